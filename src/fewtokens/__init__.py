@@ -1,0 +1,40 @@
+"""Turns an image or a video into very few tokens, and shows what that keeps and what it costs.
+
+    import fewtokens
+    video = fewtokens.read("clip.mp4", frames=16, size=224)
+    pipeline = fewtokens.Pipeline("tome(keep=0.1)", fewtokens.load_encoder("patches"))
+    tokens = pipeline(video.frames, video.times)
+
+Importing this loads torch and nothing heavier; what else is needed comes in on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fewtokens.tokens import Grid, Plan, Tokens
+
+if TYPE_CHECKING:
+    from fewtokens.encode import load_encoder as load_encoder
+    from fewtokens.pipeline import Pipeline as Pipeline
+    from fewtokens.registry import build as build
+    from fewtokens.video import read as read
+    from fewtokens.video import synthetic as synthetic
+
+__version__ = "0.1.0"
+__all__ = ["Grid", "Pipeline", "Plan", "Tokens", "build", "load_encoder", "read", "synthetic"]
+
+_ON_USE = {
+    "Pipeline": "fewtokens.pipeline",
+    "build": "fewtokens.registry",
+    "load_encoder": "fewtokens.encode",
+    "read": "fewtokens.video",
+    "synthetic": "fewtokens.video",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_USE:
+        raise AttributeError(f"module 'fewtokens' has no attribute {name!r}")
+    return getattr(import_module(_ON_USE[name]), name)

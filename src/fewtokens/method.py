@@ -1,0 +1,135 @@
+"""The base class of every method: what it decides, where it acts, what it needs to know.
+
+A method overrides `plan` (and the shared `apply` moves the tokens), or `forward` where it works in several
+steps or makes new features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.batch import concatenate
+from fewtokens.grid import Grid
+from fewtokens.plan import Plan
+from fewtokens.tokens import Tokens
+
+STAGES = {
+    "pixels": "on raw patches, so that the encoder sees fewer",
+    "encoder": "between the attention and the MLP of every block",
+    "tokens": "on the features that an encoder gives",
+    "llm": "inside the layers of a language model",
+}
+
+# What a method may ask for beside the tokens; N is the tokens that it is given.
+CUES = {
+    "pixels": "[B,N,P,D] pixels of each cell in 0..1: P sub-frames, D = rows*columns*3 values, channel last",
+    "keys": "[B,N,D] attention keys, averaged over heads",
+    "attention": "[B,N] attention that each patch receives, averaged over heads and queries",
+    "frame_global": "[B,T,D] one vector for each frame",
+    "text": "[B,L,D] embedded query",
+}
+
+
+def check_keep(keep: float | int) -> float | int:
+    """Returns a valid budget: a share in (0,1] as a float, a count of at least 1 as an int."""
+    whole = isinstance(keep, int) and not isinstance(keep, bool)
+    if whole and keep >= 1:
+        return keep
+    if isinstance(keep, float) and 0 < keep <= 1:
+        return keep
+    raise ValueError(f"keep must be a share in (0, 1] such as 0.1, or a count of at least 1 such as 32, got {keep!r}")
+
+
+def planned_count(grid: Grid, keep: float | int) -> int:
+    """How many tokens one video of this grid keeps: the one place where a budget becomes a count.
+
+    Args:
+        grid: the cells of one video.
+        keep: a float is a share of the grid's cells, rounded down but for the error of floating point
+            (0.29 of 100 is 29); an int is a count. At least 1, at most all cells.
+    """
+    keep = check_keep(keep)
+    wanted = keep if isinstance(keep, int) else int(keep * grid.cells + 1e-6)
+    return max(1, min(wanted, grid.cells))
+
+
+class Method(nn.Module):
+    """Tokens in, fewer tokens out.
+
+    Arguments of a method are plain values, keyword-only after the first, each stored under its own name, so
+    that the config, the flag and the spec string are all made from the signature.
+
+    Class attributes:
+        stage: where it acts, one of `STAGES`.
+        needs: cues that it is given by keyword, names out of `CUES`.
+        budget: the count is known ahead from the grid (`planned_count`).
+        causal: a frame's tokens depend on no later frame; `step` gives the same result chunk by chunk.
+        trainable: has parameters.
+        partition: every cell it was given ends in some token.
+        conserves: sum(sizes * features) stays the same.
+        paper, licence, cost: one line each, for `fewtokens methods`.
+    """
+
+    stage: str = "tokens"
+    needs: tuple[str, ...] = ()
+    budget: bool = True
+    causal: ClassVar[bool] = False
+    trainable: ClassVar[bool] = False
+    partition: ClassVar[bool] = False
+    conserves: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+
+    keep: Any  # float | int, or None where another argument says the budget
+    plan: Callable[..., Plan]
+
+    def __call__(self, tokens: Tokens, **cues: Any) -> Tokens:
+        missing = [name for name in self.needs if cues.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"{self.name} needs the cue {' and '.join(missing)}: "
+                + "; ".join(f"{name} is {CUES[name]}" for name in missing)
+            )
+        return super().__call__(tokens, **cues)
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            plan = self.plan(tokens, **cues)
+        return tokens.apply(plan)
+
+    @property
+    def name(self) -> str:
+        """The name in spec strings: the module's file name."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments and their values here."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @property
+    def spec(self) -> str:
+        """The spec string that builds this method again."""
+        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+
+    def planned_count(self, grid: Grid) -> int | None:
+        """Tokens that one video of this grid keeps, known before any feature exists; None if it depends."""
+        return planned_count(grid, self.keep) if self.budget and self.keep is not None else None
+
+    def counts(self, tokens: Tokens) -> Tensor:
+        """`planned_count` of every video of a batch, int64 [B], at most the tokens at hand."""
+        wanted = [self.planned_count(grid) for grid in tokens.grid.videos(tokens.B)]
+        return torch.tensor(wanted, device=tokens.device).minimum(tokens.count)
+
+    def join(self, chunks: Sequence[Tokens]) -> Tokens:
+        """The outputs of `step`, put together as the offline result."""
+        return concatenate(chunks)

@@ -1,0 +1,205 @@
+"""Video in, few tokens out: an encoder and a chain of methods, each run at its stage.
+
+video -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fewtokens import files, registry
+from fewtokens.grid import Grid
+from fewtokens.method import CUES, STAGES, Method
+from fewtokens.plan import Plan
+from fewtokens.tokens import Tokens
+
+# Cues with a row for each token; they are moved along when tokens are dropped or merged.
+_PER_TOKEN = ("pixels", "keys", "attention")
+
+
+class Encoder(Protocol):
+    """What a pipeline asks of an encoder; `fewtokens.encode` has several.
+
+    Attributes:
+        id: the name by which `load_encoder` finds it: "patches", a folder, a hub id.
+        gives: the cues it can give.
+        skips: pixels methods spare it work; otherwise they are applied to what it gives.
+        walks: encoder methods can act between its blocks.
+    """
+
+    id: str
+    gives: tuple[str, ...]
+    skips: bool
+    walks: bool
+
+    def __call__(
+        self,
+        frames: Tensor,
+        times: Tensor | None = None,
+        *,
+        needs: Sequence[str] = (),
+        before: Sequence[Method] = (),
+        inside: Sequence[Method] = (),
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns tokens and the cues in `needs`."""
+
+    def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
+        """The cells it makes of a video of this size, in pixels."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values: "id", the options of `load_encoder` that differ, and "weights", their SHA-256 or None."""
+
+
+class Pipeline(nn.Module):
+    """An encoder and a chain of methods.
+
+    Args:
+        methods: a spec string such as "rlt | tome(keep=0.25)", or methods. Their stages must come in the
+            order pixels, encoder, tokens. "" or () keeps every token.
+        encoder: needed for frames; tokens can be reduced without one.
+
+    Raises:
+        ValueError: stages out of order, a method of another stage, a cue that the encoder cannot give.
+    """
+
+    def __init__(self, methods: str | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
+        super().__init__()
+        if isinstance(methods, str):
+            methods = registry.build(methods) if methods.strip() else ()
+        self.methods = nn.ModuleList(methods)
+        self.encoder = encoder
+        order = list(STAGES)
+        stages = [method.stage for method in methods]
+        if "llm" in stages:
+            name = next(method.name for method in methods if method.stage == "llm")
+            raise ValueError(f"{name} acts inside a language model; a pipeline ends before it")
+        if stages != sorted(stages, key=order.index):
+            raise ValueError(f"stages must come in the order pixels, encoder, tokens; {self.spec!r} has {stages}")
+        if encoder is not None:
+            self._check(encoder)
+
+    def _check(self, encoder: Encoder) -> None:
+        for method in self._at("encoder"):
+            if not encoder.walks:
+                raise ValueError(
+                    f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not allow; "
+                    "use a ViT that fewtokens loads itself"
+                )
+        for method in [*self._at("pixels"), *self._at("tokens")]:
+            for need in set(method.needs) - set(encoder.gives):
+                raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {encoder.id} cannot give")
+
+    def _at(self, stage: str) -> list[Method]:
+        return [method for method in self.methods if isinstance(method, Method) and method.stage == stage]
+
+    @property
+    def spec(self) -> str:
+        """The spec string that builds the chain again."""
+        return " | ".join(method.spec for method in self.methods if isinstance(method, Method))
+
+    def planned_count(self, grid: Grid) -> int | None:
+        """Tokens that come out for one video of this grid, or None where that depends on the video."""
+        count: int | None = grid.cells
+        for method in self.methods:
+            assert isinstance(method, Method)
+            planned = method.planned_count(grid)
+            # A threshold method leaves an unknown number, a later budget may still be met by fewer.
+            count = None if planned is None or count is None else min(count, planned)
+        return count
+
+    def forward(self, video: Tensor | Tokens, times: Tensor | None = None, **cues: Tensor) -> Tokens:
+        """Runs the chain.
+
+        Args:
+            video: frames [B,T,3,H,W] or [T,3,H,W] (uint8, or float in 0..1), which need an encoder; or
+                tokens, which go through the tokens methods (and pixels methods whose cue is given).
+            times: seconds of each frame, [T] or [B,T].
+            cues: what methods need beside tokens given as such; see `fewtokens.method.CUES`.
+
+        Raises:
+            ValueError: frames without an encoder, a missing cue.
+        """
+        after = self._at("tokens")
+        if isinstance(video, Tokens):
+            tokens = video
+            if inside := self._at("encoder"):
+                raise ValueError(f"{inside[0].name} acts inside an encoder; give frames, not tokens")
+            after = [*self._at("pixels"), *after]
+        else:
+            if self.encoder is None:
+                raise ValueError("frames need an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
+            frames = video[None] if video.ndim == 4 else video
+            before = self._at("pixels")
+            if not self.encoder.skips:
+                before, after = [], [*before, *after]
+            needs = sorted({need for method in after for need in method.needs})
+            tokens, given = self.encoder(frames, times, needs=needs, before=before, inside=self._at("encoder"))
+            cues = given | cues
+        for number, method in enumerate(after):
+            reduced = method(tokens, **{name: cues[name] for name in method.needs if name in cues})
+            wanted = {need for later in after[number + 1 :] for need in later.needs}
+            if moving := [name for name in _PER_TOKEN if name in cues and name in wanted]:
+                plan = Plan.between(tokens, reduced)
+                for name in moving:
+                    rows = cues[name].reshape(*cues[name].shape[:2], -1)
+                    cues[name] = plan.move(rows, tokens.sizes).reshape(tokens.B, plan.width, *cues[name].shape[2:])
+            tokens = reduced
+        meta = dict(tokens.meta) | {"spec": self.spec}
+        if self.encoder is not None:
+            meta["encoder"] = self.encoder.describe()
+        return tokens.replace(meta=meta)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes config.json and, where methods have parameters, methods.safetensors.
+
+        The encoder is named, with the SHA-256 of its weights, not copied.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = None if self.encoder is None else self.encoder.describe()
+        state = self.methods.state_dict()
+        files.save(folder / "methods.safetensors", "pipeline", state, {"spec": self.spec})
+        with files.whole_file(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps({"spec": self.spec, "encoder": encoder}, indent=2) + "\n")
+        return folder
+
+    @staticmethod
+    def from_pretrained(folder: str | Path, encoder: Encoder | None = None, **options: Any) -> Pipeline:
+        """Reads what `save_pretrained` wrote.
+
+        Args:
+            folder: where.
+            encoder: used instead of loading the one that is named; its weights must be the same.
+            options: for `load_encoder`: device, dtype, batch.
+
+        Raises:
+            ValueError: what is missing, damaged or does not fit, in one line.
+        """
+        config = Path(folder) / "config.json"
+        try:
+            wanted = json.loads(config.read_text())
+            spec, named = wanted["spec"], wanted["encoder"]
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: no config.json, so not a saved pipeline") from None
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{config}: not the config of a saved pipeline ({error})") from None
+        if named is not None:
+            if encoder is None:
+                load = import_module("fewtokens.encode").load_encoder
+                encoder = load(named["id"], **(named.get("options", {}) | options))
+            assert encoder is not None
+            if encoder.describe()["weights"] != named["weights"]:
+                raise ValueError(f"{folder}: was made with other weights of {named['id']} than those at hand")
+        pipeline = Pipeline(spec, encoder)
+        tensors, _ = files.load(Path(folder) / "methods.safetensors", "pipeline")
+        try:
+            pipeline.methods.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: the parameters do not fit {spec!r} ({error})") from None
+        return pipeline

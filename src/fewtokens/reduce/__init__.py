@@ -1,0 +1,1 @@
+"""Training-free methods, one file each, the plain baselines among them."""

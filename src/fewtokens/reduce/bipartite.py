@@ -1,0 +1,76 @@
+"""Bipartite soft matching, the step shared by everything that merges tokens pairwise.
+
+Token Merging (ToMe), arXiv 2210.09461, section 3. Written from the published algorithm.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens.plan import Plan
+from fewtokens.tokens import Tokens
+
+# Similarities are taken in blocks of at most this many entries (8 MiB in float32, so that a block is still
+# in the cache when its maximum is taken); the whole table is never there at once.
+_ENTRIES_AT_ONCE = 1 << 21
+
+
+def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """For every row of `a` the most similar row of `b`.
+
+    Args:
+        a: [B,Na,D]; b: [B,Nb,D]. Their inner product is the similarity.
+        real: bool [B,Nb], which rows of `b` may be chosen; None = all.
+
+    Returns:
+        The similarity [B,Na] and the row's number, int64 [B,Na]; the first of equals.
+    """
+    best, index = [], []
+    block = max(1, _ENTRIES_AT_ONCE // max(1, b.shape[0] * b.shape[1]))
+    for rows in a.split(block, dim=1):
+        similarity = rows @ b.transpose(1, 2)
+        if real is not None:
+            similarity.masked_fill_(~real[:, None], -torch.inf)
+        value, where = similarity.max(dim=2)
+        best.append(value)
+        index.append(where)
+    return torch.cat(best, dim=1), torch.cat(index, dim=1)
+
+
+def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
+    """Merges up to `r` tokens, each into its most similar one of the other half.
+
+    Tokens at even places (set A) each choose their most similar token at an odd place (set B); the `r` best
+    pairs are merged. Prefix tokens take part in the counting of places, as a class token in front does in
+    the paper, and never merge. Out come the rest of A and then all of B: in the order of A with a prefix,
+    by falling similarity without one (as in the paper; the mixing gives new pairs in the next step).
+
+    Args:
+        metric: [B,N,D], what similarity is measured on; cosine, taken in float32.
+        r: how many tokens to take away, one number or one for each video; at most half of them go.
+    """
+    B, N = tokens.mask.shape
+    metric = F.normalize(metric.float(), dim=2)
+    first = tokens.num_prefix % 2
+    a, b = metric[:, first::2], metric[:, 1 - first :: 2]
+    real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
+    if a.shape[1] == 0 or b.shape[1] == 0:
+        return Plan.identity(tokens)
+    # Not every video needs the mask; where all slots are real it changes nothing.
+    best, match = best_match(a, b, real_b)
+    best = best.masked_fill(~real_a, -torch.inf)
+
+    # The longest video has no padding, so the width is known without a look at the data.
+    merged = torch.as_tensor(r, device=metric.device).minimum(tokens.count // 2)[:, None]  # [B,1]
+    width = N - min(r, N // 2) if isinstance(r, int) else int((tokens.count - merged[:, 0]).max())
+    rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    goes = rank < merged
+    stays = ~goes & real_a
+    place_a = stays.cumsum(1) - 1 if tokens.num_prefix else rank - merged
+    place_b = real_a.sum(1, keepdim=True) - merged + torch.arange(b.shape[1], device=metric.device)
+    dest = torch.empty(B, N, dtype=torch.int64, device=metric.device)
+    dest[:, first::2] = torch.where(goes, place_b.gather(1, match), place_a)
+    dest[:, 1 - first :: 2] = place_b
+    return Plan(tokens.count - merged[:, 0], width, dest.masked_fill(~tokens.mask, -1))

@@ -1,0 +1,93 @@
+"""Differential Token Drop (DTD) of TimeChat-Online, arXiv 2504.17343."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens.grid import Grid
+from fewtokens.method import Method
+from fewtokens.plan import Plan
+from fewtokens.reduce.temporal import cosine, with_previous
+from fewtokens.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class DtdState:
+    """What is remembered between chunks: the last frame, [B,H*W,...]. Its size never grows."""
+
+    last: Tensor
+
+
+class Dtd(Method):
+    """Drops what is like the same place one frame before; the first frame whole.
+
+    The frame before is always the original one, kept or not, so a slow drift goes unseen (as in the paper).
+
+    Args:
+        tau: "feature": drop where the cosine is above tau (reference default 0.5). "relative": drop the
+            int(tau * tokens) most similar tokens of each frame. "pixel": drop where the mean absolute
+            difference between the last sub-frame and the first sub-frame of the patch before is below tau,
+            on values of 0..1. None: 0.5 for the first two, 0.1 for pixels (ours; the paper gives none).
+        mode: "feature", "relative" or "pixel".
+    """
+
+    paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
+    licence = "written from the description; reference BSD-3, research use according to its README"
+    cost = "O(NC); streaming state of one frame"
+    budget = False
+    causal = True
+
+    def __init__(self, tau: float | None = None, *, mode: str = "feature") -> None:
+        super().__init__()
+        if mode not in ("feature", "relative", "pixel"):
+            raise ValueError(f"dtd has the modes feature, relative and pixel, not {mode!r}")
+        self.tau = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
+        low = -1.0 if mode == "feature" else 0.0
+        if not low <= self.tau <= 1:
+            raise ValueError(f"tau must be in [{low:g}, 1] for dtd in {mode} mode, got {tau}")
+        self.mode = mode
+        self.budget = mode == "relative"
+        if mode == "pixel":
+            self.needs = ("pixels",)
+
+    def planned_count(self, grid: Grid) -> int | None:
+        if self.mode != "relative":
+            return None
+        n = grid.cells_per_frame
+        return n + (grid.T - 1) * (n - int(n * self.tau))
+
+    def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: Tensor | None = None) -> Plan:
+        if pixels is not None:
+            before, known = with_previous(pixels[:, :, 0], tokens, last)
+            drop = (before.float() - pixels[:, :, -1].float()).abs().mean(-1) < self.tau
+        else:
+            before, known = with_previous(tokens.features, tokens, last)
+            similarity = cosine(tokens.features, before)
+            if self.mode == "feature":
+                drop = similarity > self.tau
+            else:
+                drop = _most_similar(similarity.masked_fill(~known, -2), tokens, self.tau)
+        return Plan.keep(tokens.mask & ~(drop & known))
+
+    def step(self, tokens: Tokens, state: DtdState | None = None, **cues: Tensor) -> tuple[Tokens, DtdState]:
+        """The next frames of a video, one token for each cell; any chunking gives the offline result."""
+        tokens.whole_grid("dtd")
+        values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
+        with torch.no_grad():
+            plan = self.plan(tokens, last=None if state is None else state.last, **cues)
+        return tokens.apply(plan), DtdState(values[:, -tokens.grid.cells_per_frame :].detach())
+
+
+def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:
+    """The int(tau * n) most similar tokens of each frame of n tokens, bool [B,N]."""
+    frame = tokens.frame.masked_fill(~tokens.mask, tokens.grid.T)
+    order = similarity.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, frame.gather(1, order).argsort(dim=1, stable=True))  # by frame, then similarity
+    count = F.one_hot(frame, tokens.grid.T + 1).sum(1)  # [B,T+1]
+    start = F.pad(count.cumsum(1), (1, 0))[:, :-1]
+    rank = order.argsort(dim=1) - start.gather(1, frame)
+    return rank < (count.double() * tau).long().gather(1, frame)

@@ -1,0 +1,140 @@
+"""Spherical k-means on batches of ragged videos, in blocks of bounded memory.
+
+Everywhere x is float32 [B,N,C] of unit (or zero) vectors, `real` bool [B,N] marks the true rows (first), and
+k int64 [B] says how many of the K centres [B,K,C] a video uses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Similarities are taken in blocks of at most this many entries (4 MiB in float32).
+_ENTRIES_AT_ONCE = 1 << 20
+
+
+class Assignment(NamedTuple):
+    """labels int64 [B,N] (-1 in padded slots), sums [B,K,C] and counts [B,K] of the clusters, mean 1-cosine [B]."""
+
+    labels: Tensor
+    sums: Tensor
+    counts: Tensor
+    distortion: Tensor
+
+
+def assign(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Assignment:
+    """Every row to its most similar centre; no cluster in use stays empty while there are rows enough."""
+    B, K, C = centres.shape
+    unused = torch.arange(K, device=x.device) >= k[:, None]
+    labels, best, sums, counts = [], [], x.new_zeros(B, K, C), x.new_zeros(B, K)
+    block = max(1, _ENTRIES_AT_ONCE // (B * K))
+    for rows, true in zip(x.split(block, 1), real.split(block, 1), strict=True):
+        similarity = (rows @ centres.transpose(1, 2)).masked_fill_(unused[:, None], -torch.inf)
+        value, label = similarity.max(2)
+        member = torch.zeros_like(similarity).scatter_(2, label[..., None], true[..., None].to(x.dtype))
+        sums += member.transpose(1, 2) @ rows
+        counts += member.sum(1)
+        labels.append(label)
+        best.append(value)
+    label, value = torch.cat(labels, 1), torch.cat(best, 1)
+    empty = (counts == 0) & ~unused
+    if bool(empty.any()):
+        label = _fill(label, value, real, empty)
+        member = F.one_hot(label, K).to(x.dtype) * real[..., None]
+        sums, counts = member.transpose(1, 2) @ x, member.sum(1)
+    distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
+    return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
+
+
+def _fill(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor) -> Tensor:
+    """Gives each empty cluster the row that fits its own worst; the best row of a cluster never leaves it."""
+    B, N = labels.shape
+    K = empty.shape[1]
+    value = similarity.masked_fill(~real, -torch.inf)
+    top = value.new_full((B, K), -torch.inf).scatter_reduce(1, labels, value, "amax")
+    place = torch.arange(N, device=labels.device).expand(B, -1)
+    is_top = real & (value == top.gather(1, labels))
+    holder = place.new_full((B, K), N).scatter_reduce(1, labels, place.masked_fill(~is_top, N), "amin")
+    stays = holder.gather(1, labels) == place
+    order = similarity.masked_fill(stays | ~real, torch.inf).argsort(dim=1, stable=True)
+    slot = (empty.cumsum(1) - 1).clamp(min=0, max=N - 1)
+    moved = order.gather(1, slot)
+    free = ~stays & real
+    takes = empty & free.gather(1, moved)
+    wide = F.pad(labels, (0, 1))
+    cluster = torch.arange(K, device=labels.device).expand(B, -1)
+    return wide.scatter(1, moved.masked_fill(~takes, N), cluster)[:, :N]
+
+
+def lloyd(x: Tensor, real: Tensor, centres: Tensor, k: Tensor, iterations: int, tol: float) -> Tensor:
+    """Lloyd's algorithm from `centres`; a video that has converged stays as it is. Unit centres [B,K,C]."""
+    active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    for _ in range(iterations):
+        fit = assign(x, real, centres, k)
+        moved = torch.where(fit.sums.norm(dim=2, keepdim=True) > 0, F.normalize(fit.sums, dim=2), centres)
+        moved = torch.where(active[:, None, None], moved, centres)
+        active = active & ((moved - centres).square().sum((1, 2)).sqrt() > tol)
+        centres = moved
+        if not bool(active.any()):
+            break
+    return centres
+
+
+def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
+    """k-means++: each next centre is drawn with a chance that grows with its distance to those before.
+
+    Args:
+        draws: [K] numbers in [0,1), one for each centre.
+    """
+    far = real.double()
+    chosen = []
+    for draw in draws.tolist():
+        # Where every row equals some centre already, draw among all of them.
+        chance = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
+        index = torch.searchsorted(chance, draw * chance[:, -1:], right=True).clamp(max=x.shape[1] - 1)
+        centre = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+        chosen.append(centre)
+        distance = (1 - (x @ centre.transpose(1, 2)).squeeze(2)).clamp(min=0).double() * real
+        # What is within rounding of a centre counts as that centre.
+        far = torch.minimum(far, distance.masked_fill(distance < 1e-6, 0)) if len(chosen) > 1 else distance
+    return torch.cat(chosen, 1)
+
+
+def farthest(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Tensor:
+    """The row least similar to its centre, as one more centre [B,1,C]."""
+    used = torch.arange(centres.shape[1], device=x.device) < k[:, None]
+    similarity = (x @ centres.transpose(1, 2)).masked_fill(~used[:, None], -torch.inf).amax(2)
+    index = similarity.masked_fill(~real, torch.inf).argmin(1)
+    return x[torch.arange(x.shape[0], device=x.device), index][:, None]
+
+
+def silhouette(x: Tensor, real: Tensor, fit: Assignment) -> Tensor:
+    """Mean silhouette of each video by cosine distance, [B]; exact, in O(N K C).
+
+    The mean cosine to the members of a cluster is the inner product with their mean, so no pair of rows is
+    ever compared. Rows alone in their cluster score 0.
+    """
+    labels = fit.labels.clamp(min=0)
+    inner = x @ fit.sums.transpose(1, 2)  # [B,N,K]
+    own_count = fit.counts.gather(1, labels)
+    own = inner.gather(2, labels[..., None]).squeeze(2) - x.square().sum(2)
+    a = 1 - own / (own_count - 1).clamp(min=1)
+    others = (inner / fit.counts.clamp(min=1)[:, None]).masked_fill((fit.counts == 0)[:, None], -torch.inf)
+    b = 1 - others.scatter(2, labels[..., None], -torch.inf).amax(2)
+    larger = torch.maximum(a, b)
+    # Equal rows are at distance 0 but for rounding: no structure, no score.
+    score = torch.where((larger > 1e-6) & (own_count > 1) & b.isfinite(), (b - a) / larger, 0.0)
+    return (score * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+def below_chord(curve: Tensor) -> Tensor:
+    """How far each point of the curves [B,n] lies below the line from first to last, axes scaled to 0..1."""
+    low, high = curve.amin(1, keepdim=True), curve.amax(1, keepdim=True)
+    y = (curve - low) / (high - low).clamp(min=1e-12)
+    at = torch.linspace(0, 1, curve.shape[1], device=curve.device)
+    below = (1 - at) * y[:, :1] + at * y[:, -1:] - y
+    # A curve without a bend has its elbow at the start.
+    return below.masked_fill(below.abs() < 1e-6, 0)
