@@ -27,17 +27,20 @@ def density_peaks(features: Tensor, mask: Tensor, neighbours: int) -> Tensor:
         features: [B,N,C]; mask: bool [B,N], True = real, real ones first.
         neighbours: fewer are used where a video has fewer tokens.
     """
-    x = features.float() / features.shape[2] ** 0.5
-    B, N, _ = x.shape
     count = mask.sum(1)
+    # Distances from the mean are the same and lose fewer digits in the matrix product.
+    x = features.float() * mask[..., None]
+    x = (x - x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]) / features.shape[2] ** 0.5
+    B, N, _ = x.shape
     block = max(1, _ENTRIES_AT_ONCE // (B * N))
     k = min(neighbours, N)
     # Among fewer than k real tokens the mean is over those there are.
     within = torch.arange(k, device=x.device) < count[:, None]  # [B,k]
     log_density = []
     farthest = x.new_zeros(B)
-    for rows, real in zip(x.split(block, 1), mask.split(block, 1), strict=True):
+    for start, rows, real in zip(range(0, N, block), x.split(block, 1), mask.split(block, 1), strict=True):
         distance = _distance(rows, x)
+        distance.diagonal(start, 1, 2).zero_()  # a token is at distance 0 from itself, rounding or not
         reachable = mask[:, None] & real[..., None]
         farthest = torch.maximum(farthest, distance.masked_fill(~reachable, 0).amax((1, 2)))
         near = distance.masked_fill(~mask[:, None], torch.inf).topk(k, dim=2, largest=False).values

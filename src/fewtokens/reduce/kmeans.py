@@ -15,12 +15,14 @@ from fewtokens.tokens import Tokens
 
 # The number of clusters is chosen on at most this many tokens, evenly spaced.
 _SAMPLE = 4096
+# Draws for each centre of the greedy k-means++; about 2 + log K, as scikit-learn takes.
+_DRAWS = 5
 
 
 class KMeans(Method):
     """Merges all tokens of a video into K clusters by direction; each token out is a mean of raw tokens.
 
-    Assignment is by cosine, seeded by k-means++. The means are of the raw tokens: the reference code
+    Assignment is by cosine, seeded by greedy k-means++. The means are of the raw tokens: the reference code
     averages normalised ones, which throws magnitudes away and needs a fine-tuned language model. Exactly K
     tokens come out: a cluster that runs empty takes the token that fits worst elsewhere.
 
@@ -85,14 +87,15 @@ class KMeans(Method):
         return Plan.group(labels, tokens, centres.shape[1])
 
     def _seed(self, x: Tensor, real: Tensor, k: Tensor) -> Tensor:
-        draws = uniform_hash(self.seed, int(k.max()), x.device)
+        centres = int(k.max())
+        draws = uniform_hash(self.seed, centres * _DRAWS, x.device).reshape(centres, _DRAWS)
         return spherical.plus_plus(x, real, draws)
 
     def _adaptive(self, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Centres [B,k_max,C] and the chosen number of clusters, int64 [B]."""
         count = real.sum(1)
         ks = list(range(self.k_min, self.k_max + 1))
-        centres = self._seed(x, real, count.clamp(max=self.k_min).new_full(count.shape, self.k_min))
+        centres = self._seed(x, real, torch.full_like(count, self.k_min))
         fits, scores = [], []
         for k in ks:
             limit = count.clamp(max=k)

@@ -84,22 +84,28 @@ def lloyd(x: Tensor, real: Tensor, centres: Tensor, k: Tensor, iterations: int, 
 
 
 def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
-    """k-means++: each next centre is drawn with a chance that grows with its distance to those before.
+    """Greedy k-means++: each next centre is drawn with a chance that grows with its distance to those before,
+    a few times, and the draw that brings the rows nearest to their centres is taken. Centres [B,K,C].
 
     Args:
-        draws: [K] numbers in [0,1), one for each centre.
+        x: unit rows [B,N,C].
+        real: which are true, bool [B,N].
+        draws: numbers in [0,1), [K,L]: L draws for each centre.
     """
     far = real.double()
-    chosen = []
-    for draw in draws.tolist():
+    chosen: list[Tensor] = []
+    for row in draws.double():
         # Where every row equals some centre already, draw among all of them.
         chance = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
-        index = torch.searchsorted(chance, draw * chance[:, -1:], right=True).clamp(max=x.shape[1] - 1)
-        centre = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-        chosen.append(centre)
-        distance = (1 - (x @ centre.transpose(1, 2)).squeeze(2)).clamp(min=0).double() * real
+        index = torch.searchsorted(chance, row * chance[:, -1:], right=True).clamp(max=x.shape[1] - 1)  # [B,L]
+        drawn = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+        distance = (1 - drawn @ x.transpose(1, 2)).double() * real[:, None]  # [B,L,N]
         # What is within rounding of a centre counts as that centre.
-        far = torch.minimum(far, distance.masked_fill(distance < 1e-6, 0)) if len(chosen) > 1 else distance
+        distance = distance.masked_fill(distance < 1e-6, 0)
+        after = torch.minimum(far[:, None], distance) if chosen else distance
+        best = after.sum(2).argmin(1)[:, None, None]
+        far = after.gather(1, best.expand(-1, -1, x.shape[1])).squeeze(1)
+        chosen.append(drawn.gather(1, best.expand(-1, -1, x.shape[2])))
     return torch.cat(chosen, 1)
 
 

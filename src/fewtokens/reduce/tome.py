@@ -17,7 +17,9 @@ class Tome(Method):
     """Merges the most similar tokens pairwise, by bipartite matching, weighing each by its size.
 
     On tokens (`stage="tokens"`, a variant: the paper works inside the encoder) all tokens of the video are
-    matched on their features, at most half of them merging in one step, until the budget is met. Inside an
+    matched on their features, at most half of them merging in one step, until the budget is met. The two
+    halves alternate in raster order; where a frame has an even number of cells, equal places of all frames
+    are in one half and merge from the second step on. Inside an
     encoder (`stage="encoder"`, as in the paper) r tokens of each frame merge in every block, between
     attention and MLP, matched on the attention keys (mean over heads); class and register tokens never
     merge, and the encoder weighs attention by the sizes unless told otherwise.
@@ -81,10 +83,12 @@ class Tome(Method):
             return bipartite_plan(keys, schedule(self.r, depth)[layer], tokens)
         assert self.keep is not None
         target = planned_count(tokens.grid, self.keep)
-        left, blocks = tokens.N - target, depth - layer
-        if layer == depth - 1 and left > tokens.N // 2:
+        blocks = depth - layer
+        if target << blocks < tokens.N:
             raise ValueError(f"tome cannot reach keep={self.keep} in {depth} blocks, each halves at most; keep more")
-        return bipartite_plan(keys, max(0, -(-left // blocks)), tokens)
+        evenly = -(-(tokens.N - target) // blocks)
+        # More at once where the blocks that follow, halving, would not reach the target.
+        return bipartite_plan(keys, max(0, evenly, tokens.N - (target << (blocks - 1))), tokens)
 
     def forward(self, tokens: Tokens, **cues: Tensor) -> Tokens:
         if self.stage == "encoder":

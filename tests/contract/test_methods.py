@@ -1,0 +1,237 @@
+"""What every method must hold. It runs over the registry: a new method is tested by being registered."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewtokens import registry
+from fewtokens.batch import collate, concatenate
+from fewtokens.grid import Grid
+from fewtokens.method import CUES, STAGES, Method
+from fewtokens.tokens import Tokens
+from tests.clips import clip, cues, run, same
+
+# Other ways to run a method than with its defaults.
+VARIANTS = [
+    "dtd(mode='pixel')",
+    "dtd(0.3, mode='relative')",
+    "kmeans(criterion='silhouette', k_min=3, k_max=8)",
+    "kmeans(criterion='elbow', k_min=3, k_max=8)",
+    "dpc_knn(0.2, neighbours=3)",
+    "random(0.1, seed=7)",
+]
+SPECS = [*registry.names(), *VARIANTS]
+BUDGET = [name for name in registry.names() if "keep" in inspect.signature(registry.get(name)).parameters]
+CAUSAL = [spec for spec in SPECS if registry.build(spec)[0].causal and not registry.build(spec)[0].budget]
+
+
+def build(spec: str, **defaults) -> Method:
+    (method,) = registry.build(spec, **defaults)
+    return method
+
+
+def test_something_is_registered():
+    assert len(BUDGET) >= 9
+    assert len(CAUSAL) >= 3
+
+
+@pytest.mark.parametrize("spec", SPECS)
+class TestEveryMethod:
+    def test_describes_itself(self, spec):
+        method = build(spec)
+        assert method.stage in STAGES
+        assert set(method.needs) <= set(CUES)
+        assert method.paper
+        assert method.licence
+        assert method.cost
+        assert inspect.getdoc(type(method)) != inspect.getdoc(Method)
+        assert "Args:" in inspect.getdoc(type(method))
+        parameters = inspect.signature(type(method)).parameters.values()
+        assert len(parameters) <= 8
+        assert all(p.default is not inspect.Parameter.empty for p in parameters)
+        assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in list(parameters)[1:])
+        assert all(ast.literal_eval(repr(value)) == value for value in method.arguments.values())
+        assert build(method.spec).spec == method.spec
+
+    def test_gives_sound_tokens(self, spec):
+        tokens = clip()
+        out = run(build(spec), tokens)
+        out.check()
+        assert out.grid == tokens.grid
+        assert int(out.count.max()) == out.N
+        assert out.positions.dtype == out.sizes.dtype == torch.float32
+        # The sizes are what the source says, where every size-one cell is accounted for.
+        held = torch.zeros_like(out.sizes).scatter_add(1, out.source.clamp(min=0), (out.source >= 0).to(torch.float32))
+        torch.testing.assert_close(held, out.sizes)
+
+    def test_mass(self, spec):
+        tokens, method = clip(), build(spec)
+        out = run(method, tokens)
+        if method.partition:
+            assert bool((out.source >= 0).all())
+            torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
+        if method.conserves:
+            before = (tokens.sizes[..., None] * tokens.features).sum(1)
+            after = (out.sizes[..., None] * out.features).sum(1)
+            torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+        if not method.partition:
+            # Pure pruning: what is kept is kept as it was.
+            kept = tokens.features.gather(1, out.cell[..., None].expand(-1, -1, tokens.C))
+            assert torch.equal(kept[out.mask], out.features[out.mask])
+
+    def test_order_by_time(self, spec):
+        out = run(build(spec), clip(T=6, B=1))
+        t = out.positions[0, :, 0]
+        assert bool((t[1:] >= t[:-1] - 1e-4).all())
+
+    def test_alone_equals_in_a_padded_batch(self, spec):
+        method = build(spec)
+        videos = [clip(T, B=1, seed=T) for T in (3, 6, 4)]
+        batch = collate(videos)
+        out = run(method, batch)
+        for b, video in enumerate(videos):
+            same(out[b], run(method, video), 1e-4)
+
+    def test_a_reduced_sample_alone_equals_in_a_batch(self, spec):
+        """Ragged counts: after a method that kept different numbers of tokens."""
+        method = build(spec)
+        if method.stage == "pixels":
+            pytest.skip("comes first in every chain")
+        ragged = run(build("dtd(0.5)"), clip(B=3))
+        assert len(set(ragged.count.tolist())) > 1
+        out = run(method, ragged)
+        for b in range(3):
+            same(out[b], run(method, ragged[b]), 1e-4)
+
+    def test_permutation_of_the_batch(self, spec):
+        tokens, order = clip(B=3), [2, 0, 1]
+        method = build(spec)
+        same(run(method, tokens).of(order), run(method, tokens.of(order)), 1e-4)
+
+    def test_one_sample_does_not_touch_another(self, spec):
+        tokens, method = clip(), build(spec)
+        changed = tokens.replace(features=torch.cat([tokens.features[:1], tokens.features[1:].flip(1) * 3]))
+        same(run(method, tokens)[0], run(method, changed)[0], 1e-4)
+
+    def test_deterministic(self, spec):
+        method = build(spec)
+        first = run(method, clip())
+        torch.manual_seed(12345)
+        again = run(method, clip())
+        assert torch.equal(first.features, again.features)
+        assert torch.equal(first.source, again.source)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision(self, spec, dtype):
+        """Decided in float32 and summed in float32: the plan is that of the same values in float32."""
+        tokens = clip().to(dtype)
+        method = build(spec)
+        out = run(method, tokens)
+        assert out.features.dtype == dtype
+        wide = run(method, tokens.to(torch.float32))
+        assert torch.equal(out.source, wide.source)
+        torch.testing.assert_close(out.features.float(), wide.features, rtol=1e-2, atol=1e-2)
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (7, 1, 1), (2, 1, 9), (5, 3, 3)])
+    @pytest.mark.parametrize("fill", ["random", "constant", "zero"])
+    def test_edge_shapes_and_values(self, spec, shape, fill):
+        tokens = clip(*shape)
+        if fill != "random":
+            tokens = tokens.replace(features=torch.full_like(tokens.features, 0.0 if fill == "zero" else 1.5))
+        for keep in (1, 2, 1.0, 10_000):
+            method = build(spec, keep=keep) if spec in BUDGET else build(spec)
+            out = run(method, tokens).check()
+            if method.planned_count(tokens.grid) is not None:
+                assert out.count.tolist() == [method.planned_count(tokens.grid)] * tokens.B
+
+    def test_gradients(self, spec):
+        tokens = clip()
+        features = tokens.features.clone().requires_grad_()
+        out = run(build(spec), tokens.replace(features=features))
+        (out.features.square().sum()).backward()
+        assert bool(features.grad.isfinite().all())
+        assert float(features.grad.abs().sum()) > 0
+
+    def test_a_missing_cue_is_named(self, spec):
+        method = build(spec)
+        for need in method.needs:
+            with pytest.raises(ValueError, match=need):
+                method(clip())
+
+    @pytest.mark.gpu
+    def test_gpu_equals_cpu(self, spec):
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        tokens, method = clip(), build(spec)
+        same(run(method, tokens.to("cuda")).to("cpu"), run(method, tokens), 1e-4)
+
+    @settings(max_examples=15, deadline=None)
+    @given(data=st.data())
+    def test_any_shape(self, spec, data):
+        T, H, W = (data.draw(st.integers(1, 5)) for _ in range(3))
+        C = data.draw(st.integers(12, 17))
+        lengths = data.draw(st.none() | st.lists(st.integers(1, T), min_size=2, max_size=2))
+        tokens = clip(T, H, W, C, seed=data.draw(st.integers(0, 3)), lengths=lengths)
+        method = build(spec)
+        if spec in BUDGET:
+            keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70))
+            method = build(spec, keep=keep)
+        out = run(method, tokens).check()
+        for count, grid in zip(out.count.tolist(), tokens.grid.videos(2), strict=True):
+            assert 1 <= count <= grid.cells
+            assert method.planned_count(grid) in (None, count)
+        assert not bool((out.source >= 0)[~tokens.grid.exists(2)].any())
+        assert out.unmerge().shape == (2, T, H, W, C)
+
+
+@pytest.mark.parametrize("spec", BUDGET)
+class TestBudget:
+    def test_everything_is_the_identity(self, spec):
+        tokens = clip()
+        for keep in (1.0, tokens.N, tokens.N + 5):
+            out = run(build(spec, keep=keep), tokens)
+            assert torch.equal(out.features, tokens.features)
+            assert torch.equal(out.source, tokens.source)
+            assert torch.equal(out.sizes, tokens.sizes)
+
+    def test_the_count_is_planned(self, spec):
+        tokens = clip(T=5, H=7, W=3)
+        for keep in (0.01, 0.1, 0.29, 0.5, 0.77, 1, 2, 21, 40, 104):
+            method = build(spec, keep=keep)
+            assert run(method, tokens).count.tolist() == [method.planned_count(tokens.grid)] * 2
+
+    @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, -0.1, True, "half", float("nan"), None])
+    def test_impossible_budgets(self, spec, keep):
+        if keep is None and inspect.signature(registry.get(spec)).parameters["keep"].default is None:
+            pytest.skip("None stands for the default here")
+        with pytest.raises(ValueError, match="keep"):
+            build(spec, keep=keep)
+
+
+@pytest.mark.parametrize("spec", CAUSAL)
+@pytest.mark.parametrize("chunks", [[6], [1] * 6, [2, 3, 1], [4, 2]])
+def test_chunked_equals_whole(spec, chunks):
+    method, tokens = build(spec), clip(T=6)
+    given = cues(tokens)
+    whole = run(method, tokens)
+    frame = tokens.grid.cells_per_frame
+    outputs, state, start = [], None, 0
+    for frames in chunks:
+        cells = slice(start * frame, (start + frames) * frame)
+        grid = Grid(frames, tokens.grid.H, tokens.grid.W, tokens.grid.times[start : start + frames])
+        piece = Tokens.from_cells(tokens.features[:, cells], grid)
+        out, state = method.step(piece, state, **{name: given[name][:, cells] for name in method.needs})
+        outputs.append(out.check())
+        start += frames
+    joined = method.join(outputs)
+    same(joined, whole)
+    assert joined.grid == whole.grid
+    # What is remembered does not grow with the video.
+    assert all(value.shape[1] == frame for value in vars(state).values())
+    assert torch.equal(concatenate(outputs).features, whole.features)

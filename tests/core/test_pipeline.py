@@ -1,0 +1,151 @@
+"""Stages in order, cues to those who need them, and back from a folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewtokens import registry
+from fewtokens.grid import Grid
+from fewtokens.pipeline import Pipeline
+from fewtokens.tokens import Tokens
+from tests.clips import clip, same
+
+
+class Fake:
+    """An encoder that gives the mean colour of 4x4 patches, and remembers what it was asked."""
+
+    id = "fake"
+    gives = ("pixels",)
+
+    def __init__(self, skips: bool = True, walks: bool = False, weights: str | None = None) -> None:
+        self.skips, self.walks, self.weights, self.asked = skips, walks, weights, {}
+
+    def grid(self, frames, height, width, times=None):
+        return Grid(frames, height // 4, width // 4, times)
+
+    def describe(self):
+        return {"id": "fake", "options": {}, "weights": self.weights}
+
+    def __call__(self, frames, times=None, *, needs=(), before=(), inside=()) -> tuple[Tokens, dict[str, Tensor]]:
+        self.asked = {"needs": list(needs), "before": list(before), "inside": list(inside)}
+        B, T, _, H, W = frames.shape
+        x = frames.reshape(B, T, 3, H // 4, 4, W // 4, 4).permute(0, 1, 3, 5, 4, 6, 2).float() / 255
+        pixels = x.reshape(B, -1, 1, 48)
+        tokens = Tokens.from_cells(pixels.reshape(B, -1, 48), self.grid(T, H, W, times))
+        for method in before:
+            tokens = method(tokens, pixels=pixels)
+        return tokens, dict.fromkeys(needs, pixels)
+
+
+def frames(T=5):
+    torch.manual_seed(0)
+    video = torch.randint(0, 255, (1, 1, 3, 16, 16), dtype=torch.uint8).expand(2, T, -1, -1, -1).clone()
+    video[:, 2:, :, :8] = 200
+    return video
+
+
+def test_frames_to_tokens():
+    encoder = Fake()
+    out = Pipeline("rlt | tome(0.1)", encoder)(frames(), torch.arange(5) / 2)
+    assert out.count.tolist() == [8, 8]
+    assert [method.name for method in encoder.asked["before"]] == ["rlt"]
+    assert out.grid.times.tolist() == [0, 0.5, 1, 1.5, 2]
+    assert out.meta["spec"].startswith("rlt(tau=0.1) | tome(keep=0.1")
+    assert out.meta["encoder"]["id"] == "fake"
+
+
+def test_one_video_without_a_batch_axis():
+    assert Pipeline("uniform(7)", Fake())(frames()[0]).count.tolist() == [7]
+
+
+def test_no_methods_keep_everything():
+    assert Pipeline("", Fake())(frames()).N == 80
+
+
+def test_an_encoder_that_cannot_skip_gives_all_and_the_method_comes_after():
+    encoder = Fake(skips=False)
+    out = Pipeline("rlt", encoder)(frames())
+    assert encoder.asked == {"needs": ["pixels"], "before": [], "inside": []}
+    same(out, Pipeline("rlt", Fake())(frames()))
+
+
+def test_cues_follow_the_tokens():
+    """The second method gets the pixels of the tokens that the first one left."""
+    tokens = clip(T=6)
+    pixels = torch.rand(2, 180, 2, 12)
+    given = {}
+
+    class Watching(type(registry.build("dtd(mode='pixel')")[0])):
+        def plan(self, tokens, *, pixels):
+            given["pixels"] = pixels
+            return super().plan(tokens, pixels=pixels)
+
+    first = registry.build("random(0.5)")[0]
+    Pipeline([first, Watching(mode="pixel")])(tokens, pixels=pixels)
+    kept = first(tokens)
+    expected = pixels.gather(1, kept.cell[..., None, None].expand(-1, -1, 2, 12))
+    torch.testing.assert_close(given["pixels"], expected)
+
+
+def test_planned_count_of_a_chain():
+    grid = Grid(8, 4, 4)
+    assert Pipeline("evs(0.5) | tome(0.25)").planned_count(grid) == 32
+    assert Pipeline("tome(0.25) | random(0.5)").planned_count(grid) == 32
+    assert Pipeline("rlt | tome(0.25)").planned_count(grid) is None
+    assert Pipeline("").planned_count(grid) == 128
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Pipeline("tome(0.5) | rlt"), "order pixels, encoder, tokens"),
+        (lambda: Pipeline("tome(r=2, stage='encoder')", Fake()), "does not allow"),
+        (lambda: Pipeline("uniform")(frames()), "need an encoder"),
+        (lambda: Pipeline("rlt")(clip()), "needs the cue pixels"),
+        (lambda: Pipeline("tome(r=2, stage='encoder')")(clip()), "give frames"),
+    ],
+)
+def test_what_is_wrong_is_said(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_a_cue_that_the_encoder_cannot_give():
+    encoder = Fake()
+    encoder.gives = ()
+    with pytest.raises(ValueError, match="dtd needs pixels"):
+        Pipeline("dtd(mode='pixel')", encoder)
+
+
+class TestFolder:
+    def test_round_trip(self, tmp_path):
+        pipeline = Pipeline("rlt(tau=0.3) | kmeans(keep=5, seed=3)", Fake(weights="abc"))
+        again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "p"), encoder=Fake(weights="abc"))
+        assert again.spec == pipeline.spec
+        same(again(frames()), pipeline(frames()), 0)
+
+    def test_other_weights_are_refused(self, tmp_path):
+        Pipeline("uniform", Fake(weights="abc")).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="other weights"):
+            Pipeline.from_pretrained(tmp_path, encoder=Fake(weights="xyz"))
+
+    def test_what_is_wrong_is_said(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no config\.json"):
+            Pipeline.from_pretrained(tmp_path)
+        Pipeline("uniform").save_pretrained(tmp_path)
+        config = tmp_path / "config.json"
+        for text in ("{", json.dumps({"spec": "uniform"}), "[]"):
+            config.write_text(text)
+            with pytest.raises(ValueError, match="not the config"):
+                Pipeline.from_pretrained(tmp_path)
+        config.write_text(json.dumps({"spec": "unform", "encoder": None}))
+        with pytest.raises(ValueError, match="did you mean uniform"):
+            Pipeline.from_pretrained(tmp_path)
+        config.write_text(json.dumps({"spec": "uniform", "encoder": None}))
+        (tmp_path / "methods.safetensors").write_bytes(b"cut")
+        with pytest.raises(ValueError, match="not a readable safetensors"):
+            Pipeline.from_pretrained(tmp_path)

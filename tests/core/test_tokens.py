@@ -1,0 +1,283 @@
+"""Grid, Tokens and Plan: shapes, moving features, going back to the grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewtokens.batch import collate, concatenate, join_frames, split_frames
+from fewtokens.grid import Grid
+from fewtokens.plan import Plan
+from fewtokens.tokens import Tokens
+from tests.clips import clip, same
+
+
+class TestGrid:
+    def test_raster_order(self):
+        grid = Grid(2, 3, 4)
+        assert grid.cells == 24
+        assert grid.positions()[(1 * 3 + 2) * 4 + 3].tolist() == [1, 2, 3]
+
+    def test_videos_of_a_batch(self):
+        grid = Grid(3, 2, 2, torch.tensor([[0.0, 1, 2], [0, 2, 4]]), torch.tensor([3, 2]))
+        one, two = grid.videos(2)
+        assert (one.T, two.T) == (3, 2)
+        assert two.times.tolist() == [0, 2]
+        assert grid.exists(2).sum(1).tolist() == [12, 8]
+        assert grid.of(torch.tensor([1])).lengths.tolist() == [2]
+
+    def test_bad_grids(self):
+        for wrong in ((0, 1, 1), (1, 1, -1)):
+            with pytest.raises(ValueError, match="at least one cell"):
+                Grid(*wrong)
+        with pytest.raises(ValueError, match="times"):
+            Grid(3, 1, 1, torch.arange(4))
+        with pytest.raises(ValueError, match="lengths"):
+            Grid(3, 1, 1, None, torch.tensor([4]))
+
+    def test_equality(self):
+        assert Grid(2, 3, 4) == Grid(2, 3, 4)
+        assert Grid(2, 3, 4) != Grid(2, 3, 4, torch.arange(2))
+        assert Grid(2, 3, 4, torch.arange(2)) == Grid(2, 3, 4, torch.arange(2))
+
+
+class TestApply:
+    def test_a_worked_example(self):
+        """Cells 0 and 2 merge, cell 1 is dropped, cell 3 stays; and a second step merges what is left."""
+        x = torch.tensor([[1.0, 10], [2, 20], [3, 30], [8, 80]])
+        tokens = Tokens.from_cells(x.reshape(1, 1, 2, 2, 2))
+        out = tokens.apply(Plan(torch.tensor([2]), 2, torch.tensor([[0, -1, 0, 1]])))
+        assert out.features.tolist() == [[[2, 20], [8, 80]]]
+        assert out.sizes.tolist() == [[2, 1]]
+        assert out.positions.tolist() == [[[0, 0.5, 0], [0, 1, 1]]]
+        assert out.source.tolist() == [[0, -1, 0, 1]]
+        last = out.apply(Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]])))
+        assert last.features.tolist() == [[[4, 40]]]
+        assert last.sizes.tolist() == [[3]]
+        assert last.source.tolist() == [[0, -1, 0, 0]]
+
+    def test_a_token_alone_stays_bit_equal(self):
+        tokens = clip().replace(sizes=torch.rand(2, 120) * 7 + 0.1)
+        identity = Plan(tokens.count, 120, torch.arange(120).expand(2, -1))
+        assert torch.equal(tokens.apply(identity).features, tokens.features)
+
+    def test_half_precision_is_summed_in_float32(self):
+        tokens = Tokens.from_cells(torch.full((1, 1, 64, 64, 1), 3.0, dtype=torch.float16))
+        out = tokens.apply(Plan(torch.tensor([1]), 1, torch.zeros(1, 4096, dtype=torch.int64)))
+        assert out.features.item() == 3.0
+        assert out.features.dtype == torch.float16
+
+    def test_pick_copies_and_counts(self):
+        tokens = Tokens.from_cells(torch.arange(4.0).reshape(1, 1, 2, 2, 1))
+        out = tokens.apply(Plan(torch.tensor([2]), 2, torch.tensor([[0, 0, 1, 0]]), torch.tensor([[1, 2]])))
+        assert out.features.flatten().tolist() == [1, 2]
+        assert out.sizes.tolist() == [[3, 1]]
+
+    def test_codes_travel_with_kept_tokens(self):
+        tokens = clip(B=1).replace(codes=torch.arange(120)[None])
+        kept = tokens.apply(Plan.keep(torch.arange(120)[None] % 3 == 0))
+        assert kept.codes.tolist() == [list(range(0, 120, 3))]
+
+    def test_soft_weights(self):
+        torch.manual_seed(0)
+        tokens = clip(2, 3, 3, 8)
+        weights = torch.rand(2, 4, 18)
+        out = tokens.apply(Plan(torch.tensor([4, 4]), 4, weights=weights)).check()
+        torch.testing.assert_close(out.features, weights @ tokens.features)
+        torch.testing.assert_close(out.weights, weights)
+        torch.testing.assert_close(out.sizes.sum(1), torch.tensor([18.0, 18]))
+        assert torch.equal(out.source, (weights / weights.sum(1, keepdim=True)).argmax(1))
+
+    @pytest.mark.parametrize("soft_first", [True, False])
+    def test_weights_say_what_each_cell_gave(self, soft_first):
+        """After any chain of linear steps, weights @ cells gives the features again."""
+        tokens = clip(2, 3, 3, 8)
+        soft = Plan(torch.tensor([6, 6]), 6, weights=torch.rand(2, 6, 18 if soft_first else 9))
+        hard = Plan(torch.tensor([9, 9] if not soft_first else [3, 3]), 9 if not soft_first else 3,
+                    (torch.arange(18 if not soft_first else 6) // 2).expand(2, -1))  # fmt: skip
+        out = tokens.apply(soft).apply(hard) if soft_first else tokens.apply(hard).apply(soft)
+        torch.testing.assert_close(out.weights @ tokens.features, out.features)
+
+    def test_group_numbers_by_time(self):
+        tokens = Tokens.from_cells(torch.randn(1, 3, 1, 2, 4))
+        plan = Plan.group(torch.tensor([[7, 7, 2, 0, 2, 0]]), tokens)
+        assert plan.dest.tolist() == [[0, 0, 1, 2, 1, 2]]  # 7 first; 2 before 0, at equal time further left
+        assert plan.width == 3
+
+    def test_top_breaks_ties_from_the_front(self):
+        tokens = Tokens.from_cells(torch.randn(1, 1, 1, 6, 2))
+        plan = Plan.top(torch.tensor([[1.0, 2, 1, 2, 1, 1]]), torch.tensor([4]), tokens)
+        assert plan.pick.tolist() == [[0, 1, 2, 3]]
+
+    def test_plans_compose(self):
+        tokens = clip()
+        first = Plan.group(torch.randint(0, 30, (2, 120)), tokens)
+        half = tokens.apply(first)
+        second = Plan.group(torch.randint(0, 7, (2, half.N)), half)
+        same(half.apply(second), tokens.apply(first.then(second)))
+        keep = Plan.keep(torch.arange(120).expand(2, -1) % 2 == 0)
+        kept = tokens.apply(keep)
+        again = Plan.keep(torch.arange(60).expand(2, -1) % 3 == 0)
+        same(kept.apply(again), tokens.apply(keep.then(again)), 0)
+
+    def test_between_recovers_the_plan(self):
+        """Other tensors follow a method that works in several steps."""
+        tokens = clip()
+        middle = tokens.apply(Plan.group(torch.randint(0, 30, (2, 120)), tokens))
+        after = middle.apply(Plan.group(torch.randint(0, 7, (2, middle.N)), middle))
+        plan = Plan.between(tokens, after)
+        torch.testing.assert_close(plan.move(tokens.features, tokens.sizes), after.features, rtol=1e-4, atol=1e-4)
+
+    def test_gradients_reach_every_kept_token(self):
+        tokens = clip(B=1)
+        x = tokens.features.clone().requires_grad_()
+        labels = torch.arange(120)[None] % 11
+        labels[0, :5] = -1
+        tokens.replace(features=x).apply(Plan.group(labels, tokens)).features.sum().backward()
+        assert x.grad[0, :5].abs().sum() == 0
+        torch.testing.assert_close(x.grad[0, 5:, 0], 1 / (labels[0, 5:, None] == labels[0, None]).sum(1).float())
+
+    def test_a_plan_is_hard_or_soft(self):
+        with pytest.raises(ValueError, match="either hard"):
+            Plan(torch.tensor([1]), 1)
+
+    def test_misshapen_tokens_are_refused(self):
+        tokens = clip()
+        with pytest.raises(ValueError, match=r"sizes must be \[2, 120\]"):
+            tokens.replace(sizes=torch.ones(2, 3))
+        with pytest.raises(ValueError, match="the grid has 6 cells"):
+            Tokens.from_cells(torch.randn(1, 5, 2), Grid(1, 2, 3))
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda t: {"mask": t.mask.flip(1) & (torch.arange(120) > 3)}, "first"),
+            (lambda t: {"source": t.source + 1}, "past the real"),
+            (lambda t: {"source": t.source - 2}, "below -1"),
+            (lambda t: {"sizes": t.sizes * 0}, "stands for nothing"),
+            (lambda t: {"features": t.features * torch.nan}, "not finite"),
+        ],
+    )
+    def test_check_finds_broken_promises(self, change, says):
+        tokens = clip().check()
+        with pytest.raises(ValueError, match=says):
+            tokens.replace(**change(tokens)).check()
+
+
+class TestUnmerge:
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.sampled_from([1.0, 0.3]))
+    def test_a_dropped_cell_takes_its_nearest(self, T, H, W, seed, time_weight):
+        g = torch.Generator().manual_seed(seed)
+        tokens = Tokens.from_cells(torch.randn(2, T, H, W, 3, generator=g))
+        kept = torch.rand(2, T * H * W, generator=g) < 0.4
+        kept[:, 0] = True
+        out = tokens.apply(Plan.keep(kept))
+        back = out.unmerge(time_weight).flatten(1, 3)
+        scale = torch.tensor([time_weight, 1, 1])
+        for b in range(2):
+            for s, place in enumerate(tokens.grid.positions()):
+                distance = ((out.positions[b, : out.count[b]] - place) * scale).square().sum(1)
+                m = out.source[b, s] if kept[b, s] else distance.argmin()
+                assert torch.equal(back[b, s], out.features[b, m])
+
+    def test_merged_cells_share_their_token(self):
+        tokens = clip(B=1)
+        labels = torch.arange(120)[None] // 4
+        back = tokens.apply(Plan.group(labels, tokens)).unmerge().flatten(1, 3)[0]
+        torch.testing.assert_close(back[::4], back[3::4])
+
+    def test_blocks_change_nothing(self, monkeypatch):
+        out = clip().apply(Plan.keep(torch.arange(120).expand(2, -1) % 7 == 0))
+        whole = out.unmerge()
+        monkeypatch.setattr("fewtokens.tokens._DISTANCES_AT_ONCE", 50)
+        assert torch.equal(out.unmerge(), whole)
+
+    def test_frames_past_the_end_are_zero(self):
+        back = clip(T=3, lengths=[3, 1]).unmerge()
+        assert bool((back[1, 1:] == 0).all())
+        assert bool((back[0] != 0).all())
+
+
+class TestBatch:
+    def test_collate_and_take_apart(self):
+        videos = [clip(T, B=1, seed=T) for T in (2, 5, 3)]
+        batch = collate(videos).check()
+        assert batch.grid.shape == (5, 5, 6)
+        assert batch.grid.lengths.tolist() == [2, 5, 3]
+        for one, video in zip(batch, videos, strict=True):
+            same(one, video, 0)
+            assert one.grid == video.grid
+
+    def test_collate_keeps_everything_there_is(self):
+        video = clip(B=1).replace(
+            prefix=torch.randn(1, 2, 24), codes=torch.arange(120)[None], weights=torch.rand(1, 120, 120)
+        )
+        batch = collate([video, video])
+        assert torch.equal(batch.prefix[1], video.prefix[0])
+        assert torch.equal(batch.codes[1], video.codes[0])
+        assert torch.equal(batch.weights[1], video.weights[0])
+
+    def test_frames_of_other_sizes_do_not_collate(self):
+        with pytest.raises(ValueError, match="equal H and W"):
+            collate([clip(B=1), clip(H=4, B=1)])
+        with pytest.raises(ValueError, match="nothing"):
+            collate([])
+
+    def test_packed_and_back(self):
+        tokens = clip(B=3).apply(Plan.keep(torch.rand(3, 120) < torch.tensor([[0.2], [0.5], [0.8]])))
+        packed = tokens.packed()
+        assert packed.cu_seqlens.dtype == torch.int32
+        assert packed.cu_seqlens.tolist() == [0, *tokens.count.cumsum(0).tolist()]
+        assert packed.max_count == int(tokens.count.max())
+        for b in range(3):
+            rows = packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]]
+            assert torch.equal(rows, tokens[b].features[0])
+        same(tokens.with_packed(packed.features), tokens, 0)
+
+    @pytest.mark.parametrize("reduced", [False, True])
+    def test_frames_and_back(self, reduced):
+        tokens = clip(T=4, B=3)
+        if reduced:
+            tokens = tokens.apply(Plan.keep(torch.rand(3, 120, generator=torch.Generator().manual_seed(1)) < 0.3))
+        frames = split_frames(tokens).check()
+        assert frames.grid.shape == (1, 5, 6)
+        assert frames.B == 12
+        same(join_frames(frames, 4, tokens.grid), tokens, 0)
+
+    def test_frames_of_unequal_videos(self):
+        tokens = clip(T=4, lengths=[4, 2])
+        same(join_frames(split_frames(tokens), 4, tokens.grid), tokens, 0)
+
+    def test_class_tokens_of_frames_stand_in_a_row(self):
+        frames = split_frames(clip(T=3)).replace(prefix=torch.arange(6.0).reshape(6, 1, 1).expand(6, 1, 24))
+        assert join_frames(frames, 3).prefix[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+    def test_a_run_over_frames_counts_only_its_own_frame(self):
+        """Two frames of one cell, one token for both: the second frame has no token of its own."""
+        tokens = Tokens.from_cells(torch.randn(1, 2, 1, 1, 3))
+        run = tokens.apply(Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]]), torch.tensor([[0]])))
+        frames = split_frames(run)
+        assert frames.mask.tolist() == [[True], [False]]
+        assert frames.source.tolist() == [[0], [-1]]
+        assert frames.sizes.tolist() == [[1], [0]]
+
+    def test_chunks_in_a_row(self):
+        tokens = clip(T=5)
+        parts = []
+        for start, stop in ((0, 2), (2, 5)):
+            grid = Grid(stop - start, 5, 6, tokens.grid.times[start:stop])
+            parts.append(Tokens.from_cells(tokens.features[:, start * 30 : stop * 30], grid))
+        joined = concatenate(parts)
+        same(joined, tokens, 0)
+        assert joined.grid == tokens.grid
+        with pytest.raises(ValueError, match="nothing"):
+            concatenate([])
+
+
+def test_to_keeps_positions_in_float32():
+    tokens = clip().replace(aux={"loss": torch.tensor(1.0)}).to(torch.bfloat16)
+    assert tokens.features.dtype == torch.bfloat16
+    assert tokens.positions.dtype == tokens.sizes.dtype == torch.float32
