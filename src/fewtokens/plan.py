@@ -133,7 +133,7 @@ def sums(values: Tensor, dest: Tensor, width: int) -> Tensor:
     B, _, D = values.shape
     rows = torch.arange(B, device=values.device)[:, None] * (width + 1) + dest.masked_fill(dest < 0, width)
     out = values.new_zeros(B * (width + 1), D)
-    out = out.index_add(0, rows.flatten(), values.reshape(-1, D))
+    out.index_add_(0, rows.flatten(), values.reshape(-1, D))
     return out.reshape(B, width + 1, D)[:, :width]
 
 

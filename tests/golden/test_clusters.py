@@ -91,7 +91,7 @@ class TestKMeans:
         assert abs(out.N - k) <= 1
 
     @pytest.mark.parametrize("criterion", ["silhouette", "elbow"])
-    def test_adaptive_length_of_a_static_video_is_k_min(self, criterion):
+    def test_adaptive_length_of_one_colour_is_k_min(self, criterion):
         still = Tokens.from_cells(torch.randn(1, 1, 1, 1, 16).expand(1, 8, 6, 6, 16))
         assert KMeans(criterion=criterion, k_min=4, k_max=9)(still).N == 4
 

@@ -58,8 +58,9 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
     if a.shape[1] == 0 or b.shape[1] == 0:
         return Plan.identity(tokens)
-    # Not every video needs the mask; where all slots are real it changes nothing.
-    best, match = best_match(a, b, real_b)
+    # Where every slot is real the mask is a pass over the table for nothing; on a GPU, looking would wait for it.
+    dense = not real_b.is_cuda and bool(real_b.all())
+    best, match = best_match(a, b, None if dense else real_b)
     best = best.masked_fill(~real_a, -torch.inf)
 
     # The longest video has no padding, so the width is known without a look at the data.

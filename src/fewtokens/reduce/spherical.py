@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Similarities are taken in blocks of at most this many entries (4 MiB in float32).
+# Rows are taken in blocks of at most this many entries (4 MiB in float32), still in the cache when they are
+# read for the second time, for the sums.
 _ENTRIES_AT_ONCE = 1 << 20
 
 
@@ -30,23 +31,33 @@ def assign(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Assignment:
     B, K, C = centres.shape
     unused = torch.arange(K, device=x.device) >= k[:, None]
     labels, best, sums, counts = [], [], x.new_zeros(B, K, C), x.new_zeros(B, K)
-    block = max(1, _ENTRIES_AT_ONCE // (B * K))
+    masked = not bool(real.all())
+    block = max(1, _ENTRIES_AT_ONCE // (B * max(C, K)))
     for rows, true in zip(x.split(block, 1), real.split(block, 1), strict=True):
         similarity = (rows @ centres.transpose(1, 2)).masked_fill_(unused[:, None], -torch.inf)
         value, label = similarity.max(2)
-        member = torch.zeros_like(similarity).scatter_(2, label[..., None], true[..., None].to(x.dtype))
-        sums += member.transpose(1, 2) @ rows
-        counts += member.sum(1)
+        counts.scatter_add_(1, label, true.to(x.dtype))
+        sums += _sums_by_label(rows * true[..., None] if masked else rows, label, K)
         labels.append(label)
         best.append(value)
     label, value = torch.cat(labels, 1), torch.cat(best, 1)
     empty = (counts == 0) & ~unused
     if bool(empty.any()):
         label = _fill(label, value, real, empty)
-        member = F.one_hot(label, K).to(x.dtype) * real[..., None]
-        sums, counts = member.transpose(1, 2) @ x, member.sum(1)
+        sums = _sums_by_label(x * real[..., None], label, K)
+        counts = torch.zeros_like(counts).scatter_add_(1, label, real.to(x.dtype))
     distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
     return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
+
+
+def _sums_by_label(rows: Tensor, labels: Tensor, K: int) -> Tensor:
+    """Sums of the rows [B,n,C] with each label, [B,K,C]."""
+    if rows.is_cuda:
+        # Atomic additions to few rows stand in each other's way and come in any order; a product does not.
+        return F.one_hot(labels, K).to(rows.dtype).transpose(1, 2) @ rows
+    index = torch.arange(len(rows), device=rows.device)[:, None] * K + labels
+    sums = rows.new_zeros(len(rows) * K, rows.shape[2])
+    return sums.index_add_(0, index.flatten(), rows.flatten(0, 1)).reshape(len(rows), K, -1)
 
 
 def _fill(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor) -> Tensor:
@@ -142,5 +153,5 @@ def below_chord(curve: Tensor) -> Tensor:
     y = (curve - low) / (high - low).clamp(min=1e-12)
     at = torch.linspace(0, 1, curve.shape[1], device=curve.device)
     below = (1 - at) * y[:, :1] + at * y[:, -1:] - y
-    # A curve without a bend has its elbow at the start.
-    return below.masked_fill(below.abs() < 1e-6, 0)
+    # A curve without a bend, or flat but for rounding, has its elbow at the start.
+    return below.masked_fill((below.abs() < 1e-6) | (high - low < 1e-5), 0)

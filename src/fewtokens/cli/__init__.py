@@ -1,0 +1,67 @@
+"""The `fewtokens` command: one verb a file, each imported when it is called."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+# verb -> what `fewtokens --help` says of it, so that listing the verbs imports none of them.
+VERBS = {
+    "demo": "See videos turned into few tokens by every method: a table, a picture, a page. No weights needed.",
+    "methods": "List the methods, or explain one.",
+    "tokenize": "Turn videos into files of few tokens.",
+    "show": "Draw which region of the video each token stands for.",
+    "doctor": "Say what this installation has, and what is missing.",
+}
+
+
+class Verbs(TyperGroup):
+    """Finds a verb in the module of its name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in VERBS:
+            return None
+        command = typer.main.get_command(import_module(f"fewtokens.cli.{cmd_name}").app)
+        command.name = cmd_name
+        command.short_help = VERBS[cmd_name]  # type: ignore[attr-defined]
+        return command
+
+
+app = typer.Typer(
+    name="fewtokens",
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fewtokens import __version__
+
+        typer.echo(f"fewtokens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fewtokens(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Turns an image or a video into very few tokens, and shows what that keeps and what it costs.
+
+    [bold]Start with[/bold]  fewtokens demo
+    [bold]then[/bold]        fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors
+    """
+
+
+def main() -> None:
+    app()

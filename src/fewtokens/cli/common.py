@@ -1,0 +1,189 @@
+"""What the verbs share: options, errors of one line, progress, tables."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fewtokens.pipeline import Encoder, Pipeline
+    from fewtokens.video import Video
+
+out = Console()
+log = Console(stderr=True)
+
+EncoderOption = Annotated[
+    str, typer.Option("--encoder", help="patches (no weights), a folder, or a hub id such as facebook/dinov2-small.")
+]
+SpecOption = Annotated[str, typer.Option("--with", metavar="SPEC", help='Methods, such as "rlt | tome(keep=0.1)".')]
+KeepOption = Annotated[
+    str | None,
+    typer.Option("--keep", metavar="K", help="Budget for the methods that take one: 0.1 is a share, 32 a count."),
+]
+FramesOption = Annotated[int | None, typer.Option("--frames", help="Frames, spread evenly over the video.")]
+FpsOption = Annotated[float | None, typer.Option("--fps", help="Frames each second, instead of --frames.")]
+SizeOption = Annotated[int, typer.Option("--size", help="Short side of the frames, in pixels.")]
+StartOption = Annotated[float, typer.Option("--start", help="Begin at this second.")]
+EndOption = Annotated[float | None, typer.Option("--end", help="Stop at this second.")]
+StreamOption = Annotated[
+    int | None, typer.Option("--video-stream", help="Which of several video streams, counted from 0.")
+]
+TruncatedOption = Annotated[bool, typer.Option("--allow-truncated", help="Use what can be decoded of a cut file.")]
+BatchOption = Annotated[int, typer.Option("--batch", help="Frames that the encoder sees at once; bounds memory.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16; float32 where not said.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="For the methods that draw.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def fail(message: object) -> None:
+    """One line on stderr."""
+    log.print(f"[red]error:[/red] {escape(' '.join(str(message).split()))}", soft_wrap=True, highlight=False)
+
+
+def verb(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns what a user can mend into one line and exit code 2; everything else keeps its traceback."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            fail(error)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            fail("stopped; what was written is whole")
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@contextmanager
+def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; gives the function that sets how much is done."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=log,
+        transient=True,
+        disable=not log.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """A table of rows with equal keys; numbers to the right."""
+    made = Table(title=title, title_justify="left", header_style="bold")
+    for name in rows[0] if rows else ():
+        is_number = any(isinstance(row[name], int | float) for row in rows)
+        made.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
+    for row in rows:
+        made.add_row(*(escape(text(name, value)) for name, value in row.items()))
+    return made
+
+
+def text(name: str, value: Any) -> str:
+    """A value as the tables print it."""
+    if value is None:
+        return "-"
+    if name == "share":
+        return f"{100 * value:.2f} %"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def parse_keep(keep: str | None) -> float | int | None:
+    """0.1 is a share, 32 a count, as in a spec string."""
+    from fewtokens.method import check_keep
+
+    if keep is None:
+        return None
+    for number in (int, float):
+        try:
+            return check_keep(number(keep))
+        except ValueError as error:
+            if "keep must" in str(error):
+                raise
+    raise ValueError(f"--keep must be a share such as 0.1 or a count such as 32, got {keep!r}")
+
+
+def make_pipeline(
+    spec: str, keep: str | None, seed: int, encoder: str, device: str, dtype: str | None, batch: int
+) -> Pipeline:
+    """The pipeline that the options describe.
+
+    Raises:
+        ValueError: also where --keep would reach no method.
+    """
+    from fewtokens import registry
+    from fewtokens.encode import load_encoder
+    from fewtokens.pipeline import Pipeline
+
+    budget = parse_keep(keep)
+    if budget is not None and not takes_keep(spec):
+        raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
+    defaults = {"seed": seed} | ({} if budget is None else {"keep": budget})
+    methods = registry.build(spec, **defaults)
+    loaded: Encoder = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
+    return Pipeline(methods, loaded)
+
+
+def takes_keep(spec: str) -> bool:
+    """Whether some method of the chain takes keep and does not say it itself."""
+    from fewtokens import registry
+
+    return any(
+        "keep" in inspect.signature(registry.get(name)).parameters and "keep" not in arguments
+        for name, arguments in registry.parse(spec)
+    )
+
+
+def read_video(
+    path: str | Path,
+    *,
+    frames: int | None,
+    fps: float | None,
+    size: int,
+    start: float = 0.0,
+    end: float | None = None,
+    stream: int | None = None,
+    allow_truncated: bool = False,
+) -> Video:
+    """Reads as the options say; 16 frames where nothing is said."""
+    from fewtokens.video import read
+
+    if frames is not None and fps is not None:
+        raise ValueError("say --frames or --fps, not both")
+    return read(
+        path,
+        frames=16 if frames is None and fps is None else frames,
+        fps=fps,
+        size=size,
+        start=start,
+        end=end,
+        stream=stream,
+        allow_truncated=allow_truncated,
+    )

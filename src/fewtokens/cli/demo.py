@@ -1,0 +1,103 @@
+"""`fewtokens demo`: what this is about, in a minute, with no network and no weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.common import JsonOption, out, parse_keep, print_json, progress, table, verb
+
+if TYPE_CHECKING:
+    from fewtokens.evaluate.compare import Row
+    from fewtokens.show import Clip
+
+app = typer.Typer()
+
+_CLIPS = {"static camera": "static", "moving camera": "pan"}
+_PATCH = 16
+
+
+@app.command(epilog="Examples:  [bold]fewtokens demo[/bold]   |   [bold]fewtokens demo --keep 0.05 --out few[/bold]")
+@verb
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the page.")] = Path("demo"),
+    keep: Annotated[str, typer.Option("--keep", help="Budget of every method: a share or a count.")] = "0.1",
+    frames: Annotated[int, typer.Option("--frames", help="Frames of each clip.")] = 16,
+    size: Annotated[int, typer.Option("--size", help="Side of the frames, in pixels.")] = 256,
+    seed: Annotated[int, typer.Option("--seed", help="Of the clips and of the methods that draw.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """See videos turned into few tokens by every method: a table, a picture, a page. No weights needed."""
+    from fewtokens import registry
+    from fewtokens.evaluate.compare import at_one_budget
+    from fewtokens.show import draw_sheet, write_page
+
+    budget = parse_keep(keep)
+    assert budget is not None
+    methods = at_one_budget(budget, seed)
+    # These decide by a threshold of their own, so they are shown beside, not at the budget.
+    threshold = registry.build("rlt | dtd(mode='pixel')")
+    clips, report = [], []
+    for title, kind in _CLIPS.items():
+        clip, rows = _run(title, kind, [*methods, *threshold], frames, size, seed)
+        clips.append(clip)
+        name = f"{kind}.png"
+        draw_sheet(clip, folder / name)
+        report.append({"clip": title, "sheet": str(folder / name), "rows": rows})
+        if not as_json:
+            out.print(table(f"{title}: {frames} frames, {rows[0]['cells']} patches, budget {keep}", _columns(rows)))
+    page = write_page(clips, folder / "index.html", title="fewtokens demo")
+    if as_json:
+        print_json({"page": str(page), "clips": report})
+        return
+    out.print("[dim]rlt and dtd keep what exceeds their thresholds; all others meet the budget.[/dim]")
+    out.print(f"\n[bold]Page[/bold]      {escape(str(page))}   (step through frames, switch methods)", highlight=False)
+    for entry in report:
+        out.print(f"[bold]Pictures[/bold]  {escape(entry['sheet'])}", highlight=False)
+    out.print(
+        "\n[bold]Now try[/bold]\n"
+        '  fewtokens tokenize YOUR.mp4 --with "tome(keep=0.1)" --out tokens.safetensors\n'
+        "  fewtokens show tokens.safetensors --out tokens.html\n"
+        '  fewtokens tokenize YOUR.mp4 --encoder facebook/dinov2-small --with "kmeans(keep=32)" --out few.safetensors\n'
+        "  fewtokens methods",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _run(
+    title: str, kind: str, methods: list[Any], frames: int, size: int, seed: int
+) -> tuple[Clip, list[dict[str, Any]]]:
+    """One clip through all methods: what to draw, and the rows of the table."""
+    from fewtokens.encode import Patches
+    from fewtokens.evaluate.compare import compare
+    from fewtokens.show import Clip
+    from fewtokens.video import synthetic
+
+    video = synthetic(kind, frames=frames, size=(size, size), seed=seed)
+    encoder = Patches(_PATCH)
+    tokens, cues = encoder(video.frames[None], video.times, needs=("pixels",))
+    results, rows = [], []
+    with progress(title, len(methods)) as advance:
+        for row in compare(tokens, methods, cues=cues, decode=encoder.decode):
+            results.append(_result(row))
+            rows.append({"method": row.method.name, "spec": row.method.spec, "cells": row.cells} | row.numbers())
+            advance(len(rows))
+    return Clip(name=title, frames=video.frames, times=video.times, results=results), rows
+
+
+def _result(row: Row) -> Any:
+    from fewtokens.show import Result
+
+    assert row.frames is not None
+    frames = (row.frames * 255).round().byte()
+    return Result(row.method.name, row.method.spec, row.tokens, frames, row.numbers())
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns that the terminal shows."""
+    names = ("method", "tokens", "share", "PSNR dB", "ms", "± ms")
+    return [{name: row[name] for name in names} for row in rows]

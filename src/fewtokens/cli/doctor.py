@@ -1,0 +1,117 @@
+"""`fewtokens doctor`: what this installation has."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+from typing import Any
+
+import typer
+
+from fewtokens.cli.common import JsonOption, log, out, print_json, table, verb
+
+app = typer.Typer()
+
+# Module names of the packages whose name differs from it.
+_MODULES = {
+    "pillow": "PIL",
+    "huggingface-hub": "huggingface_hub",
+    "vector-quantize-pytorch": "vector_quantize_pytorch",
+    "scikit-learn": "sklearn",
+}
+_DECODERS = ("h264", "hevc", "av1", "vp9", "mpeg4", "gif", "ffv1")
+
+
+@app.command(epilog="Examples:  [bold]fewtokens doctor[/bold]   |   [bold]fewtokens doctor --json[/bold]")
+@verb
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this installation has, and what is missing and how to get it."""
+    report = examine()
+    if as_json:
+        print_json(report)
+    else:
+        _show(report)
+    if report["missing"]:
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices, decoders, extras; "missing" lists required packages that are not there."""
+    import torch
+
+    packages: dict[str, dict[str, str | None]] = {}
+    for line in requires("fewtokens") or []:
+        # As in: accelerate>=1.2; extra == 'train'
+        requirement, _, marker = line.partition(";")
+        extra = marker.split("==")[1].strip(" '\"") if "extra" in marker else ""
+        if extra == "dev" or requirement.startswith("fewtokens"):
+            continue
+        name = requirement.split(">")[0].split("[")[0].strip()
+        packages[name] = {"extra": extra, "version": _version(name)}
+    devices = ["cpu"]
+    if torch.cuda.is_available():
+        devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return {
+        "fewtokens": _version("fewtokens"),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "devices": devices,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "decoders": _decoders(),
+        "packages": packages,
+        "missing": [name for name, entry in packages.items() if not entry["extra"] and not entry["version"]],
+    }
+
+
+def _version(package: str) -> str | None:
+    if package != "fewtokens" and find_spec(_MODULES.get(package, package)) is None:
+        return None
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _decoders() -> dict[str, bool]:
+    if find_spec("av") is None:
+        return dict.fromkeys(_DECODERS, False)
+    import av
+
+    return {name: name in av.codecs_available for name in _DECODERS}
+
+
+def _show(report: dict[str, Any]) -> None:
+    facts = {
+        "fewtokens": report["fewtokens"],
+        "Python": report["python"],
+        "system": report["system"],
+        "devices": ", ".join(report["devices"]),
+        "threads": f"{report['threads']} of {report['cores']} cores",
+        "video": ", ".join(f"{name}{'' if there else ' (missing)'}" for name, there in report["decoders"].items()),
+    }
+    for name, value in facts.items():
+        out.print(f"[bold]{name:<10}[/bold] {value}", highlight=False, soft_wrap=True)
+    rows = []
+    for name, entry in report["packages"].items():
+        extra = entry["extra"]
+        get = f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
+        rows.append(
+            {
+                "package": name,
+                "for": extra or "everything",
+                "version": entry["version"] or "missing",
+                "how to get it": "" if entry["version"] else get,
+            }
+        )
+    out.print(table("Packages", rows))
+    if report["missing"]:
+        log.print(f"[red]missing:[/red] {', '.join(report['missing'])}")
+    elif all(entry["version"] for entry in report["packages"].values()):
+        out.print("Everything is there.", style="green")
+    else:
+        out.print("All that is required is there; extras are needed only for what their name says.", style="green")

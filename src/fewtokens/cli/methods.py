@@ -1,0 +1,69 @@
+"""`fewtokens methods`: what there is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.common import JsonOption, out, print_json, table, verb
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Examples:  [bold]fewtokens methods[/bold]   |   [bold]fewtokens methods tome[/bold]",
+    rich_help_panel=None,
+)
+@verb
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, as_json: JsonOption = False
+) -> None:
+    """List the methods, or explain one."""
+    from fewtokens import registry
+
+    if name is None:
+        rows = [describe(each) for each in registry.names()]
+        if as_json:
+            print_json(rows)
+            return
+        columns = ("method", "stage", "count", "streaming", "trainable", "paper")
+        out.print(table("", [{column: row[column] for column in columns} for row in rows]))
+        out.print('One of them: fewtokens methods NAME. A chain: --with "rlt | tome(keep=0.1)".', style="dim")
+        return
+    row = describe(name)
+    if as_json:
+        print_json(row)
+        return
+    out.print(f"[bold]{name}[/bold]  [dim]stage {row['stage']}, {row['count']} count[/dim]\n")
+    out.print(escape(row["text"]), highlight=False)
+    out.print()
+    out.print(table("Defaults", [{"argument": key, "default": repr(value)} for key, value in row["arguments"].items()]))
+    for label in ("needs", "cost", "paper", "licence"):
+        if row[label]:
+            value = ", ".join(row[label]) if isinstance(row[label], list) else row[label]
+            out.print(f"[bold]{label}[/bold]  {escape(value)}", highlight=False)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Everything that a method says of itself."""
+    from fewtokens import registry
+
+    method = registry.get(name)()
+    return {
+        "method": name,
+        "stage": method.stage,
+        "count": "exact" if method.budget else "by threshold",
+        "streaming": "yes" if method.causal else "no",
+        "trainable": "yes" if method.trainable else "no",
+        "paper": method.paper,
+        "baseline": name in registry.BASELINES,
+        "arguments": {key: parameter.default for key, parameter in inspect.signature(type(method)).parameters.items()},
+        "needs": list(method.needs),
+        "partition": method.partition,
+        "cost": method.cost,
+        "licence": method.licence,
+        "text": inspect.getdoc(type(method)),
+    }

@@ -1,0 +1,186 @@
+"""`fewtokens tokenize`: videos to files of few tokens."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.common import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    EncoderOption,
+    EndOption,
+    FpsOption,
+    FramesOption,
+    JsonOption,
+    KeepOption,
+    SeedOption,
+    SizeOption,
+    SpecOption,
+    StartOption,
+    StreamOption,
+    TruncatedOption,
+    fail,
+    log,
+    make_pipeline,
+    print_json,
+    progress,
+    read_video,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from fewtokens.pipeline import Pipeline
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog='Examples:  [bold]fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors[/bold]   |   '
+    "[bold]fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 "
+    "--out tokens/[/bold]"
+)
+@verb
+def tokenize(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, images or folders of images.")],
+    target: Annotated[Path, typer.Option("--out", help="A .safetensors file for one video, or a folder.")],
+    encoder: EncoderOption = "patches",
+    spec: SpecOption = "tome",
+    keep: KeepOption = None,
+    frames: FramesOption = None,
+    fps: FpsOption = None,
+    size: SizeOption = 224,
+    start: StartOption = 0.0,
+    end: EndOption = None,
+    stream: StreamOption = None,
+    allow_truncated: TruncatedOption = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make files again that are there.")] = False,
+    batch: BatchOption = 32,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn videos into files of few tokens, one safetensors file each.
+
+    What is there already is skipped. With several videos a broken one does not stop the others: it is listed in
+    failed.jsonl beside the results, and the exit code is 1.
+    """
+    pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
+    reading: dict[str, Any] = {
+        "frames": frames,
+        "fps": fps,
+        "size": size,
+        "start": start,
+        "end": end,
+        "stream": stream,
+        "allow_truncated": allow_truncated,
+    }
+    jobs = _targets(videos, target)
+    done, failed = [], []
+    with progress("tokenize", len(jobs)) as advance:
+        for number, (video, path) in enumerate(jobs):
+            try:
+                row = _one(pipeline, video, path, reading, seed, overwrite)
+            except (ValueError, OSError) as error:
+                if len(jobs) == 1:
+                    raise
+                fail(error)
+                failed.append({"video": str(video), "error": " ".join(str(error).split())})
+            else:
+                done.append(row)
+                if not as_json:
+                    _say(row)
+            advance(number + 1)
+    if len(jobs) > 1:
+        _write_failures(target / "failed.jsonl", failed)
+    if as_json:
+        print_json({"done": done, "failed": failed})
+    if failed:
+        log.print(f"{len(failed)} of {len(jobs)} failed, listed in {escape(str(target / 'failed.jsonl'))}")
+        raise typer.Exit(1)
+
+
+def _targets(videos: list[Path], target: Path) -> list[tuple[Path, Path]]:
+    """Which file each video goes to.
+
+    Raises:
+        ValueError: several videos for one file.
+    """
+    if target.suffix == ".safetensors" and not target.is_dir():
+        if len(videos) > 1:
+            raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
+        return [(videos[0], target)]
+    if target.is_file():
+        raise ValueError(f"--out {target} is a file that does not end in .safetensors; give such a name, or a folder")
+    unique = list(dict.fromkeys(videos))
+    # The stem names the file; where two stems are equal, the whole path does.
+    stems = Counter(video.stem for video in unique)
+    names = [
+        video.stem if stems[video.stem] == 1 else "_".join(part for part in video.parts if part not in ("/", "..", "."))
+        for video in unique
+    ]
+    return [(video, target / f"{name}.safetensors") for video, name in zip(unique, names, strict=True)]
+
+
+def _one(
+    pipeline: Pipeline, video: Path, path: Path, reading: dict[str, Any], seed: int, overwrite: bool
+) -> dict[str, Any]:
+    """Tokenizes one video; returns what to say of it."""
+    import torch
+
+    from fewtokens import files
+
+    assert pipeline.encoder is not None
+    request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
+    if path.exists() and not overwrite:
+        made = files.load_header(path, "tokens")["meta"]
+        if {name: made.get(name) for name in request} != json.loads(json.dumps(request)):
+            raise ValueError(f"{path} was made with other settings; say --overwrite, or give another --out")
+        return {"video": str(video), "out": str(path), "skipped": True}
+    start = time.perf_counter()
+    clip = read_video(video, **reading)
+    with torch.inference_mode():
+        tokens = pipeline(clip.frames, clip.times)
+    source = {"path": str(video), "name": clip.name, "bytes": clip.source_size}
+    tokens.to("cpu").save(path, **request, source=source)
+    return {
+        "video": str(video),
+        "out": str(path),
+        "skipped": False,
+        "frames": len(clip),
+        "cells": tokens.grid.cells,
+        "tokens": int(tokens.count[0]),
+        "bytes": path.stat().st_size,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _say(row: dict[str, Any]) -> None:
+    if row["skipped"]:
+        log.print(f"{escape(row['out'])}: there already, skipped", highlight=False)
+        return
+    log.print(
+        f"{escape(row['out'])}: {row['tokens']} tokens of {row['cells']} cells "
+        f"({100 * row['tokens'] / row['cells']:.2f} %) in {row['frames']} frames, {row['seconds']:.1f} s",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _write_failures(path: Path, failed: list[dict[str, str]]) -> None:
+    """The failures of this run; a list from an earlier one goes."""
+    from fewtokens import files
+
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    with files.whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in failed))

@@ -1,0 +1,1 @@
+"""What few tokens keep, and what they cost."""

@@ -1,0 +1,133 @@
+"""Several methods on one encoded video at one budget, the plain baselines always among them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewtokens import registry
+from fewtokens.evaluate.fidelity import mean_cosine, psnr, relative_error
+from fewtokens.method import Method
+from fewtokens.tokens import Tokens
+
+Decoder = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one video.
+
+    Attributes:
+        method: as it ran; its `name` and `spec` label the row.
+        tokens: what came out, B=1.
+        cells: source cells of the video.
+        milliseconds: of the method alone, one for each repeat.
+        error, cosine: relative error and mean cosine of `unmerge` against all features.
+        frames: the reconstruction in 0..1, [T,3,height,width], where features are pixels; else None.
+        psnr: of the reconstruction in dB, or None.
+    """
+
+    method: Method
+    tokens: Tokens
+    cells: int
+    milliseconds: tuple[float, ...]
+    error: float
+    cosine: float
+    frames: Tensor | None
+    psnr: float | None
+
+    @property
+    def count(self) -> int:
+        return int(self.tokens.count[0])
+
+    @property
+    def share(self) -> float:
+        return self.count / self.cells
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.milliseconds)
+
+    @property
+    def spread_ms(self) -> float:
+        """Half the range over the repeats."""
+        return (max(self.milliseconds) - min(self.milliseconds)) / 2
+
+    def numbers(self) -> dict[str, float | int | str]:
+        """The columns of a table."""
+        numbers: dict[str, float | int | str] = {"tokens": self.count, "share": self.share}
+        if self.psnr is not None:
+            numbers["PSNR dB"] = self.psnr
+        return numbers | {
+            "cosine": self.cosine,
+            "rel. error": self.error,
+            "ms": self.median_ms,
+            "± ms": self.spread_ms,
+        }
+
+
+def at_one_budget(keep: float | int, seed: int = 0) -> list[Method]:
+    """Every registered method that acts on tokens and meets a budget, the baselines first."""
+    methods = []
+    for name in registry.names():
+        kind = registry.get(name)
+        if kind.stage == "tokens" and kind.budget and not kind.trainable:
+            methods += registry.build(name, keep=keep, seed=seed)
+    return sorted(methods, key=lambda method: method.name not in registry.BASELINES)
+
+
+def compare(
+    tokens: Tokens,
+    methods: Sequence[Method],
+    *,
+    cues: Mapping[str, Tensor] | None = None,
+    decode: Decoder | None = None,
+    repeats: int = 3,
+) -> Iterator[Row]:
+    """Runs each method on the tokens of one video and measures what it keeps.
+
+    Args:
+        tokens: all tokens of one video, B=1.
+        methods: of the stages pixels and tokens.
+        cues: for those who need some.
+        decode: turns features [1,T,H,W,C] into frames [1,T',3,height,width] in 0..1, for PSNR.
+        repeats: timed runs of each method, after one that is not timed.
+    """
+    cells = int(tokens.count[0])
+    full = tokens.unmerge()
+    original = None if decode is None else decode(full)[0]
+    for method in methods:
+        given = {name: (cues or {})[name] for name in method.needs}
+        reduced, milliseconds = _timed(method, tokens, given, repeats)
+        back = reduced.unmerge()
+        frames = None if decode is None else decode(back)[0].clamp(0, 1)
+        yield Row(
+            method=method,
+            tokens=reduced.replace(meta={**reduced.meta, "spec": method.spec}),
+            cells=cells,
+            milliseconds=milliseconds,
+            error=relative_error(back, full),
+            cosine=mean_cosine(back, full),
+            frames=frames,
+            psnr=None if frames is None or original is None else psnr(frames, original),
+        )
+
+
+@torch.inference_mode()
+def _timed(
+    method: Method, tokens: Tokens, cues: Mapping[str, Tensor], repeats: int
+) -> tuple[Tokens, tuple[float, ...]]:
+    reduced = method(tokens, **cues)
+    milliseconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        reduced = method(tokens, **cues)
+        if tokens.device.type == "cuda":
+            torch.cuda.synchronize(tokens.device)
+        milliseconds.append(1000 * (time.perf_counter() - start))
+    return reduced, tuple(milliseconds)
