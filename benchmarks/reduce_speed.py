@@ -16,9 +16,9 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from common import peak_memory, time_side_by_side, write
 from sklearn.cluster import KMeans as SklearnKMeans
 
+from common import peak_memory, time_side_by_side, write
 from fewtokens import registry
 from fewtokens.reduce import spherical
 from fewtokens.reduce.bipartite import bipartite_plan
@@ -106,7 +106,9 @@ def kmeans_rows() -> list[dict]:
     times = time_side_by_side(
         {"ours": lambda: spherical.lloyd(unit, real, start, k, iterations, 0.0), "plain": theirs}, repeats=5
     )
-    rows = [_row(f"{iterations} iterations of k-means, K={K}, [1, 23328, 896] (plain = scikit-learn)", times, difference)]
+    rows = [
+        _row(f"{iterations} iterations of k-means, K={K}, [1, 23328, 896] (plain = scikit-learn)", times, difference)
+    ]
     for spec in ("kmeans(32)", "kmeans(criterion='silhouette')", "kmeans(criterion='elbow')"):
         (method,) = registry.build(spec)
         times = time_side_by_side({"ours": lambda method=method: method(tokens)}, repeats=3)

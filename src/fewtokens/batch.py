@@ -17,7 +17,7 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
     """One padded batch of videos that may differ in length and in their number of tokens.
 
     Args:
-        videos: each with B=1; equal H, W, C and prefix. `aux` and `meta` are left behind.
+        videos: of one video each, or of several; equal H, W, C and prefix. `aux` and `meta` are left behind.
 
     Raises:
         ValueError: no videos, or frames of different grids (a batch has one H and W).
@@ -47,9 +47,9 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
 
     times = None
     if all(v.grid.times is not None for v in videos):
-        rows = [v.grid.times.reshape(-1) for v in videos]  # type: ignore[union-attr]
+        rows = [one.times for v in videos for one in v.grid.videos(v.B) if one.times is not None]
         times = torch.stack([torch.cat([row, row[-1:].expand(T - len(row))]) for row in rows])
-    lengths = torch.tensor([v.grid.T for v in videos])
+    lengths = torch.tensor([one.T for v in videos for one in v.grid.videos(v.B)])
     grid = Grid(T, first.grid.H, first.grid.W, times, None if bool((lengths == T).all()) else lengths)
     return Tokens(
         features=stack("features", 0),  # type: ignore[arg-type]

@@ -33,10 +33,14 @@ class Encoder(Protocol):
         walks: encoder methods can act between its blocks.
     """
 
-    id: str
-    gives: tuple[str, ...]
-    skips: bool
-    walks: bool
+    @property
+    def id(self) -> str: ...
+    @property
+    def gives(self) -> tuple[str, ...]: ...
+    @property
+    def skips(self) -> bool: ...
+    @property
+    def walks(self) -> bool: ...
 
     def __call__(
         self,

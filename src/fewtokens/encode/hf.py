@@ -1,0 +1,133 @@
+"""Any vision encoder of transformers, through its public API; methods act before it is run or after, not inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewtokens.batch import join_frames
+from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
+from fewtokens.encode.weights import fingerprint, read_config, read_json, vision_part
+from fewtokens.grid import Grid
+from fewtokens.method import Method
+from fewtokens.tokens import Tokens
+
+# More prefix tokens than this no encoder has; what is left must be a square of cells.
+_MOST_PREFIX = 16
+
+
+class HfEncoder:
+    """Runs a model of transformers on single frames.
+
+    Frames are resized to the square that its config names (`image_size`, or 224): most of these models know
+    no other size. How many cells it makes, and how many class and register tokens come before them, is seen
+    on a first blank frame.
+
+    Args:
+        folder: as transformers saves it.
+        name: the id in files.
+        batch: frames in one forward pass.
+        device, dtype: where and how it runs.
+
+    Raises:
+        ValueError: transformers is missing, or does not load it as an encoder of single frames.
+    """
+
+    gives = ("pixels", "frame_global")
+    skips = False
+    walks = False
+
+    def __init__(self, folder: Path, *, name: str, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        config = read_config(folder)
+        self.id, self.batch, self.device, self.dtype = name, batch, device, dtype
+        self.weights = fingerprint(folder)
+        self.model = _load(folder, dtype).to(device)
+        size = vision_part(config).get("image_size") or 224
+        self.size = max(size) if isinstance(size, list | tuple) else int(size)
+        said = read_json(folder / "preprocessor_config.json")
+        self.mean, self.std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
+        self.num_prefix, self.side = self._probe()
+        # The pixels of a cell: exact where the model's patches tile the frame.
+        self.patch = max(1, round(self.size / self.side))
+
+    @torch.no_grad()
+    def _probe(self) -> tuple[int, int]:
+        try:
+            found = self._run(torch.zeros(1, 3, self.size, self.size, device=self.device))
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self.id}: is no encoder of single frames ({reason})") from None
+        if found.ndim == 4:
+            if found.shape[2] != found.shape[3]:
+                raise ValueError(f"{self.id}: a square frame gives features of {list(found.shape)}, not a square grid")
+            return 0, found.shape[2]
+        for prefix in range(_MOST_PREFIX + 1):
+            side = math.isqrt(max(0, found.shape[1] - prefix))
+            if side and side**2 == found.shape[1] - prefix:
+                return prefix, side
+        raise ValueError(f"{self.id}: gives {found.shape[1]} tokens a frame, which is no grid of cells")
+
+    def _run(self, frames: Tensor) -> Tensor:
+        out = self.model(pixel_values=frames.to(self.dtype))
+        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
+            raise ValueError("its last hidden state is not [B,N,C] or [B,C,H,W]")
+        return hidden
+
+    def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
+        return cells_of(frames, self.side, self.side, 1, 1, times)
+
+    def describe(self) -> dict[str, Any]:
+        return {"id": self.id, "options": {}, "weights": self.weights}
+
+    def __call__(
+        self,
+        frames: Tensor,
+        times: Tensor | None = None,
+        *,
+        needs: Sequence[str] = (),
+        before: Sequence[Method] = (),
+        inside: Sequence[Method] = (),
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,T*side*side,C] and prefix tokens."""
+        if before or inside:
+            raise ValueError(f"{self.id} runs as it is: methods act on what it gives")
+        B, T, _, height, width = frames.shape
+        grid = self.grid(T, height, width, times)
+        rows = []
+        for part in frames.flatten(0, 1).split(self.batch):
+            square = fit(to_unit(part.to(self.device))[None], Grid(len(part), 1, 1), 1, self.size)[0]
+            hidden = self._run(normalise(square, self.mean, self.std))
+            rows.append(hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden)
+        hidden = torch.cat(rows)
+        prefix = hidden[:, : self.num_prefix] if self.num_prefix else None
+        single = Tokens.from_cells(hidden[:, self.num_prefix :], Grid(1, self.side, self.side), prefix)
+        tokens = join_frames(single, T, grid)
+        cues = {}
+        if "frame_global" in needs:
+            mean = tokens.features.unflatten(1, (T, -1)).mean(2)
+            cues["frame_global"] = mean if prefix is None else prefix[:, 0].unflatten(0, (B, T))
+        if "pixels" in needs:
+            fitted = fit(to_unit(frames.to(self.device)), grid, 1, self.patch)
+            cues["pixels"] = patchify(fitted, 1, self.patch)
+        return tokens, cues
+
+
+def _load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    try:
+        from transformers import AutoModel
+    except ImportError:
+        raise ValueError(f"{folder}: needs transformers; pip install 'fewtokens[hf]'") from None
+    try:
+        model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # whatever transformers says about a folder that it cannot load
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: transformers cannot load it ({reason})") from None
+    for part in ("vision_model", "vision_tower", "visual"):
+        model = getattr(model, part, model)
+    return model.eval()
