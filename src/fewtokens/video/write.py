@@ -1,0 +1,83 @@
+"""Writing frames as a video."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fewtokens.files import whole_file
+
+_CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
+
+
+def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, quality: int = 20) -> Path:
+    """Writes a video that browsers play, whole or not at all.
+
+    Args:
+        path: ends in .mp4, .mov, .mkv, .webm or .gif.
+        frames: [T,3,H,W] or [T,H,W,3], uint8 or float in 0..1. Odd sizes gain a row or column by repeating
+            the last one, for the codecs take even sizes only (a GIF takes any).
+        fps: frames each second.
+        quality: constant rate factor, 0 (best) to 51; not for GIF.
+
+    Raises:
+        ValueError: another suffix, no frames, an impossible rate.
+    """
+    path = Path(path)
+    pixels = _to_bytes(frames)
+    if not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be above 0, got {fps}")
+    if path.suffix == ".gif":
+        _write_gif(path, pixels, fps)
+    elif path.suffix in _CODECS:
+        _write_coded(path, pixels, fps, quality)
+    else:
+        raise ValueError(f"{path}: videos are written as {', '.join([*_CODECS, '.gif'])}, not {path.suffix or 'that'}")
+    return path
+
+
+def _to_bytes(frames: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """uint8 [T,H,W,3]."""
+    x = torch.as_tensor(frames).detach().cpu()
+    if x.ndim != 4 or 0 in x.shape or 3 not in (x.shape[1], x.shape[3]):
+        raise ValueError(f"frames must be [T,3,H,W] or [T,H,W,3] with at least one frame, got {list(x.shape)}")
+    if x.shape[1] == 3:
+        x = x.permute(0, 2, 3, 1)
+    if x.is_floating_point():
+        x = (x.clamp(0, 1) * 255).round()
+    return x.byte().contiguous().numpy()
+
+
+def _write_coded(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int) -> None:
+    import av
+
+    H, W = pixels.shape[1:3]
+    pixels = np.pad(pixels, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
+    with whole_file(path) as temporary, av.open(str(temporary), "w") as container:
+        stream: Any = container.add_stream(_CODECS[path.suffix], rate=Fraction(fps).limit_denominator(60000))
+        stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
+        stream.options = {"crf": str(quality)} | ({"b:v": "0"} if path.suffix == ".webm" else {})
+        for image in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_gif(path: Path, pixels: NDArray[np.uint8], fps: float) -> None:
+    from PIL import Image
+
+    images = [Image.fromarray(image).quantize(256) for image in pixels]
+    with whole_file(path) as temporary:
+        images[0].save(
+            temporary,
+            format="GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=max(20, round(1000 / fps)),  # browsers slow down anything quicker
+            loop=0,
+        )
