@@ -103,7 +103,7 @@ def show(
         write_page([_clip(clip, tokens) for clip, tokens in shown], target, title="Few tokens")
     else:
         ((clip, tokens),) = shown
-        write_overlay(target, clip.frames, tokens, fps=_rate(clip), style=style)
+        write_overlay(target, clip.frames, tokens, times=clip.times, fps=_rate(clip), style=style)
     log.print(f"wrote {escape(str(target))}", highlight=False)
 
 

@@ -1,0 +1,114 @@
+"""Drawing tokens over frames."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewtokens.tokens import Tokens
+
+STYLES = ("fill", "outline", "mean")
+
+_DARK = 0.22  # how much of a dropped cell's brightness is left
+_TINT = 0.42  # how much of a merged region is its colour
+
+
+def token_map(tokens: Tokens, frames: int, height: int, width: int) -> Tensor:
+    """Which token each pixel went to, int64 [T,height,width]; -1 = dropped.
+
+    Frames and pixels are dealt to cells evenly, so any frame size goes with any grid; several frames may
+    share a tubelet.
+    """
+    grid = tokens.grid
+    source = tokens.source[0].cpu().reshape(grid.shape)
+    t, y, x = (torch.arange(n) * cells // n for n, cells in zip((frames, height, width), grid.shape, strict=True))
+    return source[t][:, y][:, :, x]
+
+
+def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
+    """Frames with the regions of their tokens, uint8 [T,3,H,W].
+
+    Args:
+        frames: uint8 [T,3,H,W].
+        tokens: of this video, B=1.
+        style: "fill": a token of several cells tints them in its colour, the same in every frame; "outline":
+            borders alone; "mean": every token is filled with the mean colour of its pixels over the whole
+            video. In all of them dropped cells are dark and grey.
+
+    Raises:
+        ValueError: no such style, or tokens of several videos.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
+    if tokens.B != 1:
+        raise ValueError(f"an overlay shows one video, got tokens of {tokens.B}")
+    T, _, height, width = frames.shape
+    ids = token_map(tokens, T, height, width)
+    dropped = ids < 0
+    label = ids.clamp(min=0)
+    image = frames.cpu().float().permute(0, 2, 3, 1) / 255  # [T,H,W,3]
+    if style == "mean":
+        image = torch.where(dropped[..., None], image, _mean_colours(image, ids, tokens.N)[label])
+    elif style == "fill":
+        cells = torch.bincount(tokens.source[0][tokens.source[0] >= 0].cpu(), minlength=tokens.N)
+        merged = (cells[label] > 1) & ~dropped
+        tinted = image * (1 - _TINT) + _TINT * token_colours(tokens.N)[label]
+        image = torch.where(merged[..., None], tinted, image)
+    grey = image.mean(-1, keepdim=True) * _DARK
+    image = torch.where(dropped[..., None], grey + 0.02, image)
+    if style != "mean":
+        edge = _borders(ids)[..., None]
+        # Light on dark and dark on light.
+        line = torch.where(image.mean(-1, keepdim=True) > 0.55, 0.0, 1.0)
+        image = torch.where(edge, image * 0.45 + line * 0.55, image)
+    return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
+
+
+def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
+    """How much each cell gave to one token of soft attribution, as a glow over the frames; uint8 [T,3,H,W].
+
+    Raises:
+        ValueError: the tokens carry no soft weights, or have no such token.
+    """
+    if tokens.weights is None:
+        raise ValueError("these tokens have no soft weights; overlay() shows hard regions")
+    if not 0 <= token < int(tokens.count[0]):
+        raise ValueError(f"there are {int(tokens.count[0])} tokens, counted from 0; there is no {token}")
+    T, _, height, width = frames.shape
+    given = tokens.weights[0, token].detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0)
+    t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), tokens.grid.shape, strict=True))
+    glow = (given / given.max().clamp(min=1e-12))[t][:, y][:, :, x][..., None]
+    image = frames.cpu().float().permute(0, 2, 3, 1) / 255
+    image = image.mean(-1, keepdim=True) * 0.5 * (1 - glow) + glow * glow_colours(glow[..., 0])
+    return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
+
+
+def token_colours(n: int) -> Tensor:
+    """A colour for each of n tokens, float [n,3]: hues by the golden ratio, so that neighbours differ."""
+    number = torch.arange(n, dtype=torch.float64)
+    hue = (number * 0.6180339887498949) % 1
+    value = torch.tensor([1.0, 0.72, 0.88])[torch.arange(n) % 3]  # lightness tells apart what hue does not
+    channel = (hue[:, None] * 6 + torch.tensor([5.0, 3, 1])) % 6
+    full = 1 - 0.75 * torch.minimum(channel, 4 - channel).clamp(0, 1)
+    return (full * value[:, None]).float()
+
+
+def glow_colours(x: Tensor) -> Tensor:
+    """Black over red and orange to white for values of 0..1, float [...,3]."""
+    return torch.stack([(x * 2.2).clamp(0, 1), (x * 2.2 - 0.7).clamp(0, 1), (x * 2.6 - 1.7).clamp(0, 1)], -1)
+
+
+def _mean_colours(image: Tensor, ids: Tensor, n: int) -> Tensor:
+    """Mean colour of each token's pixels over all frames, [n,3]."""
+    label = ids.flatten() + 1  # slot 0 holds the dropped
+    count = torch.bincount(label, minlength=n + 1).clamp(min=1)
+    sums = [torch.bincount(label, image[..., c].flatten().double(), minlength=n + 1) for c in range(3)]
+    return (torch.stack(sums, -1) / count[:, None])[1:].float()
+
+
+def _borders(ids: Tensor) -> Tensor:
+    """Pixels at the right or lower edge of a region, where another token begins; bool [T,H,W]."""
+    edge = torch.zeros_like(ids, dtype=torch.bool)
+    edge[:, :, :-1] |= ids[:, :, :-1] != ids[:, :, 1:]
+    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    return edge
