@@ -146,7 +146,7 @@ if __name__ == "__main__":
         "python benchmarks/reduce_speed.py",
         tome_rows() + kmeans_rows(),
         "Milliseconds: median (least..most). Difference: largest absolute one of the features; for k-means of "
-        "the mean 1 - cosine to the own centre, relative. Peak / input: rise of the resident memory over the size of the "
-        "features. scikit-learn measures Euclidean distance between normalised tokens and does not normalise "
+        "the mean 1 - cosine to the own centre, relative. Peak / input: rise of the resident memory over the size "
+        "of the features. scikit-learn measures Euclidean distance between normalised tokens and does not normalise "
         "its centres, so it is the same work and not quite the same clustering.",
     )

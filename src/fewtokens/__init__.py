@@ -14,16 +14,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fewtokens.tokens import Grid, Plan, Tokens
+from fewtokens.version import __version__
 
 if TYPE_CHECKING:
-    from fewtokens.encode import load_encoder as load_encoder
-    from fewtokens.pipeline import Pipeline as Pipeline
-    from fewtokens.registry import build as build
-    from fewtokens.video import read as read
-    from fewtokens.video import synthetic as synthetic
+    from fewtokens.encode import load_encoder
+    from fewtokens.pipeline import Pipeline
+    from fewtokens.registry import build
+    from fewtokens.video import read, synthetic
 
-__version__ = "0.1.0"
-__all__ = ["Grid", "Pipeline", "Plan", "Tokens", "build", "load_encoder", "read", "synthetic"]
+__all__ = ["Grid", "Pipeline", "Plan", "Tokens", "__version__", "build", "load_encoder", "read", "synthetic"]
 
 _ON_USE = {
     "Pipeline": "fewtokens.pipeline",

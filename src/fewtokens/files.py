@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewtokens.version import __version__
+
 FORMAT_VERSION = 1
 
 
@@ -49,8 +51,6 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
         tensors: written as they are, on the CPU, contiguous.
         header: must go through JSON; the versions of fewtokens, torch and Python are added.
     """
-    from fewtokens import __version__
-
     versions = {
         "fewtokens": __version__,
         "torch": str(torch.__version__),

@@ -72,6 +72,8 @@ class Method(nn.Module):
         trainable: has parameters.
         partition: every cell it was given ends in some token.
         conserves: sum(sizes * features) stays the same.
+        fill: how `Tokens.unmerge` gives back what it dropped: "nearest", or "hold" where dropping means that
+            nothing changed.
         paper, licence, cost: one line each, for `fewtokens methods`.
     """
 
@@ -82,6 +84,7 @@ class Method(nn.Module):
     trainable: ClassVar[bool] = False
     partition: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
+    fill: ClassVar[str] = "nearest"
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = ""
     cost: ClassVar[str] = ""

@@ -240,15 +240,29 @@ class Tokens:
         dest = order.argsort(dim=1).masked_fill(~self.mask, -1)
         return self.apply(Plan(self.count, self.N, dest, order))
 
-    def unmerge(self, time_weight: float = 1.0) -> Tensor:
+    def unmerge(self, fill: str = "nearest", *, time_weight: float = 1.0) -> Tensor:
         """Back to the grid: each cell gets the feature of the token it went to, [B,T,H,W,C].
 
-        A dropped cell takes the nearest kept token: the smallest Euclidean distance between the cell and
-        the tokens' positions, in cells, the time axis scaled by `time_weight`; the first of equals. Frames
-        past a video's length are zero. Differentiable. The distances are taken in blocks of bounded memory.
+        Frames past a video's length are zero. Differentiable. Distances are taken in blocks of bounded memory.
+
+        Args:
+            fill: what a dropped cell takes. "nearest": the nearest token, by Euclidean distance between the
+                cell and the tokens' positions, in cells; the first of equals. "hold": the token that stood at
+                the same place last, for methods that drop what has not changed; the nearest where there was
+                none.
+            time_weight: a step along time in cells, for the distance.
         """
+        if fill not in ("nearest", "hold"):
+            raise ValueError(f"a dropped cell is filled by 'nearest' or 'hold', not {fill!r}")
         source = self.source
-        lost = (source < 0) & self.grid.exists(self.B, self.device)
+        exists = self.grid.exists(self.B, self.device)
+        if fill == "hold":
+            by_time = source.reshape(self.B, self.grid.T, -1)
+            frame = torch.arange(self.grid.T, device=self.device)[:, None].expand_as(by_time)
+            last = frame.where(by_time >= 0, -1).cummax(dim=1).values
+            held = by_time.gather(1, last.clamp(min=0)).masked_fill(last < 0, -1)
+            source = held.reshape(source.shape).masked_fill(~exists, -1)
+        lost = (source < 0) & exists
         if lost.any():
             source = torch.where(lost, self._nearest(lost, time_weight), source)
         cells = self.features.gather(1, source.clamp(min=0)[..., None].expand(-1, -1, self.C))

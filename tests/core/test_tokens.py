@@ -175,13 +175,24 @@ class TestUnmerge:
         kept = torch.rand(2, T * H * W, generator=g) < 0.4
         kept[:, 0] = True
         out = tokens.apply(Plan.keep(kept))
-        back = out.unmerge(time_weight).flatten(1, 3)
+        back = out.unmerge(time_weight=time_weight).flatten(1, 3)
         scale = torch.tensor([time_weight, 1, 1])
         for b in range(2):
             for s, place in enumerate(tokens.grid.positions()):
                 distance = ((out.positions[b, : out.count[b]] - place) * scale).square().sum(1)
                 m = out.source[b, s] if kept[b, s] else distance.argmin()
                 assert torch.equal(back[b, s], out.features[b, m])
+
+    def test_hold_takes_what_stood_there_last(self):
+        tokens = Tokens.from_cells(torch.arange(1.0, 13).reshape(1, 4, 1, 3, 1))
+        # Place 0 is kept at frames 0 and 2, place 1 at frame 1 alone, place 2 never.
+        kept = torch.tensor([[1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]]).bool()
+        back = tokens.apply(Plan.keep(kept)).unmerge("hold").reshape(4, 3)
+        assert back[:, 0].tolist() == [1, 1, 7, 7]
+        assert back[1:, 1].tolist() == [5, 5, 5]
+        assert back[0, 1] == 1  # nothing stood there yet: the nearest, the first of equals
+        with pytest.raises(ValueError, match="nearest"):
+            tokens.unmerge("mean")
 
     def test_merged_cells_share_their_token(self):
         tokens = clip(B=1)

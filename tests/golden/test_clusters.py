@@ -38,7 +38,7 @@ class TestKMeans:
         assert agree(out.source[0], labels)
 
     def test_means_are_of_raw_tokens(self):
-        tokens, labels = planted(3)
+        tokens, _ = planted(3)
         out = KMeans(3)(tokens)
         for m in range(3):
             members = tokens.features[0, out.source[0] == m]

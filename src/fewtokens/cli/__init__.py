@@ -29,7 +29,7 @@ class Verbs(TyperGroup):
             return None
         command = typer.main.get_command(import_module(f"fewtokens.cli.{cmd_name}").app)
         command.name = cmd_name
-        command.short_help = VERBS[cmd_name]  # type: ignore[attr-defined]
+        command.short_help = VERBS[cmd_name]
         return command
 
 
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from fewtokens import __version__
+        from fewtokens.version import __version__
 
         typer.echo(f"fewtokens {__version__}")
         raise typer.Exit

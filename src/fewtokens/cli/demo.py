@@ -40,7 +40,8 @@ def demo(
     methods = at_one_budget(budget, seed)
     # These decide by a threshold of their own, so they are shown beside, not at the budget.
     threshold = registry.build("rlt | dtd(mode='pixel')")
-    clips, report = [], []
+    clips: list[Clip] = []
+    report: list[dict[str, Any]] = []
     for title, kind in _CLIPS.items():
         clip, rows = _run(title, kind, [*methods, *threshold], frames, size, seed)
         clips.append(clip)

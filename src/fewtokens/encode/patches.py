@@ -56,7 +56,7 @@ class Patches:
         """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,S,tubelet*patch*patch*3]."""
         if inside:
             raise ValueError(f"{inside[0].name} acts between the blocks of an encoder; patches have none")
-        grid = self.grid(frames.shape[1], *frames.shape[-2:], times)
+        grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
         fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet, self.patch)
         pixels = patchify(fitted, self.tubelet, self.patch)
         mean, std = self._scale(pixels.device)

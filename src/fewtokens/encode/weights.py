@@ -136,7 +136,7 @@ def _shape(part: dict[str, Any], tensors: dict[str, Tensor]) -> ViTConfig:
     positions = tensors.get("positions")
     if fc2 is None or positions is None or isinstance(part.get("patch_size"), list):
         raise ValueError(
-            "the checkpoint has no transformer block or no positions under the names of its family, or patches that are not square"
+            f"a {kind} without blocks or positions under the known names, or with patches that are not square"
         )
     size, patch = part.get("image_size", 224), part.get("patch_size", 16)
     height, wide = size if isinstance(size, list) else (size, size)

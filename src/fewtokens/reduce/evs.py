@@ -22,6 +22,7 @@ class Evs(Method):
     paper = "Efficient Video Sampling, arXiv 2510.14624; vLLM --video-pruning-rate"
     licence = "written from the description; vLLM's file carries two notices"
     cost = "O(NC)"
+    fill = "hold"
 
     def __init__(self, keep: float | int = 0.25) -> None:
         super().__init__()

@@ -39,10 +39,9 @@ def draw_sheet(clip: Clip, path: str | Path, *, columns: int = 6) -> Path:
     sheet = Image.new("RGB", (_WIDTH, 128 + large[0] + 34 + sum(heights) + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.text((_MARGIN, 20), clip.name, fill=_INK, font=_font(26))
-    legend = (
-        "Each method: regions of its tokens (colour = one token of several cells, dark = dropped)"
-        + (f", what the tokens give back, and the error x{ERROR_GAIN}." if any(r.frames is not None for r in clip.results) else ".")
-    )  # fmt: skip
+    legend = "Each method: regions of its tokens (colour = one token of several cells, dark = dropped)"
+    if any(result.frames is not None for result in clip.results):
+        legend += f", what the tokens give back, and the error x{ERROR_GAIN}"
     draw.text((_MARGIN, 58), legend, fill=_SOFT, font=_font(15))
     for place, frame in enumerate(picked):
         x = _MARGIN + place * (large[1] + _GAP)

@@ -1,8 +1,8 @@
 """Videos in and out: reading, chunks, writing, and clips that are made rather than filmed."""
 
-from fewtokens.video.read import read, stream
-from fewtokens.video.synthetic import KINDS, synthetic
+from fewtokens.video.clips import KINDS, synthetic
+from fewtokens.video.reader import read, stream
 from fewtokens.video.types import Video, VideoError
-from fewtokens.video.write import write
+from fewtokens.video.writer import write
 
 __all__ = ["KINDS", "Video", "VideoError", "read", "stream", "synthetic", "write"]
