@@ -84,7 +84,8 @@ def index_of(path: Path, container: Any, stream: Any) -> Index:
     import av
 
     stamps, keys, count, broken = [], [], 0, False
-    known = True
+    # AVI keeps no time stamps; with frames out of order those that FFmpeg makes up depend on where one starts.
+    known = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:

@@ -215,7 +215,7 @@ def _shown(
             held = frame, time
     except Broken:
         pass  # a cut file: what can be decoded was allowed, or it would not have come here
-    if held is not None and fps is not None and origin + ticks / fps < held[1] + 0.5 / fps:
+    if held is not None and fps is not None and ticks < int((held[1] - origin) * fps + 1e-6) + 1:
         yield held
 
 

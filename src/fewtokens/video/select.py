@@ -50,7 +50,8 @@ def choose(
         raise VideoError(f"{name}: has no frame between {start} s and {end} s; its last one is at {times[-1]:.3f} s")
     if fps is not None:
         # The tick is compared with a small slack, for 1/fps is seldom exact.
-        ticks = np.arange(times[span[0]], times[span[-1]] + 0.5 / fps, 1 / fps)
+        count = int((times[span[-1]] - times[span[0]]) * fps + 1e-6) + 1
+        ticks = times[span[0]] + np.arange(count) / fps
         shown = np.searchsorted(times[span], ticks + 1e-6, side="right") - 1
         return np.unique(span[shown])
     if frames is None or frames >= len(span):

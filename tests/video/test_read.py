@@ -1,0 +1,433 @@
+"""Reading: the right frames at the right times, from any file, or one clear line."""
+
+from __future__ import annotations
+
+import shutil
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewtokens.video import Video, VideoError, read, stream, synthetic, write
+from fewtokens.video.select import choose
+from tests.data import data_path
+from tests.video.makers import levels, make, moving, numbered, only_sound
+
+
+def close(found: list[int], expected: list[int]) -> bool:
+    return len(found) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(found, expected, strict=True))
+
+
+LEVELS = levels(torch.from_numpy(numbered(40).copy()).permute(0, 3, 1, 2))
+
+
+class TestFrames:
+    def test_all_of_them(self, tmp_path):
+        video = read(make(tmp_path / "a.mp4", numbered(20)))
+        assert close(levels(video.frames), LEVELS[:20])
+        torch.testing.assert_close(video.times, torch.arange(20, dtype=torch.float64) / 10)
+        assert video.frames.dtype == torch.uint8
+        assert (video.size, len(video), video.name) == ((48, 64), 20, "a.mp4")
+        assert video.fps == pytest.approx(10)
+        assert video.duration == pytest.approx(2.0, abs=0.15)
+        assert video.source_size == (tmp_path / "a.mp4").stat().st_size
+
+    def test_spread_evenly(self, tmp_path):
+        video = read(make(tmp_path / "a.mp4", numbered(20)), frames=5)
+        chosen = np.round(np.linspace(0, 19, 5)).astype(int)
+        assert close(levels(video.frames), [LEVELS[n] for n in chosen])
+        torch.testing.assert_close(video.times, torch.from_numpy(chosen / 10))
+
+    def test_more_than_there_are(self, tmp_path):
+        assert len(read(make(tmp_path / "a.mp4", numbered(3)), frames=10)) == 3
+
+    def test_at_a_rate(self, tmp_path):
+        video = read(make(tmp_path / "a.mp4", numbered(20)), fps=4)
+        assert video.times.tolist() == pytest.approx([0, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5, 1.7])
+
+    def test_a_higher_rate_gives_each_frame_once(self, tmp_path):
+        assert len(read(make(tmp_path / "a.mp4", numbered(5)), fps=100)) == 5
+
+    def test_a_span(self, tmp_path):
+        path = make(tmp_path / "a.mp4", numbered(20))
+        assert read(path, start=0.5, end=1.0).times.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+        assert read(path, frames=2, start=1.0).times.tolist() == pytest.approx([1.0, 1.9])
+
+    @given(st.integers(1, 500), st.integers(1, 60))
+    def test_the_law_of_spreading(self, there, wanted):
+        chosen = choose(np.arange(there) / 25, wanted, None, 0.0, None, "x")
+        assert len(chosen) == min(there, wanted)
+        assert (np.diff(chosen) > 0).all()
+        assert chosen[0] == 0
+        assert chosen[-1] == (there - 1 if wanted > 1 or there == 1 else 0)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"gop": 250, "options": {"bf": "3"}},
+            {"gop": 10, "options": {"bf": "2", "x264-params": "open-gop=1"}},
+            {"gop": 5, "options": {"bf": "0"}},
+            {"codec": "mpeg4", "gop": 20},
+            {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1:keyint=15"}},
+        ],
+    )
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
+    def test_chosen_frames_are_those_of_a_full_reading(self, tmp_path, options, suffix):
+        if suffix == ".avi" and options.get("codec") == "libx265":
+            pytest.skip("no HEVC in AVI")
+        path = make(tmp_path / f"a{suffix}", moving(90), **options)
+        whole = read(path)
+        assert len(whole) == 90
+        for n in (1, 2, 4, 13):
+            some = read(path, frames=n)
+            places = [int((whole.times == t).nonzero()) for t in some.times]
+            assert torch.equal(whole.frames[places], some.frames)
+
+
+class TestOddFiles:
+    def test_variable_frame_rate(self, tmp_path):
+        times = [0, 40, 100, 1000, 1040, 2500]
+        video = read(make(tmp_path / "a.mkv", numbered(6), times=times))
+        assert video.times.tolist() == pytest.approx([t / 1000 for t in times], abs=1e-3)
+        assert read(tmp_path / "a.mkv", fps=1).times.tolist() == pytest.approx([0, 1.0, 1.04], abs=1e-3)
+
+    def test_a_late_start_begins_at_zero(self, tmp_path):
+        video = read(make(tmp_path / "a.mkv", numbered(4), times=[700, 800, 900, 1000]))
+        assert video.times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-3)
+
+    def test_odd_sizes(self, tmp_path):
+        path = make(tmp_path / "a.mkv", moving(3, 63, 37), codec="ffv1", pixels="yuv444p")
+        assert read(path).size == (37, 63)
+        assert read(path, size=16).size == (16, 27)
+        assert read(path, size=(10, 11)).size == (10, 11)
+
+    def test_pixels_that_are_not_square(self, tmp_path):
+        path = make(tmp_path / "a.mp4", moving(2), aspect=Fraction(2, 1))
+        assert read(path).size == (48, 128)
+        assert read(path, size=24).size == (24, 64)
+
+    @pytest.mark.parametrize("angle", [90, 180, -90])
+    def test_rotation(self, tmp_path, angle):
+        image = np.zeros((2, 48, 64, 3), dtype=np.uint8)
+        image[:, :24, :32] = 250  # bright in the upper left corner of what is stored
+        video = read(make(tmp_path / "a.mp4", image, rotation=angle))
+        expected = np.rot90(image[0], angle // 90)
+        assert video.size == expected.shape[:2]
+        difference = video.frames[0].permute(1, 2, 0).int() - torch.from_numpy(expected.copy()).int()
+        assert difference.abs().float().mean() < 6
+
+    @pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv444p12le", "gbrp10le"])
+    def test_deep_colours(self, tmp_path, pixels):
+        codec = "ffv1" if "gbr" in pixels or "12" in pixels else "libx265"
+        options = {} if codec == "ffv1" else {"x265-params": "log-level=none"}
+        video = read(make(tmp_path / "a.mkv", numbered(4), codec=codec, pixels=pixels, options=options))
+        assert close(levels(video.frames), LEVELS[:4])
+
+    def test_transparency_lies_over_black(self, tmp_path):
+        import av
+
+        path = tmp_path / "a.mkv"
+        image = np.full((16, 16, 4), 200, dtype=np.uint8)
+        image[:, 8:, 3] = 0
+        with av.open(str(path), "w") as out:
+            track = out.add_stream("ffv1", rate=5)
+            track.width, track.height, track.pix_fmt = 16, 16, "bgra"
+            out.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgba")))
+            out.mux(track.encode())
+        frame = read(path).frames[0]
+        assert int(frame[:, :, 8:].max()) == 0
+        assert int(frame[:, :, :8].max()) == pytest.approx(200 * 200 / 255, abs=2)
+
+    def test_several_video_streams(self, tmp_path):
+        import av
+
+        path = tmp_path / "a.mkv"
+        with av.open(str(path), "w") as out:
+            tracks = []
+            for side in (32, 64):
+                track = out.add_stream("libx264", rate=5)
+                track.width = track.height = side
+                track.pix_fmt = "yuv420p"
+                tracks.append(track)
+            for track in tracks:
+                image = np.full((track.height, track.width, 3), 90, dtype=np.uint8)
+                for _ in range(3):
+                    out.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                out.mux(track.encode())
+        assert read(path, stream=0).size == (32, 32)
+        assert read(path, stream=1).size == (64, 64)
+        assert read(path).size in ((64, 64), (32, 32))
+        with pytest.raises(VideoError, match="has 2 video streams"):
+            read(path, stream=2)
+
+    def test_no_duration_and_no_frame_count(self, tmp_path):
+        path = make(tmp_path / "a.h264", moving(25))
+        video = read(path, frames=4)
+        assert len(video) == 4
+        assert bool((video.times[1:] > video.times[:-1]).all())
+
+    def test_gif(self, tmp_path):
+        path = write(tmp_path / "a.gif", numbered(5), 10)
+        video = read(path)
+        assert close(levels(video.frames), LEVELS[:5])
+        assert video.times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+    def test_sound_does_not_matter(self, tmp_path):
+        assert len(read(make(tmp_path / "a.mp4", numbered(8), sound=True))) == 8
+
+    def test_a_name_that_looks_like_a_protocol(self, tmp_path, monkeypatch):
+        make(tmp_path / "a.mp4", numbered(2))
+        shutil.move(tmp_path / "a.mp4", tmp_path / "take:1 %d.mp4")
+        monkeypatch.chdir(tmp_path)
+        assert len(read(tmp_path / "take:1 %d.mp4")) == 2
+
+
+class TestImagesAndArrays:
+    def test_one_image(self, tmp_path):
+        Image.fromarray(moving(1)[0]).save(tmp_path / "a.png")
+        video = read(tmp_path / "a.png")
+        assert torch.equal(video.frames[0].permute(1, 2, 0), torch.from_numpy(moving(1)[0]))
+        assert video.times.tolist() == [0]
+        assert read(tmp_path / "a.png", size=24).size == (24, 32)
+
+    def test_image_modes(self, tmp_path):
+        Image.fromarray((np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)).save(tmp_path / "deep.png")
+        frame = read(tmp_path / "deep.png").frames[0]
+        assert int(frame[0, 7, 7]) == round(63000 / 257)
+        Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+        assert int(read(tmp_path / "clear.png").frames.max()) == 0
+        turned = Image.fromarray(moving(1)[0])
+        exif = turned.getexif()
+        exif[0x0112] = 6
+        turned.save(tmp_path / "turned.jpg", exif=exif)
+        assert read(tmp_path / "turned.jpg").size == (64, 48)
+
+    def test_a_folder_in_natural_order(self, tmp_path):
+        for n in (10, 9, 1, 2):
+            Image.fromarray(np.full((8, 8, 3), n * 10, dtype=np.uint8)).save(tmp_path / f"im{n}.png")
+        (tmp_path / "notes.txt").write_text("no image")
+        video = read(tmp_path)
+        assert levels(video.frames) == [10, 20, 90, 100]
+        assert video.times.tolist() == pytest.approx([0, 0.04, 0.08, 0.12])
+        assert levels(read(tmp_path, frames=2).frames) == [10, 100]
+
+    @pytest.mark.parametrize("layout", ["thwc", "tchw", "hwc"])
+    @pytest.mark.parametrize("kind", ["uint8", "float"])
+    def test_arrays(self, layout, kind):
+        array = moving(4) if layout != "hwc" else moving(1)[0]
+        array = array / 255.0 if kind == "float" else array
+        array = array.transpose(0, 3, 1, 2) if layout == "tchw" else array
+        video = read(array)
+        expected = torch.from_numpy(moving(1 if layout == "hwc" else 4)).permute(0, 3, 1, 2)
+        assert torch.equal(video.frames, expected)
+        assert torch.equal(read(torch.from_numpy(np.ascontiguousarray(array))).frames, expected)
+        assert read(array, frames=1, size=12).frames.shape == (1, 3, 12, 16)
+
+    def test_what_is_no_video(self):
+        for wrong in (np.zeros((4, 4)), np.zeros((2, 4, 4, 2)), np.full((4, 4, 3), 7.0), np.zeros((0, 4, 4, 3))):
+            with pytest.raises(VideoError, match="array"):
+                read(wrong)
+        with pytest.raises(VideoError, match="uint8"):
+            read(np.zeros((4, 4, 3), dtype=np.int64))
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("make_it", "says"),
+        [
+            (lambda p: p, "no such file"),
+            (lambda p: p.write_bytes(b""), "empty"),
+            (lambda p: p.write_text("hello " * 200), "not a video"),
+            (lambda p: p.write_bytes(bytes(range(256)) * 40), "not a video"),
+            (lambda p: only_sound(p), "only sound"),
+            (lambda p: p.mkdir(), "without images"),
+        ],
+    )
+    def test_one_clear_line(self, tmp_path, make_it, says):
+        path = tmp_path / "a.mp4"
+        make_it(path)
+        with pytest.raises(VideoError, match=says) as caught:
+            read(path, frames=4)
+        assert "\n" not in str(caught.value)
+        assert "a.mp4" in str(caught.value)
+
+    @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+    def test_cut_in_the_middle(self, tmp_path, suffix):
+        extra = {"movflags": "faststart"} if suffix == ".mp4" else {}
+        path = make(tmp_path / f"a{suffix}", moving(60), container=extra)
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+        with pytest.raises(VideoError, match=r"only \d+ of \d+ frames can be decoded.*--allow-truncated") as caught:
+            read(path, frames=2)
+        count = int(str(caught.value).split("only ")[1].split()[0])
+        assert 5 < count < 60
+        video = read(path, allow_truncated=True)
+        assert len(video) == count
+        assert len(read(path, frames=4, allow_truncated=True)) == 4
+        assert sum(len(part) for part in stream(path, chunk=7, allow_truncated=True)) == count
+        with pytest.raises(VideoError, match="only"):
+            next(stream(path))
+
+    def test_cut_without_its_index(self, tmp_path):
+        path = make(tmp_path / "a.mp4", moving(60))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(VideoError, match="cannot|cut short|can be opened"):
+            read(path, allow_truncated=True)
+
+    def test_damage_in_the_middle(self, tmp_path):
+        path = make(tmp_path / "a.mkv", moving(60), codec="ffv1", pixels="yuv420p")
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        data[middle : middle + 4000] = b"\xff" * 4000
+        path.write_bytes(data)
+        try:
+            video = read(path, allow_truncated=True)
+        except VideoError as error:
+            assert "\n" not in str(error)
+        else:
+            assert 0 < len(video) <= 60
+
+    def test_a_huge_declared_size(self, tmp_path):
+        path = tmp_path / "a.png"
+        Image.new("L", (8, 8)).save(path)
+        data = bytearray(path.read_bytes())
+        data[16:24] = (90_000).to_bytes(4, "big") * 2
+        import zlib
+
+        data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+        path.write_bytes(data)
+        with pytest.raises(VideoError, match="90000x90000|decompression bomb"):
+            read(path)
+
+    def test_too_much_at_once(self, tmp_path, monkeypatch):
+        path = make(tmp_path / "a.mp4", moving(20))
+        monkeypatch.setattr("fewtokens.video.select.MOST_BYTES", 20_000)
+        with pytest.raises(VideoError, match="GiB"):
+            read(path)
+
+    @pytest.mark.parametrize(
+        "numbers",
+        [
+            {"frames": 0},
+            {"fps": 0},
+            {"fps": -1.0},
+            {"frames": 2, "fps": 2},
+            {"size": 0},
+            {"size": (0, 4)},
+            {"start": -1.0},
+            {"start": 2.0, "end": 1.0},
+            {"start": 99.0},
+        ],
+    )
+    def test_impossible_numbers(self, tmp_path, numbers):
+        path = make(tmp_path / "a.mp4", numbered(5))
+        with pytest.raises(ValueError, match=r"frames|fps|size|start|frame between"):
+            read(path, **numbers)
+
+    def test_broken_images(self, tmp_path):
+        (tmp_path / "a.png").write_bytes(b"")
+        (tmp_path / "b.png").write_text("text")
+        Image.fromarray(moving(1)[0]).save(tmp_path / "c.png")
+        (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:200])
+        for name in "abc":
+            with pytest.raises(VideoError, match=f"{name}.png"):
+                read(tmp_path / f"{name}.png")
+
+
+class TestStream:
+    @pytest.mark.parametrize("chunk", [1, 7, 100])
+    @pytest.mark.parametrize("how", [{}, {"fps": 3.0}, {"fps": 7.0, "start": 0.55}, {"start": 1.0, "end": 3.3}])
+    def test_chunks_are_the_whole(self, tmp_path, chunk, how):
+        path = make(tmp_path / "a.mp4", moving(45), gop=10)
+        whole = read(path, size=24, **how)
+        parts = list(stream(path, chunk=chunk, size=24, **how))
+        assert all(len(part) == chunk for part in parts[:-1])
+        assert torch.equal(torch.cat([part.times for part in parts]), whole.times)
+        assert torch.equal(torch.cat([part.frames for part in parts]), whole.frames)
+
+    def test_nothing_there(self, tmp_path):
+        path = make(tmp_path / "a.mp4", numbered(5))
+        with pytest.raises(VideoError, match="no frame between"):
+            list(stream(path, start=50))
+        with pytest.raises(ValueError, match="chunk"):
+            list(stream(path, chunk=0))
+        with pytest.raises(VideoError, match="no such file"):
+            list(stream(tmp_path / "no.mp4"))
+
+
+class TestWrite:
+    @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.mkv"])
+    def test_there_and_back(self, tmp_path, name):
+        frames = torch.from_numpy(numbered(6, 64, 48).copy())
+        video = read(write(tmp_path / name, frames, 10))
+        assert close(levels(video.frames), LEVELS[:6])
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+
+    def test_layouts_and_odd_sizes(self, tmp_path):
+        write(tmp_path / "a.mp4", torch.rand(3, 3, 21, 33), 5)
+        assert read(tmp_path / "a.mp4").size == (22, 34)
+
+    def test_what_cannot_be_written(self, tmp_path):
+        for frames, fps, name in (
+            (torch.zeros(2, 3, 8, 8), 5, "a.xyz"),
+            (torch.zeros(0, 3, 8, 8), 5, "a.mp4"),
+            (torch.zeros(2, 8, 8), 5, "a.mp4"),
+            (torch.zeros(2, 3, 8, 8), 0, "a.mp4"),
+        ):
+            with pytest.raises(ValueError, match=r"written as|frames must|fps must"):
+                write(tmp_path / name, frames, fps)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestSynthetic:
+    @pytest.mark.parametrize("kind", ["shapes", "digits", "glyphs", "static", "pan", "cuts", "noise"])
+    def test_the_same_for_the_same_seed(self, kind):
+        a = synthetic(kind, frames=5, size=(40, 56), seed=3)
+        b = synthetic(kind, frames=5, size=(40, 56), seed=3)
+        assert a.frames.shape == (5, 3, 40, 56)
+        assert torch.equal(a.frames, b.frames)
+        assert not torch.equal(a.frames, synthetic(kind, frames=5, size=(40, 56), seed=4).frames)
+        assert a.times.tolist() == [0, 0.125, 0.25, 0.375, 0.5]
+        assert synthetic(kind, frames=1, size=(9, 7)).frames.shape == (1, 3, 9, 7)
+
+    def test_what_the_kinds_promise(self):
+        static = synthetic("static", frames=6).frames.float()
+        changed = (static[1:] - static[:-1]).abs().amax(1) > 0
+        assert 0 < changed.float().mean() < 0.2
+        pan = synthetic("pan", frames=6).frames.float()
+        assert ((pan[1:] - pan[:-1]).abs().amax(1) > 0).float().mean() > 0.5
+        cuts = synthetic("cuts", frames=8).frames
+        assert [torch.equal(cuts[n], cuts[n + 1]) for n in range(7)] == [True, False] * 3 + [True]
+
+    def test_what_there_is_not(self):
+        for wrong in ({"kind": "clouds"}, {"kind": "pan", "frames": 0}, {"kind": "pan", "size": (0, 5)}):
+            with pytest.raises(ValueError, match=r"no synthetic|above 0"):
+                synthetic(**wrong)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "01_dog.mp4",
+        "cutie_example.mp4",
+        "mmaction_demo.mp4",
+        "mmaction_test.avi",
+        "nasa_13013.mp4",
+        "sample_demo_3.mp4",
+    ],
+)
+def test_real_clips(name):
+    path = data_path("clips", name)
+    whole, some = read(path, size=64), read(path, frames=9, size=64)
+    places = [int((whole.times == t).nonzero()) for t in some.times]
+    assert torch.equal(whole.frames[places], some.frames)
+    assert bool((whole.times[1:] > whole.times[:-1]).all())
+    assert whole.times[-1] == pytest.approx(whole.duration, abs=0.2)
+
+
+def test_a_video_says_what_it_is():
+    video = Video(torch.zeros(2, 3, 4, 5, dtype=torch.uint8), torch.zeros(2))
+    assert (len(video), video.size, video.name) == (2, (4, 5), "array")
