@@ -274,7 +274,7 @@ class TestBadInput:
     def test_cut_without_its_index(self, tmp_path):
         path = make(tmp_path / "a.mp4", moving(60))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(VideoError, match="cannot|cut short|can be opened"):
+        with pytest.raises(VideoError, match=r"cannot|cut short|can be opened"):
             read(path, allow_truncated=True)
 
     def test_damage_in_the_middle(self, tmp_path):
@@ -283,12 +283,10 @@ class TestBadInput:
         middle = len(data) // 2
         data[middle : middle + 4000] = b"\xff" * 4000
         path.write_bytes(data)
-        try:
-            video = read(path, allow_truncated=True)
-        except VideoError as error:
-            assert "\n" not in str(error)
-        else:
-            assert 0 < len(video) <= 60
+        with pytest.raises(VideoError, match=r"only \d+ of \d+ frames") as caught:
+            read(path)
+        count = int(str(caught.value).split("only ")[1].split()[0])
+        assert len(read(path, allow_truncated=True)) == count < 60
 
     def test_a_huge_declared_size(self, tmp_path):
         path = tmp_path / "a.png"
@@ -299,7 +297,7 @@ class TestBadInput:
 
         data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
         path.write_bytes(data)
-        with pytest.raises(VideoError, match="90000x90000|decompression bomb"):
+        with pytest.raises(VideoError, match=r"90000x90000|decompression bomb"):
             read(path)
 
     def test_too_much_at_once(self, tmp_path, monkeypatch):

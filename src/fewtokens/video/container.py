@@ -17,13 +17,14 @@ from fewtokens.video.types import VideoError
 
 
 @contextmanager
-def opened(path: Path, number: int | None) -> Iterator[tuple[Any, Any]]:
-    """The PyAV container and the video stream to read; closed afterwards, FFmpeg's own log kept quiet.
+def opened(path: Path, number: int | None, *, one_thread: bool = False) -> Iterator[tuple[Any, Any]]:
+    """The PyAV container and the video stream to read; closed afterwards.
 
     Args:
         path: the file.
         number: which of its video streams, counted from 0; None = the one FFmpeg calls best, cover pictures
             left out.
+        one_thread: for broken files: with several, how many frames come before an error is a matter of luck.
 
     Raises:
         VideoError: not a video, no such stream, frames of an impossible size.
@@ -33,32 +34,29 @@ def opened(path: Path, number: int | None) -> Iterator[tuple[Any, Any]]:
 
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.PANIC)
     try:
-        try:
-            container = av.open(str(path), metadata_errors="replace")
-        except (av.error.FFmpegError, OSError, ValueError, UnicodeDecodeError) as error:
-            raise VideoError(f"{path}: not a video that can be opened ({_reason(error)}); is it whole?") from None
-        with container:
-            streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not streams:
-                what = "only sound" if container.streams.audio else "no video stream"
-                raise VideoError(f"{path}: has {what}, so there are no frames to read")
-            if number is None:
-                best = container.streams.best("video")
-                stream = best if best in streams else max(streams, key=lambda s: s.width * s.height)
-            elif 0 <= number < len(streams):
-                stream = streams[number]
-            else:
-                raise VideoError(f"{path}: has {len(streams)} video streams, counted from 0; there is no {number}")
-            if stream.codec_context is None:
-                raise VideoError(f"{path}: no decoder for its video here")
-            check_pixels(stream.width, stream.height, str(path))
-            stream.thread_type = "AUTO"
-            yield container, stream
-    finally:
-        av.logging.set_level(level)
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError, UnicodeDecodeError) as error:
+        raise VideoError(f"{path}: not a video that can be opened ({_reason(error)}); is it whole?") from None
+    with container:
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            what = "only sound" if container.streams.audio else "no video stream"
+            raise VideoError(f"{path}: has {what}, so there are no frames to read")
+        if number is None:
+            best = container.streams.best("video")
+            stream = best if best in streams else max(streams, key=lambda s: s.width * s.height)
+        elif 0 <= number < len(streams):
+            stream = streams[number]
+        else:
+            raise VideoError(f"{path}: has {len(streams)} video streams, counted from 0; there is no {number}")
+        if stream.codec_context is None:
+            raise VideoError(f"{path}: no decoder for its video here")
+        check_pixels(stream.width, stream.height, str(path))
+        if one_thread:
+            stream.codec_context.thread_count = 1
+        stream.thread_type = "NONE" if one_thread else "AUTO"
+        yield container, stream
 
 
 @dataclass(frozen=True)

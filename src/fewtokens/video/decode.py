@@ -71,20 +71,23 @@ def decode_at(
     return frames
 
 
-def decode_all(path: Path, number: int | None, start: float = 0.0) -> Iterator[tuple[Any, int | None]]:
+def decode_all(
+    path: Path, number: int | None, start: float = 0.0, *, broken: bool = False
+) -> Iterator[tuple[Any, int | None]]:
     """Every frame in the order of showing, with its time stamp.
 
     Args:
         path: the file.
         number: which video stream.
         start: begins at the keyframe before this second, if the file lets it.
+        broken: the file is known to be cut or damaged.
 
     Raises:
         Broken: at the first frame that cannot be decoded.
     """
     import av
 
-    with opened(path, number) as (container, stream):
+    with opened(path, number, one_thread=broken) as (container, stream):
         if start > 0 and stream.time_base:
             first = stream.start_time or 0
             try:
@@ -101,11 +104,13 @@ def decode_all(path: Path, number: int | None, start: float = 0.0) -> Iterator[t
             raise Broken from None
 
 
-def countable(path: Path, number: int | None) -> tuple[list[int | None], bool]:
+def countable(path: Path, number: int | None, *, broken: bool = False) -> tuple[list[int | None], bool]:
     """The time stamps of all frames that can be decoded, and whether it came to the end unbroken."""
     stamps: list[int | None] = []
     try:
-        stamps.extend(pts for _, pts in decode_all(path, number))
+        # One by one, so that those before the break are kept.
+        for _, pts in decode_all(path, number, broken=broken):
+            stamps.append(pts)
     except Broken:
         return stamps, False
     return stamps, True
@@ -170,7 +175,7 @@ def cut_index(path: Path, number: int | None, index: Index, allow_truncated: boo
     Raises:
         VideoError: none can, or `allow_truncated` is not set; says how many there are.
     """
-    stamps, _ = countable(path, number)
+    stamps, _ = countable(path, number, broken=True)
     declared = index.declared or index.packets
     whole = f" of {declared}" if declared >= len(stamps) and declared else ""
     if not stamps:

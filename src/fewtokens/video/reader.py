@@ -90,13 +90,16 @@ def _read_file(
         pictures = decode_at(path, number, index, index.pts[chosen], convert, progress)
     if pictures is None:
         # Packets without sound time stamps, or data that does not keep to them: count by decoding, then read.
-        stamps, unbroken = countable(path, number)
-        if not stamps or not (unbroken or index.cut):
+        stamps, unbroken = countable(path, number, broken=index.cut)
+        if not unbroken and not index.cut:
             index = cut_index(path, number, index, allow_truncated)
+            stamps, _ = countable(path, number, broken=True)
+        if not stamps:
+            raise VideoError(f"{path}: none of its frames can be decoded")
         times = _times(stamps, facts)
         chosen = choose(times, frames, fps, start, end, str(path))
         check_bytes(len(chosen), *shape, str(path))
-        pictures = _count_off(path, number, chosen, convert, progress)
+        pictures = _count_off(path, number, index.cut, chosen, convert, progress)
     return Video(
         frames=torch.stack(pictures),
         times=torch.from_numpy(times[chosen].astype(np.float64)),
@@ -116,11 +119,16 @@ def _times(stamps: list[int | None], facts: dict[str, Any]) -> NDArray[np.float6
 
 
 def _count_off(
-    path: Path, number: int | None, chosen: NDArray[np.int64], convert: Converter, progress: Progress | None
+    path: Path,
+    number: int | None,
+    broken: bool,
+    chosen: NDArray[np.int64],
+    convert: Converter,
+    progress: Progress | None,
 ) -> list[Tensor]:
     """The frames with these numbers, by decoding all up to the last one."""
     wanted, pictures = set(chosen.tolist()), []
-    for n, (frame, _) in enumerate(decode_all(path, number)):
+    for n, (frame, _) in enumerate(decode_all(path, number, broken=broken)):
         if n in wanted:
             pictures.append(convert(frame))
             if progress is not None:
@@ -164,12 +172,12 @@ def stream(
     index, facts = sound_index(path, video_stream, allow_truncated)
     convert = Converter(size, facts["aspect"], str(path))
     first = None if index.pts is None else int(index.pts[0])
-    keys_in_order = first is not None
+    cut = index.cut
     del index  # the one thing that grows with the length
     frames: list[Tensor] = []
     times: list[float] = []
     any_frame = False
-    for frame, time in _shown(path, video_stream, fps, start if keys_in_order else 0.0, start, end, first, facts):
+    for frame, time in _shown(path, video_stream, fps, start, end, first, facts, cut):
         frames.append(convert(frame))
         times.append(time)
         any_frame = True
@@ -186,17 +194,19 @@ def _shown(
     path: Path,
     number: int | None,
     fps: float | None,
-    seek: float,
     start: float,
     end: float | None,
     first: int | None,
     facts: dict[str, Any],
+    cut: bool,
 ) -> Iterator[tuple[Any, float]]:
     """Frames in [start, end) with their seconds: all, or the last one shown by each tick of 1/fps."""
     held: tuple[Any, float] | None = None
     origin, ticks = 0.0, 0
+    # Where time stamps are not to be trusted frames are counted, and counting begins at the beginning.
+    seek = 0.0 if first is None or cut else start
     try:
-        for n, (frame, pts) in enumerate(decode_all(path, number, seek)):
+        for n, (frame, pts) in enumerate(decode_all(path, number, seek, broken=cut)):
             time = n / (facts["fps"] or _FPS) if pts is None or first is None else (pts - first) * facts["time_base"]
             if time < start - 1e-9:
                 continue
@@ -214,7 +224,9 @@ def _shown(
                     ticks += 1
             held = frame, time
     except Broken:
-        pass  # a cut file: what can be decoded was allowed, or it would not have come here
+        # What can be decoded of a file known to be cut was allowed, or it would not have come here.
+        if not cut:
+            raise VideoError(f"{path}: is damaged; what comes after the last chunk cannot be decoded") from None
     if held is not None and fps is not None and ticks < int((held[1] - origin) * fps + 1e-6) + 1:
         yield held
 
