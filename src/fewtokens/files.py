@@ -34,9 +34,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     umask = os.umask(0)
     os.umask(umask)
-    os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only the owner may read
     try:
         yield Path(name)
+        os.chmod(name, 0o666 & ~umask)  # temporary files are for their owner alone
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -1,0 +1,231 @@
+"""The command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewtokens import Tokens
+from fewtokens.cli import VERBS
+from fewtokens.video import synthetic, write
+from tests.data import data_path
+from tests.video.makers import make, moving, only_sound
+
+COMMAND = Path(sys.executable).with_name("fewtokens")
+
+
+def run(*words: object, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `fewtokens ...` and checks the exit code; never a traceback."""
+    done = subprocess.run([str(COMMAND), *map(str, words)], capture_output=True, text=True, cwd=cwd, timeout=240)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    video = synthetic("static", frames=20, size=(64, 96))
+    return write(tmp_path_factory.mktemp("clips") / "clip.mp4", video.frames, 10)
+
+
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_help_has_two_examples_for_each_verb():
+    listing = run("--help").stdout
+    for verb in VERBS:
+        assert verb in listing
+        text = run(verb, "--help").stdout
+        assert text.count(f"fewtokens {verb}") >= 2, verb
+
+
+def test_version():
+    assert run("--version").stdout.startswith("fewtokens 0.")
+
+
+def test_demo(tmp_path):
+    done = run("demo", "--out", tmp_path / "d", "--frames", 4, "--size", 64, "--keep", 0.2)
+    for name in (
+        "random",
+        "uniform",
+        "fewer_frames",
+        "downsample",
+        "mean_pool",
+        "evs",
+        "tome",
+        "kmeans",
+        "dpc_knn",
+        "rlt",
+    ):
+        assert name in done.stdout
+    assert "PSNR" in done.stdout
+    assert "Now try" in done.stdout
+    assert {p.name for p in (tmp_path / "d").iterdir()} == {"index.html", "static.png", "pan.png"}
+
+
+def test_demo_for_machines(tmp_path):
+    done = run("demo", "--out", tmp_path, "--frames", 3, "--size", 48, "--json")
+    report = json.loads(done.stdout)
+    assert len(report["clips"]) == 2
+    rows = report["clips"][0]["rows"]
+    assert {"random", "tome", "kmeans"} <= {row["method"] for row in rows}
+    for row in rows:
+        if row["method"] not in ("rlt", "dtd", "evs"):
+            assert row["tokens"] <= 0.1 * row["cells"] + 1
+
+
+def test_methods():
+    rows = json.loads(run("methods", "--json").stdout)
+    by_name = {row["method"]: row for row in rows}
+    assert by_name["rlt"]["stage"] == "pixels"
+    assert by_name["rlt"]["count"] == "by threshold"
+    assert by_name["rlt"]["streaming"] == "yes"
+    assert by_name["tome"]["count"] == "exact"
+    assert "kmeans" in run("methods").stdout
+    text = run("methods", "tome").stdout
+    assert "arXiv 2210.09461" in text
+    assert "CC BY-NC" in text
+    assert "did you mean tome" in error_line(run("methods", "tomee", code=2))
+
+
+def test_doctor():
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["missing"] == []
+    assert report["packages"]["torch"]["version"]
+    assert report["decoders"]["h264"]
+    assert "pip install" in run("doctor").stdout or "Everything is there" in run("doctor").stdout
+
+
+class TestTokenize:
+    def test_one_video(self, clip, tmp_path):
+        out = tmp_path / "a.safetensors"
+        done = run("tokenize", clip, "--with", "tome(keep=0.1)", "--frames", 8, "--size", 64, "--out", out)
+        assert "tokens of 192 cells" in done.stderr
+        tokens = Tokens.load(out)
+        assert tokens.count.tolist() == [19]
+        assert tokens.meta["spec"].startswith("tome(keep=0.1")
+        assert tokens.meta["encoder"]["id"] == "patches"
+        assert tokens.meta["source"]["bytes"] == clip.stat().st_size
+        assert tokens.meta["reading"]["frames"] == 8
+        assert len(tokens.grid.times) == 8
+        before = out.read_bytes()
+        again = ("tokenize", clip, "--with", "tome(keep=0.1)", "--frames", 8, "--size", 64, "--out", out)
+        assert "skipped" in run(*again).stderr
+        assert out.read_bytes() == before
+        other = ("tokenize", clip, "--with", "tome(keep=0.2)", "--frames", 8, "--size", 64, "--out", out)
+        assert "other settings" in error_line(run(*other, code=2))
+        run(*other, "--overwrite")
+        assert Tokens.load(out).count.tolist() == [38]
+
+    def test_several_go_on_past_a_broken_one(self, clip, tmp_path):
+        bad = tmp_path / "bad.mp4"
+        bad.write_text("no video")
+        done = run("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o", "--json", code=1)
+        report = json.loads(done.stdout)
+        assert [row["tokens"] for row in report["done"]] == [5]
+        listed = [json.loads(line) for line in (tmp_path / "o" / "failed.jsonl").read_text().splitlines()]
+        assert listed == report["failed"]
+        assert listed[0]["video"] == str(bad)
+        bad.unlink()
+        make(bad, moving(6))
+        run("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o")
+        assert not (tmp_path / "o" / "failed.jsonl").exists()
+        assert {p.name for p in (tmp_path / "o").iterdir()} == {"bad.safetensors", "clip.safetensors"}
+
+    def test_equal_names_from_two_folders(self, clip, tmp_path):
+        for folder in ("x", "y"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "v.mp4").write_bytes(clip.read_bytes())
+        run("tokenize", "x/v.mp4", "y/v.mp4", "--out", "o", cwd=tmp_path)
+        assert {p.name for p in (tmp_path / "o").iterdir()} == {"x_v.mp4.safetensors", "y_v.mp4.safetensors"}
+
+    def test_a_cut_file(self, tmp_path):
+        path = make(tmp_path / "a.mp4", moving(60), container={"movflags": "faststart"})
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+        out = tmp_path / "a.safetensors"
+        assert "--allow-truncated" in error_line(run("tokenize", path, "--out", out, code=2))
+        run("tokenize", path, "--allow-truncated", "--frames", 4, "--out", out)
+        assert Tokens.load(out).grid.T == 4
+
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            (["missing.mp4"], "no such file"),
+            (["empty.mp4"], "empty"),
+            (["text.mp4"], "not a video"),
+            (["sound.mp4"], "only sound"),
+            (["clip.mp4", "--with", "nothing"], "no method called"),
+            (["clip.mp4", "--with", "tome("], "cannot read the spec"),
+            (["clip.mp4", "--with", "tome(keep=0)"], "keep must be"),
+            (["clip.mp4", "--keep", "0"], "keep must be"),
+            (["clip.mp4", "--keep", "-3"], "keep must be"),
+            (["clip.mp4", "--keep", "a lot"], "--keep must be"),
+            (["clip.mp4", "--with", "rlt", "--keep", "0.5"], "would change nothing"),
+            (["clip.mp4", "--frames", "0"], "frames must be"),
+            (["clip.mp4", "--frames", "4", "--fps", "2"], "not both"),
+            (["clip.mp4", "--size", "0"], "size must be"),
+            (["clip.mp4", "--encoder", "nowhere/at/all"], "no such folder"),
+            (["clip.mp4", "--device", "tpu"], "device must be"),
+            (["clip.mp4", "--dtype", "int4"], "dtype must be"),
+            (["clip.mp4", "--with", "tome(r=4, stage='encoder')"], "does not allow"),
+            (["clip.mp4", "clip2.mp4"], "cannot go into one file"),
+        ],
+    )
+    def test_bad_input_is_one_line_and_exit_code_2(self, clip, tmp_path, words, says):
+        (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+        (tmp_path / "empty.mp4").write_bytes(b"")
+        (tmp_path / "text.mp4").write_text("hello")
+        if "sound.mp4" in words:
+            only_sound(tmp_path / "sound.mp4")
+        done = run("tokenize", *words, "--out", "o.safetensors", code=2, cwd=tmp_path)
+        assert says in error_line(done)
+        assert not (tmp_path / "o.safetensors").exists()
+
+    def test_a_broken_checkpoint(self, clip, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+        (tmp_path / "model.safetensors").write_bytes(b"not weights")
+        done = run("tokenize", clip, "--encoder", tmp_path, "--out", tmp_path / "o.safetensors", code=2)
+        assert "not a readable safetensors" in error_line(done)
+
+    def test_real_features(self, tmp_path):
+        weights, video = data_path("weights", "dinov2-small"), data_path("clips", "mmaction_demo.mp4")
+        out = tmp_path / "a.safetensors"
+        words = ("--with", "tome(r=8, stage='encoder') | kmeans(keep=32)", "--frames", 4, "--size", 112)
+        run("tokenize", video, "--encoder", weights, *words, "--out", out)
+        tokens = Tokens.load(out)
+        assert tokens.features.shape == (1, 32, 384)
+        assert len(tokens.meta["encoder"]["weights"]) == 64
+        run("show", out, "--out", tmp_path / "a.html")
+
+
+class TestShow:
+    def test_files_and_videos(self, clip, tmp_path):
+        out = tmp_path / "a.safetensors"
+        run("tokenize", clip, "--with", "rlt", "--frames", 6, "--size", 64, "--out", out)
+        for suffix in ("png", "html", "mp4"):
+            run("show", out, "--out", tmp_path / f"a.{suffix}")
+            assert (tmp_path / f"a.{suffix}").stat().st_size > 1000
+        run("show", clip, out, "--with", "evs(keep=0.3)", "--frames", 4, "--out", tmp_path / "both.html")
+        assert "must end in .html" in error_line(run("show", clip, out, "--out", tmp_path / "b.png", code=2))
+
+    def test_bad_input(self, clip, tmp_path):
+        out = tmp_path / "a.safetensors"
+        (tmp_path / "v.mp4").write_bytes(clip.read_bytes())
+        run("tokenize", tmp_path / "v.mp4", "--frames", 4, "--out", out)
+        (tmp_path / "v.mp4").rename(tmp_path / "w.mp4")
+        assert "--video" in error_line(run("show", out, "--out", tmp_path / "a.png", code=2))
+        run("show", out, "--video", tmp_path / "w.mp4", "--out", tmp_path / "a.png")
+        assert "ends in" in error_line(run("show", out, "--out", tmp_path / "a.bmp", code=2))
+        assert "style" in error_line(run("show", out, "--style", "neon", "--out", tmp_path / "a.png", code=2))
+        out.write_bytes(out.read_bytes()[:100])
+        assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
+        Tokens.from_cells(torch.zeros(1, 1, 2, 2, 3)).save(out)
+        assert "does not say which video" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
