@@ -117,15 +117,24 @@ class Plan:
         if self.weights is not None:
             return (self.weights.to(wide) @ values.to(wide)).to(values.dtype)
         assert self.dest is not None
-        real = torch.arange(self.width, device=values.device) < self.count.to(values.device)[:, None]
         if self.pick is not None:
             moved = values.gather(1, self.pick[..., None].expand(-1, -1, values.shape[2]))
+            real = torch.arange(self.width, device=values.device) < self.count.to(values.device)[:, None]
             return moved.masked_fill(~real[..., None], 0)
-        sizes = torch.ones_like(self.dest, dtype=wide) if sizes is None else sizes.to(wide)
+        share, _ = self.shares(torch.ones_like(self.dest, dtype=wide) if sizes is None else sizes.to(wide))
+        return self.average(values, share)
+
+    def shares(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a hard plan: the part of each token in its group's mean [B,N], and the groups' sizes [B,M]."""
+        assert self.dest is not None
         total = sums(sizes[..., None], self.dest, self.width).squeeze(2)
-        # The share is taken before the sum: a token alone in its group has share 1 and comes out bit-equal.
-        share = sizes / total.gather(1, self.dest.clamp(min=0)).clamp(min=torch.finfo(wide).tiny)
-        return sums(share[..., None] * values.to(wide), self.dest, self.width).to(values.dtype)
+        floor = torch.finfo(sizes.dtype).tiny
+        return sizes / total.gather(1, self.dest.clamp(min=0)).clamp(min=floor), total
+
+    def average(self, values: Tensor, share: Tensor) -> Tensor:
+        """Sums of share * values by group, [B,M,D]: a token alone in its group has share 1 and stays bit-equal."""
+        assert self.dest is not None
+        return sums(share[..., None] * values.to(share.dtype), self.dest, self.width).to(values.dtype)
 
 
 def sums(values: Tensor, dest: Tensor, width: int) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,18 +196,25 @@ class Tokens:
         assert plan.dest is not None
         plan = replace(plan, dest=plan.dest.masked_fill(~self.mask, -1))
         assert plan.dest is not None
-        codes = None
-        if self.codes is not None and plan.pick is not None:
-            codes = self.codes.gather(1, plan.pick)
+        changes: dict[str, Any] = {}
+        if plan.pick is not None:
+            sizes = sums(self.sizes[..., None], plan.dest, plan.width).squeeze(2)
+            changes["codes"] = None if self.codes is None else self.codes.gather(1, plan.pick)
+            move = plan.move
+        else:
+            wide = self.sizes.double() if self.features.dtype == torch.float64 else self.sizes
+            share, sizes = plan.shares(wide)
+            changes["codes"] = None
+            move = partial(plan.average, share=share)
         return replace(
             self,
-            features=plan.move(self.features, self.sizes),
-            positions=plan.move(self.positions, self.sizes),
-            sizes=sums(self.sizes[..., None], plan.dest, plan.width).squeeze(2),
+            features=move(self.features),
+            positions=move(self.positions),
+            sizes=sizes.to(self.sizes.dtype),
             mask=torch.arange(plan.width, device=self.device) < plan.count.to(self.device)[:, None],
             source=plan.dest.gather(1, self.source.clamp(min=0)).masked_fill(self.source < 0, -1),
-            codes=codes,
-            weights=None if self.weights is None else plan.move(self.weights, self.sizes),
+            weights=None if self.weights is None else move(self.weights),
+            **changes,
         )
 
     def _apply_soft(self, plan: Plan) -> Tokens:

@@ -66,7 +66,10 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     # The longest video has no padding, so the width is known without a look at the data.
     merged = torch.as_tensor(r, device=metric.device).minimum(tokens.count // 2)[:, None]  # [B,1]
     width = N - min(r, N // 2) if isinstance(r, int) else int((tokens.count - merged[:, 0]).max())
-    rank = best.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    order = best.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     goes = rank < merged
     stays = ~goes & real_a
     place_a = stays.cumsum(1) - 1 if tokens.num_prefix else rank - merged
