@@ -18,8 +18,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from common import time_side_by_side, write
 
+from common import time_side_by_side, write
 from fewtokens.video import read
 
 FOLDER = Path(tempfile.gettempdir()) / "fewtokens-bench"

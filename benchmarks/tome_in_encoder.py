@@ -11,14 +11,14 @@ plainly, with equal results. On a machine with CUDA it runs there too, in bfloat
 from __future__ import annotations
 
 import torch
-from common import time_side_by_side, write
-from reduce_speed import plain_tome
 from torch.utils.flop_counter import FlopCounterMode
 
+from common import time_side_by_side, write
 from fewtokens.encode import ViT, ViTConfig, VitEncoder
 from fewtokens.reduce.bipartite import bipartite_plan
 from fewtokens.reduce.tome import Tome
 from fewtokens.tokens import Tokens
+from reduce_speed import plain_tome
 
 
 def flops(encoder: VitEncoder, frames: torch.Tensor, inside: list) -> float:

@@ -52,7 +52,7 @@ def decode_at(
             for target, n, from_key, k in zip(wanted, place, key, key_place, strict=True):
                 if at < 0 or k - at > _WORTH_A_SEEK:
                     container.seek(int(from_key), stream=stream, backward=True)
-                    source = container.decode(stream)
+                    source = _wanted_first(container, stream, set(wanted.tolist()))
                 for frame in source:
                     if frame.pts is None or frame.pts > target:
                         return None
@@ -69,6 +69,14 @@ def decode_at(
         except (av.error.FFmpegError, OSError):
             return None
     return frames
+
+
+def _wanted_first(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
+    """Decodes on from here, sparing frames that are neither wanted nor referred to by others."""
+    context = stream.codec_context
+    for packet in container.demux(stream):
+        context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
 
 
 def decode_all(
@@ -124,8 +132,11 @@ class Converter:
     """
 
     def __init__(self, size: Size | None, aspect: float, name: str) -> None:
+        from av.video.reformatter import VideoReformatter
+
         self.size, self.aspect, self.name = size, aspect, name
         self.shape: tuple[int, int] | None = None
+        self.scaler = VideoReformatter()  # keeps its tables from frame to frame
 
     def __call__(self, frame: Any) -> Tensor:
         check_pixels(frame.width, frame.height, self.name)
@@ -136,14 +147,13 @@ class Converter:
         height, width = self.shape[::-1] if turns % 2 else self.shape
         alpha = any(component.is_alpha for component in frame.format.components)
         shrinks = height * width < frame.height * frame.width
-        image = frame.reformat(
-            width, height, "rgba" if alpha else "rgb24", interpolation="AREA" if shrinks else "BICUBIC"
+        image = self.scaler.reformat(
+            frame, width, height, "rgba" if alpha else "rgb24", interpolation="AREA" if shrinks else "BICUBIC"
         ).to_ndarray()
-        pixels = torch.from_numpy(image)
         if alpha:
-            pixels = (pixels[..., :3].float() * (pixels[..., 3:].float() / 255)).round().byte()
+            image = (image[..., :3] * (image[..., 3:] / 255.0)).round().astype(np.uint8)
         # FFmpeg's angle turns the stored picture counter-clockwise to what is shown.
-        return torch.rot90(pixels, turns, (0, 1)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.rot90(image, turns).copy() if turns else image).permute(2, 0, 1)
 
 
 def sound_index(path: Path, number: int | None, allow_truncated: bool) -> tuple[Index, dict[str, Any]]:
