@@ -45,6 +45,14 @@ def test_bytes_and_floats():
         Patches()(torch.rand(1, 3, 3, 16, 16), torch.arange(2))
 
 
+def test_half_precision():
+    frames = torch.rand(1, 2, 3, 8, 8)
+    encoder = load_encoder("patches", patch=4, dtype="float16")
+    tokens, _ = encoder(frames)
+    assert tokens.features.dtype == torch.float16
+    torch.testing.assert_close(encoder.decode(tokens.unmerge()), frames, rtol=1e-2, atol=1e-2)
+
+
 def test_a_pipeline_through_a_folder(tmp_path):
     pipeline = Pipeline("rlt | kmeans(4)", load_encoder("patches", patch=4))
     again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path), device="cpu")

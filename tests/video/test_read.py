@@ -255,6 +255,15 @@ class TestBadInput:
         assert "\n" not in str(caught.value)
         assert "a.mp4" in str(caught.value)
 
+    def test_a_stream_without_frames(self, tmp_path):
+        path = make(tmp_path / "a.avi", moving(3), codec="mpeg4")
+        data = path.read_bytes()
+        # The chunks of frames renamed, so that the header declares a video and nothing belongs to it.
+        path.write_bytes(data.replace(b"00dc", b"JUNK"))
+        with pytest.raises(VideoError, match=r"no frames|none|can be opened") as caught:
+            read(path)
+        assert "\n" not in str(caught.value)
+
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
     def test_cut_in_the_middle(self, tmp_path, suffix):
         extra = {"movflags": "faststart"} if suffix == ".mp4" else {}

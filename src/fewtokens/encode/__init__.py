@@ -42,16 +42,16 @@ def load_encoder(
     where = pick_device(device)
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    wanted = _DTYPES[dtype or "float32"]
     if batch < 1:
         raise ValueError(f"batch must be at least 1 frame, got {batch}")
     if str(name) == "patches":
-        return Patches(device=where, **_only(options, "patches", "patch", "tubelet"))
+        return Patches(device=where, dtype=wanted, **_only(options, "patches", "patch", "tubelet"))
 
     from fewtokens.encode import weights
 
     folder = Path(name) if Path(name).is_dir() else _from_hub(str(name))
     part = weights.vision_part(weights.read_config(folder))
-    wanted = _DTYPES[dtype or "float32"]
     if part["model_type"] not in weights.FAMILIES:
         from fewtokens.encode.hf import HfEncoder
 

@@ -20,6 +20,7 @@ class Patches:
     Args:
         patch: side of a patch in pixels.
         tubelet: frames in a cell.
+        device, dtype: of the features.
     """
 
     id = "patches"
@@ -27,11 +28,18 @@ class Patches:
     skips = True
     walks = False
 
-    def __init__(self, patch: int = 16, *, tubelet: int = 1, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        patch: int = 16,
+        *,
+        tubelet: int = 1,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if patch < 1 or tubelet < 1:
             raise ValueError(f"patch and tubelet must be at least 1, got {patch} and {tubelet}")
         self.patch, self.tubelet = patch, tubelet
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
 
     @property
     def width(self) -> int:
@@ -60,7 +68,8 @@ class Patches:
         fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet, self.patch)
         pixels = patchify(fitted, self.tubelet, self.patch)
         mean, std = self._scale(pixels.device)
-        tokens = Tokens.from_cells(((pixels.unflatten(-1, (-1, 3)) - mean) / std).flatten(2), grid)
+        features = ((pixels.unflatten(-1, (-1, 3)) - mean) / std).flatten(2)
+        tokens = Tokens.from_cells(features.to(self.dtype), grid)
         for method in before:
             reduced = method(tokens, pixels=pixels)
             pixels = pixels.gather(1, reduced.cell[..., None, None].expand(-1, -1, *pixels.shape[2:]))
@@ -71,7 +80,7 @@ class Patches:
         """Features [B,T,H,W,C] back to frames [B,T*tubelet,3,height,width] in 0..1, where they were; exact."""
         grid = Grid(*features.shape[1:4])
         mean, std = self._scale(features.device)
-        pixels = features.flatten(1, 3).unflatten(-1, (self.tubelet, -1, 3)) * std + mean
+        pixels = features.float().flatten(1, 3).unflatten(-1, (self.tubelet, -1, 3)) * std + mean
         return unpatchify(pixels.flatten(-2), grid, self.tubelet, self.patch)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:

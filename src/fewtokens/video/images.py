@@ -42,7 +42,9 @@ def read_images(
     """The images of a folder in natural order (2 before 10), `rate` a second, all of the first one's size."""
     files = sorted((f for f in folder.iterdir() if is_image(f) and not f.name.startswith(".")), key=_natural)
     if not files:
-        raise VideoError(f"{folder}: a folder without images ({', '.join(sorted(_SUFFIXES))})")
+        raise VideoError(
+            f"{folder}: a folder without images ({', '.join(sorted(_SUFFIXES))}); for videos give the files themselves"
+        )
     times = np.arange(len(files)) / rate
     chosen = choose(times, frames, fps, start, end, str(folder))
     first = _load(files[int(chosen[0])], size)
