@@ -82,6 +82,12 @@ def test_demo_for_machines(tmp_path):
             assert row["tokens"] <= 0.1 * row["cells"] + 1
 
 
+def test_a_perfect_copy_is_still_json(tmp_path):
+    done = run("demo", "--out", tmp_path, "--frames", 2, "--size", 32, "--keep", "1.0", "--json")
+    report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert report["clips"][0]["rows"][0]["PSNR dB"] is None
+
+
 def test_methods():
     rows = json.loads(run("methods", "--json").stdout)
     by_name = {row["method"]: row for row in rows}

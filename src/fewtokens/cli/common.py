@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
+        except BrokenPipeError:
+            raise typer.Exit(1) from None  # whoever read the output has gone
         except (ValueError, OSError) as error:
             fail(error)
             raise typer.Exit(2) from None
@@ -112,7 +115,16 @@ def text(name: str, value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    """JSON on stdout; numbers that JSON has no word for (the PSNR of a perfect copy) become null."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: plain(entry) for name, entry in part.items()}
+        if isinstance(part, list | tuple):
+            return [plain(entry) for entry in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    sys.stdout.write(json.dumps(plain(value), indent=2, default=str) + "\n")
 
 
 def parse_keep(keep: str | None) -> float | int | None:
