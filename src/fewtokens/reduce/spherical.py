@@ -31,33 +31,36 @@ def assign(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Assignment:
     B, K, C = centres.shape
     unused = torch.arange(K, device=x.device) >= k[:, None]
     labels, best, sums, counts = [], [], x.new_zeros(B, K, C), x.new_zeros(B, K)
-    masked = not bool(real.all())
+    masked, some_unused = not bool(real.all()), bool(unused.any())
     block = max(1, _ENTRIES_AT_ONCE // (B * max(C, K)))
     for rows, true in zip(x.split(block, 1), real.split(block, 1), strict=True):
-        similarity = (rows @ centres.transpose(1, 2)).masked_fill_(unused[:, None], -torch.inf)
+        similarity = rows @ centres.transpose(1, 2)
+        if some_unused:
+            similarity.masked_fill_(unused[:, None], -torch.inf)
         value, label = similarity.max(2)
         counts.scatter_add_(1, label, true.to(x.dtype))
-        sums += _sums_by_label(rows * true[..., None] if masked else rows, label, K)
+        _add_by_label(sums, rows * true[..., None] if masked else rows, label)
         labels.append(label)
         best.append(value)
     label, value = torch.cat(labels, 1), torch.cat(best, 1)
     empty = (counts == 0) & ~unused
     if bool(empty.any()):
         label = _fill(label, value, real, empty)
-        sums = _sums_by_label(x * real[..., None], label, K)
+        sums = _add_by_label(torch.zeros_like(sums), x * real[..., None], label)
         counts = torch.zeros_like(counts).scatter_add_(1, label, real.to(x.dtype))
     distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
     return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
 
 
-def _sums_by_label(rows: Tensor, labels: Tensor, K: int) -> Tensor:
-    """Sums of the rows [B,n,C] with each label, [B,K,C]."""
+def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """Adds the rows [B,n,C] to the sums [B,K,C] of their labels, in place."""
+    B, K, C = sums.shape
     if rows.is_cuda:
         # Atomic additions to few rows stand in each other's way and come in any order; a product does not.
-        return F.one_hot(labels, K).to(rows.dtype).transpose(1, 2) @ rows
-    index = torch.arange(len(rows), device=rows.device)[:, None] * K + labels
-    sums = rows.new_zeros(len(rows) * K, rows.shape[2])
-    return sums.index_add_(0, index.flatten(), rows.flatten(0, 1)).reshape(len(rows), K, -1)
+        return sums.baddbmm_(F.one_hot(labels, K).to(rows.dtype).transpose(1, 2), rows)
+    index = torch.arange(B, device=rows.device)[:, None] * K + labels
+    sums.view(B * K, C).index_add_(0, index.flatten(), rows.reshape(-1, C))
+    return sums
 
 
 def _fill(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor) -> Tensor:
