@@ -6,7 +6,7 @@ video -> pixels methods -> encoder (encoder methods inside) -> tokens methods ->
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,10 @@ class Encoder(Protocol):
         gives: the cues it can give.
         skips: pixels methods spare it work; otherwise they are applied to what it gives.
         walks: encoder methods can act between its blocks.
+        progress: called with (frames encoded, frames in all) where it is set.
     """
+
+    progress: Callable[[int, int], None] | None
 
     @property
     def id(self) -> str: ...

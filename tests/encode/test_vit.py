@@ -122,6 +122,12 @@ class TestEncoder:
         torch.testing.assert_close(one.features, all_.features, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(one.prefix, all_.prefix, rtol=1e-4, atol=1e-4)
 
+    def test_progress(self, vit):
+        encoder, seen = VitEncoder(vit, batch=4), []
+        encoder.progress = lambda done, total: seen.append((done, total))
+        encoder(frames())
+        assert seen == [(4, 6), (6, 6)]
+
     def test_grid_times_and_prefix(self, vit):
         encoder = VitEncoder(vit)
         tokens, _ = encoder(frames(), torch.tensor([0.0, 0.5, 1.0]))

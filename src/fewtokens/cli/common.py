@@ -76,8 +76,8 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; gives the function that sets how much is done."""
+def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal, nothing elsewhere; gives the function that sets (done, in all)."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -89,7 +89,11 @@ def progress(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
     )
     with bar:
         task = bar.add_task(title, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def advance(done: int, in_all: int | None = total) -> None:
+            bar.update(task, completed=done, total=in_all)
+
+        yield advance
 
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:

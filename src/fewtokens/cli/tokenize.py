@@ -85,12 +85,16 @@ def tokenize(
     }
     jobs = _targets(videos, target)
     done, failed = [], []
-    with progress("tokenize", len(jobs)) as advance:
+    assert pipeline.encoder is not None
+    single = len(jobs) == 1
+    with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
+        if single:
+            pipeline.encoder.progress = advance
         for number, (video, path) in enumerate(jobs):
             try:
                 row = _one(pipeline, video, path, reading, seed, overwrite)
             except (ValueError, OSError) as error:
-                if len(jobs) == 1:
+                if single:
                     raise
                 fail(error)
                 failed.append({"video": str(video), "error": " ".join(str(error).split())})
@@ -98,8 +102,9 @@ def tokenize(
                 done.append(row)
                 if not as_json:
                     _say(row)
-            advance(number + 1)
-    if len(jobs) > 1:
+            if not single:
+                advance(number + 1)
+    if not single:
         _write_failures(target / "failed.jsonl", failed)
     if as_json:
         print_json({"done": done, "failed": failed})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class HfEncoder:
         config = read_config(folder)
         self.id, self.batch, self.device, self.dtype = name, batch, device, dtype
         self.weights = fingerprint(folder)
+        self.progress: Callable[[int, int], None] | None = None
         self.model = _load(folder, dtype).to(device)
         size = vision_part(config).get("image_size") or 224
         self.size = max(size) if isinstance(size, list | tuple) else int(size)
@@ -104,6 +105,8 @@ class HfEncoder:
             square = fit(to_unit(part.to(self.device))[None], Grid(len(part), 1, 1), 1, self.size)[0]
             hidden = self._run(normalise(square, self.mean, self.std))
             rows.append(hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden)
+            if self.progress is not None:
+                self.progress(sum(len(row) for row in rows), B * T)
         hidden = torch.cat(rows)
         prefix = hidden[:, : self.num_prefix] if self.num_prefix else None
         single = Tokens.from_cells(hidden[:, self.num_prefix :], Grid(1, self.side, self.side), prefix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Patches:
             raise ValueError(f"patch and tubelet must be at least 1, got {patch} and {tubelet}")
         self.patch, self.tubelet = patch, tubelet
         self.device, self.dtype = torch.device(device), dtype
+        self.progress: Callable[[int, int], None] | None = None
 
     @property
     def width(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class VitEncoder:
         self.id, self.vit, self.batch = name, vit, batch
         self.mean, self.std, self.weights = tuple(mean), tuple(std), weights
         self.options = dict(options or {})
+        self.progress: Callable[[int, int], None] | None = None
 
     @property
     def width(self) -> int:
@@ -104,6 +105,8 @@ class VitEncoder:
             widths = {name: cues[name].shape[2:] for name in from_last}
             riding = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in from_last]
             chunks.append(chunk.replace(features=torch.cat([chunk.features, *riding], -1)))
+            if self.progress is not None:
+                self.progress(min(start + self.batch, B * T), B * T)
         tokens = join_frames(collate(chunks), T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
