@@ -9,7 +9,7 @@ import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +86,32 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+        cells = [
+            f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)
+            for value in row.values()
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def write(name: str, title: str, command: str, rows: list[dict[str, Any]], notes: str = "") -> None:
-    """Prints the table and writes it to results/NAME.json and NAME.md, with machine and command."""
+def write(name: str, title: str, command: str, rows: Any, notes: str = "", pictures: Sequence[str] = ()) -> None:
+    """Prints tables and writes them to results/NAME.json and NAME.md, with machine and command.
+
+    Args:
+        name: of the files.
+        title, command: of the report.
+        rows: one table as a list of rows with equal keys, or several as {title: rows}.
+        notes: a paragraph below.
+        pictures: files in results/ that are shown in the Markdown.
+    """
     where = machine()
-    table = markdown_table(rows)
-    print(f"\n{title}\n\n{table}\n{notes}")
+    tables = rows if isinstance(rows, dict) else {"": rows}
+    text = "\n\n".join((f"## {head}\n\n" if head else "") + markdown_table(part) for head, part in tables.items())
+    print(f"\n{title}\n\n{text}\n{notes}")
     RESULTS.mkdir(exist_ok=True)
     report = {"title": title, "command": command, "machine": where, "rows": rows, "notes": notes}
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     facts = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
-    text = f"# {title}\n\n`{command}`\n\n{facts}\n\n{table}\n"
+    text = f"# {title}\n\n`{command}`\n\n{facts}\n\n{text}\n"
+    text += "".join(f"\n![{picture}]({picture})\n" for picture in pictures)
     (RESULTS / f"{name}.md").write_text(text + (f"\n{notes}\n" if notes else ""))

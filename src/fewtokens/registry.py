@@ -30,6 +30,11 @@ METHODS = {
     "tome": "fewtokens.reduce.tome:Tome",
     "kmeans": "fewtokens.reduce.kmeans:KMeans",
     "dpc_knn": "fewtokens.reduce.dpc_knn:DpcKnn",
+    "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
+    "grid_split": "fewtokens.learn.grid_split:GridSplit",
+    "spatial_pool": "fewtokens.learn.spatial_pool:SpatialPool",
+    "dense_tokens": "fewtokens.learn.dense_tokens:DenseTokens",
+    "pool_mlp": "fewtokens.learn.pool_mlp:PoolMlp",
 }
 
 # Printed by every comparison, at the same budget as the methods compared.

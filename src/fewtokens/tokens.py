@@ -166,7 +166,7 @@ class Tokens:
         """These tokens if there is still one for every cell; otherwise a ValueError in the name of `who`."""
         index = torch.arange(self.grid.cells, device=self.device)
         if self.grid.cells != self.N or not bool(((self.source == index) | ~self.mask).all()):
-            raise ValueError(f"{who} compares whole frames: put it before methods that drop or merge tokens")
+            raise ValueError(f"{who} works on whole frames: put it before methods that drop or merge tokens")
         return self
 
     def replace(self, **changes: Any) -> Tokens:

@@ -25,15 +25,20 @@ VARIANTS = [
     "kmeans(criterion='elbow', k_min=3, k_max=8)",
     "dpc_knn(0.2, neighbours=3)",
     "random(0.1, seed=7)",
+    "tokenlearner(4, version='1.1')",
+    "tokenlearner(3, pool='mean')",
+    "spatial_pool(2, side=3)",
 ]
 SPECS = [*registry.names(), *VARIANTS]
 BUDGET = [name for name in registry.names() if "keep" in inspect.signature(registry.get(name)).parameters]
 CAUSAL = [spec for spec in SPECS if registry.build(spec)[0].causal and not registry.build(spec)[0].budget]
 
 
-def build(spec: str, **defaults) -> Method:
-    (method,) = registry.build(spec, **defaults)
-    return method
+def build(spec: str, *, width: int = 24, **defaults) -> Method:
+    """A method for features of `width` channels; trainable ones with the same parameters each time."""
+    torch.manual_seed(0)
+    (method,) = registry.build(spec, width=width, **defaults)
+    return method.eval()
 
 
 def test_something_is_registered():
@@ -66,6 +71,11 @@ class TestEveryMethod:
         assert out.grid == tokens.grid
         assert int(out.count.max()) == out.N
         assert out.positions.dtype == out.sizes.dtype == torch.float32
+        if build(spec).resamples:
+            # A cell is shared among the tokens that use it, so that sizes sum to the cells.
+            torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
+            assert out.weights is not None
+            return
         # The sizes are what the source says, where every size-one cell is accounted for.
         held = torch.zeros_like(out.sizes).scatter_add(1, out.source.clamp(min=0), (out.source >= 0).to(torch.float32))
         torch.testing.assert_close(held, out.sizes)
@@ -80,7 +90,7 @@ class TestEveryMethod:
             before = (tokens.sizes[..., None] * tokens.features).sum(1)
             after = (out.sizes[..., None] * out.features).sum(1)
             torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-        if not method.partition:
+        if not method.partition and not method.resamples:
             # Pure pruning: what is kept is kept as it was.
             kept = tokens.features.gather(1, out.cell[..., None].expand(-1, -1, tokens.C))
             assert torch.equal(kept[out.mask], out.features[out.mask])
@@ -103,6 +113,10 @@ class TestEveryMethod:
         method = build(spec)
         if method.stage == "pixels":
             pytest.skip("comes first in every chain")
+        if method.dense:
+            with pytest.raises(ValueError, match=f"{method.name} works on whole frames"):
+                run(method, run(build("dtd(0.5)"), clip(B=3)))
+            return
         ragged = run(build("dtd(0.5)"), clip(B=3))
         assert len(set(ragged.count.tolist())) > 1
         out = run(method, ragged)
@@ -169,7 +183,8 @@ class TestEveryMethod:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         tokens, method = clip(), build(spec)
-        same(run(method, tokens.to("cuda")).to("cpu"), run(method, tokens), 1e-4)
+        on_cpu = run(method, tokens)
+        same(run(method.to("cuda"), tokens.to("cuda")).to("cpu"), on_cpu, 1e-4)
 
     @settings(max_examples=15, deadline=None)
     @given(data=st.data())
@@ -178,13 +193,14 @@ class TestEveryMethod:
         C = data.draw(st.integers(12, 17))
         lengths = data.draw(st.none() | st.lists(st.integers(1, T), min_size=2, max_size=2))
         tokens = clip(T, H, W, C, seed=data.draw(st.integers(0, 3)), lengths=lengths)
-        method = build(spec)
+        method = build(spec, width=C)
         if spec in BUDGET:
             keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70))
             method = build(spec, keep=keep)
         out = run(method, tokens).check()
         for count, grid in zip(out.count.tolist(), tokens.grid.videos(2), strict=True):
-            assert 1 <= count <= grid.cells
+            assert count >= 1
+            assert count <= grid.cells or method.resamples
             assert method.planned_count(grid) in (None, count)
         assert not bool((out.source >= 0)[~tokens.grid.exists(2)].any())
         assert out.unmerge().shape == (2, T, H, W, C)

@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 VERBS = {
     "demo": "See videos turned into few tokens by every method: a table, a picture, a page. No weights needed.",
     "methods": "List the methods, or explain one.",
+    "models": "List the networks, or explain one.",
+    "cost": "Count what a network costs: operations, parameters, memory, time.",
     "tokenize": "Turn videos into files of few tokens.",
     "show": "Draw which region of the video each token stands for.",
     "doctor": "Say what this installation has, and what is missing.",

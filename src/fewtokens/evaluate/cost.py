@@ -1,0 +1,286 @@
+"""What a network costs: operations by named conventions, parameters, activation memory, latency.
+
+Counted while the network runs (on tensors without memory, where it can), from the operations that it really
+calls; no formula knows the model.
+
+Conventions, in units of 1e9 operations for one sample:
+
+    macs         multiply-accumulates of matrix products and convolutions, as torch.utils.flop_counter counts
+                 them (its FLOPs halved)
+    paper        TokenLearner's image and ViViT tables (arXiv 2106.11297): (2 * MACs + elementwise) / 2, where a
+                 convolution at a padded border counts only the taps that fall on pixels, and exp, tanh, rsqrt
+                 count nothing; the unoptimised XLA count, halved
+    paper_video  its tables of video modules (12 and 13): 2 * MACs, border taps counted, 6 for each attention
+                 logit; 6 in all for an entry of vector attention; no other elementwise operations
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+CONVENTIONS = ("macs", "paper", "paper_video")
+
+
+@dataclass
+class Count:
+    """Operations of one run, whole (not by sample).
+
+    Attributes:
+        macs: multiply-accumulates that touch real values.
+        border: multiply-accumulates of convolutions with the zeros of their padding.
+        elementwise: single additions, multiplications, divisions, comparisons.
+        logits: attention logits of heads with more than one channel.
+        entries: attention logits of heads with one channel (vector attention).
+        entry_macs: the part of `macs` that those entries are.
+        unknown: names of operations that were not counted.
+    """
+
+    macs: int = 0
+    border: int = 0
+    elementwise: int = 0
+    logits: int = 0
+    entries: int = 0
+    entry_macs: int = 0
+    unknown: tuple[str, ...] = ()
+
+    def by(self, convention: str) -> float:
+        """Operations / 1e9 by a convention of this module."""
+        if convention == "macs":
+            return (self.macs + self.border) / 1e9
+        if convention == "paper":
+            return (2 * self.macs + self.elementwise) / 2e9
+        if convention == "paper_video":
+            return (2 * (self.macs + self.border - self.entry_macs) + 6 * (self.logits + self.entries)) / 1e9
+        raise ValueError(f"a convention is one of {', '.join(CONVENTIONS)}, not {convention!r}")
+
+
+def count(run: Callable[..., Any], *inputs: Tensor) -> Count:
+    """Counts what `run(*inputs)` does. Nothing is kept for a backward pass.
+
+    Args:
+        run: a network or function.
+        inputs: on any device; "meta" costs no memory and no time.
+    """
+    counter = _Counter()
+    with torch.no_grad(), counter, _Attention(counter):
+        run(*inputs)
+    total = counter.total
+    total.unknown = tuple(sorted(counter.unknown))
+    return total
+
+
+def count_torch_macs(run: Callable[..., Any], *inputs: Tensor) -> float:
+    """MACs / 1e9 by `torch.utils.flop_counter` alone, as a check from outside."""
+    counter = FlopCounterMode(display=False)
+    # The counter knows no fused attention of the CPU; written out it is two matrix products.
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+        run(*inputs)
+    return counter.get_total_flops() / 2e9
+
+
+class _Attention(TorchFunctionMode):
+    """Counts attention as one operation, whatever kernels it becomes on this device."""
+
+    def __init__(self, counter: _Counter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args[:3]
+        rows = query.shape[:-1].numel()
+        logits = rows * key.shape[-2]
+        d = query.shape[-1]
+        total = self.counter.total
+        macs = logits * (d + value.shape[-1])
+        total.macs += macs
+        # Softmax: maximum, difference, sum, quotient; and the scale on each query.
+        scaled = 0 if (kwargs or {}).get("scale") == 1.0 else query.numel()
+        total.elementwise += 4 * logits - rows + scaled
+        if d == 1:
+            total.entries += logits
+            total.entry_macs += macs
+            # One multiplication where a product of d channels has d multiplications and d additions.
+            total.elementwise -= logits
+        else:
+            total.logits += logits
+        with self.counter.paused():
+            # Grouped or masked attention has the same shape of output.
+            return query.new_empty(*query.shape[:-1], value.shape[-1]) if query.is_meta else func(*args, **kwargs or {})
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the operations that reach the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = Count()
+        self.unknown: set[str] = set()
+        self._paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not self._paused:
+            self._add(func, args, out)
+        return out
+
+    def _add(self, func: Any, args: Any, out: Any) -> None:
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::").rstrip("_")
+        result = out[0] if isinstance(out, tuple | list) else out
+        total = self.total
+        if not isinstance(result, Tensor):
+            return
+        if name in _PRODUCTS:
+            bias = name in ("addmm", "baddbmm")
+            left = args[1] if bias else args[0]
+            total.macs += result.numel() * left.shape[-1]
+            total.elementwise += result.numel() if bias else 0
+        elif name in ("convolution", "_convolution"):
+            self._convolution(args, result)
+        elif name in _EACH:
+            if result.is_floating_point():
+                total.elementwise += _EACH[name] * result.numel()
+        elif name in _REDUCTIONS:
+            source = args[0]
+            if source.is_floating_point():
+                total.elementwise += source.numel() - (0 if name == "mean" else result.numel())
+        elif name == "native_layer_norm":
+            rows = math.prod(args[0].shape) // math.prod(args[1])
+            total.elementwise += 7 * args[0].numel() + 4 * rows
+        elif name in ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"):
+            total.elementwise += 4 * result.numel()
+        elif name == "_softmax":
+            total.elementwise += 4 * result.numel() - result.numel() // result.shape[args[1]]
+        elif name in (
+            "avg_pool2d",
+            "avg_pool3d",
+            "_adaptive_avg_pool2d",
+            "upsample_bilinear2d",
+            "upsample_trilinear3d",
+        ):
+            total.elementwise += max(args[0].numel(), result.numel())
+        elif name not in _FREE:
+            self.unknown.add(name)
+
+    def _convolution(self, args: Any, out: Tensor) -> None:
+        x, weight, bias, stride, padding, dilation, transposed = args[:7]
+        if transposed:
+            self.unknown.add("transposed convolution")
+            return
+        nominal = out.numel() * weight[0].numel()
+        # Taps that fall on pixels, axis by axis.
+        real = len(x) * len(weight) * weight.shape[1]
+        for axis in range(weight.ndim - 2):
+            length, side, wide = x.shape[2 + axis], weight.shape[2 + axis], out.shape[2 + axis]
+            step, pad, gap = (list(v) * 3 for v in (stride, padding, dilation))
+            starts = range(-pad[axis], -pad[axis] + wide * step[axis], step[axis])
+            real *= sum(sum(0 <= start + tap * gap[axis] < length for tap in range(side)) for start in starts)
+        self.total.macs += real
+        self.total.border += nominal - real
+        self.total.elementwise += out.numel() if bias is not None else 0
+
+
+_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+# Operations for each value that comes out; exp, tanh, sqrt and their like are free, as XLA counts them apart.
+_EACH = {
+    "add": 1, "sub": 1, "mul": 1, "div": 1, "rsub": 1, "neg": 1, "maximum": 1, "minimum": 1, "clamp": 2, "where": 1,
+    "relu": 1, "threshold": 1, "clamp_min": 1, "sigmoid": 3, "silu": 4, "gelu": 8, "pow": 1, "abs": 1, "lerp": 3,
+    "addcmul": 2, "native_dropout": 2, "bernoulli": 0, "exp": 0, "tanh": 0, "sqrt": 0, "rsqrt": 0, "log": 0, "sin": 0,
+    "cos": 0, "erf": 0, "reciprocal": 1, "square": 1, "hardtanh": 2, "softplus": 3,
+}  # fmt: skip
+_REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min"}
+# Only move or make values.
+_FREE = set(
+    """
+    view _unsafe_view reshape permute transpose t expand clone cat stack slice select unsqueeze squeeze split
+    split_with_sizes chunk unbind _to_copy copy detach alias empty empty_like new_empty zeros zeros_like new_zeros
+    ones new_ones full full_like new_full arange eye constant_pad_nd gather index index_select scatter scatter_add
+    masked_fill eq ne lt gt le ge logical_and logical_or logical_not bitwise_and bitwise_not lift_fresh lift
+    empty_strided as_strided fill zero argsort sort topk cumsum argmax repeat flip roll embedding to _reshape_alias
+    unfold scalar_tensor _local_scalar_dense any all floor round randn rand resize set view_as_real isfinite
+    _nested_tensor_from_mask empty_permuted new_empty_strided diagonal tril triu index_put item
+    """.split()
+)
+
+
+def parameters(model: nn.Module) -> int:
+    """Trainable numbers of a network."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
+    """Bytes that one forward pass keeps for its backward pass, parameters and inputs left out.
+
+    Works on tensors without memory ("meta") too. Each storage counts once.
+    """
+    # A storage is known by its object, for one without memory has no address.
+    own = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers(), *inputs)}
+    kept: dict[int, tuple[Tensor, int]] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (value, storage.nbytes())
+        return value
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        out = model(*inputs)
+        del out
+    return sum(size for _, size in kept.values())
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one forward pass.
+
+    Attributes:
+        median, low, high: over the repeats; low and high are the quartiles.
+        repeats: how many after the warm-up.
+    """
+
+    median: float
+    low: float
+    high: float
+    repeats: int
+
+
+def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up: int = 2) -> Latency:
+    """Times `run(*inputs)` without gradient, after a warm-up; waits for a GPU to finish."""
+    times = []
+    with torch.inference_mode():
+        for turn in range(warm_up + repeats):
+            _wait(inputs[0].device)
+            start = time.perf_counter()
+            run(*inputs)
+            _wait(inputs[0].device)
+            if turn >= warm_up:
+                times.append(1e3 * (time.perf_counter() - start))
+    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+    return Latency(statistics.median(times), quartiles[0], quartiles[2], repeats)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

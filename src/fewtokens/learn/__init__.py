@@ -1,0 +1,1 @@
+"""Trainable methods, one file each. Found by name through `fewtokens.registry`."""

@@ -1,0 +1,82 @@
+"""What the per-frame learners share: a module that looks at one frame's grid, and a whole video's plan.
+
+A learner has `learn(x)`: frames [F,H,W,C] to tokens [F,M,C] and the maps [F,M,H*W] that they were made with.
+Networks call `learn`; as a method it works on `Tokens`, and its maps are the soft weights of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens import files
+from fewtokens.grid import Grid
+from fewtokens.plan import Plan
+from fewtokens.tokens import Tokens
+
+
+def check_num_tokens(num_tokens: int) -> int:
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 1:
+        raise ValueError(f"num_tokens must be a count of at least 1 for each frame, got {num_tokens!r}")
+    return num_tokens
+
+
+def check_width(name: str, found: int, width: int) -> None:
+    """Raises a ValueError where features have other channels than the method was built for."""
+    if found != width:
+        raise ValueError(f"{name} was built for {width} channels, these tokens have {found}; say width={found}")
+
+
+def frames_of(tokens: Tokens, name: str) -> Tensor:
+    """The features as frames [B*T,H,W,C]; a ValueError in the name of `name` where cells are missing."""
+    return tokens.whole_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
+
+
+def plan_of(tokens: Tokens, maps: Tensor) -> Plan:
+    """The soft plan of maps [B*T,M,H*W]: the tokens of each frame, frame after frame.
+
+    The plan is [B,T*M,T*H*W], zero outside of a token's own frame.
+    """
+    B, T = tokens.B, tokens.grid.T
+    M = maps.shape[1]
+    own = torch.eye(T, device=maps.device, dtype=maps.dtype)
+    weights = maps.reshape(B, T, M, 1, -1) * own[:, None, :, None]
+    lengths = tokens.mask.reshape(B, T, -1).any(2).sum(1)
+    return Plan(lengths * M, T * M, weights=weights.reshape(B, T * M, -1))
+
+
+def planned(grid: Grid, num_tokens: int) -> int:
+    return grid.T * num_tokens
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Truncated normal of variance 1/fan_in, the default of flax."""
+    fan_in = weight[0].numel()
+    # The standard deviation of a normal cut at two of its own is 0.8796 of it.
+    std = math.sqrt(1 / fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def load_weights(method: nn.Module, name: str, path: str | None) -> None:
+    """Fills a method's parameters from a safetensors file written by `save_weights`.
+
+    Raises:
+        ValueError: the file is missing, damaged, of another method, or of another shape.
+    """
+    if path is None:
+        return
+    tensors, header = files.load(path, "method")
+    if header.get("method") != name:
+        raise ValueError(f"{path}: holds the weights of {header.get('method')}, not of {name}")
+    try:
+        method.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit {name} ({' '.join(str(error).split())[:300]})") from None
+
+
+def save_weights(method: nn.Module, name: str, path: str | Path) -> Path:
+    """Writes a method's parameters as one safetensors file, for its argument `weights`."""
+    return files.save(path, "method", method.state_dict(), {"method": name})

@@ -1,0 +1,98 @@
+"""What all networks share: a config, saving, loading."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from fewtokens import files
+
+
+class Model(nn.Module):
+    """A network with a config that builds it again.
+
+    Class attributes:
+        kind: its name in files.
+        config_type: the dataclass of its config.
+    """
+
+    kind: ClassVar[str] = ""
+    config_type: ClassVar[Any] = None
+    checkpointing: bool  # recompute activations in the backward pass instead of keeping them
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def features(self, frames: Tensor) -> Tensor:
+        """What the classifier sees, [B,C]; frames as `forward` takes them."""
+        raise NotImplementedError
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
+        return self.head  # type: ignore[return-value]
+
+    def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
+        """Writes config.json and model.safetensors.
+
+        Args:
+            folder: made if needed.
+            meta: plain values kept beside the config: class names, the run that trained it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files.save(folder / "model.safetensors", "model", self.state_dict(), {"model": self.kind})
+        config = {"fewtokens_model": self.kind, "config": asdict(self.config), **meta}
+        with files.whole_file(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+        return folder
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a saved model.
+
+    Raises:
+        ValueError: none there, or not one of a model of ours.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        said = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no config.json, so not a saved model") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(said, dict) or "fewtokens_model" not in said or not isinstance(said.get("config"), dict):
+        raise ValueError(f"{path}: not the config of a model of fewtokens")
+    return said
+
+
+def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
+    """The config dataclass from plain values; a ValueError in the name of `where` for unknown or bad ones."""
+    known = {field.name for field in fields(kind.config_type)}
+    if unknown := set(values) - known:
+        raise ValueError(f"{where}: unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    try:
+        return kind.config_type(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def fill(model: Model, tensors: dict[str, Tensor], where: str) -> Model:
+    """Loads parameters; a ValueError that names what is missing, left over or of another shape."""
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    for problem, names in (
+        ("lacks", wanted.keys() - found.keys()),
+        ("has, of no use here,", found.keys() - wanted.keys()),
+        ("has in another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            raise ValueError(f"{where}: does not fit this {model.kind}; it {problem} {some}")
+    model.load_state_dict(tensors)
+    return model
