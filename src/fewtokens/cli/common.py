@@ -154,17 +154,24 @@ def make_pipeline(
     Raises:
         ValueError: also where --keep would reach no method.
     """
+    import torch
+
     from fewtokens import registry
-    from fewtokens.encode import load_encoder
+    from fewtokens.encode import load_encoder, pick_device
     from fewtokens.pipeline import Pipeline
 
     budget = parse_keep(keep)
     if budget is not None and not takes_keep(spec):
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
-    defaults = {"seed": seed} | ({} if budget is None else {"keep": budget})
-    methods = registry.build(spec, **defaults)
+    defaults: dict[str, Any] = {"seed": seed} | ({} if budget is None else {"keep": budget})
     loaded: Encoder = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
-    return Pipeline(methods, loaded)
+    defaults["width"] = getattr(loaded, "width", None)
+    torch.manual_seed(seed)
+    methods = registry.build(spec, **{name: value for name, value in defaults.items() if value is not None})
+    for method in methods:
+        if method.trainable and not method.arguments.get("weights"):
+            log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by weights='FILE'")
+    return Pipeline([method.eval().to(pick_device(device)) for method in methods], loaded)
 
 
 def takes_keep(spec: str) -> bool:

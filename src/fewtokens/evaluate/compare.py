@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ def at_one_budget(keep: float | int, seed: int = 0) -> list[Method]:
     methods = []
     for name in registry.names():
         kind = registry.get(name)
-        if kind.stage == "tokens" and kind.budget and not kind.trainable:
+        if kind.stage == "tokens" and kind.budget and "keep" in inspect.signature(kind).parameters:
             methods += registry.build(name, keep=keep, seed=seed)
     return sorted(methods, key=lambda method: method.name not in registry.BASELINES)
 

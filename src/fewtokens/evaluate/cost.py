@@ -221,7 +221,7 @@ _FREE = set(
     empty_strided as_strided fill zero argsort sort topk cumsum argmax repeat flip roll embedding to _reshape_alias
     unfold scalar_tensor _local_scalar_dense any all floor round randn rand resize set view_as_real isfinite
     _nested_tensor_from_mask empty_permuted new_empty_strided diagonal tril triu index_put item
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 
