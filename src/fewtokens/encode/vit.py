@@ -164,6 +164,18 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(config.width)) if config.layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(config.width)) if config.layer_scale else None
 
+    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
+        """Both halves, nothing in between. `drop` is the rate of stochastic depth (arXiv 1603.09382), in training."""
+        x = self.dropped(x, self.first(x, None, "none")[0], drop)
+        return self.dropped(x, self.second(x), drop)
+
+    def dropped(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
+        """What a half added is left out for some samples, and scaled up for the others."""
+        if not rate or not self.training:
+            return after
+        kept = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
+        return before + (after - before) * kept / (1 - rate)
+
     def first(self, x: Tensor, weight: Tensor | None, how: str) -> tuple[Tensor, Tensor, Tensor]:
         """After attention and its residual; also the queries and keys."""
         q, k, v = self.attention.project(self.norm1(x))

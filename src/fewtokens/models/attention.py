@@ -21,13 +21,14 @@ class FactorisedSelfBlock(Block):
         self.norm_time = nn.LayerNorm(config.width, config.eps)
         self.attention_time = Attention(config)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         B, T = x.shape[:2]
-        x = self.first(x.flatten(0, 1), None, "none")[0].unflatten(0, (B, T))
+        x = self.dropped(x, self.first(x.flatten(0, 1), None, "none")[0].unflatten(0, (B, T)), drop)
         places = x.transpose(1, 2).flatten(0, 1)  # [B*N,T,C]
         q, k, v = self.attention_time.project(self.norm_time(places))
         places = places + self.attention_time.attend(q, k, v, None)
-        return self.second(places.unflatten(0, (B, -1)).transpose(1, 2))
+        x = self.dropped(x, places.unflatten(0, (B, -1)).transpose(1, 2), drop)
+        return self.dropped(x, self.second(x), drop)
 
 
 class FactorisedDotBlock(Block):
@@ -41,7 +42,7 @@ class FactorisedDotBlock(Block):
         if config.heads % 2:
             raise ValueError(f"factorised dot-product attention splits the heads in halves, got {config.heads}")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         B, T, N, _ = x.shape
         half = self.attention.heads // 2
         # [B*T,heads,N,d], each of queries, keys and values
@@ -52,5 +53,5 @@ class FactorisedDotBlock(Block):
         time = F.scaled_dot_product_attention(q, k, v)  # [B*N,h,T,d]
         time = time.unflatten(0, (B, N)).permute(0, 3, 2, 1, 4)  # [B,T,h,N,d]
         mixed = self.attention.out(torch.cat([space, time], 2).transpose(2, 3).flatten(3))
-        y = x + (mixed if self.scale1 is None else self.scale1 * mixed)
-        return self.second(y)
+        x = self.dropped(x, x + (mixed if self.scale1 is None else self.scale1 * mixed), drop)
+        return self.dropped(x, self.second(x), drop)

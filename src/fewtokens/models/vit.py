@@ -267,15 +267,9 @@ class VisionTransformer(Model):
     def _block(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
         rate = self.config.stochastic_depth * layer / max(1, self.config.depth - 1)
 
-        def run(x: Tensor) -> Tensor:
-            if type(block) is Block:
-                x = _drop(x, block.first(x, None, "none")[0], rate, self.training)
-                return _drop(x, block.second(x), rate, self.training)
-            return _drop(x, block(x), rate, self.training)
-
         if self.checkpointing and self.training:
-            return checkpoint(run, x, use_reentrant=False)
-        return run(x)
+            return checkpoint(block, x, rate, use_reentrant=False)
+        return block(x, rate)
 
     def _over_time(self, x: Tensor, frames: int, named: dict[str, Tensor]) -> Tensor:
         """The factorised encoder's second half: [B*T,N,C] to [B,T(+1),C]."""
@@ -319,14 +313,6 @@ def resize_positions(positions: Tensor, grid: Sequence[int]) -> Tensor:
         return positions
     moved = positions.permute(3, 0, 1, 2)[None].float()
     return F.interpolate(moved, tuple(grid), mode="trilinear", align_corners=False)[0].permute(1, 2, 3, 0)
-
-
-def _drop(before: Tensor, after: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: what a half block added is left out for some samples, and scaled up for the others."""
-    if not rate or not training:
-        return after
-    kept = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
-    return before + (after - before) * kept / (1 - rate)
 
 
 def initialise(model: VisionTransformer) -> None:

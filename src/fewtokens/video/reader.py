@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from fewtokens.video.images import is_image, read_image, read_images
 from fewtokens.video.select import Size, check_bytes, check_request, choose, target_size
 from fewtokens.video.types import Video, VideoError
 
+# From the seconds of all frames to the numbers of those wanted.
+Picker = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+
 # Images in a folder and arrays have no times of their own.
 _FPS = 25.0
 
@@ -30,6 +33,7 @@ def read(
     size: Size | None = None,
     start: float = 0.0,
     end: float | None = None,
+    pick: Picker | None = None,
     stream: int | None = None,
     allow_truncated: bool = False,
     progress: Progress | None = None,
@@ -44,6 +48,8 @@ def read(
         size: the short side in pixels (the aspect stays), or (height, width). Non-square pixels are made
             square and rotation is applied before.
         start, end: seconds from the first frame; frames in [start, end).
+        pick: instead of all these: given the seconds of all frames, float64 [n], the numbers of those wanted, in any
+            order, repeats included. For a video file.
         stream: which of several video streams, counted from 0; FFmpeg's best where not said.
         allow_truncated: use what can be decoded of a file that is cut or damaged.
         progress: called with (frames done, frames in all).
@@ -56,6 +62,8 @@ def read(
         ValueError: numbers that fit no video.
     """
     check_request(frames, fps, size, start, end)
+    if pick is not None and (frames is not None or fps is not None or start or end is not None):
+        raise ValueError("pick= stands alone; leave out frames, fps, start and end")
     if not isinstance(source, str | os.PathLike):
         return _from_array(source, frames, fps, size, start, end)
     path = Path(source)
@@ -65,16 +73,14 @@ def read(
         return read_images(path, frames, fps, size, start, end, _FPS, progress)
     if is_image(path):
         return read_image(path, size)
-    return _read_file(path, frames, fps, size, start, end, stream, allow_truncated, progress)
+    choice = pick or (lambda times: choose(times, frames, fps, start, end, str(path)))
+    return _read_file(path, choice, size, stream, allow_truncated, progress)
 
 
 def _read_file(
     path: Path,
-    frames: int | None,
-    fps: float | None,
+    choice: Picker,
     size: Size | None,
-    start: float,
-    end: float | None,
     number: int | None,
     allow_truncated: bool,
     progress: Progress | None,
@@ -85,8 +91,9 @@ def _read_file(
     pictures = None
     if index.pts is not None:
         times = (index.pts - index.pts[0]) * facts["time_base"]
-        chosen = choose(times, frames, fps, start, end, str(path))
-        check_bytes(len(chosen), *shape, str(path))
+        asked = choice(times)
+        chosen, place = np.unique(asked, return_inverse=True)
+        check_bytes(len(asked), *shape, str(path))
         pictures = decode_at(path, number, index, index.pts[chosen], convert, progress)
     if pictures is None:
         # Packets without sound time stamps, or data that does not keep to them: count by decoding, then read.
@@ -97,12 +104,13 @@ def _read_file(
         if not stamps:
             raise VideoError(f"{path}: none of its frames can be decoded")
         times = _times(stamps, facts)
-        chosen = choose(times, frames, fps, start, end, str(path))
-        check_bytes(len(chosen), *shape, str(path))
+        asked = choice(times)
+        chosen, place = np.unique(asked, return_inverse=True)
+        check_bytes(len(asked), *shape, str(path))
         pictures = _count_off(path, number, index.cut, chosen, convert, progress)
     return Video(
-        frames=torch.stack(pictures),
-        times=torch.from_numpy(times[chosen].astype(np.float64)),
+        frames=torch.stack([pictures[n] for n in place]),
+        times=torch.from_numpy(times[asked].astype(np.float64)),
         duration=facts["duration"],
         fps=facts["fps"],
         path=str(path),

@@ -1,0 +1,7 @@
+"""Labelled images and videos: lists of them, clips out of them, transforms."""
+
+from fewtokens.data.clips import ClipData, Sample, View, collate
+from fewtokens.data.listing import Item, Listing, read_listing
+from fewtokens.data.transforms import Transform
+
+__all__ = ["ClipData", "Item", "Listing", "Sample", "Transform", "View", "collate", "read_listing"]

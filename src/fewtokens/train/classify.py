@@ -1,0 +1,185 @@
+"""Training a classifier of images or videos: from files to a network, with `fewtokens.train.loop` in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewtokens import models
+from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
+from fewtokens.evaluate.classify import evaluator, predict, scores_of
+from fewtokens.models.inflate import initialise_from
+from fewtokens.train.curves import draw_curves
+from fewtokens.train.loop import Progress, Report, fit
+from fewtokens.train.objectives import Classification
+from fewtokens.train.settings import Recipe
+
+
+def find_data(
+    data: str | Path, *, validation: str | Path | None = None, share: float = 0.1, root: str | Path | None = None,
+    seed: int = 0,
+) -> tuple[Listing, Listing]:  # fmt: skip
+    """What to train on and what to test on.
+
+    Args:
+        data: see `read_listing`; or a folder with folders train and val (or validation, or test) of that kind.
+        validation: the same for the test; where not said and not found, a share of `data` is held back.
+        share: of each class, drawn with the seed.
+        root: where the files of lists lie.
+
+    Raises:
+        ValueError: nothing found; classes in the test that are not trained on.
+    """
+    data = Path(data)
+    if validation is None and (data / "train").is_dir():
+        found = [data / name for name in ("val", "validation", "test") if (data / name).is_dir()]
+        data, validation = data / "train", found[0] if found else None
+    training = read_listing(data, root=root)
+    if validation is None:
+        return training.split(share, seed)
+    return training, read_listing(validation, root=root, classes=training.classes)
+
+
+def datasets(training: Listing, test: Listing, recipe: Recipe) -> tuple[ClipData, ClipData]:
+    """Clips as the recipe draws them, and the views it tests on while training (one of each item)."""
+    transform = Transform(
+        size=recipe.size,
+        resize=recipe.resize,
+        scale=recipe.scale,
+        area=recipe.area,
+        flip=recipe.flip,
+        colour=recipe.colour,
+        grey=recipe.grey,
+    )
+    view = View(frames=recipe.frames, stride=recipe.stride, fps=recipe.fps or None)
+    return (
+        ClipData(training, transform, view, training=True, seed=recipe.seed, keep=recipe.keep),
+        ClipData(test, transform, view, training=False, keep=recipe.keep),
+    )
+
+
+def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path | None = None) -> models.Model:
+    """A network for these classes and clips.
+
+    Args:
+        name: of a preset, or the folder of a saved network, which is trained further.
+        training: says the classes.
+        recipe: says size and frames.
+        start: an image network whose weights it begins with; see `fewtokens.models.inflate`.
+    """
+    classes = len(training.classes)
+    if models.is_saved(name):
+        model = models.load(name)
+        if model.config.classes != classes:
+            model = _new_head(model, classes, recipe.head_bias)
+        return model
+    kind, _ = models.preset(name)
+    changes: dict[str, Any] = {"classes": classes, "frames": recipe.frames}
+    if kind is models.VisionTransformer:
+        changes |= {"size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
+    model = models.build(name, **changes)
+    if start is not None:
+        if not isinstance(model, models.VisionTransformer):
+            raise ValueError(f"{name} is no ViT, so it cannot begin with the weights of one")
+        initialise_from(model, start, positions="resize_tile")
+    return model
+
+
+def _new_head(model: models.Model, classes: int, bias: float) -> models.Model:
+    """The same network with a head for other classes."""
+    changed = type(model)(replace(model.config, classes=classes))
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    changed.load_state_dict(changed.state_dict() | state)
+    nn.init.constant_(changed.classifier.bias, bias)
+    return changed
+
+
+def train_classifier(
+    model: models.Model,
+    training: Listing,
+    test: Listing,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    progress: Progress | None = None,
+    device: str | None = None,
+) -> Report:
+    """Trains a network and saves it in OUT/model, with its curves beside it.
+
+    The scores of the end are those of all views of the recipe.
+    """
+    out = Path(out)
+    if recipe.freeze:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith("head."))
+    loss = "sigmoid" if training.multi_label else recipe.loss
+    objective = Classification(loss, recipe.label_smoothing, recipe.mixup, recipe.cutmix)
+    data, views = datasets(training, test, recipe)
+    options: dict[str, Any] = {
+        "batch": max(1, recipe.batch // recipe.accumulate),
+        "workers": recipe.workers,
+        "loss": loss,
+    }
+    report = fit(
+        model,
+        objective,
+        data,
+        recipe,
+        out,
+        collate=collate,
+        evaluate=evaluator(views, **options),
+        resume=resume,
+        progress=progress,
+        device=device,
+    )
+    if recipe.clips * recipe.crops > 1:
+        views.view = replace(views.view, clips=recipe.clips, crops=recipe.crops)
+        scores, targets, broken = predict(model, views, **options)
+        report.scores = scores_of(scores, targets)
+        report.broken = list(dict.fromkeys([*report.broken, *broken]))
+    from accelerate import PartialState
+
+    if recipe.shard:
+        # Sharded parameters are put together by the checkpoint, which every process takes part in.
+        _save_from_state(model, out, training, recipe)
+    elif PartialState().is_main_process:
+        model.save_pretrained(out / "model", **_meta(training, recipe, report))
+    if PartialState().is_main_process:
+        draw_curves(report.metrics, out / "curves.png")
+    return report
+
+
+def _meta(training: Listing, recipe: Recipe, report: Report | None) -> dict[str, Any]:
+    return {
+        "labels": list(training.classes),
+        "multi_label": training.multi_label,
+        "trained": {
+            "size": recipe.size,
+            "resize": recipe.resize,
+            "frames": recipe.frames,
+            "stride": recipe.stride,
+            "fps": recipe.fps,
+            "loss": recipe.loss,
+            "scores": {} if report is None else report.scores,
+        },
+    }
+
+
+def _save_from_state(model: models.Model, out: Path, training: Listing, recipe: Recipe) -> None:
+    from accelerate import PartialState
+
+    from fewtokens.train import checkpoint
+
+    if not PartialState().is_main_process:
+        return
+    tensors, _ = checkpoint.read(out / "state.safetensors")
+    part = "ema." if recipe.ema else "model."
+    state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    state |= {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
+    whole = type(model)(model.config)
+    whole.load_state_dict(state)
+    whole.save_pretrained(out / "model", **_meta(training, recipe, None))

@@ -1,0 +1,231 @@
+"""How a run is trained: plain values, and the published settings as presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs to know; the same for every objective.
+
+    Attributes:
+        epochs: passes over the data; may be a part of one.
+        steps: optimizer steps, instead of epochs, where above 0.
+        batch: samples of one optimizer step, over all processes and accumulated parts.
+        accumulate: parts in which a batch is computed.
+        optimizer, lr, momentum, beta1, beta2, weight_decay: of it; momentum is SGD's. Norms and biases and what has
+            one dimension are not decayed.
+        schedule, warmup, lr_end: after `warmup` (a share of the steps below 1, else steps) of linear rise.
+        clip: largest norm of the gradient; 0 is off.
+        ema: decay of the averaged weights that are evaluated and saved; 0 is off.
+        precision: no (float32), bf16 or fp16 (with scaled loss).
+        compile: torch.compile.
+        checkpointing: recompute activations in the backward pass.
+        shard: shard parameters, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP).
+        seed: of everything drawn.
+        workers: processes that read data; 0 reads in this one.
+        save_every: steps between checkpoints; 0 means once an epoch.
+        eval_every: epochs between evaluations; 0 means at the end alone.
+        log_every: steps between lines of metrics.jsonl.
+        tensorboard: also write its event files.
+    """
+
+    epochs: float = 10
+    steps: int = 0
+    batch: int = 64
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.05
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    lr_end: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    precision: str = "no"
+    compile: bool = False
+    checkpointing: bool = False
+    shard: bool = False
+    seed: int = 0
+    workers: int = 2
+    save_every: int = 0
+    eval_every: float = 1
+    log_every: int = 10
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.batch < 1 or self.accumulate < 1 or self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}, both at least 1")
+        if self.steps < 0 or (not self.steps and self.epochs <= 0):
+            raise ValueError(f"epochs must be above 0, got {self.epochs}")
+        if self.lr <= 0 or self.weight_decay < 0 or self.clip < 0 or not 0 <= self.ema < 1 or self.warmup < 0:
+            raise ValueError("lr must be above 0; weight_decay, clip and warmup at least 0; ema in [0, 1)")
+        if self.workers < 0 or self.save_every < 0 or self.eval_every < 0 or self.log_every < 1:
+            raise ValueError("workers, save_every and eval_every must be at least 0, log_every at least 1")
+        if self.shard and self.precision == "fp16":
+            raise ValueError("sharding goes with bf16 or float32; fp16 needs a scaled loss, which is not sharded here")
+
+    def total(self, items: int) -> int:
+        """Optimizer steps for so many items."""
+        return self.steps or max(1, round(self.epochs * items / self.batch))
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        warmup = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        share = (step - warmup) / max(1, total - warmup)
+        if self.schedule == "cosine":
+            return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * share))
+        return self.lr if self.schedule == "constant" else self.lr + (self.lr_end - self.lr) * share
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
+    """Classification of images or videos: the loop's settings, the data's and the loss's.
+
+    Attributes:
+        size, resize: crop and short side before it, in pixels; resize 0 is the size.
+        scale: jitter of the short side (videos). area: share of a random part (images).
+        flip, colour, grey: probabilities.
+        frames, stride, fps: of a clip; fps instead of stride where above 0.
+        loss: softmax (cross-entropy) or sigmoid (one yes-or-no question for each class); several classes to an item
+            always take sigmoid.
+        label_smoothing, mixup, cutmix: mixup and cutmix are the alphas of their Beta distributions; 0 is off.
+        head_bias: where a head drawn anew begins; -10 goes with sigmoid over many classes.
+        freeze: train the last layer alone.
+        clips, crops: views of the final test.
+        keep: hold decoded images in memory.
+        note: what it cost where it was published.
+    """
+
+    size: int = 224
+    resize: int = 0
+    scale: tuple[float, float] = (1.0, 1.0)
+    area: tuple[float, float] = (1.0, 1.0)
+    flip: float = 0.5
+    colour: float = 0.0
+    grey: float = 0.0
+    frames: int = 1
+    stride: int = 1
+    fps: float = 0.0
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    head_bias: float = 0.0
+    freeze: bool = False
+    clips: int = 1
+    crops: int = 1
+    keep: bool = False
+    note: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("scale", "area"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.loss not in ("softmax", "sigmoid"):
+            raise ValueError(f"loss must be softmax or sigmoid, got {self.loss!r}")
+        if not 0 <= self.label_smoothing < 1 or self.mixup < 0 or self.cutmix < 0:
+            raise ValueError("label_smoothing must be in [0, 1), mixup and cutmix at least 0")
+
+
+# The published settings. Batches are global; lower `batch` and `lr` together where the machine is smaller.
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {
+        "note": "ours: a small network on a small set, from scratch, on a CPU; minutes",
+    },
+    "imagenet_finetune": {
+        "epochs": 8, "batch": 512, "optimizer": "sgd", "lr": 0.03, "weight_decay": 0.0, "warmup": 500,
+        "size": 384, "area": (0.05, 1.0), "precision": "bf16",
+        "note": "TokenLearner and ViT: 20,000 steps at 384 px (512 for L) on 32 TPU cores; lr swept over "
+                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (JFT there).",
+    },
+    "imagenet_scratch": {
+        "epochs": 90, "batch": 4096, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.3, "schedule": "linear",
+        "lr_end": 1e-5, "warmup": 10000, "size": 224, "area": (0.05, 1.0), "loss": "sigmoid", "head_bias": -10.0,
+        "precision": "bf16",
+        "note": "the one released configuration (B/16, version 1.1, 16 tokens at 9); no accuracy was published",
+    },
+    "kinetics": {
+        "epochs": 30, "batch": 64, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0, "warmup": 1 / 12,
+        "size": 224, "resize": 256, "scale": (0.9, 1.33), "colour": 0.8, "grey": 0.1, "frames": 32, "stride": 2,
+        "clips": 4, "crops": 3, "precision": "bf16", "workers": 8,
+        "note": "TokenLearner in ViViT (lr 0.05; ViViT itself 0.1), from a pre-trained image network; 32 TPU cores, "
+                "no weight decay, smoothing or dropout; tested on 4 clips x 3 crops",
+    },
+    "charades": {
+        "steps": 100000, "batch": 256, "optimizer": "sgd", "lr": 0.8, "weight_decay": 0.0, "loss": "sigmoid",
+        "size": 224, "resize": 256, "scale": (1.0, 1.25), "frames": 64, "fps": 12.0, "clips": 10, "precision": "bf16",
+        "workers": 8,
+        "note": "X(2+1)D-M from scratch: about 16 hours on 32 TPUv3 cores; the paper gives lr 0.8 for a core of 4 "
+                "clips, taken here as the rate of the whole batch",
+    },
+    "avid": {
+        "steps": 100000, "batch": 512, "optimizer": "sgd", "lr": 0.025, "weight_decay": 0.0, "label_smoothing": 0.2,
+        "size": 224, "resize": 256, "scale": (1.0, 1.25), "frames": 64, "stride": 2, "precision": "bf16", "workers": 8,
+        "note": "X(2+1)D-M from scratch, about 125 epochs; the paper gives lr 0.025 for a core of 8 clips",
+    },
+}  # fmt: skip
+
+
+def make_recipe(preset: str = "small", **changes: Any) -> Recipe:
+    """A preset with changes.
+
+    Raises:
+        ValueError: an unknown preset or setting, or a value out of range.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no recipe called {preset!r}; there are {', '.join(PRESETS)}")
+    known = {each.name for each in fields(Recipe)}
+    if unknown := set(changes) - known:
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    if "epochs" in changes and "steps" not in changes:
+        changes["steps"] = 0
+    return Recipe(**(PRESETS[preset] | changes))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """One "name=value" of the command line, in the type of the setting.
+
+    Raises:
+        ValueError: not of this form, or a value of another type.
+    """
+    name, sign, value = text.partition("=")
+    types = {each.name: type(getattr(Recipe(), each.name)) for each in fields(Recipe)}
+    name = name.strip().replace("-", "_")
+    if not sign or name not in types:
+        raise ValueError(f"a setting is written name=value, such as lr=0.01, got {text!r}; known: {', '.join(types)}")
+    kind = types[name]
+    try:
+        if kind is bool:
+            return name, {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if kind is tuple:
+            low, high = (float(part) for part in value.strip("()[] ").split(","))
+            return name, (low, high)
+        return name, kind(value)
+    except (ValueError, KeyError):
+        raise ValueError(f"{name} takes a {kind.__name__}, got {value!r}") from None
+
+
+def write_settings(settings: Settings, path: Path) -> None:
+    from fewtokens.files import whole_file
+
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")

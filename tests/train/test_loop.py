@@ -1,0 +1,328 @@
+"""The loop: resumed runs, several processes, every option."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fewtokens import files
+from fewtokens.train import checkpoint, loop
+from fewtokens.train.settings import PRESETS, Settings, make_recipe, parse_setting
+from tests.train.runs import network, run, settings
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step: int):
+    def progress(done: int, total: int, numbers: dict) -> None:
+        if done == step:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6, 11])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_resumed_run_is_bit_equal(tmp_path, stop, optimizer):
+    whole, _ = run(tmp_path / "whole", optimizer=optimizer)
+    with pytest.raises(Stop):
+        run(tmp_path / "parts", progress=stop_at(stop), optimizer=optimizer)
+    resumed, report = run(tmp_path / "parts", optimizer=optimizer)
+    assert report.resumed_at == 4 * (stop // 4)
+    assert same(whole, resumed)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+    a, b = (files.load(tmp_path / name / "state.safetensors", "run")[0] for name in ("whole", "parts"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(tmp_path, workers):
+    alone, _ = run(tmp_path / "a")
+    helped, _ = run(tmp_path / "b", workers=workers)
+    assert same(alone, helped)
+
+
+def test_killed_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
+    """The file that is being written is not the one that is read."""
+    whole, _ = run(tmp_path / "whole")
+    save, calls = files.save_file, []
+
+    def killed(tensors, path, **options):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half of a checkpoint")
+            raise KeyboardInterrupt
+        return save(tensors, path, **options)
+
+    monkeypatch.setattr(files, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts")
+    monkeypatch.undo()
+    # A process that is killed outright leaves its temporary file behind; that does no harm either.
+    (tmp_path / "parts" / ".state.left.safetensors").write_bytes(b"half of a checkpoint")
+    resumed, report = run(tmp_path / "parts")
+    assert report.resumed_at == 4
+    assert same(whole, resumed)
+
+
+def test_a_process_killed_outright_can_be_resumed(tmp_path):
+    whole, _ = run(tmp_path / "whole")
+    program = (
+        "import os\nfrom tests.train.runs import run\n"
+        "def progress(done, total, numbers):\n    if done == 7: os.kill(os.getpid(), 9)\n"
+        f"run({str(tmp_path / 'parts')!r}, progress=progress)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
+    assert ended.returncode == -9
+    resumed, report = run(tmp_path / "parts")
+    assert report.resumed_at == 4
+    # Another process sums in the same order.
+    assert same(whole, resumed)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    whole, _ = run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again, report = run(tmp_path)
+    assert report.resumed_at == report.steps == 12
+    assert same(whole, again)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_fresh_begins_anew(tmp_path):
+    run(tmp_path, steps=8)
+    with pytest.raises(ValueError, match=r"other settings \(steps\)"):
+        run(tmp_path)
+    _, report = run(tmp_path, resume=False)
+    assert (report.resumed_at, report.steps) == (0, 12)
+
+
+def test_it_learns(tmp_path):
+    from fewtokens.train.loop import fit
+    from fewtokens.train.objectives import Classification
+    from tests.train.runs import Blobs, collate
+
+    model = network(stochastic_depth=0.0)
+    report = fit(
+        model, Classification(), Blobs(), settings(steps=100, lr=1e-2, ema=0.0), tmp_path, collate=collate, device="cpu"
+    )
+    assert report.metrics[-1]["accuracy"] == 1.0
+    assert report.metrics[-1]["loss"] < 0.5 < 1.0 < report.metrics[0]["loss"]
+
+
+def test_parts_of_a_batch_add_up(tmp_path):
+    """Accumulated over four parts, the gradient is that of the whole batch."""
+    from fewtokens.train.loop import fit
+    from fewtokens.train.objectives import Classification
+    from tests.train.runs import Blobs, collate
+
+    trained = []
+    for accumulate in (1, 4):
+        model = network(stochastic_depth=0.0)
+        fit(
+            model, Classification(), Blobs(), settings(accumulate=accumulate, steps=3, optimizer="sgd"),
+            tmp_path / str(accumulate), collate=collate, device="cpu",
+        )  # fmt: skip
+        trained.append(model)
+    for a, b in zip(*(model.state_dict().values() for model in trained), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision(tmp_path, precision):
+    _, report = run(tmp_path, precision=precision)
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in report.metrics if "loss" in line)
+
+
+def test_checkpointing_and_compile(tmp_path):
+    plain, _ = run(tmp_path / "a", steps=2)
+    recomputed, _ = run(tmp_path / "b", steps=2, checkpointing=True)
+    for a, b in zip(plain.state_dict().values(), recomputed.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled(tmp_path):
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1))
+    except Exception as error:  # no compiler on this machine
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    plain, _ = run(tmp_path / "a", steps=2, ema=0.0)
+    compiled, _ = run(tmp_path / "b", steps=2, ema=0.0, compile=True)
+    assert plain.state_dict().keys() == compiled.state_dict().keys()
+
+
+def test_averaged_weights_are_what_is_evaluated(tmp_path):
+    seen = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append([p.detach().clone() for p in model.parameters()])
+        return {"top1": 1.0}
+
+    model, report = run(tmp_path, evaluate=evaluate)
+    tensors, _ = checkpoint.read(tmp_path / "state.safetensors")
+    for (name, parameter), value in zip(model.named_parameters(), seen[-1], strict=True):
+        assert torch.equal(parameter, value), name
+        assert torch.equal(tensors[f"ema.{name}"], value), name
+        assert not torch.equal(tensors[f"model.{name}"], value) or value.numel() < 20, name
+    assert report.scores == {"top1": 1.0}
+    assert lines(tmp_path)[-1] == {"step": 12, "top1": 1.0}
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(tmp_path, tensorboard=True)
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_parameter_without_gradient_is_named(tmp_path):
+    model = network()
+    model.unused = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"no gradient.*unused\.weight"):
+        run(tmp_path, model=model)
+
+
+def test_a_loss_that_explodes_is_named(tmp_path):
+    with pytest.raises(ValueError, match="not finite"):
+        run(tmp_path, lr=1e30, clip=0.0, optimizer="sgd", steps=12)
+
+
+def test_another_network_in_the_folder(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ValueError, match="holds another network"):
+        run(tmp_path, model=network(width=32))
+
+
+def test_a_truncated_checkpoint(tmp_path):
+    run(tmp_path)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut short"):
+        run(tmp_path)
+
+
+def test_every_item_comes_once_an_epoch():
+    asked = Settings(batch=8, epochs=3, workers=0)
+    for world in (1, 2, 4):
+        parts = [list(loop.Steps(20, asked, asked.total(20), 0, rank, world)) for rank in range(world)]
+        keys = [key for step in zip(*parts, strict=True) for part in step for key in part]
+        assert len(keys) == 8 * asked.total(20)
+        for epoch in range(2):
+            assert sorted(index for e, index in keys if e == epoch) == list(range(20))
+        # Started later, the rest is the same.
+        late = [key for step in loop.Steps(20, asked, asked.total(20), 3, 0, world) for key in step]
+        assert late == [key for step in parts[0][3:] for key in step]
+    with pytest.raises(ValueError, match="cannot be shared"):
+        loop.Steps(20, asked, 5, 0, 0, 3)
+
+
+def test_learning_rates():
+    asked = Settings(lr=1.0, warmup=4, schedule="cosine", lr_end=0.1)
+    rates = [asked.lr_at(step, 20) for step in range(21)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[20] == pytest.approx(0.1)
+    assert rates[12] == pytest.approx(0.55)
+    assert Settings(lr=1.0, warmup=0, schedule="linear").lr_at(5, 20) == pytest.approx(0.75)
+    assert Settings(lr=1.0, warmup=0.5, schedule="constant").lr_at(4, 20) == pytest.approx(0.5)
+
+
+def launch(out: Path, processes: int, **changes) -> dict:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*command, "tests/train/runs.py", str(out), json.dumps(changes)],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """DDP: the same batches, so the same first loss and, but for the order of sums, the same weights."""
+    plain = {"steps": 2, "ema": 0.0, "optimizer": "sgd"}
+    two = launch(tmp_path / "two", 2, **plain)
+    assert two["steps"] == 2
+    tensors, header = checkpoint.read(tmp_path / "two" / "state.safetensors")
+    assert header["step"] == 2
+    assert all(bool(value.isfinite().all()) for value in tensors.values())
+    assert not any(name.startswith("model.module.") for name in tensors)
+
+
+def test_sharded_over_two_processes(tmp_path):
+    """FSDP2 on a mesh of two gloo processes: every parameter is sharded, and a run is resumed from whole tensors."""
+    said = launch(tmp_path, 2, shard=True, steps=4)
+    assert said["every parameter sharded"]
+    assert said["mesh"] == 2
+    assert said["local"] <= 0.6 * said["whole"]
+    tensors, _ = checkpoint.read(tmp_path / "state.safetensors")
+    model = network()
+    wanted = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in tensors.items() if name.startswith("model.")} == wanted
+    assert any(name.startswith("ema.") for name in tensors)
+    again = launch(tmp_path, 2, shard=True, steps=4)
+    assert again["loss"] == said["loss"]
+
+
+def test_sharding_alone_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="several processes"):
+        run(tmp_path, shard=True)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_whole(name):
+    recipe = make_recipe(name)
+    assert recipe.note
+    assert recipe.total(100_000) > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("lr=0.01", ("lr", 0.01)), ("epochs=3", ("epochs", 3.0)), ("keep=true", ("keep", True)),
+        ("area=0.5,1", ("area", (0.5, 1.0))), ("label-smoothing=0.1", ("label_smoothing", 0.1)),
+    ],
+)  # fmt: skip
+def test_settings_of_the_command_line(text, value):
+    assert parse_setting(text) == value
+
+
+@pytest.mark.parametrize("text", ["lr", "colour_of_the_sky=3", "batch=many", "keep=perhaps", "area=1"])
+def test_settings_that_cannot_be_read(text):
+    with pytest.raises(ValueError, match=r"setting is written|takes a|unpack"):
+        parse_setting(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": 10, "accumulate": 3}, "multiple"), ({"optimizer": "magic"}, "optimizer"), ({"lr": 0}, "lr"),
+        ({"epochs": 0}, "epochs"), ({"precision": "int8"}, "precision"), ({"shard": True, "precision": "fp16"}, "fp16"),
+        ({"ema": 1.0}, "ema"), ({"workers": -1}, "workers"),
+    ],
+)  # fmt: skip
+def test_impossible_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**changes)
