@@ -16,6 +16,8 @@ VERBS = {
     "cost": "Count what a network costs: operations, parameters, memory, time.",
     "tokenize": "Turn videos into files of few tokens.",
     "show": "Draw which region of the video each token stands for.",
+    "train": "Train a network on your images or videos; stopped runs go on where they were.",
+    "eval": "Score a trained network or a frozen encoder.",
     "doctor": "Say what this installation has, and what is missing.",
 }
 

@@ -77,7 +77,7 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, nothing elsewhere; gives the function that sets (done, in all)."""
+    """A progress bar on a terminal, nothing elsewhere; gives the function that sets (done, in all, title)."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,8 +90,8 @@ def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
     with bar:
         task = bar.add_task(title, total=total)
 
-        def advance(done: int, in_all: int | None = total) -> None:
-            bar.update(task, completed=done, total=in_all)
+        def advance(done: int, in_all: int | None = total, title: str | None = None) -> None:
+            bar.update(task, completed=done, total=in_all, description=title)
 
         yield advance
 
@@ -167,7 +167,8 @@ def make_pipeline(
     loaded: Encoder = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
     defaults["width"] = getattr(loaded, "width", None)
     torch.manual_seed(seed)
-    methods = registry.build(spec, **{name: value for name, value in defaults.items() if value is not None})
+    known = {name: value for name, value in defaults.items() if value is not None}
+    methods = registry.build(spec, **known) if spec.strip() else []
     for method in methods:
         if method.trainable and not method.arguments.get("weights"):
             log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by weights='FILE'")

@@ -2,6 +2,7 @@
 
 from fewtokens.data.clips import ClipData, Sample, View, collate
 from fewtokens.data.listing import Item, Listing, read_listing
+from fewtokens.data.moving_digits import MovingDigits
 from fewtokens.data.transforms import Transform
 
-__all__ = ["ClipData", "Item", "Listing", "Sample", "Transform", "View", "collate", "read_listing"]
+__all__ = ["ClipData", "Item", "Listing", "MovingDigits", "Sample", "Transform", "View", "collate", "read_listing"]

@@ -189,12 +189,12 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
     Returns:
         clips [n,V,T,3,H,W], targets [n] or [n,classes], index [n]; broken: what is wrong with the others; enlarged:
-        how many pictures were smaller than the crop.
+        numbers of the pictures that are smaller than the crop.
     """
     whole = [sample for sample in samples if sample.clip is not None]
     batch: dict[str, Any] = {
         "broken": [sample.broken for sample in samples if sample.clip is None],
-        "enlarged": sum(sample.enlarged for sample in whole),
+        "enlarged": [sample.index for sample in whole if sample.enlarged],
         "index": torch.tensor([sample.index for sample in whole]),
     }
     if whole:

@@ -14,7 +14,7 @@ from fewtokens.data import ClipData, collate
 AVERAGES = ("logits", "probabilities")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     model: nn.Module,
     data: ClipData,

@@ -15,7 +15,7 @@ from fewtokens.data import ClipData, collate
 LAMBDA = 2.0**10
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features_of(
     features: Callable[[Tensor], Tensor],
     data: ClipData,

@@ -33,14 +33,23 @@ def find_data(
     Raises:
         ValueError: nothing found; classes in the test that are not trained on.
     """
-    data = Path(data)
-    if validation is None and (data / "train").is_dir():
-        found = [data / name for name in ("val", "validation", "test") if (data / name).is_dir()]
-        data, validation = data / "train", found[0] if found else None
+    data, found = _folders(Path(data), validation)
     training = read_listing(data, root=root)
-    if validation is None:
+    if found is None:
         return training.split(share, seed)
-    return training, read_listing(validation, root=root, classes=training.classes)
+    return training, read_listing(found, root=root, classes=training.classes)
+
+
+def held_back(data: str | Path, validation: str | Path | None) -> bool:
+    """Whether `find_data` tests on a part of `data` itself."""
+    return _folders(Path(data), validation)[1] is None
+
+
+def _folders(data: Path, validation: str | Path | None) -> tuple[Path, Path | None]:
+    if validation is not None or not (data / "train").is_dir():
+        return data, None if validation is None else Path(validation)
+    found = [data / name for name in ("val", "validation", "test") if (data / name).is_dir()]
+    return data / "train", found[0] if found else None
 
 
 def datasets(training: Listing, test: Listing, recipe: Recipe) -> tuple[ClipData, ClipData]:
@@ -107,8 +116,11 @@ def train_classifier(
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
+    held_back: float | None = None,
 ) -> Report:
     """Trains a network and saves it in OUT/model, with its curves beside it.
+
+    `held_back` is noted there: the share of the data that `test` was split off as, so that it can be found again.
 
     The scores of the end are those of all views of the recipe.
     """
@@ -145,15 +157,15 @@ def train_classifier(
 
     if recipe.shard:
         # Sharded parameters are put together by the checkpoint, which every process takes part in.
-        _save_from_state(model, out, training, recipe)
+        _save_from_state(model, out, recipe, _meta(training, recipe, report.scores, held_back))
     elif PartialState().is_main_process:
-        model.save_pretrained(out / "model", **_meta(training, recipe, report))
+        model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_back))
     if PartialState().is_main_process:
         draw_curves(report.metrics, out / "curves.png")
     return report
 
 
-def _meta(training: Listing, recipe: Recipe, report: Report | None) -> dict[str, Any]:
+def _meta(training: Listing, recipe: Recipe, scores: dict[str, float], held_back: float | None) -> dict[str, Any]:
     return {
         "labels": list(training.classes),
         "multi_label": training.multi_label,
@@ -164,12 +176,14 @@ def _meta(training: Listing, recipe: Recipe, report: Report | None) -> dict[str,
             "stride": recipe.stride,
             "fps": recipe.fps,
             "loss": recipe.loss,
-            "scores": {} if report is None else report.scores,
+            "seed": recipe.seed,
+            "held_back": held_back,
+            "scores": scores,
         },
     }
 
 
-def _save_from_state(model: models.Model, out: Path, training: Listing, recipe: Recipe) -> None:
+def _save_from_state(model: models.Model, out: Path, recipe: Recipe, meta: dict[str, Any]) -> None:
     from accelerate import PartialState
 
     from fewtokens.train import checkpoint
@@ -182,4 +196,4 @@ def _save_from_state(model: models.Model, out: Path, training: Listing, recipe: 
     state |= {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
     whole = type(model)(model.config)
     whole.load_state_dict(state)
-    whole.save_pretrained(out / "model", **_meta(training, recipe, None))
+    whole.save_pretrained(out / "model", **meta)

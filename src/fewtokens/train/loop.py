@@ -57,6 +57,7 @@ class Report:
         scores: of the last evaluation.
         metrics: the lines of metrics.jsonl.
         broken: files that could not be read, each once.
+        enlarged: pictures that are smaller than the crop and were scaled up.
         seconds: of this call; waiting: of them, for data.
     """
 
@@ -65,6 +66,7 @@ class Report:
     scores: dict[str, float]
     metrics: list[dict[str, Any]]
     broken: list[str] = field(default_factory=list)
+    enlarged: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
 
@@ -172,6 +174,7 @@ class _Run:
             raise ValueError("there is nothing to train on")
         self.items, self.total = items, settings.total(items)
         self.broken: dict[str, None] = {}
+        self.enlarged: set[int] = set()
         self.metrics: list[dict[str, Any]] = []
         self._prepare()
 
@@ -252,7 +255,9 @@ class _Run:
         if start == self.total and self.evaluate is not None and not scores:
             scores = self._scores()
         self._finish(out)
-        return Report(self.total, start, scores, self.metrics, list(self.broken), time.perf_counter() - began, waited)
+        seconds = time.perf_counter() - began
+        broken, enlarged = list(self.broken), len(self.enlarged)
+        return Report(self.total, start, scores, self.metrics, broken, enlarged, seconds, waited)
 
     def _begin(self, resume: bool) -> tuple[int, dict[str, float]]:
         """The step to begin with, and the scores known by then."""
@@ -304,6 +309,7 @@ class _Run:
             waited += time.perf_counter() - begun
             for line in batch.pop("broken", ()):
                 self.broken[line] = None
+            self.enlarged.update(batch.pop("enlarged", ()))
             parts.append(batch)
         sizes = [_size(batch) for batch in parts]
         numbers: dict[str, float] = {}

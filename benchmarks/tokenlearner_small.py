@@ -1,0 +1,355 @@
+"""TokenLearner against its alternatives, trained here: real images, made videos, a frozen real encoder.
+
+    python benchmarks/tokenlearner_small.py images videos frozen report
+
+Costs on 2 cores: images about 35 minutes, videos about 25, frozen about 6; `report` draws the plots and the table from
+what the others left in results/tokenlearner_small/. Each part can be stopped and goes on where it was. Expected: see
+results/tokenlearner_small.md; on this scale the learned tokens hold what the plain network reaches at about half of
+its operations, and differences of less than the spread over the three seeds mean nothing.
+
+images  ../shared/data/sign_digits ($FEWTOKENS_DATA): 2,062 photographs of ten hand signs, 80 % to train on by a fixed
+        split, 48 px, patches of 6 (64 tokens); a ViT of 8 blocks and 64 channels against the same with learners.
+videos  moving digits, 40 classes (which digit, which way), drawn on the fly; ViViT of 6 blocks and 64 channels.
+frozen  features of dinov2-small at 112 px: what stands between them and a linear classifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fewtokens.data import ClipData, MovingDigits, Sample, Transform, View, collate, read_listing
+from fewtokens.encode import load_encoder
+from fewtokens.evaluate.classify import evaluator
+from fewtokens.evaluate.cost import activation_bytes, count, parameters
+from fewtokens.evaluate.probes import few_shot, linear_probe
+from fewtokens.learn.tokenlearner import TokenLearner
+from fewtokens.models.vit import VisionConfig, VisionTransformer
+from fewtokens.train.loop import fit
+from fewtokens.train.objectives import Classification
+from fewtokens.train.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import RESULTS, time_side_by_side, write
+
+DATA = Path(os.environ.get("FEWTOKENS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+PARTS = RESULTS / "tokenlearner_small"
+RUNS = Path(tempfile.gettempdir()) / "tokenlearner_small"
+SEEDS = (0, 1, 2)
+
+IMAGE = {"width": 64, "depth": 8, "heads": 4, "patch": 6, "size": (48, 48), "classes": 10}
+IMAGES: dict[str, dict[str, Any]] = {
+    "ViT": {},
+    "8 tokens at 1/2": {"learner": "tokenlearner(8)", "at": 4},
+    "4 tokens at 1/2": {"learner": "tokenlearner(4)", "at": 4},
+    "8 tokens at 3/4": {"learner": "tokenlearner(8)", "at": 6},
+    "4 tokens at 3/4": {"learner": "tokenlearner(4)", "at": 6},
+    "8 tokens at 1/2, mean pooling": {"learner": "tokenlearner(8, pool='mean')", "at": 4},
+    "8 tokens at 1/2, version 1.1": {"learner": "tokenlearner(8, version='1.1')", "at": 4},
+    "8 tokens at 1/2 + fuser": {"learner": "tokenlearner(8)", "at": 4, "fuser": "fuser"},
+    "8 tokens at 1/2 + unpool": {"learner": "tokenlearner(8)", "at": 4, "fuser": "unpool"},
+    "8 tokens at 1/2 + reproject": {"learner": "tokenlearner(8)", "at": 4, "fuser": "reproject"},
+    "grid split 8 at 1/2": {"learner": "grid_split(8)", "at": 4},
+    "spatial pool 3x3 (9) at 1/2": {"learner": "spatial_pool(3)", "at": 4},
+    "dense tokens 8 at 1/2": {"learner": "dense_tokens(8)", "at": 4},
+    "pool + MLP 8 at 1/2": {"learner": "pool_mlp(8)", "at": 4},
+}
+CLIP = {
+    "width": 64, "depth": 6, "heads": 4, "patch": 8, "tubelet": 2, "frames": 8, "size": (48, 48), "classes": 40,
+}  # fmt: skip
+VIDEOS: dict[str, dict[str, Any]] = {
+    "ViViT, joint": {},
+    "8 tokens a frame at 1/2": {"learner": "tokenlearner(8)", "at": 3},
+    "4 tokens a frame at 1/2": {"learner": "tokenlearner(4)", "at": 3},
+    "8 tokens a frame at 1/2, version 1.1": {"learner": "tokenlearner(8, version='1.1')", "at": 3},
+    "8 tokens a frame at 1/2 + fuser": {"learner": "tokenlearner(8)", "at": 3, "fuser": "fuser"},
+    "factorised encoder": {"attention": "factorised_encoder", "depth": 4, "temporal_depth": 2},
+    "factorised self-attention": {"attention": "factorised_self"},
+    "factorised dot product": {"attention": "factorised_dot"},
+    "grid split 8 at 1/2": {"learner": "grid_split(8)", "at": 3},
+}
+LOOP = {"optimizer": "adamw", "weight_decay": 0.05, "warmup": 0.1, "workers": 0, "log_every": 50, "eval_every": 0}
+
+
+class Held(Dataset[Sample]):
+    """A small set held as one tensor, [n,3,H,W] bytes, with random shifts and brightness drawn for each item."""
+
+    def __init__(self, pixels: Tensor, labels: Tensor, seed: int, *, training: bool) -> None:
+        self.pixels, self.labels, self.seed, self.training = pixels, labels, seed, training
+        self.view = View()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image = self.pixels[index].float() / 255
+        size = 48
+        top = left = (image.shape[-1] - size) // 2
+        if self.training:
+            generator = torch.Generator().manual_seed(1_000_003 * self.seed + 10_007 * epoch + index)
+            top, left = torch.randint(image.shape[-1] - size + 1, (2,), generator=generator).tolist()
+            image = (image * (0.8 + 0.4 * torch.rand((), generator=generator))).clamp(0, 1)
+        clip = image[:, top : top + size, left : left + size]
+        return Sample(clip[None, None], self.labels[index], index)
+
+
+def load_images(side: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Pixels and labels of the fixed split: training, test."""
+    listing = read_listing(DATA / "sign_digits" / "Dataset")
+    sets = []
+    for part in listing.split(0.2, seed=0):
+        data = ClipData(part, Transform(size=side), training=False)
+        batch = collate([data[n] for n in range(len(data))])
+        sets.append(((batch["clips"][:, 0, 0] * 255).round().byte(), batch["targets"]))
+    return sets[0], sets[1]
+
+
+def train_one(part: str, name: str, seed: int, make: Any, data: Any, test: Any, settings: Settings) -> None:
+    """One run, unless its result is there."""
+    slug = f"{part}-{name}-{seed}".replace("/", "_").replace(" ", "_")
+    done = PARTS / f"{slug}.json"
+    if done.exists():
+        return
+    torch.manual_seed(seed)
+    model = make()
+    start = time.perf_counter()
+    report = fit(
+        model, Classification(label_smoothing=0.1), data, settings, RUNS / slug, collate=collate, evaluate=evaluator(test, batch=256), device="cpu",
+    )  # fmt: skip
+    PARTS.mkdir(parents=True, exist_ok=True)
+    said = {
+        "part": part, "name": name, "seed": seed, "top1": report.scores["top1"],
+        "train_seconds": time.perf_counter() - start, "last": report.metrics[-2],
+    }  # fmt: skip
+    done.write_text(json.dumps(said, indent=1) + "\n")
+    print(
+        f"{part:7s} {name:40s} seed {seed}  top-1 {report.scores['top1']:.1f}  {said['train_seconds']:.0f} s",
+        flush=True,
+    )
+
+
+def images(seeds: tuple[int, ...], epochs: float) -> None:
+    (x, y), (x_test, y_test) = load_images(54)
+    for seed in seeds:
+        for name, changes in IMAGES.items():
+            settings = Settings(**LOOP, epochs=epochs, batch=64, lr=2e-3, seed=seed)
+            config = VisionConfig(**(IMAGE | changes))
+            train_one(
+                "images", name, seed, lambda config=config: VisionTransformer(config), Held(x, y, seed, training=True),
+                Held(x_test, y_test, seed, training=False), settings,
+            )  # fmt: skip
+
+
+def videos(seeds: tuple[int, ...], steps: int) -> None:
+    for seed in seeds:
+        for name, changes in VIDEOS.items():
+            settings = Settings(**LOOP, steps=steps, batch=64, lr=2e-3, seed=seed)
+            config = VisionConfig(**(CLIP | changes))
+            train_one(
+                "videos", name, seed, lambda config=config: VisionTransformer(config),
+                MovingDigits(4000, size=48, seed=seed), MovingDigits(1000, size=48, seed=12345), settings,
+            )  # fmt: skip
+
+
+class Head(nn.Module):
+    """What stands between frozen features [B,H,W,C] and a linear classifier."""
+
+    def __init__(self, kind: str, width: int, classes: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.learner = TokenLearner(int(kind.split()[1]), width=width) if kind.startswith("tokenlearner") else None
+        if kind == "attention":
+            self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+            self.norm = nn.LayerNorm(width)
+            self.attention = nn.MultiheadAttention(width, 6, batch_first=True)
+        self.norm_last = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        if self.learner is not None:
+            return self.norm_last(self.learner.learn(x)[0]).mean(1)
+        rows = x.flatten(1, 2)
+        if self.kind == "attention":
+            rows = self.norm(rows)
+            return self.norm_last(self.attention(self.query.expand(len(x), -1, -1), rows, rows)[0][:, 0])
+        return self.norm_last(rows.mean(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+class Features(Dataset[dict[str, Tensor]]):
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        return {"clips": self.x[key[1]].float(), "targets": self.y[key[1]]}
+
+
+def frozen(seeds: tuple[int, ...]) -> None:
+    encoder = load_encoder(str(DATA / "weights" / "dinov2-small"), batch=64, device="cpu")
+    sets = []
+    for pixels, labels in load_images(112):
+        with torch.inference_mode():
+            made = [
+                encoder(part[:, None])[0].features.reshape(len(part), 8, 8, -1).half() for part in pixels.split(128)
+            ]
+        sets.append((torch.cat(made).clone(), labels))
+    (x, y), (x_test, y_test) = sets
+    rows = []
+    for kind in ("mean", "attention", "tokenlearner 8", "tokenlearner 4"):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            head = Head(kind, x.shape[-1], 10)
+            settings = Settings(**LOOP, epochs=15, batch=64, lr=1e-3, seed=seed)
+            fit(
+                head, Classification(), Features(x, y), settings, RUNS / f"{kind}-{seed}",
+                device="cpu", resume=False,
+                collate=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+            )  # fmt: skip
+            head.eval()
+            with torch.no_grad():
+                made = [torch.cat([head.features(p.float()) for p in part.split(256)]) for part in (x, x_test)]
+                top1 = float((head.head(made[1]).argmax(1) == y_test).double().mean())
+            probe, _ = linear_probe(made[0], y, made[1], y_test)
+            shots = few_shot(made[0], y, made[1], y_test, seed=seed)
+            rows.append(
+                {"head": kind, "seed": seed, "trained": 100 * top1, "linear": 100 * probe, "5-shot": 100 * shots}
+            )
+            print(rows[-1], flush=True)
+    plain = x.float().mean((1, 2)), x_test.float().mean((1, 2))
+    for seed in seeds:
+        probe, _ = linear_probe(plain[0], y, plain[1], y_test)
+        shots = few_shot(plain[0], y, plain[1], y_test, seed=seed)
+        rows.append(
+            {"head": "(untrained mean)", "seed": seed, "trained": None, "linear": 100 * probe, "5-shot": 100 * shots}
+        )
+    PARTS.mkdir(parents=True, exist_ok=True)
+    (PARTS / "frozen.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measured(part: str, variants: dict[str, dict[str, Any]], base: dict[str, Any], batch: int) -> list[dict[str, Any]]:
+    """Accuracy with spread, operations, throughput and memory of each variant."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for file in PARTS.glob(f"{part}-*.json"):
+        said = json.loads(file.read_text())
+        if said["name"] in found:
+            found[said["name"]].append(said["top1"])
+    networks = {name: VisionTransformer(VisionConfig(**(base | changes))).eval() for name, changes in variants.items()}
+    frames = base.get("frames", 1)
+    clip = torch.rand(batch, frames, 3, *base["size"])
+    with torch.inference_mode():
+        times = time_side_by_side({name: lambda n=network: n(clip) for name, network in networks.items()}, 9)
+    rows = []
+    for name, network in networks.items():
+        one = clip[:1]
+        scores = found[name]
+        rows.append(
+            {
+                "network": name,
+                "top-1 %": round(statistics.mean(scores), 1) if scores else None,
+                "seeds": " ".join(f"{score:.1f}" for score in sorted(scores)),
+                "GFLOPs": round(count(network, one).by("paper"), 4),
+                f"{'clips' if frames > 1 else 'images'}/s": round(1000 * batch / times[name]["median"]),
+                "ms (least..most)": f"{times[name]['median']:.1f} ({times[name]['min']:.1f}..{times[name]['max']:.1f})",
+                "activations, MiB": round(activation_bytes(network, one) / 2**20, 2),
+                "parameters": parameters(network),
+            }
+        )
+    return rows
+
+
+def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for axis, (label, value) in zip(
+        axes,
+        (("GFLOPs", lambda r: r["GFLOPs"]), ("ms a batch", lambda r: float(r["ms (least..most)"].split()[0]))),
+        strict=True,
+    ):
+        for number, row in enumerate(r for r in rows if r["top-1 %"] is not None):
+            scores = [float(s) for s in row["seeds"].split()]
+            colour, marker = plt.cm.tab20(number % 20), "os^Dv"[number % 5]
+            x = value(row)
+            axis.plot([x, x], [min(scores), max(scores)], color=colour, lw=1.2)
+            axis.plot(x, row["top-1 %"], marker, color=colour, ms=7, label=row["network"])
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="top-1 % (least, mean, most of the seeds)", title=title)
+    axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def report() -> None:
+    tables: dict[str, list[dict[str, Any]]] = {}
+    pictures = []
+    for part, title, variants, base, batch in (
+        ("images", "Sign digits, 10 classes", IMAGES, IMAGE, 64),
+        ("videos", "Moving digits, 40 classes", VIDEOS, CLIP, 32),
+    ):
+        rows = measured(part, variants, base, batch)
+        tables[title] = rows
+        pictures.append(f"tokenlearner_small_{part}.png")
+        plot(rows, title, RESULTS / pictures[-1])
+    if (PARTS / "frozen.json").exists():
+        rows = json.loads((PARTS / "frozen.json").read_text())
+        summary = []
+        for head in dict.fromkeys(row["head"] for row in rows):
+            line: dict[str, Any] = {"between dinov2-small (frozen) and classifier": head}
+            for name in ("trained", "linear", "5-shot"):
+                values = [row[name] for row in rows if row["head"] == head and row[name] is not None]
+                line[f"{name} top-1 %"] = (
+                    f"{statistics.mean(values):.1f} ({min(values):.1f}..{max(values):.1f})" if values else None
+                )
+            summary.append(line)
+        tables["Frozen dinov2-small at 112 px, sign digits"] = summary
+    write(
+        "tokenlearner_small",
+        "TokenLearner and its alternatives, trained on 2 cores",
+        "python benchmarks/tokenlearner_small.py images videos frozen report",
+        tables,
+        "top-1 is the mean over three seeds of initialisation and order of the data, each beside it; the split is "
+        "fixed. GFLOPs by the paper's convention, for one image or clip. Times are of one batch (64 images, 32 clips), "
+        "float32, the networks taking turns. Activations are what a forward pass keeps for the backward pass.",
+        pictures,
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="+", choices=["images", "videos", "frozen", "report"])
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--epochs", type=float, default=20)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for part in arguments.parts:
+        if part == "images":
+            images(tuple(arguments.seeds), arguments.epochs)
+        elif part == "videos":
+            videos(tuple(arguments.seeds), arguments.steps)
+        elif part == "frozen":
+            frozen(tuple(arguments.seeds))
+        else:
+            report()

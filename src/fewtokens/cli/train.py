@@ -1,0 +1,130 @@
+"""`fewtokens train`: train a network on one's own images or videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Examples:  [bold]fewtokens train tokenlearner_vit_nano8_8at2 --data photos/ --out run --size 64 "
+    "--epochs 30[/bold]   |   [bold]torchrun --nproc-per-node 8 -m fewtokens train tokenlearner_vivit_l16_8at18 "
+    "--data k400/train.csv --val k400/val.csv --preset kinetics --init vit-large --out run[/bold]",
+)
+@verb
+def train(
+    model: Annotated[str, typer.Argument(help="A name (see fewtokens models), or the folder of a saved network.")],
+    data: Annotated[Path, typer.Option("--data", help="A folder with a folder for each class, a list, or tars.")],
+    folder: Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there is gone on with.")],
+    validation: Annotated[Path | None, typer.Option("--val", help="What to test on, like --data.")] = None,
+    share: Annotated[
+        float, typer.Option("--val-share", help="Held back of every class where there is no --val.")
+    ] = 0.1,
+    root: Annotated[Path | None, typer.Option("--root", help="Where the files of a list lie.")] = None,
+    preset: Annotated[str, typer.Option("--preset", help="small, imagenet_finetune, kinetics, charades, avid, ...")] = (
+        "small"
+    ),
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting.")] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Samples of one step, over all processes.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
+    size: Annotated[int | None, typer.Option("--size", help="Side of the crops, in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Frames of a clip.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes that read data.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything drawn.")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="An image ViT whose weights to begin with.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a folder that holds a run.")] = False,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, to stay there although there is a GPU.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network on your images or videos; a stopped run goes on where it was.
+
+    The settings are those of the preset, changed by --set and the options. With torchrun or accelerate launch it
+    runs on several processes or GPUs.
+    """
+    from accelerate import PartialState
+
+    from fewtokens.train.classify import find_data, held_back, prepare, train_classifier
+    from fewtokens.train.settings import make_recipe, parse_setting
+
+    changes: dict[str, Any] = dict(parse_setting(text) for text in settings or ())
+    flags = {
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "size": size,
+        "frames": frames,
+        "workers": workers,
+        "seed": seed,
+    }
+    changes |= {name: value for name, value in flags.items() if value is not None}
+    recipe = make_recipe(preset, **changes)
+    training, test = find_data(data, validation=validation, share=share, root=root, seed=recipe.seed)
+    main = PartialState(cpu=device == "cpu").is_main_process
+    if main:
+        _tell(training, test)
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    network = prepare(model, training, recipe, start=init)
+    total = recipe.total(len(training.items))
+    with progress(f"training {model}", total) as advance:
+
+        def step(done: int, in_all: int, numbers: dict[str, float]) -> None:
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items() if name in _SHOWN)
+            advance(done, in_all, f"step {done}  {shown}")
+
+        report = train_classifier(
+            network,
+            training,
+            test,
+            recipe,
+            folder,
+            resume=not fresh,
+            progress=step if main else None,
+            device=device,
+            held_back=share if held_back(data, validation) else None,
+        )
+    if not main:
+        return
+    if as_json:
+        print_json(
+            {"out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
+             "seconds": report.seconds, "waiting": report.waiting, "broken": report.broken,
+             "missing": list(training.missing)}
+        )  # fmt: skip
+        return
+    if report.resumed_at:
+        out.print(f"went on from step {report.resumed_at} of {report.steps}")
+    out.print(table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
+    waiting = report.waiting / max(report.seconds, 1e-9)
+    out.print(
+        f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s, "
+        f"{100 * waiting:.0f} % of that waiting for data"
+    )
+    if report.broken:
+        out.print(f"[yellow]{len(report.broken)} files could not be read[/yellow], listed in {folder / 'broken.txt'}")
+    if report.enlarged:
+        out.print(f"{report.enlarged} pictures are smaller than the crop and were scaled up")
+    out.print(f"[bold]Network[/bold]  {escape(str(folder / 'model'))}", highlight=False)
+    out.print(f"[bold]Curves[/bold]   {escape(str(folder / 'curves.png'))}, metrics.jsonl beside it", highlight=False)
+
+
+_SHOWN = ("loss", "top1", "mAP")
+
+
+def _tell(training: Any, test: Any) -> None:
+    log.print(
+        f"{len(training.items)} to train on, {len(test.items)} to test on, {len(training.classes)} classes", style="dim"
+    )
+    for what, lines in (("named and not there", training.missing + test.missing), ("left out", training.left_out)):
+        if lines:
+            some = ", ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
+            log.print(f"[yellow]{len(lines)} {what}:[/yellow] {escape(some)}", soft_wrap=True)
