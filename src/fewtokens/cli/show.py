@@ -51,7 +51,8 @@ def show(
         Path | None, typer.Option("--video", help="The video of a token file, where it has moved.")
     ] = None,
     style: Annotated[
-        str, typer.Option("--style", help="outline, fill or mean (each token in its mean colour).")
+        str,
+        typer.Option("--style", help="outline, fill, mean (each token in its mean colour), or maps (soft weights)."),
     ] = "fill",
     encoder: EncoderOption = "patches",
     spec: SpecOption = "tome",

@@ -30,12 +30,12 @@ class MovingDigits(Dataset[Sample]):
 
     classes = tuple(f"{digit} {way}" for digit in range(10) for way in _WAYS)
 
-    def __init__(self, items: int, *, frames: int = 8, size: int = 32, seed: int = 0, noise: float = 0.1) -> None:
+    def __init__(self, items: int, *, frames: int = 8, size: int = 24, seed: int = 0, noise: float = 0.05) -> None:
         if min(items, frames, size) < 1:
             raise ValueError(f"items, frames and size must be at least 1, got {items}, {frames} and {size}")
         self.items, self.seed, self.noise, self.size = items, seed, noise, size
         self.view = View(frames=frames)
-        self._glyphs = _glyphs(max(6, round(size * 0.45)))
+        self._glyphs = _glyphs(max(6, round(size * 0.72)))
 
     def __len__(self) -> int:
         return self.items

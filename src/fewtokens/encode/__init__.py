@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ def load_encoder(
 
     Args:
         name: "patches" (pixel patches, no weights); a folder as transformers saves it (config.json and
-            safetensors); or a hub id such as "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our
-            own ViT, in which methods can act; any other vision encoder of transformers runs as it is.
+            safetensors), or one that `fewtokens train` saved, whose last tokens it gives; or a hub id such as
+            "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our own ViT, in which methods can act;
+            any other vision encoder of transformers runs as it is.
         device: "auto" (cuda, mps or cpu, the first there is), "cpu", "cuda", "cuda:1", "mps".
         dtype: "float32" (default), "float16" or "bfloat16".
         batch: frames in one forward pass.
@@ -51,6 +53,10 @@ def load_encoder(
     from fewtokens.encode import weights
 
     folder = Path(name) if Path(name).is_dir() else _from_hub(str(name))
+    if "fewtokens_model" in weights.read_json(folder / "config.json"):
+        # A network of ours; its room lies above this one.
+        load = import_module("fewtokens.models.encoder").load_model_encoder
+        return load(folder, batch=batch, device=where, dtype=wanted, **_only(options, str(name)))
     part = weights.vision_part(weights.read_config(folder))
     if part["model_type"] not in weights.FAMILIES:
         from fewtokens.encode.hf import HfEncoder

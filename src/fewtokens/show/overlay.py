@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.grid import Grid
 from fewtokens.tokens import Tokens
 
 STYLES = ("fill", "outline", "mean")
@@ -81,6 +82,46 @@ def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
     image = frames.cpu().float().permute(0, 2, 3, 1) / 255
     image = image.mean(-1, keepdim=True) * 0.5 * (1 - glow) + glow * glow_colours(glow[..., 0])
     return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
+
+
+def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> tuple[Tensor, list[str], int]:
+    """The soft weights of each token over its frame: frames side by side, below each the tokens made of it.
+
+    Args:
+        frames: uint8 [T,3,H,W].
+        tokens: of this video, B=1, with soft weights.
+        rows: tokens of a frame at most; columns: frames at most, spread evenly.
+
+    Returns:
+        Pictures uint8 [n,3,H,W] row by row, a caption for each, and the number of columns.
+
+    Raises:
+        ValueError: the tokens carry no soft weights.
+    """
+    if tokens.weights is None:
+        raise ValueError("these tokens have no soft weights, so there are no maps; take style fill, outline or mean")
+    T = len(frames)
+    picked = torch.linspace(0, T - 1, min(columns, T)).round().long().unique().tolist()
+    given = tokens.weights[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
+    used = [
+        given[:, t * tokens.grid.T // T].flatten(1).abs().sum(1).nonzero().flatten()[:rows].tolist() for t in picked
+    ]
+    pictures, captions = [frames[t].cpu() for t in picked], [f"frame {t}" for t in picked]
+    for row in range(max(map(len, used))):
+        for t, made in zip(picked, used, strict=True):
+            there = row < len(made)
+            one = heat(frames[t : t + 1], _of_frame(tokens, t * tokens.grid.T // T), made[row])[0] if there else None
+            pictures.append(torch.zeros_like(frames[t]).cpu() if one is None else one)
+            captions.append(f"token {made[row]}" if there else "")
+    return torch.stack(pictures), captions, len(picked)
+
+
+def _of_frame(tokens: Tokens, t: int) -> Tokens:
+    """These tokens as if the video had frame t alone."""
+    assert tokens.weights is not None
+    cells = slice(t * tokens.grid.cells_per_frame, (t + 1) * tokens.grid.cells_per_frame)
+    one = Grid(1, tokens.grid.H, tokens.grid.W)
+    return tokens.replace(grid=one, source=tokens.source[:, cells], weights=tokens.weights[..., cells])
 
 
 def token_colours(n: int) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewtokens.show.overlay import STYLES, overlay
+from fewtokens.show.overlay import STYLES, maps, overlay
 from fewtokens.show.sheet import draw_contact_sheet
 from fewtokens.tokens import Tokens
 
@@ -17,8 +17,10 @@ def check_overlay(path: str | Path, style: str) -> None:
     """Raises ValueError for a suffix or a style that cannot be drawn, before any work is done."""
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"{path}: what is shown ends in {', '.join(SUFFIXES)}")
-    if style not in STYLES:
-        raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
+    if style not in (*STYLES, "maps"):
+        raise ValueError(f"style must be one of {', '.join(STYLES)}, maps, got {style!r}")
+    if style == "maps" and Path(path).suffix != ".png":
+        raise ValueError(f"{path}: maps are drawn as a .png")
 
 
 def write_overlay(
@@ -38,12 +40,15 @@ def write_overlay(
         tokens: of this video, B=1.
         times: seconds of the frames, for the captions.
         fps: of the video.
-        style: see `overlay`.
+        style: see `overlay`; or "maps": the soft weights of each token (`fewtokens.show.overlay.maps`).
 
     Raises:
         ValueError: another suffix or style.
     """
     check_overlay(path, style)
+    if style == "maps":
+        pictures, titles, columns = maps(frames, tokens)
+        return draw_contact_sheet(pictures, titles, path, columns=columns)
     drawn = overlay(frames, tokens, style)
     if Path(path).suffix == ".png":
         captions = [f"frame {n}" if times is None else f"{float(times[n]):.2f} s" for n in range(len(frames))]
