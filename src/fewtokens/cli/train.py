@@ -51,6 +51,7 @@ def train(
     """
     from accelerate import PartialState
 
+    from fewtokens import models
     from fewtokens.train.classify import find_data, held_back, prepare, train_classifier
     from fewtokens.train.settings import make_recipe, parse_setting
 
@@ -66,6 +67,8 @@ def train(
     }
     changes |= {name: value for name, value in flags.items() if value is not None}
     recipe = make_recipe(preset, **changes)
+    if not models.is_saved(model):
+        models.preset(model)  # a wrong name is told before the data is looked through
     training, test = find_data(data, validation=validation, share=share, root=root, seed=recipe.seed)
     main = PartialState(cpu=device == "cpu").is_main_process
     if main:

@@ -1,0 +1,169 @@
+"""How much of TokenLearner's FLOP ratio arrives as time and memory, and what the rest is.
+
+    python benchmarks/tokenlearner_speed.py
+
+Costs about 6 minutes on 2 cores. Three tables:
+
+1. whole networks against the plain one: time, FLOP ratio, and what a training step keeps in memory; on a GPU, where
+   there is one, also in bf16, compiled and not;
+2. where the time of a TokenLearner network goes: blocks before the learner, the learner, blocks behind it;
+3. one module, versions 1.0 and 1.1, against the straightforward version that makes the [B,M,N,C] product of every
+   map with every pixel: time and memory, and the largest difference. Ours is one matrix product.
+
+Expected on 2 cores: the networks are 1.6 to 1.9 times faster at a FLOP ratio of about 2; what is left is the patch
+embedding, the learner's 3x3 convolutions and blocks on 8 tokens, whose matrices are too small to fill the cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens import models
+from fewtokens.evaluate.cost import activation_bytes, count
+from fewtokens.learn.tokenlearner import TokenLearner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import peak_memory, time_side_by_side, write
+
+NETWORKS = [
+    ("vit_s16", "tokenlearner_vit_s16_8at6", 224, 8),
+    ("vit_s16", "tokenlearner_vit_s16_8at6_fuser", 224, 8),
+    ("vit_s16", "tokenlearner_vit_s16_8at6", 384, 2),
+    ("vit_b16", "tokenlearner_vit_b16_8at6", 224, 2),
+    ("vivit_s16", "tokenlearner_vivit_s16_8at6", 112, 1),
+]
+
+
+def whole(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any]]:
+    rows = []
+    for plain_name, name, size, batch in NETWORKS:
+        if device == "cuda":
+            batch *= 16
+        networks = {}
+        for each in (plain_name, name):
+            network = models.build(each, size=(size, size)).to(device, dtype).eval()
+            networks[each] = torch.compile(network) if compiled else network
+        clip = torch.rand(batch, networks[name].config.frames, 3, size, size, device=device)
+        times = time_side_by_side({each: lambda n=network: n(clip) for each, network in networks.items()}, 7)
+        flops, kept = {}, {}
+        for each in (plain_name, name):
+            on_meta = models.on_meta(each, size=(size, size))
+            one = torch.empty(1, *clip.shape[1:], device="meta")
+            flops[each] = count(on_meta, one).by("paper")
+            with torch.enable_grad():
+                kept[each] = activation_bytes(on_meta, one) / 2**20
+        for each, t in times.items():
+            rows.append(
+                {
+                    "network": f"{each}, {size} px, batch {batch}",
+                    "where": f"{device} {str(dtype).removeprefix('torch.')}{', compiled' if compiled else ''}",
+                    "ms": f"{t['median']:.1f} ({t['min']:.1f}..{t['max']:.1f})",
+                    "time ratio": round(times[plain_name]["median"] / t["median"], 2),
+                    "GFLOPs": round(flops[each], 3),
+                    "FLOP ratio": round(flops[plain_name] / flops[each], 2),
+                    "kept for backward, MiB a sample": round(kept[each], 1),
+                    "peak, MiB": _peak(networks[each], clip),
+                }
+            )
+    return rows
+
+
+def _peak(network: Any, clip: Tensor) -> float:
+    """Memory by which a forward pass without gradient rises at most."""
+    if clip.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        network(clip)
+        return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+    return round(peak_memory(lambda: network(clip)) / 2**20, 1)
+
+
+def parts() -> list[dict[str, Any]]:
+    """The pieces of one network, each timed on what it is given there."""
+    size, batch = 224, 8
+    network = models.build("tokenlearner_vit_s16_8at6", size=(size, size)).eval()
+    clip = torch.rand(batch, 1, 3, size, size)
+    x = network.embed(clip).flatten(1, 3)
+    few, _ = network.learners["6"].learn(x.reshape(batch, 14, 14, -1))
+    runs = {
+        "patch embedding": (lambda: network.embed(clip), 1),
+        "one block on 196 tokens": (lambda: network.blocks[0](x), 6),
+        "the learner": (lambda: network.learners["6"].learn(x.reshape(batch, 14, 14, -1)), 1),
+        "one block on 8 tokens": (lambda: network.blocks[6](few), 6),
+    }
+    times = time_side_by_side({name: run for name, (run, _) in runs.items()}, 15)
+    rows = []
+    for name, (run, often) in runs.items():
+        counted = count(lambda r=run: r())
+        rows.append(
+            {
+                "part": name,
+                "times": often,
+                "ms each": round(times[name]["median"], 2),
+                "ms in all": round(times[name]["median"] * often, 1),
+                "GFLOPs in all": round(counted.by("paper") * often, 3),
+                "GFLOP/s": round(1e3 * counted.by("paper") / times[name]["median"], 1),
+            }
+        )
+    return rows
+
+
+class Broadcast(nn.Module):
+    """The straightforward pooling: every map times every pixel, then the sum; [B,M,N,C] in between."""
+
+    def __init__(self, learner: TokenLearner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.learner.maps(x)
+        return (maps[..., None] * x.flatten(1, 2)[:, None]).sum(2)
+
+
+def module() -> list[dict[str, Any]]:
+    rows = []
+    for version in ("1.0", "1.1"):
+        for shape in ((8, 14, 14, 768), (2, 32, 32, 1024)):
+            learner = TokenLearner(16, width=shape[-1], version=version).eval()
+            naive = Broadcast(learner)
+            x = torch.randn(*shape)
+            times = time_side_by_side(
+                {"ours": lambda x=x, n=learner: n.learn(x)[0], "broadcast": lambda x=x, n=naive: n(x)}
+            )
+            difference = float((learner.learn(x)[0] - naive(x)).abs().max() / naive(x).abs().max())
+            for name, run in (("ours", lambda x=x, n=learner: n.learn(x)), ("broadcast", lambda x=x, n=naive: n(x))):
+                rows.append(
+                    {
+                        "module": f"version {version}, {list(shape)}, 16 tokens",
+                        "how": name,
+                        "ms": f"{times[name]['median']:.2f} ({times[name]['min']:.2f}..{times[name]['max']:.2f})",
+                        "ratio": round(times["broadcast"]["median"] / times[name]["median"], 2),
+                        "peak, MiB": round(peak_memory(run) / 2**20, 1),
+                        "[B,M,N,C], MiB": round(shape[0] * 16 * shape[1] * shape[2] * shape[3] * 4 / 2**20, 1),
+                        "relative difference": f"{difference:.0e}",
+                    }
+                )
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    tables = {"Whole networks": whole("cpu", torch.float32, False)}
+    if torch.cuda.is_available():
+        for compiled in (False, True):
+            tables["Whole networks"] += whole("cuda", torch.bfloat16, compiled)
+    tables["Where the time goes: ViT-S/16, 8 tokens from layer 6, 224 px, batch 8, float32"] = parts()
+    tables["The module against the straightforward version, float32"] = module()
+    write(
+        "tokenlearner_speed",
+        "TokenLearner: time and memory against FLOPs",
+        "python benchmarks/tokenlearner_speed.py",
+        tables,
+        "Milliseconds: median (least..most), the runs of a row's group taking turns. Random weights; the time does not "
+        "depend on them. Compiled networks are measured on a GPU alone.",
+    )

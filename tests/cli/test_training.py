@@ -1,0 +1,253 @@
+"""models, cost, train, eval: as a user runs them, on made pictures and clips."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewtokens import models
+from fewtokens.video import write
+from tests.cli.test_command import COMMAND, error_line, run
+from tests.data import data_path
+
+SMALL = ["--size", 16, "--batch", 8, "--workers", 0, "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Three classes by colour, ten pictures each."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for channel, label in enumerate(("red", "green", "blue")):
+        (root / label).mkdir()
+        for n in range(10):
+            pixels = rng.integers(0, 90, (24, 30, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(root / label / f"{n}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(pictures, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--data", pictures, "--out", out, *SMALL, "--epochs", 12, "--lr", 0.003, "--val-share", 0.3]
+    done = run("train", "tokenlearner_vit_nano8_2at2", *words)
+    assert "21 to train on, 9 to test on, 3 classes" in done.stderr
+    assert "top1" in done.stdout
+    return out
+
+
+def test_models():
+    listing = run("models").stdout
+    assert "tokenlearner_vit_b16_8at6" in listing
+    rows = json.loads(run("models", "--json").stdout)
+    assert [row["model"] for row in rows] == models.names()
+    assert "arXiv 2106.11297" in run("models", "tokenlearner_vit_s32_8at6").stdout
+    said = json.loads(run("models", "tokenlearner_vivit_l16_16at12", "--json").stdout)
+    assert round(said["parameters"] / 1e6) == 308
+    assert "did you mean" in error_line(run("models", "vit_b_16", code=2))
+
+
+def test_cost(trained):
+    (row,) = json.loads(run("cost", "tokenlearner_vit_l16_16at12", "--size", 512, "--json").stdout)
+    assert row["GFLOPs (paper)"] == pytest.approx(184.6, rel=1e-3)
+    assert row["GMACs"] == pytest.approx(183.785, rel=1e-3)
+    assert row["parameters"] == pytest.approx(305.33e6, rel=1e-3)
+    text = run("cost", "vit_nano8", "tokenlearner_vit_nano8_8at2", "--size", 64, "--time", "--repeats", 2).stdout
+    assert "ms" in text
+    (row,) = json.loads(run("cost", trained / "model", "--json").stdout)
+    assert row["input"] == "1x16x16"
+    (row,) = json.loads(run("cost", "x2plus1d_m", "--size", 64, "--frames", 8, "--json").stdout)
+    assert row["GFLOPs (paper_video)"] > 0
+    assert "holds no tubelet" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
+    assert "at least 1" in error_line(run("cost", "vit_nano8", "--time", "--repeats", 0, code=2))
+
+
+def test_train_leaves_a_whole_run(trained):
+    names = {path.name for path in trained.iterdir()}
+    assert {"settings.json", "state.safetensors", "metrics.jsonl", "model", "curves.png"} <= names
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["top1"] > 80
+    assert models.meta(trained / "model")["labels"] == ["blue", "green", "red"]
+
+
+def test_eval_tests_on_what_was_held_back(trained, pictures):
+    scores = models.meta(trained / "model")["trained"]["scores"]
+    said = json.loads(run("eval", "classify", trained / "model", "--data", pictures, "--json").stdout)
+    assert said["items"] == 9
+    assert said["top1"] == pytest.approx(scores["top1"])
+    views = run("eval", "classify", trained / "model", "--data", pictures, "--crops", 3, "--average", "probabilities")
+    assert "crops=3" in views.stdout
+
+
+@pytest.mark.parametrize("task", ["fewshot", "linear", "knn"])
+def test_probes(trained, pictures, task):
+    words = ["--data", pictures, "--val-share", 0.3, "--json"]
+    ours = json.loads(run("eval", task, trained / "model", *words).stdout)
+    patches = json.loads(run("eval", task, "patches", "--size", 32, "--with", "tome(keep=0.5)", *words).stdout)
+    for said in (ours, patches):
+        (score,) = [value for name, value in said.items() if name.endswith("top1")]
+        assert score > 60
+    assert patches["protocol"]["with"] == "tome(keep=0.5)"
+
+
+def test_a_stopped_run_is_gone_on_with(pictures, tmp_path):
+    """Killed by a signal; the second call ends as one that was never stopped."""
+    words = [
+        "train", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "6", "--set", "save_every=3",
+        "--set", "log_every=1",
+    ]  # fmt: skip
+    run(*words, "--out", tmp_path / "whole")
+    process = subprocess.Popen([COMMAND, *words, "--out", str(tmp_path / "parts")], stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)  # fmt: skip
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        pass
+    process.kill()
+    process.wait()
+    run(*words, "--out", tmp_path / "parts")
+    a, b = (models.load(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    # Asking for something else in the same folder is no silent restart.
+    assert "other settings (lr)" in error_line_last(run(*words, "--lr", 1, "--out", tmp_path / "parts", code=2))
+    run(*words, "--lr", 0.01, "--out", tmp_path / "parts", "--fresh")
+
+
+def error_line_last(done: subprocess.CompletedProcess[str]) -> str:
+    return [line for line in done.stderr.splitlines() if line.strip()][-1]
+
+
+def test_videos(tmp_path):
+    for level, label in ((40, "dark"), (200, "light")):
+        (tmp_path / "set" / label).mkdir(parents=True)
+        for n in range(4):
+            frames = torch.full((10, 3, 24, 32), level + n).byte()
+            write(tmp_path / "set" / label / f"{n}.mp4", frames, 10)
+    (tmp_path / "set" / "dark" / "broken.mp4").write_bytes(b"not a video")
+    (tmp_path / "set" / "dark" / "empty.mp4").write_bytes(b"")
+    done = run(
+        "train", "tokenlearner_vivit_nano8_2at2", "--data", tmp_path / "set", "--out", tmp_path / "run", *SMALL,
+        "--epochs", 3, "--frames", 4, "--set", "stride=2", "--set", "clips=2", "--val-share", 0.25,
+    )  # fmt: skip
+    assert "could not be read" in done.stdout
+    assert len((tmp_path / "run" / "broken.txt").read_text().splitlines()) <= 2
+    tokens = tmp_path / "tokens.safetensors"
+    clip = tmp_path / "set" / "dark" / "0.mp4"
+    run("tokenize", clip, "--encoder", tmp_path / "run" / "model", "--with", "kmeans(keep=2)", "--frames", 4,
+        "--out", tokens)  # fmt: skip
+    assert tokens.exists()
+
+
+def test_several_processes(pictures, tmp_path):
+    """torchrun and accelerate launch, as the README says."""
+    words = ["train", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for launcher in (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtokens"],
+        ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "fewtokens"],
+    ):
+        out = tmp_path / launcher[1]
+        done = subprocess.run(
+            [sys.executable, *launcher, *words, "--out", str(out)], capture_output=True, text=True, timeout=240,
+            env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("Network") == 1
+        assert models.is_saved(out / "model")
+
+
+class TestWhatIsWrong:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["vit_nano9x", "--data", "."], "no model called"),
+            (["vit_nano8", "--data", "nowhere"], "no such file"),
+            (["vit_nano8", "--data", "."], "no labelled image"),
+            (["vit_nano8", "--data", ".", "--preset", "moon"], "no recipe called 'moon'"),
+            (["vit_nano8", "--data", ".", "--set", "lr"], "name=value"),
+            (["vit_nano8", "--data", ".", "--set", "batch=-4"], "batch"),
+        ],
+    )
+    def test_one_line(self, tmp_path, words, message):
+        done = run("train", *words, "--out", tmp_path / "run", code=2, cwd=tmp_path)
+        assert message in error_line(done)
+        assert not (tmp_path / "run").exists()
+
+    def test_a_class_that_only_the_test_has(self, pictures, tmp_path):
+        (tmp_path / "val" / "violet").mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "val" / "violet" / "0.png")
+        words = ["--data", pictures, "--val", tmp_path / "val", "--out", tmp_path / "run"]
+        assert "not trained on: 'violet'" in error_line(run("train", "vit_nano8", *words, code=2))
+
+    def test_lists_with_missing_files(self, pictures, tmp_path):
+        lines = [f"{label}/{n}.png,{label}" for label in ("red", "green") for n in range(10)]
+        (tmp_path / "list.csv").write_text("path,label\n" + "\n".join([*lines, "gone.png,red"]) + "\n")
+        words = ["--data", tmp_path / "list.csv", "--out", tmp_path / "run", *SMALL, "--epochs", 1]
+        done = run("train", "vit_nano8", *words, "--root", pictures)
+        assert "1 named and not there: gone.png" in done.stderr
+        assert "none of the 21 files" in error_line(run("train", "vit_nano8", *words, code=2))
+
+    def test_checkpoints(self, trained, pictures, tmp_path):
+        words = ["--data", pictures, "--json"]
+        assert "no trained network" in error_line(run("eval", "classify", tmp_path, *words, code=2))
+        models.load(trained / "model").save_pretrained(tmp_path / "m")
+        assert "names no labels" in error_line(run("eval", "classify", tmp_path / "m", *words, code=2))
+        weights = tmp_path / "m" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:2000])
+        assert "cut short" in error_line(run("eval", "knn", tmp_path / "m", *words, code=2))
+        other = models.build("vit_nano8", size=(16, 16), classes=3)
+        other.save_pretrained(tmp_path / "other")
+        (tmp_path / "other" / "config.json").write_text((trained / "model" / "config.json").read_text())
+        assert "does not fit this vit" in error_line(run("eval", "knn", tmp_path / "other", *words, code=2))
+
+    def test_tasks_and_options(self, trained, pictures):
+        words = ["--data", pictures]
+        assert "the task must be" in error_line(run("eval", "guess", "patches", *words, code=2))
+        assert "--with goes with an encoder" in error_line(
+            run("eval", "knn", trained / "model", "--with", "tome", *words, code=2)
+        )
+        assert "has no class token" in error_line(run("eval", "knn", "patches", "--pool", "class", *words, code=2))
+        assert "examples, 50 are needed" in error_line(run("eval", "fewshot", "patches", "--shots", 50, *words, code=2))
+
+
+@pytest.mark.data
+def test_a_real_encoder_on_real_photographs(tmp_path):
+    photographs = data_path("sign_digits") / "Dataset"
+    lines = [f"{label}/{file.name},{label}" for label in "012" for file in sorted((photographs / label).iterdir())[:12]]
+    (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    words = ["--data", tmp_path / "list.csv", "--root", photographs, "--size", 98, "--val-share", 0.4, "--json"]
+    said = json.loads(run("eval", "linear", data_path("weights/dinov2-small"), *words).stdout)
+    assert said["linear top1"] > 50
+
+
+@pytest.mark.data
+def test_real_weights_begin_a_video_network(tmp_path):
+    """An image ViT of transformers' layout initialises a ViViT."""
+    from fewtokens.models.inflate import initialise_from, like
+
+    source = data_path("weights/dinov2-small")
+    config = like(source, tubelet=2, frames=8, size=(98, 98), classes=5)
+    model = models.VisionTransformer(config)
+    said = initialise_from(model, source, positions="resize_tile")
+    assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100
+    from fewtokens.encode import load_encoder
+
+    image = torch.rand(1, 1, 3, 98, 98)
+    clip = image.expand(1, 8, -1, -1, -1)
+    tokens = load_encoder(str(source))(image)[0].features
+    # On a still clip the first block sees each patch as the image model does.
+    embedded = model.embed(clip)[0, 0].flatten(0, 1)
+    encoder = load_encoder(str(source)).vit
+    mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
+    expected = encoder.embed((image[0] - mean) / std)[0]
+    assert tokens.shape[2] == embedded.shape[1]
+    # Positions are resized bilinearly here and bicubically there, so nearly the same.
+    assert torch.nn.functional.cosine_similarity(embedded, expected, dim=1).mean() > 0.95
