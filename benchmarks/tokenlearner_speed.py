@@ -49,7 +49,7 @@ def whole(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any
             network = models.build(each, size=(size, size)).to(device, dtype).eval()
             networks[each] = torch.compile(network) if compiled else network
         clip = torch.rand(batch, networks[name].config.frames, 3, size, size, device=device)
-        times = time_side_by_side({each: lambda n=network: n(clip) for each, network in networks.items()}, 7)
+        times = time_side_by_side({each: lambda n=network, c=clip: n(c) for each, network in networks.items()}, 7)
         flops, kept = {}, {}
         for each in (plain_name, name):
             on_meta = models.on_meta(each, size=(size, size))

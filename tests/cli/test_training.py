@@ -251,3 +251,13 @@ def test_real_weights_begin_a_video_network(tmp_path):
     assert tokens.shape[2] == embedded.shape[1]
     # Positions are resized bilinearly here and bicubically there, so nearly the same.
     assert torch.nn.functional.cosine_similarity(embedded, expected, dim=1).mean() > 0.95
+
+
+@pytest.mark.data
+def test_training_begins_with_real_weights(tmp_path, pictures):
+    words = ["--data", pictures, "--out", tmp_path, "--size", 28, "--frames", 2, "--batch", 9, "--workers", 0]
+    done = run(
+        "train", "tokenlearner_vivit_s14_2at10", *words, "--set", "steps=1", "--device", "cpu", "--init",
+        data_path("weights/dinov2-small"),
+    )  # fmt: skip
+    assert "top1" in done.stdout

@@ -234,6 +234,9 @@ class TestInflation:
         wide = VisionTransformer(VisionConfig(**{**SMALL, "width": 32}))
         with pytest.raises(ValueError, match="has the shape"):
             initialise_from(make("joint"), wide)
+        scaled = VisionTransformer(VisionConfig(**{**SMALL, "layer_scale": True}))
+        with pytest.raises(ValueError, match="has parts that this model lacks"):
+            initialise_from(make("joint"), scaled)
         deep = VisionTransformer(VisionConfig(**{**CLIP, "depth": 5}))
         with pytest.raises(ValueError, match="fewer blocks"):
             initialise_from(deep, make("vit"))

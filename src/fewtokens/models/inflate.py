@@ -37,7 +37,7 @@ def initialise_from(
         {"taken": names, "drawn": names left as they were, "unused": names of the source not taken}.
 
     Raises:
-        ValueError: shapes that do not fit, named.
+        ValueError: shapes that do not fit, blocks of another kind, named.
     """
     if how not in INFLATION:
         raise ValueError(f"how must be one of {', '.join(INFLATION)}, got {how!r}")
@@ -64,6 +64,11 @@ def initialise_from(
                 f"{says}: {name} has the shape {list(value.shape)}, this model needs {list(ours[name].shape)}"
             )
         taken[name] = value
+    if extra := sorted(name for name in theirs.keys() - taken.keys() if name.startswith("blocks.")):
+        raise ValueError(
+            f"{says}: has parts that this model lacks ({', '.join(extra[:3])}), so its blocks would compute something "
+            "else; build a model by `like`"
+        )
     if not any(name.startswith("blocks.") for name in taken):
         raise ValueError(f"{says}: no block of it fits this model")
     wanted = {name for name in ours if name.startswith("blocks.") and "time" not in name}

@@ -87,6 +87,8 @@ def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
 def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> tuple[Tensor, list[str], int]:
     """The soft weights of each token over its frame: frames side by side, below each the tokens made of it.
 
+    Each map is drawn from its least weight (dark) to its largest (light).
+
     Args:
         frames: uint8 [T,3,H,W].
         tokens: of this video, B=1, with soft weights.
@@ -117,11 +119,12 @@ def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> 
 
 
 def _of_frame(tokens: Tokens, t: int) -> Tokens:
-    """These tokens as if the video had frame t alone."""
+    """These tokens as if the video had frame t alone, their weights there from the least (0) on."""
     assert tokens.weights is not None
     cells = slice(t * tokens.grid.cells_per_frame, (t + 1) * tokens.grid.cells_per_frame)
     one = Grid(1, tokens.grid.H, tokens.grid.W)
-    return tokens.replace(grid=one, source=tokens.source[:, cells], weights=tokens.weights[..., cells])
+    own = tokens.weights[..., cells]
+    return tokens.replace(grid=one, source=tokens.source[:, cells], weights=own - own.amin(2, keepdim=True))
 
 
 def token_colours(n: int) -> Tensor:

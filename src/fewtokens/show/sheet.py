@@ -64,9 +64,11 @@ def draw_sheet(clip: Clip, path: str | Path, *, columns: int = 6) -> Path:
     return Path(path)
 
 
-def draw_contact_sheet(frames: Tensor, captions: Sequence[str], path: str | Path, *, columns: int = 4) -> Path:
-    """Draws up to 12 frames uint8 [T,3,H,W] in a grid, each with its caption."""
-    picked = _spread(len(frames), 12)
+def draw_contact_sheet(
+    frames: Tensor, captions: Sequence[str], path: str | Path, *, columns: int = 4, most: int = 12
+) -> Path:
+    """Draws up to `most` frames uint8 [T,3,H,W], spread evenly, in a grid, each with its caption."""
+    picked = _spread(len(frames), most)
     columns = min(columns, len(picked))
     size = _fit_width(frames, (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns)
     rows = -(-len(picked) // columns)

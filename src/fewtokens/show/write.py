@@ -48,7 +48,7 @@ def write_overlay(
     check_overlay(path, style)
     if style == "maps":
         pictures, titles, columns = maps(frames, tokens)
-        return draw_contact_sheet(pictures, titles, path, columns=columns)
+        return draw_contact_sheet(pictures, titles, path, columns=columns, most=len(pictures))
     drawn = overlay(frames, tokens, style)
     if Path(path).suffix == ".png":
         captions = [f"frame {n}" if times is None else f"{float(times[n]):.2f} s" for n in range(len(frames))]

@@ -11,7 +11,7 @@ from torch import nn
 from fewtokens import models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
 from fewtokens.evaluate.classify import evaluator, predict, scores_of
-from fewtokens.models.inflate import initialise_from
+from fewtokens.models.inflate import initialise_from, like
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.objectives import Classification
@@ -89,10 +89,15 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
     changes: dict[str, Any] = {"classes": classes, "frames": recipe.frames}
     if kind is models.VisionTransformer:
         changes |= {"size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
-    model = models.build(name, **changes)
     if start is not None:
-        if not isinstance(model, models.VisionTransformer):
+        if kind is not models.VisionTransformer:
             raise ValueError(f"{name} is no ViT, so it cannot begin with the weights of one")
+        if not models.is_saved(start):
+            # What its blocks compute beside their weights.
+            theirs = like(start)
+            changes |= {part: getattr(theirs, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
+    model = models.build(name, **changes)
+    if isinstance(model, models.VisionTransformer) and start is not None:
         initialise_from(model, start, positions="resize_tile")
     return model
 
