@@ -64,6 +64,15 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
     )
 
 
+def trim(tokens: Tokens) -> Tokens:
+    """The same tokens without slots that no video of the batch needs (one stays where all are empty)."""
+    n = max(1, int(tokens.count.max()))
+    if n == tokens.N:
+        return tokens
+    slots = ("features", "positions", "sizes", "mask", "codes", "weights")
+    return tokens.replace(**{name: value[:, :n] for name in slots if (value := getattr(tokens, name)) is not None})
+
+
 def split_frames(tokens: Tokens) -> Tokens:
     """Every frame of every video as a video of its own: B videos of T frames become B*T of one frame.
 

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from fewtokens import registry
 from fewtokens.encode import VitEncoder, load_encoder
 from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.grid import Grid
@@ -375,3 +376,37 @@ class TestBadFolders:
                 load_encoder(name, **options)
         with pytest.raises(ValueError, match="takes proportional"):
             load_encoder(self.folder(tmp_path), patch=3)
+
+
+def test_frames_of_unequal_counts_are_chunked_by_count():
+    from fewtokens.encode.vit_encoder import _by_count
+    from fewtokens.grid import Grid
+
+    counts = [196, 20, 0, 190, 22, 5, 3, 21, 0, 100] * 3
+    chunks = _by_count(counts, 4, Grid(1, 14, 14))
+    assert sorted(number for chunk in chunks for number in chunk) == list(range(30))
+    for chunk in chunks:
+        widest = max(1, *(counts[number] for number in chunk))
+        assert len(chunk) * widest <= 4 * 196
+        assert widest <= 16 or min(counts[number] for number in chunk) >= widest * 2 / 3
+    # Little is padded: less than a quarter more slots than tokens.
+    slots = sum(len(chunk) * max(1, *(counts[number] for number in chunk)) for chunk in chunks)
+    assert slots < 1.25 * sum(counts)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_skipped_patches_in_any_chunking(batch):
+    """Trimmed and reordered, the frames give what they give in one padded pass."""
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(4, 4))).eval()
+    frames = torch.rand(2, 9, 3, 16, 16)
+    frames[:, 3:6] = frames[:, 3:4]  # frames of no token at all among them
+    frames[0, 7, :, :8] = frames[0, 6, :, :8]
+    (rlt,) = registry.build("rlt(tau=0.3)")
+    reference, cues = VitEncoder(vit, batch=10_000)(frames, before=[rlt], needs=("keys", "pixels"))
+    tokens, given = VitEncoder(vit, batch=batch)(frames, before=[rlt], needs=("keys", "pixels"))
+    assert len(set(tokens.count.tolist())) == 2
+    torch.testing.assert_close(tokens.features, reference.features, rtol=1e-4, atol=1e-5)
+    assert torch.equal(tokens.source, reference.source)
+    torch.testing.assert_close(given["keys"], cues["keys"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(given["pixels"], cues["pixels"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.batch import collate, join_frames, split_frames
+from fewtokens.batch import collate, join_frames, split_frames, trim
 from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
 from fewtokens.encode.vit import ViT
 from fewtokens.grid import Grid
@@ -92,22 +92,29 @@ class VitEncoder:
         chunks: list[Tokens] = []
         split = None if cells is None else split_frames(cells)
         flat = frames.flatten(0, 1)
+        plan = _in_order(B * T, self.batch) if split is None else _by_count(split.count.tolist(), self.batch, grid)
+        done = 0
         from_last = [name for name in needs if name in ("keys", "attention")]
         widths: dict[str, torch.Size] = {}
-        for start in range(0, B * T, self.batch):
+        for numbers in plan:
             if split is None:
-                embedded = self._embed(flat[start : start + self.batch], grid)
+                embedded = self._embed(flat[numbers[0] : numbers[-1] + 1], grid)
                 chunk = Tokens.from_cells(embedded, Grid(1, grid.H, grid.W))
             else:
-                chunk = split.of(range(start, min(start + self.batch, B * T)))
+                chunk = trim(split.of(numbers))
             chunk, cues = self.vit.walk(chunk, inside, from_last)
             # The cues ride along as channels until the frames stand in one video again.
             widths = {name: cues[name].shape[2:] for name in from_last}
             riding = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in from_last]
             chunks.append(chunk.replace(features=torch.cat([chunk.features, *riding], -1)))
+            done += len(numbers)
             if self.progress is not None:
-                self.progress(min(start + self.batch, B * T), B * T)
-        tokens = join_frames(collate(chunks), T, grid)
+                self.progress(done, B * T)
+        encoded = collate(chunks)
+        if split is not None:
+            place = torch.tensor([number for numbers in plan for number in numbers])
+            encoded = encoded.of(place.argsort())
+        tokens = join_frames(encoded, T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
         C, riders = self.width, tokens.features[..., self.width :]
@@ -154,6 +161,30 @@ class VitEncoder:
         member = torch.nn.functional.one_hot(frame, T + 1)[..., :T].float() * tokens.sizes[..., None]
         total = member.transpose(1, 2) @ tokens.features.float()
         return (total / member.sum(1).clamp(min=1)[..., None]).to(tokens.features.dtype)
+
+
+def _in_order(frames: int, batch: int) -> list[list[int]]:
+    """Frames in chunks of a batch."""
+    return [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
+
+
+def _by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
+    """Frames in chunks of about equal counts, the fullest first, so that little of a padded chunk is padding.
+
+    A chunk holds at most as many tokens as a batch of whole frames, and no frame of less than two thirds of its
+    fullest one, but for frames of a few tokens.
+    """
+    order = sorted(range(len(counts)), key=lambda n: -counts[n])
+    chunks: list[list[int]] = []
+    widest = 0
+    for number in order:
+        count = max(1, counts[number])
+        full = (len(chunks[-1]) + 1) * widest > batch * grid.cells_per_frame if chunks else True
+        if full or (count < 2 / 3 * widest and widest > 16):
+            chunks.append([])
+            widest = count
+        chunks[-1].append(number)
+    return chunks
 
 
 def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
