@@ -72,6 +72,7 @@ class Method(nn.Module):
         trainable: has parameters.
         partition: every cell it was given ends in some token.
         conserves: sum(sizes * features) stays the same.
+        merges: averages some of the tokens that it keeps, although it drops others.
         resamples: makes new features with soft weights; `source` is then where a cell's largest share went.
         dense: wants a token for every cell, so it comes first in a chain.
         fill: how `Tokens.unmerge` gives back what it dropped: "nearest", or "hold" where dropping means that
@@ -86,6 +87,7 @@ class Method(nn.Module):
     trainable: ClassVar[bool] = False
     partition: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
     resamples: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     fill: ClassVar[str] = "nearest"

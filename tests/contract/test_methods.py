@@ -28,6 +28,8 @@ VARIANTS = [
     "tokenlearner(4, version='1.1')",
     "tokenlearner(3, pool='mean')",
     "spatial_pool(2, side=3)",
+    "dycoke(0.5, last_group='pruned')",
+    "visionzip(0.3, contextual=0.5)",
 ]
 SPECS = [*registry.names(), *VARIANTS]
 BUDGET = [name for name in registry.names() if "keep" in inspect.signature(registry.get(name)).parameters]
@@ -90,7 +92,7 @@ class TestEveryMethod:
             before = (tokens.sizes[..., None] * tokens.features).sum(1)
             after = (out.sizes[..., None] * out.features).sum(1)
             torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-        if not method.partition and not method.resamples:
+        if not (method.partition or method.resamples or method.merges):
             # Pure pruning: what is kept is kept as it was.
             kept = tokens.features.gather(1, out.cell[..., None].expand(-1, -1, tokens.C))
             assert torch.equal(kept[out.mask], out.features[out.mask])

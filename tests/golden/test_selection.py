@@ -1,0 +1,154 @@
+"""VidCom2, DyCoke, VisionZip and max-min selection against slow, obviously right versions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.grid import Grid
+from fewtokens.reduce.dycoke import DyCoke
+from fewtokens.reduce.max_min import MaxMin
+from fewtokens.reduce.vidcom2 import VidCom2
+from fewtokens.reduce.visionzip import VisionZip
+from fewtokens.tokens import Tokens
+from tests.clips import clip, cues
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
+
+
+class TestVidCom2:
+    def plain(self, x: np.ndarray, keep: int) -> list[int]:
+        """x [T,n,C]; the cells that stay."""
+        T, n, C = x.shape
+        flat = x.reshape(-1, C)
+        calm = np.sort(np.argsort(flat.var(0), kind="stable")[: C // 2])
+        y = x[..., calm] / np.linalg.norm(x[..., calm], axis=-1, keepdims=True)
+        like = lambda z, centre: sum(  # noqa: E731
+            np.exp(-((z - centre) ** 2).sum(-1) / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2)
+        )
+        to_video = like(y, y.reshape(-1, C // 2).mean(0))
+        to_frame = np.stack([like(y[t], y[t].mean(0)) for t in range(T)])
+        v = -to_video.mean(1) / 0.01
+        weight = np.exp(v - v.max()) / np.exp(v - v.max()).sum()
+        share = (1 + weight - 1 / T) * n
+        counts = [1] * T  # at least one; then Sainte-Lague, place by place
+        while sum(counts) < keep:
+            open_ = [t for t in range(T) if counts[t] < n]
+            counts[min(open_, key=lambda t: (counts[t] + 0.5) / share[t])] += 1
+        out = []
+        for t in range(T):
+            order = np.argsort((to_video + to_frame)[t], kind="stable")[: counts[t]]
+            out += [t * n + int(place) for place in order]
+        return sorted(out)
+
+    @pytest.mark.parametrize("keep", [1, 5, 12, 30, 77, 120])
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_against_loops(self, keep, seed):
+        tokens = clip(4, 5, 6, 16, 1, seed=seed)
+        out = VidCom2(keep)(tokens)
+        expected = self.plain(tokens.features[0].double().numpy().reshape(4, 30, 16), max(4, keep))
+        assert (out.source[0] >= 0).nonzero().flatten().tolist() == expected
+
+    def test_a_frame_that_stands_out_keeps_more(self):
+        generator = torch.Generator().manual_seed(0)
+        x = 1 + 0.3 * torch.randn(1, 1, 4, 4, 16, generator=generator).repeat(1, 6, 1, 1, 1)
+        x[:, 3] = torch.randn(1, 4, 4, 16, generator=generator)
+        out = VidCom2(0.25)(Tokens.from_cells(x))
+        per_frame = torch.bincount(out.frame[0], minlength=6)
+        assert int(per_frame[3]) > int(per_frame[0])
+        assert int(per_frame.sum()) == 24
+
+    def test_counts(self):
+        grid = Grid(32, 14, 14)
+        assert VidCom2(0.25).planned_count(grid) == int(32 * 196 * 0.25)
+        assert VidCom2(0.001).planned_count(grid) == 32
+
+
+class TestDyCoke:
+    def test_the_papers_count(self):
+        """T=32, n=196, k=0.7 leaves 3098 tokens, 49.4 %."""
+        assert DyCoke(0.7).planned_count(Grid(32, 14, 14)) == 3098
+        assert DyCoke(0.7, last_group="pruned").planned_count(Grid(32, 14, 14)) == 3098 - 196 + 58
+
+    @pytest.mark.parametrize("T", [1, 2, 3, 4, 5, 7, 8, 11])
+    @pytest.mark.parametrize("last_group", ["whole", "pruned"])
+    def test_against_loops(self, T, last_group):
+        tokens = clip(T, 3, 4, 8, 1)
+        x = tokens.features[0].double().numpy().reshape(T, 12, 8)
+        kept = np.ones((T, 12), bool)
+
+        def prune(t: int, earlier: int) -> None:
+            order = sorted(range(12), key=lambda n: cosine(x[t, n], x[earlier, n]))
+            kept[t] = [n in order[:3] for n in range(12)]
+
+        for i in range(0, T - 1, 2):
+            prune(i + 1, i)
+        for i in range(0, T, 4):
+            if i + 2 < T and (last_group == "pruned" or i < T - 4):
+                prune(i + 2, i)
+        out = DyCoke(0.7, last_group=last_group)(tokens)
+        assert torch.equal(out.source[0] >= 0, torch.from_numpy(kept.reshape(-1)))
+
+    def test_no_frame_is_lost(self):
+        out = DyCoke(1.0)(clip(7, 3, 4, 8, 1))
+        assert set(out.frame[0].tolist()) == {0, 4, 6}
+
+
+class TestVisionZip:
+    @pytest.mark.parametrize("keep", [4, 13, 22, 40])
+    @pytest.mark.parametrize("normalise", [True, False])
+    def test_against_loops(self, keep, normalise):
+        tokens = clip(3, 4, 5, 16, 1)
+        given = cues(tokens)
+        x = tokens.features[0].double().numpy()
+        attention, keys = given["attention"][0].numpy(), given["keys"][0].double().numpy()
+        rows = []
+        for t in range(3):
+            budget = (t + 1) * keep // 3 - t * keep // 3
+            few = min(int(budget * 0.3), budget - 1)
+            cells = list(range(20 * t, 20 * t + 20))
+            dominant = sorted(sorted(cells, key=lambda n: -attention[n])[: budget - few])
+            rest = [n for n in cells if n not in dominant]
+            targets = rest[:: max(1, len(rest) // few)][:few] if few else []
+            members = {n: [] for n in targets}
+            for n in rest:
+                if targets and n not in targets:
+                    members[max(targets, key=lambda m: cosine(keys[n], keys[m]))].append(n)
+            for n in sorted(dominant + targets):
+                group = members.get(n, [])
+                if normalise:
+                    rows.append(x[[n, *group]].mean(0))
+                else:
+                    rows.append(x[n] + (x[group].mean(0) if group else 0))
+        out = VisionZip(keep, contextual=0.3, normalise=normalise)(
+            tokens, attention=given["attention"], keys=given["keys"]
+        )
+        np.testing.assert_allclose(out.features[0].numpy(), np.stack(rows), rtol=1e-4, atol=1e-5)
+
+    def test_merged_rows_lie_within_their_members(self):
+        """Convexity, which the published sum does not have."""
+        tokens = clip(1, 6, 6, 16, 1)
+        given = {name: cues(tokens)[name] for name in ("attention", "keys")}
+        out = VisionZip(6, contextual=0.5)(tokens, **given)
+        low, high = tokens.features.amin(1), tokens.features.amax(1)
+        assert bool((out.features >= low - 1e-5).all())
+        assert bool((out.features <= high + 1e-5).all())
+        published = VisionZip(6, contextual=0.5, normalise=False)(tokens, **given)
+        assert float(published.features.norm()) > float(out.features.norm())
+
+
+class TestMaxMin:
+    @pytest.mark.parametrize("keep", [1, 2, 9, 40])
+    def test_against_loops(self, keep):
+        tokens = clip(2, 4, 5, 8, 1)
+        x = torch.nn.functional.normalize(tokens.features[0].double(), dim=1).numpy()
+        mean = x.mean(0)
+        kept = [min(range(40), key=lambda n: cosine(x[n], mean))]
+        while len(kept) < keep:
+            rest = [n for n in range(40) if n not in kept]
+            kept.append(min(rest, key=lambda n: max(cosine(x[n], x[m]) for m in kept)))
+        out = MaxMin(keep)(tokens)
+        assert (out.source[0] >= 0).nonzero().flatten().tolist() == sorted(kept)
