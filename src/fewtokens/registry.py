@@ -33,6 +33,7 @@ METHODS = {
     "vidcom2": "fewtokens.reduce.vidcom2:VidCom2",
     "dycoke": "fewtokens.reduce.dycoke:DyCoke",
     "visionzip": "fewtokens.reduce.visionzip:VisionZip",
+    "holitom": "fewtokens.reduce.holitom:HoliTom",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",

@@ -28,6 +28,7 @@ VARIANTS = [
     "tokenlearner(4, version='1.1')",
     "tokenlearner(3, pool='mean')",
     "spatial_pool(2, side=3)",
+    "holitom(0.1, tau=0.99, centre=1.0)",
     "dycoke(0.5, last_group='pruned')",
     "visionzip(0.3, contextual=0.5)",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from fewtokens.grid import Grid
 from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan, sums
+from fewtokens.reduce.segments import deal, rank_within
 from fewtokens.tokens import Tokens
 
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -59,9 +60,8 @@ class VidCom2(Method):
         there = count[..., 0] > 0
         weight = (unlike[..., 0] / self.temperature).masked_fill(~there, -torch.inf).softmax(1)
         share = (1 + weight - 1 / there.sum(1, keepdim=True)) * count[..., 0]
-        rank = _rank_within(to_video + to_frame, frame, T)
-        # Sainte-Lague: the place r of a frame of share s comes at (r + 1/2) / s; the first of each frame before all.
-        order = (rank + 0.5) / share.gather(1, place).clamp(min=1e-9)
+        rank = rank_within(to_video + to_frame, frame, T)
+        order = deal(rank, share.gather(1, place))  # but the first of each frame before all others
         return Plan.top(-order.masked_fill(rank == 0, -1.0), self.counts(tokens), tokens)
 
 
@@ -78,15 +78,3 @@ def _likeness(x: Tensor, centre: Tensor) -> Tensor:
     """Sum of Gaussians of the distance to a centre, [B,N]."""
     squared = (x - centre).square().sum(2)
     return sum(((-squared / (2 * width)).exp() for width in _WIDTHS), torch.zeros_like(squared))
-
-
-def _rank_within(values: Tensor, frame: Tensor, frames: int) -> Tensor:
-    """The place of each token among those of its frame, lowest value first, equals in their order; int64 [B,N]."""
-    order = values.argsort(dim=1, stable=True)
-    label = frame.masked_fill(frame < 0, frames).gather(1, order)
-    by_frame = order.gather(1, label.argsort(dim=1, stable=True))
-    label = frame.masked_fill(frame < 0, frames).gather(1, by_frame)
-    start = F.one_hot(label, frames + 1).sum(1).cumsum(1).roll(1, 1)
-    start[:, 0] = 0
-    place = torch.arange(values.shape[1], device=values.device) - start.gather(1, label)
-    return torch.empty_like(place).scatter_(1, by_frame, place)
