@@ -34,6 +34,8 @@ METHODS = {
     "dycoke": "fewtokens.reduce.dycoke:DyCoke",
     "visionzip": "fewtokens.reduce.visionzip:VisionZip",
     "holitom": "fewtokens.reduce.holitom:HoliTom",
+    "fastvid": "fewtokens.reduce.fastvid:FastVid",
+    "scissor": "fewtokens.reduce.scissor:Scissor",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",

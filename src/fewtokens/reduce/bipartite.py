@@ -78,3 +78,11 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     dest[:, first::2] = torch.where(goes, place_b.gather(1, match), place_a)
     dest[:, 1 - first :: 2] = place_b
     return Plan(tokens.count - merged[:, 0], width, dest.masked_fill(~tokens.mask, -1))
+
+
+def merge_to(tokens: Tokens, target: Tensor) -> Tokens:
+    """Merges the most similar pairs, step by step, until no video has more than its `target` [B] tokens."""
+    while bool((tokens.count > target).any()):
+        r = (tokens.count - target).clamp(min=0)
+        tokens = tokens.apply(bipartite_plan(tokens.features.detach(), r, tokens))
+    return tokens.ordered()

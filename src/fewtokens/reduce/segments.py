@@ -34,3 +34,26 @@ def deal(rank: Tensor, share: Tensor) -> Tensor:
         share: of its group, [B,N].
     """
     return (rank + 0.5) / share.clamp(min=1e-9)
+
+
+def cut_where_frames_change(likeness: Tensor, lengths: Tensor, segments: int, tau: float) -> tuple[Tensor, Tensor]:
+    """Segments of like frames: the first and last frame of each frame's segment, int64 [B,T].
+
+    There is a cut after frame t where its likeness to the next one is below tau, or among the segments-1 lowest of the
+    video (the first of equals).
+
+    Args:
+        likeness: [B,T-1] of each frame to the next.
+        lengths: [B], real frames of each video; those after them are segments of their own.
+    """
+    B, T = likeness.shape[0], likeness.shape[1] + 1
+    t = torch.arange(T - 1, device=likeness.device)
+    inside = t < lengths[:, None] - 1
+    rank = likeness.masked_fill(~inside, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    cut = (rank < segments - 1) | (likeness < tau) | ~inside
+    starts = torch.cat([torch.ones_like(lengths[:, None], dtype=torch.bool), cut], 1)  # a segment begins here
+    frame = torch.arange(T, device=likeness.device).expand(B, -1)
+    first = frame.masked_fill(~starts, 0).cummax(1).values
+    ends = torch.cat([starts[:, 1:], starts[:, :1]], 1)
+    last = frame.masked_fill(~ends, T).flip(1).cummin(1).values.flip(1)
+    return first, last

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewtokens.grid import Grid
 from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan
-from fewtokens.reduce.bipartite import bipartite_plan
+from fewtokens.reduce.bipartite import bipartite_plan, merge_to
 from fewtokens.tokens import Tokens
 
 
@@ -93,11 +93,7 @@ class Tome(Method):
     def forward(self, tokens: Tokens, **cues: Tensor) -> Tokens:
         if self.stage == "encoder":
             return super().forward(tokens, **cues)
-        target = self.counts(tokens)
-        while bool((tokens.count > target).any()):
-            r = tokens.count - target
-            tokens = tokens.apply(bipartite_plan(tokens.features.detach(), r, tokens))
-        return tokens.ordered()
+        return merge_to(tokens, self.counts(tokens))
 
 
 def schedule(r: int | tuple[int, float] | Sequence[int], depth: int) -> list[int]:
