@@ -36,6 +36,7 @@ METHODS = {
     "holitom": "fewtokens.reduce.holitom:HoliTom",
     "fastvid": "fewtokens.reduce.fastvid:FastVid",
     "scissor": "fewtokens.reduce.scissor:Scissor",
+    "sttm": "fewtokens.reduce.sttm:Sttm",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",

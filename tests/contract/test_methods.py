@@ -31,6 +31,8 @@ VARIANTS = [
     "holitom(0.1, tau=0.99, centre=1.0)",
     "fastvid(0.1, segments=2, tau=0.3, context=0.8, step=2)",
     "scissor(keep=0.2)",
+    "sttm(keep=0.2)",
+    "sttm(0.5, tau_time=0.3, weighted=True)",
     "dycoke(0.5, last_group='pruned')",
     "visionzip(0.3, contextual=0.5)",
 ]

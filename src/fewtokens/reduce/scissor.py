@@ -12,12 +12,11 @@ from torch import Tensor
 from fewtokens.grid import Grid
 from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan
-from fewtokens.reduce.bipartite import best_match, merge_to
+from fewtokens.reduce.bipartite import best_match
 from fewtokens.reduce.components import by_cosine
+from fewtokens.reduce.search import to_budget
 from fewtokens.tokens import Tokens
 
-# Halvings of the range of tau in which a budget is sought.
-_HALVINGS = 12
 _ROUNDING = 1e-5
 
 
@@ -59,15 +58,8 @@ class Scissor(Method):
         if self.keep is None:
             tau = torch.full((tokens.B,), 0.9 if self.tau is None else self.tau, device=tokens.device)
             return _reduce(tokens, tau)
-        target = self.counts(tokens)
-        # Tau of 1 joins nothing, so it always leaves enough.
-        low, high = torch.full((tokens.B,), -1.0, device=tokens.device), torch.ones(tokens.B, device=tokens.device)
-        with torch.no_grad():
-            for _ in range(_HALVINGS):
-                middle = (low + high) / 2
-                enough = _reduce(tokens, middle).count >= target
-                low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        return merge_to(_reduce(tokens, high), target)
+        # A threshold of 1 joins nothing.
+        return to_budget(lambda tau: _reduce(tokens, tau), self.counts(tokens), -1.0, 1.0)
 
 
 def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
