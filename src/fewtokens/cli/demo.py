@@ -37,7 +37,8 @@ def demo(
 
     budget = parse_keep(keep)
     assert budget is not None
-    methods = at_one_budget(budget, seed)
+    # Pixel patches give no attention and no keys, which some methods ask for.
+    methods = at_one_budget(budget, seed, gives=("pixels",))
     # These decide by a threshold of their own, so they are shown beside, not at the budget.
     threshold = registry.build("rlt | dtd(mode='pixel')")
     clips: list[Clip] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewtokens import registry
 from fewtokens.evaluate.fidelity import mean_cosine, psnr, relative_error
-from fewtokens.method import Method
+from fewtokens.method import CUES, Method
 from fewtokens.tokens import Tokens
 
 Decoder = Callable[[Tensor], Tensor]
@@ -76,12 +76,19 @@ class Row:
         }
 
 
-def at_one_budget(keep: float | int, seed: int = 0) -> list[Method]:
-    """Every registered method that acts on tokens and meets a budget, the baselines first."""
+def at_one_budget(keep: float | int, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)) -> list[Method]:
+    """Every registered method that acts on tokens and meets a budget, the baselines first.
+
+    Args:
+        keep: the budget.
+        seed: for those that draw.
+        gives: cues that are there; methods that need others are left out.
+    """
     methods = []
     for name in registry.names():
         kind = registry.get(name)
-        if kind.stage == "tokens" and kind.budget and "keep" in inspect.signature(kind).parameters:
+        fits = kind.stage == "tokens" and kind.budget and set(kind.needs) <= set(gives)
+        if fits and "keep" in inspect.signature(kind).parameters:
             methods += registry.build(name, keep=keep, seed=seed)
     return sorted(methods, key=lambda method: method.name not in registry.BASELINES)
 

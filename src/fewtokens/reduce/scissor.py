@@ -38,7 +38,7 @@ class Scissor(Method):
 
     paper = "LLaVA-Scissor: Token Compression with Semantic Connected Components, arXiv 2506.21862"
     licence = "written from the description; the reference code is CC BY-NC 4.0"
-    cost = "O(T n^2 C + M^2 C) for each round of labels, in blocks of bounded memory; with keep, a dozen times that"
+    cost = "O(T n^2 C + M^2 C) for each round of labels, in blocks of bounded memory; with keep, nine times that"
     partition = True
 
     def __init__(self, tau: float | None = None, *, keep: float | int | None = None) -> None:

@@ -11,7 +11,7 @@ from fewtokens.reduce.bipartite import merge_to
 from fewtokens.tokens import Tokens
 
 # Halvings of the range in which a threshold is sought.
-_HALVINGS = 12
+_HALVINGS = 8
 
 
 def to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:

@@ -39,7 +39,7 @@ class Sttm(Method):
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
     licence = "written from the description; the reference code has no licence"
-    cost = "O(levels * N C); with keep a dozen times that"
+    cost = "O(levels * N C); with keep nine times that"
     partition = True
     dense = True
 
