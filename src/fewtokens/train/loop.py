@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fewtokens.data.clips import mix
+from fewtokens.files import whole_file
 from fewtokens.train import checkpoint
 from fewtokens.train.settings import Settings, write_settings
 
@@ -176,6 +177,9 @@ class _Run:
         self.broken: dict[str, None] = {}
         self.enlarged: set[int] = set()
         self.metrics: list[dict[str, Any]] = []
+        # Added up since the last line of the log.
+        self.sums: dict[str, float] = {}
+        self.counted = 0
         self._prepare()
 
     def _prepare(self) -> None:
@@ -229,22 +233,20 @@ class _Run:
         per_epoch = max(1, round(self.items / settings.batch))
         save_every = settings.save_every or per_epoch
         eval_every = max(1, round(settings.eval_every * per_epoch)) if settings.eval_every else 0
-        sums: dict[str, float] = {}
-        counted = 0
         self.trained.train()
         for step in range(start, self.total):
             numbers, wait = self._step(step, batches)
             waited += wait
             for name, value in numbers.items():
-                sums[name] = sums.get(name, 0.0) + value
-            counted += bool(numbers)
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counted += bool(numbers)
             done = step + 1
             if done % settings.log_every == 0 or done == self.total:
-                line = self._over_processes({name: value / max(1, counted) for name, value in sums.items()})
+                line = self._over_processes({name: value / self.counted for name, value in self.sums.items()})
                 self._log(
                     done, line | {"lr": settings.lr_at(step, self.total), "epoch": done * settings.batch / self.items}
                 )
-                sums, counted = {}, 0
+                self.sums, self.counted = {}, 0
             if self.evaluate is not None and (done == self.total or (eval_every and done % eval_every == 0)):
                 scores = self._scores()
                 self._log(done, scores)
@@ -254,10 +256,9 @@ class _Run:
                 self.progress(done, self.total, numbers | scores)
         if start == self.total and self.evaluate is not None and not scores:
             scores = self._scores()
-        self._finish(out)
+        broken = self._finish(out)
         seconds = time.perf_counter() - began
-        broken, enlarged = list(self.broken), len(self.enlarged)
-        return Report(self.total, start, scores, self.metrics, broken, enlarged, seconds, waited)
+        return Report(self.total, start, scores, self.metrics, broken, len(self.enlarged), seconds, waited)
 
     def _begin(self, resume: bool) -> tuple[int, dict[str, float]]:
         """The step to begin with, and the scores known by then."""
@@ -284,6 +285,7 @@ class _Run:
                     {**self.accelerator.scaler.state_dict(), "scale": float(extra["scale"])}
                 )
             start, scores = header["step"], header["scores"]
+            self.sums, self.counted = header["sums"], header["counted"]
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)
             write_settings(self.settings, self.out / "settings.json")
@@ -422,21 +424,31 @@ class _Run:
             extra["scale"] = torch.tensor(self.accelerator.scaler.get_scale())
         tensors = checkpoint.state_of(self.bare, self._inner, self.ema, extra)
         if self.main:
-            header = {"step": step, "items": self.items, "settings": _plain(self.settings), "scores": scores}
+            header = {
+                "step": step,
+                "items": self.items,
+                "settings": _plain(self.settings),
+                "scores": scores,
+                "sums": self.sums,
+                "counted": self.counted,
+            }
             checkpoint.save(self.out / "state.safetensors", tensors, header)
         self.accelerator.wait_for_everyone()
 
-    def _finish(self, out: Path) -> None:
-        from fewtokens.files import whole_file
+    def _finish(self, out: Path) -> list[str]:
+        """Leaves the averaged weights in the network; what is wrong with the files of all processes."""
+        from accelerate.utils import gather_object
 
         self._swap()
         self.bare.eval()
-        if self.main and self.broken:
+        broken = list(dict.fromkeys(gather_object(list(self.broken))))
+        if self.main and broken:
             with whole_file(out / "broken.txt") as temporary:
-                temporary.write_text("".join(line + "\n" for line in self.broken))
+                temporary.write_text("".join(line + "\n" for line in broken))
         if self.main and hasattr(self, "board"):
             self.board.close()
         self.accelerator.wait_for_everyone()
+        return broken
 
 
 # Settings that may differ when a run is resumed: they change nothing that is learned.

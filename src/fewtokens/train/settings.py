@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fewtokens.files import whole_file
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -225,7 +227,5 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def write_settings(settings: Settings, path: Path) -> None:
-    from fewtokens.files import whole_file
-
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
