@@ -79,6 +79,16 @@ def test_train_leaves_a_whole_run(trained):
     assert models.meta(trained / "model")["labels"] == ["blue", "green", "red"]
 
 
+def test_a_dry_run_shows_and_writes_nothing(pictures, tmp_path):
+    words = ["vit_nano8", "--data", pictures, "--out", tmp_path / "run", "--preset", "kinetics", "--dry-run"]
+    text = run("train", *words).stdout
+    assert "weight_decay" in text
+    assert "32 TPU cores" in " ".join(text.split())
+    said = json.loads(run("train", *words, "--set", "lr=0.5", "--json").stdout)
+    assert said["settings"]["lr"] == 0.5
+    assert not (tmp_path / "run").exists()
+
+
 def test_eval_tests_on_what_was_held_back(trained, pictures):
     scores = models.meta(trained / "model")["trained"]["scores"]
     said = json.loads(run("eval", "classify", trained / "model", "--data", pictures, "--json").stdout)

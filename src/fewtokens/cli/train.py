@@ -31,7 +31,9 @@ def train(
     preset: Annotated[str, typer.Option("--preset", help="small, imagenet_finetune, kinetics, charades, avid, ...")] = (
         "small"
     ),
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting; --dry-run lists them.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Samples of one step, over all processes.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.")] = None,
@@ -41,6 +43,7 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything drawn.")] = None,
     init: Annotated[str | None, typer.Option("--init", help="An image ViT whose weights to begin with.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a folder that holds a run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings and data, and train nothing.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu, to stay there although there is a GPU.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,6 +81,10 @@ def train(
     torch.manual_seed(recipe.seed)
     network = prepare(model, training, recipe, start=init)
     total = recipe.total(len(training.items))
+    if dry_run:
+        if main:
+            _show(model, network, recipe, total, as_json)
+        return
     with progress(f"training {model}", total) as advance:
 
         def step(done: int, in_all: int, numbers: dict[str, float]) -> None:
@@ -118,6 +125,21 @@ def train(
         out.print(f"{report.enlarged} pictures are smaller than the crop and were scaled up")
     out.print(f"[bold]Network[/bold]  {escape(str(folder / 'model'))}", highlight=False)
     out.print(f"[bold]Curves[/bold]   {escape(str(folder / 'curves.png'))}, metrics.jsonl beside it", highlight=False)
+
+
+def _show(model: str, network: Any, recipe: Any, total: int, as_json: bool) -> None:
+    import dataclasses
+
+    values = dataclasses.asdict(recipe)
+    note = values.pop("note")
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if as_json:
+        print_json({"model": model, "parameters": parameters, "steps": total, "settings": values, "note": note})
+        return
+    out.print(table("", [{"setting": name, "value": str(value)} for name, value in values.items()]))
+    out.print(f"{escape(model)}: {parameters / 1e6:.2f} M parameters, {total} steps", highlight=False)
+    if note:
+        out.print(escape(note), style="dim")
 
 
 _SHOWN = ("loss", "top1", "mAP")
