@@ -37,6 +37,8 @@ METHODS = {
     "fastvid": "fewtokens.reduce.fastvid:FastVid",
     "scissor": "fewtokens.reduce.scissor:Scissor",
     "sttm": "fewtokens.reduce.sttm:Sttm",
+    "hourglass": "fewtokens.reduce.hourglass:Hourglass",
+    "dynamic_pool": "fewtokens.reduce.dynamic_pool:DynamicPool",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",

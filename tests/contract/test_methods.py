@@ -33,6 +33,7 @@ VARIANTS = [
     "scissor(keep=0.2)",
     "sttm(keep=0.2)",
     "sttm(0.5, tau_time=0.3, weighted=True)",
+    "dynamic_pool(20, most=9)",
     "dycoke(0.5, last_group='pruned')",
     "visionzip(0.3, contextual=0.5)",
 ]

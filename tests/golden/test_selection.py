@@ -8,6 +8,8 @@ import torch
 
 from fewtokens.grid import Grid
 from fewtokens.reduce.dycoke import DyCoke
+from fewtokens.reduce.dynamic_pool import DynamicPool
+from fewtokens.reduce.hourglass import Hourglass
 from fewtokens.reduce.max_min import MaxMin
 from fewtokens.reduce.vidcom2 import VidCom2
 from fewtokens.reduce.visionzip import VisionZip
@@ -152,3 +154,44 @@ class TestMaxMin:
             kept.append(min(rest, key=lambda n: max(cosine(x[n], x[m]) for m in kept)))
         out = MaxMin(keep)(tokens)
         assert (out.source[0] >= 0).nonzero().flatten().tolist() == sorted(kept)
+
+
+class TestHourglass:
+    @pytest.mark.parametrize("seed", range(4))
+    def test_against_loops(self, seed):
+        """k=2 with the frame itself among them: the density is that of the one nearest other frame."""
+        tokens = clip(8, 2, 3, 6, 1, seed=seed)
+        frames = tokens.features[0].double().numpy().reshape(8, 6, 6).mean(1)
+        distance = np.linalg.norm(frames[:, None] - frames[None], axis=-1) / np.sqrt(6)
+        density = np.exp(-np.sort(distance**2, 1)[:, :2].mean(1))
+        score = []
+        for i in range(8):
+            denser = [
+                distance[i, j] for j in range(8) if density[j] > density[i] or (density[j] == density[i] and j < i)
+            ]
+            score.append(density[i] * (min(denser) if denser else distance.max()))
+        expected = sorted(np.argsort(-np.array(score), kind="stable")[:3].tolist())
+        out = Hourglass(18)(tokens)
+        assert sorted(set(out.frame[0].tolist())) == expected
+        assert out.N == 18
+
+    def test_recovery(self):
+        tokens = clip(6, 2, 2, 8, 1)
+        out = Hourglass(0.5)(tokens)
+        back = out.unmerge()
+        kept = sorted(set(out.frame[0].tolist()))
+        full = tokens.features.reshape(1, 6, 2, 2, 8)
+        for t in range(6):
+            nearest = min(kept, key=lambda k: (abs(k - t), k))
+            torch.testing.assert_close(back[0, t], full[0, nearest])
+
+
+def test_dynamic_pool():
+    """T=32 gives 64 tokens a frame, T=200 gives 9; a frame that divides evenly is average pooling."""
+    assert DynamicPool().planned_count(Grid(32, 24, 24)) == 32 * 64
+    assert DynamicPool().planned_count(Grid(200, 24, 24)) == 200 * 9
+    assert DynamicPool().planned_count(Grid(1, 24, 24)) == 144
+    x = torch.randn(1, 2, 6, 6, 3)
+    out = DynamicPool(18)(Tokens.from_cells(x))
+    pooled = torch.nn.functional.avg_pool2d(x[0].permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2).reshape(1, -1, 3)
+    torch.testing.assert_close(out.features, pooled)
