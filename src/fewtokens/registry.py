@@ -39,6 +39,7 @@ METHODS = {
     "sttm": "fewtokens.reduce.sttm:Sttm",
     "hourglass": "fewtokens.reduce.hourglass:Hourglass",
     "dynamic_pool": "fewtokens.reduce.dynamic_pool:DynamicPool",
+    "frame_fusion": "fewtokens.reduce.frame_fusion:FrameFusion",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",

@@ -34,6 +34,7 @@ VARIANTS = [
     "sttm(keep=0.2)",
     "sttm(0.5, tau_time=0.3, weighted=True)",
     "dynamic_pool(20, most=9)",
+    "frame_fusion(keep=0.4)",
     "dycoke(0.5, last_group='pruned')",
     "visionzip(0.3, contextual=0.5)",
 ]

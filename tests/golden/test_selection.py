@@ -9,6 +9,7 @@ import torch
 from fewtokens.grid import Grid
 from fewtokens.reduce.dycoke import DyCoke
 from fewtokens.reduce.dynamic_pool import DynamicPool
+from fewtokens.reduce.frame_fusion import FrameFusion
 from fewtokens.reduce.hourglass import Hourglass
 from fewtokens.reduce.max_min import MaxMin
 from fewtokens.reduce.vidcom2 import VidCom2
@@ -195,3 +196,32 @@ def test_dynamic_pool():
     out = DynamicPool(18)(Tokens.from_cells(x))
     pooled = torch.nn.functional.avg_pool2d(x[0].permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2).reshape(1, -1, 3)
     torch.testing.assert_close(out.features, pooled)
+
+
+@pytest.mark.parametrize("similarity", [-1.0, 0.3, 0.6, 0.99])
+def test_frame_fusion_against_loops(similarity):
+    tokens = clip(7, 3, 4, 8, 1)
+    x = tokens.features[0].double().numpy().reshape(7, 12, 8)
+    chains = []
+    for place in range(12):
+        for t in range(7):
+            if t and cosine(x[t, place], x[t - 1, place]) >= similarity:
+                chains[-1].append((t, place))
+            else:
+                chains.append([(t, place)])
+    out = FrameFusion(similarity)(tokens)
+    found = {
+        frozenset(np.flatnonzero(out.source[0].numpy() == m).tolist()): out.features[0, m].double().numpy()
+        for m in range(int(out.count[0]))
+    }
+    assert len(found) == len(chains)
+    for chain in chains:
+        np.testing.assert_allclose(
+            found[frozenset(t * 12 + p for t, p in chain)], np.mean([x[c] for c in chain], 0), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_frame_fusion_at_a_budget():
+    tokens = clip(7, 3, 4, 8, 2)
+    assert FrameFusion(keep=30)(tokens).count.tolist() == [30, 30]
+    assert FrameFusion(keep=3)(tokens).count.tolist() == [12, 12]
