@@ -52,6 +52,7 @@ def evaluate(
     resize: Annotated[int, typer.Option("--resize", help="Short side before the crop; 0 is the size.")] = 0,
     frames: Annotated[int | None, typer.Option("--frames", help="Frames of a clip.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="Source frames from one to the next.")] = None,
+    fps: Annotated[float | None, typer.Option("--fps", help="Frames each second, instead of --stride.")] = None,
     clips: Annotated[int, typer.Option("--clips", help="Clips of each video.")] = 1,
     crops: Annotated[int, typer.Option("--crops", help="Crops of each clip.")] = 1,
     average: Annotated[
@@ -86,7 +87,13 @@ def evaluate(
     if ours and spec:
         raise ValueError("--with goes with an encoder; a trained network reduces as it was trained to")
     trained = models.meta(model).get("trained", {}) if ours else {}
-    view = {"frames": frames or trained.get("frames", 1), "stride": stride or trained.get("stride", 1)}
+    if stride is not None and fps is not None:
+        raise ValueError("say --stride or --fps, not both")
+    view: dict[str, Any] = {"frames": frames or trained.get("frames", 1)}
+    if fps is not None or (stride is None and trained.get("fps")):
+        view["fps"] = fps or trained["fps"]
+    else:
+        view["stride"] = stride or trained.get("stride", 1)
     side = size or trained.get("size", 224)
     transform: dict[str, Any] = {
         "size": side,
