@@ -40,6 +40,7 @@ METHODS = {
     "hourglass": "fewtokens.reduce.hourglass:Hourglass",
     "dynamic_pool": "fewtokens.reduce.dynamic_pool:DynamicPool",
     "frame_fusion": "fewtokens.reduce.frame_fusion:FrameFusion",
+    "centerclip": "fewtokens.reduce.centerclip:CenterClip",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",

@@ -35,6 +35,7 @@ VARIANTS = [
     "sttm(0.5, tau_time=0.3, weighted=True)",
     "dynamic_pool(20, most=9)",
     "frame_fusion(keep=0.4)",
+    "centerclip(0.2, frames=3, medoid=False)",
     "dycoke(0.5, last_group='pruned')",
     "visionzip(0.3, contextual=0.5)",
 ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fewtokens.grid import Grid
+from fewtokens.reduce.centerclip import CenterClip, k_medoids
 from fewtokens.reduce.dycoke import DyCoke
 from fewtokens.reduce.dynamic_pool import DynamicPool
 from fewtokens.reduce.frame_fusion import FrameFusion
@@ -225,3 +226,40 @@ def test_frame_fusion_at_a_budget():
     tokens = clip(7, 3, 4, 8, 2)
     assert FrameFusion(keep=30)(tokens).count.tolist() == [30, 30]
     assert FrameFusion(keep=3)(tokens).count.tolist() == [12, 12]
+
+
+class TestCenterClip:
+    def plain(self, x: np.ndarray, k: int) -> list[int]:
+        """The medoid of each row, by loops."""
+        n = len(x)
+        d = np.linalg.norm(x[:, None] - x[None], axis=-1)
+        medoids = [int(np.argmax(np.linalg.norm(x, axis=1)))]
+        while len(medoids) < k:
+            rest = [i for i in range(n) if i not in medoids]
+            medoids.append(max(rest, key=lambda i: min(d[i, j] for j in medoids)))
+        while True:
+            label = [medoids.index(i) if i in medoids else int(np.argmin([d[i, j] for j in medoids])) for i in range(n)]
+            moved = []
+            for c in range(k):
+                members = [i for i in range(n) if label[i] == c]
+                moved.append(min(members, key=lambda i: sum(d[i, j] for j in members)))
+            if moved == medoids:
+                return [medoids[c] for c in label]
+            medoids = moved
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("k", [1, 3, 9, 30])
+    def test_against_loops(self, seed, k):
+        x = torch.randn(1, 30, 5, generator=torch.Generator().manual_seed(seed))
+        found = k_medoids(x, torch.ones(1, 30, dtype=torch.bool), torch.tensor([k]), 100)[0].tolist()
+        assert found == self.plain(x[0].double().numpy(), k)
+
+    def test_segments_are_apart(self):
+        out = CenterClip(0.1, frames=2)(clip(6, 4, 5, 8, 1))
+        assert out.N == 12
+        for m in range(12):
+            frames = (out.source[0] == m).nonzero().flatten() // 20
+            assert len(set((frames // 2).tolist())) == 1
+        # A medoid is one of its members, unchanged.
+        tokens = clip(6, 4, 5, 8, 1)
+        torch.testing.assert_close(out.features, tokens.features.gather(1, out.cell[..., None].expand(-1, -1, 8)))
