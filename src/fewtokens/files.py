@@ -99,3 +99,16 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path}: holds {header.get('kind')}, not {kind}")
     return header
+
+
+def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:
+    """Raises a ValueError, beginning with `says`, that names tensors missing, left over or of another shape."""
+    needed, there = ({name: tuple(value.shape) for name, value in part.items()} for part in (wanted, found))
+    for problem, names in (
+        ("lacks", needed.keys() - there.keys()),
+        ("has, of no use here,", there.keys() - needed.keys()),
+        ("has in another shape", {name for name in needed.keys() & there.keys() if needed[name] != there[name]}),
+    ):
+        if names:
+            some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            raise ValueError(f"{says}; it {problem} {some}")

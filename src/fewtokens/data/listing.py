@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fewtokens.data.tars import read_tars
+from fewtokens.video.images import is_image
 
 FORMATS = ("folder", "csv", "jsonl", "kinetics", "kinetics_csv", "charades", "avid", "webdataset")
-PICTURES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 VIDEOS = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"])
 
 
@@ -40,7 +40,7 @@ class Item:
     @property
     def is_picture(self) -> bool:
         """Whether it is a single image, by the end of its name."""
-        return Path(self.member or self.path).suffix.lower() in PICTURES
+        return is_image(Path(self.member or self.path))
 
     @property
     def name(self) -> str:
@@ -191,7 +191,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _folder(source: Path) -> Iterator[_Row]:
     for folder in sorted((f for f in source.iterdir() if f.is_dir() and not f.name.startswith(".")), key=_by_name):
-        for file in sorted((f for f in folder.rglob("*") if f.suffix.lower() in PICTURES | VIDEOS), key=_by_name):
+        for file in sorted((f for f in folder.rglob("*") if is_image(f) or f.suffix.lower() in VIDEOS), key=_by_name):
             if not file.name.startswith("."):
                 yield _Row(str(file), (folder.name,))
 

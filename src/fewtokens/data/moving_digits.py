@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewtokens.data.clips import Sample, View, mix
+from fewtokens.video.clips import glyph
 
 _WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
@@ -35,7 +34,8 @@ class MovingDigits(Dataset[Sample]):
             raise ValueError(f"items, frames and size must be at least 1, got {items}, {frames} and {size}")
         self.items, self.seed, self.noise, self.size = items, seed, noise, size
         self.view = View(frames=frames)
-        self._glyphs = _glyphs(max(6, round(size * 0.72)))
+        side = max(6, round(size * 0.72))
+        self._glyphs = torch.stack([torch.from_numpy(glyph(digit, side)) for digit in range(10)])
 
     def __len__(self) -> int:
         return self.items
@@ -56,16 +56,3 @@ class MovingDigits(Dataset[Sample]):
         frames = frames * 0.8 + self.noise * torch.randn(frames.shape, generator=generator)
         clip = frames.clamp(0, 1)[:, None].expand(-1, 3, -1, -1)
         return Sample(clip[None].contiguous(), torch.tensor(label), index)
-
-
-def _glyphs(side: int) -> Tensor:
-    """The ten digits of Pillow's own typeface, [10,side,side] in 0..1."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    pictures = []
-    for digit in range(10):
-        picture = Image.new("L", (side, side))
-        font = ImageFont.load_default(size=side)
-        ImageDraw.Draw(picture).text((side / 2, side / 2), str(digit), fill=255, font=font, anchor="mm")
-        pictures.append(torch.from_numpy(np.asarray(picture).astype(np.float32) / 255))
-    return torch.stack(pictures)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.encode.frames import to_unit
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -58,11 +60,11 @@ class Transform:
         height, width = clip.shape[-2:]
         if self.area != (1.0, 1.0):
             top, left, rows, columns = self._part(height, width, generator)
-            x = resize(to_float(clip[..., top : top + rows, left : left + columns]), (self.size, self.size))
+            x = resize(to_unit(clip[..., top : top + rows, left : left + columns]), (self.size, self.size))
         else:
             low, high = self.scale
             short = max(self.size, round(self.short_side * (low + (high - low) * _uniform(generator))))
-            x = resize(to_float(clip), scaled(height, width, short))
+            x = resize(to_unit(clip), scaled(height, width, short))
             top = _integer(x.shape[-2] - self.size + 1, generator)
             left = _integer(x.shape[-1] - self.size + 1, generator)
             x = x[..., top : top + self.size, left : left + self.size]
@@ -108,16 +110,12 @@ class Transform:
             clip: [T,3,H,W], uint8.
             crop, crops: which of so many, spread evenly along the longer side; one is the centre.
         """
-        x = resize(to_float(clip), scaled(clip.shape[-2], clip.shape[-1], self.short_side))
+        x = resize(to_unit(clip), scaled(clip.shape[-2], clip.shape[-1], self.short_side))
         height, width = x.shape[-2:]
         share = 0.5 if crops == 1 else crop / (crops - 1)
         top = round((height - self.size) * (share if height >= width else 0.5))
         left = round((width - self.size) * (share if width > height else 0.5))
         return x[..., top : top + self.size, left : left + self.size].clamp(0, 1).contiguous()
-
-
-def to_float(clip: Tensor) -> Tensor:
-    return clip.float() / 255 if clip.dtype == torch.uint8 else clip.float()
 
 
 def scaled(height: int, width: int, short: int) -> tuple[int, int]:

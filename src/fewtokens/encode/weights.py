@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fewtokens import files
 from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD
 from fewtokens.encode.vit import ViT, ViTConfig
 
@@ -113,16 +114,7 @@ def load_vit(folder: Path, proportional: str = "channels") -> tuple[ViT, tuple[A
         tensors["positions"] = tensors["positions"].unflatten(0, (rows, columns))
     with torch.device("meta"):
         vit = ViT(config, proportional=proportional)
-    wanted = {name: tuple(value.shape) for name, value in vit.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    for problem, names in (
-        ("lacks", wanted.keys() - found.keys()),
-        ("has, of no use here,", found.keys() - wanted.keys()),
-        ("has in another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
-    ):
-        if names:
-            some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
-            raise ValueError(f"{folder}: does not fit its config.json; it {problem} {some}")
+    files.check_fit(vit.state_dict(), tensors, f"{folder}: does not fit its config.json")
     vit.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return vit.eval(), _scale(folder, part)
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from fewtokens.data import ClipData, collate
+from fewtokens.data import ClipData
+from fewtokens.evaluate.items import over_items
 
 AVERAGES = ("logits", "probabilities")
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
     data: ClipData,
@@ -46,27 +45,10 @@ def predict(
         raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
     model.eval()
     device = next(model.parameters()).device
-    views = data.view.clips * data.view.crops
-    loader = DataLoader(data, batch_size=max(1, batch // views), num_workers=workers, collate_fn=collate)
-    scores, targets, broken = [], [], []
-    done = 0
-    for part in loader:
-        broken += part["broken"]
-        done += len(part["broken"])
-        if "clips" in part:
-            clips = part["clips"]
-            logits = torch.cat([model(v.to(device)).float() for v in clips.flatten(0, 1).split(batch)])
-            logits = logits.unflatten(0, (len(clips), -1))
-            if average == "probabilities":
-                logits = logits.softmax(-1) if loss == "softmax" else logits.sigmoid()
-            scores.append(logits.mean(1).cpu())
-            targets.append(part["targets"])
-            done += len(clips)
-        if progress is not None:
-            progress(done, len(data))
-    if not scores:
-        raise ValueError(f"none of the {len(data)} items can be read; the first: {broken[0] if broken else 'none'}")
-    return torch.cat(scores), torch.cat(targets), broken
+    logits, targets, broken = over_items(model, data, device=device, batch=batch, workers=workers, progress=progress)
+    if average == "probabilities":
+        logits = logits.softmax(-1) if loss == "softmax" else logits.sigmoid()
+    return logits.mean(1), targets, broken
 
 
 def accuracy(scores: Tensor, targets: Tensor, top: int = 1) -> float:

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from fewtokens.data import ClipData, collate
+from fewtokens.data import ClipData
+from fewtokens.evaluate.items import over_items
 
 # The regularisation of the 5-shot protocol that is tried, if none is said (big_vision fixes 2**10).
 LAMBDA = 2.0**10
 
 
-@torch.no_grad()
 def features_of(
     features: Callable[[Tensor], Tensor],
     data: ClipData,
@@ -34,23 +33,8 @@ def features_of(
         batch: views in one pass. workers: processes that read.
         progress: called with (items done, in all).
     """
-    views = data.view.clips * data.view.crops
-    loader = DataLoader(data, batch_size=max(1, batch // views), num_workers=workers, collate_fn=collate)
-    rows, targets, broken = [], [], []
-    done = 0
-    for part in loader:
-        broken += part["broken"]
-        done += len(part["broken"])
-        if "clips" in part:
-            made = torch.cat([features(v.to(device)).float().cpu() for v in part["clips"].flatten(0, 1).split(batch)])
-            rows.append(made.unflatten(0, (len(part["clips"]), -1)).mean(1))
-            targets.append(part["targets"])
-            done += len(part["clips"])
-        if progress is not None:
-            progress(done, len(data))
-    if not rows:
-        raise ValueError(f"none of the {len(data)} items can be read; the first: {broken[0] if broken else 'none'}")
-    return torch.cat(rows), torch.cat(targets), broken
+    values, targets, broken = over_items(features, data, device=device, batch=batch, workers=workers, progress=progress)
+    return values.mean(1), targets, broken
 
 
 def few_shot(

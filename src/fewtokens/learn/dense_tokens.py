@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.grid import Grid
-from fewtokens.learn.per_frame import check_num_tokens, check_width, frames_of, load_weights, plan_of, planned
+from fewtokens.learn.per_frame import (
+    check_num_tokens,
+    check_width,
+    frames_of,
+    learn_with,
+    load_weights,
+    plan_of,
+    planned,
+)
 from fewtokens.method import Method
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
@@ -53,8 +61,8 @@ class DenseTokens(Method):
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        maps = self.maps(x.shape[1], x.shape[2]).expand(len(x), -1, -1)
-        return maps @ x.flatten(1, 2) + self.bias, maps
+        made, maps = learn_with(self.maps(x.shape[1], x.shape[2]), x)
+        return made + self.bias, maps
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         check_width(self.name, tokens.C, self.width)

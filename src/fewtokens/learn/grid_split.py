@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.learn.per_frame import check_num_tokens, frames_of, plan_of, planned
+from fewtokens.learn.per_frame import check_num_tokens, frames_of, learn_with, plan_of, planned, separable
 from fewtokens.method import Method
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
@@ -46,12 +46,11 @@ class GridSplit(Method):
         """What each patch gives to each rectangle's mean, [M,H*W]; rows sum to 1."""
         rows, columns = rows_and_columns(self.num_tokens, height, width)
         y, x = (_parts(length, parts, device) for length, parts in ((height, rows), (width, columns)))
-        return (y[:, None, :, None] * x[None, :, None, :]).reshape(self.num_tokens, height * width)
+        return separable(y, x)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        maps = self.maps(x.shape[1], x.shape[2], x.device).to(x.dtype).expand(len(x), -1, -1)
-        return maps @ x.flatten(1, 2), maps
+        return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         frames = frames_of(tokens, self.name)

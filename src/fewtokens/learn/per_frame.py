@@ -48,6 +48,17 @@ def plan_of(tokens: Tokens, maps: Tensor) -> Plan:
     return Plan(lengths * M, T * M, weights=weights.reshape(B, T * M, -1))
 
 
+def separable(rows: Tensor, columns: Tensor) -> Tensor:
+    """Maps [R*C,H*W] out of what each place gives to R rows [R,H] and to C columns [C,W]."""
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def learn_with(maps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames [F,H,W,C] by the same maps [M,H*W] for every frame: tokens [F,M,C] and the maps [F,M,H*W]."""
+    maps = maps.to(x.dtype).expand(len(x), -1, -1)
+    return maps @ x.flatten(1, 2), maps
+
+
 def planned(grid: Grid, num_tokens: int) -> int:
     return grid.T * num_tokens
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.learn.per_frame import frames_of, plan_of
+from fewtokens.learn.per_frame import frames_of, learn_with, plan_of, separable
 from fewtokens.method import Method
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
@@ -42,7 +42,7 @@ class SpatialPool(Method):
     def maps(self, height: int, width: int, device: torch.device) -> Tensor:
         """What each patch gives to each window's mean, [M,H*W]; rows sum to 1."""
         y, x = (self._windows(length, device) for length in (height, width))
-        return (y[:, None, :, None] * x[None, :, None, :]).reshape(len(y) * len(x), height * width)
+        return separable(y, x)
 
     def _windows(self, length: int, device: torch.device) -> Tensor:
         side = self.side or self.stride
@@ -53,8 +53,7 @@ class SpatialPool(Method):
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        maps = self.maps(x.shape[1], x.shape[2], x.device).to(x.dtype).expand(len(x), -1, -1)
-        return maps @ x.flatten(1, 2), maps
+        return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         frames = frames_of(tokens, self.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fewtokens import files
+from fewtokens.encode.weights import read_json
 
 
 class Model(nn.Module):
@@ -22,15 +24,12 @@ class Model(nn.Module):
 
     kind: ClassVar[str] = ""
     config_type: ClassVar[Any] = None
+    features: Callable[[Tensor], Tensor]  # what the classifier sees, [B,C]; frames as `forward` takes them
     checkpointing: bool  # recompute activations in the backward pass instead of keeping them
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-
-    def features(self, frames: Tensor) -> Tensor:
-        """What the classifier sees, [B,C]; frames as `forward` takes them."""
-        raise NotImplementedError
 
     @property
     def classifier(self) -> nn.Linear:
@@ -60,13 +59,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         ValueError: none there, or not one of a model of ours.
     """
     path = Path(folder) / "config.json"
-    try:
-        said = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no config.json, so not a saved model") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(said, dict) or "fewtokens_model" not in said or not isinstance(said.get("config"), dict):
+    if not path.is_file():
+        raise ValueError(f"{folder}: no config.json, so not a saved model")
+    said = read_json(path)
+    if "fewtokens_model" not in said or not isinstance(said.get("config"), dict):
         raise ValueError(f"{path}: not the config of a model of fewtokens")
     return said
 
@@ -84,15 +80,6 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
 
 def fill(model: Model, tensors: dict[str, Tensor], where: str) -> Model:
     """Loads parameters; a ValueError that names what is missing, left over or of another shape."""
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    for problem, names in (
-        ("lacks", wanted.keys() - found.keys()),
-        ("has, of no use here,", found.keys() - wanted.keys()),
-        ("has in another shape", {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}),
-    ):
-        if names:
-            some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
-            raise ValueError(f"{where}: does not fit this {model.kind}; it {problem} {some}")
+    files.check_fit(model.state_dict(), tensors, f"{where}: does not fit this {model.kind}")
     model.load_state_dict(tensors)
     return model

@@ -71,9 +71,6 @@ class FastVid(Method):
         self.segments, self.tau, self.context = segments, float(tau), float(context)
         self.step, self.beta, self.neighbours = step, float(beta), neighbours
 
-    def plan(self, tokens: Tokens, *, attention: Tensor, frame_global: Tensor) -> Plan:
-        return Plan.keep(self._choose(tokens, attention, frame_global).chosen)
-
     def _choose(self, tokens: Tokens, attention: Tensor, frame_global: Tensor) -> _Choice:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.whole_grid(self.name).features.float().unflatten(1, (T, n))

@@ -48,9 +48,6 @@ class HoliTom(Method):
             raise ValueError(f"tau must be in [-1, 1], centre in [0, 1], neighbours at least 1; got {tau}, {centre}")
         self.tau, self.centre, self.neighbours = float(tau), float(centre), neighbours
 
-    def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
-        return self._decide(tokens, attention)[0]
-
     def _decide(self, tokens: Tokens, attention: Tensor) -> tuple[Plan, Tensor]:
         """The plan, and each token's part in the token that it goes to, [B,N]."""
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame

@@ -85,7 +85,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     # The mean of the representative and of what went to it, each counting once.
     assert plan.dest is not None
     ones = torch.ones_like(tokens.sizes)
-    count = Plan(plan.count, plan.width, plan.dest).shares(ones)[1][..., None]
+    count = plan.shares(ones)[1][..., None]
     mean = plan.move(tokens.features.float())
     centre = plan.move(representatives.features.gather(1, nearest[..., None].expand(-1, -1, x.shape[2])))
     features = (mean * count + centre) / (count + 1)
@@ -93,20 +93,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
 
 
 def _within_frames(x: Tensor, tokens: Tokens, tau: Tensor) -> Tensor:
-    """Components within each frame, int64 [B,N]: tokens of other frames are kept apart by a channel for each frame.
-
-    Frames are taken one after the other where all are there; otherwise each token is compared with all, frame by frame.
-    """
-    B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-    if T * n == tokens.N and bool((tokens.frame == torch.arange(tokens.N, device=x.device) // n)[tokens.mask].all()):
-        label = by_cosine(x.reshape(B * T, n, -1), tokens.mask.reshape(B * T, n), tau.repeat_interleave(T))
-        start = n * torch.arange(T, device=x.device)[:, None]
-        return (label.reshape(B, T, n) + start).reshape(B, -1)
-    return _frame_by_frame(x, tokens, tau)
-
-
-def _frame_by_frame(x: Tensor, tokens: Tokens, tau: Tensor) -> Tensor:
-    """The same for tokens that are no longer whole frames: each frame's are gathered into a row of their own."""
+    """Components within each frame, int64 [B,N]: the tokens of each are gathered into a row of their own."""
     B, T, N = tokens.B, tokens.grid.T, tokens.N
     frame = tokens.frame.masked_fill(~tokens.mask, T)
     order = frame.argsort(dim=1, stable=True)

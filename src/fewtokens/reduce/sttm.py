@@ -88,8 +88,7 @@ class Sttm(Method):
             if self.weighted:
                 part, _ = plan.shares(one)
             else:
-                nodes = Plan(plan.count, plan.width, plan.dest).shares(1 / cells)
-                part = nodes[0]
+                part, _ = plan.shares(1 / cells)
         return tokens.apply(plan).replace(features=plan.average(tokens.features, part.masked_fill(plan.dest < 0, 0)))
 
 

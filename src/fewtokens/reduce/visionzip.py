@@ -45,10 +45,6 @@ class VisionZip(Method):
             raise ValueError(f"contextual is a share of the budget in [0, 1), got {contextual}")
         self.contextual, self.normalise = float(contextual), bool(normalise)
 
-    def plan(self, tokens: Tokens, *, attention: Tensor, keys: Tensor) -> Plan:
-        dest, _, slots = self._decide(tokens, attention, keys)
-        return Plan(self.counts(tokens), slots, dest)
-
     def _decide(self, tokens: Tokens, attention: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, int]:
         """Where each token goes [B,N], which of them are targets or dominant [B,N], and the slots in all."""
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
@@ -79,10 +75,11 @@ class VisionZip(Method):
         return dest.flatten(1).masked_fill(~tokens.mask, -1), stays.flatten(1), int(total.max())
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        reduced = super().forward(tokens, **cues)
+        with torch.no_grad():
+            dest, stays, slots = self._decide(tokens, **cues)
+        reduced = tokens.apply(Plan(self.counts(tokens), slots, dest))
         if self.normalise:
             return reduced
-        dest, stays, slots = self._decide(tokens, **cues)
         # The published sum: the target itself plus the mean of its members.
         head = Plan(reduced.count, slots, dest.masked_fill(~stays, -1)).move(tokens.features)
         members = Plan(reduced.count, slots, dest.masked_fill(stays, -1)).move(tokens.features)

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from fewtokens import files
+from fewtokens.train.settings import Settings, plain
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -115,6 +116,23 @@ def fill(value: Any, whole_value: Tensor) -> None:
             whole_value.to(value.device_mesh.device_type), value.device_mesh, value.placements
         )
     value.copy_(whole_value)
+
+
+# Settings that may differ when a run is resumed: they change nothing that is learned.
+_MAY_CHANGE = ("workers", "save_every", "eval_every", "log_every", "tensorboard", "clips", "crops", "keep", "note")
+
+
+def check_same_run(header: dict[str, Any], settings: Settings, items: int, out: Path) -> None:
+    """Raises a ValueError where a checkpoint is of a run with other settings or other data."""
+    told = {k: v for k, v in header["settings"].items() if k not in _MAY_CHANGE}
+    asked = {k: v for k, v in plain(settings).items() if k not in _MAY_CHANGE}
+    if told != asked:
+        names = ", ".join(sorted(k for k in asked.keys() | told.keys() if told.get(k) != asked.get(k)))
+        raise ValueError(f"{out}: holds a run with other settings ({names}); take another --out, or --fresh")
+    if header["items"] != items:
+        raise ValueError(
+            f"{out}: holds a run over {header['items']} items, there are {items} now; take another --out, or --fresh"
+        )
 
 
 def trim_metrics(path: Path, step: int) -> None:

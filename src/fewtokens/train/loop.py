@@ -20,18 +20,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fewtokens.data.clips import mix
 from fewtokens.files import whole_file
 from fewtokens.train import checkpoint
-from fewtokens.train.settings import Settings, write_settings
+from fewtokens.train.average import Average
+from fewtokens.train.optimizer import make_optimizer, shard
+from fewtokens.train.settings import Settings, plain, write_settings
+from fewtokens.train.steps import Steps
 
 
 class Objective(Protocol):
@@ -70,40 +74,6 @@ class Report:
     enlarged: int = 0
     seconds: float = 0.0
     waiting: float = 0.0
-
-
-class Steps(Sampler[list[tuple[int, int]]]):
-    """The (epoch, number) of the items of each part of each step that falls to one process.
-
-    Every epoch is one permutation; they follow one another without a gap, so every step is full, also where the
-    items are no multiple of the batch or fewer than it.
-    """
-
-    def __init__(self, items: int, settings: Settings, total: int, start: int, rank: int, world: int) -> None:
-        part = settings.batch // settings.accumulate
-        if part % world:
-            raise ValueError(
-                f"batch {settings.batch} in {settings.accumulate} parts cannot be shared by {world} processes"
-            )
-        self.items, self.settings, self.total, self.start = items, settings, total, start
-        self.part, self.rank, self.world = part, rank, world
-
-    def __len__(self) -> int:
-        return (self.total - self.start) * self.settings.accumulate
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        orders: dict[int, list[int]] = {}
-        for number in range(self.start * self.settings.accumulate, self.total * self.settings.accumulate):
-            first = number * self.part
-            keys = []
-            for place in range(first + self.rank, first + self.part, self.world):
-                epoch, index = divmod(place, self.items)
-                if epoch not in orders:
-                    generator = torch.Generator().manual_seed(mix(self.settings.seed, epoch, -1))
-                    orders = {e: order for e, order in orders.items() if e >= epoch - 1}
-                    orders[epoch] = torch.randperm(self.items, generator=generator).tolist()
-                keys.append((epoch, orders[epoch][index]))
-            yield keys
 
 
 def fit(
@@ -195,11 +165,7 @@ class _Run:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("the network has no parameter to train")
-        self.ema = (
-            {name: parameter.detach().clone() for name, parameter in zip(self.names, self.parameters, strict=True)}
-            if settings.ema
-            else None
-        )
+        self.average = Average(self.names, self.parameters, settings.ema)
         self.optimizer = make_optimizer(model, settings)
         trained: Any = model
         if settings.compile:
@@ -267,19 +233,8 @@ class _Run:
         self.accelerator.wait_for_everyone()
         if resume and state.exists():
             tensors, header = checkpoint.read(state)
-            told = {k: v for k, v in header["settings"].items() if k not in _MAY_CHANGE}
-            asked = {k: v for k, v in _plain(self.settings).items() if k not in _MAY_CHANGE}
-            if told != asked:
-                names = ", ".join(sorted(k for k in asked.keys() | told.keys() if told.get(k) != asked.get(k)))
-                raise ValueError(
-                    f"{self.out}: holds a run with other settings ({names}); take another --out, or --fresh"
-                )
-            if header["items"] != self.items:
-                raise ValueError(
-                    f"{self.out}: holds a run over {header['items']} items, there are {self.items} now; "
-                    "take another --out, or --fresh"
-                )
-            extra = checkpoint.restore(tensors, state, self.bare, self._inner, self.ema)
+            checkpoint.check_same_run(header, self.settings, self.items, self.out)
+            extra = checkpoint.restore(tensors, state, self.bare, self._inner, self.average.values)
             if self.accelerator.scaler is not None and "scale" in extra:
                 self.accelerator.scaler.load_state_dict(
                     {**self.accelerator.scaler.state_dict(), "scale": float(extra["scale"])}
@@ -343,18 +298,12 @@ class _Run:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._average(step)
+        self.average.update(step)
         return numbers, waited
 
     def _unsynced(self, wanted: bool) -> Any:
         """While parts of a batch are added up, processes need not agree on their gradients."""
-        from contextlib import nullcontext
-
-        if not wanted:
-            return nullcontext()
-        if self.settings.shard:
-            return nullcontext()
-        return self.accelerator.no_sync(self.trained)
+        return self.accelerator.no_sync(self.trained) if wanted and not self.settings.shard else nullcontext()
 
     def _clip(self, limit: float) -> float:
         if self.settings.shard:
@@ -368,33 +317,15 @@ class _Run:
             some = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
             raise ValueError(f"these parameters get no gradient, so they would never learn: {some}")
 
-    @torch.no_grad()
-    def _average(self, step: int) -> None:
-        if self.ema is None:
-            return
-        # Young averages forget faster, so that the first weights do not linger.
-        decay = min(self.settings.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.parameters], 1 - decay)
-
     def _scores(self) -> dict[str, float]:
         assert self.evaluate is not None
-        kept = self._swap()
+        kept = self.average.swap()
         self.bare.eval()
         with torch.no_grad(), self.accelerator.autocast():
             scores = self.evaluate(self.bare)
         self.bare.train()
-        self._swap(kept)
+        self.average.swap(kept)
         return scores
-
-    @torch.no_grad()
-    def _swap(self, back: list[Tensor] | None = None) -> list[Tensor] | None:
-        """Puts the averaged weights in place of the trained ones, or those back."""
-        if self.ema is None:
-            return None
-        kept = None if back is not None else [parameter.detach().clone() for parameter in self.parameters]
-        for parameter, value in zip(self.parameters, back or self.ema.values(), strict=True):
-            parameter.copy_(value)
-        return kept
 
     def _over_processes(self, numbers: dict[str, float]) -> dict[str, float]:
         """Each number's mean over the processes."""
@@ -422,12 +353,12 @@ class _Run:
         extra = {}
         if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
             extra["scale"] = torch.tensor(self.accelerator.scaler.get_scale())
-        tensors = checkpoint.state_of(self.bare, self._inner, self.ema, extra)
+        tensors = checkpoint.state_of(self.bare, self._inner, self.average.values, extra)
         if self.main:
             header = {
                 "step": step,
                 "items": self.items,
-                "settings": _plain(self.settings),
+                "settings": plain(self.settings),
                 "scores": scores,
                 "sums": self.sums,
                 "counted": self.counted,
@@ -439,7 +370,7 @@ class _Run:
         """Leaves the averaged weights in the network; what is wrong with the files of all processes."""
         from accelerate.utils import gather_object
 
-        self._swap()
+        self.average.swap()
         self.bare.eval()
         broken = list(dict.fromkeys(gather_object(list(self.broken))))
         if self.main and broken:
@@ -449,52 +380,6 @@ class _Run:
             self.board.close()
         self.accelerator.wait_for_everyone()
         return broken
-
-
-# Settings that may differ when a run is resumed: they change nothing that is learned.
-_MAY_CHANGE = ("workers", "save_every", "eval_every", "log_every", "tensorboard", "clips", "crops", "keep", "note")
-
-
-def shard(model: nn.Module, precision: str, device: str) -> None:
-    """Shards a network over all processes (FSDP2): each block for itself, then the rest.
-
-    Raises:
-        ValueError: there is one process only.
-    """
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    if not dist.is_initialized() or dist.get_world_size() < 2:
-        raise ValueError("sharding needs several processes: torchrun --nproc-per-node 2 -m fewtokens ...")
-    mesh = init_device_mesh(device, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if precision == "bf16" else MixedPrecisionPolicy()
-    for name in ("blocks", "temporal_blocks", "stages"):
-        for block in getattr(model, name, ()):
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-
-
-def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer of the settings; what has one dimension is not decayed."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, settings.weight_decay), (others, 0.0))
-        if params
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum)
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, settings.lr, betas=(settings.beta1, settings.beta2))
-
-
-def _plain(settings: Settings) -> dict[str, Any]:
-    """As JSON gives them back."""
-    import dataclasses
-
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 
 def _size(batch: dict[str, Any]) -> int:

@@ -226,6 +226,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"{name} takes a {kind.__name__}, got {value!r}") from None
 
 
+def plain(settings: Settings) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
 def write_settings(settings: Settings, path: Path) -> None:
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")

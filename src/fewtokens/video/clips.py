@@ -177,18 +177,20 @@ def _digits(rng: np.random.Generator, frames: int, height: int, width: int) -> I
     return _moving(rng, list(large), frames, height, width)
 
 
-def _glyphs(rng: np.random.Generator, frames: int, height: int, width: int) -> Image:
+def glyph(digit: int, side: int) -> Image:
+    """A digit of Pillow's own typeface, float32 [side,side] in 0..1."""
     from PIL import Image as Pillow
     from PIL import ImageDraw, ImageFont
 
+    picture = Pillow.new("L", (side, side))
+    font = ImageFont.load_default(size=side)
+    ImageDraw.Draw(picture).text((side / 2, side / 2), str(digit), fill=255, font=font, anchor="mm")
+    return np.asarray(picture).astype(np.float32) / np.float32(255)
+
+
+def _glyphs(rng: np.random.Generator, frames: int, height: int, width: int) -> Image:
     side = max(6, min(height, width) * 2 // 5)
-    pictures: list[Image] = []
-    for digit in rng.integers(10, size=2):
-        picture = Pillow.new("L", (side, side))
-        font = ImageFont.load_default(size=side)
-        ImageDraw.Draw(picture).text((side / 2, side / 2), str(digit), fill=255, font=font, anchor="mm")
-        pictures.append(np.asarray(picture).astype(np.float32) / np.float32(255))
-    return _moving(rng, pictures, frames, height, width)
+    return _moving(rng, [glyph(digit, side) for digit in rng.integers(10, size=2)], frames, height, width)
 
 
 _MAKERS: dict[str, Callable[[np.random.Generator, int, int, int], Image]] = {

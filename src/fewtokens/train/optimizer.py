@@ -1,0 +1,45 @@
+"""What updates the parameters, and how they are laid over several processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewtokens.train.settings import Settings
+
+
+def shard(model: nn.Module, precision: str, device: str) -> None:
+    """Shards a network over all processes (FSDP2): each block for itself, then the rest.
+
+    Raises:
+        ValueError: there is one process only.
+    """
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        raise ValueError("sharding needs several processes: torchrun --nproc-per-node 2 -m fewtokens ...")
+    mesh = init_device_mesh(device, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if precision == "bf16" else MixedPrecisionPolicy()
+    for name in ("blocks", "temporal_blocks", "stages"):
+        for block in getattr(model, name, ()):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer of the settings; what has one dimension is not decayed."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, settings.weight_decay), (others, 0.0))
+        if params
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, settings.lr, betas=(settings.beta1, settings.beta2))

@@ -1,0 +1,45 @@
+"""Which items a step sees: from the seed and the number of the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from fewtokens.data.clips import mix
+from fewtokens.train.settings import Settings
+
+
+class Steps(Sampler[list[tuple[int, int]]]):
+    """The (epoch, number) of the items of each part of each step that falls to one process.
+
+    Every epoch is one permutation; they follow one another without a gap, so every step is full, also where the
+    items are no multiple of the batch or fewer than it.
+    """
+
+    def __init__(self, items: int, settings: Settings, total: int, start: int, rank: int, world: int) -> None:
+        part = settings.batch // settings.accumulate
+        if part % world:
+            raise ValueError(
+                f"batch {settings.batch} in {settings.accumulate} parts cannot be shared by {world} processes"
+            )
+        self.items, self.settings, self.total, self.start = items, settings, total, start
+        self.part, self.rank, self.world = part, rank, world
+
+    def __len__(self) -> int:
+        return (self.total - self.start) * self.settings.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        orders: dict[int, list[int]] = {}
+        for number in range(self.start * self.settings.accumulate, self.total * self.settings.accumulate):
+            first = number * self.part
+            keys = []
+            for place in range(first + self.rank, first + self.part, self.world):
+                epoch, index = divmod(place, self.items)
+                if epoch not in orders:
+                    generator = torch.Generator().manual_seed(mix(self.settings.seed, epoch, -1))
+                    orders = {e: order for e, order in orders.items() if e >= epoch - 1}
+                    orders[epoch] = torch.randperm(self.items, generator=generator).tolist()
+                keys.append((epoch, orders[epoch][index]))
+            yield keys
