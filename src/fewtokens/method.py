@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fewtokens import files
 from fewtokens.batch import concatenate
 from fewtokens.grid import Grid
 from fewtokens.plan import Plan
@@ -67,7 +69,8 @@ class Method(nn.Module):
     Class attributes:
         stage: where it acts, one of `STAGES`.
         needs: cues that it is given by keyword, names out of `CUES`.
-        budget: the count is known ahead from the grid (`planned_count`).
+        budget: the count is known ahead from the grid (`planned_count`). False for a class that works by a threshold
+            and takes a budget instead where it is given `keep`.
         causal: a frame's tokens depend on no later frame; `step` gives the same result chunk by chunk.
         trainable: has parameters.
         partition: every cell it was given ends in some token.
@@ -83,8 +86,8 @@ class Method(nn.Module):
     stage: str = "tokens"
     needs: tuple[str, ...] = ()
     budget: bool = True
-    causal: ClassVar[bool] = False
-    trainable: ClassVar[bool] = False
+    causal: bool = False
+    trainable: bool = False
     partition: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
     merges: ClassVar[bool] = False
@@ -124,11 +127,11 @@ class Method(nn.Module):
 
     @property
     def spec(self) -> str:
-        """The spec string that builds this method again."""
-        return f"{self.name}({', '.join(f'{name}={value!r}' for name, value in self.arguments.items())})"
+        """The spec string that builds this method again; what is None is left out."""
+        return f"{self.name}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items() if value is not None)
 
     def planned_count(self, grid: Grid) -> int | None:
         """Tokens that one video of this grid keeps, known before any feature exists; None if it depends."""
@@ -142,3 +145,25 @@ class Method(nn.Module):
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
         """The outputs of `step`, put together as the offline result."""
         return concatenate(chunks)
+
+
+def load_weights(method: Method, name: str, path: str | None) -> None:
+    """Fills a method's parameters from a safetensors file written by `save_weights`.
+
+    Raises:
+        ValueError: the file is missing, damaged, of another method, or of another shape.
+    """
+    if path is None:
+        return
+    tensors, header = files.load(path, "method")
+    if header.get("method") != name:
+        raise ValueError(f"{path}: holds the weights of {header.get('method')}, not of {name}")
+    try:
+        method.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit {name} ({' '.join(str(error).split())[:300]})") from None
+
+
+def save_weights(method: Method, name: str, path: str | Path) -> Path:
+    """Writes a method's parameters as one safetensors file, for its argument `weights`."""
+    return files.save(path, "method", method.state_dict(), {"method": name})

@@ -25,6 +25,7 @@ METHODS = {
     "downsample": "fewtokens.reduce.downsample:Downsample",
     "mean_pool": "fewtokens.reduce.mean_pool:MeanPool",
     "rlt": "fewtokens.reduce.rlt:Rlt",
+    "grt": "fewtokens.reduce.grt:Grt",
     "evs": "fewtokens.reduce.evs:Evs",
     "dtd": "fewtokens.reduce.dtd:Dtd",
     "tome": "fewtokens.reduce.tome:Tome",
@@ -42,12 +43,22 @@ METHODS = {
     "frame_fusion": "fewtokens.reduce.frame_fusion:FrameFusion",
     "centerclip": "fewtokens.reduce.centerclip:CenterClip",
     "max_min": "fewtokens.reduce.max_min:MaxMin",
+    "prunevid": "fewtokens.reduce.prunevid:PruneVid",
+    "testa": "fewtokens.reduce.testa:Testa",
+    "tempme": "fewtokens.reduce.tempme:TempMe",
+    "tome_video": "fewtokens.reduce.tome_video:TomeVideo",
+    "merge_windows": "fewtokens.reduce.merge_windows:MergeWindows",
+    "lftr": "fewtokens.reduce.lftr:Lftr",
+    "metok": "fewtokens.reduce.metok:Metok",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",
     "spatial_pool": "fewtokens.learn.spatial_pool:SpatialPool",
     "dense_tokens": "fewtokens.learn.dense_tokens:DenseTokens",
     "pool_mlp": "fewtokens.learn.pool_mlp:PoolMlp",
 }
+
+# Arguments that say how much a threshold method leaves, so that a budget would contradict them.
+_THRESHOLDS = ("tau", "tau_time", "rate", "similarity", "ratio", "distance")
 
 # Printed by every comparison, at the same budget as the methods compared.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
@@ -123,14 +134,27 @@ def build(spec: str, **defaults: Any) -> list[Method]:
     Args:
         spec: see `parse`.
         defaults: given to every method of the chain that takes such an argument and does not say it itself.
-            This is how one `--keep` reaches a chain.
+            This is how one `--keep` reaches a chain: methods that work by a threshold get it only at its end, and
+            only where nothing was said of their threshold.
 
     Raises:
         ValueError: an unknown method or argument, or an argument out of its range.
     """
+    links = parse(spec)
     methods = []
-    for name, arguments in parse(spec):
+    for number, (name, arguments) in enumerate(links):
         kind = get(name)
-        fitting = {key: value for key, value in defaults.items() if key in inspect.signature(kind).parameters}
+        known = inspect.signature(kind).parameters
+        fitting = {key: value for key, value in defaults.items() if key in known}
+        if not leaves_keep_open(name, arguments, last=number == len(links) - 1):
+            fitting.pop("keep", None)
         methods.append(kind(**(fitting | arguments)))
     return methods
+
+
+def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> bool:
+    """Whether a budget given from outside is for this link of a chain, see `build`."""
+    kind = get(name)
+    if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
+        return False
+    return kind.budget or (last and not set(arguments) & set(_THRESHOLDS))

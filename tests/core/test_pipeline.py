@@ -54,7 +54,7 @@ def test_frames_to_tokens():
     assert out.count.tolist() == [8, 8]
     assert [method.name for method in encoder.asked["before"]] == ["rlt"]
     assert out.grid.times.tolist() == [0, 0.5, 1, 1.5, 2]
-    assert out.meta["spec"].startswith("rlt(tau=0.1) | tome(keep=0.1")
+    assert out.meta["spec"] == "rlt(tau=0.1, longest=0, width=384) | tome(keep=0.1, stage='tokens')"
     assert out.meta["encoder"]["id"] == "fake"
 
 

@@ -35,7 +35,11 @@ def test_literals_of_every_kind():
 def test_defaults_reach_whoever_takes_them():
     a, b, c = registry.build("random | dtd | uniform(0.5)", keep=7)
     assert (a.keep, c.keep) == (7, 0.5)
-    assert not hasattr(b, "keep")
+    assert b.keep is None  # it works by a threshold, unless it stands last
+    (last,) = registry.build("dtd", keep=7)
+    assert last.keep == 7
+    (said,) = registry.build("dtd(0.3)", keep=7)
+    assert (said.keep, said.tau) == (None, 0.3)
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from torch import nn
 from fewtokens.grid import Grid
 from fewtokens.learn.dense_tokens import DenseTokens
 from fewtokens.learn.grid_split import GridSplit, rows_and_columns
-from fewtokens.learn.per_frame import save_weights
 from fewtokens.learn.pool_mlp import PoolMlp
 from fewtokens.learn.spatial_pool import SpatialPool
 from fewtokens.learn.token_fuser import FUSERS, Reproject, TokenFuser, Unpool
 from fewtokens.learn.tokenlearner import TokenLearner
+from fewtokens.method import save_weights
 from fewtokens.tokens import Tokens
 
 TYPES = [torch.float32, torch.float64]

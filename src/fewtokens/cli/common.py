@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import math
 import sys
@@ -179,9 +178,10 @@ def takes_keep(spec: str) -> bool:
     """Whether some method of the chain takes keep and does not say it itself."""
     from fewtokens import registry
 
+    links = registry.parse(spec)
     return any(
-        "keep" in inspect.signature(registry.get(name)).parameters and "keep" not in arguments
-        for name, arguments in registry.parse(spec)
+        registry.leaves_keep_open(name, arguments, last=number == len(links) - 1)
+        for number, (name, arguments) in enumerate(links)
     )
 
 

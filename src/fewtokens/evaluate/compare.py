@@ -87,7 +87,7 @@ def at_one_budget(keep: float | int, seed: int = 0, *, gives: Sequence[str] = tu
     methods = []
     for name in registry.names():
         kind = registry.get(name)
-        fits = kind.stage == "tokens" and kind.budget and set(kind.needs) <= set(gives)
+        fits = kind.stage == "tokens" and set(kind.needs) <= set(gives)
         if fits and "keep" in inspect.signature(kind).parameters:
             methods += registry.build(name, keep=keep, seed=seed)
     return sorted(methods, key=lambda method: method.name not in registry.BASELINES)

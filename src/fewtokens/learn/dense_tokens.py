@@ -14,11 +14,10 @@ from fewtokens.learn.per_frame import (
     check_width,
     frames_of,
     learn_with,
-    load_weights,
     plan_of,
     planned,
 )
-from fewtokens.method import Method
+from fewtokens.method import Method, load_weights
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 

@@ -7,12 +7,10 @@ Networks call `learn`; as a method it works on `Tokens`, and its maps are the so
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from fewtokens import files
 from fewtokens.grid import Grid
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
@@ -69,25 +67,3 @@ def lecun_normal_(weight: Tensor) -> None:
     # The standard deviation of a normal cut at two of its own is 0.8796 of it.
     std = math.sqrt(1 / fan_in) / 0.87962566103423978
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-def load_weights(method: nn.Module, name: str, path: str | None) -> None:
-    """Fills a method's parameters from a safetensors file written by `save_weights`.
-
-    Raises:
-        ValueError: the file is missing, damaged, of another method, or of another shape.
-    """
-    if path is None:
-        return
-    tensors, header = files.load(path, "method")
-    if header.get("method") != name:
-        raise ValueError(f"{path}: holds the weights of {header.get('method')}, not of {name}")
-    try:
-        method.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit {name} ({' '.join(str(error).split())[:300]})") from None
-
-
-def save_weights(method: nn.Module, name: str, path: str | Path) -> Path:
-    """Writes a method's parameters as one safetensors file, for its argument `weights`."""
-    return files.save(path, "method", method.state_dict(), {"method": name})

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fewtokens.grid import Grid
-from fewtokens.learn.per_frame import check_num_tokens, check_width, frames_of, load_weights, plan_of, planned
-from fewtokens.method import Method
+from fewtokens.learn.per_frame import check_num_tokens, check_width, frames_of, plan_of, planned
+from fewtokens.method import Method, load_weights
 from fewtokens.tokens import Tokens
 
 

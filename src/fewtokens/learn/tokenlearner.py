@@ -12,11 +12,10 @@ from fewtokens.learn.per_frame import (
     check_width,
     frames_of,
     lecun_normal_,
-    load_weights,
     plan_of,
     planned,
 )
-from fewtokens.method import Method
+from fewtokens.method import Method, load_weights
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method
+from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan
-from fewtokens.reduce.temporal import cosine, with_previous
+from fewtokens.reduce.temporal import LastFrame, cosine, with_previous
 from fewtokens.tokens import Tokens
-
-
-@dataclass(frozen=True)
-class DtdState:
-    """What is remembered between chunks: the last frame, [B,H*W,...]. Its size never grows."""
-
-    last: Tensor
 
 
 class Dtd(Method):
@@ -33,6 +24,7 @@ class Dtd(Method):
             difference between the last sub-frame and the first sub-frame of the patch before is below tau,
             on values of 0..1. None: 0.5 for the first two, 0.1 for pixels (ours; the paper gives none).
         mode: "feature", "relative" or "pixel".
+        keep: a budget instead of tau: so many tokens, those that change most; at least one frame.
     """
 
     paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
@@ -40,47 +32,59 @@ class Dtd(Method):
     cost = "O(NC); streaming state of one frame"
     fill = "hold"
     budget = False
-    causal = True
 
-    def __init__(self, tau: float | None = None, *, mode: str = "feature") -> None:
+    def __init__(self, tau: float | None = None, *, mode: str = "feature", keep: float | int | None = None) -> None:
         super().__init__()
         if mode not in ("feature", "relative", "pixel"):
             raise ValueError(f"dtd has the modes feature, relative and pixel, not {mode!r}")
-        self.tau = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
+        if keep is not None and (tau is not None or mode == "relative"):
+            raise ValueError("dtd takes tau= or keep=, not both; in relative mode tau is its budget")
+        self.keep = None if keep is None else check_keep(keep)
+        self.threshold = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
+        self.tau = self.threshold if keep is None else None
         low = -1.0 if mode == "feature" else 0.0
-        if not low <= self.tau <= 1:
+        if not low <= self.threshold <= 1:
             raise ValueError(f"tau must be in [{low:g}, 1] for dtd in {mode} mode, got {tau}")
         self.mode = mode
-        self.budget = mode == "relative"
+        self.budget = mode == "relative" or keep is not None
+        self.causal = keep is None
         if mode == "pixel":
             self.needs = ("pixels",)
 
     def planned_count(self, grid: Grid) -> int | None:
+        if self.keep is not None:
+            return max(grid.cells_per_frame, planned_count(grid, self.keep))
         if self.mode != "relative":
             return None
         n = grid.cells_per_frame
-        return n + (grid.T - 1) * (n - int(n * self.tau))
+        return n + (grid.T - 1) * (n - int(n * self.threshold))
 
     def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: Tensor | None = None) -> Plan:
         if pixels is not None:
             before, known = with_previous(pixels[:, :, 0], tokens, last)
-            drop = (before.float() - pixels[:, :, -1].float()).abs().mean(-1) < self.tau
+            change = (before.float() - pixels[:, :, -1].float()).abs().mean(-1)
+            drop = change < self.threshold
         else:
             before, known = with_previous(tokens.features, tokens, last)
             similarity = cosine(tokens.features, before)
+            change = 1 - similarity
             if self.mode == "feature":
-                drop = similarity > self.tau
+                drop = similarity > self.threshold
             else:
-                drop = _most_similar(similarity.masked_fill(~known, -2), tokens, self.tau)
+                drop = _most_similar(similarity.masked_fill(~known, -2), tokens, self.threshold)
+        if self.keep is not None:
+            return Plan.top(change.masked_fill(~known, torch.inf), self.counts(tokens), tokens)
         return Plan.keep(tokens.mask & ~(drop & known))
 
-    def step(self, tokens: Tokens, state: DtdState | None = None, **cues: Tensor) -> tuple[Tokens, DtdState]:
+    def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Tensor) -> tuple[Tokens, LastFrame]:
         """The next frames of a video, one token for each cell; any chunking gives the offline result."""
+        if self.keep is not None:
+            raise ValueError("dtd with a budget looks at the whole video; chunk by chunk it takes tau=")
         tokens.whole_grid("dtd")
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
         with torch.no_grad():
             plan = self.plan(tokens, last=None if state is None else state.last, **cues)
-        return tokens.apply(plan), DtdState(values[:, -tokens.grid.cells_per_frame :].detach())
+        return tokens.apply(plan), LastFrame(values[:, -tokens.grid.cells_per_frame :].detach())
 
 
 def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from fewtokens.grid import Grid
 from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan
-from fewtokens.reduce.temporal import cosine, with_previous
+from fewtokens.reduce.temporal import LastFrame, cosine, with_previous
 from fewtokens.tokens import Tokens
 
 
@@ -16,22 +18,42 @@ class Evs(Method):
     the whole video at once, by 1 - cosine to the frame before (the original one, kept or not).
 
     Args:
-        keep: share of the cells (float) or count (int). The papers' pruning rate is q = 1 - keep.
+        keep: share of the cells (float) or count (int); 0.25 where nothing is said. The papers' pruning rate is
+            q = 1 - keep.
+        tau: a threshold instead, for streams: keeps what has 1 - cosine above it. The count then depends on the video.
     """
 
     paper = "Efficient Video Sampling, arXiv 2510.14624; vLLM --video-pruning-rate"
     licence = "written from the description; vLLM's file carries two notices"
-    cost = "O(NC)"
+    cost = "O(NC); with a threshold a streaming state of one frame"
     fill = "hold"
 
-    def __init__(self, keep: float | int = 0.25) -> None:
+    def __init__(self, keep: float | int | None = None, *, tau: float | None = None) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        if keep is not None and tau is not None:
+            raise ValueError("evs takes keep= or tau=, not both")
+        if tau is not None and not 0 <= tau <= 2:
+            raise ValueError(f"tau is 1 - cosine, in [0, 2], got {tau}")
+        self.keep = check_keep(0.25 if keep is None else keep) if tau is None else None
+        self.tau = tau
+        self.budget = tau is None
+        self.causal = tau is not None
 
-    def planned_count(self, grid: Grid) -> int:
-        return max(grid.cells_per_frame, planned_count(grid, self.keep))
+    def planned_count(self, grid: Grid) -> int | None:
+        return None if self.keep is None else max(grid.cells_per_frame, planned_count(grid, self.keep))
 
-    def plan(self, tokens: Tokens) -> Plan:
-        before, known = with_previous(tokens.features, tokens)
+    def plan(self, tokens: Tokens, *, last: torch.Tensor | None = None) -> Plan:
+        before, known = with_previous(tokens.features, tokens, last)
         change = 1 - cosine(tokens.features, before)
+        if self.tau is not None:
+            return Plan.keep(tokens.mask & (~known | (change > self.tau)))
         return Plan.top(change.masked_fill(~known, 255), self.counts(tokens), tokens)
+
+    def step(self, tokens: Tokens, state: LastFrame | None = None) -> tuple[Tokens, LastFrame]:
+        """The next frames of a video, one token for each cell; any chunking gives the offline result."""
+        if self.tau is None:
+            raise ValueError("evs with a budget looks at the whole video; chunk by chunk it takes tau=")
+        tokens.whole_grid("evs")
+        with torch.no_grad():
+            plan = self.plan(tokens, last=None if state is None else state.last)
+        return tokens.apply(plan), LastFrame(tokens.features[:, -tokens.grid.cells_per_frame :].detach())

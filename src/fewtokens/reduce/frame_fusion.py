@@ -28,6 +28,7 @@ class FrameFusion(Method):
     cost = "O(NC)"
     partition = True
     conserves = True
+    budget = False
 
     def __init__(self, similarity: float | None = None, *, keep: float | int | None = None) -> None:
         super().__init__()

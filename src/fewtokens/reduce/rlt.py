@@ -2,87 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewtokens.batch import concatenate
-from fewtokens.method import Method
-from fewtokens.plan import Plan
-from fewtokens.reduce.temporal import with_previous
+from fewtokens.method import load_weights
+from fewtokens.reduce.runs import Runs
 from fewtokens.tokens import Tokens
 
 # The scale on which the paper states tau.
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-@dataclass(frozen=True)
-class RltState:
-    """What is remembered between chunks: the first sub-frame of the last frame of patches, [B,H*W,D]."""
-
-    last: Tensor
-
-
-class Rlt(Method):
+class Rlt(Runs):
     """A patch that stays the same over time is one token, and its size says for how long.
 
     A patch starts a run where the mean absolute difference between its last sub-frame and the first
     sub-frame of the patch before exceeds tau; the first frame always does. With one frame to a patch that is
     the plain difference of frames. The token is the run's first patch, at its original position; sizes are
-    the run lengths, which sum to T*H*W. The paper's learned length embedding is left out: it needs training.
-    Assumes a static camera; panning, noise and fades leave nothing to save.
+    the run lengths, which sum to T*H*W. Assumes a static camera; panning, noise and fades leave nothing to save.
 
     Args:
-        tau: threshold on pixels divided by ImageNet's standard deviation (the paper's scale); 0.1 there.
+        tau: threshold on pixels divided by ImageNet's standard deviation (the paper's scale); None is 0.1, as there.
+        keep: a budget instead: so many runs, begun where the change is largest; at least one frame.
+        longest: above 0, a learned embedding of the run's length is added to each token, a table of so many lengths
+            (longer runs take the last). It needs fine-tuning, so it is off by default, as in the paper's use
+            without training.
+        width: channels of that table. weights: a safetensors file with a trained one; None draws it.
     """
 
-    stage = "pixels"
-    needs = ("pixels",)
     paper = "Don't Look Twice: Faster Video Transformers with Run-Length Tokenization, arXiv 2411.05222"
     licence = "written from the paper; reference code MIT"
     cost = "O(pixels); streaming state of one frame"
-    budget = False
-    causal = True
-    partition = True
 
-    def __init__(self, tau: float = 0.1) -> None:
-        super().__init__()
-        if tau < 0:
+    def __init__(
+        self,
+        tau: float | None = None,
+        *,
+        keep: float | int | None = None,
+        longest: int = 0,
+        width: int = 384,
+        weights: str | None = None,
+    ) -> None:
+        if tau is not None and keep is not None:
+            raise ValueError("rlt takes tau= or keep=, not both")
+        if tau is not None and tau < 0:
             raise ValueError(f"tau is a difference of pixels and cannot be negative, got {tau}")
-        self.tau = float(tau)
+        if longest < 0 or (weights is not None and not longest):
+            raise ValueError(
+                f"longest counts the run lengths with an embedding, at least 1 with weights; got {longest}"
+            )
+        super().__init__(0.1 if tau is None else float(tau), keep)
+        self.tau = self.threshold if keep is None else None
+        self.longest, self.width, self.weights = longest, width, weights
+        self.trainable = longest > 0
+        # How long a run will be is not known chunk by chunk.
+        self.causal = self.causal and not longest
+        self.lengths = nn.Parameter(nn.init.trunc_normal_(torch.empty(longest, width), std=0.02)) if longest else None
+        load_weights(self, "rlt", weights)
 
-    def plan(self, tokens: Tokens, *, pixels: Tensor, last: Tensor | None = None) -> Plan:
-        tokens.whole_grid("rlt")
-        before, known = with_previous(pixels[:, :, 0], tokens, last)
-        std = torch.tensor(_IMAGENET_STD, device=pixels.device)
-        change = (before.float() - pixels[:, :, -1].float()).abs().unflatten(-1, (-1, 3)) / std
-        starts = tokens.mask & (~known | (change.mean((-1, -2)) > self.tau))
-        plan = Plan.keep(starts)
-        assert plan.dest is not None
-        return replace(plan, dest=_hold(plan.dest, tokens).masked_fill(~tokens.mask, -1))
+    def change(self, before: Tensor, now: Tensor) -> Tensor:
+        std = torch.tensor(_IMAGENET_STD, device=now.device)
+        return ((before - now).abs().unflatten(-1, (-1, 3)) / std).mean((-1, -2))
 
-    def step(self, tokens: Tokens, state: RltState | None = None, *, pixels: Tensor) -> tuple[Tokens, RltState]:
-        """The next frames of a video, one token for each cell.
-
-        A cell whose run began in an earlier chunk is marked dropped here; `join` credits it to its run.
-        """
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         with torch.no_grad():
-            plan = self.plan(tokens, pixels=pixels, last=None if state is None else state.last)
-        return tokens.apply(plan), RltState(pixels[:, -tokens.grid.cells_per_frame :, 0].detach())
-
-    def join(self, chunks: Sequence[Tokens]) -> Tokens:
-        joined = concatenate(chunks)
-        source = _hold(joined.source, joined)
-        sizes = torch.zeros_like(joined.sizes).scatter_add(1, source, torch.ones_like(source, dtype=torch.float32))
-        return joined.replace(source=source, sizes=sizes)
-
-
-def _hold(index: Tensor, tokens: Tokens) -> Tensor:
-    """Fills -1 in a [B,S] index with the last one before it at the same place.
-
-    Indices grow along the raster, so at one place the last one is the largest so far.
-    """
-    by_time = index.reshape(index.shape[0], tokens.grid.T, -1)
-    return by_time.cummax(dim=1).values.reshape(index.shape)
+            plan = self.plan(tokens, **cues)
+        out = tokens.apply(plan)
+        if self.lengths is None:
+            return out
+        row = out.sizes.long().clamp(1, self.longest) - 1
+        return out.replace(features=out.features + self.lengths.to(out.features.dtype)[row] * out.mask[..., None])

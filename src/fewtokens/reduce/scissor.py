@@ -40,6 +40,7 @@ class Scissor(Method):
     licence = "written from the description; the reference code is CC BY-NC 4.0"
     cost = "O(T n^2 C + M^2 C) for each round of labels, in blocks of bounded memory; with keep, nine times that"
     partition = True
+    budget = False
 
     def __init__(self, tau: float | None = None, *, keep: float | int | None = None) -> None:
         super().__init__()

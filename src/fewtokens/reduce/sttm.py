@@ -42,6 +42,7 @@ class Sttm(Method):
     cost = "O(levels * N C); with keep nine times that"
     partition = True
     dense = True
+    budget = False
 
     def __init__(
         self,

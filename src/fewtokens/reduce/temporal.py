@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from fewtokens.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class LastFrame:
+    """What is remembered between chunks: the last frame, [B,H*W,...]. Its size never grows."""
+
+    last: Tensor
 
 
 def with_previous(values: Tensor, tokens: Tokens, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
