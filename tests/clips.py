@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.batch import join_frames, split_frames
 from fewtokens.grid import Grid
 from fewtokens.tokens import Tokens
+
+# Blocks of the encoder that tests stand in for.
+DEPTH = 12
 
 
 def clip(
@@ -33,12 +37,21 @@ def cues(tokens: Tokens) -> dict[str, Tensor]:
         "pixels": pixels.expand(-1, -1, 2, -1),
         "keys": x[..., :8],
         "attention": x[..., 0].sigmoid(),
+        "sharpness": -x[..., 0].sigmoid(),
+        "shift": x[..., 1].abs(),
         "frame_global": per_frame,
         "text": x[:, :1],
     }
 
 
-def run(method, tokens: Tokens, **extra: Tensor) -> Tokens:
+def run(method, tokens: Tokens, *, blocks: int = DEPTH, **extra: Tensor) -> Tokens:
+    """The method on these tokens; one that acts inside an encoder, frame by frame in its first `blocks` of twelve."""
+    if method.stage == "encoder":
+        frames = split_frames(tokens)
+        for layer in range(blocks):
+            given = cues(frames)
+            frames = method(frames, **{name: given[name] for name in method.needs}, layer=layer, depth=DEPTH, **extra)
+        return join_frames(frames.ordered(), tokens.grid.T, tokens.grid)
     given = cues(tokens)
     return method(tokens, **{name: given[name] for name in method.needs}, **extra)
 

@@ -32,6 +32,8 @@ CUES = {
     "pixels": "[B,N,P,D] pixels of each cell in 0..1: P sub-frames, D = rows*columns*3 values, channel last",
     "keys": "[B,N,D] attention keys, averaged over heads",
     "attention": "[B,N] attention that each patch receives, averaged over heads and queries",
+    "sharpness": "[B,N] sum over keys of A log A of each patch's attention A, averaged over heads, without sizes",
+    "shift": "[B,N] length of what the last MLP added to each token",
     "frame_global": "[B,T,D] one vector for each frame",
     "text": "[B,L,D] embedded query",
 }
@@ -45,6 +47,13 @@ def check_keep(keep: float | int) -> float | int:
     if isinstance(keep, float) and 0 < keep <= 1:
         return keep
     raise ValueError(f"keep must be a share in (0, 1] such as 0.1, or a count of at least 1 such as 32, got {keep!r}")
+
+
+def check_share(keep: float | int) -> float:
+    """Returns a valid budget of a method inside an encoder, which knows a frame and not how many there are."""
+    if isinstance(check_keep(keep), int):
+        raise ValueError(f"keep must be a share such as 0.25 inside an encoder, not the count {keep}")
+    return keep
 
 
 def planned_count(grid: Grid, keep: float | int) -> int:
@@ -76,6 +85,7 @@ class Method(nn.Module):
         partition: every cell it was given ends in some token.
         conserves: sum(sizes * features) stays the same.
         merges: averages some of the tokens that it keeps, although it drops others.
+        weighs: scales sizes by importance, so that they no longer count cells.
         resamples: makes new features with soft weights; `source` is then where a cell's largest share went.
         dense: wants a token for every cell, so it comes first in a chain.
         fill: how `Tokens.unmerge` gives back what it dropped: "nearest", or "hold" where dropping means that
@@ -91,6 +101,7 @@ class Method(nn.Module):
     partition: ClassVar[bool] = False
     conserves: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    weighs: ClassVar[bool] = False
     resamples: ClassVar[bool] = False
     dense: ClassVar[bool] = False
     fill: ClassVar[str] = "nearest"

@@ -20,7 +20,7 @@ from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 
 # Cues with a row for each token; they are moved along when tokens are dropped or merged.
-_PER_TOKEN = ("pixels", "keys", "attention")
+_PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
 
 
 class Encoder(Protocol):

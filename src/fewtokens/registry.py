@@ -50,6 +50,8 @@ METHODS = {
     "merge_windows": "fewtokens.reduce.merge_windows:MergeWindows",
     "lftr": "fewtokens.reduce.lftr:Lftr",
     "metok": "fewtokens.reduce.metok:Metok",
+    "vid_tldr": "fewtokens.reduce.vid_tldr:VidTldr",
+    "representation_shift": "fewtokens.reduce.representation_shift:RepresentationShift",
     "tokenlearner": "fewtokens.learn.tokenlearner:TokenLearner",
     "grid_split": "fewtokens.learn.grid_split:GridSplit",
     "spatial_pool": "fewtokens.learn.spatial_pool:SpatialPool",

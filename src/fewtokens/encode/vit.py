@@ -250,25 +250,31 @@ class ViT(nn.Module):
             tokens: one video a frame: [F,N,C] on grids of one frame; padding is hidden from attention. The
                 prefix is added here.
             inside: methods of the stage "encoder".
-            needs: cues of the last block to give: keys [F,N,d], attention [F,N].
+            needs: cues of the last block to give: keys [F,N,d], attention [F,N], shift [F,N].
 
         Returns:
             Tokens after the last norm, in the order of their positions, and the cues, in that order too.
         """
-        start = self.prefix(tokens.B)
-        P = 0 if start is None else start.shape[1]
-        x = tokens.features if start is None else torch.cat([start.to(tokens.features.dtype), tokens.features], 1)
+        prefix = self.prefix(tokens.B)
+        P = 0 if prefix is None else prefix.shape[1]
+        x = tokens.features if prefix is None else torch.cat([prefix.to(tokens.features.dtype), tokens.features], 1)
         x = self.norm_first(x)
         # Looked at once: whether keys must be weighed or hidden at all.
         padded = _ragged(tokens)
         weighed = bool((tokens.sizes != 1).logical_and(tokens.mask).any())
         cues: dict[str, Tensor] = {}
+        shift: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             weight = self._weight(tokens, P, padded, weighed)
+            start = x
             x, q, k = block.first(x, weight, self.proportional)
             at_end = needs if layer == len(self.blocks) - 1 else ()
-            cues = _cues(q, k, weight, P, {*at_end, *(name for method in inside for name in method.needs)})
+            asked = {*at_end, *(name for method in inside for name in method.needs)}
+            cues = _cues(q, k, weight, tokens.mask, P, asked)
+            if "shift" in asked:
+                # Of the MLP before; the first block has none, so its attention stands in.
+                cues["shift"] = _length(x - start, P) if shift is None else shift
             if inside:
                 tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
                 for number, method in enumerate(inside):
@@ -279,7 +285,12 @@ class ViT(nn.Module):
                 # A method may leave frames of unequal counts, unless all had equal ones and it takes so many of each.
                 padded, weighed = padded or _ragged(tokens), True
                 x = tokens.features if tokens.prefix is None else torch.cat([tokens.prefix, tokens.features], 1)
+            start = x
             x = block.second(x)
+            if "shift" in asked:
+                shift = _length(x - start, P)
+        if shift is not None and "shift" in needs:
+            cues["shift"] = shift
         x = self.norm_last(x)
         tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
         if not inside:
@@ -296,7 +307,12 @@ class ViT(nn.Module):
         return F.pad(weight.masked_fill(~tokens.mask, _HIDDEN), (prefix, 0))
 
 
-def _cues(q: Tensor, k: Tensor, weight: Tensor | None, prefix: int, names: set[str]) -> dict[str, Tensor]:
+def _length(added: Tensor, prefix: int) -> Tensor:
+    """How far a branch moved each patch token, float32 [F,N]."""
+    return added[:, prefix:].float().norm(dim=-1)
+
+
+def _cues(q: Tensor, k: Tensor, weight: Tensor | None, mask: Tensor, prefix: int, names: set[str]) -> dict[str, Tensor]:
     cues = {}
     if "keys" in names:
         cues["keys"] = k[:, :, prefix:].mean(1)
@@ -307,7 +323,19 @@ def _cues(q: Tensor, k: Tensor, weight: Tensor | None, prefix: int, names: set[s
                 for i, rows in enumerate(zip(q.split(1), k.split(1), strict=True))
             ]
         )
+    if "sharpness" in names:
+        hidden = F.pad(mask.logical_not() * _HIDDEN, (prefix, 0))
+        cues["sharpness"] = torch.cat(
+            [_sharpness(*rows)[:, prefix:] for rows in zip(q.split(1), k.split(1), hidden.split(1), strict=True)]
+        )
     return cues
+
+
+def _sharpness(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+    """Sum over keys of A log A for each query, A the attention without sizes, mean over heads; [B,N], at most 0."""
+    logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5 + hidden[:, None, None]
+    attention = logits.softmax(-1).mean(1)
+    return torch.xlogy(attention, attention).sum(-1)
 
 
 def _received(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ class VitEncoder:
         options: what `load_encoder` was told beside the name.
     """
 
-    gives = ("pixels", "keys", "attention", "frame_global")
+    gives = ("pixels", "keys", "attention", "shift", "frame_global")
     skips = True
     walks = True
 
@@ -76,7 +76,7 @@ class VitEncoder:
         Args:
             frames: of B videos.
             times: seconds, [T] or [B,T].
-            needs: cues to give: pixels, keys and attention of the last block, frame_global (the class token,
+            needs: cues to give: pixels; keys, attention and shift of the last block; frame_global (the class token,
                 or the mean patch token).
             before: pixels methods; what they drop is never seen by any block.
             inside: encoder methods.
@@ -94,7 +94,7 @@ class VitEncoder:
         flat = frames.flatten(0, 1)
         plan = _in_order(B * T, self.batch) if split is None else _by_count(split.count.tolist(), self.batch, grid)
         done = 0
-        from_last = [name for name in needs if name in ("keys", "attention")]
+        from_last = [name for name in needs if name in ("keys", "attention", "shift")]
         widths: dict[str, torch.Size] = {}
         for numbers in plan:
             if split is None:

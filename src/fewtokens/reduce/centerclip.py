@@ -20,12 +20,19 @@ class CenterClip(Method):
 
     CenterCLIP (arXiv 2205.00823), k-medoids: begun by KKZ (the token of the largest norm, then each time the one
     farthest from those chosen), Euclidean distances, until nothing changes. The budget is dealt out evenly over the
-    segments, at least one token each. (Its spectral variant is not here.)
+    segments, at least one token each.
+
+    "spectral" clusters the tokens by the eigenvectors of their likeness instead: W = exp(-d^2 / 2 sigma^2) over a graph
+    of each token's nearest `5 * frames` (symmetric), the normalised Laplacian's lowest ones, rows of length 1,
+    k-medoids. It begins with the token that weighs most in them, since rows of length 1 have no largest norm.
 
     Args:
         keep: share of the cells (float) or count (int).
         frames: of a segment; 2 in the paper (12 frames, 6 segments).
         medoid: False gives the mean of each cluster instead.
+        algorithm: "medoids" or "spectral".
+        sigma: of the likeness; 2 in the paper, for the scale of CLIP's tokens. None is the median distance to the
+            neighbours in the graph, so that features of any scale will do.
         iterations: at most.
     """
 
@@ -35,12 +42,26 @@ class CenterClip(Method):
     partition = True
     dense = True
 
-    def __init__(self, keep: float | int = 0.25, *, frames: int = 2, medoid: bool = True, iterations: int = 80) -> None:
+    def __init__(
+        self,
+        keep: float | int = 0.25,
+        *,
+        frames: int = 2,
+        medoid: bool = True,
+        algorithm: str = "medoids",
+        sigma: float | None = None,
+        iterations: int = 80,
+    ) -> None:
         super().__init__()
+        if algorithm not in ("medoids", "spectral"):
+            raise ValueError(f"centerclip clusters by 'medoids' or 'spectral', not {algorithm!r}")
+        if sigma is not None and (algorithm != "spectral" or sigma <= 0):
+            raise ValueError(f"sigma is for algorithm='spectral' and above 0, got {sigma}")
         self.keep = check_keep(keep)
         if frames < 1 or iterations < 0:
             raise ValueError(f"frames must be at least 1 and iterations at least 0, got {frames} and {iterations}")
         self.frames, self.medoid, self.iterations = frames, bool(medoid), iterations
+        self.algorithm, self.sigma = algorithm, sigma
 
     def planned_count(self, grid: Grid) -> int:
         return max(-(-grid.T // self.frames), planned_count(grid, self.keep))
@@ -60,10 +81,7 @@ class CenterClip(Method):
         ends = spare // (size - 1).clamp(min=0).sum(1, keepdim=True).clamp(min=1)
         k = (ends.diff(dim=1, prepend=ends[:, :1] * 0) + used).flatten()
         step = max(1, _ENTRIES_AT_ONCE // (m * m))
-        found = [
-            k_medoids(*part, self.iterations)
-            for part in zip(rows.split(step), real.split(step), k.split(step), strict=True)
-        ]
+        found = [self._medoids(*part) for part in zip(rows.split(step), real.split(step), k.split(step), strict=True)]
         owner = torch.cat(found).reshape(B, S, m)
         # Each token's medoid as a place in the video; medoids are their own.
         medoid = (owner + m * torch.arange(S, device=x.device)[:, None]).reshape(B, -1)[:, : tokens.N]
@@ -75,12 +93,48 @@ class CenterClip(Method):
         dest = kept.dest.gather(1, medoid).masked_fill(~tokens.mask, -1)
         return Plan(kept.count, kept.width, dest, kept.pick)
 
+    def _medoids(self, x: Tensor, real: Tensor, k: Tensor) -> Tensor:
+        """The medoid of each row's token, int64 [R,m]."""
+        if self.algorithm == "medoids":
+            return k_medoids(x, real, k, self.iterations)
+        rows = spectral_rows(x, real, k, 5 * self.frames, self.sigma)
+        weight = rows.norm(dim=2)
+        return k_medoids(rows / weight.clamp(min=1e-12)[..., None], real, k, self.iterations, weight)
 
-def k_medoids(x: Tensor, real: Tensor, k: Tensor, iterations: int) -> Tensor:
+
+def spectral_rows(x: Tensor, real: Tensor, k: Tensor, neighbours: int, sigma: float | None) -> Tensor:
+    """Each token's entries in the k eigenvectors of the lowest eigenvalues, [R,m,max(k)], zero beyond a row's own k.
+
+    Of the normalised Laplacian of W = exp(-d^2 / 2 sigma^2) between tokens of which one is among the `neighbours`
+    nearest of the other. Arguments as in `k_medoids` and `CenterClip`.
+    """
+    m = x.shape[1]
+    distance = torch.cdist(x, x).masked_fill(~(real[:, :, None] & real[:, None]), torch.inf)
+    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    near, index = distance.topk(min(neighbours, m), dim=2, largest=False)
+    linked = torch.zeros_like(distance, dtype=torch.bool).scatter_(2, index, near.isfinite())
+    linked = linked | linked.transpose(1, 2)
+    if sigma is None:
+        # The median of what is there: an even number gives the lower one, none gives 1.
+        there = near.isfinite().flatten(1).sum(1)
+        middle = near.flatten(1).sort(dim=1).values.gather(1, ((there - 1) // 2).clamp(min=0)[:, None])
+        scale = torch.where(middle.isfinite() & (middle > 0), middle, 1.0)[..., None]
+    else:
+        scale = torch.full((len(x), 1, 1), sigma, device=x.device)
+    weight = torch.where(linked, (-0.5 * (distance.masked_fill(~linked, 0) / scale).square()).exp(), 0.0)
+    root = weight.sum(2).clamp(min=1e-12).rsqrt()
+    laplacian = torch.diag_embed(torch.where(real, 1.0, 3.0)) - root[:, :, None] * weight * root[:, None]
+    # Eigenvalues of real tokens are at most 2, so those of padded slots (3) come last.
+    vectors = torch.linalg.eigh(laplacian).eigenvectors[..., : max(1, int(k.max()))]
+    return vectors * (torch.arange(vectors.shape[2], device=x.device) < k[:, None])[:, None]
+
+
+def k_medoids(x: Tensor, real: Tensor, k: Tensor, iterations: int, weight: Tensor | None = None) -> Tensor:
     """The medoid of each row's token, int64 [R,m]: clusters of Euclidean distance, begun by KKZ.
 
     Args:
         x: [R,m,C] float32. real: bool [R,m]. k: [R], clusters of each, at most its real tokens.
+        weight: [R,m], the largest of which begins; the norms where not given.
     """
     R, m, _ = x.shape
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist" if m <= 64 else "use_mm_for_euclid_dist")
@@ -90,7 +144,7 @@ def k_medoids(x: Tensor, real: Tensor, k: Tensor, iterations: int) -> Tensor:
     valid = slot < k[:, None]
     # KKZ: the largest norm, then farthest first.
     medoids = torch.zeros(R, width, dtype=torch.int64, device=x.device)
-    medoids[:, 0] = x.norm(dim=2).masked_fill(~real, -1).argmax(1)
+    medoids[:, 0] = (x.norm(dim=2) if weight is None else weight).masked_fill(~real, -1).argmax(1)
     taken = torch.zeros_like(real).scatter_(1, medoids[:, :1], True)
     near = distance.gather(1, medoids[:, :1, None].expand(-1, -1, m))[:, 0]
     for number in range(1, width):

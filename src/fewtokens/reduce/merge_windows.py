@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, planned_count
+from fewtokens.method import Method, check_keep, check_share, planned_count
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import bipartite_plan
 from fewtokens.reduce.groups import grouped, merge_within, regroup
@@ -41,8 +41,7 @@ class MergeWindows(Method):
             raise ValueError(f"merge_windows works at stage 'tokens' or 'encoder', not {stage!r}")
         if stage == "encoder":
             self.needs = ("keys",)
-            if isinstance(self.keep, int):
-                raise ValueError("inside an encoder keep is a share such as 0.25")
+            check_share(self.keep)
         self.window, self.stage = window, stage
 
     def _cells(self, grid: Grid) -> list[int]:

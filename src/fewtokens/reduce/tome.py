@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, planned_count
+from fewtokens.method import Method, check_keep, check_share, planned_count
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import bipartite_plan, merge_to
 from fewtokens.tokens import Tokens
@@ -64,8 +64,8 @@ class Tome(Method):
         if stage == "encoder":
             self.needs = ("keys",)
             self.budget = r is None
-            if isinstance(self.keep, int):
-                raise ValueError("inside an encoder keep is a share such as 0.25; for counts say r=")
+            if self.keep is not None:
+                check_share(self.keep)
             if r is not None:
                 schedule(r, 1)
 
