@@ -26,6 +26,7 @@ METHODS = {
     "mean_pool": "fewtokens.reduce.mean_pool:MeanPool",
     "rlt": "fewtokens.reduce.rlt:Rlt",
     "grt": "fewtokens.reduce.grt:Grt",
+    "visual_words": "fewtokens.reduce.visual_words:VisualWords",
     "evs": "fewtokens.reduce.evs:Evs",
     "dtd": "fewtokens.reduce.dtd:Dtd",
     "tome": "fewtokens.reduce.tome:Tome",
