@@ -16,6 +16,7 @@ VERBS = {
     "cost": "Count what a network costs: operations, parameters, memory, time.",
     "tokenize": "Turn videos into files of few tokens.",
     "words": "Fit the vocabulary of the method visual_words.",
+    "bench": "Compare methods on your videos and your encoder: what they keep, what they cost.",
     "show": "Draw which region of the video each token stands for.",
     "train": "Train a network on your images or videos; stopped runs go on where they were.",
     "eval": "Score a trained network or a frozen encoder.",

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 CONVENTIONS = ("macs", "paper", "paper_video")
@@ -284,3 +286,74 @@ def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """The shape of a language model, for the cost of reading visual tokens.
+
+    Attributes:
+        name: what tables say.
+        layers, width, hidden, keys: decoder layers, channels, channels inside the gated MLP, channels of the keys.
+    """
+
+    name: str
+    layers: int
+    width: int
+    hidden: int
+    keys: int
+
+
+# Qwen2-7B, inside LLaVA-OneVision-7B and LLaVA-Video-7B.
+QWEN2_7B = LanguageModel("Qwen2-7B", layers=28, width=3584, hidden=18944, keys=512)
+
+
+def prefill_gflops(tokens: int, model: LanguageModel = QWEN2_7B) -> float:
+    """1e9 floating-point operations (2 for each multiply-accumulate) to read so many tokens, causal attention."""
+    weights = model.width * (2 * model.width + 2 * model.keys + 3 * model.hidden)
+    attention = tokens * (tokens + 1) // 2 * 2 * model.width
+    return 2 * model.layers * (tokens * weights + attention) / 1e9
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
+    """Bytes of tensors that are alive at most while `run()` runs, beyond those before it.
+
+    On CUDA what its allocator says; elsewhere the storages that operations give out (what an operation needs inside is
+    not seen).
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Alive() as alive:
+        run()
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Follows storages from the operation that made them to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in given and key not in self.sizes:
+                    self.sizes[key] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._gone, key)
+        return out

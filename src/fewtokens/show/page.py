@@ -33,11 +33,23 @@ def write_page(clips: Sequence[Clip], path: str | Path, *, title: str) -> Path:
     """
     if not clips:
         raise ValueError("a page needs at least one clip")
-    data = json.dumps([_clip(clip) for clip in clips], separators=(",", ":"))
+    return write_data([_clip(clip) for clip in clips], path, title=title)
+
+
+_NOTE = (
+    "Colour: one token that stands for several cells, the same in every frame. Dark: dropped. "
+    "Point at a cell to see its token."
+)
+
+
+def write_data(clips: Sequence[dict[str, Any]], path: str | Path, *, title: str, note: str = _NOTE) -> Path:
+    """Writes the page of clips given as plain values, as the page's script reads them."""
+    data = json.dumps(clips, separators=(",", ":"))
     # In a script element nothing may look like the end of it.
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     template = resources("fewtokens.show").joinpath("page.html").read_text(encoding="utf-8")
-    page = template.replace("{{title}}", html.escape(title)).replace("{{data}}", data)
+    page = template.replace("{{title}}", html.escape(title)).replace("{{note}}", html.escape(note))
+    page = page.replace("{{data}}", data)
     with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)
@@ -48,7 +60,7 @@ def _clip(clip: Clip) -> dict[str, Any]:
         "name": clip.name,
         "captions": [clip.caption(frame) for frame in range(len(clip.frames))],
         "size": list(clip.frames.shape[2:]),
-        "frames": [_jpeg(frame) for frame in clip.frames],
+        "frames": [as_jpeg(frame) for frame in clip.frames],
         "results": [_result(result) for result in clip.results],
     }
 
@@ -60,19 +72,19 @@ def _result(result: Result) -> dict[str, Any]:
         "spec": result.spec,
         "grid": list(result.tokens.grid.shape),
         "source": base64.b64encode(np.ascontiguousarray(source).tobytes()).decode(),
-        "frames": None if result.frames is None else [_jpeg(frame) for frame in result.frames],
-        "numbers": {name: _plain(value) for name, value in result.numbers.items()},
+        "frames": None if result.frames is None else [as_jpeg(frame) for frame in result.frames],
+        "numbers": {name: plain(value) for name, value in result.numbers.items()},
     }
 
 
-def _plain(value: float | int | str) -> float | int | str:
+def plain(value: float | int | str) -> float | int | str:
     """What JSON has no word for, in words."""
     if isinstance(value, float) and not math.isfinite(value):
         return "∞" if value > 0 else "-"
     return value
 
 
-def _jpeg(frame: Tensor) -> str:
+def as_jpeg(frame: Tensor) -> str:
     buffer = io.BytesIO()
     Image.fromarray(frame.permute(1, 2, 0).cpu().numpy()).save(buffer, format="JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,363 @@
+"""`fewtokens bench`: which method keeps most at which budget and cost, on one's own videos and encoder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.common import (
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    EncoderOption,
+    JsonOption,
+    SeedOption,
+    SizeOption,
+    fail,
+    log,
+    out,
+    parse_keep,
+    print_json,
+    progress,
+    read_video,
+    table,
+    verb,
+)
+
+if TYPE_CHECKING:
+    from fewtokens.evaluate.bench import Item
+
+app = typer.Typer()
+
+# What a table in the terminal has room for.
+_SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "ranks", "method ms", "total ms", "peak MiB")
+_CHANGED = ("keep", "method", "cosine", "Δ cosine", "J&F", "Δ J&F", "total ms", "Δ total ms")
+
+
+@app.command(
+    epilog="Examples:  [bold]fewtokens bench videos/ --encoder facebook/dinov2-small --keep 0.25,0.1,0.05,0.02 "
+    '--frames 32 --out bench/[/bold]   |   [bold]fewtokens bench clip.mp4 --methods "tome,kmeans,sttm(keep=0.1)" '
+    "--keep 0.1 --out bench/[/bold]   |   [bold]fewtokens bench --compare before/results.json "
+    "after/results.json[/bold]"
+)
+@verb
+def bench(
+    videos: Annotated[
+        list[Path] | None, typer.Argument(metavar="[VIDEO_OR_FOLDER]...", help="Videos, or folders of videos.")
+    ] = None,
+    target: Annotated[Path | None, typer.Option("--out", help="A folder; a stopped run goes on there.")] = None,
+    encoder: EncoderOption = "patches",
+    methods: Annotated[
+        str, typer.Option("--methods", help="all, or specs with commas between them; the baselines always take part.")
+    ] = "all",
+    keep: Annotated[str, typer.Option("--keep", help="Budgets with commas: 0.1 is a share, 32 a count.")] = (
+        "0.25,0.1,0.05,0.02"
+    ),
+    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of a clip, spread evenly over it.")] = 32,
+    size: SizeOption = 224,
+    davis: Annotated[
+        Path | None, typer.Option("--davis", help="DAVIS folder: its sequences take part, with J and F of their masks.")
+    ] = None,
+    davis_size: Annotated[int, typer.Option("--davis-size", min=16, help="Short side of its frames.")] = 480,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of everything.")] = 3,
+    shown: Annotated[int, typer.Option("--show", min=0, help="Clips whose tokens are drawn on the page.")] = 3,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Instead: what changed between two results.json, given as arguments.")
+    ] = False,
+    batch: BatchOption = 32,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare methods on your videos and your encoder: what they keep, what they cost.
+
+    For each method, budget and clip: how much of the full features comes back, also in rare cells; on labelled
+    sequences J and F of label propagation; tokens, operations, milliseconds, memory. random, uniform, fewer_frames,
+    downsample and mean_pool always take part. A method that cannot go as low as a budget is merged down to it by tome.
+
+    Writes results.json, results.csv, results.md, plots and a page, index.html.
+    """
+    if compare:
+        _compare(videos or [], as_json)
+        return
+    if target is None:
+        raise ValueError("say where to write: --out FOLDER")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--out {target} is a file; give a folder")
+    budgets = [parse_keep(part.strip()) for part in keep.split(",") if part.strip()]
+    if not budgets:
+        raise ValueError("--keep needs at least one budget, such as 0.1")
+
+    from fewtokens.encode import load_encoder, pick_device
+    from fewtokens.evaluate.bench import encode, jobs, measure, specs_of
+
+    loaded = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
+    specs = specs_of(methods, loaded)
+    sources = _sources(videos or [], davis)
+    settings = {
+        "encoder": loaded.describe(),
+        "dtype": dtype or "float32",
+        "frames": frames,
+        "size": size,
+        "davis size": davis_size,
+        "repeats": repeats,
+        "seed": seed,
+    }
+    _check_settings(target / "settings.json", settings)
+    rows = _read_rows(target / "rows.jsonl")
+    done = {(row["clip"], row["method"], row["keep"]) for row in rows}
+    wanted = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
+    failed: list[dict[str, str]] = []
+    drawn = _drawn(sources, shown)
+    pictures: dict[str, Any] = {}
+    with progress("bench", len(wanted)) as advance:
+        advance(sum(job in done for job in wanted))
+        for name, path, masks in sources:
+            left = [job for job in wanted if job[0] == name and job not in done]
+            if not left and name not in drawn:
+                continue
+            try:
+                item = _read(name, path, masks, frames, davis_size if masks else size)
+                if name in drawn:
+                    pictures[name] = _pictures(item)
+                if not left:
+                    continue
+                advance(len(done & set(wanted)), title=f"{name}: encoding")
+                cache = target / "features" / f"{name}.safetensors"
+                encoded = encode(item, loaded, repeats=repeats, cache=cache)
+            except (ValueError, OSError) as error:
+                fail(error)
+                failed.append({"video": str(path), "error": " ".join(str(error).split())})
+                continue
+            for job in left:
+                _, spec, budget = job
+                advance(len(done & set(wanted)), title=f"{name}: {spec} {budget:g}")
+                row = measure(
+                    encoded,
+                    loaded,
+                    spec,
+                    budget,
+                    repeats=repeats,
+                    seed=seed,
+                    shown=name in drawn,
+                    device=pick_device(device),
+                )
+                _append(target / "rows.jsonl", row)
+                rows.append(row)
+                done.add(job)
+        advance(len(wanted))
+    kept = set(wanted) & done
+    rows = [row for row in rows if (row["clip"], row["method"], row["keep"]) in kept]
+    if not rows:
+        raise ValueError("nothing could be read, so there is nothing to compare")
+    order = {job: number for number, job in enumerate(wanted)}
+    rows.sort(key=lambda row: order[row["clip"], row["method"], row["keep"]])
+    report = _write(target, settings, rows, pictures)
+    if as_json:
+        print_json({"settings": settings, "summary": report, "failed": failed, "page": str(target / "index.html")})
+    else:
+        _print(report, target)
+    if failed:
+        log.print(f"{len(failed)} of {len(sources)} clips failed")
+        raise typer.Exit(1)
+
+
+def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path, list[Path] | None]]:
+    """Name, file and masks of every clip; names are unlike one another.
+
+    Raises:
+        ValueError: nothing to bench on, a folder without videos.
+    """
+    from fewtokens.data.listing import VIDEOS
+    from fewtokens.evaluate.davis import sequences
+
+    found: list[tuple[str, Path, list[Path] | None]] = []
+    for video in videos:
+        if not video.is_dir():
+            found.append((video.stem, video, None))
+            continue
+        inside = sorted(file for file in video.iterdir() if file.suffix.lower() in VIDEOS)
+        if not inside:
+            raise ValueError(f"{video}: a folder without videos ({', '.join(sorted(VIDEOS))})")
+        found += [(file.stem, file, None) for file in inside]
+    if davis is not None:
+        found += [(one.name, one.pictures[0].parent, one.masks) for one in sequences(davis)]
+    if not found:
+        raise ValueError("give videos, folders of videos, or --davis FOLDER")
+    names: dict[str, int] = {}
+    unlike = []
+    for name, path, masks in found:
+        names[name] = names.get(name, 0) + 1
+        unlike.append((name if names[name] == 1 else f"{name} ({names[name]})", path, masks))
+    return unlike
+
+
+def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -> set[str]:
+    """The clips that are drawn: the first ones, a labelled one among them if there is any."""
+    names = [name for name, *_ in sources]
+    labelled = [name for name, _, masks in sources if masks]
+    first = names[:shown]
+    if shown and labelled and not set(first) & set(labelled):
+        first[-1] = labelled[0]
+    return set(first)
+
+
+def _read(name: str, path: Path, masks: list[Path] | None, frames: int, size: int) -> Item:
+    """A clip, with its masks at the same frames."""
+    from fewtokens.evaluate.bench import Item
+    from fewtokens.evaluate.davis import read_masks
+
+    video = read_video(path, frames=frames, fps=None, size=size)
+    truth = None
+    if masks:
+        # A folder of pictures has so many frames a second.
+        numbers = [round(float(second) * (video.fps or 25)) for second in video.times]
+        truth = read_masks([masks[number] for number in numbers])
+    return Item(name, video.frames, video.times, truth)
+
+
+def _pictures(item: Item) -> tuple[Any, list[str]]:
+    """The frames that the page shows, small, with captions."""
+    import torch.nn.functional as F
+
+    from fewtokens.evaluate.bench import shown_frames
+
+    picked = shown_frames(len(item.frames))
+    frames = item.frames[picked]
+    height, width = (max(1, round(side * 360 / max(360, frames.shape[3]))) for side in frames.shape[2:])
+    small = F.interpolate(frames.float(), (height, width), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
+    captions = [f"frame {n}" if item.times is None else f"{float(item.times[n]):.2f} s" for n in picked]
+    return small, captions
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new run, or compares them with those of the one that goes on.
+
+    Raises:
+        ValueError: they differ.
+    """
+    from fewtokens.files import whole_file
+
+    plain = json.loads(json.dumps(settings))
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError:
+            raise ValueError(f"{path}: cannot be read; remove it, or give another --out") from None
+        if before != plain:
+            changed = ", ".join(name for name in plain if before.get(name) != plain[name])
+            raise ValueError(f"{path.parent} holds a run with another {changed}; give another --out")
+        return
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """What an earlier run wrote; a line that was cut when it was stopped is left out."""
+    return list(_lines(path)) if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """One line in one write, so that two runs may share a folder. A line cut before it stays a line of its own."""
+    text = json.dumps(row) + "\n"
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        end = os.lseek(handle, 0, os.SEEK_END)
+        if end and os.pread(handle, 1, end - 1) != b"\n":
+            text = "\n" + text
+        os.write(handle, text.encode())
+    finally:
+        os.close(handle)
+
+
+def _write(
+    target: Path, settings: dict[str, Any], rows: list[dict[str, Any]], pictures: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Everything that a finished run leaves behind; returns the summary."""
+    from fewtokens import registry
+    from fewtokens.evaluate.bench import FULL, unpacked
+    from fewtokens.evaluate.cost import QWEN2_7B
+    from fewtokens.evaluate.summary import as_csv, as_markdown, summarise
+    from fewtokens.files import whole_file
+    from fewtokens.show.bench_page import write_bench_page
+    from fewtokens.show.plots import draw_trade_off
+
+    summary = summarise(rows)
+    bare = [{name: value for name, value in row.items() if name not in ("vector", "source", "grid")} for row in rows]
+    encoder = settings["encoder"]["id"]
+    clips = len({row["clip"] for row in rows})
+    about = (
+        f"Encoder {encoder}, {clips} clips of up to {settings['frames']} frames, {settings['repeats']} timed runs "
+        f"(median, half the range). GFLOPs count 2 for each multiply-accumulate; prefill is that of {QWEN2_7B.name}. "
+        "Cosine and relative error: the features that come back against all features; rare cosine: in the 5 % of cells "
+        "least like their frame's mean; J and F: label propagation from the first mask, at the native size and at "
+        "480x880; nearest, ranks: which other clips are alike, by few tokens against all."
+    )
+    texts = {
+        "results.json": json.dumps({"settings": settings, "about": about, "summary": summary, "rows": bare}) + "\n",
+        "results.csv": as_csv(bare),
+        "results.md": f"# fewtokens bench\n\n{about}\n\n{as_markdown(summary)}",
+    }
+    for name, text in texts.items():
+        with whole_file(target / name) as temporary:
+            temporary.write_text(text)
+    plots = []
+    for measure in ("cosine", "rare cosine", "J&F", "PSNR dB", "ranks"):
+        path = target / f"{measure.replace('&', '').replace(' ', '_')}.png"
+        drawn = draw_trade_off(summary, measure, path, baselines=registry.BASELINES, full=FULL)
+        plots += [] if drawn is None else [drawn]
+    full = {row["clip"]: row for row in rows if row["method"] == FULL}
+    frames = {name: (*drawn, full[name]["grid"]) for name, drawn in pictures.items() if name in full}
+    write_bench_page(
+        summary,
+        rows,
+        frames,
+        plots,
+        target / "index.html",
+        title="fewtokens bench",
+        note=about + " In the pictures, colour: one token that stands for several cells; dark: dropped.",
+        unpack=unpacked,
+    )
+    return summary
+
+
+def _print(summary: list[dict[str, Any]], target: Path) -> None:
+    from fewtokens.evaluate.bench import FULL
+
+    full = [line for line in summary if line["method"] == FULL]
+    for budget in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
+        lines = [*full, *(line for line in summary if line["keep"] == budget and line["method"] != FULL)]
+        names = [name for name in _SHORT if any(line.get(name) is not None for line in lines)]
+        title = f"{100 * budget:g} % of the tokens" if isinstance(budget, float) else f"{budget} tokens"
+        out.print(table(title, [{name: line.get(name) for name in names} for line in lines]))
+    out.print(f"[bold]Page[/bold]   {escape(str(target / 'index.html'))}", highlight=False)
+    out.print(f"[bold]Tables[/bold] {escape(str(target / 'results.md'))}, .csv, .json", highlight=False)
+
+
+def _compare(files: Sequence[Path], as_json: bool) -> None:
+    from fewtokens.evaluate.summary import changes
+
+    if len(files) != 2:
+        raise ValueError(f"--compare takes two results.json, got {len(files)} files")
+    lines = changes(*files)
+    if as_json:
+        print_json(lines)
+        return
+    names = [name for name in _CHANGED if any(name in line for line in lines)]
+    rows = [{name: line.get(name) for name in names} for line in lines]
+    out.print(table(f"{files[0]} → {files[1]}", rows))

@@ -1,0 +1,329 @@
+"""Every method at every budget on every clip, with one encoder: what is kept of the features, and what it costs."""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens import files, registry
+from fewtokens.evaluate.compare import TIME_WEIGHT
+from fewtokens.evaluate.cost import count, peak_memory, prefill_gflops
+from fewtokens.evaluate.davis import mean_numbers, score
+from fewtokens.evaluate.fidelity import mean_cosine, psnr, rare_cells, relative_error
+from fewtokens.evaluate.propagation import Protocol, propagate, soft_labels, to_masks
+from fewtokens.grid import Grid
+from fewtokens.method import Method, planned_count
+from fewtokens.pipeline import Encoder, Pipeline
+from fewtokens.tokens import Tokens
+
+FULL = "full"
+# Other ways to run a method that `--methods all` compares too.
+_ALSO = (
+    "dtd(mode='pixel')",
+    "tome(stage='encoder')",
+    "tome_video(within='frame')",
+    "merge_windows(stage='encoder')",
+    "representation_shift(stage='tokens')",
+    "centerclip(algorithm='spectral')",
+)
+# Frames of a clip whose regions are kept for the page.
+SHOWN_FRAMES = 8
+# Where labels are propagated and one of the two sizes at which they are scored, as CropMAE and ToBo have it.
+_RESIZED = (480, 880)
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A clip to bench on.
+
+    Attributes:
+        name: unlike all others.
+        frames: uint8 [T,3,H,W]. times: seconds [T], or None.
+        masks: int64 [T,H',W'] objects at their native size, where the clip is labelled.
+    """
+
+    name: str
+    frames: Tensor
+    times: Tensor | None
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A clip as the encoder gives it whole: tokens of one video, all cues, and what that cost.
+
+    `milliseconds` of each repeat, without cues; `gflops` counts 2 for each multiply-accumulate.
+    """
+
+    item: Item
+    tokens: Tokens
+    cues: dict[str, Tensor]
+    milliseconds: tuple[float, ...]
+    gflops: float
+    full: Tensor = field(init=False)  # [T,H,W,C]
+    rare: Tensor = field(init=False)  # bool [T,H,W]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "full", self.tokens.unmerge()[0])
+        object.__setattr__(self, "rare", rare_cells(self.full))
+
+
+def specs_of(methods: str, encoder: Encoder) -> list[str]:
+    """The specs to compare, the baselines first.
+
+    Args:
+        methods: "all" (every method without parameters that this encoder can serve, and other ways to run some), or
+            specs with commas between them. The baselines always take part.
+
+    Raises:
+        ValueError: an unknown method, or one that this encoder cannot serve.
+    """
+    if methods.strip() != "all":
+        wanted = _split(methods)
+        for spec in wanted:
+            Pipeline(registry.build(spec, width=getattr(encoder, "width", 384)), encoder)
+        return list(dict.fromkeys([*registry.BASELINES, *wanted]))
+    fitting = []
+    for spec in [*registry.names(), *_ALSO]:
+        kind = registry.get(registry.parse(spec)[0][0])
+        known = inspect.signature(kind).parameters
+        if kind.trainable or not {"keep", "total"} & set(known):
+            continue
+        (method,) = registry.build(spec, keep=0.5)
+        if (method.stage != "encoder" or encoder.walks) and (
+            method.stage == "encoder" or set(method.needs) <= set(encoder.gives)
+        ):
+            fitting.append(spec)
+    # A method stands beside its other ways to run.
+    fitting.sort(key=lambda spec: registry.names().index(registry.parse(spec)[0][0]))
+    return fitting
+
+
+def _split(methods: str) -> list[str]:
+    """Specs at commas that stand outside of brackets."""
+    parts, depth = [""], 0
+    for letter in methods:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def chain(spec: str, keep: float | int, grid: Grid, *, seed: int = 0, width: int = 384) -> list[Method]:
+    """The methods of a spec at a budget; where they cannot go so low, `tome` merges what is too much."""
+    wanted = planned_count(grid, keep)
+    methods = registry.build(spec, keep=keep, total=wanted, seed=seed, width=width)
+    counts = [count for method in methods if (count := method.planned_count(grid)) is not None]
+    if counts and min(counts) > wanted:
+        methods += registry.build("tome", keep=keep)
+    return [method.eval() for method in methods]
+
+
+def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = None) -> Encoded:
+    """Encodes a clip, or reads what was kept of an earlier run.
+
+    Args:
+        repeats: timed runs, after one that is counted.
+        cache: a file for tokens, cues and what they cost.
+    """
+    request = {
+        "encoder": encoder.describe(),
+        "frames": list(item.frames.shape),
+        "sum": int(item.frames.long().sum()),
+        "repeats": repeats,
+    }
+    if cache is not None and cache.exists():
+        tensors, header = files.load(cache, "bench features")
+        if header["request"] == request:
+            T, H, W = header["grid"]
+            grid = Grid(T, H, W, item.times)
+            tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
+            return Encoded(item, tokens, tensors, tuple(header["milliseconds"]), header["gflops"])
+    frames = item.frames[None]
+    with torch.inference_mode():
+        counted = count(lambda: encoder(frames, item.times))
+        milliseconds = timed(lambda: encoder(frames, item.times), repeats)
+        tokens, cues = encoder(frames, item.times, needs=encoder.gives)
+    gflops = 2 * counted.by("macs")
+    tokens = tokens.to("cpu")
+    cues = {name: cue.cpu() for name, cue in cues.items()}
+    if cache is not None:
+        tensors = {"features": tokens.features, **cues}
+        if tokens.prefix is not None:
+            tensors["prefix"] = tokens.prefix
+        header = {"request": request, "grid": tokens.grid.shape, "milliseconds": milliseconds, "gflops": gflops}
+        files.save(cache, "bench features", tensors, header)
+    return Encoded(item, tokens, cues, milliseconds, gflops)
+
+
+@torch.inference_mode()
+def measure(
+    encoded: Encoded,
+    encoder: Encoder,
+    spec: str,
+    keep: float | int,
+    *,
+    repeats: int = 3,
+    seed: int = 0,
+    shown: bool = False,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """One method at one budget on one clip; plain values, one row of the results.
+
+    Args:
+        spec: `FULL` keeps everything.
+        repeats: timed runs, after one that is counted and one whose memory is followed.
+        shown: also keep which token each cell of a few frames went to.
+        device: where tokens methods run; the CPU where not said.
+    """
+    tokens = encoded.tokens.to(device or "cpu")
+    cues = {name: cue.to(tokens.device) for name, cue in encoded.cues.items()}
+    methods = [] if spec == FULL else chain(spec, keep, tokens.grid, seed=seed, width=tokens.C)
+    encoder_ms = statistics.median(encoded.milliseconds)
+    gflops = encoded.gflops
+    method_ms: tuple[float, ...] = ()
+    if all(method.stage == "tokens" for method in methods):
+        pipeline = Pipeline(methods)
+
+        def run() -> Tokens:
+            return pipeline(tokens, **cues)
+
+        out = run()
+        method_ms = timed(run, repeats)
+        total_ms = tuple(encoder_ms + ms for ms in method_ms)
+    else:
+        # It acts before or inside the encoder, so the encoder runs again.
+        pipeline = Pipeline(methods, encoder)
+        frames, times = encoded.item.frames[None], encoded.item.times
+
+        def run() -> Tokens:
+            return pipeline(frames, times)
+
+        kept: list[Tokens] = []
+        gflops = 2 * count(lambda: kept.append(run())).by("macs")
+        out = kept[0]
+        total_ms = timed(run, repeats)
+    row: dict[str, Any] = {
+        "clip": encoded.item.name,
+        "method": spec,
+        "keep": keep,
+        "spec": pipeline.spec,
+        "tokens": int(out.count[0]),
+        "cells": tokens.grid.cells,
+        "share": int(out.count[0]) / tokens.grid.cells,
+    }
+    row |= kept_of(out.to("cpu"), encoded, methods, encoder)
+    row |= {
+        "method ms": statistics.median(method_ms) if method_ms and methods else None,
+        "method ± ms": _spread(method_ms) if method_ms and methods else None,
+        "encoder ms": encoder_ms if method_ms else None,
+        "total ms": statistics.median(total_ms),
+        "total ± ms": _spread(total_ms if not method_ms else encoded.milliseconds),
+        "encoder GFLOPs": gflops,
+        "prefill GFLOPs": prefill_gflops(int(out.count[0])),
+        "peak MiB": peak_memory(run, tokens.device) / 2**20 if methods else None,
+        "vector": [round(float(v), 5) for v in out.features[0, out.mask[0]].float().mean(0).cpu()],
+    }
+    if shown:
+        row["source"] = _packed(out)
+        row["grid"] = [len(shown_frames(tokens.grid.T)), tokens.grid.H, tokens.grid.W]
+    return row
+
+
+def kept_of(out: Tokens, encoded: Encoded, methods: Sequence[Method], encoder: Encoder) -> dict[str, float | None]:
+    """What the tokens keep of the full features: columns of a row."""
+    fill = "hold" if any(method.fill == "hold" for method in methods) else "nearest"
+    back = out.unmerge(fill, time_weight=TIME_WEIGHT)[0]
+    full, rare = encoded.full, encoded.rare
+    found: dict[str, float | None] = {
+        "cosine": mean_cosine(back, full),
+        "rel. error": relative_error(back, full),
+        "rare cosine": mean_cosine(back[rare], full[rare]),
+    }
+    if decode := getattr(encoder, "decode", None):
+        found["PSNR dB"] = psnr(decode(back[None]).clamp(0, 1), decode(full[None]))
+    if encoded.item.masks is not None:
+        found |= labelled(back, encoded.item.masks)
+    return found
+
+
+def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
+    """J and F of label propagation (protocol A) at the native size and at 480x880.
+
+    The radius is in proportion to the rows of the grid. Soft labels go up to 480x880 and are decided there; native
+    masks are that, resized (nearest).
+
+    Args:
+        features: [T,h,w,C].
+        masks: int64 [T,H,W] at the native size.
+    """
+    objects = int(masks[0].max())
+    first = soft_labels(masks[0], objects, _RESIZED, (features.shape[1], features.shape[2]))
+    predicted = to_masks(propagate(features, first, Protocol()), _RESIZED)
+    truth = _resize(masks, _RESIZED)
+    native = mean_numbers(score(_resize(predicted, tuple(masks.shape[1:])), masks))
+    resized = mean_numbers(score(predicted, truth))
+    names = ("J&F", "J", "F")
+    return {name: native[name] for name in names} | {f"{name} 880": resized[name] for name in names}
+
+
+def _resize(masks: Tensor, size: tuple[int, ...]) -> Tensor:
+    return F.interpolate(masks[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+
+
+def timed(run: Callable[[], Any], repeats: int) -> tuple[float, ...]:
+    """Milliseconds of each of `repeats` runs."""
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(1000 * (time.perf_counter() - start))
+    return tuple(found)
+
+
+def _spread(values: Sequence[float]) -> float:
+    """Half the range."""
+    return (max(values) - min(values)) / 2
+
+
+def shown_frames(frames: int) -> list[int]:
+    """The frames whose regions are kept."""
+    return torch.linspace(0, frames - 1, min(frames, SHOWN_FRAMES)).round().long().tolist()
+
+
+def _packed(tokens: Tokens) -> str:
+    """Which token each cell of the shown frames went to, as text."""
+    source = tokens.source[0].reshape(tokens.grid.T, -1)[shown_frames(tokens.grid.T)]
+    return base64.b64encode(zlib.compress(source.cpu().numpy().astype("<i4").tobytes())).decode()
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The opposite: int32 [frames*H*W]."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<i4")
+
+
+def jobs(
+    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int]
+) -> Iterator[tuple[str, str, float | int]]:
+    """Clip, spec and budget of every row, clip by clip; all features of a clip come first."""
+    for item in items:
+        yield item, FULL, 1.0
+        for keep in keeps:
+            for spec in specs:
+                yield item, spec, keep

@@ -1,0 +1,179 @@
+"""DAVIS: its folders, and its measures J and F (semi-supervised), written from their definition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+# A boundary matches within this share of the frame's diagonal.
+_BOUND = 0.008
+
+
+@dataclass(frozen=True)
+class SequenceFiles:
+    """One sequence: its name, and a picture and a mask for each frame, in order."""
+
+    name: str
+    pictures: list[Path]
+    masks: list[Path]
+
+
+def sequences(root: str | Path) -> list[SequenceFiles]:
+    """The sequences under a folder that has JPEGImages/480p/NAME and Annotations/480p/NAME, by name.
+
+    Raises:
+        ValueError: no such folders, or a sequence whose pictures and masks are not the same frames.
+    """
+    root = Path(root)
+    pictures, masks = root / "JPEGImages" / "480p", root / "Annotations" / "480p"
+    if not pictures.is_dir() or not masks.is_dir():
+        raise ValueError(f"{root}: no DAVIS folder; it must hold JPEGImages/480p and Annotations/480p")
+    found = []
+    for folder in sorted(part for part in masks.iterdir() if part.is_dir()):
+        of_masks = sorted(folder.glob("*.png"))
+        of_pictures = sorted((pictures / folder.name).glob("*.jpg"))
+        if not of_masks or [p.stem for p in of_masks] != [p.stem for p in of_pictures]:
+            raise ValueError(f"{folder}: {len(of_masks)} masks for {len(of_pictures)} pictures of other numbers")
+        found.append(SequenceFiles(folder.name, of_pictures, of_masks))
+    if not found:
+        raise ValueError(f"{masks}: no sequences")
+    return found
+
+
+def read_masks(files: Sequence[Path]) -> Tensor:
+    """Masks as int64 [T,H,W]: a palette's numbers are the objects; in a grey picture its values, in order, are.
+
+    Raises:
+        ValueError: masks of different sizes, or not a picture of one channel.
+    """
+    masks = []
+    for file in files:
+        with Image.open(file) as image:
+            if image.mode not in ("P", "L", "1"):
+                raise ValueError(f"{file}: a mask has one channel (palette or grey), this picture is {image.mode}")
+            grey = image.mode != "P"
+            masks.append(np.array(image).astype(np.int64))
+    if len({mask.shape for mask in masks}) > 1:
+        raise ValueError(f"{Path(files[0]).parent}: masks of different sizes")
+    stacked = np.stack(masks)
+    if grey:
+        values = np.unique(np.concatenate([[0], np.unique(stacked)]))
+        stacked = np.searchsorted(values, stacked)
+    return torch.from_numpy(stacked)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """J and F of one object over the frames that count (not the first, not the last), each float64 [n]."""
+
+    j: Tensor
+    f: Tensor
+
+    def numbers(self) -> dict[str, float]:
+        """The official columns for one object: means, share of frames above 0.5, first quarter minus last."""
+        found: dict[str, float] = {"J&F": float((self.j.mean() + self.f.mean()) / 2)}
+        for name, values in (("J", self.j), ("F", self.f)):
+            found[name] = float(values.mean())
+            found[f"{name} recall"] = float((values > 0.5).double().mean())
+            ids = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
+            quarters = [values[ids[i] : ids[i + 1] + 1].mean() for i in range(4)]
+            found[f"{name} decay"] = float(quarters[0] - quarters[3])
+        return found
+
+
+def score(predicted: Tensor, truth: Tensor) -> list[Scores]:
+    """J and F of every object, by its number.
+
+    Args:
+        predicted: int64 [T,H,W]. truth: likewise; the objects are those of its first frame.
+
+    Raises:
+        ValueError: shapes differ, or fewer than three frames (the first and the last do not count).
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"masks of {list(predicted.shape)} for a truth of {list(truth.shape)}")
+    if len(truth) < 3:
+        raise ValueError(f"{len(truth)} frames: the first and the last do not count, so it takes three")
+    found = []
+    for number in range(1, int(truth[0].max()) + 1):
+        ours, theirs = predicted[1:-1] == number, truth[1:-1] == number
+        found.append(Scores(jaccard(ours, theirs), boundary_f(ours, theirs)))
+    return found
+
+
+def mean_numbers(scores: Sequence[Scores]) -> dict[str, float]:
+    """The official columns as means over objects."""
+    each = [one.numbers() for one in scores]
+    return {name: sum(row[name] for row in each) / len(each) for name in each[0]} if each else {}
+
+
+def jaccard(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Intersection over union of masks bool [T,H,W] by frame, float64 [T]; 1 where both are empty."""
+    both = (predicted & truth).flatten(1).sum(1).double()
+    either = (predicted | truth).flatten(1).sum(1).double()
+    return torch.where(either == 0, 1.0, both / either.clamp(min=1))
+
+
+def tolerance(height: int, width: int) -> int:
+    """Pixels within which boundaries match: 8 at 480x854, 9 at 480x880."""
+    return math.ceil(_BOUND * math.hypot(height, width))
+
+
+def boundary_f(predicted: Tensor, truth: Tensor) -> Tensor:
+    """F of the boundaries of masks bool [T,H,W] by frame, float64 [T].
+
+    Harmonic mean of precision and recall, a boundary pixel being right within a disk of `tolerance` pixels of the other
+    boundary. With one boundary empty the other's measure is 1 and its own 0; with both F is 1.
+    """
+    radius = tolerance(*truth.shape[1:])
+    ours, theirs = boundary(predicted), boundary(truth)
+    # Nothing happens farther from all boundaries than the radius.
+    any_row, any_column = ((ours | theirs).any(0).any(axis) for axis in (1, 0))
+    if not bool(any_row.any()):
+        return torch.ones(len(truth), dtype=torch.float64)
+    rows, columns = (torch.nonzero(line).squeeze(1) for line in (any_row, any_column))
+    window = (
+        slice(None),
+        slice(max(0, int(rows[0]) - radius), int(rows[-1]) + radius + 1),
+        slice(max(0, int(columns[0]) - radius), int(columns[-1]) + radius + 1),
+    )
+    ours, theirs = ours[window], theirs[window]
+    found, wanted = ours.flatten(1).sum(1).double(), theirs.flatten(1).sum(1).double()
+    right = (ours & dilate(theirs, radius)).flatten(1).sum(1).double()
+    hit = (theirs & dilate(ours, radius)).flatten(1).sum(1).double()
+    precision = torch.where(found == 0, 1.0, right / found.clamp(min=1))
+    recall = torch.where(wanted == 0, 1.0, hit / wanted.clamp(min=1))
+    total = precision + recall
+    return torch.where(total == 0, 0.0, 2 * precision * recall / total.clamp(min=1e-300))
+
+
+def boundary(mask: Tensor) -> Tensor:
+    """Pixels that differ from the one right, below, or right below; bool [T,H,W]. The last row and column look along
+    themselves, the last pixel is never a boundary."""
+    edge = torch.zeros_like(mask)
+    edge[:, :, :-1] |= mask[:, :, :-1] ^ mask[:, :, 1:]
+    edge[:, :-1] |= mask[:, :-1] ^ mask[:, 1:]
+    edge[:, :-1, :-1] |= mask[:, :-1, :-1] ^ mask[:, 1:, 1:]
+    return edge
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """Pixels within a disk of this radius of a True one; bool [T,H,W]."""
+    H, W = mask.shape[1:]
+    counts = F.pad(mask.to(torch.int32).cumsum(2, dtype=torch.int32), (radius + 1, radius))
+    counts[:, :, radius + 1 + W :] = counts[:, :, radius + W : radius + W + 1]
+    out = torch.zeros_like(mask)
+    for dy in range(radius + 1):
+        half = math.isqrt(radius**2 - dy**2)
+        wide = counts[:, :, radius + 1 + half : radius + 1 + half + W] > counts[:, :, radius - half : radius - half + W]
+        out[:, dy:] |= wide[:, : H - dy]
+        out[:, : H - dy] |= wide[:, dy:]
+    return out

@@ -1,0 +1,81 @@
+"""The page of a bench: the table of means, plots, and for some clips the frames with their tokens."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewtokens.show.page import as_jpeg, plain, write_data
+
+
+def write_bench_page(
+    summary: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    frames: dict[str, tuple[Tensor, list[str], list[int]]],
+    plots: Sequence[Path],
+    path: Path,
+    *,
+    title: str,
+    note: str,
+    unpack: Callable[[str], Any],
+) -> Path:
+    """Writes a page that needs no network and no other file.
+
+    Args:
+        summary: means over clips. rows: one for each clip, budget and method.
+        frames: of the clips that are shown: uint8 [n,3,H,W], a caption each, and the grid (n, rows, columns).
+        plots: PNG files.
+        path: of the page.
+        title: its heading. note: a line below.
+        unpack: a row's "source" to int32 [n*rows*columns].
+    """
+    hidden = ("clip", "method", "spec", "keep", "vector", "source", "grid", "cells", "clips")
+    by_clip: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_clip.setdefault(row["clip"], []).append(row)
+    clips: list[dict[str, Any]] = [
+        {
+            "name": f"all {len(by_clip)} clips",
+            "captions": [],
+            "frames": [],
+            "results": [_result(line, hidden, None, None) for line in summary],
+            "plots": [_png(plot) for plot in plots],
+        }
+    ]
+    for name, part in by_clip.items():
+        shown = frames.get(name)
+        pictures, captions, grid = shown or (None, [], [])
+        clips.append(
+            {
+                "name": name,
+                "captions": captions,
+                "size": [] if pictures is None else list(pictures.shape[2:]),
+                "frames": [] if pictures is None else [as_jpeg(frame) for frame in pictures],
+                "results": [
+                    _result(row, hidden, grid, unpack(row["source"]) if shown and "source" in row else None)
+                    for row in part
+                ],
+            }
+        )
+    return write_data(clips, path, title=title, note=note)
+
+
+def _result(row: dict[str, Any], hidden: Sequence[str], grid: Any, source: Any) -> dict[str, Any]:
+    keep = row["keep"]
+    return {
+        "name": row["method"],
+        "spec": row.get("spec", row["method"]),
+        "group": "everything" if row["method"] == "full" else f"{100 * keep:g} %" if isinstance(keep, float) else keep,
+        "grid": grid,
+        "source": None if source is None else base64.b64encode(source.tobytes()).decode(),
+        "frames": None,
+        "numbers": {name: plain(value) for name, value in row.items() if name not in hidden and value is not None},
+    }
+
+
+def _png(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
