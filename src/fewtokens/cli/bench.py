@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 # What a table in the terminal has room for.
-_SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "ranks", "method ms", "total ms", "peak MiB")
+_SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "method ms", "total ms")
 _CHANGED = ("keep", "method", "cosine", "Δ cosine", "J&F", "Δ J&F", "total ms", "Δ total ms")
 
 
@@ -107,7 +107,6 @@ def bench(
         "frames": frames,
         "size": size,
         "davis size": davis_size,
-        "repeats": repeats,
         "seed": seed,
     }
     _check_settings(target / "settings.json", settings)
@@ -302,8 +301,8 @@ def _write(
     encoder = settings["encoder"]["id"]
     clips = len({row["clip"] for row in rows})
     about = (
-        f"Encoder {encoder}, {clips} clips of up to {settings['frames']} frames, {settings['repeats']} timed runs "
-        f"(median, half the range). GFLOPs count 2 for each multiply-accumulate; prefill is that of {QWEN2_7B.name}. "
+        f"Encoder {encoder}, {clips} clips of up to {settings['frames']} frames (times: median, half the range). "
+        f"GFLOPs count 2 for each multiply-accumulate; prefill is that of {QWEN2_7B.name}. "
         "Cosine and relative error: the features that come back against all features; rare cosine: in the 5 % of cells "
         "least like their frame's mean; J and F: label propagation from the first mask, at the native size and at "
         "480x880; nearest, ranks: which other clips are alike, by few tokens against all."

@@ -100,7 +100,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     made = Table(title=title, title_justify="left", header_style="bold")
     for name in rows[0] if rows else ():
         is_number = any(isinstance(row[name], int | float) for row in rows)
-        made.add_column(name, justify="right" if is_number else "left", no_wrap=is_number)
+        made.add_column(name, justify="right" if is_number else "left", no_wrap=is_number or name == "method")
     for row in rows:
         made.add_row(*(escape(text(name, value)) for name, value in row.items()))
     return made

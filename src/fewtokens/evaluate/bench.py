@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens import files, registry
@@ -22,7 +21,7 @@ from fewtokens.evaluate.compare import TIME_WEIGHT
 from fewtokens.evaluate.cost import count, peak_memory, prefill_gflops
 from fewtokens.evaluate.davis import mean_numbers, score
 from fewtokens.evaluate.fidelity import mean_cosine, psnr, rare_cells, relative_error
-from fewtokens.evaluate.propagation import Protocol, propagate, soft_labels, to_masks
+from fewtokens.evaluate.propagation import Protocol, propagate, resize_masks, soft_labels, to_masks
 from fewtokens.grid import Grid
 from fewtokens.method import Method, planned_count
 from fewtokens.pipeline import Encoder, Pipeline
@@ -51,7 +50,7 @@ class Item:
     Attributes:
         name: unlike all others.
         frames: uint8 [T,3,H,W]. times: seconds [T], or None.
-        masks: int64 [T,H',W'] objects at their native size, where the clip is labelled.
+        masks: uint8 [T,H',W'] objects at their native size, where the clip is labelled.
     """
 
     name: str
@@ -186,7 +185,7 @@ def measure(
 
     Args:
         spec: `FULL` keeps everything.
-        repeats: timed runs, after one that is counted and one whose memory is followed.
+        repeats: timed runs, after one whose operations and memory are counted.
         shown: also keep which token each cell of a few frames went to.
         device: where tokens methods run; the CPU where not said.
     """
@@ -196,6 +195,7 @@ def measure(
     encoder_ms = statistics.median(encoded.milliseconds)
     gflops = encoded.gflops
     method_ms: tuple[float, ...] = ()
+    memory: list[int] = []
     if all(method.stage == "tokens" for method in methods):
         pipeline = Pipeline(methods)
 
@@ -204,6 +204,7 @@ def measure(
 
         out = run()
         method_ms = timed(run, repeats)
+        memory = [peak_memory(run, tokens.device)] if methods else []
         total_ms = tuple(encoder_ms + ms for ms in method_ms)
     else:
         # It acts before or inside the encoder, so the encoder runs again.
@@ -214,8 +215,8 @@ def measure(
             return pipeline(frames, times)
 
         kept: list[Tokens] = []
-        gflops = 2 * count(lambda: kept.append(run())).by("macs")
-        out = kept[0]
+        counted = count(lambda: memory.append(peak_memory(lambda: kept.append(run()), tokens.device)))
+        gflops, out = 2 * counted.by("macs"), kept[0]
         total_ms = timed(run, repeats)
     row: dict[str, Any] = {
         "clip": encoded.item.name,
@@ -235,7 +236,8 @@ def measure(
         "total ± ms": _spread(total_ms if not method_ms else encoded.milliseconds),
         "encoder GFLOPs": gflops,
         "prefill GFLOPs": prefill_gflops(int(out.count[0])),
-        "peak MiB": peak_memory(run, tokens.device) / 2**20 if methods else None,
+        "peak MiB": memory[0] / 2**20 if memory else None,
+        "repeats": repeats,
         "vector": [round(float(v), 5) for v in out.features[0, out.mask[0]].float().mean(0).cpu()],
     }
     if shown:
@@ -269,20 +271,16 @@ def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
 
     Args:
         features: [T,h,w,C].
-        masks: int64 [T,H,W] at the native size.
+        masks: uint8 [T,H,W] at the native size.
     """
     objects = int(masks[0].max())
     first = soft_labels(masks[0], objects, _RESIZED, (features.shape[1], features.shape[2]))
     predicted = to_masks(propagate(features, first, Protocol()), _RESIZED)
-    truth = _resize(masks, _RESIZED)
-    native = mean_numbers(score(_resize(predicted, tuple(masks.shape[1:])), masks))
-    resized = mean_numbers(score(predicted, truth))
+    height, width = masks.shape[1:]
+    native = mean_numbers(score(resize_masks(predicted, (height, width)), masks))
+    resized = mean_numbers(score(predicted, resize_masks(masks, _RESIZED)))
     names = ("J&F", "J", "F")
     return {name: native[name] for name in names} | {f"{name} 880": resized[name] for name in names}
-
-
-def _resize(masks: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(masks[:, None].float(), size, mode="nearest-exact")[:, 0].long()
 
 
 def timed(run: Callable[[], Any], repeats: int) -> tuple[float, ...]:

@@ -49,7 +49,7 @@ def sequences(root: str | Path) -> list[SequenceFiles]:
 
 
 def read_masks(files: Sequence[Path]) -> Tensor:
-    """Masks as int64 [T,H,W]: a palette's numbers are the objects; in a grey picture its values, in order, are.
+    """Masks as uint8 [T,H,W]: a palette's numbers are the objects; in a grey picture its values, in order, are.
 
     Raises:
         ValueError: masks of different sizes, or not a picture of one channel.
@@ -60,13 +60,13 @@ def read_masks(files: Sequence[Path]) -> Tensor:
             if image.mode not in ("P", "L", "1"):
                 raise ValueError(f"{file}: a mask has one channel (palette or grey), this picture is {image.mode}")
             grey = image.mode != "P"
-            masks.append(np.array(image).astype(np.int64))
+            masks.append(np.array(image).astype(np.uint8))
     if len({mask.shape for mask in masks}) > 1:
         raise ValueError(f"{Path(files[0]).parent}: masks of different sizes")
     stacked = np.stack(masks)
     if grey:
         values = np.unique(np.concatenate([[0], np.unique(stacked)]))
-        stacked = np.searchsorted(values, stacked)
+        stacked = np.searchsorted(values, stacked).astype(np.uint8)
     return torch.from_numpy(stacked)
 
 
@@ -93,7 +93,7 @@ def score(predicted: Tensor, truth: Tensor) -> list[Scores]:
     """J and F of every object, by its number.
 
     Args:
-        predicted: int64 [T,H,W]. truth: likewise; the objects are those of its first frame.
+        predicted: uint8 [T,H,W]. truth: likewise; the objects are those of its first frame.
 
     Raises:
         ValueError: shapes differ, or fewer than three frames (the first and the last do not count).
@@ -117,9 +117,13 @@ def mean_numbers(scores: Sequence[Scores]) -> dict[str, float]:
 
 def jaccard(predicted: Tensor, truth: Tensor) -> Tensor:
     """Intersection over union of masks bool [T,H,W] by frame, float64 [T]; 1 where both are empty."""
-    both = (predicted & truth).flatten(1).sum(1).double()
-    either = (predicted | truth).flatten(1).sum(1).double()
+    both, either = _sizes(predicted & truth), _sizes(predicted | truth)
     return torch.where(either == 0, 1.0, both / either.clamp(min=1))
+
+
+def _sizes(mask: Tensor) -> Tensor:
+    """True pixels of each frame, float64 [T]."""
+    return mask.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32).double()
 
 
 def tolerance(height: int, width: int) -> int:
@@ -146,9 +150,8 @@ def boundary_f(predicted: Tensor, truth: Tensor) -> Tensor:
         slice(max(0, int(columns[0]) - radius), int(columns[-1]) + radius + 1),
     )
     ours, theirs = ours[window], theirs[window]
-    found, wanted = ours.flatten(1).sum(1).double(), theirs.flatten(1).sum(1).double()
-    right = (ours & dilate(theirs, radius)).flatten(1).sum(1).double()
-    hit = (theirs & dilate(ours, radius)).flatten(1).sum(1).double()
+    found, wanted = _sizes(ours), _sizes(theirs)
+    right, hit = _sizes(ours & dilate(theirs, radius)), _sizes(theirs & dilate(ours, radius))
     precision = torch.where(found == 0, 1.0, right / found.clamp(min=1))
     recall = torch.where(wanted == 0, 1.0, hit / wanted.clamp(min=1))
     total = precision + recall

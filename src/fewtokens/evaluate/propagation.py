@@ -80,20 +80,30 @@ def soft_labels(mask: Tensor, objects: int, size: tuple[int, int], grid: tuple[i
     """The first frame's labels on the grid, float32 [h,w,objects+1]: one-hot at `size`, then bilinear to the grid.
 
     Args:
-        mask: int64 [H,W], 0 = background, 1..objects.
+        mask: integers [H,W], 0 = background, 1..objects.
         size: rows and columns at which it is made one-hot (nearest).
         grid: rows and columns of cells.
     """
-    resized = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0].long()
-    hot = F.one_hot(resized, objects + 1).permute(2, 0, 1)[None].float()
+    hot = F.one_hot(resize_masks(mask[None], size)[0].long(), objects + 1).permute(2, 0, 1)[None].float()
     return F.interpolate(hot, grid, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
 
 
 def to_masks(soft: Tensor, size: tuple[int, int]) -> Tensor:
-    """Soft labels [T,h,w,K] to masks int64 [T,H,W]: bilinear to `size`, then the largest."""
-    return torch.stack(
-        [
-            F.interpolate(frame.permute(2, 0, 1)[None], size, mode="bilinear", align_corners=False)[0].argmax(0)
-            for frame in soft
-        ]
+    """Soft labels [T,h,w,K] to masks uint8 [T,H,W]: bilinear to `size`, then the largest, the first of equals."""
+    masks = torch.zeros(len(soft), *size, dtype=torch.uint8, device=soft.device)
+    for frame, mask in zip(soft, masks, strict=True):
+        # Label by label: a maximum over so short an axis is slow.
+        first, *others = F.interpolate(frame.permute(2, 0, 1)[None], size, mode="bilinear", align_corners=False)[0]
+        for number, value in enumerate(others, 1):
+            mask.masked_fill_(value > first, number)
+            first = torch.maximum(first, value)
+    return masks
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks [T,H,W] of any integers to another size, nearest pixel centre."""
+    rows, columns = (
+        ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long().to(masks.device)
+        for new, old in zip(size, masks.shape[1:], strict=True)
     )
+    return masks[:, rows][:, :, columns]
