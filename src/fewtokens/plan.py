@@ -147,7 +147,11 @@ def sums(values: Tensor, dest: Tensor, width: int) -> Tensor:
 
 
 def by_position(positions: Tensor, real: Tensor) -> Tensor:
-    """Order by t, then y, then x, what is not real last: int64 [B,N]."""
+    """Order by t, then y, then x, what is not real last: int64 [B,N].
+
+    To 1/1024 of a cell, so that the last digit of a mean, which depends on the order of summing, does not decide.
+    """
+    positions = (positions * 1024).round()
     order = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape[0], -1)
     for key in (positions[..., 2], positions[..., 1], positions[..., 0], (~real).float()):
         order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))

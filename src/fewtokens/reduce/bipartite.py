@@ -45,7 +45,8 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     Tokens at even places (set A) each choose their most similar token at an odd place (set B); the `r` best
     pairs are merged. Prefix tokens take part in the counting of places, as a class token in front does in
     the paper, and never merge. Out come the rest of A and then all of B: in the order of A with a prefix,
-    by falling similarity without one (as in the paper; the mixing gives new pairs in the next step).
+    by falling similarity without one (as in the paper; the mixing gives new pairs in the next step). Where r is 0
+    nothing moves.
 
     Args:
         metric: [B,N,D], what similarity is measured on; cosine, taken in float32.
@@ -77,6 +78,8 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     dest = torch.empty(B, N, dtype=torch.int64, device=metric.device)
     dest[:, first::2] = torch.where(goes, place_b.gather(1, match), place_a)
     dest[:, 1 - first :: 2] = place_b
+    # A video of which nothing goes stays in its order, whatever happens to the others of the batch.
+    dest = torch.where(merged > 0, dest, torch.arange(N, device=metric.device))
     return Plan(tokens.count - merged[:, 0], width, dest.masked_fill(~tokens.mask, -1))
 
 
