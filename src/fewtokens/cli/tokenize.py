@@ -35,6 +35,7 @@ from fewtokens.cli.common import (
     read_video,
     verb,
 )
+from fewtokens.cli.tokenize_stream import stream_one
 
 if TYPE_CHECKING:
     from fewtokens.pipeline import Pipeline
@@ -45,7 +46,8 @@ app = typer.Typer()
 @app.command(
     epilog='Examples:  [bold]fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors[/bold]   |   '
     "[bold]fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 "
-    "--out tokens/[/bold]"
+    "--out tokens/[/bold]   |   "
+    "[bold]fewtokens tokenize --stream long.mp4 --fps 2 --with rlt --out long/[/bold]"
 )
 @verb
 def tokenize(
@@ -61,6 +63,13 @@ def tokenize(
     end: EndOption = None,
     stream: StreamOption = None,
     allow_truncated: TruncatedOption = False,
+    streaming: Annotated[
+        bool, typer.Option("--stream", help="Chunk by chunk in constant memory, for causal methods; a folder each.")
+    ] = False,
+    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Frames of a chunk of --stream.")] = 32,
+    events: Annotated[
+        float, typer.Option("--events", metavar="Q", help="With --stream: report the share Q of changing scenes.")
+    ] = 0.1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make files again that are there.")] = False,
     batch: BatchOption = 32,
     device: DeviceOption = "auto",
@@ -72,6 +81,9 @@ def tokenize(
 
     What is there already is skipped. With several videos a broken one does not stop the others: it is listed in
     failed.jsonl beside the results, and the exit code is 1.
+
+    With --stream a video of any length is read in chunks; its tokens go to a folder of files as they come
+    (`fewtokens.streaming.load` puts them together), and moments when the scene changes are printed.
     """
     pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
     reading: dict[str, Any] = {
@@ -83,7 +95,12 @@ def tokenize(
         "stream": stream,
         "allow_truncated": allow_truncated,
     }
-    jobs = _targets(videos, target)
+    if streaming:
+        if frames is not None:
+            raise ValueError("--frames spreads over a whole video; with --stream say --fps, or nothing for every frame")
+        reading |= {"chunk": chunk, "events": events}
+        del reading["frames"]
+    jobs = _targets(videos, target, streaming)
     done, failed = [], []
     assert pipeline.encoder is not None
     single = len(jobs) == 1
@@ -92,7 +109,8 @@ def tokenize(
             pipeline.encoder.progress = advance
         for number, (video, path) in enumerate(jobs):
             try:
-                row = _one(pipeline, video, path, reading, seed, overwrite)
+                make = stream_one if streaming else _one
+                row = make(pipeline, video, path, reading, seed, overwrite)
             except (ValueError, OSError) as error:
                 if single:
                     raise
@@ -113,12 +131,14 @@ def tokenize(
         raise typer.Exit(1)
 
 
-def _targets(videos: list[Path], target: Path) -> list[tuple[Path, Path]]:
-    """Which file each video goes to.
+def _targets(videos: list[Path], target: Path, streaming: bool) -> list[tuple[Path, Path]]:
+    """Which file, or which folder of a stream, each video goes to.
 
     Raises:
         ValueError: several videos for one file.
     """
+    if streaming and target.suffix == ".safetensors":
+        raise ValueError(f"--stream writes a folder; give one as --out instead of {target}")
     if target.suffix == ".safetensors" and not target.is_dir():
         if len(videos) > 1:
             raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
@@ -132,7 +152,8 @@ def _targets(videos: list[Path], target: Path) -> list[tuple[Path, Path]]:
         video.stem if stems[video.stem] == 1 else "_".join(part for part in video.parts if part not in ("/", "..", "."))
         for video in unique
     ]
-    return [(video, target / f"{name}.safetensors") for video, name in zip(unique, names, strict=True)]
+    suffix = "" if streaming else ".safetensors"
+    return [(video, target / f"{name}{suffix}") for video, name in zip(unique, names, strict=True)]
 
 
 def _one(

@@ -1,0 +1,91 @@
+"""The part of `fewtokens tokenize` that reads a video chunk by chunk."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from fewtokens.cli.common import log
+
+if TYPE_CHECKING:
+    from fewtokens.pipeline import Pipeline
+
+
+def stream_one(
+    pipeline: Pipeline, video: Path, folder: Path, reading: dict[str, Any], seed: int, overwrite: bool
+) -> dict[str, Any]:
+    """Tokenizes one video of any length into a folder: a file for each chunk, the events, and at last stream.json.
+
+    A folder without stream.json was not finished, and is made again.
+
+    Raises:
+        ValueError: a chain, or a method that does not stream; a finished folder of other settings.
+    """
+    from fewtokens import files
+    from fewtokens.method import Method
+    from fewtokens.streaming import SceneTrigger, Streaming, drop_ratios, finish
+    from fewtokens.video import stream
+
+    assert pipeline.encoder is not None
+    if len(pipeline.methods) > 1:
+        raise ValueError(f"--stream runs one method, not the chain {pipeline.spec!r}")
+    method = pipeline.methods[0] if len(pipeline.methods) else None
+    assert method is None or isinstance(method, Method)
+    run = Streaming(method, pipeline.encoder)
+    request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
+    if (folder / "stream.json").exists() and not overwrite:
+        made = json.loads((folder / "stream.json").read_text()).get("meta", {})
+        if {name: made.get(name) for name in request} != json.loads(json.dumps(request)):
+            raise ValueError(f"{folder} was made with other settings; say --overwrite, or give another --out")
+        return {"video": str(video), "out": str(folder), "skipped": True}
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [folder / "stream.json", *folder.glob("[0-9]*.safetensors"), folder / "events.jsonl"]:
+        old.unlink(missing_ok=True)
+
+    start = time.perf_counter()
+    trigger = SceneTrigger(reading["events"])
+    pipeline.encoder.progress = None
+    names: list[str] = []
+    totals = {"frames": 0, "cells": 0, "tokens": 0, "bytes": 0}
+    events = []
+    chunks = stream(
+        video,
+        chunk=reading["chunk"],
+        fps=reading["fps"],
+        size=reading["size"],
+        start=reading["start"],
+        end=reading["end"],
+        video_stream=reading["stream"],
+        allow_truncated=reading["allow_truncated"],
+    )
+    for part in chunks:
+        tokens = run(part.frames, part.times).to("cpu")
+        name = f"{len(names):06}.safetensors"
+        tokens.save(folder / name, spec=pipeline.spec)
+        assert tokens.grid.times is not None
+        for second, drop in zip(tokens.grid.times.tolist(), drop_ratios(tokens).tolist(), strict=True):
+            # The first frame of a video has nothing before it to drop.
+            if (totals["frames"] or second > float(tokens.grid.times[0])) and trigger(drop):
+                events.append({"seconds": round(second, 3), "drop": round(drop, 4)})
+                log.print(f"{_clock(second)}  scene changes ({100 * drop:.0f} % dropped)", highlight=False)
+        names.append(name)
+        totals["frames"] += len(part)
+        totals["cells"] += tokens.grid.cells
+        totals["tokens"] += int(tokens.count[0])
+        totals["bytes"] += (folder / name).stat().st_size
+    with files.whole_file(folder / "events.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(event) + "\n" for event in events))
+    source = {"path": str(video), "name": video.stem, "bytes": video.stat().st_size}
+    finish(folder, names, pipeline.spec, {**request, "source": source})
+    seconds = round(time.perf_counter() - start, 3)
+    log.print(f"{escape(str(folder))}: {len(names)} chunks, {len(events)} events", highlight=False)
+    return {"video": str(video), "out": str(folder), "skipped": False, **totals, "events": events, "seconds": seconds}
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes):02}:{rest:05.2f}"

@@ -1,0 +1,112 @@
+"""Chunk by chunk equals the whole, and scenes are told as they change."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.encode import Patches, VitEncoder
+from fewtokens.encode.vit import ViT, ViTConfig
+from fewtokens.pipeline import Pipeline
+from fewtokens.registry import build
+from fewtokens.streaming import SceneTrigger, Streaming, drop_ratios, finish, join, load
+from tests.clips import same
+
+SPECS = ["rlt", "grt(0.5)", "dtd(0.7)", "dtd(mode='pixel')", "evs(tau=0.2)", "dycoke(0.6, last_group='pruned')"]
+
+
+def frames(T=11, side=24):
+    """A still picture, a square that moves, and one cut."""
+    g = torch.Generator().manual_seed(0)
+    video = torch.rand(2, 3, side, side, generator=g)[(torch.arange(T) > 6).long()]
+    for t in range(T):
+        video[t, :, 4:10, t : t + 6] = 1 - t / 20
+    return video
+
+
+def encoders():
+    torch.manual_seed(0)
+    vit = ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(6, 6))).eval()
+    return {"patches": Patches(4), "vit": VitEncoder(vit)}
+
+
+@pytest.mark.parametrize("name", ["patches", "vit"])
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("chunk", [1, 3, 4, 11])
+@torch.no_grad()
+def test_chunks_equal_the_whole(name, spec, chunk):
+    encoder, video, times = encoders()[name], frames(), torch.arange(11) / 4
+    whole = Pipeline(spec, encoder)(video, times)
+    run = Streaming(build(spec)[0], encoder)
+    chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
+    joined = join(chunks, run.spec)
+    same(joined, whole, 1e-4)
+    assert joined.grid == whole.grid
+
+
+def test_files(tmp_path):
+    run = Streaming(build("rlt")[0], Patches(4))
+    video, times = frames(), torch.arange(11) / 4
+    names = []
+    for number, (part, when) in enumerate(zip(video.split(4), times.split(4), strict=True)):
+        names.append(f"{number:06}.safetensors")
+        run(part, when).save(tmp_path / names[-1])
+    with pytest.raises(ValueError, match="not a finished stream"):
+        load(tmp_path)
+    finish(tmp_path, names, run.spec, {"seed": 1})
+    found = load(tmp_path)
+    same(found, Pipeline("rlt", Patches(4))(video, times))
+    assert found.meta == {"seed": 1}
+    facts = json.loads((tmp_path / "stream.json").read_text())
+    outside = tmp_path.parent / "outside.safetensors"
+    run(video).save(outside)
+    (tmp_path / "stream.json").write_text(json.dumps(facts | {"chunks": ["../outside.safetensors"]}))
+    with pytest.raises(ValueError, match="outside"):
+        load(tmp_path)  # a name never leaves the folder
+
+
+@pytest.mark.parametrize("spec", ["evs(0.2)", "dycoke", "tome(0.1)", "rlt(keep=0.5)", "dtd(keep=0.5)"])
+def test_what_cannot_stream_says_so(spec):
+    with pytest.raises(ValueError, match="looks at the whole video"):
+        Streaming(build(spec)[0], Patches(4))
+
+
+def test_without_a_method_everything_stays():
+    run = Streaming(None, Patches(4))
+    assert join([run(part) for part in frames().split(4)]).N == 11 * 36
+
+
+class TestTrigger:
+    def test_against_a_sorted_list(self):
+        drops = np.random.default_rng(0).random(300).round(3)
+        trigger, events, inside = SceneTrigger(0.1), [], False
+        for t, drop in enumerate(drops):
+            before = sorted(drops[:t])
+            below = t >= 10 and drop < before[int(np.ceil(0.1 * t)) - 1]
+            if below and not inside:
+                events.append(t)
+            inside = below
+        assert [t for t, drop in enumerate(drops) if trigger(float(drop))] == events
+        assert len(events) > 5
+
+    def test_nothing_happens_where_nothing_changes(self):
+        trigger = SceneTrigger()
+        assert not any(trigger(0.9) for _ in range(100))
+
+    def test_a_cut_is_an_event(self):
+        trigger = SceneTrigger(0.1)
+        drops = [0.9] * 30 + [0.1] + [0.9] * 30
+        assert [t for t, drop in enumerate(drops) if trigger(drop)] == [30]
+
+    def test_drop_ratios(self):
+        tokens = build("dtd(0.9)")[0](Patches(4)(frames()[None])[0])
+        ratios = drop_ratios(tokens)
+        assert ratios[0] == 0
+        assert ratios[7] < ratios[1:7].min()
+
+    def test_part(self):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            SceneTrigger(1.0)
