@@ -1,0 +1,191 @@
+"""`fewtokens bench` and `tokenize --stream` as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewtokens import Tokens, registry
+from fewtokens.streaming import load
+from fewtokens.video import synthetic, write
+from tests.cli.test_command import error_line, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two videos, and a DAVIS folder of one sequence with a square that moves."""
+    root = tmp_path_factory.mktemp("bench")
+    for kind in ("static", "pan"):
+        write(root / "videos" / f"{kind}.mp4", synthetic(kind, frames=12, size=(64, 96)).frames, 10)
+    for part in ("JPEGImages", "Annotations"):
+        (root / "DAVIS" / part / "480p" / "square").mkdir(parents=True)
+    for n in range(6):
+        mask = np.zeros((96, 128), dtype=np.uint8)
+        mask[16:80, 16 + 8 * n : 80 + 8 * n] = 255
+        Image.fromarray(mask).save(root / "DAVIS" / "Annotations" / "480p" / "square" / f"{n:05}.png")
+        Image.fromarray(mask // 2 + 40).save(root / "DAVIS" / "JPEGImages" / "480p" / "square" / f"{n:05}.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(folder):
+    words = (
+        *("bench", folder / "videos", "--davis", folder / "DAVIS", "--davis-size", 96, "--size", 64, "--frames", 6),
+        *("--methods", "evs,tome_video(within='frame'),rlt", "--keep", "0.3,0.1", "--repeats", 2),
+    )
+    out = folder / "out"
+    return run(*words, "--out", out), out, words
+
+
+def test_everything_is_written(finished):
+    done, out, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    methods = ["full", *registry.BASELINES, "evs", "tome_video(within='frame')", "rlt"]
+    assert {row["method"] for row in results["rows"]} == set(methods)
+    assert {row["clip"] for row in results["rows"]} == {"static", "pan", "square"}
+    assert len(results["rows"]) == 3 * (1 + 2 * (len(methods) - 1))
+    by_key = {(row["clip"], row["method"], row["keep"]): row for row in results["rows"]}
+    for (clip, method, keep), row in by_key.items():
+        assert 0 < row["tokens"] <= max(1, keep * row["cells"])
+        assert row["total ms"] > 0
+        assert ("J&F" in row) == (clip == "square")
+        assert (row["method ms"] is None) == (method in ("full", "rlt"))
+    assert by_key["square", "full", 1.0]["J&F"] > 0.5
+    # evs keeps a whole frame at least, so tome takes it down to a tenth.
+    assert by_key["pan", "evs", 0.1]["spec"].startswith("evs(keep=0.1) | tome(keep=0.1")
+    assert by_key["pan", "evs", 0.3]["spec"] == "evs(keep=0.3)"
+    with (out / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(results["rows"])
+    text = (out / "results.md").read_text()
+    assert "## 10 % of the tokens" in text
+    assert all(f"`{method}`" in text for method in methods)
+    summary = {(line["keep"], line["method"]): line for line in results["summary"]}
+    line = summary[0.3, "random"]
+    rows = [by_key[clip, "random", 0.3] for clip in ("static", "pan", "square")]
+    assert line["cosine"] == pytest.approx(sum(row["cosine"] for row in rows) / 3)
+    assert summary[1.0, "full"]["nearest"] == 1
+    for name in ("cosine", "rare_cosine", "JF", "PSNR_dB", "ranks"):
+        with Image.open(out / f"{name}.png") as picture:
+            assert picture.width > 1000
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 3 * 6
+    assert "{{" not in page.split("<script")[0]
+    assert "random" in done.stdout
+
+
+def test_a_stopped_run_goes_on(finished, folder):
+    _, out, words = finished
+    lines = (out / "rows.jsonl").read_text().splitlines()
+    (out / "rows.jsonl").write_text("\n".join(lines[:20]) + "\n" + lines[20][:50])
+    run(*words, "--out", out)
+    again = (out / "rows.jsonl").read_text().splitlines()
+    assert again[:20] == lines[:20]
+    assert len(again) == len(lines) + 1  # the line that was cut stays where it is
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert len(rows) == len(lines)
+    said = error_line(run(*words, "--size", 32, "--out", out, code=2))
+    assert "another size" in said
+
+
+def test_two_runs_side_by_side(finished, tmp_path):
+    _, out, _ = finished
+    results = json.loads((out / "results.json").read_text())
+    for line in results["summary"]:
+        line["cosine"] -= 0.125
+    (tmp_path / "later.json").write_text(json.dumps(results))
+    done = run("bench", "--compare", out / "results.json", tmp_path / "later.json", "--json")
+    assert {line["Δ cosine"] for line in json.loads(done.stdout)} == {-0.125}
+    assert "Δ cosine" in run("bench", "--compare", out / "results.json", tmp_path / "later.json").stdout
+
+
+def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    good = folder / "videos" / "pan.mp4"
+    words = ("--frames", 4, "--size", 32, "--methods", "uniform", "--keep", "8", "--repeats", 1, "--json")
+    done = run("bench", tmp_path / "broken.mp4", good, *words, "--out", tmp_path / "out", code=1)
+    found = json.loads(done.stdout)
+    assert [failure["video"] for failure in found["failed"]] == [str(tmp_path / "broken.mp4")]
+    assert {line["clips"] for line in found["summary"]} == {1}
+    assert {line["tokens"] for line in found["summary"] if line["method"] == "random"} == {8}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["VIDEO"], "--out"),
+        (["--out", "o"], "give videos"),
+        (["VIDEO", "--out", "o", "--keep", "2.0"], "keep must be"),
+        (["VIDEO", "--out", "o", "--keep", ","], "at least one budget"),
+        (["VIDEO", "--out", "o", "--methods", "tomme"], "did you mean"),
+        (["VIDEO", "--out", "o", "--methods", "visionzip"], "cannot give"),
+        (["VIDEO", "--out", "o", "--methods", "vid_tldr"], "between the blocks"),
+        (["--davis", "nowhere", "--out", "o"], "no DAVIS folder"),
+        (["missing.mp4", "--out", "o"], "no such file"),
+        (["--compare", "VIDEO"], "takes two"),
+        (["--compare", "VIDEO", "VIDEO"], "results.json of fewtokens bench"),
+    ],
+)
+def test_bad_input(folder, tmp_path, words, says):
+    video = str(folder / "videos" / "pan.mp4")
+    done = run("bench", *(video if word == "VIDEO" else word for word in words), code=2, cwd=tmp_path)
+    assert says in done.stderr
+
+
+class TestStream:
+    def test_equals_the_whole(self, folder, tmp_path):
+        video = folder / "videos" / "static.mp4"
+        words = ("--with", "rlt", "--size", 64, "--fps", 10)
+        said = run("tokenize", video, *words, "--stream", "--chunk", 5, "--out", tmp_path / "s", "--json")
+        run("tokenize", video, *words, "--out", tmp_path / "whole.safetensors")
+        whole, joined = Tokens.load(tmp_path / "whole.safetensors"), load(tmp_path / "s" / "static")
+        assert torch.equal(joined.features, whole.features)
+        assert torch.equal(joined.source, whole.source)
+        assert torch.equal(joined.sizes, whole.sizes)
+        (row,) = json.loads(said.stdout)["done"]
+        assert row["tokens"] == whole.N
+        assert len(list((tmp_path / "s" / "static").glob("0*.safetensors"))) == 3
+        again = run("tokenize", video, *words, "--stream", "--chunk", 5, "--out", tmp_path / "s")
+        assert "skipped" in again.stderr
+        other = run("tokenize", video, *words, "--stream", "--chunk", 4, "--out", tmp_path / "s", code=2)
+        assert "other settings" in other.stderr
+
+    def test_a_cut_is_an_event(self, tmp_path):
+        still = synthetic("static", frames=40, size=(64, 96)).frames[:1].expand(40, -1, -1, -1).clone()
+        still[25:] = 255 - still[25:]
+        video = write(tmp_path / "cut.mp4", still, 10)
+        done = run("tokenize", video, "--stream", "--with", "dtd", "--out", tmp_path / "s", "--json")
+        (event,) = json.loads(done.stdout)["done"][0]["events"]
+        assert event["seconds"] == 2.5
+        assert "00:02.50  scene changes" in done.stderr
+        lines = (tmp_path / "s" / "cut" / "events.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [event]
+
+    @pytest.mark.parametrize(
+        ("words", "says"),
+        [
+            (["--with", "tome"], "looks at the whole video"),
+            (["--with", "rlt | dtd"], "not the chain"),
+            (["--with", "rlt", "--frames", "4"], "with --stream say --fps"),
+            (["--with", "rlt", "--events", "1"], "between 0 and 1"),
+            (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),
+        ],
+    )
+    def test_bad_input(self, folder, tmp_path, words, says):
+        video = folder / "videos" / "pan.mp4"
+        done = run("tokenize", video, "--stream", "--out", "o", *words, code=2, cwd=tmp_path)
+        assert says in done.stderr
+
+
+def test_words(folder, tmp_path):
+    path = tmp_path / "words.safetensors"
+    run("words", folder / "videos" / "pan.mp4", "--words", 20, "--size", 64, "--frames", 4, "--out", path)
+    spec = f"visual_words(words={str(path)!r}, distance=0.5)"
+    run("tokenize", folder / "videos" / "pan.mp4", "--with", spec, "--size", 64, "--out", tmp_path / "t.safetensors")
+    assert Tokens.load(tmp_path / "t.safetensors").N < 16 * 24
+    said = error_line(run("words", folder / "videos" / "pan.mp4", "--words", 5000, "--size", 32, "--out", path, code=2))
+    assert "too few" in said

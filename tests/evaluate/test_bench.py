@@ -1,0 +1,167 @@
+"""The parts of a bench, each against a small calculation of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fewtokens import registry
+from fewtokens.encode import Patches, VitEncoder
+from fewtokens.encode.vit import ViT, ViTConfig
+from fewtokens.evaluate.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
+from fewtokens.evaluate.cost import QWEN2_7B, count, peak_memory, prefill_gflops
+from fewtokens.evaluate.fidelity import neighbour_agreement, rare_cells
+from fewtokens.evaluate.summary import best, changes, summarise
+from fewtokens.grid import Grid
+from fewtokens.method import planned_count
+from fewtokens.video import synthetic
+
+
+def vit():
+    torch.manual_seed(0)
+    return VitEncoder(ViT(ViTConfig(width=16, depth=8, heads=2, patch=8, positions=(4, 4))).eval())
+
+
+def item(kind="static", frames=5):
+    video = synthetic(kind, frames=frames, size=(32, 48))
+    return Item(kind, video.frames, video.times)
+
+
+class TestSpecs:
+    def test_all_that_an_encoder_serves(self):
+        all_of_them = specs_of("all", vit())
+        assert all_of_them[:5] == list(registry.BASELINES)
+        assert {"vid_tldr", "tome(stage='encoder')", "rlt", "visionzip", "dynamic_pool"} <= set(all_of_them)
+        assert not {"tokenlearner", "pool_mlp"} & set(all_of_them)
+        fewer = set(specs_of("all", Patches(8)))
+        assert "rlt" in fewer
+        assert not {"vid_tldr", "visionzip", "tome(stage='encoder')"} & fewer
+
+    def test_a_list_has_the_baselines_and_commas_inside_brackets(self):
+        specs = specs_of("tempme(joins=(2, 2)), kmeans", Patches(8))
+        assert specs == [*registry.BASELINES, "tempme(joins=(2, 2))", "kmeans"]
+
+    @pytest.mark.parametrize("spec", specs_of("all", vit()))
+    @pytest.mark.parametrize("keep", [0.5, 0.1, 0.02])
+    def test_every_method_meets_every_budget(self, spec, keep):
+        """From below where it counts in blocks or frames, never from above."""
+        encoder, given = vit(), item()
+        encoded = encode(given, encoder, repeats=1)
+        row = measure(encoded, encoder, spec, keep, repeats=1)
+        wanted = planned_count(encoded.tokens.grid, keep)
+        per_frame = encoded.tokens.grid.T if chain(spec, keep, encoded.tokens.grid)[0].stage == "encoder" else 1
+        assert 1 <= row["tokens"] <= max(wanted, per_frame)
+
+
+class TestMeasure:
+    def test_everything_kept_is_everything_given_back(self):
+        encoder = vit()
+        row = measure(encode(item(), encoder, repeats=1), encoder, FULL, 1.0)
+        assert (row["cosine"], row["rel. error"], row["rare cosine"]) == pytest.approx((1, 0, 1), abs=1e-6)
+        assert row["tokens"] == row["cells"]
+
+    def test_encoder_operations_fall_with_the_tokens(self):
+        encoder = vit()
+        encoded = encode(item(), encoder, repeats=1)
+        full = measure(encoded, encoder, FULL, 1.0, repeats=1)["encoder GFLOPs"]
+        after = measure(encoded, encoder, "tome", 0.1, repeats=1)["encoder GFLOPs"]
+        inside = measure(encoded, encoder, "tome(stage='encoder')", 0.1, repeats=1)["encoder GFLOPs"]
+        before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder GFLOPs"]
+        assert full == after > inside > before > 0
+        macs = count(lambda: encoder(encoded.item.frames[None])).by("macs")
+        assert full == pytest.approx(2 * macs)
+
+    def test_regions_are_kept_for_the_page(self):
+        encoder = Patches(8)
+        encoded = encode(item(frames=20), encoder, repeats=1)
+        row = measure(encoded, encoder, "uniform", 0.5, repeats=1, shown=True)
+        assert row["grid"] == [8, 4, 6]
+        assert unpacked(row["source"]).shape == (8 * 24,)
+
+    def test_features_are_read_back(self, tmp_path):
+        encoder, given = vit(), item()
+        first = encode(given, encoder, repeats=2, cache=tmp_path / "a.safetensors")
+        again = encode(given, None or encoder, repeats=2, cache=tmp_path / "a.safetensors")
+        assert torch.equal(first.tokens.features, again.tokens.features)
+        assert first.milliseconds == again.milliseconds
+        assert set(first.cues) == set(again.cues) == set(encoder.gives)
+        other = Item(given.name, 255 - given.frames, given.times)
+        assert not torch.equal(encode(other, encoder, repeats=2, cache=tmp_path / "a.safetensors").full, first.full)
+
+
+def test_jobs_come_clip_by_clip():
+    assert list(jobs(["a", "b"], ["x"], [0.5, 3]))[:4] == [
+        ("a", FULL, 1.0),
+        ("a", "x", 0.5),
+        ("a", "x", 3),
+        ("b", FULL, 1.0),
+    ]
+
+
+def test_rare_cells_are_least_like_their_frame():
+    x = torch.randn(4, 5, 6, 8, generator=torch.Generator().manual_seed(0)) + 2
+    rare = rare_cells(x, 0.05)
+    rows = x.reshape(4, 30, 8).double().numpy()
+    like = []
+    for frame in rows:
+        mean = frame.mean(0)
+        like += [float(c @ mean / np.linalg.norm(c) / np.linalg.norm(mean)) for c in frame]
+    assert set(np.flatnonzero(rare.flatten().numpy())) == set(np.argsort(like)[:6])
+
+
+def test_neighbours():
+    full = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0.9, 0.2]])
+    assert neighbour_agreement(full, full) == pytest.approx((1, 1))
+    swapped = full[[0, 2, 1, 3]]
+    nearest, ranks = neighbour_agreement(swapped, full)
+    assert nearest < 1
+    assert ranks < 1
+
+
+def test_prefill_against_a_sum_over_matrices():
+    tokens, m = 100, QWEN2_7B
+    layer = tokens * (m.width * m.width * 2 + m.width * m.keys * 2 + 3 * m.width * m.hidden)
+    layer += sum(2 * m.width * (t + 1) for t in range(tokens))  # each token looks back
+    assert prefill_gflops(tokens) == pytest.approx(2 * m.layers * layer / 1e9)
+
+
+def test_peak_memory_is_what_is_alive_at_once():
+    def run():
+        a = torch.zeros(1000)  # 4,000 bytes
+        b = a + 1  # 8,000
+        del a
+        c = b * 2  # 8,000 still
+        return c.sum()
+
+    assert 8000 <= peak_memory(run, torch.device("cpu")) < 8100
+
+
+def test_operations_are_counted_in_inference_mode_too():
+    layer = nn.Linear(8, 16)
+    with torch.inference_mode():
+        assert count(layer, torch.ones(4, 8)).by("macs") == 4 * 8 * 16 / 1e9
+
+
+def test_summary_and_best(tmp_path):
+    def row(clip, method, keep, cosine, ms):
+        return {"clip": clip, "method": method, "keep": keep, "cosine": cosine, "total ms": ms, "vector": [cosine, 1.0]}
+
+    rows = [row(c, FULL, 1.0, 1.0, 9) for c in "abc"]
+    rows += [row(c, "x", 0.1, v, 3) for c, v in zip("abc", (0.2, 0.4, 0.6), strict=True)]
+    rows += [row(c, "y", 0.1, 0.5, 2) for c in "abc"]
+    summary = summarise(rows)
+    assert [(line["method"], line["clips"]) for line in summary] == [(FULL, 3), ("x", 3), ("y", 3)]
+    assert summary[1]["cosine"] == pytest.approx(0.4)
+    assert best(summary, "cosine") == {0.1: ["y", "x"]}
+    assert best(summary, "total ms", 1) == {0.1: ["y"]}
+    with pytest.raises(ValueError, match="cannot be read"):
+        changes(tmp_path / "a.json", tmp_path / "b.json")
+
+
+def test_a_budget_below_what_a_method_can_do_is_reached_by_merging():
+    grid = Grid(10, 4, 4)
+    assert [method.name for method in chain("evs", 0.05, grid)] == ["evs", "tome"]
+    assert [method.name for method in chain("evs", 0.5, grid)] == ["evs"]
+    assert [method.name for method in chain("dycoke", 0.1, grid)] == ["dycoke", "tome"]
