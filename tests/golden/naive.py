@@ -282,6 +282,89 @@ def prunevid(x: np.ndarray, tau: float, segments: float, ratio: float, neighbour
     return out
 
 
+def kept(x: np.ndarray, cells: list[int]) -> list[Token]:
+    """Cells that stay as they are."""
+    flat = x.reshape(-1, x.shape[-1])
+    return [(flat[cell], [cell]) for cell in sorted(cells)]
+
+
+def change(x: np.ndarray) -> np.ndarray:
+    """1 - cosine of every cell to the same place a frame before, cell by cell; infinite in the first frame, [T*H*W]."""
+    n = x.shape[1] * x.shape[2]
+    flat = x.reshape(-1, x.shape[-1])
+    return np.array([np.inf if cell < n else 1 - cosine(flat[cell], flat[cell - n]) for cell in range(len(flat))])
+
+
+def evs(x: np.ndarray, target: int) -> list[Token]:
+    moved = change(x)
+    return kept(x, sorted(range(len(moved)), key=lambda cell: (-moved[cell], cell))[:target])
+
+
+def dtd(x: np.ndarray, tau: float) -> list[Token]:
+    return kept(x, [cell for cell, moved in enumerate(change(x)) if 1 - moved <= tau])
+
+
+def dycoke(x: np.ndarray, rate: float) -> list[Token]:
+    T, n = x.shape[0], x.shape[1] * x.shape[2]
+    flat = x.reshape(T, n, -1)
+    stays = int((1 - rate) * n + 1e-6)
+    cells = []
+    for t in range(T):
+        earlier = t - 1 if t % 4 in (1, 3) else t - 2 if t % 4 == 2 and t - 2 < T - 4 else None
+        places = range(n)
+        if earlier is not None:
+            like = [cosine(flat[t, place], flat[earlier, place]) for place in range(n)]
+            places = sorted(range(n), key=lambda place: (like[place], place))[:stays]
+        cells += [t * n + place for place in places]
+    return kept(x, cells)
+
+
+def frame_fusion(x: np.ndarray, similarity: float) -> list[Token]:
+    T, n = x.shape[0], x.shape[1] * x.shape[2]
+    flat = x.reshape(T, n, -1)
+    out = []
+    for place in range(n):
+        chain = [0]
+        for t in range(1, T + 1):
+            if t < T and cosine(flat[t, place], flat[t - 1, place]) >= similarity:
+                chain.append(t)
+                continue
+            out.append((flat[chain, place].mean(0), [s * n + place for s in chain]))
+            chain = [t]
+    return out
+
+
+def vidcom2(x: np.ndarray, target: int) -> list[Token]:
+    T, n, C = x.shape[0], x.shape[1] * x.shape[2], x.shape[3]
+    flat = x.reshape(-1, C)
+    calm = np.sort(np.argsort(flat.var(0), kind="stable")[: C // 2])
+    y = unit(flat[:, calm]).reshape(T, n, -1)
+
+    def like(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        return sum(np.exp(-((z - centre) ** 2).sum(-1) / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
+
+    to_video = like(y, y.reshape(T * n, -1).mean(0))
+    v = -to_video.mean(1) / 0.01
+    weight = np.exp(v - v.max()) / np.exp(v - v.max()).sum()
+    counts = share(max(T, target), [n] * T, list((1 + weight - 1 / T) * n))
+    cells = []
+    for t in range(T):
+        order = np.argsort(to_video[t] + like(y[t], y[t].mean(0)), kind="stable")[: counts[t]]
+        cells += [t * n + int(place) for place in order]
+    return kept(x, cells)
+
+
+def max_min(x: np.ndarray, target: int) -> list[Token]:
+    rows = unit(x.reshape(-1, x.shape[-1]))
+    chosen = [int((rows @ rows.mean(0)).argmin())]
+    near = rows @ rows[chosen[0]]
+    while len(chosen) < target:
+        near[chosen] = np.inf
+        chosen.append(int(near.argmin()))
+        near = np.maximum(near, rows @ rows[chosen[-1]])
+    return kept(x, chosen)
+
+
 def same_tokens(out: Tokens, expected: list[Token], tolerance: float = 1e-4) -> None:
     """Asserts that a method's tokens of one video stand for the same cells and have the same features."""
     source = out.source[0].numpy()

@@ -30,6 +30,24 @@ def test_places_are_shared_out(total):
         assert ours[0].tolist() == naive.share(total, sizes, weight)
 
 
+@pytest.mark.parametrize("seed", range(2))
+class TestWhatStays:
+    """The selectors once more, in the form that the benchmark of speed times."""
+
+    @pytest.mark.parametrize("keep", [0.6, 0.25])
+    @pytest.mark.parametrize("name", ["evs", "vidcom2", "max_min"])
+    def test_budgets(self, name, keep, seed):
+        tokens, x = video(seed=seed)
+        (method,) = registry.build(f"{name}({keep})")
+        naive.same_tokens(method(tokens), getattr(naive, name)(x, method.planned_count(tokens.grid)))
+
+    @pytest.mark.parametrize("value", [0.3, 0.8])
+    @pytest.mark.parametrize("name", ["dtd", "dycoke", "frame_fusion"])
+    def test_thresholds(self, name, value, seed):
+        tokens, x = video(T=7, seed=seed)
+        naive.same_tokens(registry.build(f"{name}({value})")[0](tokens), getattr(naive, name)(x, value))
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("keep", [0.5, 0.2, 0.06])
 class TestAgainstLoops:

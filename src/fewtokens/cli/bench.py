@@ -326,7 +326,7 @@ def _write(
         drawn = draw_trade_off(summary, measure, path, baselines=registry.BASELINES, full=FULL)
         plots += [] if drawn is None else [drawn]
     full = {row["clip"]: row for row in rows if row["method"] == FULL}
-    frames = {name: (*drawn, full[name]["grid"]) for name, drawn in pictures.items() if name in full}
+    frames = {name: (*drawn, full[name]["grid"]) for name, drawn in pictures.items() if "grid" in full.get(name, {})}
     write_bench_page(
         summary,
         rows,

@@ -100,7 +100,9 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     made = Table(title=title, title_justify="left", header_style="bold")
     for name in rows[0] if rows else ():
         is_number = any(isinstance(row[name], int | float) for row in rows)
-        made.add_column(name, justify="right" if is_number else "left", no_wrap=is_number or name == "method")
+        # On a narrow terminal names are wrapped, numbers are not.
+        width = max([len(name), *(len(text(name, row[name])) for row in rows)]) if is_number else None
+        made.add_column(name, justify="right" if is_number else "left", no_wrap=is_number, min_width=width)
     for row in rows:
         made.add_row(*(escape(text(name, value)) for name, value in row.items()))
     return made
@@ -113,7 +115,7 @@ def text(name: str, value: Any) -> str:
     if name == "share":
         return f"{100 * value:.2f} %"
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+        return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)
 
 

@@ -86,7 +86,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 def as_markdown(summary: Sequence[dict[str, Any]]) -> str:
     """A table for each budget."""
     parts = []
-    names = [name for name in columns_of(summary) if name not in ("keep", "share", "method ± ms", "total ± ms")]
+    names = [
+        name for name in columns_of(summary) if name not in ("keep", "share", "clips", "method ± ms", "total ± ms")
+    ]
     full = [line for line in summary if line["method"] == FULL]
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [*full, *(line for line in summary if line["keep"] == keep and line["method"] != FULL)]
@@ -106,9 +108,9 @@ def _text(name: str, line: dict[str, Any]) -> str:
     if f"{name.removesuffix(' ms')} ± ms" in line and name.endswith(" ms"):
         spread = line[f"{name.removesuffix(' ms')} ± ms"]
         return f"{value:.1f} ± {spread:.1f}" if spread is not None else f"{value:.1f}"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.1f}"
+    if isinstance(value, int) or name == "tokens":
+        return f"{value:.0f}"
+    return f"{value:.4f}" if abs(value) <= 1 else f"{value:.1f}"
 
 
 def changes(before: Path, after: Path) -> list[dict[str, Any]]:

@@ -33,7 +33,8 @@ def write_bench_page(
         title: its heading. note: a line below.
         unpack: a row's "source" to int32 [n*rows*columns].
     """
-    hidden = ("clip", "method", "spec", "keep", "vector", "source", "grid", "cells", "clips")
+    hidden = {"clip", "method", "spec", "keep", "vector", "source", "grid", "cells", "clips", "repeats", "share"}
+    hidden |= {"method ± ms", "total ± ms"}
     by_clip: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_clip.setdefault(row["clip"], []).append(row)
@@ -64,7 +65,7 @@ def write_bench_page(
     return write_data(clips, path, title=title, note=note)
 
 
-def _result(row: dict[str, Any], hidden: Sequence[str], grid: Any, source: Any) -> dict[str, Any]:
+def _result(row: dict[str, Any], hidden: set[str], grid: Any, source: Any) -> dict[str, Any]:
     keep = row["keep"]
     return {
         "name": row["method"],

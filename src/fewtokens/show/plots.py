@@ -9,7 +9,12 @@ from typing import Any
 from fewtokens.files import whole_file
 
 _BASELINE = ("#1b1b1b", "#5a5a5a", "#8a8a8a", "#6d4c41", "#37474f")
-_COLOURS = ("#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0", "#0a9396", "#b5179e", "#6a994e")
+_COLOURS = (
+    "#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0", "#0a9396",
+    "#b5179e", "#6a994e", "#8d6e63", "#00b4d8",
+)  # fmt: skip
+# Of the methods after the encoder, and of those before or inside it, so many are named.
+_AFTER, _WITHIN = 6, 4
 _MARKS = ("o", "s", "^", "D", "v")
 
 
@@ -18,7 +23,8 @@ def draw_trade_off(
 ) -> Path | None:
     """One measure against tokens and against milliseconds; None where no row has it or matplotlib is missing.
 
-    The five baselines and the eight best other methods (by the mean over budgets) are named, the rest is grey.
+    The five baselines are named, and the best others by the mean over budgets: six after the encoder, four before or
+    inside it. The rest is grey.
 
     Args:
         summary: rows with "keep", "method", "tokens", "total ms" and the measure.
@@ -45,12 +51,14 @@ def draw_trade_off(
         (name for name in lines if name not in baselines),
         key=lambda name: -sum(row[measure] for row in lines[name]) / len(lines[name]),
     )
-    named = others[: len(_COLOURS)]
+    within = [name for name in others if all(row.get("method ms") is None for row in lines[name])]
+    after = [name for name in others if name not in within]
+    named = [*after[:_AFTER], *within[:_WITHIN]]
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), sharey=True, layout="constrained")
     for axis, x, label in zip(
         axes, ("tokens", "total ms"), ("tokens of a clip (mean)", "milliseconds, frames to tokens (mean)"), strict=True
     ):
-        for name in others[len(_COLOURS) :]:
+        for name in (name for name in others if name not in named):
             _line(axis, lines[name], x, measure, color="#d3d6dc", linewidth=1, zorder=1)
         for number, name in enumerate(n for n in baselines if n in lines):
             style = {"color": _BASELINE[number % 5], "linestyle": "--", "marker": _MARKS[number % 5], "markersize": 5}

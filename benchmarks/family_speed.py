@@ -1,0 +1,219 @@
+"""The training-free family against loops, and against the time of the encoder before it.
+
+    python benchmarks/family_speed.py            # about ten minutes on 2 cores
+    python benchmarks/family_speed.py loops      # one part alone: loops, encoder, rlt
+
+Three tables in results/family_speed.md:
+
+* loops: each method on [32,196,896] and [128,196,896] at a quarter of the tokens, against the loop for each token,
+  frame or segment that tests/golden/naive.py writes down from the papers (quadratic loops on the shorter one alone);
+  beside it the time that ViT-S/14 takes for the same number of frames of 196 patches. The target is 2 % of that.
+  Expected: loops 10 to 1,000 times slower where they go cell by cell; the same tokens but for ties.
+* encoder: methods inside ViT-S and ViT-B at 224 and 448 px, batch 1 and 8, to a quarter of the tokens: the ratio of
+  the times beside the ratio of the operations. Expected: most of the saved operations arrive as time at 448 px.
+* rlt: a still camera and a moving one, with the weights of ../shared/data (or $FEWTOKENS_DATA): the encoder's time
+  falls with the tokens.
+
+With CUDA the methods and the encoder run there too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.golden import naive
+
+from common import time_side_by_side, write
+from fewtokens import registry
+from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder
+from fewtokens.evaluate.cost import count
+from fewtokens.tokens import Tokens
+from fewtokens.video import read
+from reduce_speed import video_tokens
+
+KEEP = 0.25
+SIZES = {"ViT-S": {"width": 384, "heads": 6}, "ViT-B": {"width": 768, "heads": 12}}
+
+# name -> the loops, given features and the method; and whether they are quadratic in the video.
+Loops = Callable[[np.ndarray, "object"], list]
+LOOPS: dict[str, tuple[Loops, bool]] = {
+    "evs": (lambda x, m: naive.evs(x, m.target), False),
+    "dtd(0.5)": (lambda x, m: naive.dtd(x, 0.5), False),
+    "dycoke(0.7)": (lambda x, m: naive.dycoke(x, 0.7), False),
+    "frame_fusion(0.6)": (lambda x, m: naive.frame_fusion(x, 0.6), False),
+    "vidcom2": (lambda x, m: naive.vidcom2(x, m.target), False),
+    "max_min": (lambda x, m: naive.max_min(x, m.target), True),
+    "tome_video": (lambda x, m: naive.tome_video(x, m.target, "video"), True),
+    "tome_video(within='frame')": (lambda x, m: naive.tome_video(x, m.target, "frame"), False),
+    "merge_windows": (lambda x, m: naive.merge_windows(x, m.method._of_each(m.grid), 7), False),
+    "tempme": (lambda x, m: naive.tempme(x, m.target, (2, 2, 3)), False),
+    "testa": (lambda x, m: naive.testa(x, m.target, m.method._frames(m.grid)), False),
+    "lftr": (lambda x, m: naive.lftr(x, m.target, m.method._frames(m.grid)), False),
+    "metok": (lambda x, m: naive.metok(x, m.target, 5, 3, 6), False),
+    "prunevid(tau=0.8)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
+}
+WITHOUT = (
+    "tome", "kmeans", "dpc_knn", "visionzip", "holitom", "fastvid", "scissor", "sttm", "hourglass", "centerclip",
+    "centerclip(algorithm='spectral')", "representation_shift(stage='tokens')",
+)  # fmt: skip
+
+
+class _Case:
+    """What the loops may ask for."""
+
+    def __init__(self, method, grid) -> None:
+        self.method, self.grid, self.target = method, grid, method.planned_count(grid)
+
+
+def loops(device: str) -> list[dict]:
+    rows = []
+    for frames in (32, 128):
+        x = video_tokens(frames, 14, 14, 896)
+        tokens = Tokens.from_cells(x.reshape(1, frames, 14, 14, 896)).to(device)
+        cues = {
+            "attention": x[..., 0].sigmoid(),
+            "keys": x[..., :64],
+            "shift": x[..., 1].abs(),
+            "frame_global": x.unflatten(1, (frames, -1)).mean(2),
+        }
+        cues = {name: cue.to(device) for name, cue in cues.items()}
+        encoding = _encoding(frames, device)
+        plain = x[0].double().numpy().reshape(frames, 14, 14, 896)
+        for spec in [*LOOPS, *WITHOUT]:
+            (method,) = registry.build(spec, keep=KEEP)
+            given = {name: cues[name] for name in method.needs}
+            ours = time_side_by_side({"ours": partial(method, tokens, **given)}, 3)["ours"]
+            loop, quadratic = LOOPS.get(spec, (None, True))
+            row = {
+                "features": f"[{frames},196,896] {device}",
+                "method": spec,
+                "ours ms": f"{ours['median']:.1f} ({ours['min']:.1f}..{ours['max']:.1f})",
+                "of encoding": f"{100 * ours['median'] / encoding:.1f} %",
+                "loops ms": None,
+                "loops / ours": None,
+                "same tokens": None,
+            }
+            if loop is not None and device == "cpu" and (frames == 32 or not quadratic):
+                start = time.perf_counter()
+                expected = loop(plain, _Case(method, tokens.grid))
+                spent = 1000 * (time.perf_counter() - start)
+                row["loops ms"] = f"{spent:.0f}"
+                row["loops / ours"] = f"{spent / ours['median']:.0f}"
+                row["same tokens"] = f"{100 * _same(method(tokens, **given), expected):.1f} %"
+            rows.append(row)
+            print(row, flush=True)
+        rows.append({**dict.fromkeys(rows[-1]), "features": f"[{frames},196,·] {device}", "method": "ViT-S/14 encoding",
+                     "ours ms": f"{encoding:.0f}", "of encoding": "100 %"})  # fmt: skip
+    return rows
+
+
+def _same(out: Tokens, expected: list) -> float:
+    """The share of tokens that stand for exactly the same cells."""
+    source = out.source[0].cpu()
+    order = source.argsort(stable=True)
+    counts = torch.bincount(source[source >= 0], minlength=out.N).tolist()
+    members = order[source[order] >= 0].split(counts)
+    ours = {frozenset(part.tolist()) for part in members}
+    return len(ours & {frozenset(cells) for _, cells in expected}) / max(1, len(ours))
+
+
+def _encoding(frames: int, device: str) -> float:
+    """Milliseconds of ViT-S/14 for so many frames of 14x14 patches."""
+    vit = ViT(ViTConfig(patch=14)).eval().to(device)
+    video = torch.rand(1, frames, 3, 196, 196)
+    return time_side_by_side({"encode": lambda: VitEncoder(vit)(video)}, 3)["encode"]["median"]
+
+
+def encoder(device: str) -> list[dict]:
+    specs = ("tome(stage='encoder')", "merge_windows(stage='encoder')", "vid_tldr", "representation_shift")
+    rows = []
+    for size, shape in SIZES.items():
+        torch.manual_seed(0)
+        vit = VitEncoder(ViT(ViTConfig(**shape)).eval().to(device))
+        for side in (224, 448):
+            for batch in (1, 8):
+                frames = torch.rand(1, batch, 3, side, side)
+                runs = {"plain": lambda vit=vit, frames=frames: vit(frames)}
+                for spec in specs:
+                    methods = registry.build(spec, keep=KEEP)
+                    runs[spec] = lambda vit=vit, frames=frames, methods=methods: vit(frames, inside=methods)
+                times = time_side_by_side(runs, 3)
+                base = count(runs["plain"]).by("macs")
+                for spec in specs:
+                    saved = base / count(runs[spec]).by("macs")
+                    t = times[spec]
+                    rows.append(
+                        {
+                            "network": f"{size}/16 {side} px, batch {batch}, {device}",
+                            "method": spec,
+                            "plain ms": f"{times['plain']['median']:.0f}",
+                            "ms": f"{t['median']:.0f} ({t['min']:.0f}..{t['max']:.0f})",
+                            "time ratio": f"{times['plain']['median'] / t['median']:.2f}",
+                            "operations ratio": f"{saved:.2f}",
+                        }
+                    )
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def rlt(device: str) -> list[dict]:
+    data = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not data.exists():
+        print("rlt: no $FEWTOKENS_DATA, left out")
+        return []
+    dinov2 = load_encoder(data / "weights" / "dinov2-small", device=device)
+    rows = []
+    for clip, camera in (("vtest.avi", "still"), ("01_dog.mp4", "moving")):
+        frames = read(data / "clips" / clip, fps=10, end=3.2, size=224).frames[None]
+        specs = ("rlt(0.05)", "rlt(0.1)", "rlt(0.3)", "rlt(keep=0.1)")
+        methods = {spec: registry.build(spec) for spec in specs}
+        runs = {"plain": lambda frames=frames: dinov2(frames)}
+        for spec in specs:
+            runs[spec] = lambda frames=frames, spec=spec: dinov2(frames, before=methods[spec])
+        times = time_side_by_side(runs, 3)
+        cells = dinov2(frames)[0].N
+        base = count(runs["plain"]).by("macs")
+        for spec in specs:
+            tokens = dinov2(frames, before=methods[spec])[0].N
+            rows.append(
+                {
+                    "clip": f"{clip} ({camera} camera), {frames.shape[1]} frames, {device}",
+                    "method": spec,
+                    "tokens": f"{100 * tokens / cells:.1f} %",
+                    "plain ms": f"{times['plain']['median']:.0f}",
+                    "ms": f"{times[spec]['median']:.0f} ({times[spec]['min']:.0f}..{times[spec]['max']:.0f})",
+                    "time ratio": f"{times['plain']['median'] / times[spec]['median']:.2f}",
+                    "operations ratio": f"{base / count(runs[spec]).by('macs'):.2f}",
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    parts = {"loops": loops, "encoder": encoder, "rlt": rlt}
+    wanted = sys.argv[1:] or list(parts)
+    if unknown := set(wanted) - set(parts):
+        raise SystemExit(f"parts are {', '.join(parts)}, not {', '.join(unknown)}")
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    tables = {name: [row for device in devices for row in parts[name](device)] for name in wanted}
+    write(
+        "family_speed" if len(wanted) == len(parts) else f"family_speed_{'_'.join(wanted)}",
+        "The training-free family: speed",
+        f"python benchmarks/family_speed.py {' '.join(sys.argv[1:])}".strip(),
+        {name: rows for name, rows in tables.items() if rows},
+        "Milliseconds: median (least..most) of three runs; loops once. Of encoding: against ViT-S/14 on as many frames. "
+        "Same tokens: the share that stands for exactly the same cells; loops compute in float64, so ties and the last "
+        "digit may go another way.",
+    )
