@@ -60,7 +60,7 @@ LOOPS: dict[str, tuple[Loops, bool]] = {
     "testa": (lambda x, m: naive.testa(x, m.target, m.method._frames(m.grid)), False),
     "lftr": (lambda x, m: naive.lftr(x, m.target, m.method._frames(m.grid)), False),
     "metok": (lambda x, m: naive.metok(x, m.target, 5, 3, 6), False),
-    "prunevid(tau=0.8)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
+    "prunevid(ratio=0.5)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
 }
 WITHOUT = (
     "tome", "kmeans", "dpc_knn", "visionzip", "holitom", "fastvid", "scissor", "sttm", "hourglass", "centerclip",
@@ -143,10 +143,10 @@ def encoder(device: str) -> list[dict]:
         for side in (224, 448):
             for batch in (1, 8):
                 frames = torch.rand(1, batch, 3, side, side)
-                runs = {"plain": lambda vit=vit, frames=frames: vit(frames)}
+                runs = {"plain": partial(vit, frames)}
                 for spec in specs:
                     methods = registry.build(spec, keep=KEEP)
-                    runs[spec] = lambda vit=vit, frames=frames, methods=methods: vit(frames, inside=methods)
+                    runs[spec] = partial(vit, frames, inside=methods)
                 times = time_side_by_side(runs, 3)
                 base = count(runs["plain"]).by("macs")
                 for spec in specs:
@@ -177,9 +177,9 @@ def rlt(device: str) -> list[dict]:
         frames = read(data / "clips" / clip, fps=10, end=3.2, size=224).frames[None]
         specs = ("rlt(0.05)", "rlt(0.1)", "rlt(0.3)", "rlt(keep=0.1)")
         methods = {spec: registry.build(spec) for spec in specs}
-        runs = {"plain": lambda frames=frames: dinov2(frames)}
+        runs = {"plain": partial(dinov2, frames)}
         for spec in specs:
-            runs[spec] = lambda frames=frames, spec=spec: dinov2(frames, before=methods[spec])
+            runs[spec] = partial(dinov2, frames, before=methods[spec])
         times = time_side_by_side(runs, 3)
         cells = dinov2(frames)[0].N
         base = count(runs["plain"]).by("macs")
@@ -213,7 +213,7 @@ if __name__ == "__main__":
         "The training-free family: speed",
         f"python benchmarks/family_speed.py {' '.join(sys.argv[1:])}".strip(),
         {name: rows for name, rows in tables.items() if rows},
-        "Milliseconds: median (least..most) of three runs; loops once. Of encoding: against ViT-S/14 on as many frames. "
+        "Milliseconds: median (least..most) of three runs; loops once. Of encoding: against ViT-S/14, as many frames. "
         "Same tokens: the share that stands for exactly the same cells; loops compute in float64, so ties and the last "
         "digit may go another way.",
     )

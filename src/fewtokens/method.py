@@ -80,6 +80,7 @@ class Method(nn.Module):
         needs: cues that it is given by keyword, names out of `CUES`.
         budget: the count is known ahead from the grid (`planned_count`). False for a class that works by a threshold
             and takes a budget instead where it is given `keep`.
+        instead_of_keep: arguments that say how much is left in another way, so that `keep` would contradict them.
         causal: a frame's tokens depend on no later frame; `step` gives the same result chunk by chunk.
         trainable: has parameters.
         partition: every cell it was given ends in some token.
@@ -96,6 +97,7 @@ class Method(nn.Module):
     stage: str = "tokens"
     needs: tuple[str, ...] = ()
     budget: bool = True
+    instead_of_keep: ClassVar[tuple[str, ...]] = ()
     causal: bool = False
     trainable: bool = False
     partition: ClassVar[bool] = False

@@ -60,9 +60,6 @@ METHODS = {
     "pool_mlp": "fewtokens.learn.pool_mlp:PoolMlp",
 }
 
-# Arguments that say how much a threshold method leaves, so that a budget would contradict them.
-_THRESHOLDS = ("tau", "tau_time", "rate", "similarity", "ratio", "distance")
-
 # Printed by every comparison, at the same budget as the methods compared.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
 
@@ -160,4 +157,4 @@ def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> boo
     kind = get(name)
     if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
         return False
-    return kind.budget or (last and not set(arguments) & set(_THRESHOLDS))
+    return (kind.budget or last) and not set(arguments) & set(kind.instead_of_keep)

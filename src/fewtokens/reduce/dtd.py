@@ -30,6 +30,7 @@ class Dtd(Method):
     paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
     licence = "written from the description; reference BSD-3, research use according to its README"
     cost = "O(NC); streaming state of one frame"
+    instead_of_keep = ("tau",)
     fill = "hold"
     budget = False
 

@@ -50,6 +50,7 @@ class DyCoke(Method):
     paper = "DyCoke: Dynamic Compression of Tokens, arXiv 2411.15024, section 3.2"
     licence = "written from the description; reference Apache-2.0"
     cost = "O(NC); streaming state of two frames"
+    instead_of_keep = ("rate",)
     fill = "hold"
     dense = True
 

@@ -26,6 +26,7 @@ class Evs(Method):
     paper = "Efficient Video Sampling, arXiv 2510.14624; vLLM --video-pruning-rate"
     licence = "written from the description; vLLM's file carries two notices"
     cost = "O(NC); with a threshold a streaming state of one frame"
+    instead_of_keep = ("tau",)
     fill = "hold"
 
     def __init__(self, keep: float | int | None = None, *, tau: float | None = None) -> None:

@@ -26,6 +26,7 @@ class FrameFusion(Method):
     paper = "FrameFusion: Combining Similarity and Importance for Video Token Reduction, arXiv 2501.01986"
     licence = "written from the description; reference MIT or Apache-2.0 (its files disagree)"
     cost = "O(NC)"
+    instead_of_keep = ("similarity",)
     partition = True
     conserves = True
     budget = False

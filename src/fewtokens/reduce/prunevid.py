@@ -38,6 +38,7 @@ class PruneVid(Method):
     paper = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117, stage A"
     licence = "written from the description; the reference code is CC BY-NC-SA 4.0"
     cost = "O(T n^2 C)"
+    instead_of_keep = ("ratio",)
     merges = True
     dense = True
     budget = False

@@ -26,6 +26,7 @@ class Runs(Method):
 
     stage = "pixels"
     needs = ("pixels",)
+    instead_of_keep = ("tau",)
     budget = False
     partition = True
 

@@ -39,6 +39,7 @@ class Scissor(Method):
     paper = "LLaVA-Scissor: Token Compression with Semantic Connected Components, arXiv 2506.21862"
     licence = "written from the description; the reference code is CC BY-NC 4.0"
     cost = "O(T n^2 C + M^2 C) for each round of labels, in blocks of bounded memory; with keep, nine times that"
+    instead_of_keep = ("tau",)
     partition = True
     budget = False
 

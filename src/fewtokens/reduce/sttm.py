@@ -40,6 +40,7 @@ class Sttm(Method):
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
     licence = "written from the description; the reference code has no licence"
     cost = "O(levels * N C); with keep nine times that"
+    instead_of_keep = ("tau", "tau_time")
     partition = True
     dense = True
     budget = False

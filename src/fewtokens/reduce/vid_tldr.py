@@ -38,6 +38,7 @@ class VidTldr(Method):
     paper = "vid-TLDR: Training Free Token merging for Light-weight Video Transformer, arXiv 2403.13347"
     licence = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(N^2 C / 4) and an attention map, in the first blocks"
+    instead_of_keep = ("r",)
     partition = True
     weighs = True
 

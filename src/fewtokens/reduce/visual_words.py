@@ -42,6 +42,7 @@ class VisualWords(Method):
     paper = "Visual Word Tokenizer, arXiv 2411.15397"
     licence = "written from the description; the reference code is GPL-3.0"
     cost = "O(pixels), with words O(pixels V)"
+    instead_of_keep = ("distance",)
     merges = True
 
     def __init__(

@@ -1,0 +1,81 @@
+"""The whole training-free family on the real clips and DAVIS sequences, by `fewtokens bench`.
+
+    python benchmarks/family.py [FOLDER]
+
+Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2's ViT-S/14 there: ten clips of 32 frames at 168 px (about 250
+cells a frame), eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), spread evenly over each; 25, 10, 5 and
+2 % of the tokens; every method at its paper's defaults. J and F by label propagation (protocol A, its radius in
+proportion to the rows of the grid) at the native size and at 480x880. Times on clips are medians of two runs, on
+sequences single runs; one thread each (OMP_NUM_THREADS=1), so that two parts may run side by side. About three and a
+half hours of one core; a stopped run goes on where it was. To share the work, start it twice, one with `clips` and one
+with `davis` as the second argument, and at last without.
+
+Writes results/family.json (means over all, over clips, over sequences), family.md, and the plots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from common import RESULTS, machine, markdown_table
+from fewtokens.evaluate.summary import best, read_results, summarise
+
+MEASURES = ("cosine", "rare cosine", "J&F", "total ms")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS / "family").resolve()
+    parts = sys.argv[2:] or ["clips", "davis", "both"]
+    root = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data").resolve()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    what = {"clips": ["clips"], "davis": ["--davis", "davis2016/DAVIS"]}
+    what["both"] = [*what["clips"], *what["davis"]]
+    for part in parts:
+        words = ["--encoder", "weights/dinov2-small", "--frames", "32", "--size", "168", "--davis-size", "196"]
+        words += ["--repeats", "1" if part == "davis" else "2", "--show", "1" if part == "davis" else "3"]
+        command = [sys.executable, "-m", "fewtokens", "bench", *what[part], *words, "--out", str(folder)]
+        subprocess.run(command, cwd=root, check=True)
+    if "both" in parts:
+        report(folder)
+
+
+def report(folder: Path) -> None:
+    found = read_results(folder / "results.json")
+    # A clip's vector is not in the results, so agreement of neighbours is taken from the summary over all.
+    rows = [row | {"vector": [1.0]} for row in found["rows"]]
+    tables = {
+        "all": found["summary"],
+        "clips": summarise([row for row in rows if "J&F" not in row]),
+        "sequences": summarise([row for row in rows if "J&F" in row]),
+    }
+    for name in ("clips", "sequences"):
+        for line in tables[name]:
+            line.pop("nearest", None), line.pop("ranks", None)
+    where = machine()
+    plain = {"machine": where, "settings": found["settings"], "about": found["about"], **tables}
+    (RESULTS / "family.json").write_text(json.dumps(plain, indent=1) + "\n")
+    facts = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
+    text = "# The training-free family on real clips\n\n`python benchmarks/family.py`\n\n" + facts
+    text += f"\n\n{found['about']}\n"
+    first = [
+        {"budget": f"{100 * keep:g} %", "measure": measure, "best five": ", ".join(f"`{name}`" for name in names)}
+        for measure in MEASURES
+        for keep, names in best(found["summary"], measure).items()
+    ]
+    text += "\n## The five best\n\n" + markdown_table(first) + "\n"
+    text += (folder / "results.md").read_text().partition("\n## ")[1]
+    text += (folder / "results.md").read_text().partition("\n## ")[2]
+    for name in ("cosine", "rare_cosine", "JF"):
+        shutil.copy(folder / f"{name}.png", RESULTS / f"family_{name}.png")
+        text += f"\n![{name}](family_{name}.png)\n"
+    (RESULTS / "family.md").write_text(text)
+    print(text[:4000])
+
+
+if __name__ == "__main__":
+    main()
