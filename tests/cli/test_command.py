@@ -53,7 +53,7 @@ def test_version():
 
 
 def test_demo(tmp_path):
-    done = run("demo", "--out", tmp_path / "d", "--frames", 4, "--size", 64, "--keep", 0.2)
+    done = run("demo", "--out", tmp_path / "d", "--frames", 4, "--size", 64, "--keep", 0.3)
     for name in (
         "random",
         "uniform",
@@ -175,7 +175,7 @@ class TestTokenize:
             (["clip.mp4", "--keep", "0"], "keep must be"),
             (["clip.mp4", "--keep", "-3"], "keep must be"),
             (["clip.mp4", "--keep", "a lot"], "--keep must be"),
-            (["clip.mp4", "--with", "rlt", "--keep", "0.5"], "would change nothing"),
+            (["clip.mp4", "--with", "rlt(0.1)", "--keep", "0.5"], "would change nothing"),
             (["clip.mp4", "--frames", "0"], "frames must be"),
             (["clip.mp4", "--frames", "4", "--fps", "2"], "not both"),
             (["clip.mp4", "--size", "0"], "size must be"),

@@ -32,13 +32,15 @@ def demo(
 ) -> None:
     """See videos turned into few tokens by every method: a table, a picture, a page. No weights needed."""
     from fewtokens import registry
+    from fewtokens.encode import Patches
     from fewtokens.evaluate.compare import at_one_budget
     from fewtokens.show import draw_sheet, write_page
 
     budget = parse_keep(keep)
     assert budget is not None
     # Pixel patches give no attention and no keys, which some methods ask for.
-    methods = at_one_budget(budget, seed, gives=("pixels",))
+    grid = Patches(_PATCH).grid(frames, size, size)
+    methods = at_one_budget(budget, grid, seed, gives=("pixels",))
     # These decide by a threshold of their own, so they are shown beside, not at the budget.
     threshold = registry.build("rlt | dtd(mode='pixel')")
     clips: list[Clip] = []
@@ -84,7 +86,7 @@ def _run(
     tokens, cues = encoder(video.frames[None], video.times, needs=("pixels",))
     results, rows = [], []
     with progress(title, len(methods)) as advance:
-        for row in compare(tokens, methods, cues=cues, decode=encoder.decode):
+        for row in compare(tokens, methods, cues=cues, decode=encoder.decode, repeats=2):
             results.append(_result(row))
             rows.append({"method": row.method.name, "spec": row.method.spec, "cells": row.cells} | row.numbers())
             advance(len(rows))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fewtokens import registry
 from fewtokens.evaluate.fidelity import mean_cosine, psnr, relative_error
-from fewtokens.method import CUES, Method
+from fewtokens.grid import Grid
+from fewtokens.method import CUES, Method, planned_count
 from fewtokens.tokens import Tokens
 
 Decoder = Callable[[Tensor], Tensor]
@@ -76,11 +77,14 @@ class Row:
         }
 
 
-def at_one_budget(keep: float | int, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)) -> list[Method]:
+def at_one_budget(keep: float | int, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)) -> list[Method]:
     """Every registered method that acts on tokens and meets a budget, the baselines first.
+
+    Methods that cannot go so low (some keep a whole frame) are left out.
 
     Args:
         keep: the budget.
+        grid: of the video.
         seed: for those that draw.
         gives: cues that are there; methods that need others are left out.
     """
@@ -89,7 +93,10 @@ def at_one_budget(keep: float | int, seed: int = 0, *, gives: Sequence[str] = tu
         kind = registry.get(name)
         fits = kind.stage == "tokens" and set(kind.needs) <= set(gives)
         if fits and "keep" in inspect.signature(kind).parameters:
-            methods += registry.build(name, keep=keep, seed=seed)
+            (method,) = registry.build(name, keep=keep, seed=seed)
+            count = method.planned_count(grid)
+            if count is None or count <= planned_count(grid, keep):
+                methods.append(method)
     return sorted(methods, key=lambda method: method.name not in registry.BASELINES)
 
 
