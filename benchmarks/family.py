@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common import RESULTS, machine, markdown_table
 from fewtokens.evaluate.summary import best, read_results, summarise
+from fewtokens.registry import BASELINES
 
 MEASURES = ("cosine", "rare cosine", "J&F", "total ms")
 
@@ -68,13 +69,36 @@ def report(folder: Path) -> None:
         for keep, names in best(found["summary"], measure).items()
     ]
     text += "\n## The five best\n\n" + markdown_table(first) + "\n"
-    text += (folder / "results.md").read_text().partition("\n## ")[1]
-    text += (folder / "results.md").read_text().partition("\n## ")[2]
+    text += "\n## Against the baselines\n\n" + markdown_table(standing(found["summary"])) + "\n"
+    _, head, rest = (folder / "results.md").read_text().partition("\n## ")
+    text += head + rest
     for name in ("cosine", "rare_cosine", "JF"):
         shutil.copy(folder / f"{name}.png", RESULTS / f"family_{name}.png")
         text += f"\n![{name}](family_{name}.png)\n"
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
+
+
+def standing(summary: list[dict]) -> list[dict]:
+    """For each method at how many budgets it is above random and downsample, and above all five baselines."""
+    budgets = [keep for keep in dict.fromkeys(line["keep"] for line in summary) if keep != 1.0]
+    at = {(line["keep"], line["method"]): line for line in summary}
+    rows = []
+    for method in dict.fromkeys(line["method"] for line in summary):
+        if method == "full" or method in BASELINES:
+            continue
+        row = {"method": f"`{method}`"}
+        for measure in MEASURES[:3]:
+            above = {"two": 0, "five": 0}
+            for keep in budgets:
+                own = at[keep, method][measure]
+                rivals = {name: at[keep, name][measure] for name in BASELINES}
+                above["two"] += own > max(rivals["random"], rivals["downsample"])
+                above["five"] += own > max(rivals.values())
+            row[f"{measure}: above random, downsample"] = f"{above['two']} of {len(budgets)}"
+            row[f"{measure}: above all five"] = f"{above['five']} of {len(budgets)}"
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":
