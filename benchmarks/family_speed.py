@@ -37,6 +37,7 @@ from common import time_side_by_side, write
 from fewtokens import registry
 from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.evaluate.cost import count
+from fewtokens.reduce.groups import frames_for
 from fewtokens.tokens import Tokens
 from fewtokens.video import read
 from reduce_speed import video_tokens
@@ -57,8 +58,8 @@ LOOPS: dict[str, tuple[Loops, bool]] = {
     "tome_video(within='frame')": (lambda x, m: naive.tome_video(x, m.target, "frame"), False),
     "merge_windows": (lambda x, m: naive.merge_windows(x, m.method._of_each(m.grid), 7), False),
     "tempme": (lambda x, m: naive.tempme(x, m.target, (2, 2, 3)), False),
-    "testa": (lambda x, m: naive.testa(x, m.target, m.method._frames(m.grid)), False),
-    "lftr": (lambda x, m: naive.lftr(x, m.target, m.method._frames(m.grid)), False),
+    "testa": (lambda x, m: naive.testa(x, m.target, frames_for(m.grid, KEEP, m.method.time)), False),
+    "lftr": (lambda x, m: naive.lftr(x, m.target, frames_for(m.grid, KEEP, m.method.time)), False),
     "metok": (lambda x, m: naive.metok(x, m.target, 5, 3, 6), False),
     "prunevid(ratio=0.5)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
 }

@@ -8,7 +8,7 @@ import torch
 
 from fewtokens import registry
 from fewtokens.reduce.centerclip import CenterClip, spectral_rows
-from fewtokens.reduce.groups import share_out
+from fewtokens.reduce.groups import frames_for, share_out
 from fewtokens.reduce.prunevid import PruneVid, contiguous
 from fewtokens.tokens import Tokens
 from tests.clips import clip
@@ -77,14 +77,17 @@ class TestAgainstLoops:
     def test_testa(self, keep, seed, time):
         tokens, x = video(seed=seed)
         (method,) = registry.build(f"testa({keep}, time={time})")
-        frames = method._frames(tokens.grid)
+        frames = frames_for(tokens.grid, method.keep, method.time)
         naive.same_tokens(method(tokens), naive.testa(x, method.planned_count(tokens.grid), frames))
 
     @pytest.mark.parametrize("time", [0.0, 0.5, 1.0])
     def test_lftr(self, keep, seed, time):
         tokens, x = video(seed=seed)
         (method,) = registry.build(f"lftr({keep}, time={time})")
-        naive.same_tokens(method(tokens), naive.lftr(x, method.planned_count(tokens.grid), method._frames(tokens.grid)))
+        naive.same_tokens(
+            method(tokens),
+            naive.lftr(x, method.planned_count(tokens.grid), frames_for(tokens.grid, method.keep, method.time)),
+        )
 
     @pytest.mark.parametrize("budget", [True, False])
     def test_metok(self, keep, seed, budget):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.grid import Grid
+from fewtokens.method import planned_count
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import merge_to
 from fewtokens.reduce.segments import deal, rank_within
@@ -35,6 +36,18 @@ def share_out(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tens
     order = order.masked_fill(slot == 0, -1.0).masked_fill(slot >= size[..., None], torch.inf)
     rank = order.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
     return (rank < total[:, None]).reshape(order.shape).sum(2)
+
+
+def frames_for(grid: Grid, keep: float | int, time: float) -> int:
+    """How many frames stay where a budget is met by fewer frames and fewer tokens of each.
+
+    Args:
+        time: of the reduction the part that falls to frames: keep**time of them stay, enough for the budget and no more
+            than it has tokens.
+    """
+    budget = planned_count(grid, keep)
+    wanted = round(grid.T * (budget / grid.cells) ** time)
+    return min(budget, max(wanted, -(-budget // grid.cells_per_frame)))
 
 
 def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, planned_count
+from fewtokens.method import Method, check_keep
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import best_match
-from fewtokens.reduce.groups import share_out
+from fewtokens.reduce.groups import frames_for, share_out
 from fewtokens.reduce.segments import rank_within
 from fewtokens.reduce.temporal import cosine
 from fewtokens.tokens import Tokens
@@ -44,11 +43,6 @@ class Lftr(Method):
             raise ValueError(f"time is the part of the reduction that falls to frames, in [0, 1], got {time}")
         self.time = float(time)
 
-    def _frames(self, grid: Grid) -> int:
-        budget = planned_count(grid, self.keep)
-        wanted = round(grid.T * (budget / grid.cells) ** self.time)
-        return min(budget, max(wanted, -(-budget // grid.cells_per_frame)))
-
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.whole_grid(self.name).features.detach().float().unflatten(1, (T, n))
@@ -56,7 +50,9 @@ class Lftr(Method):
         with torch.no_grad():
             mean = x.mean(2)
             novelty = torch.cat([torch.full_like(mean[:, :1, 0], 2.0), 1 - cosine(mean[:, 1:], mean[:, :-1])], 1)
-            number = torch.tensor([self._frames(grid) for grid in tokens.grid.videos(B)], device=x.device)
+            number = torch.tensor(
+                [frames_for(grid, self.keep, self.time) for grid in tokens.grid.videos(B)], device=x.device
+            )
             rank = novelty.masked_fill(~there, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             stays = (rank < number[:, None]) & there
             t = torch.arange(T, device=x.device)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, planned_count
+from fewtokens.method import Method, check_keep
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import merge_to
-from fewtokens.reduce.groups import merge_within, share_out
+from fewtokens.reduce.groups import frames_for, merge_within, share_out
 from fewtokens.tokens import Tokens
 
 
@@ -44,12 +44,6 @@ class Testa(Method):
             raise ValueError(f"time is the part of the reduction that falls to frames, in [0, 1], got {time}")
         self.time = float(time)
 
-    def _frames(self, grid: Grid) -> int:
-        """Frames that stay: enough for the budget, and no more than it has tokens."""
-        budget = planned_count(grid, self.keep)
-        wanted = round(grid.T * (budget / grid.cells) ** self.time)
-        return min(budget, max(wanted, -(-budget // grid.cells_per_frame)))
-
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.whole_grid(self.name).features.detach().float()
@@ -59,7 +53,9 @@ class Testa(Method):
             rows = F.normalize(x, dim=2).unflatten(1, (T, n)).flatten(2)
             frames = Tokens.from_cells(rows, Grid(T, 1, 1)).replace(mask=there, sizes=there.float())
             index = torch.arange(T, device=x.device).expand(B, -1).masked_fill(~there, -1)
-            wanted = torch.tensor([self._frames(grid) for grid in tokens.grid.videos(B)], device=x.device)
+            wanted = torch.tensor(
+                [frames_for(grid, self.keep, self.time) for grid in tokens.grid.videos(B)], device=x.device
+            )
             merged = merge_to(frames.replace(source=index), wanted)
             frame = merged.source.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
