@@ -93,7 +93,7 @@ def test_methods():
     rows = json.loads(run("methods", "--json").stdout)
     by_name = {row["method"]: row for row in rows}
     assert by_name["rlt"]["stage"] == "pixels"
-    assert by_name["rlt"]["count"] == "by threshold"
+    assert by_name["rlt"]["count"] == "threshold, or exact"
     assert by_name["rlt"]["streaming"] == "yes"
     assert by_name["tome"]["count"] == "exact"
     assert "kmeans" in run("methods").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Annotated, Any
 
 import typer
@@ -29,8 +30,17 @@ def methods(
         if as_json:
             print_json(rows)
             return
-        columns = ("method", "stage", "count", "streaming", "trainable", "paper")
-        out.print(table("", [{column: row[column] for column in columns} for row in rows]))
+        listed = [
+            {
+                "method": row["method"],
+                "stage": row["stage"] + (", trained" if row["trainable"] == "yes" else ""),
+                "count": row["count"],
+                "streaming": row["streaming"],
+                "from": _source(row["paper"]),
+            }
+            for row in rows
+        ]
+        out.print(table("", listed))
         out.print('One of them: fewtokens methods NAME. A chain: --with "rlt | tome(keep=0.1)".', style="dim")
         return
     row = describe(name)
@@ -47,16 +57,24 @@ def methods(
             out.print(f"[bold]{label}[/bold]  {escape(value)}", highlight=False)
 
 
+def _source(paper: str) -> str:
+    """The arXiv number of a paper, or its first words."""
+    found = re.search(r"\d{4}\.\d{5}", paper)
+    return found.group() if found else paper.partition(":")[0]
+
+
 def describe(name: str) -> dict[str, Any]:
     """Everything that a method says of itself."""
     from fewtokens import registry
 
     method = registry.get(name)()
+    either = "threshold, or exact" if "keep" in method.arguments else "threshold"
+    streams = "yes" if method.causal else "as an option" if hasattr(method, "step") else "no"
     return {
         "method": name,
         "stage": method.stage,
-        "count": "exact" if method.budget else "by threshold",
-        "streaming": "yes" if method.causal else "no",
+        "count": "exact" if method.budget else either,
+        "streaming": streams,
         "trainable": "yes" if method.trainable else "no",
         "paper": method.paper,
         "baseline": name in registry.BASELINES,
