@@ -69,7 +69,7 @@ def describe(name: str) -> dict[str, Any]:
 
     method = registry.get(name)()
     either = "threshold, or exact" if "keep" in method.arguments else "threshold"
-    streams = "yes" if method.causal else "as an option" if hasattr(method, "step") else "no"
+    streams = "yes" if method.causal else "as an option" if hasattr(type(method), "step") else "no"
     return {
         "method": name,
         "stage": method.stage,
