@@ -157,12 +157,11 @@ def bench(
                 rows.append(row)
                 done.add(job)
         advance(len(wanted))
-    kept = set(wanted) & done
-    rows = [row for row in rows if (row["clip"], row["method"], row["keep"]) in kept]
+    # Two runs that share a folder may both have made a row.
+    by_job = {(row["clip"], row["method"], row["keep"]): row for row in rows}
+    rows = [by_job[job] for job in wanted if job in by_job]
     if not rows:
         raise ValueError("nothing could be read, so there is nothing to compare")
-    order = {job: number for number, job in enumerate(wanted)}
-    rows.sort(key=lambda row: order[row["clip"], row["method"], row["keep"]])
     report = _write(target, settings, rows, pictures)
     if as_json:
         print_json({"settings": settings, "summary": report, "failed": failed, "page": str(target / "index.html")})
