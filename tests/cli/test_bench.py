@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from fewtokens import Tokens, registry
+from fewtokens.cli import app
 from fewtokens.streaming import load
 from fewtokens.video import synthetic, write
 from tests.cli.test_command import error_line, run
+
+
+def refused(*words: str) -> str:
+    """The one line that a command says before it ends with 2; in this process, which is quicker than one of its own."""
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2, done.output
+    (line,) = [line for line in done.stderr.splitlines() if line.strip()]
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +140,10 @@ def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
         (["--compare", "VIDEO", "VIDEO"], "results.json of fewtokens bench"),
     ],
 )
-def test_bad_input(folder, tmp_path, words, says):
+def test_bad_input(folder, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
     video = str(folder / "videos" / "pan.mp4")
-    done = run("bench", *(video if word == "VIDEO" else word for word in words), code=2, cwd=tmp_path)
-    assert says in done.stderr
+    assert says in refused("bench", *(video if word == "VIDEO" else word for word in words))
 
 
 class TestStream:
@@ -175,10 +185,9 @@ class TestStream:
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),
         ],
     )
-    def test_bad_input(self, folder, tmp_path, words, says):
-        video = folder / "videos" / "pan.mp4"
-        done = run("tokenize", video, "--stream", "--out", "o", *words, code=2, cwd=tmp_path)
-        assert says in done.stderr
+    def test_bad_input(self, folder, tmp_path, monkeypatch, words, says):
+        monkeypatch.chdir(tmp_path)
+        assert says in refused("tokenize", str(folder / "videos" / "pan.mp4"), "--stream", "--out", "o", *words)
 
 
 def test_words(folder, tmp_path):

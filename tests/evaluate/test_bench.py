@@ -29,6 +29,12 @@ def item(kind="static", frames=5):
     return Item(kind, video.frames, video.times)
 
 
+@pytest.fixture(scope="module")
+def static():
+    encoder = vit()
+    return encoder, encode(item(), encoder, repeats=1)
+
+
 class TestSpecs:
     def test_all_that_an_encoder_serves(self):
         all_of_them = specs_of("all", vit())
@@ -45,10 +51,9 @@ class TestSpecs:
 
     @pytest.mark.parametrize("spec", specs_of("all", vit()))
     @pytest.mark.parametrize("keep", [0.5, 0.1, 0.02])
-    def test_every_method_meets_every_budget(self, spec, keep):
+    def test_every_method_meets_every_budget(self, spec, keep, static):
         """From below where it counts in blocks or frames, never from above."""
-        encoder, given = vit(), item()
-        encoded = encode(given, encoder, repeats=1)
+        encoder, encoded = static
         row = measure(encoded, encoder, spec, keep, repeats=1)
         wanted = planned_count(encoded.tokens.grid, keep)
         per_frame = encoded.tokens.grid.T if chain(spec, keep, encoded.tokens.grid)[0].stage == "encoder" else 1

@@ -132,6 +132,8 @@ def bench(
                 cache = target / "features" / f"{name}.safetensors"
                 encoded = encode(item, loaded, repeats=repeats, cache=cache)
             except (ValueError, OSError) as error:
+                if len(sources) == 1:
+                    raise
                 fail(error)
                 failed.append({"video": str(path), "error": " ".join(str(error).split())})
                 continue
