@@ -3,7 +3,7 @@
     python benchmarks/family_speed.py            # about ten minutes on 2 cores
     python benchmarks/family_speed.py loops      # one part alone: loops, encoder, rlt
 
-Three tables in results/family_speed.md:
+Three tables, results/family_speed_loops.md, _encoder.md and _rlt.md:
 
 * loops: each method on [32,196,896] and [128,196,896] at a quarter of the tokens, against the loop for each token,
   frame or segment that tests/golden/naive.py writes down from the papers (quadratic loops, and the methods that look
@@ -182,7 +182,7 @@ def rlt(device: str) -> list[dict]:
         return []
     dinov2 = load_encoder(data / "weights" / "dinov2-small", device=device)
     rows = []
-    for clip, camera in (("vtest.avi", "still"), ("01_dog.mp4", "moving")):
+    for clip, camera in (("vtest.avi", "still"), ("cutie_example.mp4", "moving")):
         frames = read(data / "clips" / clip, fps=10, end=3.2, size=224).frames[None]
         specs = ("rlt(0.05)", "rlt(0.1)", "rlt(0.3)", "rlt(keep=0.1)")
         methods = {spec: registry.build(spec) for spec in specs}
@@ -216,13 +216,14 @@ if __name__ == "__main__":
     if unknown := set(wanted) - set(parts):
         raise SystemExit(f"parts are {', '.join(parts)}, not {', '.join(unknown)}")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    tables = {name: [row for device in devices for row in parts[name](device)] for name in wanted}
-    write(
-        "family_speed" if len(wanted) == len(parts) else f"family_speed_{'_'.join(wanted)}",
-        "The training-free family: speed",
-        f"python benchmarks/family_speed.py {' '.join(sys.argv[1:])}".strip(),
-        {name: rows for name, rows in tables.items() if rows},
-        "Milliseconds: median (least..most) of two runs; loops once. Of encoding: against ViT-S/14, as many frames. "
+    notes = {
+        "loops": "Milliseconds: median (least..most) of two runs; loops once. Of encoding: against ViT-S/14, as many frames. "
         "Same tokens: the share that stands for exactly the same cells; loops compute in float64, so ties and the last "
         "digit may go another way.",
-    )
+        "encoder": "Milliseconds: median (least..most) of two runs, to a quarter of the tokens.",
+        "rlt": "Milliseconds from frames to tokens: median (least..most) of two runs.",
+    }
+    for name in wanted:
+        if rows := [row for device in devices for row in parts[name](device)]:
+            command = f"python benchmarks/family_speed.py {name}"
+            write(f"family_speed_{name}", f"The training-free family: speed ({name})", command, rows, notes[name])
