@@ -12,7 +12,8 @@ Three tables, results/family_speed_loops.md, _encoder.md and _rlt.md:
   Expected: the same tokens but for ties; loops 2 to 10 times slower (their inner steps are vectorised too), but for
   `max_min`, which is one long chain of products of a matrix with a vector, and which numpy does faster.
 * encoder: methods inside ViT-S and ViT-B at 224 and 448 px, batch 1 and 8, to a quarter of the tokens: the ratio of
-  the times beside the ratio of the operations. Expected: at batch 8 most of the saved operations arrive as time, at batch 1 half of them or none.
+  the times beside the ratio of the operations. Expected: at batch 8 most of the saved operations arrive as time, at
+  batch 1 half of them or none.
 * rlt: a still camera and a moving one, with the weights of ../shared/data (or $FEWTOKENS_DATA): the encoder's time
   falls with the tokens.
 
