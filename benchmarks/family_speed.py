@@ -218,7 +218,7 @@ if __name__ == "__main__":
         raise SystemExit(f"parts are {', '.join(parts)}, not {', '.join(unknown)}")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     notes = {
-        "loops": "Milliseconds: median (least..most) of two runs; loops once. Of encoding: against ViT-S/14, as many frames. "
+        "loops": "Milliseconds: median (least..most) of two runs; loops once. Of encoding: against ViT-S/14. "
         "Same tokens: the share that stands for exactly the same cells; loops compute in float64, so ties and the last "
         "digit may go another way.",
         "encoder": "Milliseconds: median (least..most) of two runs, to a quarter of the tokens.",
