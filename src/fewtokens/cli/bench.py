@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 # What a table in the terminal has room for.
-_SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "method ms", "total ms")
+_SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "total ms")
 _CHANGED = ("keep", "method", "Δ cosine", "Δ J&F", "Δ total ms")
 
 

@@ -101,7 +101,7 @@ def table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     for name in rows[0] if rows else ():
         is_number = any(isinstance(row[name], int | float) for row in rows)
         # On a narrow terminal names are wrapped, numbers are not.
-        width = max([len(name), *(len(text(name, row[name])) for row in rows)]) if is_number else None
+        width = max([len(name), *(len(text(name, row[name])) for row in rows)]) if is_number else 12
         short = name == "method" and all(len(str(row[name])) <= 24 for row in rows)
         made.add_column(name, justify="right" if is_number else "left", no_wrap=is_number or short, min_width=width)
     for row in rows:
