@@ -69,6 +69,11 @@ def planned_count(grid: Grid, keep: float | int) -> int:
     return max(1, min(wanted, grid.cells))
 
 
+def planned_by_frame(grid: Grid, keep: float | int) -> int:
+    """How many tokens a video keeps where each frame meets the budget by itself, as inside an encoder."""
+    return grid.T * planned_count(Grid(1, grid.H, grid.W), keep)
+
+
 class Method(nn.Module):
     """Tokens in, fewer tokens out.
 

@@ -110,16 +110,18 @@ def bench(
         "seed": seed,
     }
     _check_settings(target / "settings.json", settings)
-    rows = _read_rows(target / "rows.jsonl")
-    done = {(row["clip"], row["method"], row["keep"]) for row in rows}
+    # A row by its clip, method and budget; two runs that share a folder may both have made one.
+    made = {(row["clip"], row["method"], row["keep"]): row for row in _read_rows(target / "rows.jsonl")}
     wanted = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
     failed: list[dict[str, str]] = []
     drawn = _drawn(sources, shown)
     pictures: dict[str, Any] = {}
+    where = pick_device(device)
+    finished = sum(job in made for job in wanted)
     with progress("bench", len(wanted)) as advance:
-        advance(sum(job in done for job in wanted))
+        advance(finished)
         for name, path, masks in sources:
-            left = [job for job in wanted if job[0] == name and job not in done]
+            left = [job for job in wanted if job[0] == name and job not in made]
             if not left and name not in drawn:
                 continue
             try:
@@ -128,7 +130,7 @@ def bench(
                     pictures[name] = _pictures(item)
                 if not left:
                     continue
-                advance(len(done & set(wanted)), title=f"{name}: encoding")
+                advance(finished, title=f"{name}: encoding")
                 cache = target / "features" / f"{name}.safetensors"
                 encoded = encode(item, loaded, repeats=repeats, cache=cache)
             except (ValueError, OSError) as error:
@@ -137,31 +139,20 @@ def bench(
                 fail(error)
                 failed.append({"video": str(path), "error": " ".join(str(error).split())})
                 continue
+            options: dict[str, Any] = {"repeats": repeats, "seed": seed, "shown": name in drawn, "device": where}
             for job in left:
                 _, spec, budget = job
-                advance(len(done & set(wanted)), title=f"{name}: {spec} {budget:g}")
+                advance(finished, title=f"{name}: {spec} {budget:g}")
                 try:
-                    row = measure(
-                        encoded,
-                        loaded,
-                        spec,
-                        budget,
-                        repeats=repeats,
-                        seed=seed,
-                        shown=name in drawn,
-                        device=pick_device(device),
-                    )
+                    made[job] = measure(encoded, loaded, spec, budget, **options)
                 except ValueError as error:
                     # A budget that a method cannot reach in this encoder leaves a gap in the tables.
                     fail(f"{name}, {spec} at {budget:g}: {error}")
                     continue
-                _append(target / "rows.jsonl", row)
-                rows.append(row)
-                done.add(job)
+                _append(target / "rows.jsonl", made[job])
+                finished += 1
         advance(len(wanted))
-    # Two runs that share a folder may both have made a row.
-    by_job = {(row["clip"], row["method"], row["keep"]): row for row in rows}
-    rows = [by_job[job] for job in wanted if job in by_job]
+    rows = [made[job] for job in wanted if job in made]
     if not rows:
         raise ValueError("nothing could be read, so there is nothing to compare")
     report = _write(target, settings, rows, pictures)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import inspect
 import statistics
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fewtokens import files, registry
 from fewtokens.evaluate.compare import TIME_WEIGHT
-from fewtokens.evaluate.cost import count, peak_memory, prefill_gflops
+from fewtokens.evaluate.cost import count, half_range, peak_memory, prefill_gflops, timings
 from fewtokens.evaluate.davis import mean_numbers, score
 from fewtokens.evaluate.fidelity import mean_cosine, psnr, rare_cells, relative_error
 from fewtokens.evaluate.propagation import Protocol, propagate, resize_masks, soft_labels, to_masks
@@ -154,8 +153,10 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
             return Encoded(item, tokens, tensors, tuple(header["milliseconds"]), header["gflops"])
     frames = item.frames[None]
     with torch.inference_mode():
-        counted = count(lambda: encoder(frames, item.times))
-        milliseconds = timed(lambda: encoder(frames, item.times), repeats)
+        found: list[Tokens] = []
+        counted = count(lambda: found.append(encoder(frames, item.times)[0]))
+        device = found[0].device
+        milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
         tokens, cues = encoder(frames, item.times, needs=encoder.gives)
     gflops = 2 * counted.by("macs")
     tokens = tokens.to("cpu")
@@ -203,7 +204,7 @@ def measure(
             return pipeline(tokens, **cues)
 
         out = run()
-        method_ms = timed(run, repeats)
+        method_ms = timings(run, repeats, tokens.device)
         memory = [peak_memory(run, tokens.device)] if methods else []
         total_ms = tuple(encoder_ms + ms for ms in method_ms)
     else:
@@ -217,7 +218,7 @@ def measure(
         kept: list[Tokens] = []
         counted = count(lambda: memory.append(peak_memory(lambda: kept.append(run()), tokens.device)))
         gflops, out = 2 * counted.by("macs"), kept[0]
-        total_ms = timed(run, repeats)
+        total_ms = timings(run, repeats, tokens.device)
     row: dict[str, Any] = {
         "clip": encoded.item.name,
         "method": spec,
@@ -230,10 +231,10 @@ def measure(
     row |= kept_of(out.to("cpu"), encoded, methods, encoder)
     row |= {
         "method ms": statistics.median(method_ms) if method_ms and methods else None,
-        "method ± ms": _spread(method_ms) if method_ms and methods else None,
+        "method ± ms": half_range(method_ms) if method_ms and methods else None,
         "encoder ms": encoder_ms if method_ms else None,
         "total ms": statistics.median(total_ms),
-        "total ± ms": _spread(total_ms if not method_ms else encoded.milliseconds),
+        "total ± ms": half_range(total_ms if not method_ms else encoded.milliseconds),
         "encoder GFLOPs": gflops,
         "prefill GFLOPs": prefill_gflops(int(out.count[0])),
         "peak MiB": memory[0] / 2**20 if memory else None,
@@ -281,23 +282,6 @@ def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
     resized = mean_numbers(score(predicted, resize_masks(masks, _RESIZED)))
     names = ("J&F", "J", "F")
     return {name: native[name] for name in names} | {f"{name} 880": resized[name] for name in names}
-
-
-def timed(run: Callable[[], Any], repeats: int) -> tuple[float, ...]:
-    """Milliseconds of each of `repeats` runs."""
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        found.append(1000 * (time.perf_counter() - start))
-    return tuple(found)
-
-
-def _spread(values: Sequence[float]) -> float:
-    """Half the range."""
-    return (max(values) - min(values)) / 2
 
 
 def shown_frames(frames: int) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewtokens import registry
+from fewtokens.evaluate.cost import half_range, timings
 from fewtokens.evaluate.fidelity import mean_cosine, psnr, relative_error
 from fewtokens.grid import Grid
 from fewtokens.method import CUES, Method, planned_count
@@ -62,7 +62,7 @@ class Row:
     @property
     def spread_ms(self) -> float:
         """Half the range over the repeats."""
-        return (max(self.milliseconds) - min(self.milliseconds)) / 2
+        return half_range(self.milliseconds)
 
     def numbers(self) -> dict[str, float | int | str]:
         """The columns of a table."""
@@ -142,11 +142,4 @@ def _timed(
     method: Method, tokens: Tokens, cues: Mapping[str, Tensor], repeats: int
 ) -> tuple[Tokens, tuple[float, ...]]:
     reduced = method(tokens, **cues)
-    milliseconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        reduced = method(tokens, **cues)
-        if tokens.device.type == "cuda":
-            torch.cuda.synchronize(tokens.device)
-        milliseconds.append(1000 * (time.perf_counter() - start))
-    return reduced, tuple(milliseconds)
+    return reduced, timings(lambda: method(tokens, **cues), repeats, tokens.device)

@@ -20,7 +20,7 @@ import math
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -271,17 +271,29 @@ class Latency:
 
 def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up: int = 2) -> Latency:
     """Times `run(*inputs)` without gradient, after a warm-up; waits for a GPU to finish."""
-    times = []
     with torch.inference_mode():
-        for turn in range(warm_up + repeats):
-            _wait(inputs[0].device)
-            start = time.perf_counter()
+        for _ in range(warm_up):
             run(*inputs)
-            _wait(inputs[0].device)
-            if turn >= warm_up:
-                times.append(1e3 * (time.perf_counter() - start))
+        times = timings(lambda: run(*inputs), repeats, inputs[0].device)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     return Latency(statistics.median(times), quartiles[0], quartiles[2], repeats)
+
+
+def timings(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, ...]:
+    """Milliseconds of each of `repeats` runs; waits for a GPU to finish."""
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return tuple(times)
+
+
+def half_range(times: Sequence[float]) -> float:
+    """The spread of a few repeats."""
+    return (max(times) - min(times)) / 2
 
 
 def _wait(device: torch.device) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.plan import Plan
+
 # Distances are taken in blocks of at most this many entries (16 MiB in float32).
 _ENTRIES_AT_ONCE = 1 << 22
 
@@ -68,6 +70,25 @@ def nearest_centre(features: Tensor, centres: Tensor, real: Tensor) -> Tensor:
     for rows in features.float().split(block, 1):
         out.append(_distance(rows, centres.float()).masked_fill(~real[:, None], torch.inf).argmin(2))
     return torch.cat(out, 1)
+
+
+def around_peaks(features: Tensor, mask: Tensor, number: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Clusters around the densest peaks: each token joins its nearest one, a peak its own.
+
+    Args:
+        features: [B,N,C]; mask: bool [B,N]. number: [B], clusters; none where it is 0. neighbours: of the density.
+
+    Returns:
+        The cluster of each token, int64 [B,N], counted in the order of the peaks (padded slots mean nothing), and how
+        many clusters there are, [B].
+    """
+    rank = density_peaks(features, mask, neighbours).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    peaks = Plan.keep((rank < number[:, None]) & mask)
+    assert peaks.dest is not None
+    real = torch.arange(peaks.width, device=features.device) < peaks.count[:, None]
+    label = nearest_centre(features, peaks.move(features), real)
+    # A peak stays in its own cluster even where another one is equal to it.
+    return torch.where(peaks.dest >= 0, peaks.dest, label), peaks.count
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from fewtokens.method import Method, check_keep
 from fewtokens.plan import Plan
-from fewtokens.reduce.density import density_peaks, nearest_centre
+from fewtokens.reduce.density import around_peaks
 from fewtokens.tokens import Tokens
 
 
@@ -36,11 +34,5 @@ class DpcKnn(Method):
         self.neighbours = neighbours
 
     def plan(self, tokens: Tokens) -> Plan:
-        scores = density_peaks(tokens.features, tokens.mask, self.neighbours)
-        centres = Plan.top(scores, self.counts(tokens), tokens)
-        assert centres.pick is not None and centres.dest is not None
-        real = torch.arange(centres.width, device=tokens.device) < centres.count[:, None]
-        labels = nearest_centre(tokens.features, centres.move(tokens.features), real)
-        # A centre stays in its own cluster even where another one is equal to it.
-        labels = torch.where(centres.dest >= 0, centres.dest, labels)
-        return Plan.group(labels, tokens, centres.width)
+        labels, count = around_peaks(tokens.features, tokens.mask, self.counts(tokens), self.neighbours)
+        return Plan.group(labels, tokens, int(count.max()))

@@ -61,15 +61,14 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
         went, int64 [B,N], as group * width + place (0 for those in no group).
     """
     group = group.masked_fill(~tokens.mask, -1)
-    width = max(1, int(sizes_of(group, groups).max()))
+    count = sizes_of(group, groups)
+    width = max(1, int(count.max()))
     place = rank_within(torch.zeros_like(tokens.sizes), group, groups)
     slot = (group * width + place).masked_fill(group < 0, groups * width)
     index = torch.zeros(tokens.B, groups * width + 1, dtype=torch.int64, device=tokens.device)
     own = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
     index = index.scatter(1, slot, own)[:, :-1]
-    real = torch.zeros_like(index, dtype=torch.bool).scatter(1, slot.clamp(max=groups * width - 1), group >= 0)
-    # The last place of the last group may have been marked by a token of no group, or unmarked by one.
-    real[:, -1] = ((slot == groups * width - 1) & (group >= 0)).any(1)
+    real = (torch.arange(width, device=tokens.device) < count[..., None]).flatten(1)
     features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.C)).masked_fill(~real[..., None], 0)
     rows = tokens.B * groups
     grid = Grid(1, 1, width)
@@ -89,6 +88,11 @@ def regroup(reduced: Tokens, slot: Tensor, group: Tensor, tokens: Tokens) -> Pla
     source = reduced.source.reshape(tokens.B, -1).gather(1, slot)
     label = (group.clamp(min=0) * reduced.N + source).masked_fill((source < 0) | (group < 0), -1)
     return Plan.group(label, tokens, reduced.B // tokens.B * reduced.N)
+
+
+def follow(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
+    """Labels int64 [B,N], equal among the tokens that a plan merges, for the tokens `after` it; -1 in padded slots."""
+    return plan.move(label[..., None].float()).squeeze(2).round().long().masked_fill(~after.mask, -1)
 
 
 def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:

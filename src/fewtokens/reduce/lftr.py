@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from fewtokens.method import Method, check_keep
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import best_match
-from fewtokens.reduce.groups import frames_for, share_out
+from fewtokens.reduce.groups import follow, frames_for, share_out
 from fewtokens.reduce.segments import rank_within
 from fewtokens.reduce.temporal import cosine
 from fewtokens.tokens import Tokens
@@ -61,8 +61,7 @@ class Lftr(Method):
             by_frames = Plan.group((into * n + place).flatten(1).masked_fill(~tokens.mask, -1), tokens, T * n)
         fewer = tokens.apply(by_frames)
         with torch.no_grad():
-            group = by_frames.move(into.flatten(1)[..., None].float()).squeeze(2).round().long()
-            group = group.masked_fill(~fewer.mask, -1)
+            group = follow(by_frames, into.flatten(1), fewer)
             # Whole frames in a row again: those that stay, n tokens each.
             frames = int(number.max())
             unit = F.normalize(fewer.features.detach().float(), dim=2).unflatten(1, (frames, n))

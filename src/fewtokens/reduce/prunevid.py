@@ -9,8 +9,8 @@ from torch import Tensor
 from fewtokens.grid import Grid
 from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan
-from fewtokens.reduce.density import density_peaks, nearest_centre
-from fewtokens.reduce.groups import grouped, regroup, share_out, sizes_of
+from fewtokens.reduce.density import around_peaks
+from fewtokens.reduce.groups import follow, grouped, regroup, share_out, sizes_of
 from fewtokens.tokens import Tokens
 
 # Sets of at most so many tokens are left as they are.
@@ -84,7 +84,7 @@ class PruneVid(Method):
         # Sets: the dynamic tokens of frame t are T + t, the static ones of the segment that begins at t are t.
         of = torch.where(static, first[..., None], T + t).flatten(1)
         fewer = tokens.apply(averaged)
-        group = averaged.move(of[..., None].float()).squeeze(2).round().long().masked_fill(~fewer.mask, -1)
+        group = follow(averaged, of, fewer)
         size = sizes_of(group, 2 * T)
         if self.keep is None:
             counts = torch.where(size > _SMALL, (size * self.ratio + 1e-6).long().clamp(min=1), size)
@@ -99,15 +99,8 @@ def frame_segments(vectors: Tensor, there: Tensor, number: Tensor, neighbours: i
     Args:
         vectors: [B,T,C]. there: bool [B,T], real frames. number: [B], clusters.
     """
-    T = vectors.shape[1]
-    rank = density_peaks(vectors, there, neighbours).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    peaks = (rank < number[:, None]) & there
-    centres = Plan.keep(peaks)
-    assert centres.dest is not None
-    real = torch.arange(centres.width, device=vectors.device) < centres.count[:, None]
-    label = nearest_centre(vectors, centres.move(vectors), real)
-    label = torch.where(peaks, centres.dest, label).masked_fill(~there, T)
-    return contiguous(label, there)
+    label, _ = around_peaks(vectors, there, number, neighbours)
+    return contiguous(label.masked_fill(~there, vectors.shape[1]), there)
 
 
 def contiguous(label: Tensor, there: Tensor) -> Tensor:
@@ -155,11 +148,6 @@ def _static(x: Tensor, first: Tensor, there: Tensor, tau: float) -> Tensor:
 def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbours: int) -> Plan:
     """Clusters each group around its `counts` [B,groups] density peaks; a group without places is dropped."""
     parts, slot = grouped(tokens, group, counts.shape[1])
-    scores = density_peaks(parts.features, parts.mask, neighbours)
-    centres = Plan.top(scores, counts.flatten(), parts)
-    assert centres.dest is not None
-    real = torch.arange(centres.width, device=tokens.device) < centres.count[:, None]
-    label = nearest_centre(parts.features, centres.move(parts.features), real)
-    label = torch.where(centres.dest >= 0, centres.dest, label)
-    label = label.masked_fill(~parts.mask | (centres.count == 0)[:, None], -1)
+    label, count = around_peaks(parts.features, parts.mask, counts.flatten(), neighbours)
+    label = label.masked_fill(~parts.mask | (count == 0)[:, None], -1)
     return regroup(parts.replace(source=label), slot, group, tokens)

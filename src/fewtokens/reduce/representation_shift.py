@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, check_share, planned_count
+from fewtokens.method import Method, check_keep, check_share, planned_by_frame, planned_count
 from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 
@@ -41,7 +41,7 @@ class RepresentationShift(Method):
 
     def planned_count(self, grid: Grid) -> int:
         if self.stage == "encoder":
-            return grid.T * planned_count(Grid(1, grid.H, grid.W), self.keep)
+            return planned_by_frame(grid, self.keep)
         return planned_count(grid, self.keep)
 
     def plan(self, tokens: Tokens, *, shift: Tensor, layer: int = 0, depth: int = 1) -> Plan:

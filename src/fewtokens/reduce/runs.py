@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,12 @@ from fewtokens.tokens import Tokens
 class Runs(Method):
     """A patch starts a run where it has changed; the first frame always does. The run's first patch is the token.
 
-    A method that extends this says by `change` how much a patch differs from the one before, and gives its threshold
-    to `__init__`. Sizes are the lengths of the runs, which sum to T*H*W.
+    A method that extends this gives its threshold to `__init__` and says by `change(before, now)` how much patches
+    differ, [B,N], from pixels in 0..1: `before` is the first sub-frame of the patch before, float32 [B,N,D], `now` the
+    last one of the patch itself. Sizes are the lengths of the runs, which sum to T*H*W.
     """
+
+    change: Callable[[Tensor, Tensor], Tensor]
 
     stage = "pixels"
     needs = ("pixels",)
@@ -37,14 +40,6 @@ class Runs(Method):
         self.budget = keep is not None
         # A budget is met by looking at the whole video.
         self.causal = keep is None
-
-    def change(self, before: Tensor, now: Tensor) -> Tensor:
-        """How much patches differ, [B,N] (above the threshold = changed), from pixels in 0..1.
-
-        Args:
-            before: the first sub-frame of the patch before, float32 [B,N,D]. now: the last one of the patch itself.
-        """
-        raise NotImplementedError
 
     def planned_count(self, grid: Grid) -> int | None:
         return None if self.keep is None else max(grid.cells_per_frame, planned_count(grid, self.keep))

@@ -14,6 +14,7 @@ from fewtokens.method import Method, check_keep, planned_count
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import best_match
 from fewtokens.reduce.components import by_cosine
+from fewtokens.reduce.groups import grouped, regroup
 from fewtokens.reduce.search import to_budget
 from fewtokens.tokens import Tokens
 
@@ -68,9 +69,9 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     """Both passes and the last assignment, for a tau [B] of each video."""
     with torch.no_grad():
         x = tokens.features.float()
-        label = _within_frames(x, tokens, tau)
-        to_first = Plan.group(label, tokens, tokens.N)
-        first = tokens.replace(features=x).apply(to_first)
+        wide = tokens.replace(features=x)
+        to_first = _within_frames(wide, tau)
+        first = wide.apply(to_first)
         second = by_cosine(first.features, first.mask, tau)
         to_second = Plan.group(second, first, first.N)
         representatives = first.apply(to_second)
@@ -94,19 +95,9 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     return replace(out, features=features.masked_fill(~out.mask[..., None], 0).to(tokens.features.dtype))
 
 
-def _within_frames(x: Tensor, tokens: Tokens, tau: Tensor) -> Tensor:
-    """Components within each frame, int64 [B,N]: the tokens of each are gathered into a row of their own."""
-    B, T, N = tokens.B, tokens.grid.T, tokens.N
-    frame = tokens.frame.masked_fill(~tokens.mask, T)
-    order = frame.argsort(dim=1, stable=True)
-    count = F.one_hot(frame, T + 1)[..., :T].sum(1)  # [B,T]
-    width = max(1, int(count.max()))
-    place = torch.arange(width, device=x.device)
-    real = place < count[..., None]
-    index = order.gather(1, ((count.cumsum(1) - count)[..., None] + place).clamp(max=N - 1).reshape(B, -1))
-    rows = x.gather(1, index[..., None].expand(-1, -1, x.shape[2])).reshape(B * T, width, -1)
-    label = by_cosine(rows, real.reshape(B * T, width), tau.repeat_interleave(T)).reshape(B, T, width)
-    whole = index.reshape(B, T, width).gather(2, label)
-    out = torch.arange(N + 1, device=x.device).repeat(B, 1)
-    slot = index.masked_fill(~real.reshape(B, -1), N)
-    return out.scatter(1, slot, whole.reshape(B, -1))[:, :N]
+def _within_frames(tokens: Tokens, tau: Tensor) -> Plan:
+    """Merges the components of each frame."""
+    frame = tokens.frame.masked_fill(~tokens.mask, -1)
+    parts, slot = grouped(tokens, frame, tokens.grid.T)
+    label = by_cosine(parts.features, parts.mask, tau.repeat_interleave(tokens.grid.T))
+    return regroup(parts.replace(source=label.masked_fill(~parts.mask, -1)), slot, frame, tokens)

@@ -11,7 +11,7 @@ from fewtokens.grid import Grid
 from fewtokens.method import Method, check_keep
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import merge_to
-from fewtokens.reduce.groups import frames_for, merge_within, share_out
+from fewtokens.reduce.groups import follow, frames_for, merge_within, share_out
 from fewtokens.tokens import Tokens
 
 
@@ -60,8 +60,7 @@ class Testa(Method):
             frame = merged.source.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
             by_frames = Plan.group(label, tokens, merged.N * n)
-            group = by_frames.move(frame[..., None].float()).squeeze(2).round().long()
         fewer = tokens.apply(by_frames)
         size = (torch.arange(merged.N, device=x.device) < wanted[:, None]) * n
         counts = share_out(self.counts(tokens), size)
-        return fewer.apply(merge_within(fewer, group.masked_fill(~fewer.mask, -1), counts))
+        return fewer.apply(merge_within(fewer, follow(by_frames, frame, fewer), counts))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, check_share, planned_count
+from fewtokens.method import Method, check_keep, check_share, planned_by_frame, planned_count
 from fewtokens.plan import Plan
 from fewtokens.reduce.bipartite import bipartite_plan, merge_to
 from fewtokens.tokens import Tokens
@@ -75,7 +75,7 @@ class Tome(Method):
             return None
         if self.stage == "encoder":
             # The encoders here look at one frame at a time, and each frame meets the budget by itself.
-            return grid.T * planned_count(Grid(1, grid.H, grid.W), self.keep)
+            return planned_by_frame(grid, self.keep)
         return planned_count(grid, self.keep)
 
     def plan(self, tokens: Tokens, *, keys: Tensor, layer: int, depth: int) -> Plan:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_share, planned_count
+from fewtokens.method import Method, check_share, planned_by_frame
 from fewtokens.plan import sums
 from fewtokens.reduce.bipartite import bipartite_plan
 from fewtokens.tokens import Tokens
@@ -68,7 +68,7 @@ class VidTldr(Method):
     def planned_count(self, grid: Grid) -> int | None:
         if self.keep is None:
             return None
-        return grid.T * planned_count(Grid(1, grid.H, grid.W), self.keep)
+        return planned_by_frame(grid, self.keep)
 
     def _away(self, tokens: Tokens, layer: int, depth: int) -> Tensor:
         """How many tokens of each video go in this block, int64 [B]."""
