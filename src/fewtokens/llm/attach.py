@@ -1,0 +1,86 @@
+"""A model with few visual tokens for the length of a `with` block; nothing of it is changed, hooks are taken off again.
+
+with attach(model, "dycoke(keep=0.25)") as few:
+    ids = few.generate(**inputs, max_new_tokens=64)     # as model.generate
+    loss = few(**inputs, labels=labels).loss            # as model(...)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fewtokens.llm.family import family_of
+from fewtokens.llm.splice import Compressed, as_pipeline, compress
+from fewtokens.method import Method
+from fewtokens.pipeline import Pipeline
+
+
+class Attached:
+    """What `attach` gives.
+
+    Attributes:
+        last: what became of the last prompt that held a video, see `Compressed`.
+    """
+
+    def __init__(self, model: Any, pipeline: Pipeline, options: dict[str, Any]) -> None:
+        self.model, self.pipeline, self.options = model, pipeline, options
+        self.last: Compressed | None = None
+
+    def compress(self, **inputs: Any) -> dict[str, Any]:
+        """The shorter prompt; a later turn, whose video is in the kept cache, is given positions that go on from it."""
+        made = compress(self.model, inputs, self.pipeline, **self.options)
+        if made.tokens:
+            self.last = made
+        elif self.last is not None and _goes_on(inputs) and not family_of(self.model).mrope:
+            shift = self.last.shift
+            if bool(shift.any()):
+                counted = (inputs["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
+                made.inputs["position_ids"] = counted + shift.to(counted.device)[:, None]
+        return made.inputs
+
+    def generate(self, **inputs: Any) -> Any:
+        """`model.generate` on the shorter prompt; sequences begin with its ids, `last.inputs["input_ids"]`."""
+        return self.model.generate(**self.compress(**inputs))
+
+    def __call__(self, **inputs: Any) -> Any:
+        """`model(...)` on the shorter prompt; labels are shortened with it."""
+        return self.model(**self.compress(**inputs))
+
+
+def _goes_on(inputs: dict[str, Any]) -> bool:
+    cache = inputs.get("past_key_values")
+    return cache is not None and cache.get_seq_length() > 0 and inputs.get("attention_mask") is not None
+
+
+@contextmanager
+def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> Iterator[Attached]:
+    """Few visual tokens in a video language model for the length of a `with` block.
+
+    Args:
+        model: of a family in `FAMILIES`, with its language-model head.
+        spec: a chain of methods, see `compress`.
+        options: layout, positions, items of `compress`.
+
+    Raises:
+        ValueError: what `compress` says; and where a video reaches the model without having been reduced, since the
+            model itself was called instead of what `attach` gives.
+    """
+    family_of(model)
+    attached = Attached(model, as_pipeline(spec, model), options)
+    hook = model.register_forward_pre_hook(_check_reduced, with_kwargs=True)
+    try:
+        yield attached
+    finally:
+        hook.remove()
+
+
+def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    given = (kwargs.get("mm_encoder_outputs") or {}).values()
+    pixels = [name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None]
+    if pixels or not all(getattr(outputs, "reduced_by_fewtokens", False) for outputs in given):
+        raise ValueError(
+            "a video reached the model as it was, nothing was reduced: inside `with attach(model, ...) as few` call "
+            "few.generate(...) or few(...) instead of the model"
+        )

@@ -1,0 +1,37 @@
+"""LLaVA-NeXT-Video: frames of 24 x 24 patches pooled to 12 x 12."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fewtokens.grid import Grid
+from fewtokens.llm.family import CLIP_MEAN, CLIP_STD, Family, Visual, cell_pixels, side_of, to_unit_pixels
+
+
+class LlavaNextVideo(Family):
+    """Rows of a video: T x 12 x 12."""
+
+    name = "llava_next_video"
+    mean, std = CLIP_MEAN, CLIP_STD
+
+    def visuals(
+        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
+    ) -> list[Visual]:
+        if modality == "image":
+            return [Visual("image", rows) for rows in outputs.pooler_output]
+        frames = inputs["pixel_values_videos"]
+        T = frames.shape[1]
+        side = side_of(outputs.pooler_output.shape[1] // T, self.name)
+        grid = Grid(T, side, side)
+        return [
+            Visual(
+                "video",
+                rows,
+                grid,
+                pixels=cell_pixels(to_unit_pixels(frames[number], self.mean, self.std), grid) if pixels else None,
+            )
+            for number, rows in enumerate(outputs.pooler_output)
+        ]

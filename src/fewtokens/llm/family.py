@@ -1,0 +1,186 @@
+"""What a family of video language models must say of itself: one subclass a file, in `families/`.
+
+All of them are reached the same way. The base model's `get_image_features` and `get_video_features` encode, and
+`mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.23); nothing is patched.
+A family says how the rows of an encoder's output belong to the images and videos of the prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.grid import Grid
+
+# model_type of a config -> "module:Class". Strings, so that no family is imported before it is met.
+FAMILIES = {
+    "llava_onevision": "fewtokens.llm.families.llava_onevision:LlavaOnevision",
+    "llava_next_video": "fewtokens.llm.families.llava_next_video:LlavaNextVideo",
+    "qwen2_vl": "fewtokens.llm.families.qwen2_vl:Qwen2VL",
+    "qwen2_5_vl": "fewtokens.llm.families.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "fewtokens.llm.families.qwen3_vl:Qwen3VL",
+    "internvl": "fewtokens.llm.families.internvl:InternVL",
+    "smolvlm": "fewtokens.llm.families.smolvlm:SmolVLM",
+    "video_llama_3": "fewtokens.llm.families.video_llama_3:VideoLlama3",
+}
+
+MODALITIES = ("image", "video")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Visual:
+    """One image or video of a prompt, as the encoder gave it.
+
+    Attributes:
+        modality: "image" or "video": whose placeholder stands for its rows.
+        features: [n,D], its rows in the order of the placeholders.
+        grid: the cells of a video, T*H*W = n - tail; None where it is an image, which is left alone.
+        tail: rows at the end that are no cells (a newline).
+        deepstack: more rows [n,D] for early layers of the language model.
+        pixels: [n - tail,P,D] of each cell in 0..1, as the cue of that name; None where not asked for.
+    """
+
+    modality: str
+    features: Tensor
+    grid: Grid | None = None
+    tail: int = 0
+    deepstack: list[Tensor] = field(default_factory=list)
+    pixels: Tensor | None = None
+
+
+class Family:
+    """A family of video language models.
+
+    Class attributes:
+        needs_items: videos have the placeholder of images, so that the prompt alone does not tell them apart.
+        mrope: positions are (t, h, w) and come from the model's `get_rope_index`.
+        stacked: modalities whose features `forward` takes as one tensor rather than a list.
+        gives: cues beside text that it can give.
+        mean, std: of the normalised pixels, for the cue `pixels`.
+    """
+
+    name: ClassVar[str] = ""
+    needs_items: ClassVar[bool] = False
+    mrope: ClassVar[bool] = False
+    stacked: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ("text", "frame_global", "pixels")
+    mean: ClassVar[Sequence[float]] = HALF
+    std: ClassVar[Sequence[float]] = HALF
+
+    def visuals(
+        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
+    ) -> list[Visual]:
+        """The images or videos of one modality, in the order of the prompt.
+
+        Args:
+            model: with its language-model head.
+            modality: "image" or "video".
+            outputs: what the encoder gave.
+            inputs: of the prompt, as the processor makes them.
+            items: ("video", frames) and ("image", pictures) in order, where `needs_items`.
+            pixels: cut the pixels of each cell too.
+        """
+        raise NotImplementedError
+
+    def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any | None:
+        """What the encoder makes of the pixels of a modality; None where there are none."""
+        encode = getattr(model.base_model, f"get_{modality}_features", None)
+        if encode is None:
+            return None
+        takes = inspect.signature(encode).parameters
+        given = {name: value for name, value in inputs.items() if name in takes and value is not None}
+        if not any(name.startswith("pixel_values") for name in given):
+            return None
+        return encode(**given, return_dict=True)
+
+    def placeholder(self, model: Any, modality: str) -> int | None:
+        """The id that stands for a row of features in the prompt."""
+        return getattr(model.config, f"{modality}_token_id", None)
+
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[Visual]) -> Any:
+        """The encoder's output with other rows."""
+        rows = [visual.features for visual in visuals]
+        packed = type(outputs)()
+        packed["pooler_output"] = torch.cat(rows)[:, None] if modality in self.stacked else rows
+        if any(visual.deepstack for visual in visuals):
+            packed["deepstack_features"] = [list(layer) for layer in zip(*(v.deepstack for v in visuals), strict=True)]
+        return packed
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model.
+
+    Raises:
+        ValueError: it is not supported, or the installed transformers has another interface.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in FAMILIES:
+        raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(FAMILIES)}")
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.23 or newer is needed, and "
+            "a model with its language-model head"
+        )
+    module, _, name = FAMILIES[kind].partition(":")
+    return getattr(import_module(module), name)()
+
+
+def side_of(cells: int, who: str) -> int:
+    """The side of a square of cells."""
+    side = isqrt(cells)
+    if side * side != cells:
+        raise ValueError(f"{who}: {cells} rows of a frame make no square")
+    return side
+
+
+def to_unit_pixels(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised pixels [...,3,H,W] back in 0..1."""
+    shape = (3, 1, 1)
+    scale, shift = values.new_tensor(std).reshape(shape), values.new_tensor(mean).reshape(shape)
+    return (values * scale + shift).clamp(0, 1)
+
+
+def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
+    """The cue `pixels` of frames [T,3,H,W] in 0..1 on a grid of cells, [S,1,side*side*3].
+
+    Frames are resized so that each cell has `side` x `side` pixels; a cell of a tubelet takes its first frame.
+    """
+    frames = nn.functional.interpolate(
+        frames.float(), size=(grid.H * side, grid.W * side), mode="bilinear", antialias=True, align_corners=False
+    )
+    frames = frames[:: max(1, len(frames) // grid.T)][: grid.T]
+    cells = frames.reshape(grid.T, 3, grid.H, side, grid.W, side).permute(0, 2, 4, 3, 5, 1)
+    return cells.reshape(grid.cells, 1, side * side * 3)
+
+
+def grouped_blocks(blocks: Sequence[Tensor], items: Sequence[Any], frames: Tensor | None, who: str) -> list[Visual]:
+    """Pictures that share one placeholder, as the images and videos that `items` names.
+
+    Args:
+        blocks: rows [n,D] of each picture, in the order of the prompt.
+        items: ("video", frames) or ("image", pictures), in order; they must add up to the blocks.
+        frames: [blocks,3,H,W] in 0..1, for the cue `pixels`, or None.
+    """
+    if sum(count for _, count in items) != len(blocks):
+        raise ValueError(f"{who}: the items name {sum(count for _, count in items)} pictures, there are {len(blocks)}")
+    visuals, at = [], 0
+    for kind, count in items:
+        rows = torch.cat(list(blocks[at : at + count]))
+        grid = pixels = None
+        if kind == "video":
+            side = side_of(len(blocks[at]), who)
+            grid = Grid(count, side, side)
+            pixels = None if frames is None else cell_pixels(frames[at : at + count], grid)
+        visuals.append(Visual("image", rows, grid, pixels=pixels))
+        at += count
+    return visuals
