@@ -1,0 +1,168 @@
+"""The model "fewtokens" of lmms-eval: any family that this project knows, with any spec.
+
+    lmms-eval --model fewtokens --tasks videomme \\
+        --model_args "pretrained=FOLDER,spec='token_dynamics(keep=32)',frames=32"
+
+lmms-eval finds `manifest` by the entry point group "lmms_eval.models", so it must be a version with
+lmms_eval/models/registry_v2.py; its older variable LMMS_EVAL_PLUGINS is deprecated there and knows no chat models. It
+is no dependency, and nothing here imports it before lmms-eval itself asks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+MAX_NEW_TOKENS = 128
+
+
+def manifest() -> Any:
+    """What lmms-eval registers: a chat model."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="fewtokens", chat_class_path=f"{__name__}.FewTokens")
+
+
+class Answers:
+    """All of the model but its base class, which only lmms-eval has.
+
+    Args:
+        pretrained: folder or id of the model.
+        spec: methods, as on the command line; all tokens where not said. In --model_args in quotation marks, because
+            lmms-eval splits at commas.
+        frames: of each video.
+        device: the first GPU where there is one and nothing is said.
+        dtype: of the weights.
+        batch_size: 1; videos are answered one by one.
+
+    Raises:
+        ValueError: no `pretrained`, frames below 1, another batch size, or more than one process.
+    """
+
+    is_simple = False
+    # Filled by lmms-eval: task -> split -> documents.
+    task_dict: dict[str, Any]
+    cache_hook: Any
+
+    def __init__(
+        self,
+        pretrained: str = "",
+        spec: str | None = None,
+        frames: int | str = 32,
+        device: str | None = None,
+        dtype: str = "bfloat16",
+        batch_size: int | str | None = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        import torch
+
+        from fewtokens.llm import Session, load  # type: ignore[attr-defined, unused-ignore]
+
+        # By this lmms-eval names its caches, and replies differ by all three.
+        self.model_name = f"{pretrained} {spec} {frames}"
+        super().__init__()
+        if not pretrained:
+            raise ValueError("say which model: --model_args pretrained=FOLDER_OR_ID")
+        if str(batch_size or 1) != "1" or str(max_batch_size or 1) != "1":
+            raise ValueError(f"fewtokens answers one video at a time; say --batch_size 1, got {batch_size}")
+        if not str(frames).isdecimal() or int(frames) < 1:
+            raise ValueError(f"frames must be a whole number from 1, got {frames!r}")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("fewtokens runs in one process under lmms-eval; start it without accelerate or torchrun")
+        spec = unquoted(spec) if spec else None
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model, processor = load(unquoted(pretrained), device=device, dtype=dtype)
+        self.session = Session(model, processor, spec=spec, frames=int(frames))
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """Replies in the order of the requests.
+
+        Of a task's generation settings `max_new_tokens` and `until` hold. Decoding is greedy, so a task that samples or
+        searches is refused; what remains of them concerns sampling, or images.
+
+        Raises:
+            ValueError: sampling or beams; a document that is not one question on one video.
+        """
+        replies = []
+        for request in requests:
+            context, to_messages, settings, document, task, split = request.args
+            _check_greedy(settings, task)
+            video, question = read_messages(to_messages, self.task_dict[task][split][document], f"{task}, {document}")
+            limit = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+            answer = self.session.ask(video, question, max_new_tokens=limit)
+            reply = cut(str(answer.text), settings.get("until"))
+            self.cache_hook.add_partial("generate_until", (context, settings), reply)
+            replies.append(reply)
+        return replies
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("fewtokens answers in text; choose a task whose output_type is generate_until")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError("fewtokens answers one question at a time; choose a task of generate_until")
+
+    def generate_until_agentic(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError("fewtokens answers one question at a time; choose a task of generate_until")
+
+
+@cache
+def _model_class() -> type:
+    from lmms_eval.api.model import lmms
+
+    return type("FewTokens", (Answers, lmms), {"__module__": __name__, "__doc__": Answers.__doc__})
+
+
+def __getattr__(name: str) -> Any:
+    # Made when lmms-eval asks for it, so that the manifest can be read while lmms-eval is still being imported.
+    if name == "FewTokens":
+        return _model_class()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def read_messages(to_messages: Callable[[Any], Any], document: Any, where: str) -> tuple[str, str]:
+    """The video and the question of a document.
+
+    Args:
+        to_messages: lmms-eval's, document to [{"role", "content": [{"type", "text" or "url"}]}].
+        where: how to call the document in an error.
+
+    Raises:
+        ValueError: not exactly one video in a file, other media, or turns of an assistant.
+    """
+    texts: list[str] = []
+    media: list[tuple[str, Any]] = []
+    for message in to_messages(document):
+        if message["role"] not in ("system", "user"):
+            raise ValueError(f"{where}: has a turn of {message['role']!r}; fewtokens answers one question at a time")
+        for content in message["content"]:
+            if content["type"] == "text":
+                texts.append(content["text"])
+            else:
+                media.append((content["type"], content["url"]))
+    if len(media) != 1 or media[0][0] != "video" or not isinstance(media[0][1], str | os.PathLike):
+        found = ", ".join(kind for kind, _ in media) or "none"
+        raise ValueError(f"{where}: fewtokens answers on one video file, got {found}; choose a task on videos")
+    return os.fspath(media[0][1]), "\n".join(texts)
+
+
+def cut(reply: str, until: str | Sequence[str] | None) -> str:
+    """A reply up to the first of the texts at which a task ends it."""
+    reply = reply.strip()
+    for end in (until,) if isinstance(until, str) else until or ():
+        if end:
+            reply = reply.split(end)[0]
+    return reply.strip()
+
+
+def unquoted(text: str) -> str:
+    """Without the quotation marks around it, which lmms-eval leaves."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+
+
+def _check_greedy(settings: Mapping[str, Any], task: str) -> None:
+    if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
+        raise ValueError(f"{task}: fewtokens decodes greedily; say --gen_kwargs temperature=0,do_sample=False")
+    if int(settings.get("num_beams") or 1) != 1:
+        raise ValueError(f"{task}: fewtokens decodes greedily; say --gen_kwargs num_beams=1")
