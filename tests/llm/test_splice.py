@@ -84,11 +84,8 @@ def test_placeholders_features_and_cache_agree_with_the_plan(family, mixture, la
             assert torch.equal(left, words)
         else:
             assert len(left) < len(words)
-        rows = sum(
-            row.reshape(-1, 32).shape[0]
-            for out in made.inputs["mm_encoder_outputs"].values()
-            for row in out.pooler_output
-        )
+        outputs = made.inputs["mm_encoder_outputs"].values()
+        rows = sum(row.reshape(-1, 32).shape[0] for out in outputs for row in out.pooler_output)
         assert rows == int((ids == VIDEO).sum() + (ids == IMAGE).sum())
         out = generate(model, made.inputs)
         assert out.past_key_values.get_seq_length() == ids.shape[1] + GREEDY["max_new_tokens"] - 1
@@ -262,11 +259,8 @@ def test_gradients_through_labels(family):
     assert torch.equal(short["labels"][0, -3:], labels[0, -3:])
     assert int((short["labels"] != -100).sum()) == 3
     out.loss.backward()
-    vision = next(
-        getattr(model.base_model, name)
-        for name in ("vision_tower", "visual", "vision_model")
-        if hasattr(model.base_model, name)
-    )
+    names = ("vision_tower", "visual", "vision_model")
+    vision = next(getattr(model.base_model, name) for name in names if hasattr(model.base_model, name))
     reached = [float(p.grad.abs().sum()) for p in vision.parameters() if p.grad is not None]
     assert sum(reached) > 0
     whole = model(input_ids=short["input_ids"], attention_mask=short["attention_mask"]).logits
@@ -315,7 +309,7 @@ def test_what_cannot_be_is_said_in_a_line(family):
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
         if name in broken:
             broken[name] = broken[name][:, :-12]
-    with pytest.raises(ValueError, match="places for .* features"):
+    with pytest.raises(ValueError, match=r"places for .* features"):
         compress(model, broken, FEW, items=asked.items)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 IMAGE, VIDEO, START, END, PAD = 190, 191, 192, 193, 0
 TEXT = {
     "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 199,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": PAD, "bos_token_id": 1,
+    "eos_token_id": 199,
 }  # fmt: skip
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -59,8 +60,8 @@ def tiny(family: str) -> Any:
         model = hf.Qwen2VLForConditionalGeneration(config)
     elif family == "qwen2_5_vl":
         vision = {
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
-            "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 4,
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2,
+            "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 4,
         }  # fmt: skip
         text = TEXT | {"rope_parameters": MROPE}
         config = hf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, vision_start_token_id=START,
@@ -68,8 +69,8 @@ def tiny(family: str) -> Any:
         model = hf.Qwen2_5_VLForConditionalGeneration(config)
     elif family == "qwen3_vl":
         vision = {
-            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2, "patch_size": 4,
-            "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16,
+            "depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2,
+            "patch_size": 4, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16,
         }  # fmt: skip
         text = TEXT | {"head_dim": 8, "rope_parameters": MROPE | {"mrope_interleaved": True}}
         config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, vision_start_token_id=START,

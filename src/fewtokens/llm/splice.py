@@ -137,19 +137,19 @@ def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline
     for method in methods:
         if method.stage not in ("pixels", "tokens"):
             raise ValueError(
-                f"{method.name} acts in the stage {method.stage!r}; what a video encoder gives is reduced by methods of "
+                f"{method.name} acts in the stage {method.stage!r}; what an encoder gives is reduced by methods of "
                 "the stages pixels and tokens"
             )
     return Pipeline(methods)
 
 
 def needs(pipeline: Pipeline, cue: str) -> bool:
-    return any(cue in method.needs for method in pipeline.methods)  # type: ignore[union-attr, operator]
+    return any(cue in method.needs for method in pipeline.methods)  # type: ignore[operator]
 
 
 @dataclass
 class Found:
-    """The visuals of one modality, the encoder's output they came in, and for each the prompt and places of its rows."""
+    """The visuals of one modality, the encoder's output they came in, and each one's prompt and places in it."""
 
     outputs: Any
     visuals: list[Visual]
@@ -217,7 +217,7 @@ def reduce_visuals(
     """
     wanted = {need for method in pipeline.methods for need in method.needs}  # type: ignore[union-attr]
     for need in sorted(wanted - set(family.gives)):
-        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[union-attr, operator]
+        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
         raise ValueError(f"{who} needs {need} ({CUES[need]}), which {family.name} cannot give")
     here = found[modality]
     shorts = [Short(visual) for visual in here.visuals]
@@ -358,7 +358,7 @@ def _pad_id(model: Any) -> int:
 
 
 def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the prompt as it was, int64 [A,B,L] with A = 1 or 3 axes, and what text after it is ahead by, [B]."""
+    """Positions of the prompt as it was, int64 [A,B,L] of A = 1 or 3 axes, and what text after is ahead by [B]."""
     ids = prompt["input_ids"]
     if not family.mrope:
         return (mask.long().cumsum(1) - 1).clamp(min=0)[None], torch.zeros(
