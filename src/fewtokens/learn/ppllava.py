@@ -54,12 +54,12 @@ class PpLlava(Method):
         weights: str | None = None,
     ) -> None:
         super().__init__()
-        kernel = tuple(kernel)
         if len(kernel) != 3 or any(not isinstance(side, int) or side < 1 for side in kernel):
             raise ValueError(f"kernel must be three counts of at least 1 (frames, rows, columns), got {kernel!r}")
         if not tau > 0:
             raise ValueError(f"tau must be above 0, got {tau!r}")
-        self.kernel, self.tau, self.width, self.text_width, self.weights = kernel, tau, width, text_width, weights
+        self.kernel = (kernel[0], kernel[1], kernel[2])
+        self.tau, self.width, self.text_width, self.weights = tau, width, text_width, weights
         self.to_text = nn.Linear(width, text_width or width, bias=False)
         if (text_width or width) == width:
             nn.init.eye_(self.to_text.weight)

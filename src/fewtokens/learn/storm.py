@@ -41,7 +41,7 @@ class Storm(Method):
     dense = True
     paper = "STORM, arXiv 2503.04130"
     licence = "written from the paper"
-    cost = "a mixer: N*C*(7*C + 16*state*log2(64)) MACs; pooling N*C"
+    cost = "a mixer: N*C*(6.5*C + 72*state) MACs, in memory B*64*2*C*state at a time; pooling N*C"
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ class TokenTuring(Method):
     resamples = True
     paper = "Token Turing Machines, arXiv 2211.09119; BLIP-3-Video, arXiv 2410.16267"
     licence = "written from the papers; reference code Apache-2.0"
-    cost = "a frame of n: (memory+n)*(64*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
+    cost = "a frame of n: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
 
     def __init__(
         self,
