@@ -15,7 +15,7 @@ from fewtokens.tokens import Tokens
 class AttentionalPool(Method):
     """`num_tokens` weighted sums over all the tokens of the video: W = softmax over tokens of MLP(LN(x)), y = W x.
 
-    BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267, section 2.2): TokenLearner 1.1 over space and time at once. Here
+    BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267): TokenLearner 1.1 over space and time at once. Here
     attention is not only attribution: the soft weights are exactly what made the features, so each token is a convex
     combination of the video's. It differs from the paper: the tokens come in the order of their mean time, and a
     token whose weights all vanish in float32 counts for all outputs alike (with a weight of 1e-9).

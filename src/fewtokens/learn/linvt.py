@@ -32,7 +32,7 @@ from fewtokens.tokens import Tokens
 class LinVt(Method):
     """Scores choose the `selected` best tokens of the video, which `num_tokens` queries turn into few.
 
-    LinVT (arXiv 2412.05185, section 3). Spatio-temporal visual token refiner: attention within each frame, then over
+    LinVT (arXiv 2412.05185). Spatio-temporal visual token refiner: attention within each frame, then over
     time at each place, a linear score, the best `selected` tokens in their order, and their averages over runs of
     each of `scales`, put in a row. Text-conditioned token aggregation: queries look at one another, at these tokens
     and at the text; then softmax(q k^T) V with neither value nor output projection, so that each head of a token is

@@ -18,7 +18,7 @@ from fewtokens.tokens import Tokens
 class LlamaVid(Method):
     """Each frame becomes a context token, what the text looks at, and grid x grid content tokens, plain averages.
 
-    LLaMA-VID (arXiv 2311.17043, section 3.1). Context: mean over the queries q of softmax(q (W_k X)^T / sqrt(C)) X,
+    LLaMA-VID (arXiv 2311.17043). Context: mean over the queries q of softmax(q (W_k X)^T / sqrt(C)) X,
     then W_v; content: adaptive average pooling of X to grid x grid, then a projector. It differs from the paper:
     there the queries come from a Q-Former over text and frame; here the embedded text itself is projected to queries,
     so that any text encoder will do. All L rows of the text count: take padding away before.

@@ -26,7 +26,7 @@ from fewtokens.tokens import Tokens
 class Perceiver(Method):
     """`num_tokens` learned latents for the whole video; in each layer they look at its tokens and at one another.
 
-    Perceiver (arXiv 2103.03206) as the resampler of Flamingo (arXiv 2204.14198, section 2.1 and appendix A.1.1).
+    Perceiver (arXiv 2103.03206) as the resampler of Flamingo (arXiv 2204.14198).
     Layer: latents + attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) of four times the width;
     at the end a LayerNorm. It differs from the paper: the place of a token is a learned layer of sines of time, row
     and column in place of one learned vector for each frame, so any length and tokens that another method left will

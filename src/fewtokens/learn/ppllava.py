@@ -19,7 +19,7 @@ from fewtokens.tokens import Tokens
 class PpLlava(Method):
     """Each window of cells becomes its average, weighted by softmax(cos(text, f(x)) / tau).
 
-    PPLLaVA (arXiv 2411.02327, section 3): prompt-guided pooling. The softmax over the whole video, made to sum to 1
+    PPLLaVA (arXiv 2411.02327): prompt-guided pooling. The softmax over the whole video, made to sum to 1
     within each window, is a softmax within each window, and so it is computed. Written from the formula: f is one
     linear layer into the space of the text, which begins as the identity where the widths are equal (features and
     text of one space, such as CLIP's); vectors have length 1, as in CLIP; the text is the mean of its L rows (take

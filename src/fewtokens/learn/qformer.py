@@ -26,7 +26,7 @@ from fewtokens.tokens import Tokens
 class QFormer(Method):
     """`num_tokens` queries for the whole video, through a BERT whose layers 0, 2, 4, ... also look at the video.
 
-    BLIP-2 (arXiv 2301.12597, section 3.1), its image part: no text, no pre-training objectives. As in BERT the
+    BLIP-2 (arXiv 2301.12597), its image part: no text, no pre-training objectives. As in BERT the
     LayerNorm comes after each residual. It differs from the paper: one width throughout (there 768, with an encoder
     of another), all tokens of the video at once, their places added to them as in `perceiver` (the paper has single
     images), no dropout, attention without biases.

@@ -17,8 +17,8 @@ def selective_scan(u: Tensor, step: Tensor, rate: Tensor, into: Tensor, out: Ten
     """The recurrence h_l = exp(step_l * rate) * h_{l-1} + step_l * u_l * into_l, giving y_l = <h_l, out_l>.
 
     Blocks one after the other; within a block all steps at once, by doubling: log2(block) operations on
-    [B,block,E,D] instead of a Python step for each token. Mamba, arXiv 2312.00752, equations 2 and 3 with the
-    discretisation of its code. In float32; float64 stays. Differentiable.
+    [B,block,E,D] instead of a Python step for each token. Mamba, arXiv 2312.00752, as its code
+    makes it discrete (exact for the decay, Euler for the input). In float32; float64 stays. Differentiable.
 
     Args:
         u: [B,L,E] input.

@@ -18,17 +18,17 @@ from fewtokens.tokens import Tokens
 class Storm(Method):
     """Selective scans over all tokens, forwards and backwards, spread the video over each; then plain averages.
 
-    STORM (arXiv 2503.04130, section 3): mixers with a residual between encoder and language model, which let
+    STORM (arXiv 2503.04130): mixers with a residual between encoder and language model, which let
     temporal average pooling lose less. The scan goes frame by frame, row by row, and back. Then the mean of `pool`
     frames at each place and of `spatial` x `spatial` places; windows that reach past the end average what is there.
-    It differs from the paper: depth and widths are not stated there (one mixer, inner width twice `width`, the block
-    of Vision Mamba, arXiv 2401.09417), and the scan is plain PyTorch (`scan.py`), slower than a fused kernel. Its
+    A variant: we know neither depth nor widths of the original (one mixer, inner width twice `width`, the block of
+    Vision Mamba, arXiv 2401.09417), and the scan is plain PyTorch (`scan.py`), slower than a fused kernel. Its
     sampling of frames at test time is `fewer_frames` before, or another method behind.
 
     The plan is hard: a token stands for the cells of its window, from which its features were averaged after mixing.
 
     Args:
-        pool: frames that are averaged; 4 in the paper.
+        pool: frames that are averaged.
         spatial: rows and columns that are averaged; 1 for none.
         width: channels of the features.
         state: numbers that each inner channel remembers.

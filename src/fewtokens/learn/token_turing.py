@@ -29,7 +29,7 @@ _HIDDEN = 64
 class TokenTuring(Method):
     """A memory M of tokens, zero at first, goes over the frames x_t; `num_tokens` tokens are read from it at the end.
 
-    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267, section 2.2).
+    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267).
     Each frame: z = S_r([M; x_t]) reads, o = Transformer(z) works, M <- S_m([M; x_t; o]) writes, with S_k the summary
     of TokenLearner 1.1 into k tokens (`resample.Summary`). It is causal in time: a memory never depends on later
     frames, and `advance` gives frame after frame what `forward` gives for the whole; a frame without tokens leaves the
