@@ -23,7 +23,7 @@ class Storm(Method):
     frames at each place and of `spatial` x `spatial` places; windows that reach past the end average what is there.
     A variant: we know neither depth nor widths of the original (one mixer, inner width twice `width`, the block of
     Vision Mamba, arXiv 2401.09417), and the scan is plain PyTorch (`scan.py`), slower than a fused kernel. Its
-    sampling of frames at test time is `fewer_frames` before, or another method behind.
+    sampling of tokens at test time is left to a method behind this one.
 
     The plan is hard: a token stands for the cells of its window, from which its features were averaged after mixing.
 
