@@ -58,6 +58,14 @@ METHODS = {
     "spatial_pool": "fewtokens.learn.spatial_pool:SpatialPool",
     "dense_tokens": "fewtokens.learn.dense_tokens:DenseTokens",
     "pool_mlp": "fewtokens.learn.pool_mlp:PoolMlp",
+    "perceiver": "fewtokens.learn.perceiver:Perceiver",
+    "qformer": "fewtokens.learn.qformer:QFormer",
+    "attentional_pool": "fewtokens.learn.attentional_pool:AttentionalPool",
+    "token_turing": "fewtokens.learn.token_turing:TokenTuring",
+    "llama_vid": "fewtokens.learn.llama_vid:LlamaVid",
+    "ppllava": "fewtokens.learn.ppllava:PpLlava",
+    "storm": "fewtokens.learn.storm:Storm",
+    "linvt": "fewtokens.learn.linvt:LinVt",
 }
 
 # Printed by every comparison, at the same budget as the methods compared.

@@ -59,6 +59,13 @@ VARIANTS = [
     "merge_windows(0.4, window=2)",
     "metok(keep=0.2, events=2, key_events=1, key_frames=1)",
     "metok(by='text')",
+    "perceiver(5, num_layers=2, heads=5)",
+    "qformer(5, num_layers=3)",
+    "token_turing(5, memory=6, read=2, num_layers=1)",
+    "llama_vid(3)",
+    "ppllava((1, 2, 2), tau=0.1)",
+    "storm(3, spatial=2, num_layers=2)",
+    "linvt(5, selected=20, scales=(1, 3))",
 ]
 SPECS = [*registry.names(), *VARIANTS]
 BUDGET = [name for name in registry.names() if "keep" in inspect.signature(registry.get(name)).parameters]
@@ -110,8 +117,8 @@ class TestEveryMethod:
         assert int(out.count.max()) == out.N
         assert out.positions.dtype == out.sizes.dtype == torch.float32
         if build(spec).resamples:
-            # A cell is shared among the tokens that use it, so that sizes sum to the cells.
-            torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
+            # A cell is shared among the tokens that use it, so that sizes sum to the cells that are used.
+            torch.testing.assert_close(out.sizes.sum(1), (out.source >= 0).sum(1).float())
             assert out.weights is not None
             return
         if build(spec).weighs:
@@ -140,7 +147,7 @@ class TestEveryMethod:
     def test_order_by_time(self, spec):
         out = run(build(spec), clip(T=6, B=1))
         t = out.positions[0, :, 0]
-        assert bool((t[1:] >= t[:-1] - 1e-4).all())
+        assert bool((t[1:] >= t[:-1] - 1 / 1024).all())  # as exactly as `plan.by_position` orders
 
     def test_alone_equals_in_a_padded_batch(self, spec):
         method = build(spec)
