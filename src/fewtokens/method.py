@@ -105,12 +105,12 @@ class Method(nn.Module):
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
     causal: bool = False
     trainable: bool = False
-    partition: ClassVar[bool] = False
+    partition: bool = False
     conserves: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
-    resamples: ClassVar[bool] = False
-    dense: ClassVar[bool] = False
+    resamples: bool = False
+    dense: bool = False
     fill: ClassVar[str] = "nearest"
     paper: ClassVar[str] = ""
     licence: ClassVar[str] = ""

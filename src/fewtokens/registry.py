@@ -58,6 +58,7 @@ METHODS = {
     "spatial_pool": "fewtokens.learn.spatial_pool:SpatialPool",
     "dense_tokens": "fewtokens.learn.dense_tokens:DenseTokens",
     "pool_mlp": "fewtokens.learn.pool_mlp:PoolMlp",
+    "token_dynamics": "fewtokens.learn.token_dynamics:TokenDynamics",
     "perceiver": "fewtokens.learn.perceiver:Perceiver",
     "qformer": "fewtokens.learn.qformer:QFormer",
     "attentional_pool": "fewtokens.learn.attentional_pool:AttentionalPool",

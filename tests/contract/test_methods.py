@@ -59,6 +59,8 @@ VARIANTS = [
     "merge_windows(0.4, window=2)",
     "metok(keep=0.2, events=2, key_events=1, key_frames=1)",
     "metok(by='text')",
+    "token_dynamics(5, mode='paper')",
+    "token_dynamics(criterion='silhouette', between=(3, 8))",
     "perceiver(5, num_layers=2, heads=5)",
     "qformer(5, num_layers=3)",
     "token_turing(5, memory=6, read=2, num_layers=1)",
@@ -245,7 +247,7 @@ class TestEveryMethod:
         method = build(spec, width=C)
         if spec in BUDGET:
             keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70) if budgets(spec, 1) else st.floats(0.01, 1))
-            method = build(spec, keep=keep)
+            method = build(spec, width=C, keep=keep)
         out = run(method, tokens).check()
         for count, grid in zip(out.count.tolist(), tokens.grid.videos(2), strict=True):
             assert count >= 1

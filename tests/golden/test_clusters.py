@@ -101,7 +101,7 @@ class TestKMeans:
         assert lengths[0] < lengths[-1]
 
     def test_adaptive_length_in_a_long_video_uses_a_sample(self, monkeypatch):
-        monkeypatch.setattr("fewtokens.reduce.kmeans._SAMPLE", 100)
+        monkeypatch.setattr("fewtokens.reduce.token_base._SAMPLE", 100)
         tokens, labels = planted(6, n=1000)
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
         assert agree(out.source[0], labels)
