@@ -15,7 +15,7 @@ from fewtokens.data.questions import VALUES, WAYS, Question, SceneConfig
 from fewtokens.data.scenes import BACKGROUNDS, COLOURS, DIGITS, SHAPES, Actor, Background
 
 # So many places are tried at once, and so many times is a scene begun anew, each time with slower objects.
-_TRIES, _ROUNDS = 32, 60
+_TRIES, _ROUNDS = 64, 200
 # Shapes that fill their box along both axes, so that boxes that meet are objects that meet.
 _COLLIDERS = ("circle", "square", "cross", "diamond")
 _USUAL = (0.24, 0.29)
@@ -84,7 +84,8 @@ class _Stage:
     def travels(self) -> NDArray[np.float64]:
         """[K,2]: still in the world, or some way; the camera's motion is added."""
         turn, far = self.rng.uniform(0, 2 * np.pi, _TRIES), self.rng.uniform(0.15, 0.45, _TRIES) * self.speed
-        far *= self.rng.random() < 0.6
+        # The fastest are tried first; slower ones find room more often.
+        far *= np.linspace(1, 0.2, _TRIES) * (self.rng.random() < 0.6)
         return np.stack([np.sin(turn), np.cos(turn)], 1) * far[:, None] + self.camera
 
 
@@ -135,7 +136,7 @@ def _named(stage: _Stage, question: Question) -> None:
     else:
         cast = list(zip(values, [name, *_others(stage.rng, COLOURS, [name])], strict=False))
     for number, (look, colour) in enumerate(cast):
-        stage.add(look, colour, needed=number == 0)
+        stage.add(look, colour, needed=number < 2)
 
 
 def _digit(stage: _Stage, question: Question) -> None:
@@ -151,9 +152,9 @@ def _direction(stage: _Stage, question: Question) -> None:
     colour, shape = question.named
     stage.add(shape, colour, travel=np.array(WAYS[question.answer]) * stage.rng.uniform(0.35, 0.6))
     looks, colours = _others(stage.rng, SHAPES, [shape]), _others(stage.rng, COLOURS, [colour])
-    for way, look, other in zip(question.foils, looks, colours, strict=False):
+    for number, (way, look, other) in enumerate(zip(question.foils, looks, colours, strict=False)):
         travel = np.array(WAYS[way]) * stage.rng.uniform(0.2, 0.5) * stage.speed + stage.camera
-        stage.add(look, other, travel=travel, needed=False)
+        stage.add(look, other, travel=travel, needed=number == 0)
 
 
 def _count(stage: _Stage, question: Question) -> None:
@@ -208,7 +209,7 @@ def _needle(stage: _Stage, question: Question) -> None:
     frame = int(stage.rng.integers(1, stage.frames - 1))
     for number, (look, colour) in enumerate(_cast(stage.rng, question)):
         shown = np.arange(stage.frames) == frame if number == 0 else None
-        stage.add(look, colour, shown=shown, needed=number == 0)
+        stage.add(look, colour, shown=shown, needed=number < 2)
 
 
 def _collision(stage: _Stage, question: Question) -> None:
