@@ -173,8 +173,8 @@ def _handwriting_sums(digit: int, writing: int, split: str) -> NDArray[np.float6
     of_split = {"train": tenth < 8, "val": tenth == 8, "test": tenth == 9}[split]
     mine = pictures[of_split & (digits == digit)]
     large = Image.fromarray(mine[writing % len(mine)]).resize((_FINE, _FINE), Image.Resampling.BICUBIC)
-    # Strokes become solid, so that they have the colour that is asked for.
-    return _sums(((np.asarray(large) - 0.3) / 0.3).clip(0, 1))
+    # The middle of a stroke becomes solid, of the colour that is asked for; faint strokes stay, or a 0 would be a C.
+    return _sums(((np.asarray(large) - 0.15) / 0.5).clip(0, 1))
 
 
 def _ground(background: Background, frames: int, size: int) -> Floats:
