@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb
 
-app = typer.Typer()
+
+class Trainings(TyperGroup):
+    """The commands of `train_llm` by their names; anything else is a network to be trained as a classifier."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return ["video-llm", "token-dynamics"]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.list_commands(ctx):
+            group: Any = typer.main.get_command(import_module("fewtokens.cli.train_llm").app)
+            return group.get_command(ctx, cmd_name)
+        return super().get_command(ctx, "network")
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = bool(args) and args[0] in self.list_commands(ctx)
+        return super().parse_args(ctx, args if named else ["network", *args])
+
+
+app = typer.Typer(cls=Trainings)
+
+
+@app.callback()
+def _several() -> None:
+    """Train a network."""
 
 
 @app.command(
+    "network",
     epilog="Examples:  [bold]fewtokens train tokenlearner_vit_nano8_8at2 --data photos/ --out run --size 64 "
     "--epochs 30[/bold]   |   [bold]torchrun --nproc-per-node 8 -m fewtokens train tokenlearner_vivit_l16_8at18 "
-    "--data k400/train.csv --val k400/val.csv --preset kinetics --init vit-large --out run[/bold]",
+    "--data k400/train.csv --val k400/val.csv --preset kinetics --init vit-large --out run[/bold]   |   "
+    "[bold]fewtokens train video-llm --help[/bold]   |   [bold]fewtokens train token-dynamics --help[/bold]",
 )
 @verb
 def train(

@@ -412,7 +412,7 @@ class _Row:
             self.kept[int(own[0]) : int(own[-1]) + 1] = False
             start = own[:1].expand(cells)
         where = short.tokens.positions[0]
-        nearest = _cell(where.round(), visual.grid.shape)
+        nearest = nearest_cell(where, visual.grid.shape)
         at = self.positions[:, own]
         found = at[:, nearest] if positions != "average" else _between(at, where, visual.grid.shape)
         self.new.append((start[nearest], placeholder, found))
@@ -429,10 +429,10 @@ class _Row:
         return _Line(ids[order], at[:, order], labels[order])
 
 
-def _cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The number of the cell at whole (t, y, x) [n,3]."""
+def nearest_cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """The number of the cell nearest to (t, y, x) [...,3], int64 [...]."""
     T, H, W = shape
-    t, y, x = (where[:, axis].long().clamp(0, size - 1) for axis, size in enumerate((T, H, W)))
+    t, y, x = (where[..., axis].round().long().clamp(0, size - 1) for axis, size in enumerate((T, H, W)))
     return (t * H + y) * W + x
 
 
@@ -444,5 +444,5 @@ def _between(at: Tensor, where: Tensor, shape: tuple[int, int, int]) -> Tensor:
     for corner in range(8):
         step = where.new_tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
         share = torch.where(step.bool(), part, 1 - part).prod(1)
-        total += share * at[:, _cell(low + step, shape)]
+        total += share * at[:, nearest_cell(low + step, shape)]
     return total.round().long()

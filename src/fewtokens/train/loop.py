@@ -33,7 +33,7 @@ from fewtokens.data.clips import mix
 from fewtokens.files import whole_file
 from fewtokens.train import checkpoint
 from fewtokens.train.average import Average
-from fewtokens.train.optimizer import make_optimizer, shard
+from fewtokens.train.optimizer import freeze, make_optimizer, shard
 from fewtokens.train.settings import Settings, plain, write_settings
 from fewtokens.train.steps import Steps
 
@@ -159,6 +159,7 @@ class _Run:
                 raise ValueError(f"{type(model).__name__} has no activation checkpointing")
             model.checkpointing = True  # type: ignore[assignment]
         model.to(self.device)
+        freeze(model, settings)
         if settings.shard:
             shard(model, settings.precision, self.device.type)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -295,7 +296,7 @@ class _Run:
             numbers["grad_norm"] = norm
         rate = settings.lr_at(step, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(step)

@@ -30,14 +30,33 @@ def shard(model: nn.Module, precision: str, device: str) -> None:
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
+def freeze(model: nn.Module, settings: Settings) -> None:
+    """Freezes the parts of rate 0.
+
+    Raises:
+        ValueError: a rate for a part that the network does not have.
+    """
+    parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    if unknown := sorted(set(settings.rates) - parts):
+        raise ValueError(f"rates name {', '.join(unknown)}; the parts of this network are {', '.join(sorted(parts))}")
+    for name, parameter in model.named_parameters():
+        if settings.rates.get(name.partition(".")[0]) == 0:
+            parameter.requires_grad_(False)
+
+
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer of the settings; what has one dimension is not decayed."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    """The optimizer of the settings; what has one dimension is not decayed, and parts learn at their own rates.
+
+    A group's "rate" is by how much its learning rate differs from that of the step.
+    """
+    parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = settings.rates.get(name.partition(".")[0], 1.0)
+            parts.setdefault((rate, parameter.ndim > 1), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((decayed, settings.weight_decay), (others, 0.0))
-        if params
+        {"params": params, "weight_decay": settings.weight_decay if decayed else 0.0, "rate": rate}
+        for (rate, decayed), params in sorted(parts.items(), key=lambda part: part[0], reverse=True)
     ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum)

@@ -28,6 +28,8 @@ class Settings:
         optimizer, lr, momentum, beta1, beta2, weight_decay: of it; momentum is SGD's. Norms and biases and what has
             one dimension are not decayed.
         schedule, warmup, lr_end: after `warmup` (a share of the steps below 1, else steps) of linear rise.
+        rates: by how much parts of the network, named by the first word of their parameters' names, learn faster or
+            slower than `lr`; 0 freezes a part.
         clip: largest norm of the gradient; 0 is off.
         ema: decay of the averaged weights that are evaluated and saved; 0 is off.
         precision: no (float32), bf16 or fp16 (with scaled loss).
@@ -55,6 +57,7 @@ class Settings:
     schedule: str = "cosine"
     warmup: float = 0.05
     lr_end: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
     clip: float = 1.0
     ema: float = 0.0
     precision: str = "no"
@@ -78,6 +81,8 @@ class Settings:
             raise ValueError(f"epochs must be above 0, got {self.epochs}")
         if self.lr <= 0 or self.weight_decay < 0 or self.clip < 0 or not 0 <= self.ema < 1 or self.warmup < 0:
             raise ValueError("lr must be above 0; weight_decay, clip and warmup at least 0; ema in [0, 1)")
+        if any(rate < 0 for rate in self.rates.values()):
+            raise ValueError(f"rates must be at least 0, got {self.rates}")
         if self.workers < 0 or self.save_every < 0 or self.eval_every < 0 or self.log_every < 1:
             raise ValueError("workers, save_every and eval_every must be at least 0, log_every at least 1")
         if self.shard and self.precision == "fp16":
@@ -218,6 +223,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         if kind is bool:
             return name, {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        if kind is dict:
+            parts = (part.partition("=") for part in value.split(",") if part)
+            return name, {part.strip(): float(rate) for part, _, rate in parts}
         if kind is tuple:
             low, high = (float(part) for part in value.strip("()[] ").split(","))
             return name, (low, high)

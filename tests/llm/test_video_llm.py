@@ -1,0 +1,313 @@
+"""A video language model of parts: what it feeds the language model, how it is trained, saved, read and asked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fewtokens.cli import app
+from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.video_llm import VideoLlm, build_video_llm, is_video_llm, load_video_llm
+from fewtokens.tokens import Tokens
+from fewtokens.train.loop import fit
+from fewtokens.train.settings import Settings
+from fewtokens.train.video_llm import add_lora, answer_loss
+from fewtokens.video import synthetic, write
+
+QUESTIONS = ("which digit is it", "where does it go", "what is in the video")
+ANSWERS = ("three", "up", "a digit")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of a tiny DINOv2 and a tiny Llama with its tokenizer, of random weights."""
+    import transformers as hf
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("parts")
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = trainers.WordLevelTrainer(special_tokens=["<pad>", "<s>", "</s>", "<unk>"])
+    words.train_from_iterator([*QUESTIONS, *ANSWERS, "USER : ASSISTANT :"], special)
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    hf.Dinov2Model(
+        hf.Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=32)
+    ).save_pretrained(folder / "vit")
+    hf.LlamaForCausalLM(
+        hf.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )
+    ).save_pretrained(folder / "llm")  # fmt: skip
+    tokenizer.save_pretrained(folder / "llm")
+    return folder
+
+
+def build(parts, spec: str = "", **options) -> VideoLlm:
+    torch.manual_seed(0)
+    return build_video_llm(parts / "vit", parts / "llm", spec=spec, pool=2, device="cpu", **options)
+
+
+def batch(model: VideoLlm, count: int = 3, frames: int = 4) -> dict:
+    lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)][:count]
+    clips = torch.randint(0, 255, (count, frames, 3, 32, 32), generator=torch.Generator().manual_seed(1))
+    return collate_turns(lines, 0) | {"frames": clips.to(torch.uint8)}
+
+
+class TestLines:
+    def test_labels_are_the_answers_alone(self, parts):
+        tokenizer = build(parts).tokenizer
+        ids, labels = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
+        assert (ids == VIDEO_MARK).sum() == 1
+        learned = ids[labels != IGNORED]
+        assert tokenizer.decode(learned).split() == ["a", "digit", "</s>", "up", "</s>"]
+        assert torch.equal(labels[labels != IGNORED], learned)
+        asked, none = encode_turns(tokenizer, [(QUESTIONS[0], None)])
+        assert torch.equal(asked, ids[: len(asked)])
+        assert bool((none == IGNORED).all())
+
+    def test_a_chat_template(self, parts):
+        tokenizer = build(parts).tokenizer
+        tokenizer.chat_template = (
+            "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}<s>assistant: {% endif %}"
+        )
+        ids, labels = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
+        assert tokenizer.decode(ids[labels != IGNORED]).split() == ["a", "digit", "</s>", "up", "</s>"]
+        tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
+        with pytest.raises(ValueError, match="conversations of one turn"):
+            encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
+
+
+class TestEmbedding:
+    @pytest.mark.parametrize("left", [False, True])
+    @pytest.mark.parametrize("positions", ["keep", "renumber"])
+    def test_columns_by_loops(self, parts, left, positions):
+        model = build(parts, "kmeans(criterion='silhouette', k_min=2, k_max=7)", positions=positions)
+        given = batch(model)
+        lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+        given |= collate_turns(lines, 0, left=left)
+        tokens = model._tokens(given)
+        made = model.embedded(given, tokens)
+        words = model.llm.get_input_embeddings()
+        for b, (ids, labels) in enumerate(lines):
+            rows, wanted, places = [], [], []
+            at = 0
+            for id, label in zip(ids.tolist(), labels.tolist(), strict=True):
+                if id == VIDEO_MARK:
+                    for n in range(int(tokens.count[b])):
+                        rows.append(tokens.features[b, n])
+                        wanted.append(IGNORED)
+                        t, y, x = tokens.positions[b, n].round().long().tolist()
+                        places.append(at + (n if positions == "renumber" else (t * 2 + y) * 2 + x))
+                    at += int(tokens.count[b]) if positions == "renumber" else tokens.grid.cells
+                else:
+                    rows.append(words(torch.tensor(id)))
+                    wanted.append(label)
+                    places.append(at)
+                    at += 1
+            real = made["attention_mask"][b].bool()
+            assert int(real.sum()) == len(rows)
+            assert bool(real[-1 if left else 0])
+            torch.testing.assert_close(made["inputs_embeds"][b, real], torch.stack(rows))
+            assert made["labels"][b, real].tolist() == wanted
+            assert made["position_ids"][b, real].tolist() == places
+
+    def test_alone_equals_in_a_batch(self, parts):
+        model = build(parts, "kmeans(criterion='silhouette', k_min=2, k_max=7)").eval()
+        given = batch(model)
+        ids = model.ask(QUESTIONS)
+        together = model.answer(ids | {"frames": given["frames"]}, max_new_tokens=4)
+        for b, question in enumerate(QUESTIONS):
+            alone = model.answer(model.ask([question]) | {"frames": given["frames"][b : b + 1]}, max_new_tokens=4)
+            assert alone == [together[b]]
+
+    def test_cells_ahead_are_the_same(self, parts):
+        model = build(parts, "scissor(keep=5)").eval()
+        given = batch(model)
+        cells, grid = model.cells(given["frames"])
+        assert grid.shape == (4, 2, 2)
+        ahead = {name: value for name, value in given.items() if name != "frames"} | {"cells": cells, "grid": grid}
+        assert torch.equal(model(given), model(ahead))
+
+    def test_pooling_is_a_pixel_shuffle(self, parts):
+        model = build(parts)
+        given = batch(model)
+        cells, _ = model.cells(given["frames"])
+        plain = model.frames(given["frames"])[0].features.reshape(3, 4, 4, 4, 16)
+        block = plain[1, 2, 2:4, 0:2].reshape(-1)
+        torch.testing.assert_close(cells[1, 2 * 4 + 1 * 2 + 0], block)
+        with pytest.raises(ValueError, match="cannot be pooled by 2"):
+            model.cells(torch.zeros(1, 2, 3, 24, 24, dtype=torch.uint8))
+
+    def test_what_cannot_be(self, parts):
+        with pytest.raises(ValueError, match="needs attention and keys"):
+            build(parts, "visionzip(keep=0.2)")
+        with pytest.raises(ValueError, match="positions must be"):
+            build(parts, positions="some")
+        with pytest.raises(ValueError, match="no causal language model"):
+            build_video_llm(parts / "vit", parts / "vit", device="cpu")
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, model: VideoLlm) -> None:
+        self.given = batch(model)
+        self.lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, key):
+        number = key[1]
+        return {"line": self.lines[number], "frames": self.given["frames"][number]}
+
+
+def train(parts, out, steps, *, spec="token_dynamics(keep=4)", rates=None, lora=None):
+    from fewtokens.train.video_llm import train_video_llm
+
+    model = build(parts, spec)
+    if lora:
+        torch.manual_seed(3)
+        add_lora(model, lora)
+    settings = Settings(steps=steps, batch=3, lr=0.02, warmup=0, weight_decay=0, rates=rates or {}, workers=0,
+                        save_every=5, schedule="constant", log_every=5)  # fmt: skip
+    report = train_video_llm(model, Items(model), settings, out, device="cpu")
+    return model, report
+
+
+class TestTraining:
+    def test_it_learns_its_answers_by_heart(self, parts, tmp_path):
+        model, report = train(parts, tmp_path, 60)
+        assert report.metrics[-1]["loss"] < 0.1
+        model.eval()
+        given = batch(model)
+        assert model.answer(model.ask(QUESTIONS) | {"frames": given["frames"]}) == list(ANSWERS)
+        assert is_video_llm(tmp_path / "model")
+        again = load_video_llm(tmp_path / "model", device="cpu")
+        assert again.compressor.spec == model.compressor.spec
+        assert again.answer(again.ask(QUESTIONS) | {"frames": given["frames"]}) == list(ANSWERS)
+        other = load_video_llm(tmp_path / "model", spec="uniform(keep=4)", device="cpu")
+        assert int(other._tokens(given).count[0]) == 4
+
+    def test_parts_learn_at_their_rates(self, parts, tmp_path):
+        before = {name: value.clone() for name, value in build(parts, "token_dynamics(keep=4)").named_parameters()}
+        model, _ = train(parts, tmp_path, 2, rates={"encoder": 0.0, "llm": 0.0})
+        for name, value in model.named_parameters():
+            frozen = name.startswith(("encoder.", "llm."))
+            # Behind a gate that begins at 0 the first step moves nothing but the gate.
+            if frozen or not name.startswith("compressor."):
+                assert torch.equal(value, before[name]) == frozen, name
+        slow, _ = train(parts, tmp_path / "slow", 1, rates={"projector": 0.01})
+        fast, _ = train(parts, tmp_path / "fast", 1)
+        moved = [(m.projector[0].weight.detach() - before["projector.0.weight"]).abs().mean() for m in (slow, fast)]
+        assert float(moved[1] / moved[0]) == pytest.approx(100, rel=0.01)
+
+    def test_an_unknown_part(self, parts, tmp_path):
+        with pytest.raises(ValueError, match="the parts of this network are compressor, encoder, llm, projector"):
+            train(parts, tmp_path, 1, rates={"head": 1.0})
+
+    def test_resumed_is_bit_equal(self, parts, tmp_path):
+        whole, _ = train(parts, tmp_path / "whole", 10)
+        model = build(parts, "token_dynamics(keep=4)")
+        settings = Settings(steps=10, batch=3, lr=0.02, warmup=0, weight_decay=0, workers=0, save_every=5,
+                            schedule="constant", log_every=5)  # fmt: skip
+        from fewtokens.train.video_llm import collate_with
+
+        class StopError(Exception):
+            pass
+
+        def stop(done, total, numbers):
+            if done == 6:
+                raise StopError
+
+        with pytest.raises(StopError):
+            fit(model, answer_loss, Items(model), settings, tmp_path / "cut", collate=collate_with(0), progress=stop,
+                device="cpu")  # fmt: skip
+        cut, report = train(parts, tmp_path / "cut", 10)
+        assert report.resumed_at == 5
+        for (name, one), two in zip(whole.named_parameters(), cut.parameters(), strict=True):
+            assert torch.equal(one, two), name
+
+    def test_adapters(self, parts, tmp_path):
+        pytest.importorskip("peft")
+        plain = build(parts).llm.state_dict()
+        model, report = train(parts, tmp_path, 40, lora=4, rates={"encoder": 0.0})
+        assert report.metrics[-1]["loss"] < report.metrics[0]["loss"]
+        saved = load_video_llm(tmp_path / "model", device="cpu")
+        assert saved.llm.state_dict().keys() == plain.keys()
+        assert not torch.equal(
+            saved.llm.model.layers[0].self_attn.q_proj.weight, plain["model.layers.0.self_attn.q_proj.weight"]
+        )
+        assert torch.equal(saved.llm.model.embed_tokens.weight, plain["model.embed_tokens.weight"])
+        given = batch(model)
+        torch.testing.assert_close(saved(given), model.eval()(given), rtol=1e-4, atol=1e-4)
+
+    def test_query_aware_ones_learn_with_the_question(self, parts):
+        model = build(parts, "llama_vid")
+        given = batch(model)
+        model(given).backward()
+        assert all(p.grad is not None for p in model.compressor.parameters())
+        assert isinstance(model._tokens(given), Tokens)
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talks")
+    lines = []
+    for number, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
+        clip = synthetic("digits", frames=6, size=(32, 32), seed=number)
+        write(folder / f"{number}.mp4", clip.frames, fps=6)
+        turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+        lines.append(json.dumps({"id": str(number), "video": f"{number}.mp4", "conversations": turns}))
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+class TestCommand:
+    def run(self, *words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    def test_the_whole_way(self, parts, talks, tmp_path):
+        data = ("--data", talks / "train.jsonl", "--val", talks / "train.jsonl", "--frames", 4, "--size", 32,
+                "--set", "workers=0", "--device", "cpu")  # fmt: skip
+        first = ("train", "video-llm", *data, "--encoder", parts / "vit", "--llm", parts / "llm", "--pool", 2,
+                 "--out", tmp_path / "run", "--set", "steps=60", "--batch", 3, "--lr", 0.02,
+                 "--set", "warmup=0")  # fmt: skip
+        dry = self.run(*first, "--dry-run")
+        assert dry.exit_code == 0, dry.output
+        assert "3 conversations, 3 to test on, 60 steps" in dry.output
+        done = self.run(*first)
+        assert done.exit_code == 0, done.output
+        assert "100.0" in done.output
+        assert (tmp_path / "run" / "curves.png").is_file()
+        second = self.run("train", "token-dynamics", "--model", tmp_path / "run" / "model", *data, "--with",
+                          "token_dynamics(keep=4)", "--out", tmp_path / "few", "--set", "steps=3",
+                          "--json")  # fmt: skip
+        assert second.exit_code == 0, second.output
+        assert json.loads(second.stdout)["steps"] == 3
+        kept = load_video_llm(tmp_path / "few" / "model", device="cpu")
+        assert kept.compressor.spec.startswith("token_dynamics(keep=4")
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("--data", "none.jsonl", "--encoder", "VIT", "--llm", "LLM"), "no such file"),
+            (("--data", "DATA", "--encoder", "none/", "--llm", "LLM"), "none"),
+            (("--data", "DATA", "--encoder", "VIT", "--llm", "VIT"), "no causal language model"),
+            (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--with", "nothing(3)"), "no method called"),
+            (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--set", "crops=3"), "is for classification"),
+            (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--lora", "0"), "rank"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, parts, talks, tmp_path, words, said):
+        places = {"VIT": parts / "vit", "LLM": parts / "llm", "DATA": talks / "train.jsonl"}
+        made = self.run("train", "video-llm", *(places.get(word, word) for word in words), "--out", tmp_path / "out")
+        assert made.exit_code == 2, made.output
+        assert said in made.output
+        assert "Traceback" not in made.output
