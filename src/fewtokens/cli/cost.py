@@ -14,11 +14,30 @@ app = typer.Typer()
 
 @app.command(
     epilog="Examples:  [bold]fewtokens cost tokenlearner_vit_l16_16at12 --size 512[/bold]   |   "
-    "[bold]fewtokens cost vit_s16 tokenlearner_vit_s16_8at6 --size 224 --time[/bold]",
+    "[bold]fewtokens cost vit_s16 tokenlearner_vit_s16_8at6 --size 224 --time[/bold]   |   "
+    '[bold]fewtokens cost --with "token_dynamics(keep=32)" --grid 32x27x27 --llm qwen2-0.5b --accuracy 57.46[/bold]',
 )
 @verb
 def cost(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names, or folders of saved models.")],
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Names, or folders of saved models.")
+    ] = None,
+    specs: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="SPEC", help="Few tokens in a language model instead; can be said again."),
+    ] = None,
+    grid: Annotated[str, typer.Option("--grid", help="With --with: cells of the video, frames x rows x columns.")] = (
+        "32x27x27"
+    ),
+    llm: Annotated[str, typer.Option("--llm", help="With --with: qwen2-0.5b, qwen2.5-3b, qwen2-7b or a folder.")] = (
+        "qwen2-0.5b"
+    ),
+    text: Annotated[int, typer.Option("--text", help="With --with: tokens of the prompt beside the video's.")] = 40,
+    pooled: Annotated[bool, typer.Option("--pooled", help="With --with: say that the grid was pooled.")] = False,
+    accuracy: Annotated[
+        list[float] | None,
+        typer.Option("--accuracy", help="With --with: measured %, one for each SPEC, for TokDense."),
+    ] = None,
     size: Annotated[
         int | None, typer.Option("--size", help="Side of the frames in pixels; its own if not said.")
     ] = None,
@@ -30,11 +49,18 @@ def cost(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Count what a network costs for one image or clip.
+    """Count what a network costs for one image or clip, or what few tokens cost and save in a language model.
 
     GFLOPs are given by two conventions: the paper's (2 MACs and all elementwise operations, halved) and plain
     multiply-accumulates. --time runs it with random weights; counting alone needs no memory.
     """
+    if specs:
+        if names:
+            raise ValueError("give networks or --with SPEC, not both")
+        _of_tokens(specs, grid, llm, text, pooled, accuracy or [], as_json)
+        return
+    if not names:
+        raise ValueError("say which network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
     import torch
 
     from fewtokens import models
@@ -76,6 +102,47 @@ def cost(
     out.print(
         "For one image or clip. paper: (2 MACs + elementwise) / 2, as TokenLearner's tables; activations: what a "
         "forward pass keeps for the backward pass in float32.",
+        style="dim",
+    )
+
+
+def _of_tokens(
+    specs: list[str], grid: str, llm: str, text: int, pooled: bool, accuracies: list[float], as_json: bool
+) -> None:
+    from fewtokens.evaluate.budget import language_model, token_cost
+    from fewtokens.grid import Grid
+
+    sides = grid.lower().split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise ValueError(f"--grid is written frames x rows x columns, such as 32x27x27, got {grid!r}")
+    if accuracies and len(accuracies) != len(specs):
+        raise ValueError(f"--accuracy is said once for each --with: {len(accuracies)} for {len(specs)}")
+    cells, model = Grid(int(sides[0]), int(sides[1]), int(sides[2])), language_model(llm)
+    told = dict(zip(specs, accuracies, strict=False))
+    costs = [
+        token_cost(spec, cells, model, text=text, pooled=pooled, accuracy=told.get(spec))
+        for spec in dict.fromkeys(["full", *specs])
+    ]
+    if as_json:
+        print_json([cost.row() for cost in costs])
+        return
+    names = {
+        "tokens (K)": lambda c: str(c.tokens),
+        "of (N)": lambda c: str(c.cells),
+        "share": lambda c: f"{100 * c.share:.3f} %",
+        "frames, pooled": lambda c: f"{c.frames}, {'yes' if c.pooled else 'no'}",
+        "module": lambda c: c.module,
+        "module, GFLOPs": lambda c: f"{c.module_gflops:.2f}",
+        "LLM": lambda c: c.llm,
+        "prefill, GFLOPs": lambda c: f"{c.prefill_gflops:.1f}",
+        "accuracy, %": lambda c: "-" if c.accuracy is None else f"{c.accuracy:.2f}",
+        "TokDense": lambda c: "-" if c.tokdense is None else f"{c.tokdense:.3f}",
+    }
+    out.print(table("", [{"": name} | {cost.spec: tell(cost) for cost in costs} for name, tell in names.items()]))
+    out.print(
+        f"One video and {text} tokens of text in {model.name}; 2 operations for each multiply-accumulate. Module and "
+        "LLM as in the table of Token Dynamics, which leaves out iterations; GFLOPs are counted as it runs. TokDense "
+        "rewards keeping next to nothing: read it beside the accuracy.",
         style="dim",
     )
 

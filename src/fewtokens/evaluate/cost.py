@@ -319,6 +319,12 @@ class LanguageModel:
 
 # Qwen2-7B, inside LLaVA-OneVision-7B and LLaVA-Video-7B.
 QWEN2_7B = LanguageModel("Qwen2-7B", layers=28, width=3584, hidden=18944, keys=512)
+# By the names that `fewtokens cost --llm` knows; Qwen2-0.5B is inside LLaVA-OneVision-0.5B and VQToken.
+LANGUAGE_MODELS = {
+    "qwen2-0.5b": LanguageModel("Qwen2-0.5B", layers=24, width=896, hidden=4864, keys=128),
+    "qwen2.5-3b": LanguageModel("Qwen2.5-3B", layers=36, width=2048, hidden=11008, keys=256),
+    "qwen2-7b": QWEN2_7B,
+}
 
 
 def prefill_gflops(tokens: int, model: LanguageModel = QWEN2_7B) -> float:

@@ -1,0 +1,351 @@
+"""What each method keeps for a language model that watches videos: the table of Token Dynamics, made from nothing.
+
+    python benchmarks/videoqa_encoder.py WORK        the frozen encoder, about 35 minutes on 2 cores
+    python benchmarks/videoqa.py WORK data           clips and their features, about 10 minutes, 7 GB
+    python benchmarks/videoqa.py WORK base           a language model of 0.9 M parameters on all tokens, about an hour
+    python benchmarks/videoqa.py WORK zeroshot       every method at 12, 32 and 64 of 256 tokens, not retrained
+    python benchmarks/videoqa.py WORK finetune       every method at 32 tokens, equal further training, 3 seeds; hours
+    python benchmarks/videoqa.py WORK ablation       the map and the base of Token Dynamics, one by one
+    python benchmarks/videoqa.py WORK report         results/videoqa.json, .md and .png
+
+Each step goes on where it was stopped. Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten kinds of question,
+answers of one word, scored by exact match. Tokens: 16 frames x 4 x 4 cells, 2 x 2 patches of the encoder in each.
+Reduction is after the projector, in the width of the language model; tokens keep the positions of their cells
+(positions="keep"), but for the rows that say otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from common import RESULTS, machine
+from fewtokens import files, registry
+from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
+from fewtokens.encode import VitEncoder, load_encoder
+from fewtokens.evaluate.bench import chain
+from fewtokens.evaluate.cost import prefill_gflops
+from fewtokens.evaluate.videoqa import prompt, row, summarise, target, text_only
+from fewtokens.grid import Grid
+from fewtokens.llm.chat import collate_turns, encode_turns
+from fewtokens.llm.video_llm import VideoLlm, load_video_llm
+from fewtokens.pipeline import Pipeline
+from fewtokens.train.loop import fit
+from fewtokens.train.settings import Settings
+from fewtokens.train.video_llm import answer_loss, train_video_llm
+from videoqa_encoder import POOL, blank
+
+CONFIG = SceneConfig()
+GRID = Grid(16, 4, 4, torch.arange(16) / CONFIG.fps)
+ITEMS = {"train": 24_000, "test": 2_000}
+BUDGETS = (12, 32, 64)
+TUNE_STEPS, SEEDS = 200, (0, 1, 2)
+# Made for this budget by their own arguments: 32 tokens of 16 frames of 4 x 4 cells.
+TRAINED = {
+    "token_dynamics": "token_dynamics({k})",
+    "token_dynamics (paper)": "token_dynamics({k}, mode='paper')",
+    "token_dynamics (reference)": "token_dynamics({k}, mode='reference', side=4)",
+    "tokenlearner": "tokenlearner(2)",
+    "dense_tokens": "dense_tokens(2)",
+    "pool_mlp": "pool_mlp(2)",
+    "perceiver": "perceiver({k}, num_layers=2)",
+    "qformer": "qformer({k}, num_layers=2)",
+    "attentional_pool": "attentional_pool({k})",
+    "token_turing": "token_turing({k})",
+    "llama_vid": "llama_vid()",
+    "ppllava": "ppllava(kernel=(2, 2, 2))",
+    "storm": "storm(pool=2, spatial=2)",
+    "linvt": "linvt({k})",
+}
+ADAPTIVE = {
+    "kmeans, adaptive 12-32": "kmeans(criterion='silhouette', k_min=12, k_max=32)",
+    "token_dynamics, adaptive 12-32": "token_dynamics(criterion='silhouette', between=(12, 32))",
+}
+
+
+class Cells(Dataset[dict[str, Any]]):
+    """Encoded clips with their questions, as `train_video_llm` takes them."""
+
+    def __init__(self, work: Path, split: str, tokenizer: Any) -> None:
+        self.questions = VideoQA(CONFIG, split, ITEMS[split]).questions()
+        self.cells = np.load(work / f"{split}.npy", mmap_mode="r")
+        self.lines = [encode_turns(tokenizer, [(prompt(one), target(one))]) for one in self.questions]
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        number = key[1] if isinstance(key, tuple) else key
+        return {"line": self.lines[number], "cells": torch.from_numpy(self.cells[number].astype(np.float32))}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    batch = collate_turns([sample["line"] for sample in samples], 0)
+    return batch | {"cells": torch.stack([sample["cells"] for sample in samples]), "grid": GRID}
+
+
+def encoder_of(work: Path) -> VitEncoder:
+    encoder = load_encoder(blank(work / "blank"), batch=4096)
+    assert isinstance(encoder, VitEncoder)
+    tensors, _ = files.load(work / "encoder.safetensors", "videoqa_encoder")
+    encoder.vit.load_state_dict(tensors)
+    return encoder
+
+
+def make_language_model(folder: Path) -> Path:
+    """A Llama of random weights and a tokenizer that knows the words of the questions."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    questions = VideoQA(CONFIG, "train", 20_000).questions()
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<s>", "</s>", "<unk>"])
+    words.train_from_iterator((f"USER: {prompt(q)} ASSISTANT: {target(q)} {q.answer}" for q in questions), trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=1024, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def step_data(work: Path) -> None:
+    model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
+    for split, items in ITEMS.items():
+        path = work / f"{split}.npy"
+        done_path = work / f"{split}.done"
+        shape = (items, GRID.cells, 512)
+        done = int(done_path.read_text()) if done_path.exists() else 0
+        cells = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)
+        data = VideoQA(CONFIG, split, items)
+        for start in range(done, items, 100):
+            frames = torch.stack([data[n].frames for n in range(start, min(items, start + 100))])
+            with torch.no_grad():
+                cells[start : start + len(frames)] = model.cells(frames)[0].numpy()
+            done_path.write_text(str(start + len(frames)))
+            if start % 1000 == 0:
+                print(split, start, flush=True)
+
+
+def _language(work: Path) -> tuple[Any, Any]:
+    from fewtokens.llm.video_llm import load_language_model
+
+    folder = work / "language"
+    return load_language_model(folder if (folder / "config.json").exists() else make_language_model(folder))
+
+
+def step_base(work: Path, steps: int = 6000) -> None:
+    torch.manual_seed(0)
+    model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
+    settings = Settings(
+        steps=steps, batch=32, lr=1.5e-3, weight_decay=0.02, rates={"encoder": 0.0}, workers=1, save_every=200,
+        log_every=50, warmup=0.03,
+    )  # fmt: skip
+    data = Cells(work, "train", model.tokenizer)
+    train_video_llm(model, data, settings, work / "base", collate=collate, progress=say, device="cpu")
+    print(summarise(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
+
+
+def say(done: int, total: int, numbers: dict[str, float]) -> None:
+    if done % 50 == 0:
+        print(done, total, {name: round(value, 3) for name, value in numbers.items()}, flush=True)
+
+
+@torch.no_grad()
+def answers(model: VideoLlm, data: Cells, part: slice = slice(None)) -> list[dict[str, Any]]:
+    """Rows of `evaluate.videoqa` for a part of the test; every answer is one word."""
+    questions = data.questions[part]
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(questions), 100):
+        some = questions[start : start + 100]
+        cells = torch.from_numpy(data.cells[part][start : start + len(some)].astype(np.float32))
+        said = model.answer(model.ask([prompt(q) for q in some]) | {"cells": cells, "grid": GRID}, max_new_tokens=1)
+        rows += [row(text, question) for text, question in zip(said, some, strict=True)]
+    return rows
+
+
+def usable() -> list[str]:
+    """Methods without parameters that need no cue of the encoder, the baselines first."""
+    found = []
+    for name in registry.names():
+        kind = registry.get(name)
+        if kind.stage == "tokens" and not kind.trainable and set(kind.needs) <= {"text", "frame_global"}:
+            found.append(name)
+    return [name for name in found if name not in ("grid_split", "spatial_pool")]
+
+
+def with_methods(model: VideoLlm, spec: str, k: int, seed: int = 0) -> VideoLlm:
+    """The model with a chain at a budget; what cannot go so low is taken down by `tome`, as in a bench."""
+    torch.manual_seed(seed)
+    if "(" in spec:
+        return model.reduce_with(spec.format(k=k))
+    model.compressor = Pipeline(chain(spec, k, GRID, seed=seed, width=model.width))
+    return model
+
+
+def measure(model: VideoLlm, data: Cells) -> dict[str, Any]:
+    """Accuracy by kind, tokens that came out, milliseconds of reduction a video."""
+    counts, reducing = [], 0.0
+    with torch.no_grad():
+        for start in range(0, 200, 50):
+            cells = torch.from_numpy(data.cells[start : start + 50].astype(np.float32))
+            words = model.ask([prompt(q) for q in data.questions[start : start + 50]])
+            begun = time.perf_counter()
+            tokens = model._tokens(words | {"cells": cells, "grid": GRID})
+            reducing += time.perf_counter() - begun
+            counts += tokens.count.tolist()
+    begun = time.perf_counter()
+    scores = summarise(answers(model, data))
+    seconds = time.perf_counter() - begun
+    kinds = {kind: scores["kinds"][kind]["accuracy"] for kind in KINDS}
+    tokens = float(np.mean(counts))
+    accuracy = scores["all"]["accuracy"]
+    return {
+        "tokens": tokens, "accuracy": accuracy, "tokdense": 100 * accuracy / tokens, "kinds": kinds,
+        "reduce_ms": 1000 * reducing / 200, "answer_ms": 1000 * seconds / len(data),
+    }  # fmt: skip
+
+
+def kept(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(path: Path, rows: dict[str, Any]) -> None:
+    with files.whole_file(path) as temporary:
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def step_zeroshot(work: Path) -> None:
+    path = work / "zeroshot.json"
+    rows = kept(path)
+    model = load_video_llm(work / "base" / "model", device="cpu")
+    data = Cells(work, "test", model.tokenizer)
+    jobs: list[tuple[str, str, int]] = [("full", "", GRID.cells)]
+    jobs += [(f"{name}@{k}", name, k) for k in (32, 12, 64) for name in usable()]
+    jobs += [(f"{name}@{k}", TRAINED[name], k) for k in (32, 12, 64) for name in ("token_dynamics",)]
+    jobs += [(name, spec, 32) for name, spec in ADAPTIVE.items()]
+    for key, spec, k in jobs:
+        if key in rows:
+            continue
+        rows[key] = measure(with_methods(model, spec, k) if spec else model.reduce_with(""), data)
+        keep(path, rows)
+        print(key, round(rows[key]["accuracy"], 4), round(rows[key]["tokens"], 1), flush=True)
+    if "full, renumbered" not in rows:
+        model.positions = "renumber"
+        for name in ("uniform", "kmeans", "tome", "mean_pool"):
+            rows[f"{name}@32, renumbered"] = measure(with_methods(model, name, 32), data)
+        rows["full, renumbered"] = measure(model.reduce_with(""), data)
+        keep(path, rows)
+
+
+def tuned(
+    work: Path, spec: str, k: int, seed: int, data: Cells, test: Cells, positions: str = "keep", make: Any = None
+) -> dict[str, Any]:
+    """The base with a chain, trained further for as many steps as all others; its scores."""
+    model = load_video_llm(work / "base" / "model", device="cpu")
+    model.positions = positions
+    with_methods(model, spec, k, seed) if spec else model.reduce_with("")
+    if make is not None:
+        model.compressor = Pipeline([make(model)])
+    settings = Settings(
+        steps=TUNE_STEPS, batch=32, lr=5e-4, weight_decay=0.02, rates={"encoder": 0.0, "compressor": 2.0}, workers=0,
+        save_every=10**9, log_every=50, seed=seed,
+    )  # fmt: skip
+    out = work / "tune"
+    begun = time.perf_counter()
+    fit(model, answer_loss, data, settings, out, collate=collate, resume=False, device="cpu")
+    seconds = time.perf_counter() - begun
+    return measure(model.eval(), test) | {"train_seconds": seconds}
+
+
+def step_finetune(work: Path) -> None:
+    path = work / "finetune.json"
+    rows = kept(path)
+    tokenizer = _language(work)[1]
+    data, test = Cells(work, "train", tokenizer), Cells(work, "test", tokenizer)
+    names = {"full": "", **{name: name for name in usable()}, **TRAINED, **ADAPTIVE}
+    some = ("token_dynamics", "kmeans", "uniform", "mean_pool")
+    others = {f"{name}@{k}": (TRAINED.get(name, name), k) for k in (12, 64) for name in some}
+    jobs = {name: (spec, 32) for name, spec in names.items()} | others
+    for seed in SEEDS:
+        for name, (spec, k) in jobs.items():
+            key = f"{name}#{seed}"
+            if key not in rows:
+                rows[key] = tuned(work, spec, k, seed, data, test)
+                keep(path, rows)
+                print(key, round(rows[key]["accuracy"], 4), round(rows[key]["tokens"], 1), flush=True)
+
+
+def step_ablation(work: Path) -> None:
+    """The base alone, the base with its map, with a map of another video, and a base drawn at random; each trained as
+    long, positions renumbered, so that what says where and when is the map alone."""
+    from fewtokens.learn.token_dynamics import TokenDynamics
+
+    class RandomMap(TokenDynamics):
+        def forward(self, tokens: Any, **cues: Any) -> Any:
+            base = tokens.apply(self.base(tokens))
+            generator = torch.Generator().manual_seed(self.seed)
+            shuffled = base.source[:, torch.randperm(base.source.shape[1], generator=generator)]
+            told = base.replace(source=shuffled)
+            made = self.attention(base.features, told)
+            return base.replace(features=made * base.mask[..., None])
+
+    class RandomBase(TokenDynamics):
+        def forward(self, tokens: Any, **cues: Any) -> Any:
+            base = tokens.apply(self.base(tokens))
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = torch.randn(base.features.shape, generator=generator) * base.features.std()
+            made = self.attention(drawn, base)
+            return base.replace(features=made * base.mask[..., None])
+
+    path = work / "ablation.json"
+    rows = kept(path)
+    tokenizer = _language(work)[1]
+    data, test = Cells(work, "train", tokenizer), Cells(work, "test", tokenizer)
+    makes = {
+        "base alone": ("kmeans", None),
+        "base + map": ("token_dynamics({k})", None),
+        "base + map (paper)": ("token_dynamics({k}, mode='paper')", None),
+        "base + map (reference)": ("token_dynamics({k}, mode='reference', side=4)", None),
+        "base + random map": ("kmeans", lambda model: RandomMap(32, width=model.width)),
+        "random base + map": ("kmeans", lambda model: RandomBase(32, width=model.width)),
+    }
+    for seed in SEEDS:
+        for name, (spec, make) in makes.items():
+            key = f"{name}#{seed}"
+            if key not in rows:
+                rows[key] = tuned(work, spec, 32, seed, data, test, positions="renumber", make=make)
+                keep(path, rows)
+                print(key, round(rows[key]["accuracy"], 4), flush=True)
+
+
+def step_report(work: Path) -> None:
+    from videoqa_report import write
+
+    questions = [VideoQA(CONFIG, split, count).questions() for split, count in (("train", 40_000), ("test", 40_000))]
+    found: dict[str, Any] = {name: kept(work / f"{name}.json") for name in ("zeroshot", "finetune", "ablation")}
+    found["text_only"] = text_only(*questions)
+    found["machine"] = machine()
+    found["prefill_gflops"] = {str(k): prefill_gflops(k) for k in (*BUDGETS, GRID.cells)}
+    write(found, RESULTS)
+
+
+if __name__ == "__main__":
+    steps = {name.removeprefix("step_"): function for name, function in globals().items() if name.startswith("step_")}
+    if len(sys.argv) != 3 or sys.argv[2] not in steps:
+        sys.exit(f"usage: python benchmarks/videoqa.py WORK {'|'.join(steps)}")
+    steps[sys.argv[2]](Path(sys.argv[1]))
