@@ -1,4 +1,4 @@
-"""The tiny models of `tiny`, saved as transformers saves a model, with a tokenizer, a chat template and their numbers."""
+"""The tiny models of `tiny`, saved as transformers saves them, with a tokenizer, a chat template and numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tests.llm.tiny import END, IMAGE, PAD, START, VIDEO, tiny
 
 UNKNOWN, BEGIN, STOP = 2, 1, 199
-WORDS = "what happens in the video how many people are there a red cat runs USER ASSISTANT user assistant Frame".split()
+WORDS = ("what", "happens", "how", "many", "people", "are", "there", "user", "assistant", "Frame")
 _QWEN = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 # What the four special tokens of the tiny configs are called: image, video, start, end.
 SPECIALS = {

@@ -137,7 +137,7 @@ def _session(
     # What is wrong with the spec is said before weights are read, which may take minutes.
     _, config, family = find(name)
     methods = _methods(spec, keep, seed, config.get_text_config().hidden_size)
-    check_cues(family, Pipeline(methods))
+    check_cues(family, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
     say(f"loading {name}")
     model, processor = load(name, device, dtype)
     for note in processor.notes:

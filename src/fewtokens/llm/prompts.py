@@ -111,7 +111,11 @@ class Processor:
         """Inputs of a model for a question on a video, as transformers' own processor makes them."""
         prepared = self.prepare(model, video)
         ids = self.ids(question, prepared.text)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}
+        if self.family.mrope:
+            # 2 for a video: by these the model finds positions.
+            inputs["mm_token_type_ids"] = 2 * (ids == self.tokenizer.convert_tokens_to_ids(self.placeholder)).long()
+        return inputs
 
 
 def read_numbers(folder: Path) -> dict[str, Any]:

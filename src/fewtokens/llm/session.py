@@ -243,11 +243,11 @@ class Session:
         reach = length if at is None else max(length, int(at.max()) + 1)
         if most is None or reach + max_new_tokens <= most:
             return
-        why = f"reaches position {reach}" if reach > length else f"has {length} tokens"
-        raise ValueError(
-            f"the prompt {why} and the answer may have {max_new_tokens}, but this model takes {most} in all; take "
-            "fewer frames, a smaller keep" + (" or positions='renumber'" if reach > length else "")
-        )
+        why, what = f"has {length} tokens", "fewer frames or a smaller keep"
+        if reach > length:
+            why, what = f"reaches position {reach}", "fewer frames, a smaller keep, or positions='renumber'"
+        asked = f"the prompt {why} and the answer may have {max_new_tokens}"
+        raise ValueError(f"{asked}, but this model takes {most} in all; take {what}")
 
     def _generate(
         self, short: Compressed, max_new_tokens: int, on_text: Callable[[str], None] | None, seconds: dict[str, float]

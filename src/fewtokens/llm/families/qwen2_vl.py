@@ -25,7 +25,7 @@ class Qwen2VL(Family):
     def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
         vision = model.config.vision_config
         tubelet, patch = getattr(vision, "temporal_patch_size", 1), vision.patch_size
-        merge = getattr(vision, "spatial_merge_size", None) or words.numbers.get("merge_size", 2)
+        merge = self.merge(model, words.numbers)
         size = self.target(words.numbers, video, patch * merge, tubelet)
         frames = normalise(resize(video.frames, size, words.numbers["resample"]), words.numbers)
         patches, shape = pack(frames, patch, merge, tubelet)
@@ -34,6 +34,10 @@ class Qwen2VL(Family):
         prepared.text = self.written(words, video, shape[0], cells, tubelet)
         self.more(prepared.inputs, video, tubelet, merge)
         return prepared
+
+    def merge(self, model: Any, numbers: dict[str, Any]) -> int:
+        """By how much the patches of a video are merged along a side."""
+        return model.config.vision_config.spatial_merge_size
 
     def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
         """Height and width that the frames are resized to."""

@@ -26,6 +26,10 @@ class VideoLlama3(Qwen2VL):
     def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
         return inputs[f"{modality}_merge_sizes"].tolist()
 
+    def merge(self, model: Any, numbers: dict[str, Any]) -> int:
+        # The model takes it with each video; its config speaks of pictures.
+        return numbers.get("merge_size", 2)
+
     def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
         least, most = budget(numbers)
         return whole_patches(*video.size, factor, least, most // len(video))
