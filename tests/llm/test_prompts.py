@@ -4,7 +4,8 @@
 * Ids: against transformers' own way from that text to ids.
 * Pixels: against its Pillow image processors frame by frame, to 2 (Lanczos: 0) of 255 levels before normalisation,
   since Pillow and torch round in other places; packing and sizes exactly. Its video processors need torchvision:
-  where that is installed all eight are compared bit for bit, elsewhere that test is skipped.
+  where that is installed all eight are compared bit for bit (SmolVLM's Lanczos to a few levels), and so are the
+  inputs of the whole processors; elsewhere these two are skipped.
 """
 
 from __future__ import annotations
@@ -135,6 +136,61 @@ def test_pixels_are_those_of_the_video_processor(family, size):
             assert (value - made[key]).abs().max() <= 4 / 255 / 0.5
         else:
             assert torch.equal(value, made[key]), key
+
+
+IMAGES = {
+    "llava_onevision": "LlavaOnevision", "llava_next_video": "LlavaNext", "internvl": "GotOcr2", "smolvlm": "SmolVLM",
+    "video_llama_3": "VideoLlama3",
+}  # fmt: skip
+NEEDS = {
+    "llava_onevision": {"num_image_tokens": 49}, "internvl": {"image_seq_length": 9}, "smolvlm": {"image_seq_len": 9},
+    "llava_next_video": {"patch_size": 4, "vision_feature_select_strategy": "default"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", in_words)
+    video = synthetic("static", frames=6, size=(64, 96), fps=2.0)
+    ours = Processor(save(family, tmp_path), tiny(family))
+    tokenizer = make_tokenizer(family)
+    if family == "internvl":
+        names = ("context_image_token", "video_token", "start_image_token", "end_image_token")
+        for name, token in zip(names, SPECIALS[family], strict=True):
+            setattr(tokenizer, name, token)
+            setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    numbers = dict(ours.numbers)
+    if "video_grid_thw" in (inputs := ours(tiny(family), video, "what happens")):
+        tubelet = 1 if family == "video_llama_3" else 2
+        numbers |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": tubelet, "use_token_compression": False}
+    name = "Qwen2VL" if family == "qwen2_5_vl" else CONFIGS[family]
+    theirs = getattr(hf, f"{CONFIGS[family]}Processor")(
+        image_processor=getattr(hf, f"{IMAGES.get(family, 'Qwen2VL')}ImageProcessor")(),
+        tokenizer=tokenizer,
+        video_processor=getattr(hf, f"{name}VideoProcessor")(**numbers),
+        chat_template=template(family),
+        **NEEDS.get(family, {}),
+    )
+    content = [{"type": "video"}, {"type": "text", "text": "what happens"}]
+    text = theirs.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    made = theirs(
+        text=[text],
+        videos=[video.frames],
+        video_metadata=[metadata(video)],
+        do_sample_frames=False,
+        add_special_tokens=not text.startswith("<s>"),
+        return_tensors="pt",
+    )
+    assert set(made) - set(inputs) <= {"pixel_attention_mask", "video_compression_mask"}  # all of both is true
+    for key, value in inputs.items():
+        found = torch.as_tensor(made[key])
+        if family == "smolvlm" and key == "pixel_values":
+            assert (value - found).abs().max() <= 2 / 255 / 0.5
+        else:
+            assert torch.equal(value, found.to(value.dtype)), key
 
 
 def levels(ours: torch.Tensor, theirs: Any, std: Any) -> float:
