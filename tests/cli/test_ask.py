@@ -68,7 +68,7 @@ def test_compare(clip, model):
         assert row["first"] == pytest.approx(parts) and row["tokens_per_second"] > 0
     assert 0 < few["memory_bytes"] < full["memory_bytes"]
     shown = ask(*words, "--compare").stdout
-    for word in ("visual", "decode", "encode", "reduce", "prefill", "tok/s", "MiB"):
+    for word in ("visual tokens", "decode", "encode", "reduce", "prefill", "first token", "tokens/s", "MiB"):
         assert word in shown
     assert f"full: {full['answer']}" in shown and f"kmeans: {few['answer']}" in shown
 

@@ -208,19 +208,23 @@ def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
 
 
 def _print_both(rows: list[dict[str, Any]]) -> None:
-    shown = [
+    # Two tables, since one would not fit a narrow terminal.
+    counts = [
         {
             "with": row["with"],
-            "visual": row["tokens"],
-            "prompt": row["prompt"],
-            "first s": row["first"],
-            **{name: row[name] for name in ("decode", "encode", "reduce", "prefill")},
-            "tok/s": row["tokens_per_second"],
+            "visual tokens": row["tokens"],
+            "prompt tokens": row["prompt"],
+            "tokens/s": row["tokens_per_second"],
             "MiB": None if row["memory_bytes"] is None else row["memory_bytes"] / 2**20,
         }
         for row in rows
     ]
-    out.print(table("seconds to the first token, and their parts", shown))
+    stages = ("decode", "encode", "reduce", "prefill")
+    seconds = [
+        {"with": row["with"], **{name: row[name] for name in stages}, "first token": row["first"]} for row in rows
+    ]
+    out.print(table("tokens, speed, memory", counts))
+    out.print(table("seconds to the first token", seconds))
     for row in rows:
         out.print(f"[bold]{escape(row['with'])}:[/bold] {escape(row['answer'])}", soft_wrap=True, highlight=False)
 
