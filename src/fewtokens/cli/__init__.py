@@ -15,6 +15,7 @@ VERBS = {
     "models": "List the networks, or explain one.",
     "cost": "Count what a network costs: operations, parameters, memory, time.",
     "tokenize": "Turn videos into files of few tokens.",
+    "ask": "Ask a video language model about a video, with few visual tokens.",
     "words": "Fit the vocabulary of the method visual_words.",
     "bench": "Compare methods on your videos and your encoder: what they keep, what they cost.",
     "show": "Draw which region of the video each token stands for.",

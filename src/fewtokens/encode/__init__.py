@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.encode.vit_encoder import VitEncoder
 from fewtokens.pipeline import Encoder
 
-__all__ = ["Encoder", "Patches", "ViT", "ViTConfig", "VitEncoder", "load_encoder", "pick_device"]
+__all__ = ["Encoder", "Patches", "ViT", "ViTConfig", "VitEncoder", "from_hub", "load_encoder", "pick_device"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -52,7 +53,7 @@ def load_encoder(
 
     from fewtokens.encode import weights
 
-    folder = Path(name) if Path(name).is_dir() else _from_hub(str(name))
+    folder = Path(name) if Path(name).is_dir() else from_hub(str(name))
     if "fewtokens_model" in weights.read_json(folder / "config.json"):
         # A network of ours; its room lies above this one.
         load = import_module("fewtokens.models.encoder").load_model_encoder
@@ -98,8 +99,12 @@ def _only(options: dict[str, Any], who: str, *known: str) -> dict[str, Any]:
     return options
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a hub id, downloaded unless it is there already: safetensors and JSON only."""
+def from_hub(name: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
+    """The folder of a hub id, downloaded unless it is there already: only files of these patterns.
+
+    Raises:
+        ValueError: no such folder, and the hub does not give it.
+    """
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise ValueError(f"{name}: no such folder")
     try:
@@ -108,7 +113,7 @@ def _from_hub(name: str) -> Path:
     except ImportError:
         raise ValueError(f"{name}: no such folder; for a hub id first pip install 'fewtokens[hf]'") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{name}: no such folder here, and the hub does not give it ({reason})") from None

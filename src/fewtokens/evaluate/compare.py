@@ -78,7 +78,7 @@ class Row:
 
 
 def at_one_budget(keep: float | int, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)) -> list[Method]:
-    """Every registered method that acts on tokens and meets a budget, the baselines first.
+    """Every registered method without parameters that acts on tokens and meets a budget, the baselines first.
 
     Methods that cannot go so low (some keep a whole frame) are left out.
 
@@ -91,7 +91,7 @@ def at_one_budget(keep: float | int, grid: Grid, seed: int = 0, *, gives: Sequen
     methods = []
     for name in registry.names():
         kind = registry.get(name)
-        fits = kind.stage == "tokens" and set(kind.needs) <= set(gives)
+        fits = kind.stage == "tokens" and not kind.trainable and set(kind.needs) <= set(gives)
         if fits and "keep" in inspect.signature(kind).parameters:
             (method,) = registry.build(name, keep=keep, seed=seed)
             count = method.planned_count(grid)

@@ -7,20 +7,34 @@ or, for those who call `generate` themselves:
 
     short = compress_inputs(model, inputs, "token_dynamics(keep=32)")
     ids = model.generate(**short, max_new_tokens=64)
+
+or, from a folder and a video to an answer, where each video is encoded once:
+
+    model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
+    session = Session(model, processor, spec="kmeans(keep=32)")
+    print(session.ask("clip.mp4", "What happens?").text)
 """
 
 from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.family import FAMILIES, Family, Visual, family_of
+from fewtokens.llm.load import find, load
+from fewtokens.llm.prompts import Processor
+from fewtokens.llm.session import Answer, Session
 from fewtokens.llm.splice import Compressed, compress, compress_inputs
 
 __all__ = [
     "FAMILIES",
+    "Answer",
     "Attached",
     "Compressed",
     "Family",
+    "Processor",
+    "Session",
     "Visual",
     "attach",
     "compress",
     "compress_inputs",
     "family_of",
+    "find",
+    "load",
 ]

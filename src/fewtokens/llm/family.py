@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.grid import Grid
+from fewtokens.llm.pixels import Prepared
+from fewtokens.video import Video
 
 # model_type of a config -> "module:Class". Strings, so that no family is imported before it is met.
 FAMILIES = {
@@ -66,7 +68,10 @@ class Family:
         mrope: positions are (t, h, w) and come from the model's `get_rope_index`.
         stacked: modalities whose features `forward` takes as one tensor rather than a list.
         gives: cues beside text that it can give.
-        mean, std: of the normalised pixels, for the cue `pixels`.
+        mean, std: of the normalised pixels, for the cue `pixels`, and where a folder does not say them.
+        numbers: of the video processor where a folder does not say them, as the classes of transformers have them.
+        mark: stands for a video in the chat template; None where it is the placeholder itself.
+        template: the chat template for videos where it is another than the folder's.
     """
 
     name: ClassVar[str] = ""
@@ -76,6 +81,23 @@ class Family:
     gives: ClassVar[tuple[str, ...]] = ("text", "frame_global", "pixels")
     mean: ClassVar[Sequence[float]] = HALF
     std: ClassVar[Sequence[float]] = HALF
+    numbers: ClassVar[dict[str, Any]] = {}
+    mark: ClassVar[str | None] = None
+    template: ClassVar[str | None] = None
+
+    def defaults(self, config: Any) -> dict[str, Any]:
+        """Numbers of the video processor where the folder of a model with this config does not say them."""
+        return {"resample": 3, "image_mean": self.mean, "image_std": self.std} | self.numbers
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        """Frames as the model takes them, and the text that stands for them in a prompt.
+
+        Args:
+            model: with its language-model head.
+            words: the `Processor`: its numbers, and how its tokenizer calls special tokens.
+            video: frames uint8 [T,3,H,W] with their times.
+        """
+        raise NotImplementedError
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
@@ -124,13 +146,23 @@ def family_of(model: Any) -> Family:
         ValueError: it is not supported, or the installed transformers has another interface.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in FAMILIES:
-        raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(FAMILIES)}")
+    family = family_named(kind)
     if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise ValueError(
             f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.23 or newer is needed, and "
             "a model with its language-model head"
         )
+    return family
+
+
+def family_named(kind: str) -> Family:
+    """The family of a model_type.
+
+    Raises:
+        ValueError: it is not supported.
+    """
+    if kind not in FAMILIES:
+        raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(FAMILIES)}")
     module, _, name = FAMILIES[kind].partition(":")
     return getattr(import_module(module), name)()
 

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fewtokens.llm.family import IMAGENET_MEAN, IMAGENET_STD, Family, Visual, grouped_blocks, to_unit_pixels
+from fewtokens.llm.pixels import Prepared, fit, normalise
+from fewtokens.video import Video
 
 
 class InternVL(Family):
@@ -17,6 +19,25 @@ class InternVL(Family):
     needs_items = True
     stacked: ClassVar = ("image",)
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mark = "<video>"
+
+    def defaults(self, config: Any) -> dict[str, Any]:
+        height, width = config.vision_config.image_size
+        return super().defaults(config) | {"size": {"height": height, "width": width}}
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        numbers = words.numbers
+        if isinstance(numbers["size"], int):
+            numbers = numbers | {"size": {"height": numbers["size"], "width": numbers["size"]}}
+        frames = normalise(fit(video.frames, numbers), numbers)
+        vision = model.config.vision_config
+        cells = 1
+        for side, patch in zip(vision.image_size, vision.patch_size, strict=True):
+            cells *= int(side // patch * model.config.downsample_ratio)
+        start, end = words.token("start_image_token", "<img>"), words.token("end_image_token", "</img>")
+        run = start + words.placeholder * cells + end
+        text = "\n".join(f"Frame{number}: {run}" for number in range(1, len(frames) + 1))
+        return Prepared({"pixel_values": frames}, text)
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool

@@ -9,6 +9,8 @@ from torch import nn
 
 from fewtokens.grid import Grid
 from fewtokens.llm.family import CLIP_MEAN, CLIP_STD, Family, Visual, cell_pixels, side_of, to_unit_pixels
+from fewtokens.llm.pixels import Prepared, fit, normalise
+from fewtokens.video import Video
 
 
 class LlavaNextVideo(Family):
@@ -16,6 +18,17 @@ class LlavaNextVideo(Family):
 
     name = "llava_next_video"
     mean, std = CLIP_MEAN, CLIP_STD
+
+    def defaults(self, config: Any) -> dict[str, Any]:
+        side = config.vision_config.image_size
+        crop = {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
+        return super().defaults(config) | {"size": {"shortest_edge": side}} | crop
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        frames = normalise(fit(video.frames, words.numbers), words.numbers)
+        patch = model.config.vision_config.patch_size
+        patches = (frames.shape[2] // patch) * (frames.shape[3] // patch)
+        return Prepared({"pixel_values_videos": frames[None]}, words.placeholder * (patches // 4 * len(frames)))
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool

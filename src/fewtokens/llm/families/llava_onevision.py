@@ -10,6 +10,8 @@ from torch import nn
 
 from fewtokens.grid import Grid
 from fewtokens.llm.family import Family, Visual, cell_pixels, to_unit_pixels
+from fewtokens.llm.pixels import Prepared, fit, normalise
+from fewtokens.video import Video
 
 
 class LlavaOnevision(Family):
@@ -18,13 +20,26 @@ class LlavaOnevision(Family):
     name = "llava_onevision"
     stacked: ClassVar = ("video",)
 
+    def defaults(self, config: Any) -> dict[str, Any]:
+        side = config.vision_config.image_size
+        return super().defaults(config) | {"size": {"height": side, "width": side}}
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        frames = normalise(fit(video.frames, words.numbers), words.numbers)
+        rows = len(frames) * self.side(model) ** 2 + 1
+        return Prepared({"pixel_values_videos": frames[None]}, words.placeholder * rows)
+
+    def side(self, model: Any) -> int:
+        """Cells along a side of a frame."""
+        vision = model.config.vision_config
+        return math.ceil(vision.image_size // vision.patch_size / 2)
+
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
     ) -> list[Visual]:
         if modality == "image":
             return [Visual("image", rows) for rows in outputs.pooler_output]
-        vision: Any = model.config.vision_config  # type: ignore[union-attr]
-        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        side = self.side(model)
         frames = inputs["pixel_values_videos"]
         grid = Grid(frames.shape[1], side, side)
         return [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fewtokens.grid import Grid
 from fewtokens.llm.family import CLIP_MEAN, CLIP_STD, Family, Visual
+from fewtokens.llm.pixels import Prepared, budget, normalise, pack, resize, whole_patches
+from fewtokens.video import Video
 
 
 class Qwen2VL(Family):
@@ -18,6 +20,39 @@ class Qwen2VL(Family):
     name = "qwen2_vl"
     mrope = True
     mean, std = CLIP_MEAN, CLIP_STD
+    numbers: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        vision = model.config.vision_config
+        tubelet, patch = getattr(vision, "temporal_patch_size", 1), vision.patch_size
+        merge = self.merge(model, words.numbers)
+        size = self.target(words.numbers, video, patch * merge, tubelet)
+        frames = normalise(resize(video.frames, size, words.numbers["resample"]), words.numbers)
+        patches, shape = pack(frames, patch, merge, tubelet)
+        cells = shape[1] * shape[2] // merge**2
+        prepared = Prepared({"pixel_values_videos": patches, "video_grid_thw": torch.tensor([shape])})
+        prepared.text = self.written(words, video, shape[0], cells, tubelet)
+        self.more(prepared.inputs, video, tubelet, merge)
+        return prepared
+
+    def merge(self, model: Any, numbers: dict[str, Any]) -> int:
+        """By how much the patches of a video are merged along a side."""
+        return model.config.vision_config.spatial_merge_size
+
+    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+        """Height and width that the frames are resized to."""
+        least, most = budget(numbers)
+        if numbers.get("cap_pixels_per_frame"):
+            share = int(numbers.get("max_video_tokens", 128000) * factor * factor * 0.9) * tubelet // len(video)
+            most = max(min(most, share), int(least * 1.05))
+        return whole_patches(*video.size, factor, least, most)
+
+    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+        """The text that stands for a video of so many steps of so many cells."""
+        return words.placeholder * (steps * cells)
+
+    def more(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
+        """Adds what else the model takes."""
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool

@@ -1,7 +1,13 @@
 """Qwen3-VL: seconds in words between the frames, and DeepStack features for the first layers. arXiv 2511.21631."""
 
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
 from fewtokens.llm.families.qwen2_vl import Qwen2VL
 from fewtokens.llm.family import HALF
+from fewtokens.llm.pixels import budget, pair_times, whole_patches
+from fewtokens.video import Video
 
 
 class Qwen3VL(Qwen2VL):
@@ -9,3 +15,21 @@ class Qwen3VL(Qwen2VL):
 
     name = "qwen3_vl"
     mean, std = HALF, HALF
+    numbers: ClassVar = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
+
+    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+        # All frames share the budget here.
+        least, most = budget(numbers)
+        T, (height, width) = len(video), video.size
+        if numbers.get("cap_pixels_per_frame"):
+            frame = min(numbers.get("max_video_tokens", 768) * factor * factor, most // T)
+            most = max(frame, int(least * 1.05)) * T
+        if min(height, width) < factor:
+            grow = max(factor / height, factor / width)
+            height, width = int(height * grow), int(width * grow)
+        return whole_patches(height, width, factor, least, most, T, round(T / tubelet) * tubelet)
+
+    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+        start = words.token("vision_start_token", "<|vision_start|>")
+        run = start + words.placeholder * cells + words.token("vision_end_token", "<|vision_end|>")
+        return "".join(f"<{time:.1f} seconds>{run}" for time in pair_times(video.times.tolist(), tubelet))

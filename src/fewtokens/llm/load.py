@@ -1,0 +1,83 @@
+"""A video language model from a folder or the hub: safetensors only, no code of others, errors of one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewtokens.encode import from_hub, pick_device
+from fewtokens.llm.family import Family, family_named
+from fewtokens.llm.prompts import Processor
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
+
+
+def find(name: str | Path) -> tuple[Path, Any, Family]:
+    """The folder of a model without its weights, its config, and its family.
+
+    Raises:
+        ValueError: no such folder or hub id, no config, a family that is not supported, no transformers.
+    """
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        raise ValueError("a video language model needs transformers; pip install 'fewtokens[hf]'") from None
+    folder = Path(name) if Path(name).is_dir() else from_hub(str(name), _SMALL)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: no config.json; a model is a folder as transformers saves it")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever transformers says about a folder that it cannot load
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: transformers cannot read its config.json ({reason})") from None
+    return folder, config, family_named(config.model_type)
+
+
+def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tuple[Any, Processor]:
+    """A model with its language-model head, and what makes prompts for it.
+
+    Args:
+        name: a folder as transformers saves it, or a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct".
+        device: "auto" (cuda, mps or cpu, the first there is), "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "float16" or "bfloat16"; where not said, float32 on a CPU and elsewhere the config's.
+
+    Raises:
+        ValueError: what `find` says; no weights in safetensors, or not all of them; no such device or dtype.
+    """
+    where = pick_device(device)
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    wanted: Any = _DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
+    folder, _, _ = find(name)
+    if not Path(name).is_dir():
+        folder = from_hub(str(name), (*_SMALL, "*.safetensors"))
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no weights in it; a model is a folder with its .safetensors files")
+    model = _load_model(folder, wanted)
+    return model.to(where).eval(), Processor(folder, model)
+
+
+def _load_model(folder: Path, dtype: Any) -> Any:
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        made: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
+        )
+    except Exception as error:  # whatever transformers says about a folder that it cannot load
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: transformers cannot load it ({reason})") from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    model, told = made
+    # transformers would draw them at random.
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} first; download it again")
+    return model

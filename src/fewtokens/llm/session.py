@@ -1,0 +1,345 @@
+"""Questions on videos: each video is read and encoded once, each question is only spliced in.
+
+model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
+session = Session(model, processor, spec="kmeans(keep=32)")
+print(session.ask("clip.mp4", "What happens?").text)
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewtokens.evaluate.cost import peak_memory
+from fewtokens.llm.family import family_of
+from fewtokens.llm.prompts import Processor
+from fewtokens.llm.splice import (
+    LAYOUTS,
+    POSITIONS,
+    Compressed,
+    Found,
+    Short,
+    as_pipeline,
+    check_cues,
+    encode_visuals,
+    needs,
+    reduce_visuals,
+    splice,
+)
+from fewtokens.method import Method
+from fewtokens.pipeline import Pipeline
+from fewtokens.video import Video, read
+
+# Stages before the first token, in order.
+STAGES = ("decode", "encode", "reduce", "prefill")
+
+
+@dataclass
+class Answer:
+    """An answer, and what it cost.
+
+    Attributes:
+        text: what the model said.
+        tokens: visual tokens that the language model was given, without rows that are no cells (a newline).
+        cells: visual tokens there were before reduction.
+        prompt_tokens: all that the language model was given.
+        new_tokens: how many it said.
+        seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" and "prefill"; 0 for what was
+            kept from an earlier question.
+        speed: tokens a second after the first; None where there is no second one.
+        memory: bytes at most beyond weights and features while the question was answered; None on a CPU, where
+            `ask(memory=True)` measures the prefill by running it once more.
+    """
+
+    text: str
+    tokens: int
+    cells: int
+    prompt_tokens: int
+    new_tokens: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    speed: float | None = None
+    memory: int | None = None
+
+    @property
+    def first_token(self) -> float:
+        """Seconds to the first token."""
+        return sum(self.seconds.values())
+
+
+@dataclass
+class _Encoded:
+    """A video behind the encoder.
+
+    Attributes:
+        inputs: of the prompt beside pixels and ids.
+        text: stands for the video.
+        found: its features; places are those of the question that came first.
+        source: the video object that was asked about, so that its id stays its own.
+    """
+
+    inputs: dict[str, Any]
+    text: str
+    found: dict[str, Found]
+    source: Any = None
+
+
+class Session:
+    """Answers questions on videos with few visual tokens.
+
+    Args:
+        model, processor: as `load` gives them.
+        spec: a chain of methods, see `compress`; all tokens where not said.
+        frames: of each video, spread evenly.
+        fps: frames each second instead.
+        layout, positions: see `compress`.
+        kept: videos whose features are kept, the last ones asked about.
+
+    Attributes:
+        progress: called with what is being done, where it is set.
+
+    Raises:
+        ValueError: a spec that does not parse, acts inside the encoder or needs a cue that the family cannot give.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Processor,
+        spec: str | Sequence[Method] | Pipeline | None = None,
+        frames: int | None = 32,
+        *,
+        fps: float | None = None,
+        layout: str = "per_frame",
+        positions: str | None = None,
+        kept: int = 4,
+    ) -> None:
+        if layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        if positions is not None and positions not in POSITIONS:
+            raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+        if kept < 1:
+            raise ValueError(f"kept must be at least 1 video, got {kept}")
+        self.model, self.processor, self.family = model, processor, family_of(model)
+        self.frames, self.fps, self.kept = (None if fps is not None else frames), fps, kept
+        self.layout, self.positions = layout, positions
+        self.pipeline = as_pipeline(spec or "", model)
+        wanted = check_cues(self.family, self.pipeline)
+        self.pixels, self.per_question = needs(self.pipeline, "pixels"), "text" in wanted
+        self.progress: Callable[[str], None] | None = None
+        self._encoded: OrderedDict[Hashable, _Encoded] = OrderedDict()
+        self._reduced: dict[Hashable, dict[str, list[Short]]] = {}
+
+    def unreduced(self) -> Session:
+        """The same with all visual tokens; the two share what they read and encode."""
+        other = Session(self.model, self.processor, None, self.frames, fps=self.fps, kept=self.kept)
+        other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
+        return other
+
+    @torch.no_grad()
+    def ask(
+        self,
+        video: str | Path | Video,
+        question: str,
+        max_new_tokens: int = 128,
+        on_text: Callable[[str], None] | None = None,
+        *,
+        memory: bool = False,
+    ) -> Answer:
+        """Answers a question on a video, greedily.
+
+        Args:
+            video: a file, a folder of images, or frames with times.
+            question: one that does not name the tokens for videos.
+            max_new_tokens: at most.
+            on_text: called with each piece of the answer as it comes; together they are `Answer.text`.
+            memory: measure the prefill on a CPU too, which runs it twice.
+
+        Raises:
+            ValueError: a video that cannot be read, or a prompt and answer that are longer than the context.
+        """
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        seconds = dict.fromkeys(STAGES, 0.0)
+        key = _key(video)
+        encoded, prompt = self._encode(key, video, question, seconds)
+        self._say("reducing")
+        short = self._timed(seconds, "reduce", lambda: self._reduce(key, encoded, prompt))
+        self._check_length(short.inputs, max_new_tokens)
+        self._say("answering")
+        answer = self._generate(short, max_new_tokens, on_text, seconds)
+        if memory and answer.memory is None:
+            answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
+        return answer
+
+    def _encode(
+        self, key: Hashable, video: Any, question: str, seconds: dict[str, float]
+    ) -> tuple[_Encoded, dict[str, Any]]:
+        """The features of a video, kept or new, and the prompt without its pixels."""
+        kept = self._encoded.get(key)
+        if kept is not None:
+            self._encoded.move_to_end(key)
+            return kept, self._prompt(kept.text, question) | kept.inputs
+        self.processor.render(question)  # what is wrong with it is said before the work
+        self._say("reading")
+        start = time.perf_counter()
+        clip = video if isinstance(video, Video) else read(video, frames=self.frames, fps=self.fps)
+        prepared = self.processor.prepare(self.model, clip)
+        seconds["decode"] = time.perf_counter() - start
+        self._say("encoding")
+        prompt = self._prompt(prepared.text, question)
+        inputs = {name: self._moved(name, value) for name, value in prepared.inputs.items()}
+        items = [[("video", len(clip))]] if self.family.needs_items else None
+        found = self._timed(
+            seconds,
+            "encode",
+            lambda: encode_visuals(self.family, self.model, prompt | inputs, items, pixels=self.pixels),
+        )
+        left = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        made = _Encoded(left, prepared.text, found, video)
+        self._encoded[key] = made
+        while len(self._encoded) > self.kept:
+            self._encoded.popitem(last=False)
+        return made, prompt | left
+
+    def _prompt(self, text: str, question: str) -> dict[str, Any]:
+        ids = self.processor.ids(question, text).to(self.model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def _moved(self, name: str, value: Tensor) -> Tensor:
+        is_pixels = name.startswith("pixel_values")
+        return value.to(self.model.device, self.model.dtype if is_pixels else value.dtype)
+
+    def _reduce(self, key: Hashable, encoded: _Encoded, prompt: dict[str, Any]) -> Compressed:
+        """The short prompt. This is where the spec is applied, and nowhere else."""
+        found = {modality: self._placed(modality, here, prompt) for modality, here in encoded.found.items()}
+        shorts = self._reduced.get(key)
+        if shorts is None:
+            shorts = {
+                modality: reduce_visuals(self.family, self.model, self.pipeline, prompt, modality, found)
+                for modality in found
+            }
+            if not self.per_question:
+                self._reduced[key] = shorts
+                self._reduced = {known: self._reduced[known] for known in self._reduced if known in self._encoded}
+        return splice(self.family, self.model, prompt, found, shorts, layout=self.layout, positions=self.positions)
+
+    def _placed(self, modality: str, here: Found, prompt: dict[str, Any]) -> Found:
+        """The features at their places in another question."""
+        at = (prompt["input_ids"][0] == self.family.placeholder(self.model, modality)).nonzero().squeeze(1)
+        return replace(here, places=[at])
+
+    def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
+        """Raises ValueError where prompt and answer are longer than the context."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        length = inputs["input_ids"].shape[1]
+        at = inputs.get("position_ids")
+        reach = length if at is None else max(length, int(at.max()) + 1)
+        if most is None or reach + max_new_tokens <= most:
+            return
+        why, what = f"has {length} tokens", "fewer frames or a smaller keep"
+        if reach > length:
+            why, what = f"reaches position {reach}", "fewer frames, a smaller keep, or positions='renumber'"
+        asked = f"the prompt {why} and the answer may have {max_new_tokens}"
+        raise ValueError(f"{asked}, but this model takes {most} in all; take {what}")
+
+    def _generate(
+        self, short: Compressed, max_new_tokens: int, on_text: Callable[[str], None] | None, seconds: dict[str, float]
+    ) -> Answer:
+        device, inputs = self.model.device, dict(short.inputs)
+        length = inputs["input_ids"].shape[1]
+        cuda = device.type == "cuda"
+        before = 0
+        if cuda:
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+        self._wait()
+        stream = _stream(self.processor.tokenizer, on_text)
+        start = time.perf_counter()
+        out = self.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            # Sampling that a checkpoint's generation_config asks for means nothing here.
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            streamer=stream,
+        )
+        self._wait()
+        ended = time.perf_counter()
+        new = out.shape[1] - length
+        seconds["prefill"] = stream.first - start
+        return Answer(
+            text="".join(stream.pieces),
+            tokens=sum(int(tokens.count.sum()) for tokens in short.tokens),
+            cells=sum(tokens.grid.cells for tokens in short.tokens),
+            prompt_tokens=length,
+            new_tokens=new,
+            seconds=seconds,
+            speed=(new - 1) / (ended - stream.first) if new > 1 else None,
+            memory=torch.cuda.max_memory_allocated(device) - before if cuda else None,
+        )
+
+    def _timed(self, seconds: dict[str, float], stage: str, run: Callable[[], Any]) -> Any:
+        self._wait()
+        start = time.perf_counter()
+        result = run()
+        self._wait()
+        seconds[stage] = time.perf_counter() - start
+        return result
+
+    def _wait(self) -> None:
+        """Until the device has done what it was given, so that a clock means something."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+
+    def _say(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress(what)
+
+
+def _key(video: Any) -> Hashable:
+    """What tells videos apart: a file by path, size and time of change, frames by being the same object."""
+    if isinstance(video, Video):
+        return id(video)
+    path = Path(video)
+    if not path.exists():
+        return str(path)
+    told = path.stat()
+    return str(path.resolve()), told.st_size, told.st_mtime_ns
+
+
+def _stream(tokenizer: Any, on_text: Callable[[str], None] | None) -> Any:
+    """A streamer of transformers that keeps the pieces and the time of the first token."""
+    from transformers import TextStreamer
+
+    class Stream(TextStreamer):
+        def __init__(self) -> None:
+            super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            self.pieces: list[str] = []
+            self.first = 0.0
+            self.puts = 0
+
+        def put(self, value: Tensor) -> None:
+            self.puts += 1
+            if self.puts == 2:  # the first is the prompt
+                self.first = time.perf_counter()
+            super().put(value)
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            text = text if self.pieces else text.lstrip()
+            if not text:
+                return
+            self.pieces.append(text)
+            if on_text is not None:
+                on_text(text)
+
+    return Stream()

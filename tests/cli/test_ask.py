@@ -1,0 +1,130 @@
+"""`fewtokens ask` on tiny models in folders."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fewtokens.cli import app
+from fewtokens.video import synthetic, write
+from tests.llm.saved import save
+from tests.llm.tiny import FAMILIES
+
+FIRST, SECOND = "what happens", "how many people are there"
+FEW = "kmeans(keep=5)"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write(tmp_path_factory.mktemp("clips") / "clip.mp4", synthetic("static", frames=12, size=(64, 96)).frames, 6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save("llava_onevision", tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setattr("fewtokens.cli.common.out.width", 200)
+
+
+def ask(*words: object, code: int = 0) -> Result:
+    given = [str(word) for word in words]
+    done = CliRunner().invoke(app, ["ask", *given, "--device", "cpu"])
+    assert done.exit_code == code, (done.output, done.exception)
+    assert "Traceback" not in done.output
+    return done
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers(family, clip, tmp_path):
+    folder = save(family, tmp_path)
+    words = (clip, FIRST, "--model", folder, "--with", FEW, "--frames", 6, "--max-new-tokens", 5)
+    done = ask(*words)
+    told = json.loads(ask(*words, "--json").stdout)["answers"]
+    assert [row["with"] for row in told] == [FEW]
+    assert told[0]["tokens"] == 5 and told[0]["new"] == 5 and told[0]["cells"] > 5
+    assert done.stdout == told[0]["answer"] + "\n"
+    assert f"5 visual tokens of {told[0]['cells']}, first token after" in done.stderr
+
+
+def test_compare(clip, model):
+    words = (clip, FIRST, "--model", model, "--with", "kmeans", "--keep", 4, "--frames", 6, "--max-new-tokens", 5)
+    full, few = json.loads(ask(*words, "--compare", "--json").stdout)["answers"]
+    assert (full["with"], few["with"]) == ("full", "kmeans")
+    assert full["tokens"] == full["cells"] == few["cells"] == 6 * 16 and few["tokens"] == 4
+    assert full["prompt"] - few["prompt"] == 92
+    for name in ("decode", "encode"):
+        assert few[name] == full[name] > 0
+    for row in (full, few):
+        parts = sum(row[name] for name in ("decode", "encode", "reduce", "prefill"))
+        assert row["first"] == pytest.approx(parts) and row["tokens_per_second"] > 0
+    assert 0 < few["memory_bytes"] < full["memory_bytes"]
+    shown = ask(*words, "--compare").stdout
+    for word in ("visual tokens", "decode", "encode", "reduce", "prefill", "first token", "tokens/s", "MiB"):
+        assert word in shown
+    assert f"full: {full['answer']}" in shown and f"kmeans: {few['answer']}" in shown
+
+
+def test_several_questions_encode_once(clip, model, tmp_path, monkeypatch):
+    from fewtokens.llm import session
+
+    calls: list[Any] = []
+    real = session.encode_visuals
+    monkeypatch.setattr(session, "encode_visuals", lambda *given, **more: calls.append(1) or real(*given, **more))
+    (tmp_path / "questions.txt").write_text(f"{SECOND}\n\n")
+    words = (clip, FIRST, "--questions", tmp_path / "questions.txt", "--model", model, "--max-new-tokens", 3)
+    done = ask(*words, "--with", FEW, "--fps", 3)
+    assert len(calls) == 1
+    assert done.stdout.index(FIRST) < done.stdout.index(SECOND)
+    told = json.loads(ask(*words, "--json", "--compare", "--with", "", "--layout", "collapse").stdout)["answers"]
+    assert [row["question"] for row in told] == [FIRST, FIRST, SECOND, SECOND]
+    assert told[0]["encode"] > 0 == told[2]["encode"] and told[0]["answer"] == told[1]["answer"]
+
+
+def test_a_folder_without_a_template_says_so(clip, tmp_path):
+    folder = save("llava_onevision", tmp_path, with_template=False)
+    done = ask(clip, FIRST, "--model", folder, "--with", FEW, "--max-new-tokens", 3)
+    assert "note: " in done.stderr and "no chat template" in done.stderr
+
+
+def test_what_a_user_can_mend_is_one_line(clip, model, tmp_path):
+    def refused(message: str, *words: object) -> None:
+        done = ask(*words, code=2)
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1 and re.search(message, lines[0]), done.stderr
+        assert not done.stdout.strip()
+
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    refused("no weights in it", clip, FIRST, "--model", bare, "--with", FEW)
+    refused("kind 'bert' is known; there are", clip, FIRST, "--model", other, "--with", FEW)
+    refused("no such folder", clip, FIRST, "--model", tmp_path / "nowhere")
+    asked = (clip, FIRST, "--model", model)
+    refused("visionzip needs .* cannot give", *asked, "--with", "visionzip(keep=4)")
+    refused("stage 'encoder'", *asked, "--with", "tome(r=1, stage='encoder')")
+    refused("no method", *asked, "--with", "nothing_such")
+    refused("takes 2048 in all; take fewer", *asked, "--with", FEW, "--max-new-tokens", 2045)
+    refused("takes 2048 in all; take fewer", *asked, "--with", "", "--max-new-tokens", 1900)
+    refused("would change nothing", *asked, "--with", FEW, "--keep", 4)
+    refused("--frames or --fps", *asked, "--frames", 4, "--fps", 1)
+    refused("frames must be at least 1", *asked, "--frames", 0)
+    refused("layout must be one of", *asked, "--layout", "heap")
+    refused("positions must be one of", *asked, "--positions", "none")
+    refused("max_new_tokens must be", *asked, "--max-new-tokens", 0)
+    refused("dtype must be one of", *asked, "--dtype", "int8")
+    refused("ask something", clip, "--model", model)
+    refused("No such file", clip, "--questions", tmp_path / "none.txt", "--model", model)
+    refused("no such file", tmp_path / "none.mp4", FIRST, "--model", model)
+    (tmp_path / "no.mp4").write_text("not a video")
+    refused("no.mp4", tmp_path / "no.mp4", FIRST, "--model", model)

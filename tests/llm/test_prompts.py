@@ -1,0 +1,335 @@
+"""Our preprocessing against transformers' own.
+
+* The text that stands for a video: against `replace_video_token` of each processor of transformers, exactly.
+* Ids: against transformers' own way from that text to ids.
+* Pixels: against its Pillow image processors frame by frame, to 2 (Lanczos: 0) of 255 levels before normalisation,
+  since Pillow and torch round in other places; packing and sizes exactly. Its video processors need torchvision:
+  where that is installed all eight are compared bit for bit (SmolVLM's Lanczos to a few levels), and so are the
+  inputs of the whole processors; elsewhere these two are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+from fewtokens.llm import FAMILIES
+from fewtokens.llm.families.smolvlm import in_words
+from fewtokens.llm.family import family_named
+from fewtokens.llm.pixels import pack, pair_times, resize, whole_patches
+from fewtokens.llm.prompts import Processor, read_numbers, read_template
+from fewtokens.video import Video, synthetic
+from tests.llm.saved import SPECIALS, make_tokenizer, save, template
+from tests.llm.tiny import tiny
+
+CONFIGS = {
+    "llava_onevision": "LlavaOnevision", "llava_next_video": "LlavaNextVideo", "qwen2_vl": "Qwen2VL",
+    "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "internvl": "InternVL", "smolvlm": "SmolVLM",
+    "video_llama_3": "VideoLlama3",
+}  # fmt: skip
+# As in the folders of published checkpoints, but for SmolVLM's 2048, which is slow.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llava_onevision": {"size": {"height": 384, "width": 384}},
+    "llava_next_video": {
+        "size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True,
+    },
+    "qwen2_vl": {"min_pixels": 3136, "max_pixels": 12845056},
+    "qwen2_5_vl": {"min_pixels": 3136, "max_pixels": 12845056},
+    "qwen3_vl": {"size": {"shortest_edge": 4096, "longest_edge": 25165824}},
+    "internvl": {"size": {"height": 448, "width": 448}},
+    "smolvlm": {"size": {"longest_edge": 1024}, "max_image_size": {"longest_edge": 512}},
+    "video_llama_3": {"size": {"shortest_edge": 3136, "longest_edge": 3000000}, "use_token_compression": False},
+}  # fmt: skip
+SIZES = {"landscape": (150, 203), "portrait": (203, 150), "small": (40, 90)}
+
+
+def config_of(family: str) -> Any:
+    """The config with its defaults, where they are not a published model's with that one's sizes."""
+    config = getattr(hf, f"{CONFIGS[family]}Config")()
+    if family == "llava_next_video":
+        config.vision_config.image_size = 336
+    if family == "qwen3_vl":
+        config.vision_config.patch_size = 16
+    if family == "video_llama_3":
+        config.vision_config.patch_size = 14
+    if family == "internvl":
+        config.vision_config.image_size, config.vision_config.patch_size = [448, 448], [14, 14]
+    return config
+
+
+def stand_in(family: str, **numbers: Any) -> tuple[Any, Any]:
+    """All of a model and a processor that `prepare` looks at, without weights."""
+    config = config_of(family)
+    model = SimpleNamespace(config=config, base_model=SimpleNamespace(image_seq_len=64))
+    image, video, *_ = SPECIALS[family]
+    said = family_named(family).defaults(config) | PUBLISHED[family] | numbers
+    placeholder = image if family_named(family).needs_items else video
+    return model, SimpleNamespace(numbers=said, placeholder=placeholder, token=lambda name, usual: usual)
+
+
+def clip(size: str = "landscape", frames: int = 6) -> Video:
+    return synthetic("shapes", frames=frames, size=SIZES[size], fps=2.0)
+
+
+def reference(family: str) -> Any:
+    """The processor of transformers, with what `replace_video_token` needs and no more."""
+    made = object.__new__(getattr(hf, f"{CONFIGS[family]}Processor"))
+    image, video, *_ = SPECIALS[family]
+    made.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
+    made.vision_start_token, made.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+    made.start_image_token, made.end_image_token, made.image_seq_length = "<img>", "</img>", 256
+    made.fake_image_token, made.global_image_token = "<fake_token_around_image>", "<global-img>"
+    made.image_seq_len, made.num_image_tokens, made.patch_size = 64, 27 * 27, 14
+    made.image_token, made.video_token = image, video
+    return made
+
+
+def metadata(video: Video) -> Any:
+    from transformers.video_utils import VideoMetadata
+
+    return VideoMetadata(
+        total_num_frames=len(video), fps=video.fps, duration=video.duration, frames_indices=list(range(len(video)))
+    )
+
+
+@pytest.mark.parametrize("frames", [6, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_text_is_that_of_transformers(family, frames, monkeypatch):
+    video = clip(frames=frames)
+    model, words = stand_in(family)
+    prepared = family_named(family).prepare(model, words, video)
+    told: dict[str, Any] = dict(prepared.inputs) | {"video_metadata": [metadata(video)]}
+    if family == "internvl":
+        told["pixel_values_videos"] = told["pixel_values"][None]
+    if family == "video_llama_3":
+        cells = int(told["video_grid_thw"].prod()) // 4
+        told["video_compression_mask"] = torch.ones(cells, dtype=torch.bool)
+    if family == "smolvlm":
+        monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", in_words)
+    assert prepared.text == reference(family).replace_video_token(told, video_idx=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_are_those_of_the_video_processor(family, size):
+    pytest.importorskip("torchvision")
+    video = clip(size)
+    model, words = stand_in(family)
+    inputs = family_named(family).prepare(model, words, video).inputs
+    name = "Qwen2VL" if family == "qwen2_5_vl" else CONFIGS[family]
+    maker = getattr(hf, f"{name}VideoProcessor", None) or hf.LlavaNextVideoVideoProcessor
+    numbers = {key: words.numbers[key] for key in ("image_mean", "image_std")} | PUBLISHED[family]
+    made = maker(**numbers)(video.frames, do_sample_frames=False, video_metadata=[metadata(video)], return_tensors="pt")
+    made = dict(made)
+    if family == "internvl":
+        made["pixel_values"] = made.pop("pixel_values_videos")[0]
+    for key, value in inputs.items():
+        if key == "second_per_grid_ts":
+            assert value.tolist() == [1.0]  # two frames at two a second
+        elif family == "smolvlm":
+            # Lanczos is Pillow's here; torch has its own of late.
+            assert (value - made[key]).abs().max() <= 4 / 255 / 0.5
+        else:
+            assert torch.equal(value, made[key]), key
+
+
+IMAGES = {
+    "llava_onevision": "LlavaOnevision", "llava_next_video": "LlavaNext", "internvl": "GotOcr2", "smolvlm": "SmolVLM",
+    "video_llama_3": "VideoLlama3",
+}  # fmt: skip
+NEEDS = {
+    "llava_onevision": {"num_image_tokens": 49}, "internvl": {"image_seq_length": 9}, "smolvlm": {"image_seq_len": 9},
+    "llava_next_video": {"patch_size": 4, "vision_feature_select_strategy": "default"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", in_words)
+    video = synthetic("static", frames=6, size=(64, 96), fps=2.0)
+    ours = Processor(save(family, tmp_path), tiny(family))
+    tokenizer = make_tokenizer(family)
+    if family == "internvl":
+        names = ("context_image_token", "video_token", "start_image_token", "end_image_token")
+        for name, token in zip(names, SPECIALS[family], strict=True):
+            setattr(tokenizer, name, token)
+            setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    numbers = dict(ours.numbers)
+    if "video_grid_thw" in (inputs := ours(tiny(family), video, "what happens")):
+        tubelet = 1 if family == "video_llama_3" else 2
+        numbers |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": tubelet, "use_token_compression": False}
+    name = "Qwen2VL" if family == "qwen2_5_vl" else CONFIGS[family]
+    theirs = getattr(hf, f"{CONFIGS[family]}Processor")(
+        image_processor=getattr(hf, f"{IMAGES.get(family, 'Qwen2VL')}ImageProcessor")(),
+        tokenizer=tokenizer,
+        video_processor=getattr(hf, f"{name}VideoProcessor")(**numbers),
+        chat_template=template(family),
+        **NEEDS.get(family, {}),
+    )
+    content = [{"type": "video"}, {"type": "text", "text": "what happens"}]
+    text = theirs.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    made = theirs(
+        text=[text],
+        videos=[video.frames],
+        video_metadata=[metadata(video)],
+        do_sample_frames=False,
+        add_special_tokens=not text.startswith("<s>"),
+        return_tensors="pt",
+    )
+    assert set(made) - set(inputs) <= {"pixel_attention_mask", "video_compression_mask"}  # all of both is true
+    for key, value in inputs.items():
+        found = torch.as_tensor(made[key])
+        if family == "smolvlm" and key == "pixel_values":
+            assert (value - found).abs().max() <= 2 / 255 / 0.5
+        else:
+            assert torch.equal(value, found.to(value.dtype)), key
+
+
+def levels(ours: torch.Tensor, theirs: Any, std: Any) -> float:
+    """The largest difference in levels of 255."""
+    theirs = torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max()) * 255 * max(std)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pixels_are_those_of_the_pillow_image_processor(family, size):
+    video = clip(size, frames=2)
+    frame = video.frames[:1]
+    model, words = stand_in(family)
+    if family == "qwen3_vl":  # shares the budget of pixels among frames, which an image has for itself
+        words.numbers |= {"size": {"shortest_edge": 64 * 64, "longest_edge": 200 * 200}}
+    ours = family_named(family).prepare(model, words, Video(frame.expand(2, -1, -1, -1), video.times, 1.0, 2.0)).inputs
+    numbers: dict[str, Any] = {key: words.numbers[key] for key in ("image_mean", "image_std")}
+    said = {key: value for key, value in words.numbers.items() if key in ("size", "min_pixels", "max_pixels")}
+    picture = frame[0].permute(1, 2, 0).numpy()
+    std = words.numbers["image_std"]
+    if "video_grid_thw" in ours:
+        if family == "qwen3_vl":
+            said = {"size": {"shortest_edge": 64 * 64 // 2, "longest_edge": 200 * 200 // 2}}
+        if family == "video_llama_3":
+            said = {"size": {"shortest_edge": 3136, "longest_edge": 3000000 // 2}}
+            maker = hf.models.video_llama_3.image_processing_pil_video_llama_3.VideoLlama3ImageProcessorPil
+        else:
+            maker = hf.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil
+        patch = model.config.vision_config.patch_size
+        made = maker(patch_size=patch, merge_size=2, **numbers, **said)(picture, return_tensors="pt")
+        _, h, w = ours["video_grid_thw"][0].tolist()
+        assert made["image_grid_thw"].tolist() == [[1, h, w]]
+        assert levels(ours["pixel_values_videos"][: h * w], made["pixel_values"], std) <= 2.1
+        return
+    if family == "llava_next_video":
+        maker = hf.models.clip.image_processing_pil_clip.CLIPImageProcessorPil
+        made = maker(**numbers, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    elif family == "smolvlm":
+        maker = hf.models.smolvlm.image_processing_pil_smolvlm.SmolVLMImageProcessorPil
+        made = maker(**numbers, **PUBLISHED[family], do_image_splitting=False)
+    else:
+        maker = hf.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil
+        made = maker(**numbers, **said, resample=3)
+    theirs = torch.as_tensor(made(picture, return_tensors="pt")["pixel_values"]).reshape(-1, 3, *frame_size(ours))[0]
+    mine = ours.get("pixel_values_videos", ours.get("pixel_values")).reshape(-1, 3, *frame_size(ours))[0]
+    assert levels(mine, theirs, std) <= (0.01 if family == "smolvlm" else 2.1)
+
+
+def frame_size(inputs: dict[str, torch.Tensor]) -> torch.Size:
+    (pixels,) = (value for name, value in inputs.items() if name.startswith("pixel_values"))
+    return pixels.shape[-2:]
+
+
+def test_patches_of_a_cell_lie_side_by_side():
+    # Two frames of 8 x 8: patches of 2 x 2, cells of 2 x 2 patches; a pixel is its own number.
+    frames = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).reshape(2, 3, 8, 8)
+    patches, shape = pack(frames, patch=2, merge=2, tubelet=2)
+    assert shape == (1, 4, 4) and patches.shape == (16, 3 * 2 * 2 * 2)
+    # The second row of patches, third column: cell (0, 1), its third patch; so row 4 + 2.
+    expected = [frames[f, c, y, x].item() for c in range(3) for f in range(2) for y in (2, 3) for x in (4, 5)]
+    assert patches[6].tolist() == expected
+    odd, (steps, _, _) = pack(frames[:1], 2, 2, 2)
+    assert steps == 1 and torch.equal(odd[:, :4], odd[:, 4:8])  # the last frame is repeated
+
+
+def test_sizes_by_hand():
+    assert whole_patches(720, 1280, 28, 3136, 12845056) == (728, 1288)
+    # 768 cells of 28 x 28 at most: 720p shrinks by sqrt(921600 / 602112) = 1.2372, to 20 and 36 cells.
+    assert whole_patches(720, 1280, 28, 100352, 602112) == (20 * 28, 36 * 28)
+    assert whole_patches(30, 40, 28, 100352, 602112) == (280, 392)
+    with pytest.raises(ValueError, match="too narrow"):
+        whole_patches(1, 300, 28, 1, 10**9)
+    with pytest.raises(ValueError, match="filter 5"):
+        resize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), (4, 4), 5)
+    assert pair_times([0.0, 0.5, 1.0], 2) == [0.25, 1.0]
+
+
+def test_numbers_in_words():
+    known = {0: "zero", 13: "thirteen", 20: "twenty", 32: "thirty-two", 64: "sixty-four", 100: "one hundred",
+             128: "one hundred and twenty-eight", 1000: "one thousand", 1024: "one thousand and twenty-four",
+             2500: "two thousand, five hundred"}  # fmt: skip
+    assert {number: in_words(number) for number in known} == known
+
+
+@pytest.mark.parametrize("family", ["llava_next_video", "qwen3_vl", "internvl"])
+def test_the_ids_are_those_of_transformers(family, tmp_path):
+    folder = save(family, tmp_path)
+    processor = Processor(folder, tiny(family))
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what happens"}]}]
+    standing = "Frame 1: " + processor.placeholder * 3
+    tokenizer = make_tokenizer(family)
+    rendered = tokenizer.apply_chat_template(
+        messages, chat_template=template(family), tokenize=False, add_generation_prompt=True
+    ).replace(processor.mark, standing)
+    found = processor.ids("what happens", standing)
+    assert found[0].tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert int((found == tokenizer.convert_tokens_to_ids(processor.placeholder)).sum()) == 3
+
+
+def test_where_numbers_and_templates_are_looked_for(tmp_path):
+    def put(name: str, **said: Any) -> None:
+        (tmp_path / name).write_text(json.dumps(said))
+
+    plain = SimpleNamespace(chat_template=None)
+    assert read_numbers(tmp_path) == {} and read_template(tmp_path, plain) is None
+    put("preprocessor_config.json", size={"height": 1, "width": 1}, crop_size=None)
+    assert read_numbers(tmp_path) == {"size": {"height": 1, "width": 1}}
+    put("preprocessor_config.json", video_sampling={"video_size": {"longest_edge": 512}})
+    assert read_numbers(tmp_path)["size"] == {"longest_edge": 512}
+    put("video_preprocessor_config.json", size=2)
+    assert read_numbers(tmp_path) == {"size": 2}
+    put("processor_config.json", video_processor={"size": 3}, chat_template="c")
+    assert read_numbers(tmp_path) == {"size": 3}
+    assert read_template(tmp_path, SimpleNamespace(chat_template="d")) == "c"
+    put("chat_template.json", chat_template="b")
+    assert read_template(tmp_path, plain) == "b"
+    (tmp_path / "chat_template.jinja").write_text("a")
+    assert read_template(tmp_path, plain) == "a"
+
+
+def test_templates_that_know_no_parts_or_are_missing(tmp_path):
+    folder = save("qwen2_vl", tmp_path, with_template=False)
+    processor = Processor(folder, tiny("qwen2_vl"))
+    assert processor.notes and processor.render("what?") == "USER: <|video_pad|>\nwhat? ASSISTANT:"
+    processor.template = (
+        "{% for message in messages %}[{{ message['content'] if message['content'] is string }}]{% endfor %}"
+    )
+    assert processor.render("what?") == "[<|video_pad|>\nwhat?]"
+    processor.template = "{{ nothing.at.all }}"
+    with pytest.raises(ValueError, match="template does not work"):
+        processor.render("what?")
+    with pytest.raises(ValueError, match="leave it out"):
+        processor.render("what is <|video_pad|>?")
+
+
+def test_a_processor_that_does_not_resize_is_refused(tmp_path):
+    folder = save("qwen2_vl", tmp_path)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}))
+    with pytest.raises(ValueError, match="do_resize false"):
+        Processor(folder, tiny("qwen2_vl"))

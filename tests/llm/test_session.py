@@ -1,0 +1,222 @@
+"""Questions on videos through a saved folder: every family, one encoding, the stream, the errors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+import torch
+
+from fewtokens.llm import Session, compress, find, load
+from fewtokens.llm import session as session_module
+from fewtokens.llm.session import STAGES
+from fewtokens.video import synthetic, write
+from tests.llm.saved import save
+from tests.llm.tiny import FAMILIES
+
+CLIP = synthetic("static", frames=8, size=(64, 96))
+FIRST, SECOND = "what happens", "how many people are there"
+FEW = "kmeans(keep=5)"
+
+
+@cache
+def loaded(family: str):
+    folder = Path(mkdtemp())
+    try:
+        return load(save(family, folder), device="cpu")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save("qwen2_vl", tmp_path_factory.mktemp("models") / "qwen2_vl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_answer_is_that_of_compress_and_generate(family):
+    model, processor = loaded(family)
+    inputs = processor(model, CLIP, FIRST)
+    for spec, options in ((FEW, {}), (None, {}), (FEW, {"layout": "collapse", "positions": "keep"})):
+        pieces: list[str] = []
+        answer = Session(model, processor, spec, 8, **options).ask(CLIP, FIRST, 6, pieces.append)
+        made = compress(
+            model, inputs, spec or "", items=[[("video", 8)]] if processor.family.needs_items else None, **options
+        )
+        with torch.no_grad():
+            out = model.generate(**made.inputs, max_new_tokens=6, do_sample=False)
+        length = made.inputs["input_ids"].shape[1]
+        assert answer.text == processor.tokenizer.decode(out[0, length:], skip_special_tokens=True)
+        assert len(pieces) > 1 or family == "llava_next_video"  # which says nothing but tokens that are skipped
+        assert "".join(pieces) == answer.text
+        assert answer.prompt_tokens == length and answer.new_tokens == 6
+        assert answer.cells == made.tokens[0].grid.cells
+        assert answer.tokens == (5 if spec else answer.cells)
+        assert set(answer.seconds) == set(STAGES) and min(answer.seconds.values()) > 0
+        assert answer.first_token == pytest.approx(sum(answer.seconds.values())) and answer.speed > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stock_model_gives_the_full_answer(family):
+    model, processor = loaded(family)
+    inputs = processor(model, CLIP, FIRST)
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    words = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert Session(model, processor).ask(CLIP, FIRST, 6).text == words
+
+
+def counted(monkeypatch) -> list[str]:
+    calls: list[str] = []
+    for name in ("encode_visuals", "reduce_visuals"):
+        real = getattr(session_module, name)
+        monkeypatch.setattr(
+            session_module,
+            name,
+            lambda *given, _real=real, _name=name, **more: calls.append(_name) or _real(*given, **more),
+        )
+    return calls
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "smolvlm"])
+def test_several_questions_encode_once(family, monkeypatch):
+    model, processor = loaded(family)
+    alone = Session(model, processor, FEW, 8).ask(CLIP, SECOND, 6)
+    calls = counted(monkeypatch)
+    session = Session(model, processor, FEW, 8)
+    session.ask(CLIP, FIRST, 6)
+    second = session.ask(CLIP, SECOND, 6)
+    assert calls == ["encode_visuals", "reduce_visuals"]
+    assert second.text == alone.text and second.prompt_tokens == alone.prompt_tokens
+    assert second.seconds["decode"] == second.seconds["encode"] == 0
+    full = session.unreduced().ask(CLIP, SECOND, 6)
+    assert calls == ["encode_visuals", "reduce_visuals", "reduce_visuals"]
+    assert full.tokens == full.cells and full.seconds["encode"] == 0
+
+
+def test_a_method_that_reads_the_question_reduces_for_each(monkeypatch):
+    model, processor = loaded("qwen2_vl")
+    session = Session(model, processor, FEW, 8)
+    session.per_question = True
+    calls = counted(monkeypatch)
+    session.ask(CLIP, FIRST, 2)
+    session.ask(CLIP, SECOND, 2)
+    assert calls == ["encode_visuals", "reduce_visuals", "reduce_visuals"]
+
+
+def test_the_last_videos_are_kept_and_changed_files_read_again(tmp_path, monkeypatch):
+    model, processor = loaded("qwen2_vl")
+    session = Session(model, processor, "rlt(0.1)", 8, kept=2)
+    paths = [
+        write(tmp_path / f"{seed}.mp4", synthetic("shapes", size=(64, 96), seed=seed).frames, 8) for seed in range(3)
+    ]
+    calls = counted(monkeypatch)
+    for path in (paths[0], paths[1], paths[0], paths[2], paths[0]):
+        session.ask(path, FIRST, 2)
+    assert calls.count("encode_visuals") == 3 and len(session._encoded) == len(session._reduced) == 2
+    session.ask(paths[1], FIRST, 2)
+    assert calls.count("encode_visuals") == 4
+    write(paths[1], CLIP.frames, 8)
+    session.ask(paths[1], FIRST, 2)
+    assert calls.count("encode_visuals") == 5
+
+
+def test_memory_is_less_with_few_tokens():
+    model, processor = loaded("llava_onevision")
+    session = Session(model, processor, FEW, 8)
+    assert session.ask(CLIP, FIRST, 2).memory is None
+    few, full = (each.ask(CLIP, FIRST, 2, memory=True).memory for each in (session, session.unreduced()))
+    assert 0 < few < full / 3
+
+
+def test_what_is_done_is_said():
+    model, processor = loaded("internvl")
+    session = Session(model, processor, FEW, 8)
+    said: list[str] = []
+    session.progress = said.append
+    session.ask(CLIP, FIRST, 2)
+    assert said == ["reading", "encoding", "reducing", "answering"]
+
+
+def test_longer_than_the_context():
+    model, processor = loaded("llava_onevision")
+    session = Session(model, processor, FEW, 8)
+    with pytest.raises(ValueError, match=r"has 10 tokens .* may have 2040, but this model takes 2048 .* smaller keep"):
+        session.ask(CLIP, FIRST, 2040)
+    kept = Session(model, processor, FEW, 8, positions="keep")
+    with pytest.raises(ValueError, match=r"reaches position 133 .*'renumber'"):
+        kept.ask(CLIP, FIRST, 2000)
+    assert session.ask(CLIP, FIRST, 2).new_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spec": "visionzip(keep=4)"}, "visionzip needs .* qwen2_vl cannot give"),
+        ({"spec": "vid_tldr"}, "stage 'encoder'"),
+        ({"spec": "nothing_such"}, "nothing_such"),
+        ({"layout": "heap"}, "layout must be one of"),
+        ({"positions": "none"}, "positions must be one of"),
+        ({"kept": 0}, "kept must be at least 1"),
+    ],
+)
+def test_sessions_that_cannot_be(options, message):
+    model, processor = loaded("qwen2_vl")
+    with pytest.raises(ValueError, match=message):
+        Session(model, processor, **options)
+
+
+def test_questions_that_cannot_be():
+    session = Session(*loaded("qwen2_vl"), FEW, 8)
+    with pytest.raises(ValueError, match="leave it out"):
+        session.ask(CLIP, "what is <|video_pad|> ?")
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+        session.ask(CLIP, FIRST, 0)
+    with pytest.raises(ValueError, match="no such file"):
+        session.ask("nowhere.mp4", FIRST)
+
+
+def test_load(folder):
+    model, processor = load(folder, device="cpu", dtype="bfloat16")
+    assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "sdpa" and not model.training
+    assert Session(model, processor, "rlt(0.1)", 8).ask(CLIP, FIRST, 2).new_tokens == 2
+    assert find(folder)[2].name == "qwen2_vl"
+
+
+def without(folder: Path, target: Path, *names: str) -> Path:
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*names))
+    return target
+
+
+def test_folders_that_cannot_be_loaded(folder, tmp_path):
+    def refused(where: Path, message: str, **options: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            load(where, **{"device": "cpu", **options})
+        assert "\n" not in str(caught.value)
+
+    refused(without(folder, tmp_path / "a", "*.safetensors"), "no weights in it")
+    refused(without(folder, tmp_path / "b", "config.json"), "no config.json")
+    refused(without(folder, tmp_path / "c", "tokenizer*"), "no tokenizer|does not know|has no token")
+    refused(tmp_path / "nowhere", "no such folder")
+    refused(folder, "dtype must be one of", dtype="int8")
+    other = tmp_path / "d"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    refused(other, "kind 'qwen2' is known; there are llava_onevision")
+    (other / "config.json").write_text("{")
+    refused(other, "cannot")
+
+
+def test_missing_weights_are_not_drawn_at_random(folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    target = without(folder, tmp_path / "a")
+    tensors = load_file(target / "model.safetensors")
+    del tensors[next(name for name in tensors if "layers.0" in name)]
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="1 weights are missing"):
+        load(target, device="cpu")
