@@ -205,7 +205,7 @@ def measure(model: VideoLlm, data: Cells) -> dict[str, Any]:
             cells = torch.from_numpy(data.cells[start : start + 50].astype(np.float32))
             words = model.ask([prompt(q) for q in data.questions[start : start + 50]])
             begun = time.perf_counter()
-            tokens = model._tokens(words | {"cells": cells, "grid": GRID})
+            tokens = model.tokens(words | {"cells": cells, "grid": GRID})
             reducing += time.perf_counter() - begun
             counts += tokens.count.tolist()
     begun = time.perf_counter()

@@ -88,6 +88,7 @@ class Method(nn.Module):
         instead_of_keep: arguments that say how much is left in another way, so that `keep` would contradict them.
         causal: a frame's tokens depend on no later frame; `step` gives the same result chunk by chunk.
         trainable: has parameters.
+        neutral: before training they change nothing, so it is of use as it is.
         partition: every cell it was given ends in some token.
         conserves: sum(sizes * features) stays the same.
         merges: averages some of the tokens that it keeps, although it drops others.
@@ -105,6 +106,7 @@ class Method(nn.Module):
     instead_of_keep: ClassVar[tuple[str, ...]] = ()
     causal: bool = False
     trainable: bool = False
+    neutral: bool = False
     partition: bool = False
     conserves: ClassVar[bool] = False
     merges: ClassVar[bool] = False

@@ -93,7 +93,7 @@ class TestEmbedding:
         given = batch(model)
         lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
         given |= collate_turns(lines, 0, left=left)
-        tokens = model._tokens(given)
+        tokens = model.tokens(given)
         made = model.embedded(given, tokens)
         words = model.llm.get_input_embeddings()
         for b, (ids, labels) in enumerate(lines):
@@ -193,7 +193,7 @@ class TestTraining:
         assert again.compressor.spec == model.compressor.spec
         assert again.answer(again.ask(QUESTIONS) | {"frames": given["frames"]}) == list(ANSWERS)
         other = load_video_llm(tmp_path / "model", spec="uniform(keep=4)", device="cpu")
-        assert int(other._tokens(given).count[0]) == 4
+        assert int(other.tokens(given).count[0]) == 4
 
     def test_parts_learn_at_their_rates(self, parts, tmp_path):
         before = {name: value.clone() for name, value in build(parts, "token_dynamics(keep=4)").named_parameters()}
@@ -253,7 +253,7 @@ class TestTraining:
         given = batch(model)
         model(given).backward()
         assert all(p.grad is not None for p in model.compressor.parameters())
-        assert isinstance(model._tokens(given), Tokens)
+        assert isinstance(model.tokens(given), Tokens)
 
 
 @pytest.fixture(scope="module")

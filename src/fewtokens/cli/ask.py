@@ -26,6 +26,7 @@ from fewtokens.cli.common import (
     table,
     takes_keep,
     verb,
+    warn_untrained,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ app = typer.Typer()
 
 @app.command(
     epilog="Examples:  [bold]fewtokens ask clip.mp4 'What happens?' --model Qwen/Qwen2.5-VL-3B-Instruct "
-    '--with "kmeans(keep=64)"[/bold]   |   '
+    '--with "token_dynamics(keep=64)"[/bold]   |   '
     "[bold]fewtokens ask clip.mp4 'What happens?' 'How many people are there?' --model models/smolvlm2 "
     '--with "tome(keep=0.1)" --frames 16 --compare[/bold]'
 )
@@ -49,7 +50,7 @@ def ask(
     model: Annotated[str, typer.Option("--model", metavar="M", help="A folder, or a hub id.")],
     questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION...", help="One or more.")] = None,
     file: Annotated[Path | None, typer.Option("--questions", metavar="FILE", help="Questions, one a line.")] = None,
-    spec: SpecOption = "kmeans(keep=32)",
+    spec: SpecOption = "token_dynamics(keep=32)",
     keep: KeepOption = None,
     frames: FramesOption = None,
     fps: FpsOption = None,
@@ -129,9 +130,19 @@ def _session(
     say: Callable[[str | None], None],
 ) -> Session:
     from fewtokens.llm import Session, find, load
+    from fewtokens.llm.parts_session import PartsSession
     from fewtokens.llm.splice import check_cues
+    from fewtokens.llm.video_llm import is_video_llm, language_width
     from fewtokens.pipeline import Pipeline
 
+    if is_video_llm(name):
+        if fps is not None or layout != "per_frame" or positions is not None or dtype is not None:
+            raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other families")
+        methods = _methods(spec, keep, seed, language_width(name))
+        made: Any = PartsSession.load(name, "", frames=frames, device=device)
+        made.model.take(methods)
+        made.progress = say
+        return made
     if frames is None and fps is None:
         frames = FRAMES
     # What is wrong with the spec is said before weights are read, which may take minutes.
@@ -161,7 +172,9 @@ def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
     torch.manual_seed(seed)
     known = {"seed": seed, "width": width} | ({} if budget is None else {"keep": budget})
-    return [method.eval() for method in registry.build(spec, **known)] if spec.strip() else []
+    methods = registry.build(spec, **known) if spec.strip() else []
+    warn_untrained(methods)
+    return [method.eval() for method in methods]
 
 
 def _one(

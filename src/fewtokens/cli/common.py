@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from fewtokens.method import Method
     from fewtokens.pipeline import Encoder, Pipeline
     from fewtokens.video import Video
 
@@ -171,10 +172,15 @@ def make_pipeline(
     torch.manual_seed(seed)
     known = {name: value for name, value in defaults.items() if value is not None}
     methods = registry.build(spec, **known) if spec.strip() else []
-    for method in methods:
-        if method.trainable and not method.arguments.get("weights"):
-            log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by weights='FILE'")
+    warn_untrained(methods)
     return Pipeline([method.eval().to(pick_device(device)) for method in methods], loaded)
+
+
+def warn_untrained(methods: Sequence[Method]) -> None:
+    """Says which methods have random weights and would give nonsense."""
+    for method in methods:
+        if method.trainable and not method.neutral and not method.arguments.get("weights"):
+            log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by weights='FILE'")
 
 
 def takes_keep(spec: str) -> bool:

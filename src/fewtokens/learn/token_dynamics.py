@@ -75,6 +75,7 @@ class TokenDynamics(Method):
         self.side, self.seed, self.weights = side, seed, weights
         self.resamples = self.dense = mode == "reference"
         self.partition = mode != "reference"
+        self.neutral = mode == "dynamics"
         makers = {"dynamics": CrossDynamics, "paper": PaperAttention}
         self.attention: nn.Module = ReferenceAttention(width, side) if self.resamples else makers[mode](width)
         if weights is not None and mode == "reference" and not _is_ours(weights):

@@ -167,7 +167,7 @@ class Session:
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         seconds = dict.fromkeys(STAGES, 0.0)
-        key = _key(video)
+        key = video_key(video)
         encoded, prompt = self._encode(key, video, question, seconds)
         self._say("reducing")
         short = self._timed(seconds, "reduce", lambda: self._reduce(key, encoded, prompt))
@@ -260,7 +260,7 @@ class Session:
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
         self._wait()
-        stream = _stream(self.processor.tokenizer, on_text)
+        stream = stream_text(self.processor.tokenizer, on_text)
         start = time.perf_counter()
         out = self.model.generate(
             **inputs,
@@ -306,7 +306,7 @@ class Session:
             self.progress(what)
 
 
-def _key(video: Any) -> Hashable:
+def video_key(video: Any) -> Hashable:
     """What tells videos apart: a file by path, size and time of change, frames by being the same object."""
     if isinstance(video, Video):
         return id(video)
@@ -317,20 +317,24 @@ def _key(video: Any) -> Hashable:
     return str(path.resolve()), told.st_size, told.st_mtime_ns
 
 
-def _stream(tokenizer: Any, on_text: Callable[[str], None] | None) -> Any:
-    """A streamer of transformers that keeps the pieces and the time of the first token."""
+def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None, *, prompt: bool = True) -> Any:
+    """A streamer of transformers that keeps the pieces and the time of the first token.
+
+    Args:
+        prompt: `generate` is given ids, which it puts in first.
+    """
     from transformers import TextStreamer
 
     class Stream(TextStreamer):
         def __init__(self) -> None:
-            super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            super().__init__(tokenizer, skip_prompt=prompt, skip_special_tokens=True)
             self.pieces: list[str] = []
             self.first = 0.0
             self.puts = 0
 
         def put(self, value: Tensor) -> None:
             self.puts += 1
-            if self.puts == 2:  # the first is the prompt
+            if self.puts == 1 + prompt:
                 self.first = time.perf_counter()
             super().put(value)
 

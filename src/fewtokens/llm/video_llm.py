@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from fewtokens import files, registry
 from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
+from fewtokens.encode.weights import read_json
 from fewtokens.grid import Grid
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
 from fewtokens.llm.splice import nearest_cell
+from fewtokens.method import Method
 from fewtokens.models.base import read_config
 from fewtokens.pipeline import Pipeline
 from fewtokens.tokens import Tokens
@@ -90,7 +92,10 @@ class VideoLlm(nn.Module):
         Raises:
             ValueError: methods inside an encoder or a language model, or a cue that is not given here.
         """
-        methods = registry.build(spec, width=self.width) if spec.strip() else []
+        return self.take(registry.build(spec, width=self.width) if spec.strip() else [])
+
+    def take(self, methods: Sequence[Method]) -> VideoLlm:
+        """Takes methods that were built for `width`; see `reduce_with`."""
         for method in methods:
             if unknown := set(method.needs) - {"pixels", "text", "frame_global"}:
                 raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which is not given here")
@@ -165,10 +170,11 @@ class VideoLlm(nn.Module):
         Args:
             batch: frames uint8 [B,T,3,H,W] or cells [B,S,C] with their grid; input_ids, attention_mask, labels [B,L].
         """
-        made = self.embedded(batch, self._tokens(batch))
+        made = self.embedded(batch, self.tokens(batch))
         return self.llm(**made, use_cache=False).loss
 
-    def _tokens(self, batch: dict[str, Any]) -> Tokens:
+    def tokens(self, batch: dict[str, Any]) -> Tokens:
+        """The few tokens of the videos of a batch, as `forward` takes it."""
         if "cells" in batch:
             cells, grid = batch["cells"], batch["grid"]
         else:
@@ -195,7 +201,7 @@ class VideoLlm(nn.Module):
     @torch.no_grad()
     def answer(self, batch: dict[str, Any], *, max_new_tokens: int = 8) -> list[str]:
         """What the model says to questions (`encode_turns` with None for the answer, padded on the left); greedy."""
-        made = self.embedded({name: value for name, value in batch.items() if name != "labels"}, self._tokens(batch))
+        made = self.embedded({name: value for name, value in batch.items() if name != "labels"}, self.tokens(batch))
         ids = self.llm.generate(
             inputs_embeds=made["inputs_embeds"],
             attention_mask=made["attention_mask"],
@@ -239,6 +245,11 @@ def is_video_llm(folder: str | Path) -> bool:
         return read_config(folder)["fewtokens_model"] == KIND
     except ValueError:
         return False
+
+
+def language_width(folder: str | Path) -> int:
+    """Channels of the language model of a saved model, without loading it."""
+    return int(read_json(Path(folder) / "llm" / "config.json")["hidden_size"])
 
 
 def load_video_llm(folder: str | Path, *, spec: str | None = None, device: str = "auto", batch: int = 256) -> VideoLlm:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.evaluate.videoqa import normalise
 from fewtokens.llm.chat import collate_turns, encode_turns
+from fewtokens.llm.parts_session import square
 from fewtokens.llm.video_llm import VideoLlm
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.loop import Evaluate, Progress, Report, fit
@@ -63,13 +64,6 @@ class Conversations(Dataset[dict[str, Any]]):
             "frames": square(video.frames, self.reading.size, self.reading.frames),
             "line": encode_turns(self.tokenizer, item.turns),
         }
-
-
-def square(frames: Tensor, size: int, count: int) -> Tensor:
-    """The middle square of frames uint8 [T,3,H,W]; a video of fewer frames repeats its last."""
-    top, left = (frames.shape[2] - size) // 2, (frames.shape[3] - size) // 2
-    frames = frames[:, :, top : top + size, left : left + size]
-    return torch.cat([frames, frames[-1:].expand(max(0, count - len(frames)), -1, -1, -1)])
 
 
 def collate_with(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
