@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewtokens.batch import collate
 from fewtokens.llm.family import MODALITIES, Family, Visual, family_of
+from fewtokens.llm.layout import Layout, Video
 from fewtokens.method import CUES, Method
 from fewtokens.pipeline import Pipeline
 from fewtokens.plan import Plan
@@ -61,6 +62,7 @@ class Compressed:
         before, after: int64 [B], length of each prompt without padding.
         shift: int64 [B], by how much positions of text that follows are ahead of a count of the tokens; 0 where
             positions were renumbered.
+        layout: where the visual tokens stand; None where the prompt is text alone.
     """
 
     inputs: dict[str, Any]
@@ -68,6 +70,7 @@ class Compressed:
     before: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     after: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    layout: Layout | None = None
 
 
 def compress_inputs(model: Any, inputs: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> dict[str, Any]:
@@ -305,10 +308,13 @@ def splice(
     mask = torch.ones_like(ids) if mask is None else mask
     old, delta = _positions(family, model, prompt, mask)
     rows = [_Row(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
+    placed: list[tuple[int, int]] = []  # prompt and number in it of each video
     for modality, here in found.items():
         placeholder = family.placeholder(model, modality)
         for visual, short, b, places in zip(here.visuals, shorts[modality], here.row, here.places, strict=True):
             rows[b].replace(visual, short, places, int(placeholder or 0), layout, positions)
+            if short.tokens is not None:
+                placed.append((b, len(rows[b].new) - 1))
     lines = [row.line() for row in rows]
     width = max(len(line.ids) for line in lines)
     left = not bool((mask[:, -1] == 0).any())
@@ -336,18 +342,40 @@ def splice(
         model.base_model.rope_deltas = shift[:, None]
     elif positions != "renumber":
         result["position_ids"] = pad([line.positions for line in lines], 0)[:, 0]
+    tokens = [short.tokens for modality in found for short in shorts[modality] if short.tokens is not None]
+    stand = _layout(family, model, result, lines, placed, tokens)
     result["mm_encoder_outputs"] = {
-        modality: mark(family.pack(modality, here.outputs, [short.visual for short in shorts[modality]]))
+        modality: mark(family.pack(modality, here.outputs, [short.visual for short in shorts[modality]]), stand)
         for modality, here in found.items()
     }
-    tokens = [short.tokens for modality in found for short in shorts[modality] if short.tokens is not None]
-    return Compressed(result, tokens, before, after, shift)
+    return Compressed(result, tokens, before, after, shift, stand)
 
 
-def mark(outputs: Any) -> Any:
-    """Remembers that these features went through here, see `attach`."""
+def mark(outputs: Any, layout: Layout | None = None) -> Any:
+    """Remembers that these features went through here, and where they stand, see `attach`."""
     object.__setattr__(outputs, "reduced_by_fewtokens", True)
+    object.__setattr__(outputs, "layout_by_fewtokens", layout)
     return outputs
+
+
+def _layout(
+    family: Family, model: Any, result: dict[str, Any], lines: list[_Line], placed: Any, tokens: list[Tokens]
+) -> Layout:
+    ids, mask = result["input_ids"], result["attention_mask"].bool()
+    visual = torch.zeros_like(mask)
+    for modality in MODALITIES:
+        if (placeholder := family.placeholder(model, modality)) is not None:
+            visual |= ids == placeholder
+    asked = mask
+    if result.get("labels") is not None:
+        asked = mask & ((result["labels"] != -100).long().cumsum(1) == 0)
+    column = torch.arange(ids.shape[1], device=ids.device)
+    # How far the padding on the left moved each prompt.
+    offset = mask.long().argmax(1).tolist()
+    videos = [
+        Video(b, lines[b].columns[number] + offset[b], of) for (b, number), of in zip(placed, tokens, strict=True)
+    ]
+    return Layout(visual & mask, column.where(asked, 0).amax(1), videos)
 
 
 def _pad_id(model: Any) -> int:
@@ -378,11 +406,12 @@ def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor)
 
 @dataclass
 class _Line:
-    """A prompt without padding: ids [L], positions [A,L], labels [L]."""
+    """A prompt without padding: ids [L], positions [A,L], labels [L]; and the columns of each group that came in."""
 
     ids: Tensor
     positions: Tensor
     labels: Tensor
+    columns: Sequence[Tensor]
 
 
 class _Row:
@@ -426,7 +455,8 @@ class _Row:
         blank = [torch.full_like(place, -100) for place, _, _ in self.new]
         labels = torch.cat([self.labels[kept], *blank])
         order = place.argsort(stable=True)
-        return _Line(ids[order], at[:, order], labels[order])
+        columns = order.argsort()[len(kept) :].split([len(place) for place, _, _ in self.new])
+        return _Line(ids[order], at[:, order], labels[order], columns)
 
 
 def _cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
