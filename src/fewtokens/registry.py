@@ -60,8 +60,8 @@ METHODS = {
     "pool_mlp": "fewtokens.learn.pool_mlp:PoolMlp",
 }
 
-# Methods inside the layers of a language model, for `fewtokens.llm.attach`. They do not act on tokens alone, so they are
-# no part of `names()`, which comparisons and contract tests run over.
+# Methods inside the layers of a language model, for `fewtokens.llm.attach`. They do not act on tokens alone, so they
+# are no part of `names()`, which comparisons and contract tests run over.
 INSIDE = {
     "fastv": "fewtokens.llm.inside.fastv:FastV",
     "pyramid_drop": "fewtokens.llm.inside.pyramid_drop:PyramidDrop",

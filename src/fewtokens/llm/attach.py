@@ -70,8 +70,8 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
         options: layout, positions, items of `compress`.
 
     Raises:
-        ValueError: what `compress` says; layers that the model does not have; and where a video reaches the model without having been reduced, since the
-            model itself was called instead of what `attach` gives.
+        ValueError: what `compress` says; layers that the model does not have; and where a video reaches the model
+            without having been reduced, since the model itself was called instead of what `attach` gives.
     """
     family_of(model)
     before, inside = split(spec, model)

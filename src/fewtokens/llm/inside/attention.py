@@ -47,7 +47,7 @@ def attention_rows(
             own = torch.cat([keys, own], 2)
         at = queries.clamp(min=0)[..., None].expand(-1, -1, cos.shape[2])
         query = _turned(_heads(attention, "q", asked), cos.gather(1, at), sin.gather(1, at))
-        B, groups, K, d = own.shape
+        B, groups, K, _ = own.shape
         query = query.unflatten(1, (groups, -1)).float()  # [B,groups,heads of a group,Q,d]
         place = queries + (K - hidden.shape[1])
         total = torch.zeros(B, K, device=hidden.device)

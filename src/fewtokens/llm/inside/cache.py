@@ -20,6 +20,7 @@ class FewerLayer(DynamicLayer):
     Attributes:
         columns: int64 [B,n], the column of each entry in the sequence as it was, ascending; -1 is padding and first.
         length: columns seen.
+        padded: some entry is padding; known without a look at the columns, which would hold up a GPU at every word.
         away: keys, values and columns of entries that were moved to the host's memory, or None.
         notes: tensors [B,...] that follow the rows of the batch (beams).
     """
@@ -31,7 +32,7 @@ class FewerLayer(DynamicLayer):
         super().__init__()
         self.length = 0
         self.incoming = None
-        self.ready = False
+        self.ready = self.padded = False
         self.away: tuple[Tensor, Tensor, Tensor] | None = None
         self.notes: dict[str, Tensor] = {}
 
@@ -40,14 +41,16 @@ class FewerLayer(DynamicLayer):
         """A full layer whose entries stand at `columns` [B,n], one each."""
         fewer = FewerLayer()
         if layer.is_initialized:
+            assert layer.keys is not None and layer.values is not None
             fewer.lazy_initialization(layer.keys, layer.values)
             fewer.keys, fewer.values = layer.keys, layer.values
             fewer.columns, fewer.length = columns, columns.shape[1]
+            fewer.padded = bool((columns < 0).any())
         return fewer
 
-    def expect(self, columns: Tensor, length: int) -> None:
-        """Says where the entries of the next update stand: [B,m] of `length` columns."""
-        self.incoming, self.length, self.ready = columns, length, True
+    def expect(self, columns: Tensor, length: int, padded: bool) -> None:
+        """Says where the entries of the next update stand: [B,m] of `length` columns, some of them padding or not."""
+        self.incoming, self.length, self.padded, self.ready = columns, length, padded, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.ready:
@@ -91,6 +94,7 @@ class FewerLayer(DynamicLayer):
             self.away = (_rows(keys, gone).cpu(), _rows(values, gone).cpu(), away.cpu())
         self.keys, self.values = _rows(keys, slots), _rows(values, slots)
         self.columns = columns.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
+        self.padded = bool((slots < 0).any())
 
     def _each(self, change: Any) -> None:
         if not self.is_initialized:
@@ -102,7 +106,7 @@ class FewerLayer(DynamicLayer):
             self.away = (change(keys), change(values), change(columns))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         self._each(lambda value: value.index_select(0, beam_idx.to(value.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -159,15 +163,16 @@ def make_fewer(cache: Cache, number: int, columns: Tensor) -> FewerLayer:
             f"methods inside a language model need a cache that grows (DynamicCache); layer {number} is a "
             f"{type(layer).__name__}"
         )
-    cache.layers[number] = FewerLayer.of(layer, columns)
-    return cache.layers[number]
+    fewer = FewerLayer.of(layer, columns)
+    cache.layers[number] = fewer
+    return fewer
 
 
 def cache_bytes(cache: Cache, *, away: bool = False) -> list[int]:
     """Bytes of keys and values of each layer where the model is; with `away`, those moved to the host's memory too."""
     found = []
     for layer in cache.layers:
-        parts = [part for part in (layer.keys, layer.values) if part is not None]
+        parts = [part for name in ("keys", "values") if (part := getattr(layer, name, None)) is not None]
         if away and isinstance(layer, FewerLayer) and layer.away is not None:
             parts += layer.away[:2]
         found.append(sum(part.numel() * part.element_size() for part in parts))

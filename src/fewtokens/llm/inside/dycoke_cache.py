@@ -83,7 +83,9 @@ class DyCokeCache(InsideMethod):
         real = F.pad(real, (0, 1), value=True)
         queries = torch.zeros_like(columns[:, :1])
         found = attention_rows(layer, hidden, inputs["position_embeddings"], queries, real, keys=stored)[:, :-1]
-        seen = video.gather(1, columns.clamp(min=0, max=video.shape[1] - 1)) & (columns < video.shape[1]) & (columns >= 0)
+        seen = (
+            video.gather(1, columns.clamp(min=0, max=video.shape[1] - 1)) & (columns < video.shape[1]) & (columns >= 0)
+        )
         spare = columns.masked_fill(~seen, video.shape[1])
         row = found.new_zeros(len(found), video.shape[1] + 1).scatter(1, spare, found)[:, :-1]
         there = video.new_zeros(len(found), video.shape[1] + 1).scatter(1, spare, True)[:, :-1]

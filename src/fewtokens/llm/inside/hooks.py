@@ -34,6 +34,7 @@ class Run:
         real: bool [B,K], columns that are no padding; None where all are.
         deepstack: how many of the first layers have features added after them.
         columns: int64 [B,M], columns that are there, -1 is padding; None where all are.
+        padded: some of them, or of `real`, are padding.
         rope, mask: of these columns, for the layers to come.
         full: [B,L,D], what each column was when it went.
         scores: [B,L] by method and stop.
@@ -46,6 +47,7 @@ class Run:
     real: Tensor | None
     deepstack: int = 0
     columns: Tensor | None = None
+    padded: bool = False
     rope: tuple[Tensor, Tensor] | None = None
     mask: Tensor | None = None
     full: Tensor | None = None
@@ -73,7 +75,9 @@ class Inside:
         self.stops = [method.stops(self.depth) for method in self.methods]
         kinds = set(getattr(self.text.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
-            raise ValueError(f"methods inside a language model need layers of full attention, these are {sorted(kinds)}")
+            raise ValueError(
+                f"methods inside a language model need layers of full attention, these are {sorted(kinds)}"
+            )
         for method in self.methods:
             for layer in method.asked_layers(self.depth):
                 if layer >= self.depth:
@@ -117,6 +121,7 @@ class Inside:
         ids = args[0] if ids is None and args else ids
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if layout is not None:
+            assert ids is not None
             if cache is not None and cache.get_seq_length() > 0:
                 raise ValueError("a video reached a cache that is not empty; begin a new one")
             if ids.shape[1] < layout.visual.shape[1]:
@@ -125,7 +130,8 @@ class Inside:
                 if method.prunes_earlier and ids.shape[1] > layout.visual.shape[1]:
                     raise ValueError(f"{method.name} takes tokens out of caches; generate with use_cache=True")
             layout = layout.fitted(*ids.shape[:2])
-        self.run = Run(layout, real)
+        padded = layout is not None and real is not None and not bool(real.all())
+        self.run = Run(layout, real, padded=padded)
 
     def _end(self, model: Any, args: Any, output: Any) -> None:
         run, self.run = self.run, None
@@ -185,7 +191,7 @@ class Inside:
         if cache is not None and (run.columns is not None or any(number >= first for first in cuts)):
             columns = _columns(run, inputs["hidden_states"])
             made = make_fewer(cache, number, columns)
-            made.expect(columns, run.layout.visual.shape[1])  # type: ignore[union-attr]
+            made.expect(columns, run.layout.visual.shape[1], run.padded)  # type: ignore[union-attr]
             made.notes["video"] = run.layout.video()  # type: ignore[union-attr]
 
     def _word(self, number: int, layer: Any, inputs: dict[str, Any], run: Run) -> None:
@@ -202,7 +208,7 @@ class Inside:
         new = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1) + fewer.length
         keys = torch.cat([fewer.columns, new], 1)
         mask = inputs.get("attention_mask")
-        inputs["attention_mask"] = narrow(mask, new, keys, first=fewer.length, flash=self.flash)
+        inputs["attention_mask"] = narrow(mask, new, keys, first=fewer.length, flash=self.flash, padded=fewer.padded)
         fewer.ready = True
 
     def _shorten(self, inputs: dict[str, Any], run: Run) -> None:
@@ -226,9 +232,7 @@ class Inside:
         scores = found.new_zeros(layout.visual.shape[0], len(place) + 1)
         return scores.scatter(1, columns.masked_fill(~real, len(place)), found)[:, :-1]
 
-    def _drop(
-        self, method: InsideMethod, one: int, which: int, number: int, inputs: dict[str, Any], run: Run
-    ) -> None:
+    def _drop(self, method: InsideMethod, one: int, which: int, number: int, inputs: dict[str, Any], run: Run) -> None:
         assert run.layout is not None
         layout, hidden = run.layout, inputs["hidden_states"]
         columns = _columns(run, hidden)
@@ -243,7 +247,7 @@ class Inside:
         own = torch.arange(columns.shape[1], device=hidden.device).expand_as(columns)
         slot = slot.scatter(1, columns.masked_fill(~real, video.shape[1]), own)
         videos = [(each, slot[each.row, each.columns]) for each in layout.videos]
-        view = View(hidden, rope, here, video.sum(1), scores, videos)  # type: ignore[arg-type]
+        view = View(hidden, rope, here, video.sum(1), scores, videos)
         choice = method.choose(view, which)
         run.done.add((one, which))
         stays = real & (~here | choice.kept)
@@ -261,7 +265,9 @@ class Inside:
         hidden = hidden if choice.hidden is None else choice.hidden
         run.rope = tuple(_gathered(part, slots) for part in (choice.rope or rope))  # type: ignore[assignment]
         run.columns = columns.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
-        run.mask = narrow(inputs.get("attention_mask"), slots, slots, first=0, flash=self.flash)
+        run.padded = bool((slots < 0).any())
+        mask = inputs.get("attention_mask")
+        run.mask = narrow(mask, slots, slots, first=0, flash=self.flash, padded=run.padded)
         inputs["hidden_states"] = _gathered(hidden, slots)
         self._shorten(inputs, run)
         cache = inputs.get("past_key_values")

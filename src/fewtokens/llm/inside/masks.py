@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash: bool) -> Tensor | None:
+def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash: bool, padded: bool) -> Tensor | None:
     """The mask of some queries and keys out of the model's own.
 
     Args:
@@ -15,6 +15,7 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
         keys: int64 [B,n], columns of the keys; -1 is padding.
         first: the column of the mask's first row.
         flash: a flash kernel wants [B,n] where there is padding.
+        padded: some of the keys are padding.
 
     Returns:
         None wherever it may be, so that fused kernels stay.
@@ -24,7 +25,7 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
     """
     real = keys >= 0
     if mask is None:
-        if bool(real.all()) and (flash or rows.shape[1] in (1, keys.shape[1])):
+        if not padded and (flash or rows.shape[1] in (1, keys.shape[1])):
             return None
         if flash:
             return real

@@ -45,7 +45,7 @@ class SttmInner(InsideMethod):
         if positions not in ("keep", "average"):
             raise ValueError(f"sttm_inner: positions must be 'keep' or 'average', got {positions!r}")
         outer = registry.get("sttm")
-        self.sttm = outer(tau, tau_time=tau_time, levels=levels, weighted=weighted, keep=keep)  # type: ignore[call-arg]
+        self.sttm = outer(tau, tau_time=tau_time, levels=levels, weighted=weighted, keep=keep)
         self.tau, self.tau_time, self.levels, self.weighted, self.keep = tau, tau_time, levels, weighted, keep
         self.layer, self.positions = check_layer(layer, "sttm_inner"), positions
 
