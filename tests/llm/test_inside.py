@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fewtokens import registry
 from fewtokens.llm import attach, compress
 from fewtokens.llm.inside import FewerLayer, InsideMethod, cache_bytes, language_model
+from fewtokens.llm.inside.masks import narrow
 from fewtokens.pipeline import Pipeline
 from tests.llm.test_splice import GREEDY, generate, lengthened, logits_of, recomputed
 from tests.llm.tiny import FAMILIES, IMAGE, MROPED, VIDEO, batch, prompt, tiny
@@ -506,6 +507,69 @@ def test_merging_is_what_it_says(family):
         if method.merge == "mean":
             wanted = torch.stack([torch.stack(rows).mean(0) for rows in members])
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)", DYCOKE[0]])
+def test_eager_attention_gives_the_same(family, spec):
+    """Its masks are numbers to add."""
+    same = family.startswith("llava")
+    prompts = [prompt(family, ("text", 3 + n), ("video", 3 if same else 3 + n), ("text", 4), seed=n) for n in range(2)]
+    both = batch(family, *prompts)
+    fused, _ = ask(family, spec, both)
+    with attach(eager(family), spec, items=both.items) as few:
+        out = few.generate(**both.inputs, **GREEDY)
+    torch.testing.assert_close(logits_of(out), logits_of(fused), rtol=1e-4, atol=1e-4)
+
+
+def test_masks_of_flash_attention(family):
+    keys = torch.tensor([[-1, 0, 2], [1, 2, 3]])
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
+    found = narrow(mask, keys, keys, first=0, flash=True, padded=True)
+    assert found.tolist() == [[False, True, True], [True, True, True]]
+    assert narrow(None, keys[1:], keys[1:], first=0, flash=True, padded=False) is None
+    assert narrow(None, keys[:, :1], keys, first=0, flash=True, padded=True).tolist() == found.tolist()
+    with pytest.raises(ValueError, match="know masks of sdpa, eager and flash"):
+        narrow(object(), keys, keys, first=0, flash=False, padded=True)
+
+
+@pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "holitom_inner(keep=0.5, layer=2)", DYCOKE[0]])
+def test_half_precision(family, spec):
+    model, asked = copy.deepcopy(tiny(family)).to(torch.bfloat16), prompt(family, *PARTS)
+    inputs = {
+        name: v.bfloat16() if v.is_floating_point() and "pixel" in name else v for name, v in asked.inputs.items()
+    }
+    with attach(model, spec, items=asked.items) as few:
+        out = few.generate(**inputs, **GREEDY)
+    assert logits_of(out).isfinite().all()
+    assert out.past_key_values.layers[2].keys.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)"])
+def test_words_that_are_guessed_and_taken_back(family, spec):
+    """Caches are cropped after a wrong guess."""
+    asked = prompt(family, *PARTS)
+    plain, _ = ask(family, spec, asked, max_new_tokens=12)
+    guessed, _ = ask(family, spec, asked, max_new_tokens=12, prompt_lookup_num_tokens=3)
+    assert torch.equal(guessed.sequences, plain.sequences)
+
+
+def test_labels_padded_on_the_right(family):
+    model, asked = tiny(family), prompt(family, *PARTS)
+    inputs = dict(asked.inputs)
+    inputs["labels"] = inputs["input_ids"].clone()
+    inputs["labels"][:, :-3] = -100
+    wide = dict(inputs)
+    for name, fill in {"input_ids": 0, "attention_mask": 0, "mm_token_type_ids": 0, "labels": -100}.items():
+        if name in wide:
+            wide[name] = torch.nn.functional.pad(wide[name], (0, 3), value=fill)
+    lengths = []
+    with attach(model, "fastv(keep=0.5, layer=1)", items=asked.items) as few, torch.no_grad():
+        one = few(**inputs)
+        lengths.append(few.last.layout.ends.tolist())
+        padded = few(**wide)
+        lengths.append(few.last.layout.ends.tolist())
+    assert lengths[0] == lengths[1]
+    torch.testing.assert_close(padded.loss, one.loss, rtol=1e-4, atol=1e-4)
 
 
 def test_the_table(family):
