@@ -7,10 +7,15 @@ or, for those who call `generate` themselves:
 
     short = compress_inputs(model, inputs, "token_dynamics(keep=32)")
     ids = model.generate(**short, max_new_tokens=64)
+
+Methods inside the layers of the language model come after a chain, or alone; `registry.INSIDE` names them:
+
+    with attach(model, "tome(keep=0.25) | fastv(keep=0.5, layer=2)") as few: ...
 """
 
 from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.family import FAMILIES, Family, Visual, family_of
+from fewtokens.llm.layout import Layout
 from fewtokens.llm.splice import Compressed, compress, compress_inputs
 
 __all__ = [
@@ -18,6 +23,7 @@ __all__ = [
     "Attached",
     "Compressed",
     "Family",
+    "Layout",
     "Visual",
     "attach",
     "compress",
