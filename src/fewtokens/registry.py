@@ -69,12 +69,24 @@ METHODS = {
     "linvt": "fewtokens.learn.linvt:LinVt",
 }
 
+# Methods inside the layers of a language model, for `fewtokens.llm.attach`. They do not act on tokens alone, so they
+# are no part of `names()`, which comparisons and contract tests run over.
+INSIDE = {
+    "fastv": "fewtokens.llm.inside.fastv:FastV",
+    "pyramid_drop": "fewtokens.llm.inside.pyramid_drop:PyramidDrop",
+    "holitom_inner": "fewtokens.llm.inside.holitom_inner:HoliTomInner",
+    "prunevid_inner": "fewtokens.llm.inside.prunevid_inner:PruneVidInner",
+    "flexselect": "fewtokens.llm.inside.flexselect:FlexSelect",
+    "sttm_inner": "fewtokens.llm.inside.sttm_inner:SttmInner",
+    "dycoke_cache": "fewtokens.llm.inside.dycoke_cache:DyCokeCache",
+}
+
 # Printed by every comparison, at the same budget as the methods compared.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
 
 
 def names() -> list[str]:
-    """All known methods, those of other packages (entry-point group `fewtokens.methods`) last."""
+    """All known methods but those of `INSIDE`; those of other packages (entry-point group `fewtokens.methods`) last."""
     return [*METHODS, *sorted(_others())]
 
 
@@ -84,9 +96,9 @@ def get(name: str) -> type[Method]:
     Raises:
         ValueError: no method of this name; says which names are close.
     """
-    target = METHODS.get(name) or _others().get(name)
+    target = METHODS.get(name) or INSIDE.get(name) or _others().get(name)
     if target is None:
-        close = difflib.get_close_matches(name, names(), n=3)
+        close = difflib.get_close_matches(name, [*names(), *INSIDE], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
         raise ValueError(f"no method called {name!r}; {hint}")
     module, _, attribute = target.partition(":")

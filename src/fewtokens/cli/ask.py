@@ -131,8 +131,8 @@ def _session(
 ) -> Session:
     from fewtokens.llm import Session, find, load
     from fewtokens.llm.parts_session import PartsSession
-    from fewtokens.llm.splice import check_cues
     from fewtokens.llm.video_llm import is_video_llm, language_width
+    from fewtokens.llm.visuals import check_cues
     from fewtokens.pipeline import Pipeline
 
     if is_video_llm(name):

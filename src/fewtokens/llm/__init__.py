@@ -13,10 +13,15 @@ or, from a folder and a video to an answer, where each video is encoded once:
     model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
     session = Session(model, processor, spec="kmeans(keep=32)")
     print(session.ask("clip.mp4", "What happens?").text)
+
+Methods inside the layers of the language model come after a chain, or alone; `registry.INSIDE` names them:
+
+    with attach(model, "tome(keep=0.25) | fastv(keep=0.5, layer=2)") as few: ...
 """
 
 from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.family import FAMILIES, Family, Visual, family_of
+from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import find, load
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.session import Answer, Session
@@ -30,6 +35,7 @@ __all__ = [
     "Family",
     "Processor",
     "Session",
+    "Layout",
     "Visual",
     "attach",
     "compress",

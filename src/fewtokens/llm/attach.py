@@ -3,14 +3,18 @@
 with attach(model, "dycoke(keep=0.25)") as few:
     ids = few.generate(**inputs, max_new_tokens=64)     # as model.generate
     loss = few(**inputs, labels=labels).loss            # as model(...)
+
+with attach(model, "dycoke(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and fewer still from layer 2 on
+    ids = few.generate(**inputs, max_new_tokens=64)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from fewtokens import registry
 from fewtokens.llm.family import family_of
 from fewtokens.llm.splice import Compressed, as_pipeline, compress
 from fewtokens.method import Method
@@ -60,20 +64,59 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
 
     Args:
         model: of a family in `FAMILIES`, with its language-model head.
-        spec: a chain of methods, see `compress`.
+        spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.INSIDE`),
+            for which its decoder layers are given forward pre-hooks. Those keep prompts, generated words and logits
+            as long as they are; hidden states, attention and caches get shorter. Images are left alone.
         options: layout, positions, items of `compress`.
 
     Raises:
-        ValueError: what `compress` says; and where a video reaches the model without having been reduced, since the
-            model itself was called instead of what `attach` gives.
+        ValueError: what `compress` says; layers that the model does not have; and where a video reaches the model
+            without having been reduced, since the model itself was called instead of what `attach` gives.
     """
     family_of(model)
-    attached = Attached(model, as_pipeline(spec, model), options)
+    before, inside = split(spec, model)
+    attached = Attached(model, as_pipeline(before, model), options)
     hook = model.register_forward_pre_hook(_check_reduced, with_kwargs=True)
     try:
-        yield attached
+        with inside_of(model, inside)():
+            yield attached
     finally:
         hook.remove()
+
+
+def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContextManager[Any]]:
+    """What puts hooks on the layers of the language model for the length of a `with` block, for methods inside it.
+
+    Raises:
+        ValueError: layers that the model does not have.
+    """
+    if not methods:
+        return nullcontext
+    from fewtokens.llm.inside import Inside
+
+    return Inside(model, methods).attached
+
+
+def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence[Method] | Pipeline, list[Any]]:
+    """A chain as what comes before the language model, and what acts inside it.
+
+    Raises:
+        ValueError: a method before the language model after one inside it.
+    """
+    if isinstance(spec, Pipeline):
+        return spec, []
+    methods = spec
+    if isinstance(spec, str):
+        width = model.get_input_embeddings().weight.shape[1]
+        methods = registry.build(spec, width=width) if spec.strip() else []
+        methods = [method.eval().to(model.device) for method in methods]
+    assert not isinstance(methods, str)
+    within = [method.stage == "llm" for method in methods]
+    if within != sorted(within):
+        late = methods[within.index(True) + within[within.index(True) :].index(False)].name
+        raise ValueError(f"{late} acts before the language model; put it before the methods inside it")
+    inner = sum(within)
+    return list(methods)[: len(within) - inner], list(methods)[len(within) - inner :]
 
 
 def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:

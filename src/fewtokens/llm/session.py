@@ -18,21 +18,17 @@ import torch
 from torch import Tensor
 
 from fewtokens.evaluate.cost import peak_memory
+from fewtokens.llm.attach import inside_of, split
 from fewtokens.llm.family import family_of
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.splice import (
     LAYOUTS,
     POSITIONS,
     Compressed,
-    Found,
-    Short,
     as_pipeline,
-    check_cues,
-    encode_visuals,
-    needs,
-    reduce_visuals,
     splice,
 )
+from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, needs, reduce_visuals
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
 from fewtokens.video import Video, read
@@ -95,7 +91,7 @@ class Session:
 
     Args:
         model, processor: as `load` gives them.
-        spec: a chain of methods, see `compress`; all tokens where not said.
+        spec: a chain of methods, see `attach`; all tokens where not said.
         frames: of each video, spread evenly.
         fps: frames each second instead.
         layout, positions: see `compress`.
@@ -129,7 +125,9 @@ class Session:
         self.model, self.processor, self.family = model, processor, family_of(model)
         self.frames, self.fps, self.kept = (None if fps is not None else frames), fps, kept
         self.layout, self.positions = layout, positions
-        self.pipeline = as_pipeline(spec or "", model)
+        before, inside = split(spec or "", model)
+        self.pipeline = as_pipeline(before, model)
+        self.inside = inside_of(model, inside)
         wanted = check_cues(self.family, self.pipeline)
         self.pixels, self.per_question = needs(self.pipeline, "pixels"), "text" in wanted
         self.progress: Callable[[str], None] | None = None
@@ -173,9 +171,10 @@ class Session:
         short = self._timed(seconds, "reduce", lambda: self._reduce(key, encoded, prompt))
         self._check_length(short.inputs, max_new_tokens)
         self._say("answering")
-        answer = self._generate(short, max_new_tokens, on_text, seconds)
-        if memory and answer.memory is None:
-            answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
+        with self.inside():
+            answer = self._generate(short, max_new_tokens, on_text, seconds)
+            if memory and answer.memory is None:
+                answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
 
     def _encode(

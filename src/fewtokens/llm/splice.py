@@ -11,17 +11,18 @@ model puts them in itself, once for each beam.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fewtokens.batch import collate
-from fewtokens.llm.family import MODALITIES, Family, Visual, family_of
-from fewtokens.method import CUES, Method
+from fewtokens.llm.columns import Line, Row
+from fewtokens.llm.family import MODALITIES, Family, family_of
+from fewtokens.llm.layout import Layout, Video
+from fewtokens.llm.visuals import Found, Short, encode_visuals, needs, reduce_visuals
+from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
-from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 
 LAYOUTS = ("per_frame", "collapse")
@@ -35,23 +36,6 @@ _CONSUMED = (
 
 
 @dataclass
-class Short:
-    """A visual after reduction: its rows now, and where they come from.
-
-    Attributes:
-        visual: with the rows that the language model is given: tokens, then the tail.
-        tokens: of a video; None where it is an image, whose rows are as they were.
-    """
-
-    visual: Visual
-    tokens: Tokens | None = None
-
-    @property
-    def rows(self) -> int:
-        return len(self.visual.features)
-
-
-@dataclass
 class Compressed:
     """A shorter prompt.
 
@@ -61,6 +45,7 @@ class Compressed:
         before, after: int64 [B], length of each prompt without padding.
         shift: int64 [B], by how much positions of text that follows are ahead of a count of the tokens; 0 where
             positions were renumbered.
+        layout: where the visual tokens stand; None where the prompt is text alone.
     """
 
     inputs: dict[str, Any]
@@ -68,6 +53,7 @@ class Compressed:
     before: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     after: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    layout: Layout | None = None
 
 
 def compress_inputs(model: Any, inputs: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> dict[str, Any]:
@@ -143,159 +129,6 @@ def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline
     return Pipeline(methods)
 
 
-def check_cues(family: Family, pipeline: Pipeline) -> set[str]:
-    """The cues that the methods need.
-
-    Raises:
-        ValueError: one that the family cannot give.
-    """
-    wanted = {need for method in pipeline.methods for need in method.needs}  # type: ignore[union-attr]
-    for need in sorted(wanted - set(family.gives)):
-        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {family.name} cannot give")
-    return wanted
-
-
-def needs(pipeline: Pipeline, cue: str) -> bool:
-    return any(cue in method.needs for method in pipeline.methods)  # type: ignore[operator]
-
-
-@dataclass
-class Found:
-    """The visuals of one modality, the encoder's output they came in, and each one's prompt and places in it."""
-
-    outputs: Any
-    visuals: list[Visual]
-    row: list[int]
-    places: list[Tensor]
-
-
-def encode_visuals(
-    family: Family, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
-) -> dict[str, Found]:
-    """Encodes what a prompt holds; nothing where it is text alone.
-
-    Raises:
-        ValueError: placeholders that do not fit the features, a video in a later turn.
-    """
-    found = {}
-    ids = prompt.get("input_ids")
-    for modality in MODALITIES:
-        if not any(name in prompt and prompt[name] is not None for name in _pixel_names(modality)):
-            continue
-        if ids is None:
-            raise ValueError("a prompt is shortened by its input_ids; give them rather than inputs_embeds")
-        cache = prompt.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            raise ValueError("pixels in a later turn cannot be spliced into a kept cache; begin a new one")
-        outputs = family.encode(model, modality, prompt)
-        if outputs is None:
-            continue
-        at = (ids == family.placeholder(model, modality)).nonzero()
-        if family.needs_items:
-            items = items if items is not None else _guess_items(family, model, outputs, at, len(ids))
-        flat = [item for row in items or () for item in row]
-        visuals = family.visuals(model, modality, outputs, prompt, flat, pixels)
-        lengths = [len(visual.features) for visual in visuals]
-        if sum(lengths) != len(at):
-            raise ValueError(
-                f"the prompt has {len(at)} places for {modality} features, the encoder gives {sum(lengths)}; was it "
-                "made by the processor of this model?"
-            )
-        parts = at.split(lengths)
-        if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
-            raise ValueError(f"the places of one {modality} lie in two prompts of the batch")
-        found[modality] = Found(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
-    return found
-
-
-def _pixel_names(modality: str) -> tuple[str, ...]:
-    return ("pixel_values",) if modality == "image" else ("pixel_values_videos",)
-
-
-def _guess_items(family: Family, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
-    """All pictures of a prompt are one video where there are several."""
-    size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
-    counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
-    return [[("video" if count > 1 else "image", count)] if count else [] for count in counts]
-
-
-def reduce_visuals(
-    family: Family, model: Any, pipeline: Pipeline, prompt: dict[str, Any], modality: str, found: dict[str, Found]
-) -> list[Short]:
-    """The visuals with their videos reduced.
-
-    Raises:
-        ValueError: a cue that the family cannot give, or a count that does not meet the budget.
-    """
-    wanted = check_cues(family, pipeline)
-    here = found[modality]
-    shorts = [Short(visual) for visual in here.visuals]
-    videos = [number for number, visual in enumerate(here.visuals) if visual.grid is not None]
-    if not videos or not len(pipeline.methods):
-        for number in videos:
-            visual = here.visuals[number]
-            shorts[number].tokens = _tokens(visual)
-        return shorts
-    # Videos with frames of one size go together, unless each has a text of its own.
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number in videos:
-        grid = here.visuals[number].grid
-        assert grid is not None
-        alone = "text" in wanted or "pixels" in wanted or "frame_global" in wanted
-        groups.setdefault((grid.H, grid.W, number if alone else -1), []).append(number)
-    for numbers in groups.values():
-        group = [_tokens(here.visuals[number]) for number in numbers]
-        first = here.visuals[numbers[0]]
-        cues: dict[str, Tensor] = {}
-        if "frame_global" in wanted:
-            cues["frame_global"] = group[0].features.unflatten(1, (group[0].grid.T, -1)).mean(2)
-        if "pixels" in wanted:
-            assert first.pixels is not None
-            cues["pixels"] = first.pixels[None]
-        if "text" in wanted:
-            cues["text"] = _text(family, model, prompt, here.row[numbers[0]])
-        whole = group[0] if len(group) == 1 else collate(group)
-        reduced = pipeline(whole, **cues)
-        for number, before, after in zip(numbers, group, reduced, strict=True):
-            planned = pipeline.planned_count(before.grid)
-            if planned is not None and planned != after.N:
-                raise ValueError(f"{pipeline.spec} was to leave {planned} tokens of {before.N} and left {after.N}")
-            shorts[number] = Short(_shortened(here.visuals[number], before, after), after)
-    return shorts
-
-
-def _tokens(visual: Visual) -> Tokens:
-    assert visual.grid is not None
-    return Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
-
-
-def _text(family: Family, model: Any, prompt: dict[str, Any], row: int) -> Tensor:
-    """The embedded words of a prompt [1,L,D]; its placeholders and padding are left out."""
-    ids = prompt["input_ids"][row]
-    words = torch.ones_like(ids, dtype=torch.bool)
-    for modality in MODALITIES:
-        if (placeholder := family.placeholder(model, modality)) is not None:
-            words &= ids != placeholder
-    if prompt.get("attention_mask") is not None:
-        words &= prompt["attention_mask"][row].bool()
-    return model.get_input_embeddings()(ids[words])[None]
-
-
-def _shortened(visual: Visual, before: Tokens, after: Tokens) -> Visual:
-    """The visual with the rows of `after`; what follows the cells, and DeepStack, along with it."""
-    cells = before.N
-    if visual.deepstack:
-        if after.weights is not None:
-            share = after.weights / after.weights.sum(2, keepdim=True).clamp(min=1e-12)
-            plan = Plan(after.count, after.N, weights=share)
-        else:
-            plan = Plan.between(before, after)
-    moved = [torch.cat([plan.move(layer[None, :cells], before.sizes)[0], layer[cells:]]) for layer in visual.deepstack]
-    features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[cells:]])
-    return replace(visual, features=features, deepstack=moved, pixels=None)
-
-
 def splice(
     family: Family,
     model: Any,
@@ -314,11 +147,14 @@ def splice(
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     old, delta = _positions(family, model, prompt, mask)
-    rows = [_Row(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
+    rows = [Row(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
+    placed: list[tuple[int, int]] = []  # prompt and number in it of each video
     for modality, here in found.items():
         placeholder = family.placeholder(model, modality)
         for visual, short, b, places in zip(here.visuals, shorts[modality], here.row, here.places, strict=True):
             rows[b].replace(visual, short, places, int(placeholder or 0), layout, positions)
+            if short.tokens is not None:
+                placed.append((b, len(rows[b].new) - 1))
     lines = [row.line() for row in rows]
     width = max(len(line.ids) for line in lines)
     left = not bool((mask[:, -1] == 0).any())
@@ -346,18 +182,40 @@ def splice(
         model.base_model.rope_deltas = shift[:, None]
     elif positions != "renumber":
         result["position_ids"] = pad([line.positions for line in lines], 0)[:, 0]
+    tokens = [short.tokens for modality in found for short in shorts[modality] if short.tokens is not None]
+    stand = _layout(family, model, result, lines, placed, tokens)
     result["mm_encoder_outputs"] = {
-        modality: mark(family.pack(modality, here.outputs, [short.visual for short in shorts[modality]]))
+        modality: mark(family.pack(modality, here.outputs, [short.visual for short in shorts[modality]]), stand)
         for modality, here in found.items()
     }
-    tokens = [short.tokens for modality in found for short in shorts[modality] if short.tokens is not None]
-    return Compressed(result, tokens, before, after, shift)
+    return Compressed(result, tokens, before, after, shift, stand)
 
 
-def mark(outputs: Any) -> Any:
-    """Remembers that these features went through here, see `attach`."""
+def mark(outputs: Any, layout: Layout | None = None) -> Any:
+    """Remembers that these features went through here, and where they stand, see `attach`."""
     object.__setattr__(outputs, "reduced_by_fewtokens", True)
+    object.__setattr__(outputs, "layout_by_fewtokens", layout)
     return outputs
+
+
+def _layout(
+    family: Family, model: Any, result: dict[str, Any], lines: list[Line], placed: Any, tokens: list[Tokens]
+) -> Layout:
+    ids, mask = result["input_ids"], result["attention_mask"].bool()
+    visual = torch.zeros_like(mask)
+    for modality in MODALITIES:
+        if (placeholder := family.placeholder(model, modality)) is not None:
+            visual |= ids == placeholder
+    asked = mask
+    if result.get("labels") is not None:
+        asked = mask & ((result["labels"] != -100).long().cumsum(1) == 0)
+    column = torch.arange(ids.shape[1], device=ids.device)
+    # How far the padding on the left moved each prompt.
+    offset = mask.long().argmax(1).tolist()
+    videos = [
+        Video(b, lines[b].columns[number] + offset[b], of) for (b, number), of in zip(placed, tokens, strict=True)
+    ]
+    return Layout(visual & mask, column.where(asked, 0).amax(1), videos)
 
 
 def _pad_id(model: Any) -> int:
@@ -384,75 +242,3 @@ def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor)
     known = {name: prompt[name] for name in told if prompt.get(name) is not None}
     found, delta = model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, attention_mask=mask, **known)
     return found, delta.reshape(-1)
-
-
-@dataclass
-class _Line:
-    """A prompt without padding: ids [L], positions [A,L], labels [L]."""
-
-    ids: Tensor
-    positions: Tensor
-    labels: Tensor
-
-
-class _Row:
-    """One prompt of a batch, as columns that are kept, and columns that come in their place."""
-
-    def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor, prompt: dict[str, Any], number: int) -> None:
-        self.ids, self.positions = ids, positions
-        labels = prompt.get("labels")
-        self.labels = torch.full_like(ids, -100) if labels is None else labels[number]
-        self.kept = mask.bool().clone()
-        self.new: list[tuple[Tensor, int, Tensor]] = []  # place, id, positions of each group of columns
-
-    def replace(
-        self, visual: Visual, short: Short, places: Tensor, placeholder: int, layout: str, positions: str
-    ) -> None:
-        """Puts the rows of a visual where its placeholders stood."""
-        if short.tokens is None:
-            return
-        assert visual.grid is not None
-        cells = visual.grid.cells
-        own = places[:cells]
-        self.kept[own] = False
-        # A run is a row of placeholders without words between them.
-        begins = torch.cat([own.new_ones(1, dtype=torch.bool), own[1:] != own[:-1] + 1])
-        start = own[begins][begins.cumsum(0) - 1]
-        if layout == "collapse":
-            self.kept[int(own[0]) : int(own[-1]) + 1] = False
-            start = own[:1].expand(cells)
-        where = short.tokens.positions[0]
-        nearest = nearest_cell(where, visual.grid.shape)
-        at = self.positions[:, own]
-        found = at[:, nearest] if positions != "average" else _between(at, where, visual.grid.shape)
-        self.new.append((start[nearest], placeholder, found))
-
-    def line(self) -> _Line:
-        """What stands there now, in order; new columns stay in the order they came in."""
-        kept = self.kept.nonzero().squeeze(1)
-        place = torch.cat([kept, *(place for place, _, _ in self.new)])
-        ids = torch.cat([self.ids[kept], *(torch.full_like(place, id) for place, id, _ in self.new)])
-        at = torch.cat([self.positions[:, kept], *(found for _, _, found in self.new)], dim=1)
-        blank = [torch.full_like(place, -100) for place, _, _ in self.new]
-        labels = torch.cat([self.labels[kept], *blank])
-        order = place.argsort(stable=True)
-        return _Line(ids[order], at[:, order], labels[order])
-
-
-def nearest_cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The number of the cell nearest to (t, y, x) [...,3], int64 [...]."""
-    T, H, W = shape
-    t, y, x = (where[..., axis].round().long().clamp(0, size - 1) for axis, size in enumerate((T, H, W)))
-    return (t * H + y) * W + x
-
-
-def _between(at: Tensor, where: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Positions [A,S] of the cells, read between cells at (t, y, x) [n,3] and rounded: int64 [A,n]."""
-    low = where.floor()
-    part = (where - low).double()
-    total = torch.zeros(at.shape[0], len(where), dtype=torch.float64, device=at.device)
-    for corner in range(8):
-        step = where.new_tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
-        share = torch.where(step.bool(), part, 1 - part).prod(1)
-        total += share * at[:, nearest_cell(low + step, shape)]
-    return total.round().long()

@@ -22,7 +22,7 @@ from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder, pick_devi
 from fewtokens.encode.weights import read_json
 from fewtokens.grid import Grid
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
-from fewtokens.llm.splice import nearest_cell
+from fewtokens.llm.columns import nearest_cell
 from fewtokens.method import Method
 from fewtokens.models.base import read_config
 from fewtokens.pipeline import Pipeline

@@ -1,0 +1,186 @@
+"""The images and videos of a prompt: encoded, found in it, and the videos reduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewtokens.batch import collate
+from fewtokens.llm.family import MODALITIES, Family, Visual
+from fewtokens.method import CUES
+from fewtokens.pipeline import Pipeline
+from fewtokens.plan import Plan
+from fewtokens.tokens import Tokens
+
+
+@dataclass
+class Short:
+    """A visual after reduction: its rows now, and where they come from.
+
+    Attributes:
+        visual: with the rows that the language model is given: tokens, then the tail.
+        tokens: of a video; None where it is an image, whose rows are as they were.
+    """
+
+    visual: Visual
+    tokens: Tokens | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self.visual.features)
+
+
+def check_cues(family: Family, pipeline: Pipeline) -> set[str]:
+    """The cues that the methods need.
+
+    Raises:
+        ValueError: one that the family cannot give.
+    """
+    wanted = {need for method in pipeline.methods for need in method.needs}  # type: ignore[union-attr]
+    for need in sorted(wanted - set(family.gives)):
+        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
+        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {family.name} cannot give")
+    return wanted
+
+
+def needs(pipeline: Pipeline, cue: str) -> bool:
+    return any(cue in method.needs for method in pipeline.methods)  # type: ignore[operator]
+
+
+@dataclass
+class Found:
+    """The visuals of one modality, the encoder's output they came in, and each one's prompt and places in it."""
+
+    outputs: Any
+    visuals: list[Visual]
+    row: list[int]
+    places: list[Tensor]
+
+
+def encode_visuals(
+    family: Family, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
+) -> dict[str, Found]:
+    """Encodes what a prompt holds; nothing where it is text alone.
+
+    Raises:
+        ValueError: placeholders that do not fit the features, a video in a later turn.
+    """
+    found = {}
+    ids = prompt.get("input_ids")
+    for modality in MODALITIES:
+        if not any(name in prompt and prompt[name] is not None for name in _pixel_names(modality)):
+            continue
+        if ids is None:
+            raise ValueError("a prompt is shortened by its input_ids; give them rather than inputs_embeds")
+        cache = prompt.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("pixels in a later turn cannot be spliced into a kept cache; begin a new one")
+        outputs = family.encode(model, modality, prompt)
+        if outputs is None:
+            continue
+        at = (ids == family.placeholder(model, modality)).nonzero()
+        if family.needs_items:
+            items = items if items is not None else _guess_items(family, model, outputs, at, len(ids))
+        flat = [item for row in items or () for item in row]
+        visuals = family.visuals(model, modality, outputs, prompt, flat, pixels)
+        lengths = [len(visual.features) for visual in visuals]
+        if sum(lengths) != len(at):
+            raise ValueError(
+                f"the prompt has {len(at)} places for {modality} features, the encoder gives {sum(lengths)}; was it "
+                "made by the processor of this model?"
+            )
+        parts = at.split(lengths)
+        if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
+            raise ValueError(f"the places of one {modality} lie in two prompts of the batch")
+        found[modality] = Found(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
+    return found
+
+
+def _pixel_names(modality: str) -> tuple[str, ...]:
+    return ("pixel_values",) if modality == "image" else ("pixel_values_videos",)
+
+
+def _guess_items(family: Family, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
+    """All pictures of a prompt are one video where there are several."""
+    size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
+    counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
+    return [[("video" if count > 1 else "image", count)] if count else [] for count in counts]
+
+
+def reduce_visuals(
+    family: Family, model: Any, pipeline: Pipeline, prompt: dict[str, Any], modality: str, found: dict[str, Found]
+) -> list[Short]:
+    """The visuals with their videos reduced.
+
+    Raises:
+        ValueError: a cue that the family cannot give, or a count that does not meet the budget.
+    """
+    wanted = check_cues(family, pipeline)
+    here = found[modality]
+    shorts = [Short(visual) for visual in here.visuals]
+    videos = [number for number, visual in enumerate(here.visuals) if visual.grid is not None]
+    if not videos or not len(pipeline.methods):
+        for number in videos:
+            visual = here.visuals[number]
+            shorts[number].tokens = _tokens(visual)
+        return shorts
+    # Videos with frames of one size go together, unless each has a text of its own.
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number in videos:
+        grid = here.visuals[number].grid
+        assert grid is not None
+        alone = "text" in wanted or "pixels" in wanted or "frame_global" in wanted
+        groups.setdefault((grid.H, grid.W, number if alone else -1), []).append(number)
+    for numbers in groups.values():
+        group = [_tokens(here.visuals[number]) for number in numbers]
+        first = here.visuals[numbers[0]]
+        cues: dict[str, Tensor] = {}
+        if "frame_global" in wanted:
+            cues["frame_global"] = group[0].features.unflatten(1, (group[0].grid.T, -1)).mean(2)
+        if "pixels" in wanted:
+            assert first.pixels is not None
+            cues["pixels"] = first.pixels[None]
+        if "text" in wanted:
+            cues["text"] = _text(family, model, prompt, here.row[numbers[0]])
+        whole = group[0] if len(group) == 1 else collate(group)
+        reduced = pipeline(whole, **cues)
+        for number, before, after in zip(numbers, group, reduced, strict=True):
+            planned = pipeline.planned_count(before.grid)
+            if planned is not None and planned != after.N:
+                raise ValueError(f"{pipeline.spec} was to leave {planned} tokens of {before.N} and left {after.N}")
+            shorts[number] = Short(_shortened(here.visuals[number], before, after), after)
+    return shorts
+
+
+def _tokens(visual: Visual) -> Tokens:
+    assert visual.grid is not None
+    return Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
+
+
+def _text(family: Family, model: Any, prompt: dict[str, Any], row: int) -> Tensor:
+    """The embedded words of a prompt [1,L,D]; its placeholders and padding are left out."""
+    ids = prompt["input_ids"][row]
+    words = torch.ones_like(ids, dtype=torch.bool)
+    for modality in MODALITIES:
+        if (placeholder := family.placeholder(model, modality)) is not None:
+            words &= ids != placeholder
+    if prompt.get("attention_mask") is not None:
+        words &= prompt["attention_mask"][row].bool()
+    return model.get_input_embeddings()(ids[words])[None]
+
+
+def _shortened(visual: Visual, before: Tokens, after: Tokens) -> Visual:
+    """The visual with the rows of `after`; what follows the cells, and DeepStack, along with it."""
+    cells = before.N
+    if visual.deepstack:
+        if after.weights is not None:
+            share = after.weights / after.weights.sum(2, keepdim=True).clamp(min=1e-12)
+            plan = Plan(after.count, after.N, weights=share)
+        else:
+            plan = Plan.between(before, after)
+    moved = [torch.cat([plan.move(layer[None, :cells], before.sizes)[0], layer[cells:]]) for layer in visual.deepstack]
+    features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[cells:]])
+    return replace(visual, features=features, deepstack=moved, pixels=None)
