@@ -1,0 +1,259 @@
+"""Time to the first token and memory of a video language model against the number of visual tokens kept.
+
+    python benchmarks/video_llm_speed.py               # a small random model on the CPU, about 10 minutes on 2 cores
+    python benchmarks/video_llm_speed.py --gpu         # LLaVA-OneVision-0.5B's and Qwen2.5-VL-3B's configs, bf16
+
+Where the time goes (encode, reduce, splice, prefill, each further token) at 100, 25, 10, 1 and 0.14 % of the tokens,
+with `token_dynamics` (untrained: k-means centres) and with `uniform`, which costs nothing; medians of several repeats.
+Then two ways not to do it: masking the tokens that are not kept instead of removing them, and reducing the videos of a
+batch one by one. Random weights cost what trained ones cost.
+
+Small model: SigLIP of 384 channels and 6 layers on 224 px (8 x 8 tokens a frame after pooling), Qwen2 of 512 channels
+and 8 layers. Expected on 2 cores, 32 frames (2,048 tokens): encoding is most of the time, prefill falls nearly in
+proportion to the tokens, masking saves nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from common import write
+from fewtokens.batch import collate
+from fewtokens.evaluate.cost import peak_memory
+from fewtokens.llm.family import family_of
+from fewtokens.llm.splice import as_pipeline, splice
+from fewtokens.llm.visuals import encode_visuals, reduce_visuals
+from fewtokens.tokens import Tokens
+
+SHARES = (1.0, 0.25, 0.1, 0.01, 0.0014)
+WORDS, NEW = 40, 16
+IMAGE, VIDEO, START, END = 5, 6, 7, 8
+
+
+def small() -> Any:
+    """LLaVA-OneVision's shape, small enough for a CPU."""
+    return llava_onevision(
+        {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6,
+         "image_size": 224, "patch_size": 14},
+        {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "vocab_size": 1000},
+        torch.float32,
+    )  # fmt: skip
+
+
+def llava_onevision_half_billion() -> Any:
+    return llava_onevision(
+        {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26, "num_attention_heads": 16,
+         "image_size": 384, "patch_size": 14},
+        {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+         "num_key_value_heads": 2, "vocab_size": 152_000},
+        torch.bfloat16,
+    )  # fmt: skip
+
+
+def llava_onevision(vision: dict[str, int], text: dict[str, int], dtype: torch.dtype) -> Any:
+    import transformers as hf
+
+    config = hf.LlavaOnevisionConfig(
+        vision_config=hf.SiglipVisionConfig(**vision, vision_use_head=False),
+        text_config=hf.Qwen2Config(**text, max_position_embeddings=131_072),
+        vision_feature_layer=-1, image_token_id=IMAGE, video_token_id=VIDEO,
+    )  # fmt: skip
+    return _made(hf.LlavaOnevisionForConditionalGeneration, config, dtype)
+
+
+def qwen25_vl_3b() -> Any:
+    import transformers as hf
+
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048, "num_heads": 16,
+        "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "vocab_size": 151_936, "max_position_embeddings": 128_000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    }  # fmt: skip
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=vision, text_config=text, image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START,
+        vision_end_token_id=END,
+    )  # fmt: skip
+    return _made(hf.Qwen2_5_VLForConditionalGeneration, config, torch.bfloat16)
+
+
+def _made(kind: Any, config: Any, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        model = kind(config).to(dtype).eval()
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    return model
+
+
+def prompt(model: Any, frames: int) -> dict[str, Any]:
+    """One video of noise and some words."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(10, 900, (WORDS,), generator=generator).tolist()
+    vision = model.config.vision_config
+    if model.config.model_type == "llava_onevision":
+        side = -(-(vision.image_size // vision.patch_size) // 2)
+        shape = (1, frames, 3, vision.image_size, vision.image_size)
+        given = {"pixel_values_videos": torch.randn(shape, generator=generator)}
+        ids = [*words[:10], *[VIDEO] * (frames * side**2 + 1), *words[10:]]
+    else:
+        # 336 x 448 pixels: 24 x 32 patches, 12 x 16 tokens of two frames.
+        grid = torch.tensor([[frames // 2, 24, 32]])
+        given = {"pixel_values_videos": torch.randn(int(grid.prod()), 3 * 2 * 14 * 14, generator=generator)}
+        given |= {"video_grid_thw": grid, "second_per_grid_ts": torch.tensor([1.0])}
+        ids = [*words[:10], START, *[VIDEO] * (int(grid.prod()) // 4), END, *words[10:]]
+    given |= {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+    moved = {name: value.to(model.device) for name, value in given.items()}
+    moved["pixel_values_videos"] = moved["pixel_values_videos"].to(model.dtype)
+    return moved
+
+
+def clock(run: Callable[[], Any], repeats: int) -> tuple[float, float, Any]:
+    """Median milliseconds, half of the range, and the last result; after one run to warm up."""
+    run()
+    times, result = [], None
+    for _ in range(repeats):
+        _wait()
+        begun = time.perf_counter()
+        result = run()
+        _wait()
+        times.append(1000 * (time.perf_counter() - begun))
+    return statistics.median(times), (max(times) - min(times)) / 2, result
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def measure(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each method and share, full first."""
+    family, given = family_of(model), prompt(model, frames)
+    encode, spread, found = clock(lambda: encode_visuals(family, model, given), repeats)
+    cells = found["video"].visuals[0].grid.cells
+    rows = []
+    jobs = [("full", 1.0)] + [(name, share) for share in SHARES[1:] for name in ("token_dynamics", "uniform")]
+    for name, share in jobs:
+        keep = max(1, round(share * cells))
+        pipeline = as_pipeline("" if name == "full" else f"{name}(keep={keep})", model)
+        reduce, reduce_spread, shorts = clock(
+            lambda pipeline=pipeline: {"video": reduce_visuals(family, model, pipeline, given, "video", found)}, repeats
+        )
+        stitch, _, short = clock(lambda shorts=shorts: splice(family, model, given, found, shorts), repeats)
+        inputs = short.inputs
+
+        def read(inputs: dict[str, Any] = inputs) -> Any:
+            return model(**inputs, use_cache=True, logits_to_keep=1)
+
+        prefill, prefill_spread, out = clock(read, repeats)
+        memory = peak_memory(read, model.device)
+        stored = [part for layer in out.past_key_values.layers for part in (layer.keys, layer.values)]
+        cache = sum(part.numel() * part.element_size() for part in stored)
+        whole, _, _ = clock(
+            lambda inputs=inputs: model.generate(**dict(inputs), max_new_tokens=NEW, do_sample=False),
+            max(1, repeats // 2),
+        )
+        rows.append(
+            {
+                "method": name, "tokens": keep, "share, %": 100 * keep / cells, "encode, ms": encode, "±": spread,
+                "reduce, ms": reduce, "± ": reduce_spread, "splice, ms": stitch, "prefill, ms": prefill,
+                "±  ": prefill_spread,
+                "first token, ms": encode + reduce + stitch + prefill, "reduce / encode, %": 100 * reduce / encode,
+                "token, ms": max(0.0, whole - prefill) / (NEW - 1), "cache, MiB": cache / 2**20,
+                "peak, MiB": memory / 2**20,
+            }
+        )  # fmt: skip
+        print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return rows
+
+
+@torch.no_grad()
+def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
+    """The same tokens kept by a mask over the whole prompt, and by removing the others."""
+    family, given = family_of(model), prompt(model, frames)
+    found = encode_visuals(family, model, given)
+    cells = found["video"].visuals[0].grid.cells
+    rows = []
+    for share in (0.25, 0.1, 0.01):
+        keep = max(1, round(share * cells))
+        both = []
+        for spec in (f"uniform(keep={keep})", ""):
+            shorts = reduce_visuals(family, model, as_pipeline(spec, model), given, "video", found)
+            both.append((shorts, splice(family, model, given, found, {"video": shorts}, positions="keep").inputs))
+        (few, removed), (_, everything) = both
+        kept = few[0].tokens.cell[0]
+        places = found["video"].places[0][:cells]
+        mask = everything["attention_mask"].clone()
+        mask[0, places] = 0
+        mask[0, places[kept]] = 1
+        masked = {**everything, "attention_mask": mask}
+        times = {
+            name: clock(lambda inputs=inputs: model(**inputs, logits_to_keep=1).logits, repeats)
+            for name, inputs in (("removed", removed), ("masked", masked), ("all", everything))
+        }
+        gap = (times["removed"][2] - times["masked"][2]).abs().max()
+        row: dict[str, Any] = {"share, %": 100 * keep / cells} | {f"{n}, ms": t[0] for n, t in times.items()}
+        rows.append(row | {"largest difference of logits": float(gap)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+@torch.no_grad()
+def batches(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
+    """Videos of a batch reduced together and one by one."""
+    family, given = family_of(model), prompt(model, frames)
+    visual = encode_visuals(family, model, given)["video"].visuals[0]
+    one = Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
+    rows = []
+    for videos in (1, 4, 8):
+        noise = torch.Generator().manual_seed(1)
+        drawn: list[Tokens] = []
+        for _ in range(videos):
+            shift = torch.randn(one.features.shape, generator=noise).to(one.features)
+            drawn.append(one.replace(features=one.features + 0.3 * one.features.std() * shift))
+        for spec in ("token_dynamics(keep=32)", "tome(keep=0.1)"):
+            pipeline = as_pipeline(spec, model)
+            whole = collate(drawn)
+            together = clock(lambda pipeline=pipeline, whole=whole: pipeline(whole).features, repeats)
+            alone = clock(lambda pipeline=pipeline, drawn=drawn: [pipeline(video).features for video in drawn], repeats)
+            rows.append({"method": spec, "videos": videos, "together, ms": together[0], "one by one, ms": alone[0]})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main(gpu: bool) -> None:
+    if gpu and not torch.cuda.is_available():
+        sys.exit("--gpu needs a CUDA device")
+    large = {"LLaVA-OneVision-0.5B": llava_onevision_half_billion, "Qwen2.5-VL-3B": qwen25_vl_3b}
+    tables: dict[str, Any] = {}
+    repeats = 5 if gpu else 3
+    for name, make in (large if gpu else {"small": small}).items():
+        model = make()
+        for frames in (32, 128) if gpu else (8, 32):
+            print(name, frames, flush=True)
+            tables[f"{name}, {frames} frames"] = measure(model, frames, repeats)
+        tables[f"{name}, masking instead of removing"] = masking(model, 32, repeats)
+        tables[f"{name}, a batch together and one by one"] = batches(model, 32 if gpu else 8, repeats)
+        del model
+    write(
+        "video_llm_speed_gpu" if gpu else "video_llm_speed",
+        "Time to the first token and memory, by visual tokens kept",
+        "python benchmarks/video_llm_speed.py" + (" --gpu" if gpu else ""),
+        tables,
+        "Random weights; medians, and ± half of the range. Peak: what the prefill needs beyond weights and features.",
+    )
+
+
+if __name__ == "__main__":
+    main("--gpu" in sys.argv[1:])
