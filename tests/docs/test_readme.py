@@ -25,11 +25,22 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_python_block_runs(tmp_path):
-    (code,) = blocks("python")
+    _, code = blocks("python")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "clip.safetensors").exists()
     assert "torch.Size([1, 102, 768])" in done.stdout
+
+
+def test_the_block_on_language_models_runs():
+    code, _ = blocks("python")
+    from tests.llm.tiny import prompt, tiny
+
+    names = {"model": tiny("llava_onevision")}
+    names["inputs"] = prompt("llava_onevision", ("text", 5), ("video", 8), ("text", 5)).inputs
+    exec(code, names)
+    # 10 words, a tenth of 8 x 16 cells, the newline, and what was generated.
+    assert names["ids"].shape[1] == 10 + 12 + 1 + 64
 
 
 def commands() -> list[list[str]]:
@@ -41,8 +52,9 @@ def commands() -> list[list[str]]:
 def test_the_commands_exist(words):
     assert words[1] in VERBS
     command = Path(sys.executable).with_name("fewtokens")
+    parts = words[1:3] if words[1] == "train" and words[2] in ("video-llm", "token-dynamics") else words[1:2]
     text = subprocess.run(
-        [str(command), words[1], "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+        [str(command), *parts, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
     ).stdout
     for word in words[2:]:
         if word.startswith("--"):
