@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from fewtokens.cli import app
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.parts_session import PartsSession
 from fewtokens.llm.video_llm import VideoLlm, build_video_llm, is_video_llm, load_video_llm
 from fewtokens.tokens import Tokens
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import add_lora, answer_loss
-from fewtokens.video import synthetic, write
+from fewtokens.video import read, synthetic, write
 
 QUESTIONS = ("which digit is it", "where does it go", "what is in the video")
 ANSWERS = ("three", "up", "a digit")
@@ -311,3 +312,44 @@ class TestCommand:
         assert made.exit_code == 2, made.output
         assert said in made.output
         assert "Traceback" not in made.output
+
+
+@pytest.fixture(scope="module")
+def asked(parts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("asked")
+    build(parts, "token_dynamics(keep=4)").eval().save_pretrained(out, trained={"frames": 4, "size": 32})
+    return out
+
+
+class TestAsking:
+    def test_a_session_encodes_once_and_says_what_the_model_says(self, asked, talks):
+        session = PartsSession.load(asked, device="cpu")
+        pieces: list[str] = []
+        first = session.ask(talks / "0.mp4", QUESTIONS[0], 5, pieces.append)
+        second = session.ask(talks / "0.mp4", QUESTIONS[1], 5)
+        assert "".join(pieces) == first.text
+        assert (first.tokens, first.cells) == (4, 16)
+        assert first.seconds["encode"] > 0 == second.seconds["encode"]
+        clip = read(talks / "0.mp4", frames=4, size=32)
+        frames = clip.frames[None]
+        model = session.model
+        batch = [model.ask([question]) | {"frames": frames} for question in QUESTIONS[:2]]
+        said = [model.answer(one, max_new_tokens=5)[0] for one in batch]
+        assert [first.text.strip(), second.text.strip()] == said
+        whole = session.unreduced().ask(talks / "0.mp4", QUESTIONS[0], 5)
+        assert (whole.tokens, whole.cells, whole.seconds["encode"]) == (16, 16, 0.0)
+
+    def test_the_command(self, asked, talks):
+        made = CliRunner().invoke(app, ["ask", str(talks / "0.mp4"), *QUESTIONS, "--model", str(asked), "--with",
+                                        "uniform(keep=3)", "--json", "--compare", "--max-new-tokens", "4"])  # fmt: skip
+        assert made.exit_code == 0, made.output
+        rows = json.loads(made.stdout)["answers"]
+        assert [row["tokens"] for row in rows] == [16, 3] * 3
+        refused = CliRunner().invoke(app, ["ask", str(talks / "0.mp4"), "so?", "--model", str(asked), "--fps", "2"])
+        assert refused.exit_code == 2
+        assert "takes --frames" in " ".join(refused.output.split())
+
+    def test_too_long(self, asked, talks):
+        session = PartsSession.load(asked, device="cpu")
+        with pytest.raises(ValueError, match="takes 2048 in all"):
+            session.ask(talks / "0.mp4", QUESTIONS[0], 2040)
