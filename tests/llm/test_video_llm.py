@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -294,6 +297,20 @@ class TestCommand:
         assert json.loads(second.stdout)["steps"] == 3
         kept = load_video_llm(tmp_path / "few" / "model", device="cpu")
         assert kept.compressor.spec.startswith("token_dynamics(keep=4")
+
+    def test_two_processes(self, parts, talks, tmp_path):
+        """Each of them takes a part of every step; both end with the same network, saved once."""
+        words = ["train", "video-llm", "--data", talks / "train.jsonl", "--encoder", parts / "vit",
+                 "--llm", parts / "llm", "--pool", 2, "--with", "token_dynamics(keep=4)", "--frames", 4, "--size", 32, "--set", "workers=0",
+                 "--set", "steps=3", "--batch", 2, "--device", "cpu", "--out", tmp_path / "run"]  # fmt: skip
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtokens"]
+        done = subprocess.run(
+            [sys.executable, *launcher, *map(str, words)], capture_output=True, text=True, timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("Model") == 1
+        assert is_video_llm(tmp_path / "run" / "model")
 
     @pytest.mark.parametrize(
         ("words", "said"),

@@ -82,7 +82,7 @@ def ask(
     if not video.exists():
         raise ValueError(f"{video}: no such file")
     with _spinner(as_json) as say:
-        session = _session(model, spec, keep, frames, fps, layout, positions, device, dtype, seed, say)
+        session = open_session(model, spec, keep, frames, fps, layout, positions, device, dtype, seed, say)
         full = session.unreduced() if compare else None
         rows = []
         for question in asked:
@@ -116,7 +116,7 @@ def _questions(questions: list[str], file: Path | None) -> list[str]:
     return questions
 
 
-def _session(
+def open_session(
     name: str,
     spec: str,
     keep: str | None,
@@ -129,6 +129,7 @@ def _session(
     seed: int,
     say: Callable[[str | None], None],
 ) -> Session:
+    """The session that the options describe, with a model of transformers or one that `train video-llm` saved."""
     from fewtokens.llm import Session, find, load
     from fewtokens.llm.parts_session import PartsSession
     from fewtokens.llm.video_llm import is_video_llm, language_width

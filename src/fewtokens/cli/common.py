@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from fewtokens.method import Method
@@ -49,6 +51,25 @@ DtypeOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="For the methods that draw.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def with_others(default: str, module: str, others: tuple[str, ...]) -> type[TyperGroup]:
+    """A verb whose first word may name one of the commands in another module; it is that of `default` otherwise."""
+
+    class Others(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            return list(others)
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name in others:
+                group: Any = typer.main.get_command(import_module(module).app)
+                return group.get_command(ctx, cmd_name)
+            return super().get_command(ctx, default)
+
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            return super().parse_args(ctx, args if args and args[0] in others else [default, *args])
+
+    return Others
 
 
 def fail(message: object) -> None:

@@ -20,6 +20,7 @@ from fewtokens.cli.common import (
     progress,
     table,
     verb,
+    with_others,
 )
 
 if TYPE_CHECKING:
@@ -27,14 +28,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-app = typer.Typer()
+app = typer.Typer(cls=with_others("scores", "fewtokens.cli.eval_llm", ("videoqa", "qa")))
 
 TASKS = ("classify", "fewshot", "linear", "knn")
 
 
+@app.callback()
+def _several() -> None:
+    """Score a network."""
+
+
 @app.command(
+    "scores",
     epilog="Examples:  [bold]fewtokens eval classify run/model --data photos/ --clips 4 --crops 3[/bold]   |   "
-    '[bold]fewtokens eval fewshot facebook/dinov2-small --data photos/ --with "tome(keep=0.25)"[/bold]',
+    '[bold]fewtokens eval fewshot facebook/dinov2-small --data photos/ --with "tome(keep=0.25)"[/bold]   |   '
+    "[bold]fewtokens eval videoqa --help[/bold]   |   [bold]fewtokens eval qa --help[/bold]",
 )
 @verb
 def evaluate(

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperGroup
 
-from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb
+from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb, with_others
 
-
-class Trainings(TyperGroup):
-    """The commands of `train_llm` by their names; anything else is a network to be trained as a classifier."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return ["video-llm", "token-dynamics"]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in self.list_commands(ctx):
-            group: Any = typer.main.get_command(import_module("fewtokens.cli.train_llm").app)
-            return group.get_command(ctx, cmd_name)
-        return super().get_command(ctx, "network")
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = bool(args) and args[0] in self.list_commands(ctx)
-        return super().parse_args(ctx, args if named else ["network", *args])
-
-
-app = typer.Typer(cls=Trainings)
+app = typer.Typer(cls=with_others("network", "fewtokens.cli.train_llm", ("video-llm", "token-dynamics")))
 
 
 @app.callback()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.evaluate.cost import peak_memory
@@ -156,7 +157,14 @@ class PartsSession:
 
 
 def square(frames: Tensor, size: int, count: int) -> Tensor:
-    """The middle square of frames uint8 [T,3,H,W]; a video of fewer frames than `count` repeats its last."""
+    """The middle square of frames uint8 [T,3,H,W], resized so that the short side fits; a video of fewer frames than
+    `count` repeats its last."""
+    height, width = frames.shape[2:]
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+        resized = F.interpolate(frames.float(), size=shape, mode="bicubic", antialias=True, align_corners=False)
+        frames = resized.round().clamp(0, 255).to(torch.uint8)
     top, left = (frames.shape[2] - size) // 2, (frames.shape[3] - size) // 2
     frames = frames[:, :, top : top + size, left : left + size]
     return torch.cat([frames, frames[-1:].expand(max(0, count - len(frames)), -1, -1, -1)])

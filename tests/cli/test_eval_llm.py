@@ -1,0 +1,110 @@
+"""`fewtokens eval videoqa` and `eval qa`: asked in full, gone on with, wrong settings and sets told in a line."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fewtokens.cli import app
+from fewtokens.video import synthetic, write
+from tests.llm.test_video_llm import asked, parts  # noqa: F401  (fixtures)
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["eval", *map(str, words)])
+
+
+class TestMadeClips:
+    def test_by_kind(self, asked):  # noqa: F811
+        made = run("videoqa", asked, "--with", "uniform(keep=5)", "--items", 20, "--frames", 8, "--size", 32, "--json")
+        assert made.exit_code == 0, made.output
+        found = json.loads(made.stdout)
+        assert found["tokens"] == 5
+        assert found["all"]["count"] == 20
+        assert sum(part["count"] for part in found["kinds"].values()) == 20
+        # Random weights say nothing of use.
+        assert found["all"]["accuracy"] <= 0.3
+
+    def test_a_stopped_run_is_gone_on_with(self, asked, tmp_path):  # noqa: F811
+        path = tmp_path / "replies.jsonl"
+        words = ("videoqa", asked, "--items", 6, "--frames", 8, "--size", 32, "--kinds", "shape,count", "--out", path)
+        assert run(*words).exit_code == 0
+        lines = path.read_text().splitlines()
+        assert len(lines) == 7
+        # Cut in the middle of the fourth reply, and the first made recognisable.
+        first = json.loads(lines[1]) | {"text": "kept"}
+        path.write_text("\n".join([lines[0], json.dumps(first), *lines[2:4], lines[4][:20]]))
+        made = run(*words)
+        assert made.exit_code == 0, made.output
+        again = path.read_text().splitlines()
+        assert json.loads(again[1])["text"] == "kept"
+        assert again[2:] == lines[2:]
+        other = run(*words, "--seed", 3)
+        assert other.exit_code == 2
+        assert "other settings (seed)" in " ".join(other.output.split())
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (("--kinds", "shape,smell"), "smell"),
+            (("--split", "exam"), "exam"),
+            (("--with", "nosuch"), "no method called"),
+            (("--frames", 2), "frames"),
+        ],
+    )
+    def test_bad_input(self, asked, words, said):  # noqa: F811
+        made = run("videoqa", asked, "--items", 4, *words)
+        assert made.exit_code == 2, made.output
+        assert said in made.output
+        assert "Traceback" not in made.output
+
+
+class TestPublicSets:
+    @pytest.fixture
+    def nextqa(self, tmp_path):
+        head = [
+            "video",
+            "frame_count",
+            "width",
+            "height",
+            "question",
+            "answer",
+            "qid",
+            "type",
+            "a0",
+            "a1",
+            "a2",
+            "a3",
+            "a4",
+        ]
+        rows = [["11", "8", "32", "32", "what is it", "1", str(n), kind, "a", "b", "c", "d", "e"]
+                for n, kind in enumerate(("CW", "TN", "CW"))]  # fmt: skip
+        with (tmp_path / "test.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([head, *rows])
+        (tmp_path / "videos").mkdir()
+        write(tmp_path / "videos" / "11.mp4", synthetic("digits", frames=8, size=(32, 32)).frames, fps=8)
+        return tmp_path
+
+    def test_accuracy(self, asked, nextqa):  # noqa: F811
+        made = run("qa", asked, "--set", "nextqa", "--data", nextqa, "--with", "kmeans(keep=3)", "--json")
+        assert made.exit_code == 0, made.output
+        found = json.loads(made.stdout)
+        assert found["tokens"] == 3
+        assert {"all", "CW", "TN"} <= found["accuracy"].keys()
+        table = run("qa", asked, "--set", "nextqa", "--data", nextqa, "--limit", 2)
+        assert table.exit_code == 0, table.output
+        assert "TokDense" in table.output
+
+    def test_broken_videos(self, asked, nextqa):  # noqa: F811
+        (nextqa / "videos" / "11.mp4").write_bytes(b"no video")
+        made = run("qa", asked, "--set", "nextqa", "--data", nextqa)
+        assert made.exit_code == 2
+        assert "no question could be asked" in " ".join(made.output.split())
+
+    def test_an_unknown_set(self, asked, nextqa):  # noqa: F811
+        made = run("qa", asked, "--set", "trivia", "--data", nextqa)
+        assert made.exit_code == 2
+        assert "must be one of nextqa" in " ".join(made.output.split())
