@@ -302,7 +302,8 @@ class TestCommand:
         """Each of them takes a part of every step; both end with the same network, saved once."""
         words = ["train", "video-llm", "--data", talks / "train.jsonl", "--encoder", parts / "vit",
                  "--llm", parts / "llm", "--pool", 2, "--with", "token_dynamics(keep=4)",
-                 "--frames", 4, "--size", 32, "--set", "workers=0", "--set", "steps=3", "--batch", 2, "--device", "cpu", "--out", tmp_path / "run"]  # fmt: skip
+                 "--frames", 4, "--size", 32, "--set", "workers=0", "--set", "steps=3",
+                 "--batch", 2, "--device", "cpu", "--out", tmp_path / "run"]  # fmt: skip
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtokens"]
         done = subprocess.run(
             [sys.executable, *launcher, *map(str, words)], capture_output=True, text=True, timeout=240,
