@@ -3,7 +3,7 @@
     python examples/qwen2_5_vl_3b.py clip.mp4 "What happens in this video?"
 
 Downloads about 7.5 GB once. Expect 8 GB of a GPU in bfloat16, and more with all tokens of a large video; on a CPU
-16 GB of memory and minutes for an answer. Needs pip install 'fewtokens[hf]'.
+16 GB of memory and minutes for an answer. Needs pip install 'fewtokens[llm]'.
 """
 
 import sys
@@ -13,7 +13,7 @@ from fewtokens.llm import Session, load
 
 def main(video: str, question: str) -> None:
     model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
-    session = Session(model, processor, spec="kmeans(keep=64)", frames=16)
+    session = Session(model, processor, spec="token_dynamics(keep=64)", frames=16)
     # Both share one reading and one encoding of the video.
     for name, asker in (("full", session.unreduced()), ("few", session)):
         answer = asker.ask(video, question)

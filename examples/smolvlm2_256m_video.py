@@ -3,7 +3,7 @@
     python examples/smolvlm2_256m_video.py clip.mp4 "What happens in this video?"
 
 Downloads about 1 GB once. Expect 2 to 3 GB of memory; most of the time goes into encoding 16 frames of 512 pixels,
-which a second question does not pay again. Needs pip install 'fewtokens[hf]'.
+which a second question does not pay again. Needs pip install 'fewtokens[llm]'.
 """
 
 import sys

@@ -11,7 +11,7 @@ or, for those who call `generate` themselves:
 or, from a folder and a video to an answer, where each video is encoded once:
 
     model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
-    session = Session(model, processor, spec="kmeans(keep=32)")
+    session = Session(model, processor, spec="token_dynamics(keep=32)")
     print(session.ask("clip.mp4", "What happens?").text)
 
 Methods inside the layers of the language model come after a chain, or alone; `registry.INSIDE` names them:

@@ -58,7 +58,7 @@ class Answers:
     ) -> None:
         import torch
 
-        from fewtokens.llm import Session, load  # type: ignore[attr-defined, unused-ignore]
+        from fewtokens.llm import Session, load
 
         # By this lmms-eval names its caches, and replies differ by all three.
         self.model_name = f"{pretrained} {spec} {frames}"

@@ -24,7 +24,7 @@ def find(name: str | Path) -> tuple[Path, Any, Family]:
     try:
         from transformers import AutoConfig
     except ImportError:
-        raise ValueError("a video language model needs transformers; pip install 'fewtokens[hf]'") from None
+        raise ValueError("a video language model needs transformers; pip install 'fewtokens[llm]'") from None
     folder = Path(name) if Path(name).is_dir() else from_hub(str(name), _SMALL)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; a model is a folder as transformers saves it")

@@ -1,7 +1,7 @@
 """Questions on videos: each video is read and encoded once, each question is only spliced in.
 
 model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
-session = Session(model, processor, spec="kmeans(keep=32)")
+session = Session(model, processor, spec="token_dynamics(keep=32)")
 print(session.ask("clip.mp4", "What happens?").text)
 """
 
