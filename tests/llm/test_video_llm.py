@@ -200,13 +200,15 @@ class TestTraining:
         assert int(other.tokens(given).count[0]) == 4
 
     def test_parts_learn_at_their_rates(self, parts, tmp_path):
-        before = {name: value.clone() for name, value in build(parts, "token_dynamics(keep=4)").named_parameters()}
+        before = {name: value.detach().clone() for name, value in build(parts, "token_dynamics(keep=4)").named_parameters()}
         model, _ = train(parts, tmp_path, 2, rates={"encoder": 0.0, "llm": 0.0})
         for name, value in model.named_parameters():
             frozen = name.startswith(("encoder.", "llm."))
             # Behind a gate that begins at 0 the first step moves nothing but the gate.
             if frozen or not name.startswith("compressor."):
                 assert torch.equal(value, before[name]) == frozen, name
+        plain, _ = train(parts, tmp_path / "plain", 1, spec="uniform(keep=4)", rates={"compressor": 2.0})
+        assert not torch.equal(plain.projector[0].weight, before["projector.0.weight"])
         slow, _ = train(parts, tmp_path / "slow", 1, rates={"projector": 0.01})
         fast, _ = train(parts, tmp_path / "fast", 1)
         moved = [(m.projector[0].weight.detach() - before["projector.0.weight"]).abs().mean() for m in (slow, fast)]

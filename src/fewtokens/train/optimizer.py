@@ -36,7 +36,8 @@ def freeze(model: nn.Module, settings: Settings) -> None:
     Raises:
         ValueError: a rate for a part that the network does not have.
     """
-    parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    # A part may have no parameters, as a chain of methods that learn nothing.
+    parts = {name.partition(".")[0] for name, _ in [*model.named_parameters(), *model.named_children()]}
     if unknown := sorted(set(settings.rates) - parts):
         raise ValueError(f"rates name {', '.join(unknown)}; the parts of this network are {', '.join(sorted(parts))}")
     for name, parameter in model.named_parameters():
