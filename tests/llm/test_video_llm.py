@@ -200,7 +200,9 @@ class TestTraining:
         assert int(other.tokens(given).count[0]) == 4
 
     def test_parts_learn_at_their_rates(self, parts, tmp_path):
-        before = {name: value.detach().clone() for name, value in build(parts, "token_dynamics(keep=4)").named_parameters()}
+        before = {
+            name: value.detach().clone() for name, value in build(parts, "token_dynamics(keep=4)").named_parameters()
+        }
         model, _ = train(parts, tmp_path, 2, rates={"encoder": 0.0, "llm": 0.0})
         for name, value in model.named_parameters():
             frozen = name.startswith(("encoder.", "llm."))
