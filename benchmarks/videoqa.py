@@ -2,7 +2,7 @@
 
     python benchmarks/videoqa_encoder.py WORK        the frozen encoder, about 35 minutes on 2 cores
     python benchmarks/videoqa.py WORK data           clips and their features, about 10 minutes, 7 GB
-    python benchmarks/videoqa.py WORK base           a language model of 0.9 M parameters on all tokens, about an hour
+    python benchmarks/videoqa.py WORK base           a language model of 0.9 M parameters on all tokens, over an hour
     python benchmarks/videoqa.py WORK zeroshot       every method at 12, 32 and 64 of 256 tokens, not retrained
     python benchmarks/videoqa.py WORK finetune       every method at 32 tokens, equal further training, 3 seeds; hours
     python benchmarks/videoqa.py WORK ablation       the map and the base of Token Dynamics, one by one
@@ -28,6 +28,8 @@ from torch.utils.data import Dataset
 
 from common import RESULTS, machine
 from fewtokens import files, registry
+from fewtokens.data.questions import key_of, make_question
+from fewtokens.data.staging import stage
 from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
 from fewtokens.encode import VitEncoder, load_encoder
 from fewtokens.evaluate.bench import chain
@@ -70,20 +72,42 @@ ADAPTIVE = {
 }
 
 
-class Cells(Dataset[dict[str, Any]]):
-    """Encoded clips with their questions, as `train_video_llm` takes them."""
+DESCRIBE = "What does the clip show?"
 
-    def __init__(self, work: Path, split: str, tokenizer: Any) -> None:
+
+def caption(split: str, number: int) -> str:
+    """Colour and look of everything in a clip, as it comes up and from left to right: what a language model learns to
+    read off the tokens before it is asked for one thing of many."""
+    question = make_question(split, number, CONFIG)
+    actors, _ = stage(question, CONFIG, np.random.default_rng(key_of(split, number, CONFIG, 1)))
+    shown = [actor for actor in actors if actor.shown.any()]
+    shown.sort(key=lambda actor: (int(actor.shown.argmax()), actor.path[actor.shown.argmax()][1]))
+    return " ".join(f"{actor.colour} {actor.look}" for actor in shown)
+
+
+class Cells(Dataset[dict[str, Any]]):
+    """Encoded clips with their questions, as `train_video_llm` takes them.
+
+    Args:
+        captions: in every second epoch a description is asked for instead.
+    """
+
+    def __init__(self, work: Path, split: str, tokenizer: Any, *, captions: bool = False) -> None:
         self.questions = VideoQA(CONFIG, split, ITEMS[split]).questions()
         self.cells = np.load(work / f"{split}.npy", mmap_mode="r")
         self.lines = [encode_turns(tokenizer, [(prompt(one), target(one))]) for one in self.questions]
+        self.captions = []
+        if captions:
+            told = (caption(split, number) for number in range(ITEMS[split]))
+            self.captions = [encode_turns(tokenizer, [(DESCRIBE, text)]) for text in told]
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        number = key[1] if isinstance(key, tuple) else key
-        return {"line": self.lines[number], "cells": torch.from_numpy(self.cells[number].astype(np.float32))}
+        epoch, number = key if isinstance(key, tuple) else (0, key)
+        lines = self.captions if self.captions and (epoch + number) % 2 == 0 else self.lines
+        return {"line": lines[number], "cells": torch.from_numpy(self.cells[number].astype(np.float32))}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,7 +132,8 @@ def make_language_model(folder: Path) -> Path:
     words = Tokenizer(models.WordLevel(unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<s>", "</s>", "<unk>"])
-    words.train_from_iterator((f"USER: {prompt(q)} ASSISTANT: {target(q)} {q.answer}" for q in questions), trainer)
+    texts = [f"USER: {prompt(q)} ASSISTANT: {target(q)} {q.answer}" for q in questions]
+    words.train_from_iterator([*texts, DESCRIBE, *(caption("train", number) for number in range(2000))], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
@@ -155,7 +180,7 @@ def step_base(work: Path, steps: int = 6000) -> None:
         steps=steps, batch=32, lr=1.5e-3, weight_decay=0.02, rates={"encoder": 0.0}, workers=1, save_every=200,
         log_every=50, warmup=0.03,
     )  # fmt: skip
-    data = Cells(work, "train", model.tokenizer)
+    data = Cells(work, "train", model.tokenizer, captions=True)
     train_video_llm(model, data, settings, work / "base", collate=collate, progress=say, device="cpu")
     print(summarise(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
 
