@@ -178,7 +178,7 @@ def step_base(work: Path, steps: int = 6000) -> None:
     model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
     settings = Settings(
         steps=steps, batch=32, lr=1.5e-3, weight_decay=0.02, rates={"encoder": 0.0}, workers=1, save_every=200,
-        log_every=50, warmup=0.03,
+        log_every=50, warmup=0.03, precision="bf16",
     )  # fmt: skip
     data = Cells(work, "train", model.tokenizer, captions=True)
     train_video_llm(model, data, settings, work / "base", collate=collate, progress=say, device="cpu")

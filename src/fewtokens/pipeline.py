@@ -106,6 +106,11 @@ class Pipeline(nn.Module):
         return [method for method in self.methods if isinstance(method, Method) and method.stage == stage]
 
     @property
+    def needs(self) -> set[str]:
+        """The cues that its methods need."""
+        return {need for method in self.methods if isinstance(method, Method) for need in method.needs}
+
+    @property
     def spec(self) -> str:
         """The spec string that builds the chain again."""
         return " | ".join(method.spec for method in self.methods if isinstance(method, Method))

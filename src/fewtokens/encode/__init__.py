@@ -43,9 +43,7 @@ def load_encoder(
         ValueError: no such encoder, weights that are not safetensors or do not fit, no such device.
     """
     where = pick_device(device)
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    wanted = _DTYPES[dtype or "float32"]
+    wanted = pick_dtype(dtype or "float32")
     if batch < 1:
         raise ValueError(f"batch must be at least 1 frame, got {batch}")
     if str(name) == "patches":
@@ -90,6 +88,17 @@ def pick_device(name: str) -> torch.device:
     if not there[kind] or (number and kind == "cuda" and int(number) >= torch.cuda.device_count()):
         raise ValueError(f"this machine has no device {name}; there is {', '.join(k for k, ok in there.items() if ok)}")
     return torch.device(name)
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The dtype of this name.
+
+    Raises:
+        ValueError: another than float32, float16 and bfloat16.
+    """
+    if name not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
 
 
 def _only(options: dict[str, Any], who: str, *known: str) -> dict[str, Any]:

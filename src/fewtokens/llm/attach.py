@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from fewtokens import registry
 from fewtokens.llm.family import family_of
-from fewtokens.llm.splice import Compressed, as_pipeline, compress
+from fewtokens.llm.splice import Compressed, as_pipeline, built, compress
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
 
@@ -105,12 +104,7 @@ def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence
     """
     if isinstance(spec, Pipeline):
         return spec, []
-    methods = spec
-    if isinstance(spec, str):
-        width = model.get_input_embeddings().weight.shape[1]
-        methods = registry.build(spec, width=width) if spec.strip() else []
-        methods = [method.eval().to(model.device) for method in methods]
-    assert not isinstance(methods, str)
+    methods = built(spec, model)
     within = [method.stage == "llm" for method in methods]
     if within != sorted(within):
         late = methods[within.index(True) + within[within.index(True) :].index(False)].name

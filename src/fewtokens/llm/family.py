@@ -8,6 +8,7 @@ A family says how the rows of an encoder's output belong to the images and video
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -60,7 +61,7 @@ class Visual:
     pixels: Tensor | None = None
 
 
-class Family:
+class Family(ABC):
     """A family of video language models.
 
     Class attributes:
@@ -89,6 +90,7 @@ class Family:
         """Numbers of the video processor where the folder of a model with this config does not say them."""
         return {"resample": 3, "image_mean": self.mean, "image_std": self.std} | self.numbers
 
+    @abstractmethod
     def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
         """Frames as the model takes them, and the text that stands for them in a prompt.
 
@@ -97,8 +99,8 @@ class Family:
             words: the `Processor`: its numbers, and how its tokenizer calls special tokens.
             video: frames uint8 [T,3,H,W] with their times.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
     ) -> list[Visual]:
@@ -112,7 +114,6 @@ class Family:
             items: ("video", frames) and ("image", pictures) in order, where `needs_items`.
             pixels: cut the pixels of each cell too.
         """
-        raise NotImplementedError
 
     def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any | None:
         """What the encoder makes of the pixels of a modality; None where there are none."""

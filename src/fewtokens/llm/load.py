@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from fewtokens.encode import from_hub, pick_device
+from fewtokens.encode import from_hub, pick_device, pick_dtype
 from fewtokens.llm.family import Family, family_named
 from fewtokens.llm.prompts import Processor
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -48,9 +47,7 @@ def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tu
         ValueError: what `find` says; no weights in safetensors, or not all of them; no such device or dtype.
     """
     where = pick_device(device)
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    wanted: Any = _DTYPES[dtype] if dtype else torch.float32 if where.type == "cpu" else "auto"
+    wanted: Any = pick_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else "auto"
     folder, _, _ = find(name)
     if not Path(name).is_dir():
         folder = from_hub(str(name), (*_SMALL, "*.safetensors"))

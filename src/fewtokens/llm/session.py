@@ -28,7 +28,7 @@ from fewtokens.llm.splice import (
     as_pipeline,
     splice,
 )
-from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, needs, reduce_visuals
+from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, reduce_visuals
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
 from fewtokens.video import Video, read
@@ -128,8 +128,8 @@ class Session:
         before, inside = split(spec or "", model)
         self.pipeline = as_pipeline(before, model)
         self.inside = inside_of(model, inside)
-        wanted = check_cues(self.family, self.pipeline)
-        self.pixels, self.per_question = needs(self.pipeline, "pixels"), "text" in wanted
+        check_cues(self.family, self.pipeline)
+        self.pixels, self.per_question = ("pixels" in self.pipeline.needs), ("text" in self.pipeline.needs)
         self.progress: Callable[[str], None] | None = None
         self._encoded: OrderedDict[Hashable, _Encoded] = OrderedDict()
         self._reduced: dict[Hashable, dict[str, list[Short]]] = {}

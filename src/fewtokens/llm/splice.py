@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewtokens import registry
 from fewtokens.llm.columns import Line, Row
 from fewtokens.llm.family import MODALITIES, Family, family_of
 from fewtokens.llm.layout import Layout, Video
-from fewtokens.llm.visuals import Found, Short, encode_visuals, needs, reduce_visuals
+from fewtokens.llm.visuals import Found, Short, encode_visuals, reduce_visuals
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
 from fewtokens.tokens import Tokens
@@ -97,7 +98,7 @@ def compress(
     pipeline = as_pipeline(spec, model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    found = encode_visuals(family, model, prompt, items, pixels=needs(pipeline, "pixels"))
+    found = encode_visuals(family, model, prompt, items, pixels="pixels" in pipeline.needs)
     if not found:
         return Compressed(prompt)
     shorts = {modality: reduce_visuals(family, model, pipeline, prompt, modality, found) for modality in found}
@@ -112,14 +113,7 @@ def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline
     """
     if isinstance(spec, Pipeline):
         return spec
-    from fewtokens import registry
-
-    width = model.get_input_embeddings().weight.shape[1]
-    if isinstance(spec, str):
-        methods: Sequence[Method] = registry.build(spec, width=width) if spec.strip() else ()
-        methods = [method.eval().to(model.device) for method in methods]
-    else:
-        methods = spec
+    methods = built(spec, model)
     for method in methods:
         if method.stage not in ("pixels", "tokens"):
             raise ValueError(
@@ -127,6 +121,14 @@ def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline
                 "the stages pixels and tokens"
             )
     return Pipeline(methods)
+
+
+def built(spec: str | Sequence[Method], model: Any) -> Sequence[Method]:
+    """The methods of a spec string, in eval mode on the model's device and for its width; given ones as they are."""
+    if not isinstance(spec, str):
+        return spec
+    width = model.get_input_embeddings().weight.shape[1]
+    return [method.eval().to(model.device) for method in registry.build(spec, width=width)] if spec.strip() else []
 
 
 def splice(

@@ -180,7 +180,7 @@ class VideoLlm(nn.Module):
         else:
             cells, grid = self.cells(batch["frames"], batch.get("times"))
         cues = {}
-        needs = {need for method in self.compressor.methods for need in method.needs}  # type: ignore[union-attr]
+        needs = self.compressor.needs
         if "text" in needs:
             cues["text"] = self._question(batch)
         if "frame_global" in needs:

@@ -28,26 +28,12 @@ class Short:
     visual: Visual
     tokens: Tokens | None = None
 
-    @property
-    def rows(self) -> int:
-        return len(self.visual.features)
 
-
-def check_cues(family: Family, pipeline: Pipeline) -> set[str]:
-    """The cues that the methods need.
-
-    Raises:
-        ValueError: one that the family cannot give.
-    """
-    wanted = {need for method in pipeline.methods for need in method.needs}  # type: ignore[union-attr]
-    for need in sorted(wanted - set(family.gives)):
+def check_cues(family: Family, pipeline: Pipeline) -> None:
+    """Raises a ValueError where a method needs a cue that the family cannot give."""
+    for need in sorted(pipeline.needs - set(family.gives)):
         who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
         raise ValueError(f"{who} needs {need} ({CUES[need]}), which {family.name} cannot give")
-    return wanted
-
-
-def needs(pipeline: Pipeline, cue: str) -> bool:
-    return any(cue in method.needs for method in pipeline.methods)  # type: ignore[operator]
 
 
 @dataclass
@@ -118,7 +104,8 @@ def reduce_visuals(
     Raises:
         ValueError: a cue that the family cannot give, or a count that does not meet the budget.
     """
-    wanted = check_cues(family, pipeline)
+    check_cues(family, pipeline)
+    wanted = pipeline.needs
     here = found[modality]
     shorts = [Short(visual) for visual in here.visuals]
     videos = [number for number, visual in enumerate(here.visuals) if visual.grid is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -85,6 +86,7 @@ class InsideMethod(Method):
     pool: str = "mean"
     prunes_earlier: ClassVar[bool] = False
     may_keep_all: ClassVar[bool] = False
+    choose: Callable[[View, int], Choice]  # decides at the stop of this number
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         raise ValueError(f"{self.name} acts inside a language model: `with fewtokens.llm.attach(model, ...)`")
@@ -103,10 +105,6 @@ class InsideMethod(Method):
     def keeps_all(self, number: int) -> bool:
         """Whether nothing is to go at stop `number`."""
         return self.may_keep_all
-
-    def choose(self, view: View, number: int) -> Choice:
-        """Decides at stop `number`."""
-        raise NotImplementedError
 
     def first_cut(self, depth: int) -> int | None:
         """The first layer whose cache it cuts while words are generated; None where it does not."""
