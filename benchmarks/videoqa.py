@@ -8,7 +8,8 @@
     python benchmarks/videoqa.py WORK ablation       the map and the base of Token Dynamics, one by one
     python benchmarks/videoqa.py WORK report         results/videoqa.json, .md and .png
 
-Each step goes on where it was stopped. Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten kinds of question,
+finetune and ablation take numbers of seeds after them; seeds can run side by side, each on one core. Each step goes on
+where it was stopped. Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten kinds of question,
 answers of one word, scored by exact match. Tokens: 16 frames x 4 x 4 cells, 2 x 2 patches of the encoder in each.
 Reduction is after the projector, in the width of the language model; tokens keep the positions of their cells
 (positions="keep"), but for the rows that say otherwise.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -290,23 +292,23 @@ def tuned(
         steps=TUNE_STEPS, batch=32, lr=5e-4, weight_decay=0.02, rates={"encoder": 0.0, "compressor": 2.0}, workers=0,
         save_every=10**9, log_every=50, seed=seed,
     )  # fmt: skip
-    out = work / "tune"
+    out = work / f"tune-{seed}"
     begun = time.perf_counter()
     fit(model, answer_loss, data, settings, out, collate=collate, resume=False, device="cpu")
     seconds = time.perf_counter() - begun
     return measure(model.eval(), test) | {"train_seconds": seconds}
 
 
-def step_finetune(work: Path) -> None:
-    path = work / "finetune.json"
-    rows = kept(path)
+def step_finetune(work: Path, seeds: Sequence[int]) -> None:
     tokenizer = _language(work)[1]
     data, test = Cells(work, "train", tokenizer), Cells(work, "test", tokenizer)
     names = {"full": "", **{name: name for name in usable()}, **TRAINED, **ADAPTIVE}
     some = ("token_dynamics", "kmeans", "uniform", "mean_pool")
     others = {f"{name}@{k}": (TRAINED.get(name, name), k) for k in (12, 64) for name in some}
     jobs = {name: (spec, 32) for name, spec in names.items()} | others
-    for seed in SEEDS:
+    for seed in seeds:
+        path = work / f"finetune-{seed}.json"
+        rows = kept(path)
         for name, (spec, k) in jobs.items():
             key = f"{name}#{seed}"
             if key not in rows:
@@ -315,7 +317,7 @@ def step_finetune(work: Path) -> None:
                 print(key, round(rows[key]["accuracy"], 4), round(rows[key]["tokens"], 1), flush=True)
 
 
-def step_ablation(work: Path) -> None:
+def step_ablation(work: Path, seeds: Sequence[int]) -> None:
     """The base alone, the base with its map, with a map of another video, and a base drawn at random; each trained as
     long, positions renumbered, so that what says where and when is the map alone."""
     from fewtokens.learn.token_dynamics import TokenDynamics
@@ -337,8 +339,6 @@ def step_ablation(work: Path) -> None:
             made = self.attention(drawn, base)
             return base.replace(features=made * base.mask[..., None])
 
-    path = work / "ablation.json"
-    rows = kept(path)
     tokenizer = _language(work)[1]
     data, test = Cells(work, "train", tokenizer), Cells(work, "test", tokenizer)
     makes = {
@@ -349,7 +349,9 @@ def step_ablation(work: Path) -> None:
         "base + random map": ("kmeans", lambda model: RandomMap(32, width=model.width)),
         "random base + map": ("kmeans", lambda model: RandomBase(32, width=model.width)),
     }
-    for seed in SEEDS:
+    for seed in seeds:
+        path = work / f"ablation-{seed}.json"
+        rows = kept(path)
         for name, (spec, make) in makes.items():
             key = f"{name}#{seed}"
             if key not in rows:
@@ -362,15 +364,25 @@ def step_report(work: Path) -> None:
     from videoqa_report import write
 
     questions = [VideoQA(CONFIG, split, count).questions() for split, count in (("train", 40_000), ("test", 40_000))]
-    found: dict[str, Any] = {name: kept(work / f"{name}.json") for name in ("zeroshot", "finetune", "ablation")}
+    found: dict[str, Any] = {"zeroshot": kept(work / "zeroshot.json")}
+    for name in ("finetune", "ablation"):
+        found[name] = {key: row for path in sorted(work.glob(f"{name}-*.json")) for key, row in kept(path).items()}
     found["text_only"] = text_only(*questions)
     found["machine"] = machine()
     found["prefill_gflops"] = {str(k): prefill_gflops(k) for k in (*BUDGETS, GRID.cells)}
     write(found, RESULTS)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
     steps = {name.removeprefix("step_"): function for name, function in globals().items() if name.startswith("step_")}
-    if len(sys.argv) != 3 or sys.argv[2] not in steps:
-        sys.exit(f"usage: python benchmarks/videoqa.py WORK {'|'.join(steps)}")
-    steps[sys.argv[2]](Path(sys.argv[1]))
+    if len(arguments) < 2 or arguments[1] not in steps:
+        sys.exit(f"usage: python benchmarks/videoqa.py WORK {'|'.join(steps)} [SEED ...]")
+    work, step, *seeds = arguments
+    if step in ("finetune", "ablation"):
+        steps[step](Path(work), [int(seed) for seed in seeds] or SEEDS)
+    else:
+        steps[step](Path(work))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
