@@ -91,7 +91,7 @@ class Question:
         return 1 / len(self.choices or self.answers)
 
 
-_TEXTS = {
+TEXTS = {
     "shape shape": ("Which shape is the {0} object?", "What is the shape of the {0} object?"),
     "colour colour": ("What colour is the {0}?", "Which colour does the {0} have?"),
     "digit single": ("Which handwritten digit is shown?", "What digit can be seen?"),
@@ -135,7 +135,7 @@ _TEXTS = {
     ),
 }
 _ATTRIBUTES = {
-    kind: tuple(key.split()[1] for key in _TEXTS if key.split()[0] == kind and key != "needle digit") for kind in KINDS
+    kind: tuple(key.split()[1] for key in TEXTS if key.split()[0] == kind and key != "needle digit") for kind in KINDS
 }
 
 
@@ -192,7 +192,7 @@ def make_question(
     kind = kinds[number % len(kinds)]
     attributes = _ATTRIBUTES[kind] + (("digit",) if kind == "needle" and config.digits else ())
     attribute = attributes[rng.integers(len(attributes))]
-    texts = _TEXTS[f"{kind} {attribute}"]
+    texts = TEXTS[f"{kind} {attribute}"]
     text = texts[rng.integers(len(texts))]
     frame = -1
     colours, shapes = rng.permutation(list(COLOURS)).tolist(), rng.permutation(SHAPES).tolist()
