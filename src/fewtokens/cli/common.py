@@ -143,8 +143,8 @@ def text(name: str, value: Any) -> str:
     return str(value)
 
 
-def print_json(value: Any) -> None:
-    """JSON on stdout; numbers that JSON has no word for (the PSNR of a perfect copy) become null."""
+def to_json(value: Any) -> str:
+    """JSON, indented; numbers that it has no word for (the PSNR of a perfect copy) become null."""
 
     def plain(part: Any) -> Any:
         if isinstance(part, dict):
@@ -153,7 +153,12 @@ def print_json(value: Any) -> None:
             return [plain(entry) for entry in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    sys.stdout.write(json.dumps(plain(value), indent=2, default=str) + "\n")
+    return json.dumps(plain(value), indent=2, default=str) + "\n"
+
+
+def print_json(value: Any) -> None:
+    """`to_json` on stdout."""
+    sys.stdout.write(to_json(value))
 
 
 def parse_keep(keep: str | None) -> float | int | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from fewtokens.cli.common import (
     BatchOption,
@@ -19,16 +16,9 @@ from fewtokens.cli.common import (
     JsonOption,
     KeepOption,
     SeedOption,
-    fail,
-    log,
-    make_pipeline,
-    out,
-    print_json,
-    progress,
-    table,
     verb,
 )
-from fewtokens.cli.resume import append_row, check_settings, read_rows
+from fewtokens.cli.dense_run import Task, run
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
@@ -50,9 +40,6 @@ OutOption = Annotated[
     Path | None, typer.Option("--out", help="A folder for scores, labels and pictures; a stopped run goes on there.")
 ]
 VideoOption = Annotated[bool, typer.Option("--video", help="Also write each sequence with its labels as a video.")]
-
-# Frames, labels and what else is there of one judged sequence: as it is drawn.
-_SHEET_FRAMES, _SHEET_ROWS = 4, 12
 
 
 @app.command(
@@ -109,11 +96,11 @@ def davis(
             notes.append(f"{at}: boundaries match within {each}")
         if "880" in sizes:
             notes.append("F at 480x880 is not comparable with F at the native size, which is stricter")
-        return lines, tables if len(sizes) > 1 else tables[sizes[0]], notes
+        return lines, tables, notes
 
-    _run(
-        "davis", data, found, said, only, encoder, protocol, changes, spec, keep, target, video, batch, device, dtype,
-        seed, as_json, judge, summarise, {"sizes": list(sizes)},
+    task = Task("davis", found, said, judge, summarise, "J&F-Mean", {"sizes": list(sizes)})
+    run(
+        task, data, only, encoder, protocol, changes, spec, keep, target, video, batch, device, dtype, seed, as_json
     )  # fmt: skip
 
 
@@ -152,9 +139,9 @@ def jhmdb(
     def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
         return dense.jhmdb(files, encode, how, progress=report)
 
-    _run(
-        "jhmdb", data, found, said, only, encoder, protocol, changes, spec, keep, target, video, batch, device, dtype,
-        seed, as_json, judge, lambda rows: (*dense.jhmdb_summary(rows), []), {},
+    task = Task("jhmdb", found, said, judge, lambda rows: (*dense.jhmdb_summary(rows), []), "PCK@0.1", {})
+    run(
+        task, data, only, encoder, protocol, changes, spec, keep, target, video, batch, device, dtype, seed, as_json
     )  # fmt: skip
 
 
@@ -192,183 +179,7 @@ def vip(
     def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
         return dense.vip(files, encode, how, progress=report)
 
-    _run(
-        "vip", data, found, said, only, encoder, protocol, changes, spec, keep, target, video, batch, device, dtype,
-        seed, as_json, judge, lambda rows: (*dense.vip_summary(rows), []), {},
+    task = Task("vip", found, said, judge, lambda rows: (*dense.vip_summary(rows), []), "mIoU", {})
+    run(
+        task, data, only, encoder, protocol, changes, spec, keep, target, video, batch, device, dtype, seed, as_json
     )  # fmt: skip
-
-
-def _run(
-    task: str, data: Path, found: list[SequenceFiles], said: str, only: str | None, encoder: str, protocol: str,
-    changes: list[str] | None, spec: str, keep: str | None, target: Path | None, video: bool, batch: int, device: str,
-    dtype: str | None, seed: int, as_json: bool, judge: Callable[..., Judged],
-    summarise: Callable[[Sequence[dict[str, Any]]], tuple[list[dict[str, Any]], dict[str, Any], list[str]]],
-    more: dict[str, Any],
-) -> None:  # fmt: skip
-    """Judges one sequence after the other, those that an earlier run left; tells scores with their protocol."""
-    from fewtokens.evaluate.dense import encode_with
-    from fewtokens.evaluate.label_propagation import make_protocol
-
-    if video and target is None:
-        raise ValueError("--video needs a folder to write to: --out FOLDER")
-    if target is not None and target.exists() and not target.is_dir():
-        raise ValueError(f"--out {target} is a file; give a folder")
-    how = make_protocol(task, protocol, changes or ())
-    chosen = _pick(found, only)
-    pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
-    assert pipeline.encoder is not None
-    settings = {
-        "set": task, "data": str(data.resolve()), "encoder": pipeline.encoder.describe(), "dtype": dtype or "float32",
-        "with": pipeline.spec, "protocol": asdict(how), "seed": seed, **more,
-    }  # fmt: skip
-    made: dict[str, dict[str, Any]] = {}
-    if target is not None:
-        check_settings(target / "settings.json", settings)
-        made = {row["sequence"]: row for row in read_rows(target / "rows.jsonl")}
-    failed: list[dict[str, str]] = []
-    encode = encode_with(pipeline)
-    with progress(task, 2 * sum(len(files.pictures) for files in chosen)) as advance:
-        done = 0
-        for files in chosen:
-            start = done
-
-            def report(
-                now: int,
-                in_all: int,
-                what: str = "propagating",
-                add: int = 1,
-                start: int = start,
-                name: str = files.name,
-            ) -> None:
-                advance(start + add * in_all + now, title=f"{name}: {what}")
-
-            if files.name not in made:
-                # The first half of a sequence's frames on the bar are those that are encoded.
-                pipeline.encoder.progress = lambda now, in_all, report=report: report(now, in_all, "encoding", 0)
-                try:
-                    judged = judge(files, encode, how, report)
-                except (ValueError, OSError) as error:
-                    if len(chosen) == 1:
-                        raise
-                    fail(error)
-                    failed.append({"sequence": files.name, "error": " ".join(str(error).split())})
-                else:
-                    made[files.name] = judged.row
-                    if target is not None:
-                        _write_labels(target, files, judged)
-                        append_row(target / "rows.jsonl", judged.row)
-            done += 2 * len(files.pictures)
-            advance(done)
-    rows = [made[files.name] for files in chosen if files.name in made]
-    if not rows:
-        raise ValueError(f"none of {len(chosen)} sequences could be judged: {failed[0]['error']}")
-    lines, scores, notes = summarise(rows)
-    grids = sorted({tuple(row["grid"]) for row in rows})
-    share = sum(row["tokens"] for row in rows) / sum(row["cells"] for row in rows)
-    about = [
-        how.describe(grids[0][0] if len(grids) == 1 else None, masks=task != "jhmdb"),
-        f"{encoder} {pipeline.encoder.describe()['weights'] or 'without weights'}"[: len(encoder) + 13]
-        + f", features after the last norm, class and register tokens left out; grid {_grids(grids)}",
-        f"{pipeline.spec or 'all tokens'}: {100 * share:.2f} % of the tokens",
-        f"{len(rows)} of {len(chosen)} sequences, list: {said}",
-        *notes,
-    ]
-    report_all = {
-        "scores": scores, "about": about, "settings": settings, "list": said, "sequences": lines, "failed": failed,
-        "share": share,
-    }  # fmt: skip
-    if target is not None:
-        from fewtokens.files import whole_file
-
-        with whole_file(target / "results.json") as temporary:
-            temporary.write_text(json.dumps(report_all | {"rows": rows}, indent=1) + "\n")
-        _draw(target, task, [files for files in chosen if files.name in made], lines, video)
-    if as_json:
-        print_json(report_all)
-    else:
-        out.print(table("", lines))
-        nested = scores if all(isinstance(part, dict) for part in scores.values()) else {task: scores}
-        out.print(table("", [{task: name, **part} for name, part in nested.items()]))
-        for line in about:
-            out.print(line, style="dim", highlight=False, markup=False)
-        if target is not None:
-            out.print(f"[bold]Written[/bold] {escape(str(target / 'results.json'))}, sheet.png", highlight=False)
-    if failed:
-        log.print(f"{len(failed)} of {len(chosen)} sequences failed; the scores are those of the others")
-        raise typer.Exit(1)
-
-
-def _pick(found: list[SequenceFiles], only: str | None) -> list[SequenceFiles]:
-    if only is None:
-        return found
-    wanted = [name.strip() for name in only.split(",") if name.strip()]
-    by_name = {files.name: files for files in found}
-    if absent := [name for name in wanted if name not in by_name]:
-        raise ValueError(f"--only names {', '.join(absent)}; there are {', '.join(list(by_name)[:10])} ...")
-    return [by_name[name] for name in dict.fromkeys(wanted)]
-
-
-def _grids(grids: Sequence[tuple[int, ...]]) -> str:
-    return ", ".join("x".join(map(str, grid)) for grid in grids[:3]) + (" ..." if len(grids) > 3 else "")
-
-
-def _write_labels(target: Path, files: SequenceFiles, judged: Judged) -> None:
-    from fewtokens.data.masks import write_masks
-    from fewtokens.files import whole_file
-
-    if judged.masks is not None:
-        write_masks(judged.masks, [target / "masks" / files.name / f"{p.stem}.png" for p in files.pictures])
-    if judged.joints is not None:
-        with whole_file(target / "joints" / f"{files.name}.json") as temporary:
-            temporary.write_text(json.dumps([[[round(v, 2) for v in p] for p in t] for t in judged.joints.tolist()]))
-
-
-def _draw(target: Path, task: str, chosen: list[SequenceFiles], lines: list[dict[str, Any]], video: bool) -> None:
-    """The contact sheet, a row for each of some sequences, and the videos that are not there yet."""
-    from fewtokens.show.objects import fitted
-    from fewtokens.show.sheet import draw_contact_sheet
-    from fewtokens.video import write
-
-    measure = {"davis": "J&F-Mean", "jhmdb": "PCK@0.1", "vip": "mIoU"}[task]
-    score = {line["sequence"]: next(v for k, v in line.items() if k.startswith(measure)) for line in lines}
-    pictures, captions = [], []
-    for files in chosen[:: -(-len(chosen) // _SHEET_ROWS)]:
-        count = len(_labelled(target, task, files))
-        picked = sorted({round(n * (count - 1) / (_SHEET_FRAMES - 1)) for n in range(_SHEET_FRAMES)})
-        picked += [picked[-1]] * (_SHEET_FRAMES - len(picked))
-        pictures.append(_drawn(target, task, files, picked))
-        captions += [f"{files.name}, {measure} {score[files.name]:.1f}", *(f"frame {n}" for n in picked[1:])]
-    draw_contact_sheet(fitted(pictures), captions, target / "sheet.png", columns=_SHEET_FRAMES, most=len(captions))
-    for files in chosen if video else ():
-        path = target / "videos" / f"{files.name}.mp4"
-        if not path.exists():
-            write(
-                path,
-                _drawn(target, task, files, range(len(_labelled(target, task, files)))),
-                24 if task != "vip" else 4,
-            )
-
-
-def _labelled(target: Path, task: str, files: SequenceFiles) -> list[Any]:
-    """What was predicted, by frame: joints, or files of masks."""
-    if task == "jhmdb":
-        return json.loads((target / "joints" / f"{files.name}.json").read_text())
-    return [target / "masks" / files.name / f"{picture.stem}.png" for picture in files.pictures]
-
-
-def _drawn(target: Path, task: str, files: SequenceFiles, picked: Sequence[int]) -> Any:
-    """Frames uint8 [n,3,H,W] with what was predicted, and the truth in white."""
-    import torch
-
-    from fewtokens.data.masks import read_masks
-    from fewtokens.evaluate.dense import read_frames
-    from fewtokens.evaluate.pck import read_joints
-    from fewtokens.show.objects import overlay_joints, overlay_objects
-
-    frames, _ = read_frames([files.pictures[n] for n in picked], None)
-    labels = _labelled(target, task, files)
-    if task == "jhmdb":
-        index = list(picked)
-        return overlay_joints(frames, torch.tensor(labels)[index], read_joints(files.labels[0])[index])
-    truth = read_masks([files.labels[n] for n in picked], values=task == "vip")
-    return overlay_objects(frames, read_masks([labels[n] for n in picked]), truth)

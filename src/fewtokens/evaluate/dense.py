@@ -25,6 +25,8 @@ from fewtokens.video.images import read_image
 # The second size at which DAVIS is scored: that of the data which RSP, CropMAE and ToBo resized as a whole.
 RESIZED = (480, 880)
 SIZES = ("native", "880")
+# What is told of each sequence; the rest of the official table is about all of them.
+_OF_SEQUENCE = ("J&F-Mean", "J-Mean", "F-Mean", "J-Decay")
 
 # Frames uint8 [T,3,H,W] to features [T,h,w,C] and how many tokens they came from.
 Encode = Callable[[Tensor], tuple[Tensor, int]]
@@ -143,7 +145,7 @@ def davis_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
         line = {"sequence": row["sequence"], "frames": row["frames"], "objects": row["objects"]}
         for size in sizes:
             numbers = official_table(row["scores"][size]["objects"])
-            names = TABLE if size == sizes[0] else TABLE[:1]
+            names = _OF_SEQUENCE if size == sizes[0] else TABLE[:1]
             line |= {name if size == sizes[0] else f"{name} {size}": 100 * numbers[name] for name in names}
         lines.append(line)
     tables = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,10 @@ def read_joints(path: str | Path) -> Tensor:
         from scipy.io import loadmat
     except ImportError:
         raise ValueError("JHMDB's .mat files need scipy; pip install 'fewtokens[eval]'") from None
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
     try:
         found = loadmat(path, variable_names=["pos_img"])
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except Exception as error:  # whatever scipy says about bytes that it cannot read
         raise ValueError(f"{path}: not a .mat that can be read ({error}); was it cut short?") from None
     places = found.get("pos_img")
@@ -110,10 +111,16 @@ def count_found(predicted: Tensor, truth: Tensor, size: tuple[int, int]) -> dict
     return found
 
 
-def pck(counts: Sequence[dict[str, list[int]]]) -> dict[str, float]:
+def pck(counts: Sequence[dict[str, Any]]) -> dict[str, float]:
     """PCK@0.1 and PCK@0.2 in percent over clips: the mean over joints of each joint's own percentage.
 
     A joint that was never counted is left out.
+
+    Args:
+        counts: of each clip, as `count_found` gives them; other entries are let be.
     """
-    total = {name: torch.tensor([one[name] for one in counts]).sum(0).double() for name in counts[0]}
-    return {f"PCK@{share}": float((100 * total[f"found {share}"] / total["counted"]).nanmean()) for share in SHARES}
+
+    def total(name: str) -> Tensor:
+        return torch.tensor([one[name] for one in counts]).sum(0).double()
+
+    return {f"PCK@{share}": float((100 * total(f"found {share}") / total("counted")).nanmean()) for share in SHARES}
