@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fewtokens.data.dense_sets import davis_sequences, jhmdb_clips, vip_videos
-from fewtokens.encode import load_encoder
+from fewtokens.encode import Patches, load_encoder
 from fewtokens.evaluate import dense
 from fewtokens.evaluate.label_propagation import PROTOCOLS
 from fewtokens.evaluate.mean_iou import confusion, mean_iou
@@ -156,6 +156,22 @@ class TestSets:
         save_mask(root / "Annotations" / "480p" / "two" / "00000.png", 0 * late)
         with pytest.raises(ValueError, match="no object in its first mask"):
             dense.davis(files, encode, self.native)
+
+    def test_too_short_and_not_finite(self, tmp_path, encode):
+        files = davis_sequences(make_davis(tmp_path / "D"))[0][0]
+        short = dataclasses.replace(files, pictures=files.pictures[:2], labels=files.labels[:2])
+        with pytest.raises(ValueError, match="one: 2 frames; the first and the last"):
+            dense.davis(short, encode, self.native)
+        with pytest.raises(ValueError, match="no pictures"):
+            dense.davis(dataclasses.replace(files, pictures=[]), encode, self.native)
+
+        class Overflowing(Patches):
+            def __call__(self, *args, **kwargs):
+                tokens, cues = super().__call__(*args, **kwargs)
+                return tokens.replace(features=tokens.features * torch.inf), cues
+
+        with pytest.raises(ValueError, match="not all finite"):
+            dense.davis(files, dense.encode_with(Pipeline("", Overflowing())), self.native)
 
     def test_masks_of_another_size(self, tmp_path, encode):
         root = make_davis(tmp_path / "D")

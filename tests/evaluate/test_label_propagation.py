@@ -63,7 +63,7 @@ def clip(T=6, h=4, w=5, C=6, K=2, seed=0):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (7, 3)])
-@pytest.mark.parametrize(("context", "radius"), [(2, 2.5), (20, 2.0), (3, 100.0), (0, 3.0)])
+@pytest.mark.parametrize(("context", "radius"), [(2, 2.5), (20, 2.0), (3, 100.0), (0, 3.0), (40, 1.5)])
 def test_a_against_loops(context, radius, shape, monkeypatch):
     x, labels = clip(5, *shape)
     protocol = dataclasses.replace(A, context=context, radius=radius, top=4)
@@ -211,7 +211,9 @@ def test_presets_and_changes():
         ("jhmdb", "B", [], "for jhmdb there are the protocols A"),
         ("davis", "A", ["speed=3"], "--set takes NAME=VALUE"),
         ("davis", "A", ["top"], "--set takes NAME=VALUE"),
-        ("davis", "A", ["top=many"], "top must be a number"),
+        ("davis", "A", ["top=many"], "top must be a whole number"),
+        ("davis", "A", ["radius=wide"], "radius must be a number"),
+        ("davis", "A", ["radius=inf"], "must be finite"),
         ("davis", "A", ["stand_in=1"], "true or false"),
         ("davis", "A", ["temperature=0"], "temperature above 0"),
         ("davis", "A", ["size=big"], "size must be"),

@@ -52,7 +52,7 @@ def encode_with(pipeline: Pipeline) -> Encode:
     """Whole features from an encoder, or those that come back from the few tokens of a chain.
 
     Raises (when called):
-        ValueError: an encoder without features for each single frame.
+        ValueError: an encoder without features for each single frame, or with some that are not finite.
     """
     hold = any(isinstance(method, Method) and method.fill == "hold" for method in pipeline.methods)
 
@@ -65,6 +65,8 @@ def encode_with(pipeline: Pipeline) -> Encode:
                 f"{len(frames)} frames"
             )
         back = tokens.unmerge("hold" if hold else "nearest", time_weight=TIME_WEIGHT)[0]
+        if not bool(back.isfinite().all()):
+            raise ValueError("the features are not all finite; take --dtype float32, or bfloat16 for float16")
         return back, int(tokens.count[0])
 
     return run
@@ -120,6 +122,8 @@ def davis(
     objects = int(truth[0].max())
     if not objects:
         raise ValueError(f"{files.name}: no object in its first mask")
+    if len(truth) < 3:
+        raise ValueError(f"{files.name}: {len(truth)} frames; the first and the last do not count, so it takes three")
     predicted, about = _propagated(files, truth, objects, encode, protocol, progress)
     row = about | {"objects": objects, "scores": {}}
     native = (truth.shape[1], truth.shape[2])

@@ -69,6 +69,8 @@ class Protocol:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
         if not re.fullmatch(r"native|[1-9]\d*x[1-9]\d*|(short|long) [1-9]\d*", self.size):
             raise ValueError(f"size must be such as 480x880, 'short 480', 'long 880' or native, got {self.size!r}")
+        if not math.isfinite(self.radius + self.temperature):
+            raise ValueError("radius and temperature must be finite; a radius of 0 is anywhere")
         if min(self.context, self.radius, self.rows) < 0 or min(self.top, self.multiple) < 1 or self.temperature <= 0:
             raise ValueError(
                 "context, radius and rows must be at least 0, top and multiple at least 1, temperature above 0"
@@ -188,7 +190,7 @@ def _value(key: str, text: str, kind: type) -> object:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{key} must be a number, got {text!r}") from None
+        raise ValueError(f"{key} must be a {'whole ' * (kind is int)}number, got {text!r}") from None
 
 
 @torch.no_grad()
@@ -239,7 +241,8 @@ def propagate(
     for t in range(1, T):
         now = _unit(features[t])
         known = min(t - 1, context)
-        missing = protocol.context - known if protocol.stand_in else 0
+        # More copies of a voter than there are votes change nothing.
+        missing = min(protocol.context - known, top) if protocol.stand_in else 0
         for band in bands:
             query = now[band.cells]
             bias = band.bias()
