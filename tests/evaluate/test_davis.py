@@ -1,25 +1,24 @@
-"""J and F against the official numbers, and propagation against a slow version and by its laws."""
+"""J and F against the official numbers and against loops."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import pytest
 import torch
 
+from fewtokens.data.dense_sets import davis_sequences
+from fewtokens.data.masks import read_masks
 from fewtokens.evaluate.davis import (
+    TABLE,
     boundary,
     boundary_f,
     dilate,
     jaccard,
     mean_numbers,
-    read_masks,
+    official_table,
     score,
-    sequences,
     tolerance,
 )
-from fewtokens.evaluate.propagation import Protocol, propagate, soft_labels, to_masks
 from tests.data import data_path
 
 # J, F, recall and decay of J of OSVOS; J and F of the first mask held still. By the official code.
@@ -40,8 +39,8 @@ def test_the_official_numbers(name):
 
 def assert_oracle(name):
     root = data_path("davis2016", "DAVIS")
-    (files,) = [one for one in sequences(root) if one.name == name]
-    truth = read_masks(files.masks)
+    (files,) = [one for one in davis_sequences(root)[0] if one.name == name]
+    truth = read_masks(files.labels)
     osvos = read_masks(sorted(data_path("osvos", name).glob("*.png")))
     expected = ORACLE[name]
     found = mean_numbers(score(osvos, truth))
@@ -104,95 +103,24 @@ def test_several_objects_are_scored_apart():
         score(truth[:2], truth[:2])
 
 
-def test_reading_masks(tmp_path):
-    from PIL import Image
-
-    root = tmp_path / "DAVIS"
-    for part, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
-        folder = root / part / "480p" / "one"
-        folder.mkdir(parents=True)
-        for n in range(2):
-            picture = Image.fromarray(np.full((4, 6), 255 * n, dtype=np.uint8))
-            picture.save(folder / f"{n:05}.{suffix}")
-    (files,) = sequences(root)
-    masks = read_masks(files.masks)
-    assert masks.shape == (2, 4, 6)
-    assert masks.unique().tolist() == [0, 1]
-    (root / "Annotations" / "480p" / "one" / "00001.png").unlink()
-    with pytest.raises(ValueError, match="1 masks for 2 pictures"):
-        sequences(root)
-    with pytest.raises(ValueError, match="no DAVIS folder"):
-        sequences(tmp_path)
-    Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
-    with pytest.raises(ValueError, match="one channel"):
-        read_masks([tmp_path / "colour.png"])
-
-
-def slow_propagate(x, labels, protocol):
-    """Protocol A cell by cell."""
-    T, h, w, _ = x.shape
-    unit = x / np.linalg.norm(x, axis=3, keepdims=True)
-    places = [(i, j) for i in range(h) for j in range(w)]
-    radius = protocol.radius * h / protocol.rows
-    soft = [labels.reshape(h * w, -1)]
-    for t in range(1, T):
-        now = []
-        for y, column in places:
-            voters = []
-            context = [max(0, s) for s in range(t - protocol.context, t)]
-            for number, s in enumerate([0, *context]):
-                for place, (i, j) in enumerate(places):
-                    if number == 0 or math.hypot(i - y, j - column) < radius:
-                        voters.append((-float(unit[t, y, column] @ unit[s, i, j]), number, place, s))
-            voters.sort()
-            best = voters[: protocol.top]
-            weight = np.exp(np.array([-v[0] for v in best]) / protocol.temperature)
-            weight /= weight.sum()
-            now.append(sum(p * soft[s][place] for p, (_, _, place, s) in zip(weight, best, strict=True)))
-        soft.append(np.stack(now))
-    return np.stack(soft).reshape(T, h, w, -1)
-
-
-@pytest.mark.parametrize(("context", "radius"), [(2, 12.0), (20, 8.0), (3, 100.0)])
-def test_propagation_against_loops(context, radius):
-    g = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 4, 5, 6, generator=g)
-    labels = torch.rand(4, 5, 2, generator=g)
-    protocol = Protocol(context=context, radius=radius, top=4)
-    expected = slow_propagate(x.double().numpy(), labels.double().numpy(), protocol)
-    np.testing.assert_allclose(propagate(x, labels, protocol).numpy(), expected, atol=1e-4)
-
-
-class TestPropagation:
-    def scene(self, h=12, w=16):
-        """Every place has a feature of its own."""
-        return torch.randn(h, w, 64, generator=torch.Generator().manual_seed(0))
-
-    def test_a_still_scene_gives_the_mask_back(self):
-        mask = torch.zeros(120, 160, dtype=torch.uint8)
-        mask[30:70, 40:120] = 1
-        features = self.scene().expand(6, -1, -1, -1)
-        soft = propagate(features, soft_labels(mask, 1, (120, 160), (12, 16)), Protocol(top=1))
-        found = to_masks(soft, (120, 160))
-        assert float(jaccard(found == 1, (mask == 1).expand(6, -1, -1))[1:-1].min()) > 0.97
-
-    def test_a_shifted_scene_shifts_the_mask(self):
-        scene = self.scene()
-        features = torch.stack([scene.roll(n, 1) for n in range(4)])
-        mask = torch.zeros(120, 160, dtype=torch.uint8)
-        mask[30:70, 40:80] = 1
-        soft = propagate(features, soft_labels(mask, 1, (120, 160), (12, 16)), Protocol(top=1))
-        for n in range(4):
-            moved = torch.zeros_like(mask)
-            moved[30:70, 40 + 10 * n : 80 + 10 * n] = 1
-            assert float(jaccard(to_masks(soft, (120, 160))[n : n + 1] == 1, (moved == 1)[None])) > 0.95
-
-    def test_the_first_frame_is_not_restricted_and_others_are(self):
-        features = torch.zeros(3, 4, 12, 2)
-        features[..., 0] = 1
-        features[0, 0, 11] = features[1, 0, 0] = features[2, 0, 11] = torch.tensor([0.0, 1])
-        labels = torch.zeros(4, 12, 2)
-        labels[..., 0] = 1
-        labels[0, 11] = torch.tensor([0.0, 1])
-        soft = propagate(features, labels, Protocol(top=1, radius=3, rows=4))
-        assert soft[1, 0, 0].tolist() == [0, 1]
+def test_the_official_table_and_void():
+    """Decay is the first quarter less the last; pixels of void count neither way."""
+    truth = torch.zeros(10, 20, 20, dtype=torch.uint8)
+    truth[:, 5:15, 5:15] = 1
+    predicted = truth.clone()
+    predicted[5:] = 0
+    (one,) = score(predicted, truth)
+    table = official_table([one.numbers()])
+    assert tuple(table) == TABLE
+    # 8 frames count, 4 of them right; quarters overlap by one frame, as in the official code.
+    assert table["J-Mean"] == table["J-Recall"] == 0.5
+    assert table["J-Decay"] == table["F-Decay"] == 1
+    void = torch.zeros_like(truth, dtype=torch.bool)
+    void[5:] = True
+    (without,) = score(predicted, truth, void)
+    assert without.numbers()["J&F"] == 1
+    predicted[:, 5:15, 5:10] = 0
+    void = torch.zeros_like(void)
+    void[:, 5:15, 5:10] = True
+    assert score(predicted, truth, void)[0].j[:4].tolist() == [1] * 4
+    assert score(predicted, truth)[0].j[:4].tolist() == [0.5] * 4

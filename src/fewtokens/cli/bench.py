@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +28,7 @@ from fewtokens.cli.common import (
     table,
     verb,
 )
+from fewtokens.cli.resume import append_row, check_settings, read_rows
 
 if TYPE_CHECKING:
     from fewtokens.evaluate.bench import Item
@@ -109,9 +109,9 @@ def bench(
         "davis size": davis_size,
         "seed": seed,
     }
-    _check_settings(target / "settings.json", settings)
+    check_settings(target / "settings.json", settings)
     # A row by its clip, method and budget; two runs that share a folder may both have made one.
-    made = {(row["clip"], row["method"], row["keep"]): row for row in _read_rows(target / "rows.jsonl")}
+    made = {(row["clip"], row["method"], row["keep"]): row for row in read_rows(target / "rows.jsonl")}
     wanted = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
     failed: list[dict[str, str]] = []
     drawn = _drawn(sources, shown)
@@ -149,7 +149,7 @@ def bench(
                     # A budget that a method cannot reach in this encoder leaves a gap in the tables.
                     fail(f"{name}, {spec} at {budget:g}: {error}")
                     continue
-                _append(target / "rows.jsonl", made[job])
+                append_row(target / "rows.jsonl", made[job])
                 finished += 1
         advance(len(wanted))
     rows = [made[job] for job in wanted if job in made]
@@ -171,8 +171,8 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
     Raises:
         ValueError: nothing to bench on, a folder without videos.
     """
+    from fewtokens.data.dense_sets import davis_sequences, paired
     from fewtokens.data.listing import VIDEOS
-    from fewtokens.evaluate.davis import sequences
 
     found: list[tuple[str, Path, list[Path] | None]] = []
     for video in videos:
@@ -184,7 +184,10 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
             raise ValueError(f"{video}: a folder without videos ({', '.join(sorted(VIDEOS))})")
         found += [(file.stem, file, None) for file in inside]
     if davis is not None:
-        found += [(one.name, one.pictures[0].parent, one.masks) for one in sequences(davis)]
+        sequences, _ = davis_sequences(davis, "all")
+        for one in sequences:
+            paired(one)
+        found += [(one.name, one.pictures[0].parent, one.labels) for one in sequences]
     if not found:
         raise ValueError("give videos, folders of videos, or --davis FOLDER")
     names: dict[str, int] = {}
@@ -207,8 +210,8 @@ def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -
 
 def _read(name: str, path: Path, masks: list[Path] | None, frames: int, size: int) -> Item:
     """A clip, with its masks at the same frames."""
+    from fewtokens.data.masks import read_masks
     from fewtokens.evaluate.bench import Item
-    from fewtokens.evaluate.davis import read_masks
 
     video = read_video(path, frames=frames, fps=None, size=size)
     truth = None
@@ -231,54 +234,6 @@ def _pictures(item: Item) -> tuple[Any, list[str]]:
     small = F.interpolate(frames.float(), (height, width), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
     captions = [f"frame {n}" if item.times is None else f"{float(item.times[n]):.2f} s" for n in picked]
     return small, captions
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of a new run, or compares them with those of the one that goes on.
-
-    Raises:
-        ValueError: they differ.
-    """
-    from fewtokens.files import whole_file
-
-    plain = json.loads(json.dumps(settings))
-    if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            raise ValueError(f"{path}: cannot be read; remove it, or give another --out") from None
-        if before != plain:
-            changed = ", ".join(name for name in plain if before.get(name) != plain[name])
-            raise ValueError(f"{path.parent} holds a run with another {changed}; give another --out")
-        return
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """What an earlier run wrote; a line that was cut when it was stopped is left out."""
-    return list(_lines(path)) if path.exists() else []
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """One line in one write, so that two runs may share a folder. A line cut before it stays a line of its own."""
-    text = json.dumps(row) + "\n"
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        end = os.lseek(handle, 0, os.SEEK_END)
-        if end and os.pread(handle, 1, end - 1) != b"\n":
-            text = "\n" + text
-        os.write(handle, text.encode())
-    finally:
-        os.close(handle)
 
 
 def _write(

@@ -53,8 +53,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="For the methods that dr
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def with_others(default: str, module: str, others: tuple[str, ...]) -> type[TyperGroup]:
-    """A verb whose first word may name one of the commands in another module; it is that of `default` otherwise."""
+def with_others(default: str, modules: dict[str, tuple[str, ...]]) -> type[TyperGroup]:
+    """A verb whose first word may name a command of other modules (module: commands); it is that of `default` else."""
+    others = {name: module for module, names in modules.items() for name in names}
 
     class Others(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
@@ -62,7 +63,7 @@ def with_others(default: str, module: str, others: tuple[str, ...]) -> type[Type
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name in others:
-                group: Any = typer.main.get_command(import_module(module).app)
+                group: Any = typer.main.get_command(import_module(others[cmd_name]).app)
                 return group.get_command(ctx, cmd_name)
             return super().get_command(ctx, default)
 
@@ -142,8 +143,8 @@ def text(name: str, value: Any) -> str:
     return str(value)
 
 
-def print_json(value: Any) -> None:
-    """JSON on stdout; numbers that JSON has no word for (the PSNR of a perfect copy) become null."""
+def to_json(value: Any) -> str:
+    """JSON, indented; numbers that it has no word for (the PSNR of a perfect copy) become null."""
 
     def plain(part: Any) -> Any:
         if isinstance(part, dict):
@@ -152,7 +153,12 @@ def print_json(value: Any) -> None:
             return [plain(entry) for entry in part]
         return None if isinstance(part, float) and not math.isfinite(part) else part
 
-    sys.stdout.write(json.dumps(plain(value), indent=2, default=str) + "\n")
+    return json.dumps(plain(value), indent=2, default=str) + "\n"
+
+
+def print_json(value: Any) -> None:
+    """`to_json` on stdout."""
+    sys.stdout.write(to_json(value))
 
 
 def parse_keep(keep: str | None) -> float | int | None:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-app = typer.Typer(cls=with_others("scores", "fewtokens.cli.eval_llm", ("videoqa", "qa")))
+_OTHERS = {"fewtokens.cli.eval_llm": ("videoqa", "qa"), "fewtokens.cli.eval_dense": ("davis", "jhmdb", "vip")}
+
+app = typer.Typer(cls=with_others("scores", _OTHERS))
 
 TASKS = ("classify", "fewshot", "linear", "knn")
 
@@ -42,7 +44,7 @@ def _several() -> None:
     "scores",
     epilog="Examples:  [bold]fewtokens eval classify run/model --data photos/ --clips 4 --crops 3[/bold]   |   "
     '[bold]fewtokens eval fewshot facebook/dinov2-small --data photos/ --with "tome(keep=0.25)"[/bold]   |   '
-    "[bold]fewtokens eval videoqa --help[/bold]   |   [bold]fewtokens eval qa --help[/bold]",
+    + "   |   ".join(f"[bold]fewtokens eval {name} --help[/bold]" for names in _OTHERS.values() for name in names),
 )
 @verb
 def evaluate(

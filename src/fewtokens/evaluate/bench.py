@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from fewtokens import files, registry
+from fewtokens.data.masks import resize_masks
 from fewtokens.evaluate.compare import TIME_WEIGHT
 from fewtokens.evaluate.cost import count, half_range, peak_memory, prefill_gflops, timings
 from fewtokens.evaluate.davis import mean_numbers, score
 from fewtokens.evaluate.fidelity import mean_cosine, psnr, rare_cells, relative_error
-from fewtokens.evaluate.propagation import Protocol, propagate, resize_masks, soft_labels, to_masks
+from fewtokens.evaluate.label_propagation import Protocol, first_labels, propagate, to_masks
 from fewtokens.grid import Grid
 from fewtokens.method import Method, planned_count
 from fewtokens.pipeline import Encoder, Pipeline
@@ -275,8 +276,8 @@ def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
         masks: uint8 [T,H,W] at the native size.
     """
     objects = int(masks[0].max())
-    first = soft_labels(masks[0], objects, _RESIZED, (features.shape[1], features.shape[2]))
-    predicted = to_masks(propagate(features, first, Protocol()), _RESIZED)
+    first = first_labels(masks[0], objects, _RESIZED, (features.shape[1], features.shape[2]))
+    predicted = to_masks(propagate(features, first, Protocol(rows=30)), _RESIZED)
     height, width = masks.shape[1:]
     native = mean_numbers(score(resize_masks(predicted, (height, width)), masks))
     resized = mean_numbers(score(predicted, resize_masks(masks, _RESIZED)))

@@ -1,73 +1,18 @@
-"""DAVIS: its folders, and its measures J and F (semi-supervised), written from their definition."""
+"""The measures of DAVIS, J and F (semi-supervised), written from their definition (1704.00675)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 # A boundary matches within this share of the frame's diagonal.
 _BOUND = 0.008
-
-
-@dataclass(frozen=True)
-class SequenceFiles:
-    """One sequence: its name, and a picture and a mask for each frame, in order."""
-
-    name: str
-    pictures: list[Path]
-    masks: list[Path]
-
-
-def sequences(root: str | Path) -> list[SequenceFiles]:
-    """The sequences under a folder that has JPEGImages/480p/NAME and Annotations/480p/NAME, by name.
-
-    Raises:
-        ValueError: no such folders, or a sequence whose pictures and masks are not the same frames.
-    """
-    root = Path(root)
-    pictures, masks = root / "JPEGImages" / "480p", root / "Annotations" / "480p"
-    if not pictures.is_dir() or not masks.is_dir():
-        raise ValueError(f"{root}: no DAVIS folder; it must hold JPEGImages/480p and Annotations/480p")
-    found = []
-    for folder in sorted(part for part in masks.iterdir() if part.is_dir()):
-        of_masks = sorted(folder.glob("*.png"))
-        of_pictures = sorted((pictures / folder.name).glob("*.jpg"))
-        if not of_masks or [p.stem for p in of_masks] != [p.stem for p in of_pictures]:
-            raise ValueError(f"{folder}: {len(of_masks)} masks for {len(of_pictures)} pictures of other numbers")
-        found.append(SequenceFiles(folder.name, of_pictures, of_masks))
-    if not found:
-        raise ValueError(f"{masks}: no sequences")
-    return found
-
-
-def read_masks(files: Sequence[Path]) -> Tensor:
-    """Masks as uint8 [T,H,W]: a palette's numbers are the objects; in a grey picture its values, in order, are.
-
-    Raises:
-        ValueError: masks of different sizes, or not a picture of one channel.
-    """
-    masks = []
-    for file in files:
-        with Image.open(file) as image:
-            if image.mode not in ("P", "L", "1"):
-                raise ValueError(f"{file}: a mask has one channel (palette or grey), this picture is {image.mode}")
-            grey = image.mode != "P"
-            masks.append(np.array(image).astype(np.uint8))
-    if len({mask.shape for mask in masks}) > 1:
-        raise ValueError(f"{Path(files[0]).parent}: masks of different sizes")
-    stacked = np.stack(masks)
-    if grey:
-        values = np.unique(np.concatenate([[0], np.unique(stacked)]))
-        stacked = np.searchsorted(values, stacked).astype(np.uint8)
-    return torch.from_numpy(stacked)
 
 
 @dataclass(frozen=True)
@@ -89,11 +34,24 @@ class Scores:
         return found
 
 
-def score(predicted: Tensor, truth: Tensor) -> list[Scores]:
+# The columns of the official table.
+TABLE = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+
+
+def official_table(objects: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The official table from the numbers of each object (`Scores.numbers`) of all sequences: means over objects."""
+    ours = ("J&F", "J", "J recall", "J decay", "F", "F recall", "F decay")
+    return {
+        name: sum(numbers[key] for numbers in objects) / len(objects) for name, key in zip(TABLE, ours, strict=True)
+    }
+
+
+def score(predicted: Tensor, truth: Tensor, void: Tensor | None = None) -> list[Scores]:
     """J and F of every object, by its number.
 
     Args:
         predicted: uint8 [T,H,W]. truth: likewise; the objects are those of its first frame.
+        void: bool [T,H,W], pixels that do not count; semi-supervised DAVIS has none.
 
     Raises:
         ValueError: shapes differ, or fewer than three frames (the first and the last do not count).
@@ -102,8 +60,11 @@ def score(predicted: Tensor, truth: Tensor) -> list[Scores]:
         raise ValueError(f"masks of {list(predicted.shape)} for a truth of {list(truth.shape)}")
     if len(truth) < 3:
         raise ValueError(f"{len(truth)} frames: the first and the last do not count, so it takes three")
+    objects = int(truth[0].max())
+    if void is not None:
+        predicted, truth = predicted.masked_fill(void, 0), truth.masked_fill(void, 0)
     found = []
-    for number in range(1, int(truth[0].max()) + 1):
+    for number in range(1, objects + 1):
         ours, theirs = predicted[1:-1] == number, truth[1:-1] == number
         found.append(Scores(jaccard(ours, theirs), boundary_f(ours, theirs)))
     return found

@@ -1,0 +1,238 @@
+"""How a frozen encoder is judged by label propagation on a data set: sequence by sequence, with what is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.markup import escape
+
+from fewtokens.cli.common import fail, log, make_pipeline, out, print_json, progress, table, to_json
+from fewtokens.cli.resume import append_row, check_settings, read_rows
+from fewtokens.files import whole_file
+
+if TYPE_CHECKING:
+    from fewtokens.data.dense_sets import SequenceFiles
+    from fewtokens.evaluate.dense import Judged
+    from fewtokens.evaluate.label_propagation import Protocol
+    from fewtokens.pipeline import Pipeline
+
+# Names that a terminal has room for.
+_SHORT = {"J&F-Mean": "J&F", "J-Mean": "J", "F-Mean": "F", "J-Decay": "J decay", "J&F-Mean 880": "J&F 880"}
+# Frames of a sequence, and sequences, on the sheet.
+_SHEET_FRAMES, _SHEET_ROWS = 4, 12
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs between the data sets.
+
+    Attributes:
+        name: davis, jhmdb or vip. found: its sequences. said: the list that named them.
+        judge: sequence, encode, protocol and progress to what came of it.
+        summarise: rows to a line for each sequence, the scores, and what must be said of them.
+        measure: the column of a line that stands beside its pictures.
+        more: settings of its own.
+    """
+
+    name: str
+    found: list[SequenceFiles]
+    said: str
+    judge: Callable[..., Judged]
+    summarise: Callable[[Sequence[dict[str, Any]]], tuple[list[dict[str, Any]], dict[str, Any], list[str]]]
+    measure: str
+    more: dict[str, Any]
+
+
+def run(
+    task: Task, data: Path, only: str | None, encoder: str, protocol: str, changes: list[str] | None, spec: str,
+    keep: str | None, target: Path | None, video: bool, batch: int, device: str, dtype: str | None, seed: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Judges one sequence after the other, those that an earlier run left; tells scores with their protocol.
+
+    Raises:
+        ValueError: options that do not fit, another run in the folder, no sequence that could be judged.
+        typer.Exit: with 1, where some could not.
+    """
+    from fewtokens.evaluate.label_propagation import make_protocol
+
+    if video and target is None:
+        raise ValueError("--video needs a folder to write to: --out FOLDER")
+    if target is not None and target.exists() and not target.is_dir():
+        raise ValueError(f"--out {target} is a file; give a folder")
+    how = make_protocol(task.name, protocol, changes or ())
+    chosen = _pick(task.found, only)
+    pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
+    assert pipeline.encoder is not None
+    described = pipeline.encoder.describe()
+    settings = {
+        "set": task.name, "data": str(data.resolve()), "encoder": described, "dtype": dtype or "float32",
+        "with": pipeline.spec, "protocol": asdict(how), "seed": seed, **task.more,
+    }  # fmt: skip
+    made: dict[str, dict[str, Any]] = {}
+    if target is not None:
+        check_settings(target / "settings.json", settings)
+        made = {row["sequence"]: row for row in read_rows(target / "rows.jsonl")}
+    failed = _judge(task, chosen, pipeline, how, made, target)
+    rows = [made[files.name] for files in chosen if files.name in made]
+    if not rows:
+        raise ValueError(f"none of {len(chosen)} sequences could be judged: {failed[0]['error']}")
+    lines, scores, notes = task.summarise(rows)
+    grids = sorted({tuple(row["grid"]) for row in rows})
+    share = sum(row["tokens"] for row in rows) / sum(row["cells"] for row in rows)
+    weights = f"weights {described['weights'][:12]}" if described["weights"] else "no weights"
+    about = [
+        how.describe(grids[0][0] if len(grids) == 1 else None, masks=task.name != "jhmdb"),
+        f"{encoder} ({weights}): its last features, L2-normalised, without class and register tokens; positions "
+        f"resized to the grid, {_grids(grids)}; frames normalised as the encoder says",
+        f"{pipeline.spec or 'all tokens'}: {100 * share:.2f} % of the tokens",
+        f"{len(rows)} of {len(chosen)} sequences, list: {task.said}",
+        *notes,
+    ]
+    report = {
+        "scores": scores, "about": about, "settings": settings, "list": task.said, "share": share, "sequences": lines,
+        "failed": failed,
+    }  # fmt: skip
+    if target is not None:
+        with whole_file(target / "results.json") as temporary:
+            temporary.write_text(to_json(report | {"rows": rows}))
+        _draw(target, task, [files for files in chosen if files.name in made], lines, video)
+    if as_json:
+        print_json(report)
+    else:
+        _tell(task, lines, scores, about, target)
+    if failed:
+        log.print(f"{len(failed)} of {len(chosen)} sequences failed; the scores are those of the others")
+        raise typer.Exit(1)
+
+
+def _judge(
+    task: Task, chosen: list[SequenceFiles], pipeline: Pipeline, how: Protocol, made: dict[str, Any],
+    target: Path | None,
+) -> list[dict[str, str]]:  # fmt: skip
+    """Adds the rows that are missing to `made`; returns what failed, unless there is only one sequence."""
+    from fewtokens.evaluate.dense import encode_with
+
+    assert pipeline.encoder is not None
+    encode = encode_with(pipeline)
+    failed = []
+    done = 0
+    # A frame counts twice: when it is encoded, and when it has its labels.
+    with progress(task.name, 2 * sum(len(files.pictures) for files in chosen)) as advance:
+        for files in chosen:
+            count = len(files.pictures)
+            if files.name not in made:
+                pipeline.encoder.progress = partial(_report, advance, done, f"{files.name}: encoding")
+                try:
+                    judged = task.judge(
+                        files, encode, how, partial(_report, advance, done + count, f"{files.name}: propagating")
+                    )
+                except (ValueError, OSError) as error:
+                    if len(chosen) == 1:
+                        raise
+                    fail(error)
+                    failed.append({"sequence": files.name, "error": " ".join(str(error).split())})
+                else:
+                    made[files.name] = judged.row
+                    if target is not None:
+                        _write_labels(target, files, judged)
+                        append_row(target / "rows.jsonl", judged.row)
+            done += 2 * count
+            advance(done)
+    return failed
+
+
+def _report(advance: Callable[..., None], before: int, title: str, now: int, in_all: int) -> None:
+    advance(before + now, title=title)
+
+
+def _tell(
+    task: Task, lines: list[dict[str, Any]], scores: dict[str, Any], about: list[str], target: Path | None
+) -> None:
+    out.print(table("", [{_SHORT.get(name, name): value for name, value in line.items()} for line in lines]))
+    columns = scores if task.name == "davis" else {task.name: scores}
+    measures = next(iter(columns.values()))
+    rows = [{"measure": name} | {at: part[name] for at, part in columns.items()} for name in measures]
+    out.print(table("", rows))
+    for line in about:
+        out.print(line, style="dim", highlight=False, markup=False)
+    if target is not None:
+        out.print(f"[bold]Written[/bold] {escape(str(target / 'results.json'))}, sheet.png", highlight=False)
+
+
+def _pick(found: list[SequenceFiles], only: str | None) -> list[SequenceFiles]:
+    if only is None:
+        return found
+    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    by_name = {files.name: files for files in found}
+    if absent := [name for name in wanted if name not in by_name]:
+        raise ValueError(f"--only names {', '.join(absent)}; there are {', '.join(list(by_name)[:10])} ...")
+    return [by_name[name] for name in dict.fromkeys(wanted)]
+
+
+def _grids(grids: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, grid)) for grid in grids[:3]) + (" ..." if len(grids) > 3 else "")
+
+
+def _write_labels(target: Path, files: SequenceFiles, judged: Judged) -> None:
+    from fewtokens.data.masks import write_masks
+
+    if judged.masks is not None:
+        write_masks(judged.masks, [target / "masks" / files.name / f"{p.stem}.png" for p in files.pictures])
+    if judged.joints is not None:
+        with whole_file(target / "joints" / f"{files.name}.json") as temporary:
+            temporary.write_text(json.dumps([[[round(v, 2) for v in p] for p in t] for t in judged.joints.tolist()]))
+
+
+def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dict[str, Any]], video: bool) -> None:
+    """The contact sheet, a row for each of some sequences, and the videos that are not there yet."""
+    from fewtokens.show.objects import fitted
+    from fewtokens.show.sheet import draw_contact_sheet
+    from fewtokens.video import write
+
+    score = {line["sequence"]: line[task.measure] for line in lines}
+    pictures, captions = [], []
+    for files in chosen[:: -(-len(chosen) // _SHEET_ROWS)]:
+        count = len(_labelled(target, task, files))
+        picked = sorted({round(n * (count - 1) / (_SHEET_FRAMES - 1)) for n in range(_SHEET_FRAMES)})
+        picked += [picked[-1]] * (_SHEET_FRAMES - len(picked))
+        pictures.append(_drawn(target, task, files, picked))
+        captions += [f"{files.name}, {task.measure} {score[files.name]:.1f}", *(f"frame {n}" for n in picked[1:])]
+    draw_contact_sheet(fitted(pictures), captions, target / "sheet.png", columns=_SHEET_FRAMES, most=len(captions))
+    for files in chosen if video else ():
+        path = target / "videos" / f"{files.name}.mp4"
+        if not path.exists():
+            every = range(len(_labelled(target, task, files)))
+            # VIP has one frame in 25.
+            write(path, _drawn(target, task, files, every), 4 if task.name == "vip" else 24)
+
+
+def _labelled(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
+    """What was predicted, by frame: joints, or files of masks."""
+    if task.name == "jhmdb":
+        return json.loads((target / "joints" / f"{files.name}.json").read_text())
+    return [target / "masks" / files.name / f"{picture.stem}.png" for picture in files.pictures]
+
+
+def _drawn(target: Path, task: Task, files: SequenceFiles, picked: Sequence[int]) -> Any:
+    """Frames uint8 [n,3,H,W] with what was predicted, and the truth in white."""
+    import torch
+
+    from fewtokens.data.masks import read_masks
+    from fewtokens.evaluate.dense import read_frames
+    from fewtokens.evaluate.pck import read_joints
+    from fewtokens.show.objects import overlay_joints, overlay_objects
+
+    frames, _ = read_frames([files.pictures[n] for n in picked], None)
+    labels = _labelled(target, task, files)
+    if task.name == "jhmdb":
+        index = list(picked)
+        return overlay_joints(frames, torch.tensor(labels)[index], read_joints(files.labels[0])[index])
+    truth = read_masks([files.labels[n] for n in picked], values=task.name == "vip")
+    return overlay_objects(frames, read_masks([labels[n] for n in picked]), truth)
