@@ -53,8 +53,14 @@ SeedOption = Annotated[int, typer.Option("--seed", help="For the methods that dr
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def with_others(default: str, module: str, others: tuple[str, ...]) -> type[TyperGroup]:
-    """A verb whose first word may name one of the commands in another module; it is that of `default` otherwise."""
+def with_others(default: str, *rooms: tuple[str, tuple[str, ...]]) -> type[TyperGroup]:
+    """A verb whose first word may name one of the commands in other modules; it is that of `default` otherwise.
+
+    Args:
+        default: name of the verb's own command.
+        rooms: a module and the names of its commands, each.
+    """
+    others = {name: module for module, names in rooms for name in names}
 
     class Others(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
@@ -62,7 +68,7 @@ def with_others(default: str, module: str, others: tuple[str, ...]) -> type[Type
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name in others:
-                group: Any = typer.main.get_command(import_module(module).app)
+                group: Any = typer.main.get_command(import_module(others[cmd_name]).app)
                 return group.get_command(ctx, cmd_name)
             return super().get_command(ctx, default)
 

@@ -180,7 +180,7 @@ def first_good(data: PairData, tries: int = 64) -> PairSample:
             return sample
         reasons.append(sample.broken)
     raise ValueError(
-        f"none of {len(numbers)} videos gives a sample; the first: {reasons[0]}. Are these videos of two frames or more?"
+        f"none of {len(numbers)} videos gives a sample; the first: {reasons[0]}. Give videos of two frames or more"
     )
 
 

@@ -47,7 +47,7 @@ class PretrainingConfig:
     Attributes:
         width, depth, heads, patch: of the encoder.
         size: height and width of the frames, in pixels, multiples of the patch.
-        mask_ratio: share of the target's patches that is hidden, in [0, 1).
+        mask_ratio: share of the target's patches that is hidden, in (0, 1).
         decoder_width, decoder_depth, decoder_heads: of the decoder, which is thrown away afterwards.
         distance: "mse" of normalised pixels (the published codes; the default), or "cosine" (what the paper of Token
             Bottleneck names).
@@ -68,8 +68,10 @@ class PretrainingConfig:
         object.__setattr__(self, "size", tuple(self.size))
         if any(side < self.patch or side % self.patch for side in self.size):
             raise ValueError(f"frames of {self.size} pixels are not whole patches of {self.patch}")
-        if not 0 <= self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must be in [0, 1), got {self.mask_ratio}")
+        if not 0 < self.mask_ratio < 1 or self.patches < 2:
+            raise ValueError(
+                f"mask_ratio must be in (0, 1) and a frame two patches at least, got {self.mask_ratio} of {self.patches}"
+            )
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {self.distance!r}")
         for name, width, heads in (
@@ -128,9 +130,8 @@ class ToBoConfig(PretrainingConfig):
                 f"got {self.auxiliary_weight} and {self.bottleneck_tokens}"
             )
         if self.bottleneck_position not in BOTTLENECK_POSITIONS:
-            raise ValueError(
-                f"bottleneck_position must be one of {', '.join(BOTTLENECK_POSITIONS)}, got {self.bottleneck_position!r}"
-            )
+            known = ", ".join(BOTTLENECK_POSITIONS)
+            raise ValueError(f"bottleneck_position must be one of {known}, got {self.bottleneck_position!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +257,8 @@ class Mae(Pretraining):
 class SiamMae(Pretraining):
     """The target's hidden patches look at all of the source."""
 
-    kind, config_type = "siam_mae", SiamMaeConfig
+    kind = "siam_mae"
+    config_type: ClassVar[Any] = SiamMaeConfig
 
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
         mask = random_mask(noise, self.config.mask_ratio)
@@ -268,7 +270,8 @@ class SiamMae(Pretraining):
 class CropMae(SiamMae):
     """SiamMAE's network; its source is a crop of one frame and its target a crop of that."""
 
-    kind, config_type = "crop_mae", CropMaeConfig
+    kind = "crop_mae"
+    config_type: ClassVar[Any] = CropMaeConfig
 
 
 class ToBo(Pretraining):
@@ -279,7 +282,8 @@ class ToBo(Pretraining):
     path, which looks at all of the source by cross-attention. Both are one batch for all but the cross-attention.
     """
 
-    kind, config_type = "tobo", ToBoConfig
+    kind = "tobo"
+    config_type: ClassVar[Any] = ToBoConfig
 
     def _parts(self) -> None:
         if self.config.bottleneck_position == "learned":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,8 @@ class Rsp(Pretraining):
     the decoder, whichever frame they are of.
     """
 
-    kind, config_type = "rsp", RspConfig
+    kind = "rsp"
+    config_type: ClassVar[Any] = RspConfig
 
     def _parts(self) -> None:
         config = self.config
