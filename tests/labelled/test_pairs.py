@@ -173,7 +173,7 @@ def test_what_cannot_be_used_is_told_of(tmp_path):
     for part in ("1.npy: has 1 frame, so no pair", "broken.mp4", "uint8 [T,H,W,3], this is float64", "object.npy"):
         assert part in told
     assert first_good(data).frames is not None
-    with pytest.raises(ValueError, match="none of 1 videos gives a sample.*no pair"):
+    with pytest.raises(ValueError, match=r"none of 1 videos gives a sample.*no pair"):
         first_good(PairData([item for item in items if "1.npy" in item.path], Pairing(size=8)))
     # One frame is enough for one that needs no second.
     assert PairData(items, Pairing(mode="crops", size=8))[1].frames is not None

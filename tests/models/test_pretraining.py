@@ -168,7 +168,9 @@ def test_divergence_by_a_small_calculation():
     torch.manual_seed(0)
     posterior, prior = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     total = 0.0
-    for p, q in zip(posterior.flatten(0, 1).softmax(-1).tolist(), prior.flatten(0, 1).softmax(-1).tolist(), strict=True):
+    for p, q in zip(
+        posterior.flatten(0, 1).softmax(-1).tolist(), prior.flatten(0, 1).softmax(-1).tolist(), strict=True
+    ):
         total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     mean = total / 2
     assert mean > 0.1
@@ -299,7 +301,9 @@ def test_released_checkpoints(tmp_path, decoder):
     # timm's heads have 64 channels; this network is narrower than one of them, so it has a single one.
     assert load_released(tmp_path / "checkpoint.pth").config.heads == 1
     assert a.features.shape == b.features.shape
-    assert torch.equal(load_released(tmp_path / "checkpoint.pth").blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
+    assert torch.equal(
+        load_released(tmp_path / "checkpoint.pth").blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight
+    )
 
 
 def test_released_checkpoints_of_full_width_give_the_same_features(tmp_path):
@@ -338,7 +342,8 @@ def test_bad_checkpoints(tmp_path, capsys):
     ("changes", "says"),
     [
         ({"size": (30, 32)}, "whole patches"), ({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"),
-        ({"distance": "l1"}, "distance"), ({"decoder_width": 18}, "multiple of 4"), ({"bottleneck_tokens": 0}, "at least 1"),
+        ({"distance": "l1"}, "distance"), ({"decoder_width": 18}, "multiple of 4"),
+        ({"bottleneck_tokens": 0}, "at least 1"),
         ({"bottleneck_position": "none"}, "bottleneck_position"), ({"auxiliary_weight": -1}, "at least 0"),
     ],
 )  # fmt: skip

@@ -53,14 +53,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="For the methods that dr
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def with_others(default: str, *rooms: tuple[str, tuple[str, ...]]) -> type[TyperGroup]:
-    """A verb whose first word may name one of the commands in other modules; it is that of `default` otherwise.
-
-    Args:
-        default: name of the verb's own command.
-        rooms: a module and the names of its commands, each.
-    """
-    others = {name: module for module, names in rooms for name in names}
+def with_others(default: str, modules: dict[str, tuple[str, ...]]) -> type[TyperGroup]:
+    """A verb whose first word may name a command of other modules (module: commands); it is that of `default` else."""
+    others = {name: module for module, names in modules.items() for name in names}
 
     class Others(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-app = typer.Typer(cls=with_others("scores", ("fewtokens.cli.eval_llm", ("videoqa", "qa"))))
+app = typer.Typer(cls=with_others("scores", {"fewtokens.cli.eval_llm": ("videoqa", "qa")}))
 
 TASKS = ("classify", "fewshot", "linear", "knn")
 

@@ -70,7 +70,7 @@ class PretrainingConfig:
             raise ValueError(f"frames of {self.size} pixels are not whole patches of {self.patch}")
         if not 0 < self.mask_ratio < 1 or self.patches < 2:
             raise ValueError(
-                f"mask_ratio must be in (0, 1) and a frame two patches at least, got {self.mask_ratio} of {self.patches}"
+                f"mask_ratio must be in (0, 1), of two patches at least; got {self.mask_ratio} of {self.patches}"
             )
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {self.distance!r}")
