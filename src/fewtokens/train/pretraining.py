@@ -67,8 +67,10 @@ class Watch:
     """
 
     def __init__(self, data: PairData, shown: int, out: Path) -> None:
-        fixed = PairData(data.items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
-        order = torch.randperm(len(data.items), generator=torch.Generator().manual_seed(data.seed))
+        # A video that is listed more than once is still one, and a swapped source must be of another.
+        items = list(dict.fromkeys(data.items))
+        fixed = PairData(items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
+        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(data.seed))
         samples = (fixed[number] for number in order.tolist())
         batch = collate_pairs(list(islice((sample for sample in samples if sample.frames is not None), shown)))
         self.frames: Tensor = batch["frames"]
@@ -87,7 +89,10 @@ class Watch:
             # What is predicted from the target alone does not care.
             other = model(swapped, noise)
             scores |= {f"{name}_swapped": float(other[name]) for name in own if name != "mae"}
-        draw_strips(reconstructions(model, frames, noise), self.out / "reconstructions.png")
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            draw_strips(reconstructions(model, frames, noise), self.out / "reconstructions.png")
         return scores
 
 
