@@ -156,6 +156,10 @@ def _build(name: str, size: int | None, frames: int | None, classes: int | None,
     changes: dict[str, Any] = {} if classes is None else {"classes": classes}
     if Path(name).is_dir():
         said = models.read_config(name)
+        if said["fewtokens_model"] not in models.KINDS:
+            raise ValueError(
+                f"{name}: holds a {said['fewtokens_model']}; costs are counted of {', '.join(models.KINDS)}"
+            )
         kind, settings = models.KINDS[said["fewtokens_model"]], said["config"]
     else:
         kind, settings = models.preset(name)

@@ -10,7 +10,12 @@ from rich.markup import escape
 
 from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb, with_others
 
-app = typer.Typer(cls=with_others("network", {"fewtokens.cli.train_llm": ("video-llm", "token-dynamics")}))
+_OTHERS = {
+    "fewtokens.cli.train_llm": ("video-llm", "token-dynamics"),
+    "fewtokens.cli.train_tobo": ("tobo", "mae", "siam-mae", "rsp", "crop-mae", "frames"),
+}
+
+app = typer.Typer(cls=with_others("network", _OTHERS))
 
 
 @app.callback()
@@ -23,7 +28,7 @@ def _several() -> None:
     epilog="Examples:  [bold]fewtokens train tokenlearner_vit_nano8_8at2 --data photos/ --out run --size 64 "
     "--epochs 30[/bold]   |   [bold]torchrun --nproc-per-node 8 -m fewtokens train tokenlearner_vivit_l16_8at18 "
     "--data k400/train.csv --val k400/val.csv --preset kinetics --init vit-large --out run[/bold]   |   "
-    "[bold]fewtokens train video-llm --help[/bold]   |   [bold]fewtokens train token-dynamics --help[/bold]",
+    + "   |   ".join(f"[bold]fewtokens train {name} --help[/bold]" for names in _OTHERS.values() for name in names),
 )
 @verb
 def train(

@@ -24,7 +24,7 @@ FramesOption = Annotated[int, typer.Option("--frames", help="Frames of a video, 
 SizeOption = Annotated[int, typer.Option("--size", help="Side of the frames, in pixels.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any setting of the loop, such as rates=encoder=0.2,llm=1."),
+    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as rates=encoder=0.2 (--dry-run lists them)."),
 ]
 LoraOption = Annotated[int | None, typer.Option("--lora", metavar="RANK", help="Adapters instead of the whole LM.")]
 EpochsOption = Annotated[float | None, typer.Option("--epochs", help="Passes over the data.")]

@@ -59,7 +59,7 @@ class Transform:
         """A clip [T,3,H,W], uint8, to [T,3,size,size], float in 0..1, with everything drawn from the generator."""
         height, width = clip.shape[-2:]
         if self.area != (1.0, 1.0):
-            top, left, rows, columns = self._part(height, width, generator)
+            top, left, rows, columns = random_part(height, width, self.area, generator)
             x = resize(to_unit(clip[..., top : top + rows, left : left + columns]), (self.size, self.size))
         else:
             low, high = self.scale
@@ -75,18 +75,6 @@ class Transform:
         if _uniform(generator) < self.grey:
             x = grey(x).expand_as(x)
         return x.clamp(0, 1).contiguous()
-
-    def _part(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-        for _ in range(10):
-            share = self.area[0] + (self.area[1] - self.area[0]) * _uniform(generator)
-            aspect = math.exp((2 * _uniform(generator) - 1) * math.log(4 / 3))
-            rows = round(math.sqrt(height * width * share / aspect))
-            columns = round(math.sqrt(height * width * share * aspect))
-            if 0 < rows <= height and 0 < columns <= width:
-                top = _integer(height - rows + 1, generator)
-                return top, _integer(width - columns + 1, generator), rows, columns
-        side = min(height, width)
-        return (height - side) // 2, (width - side) // 2, side, side
 
     def _jitter(self, x: Tensor, generator: torch.Generator) -> Tensor:
         for change in torch.randperm(4, generator=generator).tolist():
@@ -124,11 +112,30 @@ def scaled(height: int, width: int, short: int) -> tuple[int, int]:
     return max(short, round(height * factor)), max(short, round(width * factor))
 
 
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing; the same tensor where nothing changes."""
+def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Bilinear or bicubic with antialiasing; the same tensor where nothing changes. Bytes stay bytes."""
     if tuple(x.shape[-2:]) == size:
         return x
-    return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
+    return F.interpolate(x, size, mode=mode, antialias=True, align_corners=False)
+
+
+def random_part(
+    height: int, width: int, area: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """A box of this share of the picture and an aspect of 3:4 to 4:3: top, left, rows, columns.
+
+    The middle square where none was found to fit.
+    """
+    for _ in range(10):
+        share = area[0] + (area[1] - area[0]) * _uniform(generator)
+        aspect = math.exp((2 * _uniform(generator) - 1) * math.log(4 / 3))
+        rows = round(math.sqrt(height * width * share / aspect))
+        columns = round(math.sqrt(height * width * share * aspect))
+        if 0 < rows <= height and 0 < columns <= width:
+            top = _integer(height - rows + 1, generator)
+            return top, _integer(width - columns + 1, generator), rows, columns
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
 def grey(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fewtokens.encode.patches import Patches
+from fewtokens.encode.released import SUFFIXES, load_released
 from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.encode.vit_encoder import VitEncoder
 from fewtokens.pipeline import Encoder
@@ -31,7 +32,8 @@ def load_encoder(
 
     Args:
         name: "patches" (pixel patches, no weights); a folder as transformers saves it (config.json and
-            safetensors), or one that `fewtokens train` saved, whose last tokens it gives; or a hub id such as
+            safetensors), or one that `fewtokens train` saved, whose last tokens it gives; a released checkpoint of
+            MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encode.released`); or a hub id such as
             "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our own ViT, in which methods can act;
             any other vision encoder of transformers runs as it is.
         device: "auto" (cuda, mps or cpu, the first there is), "cpu", "cuda", "cuda:1", "mps".
@@ -51,6 +53,11 @@ def load_encoder(
 
     from fewtokens.encode import weights
 
+    if Path(name).suffix in SUFFIXES and Path(name).is_file():
+        vit = load_released(name).to(where, wanted)
+        return VitEncoder(
+            vit, name=str(name), batch=batch, weights=weights.hash_of([Path(name)]), options=_only(options, str(name))
+        )
     folder = Path(name) if Path(name).is_dir() else from_hub(str(name))
     if "fewtokens_model" in weights.read_json(folder / "config.json"):
         # A network of ours; its room lies above this one.

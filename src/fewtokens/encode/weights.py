@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,11 @@ def _read(folder: Path) -> dict[str, Tensor]:
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the weight files of a folder."""
-    files = weight_files(folder)
+    return hash_of(weight_files(folder))
+
+
+def hash_of(files: Sequence[Path]) -> str:
+    """SHA-256 over files."""
     return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 
 

@@ -139,12 +139,11 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def is_saved(folder: str | Path) -> bool:
-    """Whether a folder holds a model that `save_pretrained` wrote."""
+    """Whether a folder holds a network that `load` gives; pre-trained encoders are for `fewtokens.load_encoder`."""
     try:
-        read_config(folder)
+        return read_config(folder)["fewtokens_model"] in KINDS
     except ValueError:
         return False
-    return True
 
 
 def load(folder: str | Path, **changes: Any) -> Model:

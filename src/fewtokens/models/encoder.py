@@ -12,9 +12,11 @@ from torch import Tensor
 from fewtokens import models
 from fewtokens.batch import collate
 from fewtokens.encode.frames import cells_of, fit, to_unit
+from fewtokens.encode.vit_encoder import VitEncoder
 from fewtokens.encode.weights import fingerprint
 from fewtokens.grid import Grid
 from fewtokens.method import Method
+from fewtokens.models.pretrained import PRETRAINING, load_pretrained_vit
 from fewtokens.models.vit import VisionTransformer
 from fewtokens.tokens import Tokens
 
@@ -106,12 +108,17 @@ def _one_video(frames: Tokens, grid: Grid) -> Tokens:
     )
 
 
-def load_model_encoder(folder: Path, *, batch: int, device: torch.device, dtype: torch.dtype) -> ModelEncoder:
-    """The encoder of a saved network.
+def load_model_encoder(
+    folder: Path, *, batch: int, device: torch.device, dtype: torch.dtype
+) -> ModelEncoder | VitEncoder:
+    """The encoder of a saved network; of a pre-trained one its ViT, whether or not the decoder is still with it.
 
     Raises:
         ValueError: a network that gives no tokens of a grid.
     """
+    if models.read_config(folder)["fewtokens_model"] in PRETRAINING:
+        vit = load_pretrained_vit(folder).to(device, dtype)
+        return VitEncoder(vit, name=str(folder), batch=batch, weights=fingerprint(folder))
     model = models.load(folder)
     if not isinstance(model, VisionTransformer) or model.config.attention == "factorised_encoder":
         raise ValueError(f"{folder}: a {model.kind} whose last features are no tokens of a grid; take a ViT or ViViT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -208,14 +209,19 @@ def make_recipe(preset: str = "small", **changes: Any) -> Recipe:
     return Recipe(**(PRESETS[preset] | changes))
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[str, Any]:
     """One "name=value" of the command line, in the type of the setting.
+
+    Args:
+        text: such as "lr=0.01".
+        known: settings with a value each; those of classification where not said.
 
     Raises:
         ValueError: not of this form, or a value of another type.
     """
     name, sign, value = text.partition("=")
-    types = {each.name: type(getattr(Recipe(), each.name)) for each in fields(Recipe)}
+    values = vars(Recipe()) if known is None else known
+    types = {each: type(value) for each, value in values.items()}
     name = name.strip().replace("-", "_")
     if not sign or name not in types:
         raise ValueError(f"a setting is written name=value, such as lr=0.01, got {text!r}; known: {', '.join(types)}")

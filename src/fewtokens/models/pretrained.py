@@ -1,0 +1,67 @@
+"""Pre-training networks by name, saved ones again, and what remains of them: the encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewtokens import files
+from fewtokens.encode.vit import ViT
+from fewtokens.models.base import fill, make_config, read_config
+from fewtokens.models.pretraining import CropMae, Mae, Pretraining, SiamMae, ToBo, vit_config
+from fewtokens.models.rsp import Rsp
+
+PRETRAINING: dict[str, type[Pretraining]] = {each.kind: each for each in (ToBo, Mae, SiamMae, Rsp, CropMae)}
+_ENCODER = "encoder."
+
+
+def load_pretraining(folder: str | Path) -> Pretraining:
+    """A whole network, to train it further or to look at what it predicts; in eval mode.
+
+    Raises:
+        ValueError: another kind of folder, or one that holds the encoder alone.
+    """
+    kind, config = _described(folder)
+    tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
+    if all(name.startswith(_ENCODER) for name in tensors):
+        raise ValueError(f"{folder}: holds the encoder alone, without its decoder; fewtokens.load_encoder loads it")
+    model = fill(kind(config), tensors, str(folder)).eval()
+    assert isinstance(model, Pretraining)
+    return model
+
+
+def load_pretrained_vit(folder: str | Path) -> ViT:
+    """The encoder of a saved network, float32, in eval mode; the decoder's tensors may be missing."""
+    _, config = _described(folder)
+    tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
+    state = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
+    with torch.device("meta"):
+        # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
+        vit = ViT(vit_config(config), proportional="none")
+    files.check_fit(vit.state_dict(), state, f"{folder}: does not fit its config.json")
+    vit.load_state_dict(state, assign=True)
+    return vit.eval()
+
+
+def save_encoder(model: Pretraining, folder: str | Path, **meta: Any) -> Path:
+    """Saves what remains after pre-training: as `save_pretrained`, without the decoder.
+
+    Args:
+        model: trained.
+        folder: made if needed.
+        meta: plain values kept beside the config.
+    """
+    folder = model.save_pretrained(folder, **meta)
+    state = {name: value for name, value in model.state_dict().items() if name.startswith(_ENCODER)}
+    files.save(folder / "model.safetensors", "model", state, {"model": model.kind})
+    return folder
+
+
+def _described(folder: str | Path) -> tuple[type[Pretraining], Any]:
+    said = read_config(folder)
+    kind = PRETRAINING.get(said["fewtokens_model"])
+    if kind is None:
+        raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}, not one of {', '.join(PRETRAINING)}")
+    return kind, make_config(kind, said["config"], str(folder))

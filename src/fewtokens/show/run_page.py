@@ -1,0 +1,61 @@
+"""The page of a run: its numbers, curves and pictures in one file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fewtokens.files import whole_file
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;color:#1c1e24;max-width:1240px;margin:32px auto;padding:0 20px}"
+    "img{max-width:100%;border:1px solid #e1e3e8}table{border-collapse:collapse;margin:8px 0 20px}"
+    "td,th{text-align:left;padding:3px 16px 3px 0;border-bottom:1px solid #e1e3e8;font-weight:normal}"
+    "td{font-variant-numeric:tabular-nums}.note{color:#696e7a}details{margin:20px 0}"
+)
+
+
+def write_run_page(
+    path: str | Path,
+    *,
+    title: str,
+    note: str,
+    numbers: Mapping[str, Any],
+    pictures: Sequence[tuple[str, str, Path]],
+    settings: Mapping[str, Any],
+) -> Path:
+    """Writes a page that needs no network and no other file.
+
+    Args:
+        path: of the page.
+        title: its heading. note: a line below.
+        numbers: the last of each, by name.
+        pictures: heading, what is seen, and the PNG; one that is not there is left out.
+        settings: of the run, folded away at the end.
+    """
+    parts = [f"<h1>{html.escape(title)}</h1><p class=note>{html.escape(note)}</p>", _table(numbers)]
+    for heading, told, picture in pictures:
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            parts.append(
+                f"<h2>{html.escape(heading)}</h2><p class=note>{html.escape(told)}</p>"
+                f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{data}">'
+            )
+    parts.append(f"<details><summary>Settings</summary>{_table(settings)}</details>")
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+    with whole_file(path) as temporary:
+        temporary.write_text(f"{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
+    return Path(path)
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    def told(value: Any) -> str:
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    cells = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(told(value))}</td></tr>" for name, value in rows.items()
+    )
+    return f"<table>{''.join(cells)}</table>"

@@ -1,0 +1,211 @@
+"""Pre-training of an encoder on videos: from footage to a folder that `load_encoder` takes.
+
+Beside what `fit` leaves (see `fewtokens.train.loop`) a run's folder holds
+
+    reconstructions.png   the fixed batch: source, target, what is seen of it, and what each path makes of it
+    index.html            curves, reconstructions and numbers on one page
+
+and in metrics.jsonl, at each evaluation, the losses of the fixed batch: `tobo_own` with each sample's own source,
+`tobo_swapped` with that of another video. Where these are equal, the bottleneck carries nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.data.footage import Footage
+from fewtokens.data.pairs import PairData, collate_pairs, first_good, mask_noise
+from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD, unpatchify
+from fewtokens.grid import Grid
+from fewtokens.models.masking import patch_pixels
+from fewtokens.models.pretrained import PRETRAINING
+from fewtokens.models.pretraining import Pretraining
+from fewtokens.models.rsp import Rsp
+from fewtokens.show.run_page import write_run_page
+from fewtokens.show.strips import draw_strips
+from fewtokens.train.curves import draw_curves
+from fewtokens.train.loop import Progress, Report, fit
+from fewtokens.train.pretraining_presets import PretrainingRecipe
+from fewtokens.train.settings import plain
+
+# Another seed than that of any step's samples.
+_FIXED = 1_000_003
+
+
+@dataclass(frozen=True)
+class MaskedPairs:
+    """The objective of all five networks: their own loss, with masks drawn from the seeds of the samples.
+
+    Attributes:
+        patches: of a frame.
+    """
+
+    patches: int
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        frames = batch["frames"]
+        named = model(frames, mask_noise(batch["seeds"], self.patches).to(frames.device))
+        return named.pop("loss"), named
+
+
+class Watch:
+    """Looks at a fixed batch, one sample of each of several videos: losses as they are and with swapped sources.
+
+    Args:
+        data: what is trained on.
+        shown: samples.
+        out: the run's folder.
+    """
+
+    def __init__(self, data: PairData, shown: int, out: Path) -> None:
+        # A video that is listed more than once is still one, and a swapped source must be of another.
+        items = list(dict.fromkeys(data.items))
+        fixed = PairData(items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
+        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(data.seed))
+        samples = (fixed[number] for number in order.tolist())
+        batch = collate_pairs(list(islice((sample for sample in samples if sample.frames is not None), shown)))
+        self.frames: Tensor = batch["frames"]
+        self.seeds: list[int] = batch["seeds"]
+        self.out = out
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, Pretraining)
+        device = next(model.parameters()).device
+        noise = mask_noise(self.seeds, model.config.patches).to(device)
+        frames = self.frames.to(device)
+        own = {name: float(value) for name, value in model(frames, noise).items() if name not in ("loss", "kl")}
+        scores = {f"{name}_own": value for name, value in own.items()}
+        if model.frames > 1 and len(frames) > 1:
+            swapped = torch.stack([frames[:, 0].roll(1, 0), frames[:, 1]], 1)
+            # What is predicted from the target alone does not care.
+            other = model(swapped, noise)
+            scores |= {f"{name}_swapped": float(other[name]) for name in own if name != "mae"}
+        from accelerate import PartialState
+
+        if PartialState().is_main_process:
+            draw_strips(reconstructions(model, frames, noise), self.out / "reconstructions.png")
+        return scores
+
+
+def reconstructions(model: Pretraining, frames: Tensor, noise: Tensor) -> list[tuple[str, Tensor]]:
+    """Named rows of pictures uint8 [n,3,H,W]: source, target, what is seen of it, and each path's prediction.
+
+    A prediction says how the pixels of a patch differ among themselves; its mean and spread are the target's. Patches
+    that are seen are shown as they are, but for paths that predict all of them.
+    """
+    source, target = model.split(frames)
+    said = model.predict(source, target, noise)
+    config = model.config
+    pixels = patch_pixels(target, config.patch)
+    mean, spread = pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+    grid = Grid(1, *config.grid)
+    low, scale = (torch.tensor(value, device=target.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def picture(patches: Tensor) -> Tensor:
+        whole = unpatchify(patches[:, :, None], grid, 1, config.patch)[:, 0]
+        return ((whole * scale + low).clamp(0, 1) * 255).round().byte().cpu()
+
+    def kept(predicted: Tensor, hidden: Tensor | None) -> Tensor:
+        whole = predicted.float() * spread + mean
+        return picture(whole if hidden is None else torch.where(hidden[..., None], whole, pixels))
+
+    rows = [] if model.frames == 1 else [("source", picture(patch_pixels(source, config.patch)))]
+    rows += [("target", picture(pixels)), ("seen of it", kept(torch.zeros_like(pixels) - mean / spread,
+                                                               said.mask.hidden))]  # fmt: skip
+    names = {"tobo": "from one token\n(tobo)", "siam": "from all tokens\n(siam)", "mae": "from itself\n(mae)",
+             "rsp": "posterior\n(rsp)"}  # fmt: skip
+    rows += [(names[name], kept(*path)) for name, path in said.paths.items()]
+    if isinstance(model, Rsp):
+        rows.append(("prior\n(rsp)", kept(model.imagine(source), None)))
+    return rows
+
+
+def build_pretraining(recipe: PretrainingRecipe) -> Pretraining:
+    """The network of a recipe, its parameters drawn with the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return PRETRAINING[recipe.objective](recipe.config())
+
+
+def pretrain(
+    items: Sequence[Footage],
+    recipe: PretrainingRecipe,
+    out: str | Path,
+    *,
+    model: Pretraining | None = None,
+    resume: bool = True,
+    progress: Progress | None = None,
+    device: str | None = None,
+) -> Report:
+    """Pre-trains an encoder and saves it, with its decoder, in OUT/model.
+
+    Args:
+        items: videos; see `fewtokens.data.footage.find_footage`.
+        recipe: everything else.
+        out: the run's folder; one that was stopped is gone on with.
+        model: instead of `build_pretraining(recipe)`.
+        resume, progress, device: as for `fit`.
+
+    Raises:
+        ValueError: no video that gives a sample, and what `fit` says.
+    """
+    out = Path(out)
+    model = build_pretraining(recipe) if model is None else model
+    data = PairData(items, recipe.pairing, seed=recipe.seed, visits=recipe.visits)
+    first_good(data)
+    out.mkdir(parents=True, exist_ok=True)
+    report = fit(
+        model,
+        MaskedPairs(model.config.patches),
+        data,
+        recipe,
+        out,
+        collate=collate_pairs,
+        evaluate=Watch(data, recipe.shown, out),
+        resume=resume,
+        progress=progress,
+        device=device,
+    )
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        told = {"objective": recipe.objective, "size": recipe.size, "seed": recipe.seed, "steps": report.steps}
+        model.save_pretrained(out / "model", trained={**told, "scores": report.scores})
+        write_report(out, recipe, report)
+    return report
+
+
+def write_report(out: Path, recipe: PretrainingRecipe, report: Report) -> Path:
+    """Draws the curves and writes the page of a run."""
+    paths = [name.removesuffix("_own") for name in report.scores if name.endswith("_own")]
+    used = [[f"{path}_own", f"{path}_swapped"] for path in paths]
+    lines = [{name: value for name, value in line.items() if name != "loss"} for line in report.metrics]
+    draw_curves(lines, out / "curves.png", panels=[paths, *used])
+    last: dict[str, Any] = {}
+    for line in report.metrics:
+        last |= line
+    waited = 100 * report.waiting / max(report.seconds, 1e-9)
+    last |= {"waiting for data, %": round(waited, 1), "videos or visits that could not be used": len(report.broken)}
+    settings = plain(recipe)
+    return write_run_page(
+        out / "index.html",
+        title=f"{recipe.objective}, {report.steps} steps",
+        note="A path's loss with its own source and with that of another video: where they are equal, the source "
+        "carries nothing.",
+        numbers=last,
+        pictures=[
+            ("Losses", "Of each path while training; then on the fixed batch, sources own and swapped.",
+             out / "curves.png"),
+            ("A fixed batch", "Predictions have the mean and spread of the target's patches; seen patches are shown "
+             "as they are.", out / "reconstructions.png"),
+        ],
+        settings={**settings, **settings.pop("network")},
+    )  # fmt: skip

@@ -1,0 +1,184 @@
+"""How an encoder is pre-trained: the published settings as presets, and small ones that run on a laptop.
+
+`tobo_vit_s16_k400`, `mae_vit_b16_k400`, ... are the published ones; `tobo_tiny`, `rsp_tiny`, ... are ours. Names are
+read: an objective (tobo, mae, siam_mae, rsp, crop_mae), a size (vit_s16, vit_b16, vit_l16) and k400, or tiny.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fewtokens.data.pairs import Pairing
+from fewtokens.models import SIZES
+from fewtokens.models.base import make_config
+from fewtokens.models.pretrained import PRETRAINING
+from fewtokens.train.settings import Settings
+
+OBJECTIVES = tuple(PRETRAINING)
+_MODES = {"mae": "frame", "crop_mae": "crops"}
+
+
+@dataclass(frozen=True)
+class PretrainingRecipe(Settings):
+    """Pre-training on videos: the loop's settings, the data's, and the network's.
+
+    Attributes:
+        objective: one of `OBJECTIVES`.
+        lr: 0 takes base_lr * batch / 256. A batch counts videos, not the repeats of them.
+        base_lr: learning rate of a batch of 256.
+        size, short, min_gap, max_gap, area, local, flip, repeats: see `fewtokens.data.pairs.Pairing`.
+        visits: of each video in an epoch.
+        network: settings of the network's config.
+        shown: samples of the fixed batch that is looked at while training.
+        note: what it cost where it was published.
+    """
+
+    objective: str = "tobo"
+    lr: float = 0.0
+    base_lr: float = 1.5e-4
+    beta2: float = 0.95
+    warmup: float = 0.1
+    clip: float = 0.0
+    size: int = 224
+    short: int = 0
+    min_gap: int = 1
+    max_gap: int = 96
+    area: tuple[float, float] = (0.5, 1.0)
+    local: tuple[float, float] = (0.3, 0.6)
+    flip: float = 0.5
+    repeats: int = 1
+    visits: int = 1
+    shown: int = 6
+    network: dict[str, Any] = field(default_factory=dict)
+    note: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"the objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.lr == 0 and self.base_lr > 0:
+            object.__setattr__(self, "lr", self.base_lr * self.batch / 256)
+        super().__post_init__()
+        if self.shown < 2 or self.visits < 1:
+            raise ValueError(f"shown must be at least 2 and visits at least 1, got {self.shown} and {self.visits}")
+        for name in ("area", "local"):
+            object.__setattr__(self, name, getattr(self.pairing, name))
+        self.config()
+
+    @property
+    def pairing(self) -> Pairing:
+        """How samples are drawn."""
+        return Pairing(
+            mode=_MODES.get(self.objective, "pair"),
+            **{each.name: getattr(self, each.name) for each in fields(Pairing) if each.name != "mode"},
+        )
+
+    def config(self) -> Any:
+        """The network's config."""
+        return make_config(
+            PRETRAINING[self.objective], {**self.network, "size": (self.size, self.size)}, self.objective
+        )
+
+    def lr_at(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from 0; the rise begins at 0, as in the published codes."""
+        warmup = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        return self.lr * step / warmup if step < warmup else super().lr_at(step, total)
+
+
+_K400: dict[str, Any] = {
+    "batch": 1536, "accumulate": 8, "epochs": 200, "warmup": 0.1, "weight_decay": 0.05, "precision": "fp16",
+    "repeats": 2, "workers": 12, "eval_every": 5, "log_every": 50,
+}  # fmt: skip
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "tobo": {
+        **_K400, "max_gap": 96,
+        "note": "Token Bottleneck's code: 240,000 videos of Kinetics-400, 8 GPUs; 400 epochs in the paper's count are "
+                "200 passes with 2 pairs of each decoding. About 17.6 GMACs a pair and pass for ViT-S/16. The paper "
+                "draws gaps of 4..96 (--set min_gap=4).",
+    },
+    "mae": {**_K400, "repeats": 2, "note": "MAE on single frames of Kinetics-400, at the settings of the others."},
+    "siam_mae": {
+        **_K400, "batch": 2048, "base_lr": 1e-4, "warmup": 0.05, "min_gap": 4, "max_gap": 48,
+        "note": "SiamMAE has no official code; these are the settings of CropMAE's re-implementation, 16 GPUs. Their "
+                "gap is below 48.",
+    },
+    "rsp": {**_K400, "min_gap": 4, "max_gap": 48, "note": "RSP's code: 8 GPUs; about twice the time of ToBo a step."},
+    "crop_mae": {
+        **_K400, "batch": 2048, "base_lr": 1e-4, "warmup": 0.05,
+        "note": "CropMAE's settings for Kinetics-400, 16 GPUs; one frame of a video, two crops of it.",
+    },
+}  # fmt: skip
+# CropMAE's re-implementation scales its decoder with the encoder.
+_CROP_DECODERS = {"s": (256, 4, 8), "b": (512, 8, 16), "l": (1024, 12, 16)}
+_TINY: dict[str, Any] = {
+    "steps": 3000, "batch": 64, "lr": 6e-4, "size": 64, "visits": 256, "log_every": 20, "eval_every": 5.0,
+    "save_every": 200, "workers": 1, "max_gap": 48,
+    "note": "ours: width 192, 6 blocks, 64 px, patches of 8. About 0.8 s a step on 2 cores, with --set precision=bf16 "
+            "0.5 s where the CPU has it; frames decoded ahead (fewtokens train frames) keep it from waiting.",
+}  # fmt: skip
+_TINY_NETWORK: dict[str, Any] = {
+    "width": 192, "depth": 6, "heads": 3, "patch": 8, "decoder_width": 128, "decoder_depth": 3, "decoder_heads": 4,
+}  # fmt: skip
+_NAME = re.compile(rf"({'|'.join(sorted(OBJECTIVES, key=len, reverse=True))})_(?:vit_([sbl])(\d+)_k400|tiny)")
+
+
+def preset_names() -> list[str]:
+    """The presets that are listed."""
+    sizes = ("tiny", *(f"vit_{size}16_k400" for size in _CROP_DECODERS))
+    return [f"{objective}_{size}" for objective in OBJECTIVES for size in sizes]
+
+
+def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
+    """A preset with changes, to the recipe or to the network's config.
+
+    Raises:
+        ValueError: an unknown preset or setting, or a value out of range.
+    """
+    match = _NAME.fullmatch(preset)
+    if match is None:
+        raise ValueError(f"no preset called {preset!r}; there are {', '.join(preset_names())}")
+    objective, size, patch = match.groups()
+    if size is None:
+        recipe, network = dict(_TINY), dict(_TINY_NETWORK)
+        if objective == "crop_mae":
+            network["mask_ratio"] = 0.96  # two of 64 patches are seen, as two of 196 in the paper
+    else:
+        recipe = dict(_PUBLISHED[objective])
+        width, depth, heads = SIZES[size]
+        network = {"width": width, "depth": depth, "heads": heads, "patch": int(patch)}
+        if objective in ("siam_mae", "crop_mae"):
+            network |= dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), _CROP_DECODERS[size], strict=True))
+    known = {each.name for each in fields(PretrainingRecipe)} - {"network", "objective", "note"}
+    inner = network_settings(objective)
+    if unknown := set(changes) - known - inner.keys():
+        names = ", ".join(sorted(known | inner.keys()))
+        raise ValueError(f"{objective} has no setting {', '.join(sorted(unknown))}; known: {names}")
+    if "epochs" in changes and "steps" not in changes:
+        recipe["steps"] = 0
+    if "base_lr" in changes and "lr" not in changes:
+        recipe["lr"] = 0.0
+    recipe |= {name: value for name, value in changes.items() if name in known}
+    network |= {name: value for name, value in changes.items() if name in inner}
+    return PretrainingRecipe(**recipe, objective=objective, network=network)
+
+
+def network_settings(objective: str) -> Mapping[str, Any]:
+    """Settings of the network of an objective, with their defaults; its size is the recipe's."""
+    return _valued(PRETRAINING[objective].config_type(), leave=("size",))
+
+
+def known_settings(objective: str) -> Mapping[str, Any]:
+    """Every setting that --set may name, with a value of its type."""
+    recipe = _valued(PretrainingRecipe(objective=objective), leave=("network", "objective", "note"))
+    return {**recipe, **network_settings(objective)}
+
+
+def _valued(made: Any, leave: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a dataclass; a whole number that may also be a fraction as a float."""
+    return {
+        each.name: float(getattr(made, each.name)) if each.type == "float" else getattr(made, each.name)
+        for each in fields(made)
+        if each.name not in leave
+    }

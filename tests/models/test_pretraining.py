@@ -1,0 +1,358 @@
+"""ToBo and its relatives: sizes, who sees what, the loss, and what remains as an encoder."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fewtokens import models
+from fewtokens.encode import load_encoder
+from fewtokens.encode.released import load_released
+from fewtokens.models.masking import pixel_loss, pixel_targets, random_mask, sincos_positions
+from fewtokens.models.pretrained import PRETRAINING, load_pretraining, save_encoder
+from fewtokens.models.pretraining import Pretraining, ToBo, ToBoConfig
+from fewtokens.models.rsp import balanced_divergence, draw
+
+TINY = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "size": (32, 40)}
+TINY |= {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+
+
+def network(kind: str = "tobo", **changes) -> Pretraining:
+    torch.manual_seed(1)
+    return PRETRAINING[kind](PRETRAINING[kind].config_type(**(TINY | changes)))
+
+
+def sample(model: Pretraining, batch: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, model.frames, 3, *model.config.size)
+    frames = torch.randint(256, shape, generator=generator).byte()
+    return frames, torch.rand(batch, model.config.patches, generator=generator)
+
+
+def learning(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder", "whole", "decoder"),
+    [("s", 21_590_016, 21_665_664, 34_233_088), ("b", 85_647_360, 85_798_656, 34_429_696)],
+)
+def test_parameters_are_those_of_the_paper(size, encoder, whole, decoder):
+    width, depth, heads = models.SIZES[size]
+    model = ToBo(ToBoConfig(width=width, depth=depth, heads=heads))
+    assert learning(model.encoder) == encoder
+    assert sum(p.numel() for p in model.encoder.parameters()) == whole
+    assert learning(model.decoder) == decoder
+    assert learning(model) == encoder + decoder
+    assert learning(model.decoder.blocks[0]) == 4_205_056
+
+
+@pytest.mark.parametrize(("ratio", "seen"), [(0.9, 19), (0.95, 9), (0.75, 49), (0.5, 98), (0.985, 2)])
+def test_how_many_patches_are_seen(ratio, seen):
+    noise = torch.rand(3, 196)
+    mask = random_mask(noise, ratio)
+    assert mask.visible.shape == (3, seen)
+    assert mask.hidden.sum(1).tolist() == [196 - seen] * 3
+    assert not mask.hidden.gather(1, mask.visible).any()
+    assert noise.gather(1, mask.visible).amax(1).lt(noise.masked_fill(~mask.hidden, 2).amin(1)).all()
+
+
+def test_the_bottleneck_is_all_that_is_seen_of_the_source():
+    model = network().eval()
+    frames, noise = sample(model)
+    source, target = model.split(frames)
+    mask = random_mask(noise, 0.9)
+    whole, hints = model._encode(source), model._encode(target, mask.visible)
+    before = model.expand(whole, hints, mask).paths
+    patches, token = whole.clone(), whole.clone()
+    patches[:, 1:] += torch.randn_like(patches[:, 1:])
+    token[:, 0] += 1
+    changed = model.expand(patches, hints, mask).paths
+    assert torch.equal(changed["tobo"][0], before["tobo"][0])
+    assert not torch.allclose(changed["siam"][0], before["siam"][0])
+    assert not torch.allclose(model.expand(token, hints, mask).paths["tobo"][0], before["tobo"][0])
+    # The class token of the target is thrown away on this path.
+    own = hints.clone()
+    own[:, 0] += 1
+    assert torch.equal(model.expand(whole, own, mask).paths["tobo"][0], before["tobo"][0])
+
+
+def test_cross_attention_learns_from_the_auxiliary_path_alone():
+    model = network()
+    frames, noise = sample(model)
+    model(frames, noise)["tobo"].backward()
+    inside = {name: p.grad for name, p in model.named_parameters() if "cross" in name or "norm_query" in name}
+    assert len(inside) == 2 * 8
+    assert all(grad is None or not grad.any() for grad in inside.values())
+    model(frames, noise)["siam"].backward()
+    assert all(p.grad.any() for name, p in model.named_parameters() if "cross.kv.weight" in name)
+
+
+def test_both_paths_at_once_are_both_alone():
+    """One batch through the decoder against two passes of it, the source projected for each."""
+    model = network(bottleneck_position="learned").eval()
+    frames, noise = sample(model)
+    source, target = model.split(frames)
+    paths = model.predict(source, target, noise).paths
+    mask = random_mask(noise, 0.9)
+    slots = model.decoder.slots(model._encode(target, mask.visible), mask)
+    bottleneck = model.decoder.embed(model._encode(source)[:, :1]) + model.bottleneck_positions
+    alone = model.decoder(torch.cat([bottleneck, slots[:, 1:]], 1))
+    torch.testing.assert_close(paths["tobo"][0], alone)
+    torch.testing.assert_close(paths["siam"][0], model.decoder(slots, model.decoder.memory(model._encode(source))))
+
+
+def test_a_decoder_written_out():
+    """One block, by plain matrix products."""
+    model = network(decoder_depth=1).eval()
+    (block,) = model.decoder.blocks
+    x, memory = torch.randn(2, 7, 16), torch.randn(2, 5, 16)
+
+    def attend(q, k, v):
+        parts = [part.unflatten(-1, (2, 8)).transpose(1, 2) for part in (q, k, v)]
+        weights = (parts[0] @ parts[1].mT / math.sqrt(8)).softmax(-1)
+        return (weights @ parts[2]).transpose(1, 2).flatten(2)
+
+    y = x
+    k, v = block.cross.kv(block.norm_memory(memory)).split(16, -1)
+    y = y + block.cross.out(attend(block.cross.q(block.norm_query(y)), k, v))
+    y = y + block.attention.out(attend(*block.attention.qkv(block.norm1(y)).split(16, -1)))
+    y = y + block.mlp.fc2(nn.functional.gelu(block.mlp.fc1(block.norm2(y))))
+    torch.testing.assert_close(block(x, 0.0, memory), y)
+
+
+def test_positions_written_out():
+    found = sincos_positions(3, 4, 8)
+    for row in range(3):
+        for column in range(4):
+            wanted = []
+            for place in (column, row):
+                angles = [place / 10000 ** (k / 2) for k in range(2)]
+                wanted += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            assert found[row, column].tolist() == pytest.approx(wanted, abs=1e-6)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        sincos_positions(2, 2, 6)
+    model = network()
+    assert not model.encoder.positions.requires_grad
+    assert not model.encoder.class_position.any()
+
+
+def test_the_loss():
+    torch.manual_seed(0)
+    frames = torch.randn(2, 3, 32, 32)
+    wanted = pixel_targets(frames, 16)
+    assert wanted.shape == (2, 4, 768)
+    hidden = torch.tensor([[True, False, True, True]] * 2)
+    assert float(pixel_loss(wanted, wanted, hidden)) == 0
+    assert float(pixel_loss(torch.zeros_like(wanted), wanted, hidden)) == pytest.approx(767 / 768, abs=1e-5)
+    constant = pixel_targets(torch.full((1, 3, 16, 16), 0.3), 16)
+    assert constant.isfinite().all()
+    predicted = torch.randn_like(wanted)
+    other = predicted.clone()
+    other[:, 1] = float("nan")
+    assert pixel_loss(predicted, wanted, hidden) == pixel_loss(other, wanted, hidden)
+    by_hand = ((predicted - wanted) ** 2)[:, [0, 2, 3]].mean()
+    torch.testing.assert_close(pixel_loss(predicted, wanted, hidden), by_hand)
+    # Rows, columns, then channels, each patch by itself.
+    patch = frames[1, :, 16:, :16].permute(1, 2, 0).flatten()
+    torch.testing.assert_close(wanted[1, 2], (patch - patch.mean()) / (patch.var() + 1e-6).sqrt())
+    a, b = predicted[0, 0], wanted[0, 0]
+    cosine = 1 - float(a @ b / (a.norm() * b.norm()))
+    assert float(pixel_loss(predicted[:1, :1], wanted[:1, :1], None, "cosine")) == pytest.approx(cosine, abs=1e-5)
+
+
+def test_divergence_by_a_small_calculation():
+    torch.manual_seed(0)
+    posterior, prior = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    total = 0.0
+    for p, q in zip(
+        posterior.flatten(0, 1).softmax(-1).tolist(), prior.flatten(0, 1).softmax(-1).tolist(), strict=True
+    ):
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    mean = total / 2
+    assert mean > 0.1
+    assert float(balanced_divergence(posterior, prior, 0.2, 0.1)) == pytest.approx(mean, rel=1e-5)
+    assert float(balanced_divergence(posterior, posterior, 0.2, 0.1)) == pytest.approx(0.1)
+    # The balance: a fifth of the gradient of KL moves the posterior, four fifths the prior; none below the free nats.
+    for leaf, share in ((posterior, 0.2), (prior, 0.8)):
+        leaf.requires_grad_(True)
+        grads = []
+        for function in (
+            lambda: balanced_divergence(posterior, prior, 0.2, 0.1),
+            lambda: (posterior.softmax(-1) * (posterior.log_softmax(-1) - prior.log_softmax(-1))).sum((1, 2)).mean(),
+        ):
+            leaf.grad = None
+            function().backward()
+            grads.append(leaf.grad)
+        torch.testing.assert_close(grads[0], share * grads[1])
+        leaf.grad = None
+        balanced_divergence(posterior, prior, 0.2, 1e3).backward()
+        assert not leaf.grad.any()
+        leaf.requires_grad_(False)
+
+
+def test_latents_are_drawn_as_they_are_likely():
+    torch.manual_seed(0)
+    logits = torch.tensor([[[0.0, math.log(3.0)]]]).expand(4000, 1, 2).clone().requires_grad_(True)
+    drawn = draw(logits)
+    assert set(drawn.detach().unique().round(decimals=4).tolist()) == {0.0, 1.0}
+    assert float(drawn[..., 1].detach().mean()) == pytest.approx(0.75, abs=0.03)
+    drawn[..., 1].sum().backward()
+    assert float(logits.grad[0, 0, 1]) == pytest.approx(0.75 * 0.25, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", PRETRAINING)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_batch_and_every_parameter_learns(kind, batch):
+    model = network(kind)
+    named = model(*sample(model, batch))
+    assert named["loss"].isfinite()
+    named["loss"].backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("kind", PRETRAINING)
+def test_half_precision_and_recomputing(kind):
+    model = network(kind)
+    frames, noise = sample(model)
+    torch.manual_seed(0)
+    plain = model(frames, noise)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        half = model(frames, noise)["loss"]
+    assert half.dtype == torch.float32
+    assert float(half.detach()) == pytest.approx(float(plain.detach()), rel=0.05)
+    model.checkpointing = True
+    torch.manual_seed(0)
+    again = model(frames, noise)["loss"]
+    torch.testing.assert_close(again, plain)
+    again.backward()
+    assert model.half()(frames, noise)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8])
+def test_several_bottleneck_tokens(tokens, tmp_path):
+    model = network(bottleneck_tokens=tokens, bottleneck_position="learned")
+    frames, noise = sample(model)
+    named = model(frames, noise)
+    named["loss"].backward()
+    model.save_pretrained(tmp_path)
+    found, _ = load_encoder(tmp_path)(frames[:, :1])
+    assert found.prefix.shape == (3, tokens, 32)
+    torch.testing.assert_close(named["loss"], named["tobo"] + named["siam"])
+
+
+def test_without_the_auxiliary_path():
+    model = network(auxiliary_weight=0)
+    named = model(*sample(model))
+    assert named.keys() == {"loss", "tobo"}
+    assert not any("cross" in name for name, _ in model.named_parameters())
+    half = network(auxiliary_weight=0.5)
+    named = half(*sample(half))
+    torch.testing.assert_close(named["loss"], named["tobo"] + 0.5 * named["siam"])
+
+
+@pytest.mark.parametrize("kind", PRETRAINING)
+def test_a_saved_network_is_an_encoder(kind, tmp_path):
+    model = network(kind).eval()
+    model.save_pretrained(tmp_path / "whole")
+    save_encoder(model, tmp_path / "few")
+    frames = torch.randint(256, (2, 3, 3, 32, 40)).byte()
+    wanted = model._encode(model.split(frames[:, :1].expand(-1, model.frames, -1, -1, -1))[0])
+    for folder in ("whole", "few"):
+        tokens, _ = load_encoder(tmp_path / folder)(frames)
+        assert tokens.features.shape == (2, 3 * 20, 32)
+        torch.testing.assert_close(tokens.prefix[:, 0], wanted[:, 0])
+        torch.testing.assert_close(tokens.features[:, :20], wanted[:, 1:])
+    # Other sizes resize the positions; methods act inside.
+    assert load_encoder(tmp_path / "few")(torch.rand(1, 1, 3, 64, 64))[0].features.shape == (1, 64, 32)
+    again = load_pretraining(tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="encoder alone"):
+        load_pretraining(tmp_path / "few")
+    assert not models.is_saved(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_released_checkpoints(tmp_path, decoder):
+    """{"model": ...} under timm's names, with and without what the encoder does not need."""
+    model = network(size=(32, 32)).eval()
+    vit = model.encoder
+    theirs = {"cls_token": vit.class_token[None, None],
+              "pos_embed": torch.cat([vit.class_position[None], vit.positions.flatten(0, 1)])[None]}  # fmt: skip
+    for name, value in vit.state_dict().items():
+        if name not in ("class_token", "class_position", "positions"):
+            for ours, timm in (("patches.", "patch_embed.proj."), ("attention.out", "attn.proj"),
+                               ("attention.qkv", "attn.qkv"), ("norm_last", "norm")):  # fmt: skip
+                name = name.replace(ours, timm)
+            theirs[name] = value
+    if decoder:
+        theirs |= {"mask_token": torch.zeros(1, 1, 16), "decoder_embed.weight": torch.zeros(16, 32),
+                   "decoder_blocks.0.norm1.weight": torch.ones(16), "decoder_norm.bias": torch.zeros(16)}  # fmt: skip
+    torch.save({"model": theirs, "epoch": 399}, tmp_path / "checkpoint.pth")
+    frames = torch.randint(256, (1, 2, 3, 32, 32)).byte()
+    model.save_pretrained(tmp_path / "ours")
+    a, _ = load_encoder(tmp_path / "checkpoint.pth")(frames)
+    b, _ = load_encoder(tmp_path / "ours")(frames)
+    # timm's heads have 64 channels; this network is narrower than one of them, so it has a single one.
+    assert load_released(tmp_path / "checkpoint.pth").config.heads == 1
+    assert a.features.shape == b.features.shape
+    assert torch.equal(
+        load_released(tmp_path / "checkpoint.pth").blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight
+    )
+
+
+def test_released_checkpoints_of_full_width_give_the_same_features(tmp_path):
+    model = network(width=128, heads=2, size=(32, 32)).eval()
+    vit = model.encoder
+    state = {name: value for name, value in vit.state_dict().items() if name not in ("class_position", "positions")}
+    state["pos_embed"] = torch.cat([vit.class_position[None], vit.positions.flatten(0, 1)])[None]
+    torch.save({"model": state}, tmp_path / "a.pth")
+    frames = torch.randint(256, (1, 2, 3, 32, 32)).byte()
+    model.save_pretrained(tmp_path / "ours")
+    for name in ("features", "prefix"):
+        a, b = (getattr(load_encoder(tmp_path / each)(frames)[0], name) for each in ("a.pth", "ours"))
+        torch.testing.assert_close(a, b)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_bad_checkpoints(tmp_path, capsys):
+    path = tmp_path / "x.pth"
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"x\.pth"):
+        load_encoder(path)
+    torch.save({"model": {"fc.weight": torch.zeros(2)}}, path)
+    with pytest.raises(ValueError, match="no vision transformer"):
+        load_encoder(path)
+    torch.save({"model": Evil()}, path)
+    with pytest.raises(ValueError, match="can run any code"):
+        load_encoder(path)
+    assert "run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size": (30, 32)}, "whole patches"), ({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"),
+        ({"distance": "l1"}, "distance"), ({"decoder_width": 18}, "multiple of 4"),
+        ({"bottleneck_tokens": 0}, "at least 1"),
+        ({"bottleneck_position": "none"}, "bottleneck_position"), ({"auxiliary_weight": -1}, "at least 0"),
+    ],
+)  # fmt: skip
+def test_bad_settings(changes, says):
+    with pytest.raises(ValueError, match=says):
+        network(**changes)
+
+
+def test_frames_of_another_shape():
+    model = network()
+    with pytest.raises(ValueError, match=r"takes \[B,2,3,32,40\]"):
+        model(torch.zeros(1, 1, 3, 32, 40), torch.rand(1, 20))
