@@ -52,7 +52,7 @@ def commands() -> list[list[str]]:
 def test_the_commands_exist(words):
     assert words[1] in VERBS
     command = Path(sys.executable).with_name("fewtokens")
-    named = len(words) > 2 and words[2] in ("video-llm", "token-dynamics", "videoqa", "qa")
+    named = len(words) > 2 and words[2] in ("video-llm", "token-dynamics", "videoqa", "qa", "bc")
     parts = words[1:3] if named else words[1:2]
     text = subprocess.run(
         [str(command), *parts, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}

@@ -53,21 +53,25 @@ SeedOption = Annotated[int, typer.Option("--seed", help="For the methods that dr
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def with_others(default: str, module: str, others: tuple[str, ...]) -> type[TyperGroup]:
-    """A verb whose first word may name one of the commands in another module; it is that of `default` otherwise."""
+def with_others(default: str, others: dict[str, tuple[str, ...]]) -> type[TyperGroup]:
+    """A verb whose first word may name a command of another module, given as {module: its commands}.
+
+    Otherwise the command is that of `default`.
+    """
+    home = {name: module for module, names in others.items() for name in names}
 
     class Others(TyperGroup):
         def list_commands(self, ctx: Any) -> list[str]:
-            return list(others)
+            return list(home)
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
-            if cmd_name in others:
-                group: Any = typer.main.get_command(import_module(module).app)
+            if cmd_name in home:
+                group: Any = typer.main.get_command(import_module(home[cmd_name]).app)
                 return group.get_command(ctx, cmd_name)
             return super().get_command(ctx, default)
 
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            return super().parse_args(ctx, args if args and args[0] in others else [default, *args])
+            return super().parse_args(ctx, args if args and args[0] in home else [default, *args])
 
     return Others
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-app = typer.Typer(cls=with_others("scores", "fewtokens.cli.eval_llm", ("videoqa", "qa")))
+app = typer.Typer(
+    cls=with_others("scores", {"fewtokens.cli.eval_llm": ("videoqa", "qa"), "fewtokens.cli.eval_bc": ("bc",)})
+)
 
 TASKS = ("classify", "fewshot", "linear", "knn")
 
@@ -42,7 +44,8 @@ def _several() -> None:
     "scores",
     epilog="Examples:  [bold]fewtokens eval classify run/model --data photos/ --clips 4 --crops 3[/bold]   |   "
     '[bold]fewtokens eval fewshot facebook/dinov2-small --data photos/ --with "tome(keep=0.25)"[/bold]   |   '
-    "[bold]fewtokens eval videoqa --help[/bold]   |   [bold]fewtokens eval qa --help[/bold]",
+    "[bold]fewtokens eval videoqa --help[/bold]   |   [bold]fewtokens eval qa --help[/bold]   |   "
+    "[bold]fewtokens eval bc --help[/bold]",
 )
 @verb
 def evaluate(

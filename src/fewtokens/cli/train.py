@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb, with_others
 
-app = typer.Typer(cls=with_others("network", "fewtokens.cli.train_llm", ("video-llm", "token-dynamics")))
+app = typer.Typer(cls=with_others("network", {"fewtokens.cli.train_llm": ("video-llm", "token-dynamics")}))
 
 
 @app.callback()
