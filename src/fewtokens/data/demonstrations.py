@@ -116,12 +116,12 @@ def _checked(entry: Any, where: str) -> Demonstration:
     for part, array, axes in zip(_PARTS[1:], rest, (2, 2, 1), strict=True):
         if array.dtype.kind not in "biuf" or len(array) != len(images):
             raise ValueError(f"{where}: {part} must be numbers for {len(images)} images, got {list(array.shape)}")
-        number = torch.as_tensor(np.ascontiguousarray(array, np.float32))
+        number = torch.from_numpy(np.array(array, np.float32))
         number = number.reshape(len(images), -1) if axes == 2 else number.reshape(len(images), -1).sum(1)
         if not number.isfinite().all():
             raise ValueError(f"{where}: {part} are not all finite")
         values.append(number)
-    return Demonstration(torch.as_tensor(np.ascontiguousarray(images)), *values)
+    return Demonstration(torch.from_numpy(np.array(images, order="C")), *values)
 
 
 def _read_pickle(path: Path) -> list[Any]:
@@ -149,7 +149,7 @@ class _Dtype:
 
     def __init__(self, name: Any = "", *_: Any) -> None:
         said = str(name)
-        if said != "O" and (said[:1] not in "biuf" or not said[1:].isdigit()):
+        if said[:1] not in tuple("biufO") or not (said[1:].isdigit() or said == "O"):
             raise _Refused(f"has an array of {said[:40]!r}")
         self.name: str = said
         self.order = "="
@@ -175,7 +175,7 @@ class _Array:
 def _array(raw: Any, dtype: _Dtype, shape: Any, order: str = "C") -> Any:
     """The array of these bytes; a nested list where its elements are objects."""
     shape = tuple(int(size) for size in shape)
-    if dtype.name == "O":
+    if dtype.name[0] == "O":
         if math.prod(shape) != len(raw):
             raise ValueError("an array of objects that is cut short")
         return list(raw)
