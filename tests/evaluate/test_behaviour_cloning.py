@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fewtokens.data.demonstrations import write
 from fewtokens.encode import Patches, ViT, ViTConfig, VitEncoder
 from fewtokens.evaluate import cloning_run
 from fewtokens.evaluate.behaviour_cloning import Policy, clone, episode_seeds, features_of, inputs_of, interval
@@ -315,6 +317,18 @@ class TestRuns:
         fresh = run(small(epochs=2), Patches(4), source, seeds=1, folder=tmp_path, fresh=True)
         assert not (tmp_path / "seed_1.json").exists()
         assert fresh.half is None
+
+    def test_episodes_are_rendered_as_the_demonstrations(self, tmp_path, monkeypatch):
+        sizes = set()
+        render = Dots.render
+        monkeypatch.setattr(Dots, "render", lambda self, size: (sizes.add(size), render(self, size))[1])
+        path = write(tmp_path / "demos.safetensors", record(Dots(), 2, 40, hold=1))
+        run(small(demos=2, epochs=1), Patches(4), Source(task="dots/reach", data=path), seeds=1)
+        assert sizes == {40}
+        wide = [replace(one, images=one.images[:, :30]) for one in record(Dots(), 2, 40, hold=1)]
+        path = write(tmp_path / "wide.safetensors", wide)
+        with pytest.raises(ValueError, match=r"frames of \[30, 40\] pixels"):
+            run(small(demos=2), Patches(4), Source(task="dots/reach", data=path))
 
     def test_bad_sources(self):
         with pytest.raises(ValueError, match="nothing to clone"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -142,7 +143,7 @@ def clone(
         environments: equal ones in which it acts, side by side; with the eye that it sees by.
         film: episodes whose frames are kept.
         device: of the policy.
-        progress: called with (steps done, in all, numbers).
+        progress: called with (steps done, in all, numbers): loss, best; or, in an evaluation, episode.
 
     Raises:
         ValueError: fewer than two samples, or nothing to evaluate on where the protocol rolls out.
@@ -178,7 +179,10 @@ def clone(
             if held_out is not None:
                 score = error(policy, held_out[0].to(device), held_out[1].to(device))
             elif environments and eye is not None and protocol.rollouts:
-                rollouts = roll_out(policy, eye, environments, episode_seeds(seed, protocol.rollouts), protocol, film)
+                rollouts = roll_out(
+                    policy, eye, environments, episode_seeds(seed, protocol.rollouts), protocol, film,
+                    None if progress is None else partial(_episode, progress, step, total),
+                )  # fmt: skip
                 score = mean_score(rollouts, protocol.criterion)
             evaluations.append(Evaluation(step, error(policy, x, actions), score))
             if score is None or best is None or (score < best if held_out is not None else score > best):
@@ -222,6 +226,12 @@ def interval(scores: Sequence[float]) -> tuple[float, float | None]:
         return float(values.mean()), None
     quantile = _T[len(values) - 2] if len(values) - 2 < len(_T) else 1.96 + 2.5 / (len(values) - 1)
     return float(values.mean()), float(quantile * values.std() / len(values) ** 0.5)
+
+
+def _episode(
+    progress: Callable[[int, int, dict[str, float]], None], step: int, total: int, done: int, in_all: int
+) -> None:
+    progress(step, total, {"episode": done})
 
 
 def _batches(count: int, protocol: Cloning, generator: torch.Generator) -> Iterator[Tensor]:

@@ -108,7 +108,8 @@ def run(
     request = _request(protocol, encoder, source)
     if folder is not None:
         _same_request(folder, request, fresh)
-    eye = Eye(encoder, protocol, batch=batch)
+    # An episode is rendered as large as the demonstrations are, so that both are shrunk alike.
+    eye = Eye(encoder, protocol, batch=batch, size=demonstrations[0].images.shape[1] if demonstrations else None)
     try:
         rows = _rows(folder, eye, demonstrations, environments, source, progress)
         _check_fit(rows, environments)
@@ -146,6 +147,11 @@ def _settle(source: Source, protocol: Cloning) -> tuple[Source, list[Demonstrati
     camera = about.get("camera")
     if source.task is not None and camera is not None and source.camera not in (None, camera):
         raise ValueError(f"{source.data}: seen by camera {camera}, the policy would see by {source.camera}")
+    sides = {side for one in demonstrations for side in one.images.shape[1:3]}
+    if source.task is not None and len(sides) > 1:
+        raise ValueError(
+            f"{source.data}: frames of {sorted(sides)} pixels; where a policy acts they must be squares of one size"
+        )
     source = replace(source, camera=source.camera or camera)
     if source.task is None:
         if len(demonstrations) < 2:
@@ -232,8 +238,8 @@ def _clone_one(
 ) -> dict[str, Any]:  # fmt: skip
     def told(done: int, total: int, numbers: dict[str, float]) -> None:
         if progress is not None:
-            best = f", best {numbers['best']:.3g}" if "best" in numbers else ""
-            progress(f"seed {seed}{best}", done, total)
+            parts = [f"{name} {numbers[name]:.3g}" for name in ("best", "episode") if name in numbers]
+            progress(", ".join([f"seed {seed}", *parts]), done, total)
 
     made = clone(
         x, actions, protocol, seed=seed, held_out=held_out, environments=environments, eye=eye,

@@ -22,17 +22,14 @@ class Eye:
         encoder: of `load_encoder`, which says where and how finely it computes; None where the feature is "none".
         protocol: says size and feature.
         batch: frames in one pass.
+        size: side to which frames are rendered, that of the demonstrations; `protocol.render` where None.
     """
 
-    def __init__(self, encoder: Encoder | None, protocol: Cloning, *, batch: int = 32) -> None:
+    def __init__(self, encoder: Encoder | None, protocol: Cloning, *, batch: int = 32, size: int | None = None) -> None:
         if (encoder is None) != (protocol.feature == "none"):
             raise ValueError("feature none goes without an encoder, any other with one")
         self.encoder, self.protocol, self.batch = encoder, protocol, batch
-
-    @property
-    def size(self) -> int:
-        """Side to which frames are best rendered."""
-        return self.protocol.render
+        self.size = size or protocol.render
 
     @property
     def blind(self) -> bool:

@@ -234,7 +234,9 @@ class Kitchen:
         gymnasium.register_envs(library)
         self.task, self.horizon = f"kitchen/{name}", horizon or 280
         self._goal = KITCHEN[name][0]
-        self.env = gymnasium.make("FrankaKitchen-v1", tasks_to_complete=[self._goal], max_episode_steps=self.horizon)
+        self.env = gymnasium.make(
+            "FrankaKitchen-v1", tasks_to_complete=[self._goal], max_episode_steps=self.horizon, disable_env_checker=True
+        )
         model = self.env.unwrapped.model
         cameras = [model.camera(number).name for number in range(model.ncam)]
         self.camera = camera or "free"
