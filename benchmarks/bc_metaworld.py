@@ -17,6 +17,7 @@ import re
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,9 @@ def main() -> None:
     parser.add_argument("--hold", type=int, default=10)
     parser.add_argument("--work", type=Path, default=Path("bc_metaworld"), help="folder of the runs")
     options = parser.parse_args()
+    if find_spec("metaworld") is None:
+        print("left out: Meta-World is not installed (pip install 'fewtokens[sim]')")
+        return
     protocol = make_protocol(
         "small", demos=options.demos, rollouts=options.rollouts, epochs=options.epochs,
         every=max(1, options.epochs // 3), render=options.size, crop=options.size,

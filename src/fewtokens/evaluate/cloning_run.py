@@ -103,6 +103,7 @@ def run(
     if source.task is not None:
         many = min(side_by_side, max(1, protocol.rollouts))
         environments = [make(source.task, camera=source.camera, horizon=source.horizon) for _ in range(many)]
+        source = replace(source, camera=environments[0].camera, horizon=environments[0].horizon)
         if protocol.proprio:
             protocol = replace(protocol, proprio=environments[0].proprio)
     request = _request(protocol, encoder, source)
