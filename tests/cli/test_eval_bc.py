@@ -53,6 +53,8 @@ def test_held_out(demos):
     assert len(found["seeds"]) == 2
     assert found["ci95"] > 0
     assert "note" not in found
+    made = run("--data", demos, *QUICK, "--seeds", 1, "--set", "proprio=1", "--json")
+    assert json.loads(made.stdout)["protocol"]["proprio"] == 1  # as asked for
 
 
 def test_a_task(dots, demos, tmp_path):

@@ -47,7 +47,7 @@ def bc(
         str | None, typer.Option("--encoder", help="A trained network's folder, any encoder's, a hub id, or patches.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="metaworld/TASK or kitchen/TASK; needs fewtokens[sim].")
+        str | None, typer.Option("--task", help="metaworld/TASK or kitchen/TASK; needs the extra sim.")
     ] = None,
     data: Annotated[
         Path | None,
@@ -118,7 +118,7 @@ def bc(
         _write_demos(demos_file, task, protocol, camera, horizon, hold, as_json)
         return
     report = _run(
-        encoder, protocol, feature is None and "feature" not in changes, task, data, camera, horizon, hold, seeds,
+        encoder, protocol, "feature" not in changes, "proprio" not in changes, task, data, camera, horizon, hold, seeds,
         side_by_side, film, folder, fresh, batch, device, dtype,
     )  # fmt: skip
     pictures = _sheets(folder, seeds) if folder is not None else []
@@ -150,9 +150,9 @@ def _write_demos(
 
 
 def _run(
-    name: str | None, protocol: Cloning, open_feature: bool, task: str | None, data: Path | None, camera: str | None,
-    horizon: int | None, hold: int | None, seeds: int, side_by_side: int, film: int, folder: Path | None, fresh: bool,
-    batch: int, device: str, dtype: str | None,
+    name: str | None, protocol: Cloning, open_feature: bool, open_proprio: bool, task: str | None, data: Path | None,
+    camera: str | None, horizon: int | None, hold: int | None, seeds: int, side_by_side: int, film: int,
+    folder: Path | None, fresh: bool, batch: int, device: str, dtype: str | None,
 ) -> Report:  # fmt: skip
     from dataclasses import replace
 
@@ -175,6 +175,7 @@ def _run(
         return run(
             protocol, encoder, Source(task, data, camera, horizon, hold), seeds=seeds, side_by_side=side_by_side,
             film=film, folder=folder, fresh=fresh, batch=batch, device=pick_device(device),
+            own_states=open_proprio,
             progress=lambda title, done, total: advance(done, total, title),
         )  # fmt: skip
 

@@ -70,6 +70,7 @@ def run(
     film: int = 4,
     folder: Path | None = None,
     fresh: bool = False,
+    own_states: bool = True,
     batch: int = 32,
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
@@ -77,8 +78,7 @@ def run(
     """Clones with several seeds.
 
     Args:
-        protocol: of the cloning; `proprio`, where above 0, becomes the number of the robot's own states that the task
-            or the file names.
+        protocol: of the cloning.
         encoder: frozen; None for the feature "none".
         source: of demonstrations, and the task.
         seeds: 0, 1, ...
@@ -86,6 +86,8 @@ def run(
         film: episodes of each seed's best evaluation that are written as video.
         folder: where features, scores, policies and videos are kept; a stopped run goes on there.
         fresh: begin anew there.
+        own_states: `protocol.proprio`, where above 0, becomes the number of the robot's own states that the task or the
+            file names; False takes it as it stands.
         batch: frames that the encoder sees at once.
         device: of the policy.
         progress: called with (what is done, done, in all).
@@ -98,13 +100,13 @@ def run(
         raise ValueError("nothing to clone: say a task, or a file of demonstrations")
     if seeds < 1 or side_by_side < 1:
         raise ValueError(f"seeds and episodes side by side must be at least 1, got {seeds} and {side_by_side}")
-    source, demonstrations, protocol = _settle(source, protocol)
+    source, demonstrations, protocol = _settle(source, protocol, own_states)
     environments: list[Environment] = []
     if source.task is not None:
         many = min(side_by_side, max(1, protocol.rollouts))
         environments = [make(source.task, camera=source.camera, horizon=source.horizon) for _ in range(many)]
         source = replace(source, camera=environments[0].camera, horizon=environments[0].horizon)
-        if protocol.proprio:
+        if own_states and protocol.proprio:
             protocol = replace(protocol, proprio=environments[0].proprio)
     request = _request(protocol, encoder, source)
     if folder is not None:
@@ -138,7 +140,7 @@ def run(
     return Report(request, found, mean, half, baseline)
 
 
-def _settle(source: Source, protocol: Cloning) -> tuple[Source, list[Demonstration], Cloning]:
+def _settle(source: Source, protocol: Cloning, own_states: bool) -> tuple[Source, list[Demonstration], Cloning]:
     """Demonstrations of a file, with what it says of itself filled in; none yet where an expert gives them."""
     if source.data is None:
         return source, [], protocol
@@ -157,7 +159,7 @@ def _settle(source: Source, protocol: Cloning) -> tuple[Source, list[Demonstrati
     if source.task is None:
         if len(demonstrations) < 2:
             raise ValueError(f"{source.data}: one demonstration leaves none to hold out; give two, or a task")
-        if protocol.proprio and "proprio" in about:
+        if own_states and protocol.proprio and "proprio" in about:
             protocol = replace(protocol, proprio=int(about["proprio"]))
     return source, demonstrations, protocol
 
