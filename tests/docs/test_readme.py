@@ -52,7 +52,7 @@ def commands() -> list[list[str]]:
 def test_the_commands_exist(words):
     assert words[1] in VERBS
     command = Path(sys.executable).with_name("fewtokens")
-    verbs = ("video-llm", "token-dynamics", "videoqa", "qa", "davis", "jhmdb", "vip", "tobo", "frames")
+    verbs = ("video-llm", "token-dynamics", "videoqa", "qa", "davis", "jhmdb", "vip", "tobo", "frames", "bc")
     named = len(words) > 2 and words[2] in verbs
     parts = words[1:3] if named else words[1:2]
     text = subprocess.run(

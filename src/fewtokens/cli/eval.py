@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_OTHERS = {"fewtokens.cli.eval_llm": ("videoqa", "qa"), "fewtokens.cli.eval_dense": ("davis", "jhmdb", "vip")}
+_OTHERS = {
+    "fewtokens.cli.eval_llm": ("videoqa", "qa"),
+    "fewtokens.cli.eval_dense": ("davis", "jhmdb", "vip"),
+    "fewtokens.cli.eval_bc": ("bc",),
+}
 
 app = typer.Typer(cls=with_others("scores", _OTHERS))
 

@@ -1,0 +1,137 @@
+"""`fewtokens eval bc`: held-out demonstrations, a task, going on, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from fewtokens.cli import app
+from fewtokens.data.demonstrations import write
+from fewtokens.evaluate import cloning_run, simulate
+from fewtokens.evaluate.simulate import record
+from tests.evaluate.dots import Dots
+
+QUICK = ("--encoder", "patches", "--feature", "cells", "--size", 16, "--set", "epochs=20", "--set", "every=10")
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["eval", "bc", *map(str, words)], env={"COLUMNS": "200"})
+
+
+def said(made):
+    return " ".join(made.output.split())
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demos")
+    about = {"task": "dots/reach", "camera": "above", "proprio": 2}
+    return write(folder / "demos.safetensors", record(Dots(), 10, 16, hold=2), **about)
+
+
+@pytest.fixture
+def dots(monkeypatch):
+    def make(task, *, camera=None, horizon=None):
+        return Dots(horizon or 20)
+
+    monkeypatch.setattr(cloning_run, "make", make)
+    monkeypatch.setattr(simulate, "make", make)
+
+
+def test_held_out(demos):
+    made = run("--data", demos, *QUICK, "--seeds", 2, "--json")
+    assert made.exit_code == 0, made.output
+    found = json.loads(made.stdout)
+    assert found["score"] == "held-out error"
+    assert found["mean"] < found["error of the mean action"]
+    assert found["protocol"]["proprio"] == 2  # as the file says
+    assert len(found["seeds"]) == 2
+    assert found["ci95"] > 0
+    assert "note" not in found
+    made = run("--data", demos, *QUICK, "--seeds", 1, "--set", "proprio=1", "--json")
+    assert json.loads(made.stdout)["protocol"]["proprio"] == 1  # as asked for
+
+
+def test_a_task(dots, demos, tmp_path):
+    words = ("--task", "dots/reach", *QUICK, "--rollouts", 4, "--seeds", 2, "--film", 2, "--hold", 2, "--out", tmp_path)
+    made = run(*words, "--demos", 6)
+    assert made.exit_code == 0, made.output
+    assert "best success, %" in made.output
+    assert "not the environments of the papers" in said(made)
+    assert (tmp_path / "seed_1.png").stat().st_size > 1000
+    assert (tmp_path / "seed_1.mp4").is_file()
+    before = (tmp_path / "seed_0.json").read_bytes()
+    again = run(*words, "--demos", 6, "--json")
+    assert json.loads(again.stdout)["pictures"] == [str(tmp_path / f"seed_{n}.png") for n in (0, 1)]
+    assert (tmp_path / "seed_0.json").read_bytes() == before
+    other = run(*words, "--demos", 5)
+    assert other.exit_code == 2
+    assert "other settings (demos)" in said(other)
+
+
+def test_written_demonstrations(dots, tmp_path):
+    path = tmp_path / "demos.safetensors"
+    made = run("--task", "dots/reach", "--write-demos", path, "--demos", 4, "--size", 16, "--hold", 0, "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["demonstrations"] == 4
+    made = run("--task", "dots/reach", "--data", path, "--demos", 4, "--feature", "none", "--set", "epochs=4", "--set",
+               "every=4", "--rollouts", 2, "--seeds", 1)  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert "one seed, no interval" in said(made)
+
+
+def test_no_class_token(demos):
+    made = run("--data", demos, "--encoder", "patches", "--size", 16, "--set", "epochs=1", "--seeds", 1)
+    assert made.exit_code == 0, made.output
+    assert "the mean of its tokens is the feature" in said(made)
+    made = run("--data", demos, "--encoder", "patches", "--feature", "class", "--size", 16)
+    assert made.exit_code == 2
+    assert "no class token" in said(made)
+
+
+class Payload:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("--encoder", "patches"), "say a task, or a file"),
+        (("--data", "DEMOS"), "say --encoder"),
+        (("--data", "DEMOS", "--encoder", "patches", "--feature", "none"), "say --encoder"),
+        (("--data", "DEMOS", "--encoder", "patches", "--camera", "corner"), "belong to a --task"),
+        (("--data", "DEMOS", "--encoder", "patches", "--demos", "11"), "holds 10 demonstrations, 11 are wanted"),
+        (("--data", "DEMOS", "--encoder", "patches", "--preset", "rlbench"), "there are r3m"),
+        (("--data", "DEMOS", "--encoder", "patches", "--set", "speed=3"), "known: feature"),
+        (("--data", "DEMOS", "--encoder", "patches", "--task", "metaworld/hammer"), "demonstrations of dots/reach"),
+        (("--data", "DEMOS", "--task", "dots/reach", "--encoder", "patches", "--camera", "below"), "camera above"),
+        (("--data", "nowhere.pickle", "--encoder", "patches"), "no such file"),
+        (("--data", "EVIL", "--encoder", "patches"), "only numpy arrays and plain values"),
+        (("--data", "BLIND", "--encoder", "patches"), "has no images"),
+        (("--task", "hammer", "--encoder", "patches"), "say metaworld/TASK or kitchen/TASK"),
+        (("--task", "metaworld/hammer", "--encoder", "patches", "--seeds", "0"), "at least 1"),
+    ],
+)
+def test_bad_input(demos, tmp_path, words, wanted):
+    evil, blind = tmp_path / "evil.pickle", tmp_path / "blind.pickle"
+    evil.write_bytes(pickle.dumps([Payload()]))
+    blind.write_bytes(pickle.dumps([{"observations": [[1.0]], "actions": [[1.0]], "rewards": [1.0]}]))
+    places = {"DEMOS": demos, "EVIL": evil, "BLIND": blind}
+    made = run(*(places.get(word, word) for word in words))
+    assert made.exit_code == 2, made.output
+    assert wanted in said(made)
+
+
+def test_without_the_simulators(monkeypatch):
+    for name in ("metaworld", "gymnasium_robotics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for task in ("metaworld/hammer", "kitchen/microwave"):
+        made = run("--task", task, "--encoder", "patches")
+        assert made.exit_code == 2
+        assert "pip install 'fewtokens[sim]'" in said(made)
