@@ -54,7 +54,7 @@ CONFIG = SceneConfig()
 GRID = Grid(16, 4, 4, torch.arange(16) / CONFIG.fps)
 ITEMS = {"train": 24_000, "test": 2_000}
 BUDGETS = (12, 32, 64)
-TUNE_STEPS, SEEDS = 100, (0, 1, 2)
+TUNE_STEPS, TUNE_ITEMS, SEEDS = 100, 6_400, (0, 1, 2)
 # Made for this budget by their own arguments: 32 tokens of 16 frames of 4 x 4 cells.
 TRAINED = {
     "token_dynamics": "token_dynamics({k})",
@@ -140,11 +140,12 @@ class Cells(Dataset[dict[str, Any]]):
 
     Args:
         talks: much said of each clip, instead of its question alone.
+        items: the first so many; all if none.
     """
 
-    def __init__(self, work: Path, split: str, tokenizer: Any, *, talks: bool = False) -> None:
-        self.questions = VideoQA(CONFIG, split, ITEMS[split], formats=("open",)).questions()
-        self.cells = np.load(work / f"{split}.npy")
+    def __init__(self, work: Path, split: str, tokenizer: Any, *, talks: bool = False, items: int = 0) -> None:
+        self.questions = VideoQA(CONFIG, split, items or ITEMS[split], formats=("open",)).questions()
+        self.cells = np.load(work / f"{split}.npy", mmap_mode="r")[: len(self.questions)].copy()
         turns = (talk(split, n) if talks else [(prompt(q), target(q))] for n, q in enumerate(self.questions))
         self.lines = [encode_turns(tokenizer, said) for said in turns]
 
@@ -344,7 +345,7 @@ def tuned(
 
 def step_finetune(work: Path, seeds: Sequence[int]) -> None:
     tokenizer = _language(work)[1]
-    data, test = Cells(work, "train", tokenizer), Cells(work, "test", tokenizer)
+    data, test = Cells(work, "train", tokenizer, items=TUNE_ITEMS), Cells(work, "test", tokenizer)
     names = {"full": "", **{name: name for name in usable()}, **TRAINED, **ADAPTIVE}
     some = ("token_dynamics", "kmeans", "uniform", "mean_pool")
     others = {f"{name}@{k}": (TRAINED.get(name, name), k) for k in (12, 64) for name in some}
@@ -383,7 +384,7 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
             return base.replace(features=made * base.mask[..., None])
 
     tokenizer = _language(work)[1]
-    data, test = Cells(work, "train", tokenizer), Cells(work, "test", tokenizer)
+    data, test = Cells(work, "train", tokenizer, items=TUNE_ITEMS), Cells(work, "test", tokenizer)
     makes = {
         "base alone": ("kmeans", None),
         "base + map": ("token_dynamics({k})", None),
