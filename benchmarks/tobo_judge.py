@@ -1,0 +1,148 @@
+"""The encoders of `tobo_small.py` judged: label propagation on DAVIS, a linear probe on hand signs, one robot's task.
+
+    python benchmarks/tobo_judge.py --work WORK                     # all runs that are done; goes on where it was
+    python benchmarks/tobo_judge.py --work WORK --only "tobo; mae" --seeds 0
+
+Beside them an encoder of random weights, raw pixels, and the DINOv2 ViT-S/14 of $FEWTOKENS_DATA, every one on a grid of
+30 x 55 cells (240 x 440 pixels for patches of 8, 420 x 770 for 14, 480 x 880 for the pixels), so that all have as many
+voters and the same radius. Masks are scored at their native size, on the eight DAVIS-2016 sequences that are there;
+none of them entered training. The probe: logistic regression on class tokens and on mean features of 64 px.
+
+Each is a `fewtokens eval` command of its own, whose JSON stays in WORK/judged. About 6 minutes an encoder on 2 cores.
+Behaviour cloning is `bc_metaworld.py` with the same folders; its table is shown where results/bc_metaworld.json names
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import RESULTS, write
+from fewtokens.files import whole_file
+from fewtokens.models.pretrained import save_encoder
+from fewtokens.models.pretraining import ToBo, ToBoConfig
+from tobo_small import DATA, RUNS, folder_of
+
+PROTOCOLS = ("A", "B")
+GRID = (30, 55)
+
+
+def random_encoder(work: Path, seed: int) -> Path:
+    """The network of the runs as it is drawn."""
+    folder = work / f"random-{seed}"
+    if not (folder / "model.safetensors").exists():
+        torch.manual_seed(seed)
+        save_encoder(ToBo(ToBoConfig(width=192, depth=6, heads=3, patch=8, size=(64, 64))), folder)
+    return folder
+
+
+def contestants(work: Path, only: list[str], seeds: list[int]) -> list[tuple[str, int, str, int, int]]:
+    """(name, seed, encoder, patch, size of the probe's pictures)."""
+    found = [(name, seed, folder_of(work, name, seed) / "model", 8, 64) for name in only for seed in seeds]
+    done = [(name, seed, str(folder), patch, size) for name, seed, folder, patch, size in found if folder.is_dir()]
+    done += [("random weights", seed, str(random_encoder(work, seed)), 8, 64) for seed in seeds]
+    dino = DATA / "weights" / "dinov2-small"
+    return [*done, ("pixels", 0, "patches", 16, 64), ("DINOv2 ViT-S/14", 0, str(dino), 14, 98)]
+
+
+def asked(path: Path, *arguments: str) -> dict[str, Any]:
+    """What a command of ours answers with --json; kept."""
+    if not path.exists():
+        done = subprocess.run([sys.executable, "-m", "fewtokens", *arguments, "--json"], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"fewtokens {' '.join(arguments)}: {done.stderr.strip()}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(done.stdout)
+    return json.loads(path.read_text())
+
+
+def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int) -> dict[str, Any]:
+    """Every score of one encoder, in %."""
+    folder = work / "judged" / f"{re.sub(r'[^0-9A-Za-z]+', '_', name)}-{seed}"
+    rows, columns = (cells * patch for cells in GRID)
+    scores: dict[str, Any] = {}
+    for protocol in PROTOCOLS:
+        found = asked(
+            folder / f"davis_{protocol}.json", "eval", "davis", "--data", str(DATA / "davis2016" / "DAVIS"), "--split",
+            "all", "--encoder", encoder, "--protocol", protocol, "--set", f"size={rows}x{columns}", "--out",
+            str(folder / protocol),
+        )  # fmt: skip
+        scores[f"J&F, {protocol}"] = found["scores"]["native"]["J&F-Mean"]
+        scores[f"sequences, {protocol}"] = {line["sequence"]: line["J&F-Mean"] for line in found["sequences"]}
+    for pool in ("mean",) if encoder == "patches" else ("class", "mean"):
+        found = asked(
+            folder / f"linear_{pool}.json", "eval", "linear", encoder, "--data", str(DATA / "sign_digits" / "Dataset"),
+            "--size", str(size), "--pool", pool,
+        )  # fmt: skip
+        scores[f"linear, {pool}"] = next(value for key, value in found.items() if key.endswith("top1"))
+    metrics = Path(encoder).parent / "metrics.jsonl"
+    if metrics.exists():
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        last: dict[str, Any] = {key: value for line in lines for key, value in line.items()}
+        if "tobo_own" in last:
+            scores["loss, own source"], scores["loss, swapped"] = last["tobo_own"], last["tobo_swapped"]
+    spent = Path(encoder).parent / "time.json"
+    scores["hours"] = json.loads(spent.read_text())["seconds"] / 3600 if spent.exists() else None
+    return scores
+
+
+def table(judged: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    columns = (*(f"J&F, {one}" for one in PROTOCOLS), "linear, class", "linear, mean", "loss, own source",
+               "loss, swapped", "hours")  # fmt: skip
+    rows = []
+    for name, group in judged.items():
+        row: dict[str, Any] = {"encoder": name, "seeds": len(group)}
+        for column in columns:
+            values = [one[column] for one in group if one.get(column) is not None]
+            row[column] = round(statistics.mean(values), 2) if values else None
+            if column.startswith("J&F"):
+                row["± " + column] = round((max(values) - min(values)) / 2, 2) if len(values) > 1 else None
+        rows.append(row)
+    return rows
+
+
+def sequences(judged: dict[str, list[dict[str, Any]]], protocol: str) -> list[dict[str, Any]]:
+    names = list(next(iter(judged.values()))[0][f"sequences, {protocol}"])
+    return [
+        {"encoder": name}
+        | {one: round(statistics.mean(part[f"sequences, {protocol}"][one] for part in group), 1) for one in names}
+        for name, group in judged.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS)}")
+    parser.add_argument("--seeds", default="0,1,2")
+    options = parser.parse_args()
+    only = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS)
+    judged: dict[str, list[dict[str, Any]]] = {}
+    for name, *what in contestants(options.work, only, [int(seed) for seed in options.seeds.split(",")]):
+        judged.setdefault(name, []).append(judge(options.work, name, *what))
+        print(
+            name, what[0], {key: value for key, value in judged[name][-1].items() if key.startswith("J&F")}, flush=True
+        )
+    tables = {"All": table(judged)} | {f"J&F of each sequence, {p}": sequences(judged, p) for p in PROTOCOLS}
+    cloned = RESULTS / "bc_metaworld.json"
+    if cloned.exists():
+        tables["Behaviour cloning"] = json.loads(cloned.read_text())["rows"]
+    write(
+        "tobo_small", "Token Bottleneck and its relatives, pre-trained here",
+        "python benchmarks/tobo_small.py frames train --work WORK; python benchmarks/tobo_judge.py --work WORK", tables,
+        "Means over seeds; ± is half of the range. All on a grid of 30 x 55 cells, scored at the native size.",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
