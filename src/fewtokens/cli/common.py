@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from fewtokens.method import Method
     from fewtokens.pipeline import Encoder, Pipeline
+    from fewtokens.train.loop import Report
     from fewtokens.video import Video
 
 out = Console()
@@ -159,6 +160,26 @@ def to_json(value: Any) -> str:
 def print_json(value: Any) -> None:
     """`to_json` on stdout."""
     sys.stdout.write(to_json(value))
+
+
+def run_values(folder: Path, report: Report) -> dict[str, Any]:
+    """What --json says of every training run."""
+    return {
+        "out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
+        "seconds": report.seconds, "waiting": report.waiting, "broken": report.broken,
+    }  # fmt: skip
+
+
+def tell_run(report: Report, scores: Table) -> None:
+    """What is printed of every training run: where it went on, its scores, its time."""
+    if report.resumed_at:
+        out.print(f"went on from step {report.resumed_at} of {report.steps}")
+    if report.scores:
+        out.print(scores)
+    out.print(
+        f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s, "
+        f"{100 * report.waiting / max(report.seconds, 1e-9):.0f} % of that waiting for data"
+    )
 
 
 def parse_keep(keep: str | None) -> float | int | None:

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb, with_others
+from fewtokens.cli.common import (
+    JsonOption,
+    log,
+    out,
+    print_json,
+    progress,
+    run_values,
+    table,
+    tell_run,
+    verb,
+    with_others,
+)
 
 _OTHERS = {
     "fewtokens.cli.train_llm": ("video-llm", "token-dynamics"),
@@ -117,20 +128,9 @@ def train(
     if not main:
         return
     if as_json:
-        print_json(
-            {"out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
-             "seconds": report.seconds, "waiting": report.waiting, "broken": report.broken,
-             "missing": list(training.missing)}
-        )  # fmt: skip
+        print_json(run_values(folder, report) | {"missing": list(training.missing)})
         return
-    if report.resumed_at:
-        out.print(f"went on from step {report.resumed_at} of {report.steps}")
-    out.print(table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
-    waiting = report.waiting / max(report.seconds, 1e-9)
-    out.print(
-        f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s, "
-        f"{100 * waiting:.0f} % of that waiting for data"
-    )
+    tell_run(report, table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
     if report.broken:
         out.print(f"[yellow]{len(report.broken)} files could not be read[/yellow], listed in {folder / 'broken.txt'}")
     if report.enlarged:

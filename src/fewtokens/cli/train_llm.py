@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import JsonOption, SpecOption, log, out, print_json, progress, table, verb
+from fewtokens.cli.common import (
+    JsonOption,
+    SpecOption,
+    log,
+    out,
+    print_json,
+    progress,
+    run_values,
+    table,
+    tell_run,
+    verb,
+)
 
 if TYPE_CHECKING:
     from fewtokens.llm.video_llm import VideoLlm
@@ -206,19 +217,11 @@ def _train(
         return
     loss = next((line["loss"] for line in reversed(report.metrics) if "loss" in line), None)
     if as_json:
-        print_json(
-            {"out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
-             "loss": loss, "seconds": report.seconds, "broken": report.broken}
-        )  # fmt: skip
+        print_json(run_values(folder, report) | {"loss": loss})
         return
-    if report.resumed_at:
-        out.print(f"went on from step {report.resumed_at} of {report.steps}")
-    if report.scores:
-        out.print(table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
-    out.print(
-        f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s"
-        + ("" if loss is None else f", loss {loss:.3f}")
-    )
+    tell_run(report, table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
+    if loss is not None:
+        out.print(f"loss {loss:.3f}")
     if report.broken:
         log.print(f"[yellow]{len(report.broken)} videos could not be read[/yellow], listed in {folder / 'broken.txt'}")
     out.print(f"[bold]Model[/bold]  {escape(str(folder / 'model'))}", highlight=False)

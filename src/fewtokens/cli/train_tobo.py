@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import JsonOption, log, out, print_json, progress, table, verb
+from fewtokens.cli.common import JsonOption, log, out, print_json, progress, run_values, table, tell_run, verb
 from fewtokens.cli.train_llm import DeviceOption, DryOption, FreshOption, SeedOption, SetOption
 
 app = typer.Typer()
@@ -162,19 +162,9 @@ def _train(
     if not main:
         return
     if as_json:
-        print_json(
-            {"out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
-             "seconds": report.seconds, "waiting": report.waiting, "broken": report.broken,
-             "missing": list(found.missing)}
-        )  # fmt: skip
+        print_json(run_values(folder, report) | {"missing": list(found.missing)})
         return
-    if report.resumed_at:
-        out.print(f"went on from step {report.resumed_at} of {report.steps}")
-    out.print(table("Fixed batch", [{"loss": name, "value": value} for name, value in report.scores.items()]))
-    out.print(
-        f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s, "
-        f"{100 * report.waiting / max(report.seconds, 1e-9):.0f} % of that waiting for data"
-    )
+    tell_run(report, table("Fixed batch", [{"loss": name, "value": value} for name, value in report.scores.items()]))
     if report.broken:
         single = sum("no pair" in line for line in report.broken)
         rest = f", {single} of them for want of a second frame" if single else ""
