@@ -203,6 +203,12 @@ class TestEveryMethod:
         assert torch.equal(out.source, wide.source)
         torch.testing.assert_close(out.features.float(), wide.features, rtol=1e-2, atol=1e-2)
 
+    def test_autocast(self, spec):
+        """As in training in mixed precision: parameters stay float32, products are not."""
+        with torch.autocast("cpu", torch.bfloat16):
+            out = run(build(spec), clip().to(torch.bfloat16), blocks=1).check()
+        assert out.features.isfinite().all()
+
     @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (7, 1, 1), (2, 1, 9), (5, 3, 3)])
     @pytest.mark.parametrize("fill", ["random", "constant", "zero"])
     def test_edge_shapes_and_values(self, spec, shape, fill):

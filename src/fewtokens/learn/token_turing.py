@@ -133,10 +133,12 @@ class TokenTuring(Method):
         m, n = self.memory, pick.shape[1]
 
         def along(maps: Tensor) -> Tensor:
-            own = (maps[..., m : m + n] * here[:, None]).to(held.dtype)
+            own = maps[..., m : m + n] * here[:, None]
             return (maps[..., :m] @ held).scatter_add(2, pick[:, None].expand(-1, maps.shape[1], -1), own)
 
-        after = along(writing) + writing[..., m + n :] @ along(reading)
+        # Shares of tokens are summed in float32 where the networks around run in half precision.
+        with torch.autocast(held.device.type, enabled=False):
+            after = along(writing) + writing[..., m + n :] @ along(reading)
         return torch.where(here.any(1)[:, None, None], after, held)
 
     def planned_count(self, grid: Grid) -> int:
