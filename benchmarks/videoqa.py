@@ -5,11 +5,12 @@
     python benchmarks/videoqa.py WORK base           a language model of 0.9 M parameters on all tokens, over an hour
     python benchmarks/videoqa.py WORK zeroshot       every method at 12, 32 and 64 of 256 tokens, not retrained
     python benchmarks/videoqa.py WORK finetune       every method at 32 tokens, equal further training, 3 seeds; hours
+    python benchmarks/videoqa.py WORK longer         some of them with four times as much of it
     python benchmarks/videoqa.py WORK ablation       the map and the base of Token Dynamics, one by one
     python benchmarks/videoqa.py WORK report         results/videoqa.json, .md and .png
 
-finetune and ablation take numbers of seeds after them; seeds can run side by side, each on one core. Each step goes on
-where it was stopped.
+finetune, longer and ablation take numbers of seeds after them; seeds can run side by side, each on one core. Each step
+goes on where it was stopped.
 
 Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten kinds of question, all open (answers of one word), scored
 by exact match. Tokens: 16 frames x 4 x 4 cells, 2 x 2 patches of the encoder in each. Reduction is after the projector,
@@ -324,7 +325,15 @@ def step_zeroshot(work: Path) -> None:
 
 
 def tuned(
-    work: Path, spec: str, k: int, seed: int, data: Cells, test: Cells, positions: str = "keep", make: Any = None
+    work: Path,
+    spec: str,
+    k: int,
+    seed: int,
+    data: Cells,
+    test: Cells,
+    positions: str = "keep",
+    make: Any = None,
+    steps: int = TUNE_STEPS,
 ) -> dict[str, Any]:
     """The base with a chain, trained further for as many steps as all others; its scores."""
     model = load_video_llm(work / "base" / "model", device="cpu")
@@ -333,7 +342,7 @@ def tuned(
     if make is not None:
         model.compressor = Pipeline([make(model)])
     settings = Settings(
-        steps=TUNE_STEPS, batch=32, lr=5e-4, weight_decay=0.02, rates={"encoder": 0.0, "compressor": 2.0}, workers=0,
+        steps=steps, batch=32, lr=5e-4, weight_decay=0.02, rates={"encoder": 0.0, "compressor": 2.0}, workers=0,
         save_every=10**9, log_every=50, seed=seed, precision="bf16",
     )  # fmt: skip
     out = work / f"tune-{seed}"
@@ -359,6 +368,22 @@ def step_finetune(work: Path, seeds: Sequence[int]) -> None:
                 rows[key] = tuned(work, spec, k, seed, data, test)
                 keep(path, rows)
                 print(key, round(rows[key]["accuracy"], 4), round(rows[key]["tokens"], 1), flush=True)
+
+
+def step_longer(work: Path, seeds: Sequence[int]) -> None:
+    """Whether what begins at random comes nearer to what does not."""
+    tokenizer = _language(work)[1]
+    data, test = Cells(work, "train", tokenizer, items=2 * TUNE_ITEMS), Cells(work, "test", tokenizer)
+    names = ("kmeans", "token_dynamics", "token_dynamics (paper)", "token_dynamics (reference)", "perceiver")
+    for seed in seeds:
+        path = work / f"longer-{seed}.json"
+        rows = kept(path)
+        for name in names:
+            key = f"{name}#{seed}"
+            if key not in rows:
+                rows[key] = tuned(work, TRAINED.get(name, name), 32, seed, data, test, steps=4 * TUNE_STEPS)
+                keep(path, rows)
+                print(key, round(rows[key]["accuracy"], 4), flush=True)
 
 
 def step_ablation(work: Path, seeds: Sequence[int]) -> None:
@@ -409,7 +434,7 @@ def step_report(work: Path) -> None:
 
     questions = [VideoQA(CONFIG, split, 40_000, formats=("open",)).questions() for split in ("train", "test")]
     found: dict[str, Any] = {"zeroshot": kept(work / "zeroshot.json")}
-    for name in ("finetune", "ablation"):
+    for name in ("finetune", "longer", "ablation"):
         found[name] = {key: row for path in sorted(work.glob(f"{name}-*.json")) for key, row in kept(path).items()}
     found["text_only"] = text_only(*questions)
     found["machine"] = machine()
@@ -422,7 +447,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) < 2 or arguments[1] not in steps:
         sys.exit(f"usage: python benchmarks/videoqa.py WORK {'|'.join(steps)} [SEED ...]")
     work, step, *seeds = arguments
-    if step in ("finetune", "ablation"):
+    if step in ("finetune", "longer", "ablation"):
         steps[step](Path(work), [int(seed) for seed in seeds] or SEEDS)
     else:
         steps[step](Path(work))
