@@ -101,7 +101,7 @@ def over_seeds(rows: Rows) -> Rows:
         accuracies = [row["accuracy"] for row in group]
         made[key] = {
             "accuracy": statistics.mean(accuracies),
-            "spread": (max(accuracies) - min(accuracies)) / 2,
+            "spread": (max(accuracies) - min(accuracies)) / 2 if len(group) > 1 else None,
             "seeds": len(group),
             "tokens": statistics.mean(row["tokens"] for row in group),
             "tokdense": statistics.mean(row["tokdense"] for row in group),
@@ -117,7 +117,7 @@ def trained(title: str, rows: Rows) -> str:
             "method": key,
             "tokens": round(rows[key]["tokens"], 2),
             "right, %": percent(rows[key]["accuracy"]),
-            "± half of the range": percent(rows[key]["spread"]),
+            "± half of the range": None if rows[key]["spread"] is None else percent(rows[key]["spread"]),
             "seeds": rows[key]["seeds"],
             "TokDense": round(rows[key]["tokdense"], 3),
             "answer, ms": rows[key]["answer_ms"],
