@@ -17,9 +17,9 @@ by exact match. Tokens: 16 frames x 4 x 4 cells, 2 x 2 patches of the encoder in
 in the width of the language model; tokens keep the positions of their cells (positions="keep"), but for the rows that
 say otherwise.
 
-Expected: 47.7 % with all tokens where a blind guess has 18.4 %; not retrained, at 32 tokens, hourglass 44, fewer_frames 43,
-kmeans 41, random 39, tome 30; after further training frame_fusion 45, fewer_frames 44, token_dynamics 43, kmeans 42.
-What was made of them: docs/video_llm.md.
+Expected: 47.7 % with all tokens where a blind guess has 18.4 %; not retrained, at 32 tokens, hourglass 44,
+fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 45, fewer_frames 44, token_dynamics
+43, kmeans 42. What is made of them: docs/video_llm.md.
 """
 
 from __future__ import annotations
