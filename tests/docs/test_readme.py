@@ -93,7 +93,7 @@ def test_the_example_of_contributing_works():
 
 
 def test_links_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
         text = (ROOT / name).read_text()
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             assert link.startswith("https://arxiv.org/") or (ROOT / name).parent.joinpath(link).exists(), link

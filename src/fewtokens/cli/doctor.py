@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from typing import Any
@@ -20,6 +21,7 @@ _MODULES = {
     "huggingface-hub": "huggingface_hub",
     "vector-quantize-pytorch": "vector_quantize_pytorch",
     "scikit-learn": "sklearn",
+    "gymnasium-robotics": "gymnasium_robotics",
 }
 _DECODERS = ("h264", "hevc", "av1", "vp9", "mpeg4", "gif", "ffv1")
 
@@ -48,7 +50,7 @@ def examine() -> dict[str, Any]:
         extra = marker.split("==")[1].strip(" '\"") if "extra" in marker else ""
         if extra == "dev" or requirement.startswith("fewtokens"):
             continue
-        name = requirement.split(">")[0].split("[")[0].strip()
+        name = re.split(r"[^\w.-]", requirement.strip())[0]
         packages[name] = {"extra": extra, "version": _version(name)}
     devices = ["cpu"]
     if torch.cuda.is_available():
