@@ -36,12 +36,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def time_side_by_side(runs: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, dict[str, float]]:
+def time_side_by_side(
+    runs: dict[str, Callable[[], Any]], repeats: int = 7, *, warm: bool = False
+) -> dict[str, dict[str, float]]:
     """Milliseconds of each run: median, least and most over the repeats.
 
-    The runs take turns, so that a slow moment of the machine falls on all of them; each runs once before.
+    The runs take turns, so that a slow moment of the machine falls on all of them; each runs once before, unless it is
+    warm already.
     """
-    for run in runs.values():
+    for run in () if warm else runs.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):

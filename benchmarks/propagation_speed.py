@@ -19,15 +19,12 @@ B about 4 times faster, in a fifth of the memory or less; four fifths of our tim
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common import write
+from common import time_side_by_side, write
 from fewtokens.evaluate.cost import peak_memory
 from fewtokens.evaluate.label_propagation import PROTOCOLS, Protocol, propagate
 
@@ -90,19 +87,6 @@ def reference_b(features: Tensor, labels: Tensor, protocol: Protocol) -> Tensor:
     return torch.stack(soft).reshape(T, *GRID, -1)
 
 
-def seconds(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
-    """Of each run; they take turns, so that a slow moment of the machine falls on all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
 def row(name: str, frames: int, repeats: int, device: str) -> dict:
     protocol = PROTOCOLS["davis"][name]
     reference = reference_a if name == "A" else reference_b
@@ -117,18 +101,18 @@ def row(name: str, frames: int, repeats: int, device: str) -> dict:
         # This first run also warms up.
         memory[which] = peak_memory(lambda run=run, which=which: found.update({which: run()}), features.device) / 2**20
     difference = float((found["ours"] - found["reference"]).abs().max())
-    times = seconds(runs, repeats)
+    times = time_side_by_side(runs, repeats, warm=True)
 
     def show(which: str) -> str:
         part = times[which]
-        return f"{statistics.median(part):.2f} ({min(part):.2f}..{max(part):.2f})"
+        return f"{part['median'] / 1000:.2f} ({part['min'] / 1000:.2f}..{part['max'] / 1000:.2f})"
 
     return {
         "protocol": f"{name}: context {protocol.context}, radius {protocol.radius:g}, top {protocol.top}",
         "frames": frames,
         "ours, s": show("ours"),
         "reference, s": show("reference"),
-        "reference / ours": round(statistics.median(times["reference"]) / statistics.median(times["ours"]), 2),
+        "reference / ours": round(times["reference"]["median"] / times["ours"]["median"], 2),
         "ours, peak MiB": round(memory["ours"]),
         "reference, peak MiB": round(memory["reference"]),
         "largest difference": f"{difference:.0e}",

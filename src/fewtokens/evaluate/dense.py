@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.data.dense_sets import SequenceFiles, paired
 from fewtokens.data.masks import read_masks, resize_masks
+from fewtokens.data.transforms import resize
 from fewtokens.evaluate.compare import TIME_WEIGHT
 from fewtokens.evaluate.davis import TABLE, official_table, score, tolerance
 from fewtokens.evaluate.label_propagation import Protocol, first_labels, propagate, to_masks
@@ -95,8 +95,7 @@ def read_frames(
             if how == "nearest":
                 frame = resize_masks(frame[0], size)[None]
             else:
-                small = F.interpolate(frame.float(), size, mode="bilinear", antialias=True, align_corners=False)
-                frame = small.round().clamp(0, 255).byte()
+                frame = resize(frame.float(), size).round().clamp(0, 255).byte()
         frames.append(frame)
     if native is None:
         raise ValueError("no pictures")

@@ -145,7 +145,30 @@ class _Camera:
             self.renderer = None
 
 
-class MetaWorld:
+class _Simulated:
+    """What both simulators have: a view by one camera, and what the last step left."""
+
+    env: Any
+    _camera: _Camera
+    _state: NDArray[np.float32]
+    _success: bool
+
+    def render(self, size: int) -> NDArray[np.uint8]:
+        return self._camera(self.env.unwrapped.data, size)
+
+    @property
+    def state(self) -> NDArray[np.float32]:
+        return self._state
+
+    @property
+    def success(self) -> bool:
+        return self._success
+
+    def close(self) -> None:
+        self._camera.close()
+
+
+class MetaWorld(_Simulated):
     """A task of Meta-World 3 (arXiv 1910.10897): 39 states, of which hand and gripper are the robot's; 4 actions.
 
     Seeds lead to the library's own beginnings: 50 of each of its seeds.
@@ -195,20 +218,6 @@ class MetaWorld:
 
         return act
 
-    def render(self, size: int) -> NDArray[np.uint8]:
-        return self._camera(self.env.data, size)
-
-    @property
-    def state(self) -> NDArray[np.float32]:
-        return self._state
-
-    @property
-    def success(self) -> bool:
-        return self._success
-
-    def close(self) -> None:
-        self._camera.close()
-
 
 @lru_cache(maxsize=64)
 def _beginnings(name: str, seed: int) -> list[Any]:
@@ -218,7 +227,7 @@ def _beginnings(name: str, seed: int) -> list[Any]:
     return tasks
 
 
-class Kitchen:
+class Kitchen(_Simulated):
     """FrankaKitchen-v1 of Gymnasium-Robotics with one task: 59 states, the first 9 the arm's joints; 9 actions.
 
     It has no expert; demonstrations come from a file. Every episode begins alike but for noise on what is felt.
@@ -254,20 +263,6 @@ class Kitchen:
         self._state = np.asarray(seen["observation"], np.float32)
         self._success = self._goal in said["episode_task_completions"]
         return float(reward)
-
-    def render(self, size: int) -> NDArray[np.uint8]:
-        return self._camera(self.env.unwrapped.data, size)
-
-    @property
-    def state(self) -> NDArray[np.float32]:
-        return self._state
-
-    @property
-    def success(self) -> bool:
-        return self._success
-
-    def close(self) -> None:
-        self._camera.close()
 
 
 def _free_camera() -> Any:

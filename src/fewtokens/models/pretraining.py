@@ -15,6 +15,7 @@ takes a post-norm one with the MLP in the middle.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -151,7 +152,7 @@ class Prediction:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
-class Pretraining(Model):
+class Pretraining(Model, ABC):
     """An encoder, a decoder, and a loss.
 
     Args:
@@ -183,9 +184,9 @@ class Pretraining(Model):
     def _parts(self) -> None:
         """What a network has beside encoder and decoder."""
 
+    @abstractmethod
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
         """From normalised frames [B,3,H,W] and the noise [B,N] that hides patches."""
-        raise NotImplementedError
 
     def split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised source and target [B,3,H,W] out of frames [B,F,3,H,W]; the same where F is 1.
