@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from fewtokens import models
 from fewtokens.train.loop import Report, fit
 from fewtokens.train.objectives import Classification
+from fewtokens.train.processes import end_process
 from fewtokens.train.settings import Settings
 
 
@@ -90,8 +91,7 @@ def main() -> None:
     _, report = run(out, evaluate=evaluate, **changes)
     if dist.get_rank() == 0:
         print(json.dumps({"steps": report.steps, "loss": report.metrics[0]["loss"], **seen}))
-    dist.barrier()
-    dist.destroy_process_group()
+    end_process()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -71,4 +72,12 @@ def fewtokens(
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except SystemExit as ended:
+        # Only training runs in a group of processes.
+        if not ended.code and "fewtokens.train.loop" in sys.modules:
+            from fewtokens.train.processes import end_process
+
+            end_process()
+        raise
