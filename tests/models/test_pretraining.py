@@ -11,10 +11,12 @@ from torch import nn
 from fewtokens import models
 from fewtokens.encode import load_encoder
 from fewtokens.encode.released import load_released
+from fewtokens.models.inflate import initialise_from, like
 from fewtokens.models.masking import pixel_loss, pixel_targets, random_mask, sincos_positions
 from fewtokens.models.pretrained import PRETRAINING, load_pretraining, save_encoder
 from fewtokens.models.pretraining import Pretraining, ToBo, ToBoConfig
 from fewtokens.models.rsp import balanced_divergence, draw
+from fewtokens.models.vit import VisionTransformer
 
 TINY = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "size": (32, 40)}
 TINY |= {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
@@ -356,3 +358,15 @@ def test_frames_of_another_shape():
     model = network()
     with pytest.raises(ValueError, match=r"takes \[B,2,3,32,40\]"):
         model(torch.zeros(1, 1, 3, 32, 40), torch.rand(1, 20))
+
+
+def test_its_encoder_begins_a_classifier(tmp_path):
+    """A network that begins with it sees a picture as it does."""
+    save_encoder(network(), tmp_path)
+    classifier = VisionTransformer(like(tmp_path, classes=5)).eval()
+    said = initialise_from(classifier, tmp_path)
+    assert all(name.startswith("head.") for name in said["drawn"])
+    picture = torch.rand(1, 1, 3, 32, 40)
+    with torch.no_grad():
+        wanted = classifier.head(load_encoder(str(tmp_path))(picture)[0].prefix.flatten(0, -2))
+        torch.testing.assert_close(classifier(picture), wanted)

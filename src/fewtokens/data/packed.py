@@ -54,8 +54,8 @@ def pack_frames(
                 frames += write_frames(path, _chunks(item, short))
             except (ValueError, OSError) as error:
                 broken.append(f"{item.name}: {' '.join(str(error).split())}"[:500])
-                continue
-        files.append(path)
+        if path.exists():
+            files.append(path)
         if progress is not None:
             progress(done, len(items))
     if not files:

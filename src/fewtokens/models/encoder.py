@@ -16,7 +16,7 @@ from fewtokens.encode.vit_encoder import VitEncoder
 from fewtokens.encode.weights import fingerprint
 from fewtokens.grid import Grid
 from fewtokens.method import Method
-from fewtokens.models.pretrained import PRETRAINING, load_pretrained_vit
+from fewtokens.models.pretrained import is_pretrained, load_pretrained_vit
 from fewtokens.models.vit import VisionTransformer
 from fewtokens.tokens import Tokens
 
@@ -116,7 +116,7 @@ def load_model_encoder(
     Raises:
         ValueError: a network that gives no tokens of a grid.
     """
-    if models.read_config(folder)["fewtokens_model"] in PRETRAINING:
+    if is_pretrained(folder):
         vit = load_pretrained_vit(folder).to(device, dtype)
         return VitEncoder(vit, name=str(folder), batch=batch, weights=fingerprint(folder))
     model = models.load(folder)

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens import models
-from fewtokens.encode.vit import ViTConfig
+from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD
+from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.encode.weights import load_vit
+from fewtokens.models.pretrained import is_pretrained, load_pretrained_vit
 from fewtokens.models.vit import VisionConfig, VisionTransformer
 
 INFLATION = ("central", "average")
@@ -27,7 +29,8 @@ def initialise_from(
     Args:
         model: what is filled. Its blocks, patch embedding, positions, last norm and class token are taken over
             where both have them; learners, fusers, temporal blocks and the head stay as they were drawn.
-        source: a folder of ours (`save_pretrained`) or in the layout of transformers (ViT, DINOv2), or a model.
+        source: a folder of ours (`save_pretrained`, also of a pre-training) or in the layout of transformers (ViT,
+            DINOv2), or a model.
         how: the patch kernel over a tubelet of t frames. "central": all of it at index t // 2, the second of
             two; "average": in every frame, divided by t.
         positions: "tile": the image's positions at every frame, whose grids must be equal; "resize": the whole
@@ -83,8 +86,8 @@ def initialise_from(
 
 
 def like(source: str | Path, **changes: Any) -> VisionConfig:
-    """The config of a network whose blocks fit a folder in the layout of transformers, with changes."""
-    vit, (mean, std) = load_vit(Path(source))
+    """The config of a network whose blocks fit a pre-trained encoder or the layout of transformers, with changes."""
+    vit, (mean, std) = _image_vit(source)
     shape: ViTConfig = vit.config
     size = tuple(side * shape.patch for side in shape.positions)
     config = VisionConfig(
@@ -142,4 +145,11 @@ def _source(source: str | Path | VisionTransformer) -> tuple[dict[str, Tensor], 
         if not isinstance(model, VisionTransformer):
             raise ValueError(f"{source}: holds a {model.kind}, not a ViT")
         return dict(model.state_dict()), str(source)
-    return dict(load_vit(Path(source))[0].state_dict()), str(source)
+    return dict(_image_vit(source)[0].state_dict()), str(source)
+
+
+def _image_vit(folder: str | Path) -> tuple[ViT, tuple[Any, Any]]:
+    """A ViT and the mean and deviation of its pixels."""
+    if is_pretrained(folder):
+        return load_pretrained_vit(folder), (IMAGENET_MEAN, IMAGENET_STD)
+    return load_vit(Path(folder))

@@ -17,6 +17,14 @@ PRETRAINING: dict[str, type[Pretraining]] = {each.kind: each for each in (ToBo, 
 _ENCODER = "encoder."
 
 
+def is_pretrained(folder: str | Path) -> bool:
+    """Whether a folder holds a pre-trained network, or what remains of it."""
+    try:
+        return read_config(folder)["fewtokens_model"] in PRETRAINING
+    except ValueError:
+        return False
+
+
 def load_pretraining(folder: str | Path) -> Pretraining:
     """A whole network, to train it further or to look at what it predicts; in eval mode.
 
