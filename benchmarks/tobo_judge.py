@@ -6,7 +6,8 @@
 Beside them an encoder of random weights, raw pixels, and the DINOv2 ViT-S/14 of $FEWTOKENS_DATA, every one on a grid of
 30 x 55 cells (240 x 440 pixels for patches of 8, 420 x 770 for 14, 480 x 880 for the pixels), so that all have as many
 voters and the same radius. Masks are scored at their native size, on the eight DAVIS-2016 sequences that are there;
-none of them entered training. The probe: logistic regression on class tokens and on mean features of 64 px.
+none of them entered training. The ablations are judged by protocol A alone. Encoders run in bfloat16, likenesses are
+float32. The probe: logistic regression on class tokens and on mean features of 64 px.
 
 Each is a `fewtokens eval` command of its own, whose JSON stays in WORK/judged. About 6 minutes an encoder on 2 cores.
 Behaviour cloning is `bc_metaworld.py` with the same folders; its table is shown where results/bc_metaworld.json names
@@ -27,12 +28,19 @@ from typing import Any
 import torch
 
 from common import RESULTS, write
+from fewtokens.data.masks import read_masks
 from fewtokens.files import whole_file
 from fewtokens.models.pretrained import save_encoder
 from fewtokens.models.pretraining import ToBo, ToBoConfig
+from fewtokens.show.objects import overlay_objects
+from fewtokens.show.strips import draw_strips
+from fewtokens.video.images import read_image
 from tobo_small import DATA, RUNS, folder_of
 
+DAVIS = DATA / "davis2016" / "DAVIS"
+SHOWN = ("car-roundabout", "car-shadow", "dog", "scooter-black", "breakdance")
 PROTOCOLS = ("A", "B")
+ABLATIONS = [name for name in RUNS if ", " in name]
 GRID = (30, 55)
 
 
@@ -66,16 +74,20 @@ def asked(path: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def judged_folder(work: Path, name: str, seed: int) -> Path:
+    return work / "judged" / f"{re.sub(r'[^0-9A-Za-z]+', '_', name)}-{seed}"
+
+
 def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int) -> dict[str, Any]:
     """Every score of one encoder, in %."""
-    folder = work / "judged" / f"{re.sub(r'[^0-9A-Za-z]+', '_', name)}-{seed}"
+    folder = judged_folder(work, name, seed)
     rows, columns = (cells * patch for cells in GRID)
     scores: dict[str, Any] = {}
-    for protocol in PROTOCOLS:
+    for protocol in PROTOCOLS if name not in ABLATIONS else PROTOCOLS[:1]:
         found = asked(
-            folder / f"davis_{protocol}.json", "eval", "davis", "--data", str(DATA / "davis2016" / "DAVIS"), "--split",
-            "all", "--encoder", encoder, "--protocol", protocol, "--set", f"size={rows}x{columns}", "--out",
-            str(folder / protocol),
+            folder / f"davis_{protocol}.json", "eval", "davis", "--data", str(DAVIS), "--split",
+            "all", "--encoder", encoder, "--dtype", "bfloat16", "--protocol", protocol, "--set",
+            f"size={rows}x{columns}", "--out", str(folder / protocol),
         )  # fmt: skip
         scores[f"J&F, {protocol}"] = found["scores"]["native"]["J&F-Mean"]
         scores[f"sequences, {protocol}"] = {line["sequence"]: line["J&F-Mean"] for line in found["sequences"]}
@@ -112,12 +124,29 @@ def table(judged: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def sequences(judged: dict[str, list[dict[str, Any]]], protocol: str) -> list[dict[str, Any]]:
-    names = list(next(iter(judged.values()))[0][f"sequences, {protocol}"])
+    column = f"sequences, {protocol}"
     return [
         {"encoder": name}
-        | {one: round(statistics.mean(part[f"sequences, {protocol}"][one] for part in group), 1) for one in names}
+        | {one: round(statistics.mean(part[column][one] for part in group), 1) for one in group[0][column]}
         for name, group in judged.items()
+        if column in group[0]
     ]
+
+
+def draw(shown: list[tuple[str, Path]], path: Path) -> None:
+    """What some encoders say of one frame of some sequences, the truth as an outline."""
+    rows = []
+    for name, folder in shown:
+        pictures = []
+        for sequence in SHOWN:
+            frames = sorted((DAVIS / "JPEGImages" / "480p" / sequence).glob("*.jpg"))
+            frame = frames[round(0.6 * len(frames))]
+            file = f"{frame.stem}.png"
+            masks = read_masks([folder / "A" / "masks" / sequence / file])
+            truth = read_masks([DAVIS / "Annotations" / "480p" / sequence / file])
+            pictures.append(overlay_objects(read_image(frame, None).frames, masks, truth))
+        rows.append((name, torch.cat(pictures)))
+    draw_strips(rows, path)
 
 
 def main() -> None:
@@ -137,10 +166,16 @@ def main() -> None:
     cloned = RESULTS / "bc_metaworld.json"
     if cloned.exists():
         tables["Behaviour cloning"] = json.loads(cloned.read_text())["rows"]
+    draw(
+        [(name, judged_folder(options.work, name, 0)) for name in judged if name not in ABLATIONS],
+        RESULTS / "tobo_small.png",
+    )
     write(
         "tobo_small", "Token Bottleneck and its relatives, pre-trained here",
         "python benchmarks/tobo_small.py frames train --work WORK; python benchmarks/tobo_judge.py --work WORK", tables,
-        "Means over seeds; ± is half of the range. All on a grid of 30 x 55 cells, scored at the native size.",
+        "Means over seeds; ± is half of the range. All on a grid of 30 x 55 cells, scored at the native size. The "
+        "picture: protocol A at 60 % of a sequence, the truth outlined in white.",
+        ["tobo_small.png"],
     )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """Token Bottleneck and its relatives pre-trained here, at equal compute, on real clips and generated video.
 
     python benchmarks/tobo_small.py frames train --work WORK
-    python benchmarks/tobo_small.py train --work WORK --only "tobo; mae" --seeds 0,1,2 --steps 20000
+    python benchmarks/tobo_small.py train --work WORK --only "tobo; mae" --seeds 0,1,2 --steps 20000 --threads 1
 
 frames  decodes the clips of ../shared/data/clips ($FEWTOKENS_DATA) to 112 px and makes 60 clips (moving shapes, pans,
         static cameras with movers, scenes of coloured shapes over drifting texture), all as bytes that are mapped into
-        memory; 5 minutes. No DAVIS sequence is among them.
+        memory; a minute. No DAVIS sequence is among them.
 train   the runs of `RUNS` one after the other, each into WORK/runs/NAME-SEED with its page (index.html), its curves
         and its encoder (model/); a run that was stopped goes on, one that is done is left. ViT of width 192, 6 blocks,
         64 px, patches of 8, batch 64, bf16. About 0.45 s a step of `tobo` on 2 cores with avx512_bf16, 0.7 s of `rsp`,
@@ -40,7 +40,7 @@ from fewtokens.train.pretraining_presets import PretrainingRecipe, make_pretrain
 from fewtokens.video import synthetic
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA", Path(__file__).parents[2] / "shared" / "data"))
-SIDE, MADE, LENGTH, STEPS = 112, 60, 96, 20_000
+SIDE, MADE, LENGTH, STEPS = 112, 60, 96, 3_000
 # Real clips are listed so many times, that half of what is seen is real.
 REAL_TIMES = 6
 
@@ -109,7 +109,7 @@ def recipe_of(name: str, seed: int, steps: int, items: int, workers: int) -> Pre
     """The recipe of a run: equally many images for all."""
     objective, changes = RUNS[name]
     every = {
-        "steps": steps * 2 // PRETRAINING[objective].frames, "seed": seed, "precision": "bf16", "batch": 64, "lr": 6e-4,
+        "steps": steps * 2 // PRETRAINING[objective].frames, "seed": seed, "precision": "bf16", "batch": 32, "lr": 6e-4,
         "warmup": 0.05, "size": 64, "max_gap": 48, "visits": max(1, 6400 // items), "workers": workers,
         "eval_every": 5.0, "save_every": 200, "log_every": 50, "shown": 8,
     }  # fmt: skip
