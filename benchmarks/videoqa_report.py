@@ -77,7 +77,8 @@ def zeroshot(rows: Rows) -> str:
     full = percent(rows["full"]["accuracy"])
     text = (
         f"## Not retrained: answers right, in %\n\nWith all 256 tokens: {full} %. Milliseconds here and below are of "
-        "one core, the other one busy; answer, ms was partly taken beside more than that, and tells little. Methods that need an encoder's attention or keys are not there: reduction is "
+        "one core, the other one busy; answer, ms was partly taken beside more than that, and tells little. Methods "
+        "that need an encoder's attention or keys are not there: reduction is "
         f"after the projector.\n\n{markdown_table(table)}\n"
     )
     others = [
