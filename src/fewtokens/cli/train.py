@@ -64,7 +64,9 @@ def train(
     frames: Annotated[int | None, typer.Option("--frames", help="Frames of a clip.")] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes that read data.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything drawn.")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="An image ViT whose weights to begin with.")] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="An image ViT, or a pre-trained folder, to begin with.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a folder that holds a run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings and data, and train nothing.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu, to stay there although there is a GPU.")] = None,
