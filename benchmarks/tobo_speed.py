@@ -1,6 +1,6 @@
 """A training step of Token Bottleneck against the straightforward way: samples a second and memory.
 
-    python benchmarks/tobo_speed.py          # small and ViT-S/16 on this machine's CPU or GPU; 5 minutes on 2 cores
+    python benchmarks/tobo_speed.py          # small and ViT-S/16 on this machine's CPU or GPU; 2 minutes on 2 cores
     python benchmarks/tobo_speed.py --tiny   # seconds, to see that it runs; writes nothing
 
 `fewtokens`    source and hints are encoded once, both paths go through the decoder as one batch
@@ -10,8 +10,9 @@
 A step is forward, backward and AdamW on frames that are in memory; the ways take turns. float32 and bf16 autocast; on a
 GPU fp16 and large batches too. The losses of the first two are compared before anything is timed. Memory is that of
 tensors alive at most beyond weights and frames; the optimizer's state is among them on its first step only, which is
-not measured. Expected: about 1.5 times as fast as two passes and a third less memory for ViT-S/16, since the whole
-source is encoded once instead of twice; one batch instead of two in the decoder matters on a GPU at most.
+not measured. Expected: 1.4 to 1.55 times as fast as two passes with a third less memory for the small network, 1.25 to
+1.35 times with a fifth less for ViT-S/16, since the whole source is encoded once instead of twice; one batch instead of
+two in the decoder matters on a GPU at most.
 """
 
 from __future__ import annotations
