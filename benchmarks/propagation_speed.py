@@ -3,7 +3,7 @@
     python benchmarks/propagation_speed.py                      # 70 frames, as DAVIS has on average, 3 repeats
     python benchmarks/propagation_speed.py --frames 8 --repeats 1 --name propagation_speed_try
 
-About 12 minutes and 3 GB on 2 cores. Features [70, 30, 54, 384] that drift over time, labels of 3 objects; only the
+About 13 minutes and 3 GB on 2 cores. Features [70, 30, 54, 384] that drift over time, labels of 3 objects; only the
 propagation is timed, for the features are the same. The reference way is written as the published scripts work:
 
 * A (videowalk, CropMAE): for each frame the features of all 21 context frames are stacked, those before the start being
@@ -12,8 +12,9 @@ propagation is timed, for the features are the same. The reference way is writte
   largest sought along its columns, the rest set to 0, and a product of the whole table with the labels.
 
 Ours compares each pair of frames once, in bands that leave out most of what is out of reach, and merges the best of
-each frame. Expected on 2 cores: the same labels to 1e-4; A and B-rsp (whose window leaves nothing out) about 3 times,
-B about 4 times faster, in a fifth of the memory or less; four fifths of our time is the matrix product itself.
+each frame. Expected on 2 cores: the same labels (to 5e-4 where votes are nearly equal); A about 2 times, B-rsp (whose
+window leaves nothing out) about 4 times, B about 5 times faster, in a sixth to a tenth of the memory; most of our
+time is the matrix product itself.
 """
 
 from __future__ import annotations
