@@ -35,12 +35,11 @@ from fewtokens.models.pretraining import ToBo, ToBoConfig
 from fewtokens.show.objects import overlay_objects
 from fewtokens.show.strips import draw_strips
 from fewtokens.video.images import read_image
-from tobo_small import DATA, RUNS, folder_of
+from tobo_small import ABLATIONS, DATA, NETWORK, RUNS, SHORT, folder_of
 
 DAVIS = DATA / "davis2016" / "DAVIS"
 SHOWN = ("car-roundabout", "car-shadow", "dog", "scooter-black", "breakdance")
 PROTOCOLS = ("A", "B")
-ABLATIONS = [name for name in RUNS if ", " in name]
 GRID = (30, 55)
 
 
@@ -49,7 +48,7 @@ def random_encoder(work: Path, seed: int) -> Path:
     folder = work / f"random-{seed}"
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(seed)
-        save_encoder(ToBo(ToBoConfig(width=192, depth=6, heads=3, patch=8, size=(64, 64))), folder)
+        save_encoder(ToBo(ToBoConfig(**NETWORK, size=(64, 64))), folder)
     return folder
 
 
@@ -152,22 +151,25 @@ def draw(shown: list[tuple[str, Path]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS)}")
+    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS | ABLATIONS)}")
     parser.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args()
-    only = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS)
+    only = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS | ABLATIONS)
     judged: dict[str, list[dict[str, Any]]] = {}
     for name, *what in contestants(options.work, only, [int(seed) for seed in options.seeds.split(",")]):
         judged.setdefault(name, []).append(judge(options.work, name, *what))
         print(
             name, what[0], {key: value for key, value in judged[name][-1].items() if key.startswith("J&F")}, flush=True
         )
-    tables = {"All": table(judged)} | {f"J&F of each sequence, {p}": sequences(judged, p) for p in PROTOCOLS}
+    whole, short = ({name: judged[name] for name in judged if (name in ABLATIONS) == part} for part in (False, True))
+    tables = {"All": table(whole), f"With {SHORT:.3g} of the steps, one thing changed": table(short)} | {
+        f"J&F of each sequence, {p}": sequences(whole, p) for p in PROTOCOLS
+    }
     cloned = RESULTS / "bc_metaworld.json"
     if cloned.exists():
         tables["Behaviour cloning"] = json.loads(cloned.read_text())["rows"]
     draw(
-        [(name, judged_folder(options.work, name, 0)) for name in judged if name not in ABLATIONS],
+        [(name, judged_folder(options.work, name, 0)) for name in whole],
         RESULTS / "tobo_small.png",
     )
     write(
