@@ -102,8 +102,10 @@ def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int)
         last: dict[str, Any] = {key: value for line in lines for key, value in line.items()}
         if "tobo_own" in last:
             scores["loss, own source"], scores["loss, swapped"] = last["tobo_own"], last["tobo_swapped"]
-    spent = Path(encoder).parent / "time.json"
-    scores["hours"] = json.loads(spent.read_text())["seconds"] / 3600 if spent.exists() else None
+    if (Path(encoder).parent / "time.json").exists():
+        # What a run did before it was stopped is not in its time.
+        spent, recipe = (json.loads((Path(encoder).parent / f"{one}.json").read_text()) for one in ("time", "settings"))
+        scores["hours"] = spent["seconds"] / spent["steps"] * recipe["steps"] / 3600
     return scores
 
 
