@@ -153,10 +153,10 @@ def draw(shown: list[tuple[str, Path]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS | ABLATIONS)}")
+    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS)}")
     parser.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args()
-    only = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS | ABLATIONS)
+    only = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS)
     judged: dict[str, list[dict[str, Any]]] = {}
     for name, *what in contestants(options.work, only, [int(seed) for seed in options.seeds.split(",")]):
         judged.setdefault(name, []).append(judge(options.work, name, *what))
@@ -170,10 +170,7 @@ def main() -> None:
     cloned = RESULTS / "bc_metaworld.json"
     if cloned.exists():
         tables["Behaviour cloning"] = json.loads(cloned.read_text())["rows"]
-    draw(
-        [(name, judged_folder(options.work, name, 0)) for name in whole],
-        RESULTS / "tobo_small.png",
-    )
+    draw([(name, judged_folder(options.work, name, 0)) for name in whole], RESULTS / "tobo_small.png")
     write(
         "tobo_small", "Token Bottleneck and its relatives, pre-trained here",
         "python benchmarks/tobo_small.py frames train --work WORK; python benchmarks/tobo_judge.py --work WORK", tables,

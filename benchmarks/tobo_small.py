@@ -6,7 +6,7 @@
 frames  decodes the clips of ../shared/data/clips ($FEWTOKENS_DATA) to 144 px, and makes 1,000 clips of parts of their
         frames: blobs in changed colours move over a picture that is panned. All as bytes that are mapped into memory
         (4 GB); 5 minutes. No DAVIS sequence is among them.
-train   the runs of `RUNS` and `ABLATIONS` one after the other, each into WORK/runs/NAME-SEED with its page (index.html)
+train   the runs of `RUNS` one after the other, each into WORK/runs/NAME-SEED with its page (index.html)
         and its encoder (model/); a run that was stopped goes on, one that is done is left. ViT of width 128,
         4 blocks, 64 px, patches of 8, batch 32, bf16. One core with avx512_bf16 takes 33 minutes for `tobo`, 27 for
         `siam_mae` and `mae`, and 12 for each ablation, two such runs side by side with --threads 1, which is faster
@@ -16,7 +16,7 @@ Why so many made clips: on ten real clips and 60 of plain shapes, drawn from cro
 learned its clips by heart (loss on their pairs 0.63, on unseen videos 0.99, where 1 is to say nothing).
 
 Every run sees the same number of images, sources and targets together: MAE, which needs one for a sample where the
-others need two, makes twice as many steps. What differs within the ablations is said there and nothing else.
+others need two, makes twice as many steps. What differs within the ablations is said in `ABLATIONS` and nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from fewtokens.data.packed import pack_frames, write_frames
 from fewtokens.data.transforms import resize
 from fewtokens.models.pretrained import PRETRAINING
 from fewtokens.train.pretraining import pretrain
-from fewtokens.train.pretraining_presets import PretrainingRecipe, make_pretraining
+from fewtokens.train.pretraining_presets import OBJECTIVES, PretrainingRecipe, make_pretraining
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIDE, MADE, LENGTH, STEPS = 144, 1000, 64, 8_000
@@ -50,29 +50,24 @@ REAL_TIMES = 100
 NETWORK = {"width": 128, "depth": 4, "heads": 2, "patch": 8, "decoder_width": 96, "decoder_depth": 2,
            "decoder_heads": 2}  # fmt: skip
 
-# name -> objective and what differs from its preset. Of 64 patches, those that look at another frame see as many by
-# number as in the papers (of 196: ToBo 19, SiamMAE 9, CropMAE 2), MAE and RSP as many by share (a quarter).
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    name: (name, {}) for name in ("tobo", "mae", "siam_mae", "crop_mae", "rsp")
-}
-# The same with one thing changed, in SHORT of the steps.
+# Ablations: name -> objective and what differs from its preset, in SHORT of the steps.
 SHORT = 3 / 8
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    f"short {name}": (objective, {**RUNS[objective][1], **changes})
-    for name, objective, changes in (
-        ("tobo", "tobo", {}),
-        ("mae", "mae", {}),
-        ("tobo, 2 tokens", "tobo", {"bottleneck_tokens": 2}),
-        ("tobo, 4 tokens", "tobo", {"bottleneck_tokens": 4}),
-        ("tobo, 8 tokens", "tobo", {"bottleneck_tokens": 8}),
-        ("tobo, same frame", "tobo", {"min_gap": 0, "max_gap": 0}),
-        ("tobo, gap 48", "tobo", {"max_gap": 48}),
-        ("tobo, mask 0.5", "tobo", {"mask_ratio": 0.5}),
-        ("tobo, mask 0.9", "tobo", {"mask_ratio": 0.9}),
-        ("tobo, mask 0.95", "tobo", {"mask_ratio": 0.95}),
-        ("tobo, no auxiliary", "tobo", {"auxiliary_weight": 0.0}),
-    )
+    "short tobo": ("tobo", {}),
+    "short mae": ("mae", {}),
+    "short tobo, 2 tokens": ("tobo", {"bottleneck_tokens": 2}),
+    "short tobo, 4 tokens": ("tobo", {"bottleneck_tokens": 4}),
+    "short tobo, 8 tokens": ("tobo", {"bottleneck_tokens": 8}),
+    "short tobo, same frame": ("tobo", {"min_gap": 0, "max_gap": 0}),
+    "short tobo, gap 48": ("tobo", {"max_gap": 48}),
+    "short tobo, mask 0.5": ("tobo", {"mask_ratio": 0.5}),
+    "short tobo, mask 0.9": ("tobo", {"mask_ratio": 0.9}),
+    "short tobo, mask 0.95": ("tobo", {"mask_ratio": 0.95}),
+    "short tobo, no auxiliary": ("tobo", {"auxiliary_weight": 0.0}),
 }
+# Of 64 patches the presets show, where another frame is looked at, as many by number as the papers (of 196: ToBo 19,
+# SiamMAE 9, CropMAE 2), MAE's and RSP's as many by share (a quarter).
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in OBJECTIVES} | ABLATIONS
 
 
 def frames(work: Path) -> None:
@@ -154,7 +149,7 @@ def footage(work: Path) -> list[Footage]:
 
 def recipe_of(name: str, seed: int, steps: int, items: int, workers: int) -> PretrainingRecipe:
     """The recipe of a run: equally many images for all."""
-    objective, changes = (RUNS | ABLATIONS)[name]
+    objective, changes = RUNS[name]
     steps = round(steps * SHORT) if name in ABLATIONS else steps
     every = {
         "steps": steps * 2 // PRETRAINING[objective].frames, "seed": seed, "precision": "bf16", "batch": 32, "lr": 1e-3,
@@ -211,16 +206,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="+", choices=("frames", "train"))
     parser.add_argument("--work", type=Path, required=True, help="folder for frames and runs")
-    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS | ABLATIONS)}")
+    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS)}")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the runs on pairs; MAE makes twice as many")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="of torch; all cores if 0")
     parser.add_argument("--device", choices=("cpu",), help="to stay there although there is a GPU")
     asked = parser.parse_args()
-    only = [name.strip() for name in asked.only.split(";")] if asked.only else list(RUNS | ABLATIONS)
-    if unknown := [name for name in only if name not in RUNS | ABLATIONS]:
-        sys.exit(f"no run called {', '.join(unknown)}; there are {'; '.join(RUNS | ABLATIONS)}")
+    only = [name.strip() for name in asked.only.split(";")] if asked.only else list(RUNS)
+    if unknown := [name for name in only if name not in RUNS]:
+        sys.exit(f"no run called {', '.join(unknown)}; there are {'; '.join(RUNS)}")
     if asked.threads:
         torch.set_num_threads(asked.threads)
     if "frames" in asked.parts:

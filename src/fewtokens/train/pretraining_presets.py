@@ -121,8 +121,7 @@ _TINY: dict[str, Any] = {
 _TINY_NETWORK: dict[str, Any] = {
     "width": 192, "depth": 6, "heads": 3, "patch": 8, "decoder_width": 128, "decoder_depth": 3, "decoder_heads": 4,
 }  # fmt: skip
-# Of 64 patches as many are seen as of 196 in the papers: 19, 9 and 2. A tenth of 64 would be 6, and gaps of 48 too much
-# to match in so few steps: benchmarks/tobo_small.py.
+# Of 64 patches as many are seen as of 196 in the papers, 19, 9 and 2: a tenth of 64 would be 6 (docs/tobo.md).
 _TINY_MASKS = {"tobo": 0.7, "siam_mae": 0.85, "crop_mae": 0.96}
 _NAME = re.compile(rf"({'|'.join(sorted(OBJECTIVES, key=len, reverse=True))})_(?:vit_([sbl])(\d+)_k400|tiny)")
 
