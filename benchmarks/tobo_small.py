@@ -9,8 +9,9 @@ frames  decodes the clips of ../shared/data/clips ($FEWTOKENS_DATA) to 144 px, a
 train   the runs of `RUNS` one after the other, each into WORK/runs/NAME-SEED with its page (index.html)
         and its encoder (model/); a run that was stopped goes on, one that is done is left. ViT of width 128,
         4 blocks, 64 px, patches of 8, batch 32, bf16. One core with avx512_bf16 takes 33 minutes for `tobo`, 27 for
-        `siam_mae` and `mae`, and 12 for each ablation, two such runs side by side with --threads 1, which is faster
+        `siam_mae` and `mae`, and 8 for each ablation, two such runs side by side with --threads 1, which is faster
         than one on two cores.
+cost    seconds of a step of each objective, into WORK/cost.json for the table; 4 minutes with nothing beside it.
 
 Why so many made clips: on ten real clips and 60 of plain shapes, drawn from crops of half a frame, every objective
 learned its clips by heart (loss on their pairs 0.63, on unseen videos 0.99, where 1 is to say nothing).
@@ -28,6 +29,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -45,13 +47,14 @@ from fewtokens.train.pretraining_presets import OBJECTIVES, PretrainingRecipe, m
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SIDE, MADE, LENGTH, STEPS = 144, 1000, 64, 8_000
+TIMED = 150
 # Real clips are listed so many times, that half of what is seen is real.
 REAL_TIMES = 100
 NETWORK = {"width": 128, "depth": 4, "heads": 2, "patch": 8, "decoder_width": 96, "decoder_depth": 2,
            "decoder_heads": 2}  # fmt: skip
 
 # Ablations: name -> objective and what differs from its preset, in SHORT of the steps.
-SHORT = 3 / 8
+SHORT = 1 / 4
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "short tobo": ("tobo", {}),
     "short mae": ("mae", {}),
@@ -183,7 +186,6 @@ def train(work: Path, only: list[str], seeds: list[int], steps: int, workers: in
                 report = pretrain(items, recipe, out, device="cpu")
         else:
             report = pretrain(items, recipe, out)
-        _count_time(out, report.seconds, report.steps - report.resumed_at)
         each = report.seconds / max(1, report.steps - report.resumed_at)
         scores = "  ".join(f"{key} {value:.3f}" for key, value in report.scores.items())
         waiting = 100 * report.waiting / max(report.seconds, 1e-9)
@@ -194,17 +196,22 @@ def train(work: Path, only: list[str], seeds: list[int], steps: int, workers: in
         )
 
 
-def _count_time(out: Path, seconds: float, steps: int) -> None:
-    """Adds up the seconds of a run over the calls that it took."""
-    path = out / "time.json"
-    said = json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "steps": 0}
-    if steps:
-        path.write_text(json.dumps({"seconds": said["seconds"] + seconds, "steps": said["steps"] + steps}) + "\n")
+def cost(work: Path, only: list[str], workers: int) -> None:
+    """Seconds of a step of each objective, into WORK/cost.json; with nothing beside it, and best on one core."""
+    items, path = footage(work), work / "cost.json"
+    seconds = json.loads(path.read_text()) if path.exists() else {}
+    for name in [name for name in only if name not in ABLATIONS]:
+        recipe = recipe_of(name, 0, TIMED, len(items), workers)
+        with TemporaryDirectory() as folder, sdpa_kernel(SDPBackend.MATH):
+            report = pretrain(items, recipe, Path(folder) / "run", device="cpu")
+        seconds[name] = report.seconds / report.steps
+        print(f"{name:20s} {seconds[name]:.3f} s a step on {torch.get_num_threads()} threads", flush=True)
+    path.write_text(json.dumps(seconds, indent=2) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=("frames", "train"))
+    parser.add_argument("parts", nargs="+", choices=("frames", "train", "cost"))
     parser.add_argument("--work", type=Path, required=True, help="folder for frames and runs")
     parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS)}")
     parser.add_argument("--seeds", default="0", help="such as 0,1,2")
@@ -223,6 +230,8 @@ def main() -> None:
     if "train" in asked.parts:
         seeds = [int(seed) for seed in asked.seeds.split(",")]
         train(asked.work, only, seeds, asked.steps, asked.workers, asked.device)
+    if "cost" in asked.parts:
+        cost(asked.work, only, asked.workers)
 
 
 if __name__ == "__main__":
