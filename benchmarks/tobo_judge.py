@@ -6,8 +6,8 @@
 Beside them an encoder of random weights, raw pixels, and the DINOv2 ViT-S/14 of $FEWTOKENS_DATA, every one on a grid of
 30 x 55 cells (240 x 440 pixels for patches of 8, 420 x 770 for 14, 480 x 880 for the pixels), so that all have as many
 voters and the same radius. Masks are scored at their native size, on the eight DAVIS-2016 sequences that are there;
-none of them entered training. The ablations are judged by protocol A alone. Encoders run in bfloat16, likenesses are
-float32. The probe: logistic regression on class tokens and on mean features of 64 px.
+none of them entered training. Encoders run in bfloat16, likenesses are float32. The probe: logistic regression on class
+tokens and on mean features of 64 px. The ablations are judged by protocol A alone, without the probe.
 
 Each is a `fewtokens eval` command of its own, whose JSON stays in WORK/judged. About 6 minutes an encoder on 2 cores.
 Behaviour cloning is `bc_metaworld.py` with the same folders; its table is shown where results/bc_metaworld.json names
@@ -97,7 +97,8 @@ def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int)
         )  # fmt: skip
         scores[f"J&F, {protocol}"] = found["scores"]["native"]["J&F-Mean"]
         scores[f"sequences, {protocol}"] = {line["sequence"]: line["J&F-Mean"] for line in found["sequences"]}
-    for pool in ("mean",) if encoder == "patches" else ("class", "mean"):
+    pools = () if name in ABLATIONS else ("mean",) if encoder == "patches" else ("class", "mean")
+    for pool in pools:
         found = asked(
             folder / f"linear_{pool}.json", "eval", "linear", encoder, "--data", str(DATA / "sign_digits" / "Dataset"),
             "--size", str(size), "--pool", pool,
@@ -134,15 +135,17 @@ def unseen(objective: str, folder: Path) -> dict[str, float]:
 
 
 def table(judged: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each encoder, of the columns that any has."""
     columns = (*(f"J&F, {one}" for one in PROTOCOLS), "linear, class", "linear, mean", "unseen loss",
                "unseen loss, swapped", "core minutes")  # fmt: skip
+    columns = tuple(column for column in columns if any(column in one for group in judged.values() for one in group))
     rows = []
     for name, group in judged.items():
         row: dict[str, Any] = {"encoder": name, "seeds": len(group)}
         for column in columns:
-            values = [one[column] for one in group if one.get(column) is not None]
+            values = [one[column] for one in group if column in one]
             row[column] = round(statistics.mean(values), 2) if values else None
-            if column.startswith("J&F"):
+            if column.startswith("J&F") and any(len(one) > 1 for one in judged.values()):
                 row["± " + column] = round((max(values) - min(values)) / 2, 2) if len(values) > 1 else None
         rows.append(row)
     return rows
