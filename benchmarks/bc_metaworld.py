@@ -123,7 +123,9 @@ def main() -> None:
         f"{options.rollouts} episodes of at most {options.horizon} steps, success in any step; {options.seeds} seeds. "
         f"These are {NOTE}. The picture: episodes of {contestants[0][0]}, seed 0."
     )
-    command = f"python benchmarks/bc_metaworld.py {' '.join(sys.argv[1:])}".strip()
+    # Where somebody's encoders and runs lie is nobody's concern.
+    flags = f"--task {options.task} --demos {options.demos} --rollouts {options.rollouts} --seeds {options.seeds}"
+    command = f"python benchmarks/bc_metaworld.py NAME=FOLDER ... {flags}"
     pictures = ["bc_metaworld.png"] if (RESULTS / "bc_metaworld.png").is_file() else []
     write("bc_metaworld", f"Behaviour cloning on {options.task}", command, rows, notes, pictures)
 
