@@ -107,9 +107,10 @@ def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int)
     if name in RUNS:
         scores |= unseen(RUNS[name][0], Path(encoder))
         recipe = json.loads((Path(encoder).parent / "settings.json").read_text())
-        cost = work / "cost.json"
-        if cost.exists():
-            scores["core minutes"] = json.loads(cost.read_text())[RUNS[name][0]] * recipe["steps"] / 60
+        path = work / "cost.json"
+        if path.exists():
+            cost = json.loads(path.read_text())
+            scores["core minutes"] = cost.get(name, cost[RUNS[name][0]]) * recipe["steps"] / 60
     return scores
 
 
