@@ -8,9 +8,9 @@ frames  decodes the clips of ../shared/data/clips ($FEWTOKENS_DATA) to 144 px, a
         (4 GB); 5 minutes. No DAVIS sequence is among them.
 train   the runs of `RUNS` one after the other, each into WORK/runs/NAME-SEED with its page (index.html)
         and its encoder (model/); a run that was stopped goes on, one that is done is left. ViT of width 128,
-        4 blocks, 64 px, patches of 8, batch 32, bf16. One core with avx512_bf16 takes 33 minutes for `tobo`, 27 for
-        `siam_mae` and `mae`, and 8 for each ablation, two such runs side by side with --threads 1, which is faster
-        than one on two cores.
+        4 blocks, 64 px, patches of 8, batch 32, bf16. One core with avx512_bf16 takes 21 minutes for `tobo`, 16 for
+        `mae` and `siam_mae`, 18 for `crop_mae`, 40 for `rsp`, 5 for each ablation; two runs side by side with
+        --threads 1 take half as long again each, which is faster than one on two cores.
 cost    seconds of a step of each objective, into WORK/cost.json for the table; 4 minutes with nothing beside it.
 
 Why so many made clips: on ten real clips and 60 of plain shapes, drawn from crops of half a frame, every objective
@@ -45,6 +45,7 @@ from fewtokens.data.footage import Footage, find_footage
 from fewtokens.data.packed import pack_frames, write_frames
 from fewtokens.data.transforms import resize
 from fewtokens.models.pretrained import PRETRAINING
+from fewtokens.train.loop import Report
 from fewtokens.train.pretraining import pretrain
 from fewtokens.train.pretraining_presets import OBJECTIVES, PretrainingRecipe, make_pretraining
 
@@ -185,12 +186,7 @@ def train(work: Path, only: list[str], seeds: list[int], steps: int, workers: in
     for name, seed in runs(only, seeds):
         out, recipe = folder_of(work, name, seed), recipe_of(name, seed, steps, len(items), workers)
         began = time.strftime("%H:%M")
-        if device == "cpu" or not torch.cuda.is_available():
-            # For sequences as short as these the plain kernel is a quarter faster on a CPU.
-            with sdpa_kernel(SDPBackend.MATH):
-                report = pretrain(items, recipe, out, device="cpu")
-        else:
-            report = pretrain(items, recipe, out)
+        report = pretrain_on(device, items, recipe, out)
         each = report.seconds / max(1, report.steps - report.resumed_at)
         scores = "  ".join(f"{key} {value:.3f}" for key, value in report.scores.items())
         waiting = 100 * report.waiting / max(report.seconds, 1e-9)
@@ -201,7 +197,15 @@ def train(work: Path, only: list[str], seeds: list[int], steps: int, workers: in
         )
 
 
-def cost(work: Path, only: list[str], workers: int) -> None:
+def pretrain_on(device: str | None, items: list[Footage], recipe: PretrainingRecipe, out: Path) -> Report:
+    if device == "cpu" or not torch.cuda.is_available():
+        # For sequences as short as these the plain kernel is a quarter faster on a CPU.
+        with sdpa_kernel(SDPBackend.MATH):
+            return pretrain(items, recipe, out, device="cpu")
+    return pretrain(items, recipe, out)
+
+
+def cost(work: Path, only: list[str], workers: int, device: str | None) -> None:
     """Seconds of a step of each objective, into WORK/cost.json; with nothing beside it, and best on one core."""
     items, path = footage(work), work / "cost.json"
     seconds = json.loads(path.read_text()) if path.exists() else {}
@@ -210,8 +214,8 @@ def cost(work: Path, only: list[str], workers: int) -> None:
         # What the shorter run takes to begin and to end goes off the longer one.
         for length in (TIMED, 3 * TIMED):
             recipe = recipe_of(name, 0, length, len(items), workers)
-            with TemporaryDirectory() as folder, sdpa_kernel(SDPBackend.MATH):
-                report = pretrain(items, recipe, Path(folder) / "run", device="cpu")
+            with TemporaryDirectory() as folder:
+                report = pretrain_on(device, items, recipe, Path(folder) / "run")
             took.append(report.seconds)
             steps.append(report.steps)
         seconds[name] = (took[1] - took[0]) / (steps[1] - steps[0])
@@ -241,7 +245,7 @@ def main() -> None:
         seeds = [int(seed) for seed in asked.seeds.split(",")]
         train(asked.work, only, seeds, asked.steps, asked.workers, asked.device)
     if "cost" in asked.parts:
-        cost(asked.work, only, asked.workers)
+        cost(asked.work, only, asked.workers, asked.device)
 
 
 if __name__ == "__main__":

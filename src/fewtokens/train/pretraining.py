@@ -82,18 +82,30 @@ class Watch:
         device = next(model.parameters()).device
         noise = mask_noise(self.seeds, model.config.patches).to(device)
         frames = self.frames.to(device)
-        own = {name: float(value) for name, value in model(frames, noise).items() if name not in ("loss", "kl")}
-        scores = {f"{name}_own": value for name, value in own.items()}
-        if model.frames > 1 and len(frames) > 1:
-            swapped = torch.stack([frames[:, 0].roll(1, 0), frames[:, 1]], 1)
-            # What is predicted from the target alone does not care.
-            other = model(swapped, noise)
-            scores |= {f"{name}_swapped": float(other[name]) for name in own if name != "mae"}
+        scores = own_and_swapped(model, frames, noise)
         from accelerate import PartialState
 
         if PartialState().is_main_process:
             draw_strips(reconstructions(model, frames, noise), self.out / "reconstructions.png")
         return scores
+
+
+def own_and_swapped(model: Pretraining, frames: Tensor, noise: Tensor) -> dict[str, float]:
+    """The loss of each path, PATH_own, and with the source of the sample before, PATH_swapped.
+
+    Args:
+        model: the network.
+        frames: uint8 [n,F,3,H,W], neighbours of different videos.
+        noise: of the masks, [n,patches].
+    """
+    own = {name: float(value) for name, value in model(frames, noise).items() if name not in ("loss", "kl")}
+    scores = {f"{name}_own": value for name, value in own.items()}
+    if model.frames > 1 and len(frames) > 1:
+        swapped = torch.stack([frames[:, 0].roll(1, 0), frames[:, 1]], 1)
+        # What is predicted from the target alone does not care.
+        other = model(swapped, noise)
+        scores |= {f"{name}_swapped": float(other[name]) for name in own if name != "mae"}
+    return scores
 
 
 def reconstructions(model: Pretraining, frames: Tensor, noise: Tensor) -> list[tuple[str, Tensor]]:
