@@ -6,8 +6,9 @@
 Beside them, for honesty: a ViT-Ti/16 of random weights, raw pixels (32 x 32 of them), and the robot's own states alone.
 Needs `pip install 'fewtokens[sim]'`. Cost at the defaults (112 px, 10 demonstrations, 3 seeds, 3 evaluations of 20
 episodes of at most 200 steps): up to 36,000 steps an encoder, each about 10 ms of one core for rendering, physics and
-the policy, and beside it what the encoder takes for a frame. It goes on where it was stopped. These are not the
-environments of the papers: numbers compare with each other and with no published table.
+the policy, and beside it what the encoder takes for a frame. It goes on where it was stopped, and rows of other
+encoders that were made with the same settings stay in the results. These are not the environments of the papers:
+numbers compare with each other and with no published table.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from common import RESULTS, write
+from common import RESULTS, joined, write
 from fewtokens.data import demonstrations
 from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.evaluate.cloning_protocol import Cloning, make_protocol
@@ -124,9 +125,10 @@ def main() -> None:
         f"These are {NOTE}. The picture: episodes of {contestants[0][0]}, seed 0."
     )
     # Where somebody's encoders and runs lie is nobody's concern.
-    flags = f"--task {options.task} --demos {options.demos} --rollouts {options.rollouts} --seeds {options.seeds}"
+    flags = " ".join(f"--{name} {value}" for name, value in vars(options).items() if name not in ("encoders", "work"))
     command = f"python benchmarks/bc_metaworld.py NAME=FOLDER ... {flags}"
     pictures = ["bc_metaworld.png"] if (RESULTS / "bc_metaworld.png").is_file() else []
+    rows = joined("bc_metaworld", command, rows)
     write("bc_metaworld", f"Behaviour cloning on {options.task}", command, rows, notes, pictures)
 
 

@@ -97,6 +97,29 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def joined(
+    name: str, command: str, rows: list[dict[str, Any]], head: str = "", order: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """A table's rows and those that the same command wrote before of other encoders, trained elsewhere perhaps.
+
+    Args:
+        name: of the results.
+        command: of the report.
+        rows: of the table, each with its "encoder".
+        head: of the table, where the results have several.
+        order: of the encoders; those it does not name come last.
+    """
+    path = RESULTS / f"{name}.json"
+    report = json.loads(path.read_text()) if path.exists() else {"command": None, "rows": []}
+    before = report["rows"].get(head, []) if isinstance(report["rows"], dict) else report["rows"]
+    here = {row["encoder"] for row in rows}
+    others = [row for row in before if row["encoder"] not in here and report["command"] == command]
+    columns = dict.fromkeys(column for row in (*others, *rows) for column in row)
+    places = {encoder: place for place, encoder in enumerate(order)}
+    both = sorted((*others, *rows), key=lambda row: places.get(row["encoder"], len(places)))
+    return [{column: row.get(column) for column in columns} for row in both]
+
+
 def write(name: str, title: str, command: str, rows: Any, notes: str = "", pictures: Sequence[str] = ()) -> None:
     """Prints tables and writes them to results/NAME.json and NAME.md, with machine and command.
 

@@ -1,7 +1,7 @@
 """The encoders of `tobo_small.py` judged: label propagation on DAVIS, a linear probe on hand signs, one robot's task.
 
     python benchmarks/tobo_judge.py --work WORK                     # all runs that are done; goes on where it was
-    python benchmarks/tobo_judge.py --work WORK --only "tobo; mae" --seeds 0
+    python benchmarks/tobo_judge.py --work WORK --only "tobo; mae; random weights" --seeds 0
 
 Beside them an encoder of random weights, raw pixels, and the DINOv2 ViT-S/14 of $FEWTOKENS_DATA, every one on a grid of
 30 x 55 cells (240 x 440 pixels for patches of 8, 420 x 770 for 14, 480 x 880 for the pixels), so that all have as many
@@ -10,8 +10,9 @@ none of them entered training. Encoders run in bfloat16, likenesses are float32.
 tokens and on mean features of 64 px. The ablations are judged by protocol A alone, without the probe.
 
 Each is a `fewtokens eval` command of its own, whose JSON stays in WORK/judged. About 6 minutes an encoder on 2 cores.
-Behaviour cloning is `bc_metaworld.py` with the same folders; its table is shown where results/bc_metaworld.json names
-them.
+Rows of encoders that are not judged now, because --only leaves them out or they were trained elsewhere, stay in the
+results as they are, and so do the pictures where one of them lacks its masks. Behaviour cloning is `bc_metaworld.py`
+with the same folders; its table is shown where results/bc_metaworld.json names them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 
-from common import RESULTS, write
+from common import RESULTS, joined, write
 from fewtokens.data.footage import find_footage
 from fewtokens.data.masks import read_masks
 from fewtokens.data.pairs import PairData, collate_pairs, mask_noise
@@ -37,7 +38,7 @@ from fewtokens.models.pretrained import load_pretraining, save_encoder
 from fewtokens.models.pretraining import ToBo, ToBoConfig
 from fewtokens.show.objects import overlay_objects
 from fewtokens.show.strips import draw_strips
-from fewtokens.train.pretraining import reconstructions
+from fewtokens.train.pretraining import own_and_swapped, reconstructions
 from fewtokens.video.images import read_image
 from tobo_small import ABLATIONS, DATA, NETWORK, RUNS, SHORT, STEPS, folder_of, recipe_of
 
@@ -45,6 +46,8 @@ DAVIS = DATA / "davis2016" / "DAVIS"
 SHOWN = ("car-roundabout", "car-shadow", "dog", "scooter-black", "breakdance")
 PROTOCOLS = ("A", "B")
 GRID = (30, 55)
+COMMAND = "python benchmarks/tobo_small.py frames train --work WORK; python benchmarks/tobo_judge.py --work WORK"
+BESIDE = ("random weights", "pixels", "DINOv2 ViT-S/14")
 # Pairs of each DAVIS sequence for the losses on unseen videos; the path of the loss, where it has another name.
 UNSEEN = 24
 PATHS = {"siam_mae": "siam", "crop_mae": "siam"}
@@ -61,11 +64,12 @@ def random_encoder(work: Path, seed: int) -> Path:
 
 def contestants(work: Path, only: list[str], seeds: list[int]) -> list[tuple[str, int, str, int, int]]:
     """(name, seed, encoder, patch, size of the probe's pictures)."""
-    found = [(name, seed, folder_of(work, name, seed) / "model", 8, 64) for name in only for seed in seeds]
+    found = [(name, seed, folder_of(work, name, seed) / "model", 8, 64) for name in RUNS for seed in seeds]
     done = [(name, seed, str(folder), patch, size) for name, seed, folder, patch, size in found if folder.is_dir()]
-    done += [("random weights", seed, str(random_encoder(work, seed)), 8, 64) for seed in seeds]
-    dino = DATA / "weights" / "dinov2-small"
-    return [*done, ("pixels", 0, "patches", 16, 64), ("DINOv2 ViT-S/14", 0, str(dino), 14, 98)]
+    drawn, pixels, dino = BESIDE
+    done += [(drawn, seed, str(random_encoder(work, seed)), 8, 64) for seed in seeds]
+    done += [(pixels, 0, "patches", 16, 64), (dino, 0, str(DATA / "weights" / "dinov2-small"), 14, 98)]
+    return [one for one in done if one[0] in only]
 
 
 def asked(path: Path, *arguments: str) -> dict[str, Any]:
@@ -110,7 +114,8 @@ def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int)
         path = work / "cost.json"
         if path.exists():
             cost = json.loads(path.read_text())
-            scores["core minutes"] = cost.get(name, cost[RUNS[name][0]]) * recipe["steps"] / 60
+            if seconds := cost.get(name, cost.get(RUNS[name][0])):
+                scores["core minutes"] = seconds * recipe["steps"] / 60
     return scores
 
 
@@ -126,13 +131,10 @@ def unseen_samples(objective: str) -> dict[str, Any]:
 def unseen(objective: str, folder: Path) -> dict[str, float]:
     """The loss on unseen videos, where 1 is to say nothing, and with the source of another sequence."""
     model, batch = load_pretraining(folder), unseen_samples(objective)
-    frames, noise = batch["frames"], mask_noise(batch["seeds"], model.config.patches)
+    scores = own_and_swapped(model, batch["frames"], mask_noise(batch["seeds"], model.config.patches))
     path = PATHS.get(objective, objective)
-    scores = {"unseen loss": float(model(frames, noise)[path])}
-    if model.frames > 1:
-        swapped = torch.stack([frames[:, 0].roll(1, 0), frames[:, 1]], 1)
-        scores["unseen loss, swapped"] = float(model(swapped, noise)[path])
-    return scores
+    named = {"unseen loss": f"{path}_own", "unseen loss, swapped": f"{path}_swapped"}
+    return {name: scores[key] for name, key in named.items() if key in scores}
 
 
 def table(judged: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -190,10 +192,12 @@ def draw_rebuilt(folder: Path, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--only", help=f"runs, separated by ';': {'; '.join(RUNS)}")
+    parser.add_argument("--only", help=f"encoders, separated by ';': {'; '.join((*RUNS, *BESIDE))}")
     parser.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args()
-    only = [name.strip() for name in options.only.split(";")] if options.only else list(RUNS)
+    only = [name.strip() for name in options.only.split(";")] if options.only else [*RUNS, *BESIDE]
+    if unknown := [name for name in only if name not in (*RUNS, *BESIDE)]:
+        sys.exit(f"no encoder called {', '.join(unknown)}; there are {'; '.join((*RUNS, *BESIDE))}")
     judged: dict[str, list[dict[str, Any]]] = {}
     for name, *what in contestants(options.work, only, [int(seed) for seed in options.seeds.split(",")]):
         judged.setdefault(name, []).append(judge(options.work, name, *what))
@@ -201,25 +205,27 @@ def main() -> None:
             name, what[0], {key: value for key, value in judged[name][-1].items() if key.startswith("J&F")}, flush=True
         )
     whole, short = ({name: judged[name] for name in judged if (name in ABLATIONS) == part} for part in (False, True))
-    tables = {"All": table(whole)}
-    if short:
-        tables[f"With {SHORT:.3g} of the steps, one thing changed"] = table(short)
+    tables = {"All": table(whole), f"With {SHORT:.3g} of the steps, one thing changed": table(short)}
     tables |= {f"J&F of each sequence, {p}": sequences(whole, p) for p in PROTOCOLS}
+    tables = {head: joined("tobo_small", COMMAND, rows, head, (*RUNS, *BESIDE)) for head, rows in tables.items()}
     cloned = RESULTS / "bc_metaworld.json"
     if cloned.exists():
         tables["Behaviour cloning"] = json.loads(cloned.read_text())["rows"]
-    draw([(name, judged_folder(options.work, name, 0)) for name in whole], RESULTS / "tobo_small.png")
-    if "tobo" in whole:
-        draw_rebuilt(folder_of(options.work, "tobo", 0) / "model", RESULTS / "tobo_small_rebuilt.png")
+    shown = [(row["encoder"], judged_folder(options.work, row["encoder"], 0)) for row in tables["All"]]
+    if all((folder / PROTOCOLS[0]).is_dir() for _, folder in shown):
+        draw(shown, RESULTS / "tobo_small.png")
+    rebuilt = folder_of(options.work, "tobo", 0) / "model"
+    if rebuilt.is_dir():
+        draw_rebuilt(rebuilt, RESULTS / "tobo_small_rebuilt.png")
     write(
         "tobo_small", "Token Bottleneck and its relatives, pre-trained here",
-        "python benchmarks/tobo_small.py frames train --work WORK; python benchmarks/tobo_judge.py --work WORK", tables,
+        COMMAND, {head: rows for head, rows in tables.items() if rows},
         "Means over seeds; ± is half of the range. All on a grid of 30 x 55 cells, scored at the native size. Unseen "
         "loss: of an objective's own path (ToBo: from one token) on pairs of the DAVIS sequences, where 1 is to say "
         "nothing, and with the source of another sequence; objectives, which see shares of their own, do not compare. "
         "Core minutes: seconds of a step alone on one core, times the steps. The first picture: protocol A at 60 % of "
         "a sequence, the truth outlined in white. The second: pairs of unseen videos rebuilt by ToBo.",
-        ["tobo_small.png", "tobo_small_rebuilt.png"],
+        [file for file in ("tobo_small.png", "tobo_small_rebuilt.png") if (RESULTS / file).is_file()],
     )  # fmt: skip
 
 
