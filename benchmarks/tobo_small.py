@@ -185,6 +185,14 @@ def runs(only: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
             yield name, seed
 
 
+def chosen(text: str | None, names: Sequence[str]) -> list[str]:
+    """The names of a list separated by ';', all where there is none."""
+    only = [name.strip() for name in text.split(";")] if text else list(names)
+    if unknown := [name for name in only if name not in names]:
+        sys.exit(f"nothing called {', '.join(unknown)}; there are {'; '.join(names)}")
+    return only
+
+
 def train(work: Path, only: list[str], seeds: list[int], steps: int, workers: int, device: str | None) -> None:
     items = footage(work)
     for name, seed in runs(only, seeds):
@@ -213,7 +221,7 @@ def cost(work: Path, only: list[str], workers: int, device: str | None) -> None:
     """Seconds of a step of each objective, into WORK/cost.json; with nothing beside it, and best on one core."""
     items, path = footage(work), work / "cost.json"
     seconds = json.loads(path.read_text()) if path.exists() else {}
-    for name in [name for name in only if name not in {**ABLATIONS, **LONG}]:
+    for name in [name for name in only if name not in (*ABLATIONS, *LONG)]:
         took, steps = [], []
         # What the shorter run takes to begin and to end goes off the longer one.
         for length in (TIMED, 3 * TIMED):
@@ -238,9 +246,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of torch; all cores if 0")
     parser.add_argument("--device", choices=("cpu",), help="to stay there although there is a GPU")
     asked = parser.parse_args()
-    only = [name.strip() for name in asked.only.split(";")] if asked.only else list(RUNS)
-    if unknown := [name for name in only if name not in RUNS]:
-        sys.exit(f"no run called {', '.join(unknown)}; there are {'; '.join(RUNS)}")
+    only = chosen(asked.only, list(RUNS))
     if asked.threads:
         torch.set_num_threads(asked.threads)
     if "frames" in asked.parts:
