@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from fewtokens import files, registry
 from fewtokens.grid import Grid
 from fewtokens.method import CUES, STAGES, Method
-from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 
-# Cues with a row for each token; they are moved along when tokens are dropped or merged.
+# Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
 _PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
 
 
@@ -151,17 +150,13 @@ class Pipeline(nn.Module):
             if not self.encoder.skips:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
-            tokens, given = self.encoder(frames, times, needs=needs, before=before, inside=self._at("encoder"))
-            cues = given | cues
-        for number, method in enumerate(after):
-            reduced = method(tokens, **{name: cues[name] for name in method.needs if name in cues})
-            wanted = {need for later in after[number + 1 :] for need in later.needs}
-            if moving := [name for name in _PER_TOKEN if name in cues and name in wanted]:
-                plan = Plan.between(tokens, reduced)
-                for name in moving:
-                    rows = cues[name].reshape(*cues[name].shape[:2], -1)
-                    cues[name] = plan.move(rows, tokens.sizes).reshape(tokens.B, plan.width, *cues[name].shape[2:])
-            tokens = reduced
+            tokens, made = self.encoder(frames, times, needs=needs, before=before, inside=self._at("encoder"))
+            cues = made | cues
+        start = tokens
+        for method in after:
+            given = {name: cues[name] for name in method.needs if name in cues}
+            moved = {name: tokens.pool(cue, start) for name, cue in given.items() if name in _PER_TOKEN}
+            tokens = method(tokens, **(given | moved))
         meta = dict(tokens.meta) | {"spec": self.spec}
         if self.encoder is not None:
             meta["encoder"] = self.encoder.describe()

@@ -242,6 +242,41 @@ class Tokens:
             weights=per_cell,
         )
 
+    def pool(self, values: Tensor, before: Tokens | None = None) -> Tensor:
+        """Brings a tensor with a row for each earlier token to the tokens at hand, [B,N',...] to [B,N,...].
+
+        A row becomes the mean of the rows that its token was made from: weighted by their sizes where tokens were
+        dropped or merged, and by the attribution in `weights`, as positions are, where they were resampled. Rows of
+        padded slots, and of tokens that nothing is attributed to, are zero. Summed in float32 (float64 stays) and
+        given back in the dtype of `values`.
+
+        Args:
+            values: [B,N',...], a row for each token of `before`, or for each source cell without it.
+            before: the tokens that these were made from, by any number of methods.
+
+        Raises:
+            ValueError: `before` was resampled itself, so that its cells do not say what became of its tokens.
+        """
+        if before is self:
+            return values
+        if before is None:
+            before = Tokens.from_cells(self.features.new_zeros(self.B, self.grid.cells, 1), self.grid)
+        if before.weights is not None:
+            raise ValueError(
+                "a resampled token is no set of cells, so what has a row for each one cannot follow later methods: "
+                "give rows for the tokens from before the resampler, and run the whole chain at once"
+            )
+        rows = values.reshape(*values.shape[:2], -1)
+        if self.weights is None:
+            moved = Plan.between(before, self).move(rows, before.sizes)
+        else:
+            wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+            there = self.mask[..., None] & (before.source >= 0)[:, None]
+            owned = self.weights.to(wide).clamp(min=0) * there
+            cells = rows[torch.arange(self.B, device=rows.device)[:, None], before.source.clamp(min=0)].to(wide)
+            moved = (owned / owned.sum(2, keepdim=True).clamp(min=1e-12) @ cells).to(values.dtype)
+        return moved.reshape(self.B, self.N, *values.shape[2:])
+
     def ordered(self) -> Tokens:
         """The same tokens by mean time, then row, then column."""
         order = by_position(self.positions, self.mask)

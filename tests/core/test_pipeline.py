@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from fewtokens import registry
 from fewtokens.grid import Grid
+from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
+from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
-from tests.clips import clip, same
+from tests.clips import clip, cues, same
 
 
 class Fake:
@@ -79,16 +82,98 @@ def test_cues_follow_the_tokens():
     pixels = torch.rand(2, 180, 2, 12)
     given = {}
 
-    class Watching(type(registry.build("dtd(mode='pixel')")[0])):
+    class Seeing(type(registry.build("dtd(mode='pixel')")[0])):
         def plan(self, tokens, *, pixels):
             given["pixels"] = pixels
             return super().plan(tokens, pixels=pixels)
 
     first = registry.build("random(0.5)")[0]
-    Pipeline([first, Watching(mode="pixel")])(tokens, pixels=pixels)
+    Pipeline([first, Seeing(mode="pixel")])(tokens, pixels=pixels)
     kept = first(tokens)
     expected = pixels.gather(1, kept.cell[..., None, None].expand(-1, -1, 2, 12))
     torch.testing.assert_close(given["pixels"], expected)
+
+
+class Plain(Method):
+    """Without arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Soft(Plain):
+    """A resampler with known weights: token m is a mixture of all tokens."""
+
+    def plan(self, tokens: Tokens) -> Plan:
+        weights = torch.rand(tokens.B, 7, tokens.N, generator=torch.Generator().manual_seed(tokens.N))
+        return Plan(torch.full((tokens.B,), 7), 7, weights=weights / weights.sum(2, keepdim=True))
+
+
+class Pairs(Plain):
+    """Merges neighbours, and drops the last token of an odd number."""
+
+    def plan(self, tokens: Tokens) -> Plan:
+        label = (torch.arange(tokens.N) // 2).masked_fill(torch.arange(tokens.N) >= tokens.N // 2 * 2, -1)
+        return Plan(torch.full((tokens.B,), tokens.N // 2), tokens.N // 2, label.expand(tokens.B, -1))
+
+
+class Watching(Plain):
+    """Remembers the cue that it is given, and changes nothing."""
+
+    needs = ("attention", "pixels")
+
+    def plan(self, tokens: Tokens, **cues: Tensor) -> Plan:
+        self.given = cues
+        return Plan.identity(tokens)
+
+
+@pytest.mark.parametrize(
+    "chain", [[Soft], [Pairs, Soft], [Soft, Pairs], [Pairs, Soft, Pairs], [Soft, Soft], [Pairs, Pairs]]
+)
+def test_cues_are_right_after_any_chain(chain):
+    """Against the same steps taken on the cues themselves: soft weights as they are, means by the sizes of tokens."""
+    tokens = clip(T=3, H=2, W=3)
+    attention, pixels = torch.rand(2, 18), torch.rand(2, 18, 2, 12)
+    watching, steps = Watching(), [step() for step in chain]
+    Pipeline([*steps, watching])(tokens, attention=attention, pixels=pixels)
+    expected = torch.cat([attention[..., None], pixels.flatten(2)], 2)
+    for step in steps:
+        plan, after = step.plan(tokens), step(tokens)
+        if plan.weights is not None:
+            expected = torch.stack([plan.weights[b] @ expected[b] for b in range(2)])
+        else:
+            rows = torch.zeros(2, plan.width, 25)
+            for b, m in itertools.product(range(2), range(plan.width)):
+                members = plan.dest[b] == m
+                rows[b, m] = (expected[b] * tokens.sizes[b, :, None])[members].sum(0) / tokens.sizes[b, members].sum()
+            expected = rows
+        tokens = after
+    torch.testing.assert_close(watching.given["attention"], expected[..., 0])
+    torch.testing.assert_close(watching.given["pixels"].flatten(2), expected[..., 1:])
+
+
+@pytest.mark.parametrize("spec", [name for name in registry.names() if registry.get(name).resamples])
+def test_cues_after_every_resampler_are_those_of_the_cells_it_is_attributed_to(spec):
+    tokens, watching = clip(T=3, H=5, W=6), Watching()
+    torch.manual_seed(0)
+    (method,) = registry.build(spec, width=24)
+    given = cues(tokens)
+    Pipeline([method.eval(), watching])(tokens, **given)
+    out = method(tokens, **{name: given[name] for name in method.needs})
+    for b, m in itertools.product(range(2), range(0, out.N, 5)):
+        share = out.weights[b, m].detach().clamp(min=0)
+        expected = float((share * given["attention"][b]).sum() / share.sum()) if m < int(out.count[b]) else 0.0
+        assert float(watching.given["attention"][b, m].detach()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_of_resampled_tokens_cannot_follow_a_later_method():
+    resampled = Soft()(clip(T=3, H=2, W=3))
+    attention, pixels = torch.rand(2, 7), torch.rand(2, 7, 2, 12)
+    watching = Watching()
+    Pipeline([watching])(resampled, attention=attention, pixels=pixels)
+    assert torch.equal(watching.given["attention"], attention)
+    with pytest.raises(ValueError, match="run the whole chain at once"):
+        Pipeline([Pairs(), watching])(resampled, attention=attention, pixels=pixels)
 
 
 def test_planned_count_of_a_chain():

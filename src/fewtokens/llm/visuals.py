@@ -12,7 +12,6 @@ from fewtokens.batch import collate
 from fewtokens.llm.family import MODALITIES, Family, Visual
 from fewtokens.method import CUES
 from fewtokens.pipeline import Pipeline
-from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 
 
@@ -162,12 +161,6 @@ def _text(family: Family, model: Any, prompt: dict[str, Any], row: int) -> Tenso
 def _shortened(visual: Visual, before: Tokens, after: Tokens) -> Visual:
     """The visual with the rows of `after`; what follows the cells, and DeepStack, along with it."""
     cells = before.N
-    if visual.deepstack:
-        if after.weights is not None:
-            share = after.weights / after.weights.sum(2, keepdim=True).clamp(min=1e-12)
-            plan = Plan(after.count, after.N, weights=share)
-        else:
-            plan = Plan.between(before, after)
-    moved = [torch.cat([plan.move(layer[None, :cells], before.sizes)[0], layer[cells:]]) for layer in visual.deepstack]
+    moved = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]
     features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[cells:]])
     return replace(visual, features=features, deepstack=moved, pixels=None)
