@@ -69,6 +69,21 @@ def planned_count(grid: Grid, keep: float | int) -> int:
     return max(1, min(wanted, grid.cells))
 
 
+def check_rate(q: float) -> float:
+    """Returns a valid pruning rate, a number in [0, 1)."""
+    if isinstance(q, bool) or not isinstance(q, (int, float)) or not 0 <= q < 1:
+        raise ValueError(f"q is a pruning rate in [0, 1), got {q!r}")
+    return q
+
+
+def pruned_count(grid: Grid, q: float) -> int:
+    """How many tokens a video keeps at vLLM's pruning rate: the share 1 - q in double precision, cut off.
+
+    At most what `planned_count` gives for keep=1-q, and one less where 1 - q falls short of its decimal value.
+    """
+    return min(int(grid.cells * (1 - q)), grid.cells)
+
+
 def planned_by_frame(grid: Grid, keep: float | int) -> int:
     """How many tokens a video keeps where each frame meets the budget by itself, as inside an encoder."""
     return grid.T * planned_count(Grid(1, grid.H, grid.W), keep)

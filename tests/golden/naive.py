@@ -344,14 +344,20 @@ def vidcom2(x: np.ndarray, target: int) -> list[Token]:
         return sum(np.exp(-((z - centre) ** 2).sum(-1) / (2 * a)) for a in (1 / 8, 1 / 4, 1 / 2, 1, 2))
 
     to_video = like(y, y.reshape(T * n, -1).mean(0))
+    alike = np.stack([to_video[t] + like(y[t], y[t].mean(0)) for t in range(T)])
     v = -to_video.mean(1) / 0.01
     weight = np.exp(v - v.max()) / np.exp(v - v.max()).sum()
-    counts = share(max(T, target), [n] * T, list((1 + weight - 1 / T) * n))
-    cells = []
+    target = max(T, target)
+    cells = set()
     for t in range(T):
-        order = np.argsort(to_video[t] + like(y[t], y[t].mean(0)), kind="stable")[: counts[t]]
-        cells += [t * n + int(place) for place in order]
-    return kept(x, cells)
+        wanted = round(min(1.0, target / (T * n) * (1 + weight[t] - 1 / T)) * n)
+        order = sorted(range(n), key=lambda place: (alike[t, place], place))
+        cells |= {t * n + place for place in order[: max(1, wanted)]}
+    # The sum is mended one token at a time, wherever in the video that is.
+    while len(cells) != target:
+        score = {cell: alike.flat[cell] for cell in range(T * n) if (cell in cells) == (len(cells) > target)}
+        cells ^= {max(score, key=lambda cell: score[cell])} if len(cells) > target else {min(score, key=score.get)}
+    return kept(x, sorted(cells))
 
 
 def max_min(x: np.ndarray, target: int) -> list[Token]:

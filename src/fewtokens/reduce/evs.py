@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, planned_count
+from fewtokens.method import Method, check_keep, check_rate, planned_count, pruned_count
 from fewtokens.plan import Plan
 from fewtokens.reduce.temporal import LastFrame, cosine, with_previous
 from fewtokens.tokens import Tokens
@@ -18,30 +18,37 @@ class Evs(Method):
     the whole video at once, by 1 - cosine to the frame before (the original one, kept or not).
 
     Args:
-        keep: share of the cells (float) or count (int); 0.25 where nothing is said. The papers' pruning rate is
-            q = 1 - keep.
+        keep: share of the cells (float) or count (int); 0.25 by default.
         tau: a threshold instead, for streams: keeps what has 1 - cosine above it. The count then depends on the video.
+        q: vLLM's pruning rate instead, in [0, 1), for those who size placeholders with its count. That is
+            max(one frame, int(cells * (1 - q))) in double precision, cut off: 119 of 6 x 100 cells at q = 0.8, since
+            1 - 0.8 is a little less than 0.2, where keep=0.2 gives 120.
     """
 
     paper = "Efficient Video Sampling, arXiv 2510.14624; vLLM --video-pruning-rate"
     licence = "written from the description; vLLM's file carries two notices"
     cost = "O(NC); with a threshold a streaming state of one frame"
-    instead_of_keep = ("tau",)
+    instead_of_keep = ("tau", "q")
     fill = "hold"
 
-    def __init__(self, keep: float | int | None = None, *, tau: float | None = None) -> None:
+    def __init__(self, keep: float | int | None = None, *, tau: float | None = None, q: float | None = None) -> None:
         super().__init__()
-        if keep is not None and tau is not None:
-            raise ValueError("evs takes keep= or tau=, not both")
+        if sum(value is not None for value in (keep, tau, q)) > 1:
+            raise ValueError("evs takes one of keep=, tau= and q=")
         if tau is not None and not 0 <= tau <= 2:
             raise ValueError(f"tau is 1 - cosine, in [0, 2], got {tau}")
-        self.keep = check_keep(0.25 if keep is None else keep) if tau is None else None
-        self.tau = tau
+        if q is not None:
+            check_rate(q)
+        self.keep = check_keep(0.25 if keep is None else keep) if tau is q is None else None
+        self.tau, self.q = tau, q
         self.budget = tau is None
         self.causal = tau is not None
 
     def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else max(grid.cells_per_frame, planned_count(grid, self.keep))
+        if self.tau is not None:
+            return None
+        wanted = pruned_count(grid, self.q) if self.q is not None else planned_count(grid, self.keep)
+        return max(grid.cells_per_frame, wanted)
 
     def plan(self, tokens: Tokens, *, last: torch.Tensor | None = None) -> Plan:
         before, known = with_previous(tokens.features, tokens, last)

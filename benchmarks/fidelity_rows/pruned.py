@@ -1,0 +1,240 @@
+"""Methods that prune by frame or segment: EVS, VidCom2, FastVID, LLaVA-Scissor, STTM, PruneVid.
+
+Three of the references are stretches of a language model's forward pass. Those lines are read out of the clone and run
+as they are (`definitions`, `stretch`), with what stands around them given as plain values. Noise that a reference adds
+to break ties is zero here, as equal densities go by place in ours.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens import registry
+from fewtokens.tokens import Tokens
+from fidelity_rows import Agreement, Features, Row, importing, same_places, same_rows
+
+_FRAMES, _SIDE = 32, 14
+
+
+def definitions(path: Path, *names: str, **given: Any) -> dict[str, Any]:
+    """Runs the functions and classes of these names alone out of a published file; returns its namespace."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if getattr(node, "name", None) in names]
+    if missing := set(names) - {node.name for node in found}:
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))}")
+    namespace = {"torch": torch, "F": F, **given}
+    exec(compile(ast.Module(found, []), str(path), "exec"), namespace)
+    return namespace
+
+
+def stretch(path: Path, first: str, last: str, **given: Any) -> dict[str, Any]:
+    """Runs the lines of a published file from the one that begins with `first` to the next one with `last`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = next(n for n, line in enumerate(lines) if line.strip().startswith(first))
+    end = next(n for n in range(start, len(lines)) if lines[n].strip().startswith(last))
+    namespace = {"torch": torch, "F": F, **given}
+    code = textwrap.dedent("\n".join(lines[start : end + 1]))
+    exec(compile(code, f"{path}:{start + 1}", "exec"), namespace)
+    return namespace
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the noise on densities."""
+    with patch("torch.rand", lambda *shape, **options: torch.zeros(*shape, **options)):
+        yield
+
+
+def ours(spec: str, tokens: Tokens, **cues: Tensor) -> Tokens:
+    (method,) = registry.build(spec)
+    return method(tokens, **cues)
+
+
+def kept(out: Tokens) -> Tensor:
+    """The cells that a method without merging kept."""
+    return (out.source[0] >= 0).nonzero().flatten()
+
+
+def graded(tokens: Tokens) -> Tokens:
+    """Channels of unequal variance: standardised ones are all alike to VidCom2, which chooses the calmest half."""
+    return tokens.replace(features=tokens.features * torch.linspace(0.5, 1.5, tokens.C))
+
+
+def vllm(module: str, spec: str, q: float, peers: Path, tokens: Tokens) -> Agreement:
+    with importing(peers / "vllm" / "vllm" / "multimodal" / "video_prune"):
+        reference = __import__(module)
+        mask = reference.compute_retention_mask(tokens.features[0], (_FRAMES, _SIDE, _SIDE), 1, q)
+    return Agreement(same_places(kept(ours(spec, tokens)), mask.nonzero().flatten()), 0.0)
+
+
+def evs(peers: Path, features: Features) -> Agreement:
+    """Which cells stay."""
+    return vllm("evs", "evs(q=0.75)", 0.75, peers, features.tokens())
+
+
+def vidcom2(peers: Path, features: Features) -> Agreement:
+    """Which cells stay."""
+    return vllm("vidcom2", "vidcom2(q=0.75)", 0.75, peers, graded(features.tokens()))
+
+
+def vidcom2_authors(peers: Path, features: Features) -> Agreement:
+    """Which cells stay by the authors' code, which leaves the sum of the frames' counts as rounding has it."""
+    tokens = graded(features.tokens())
+    with importing(peers / "VidCom2" / "token_compressor" / "vidcom2"):
+        import vidcom2 as reference
+
+        x = torch.cat([tokens.features[0], torch.arange(tokens.N)[:, None]], 1)  # what stays says where it was
+        with patch.object(reference, "select_low_var_channels", _without_last(reference.select_low_var_channels)):
+            out = reference.vidcom2_compression(x, "qwen2_vl", 0.25, frame_token_len=_SIDE**2)
+    why = "the counts of the frames sum to what rounding leaves; ours mends the sum as vLLM does"
+    return Agreement(same_places(kept(ours("vidcom2(0.25)", tokens)), out[:, -1].long()), 0.0, why)
+
+
+def _without_last(select: Any) -> Any:
+    return lambda x: select(x[:, :-1])
+
+
+def fastvid(peers: Path, features: Features) -> Agreement:
+    """The rows that come out, at the published settings and a quarter of the tokens."""
+    tokens, attention = features.tokens(), features.cue("attention")
+    frame_global = features.cue("frame_global")
+    model = SimpleNamespace(
+        video_start_idx=0,
+        video_token_len=tokens.N,
+        frame_num=_FRAMES,
+        frame_attn_weights=attention[0],
+        frame_global_features=frame_global[0],
+        fastvid_retention_ratio=0.25,
+        fastvid_DySeg_c=8,
+        fastvid_DySeg_tau=0.9,
+        fastvid_STPrune_d=0.4,
+        fastvid_DTM_p=4,
+        fastvid_DTM_beta=0.6,
+    )
+    path = peers / "FastVID/fastvid_llavaonevision/LLaVA-NeXT/llava/model/language_model/modeling_qwen2.py"
+    with quiet():
+        theirs = stretch(
+            path,
+            "device_type = hidden_states.device",
+            "keep_indexs = keep_indexs[sorted_indexs]",
+            self=model,
+            hidden_states=tokens.features,
+            seq_length=tokens.N,
+        )
+    out = ours("fastvid(0.25)", tokens, attention=attention, frame_global=frame_global)
+    return Agreement(
+        *same_rows(out.features[0], theirs["hidden_states"][0]),
+        "it loses places to rounding; ours gives them to the next tokens by attention, so that the count is exact",
+    )
+
+
+def scissor(peers: Path, features: Features) -> Agreement:
+    """The rows that come out; sampling is exact up to about 3,400 tokens."""
+    import numpy as np
+    from einops import rearrange
+
+    tokens = features.tokens()
+    path = peers / "LLaVA-Scissor/llava/model/llava_arch_zip.py"
+    np.random.seed(0)
+    from collections import defaultdict
+
+    parts = definitions(path, "UnionFind", "approximate_components", np=np, defaultdict=defaultdict)
+    theirs = stretch(
+        path,
+        "frame_num = image_feat.shape[0]//ori_token_num",
+        "image_feat = selected_tokens",
+        approximate_components=parts["approximate_components"],
+        einops=SimpleNamespace(rearrange=rearrange),
+        image_feat=tokens.features[0],
+        ori_token_num=_SIDE**2,
+        tau=0.9,
+        epsilon=0.05,
+        self=SimpleNamespace(total_token_1=0, total_token_2=0, val_cnt=0),
+        print=lambda *words: None,
+    )["image_feat"]
+    return Agreement(*same_rows(ours("scissor(0.9)", tokens).features[0], theirs))
+
+
+def sttm(side: int, peers: Path, features: Features) -> Agreement:
+    tokens = features.tokens(side=side)
+    with importing(peers / "STTM"):
+        from token_merging_utils.quadtree_interface import get_quadtree_features
+
+        x = tokens.features[0].unflatten(0, (_FRAMES, side, side)).permute(0, 3, 1, 2)
+        theirs = get_quadtree_features(x, 0.85, 0.6, root_level=1)[0]
+    levels = {14: 2, 13: 2, 8: 1}[side]  # from its root level up to two rows
+    return Agreement(*same_rows(ours(f"sttm(0.85, tau_time=0.6, levels={levels})", tokens).features[0], theirs))
+
+
+def sttm_14(peers: Path, features: Features) -> Agreement:
+    """The rows that come out, on the grid of LLaVA-OneVision."""
+    return sttm(14, peers, features)
+
+
+def sttm_13(peers: Path, features: Features) -> Agreement:
+    """The rows that come out, on the grid of LLaVA-Video."""
+    return sttm(13, peers, features)
+
+
+def sttm_8(peers: Path, features: Features) -> Agreement:
+    """The rows that come out, on a grid without strips."""
+    return sttm(8, peers, features)
+
+
+def prunevid(peers: Path, features: Features) -> Agreement:
+    """The rows that come out, at the published settings."""
+    tokens = features.tokens()
+    parts = definitions(
+        peers / "PruneVid/models/pllava/modeling_pllava.py",
+        "index_points",
+        "cluster_dpc_knn",
+        "refine_clusters",
+        "segment_lengths",
+        "merge_frames_dynamic",
+        "spatial_merge_tokens",
+        "compute_cluster_vectors",
+        einsum=torch.einsum,
+    )
+    config = SimpleNamespace(
+        num_frames=_FRAMES,
+        pooling_shape=(_FRAMES, _SIDE, _SIDE),
+        temporal_segment_ratio=0.25,
+        cluster_ratio=0.5,
+    )
+    model = SimpleNamespace(config=config)
+    for name in ("spatial_merge_tokens", "compute_cluster_vectors"):
+        setattr(model, name, parts[name].__get__(model))
+    # Its einsum is that of einops and takes the same letters.
+    with quiet():
+        theirs = parts["merge_frames_dynamic"](model, tokens.features, threshold=0.8, k=7)[0]
+    return Agreement(*same_rows(ours("prunevid", tokens).features[0], theirs[0]))
+
+
+ROWS = [
+    Row("evs", "vllm-project/vllm", "d750efb", "q = 0.75, [6272,384]", evs),
+    Row("vidcom2", "vllm-project/vllm", "0f17ee0", "q = 0.75, [6272,384], channels times 0.5..1.5", vidcom2),
+    Row(
+        "vidcom2",
+        "xuyang-liu16/VidCom2",
+        "944a17d",
+        "keep = 0.25, [6272,384], channels times 0.5..1.5",
+        vidcom2_authors,
+    ),
+    Row("fastvid", "LunarShen/FastVID", "a40a109", "keep = 0.25, [6272,384], noise off", fastvid),
+    Row("scissor", "HumanMLLM/LLaVA-Scissor", "b63354c", "tau = 0.9, [6272,384]", scissor),
+    Row("sttm", "HYUNJS/STTM", "00736c7", "0.85 / 0.6, 14x14, root level 1", sttm_14),
+    Row("sttm", "HYUNJS/STTM", "00736c7", "0.85 / 0.6, 13x13, root level 1", sttm_13),
+    Row("sttm", "HYUNJS/STTM", "00736c7", "0.85 / 0.6, 8x8, root level 1", sttm_8),
+    Row("prunevid", "Visual-AI/PruneVid", "b12600c", "published settings, [6272,384], noise off", prunevid),
+]
