@@ -54,10 +54,9 @@ def test_scissor_against_loops(tau, seed):
         label = exact(x[t], tau)
         survivors += [x[t][label == part].mean(0) for part in np.unique(label)]
     survivors = np.stack(survivors)
-    # Representatives are means over all cells that a component stands for.
-    sizes = [int((exact(x[t], tau) == part).sum()) for t in range(4) for part in np.unique(exact(x[t], tau))]
+    # Plain means again, whatever a survivor stands for.
     label = exact(survivors, tau)
-    reps = np.stack([np.average(survivors[label == p], 0, np.array(sizes)[label == p]) for p in np.unique(label)])
+    reps = np.stack([survivors[label == p].mean(0) for p in np.unique(label)])
     unit = reps / np.linalg.norm(reps, axis=1, keepdims=True)
     flat = x.reshape(-1, 8)
     nearest = (flat / np.linalg.norm(flat, axis=1, keepdims=True) @ unit.T).argmax(1)

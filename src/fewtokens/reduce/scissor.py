@@ -18,18 +18,22 @@ from fewtokens.reduce.groups import grouped, regroup
 from fewtokens.reduce.search import to_budget
 from fewtokens.tokens import Tokens
 
-_ROUNDING = 1e-5
+_ROUNDING = 1e-6
 
 
 class Scissor(Method):
     """Tokens that hang together by likeness become one: in each frame, then over the whole video.
 
     LLaVA-Scissor (arXiv 2506.21862). Two tokens of a frame are joined if their cosine exceeds tau; each connected
-    component is averaged; the averages of all frames are joined in the same way; at last every original token goes to
-    its most similar representative, and comes out as the mean of that representative and all that went to it.
+    component is averaged; the averages of all frames are joined and averaged in the same way, each counting once
+    whatever it stands for; at last every original token goes to its most similar representative, and comes out as the
+    mean of that representative and all that went to it.
 
-    Components are exact, by running labels along the edges on tensors; the published code samples nodes and follows
-    them one by one in Python. Representatives that nothing goes to are left out.
+    Components are exact, by running labels along the edges on tensors; the published code samples nodes, which is exact
+    up to about 3,400 tokens, and follows them one by one in Python. A token stays with the representative of its own
+    component unless another one is nearer by more than rounding. Representatives that nothing goes to are left out;
+    the published code lets them out as they are. Tokens come out by mean place; there, representatives by their
+    component's member with the most neighbors.
 
     Args:
         tau: likeness that joins; 0.9 in the published examples.
@@ -74,23 +78,24 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
         first = wide.apply(to_first)
         second = by_cosine(first.features, first.mask, tau)
         to_second = Plan.group(second, first, first.N)
-        representatives = first.apply(to_second)
-        unit, rows = F.normalize(representatives.features, dim=2), F.normalize(x, dim=2)
-        best, nearest = best_match(rows, unit, representatives.mask)
+        representatives = to_second.move(first.features)
+        real = torch.arange(to_second.width, device=x.device) < to_second.count[:, None]
+        unit, rows = F.normalize(representatives, dim=2), F.normalize(x, dim=2)
+        best, nearest = best_match(rows, unit, real)
         # Its own representative, unless another one is nearer by more than rounding.
         own = to_first.then(to_second).dest
         assert own is not None
         own = own.clamp(min=0)
         likeness = (rows * unit.gather(1, own[..., None].expand(-1, -1, unit.shape[2]))).sum(2)
         nearest = torch.where(likeness >= best - _ROUNDING, own, nearest)
-        plan = Plan.group(nearest, tokens, representatives.N)
+        plan = Plan.group(nearest, tokens, to_second.width)
     out = tokens.apply(plan)
     # The mean of the representative and of what went to it, each counting once.
     assert plan.dest is not None
     ones = torch.ones_like(tokens.sizes)
     count = plan.shares(ones)[1][..., None]
     mean = plan.move(tokens.features.float())
-    centre = plan.move(representatives.features.gather(1, nearest[..., None].expand(-1, -1, x.shape[2])))
+    centre = plan.move(representatives.gather(1, nearest[..., None].expand(-1, -1, x.shape[2])))
     features = (mean * count + centre) / (count + 1)
     return replace(out, features=features.masked_fill(~out.mask[..., None], 0).to(tokens.features.dtype))
 
