@@ -19,7 +19,7 @@ class SttmInner(InsideMethod):
     embedding of the cells instead.
 
     Args:
-        tau, tau_time, levels, weighted, keep: of `sttm`.
+        tau, tau_time, levels, weighted, strips, keep: of `sttm`.
         layer: the first layer with fewer; 2 in the paper.
         positions: "keep" or "average".
     """
@@ -35,8 +35,9 @@ class SttmInner(InsideMethod):
         tau: float | None = None,
         *,
         tau_time: float | None = None,
-        levels: int = 3,
+        levels: int | None = None,
         weighted: bool = False,
+        strips: str = "first",
         keep: float | int | None = None,
         layer: int = 2,
         positions: str = "keep",
@@ -45,8 +46,9 @@ class SttmInner(InsideMethod):
         if positions not in ("keep", "average"):
             raise ValueError(f"sttm_inner: positions must be 'keep' or 'average', got {positions!r}")
         outer = registry.get("sttm")
-        self.sttm = outer(tau, tau_time=tau_time, levels=levels, weighted=weighted, keep=keep)
+        self.sttm = outer(tau, tau_time=tau_time, levels=levels, weighted=weighted, strips=strips, keep=keep)
         self.tau, self.tau_time, self.levels, self.weighted, self.keep = tau, tau_time, levels, weighted, keep
+        self.strips = strips
         self.layer, self.positions = check_layer(layer, "sttm_inner"), positions
 
     def stops(self, depth: int) -> list[Stop]:
