@@ -6,6 +6,8 @@ that a token stands for; `same_tokens` compares that with what a method gave. be
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from fewtokens.tokens import Tokens
@@ -227,30 +229,29 @@ def cluster(tokens: list[Token], count: int, neighbours: int) -> list[Token]:
 
 
 def contiguous(labels: list[int]) -> list[int]:
-    """The longest run of each label stays; what lies between goes to the longer neighbour. First frame by frame."""
-    runs = []
-    for t, label in enumerate(labels):
-        if t and labels[t - 1] == label:
-            runs[-1][2] += 1
-        else:
-            runs.append([label, t, 1])
-    longest = {}
-    for run in runs:
-        if run[0] not in longest or run[2] > longest[run[0]][2]:
-            longest[run[0]] = run
-    kept = [run for run in runs if longest[run[0]] is run]
-    owner = []
-    for t in range(len(labels)):
-        left = [run for run in kept if run[1] <= t]
-        right = [run for run in kept if run[1] + run[2] - 1 >= t]
-        inside = [run for run in left if run in right]
-        if inside:
-            owner.append(inside[0])
-        elif left and (not right or left[-1][2] >= right[0][2]):
-            owner.append(left[-1])
-        else:
-            owner.append(right[0])
-    return [min(s for s in range(len(labels)) if owner[s] is owner[t]) for t in range(len(labels))]
+    """PruneVid's segments: the first frame of each frame's.
+
+    Of each label the runs of the greatest length stay, unless that is 1; each stretch of what does not stay takes the
+    label of the longer run beside it, the left one of equals, from left to right; nothing beside it: label 0.
+    """
+    runs = [(label, len(list(same))) for label, same in itertools.groupby(labels)]
+    longest = {label: max(length for other, length in runs if other == label) for label, _ in runs}
+    now: list[int | None] = []
+    for label, length in runs:
+        now += [label if length == longest[label] > 1 else None] * length
+    while None in now:
+        start = now.index(None)
+        end = next((t for t in range(start, len(now)) if now[t] is not None), len(now))
+        left = [list(same) for _, same in itertools.groupby(now[:start])][-1:]
+        right = [list(same) for _, same in itertools.groupby(now[end:])][:1]
+        beside = max([*left, *right], key=len, default=[0])
+        now[start:end] = [beside[0]] * (end - start)
+    first = 0
+    out = []
+    for t, label in enumerate(now):
+        first = t if t and label != now[t - 1] else first
+        out.append(first)
+    return out
 
 
 def prunevid(x: np.ndarray, tau: float, segments: float, ratio: float, neighbours: int) -> list[Token]:

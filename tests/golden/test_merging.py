@@ -107,12 +107,17 @@ class TestPruneVid:
         naive.same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
 
     def test_runs_become_contiguous(self):
+        """In one padded batch, so that videos with many stretches stand beside videos with few."""
         generator = np.random.default_rng(0)
-        for _ in range(200):
-            frames = int(generator.integers(1, 12))
-            labels = generator.integers(0, min(4, frames + 1), frames).tolist()
-            ours = contiguous(torch.tensor([labels]), torch.ones(1, len(labels), dtype=torch.bool))
-            assert ours[0].tolist() == naive.contiguous(labels)
+        rows = []
+        for number in range(300):
+            labels = generator.integers(0, 1 + number % 4, generator.integers(1, 16))
+            rows.append(np.repeat(labels, generator.integers(1, 1 + number % 3 + 1, len(labels)))[:20].tolist())
+        T = max(len(row) for row in rows)
+        there = torch.tensor([[True] * len(row) + [False] * (T - len(row)) for row in rows])
+        ours = contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), there)
+        for row, first in zip(rows, ours.tolist(), strict=True):
+            assert first == naive.contiguous(row) + list(range(len(row), T))
 
     def test_a_segment_of_one_frame_has_nothing_static(self):
         """The reference code divides 0 by 0 there."""

@@ -21,7 +21,8 @@ class PruneVid(Method):
     """Segments of like frames; what stays still in one is averaged over time; still and moving tokens are clustered.
 
     PruneVid (arXiv 2412.16117), stage A. Frames are clustered by density peaks of their mean features and the clusters
-    made contiguous (the longest run of each stays, the rest goes to the longer neighbour). A place is static where the
+    made contiguous: of each cluster the longest runs stay, all of equal length, unless they are of one frame; what lies
+    between goes to the longer neighbor, from left to right, ties to the left. A place is static where the
     mean cosine between the frames of its segment is above tau; a segment of one frame has none (there the reference
     divides 0 by 0). The static tokens of each segment and the dynamic ones of each frame are each clustered by density
     peaks to half, if there are more than 14. Equal densities are ordered by place, not by added noise.
@@ -104,30 +105,48 @@ def frame_segments(vectors: Tensor, there: Tensor, number: Tensor, neighbours: i
 
 
 def contiguous(label: Tensor, there: Tensor) -> Tensor:
-    """The longest run of every label stays, the first of equals; what lies between goes to the longer neighbour.
+    """Labels of frames made contiguous: the first frame of each frame's segment, int64 [B,T].
 
-    Ties go left. Returns the first frame of each frame's segment, int64 [B,T]; frames that are not there are their own.
+    The longest runs of every label stay, all of equal length, unless they are of one frame. Each stretch of the other
+    frames goes to the longer of its neighbors, from left to right, the left one of equals; where nothing stays all is
+    one segment. Frames that are not there are segments of their own.
 
     Args:
-        label: int64 [B,T], 0..T. there: bool [B,T].
+        label: int64 [B,T], 0..T, T where there is no frame. there: bool [B,T], real frames first.
     """
     B, T = label.shape
     t = torch.arange(T, device=label.device).expand(B, -1)
-    begins = F.pad(label[:, 1:] != label[:, :-1], (1, 0), value=True)
-    start = t.masked_fill(~begins, 0).cummax(1).values
-    length = torch.zeros_like(t).scatter_add(1, start, there.long()).gather(1, start)
-    score = length * T + (T - 1 - start)
-    best = torch.full((B, T + 1), -1, device=label.device).scatter_reduce(1, label, score, "amax")
-    stays = (score == best.gather(1, label)) & there
-    # The runs that stay, to the left and to the right of every frame; -1 and T where there is none.
-    left = t.masked_fill(~stays, -1).cummax(1).values
-    right = t.masked_fill(~stays, T).flip(1).cummin(1).values.flip(1)
-    on_left = length.gather(1, left.clamp(min=0)).masked_fill(left < 0, -1)
-    on_right = length.gather(1, right.clamp(max=T - 1)).masked_fill(right >= T, -1)
-    owner = torch.where(on_left >= on_right, left.clamp(min=0), right.clamp(max=T - 1))
-    run = start.gather(1, owner)
-    ends = F.pad(run[:, 1:] != run[:, :-1], (1, 0), value=True) | ~there
+    length = _run_lengths(label)
+    longest = torch.zeros(B, T + 1, dtype=torch.int64, device=label.device).scatter_reduce(1, label, length, "amax")
+    stays = (length == longest.gather(1, label)) & (length > 1) & there
+    # A stretch takes one of the labels beside it; nothing is beside the video.
+    left = label.gather(1, t.masked_fill(~stays, -1).cummax(1).values.clamp(min=0))
+    next_kept = t.masked_fill(~stays, T).flip(1).cummin(1).values.flip(1)
+    right = label.gather(1, next_kept.clamp(max=T - 1))
+    some_left = stays.cummax(1).values
+    some_right = next_kept < T
+    on_right = length.gather(1, next_kept.clamp(max=T - 1))
+    begins = ~stays & F.pad(stays[:, :-1], (1, 0), value=True)
+    out = label.masked_fill(~stays, -1)
+    # What a stretch joins lengthens the left neighbor of the next one, so they are decided in turn.
+    for number in range(int(begins.sum(1).max())):
+        mine = (begins.cumsum(1) == number + 1) & ~stays & there
+        at = mine.to(torch.uint8).argmax(1, keepdim=True)
+        before = out.masked_fill(t >= at, -2)
+        tail = (before.gather(1, (at - 1).clamp(min=0)) != before) & (t < at)
+        on_left = at - 1 - t.masked_fill(~tail, -1).amax(1, keepdim=True)
+        goes_right = some_right & (~some_left | (on_right > on_left))
+        joined = torch.where(goes_right, right, torch.where(some_left, left, 0))
+        out = torch.where(mine, joined, out)
+    ends = F.pad(out[:, 1:] != out[:, :-1], (1, 0), value=True) | ~there
     return t.masked_fill(~ends, 0).cummax(1).values
+
+
+def _run_lengths(label: Tensor) -> Tensor:
+    """How long the run of equal labels around each frame is, int64 [B,T]."""
+    begins = F.pad(label[:, 1:] != label[:, :-1], (1, 0), value=True)
+    run = begins.cumsum(1) - 1
+    return torch.zeros_like(label).scatter_add(1, run, torch.ones_like(label)).gather(1, run)
 
 
 def _static(x: Tensor, first: Tensor, there: Tensor, tau: float) -> Tensor:
