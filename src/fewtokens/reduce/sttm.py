@@ -28,7 +28,7 @@ class Sttm(Method):
     Nodes that lie over one another are found cell by cell, so the work grows with the cells and not with pairs of
     nodes. All nodes that hang together over any number of steps are joined. The published code stops spreading labels
     too early and leaves some of them apart (of three clips up to 7 % of the tokens differ for that, and no others);
-    a variant of it, which it no longer calls, writes them in a race. It takes a tau_time of 0 or less as "join nothing".
+    a variant that it no longer calls writes them in a race. It takes a tau_time of 0 or less as "join nothing".
 
     Args:
         tau: likeness in space; 0.85 for about half of the tokens, tuned for each data set in the paper.
