@@ -28,7 +28,11 @@ DROPS = {
     "prunevid_inner(keep=0.4, layer=1)": 2,
     "holitom_inner(keep=0.4, layer=2, merge='drop')": 2,
 }
-MERGES = ("holitom_inner(keep=0.5, layer=2)", "sttm_inner(keep=0.4, layer=2)", "sttm_inner(0.3, tau_time=0.2, layer=2)")
+MERGES = (
+    "holitom_inner(keep=0.5, layer=2)",
+    "sttm_inner(keep=0.4, layer=2)",
+    "sttm_inner(0.3, tau_time=0.2, levels=3, layer=2)",
+)
 DYCOKE = ("dycoke_cache(keep=0.3, layer=1)", "dycoke_cache(keep=0.3, layer=2, revive=False)")
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
