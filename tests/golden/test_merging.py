@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from fewtokens import registry
 from fewtokens.reduce.centerclip import CenterClip, spectral_rows
-from fewtokens.reduce.groups import frames_for, share_out
+from fewtokens.reduce.groups import share_out
 from fewtokens.reduce.prunevid import PruneVid, contiguous
 from fewtokens.tokens import Tokens
 from tests.clips import clip
@@ -18,6 +20,11 @@ from tests.golden import naive
 def video(T=6, H=4, W=5, C=12, seed=0) -> tuple[Tokens, np.ndarray]:
     tokens = clip(T, H, W, C, 1, seed=seed)
     return tokens, tokens.features[0].double().numpy().reshape(T, H, W, C)
+
+
+def frames_left(target: int, time: float) -> int:
+    """Of the 6 frames of 20 cells of `video`: the power `time` of the budget's share, enough for it and no more."""
+    return min(target, max(round(6 * (target / 120) ** time), -(-target // 20)))
 
 
 @pytest.mark.parametrize("total", [1, 3, 7, 12, 20])
@@ -63,7 +70,11 @@ class TestAgainstLoops:
         tokens, x = video(H=5, W=6, seed=seed)
         (method,) = registry.build(f"merge_windows({keep}, window={window})")
         out = method(tokens)
-        naive.same_tokens(out, naive.merge_windows(x, method._of_each(tokens.grid), window))
+        # The most for each window that fit into the budget, at least 1.
+        sides = [[min(window, side - start) for start in range(0, side, window)] for side in (5, 6)]
+        whole = [a * b for a, b in itertools.product(*sides)]
+        fits = [k for k in range(1, window**2 + 1) if 6 * sum(min(k, n) for n in whole) <= int(keep * 6 * 30 + 1e-6)]
+        naive.same_tokens(out, naive.merge_windows(x, max(fits, default=1), window))
         # Whole windows have equally many.
         assert method.planned_count(tokens.grid) == out.N
 
@@ -77,17 +88,15 @@ class TestAgainstLoops:
     def test_testa(self, keep, seed, time):
         tokens, x = video(seed=seed)
         (method,) = registry.build(f"testa({keep}, time={time})")
-        frames = frames_for(tokens.grid, method.keep, method.time)
-        naive.same_tokens(method(tokens), naive.testa(x, method.planned_count(tokens.grid), frames))
+        target = int(keep * 120 + 1e-6)
+        naive.same_tokens(method(tokens), naive.testa(x, target, frames_left(target, time)))
 
     @pytest.mark.parametrize("time", [0.0, 0.5, 1.0])
     def test_lftr(self, keep, seed, time):
         tokens, x = video(seed=seed)
         (method,) = registry.build(f"lftr({keep}, time={time})")
-        naive.same_tokens(
-            method(tokens),
-            naive.lftr(x, method.planned_count(tokens.grid), frames_for(tokens.grid, method.keep, method.time)),
-        )
+        target = int(keep * 120 + 1e-6)
+        naive.same_tokens(method(tokens), naive.lftr(x, target, frames_left(target, time)))
 
     @pytest.mark.parametrize("budget", [True, False])
     def test_metok(self, keep, seed, budget):
