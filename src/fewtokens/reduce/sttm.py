@@ -34,7 +34,8 @@ class Sttm(Method):
         tau: likeness in space; 0.85 for about half of the tokens, tuned for each data set in the paper.
         tau_time: likeness over time; 0.6.
         levels: halvings of the frame up to the coarsest node; by default one fewer than lead to two rows or columns, as
-            in the published runs (2 on 13x13 and 14x14: nodes of up to 4x4 cells; 3 on 24x24).
+            in the published runs (2 on 13x13 and 14x14: nodes of up to 4x4 cells; 3 on 24x24; 0 on 4x4, where nothing
+            merges in space).
         weighted: nodes and tokens are plain means of their cells.
         strips: "first", as published: an odd side begins with a narrower node, and a node that lacks children is
             compared with the frame's first node of the level below in their place, which keeps most of them from
