@@ -37,11 +37,11 @@ class FastVid(Method):
     w = max(1/(n+1), beta). Where an anchor frame has no more anchors than any frame (step=1) it gathers from itself
     alone, as in the published code.
 
-    The count is exact: the published code loses up to a token for each anchor frame to rounding, and fails above a
-    budget of about 0.45. Here the places that are left go to the next tokens by attention, which come out as they are
-    and are gathered all the same, so that the other rows are those of the published code. A budget of everything
-    changes nothing. A token that feeds anchors of several frames is credited to the most similar one. Equal densities
-    are ordered by place, not by added noise.
+    The count is exact: the published code loses up to a token for each frame and each anchor frame to rounding, and
+    fails above a budget of about 0.45 and where no place of a frame falls to anchors. Here the places that are left go
+    to the next tokens by attention, which come out as they are and are gathered all the same, so that the other rows
+    are those of the published code. A budget of everything changes nothing. A token that feeds anchors of several
+    frames is credited to the most similar one. Equal densities are ordered by place, not by added noise.
 
     Args:
         keep: share of the cells (float) or count (int).

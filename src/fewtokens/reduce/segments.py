@@ -26,8 +26,9 @@ def rank_within(values: Tensor, group: Tensor, groups: int) -> Tensor:
 def deal(rank: Tensor, share: Tensor) -> Tensor:
     """The order in which tokens are taken so that groups get places in proportion to their shares, float [B,N].
 
-    Sainte-Lague's rule: place r of a group of share s comes at (r + 1/2) / s. Taking the first K tokens by this
-    gives every group its part, to within one or two, and K in all, at any K.
+    Sainte-Lague's rule: place r of a group of share s comes at (r + 1/2) / s. Taking the first K tokens by this gives
+    K in all, at any K, and every group its share rounded to the nearest by one common factor. Where many groups have
+    shares below half a token they get none, and the others what would have been theirs.
 
     Args:
         rank: place of each token within its group, best first, [B,N].
