@@ -10,12 +10,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -141,21 +143,16 @@ def fastvid(peers: Path, features: Features) -> Agreement:
 
 def scissor(peers: Path, features: Features) -> Agreement:
     """The rows that come out; sampling is exact up to about 3,400 tokens."""
-    import numpy as np
-    from einops import rearrange
-
     tokens = features.tokens()
     path = peers / "LLaVA-Scissor/llava/model/llava_arch_zip.py"
     np.random.seed(0)
-    from collections import defaultdict
-
     parts = definitions(path, "UnionFind", "approximate_components", np=np, defaultdict=defaultdict)
     theirs = stretch(
         path,
         "frame_num = image_feat.shape[0]//ori_token_num",
         "image_feat = selected_tokens",
         approximate_components=parts["approximate_components"],
-        einops=SimpleNamespace(rearrange=rearrange),
+        einops=SimpleNamespace(rearrange=lambda x, _, n, hw: x.unflatten(0, (n, hw))),
         image_feat=tokens.features[0],
         ori_token_num=_SIDE**2,
         tau=0.9,
@@ -215,7 +212,6 @@ def prunevid(peers: Path, features: Features) -> Agreement:
     model = SimpleNamespace(config=config)
     for name in ("spatial_merge_tokens", "compute_cluster_vectors"):
         setattr(model, name, parts[name].__get__(model))
-    # Its einsum is that of einops and takes the same letters.
     with quiet():
         theirs = parts["merge_frames_dynamic"](model, tokens.features, threshold=0.8, k=7)[0]
     return Agreement(*same_rows(ours("prunevid", tokens).features[0], theirs[0]))

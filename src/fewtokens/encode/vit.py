@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.method import Method
-from fewtokens.plan import Plan
 from fewtokens.tokens import Tokens
 
 PROPORTIONAL = ("channels", "bias", "none")
@@ -348,12 +347,7 @@ def _received(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
 
 def _follow(cues: dict[str, Tensor], before: Tokens, after: Tokens) -> dict[str, Tensor]:
     """The cues of the tokens that came out."""
-    if not cues:
-        return cues
-    plan = Plan.between(before, after)
-    wide = {name: cue if cue.ndim == 3 else cue[..., None] for name, cue in cues.items()}
-    return {name: plan.move(cue, before.sizes).reshape(before.B, plan.width, *cues[name].shape[2:])
-            for name, cue in wide.items()}  # fmt: skip
+    return {name: after.pool(cue, before) for name, cue in cues.items()}
 
 
 def _ragged(tokens: Tokens) -> bool:

@@ -126,10 +126,7 @@ class VitEncoder:
         if "frame_global" in needs:
             given["frame_global"] = self._frame_global(tokens)
         if "pixels" in needs:
-            full = Tokens.from_cells(tokens.features.new_zeros(B, grid.cells, 1), grid)
-            pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch)
-            moved = Plan.between(full, tokens).move(pixels.flatten(2))
-            given["pixels"] = moved.reshape(*moved.shape[:2], *pixels.shape[2:])
+            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch))
         return tokens, given
 
     def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
@@ -147,8 +144,7 @@ class VitEncoder:
         pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch)
         for method in before:
             reduced = method(cells, pixels=pixels)
-            moved = Plan.between(cells, reduced).move(pixels.flatten(2), cells.sizes)
-            pixels = moved.reshape(*moved.shape[:2], *pixels.shape[2:])
+            pixels = reduced.pool(pixels, cells)
             cells = reduced
         return cells
 
