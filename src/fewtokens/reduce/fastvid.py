@@ -34,7 +34,7 @@ class FastVid(Method):
     each such frame they are the density peaks of what is not salient, as many as the segment's share allows. For each
     anchor frame every token of the segment that is not salient, anchors of other frames among them, goes to its most
     similar anchor there, and an anchor becomes w * anchor + (1 - w) * mean(the n tokens: itself and what it gathered),
-    w = max(1/(n+1), beta). Where an anchor frame has no more anchors than any frame (step=1) it gathers from itself
+    w = max(1/(n+1), beta). An anchor frame with no more anchors than one frame's share (step=1) gathers from itself
     alone, as in the published code.
 
     The count is exact: the published code loses up to a token for each frame and each anchor frame to rounding, and
@@ -112,8 +112,9 @@ class FastVid(Method):
             choice = self._choose(tokens, **cues)
             unit = F.normalize(tokens.features.float(), dim=2).unflatten(1, (T, n))
         chosen = choice.salient | choice.anchor | choice.rest
-        some = ((~chosen & tokens.mask).any(1))[:, None]
-        feeds = ~choice.salient & tokens.mask & some
+        # Where everything stays there is nothing to gather.
+        something = (~chosen & tokens.mask).any(1, keepdim=True)
+        feeds = ~choice.salient & tokens.mask & something
         anchors = choice.anchor.unflatten(1, (T, n))
         wide = tokens.features.float() if tokens.features.dtype != torch.float64 else tokens.features
         gathered, number = torch.zeros_like(wide), torch.zeros_like(tokens.sizes)

@@ -38,8 +38,8 @@ class Sttm(Method):
             merges in space).
         weighted: nodes and tokens are plain means of their cells.
         strips: "first", as published: an odd side begins with a narrower node, and a node that lacks children is
-            compared with the frame's first node of the level below in their place, which keeps most of them from
-            staying whole; "last": an odd side ends with a narrower node, compared with the children it has.
+            compared with the first node of the level below in their place; "last": an odd side ends with a narrower
+            node, compared with the children it has.
         keep: a budget instead of tau and tau_time, which are then equal and searched for, and what is left is merged
             pairwise to the exact count.
     """
