@@ -49,7 +49,7 @@ class Row:
     Args:
         method: its name in the registry.
         repository: of the reference, "owner/name"; its clone is FOLDER/name. Empty where no code is published.
-        commit: of the reference, at least seven hex digits.
+        commit: of the reference, at least seven hex digits; empty where it is an installed package called name.
         settings: of the comparison, in words.
         compare: runs both on the features of one clip; None where nothing can be run.
         why: for rows that cannot be run, the reason.
@@ -178,6 +178,9 @@ class _StandInType(type):
         if name.startswith("__"):
             raise AttributeError(name)
         return stand_in(name)
+
+    def __getitem__(cls, key: object) -> type:
+        return cls
 
     def __call__(cls, *args: object, **kwargs: object) -> object:
         decorates = cls.__module__ == __name__ and len(args) == 1 and not kwargs
