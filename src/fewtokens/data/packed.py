@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fewtokens.data.footage import Footage, read_frames
-from fewtokens.data.listing import VIDEOS
+from fewtokens.data.lists import VIDEOS
 from fewtokens.files import whole_file
 from fewtokens.video import stream
 
