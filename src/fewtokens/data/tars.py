@@ -78,7 +78,7 @@ def _members(file: BinaryIO, end: int) -> Iterator[Member]:
                 size = size if kind not in b"123456" else 0  # links, devices, folders, pipes: nothing follows
             changes = {}
         place += -(-size // _BLOCK) * _BLOCK
-    if place - end >= _BLOCK:
+    if place > end:
         raise ValueError("it ends in the middle of a member")
 
 
