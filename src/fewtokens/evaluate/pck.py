@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewtokens.data.mats import read_array
+
 JOINTS = (
     "neck", "belly", "face", "right shoulder", "left shoulder", "right hip", "left hip", "right elbow", "left elbow",
     "right knee", "left knee", "right wrist", "left wrist", "right ankle", "left ankle",
@@ -19,8 +21,6 @@ JOINTS = (
 SHARES = (0.1, 0.2)
 _BOX = 0.6
 _SIGMA = 0.5
-# Two coordinates of 15 joints in 100,000 frames; a clip of JHMDB has 40.
-_MOST_NUMBERS = 3_000_000
 
 
 def read_joints(path: str | Path) -> Tensor:
@@ -29,27 +29,10 @@ def read_joints(path: str | Path) -> Tensor:
     Raises:
         ValueError: no such file, one that is cut short or no .mat, or one without pos_img of [2,15,T].
     """
-    try:
-        from scipy.io import loadmat, whosmat
-    except ImportError:
-        raise ValueError("JHMDB's .mat files need scipy; pip install 'fewtokens[eval]'") from None
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        # A compressed .mat can declare far more than it has bytes.
-        declared = {name: math.prod(shape) for name, shape, _ in whosmat(str(path))}.get("pos_img", 0)
-        if declared > _MOST_NUMBERS:
-            raise ValueError(f"pos_img of {declared:,} numbers")
-        found = loadmat(path, variable_names=["pos_img"])
-    except Exception as error:  # whatever scipy says about bytes that it cannot read
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"{path}: not a .mat that can be read ({reason}); was it cut short?") from None
-    places = found.get("pos_img")
-    if not isinstance(places, np.ndarray) or places.dtype.kind not in "biuf" or places.shape[:2] != (2, len(JOINTS)):
-        shape = list(places.shape) if isinstance(places, np.ndarray) else "none"
-        raise ValueError(f"{path}: pos_img must be numbers [2,{len(JOINTS)},T], got {shape}")
-    if places.ndim > 3 or 0 in places.shape:
-        raise ValueError(f"{path}: pos_img must be numbers [2,{len(JOINTS)},T], got {list(places.shape)}")
+    places = read_array(path, "pos_img")
+    if places is None or places.shape[:2] != (2, len(JOINTS)) or places.ndim > 3 or 0 in places.shape:
+        shape = "none" if places is None else list(places.shape)
+        raise ValueError(f"{path}: pos_img must be [2,{len(JOINTS)},T], got {shape}")
     # MATLAB drops a last axis of length 1.
     places = np.atleast_3d(places).astype(np.float32)
     return torch.from_numpy(places).permute(2, 1, 0) - 1
