@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -50,7 +51,7 @@ def davis_sequences(root: str | Path, split: str | None = None) -> tuple[list[Se
             raise ValueError(f"{split}: a list is named as 2017/val, inside ImageSets")
         path = root / "ImageSets" / f"{split}.txt"
         # The lists of 2016 name each frame: /JPEGImages/480p/NAME/00000.jpg and its mask.
-        names = [line.split()[0].split("/")[-2] if "/" in line else line for line in _lines(path)]
+        names = [line.split()[0].split("/")[-2] if "/" in line.split()[0] else line for line in _lines(path)]
         names = list(dict.fromkeys(names))
         _check_names(names, path)
         if absent := [name for name in names if not (pictures / name).is_dir()]:
@@ -190,5 +191,7 @@ def _clip_name(words: Sequence[str], path: Path) -> str:
 def _check_names(names: Sequence[str], path: Path) -> None:
     """No name of a list leads out of its folder."""
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-            raise ValueError(f"{path}: {name!r} is no name of a folder")
+        # No file system takes names of more than 255 bytes.
+        strange = "/" in name or "\\" in name or "\0" in name or len(os.fsencode(name)) > 255
+        if name in ("", ".", "..") or strange:
+            raise ValueError(f"{path}: {name[:80]!r} is no name of a folder")

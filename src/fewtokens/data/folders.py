@@ -109,7 +109,7 @@ class Lookup:
         for written in dict.fromkeys((name, name.replace("\\", "/"))):
             place = os.path.join(self.base, written)
             if not os.path.isabs(written) and ".." in written.split("/"):
-                raise ValueError(f"the list names {name!r}, which leads out of {self.base}")
+                raise ValueError(f"the list names {name[:200]!r}, which leads out of {self.base}")
             # Neither devices nor pipes, which would be read for ever; both functions are False for any error.
             if written and (os.path.isfile(place) or os.path.isdir(place)):
                 if not os.path.isabs(written) and not _under(self._real(place), self._top):

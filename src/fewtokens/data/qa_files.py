@@ -151,7 +151,7 @@ def find(
     for name in names:
         written = Path(name)
         if written.is_absolute() or ".." in written.parts or not written.parts or "\0" in name:
-            raise ValueError(f"{where}: the file {name!r} leads out of {folder}; mend or remove this entry")
+            raise ValueError(f"{where}: the file {name[:200]!r} leads out of {folder}; mend or remove this entry")
     for place in places:
         base = folder / place
         for name in names:
@@ -163,7 +163,9 @@ def find(
                 # Neither devices nor pipes; both are False for a name that the system refuses.
                 if os.path.isfile(file) or os.path.isdir(file):
                     if not file.resolve().is_relative_to(base.resolve()):
-                        raise ValueError(f"{where}: the file {name!r} leads out of {folder}; mend or remove this entry")
+                        raise ValueError(
+                            f"{where}: the file {name[:200]!r} leads out of {folder}; mend or remove this entry"
+                        )
                     return file
     missing.append(names[0])
     return None
@@ -171,6 +173,6 @@ def find(
 
 def missing_line(missing: Sequence[str]) -> str:
     """How many videos are not there, and the first of them."""
-    names = list(dict.fromkeys(missing))
+    names = [" ".join(name.split())[:80] for name in dict.fromkeys(missing)]
     what = "1 video is" if len(names) == 1 else f"{len(names)} videos are"
     return f"{what} not there: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
