@@ -97,6 +97,7 @@ class Lookup:
         self.base, self.outward = base, set[str]()
         self._top = os.path.realpath(base)
         self._parents: dict[str, str] = {}
+        self._found: dict[str, Path | None] = {}
 
     def find(self, name: str) -> Path | None:
         r"""The file or folder of that name, also where the list was written on Windows (a\b); None if there is none.
@@ -106,6 +107,11 @@ class Lookup:
         Raises:
             ValueError: a name with "..", which leads out of the folder.
         """
+        if name not in self._found:
+            self._found[name] = self._look(name)
+        return self._found[name]
+
+    def _look(self, name: str) -> Path | None:
         for written in dict.fromkeys((name, name.replace("\\", "/"))):
             place = os.path.join(self.base, written)
             if not os.path.isabs(written) and ".." in written.split("/"):
