@@ -218,7 +218,8 @@ def parse_json(text: str, what: str) -> Any:
     try:
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a character could be neither written nor shown
+            # Half a character could be neither written nor shown; what stands for bytes of a file name can.
+            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     except RecursionError:
         raise ValueError(f"{what}: nested too deeply") from None
     except UnicodeEncodeError:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewtokens.data.footage import list_pictures
+from fewtokens.data.footage import list_pictures, told
 from fewtokens.data.listing import Item, Listing
 from fewtokens.data.pictures import read_picture
 from fewtokens.data.tars import copy_member, read_member
@@ -109,7 +109,7 @@ class ClipData(Dataset[Sample]):
         try:
             return replace(self._sample(item, index, generator), target=target)
         except (OSError, ValueError) as error:
-            return Sample(None, target, index, f"{item.name}: {' '.join(str(error).split())}"[:500])
+            return Sample(None, target, index, told(item.name, error))
 
     def target(self, item: Item) -> Tensor:
         if not self.listing.multi_label:

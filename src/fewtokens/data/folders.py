@@ -113,12 +113,12 @@ class Lookup:
 
     def _look(self, name: str) -> Path | None:
         for written in dict.fromkeys((name, name.replace("\\", "/"))):
-            place = os.path.join(self.base, written)
-            if not os.path.isabs(written) and ".." in written.split("/"):
+            place, whole = os.path.join(self.base, written), os.path.isabs(written)
+            if not whole and ".." in written.split("/"):
                 raise ValueError(f"the list names {name[:200]!r}, which leads out of {self.base}")
             # Neither devices nor pipes, which would be read for ever; both functions are False for any error.
-            if written and (os.path.isfile(place) or os.path.isdir(place)):
-                if not os.path.isabs(written) and not _under(self._real(place), self._top):
+            if whole == os.path.isabs(name) and written and (os.path.isfile(place) or os.path.isdir(place)):
+                if not whole and not _under(self._real(place), self._top):
                     self.outward.add(place)
                 return Path(place)
         return None

@@ -174,6 +174,11 @@ def list_pictures(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: _by_name(file.name))
 
 
+def told(name: str, error: Exception) -> str:
+    """What is wrong with an item, in one line that begins with its name."""
+    return f"{name}: {' '.join(str(error).split()).removeprefix(f'{name}: ')}"[:500]
+
+
 def open_frames(path: Path) -> NDArray[np.uint8]:
     """The frames of a .npy, mapped and not read: uint8 [T,H,W,3].
 
