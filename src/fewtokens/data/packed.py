@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fewtokens.data.footage import Footage, read_frames, told
-from fewtokens.data.lists import VIDEOS
+from fewtokens.data.footage import Footage, read_frames
+from fewtokens.data.listing import VIDEOS
 from fewtokens.files import whole_file
 from fewtokens.video import stream
 
@@ -53,7 +53,7 @@ def pack_frames(
             try:
                 frames += write_frames(path, _chunks(item, short))
             except (ValueError, OSError) as error:
-                broken.append(told(item.name, error))
+                broken.append(f"{item.name}: {' '.join(str(error).split())}"[:500])
         if path.exists():
             files.append(path)
         if progress is not None:
