@@ -184,7 +184,9 @@ def _clip_name(words: Sequence[str], path: Path) -> str:
     of_mat = [word for word in words if word.endswith(".mat")]
     parts = PurePosixPath(of_mat[0]).parts[-3:-1] if of_mat else PurePosixPath(words[0]).parts[-2:]
     if len(parts) != 2:
-        raise ValueError(f"{path}: a line names ACTION/CLIP, or a .mat and a folder of pictures; not {' '.join(words)}")
+        raise ValueError(
+            f"{path}: a line names ACTION/CLIP, or a .mat and a folder of pictures; not {' '.join(words):.80}"
+        )
     return "/".join(parts)
 
 

@@ -42,9 +42,11 @@ class _Name:
         ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
     }  # fmt: skip
 
-    def __init__(self, module: str, name: str) -> None:
+    def __init__(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise RefusedError("names something by what is no text")
         if (module, name) not in self.known:
-            raise RefusedError(f"names {module[:60]}.{name[:60]}")
+            raise RefusedError(f"names {' '.join(f'{module[:60]}.{name[:60]}'.split())}")
         self.name = name
 
 
@@ -174,7 +176,7 @@ def _run(content: mmap.mmap, budget: Budget) -> Any:
             stack.append(_Name(*given.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             module, called = _several(stack, 2)
-            stack[-2:] = [_Name(str(module), str(called))]
+            stack[-2:] = [_Name(module, called)]
         elif name == "REDUCE":
             function, values = _several(stack, 2)
             stack[-2:] = [_call(function, _list(values), budget)]

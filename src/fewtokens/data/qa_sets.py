@@ -334,7 +334,7 @@ def _videomme(folder: Path, split: str | None, missing: list[str]) -> Iterator[Q
         choices = tuple(re.sub(r"^[A-Z][.)]\s*", "", text) for text in row.texts("options"))
         letter = row.text("answer").upper()
         if len(letter) != 1 or letter not in string.ascii_uppercase[: len(choices)]:
-            raise ValueError(f"{row.where}: 'answer' must be one of {len(choices)} letters, got {letter!r}")
+            raise ValueError(f"{row.where}: 'answer' must be one of {len(choices)} letters, got {letter!r:.40}")
         name = row.text("videoID")
         video = find(folder, ("data", "video", "videos"), name, row.where, missing)
         if video is not None:
@@ -363,7 +363,7 @@ def _mvbench(folder: Path, split: str | None, missing: list[str]) -> Iterator[Qu
         for number, row in enumerate(read(path)):
             choices = row.texts("candidates")
             if (answer := row.text("answer")) not in choices:
-                raise ValueError(f"{row.where}: the answer {answer!r} is none of the candidates")
+                raise ValueError(f"{row.where}: the answer {answer!r:.80} is none of the candidates")
             name = row.text("video")
             cut = find(folder, _places(segments), name, row.where, []) if segments else None
             video = cut or find(folder, _places(whole), name, row.where, missing)
