@@ -451,3 +451,18 @@ def test_subtitles_that_are_hostile_or_odd(tmp_path):
         put(tmp_path / "s.json", [{"timestamp": value, "text": "x"}])
         with pytest.raises(ValueError, match=r"s.json, entry 1: 'timestamp'.* must be"):
             read_subtitles(listed)
+
+
+def test_parquet_that_is_damaged(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "videomme" / "test-0.parquet"
+    path.parent.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist([MME]), path)
+    whole = path.read_bytes()
+    for content in (b"", b"PAR1", whole[:-9], whole[:40] + b"\xff" * 40 + whole[80:], whole[:-60] + b"\0" * 60):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"test-0.parquet: not a parquet file that can be read") as error:
+            load("videomme", tmp_path)
+        assert "\n" not in str(error.value)

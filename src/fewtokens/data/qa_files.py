@@ -107,7 +107,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                 for said in batch.to_pylist():
                     number += 1
                     yield _object(said, f"{path}, row {number}")
-    except (ArrowException, ValueError) as error:  # some of the former are ValueErrors, or KeyErrors, or neither
+    except (ArrowException, ValueError, KeyError, OSError) as error:  # it calls damage what it likes
         raise ValueError(
             f"{path}: not a parquet file that can be read ({' '.join(str(error).split())[:120]})"
         ) from None
