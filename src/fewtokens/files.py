@@ -192,15 +192,23 @@ def read_table(path: str | Path) -> Iterator[Record]:
 
 
 def read_header(path: str | Path) -> list[str]:
-    """The names of the columns of a table; raises as `read_table`."""
-    return [name.strip() for name in next(_rows(path), (0, []))[1]]
+    """The names of the columns that a text has if it is a table; raises as `read_text`."""
+    first = next((line for _, line in read_lines(path)), "")
+    try:
+        return [name.strip() for name in next(csv.reader([first], delimiter=_separator(first)), [])]
+    except csv.Error:
+        return []
+
+
+def _separator(header: str) -> str:
+    outside = "".join(header.split('"')[::2])  # of the quotes
+    return max(",;\t", key=outside.count)
 
 
 def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     text = read_text(path)
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
-    outside = "".join(first.split('"')[::2])  # of the quotes
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=outside.count), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(first), strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):

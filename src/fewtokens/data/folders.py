@@ -48,6 +48,7 @@ def walk(source: Path, left_out: list[str]) -> Iterator[tuple[str, list[str]]]:
             elif entry.is_symlink():
                 left_out.append(f"{entry.path}: a link to no file")
         yield folder, files
+        # The next link that leads to something new waits until no other folder does.
         folders.extend(reversed([one for one in deeper if _is_new(one, seen, left_out)]))
         while not folders and links and not _is_new(links[0], seen, left_out):
             links.pop(0)
@@ -81,8 +82,9 @@ def _under(place: str, top: str) -> bool:
 def warn_of_links(source: Path, outward: Collection[str]) -> None:
     """One warning about links out of `source`; they are the user's own, so they are followed."""
     if outward:
-        what = "1 link leads" if len(outward) == 1 else f"{len(outward)} links lead"
-        warnings.warn(f"{source}: {what} out of it and is followed: {min(outward)}", stacklevel=2)
+        one = len(outward) == 1
+        what = "1 link leads out of it and is" if one else f"{len(outward)} links lead out of it and are"
+        warnings.warn(f"{source}: {what} followed, the first is {min(outward)}", stacklevel=3)
 
 
 class Lookup:

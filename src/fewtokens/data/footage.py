@@ -17,7 +17,7 @@ from fewtokens.data.folders import natural, walk
 from fewtokens.data.listing import read_listing
 from fewtokens.data.lists import VIDEOS
 from fewtokens.data.pictures import read_picture
-from fewtokens.data.tars import copy_member, list_members, read_member
+from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
 from fewtokens.data.transforms import resize, scaled
 from fewtokens.encode.frames import to_unit
 from fewtokens.video import VideoError, read
@@ -84,8 +84,8 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
     left_out: list[str] = []
     if source.suffix.lower() in (".pickle", ".pkl"):
         raise ValueError(f"{source}: a pickle can run any code and is not read; write its paths into a .txt")
-    if source.is_dir() and any(source.glob("*.tar")):
-        items = [item for tar in sorted(source.glob("*.tar")) for item in _in_tar(tar)]
+    if source.is_dir() and (tars := find_tars(source)):
+        items = [item for tar in tars for item in _in_tar(tar)]
     elif source.is_dir():
         items = list(_in_folder(source, left_out))
     elif source.suffix == ".tar":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fewtokens.data.folders import Lookup, natural, walk, warn_of_links
 from fewtokens.data.lists import READERS, VIDEOS, Row, class_names
-from fewtokens.data.tars import read_tars
+from fewtokens.data.tars import find_tars, read_tars
 from fewtokens.files import read_header
 from fewtokens.video.images import is_image
 
@@ -159,7 +159,7 @@ def read_listing(
 
 def _guess(source: Path) -> str:
     if source.is_dir():
-        return "webdataset" if any(source.glob("*.tar")) else "folder"
+        return "webdataset" if find_tars(source) else "folder"
     suffix = source.suffix.lower()
     if suffix in (".csv", ".tsv", ".txt"):
         head = {name.lower() for name in read_header(source)}

@@ -139,6 +139,11 @@ def _extended(text: bytes) -> dict[str, str]:
     return found
 
 
+def find_tars(source: Path) -> list[Path]:
+    """The tars of a folder, or the one that `source` is."""
+    return sorted(path for path in source.glob("*.tar") if path.is_file()) if source.is_dir() else [source]
+
+
 def read_tars(source: Path, left_out: list[str]) -> Iterator[Row]:
     """Every sample of a tar, or of the tars of a folder; without labels where it has no class.
 
@@ -148,7 +153,7 @@ def read_tars(source: Path, left_out: list[str]) -> Iterator[Row]:
     Raises:
         ValueError: a tar that cannot be read or is cut.
     """
-    for path in sorted(source.glob("*.tar")) if source.is_dir() else [source]:
+    for path in find_tars(source):
         samples: dict[str, dict[str, Member]] = defaultdict(dict)
         for member in list_members(path):
             folder, _, name = member.name.rpartition("/")
