@@ -30,9 +30,9 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
 
 
 BAD = {
-    "large": (png(20_000, 20_000), "declares frames of 20000x20000|400000000 pixels"),
-    "larger": (png(2**31 - 1, 2**31 - 1), "declares frames of|pixels|not .* that can be read"),
-    "above the limit": (png(10_001, 10_000), "more than 100,000,000 pixels|100010000 pixels"),
+    "large": (png(20_000, 20_000), "20000x20000|400000000 pixels"),
+    "larger": (png(2**31 - 1, 2**31 - 1), "pixels|not .* that can be read"),
+    "above the limit": (png(10_001, 10_000), "10001x10000|100010000 pixels"),
     "cut": (png(8, 8, bytes(range(72)))[:60], "not .* that can be read"),
     "damaged": (png(8, 8, b"\0" * 72)[:50] + b"\xff" * 40, "not .* that can be read"),
     "program": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n", "not .* that can be read"),

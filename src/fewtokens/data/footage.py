@@ -107,7 +107,7 @@ def _in_folder(source: Path, left_out: list[str]) -> Iterator[Footage]:
         seen = sorted(files, key=_by_name)
         for name in seen:
             if Path(name).suffix.lower() in VIDEOS or name.endswith(".npy"):
-                yield Footage(os.path.join(folder, name))
+                yield Footage(str(Path(folder, name)))
         if any(is_image(Path(name)) for name in seen):
             yield Footage(folder)
 
