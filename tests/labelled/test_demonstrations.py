@@ -61,7 +61,7 @@ def test_there_and_back(tmp_path):
 @pytest.mark.parametrize("protocol", range(6))
 def test_pickles_of_every_protocol(tmp_path, protocol):
     parts = [
-        episode(n) | {"env_infos": {"solved": np.array([True, False]), "name": "x", "t": (1, 2.5, None)}}
+        episode(n) | {"env_infos": {"solved": np.array([True, False]), "name": "x", "t": (1, 2.5, None), 3: b"y"}}
         for n in (0, 1)
     ]
     found, about = read(pickled(tmp_path / "a.pickle", parts, protocol))
@@ -206,7 +206,8 @@ class TestPicklesAsPrograms:
             (b"\x80\x04\x8c\x05posix\x8c\x06system\x93.", "names posix.system"),
             (b"\x80\x04K\x01K\x02\x86R.", "it takes more|treats something else|calls what is no function"),
             (b"\x80\x04K\x01K\x02K\x03\x86R.", "calls what is no function"),
-            (b"\x80\x04}K\x01K\x02s.", "has a dict by int"),
+            (b"\x80\x04}NK\x02s.", "has a dict by NoneType"),
+            (b"\x80\x02}\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x1fK\x02s.", "has a dict by int"),
             (b"\x80\x04]K\x01K\x02s.", "treats something else as a dict"),
             (b"\x80\x04}K\x01a.", "treats something else as a list"),
             (b"\x80\x04cnumpy\nndarray\nK\x01\x8c\x01ss.", "treats something else as a dict"),

@@ -200,12 +200,15 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
-def _put(target: Any, pairs: list[Any]) -> dict[str, Any]:
-    """Adds names and values, one after the other, to a dict. Names are text, whose hashes nobody can foresee."""
+def _put(target: Any, pairs: list[Any]) -> dict[Any, Any]:
+    """Adds names and values, one after the other, to a dict.
+
+    The hashes of text cannot be foreseen, and small numbers are too few, so no file makes all names collide.
+    """
     if not isinstance(target, dict) or len(pairs) % 2:
         raise ValueError("it treats something else as a dict")
     for name, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(name, str):
+        if not isinstance(name, str | bytes) and not (isinstance(name, int) and abs(name) < 1 << 31):
             raise RefusedError(f"has a dict by {type(name).__name__}")
         target[name] = value
     return target
