@@ -161,7 +161,7 @@ _LISTS = {
     "a.jsonl": "".join(
         json.dumps({"path": f"{n}.png", "label": label}) + "\n" for n, label in enumerate(["cat", "dog", ["a", "b"]])
     ),
-    "a.txt": "0.png 0\n1.png 12 1\n2.png,0\n3.png 1\n",
+    "a.txt": "# path frames label\n0.png 9 0\n1.png 12 1\n2.png,30,0\n\"3.png\" 7 1\n",
     "kinetics.csv": "label,youtube_id,time_start,time_end,split\nriding a bike,abc,10,20,train\nbowling,def,0,10,val\n",
     "charades.csv": "id,subject,actions\n0,x,c092 11.90 21.20;c147 0.00 12.60\n1,y,c001 0 1\n2,z,\n",
     "a.json": json.dumps({"0.png": "cat", "1.png": "dog", "2.png": "none"}),

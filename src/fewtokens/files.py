@@ -7,7 +7,9 @@ anything, and every mistake in a file is a ValueError of one line.
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import platform
@@ -16,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -147,18 +149,92 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{path}: line {line} is not UTF-8 text; save the file as UTF-8") from None
 
 
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text that hold anything, without their ends, numbered from 1; raises as `read_text`.
+
+    Lines end with LF, CRLF or CR and with nothing else, so that the other separators of Unicode stay inside names.
+    """
+    for number, line in enumerate(io.StringIO(read_text(path), newline=None), start=1):
+        if line.strip():
+            yield number, line.rstrip("\n")
+
+
+class Record(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        line: where it ends in the file, counted from 1.
+        cells: text by name of the column, stripped; "" where the row is short.
+        surplus: cells without a column, or less than 0 where the row is short.
+    """
+
+    line: int
+    cells: dict[str, str]
+    surplus: int
+
+
+def read_table(path: str | Path) -> Iterator[Record]:
+    """The rows of a CSV with a header, its columns separated by commas, semicolons or tabs, whichever the header has.
+
+    Blank rows are left out, and empty cells at the end of a row, which spreadsheets write, are no surplus.
+
+    Raises:
+        ValueError: as `read_text`; a quote that is never closed, or a cell too long to be one.
+    """
+    rows = _rows(path)
+    header = [name.strip() for name in next(rows, (0, []))[1]]
+    for line, row in rows:
+        cells = [cell.strip() for cell in row]
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
+        there = dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False))
+        yield Record(line, there, len(cells) - len(header))
+
+
+def read_header(path: str | Path) -> list[str]:
+    """The names of the columns that a text has if it is a table; raises as `read_text`."""
+    first = next((line for _, line in read_lines(path)), "")
+    try:
+        return [name.strip() for name in next(csv.reader([first], delimiter=_separator(first)), [])]
+    except csv.Error:
+        return []
+
+
+def _separator(header: str) -> str:
+    outside = "".join(header.split('"')[::2])  # of the quotes
+    return max(",;\t", key=outside.count)
+
+
+def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    text = read_text(path)
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(first), strict=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
+
+
 def parse_json(text: str, what: str) -> Any:
     """Reads JSON text; `what` begins the message.
 
     Raises:
-        ValueError: not JSON, or nested too deeply to be anything of use.
+        ValueError: not JSON, nested too deeply to be anything of use, or with text that is not Unicode.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            # Half a character could be neither written nor shown; what stands for bytes of a file name can.
+            json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     except RecursionError:
         raise ValueError(f"{what}: nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError(f"{what}: not readable JSON (it has half of a surrogate pair)") from None
     except ValueError as error:
         raise ValueError(f"{what}: not readable JSON ({error})") from None
+    return value
 
 
 def read_json(path: str | Path, kind: Any = Any) -> Any:
@@ -243,7 +319,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {header.get('kind')}, not {kind}")
+        raise ValueError(f"{path}: holds {header.get('kind')!s:.40}, not {kind}")
     return header
 
 

@@ -98,3 +98,30 @@ class TestCommand:
         made = self.run(*words)
         assert made.exit_code == 2, made.output
         assert said in " ".join(made.output.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hidden_size": "64"}, "hidden_size must be a whole number"),
+        ({"hidden_size": 64.5}, "hidden_size must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be at least 1"),
+        ({"num_attention_heads": 65}, "head_dim must be at least 1"),
+        ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
+        ({"num_hidden_layers": None}, "says no num_hidden_layers"),
+        ({"head_dim": []}, "head_dim must be a whole number"),
+        ({"text_config": [1]}, "text_config must be an object"),
+    ],
+)
+def test_configs_of_other_types(tmp_path, change, says):
+    sizes = {"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(sizes), encoding="utf-8-sig")
+    assert language_model(tmp_path).width == 64
+    path.write_text(json.dumps(sizes | change))
+    with pytest.raises(ValueError, match=says):
+        language_model(tmp_path)
+    for text in ("[]", "{", "3"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"config.json"):
+            language_model(tmp_path)

@@ -149,3 +149,27 @@ class TestMasks:
         mask = torch.arange(12).reshape(1, 3, 4)
         assert resize_masks(mask, (1, 2))[0].tolist() == [[5, 7]]
         assert resize_masks(mask, (6, 4))[0, ::2].tolist() == mask[0].tolist()
+
+
+@pytest.mark.parametrize("change", ["", "mark", "crlf", "comments"])
+def test_lists_as_editors_save_them(tmp_path, change):
+    for name in ("bear", "two dogs"):
+        for part in ("JPEGImages", "Annotations"):
+            (tmp_path / part / "480p" / name).mkdir(parents=True)
+    (tmp_path / "JPEGImages" / "480p" / "bear" / "folder.jpg").mkdir()
+    for year in ("2016", "2017"):
+        (tmp_path / "ImageSets" / year).mkdir(parents=True)
+    text = {"crlf": "bear\r\ntwo dogs\r\n", "comments": "# by hand\n\nbear\n\ntwo dogs"}.get(change, "bear\ntwo dogs\n")
+    (tmp_path / "ImageSets/2017/val.txt").write_bytes(text.encode("utf-8-sig" if change == "mark" else "utf-8"))
+    found, _ = davis_sequences(tmp_path)
+    assert [one.name for one in found] == ["bear", "two dogs"]
+    assert found[0].pictures == []
+    (tmp_path / "ImageSets/2016/val.txt").write_text("/JPEGImages/480p/bear/0.jpg /Annotations/480p/bear/0.png\n")
+    assert [one.name for one in davis_sequences(tmp_path, "2016/val")[0]] == ["bear"]
+    for line in ("/", "x/", "a/../b.png", "../x", "x" * 300, "a\\b", "bear /"):
+        (tmp_path / "ImageSets/2016/val.txt").write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"no name of a folder|does not have"):
+            davis_sequences(tmp_path, "2016/val")
+    (tmp_path / "ImageSets/2017/val.txt").write_bytes("bear\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="UTF-16"):
+        davis_sequences(tmp_path)

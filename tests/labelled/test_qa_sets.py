@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -252,13 +254,13 @@ def broken(folder: Path, name: str) -> str:
         return r"test.csv, line 2: has no 'a0'"
     if name == "json":
         (folder / "lvb_val.json").write_text('[\n{"id": 1},\n{"id" 2}]')
-        return r"lvb_val.json, line 3: not JSON"
+        return r"lvb_val.json: not readable JSON .*line 3 column"
     if name == "key":
         put(folder / "lvb_val.json", [LONG, {"id": "2"}])
         return r"lvb_val.json, entry 2: has no 'candidates'"
     if name == "jsonl":
         (folder / "test.jsonl").write_text(json.dumps(MME) + "\n\nnot json\n")
-        return r"test.jsonl, line 3: not JSON"
+        return r"test.jsonl, line 3: not readable JSON"
     put(folder / "test.json", [{**MME, "answer": "E"}])
     return r"test.json, entry 1: 'answer' must be one of 4 letters, got 'E'"
 
@@ -363,3 +365,104 @@ def test_scores(tmp_path):
     }
     with pytest.raises(ValueError, match="1 replies to 2 questions"):
         accuracy([chosen, free], ["B"])
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_from_spreadsheets(tmp_path, mark, separator):
+    text = mark + "\r\n".join(separator.join(row) for row in (HEAD, NEXT)) + "\r\n"
+    (tmp_path / "test.csv").write_text(text, newline="")
+    touch(tmp_path / "videos" / f"{NEXT[0]}.mp4")
+    assert len(load("nextqa", tmp_path)) == 1
+    (tmp_path / "test.csv").write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"test.csv: UTF-16, not UTF-8 text"):
+        load("nextqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": {"a": 1}}, "'question' must be text or a whole number or a finite number"),
+        ({"question": True}, "'question' must be"),
+        ({"candidates": "abc"}, "'candidates' must be a list of texts"),
+        ({"candidates": [1, 2]}, "'candidates' must be a list of texts"),
+        ({"candidates": ["x"] * 40}, "a question with 40 choices"),
+        ({"correct_choice": float("nan")}, "'correct_choice' must be a number"),
+        ({"correct_choice": float("inf")}, "'correct_choice' must be a number"),
+        ({"correct_choice": "1e999"}, "'correct_choice' must be a number"),
+        ({"correct_choice": [1]}, "'correct_choice' must be a number"),
+        ({"correct_choice": True}, "'correct_choice' must be a number"),
+        ({"correct_choice": 10**400}, "'correct_choice' must be a number"),
+        ({"video_path": ["a"]}, "'video_path' must be"),
+        ({"video_path": "."}, "leads out of"),
+        ({"video_path": "a\0b"}, "leads out of"),
+        ({"subtitle_path": {}}, "'subtitle_path' must be"),
+        ({"subtitle_path": "../x.srt"}, "leads out of"),
+        ({"duration": "long"}, "'duration' must be a number"),
+        ({"duration_group": [[]]}, "'duration_group' must be"),
+    ],
+)
+def test_values_of_other_types(tmp_path, change, says):
+    touch(tmp_path / "videos" / LONG["video_path"])
+    put(tmp_path / "lvb_val.json", [LONG])
+    assert len(load("longvideobench", tmp_path)) == 1
+    put(tmp_path / "lvb_val.json", [LONG | change])
+    with pytest.raises(ValueError, match=says) as error:
+        load("longvideobench", tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_names_too_long_for_any_file_are_missing(tmp_path):
+    put(tmp_path / "lvb_val.json", [LONG | {"video_path": "x" * 5000}, LONG])
+    touch(tmp_path / "videos" / LONG["video_path"])
+    with pytest.warns(UserWarning, match="1 video is not there: x{80}; "):
+        assert len(load("longvideobench", tmp_path)) == 1
+
+
+@pytest.mark.parametrize("split", ["/etc", "../x", "a/b", "*", "", "a b"])
+def test_a_split_is_a_word(tmp_path, split):
+    with pytest.raises(ValueError, match="a split is named by one word"):
+        load("nextqa", tmp_path, split)
+
+
+def test_names_as_windows_writes_them(tmp_path):
+    touch(tmp_path / "videos" / "a" / "v.mp4")
+    put(tmp_path / "lvb_val.json", [LONG | {"video_path": "a\\v.mp4"}])
+    assert load("longvideobench", tmp_path)[0].video == tmp_path / "videos" / "a" / "v.mp4"
+
+
+def test_subtitles_that_are_hostile_or_odd(tmp_path):
+    path = tmp_path / "s.srt"
+    asked = Question("1", tmp_path, "what", subtitles=path)
+    begin = time.process_time()
+    for text in ("x" * 60_000, "<" * 60_000, "\n " * 60_000, "a " * 60_000, "-->" * 20_000, "1:2 --> " * 10_000):
+        path.write_text(f"{text}\n\n1\n00:00:01,500 --> 00:00:02,500\nhello\n<i>you</i>\n")
+        with contextlib.suppress(ValueError):
+            assert read_subtitles(asked)[-1] == (1.5, 2.5, "hello you")
+    assert time.process_time() - begin < 5
+    path.write_text("\ufeff1\n00:00:01,500 --> 00:00:02,500 position:50%\na\n\n2\n00:00:03.000 --> 00:00:04\nb\n")
+    assert read_subtitles(asked) == [(1.5, 2.5, "a"), (3.0, 4.0, "b")]
+    path.write_text(f"1\n{'9' * 5000}:00 --> 00:02\na\n")
+    with pytest.raises(ValueError, match="a time must be like"):
+        read_subtitles(asked)
+    listed = Question("1", tmp_path, "what", subtitles=put(tmp_path / "s.json", [{"timestamp": ["a", 2], "text": "x"}]))
+    for value in (["a", 2], [1], 3, {"a": 1}, [True, 2]):
+        put(tmp_path / "s.json", [{"timestamp": value, "text": "x"}])
+        with pytest.raises(ValueError, match=r"s.json, entry 1: 'timestamp'.* must be"):
+            read_subtitles(listed)
+
+
+def test_parquet_that_is_damaged(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "videomme" / "test-0.parquet"
+    path.parent.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist([MME]), path)
+    whole = path.read_bytes()
+    for content in (b"", b"PAR1", whole[:-9], whole[:40] + b"\xff" * 40 + whole[80:], whole[:-60] + b"\0" * 60):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"test-0.parquet: not a parquet file that can be read") as error:
+            load("videomme", tmp_path)
+        assert "\n" not in str(error.value)

@@ -109,7 +109,9 @@ def ask(
 
 def _questions(questions: list[str], file: Path | None) -> list[str]:
     if file is not None:
-        questions = questions + [line.strip() for line in file.read_text().splitlines()]
+        from fewtokens.files import read_lines
+
+        questions = questions + [line.strip() for _, line in read_lines(file)]
     questions = [question for question in questions if question.strip()]
     if not questions:
         raise ValueError('ask something: fewtokens ask VIDEO "What happens?" --model M, or --questions FILE')

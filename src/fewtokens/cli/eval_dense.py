@@ -129,7 +129,6 @@ def jhmdb(
     """PCK@0.1 and PCK@0.2 on JHMDB: 15 joints of the first frame, carried through each clip by the features.
 
     Found within that share of 0.6 times the diagonal of the box of the joints; the mean of the joints' own percentages.
-    Needs scipy: pip install 'fewtokens[eval]'.
     """
     from fewtokens.data.dense_sets import jhmdb_clips
     from fewtokens.evaluate import dense

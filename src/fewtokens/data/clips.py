@@ -6,7 +6,7 @@ So a run that is resumed sees exactly what it would have seen.
 
 from __future__ import annotations
 
-import io
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fewtokens.data.footage import list_pictures, told
 from fewtokens.data.listing import Item, Listing
-from fewtokens.data.tars import read_member
+from fewtokens.data.pictures import read_picture
+from fewtokens.data.tars import copy_member, read_member
 from fewtokens.data.transforms import Transform
 from fewtokens.video import VideoError, read
+
+# Frames a second of a folder of images, and of a video of a single frame, which do not say.
+_RATE = 25.0
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ class ClipData(Dataset[Sample]):
         generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
         try:
             return replace(self._sample(item, index, generator), target=target)
-        except (VideoError, UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-            return Sample(None, target, index, f"{item.name}: {' '.join(str(error).split())}"[:500])
+        except (OSError, ValueError) as error:
+            return Sample(None, target, index, told(item.name, error))
 
     def target(self, item: Item) -> Tensor:
         if not self.listing.multi_label:
@@ -133,11 +137,9 @@ class ClipData(Dataset[Sample]):
     def _picture(self, item: Item, index: int) -> Tensor:
         if self._kept is not None and index in self._kept:
             return self._kept[index]
-        source: Any = item.path
-        if item.member is not None:
-            source = io.BytesIO(read_member(item.path, item.offset, item.size))
-        with Image.open(source) as image:
-            pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)[None]
+        packed = item.member is not None
+        pixels = read_picture(read_member(item.path, item.offset, item.size) if packed else Path(item.path), item.name)
+        pixels = pixels[None]
         if self._kept is not None:
             self._kept[index] = pixels
         return pixels
@@ -147,8 +149,7 @@ class ClipData(Dataset[Sample]):
         if item.member is None:
             return self._read(item.path, item, generator)
         with tempfile.NamedTemporaryFile(suffix=Path(item.member).suffix) as file:
-            file.write(read_member(item.path, item.offset, item.size))
-            file.flush()
+            copy_member(item.path, item.offset, item.size, file)
             return self._read(file.name, item, generator)
 
     def _read(self, path: str, item: Item, generator: torch.Generator) -> list[Tensor]:
@@ -157,7 +158,7 @@ class ClipData(Dataset[Sample]):
         shares = [draw] if self.training else [0.5] if view.clips == 1 else np.linspace(0, 1, view.clips).tolist()
 
         def pick(times: NDArray[np.float64]) -> NDArray[np.int64]:
-            rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 25.0
+            rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else _RATE
             step = 1 / view.fps if view.fps else view.stride / rate
             first, last = item.start or 0.0, min(float(times[-1]), times[-1] if item.end is None else item.end)
             if first > times[-1] or last < first:
@@ -171,8 +172,14 @@ class ClipData(Dataset[Sample]):
         # Decoded at the largest side that a transform can ask for, so that most of the scaling is done by then.
         largest = transform.area != (1.0, 1.0) and self.training
         short = None if largest else round(transform.short_side * (transform.scale[1] if self.training else 1))
-        video = read(path, pick=pick, size=short)
-        return list(video.frames.split(view.frames))
+        if os.path.isdir(path):
+            files = list_pictures(Path(path))
+            chosen = pick(np.arange(len(files)) / _RATE).tolist()
+            pictures = {n: read(files[n], size=short).frames for n in sorted(set(chosen))}
+            frames = torch.cat([pictures[n] for n in chosen])
+        else:
+            frames = read(path, pick=pick, size=short).frames
+        return list(frames.split(view.frames))
 
 
 def mix(*numbers: int) -> int:

@@ -1,29 +1,38 @@
 """Demonstrations of a robot: what it saw, what it felt, what an expert did; in one safetensors file, or R3M's pickles.
 
 R3M (arXiv 2203.12601) and CortexBench (arXiv 2303.18240) publish demonstrations as a pickle of a list of dicts. A
-pickle can run any code, so it is not unpickled freely here: `read` understands plain containers, numbers, text and
-numpy arrays, builds the arrays from their bytes itself, and calls nothing that the file names.
+pickle can run any code, so it is not unpickled: `fewtokens.data.pickles` reads plain containers, numbers, text and
+numpy arrays out of it, and calls nothing that the file names.
 """
 
 from __future__ import annotations
 
-import math
-import pickle
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fewtokens import files
+from fewtokens.data.pickles import Budget, RefusedError, read_pickle, to_array
+from fewtokens.plain import conform
 
 _KIND = "demonstrations"
 _PARTS = ("images", "observations", "actions", "rewards")
+# The arrays of a file may share parts, but not come to many times its size.
+_MOST_FREE = 1 << 24
+
+
+class _About(TypedDict, total=False):
+    """What is used of the values kept beside demonstrations; there may be others."""
+
+    task: str | None
+    camera: str | None
+    proprio: int
 
 
 @dataclass(frozen=True)
@@ -82,17 +91,14 @@ def read(path: str | Path, count: int | None = None) -> tuple[list[Demonstration
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    about: dict[str, Any] = {}
     if path.suffix in (".pickle", ".pkl"):
-        entries, about = _read_pickle(path), {}
-        total = len(entries)
-        found = [_checked(entry, f"{path}: demonstration {n}") for n, entry in enumerate(entries[:count])]
+        everything = _read_pickle(path)
+        entries, total = everything[:count], len(everything)
     else:
-        header = files.load_header(path, _KIND)
-        total, about = int(header["count"]), dict(header["about"])
-        with safe_open(path, framework="pt") as file:
-            there = range(total if count is None else min(count, total))
-            entries = [{part: file.get_tensor(f"{n}.{part}").numpy() for part in _PARTS} for n in there]
-        found = [_checked(entry, f"{path}: demonstration {n}") for n, entry in enumerate(entries)]
+        entries, total, about = _read_entries(path, count)
+    budget = Budget(_MOST_FREE + 4 * path.stat().st_size)
+    found = [_checked(entry, f"{path}: demonstration {n}", budget) for n, entry in enumerate(entries)]
     if not found:
         raise ValueError(f"{path}: no demonstration in it")
     if count is not None and total < count:
@@ -103,134 +109,59 @@ def read(path: str | Path, count: int | None = None) -> tuple[list[Demonstration
     return found, about
 
 
-def _checked(entry: Any, where: str) -> Demonstration:
-    """A demonstration from a dict of arrays."""
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is a {type(entry).__name__}, not a dict of {', '.join(_PARTS)}")
-    if missing := [part for part in _PARTS if part not in entry]:
-        raise ValueError(f"{where} has no {' and no '.join(missing)}; record it with them")
-    images, *rest = (np.asarray(entry[part]) for part in _PARTS)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
-        raise ValueError(f"{where}: images must be uint8 [T,H,W,3], got {images.dtype} {list(images.shape)}")
-    values = []
-    for part, array, axes in zip(_PARTS[1:], rest, (2, 2, 1), strict=True):
-        if array.dtype.kind not in "biuf" or len(array) != len(images):
-            raise ValueError(f"{where}: {part} must be numbers for {len(images)} images, got {list(array.shape)}")
-        number = torch.from_numpy(np.array(array, np.float32))
-        number = number.reshape(len(images), -1) if axes == 2 else number.reshape(len(images), -1).sum(1)
-        if not number.isfinite().all():
-            raise ValueError(f"{where}: {part} are not all finite")
-        values.append(number)
-    return Demonstration(torch.from_numpy(np.array(images, order="C")), *values)
+def _read_entries(path: Path, count: int | None) -> tuple[list[Any], int, dict[str, Any]]:
+    """What the file holds of the first demonstrations, how many there are, and what is kept beside them."""
+    header = files.load_header(path, _KIND)
+    total = conform(header.get("count"), int, f"{path}: count in its header")
+    about = conform(header.get("about"), _About, f"{path}: about in its header")
+    try:
+        with safe_open(path, framework="pt") as file:
+            there = range(total if count is None else min(count, total))
+            entries = [{part: _numbers(file.get_tensor(f"{n}.{part}")) for part in _PARTS} for n in there]
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not whole demonstrations ({error})") from None
+    return entries, total, about
+
+
+def _numbers(tensor: Tensor) -> np.ndarray:
+    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
 def _read_pickle(path: Path) -> list[Any]:
     try:
-        with path.open("rb") as file:
-            made = _plain(_Unpickler(file, encoding="latin1").load())
-    except _Refused as error:
+        made = read_pickle(path)
+    except RefusedError as error:
         raise ValueError(f"{path}: {error}; only numpy arrays and plain values are read from a pickle") from None
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a broken pickle fails in any way it likes
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:120]
-        raise ValueError(f"{path}: not a whole pickle of demonstrations ({reason})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not a whole pickle of demonstrations ({error})") from None
     if not isinstance(made, list):
         raise ValueError(f"{path}: holds a {type(made).__name__}, not a list of demonstrations")
     return made
 
 
-class _Refused(ValueError):
-    """What the file names is not read."""
-
-
-class _Dtype:
-    """Stands for a numpy dtype in a pickle: numbers of one kind, or objects (each an element of its own)."""
-
-    def __init__(self, name: Any = "", *_: Any) -> None:
-        said = str(name)
-        if said[:1] not in tuple("biufO") or not (said[1:].isdigit() or said == "O"):
-            raise _Refused(f"has an array of {said[:40]!r}")
-        self.name: str = said
-        self.order = "="
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = state[1] if state[1] in "<>" else "="
-
-    def numpy(self) -> np.dtype[Any]:
-        return np.dtype(self.order + self.name)
-
-
-class _Array:
-    """Stands for a numpy array in a pickle: made of bytes, checked against its shape."""
-
-    def __init__(self, *_: Any) -> None:
-        self.value: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, raw = state
-        self.value = _array(raw, dtype, shape, "F" if fortran else "C")
-
-
-def _array(raw: Any, dtype: _Dtype, shape: Any, order: str = "C") -> Any:
-    """The array of these bytes; a nested list where its elements are objects."""
-    shape = tuple(int(size) for size in shape)
-    if dtype.name[0] == "O":
-        if math.prod(shape) != len(raw):
-            raise ValueError("an array of objects that is cut short")
-        return list(raw)
-    data = raw.encode("latin1") if isinstance(raw, str) else bytes(raw)
-    return np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if order == "F" else "C")
-
-
-def _scalar(dtype: _Dtype, raw: Any) -> Any:
-    return _array(raw, dtype, ())
-
-
-def _frombuffer(raw: Any, dtype: Any, shape: Any, order: str) -> Any:
-    return _array(raw, dtype, shape, order)
-
-
-def _encode(text: Any, encoding: str = "latin1") -> bytes:
-    """How old protocols write bytes."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise _Refused("has text in another codec")
-    return text.encode("latin1")
-
-
-# What a pickle may name, and what answers to it here; the modules are those of numpy 1 and of numpy 2.
-_ANSWERS: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
-    **{
-        (f"numpy.{core}.{module}", name): answer
-        for core in ("core", "_core")
-        for module, name, answer in (
-            ("multiarray", "_reconstruct", _Array),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _frombuffer),
-        )
-    },
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ANSWERS:
-            raise _Refused(f"names {module}.{name}")
-        return _ANSWERS[module, name]
-
-
-def _plain(value: Any) -> Any:
-    """The same with arrays where they were stood for."""
-    if isinstance(value, _Array):
-        if value.value is None:
-            raise ValueError("an array without its content")
-        return _plain(value.value)
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
+def _checked(entry: Any, where: str, budget: Budget) -> Demonstration:
+    """A demonstration from a dict of arrays."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is a {type(entry).__name__}, not a dict of {', '.join(_PARTS)}")
+    if missing := [part for part in _PARTS if part not in entry]:
+        raise ValueError(f"{where} has no {' and no '.join(missing)}; record it with them")
+    arrays = []
+    for part in _PARTS:
+        try:
+            arrays.append(to_array(entry[part], budget))
+        except ValueError as error:
+            raise ValueError(f"{where}: {part} must be numbers ({error})") from None
+    images, *rest = arrays
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+        raise ValueError(f"{where}: images must be uint8 [T,H,W,3], got {images.dtype} {list(images.shape)}")
+    values = []
+    for part, array, axes in zip(_PARTS[1:], rest, (2, 2, 1), strict=True):
+        if array.dtype.kind not in "biuf" or array.shape[:1] != images.shape[:1] or 0 in array.shape:
+            raise ValueError(f"{where}: {part} must be numbers for {len(images)} images, got {list(array.shape)}")
+        with np.errstate(over="ignore"):
+            number = torch.from_numpy(np.array(array, np.float32))
+        number = number.reshape(len(images), -1) if axes == 2 else number.reshape(len(images), -1).sum(1)
+        if not number.isfinite().all():
+            raise ValueError(f"{where}: {part} are not all finite")
+        values.append(number)
+    return Demonstration(torch.from_numpy(np.array(images, order="C")), *values)

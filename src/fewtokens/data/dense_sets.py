@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fewtokens.files import read_lines
 from fewtokens.video.images import is_image
 
 # The lists of DAVIS that are looked for, in this order, where none is named.
@@ -49,7 +51,7 @@ def davis_sequences(root: str | Path, split: str | None = None) -> tuple[list[Se
             raise ValueError(f"{split}: a list is named as 2017/val, inside ImageSets")
         path = root / "ImageSets" / f"{split}.txt"
         # The lists of 2016 name each frame: /JPEGImages/480p/NAME/00000.jpg and its mask.
-        names = [line[0].rstrip("/").split("/")[-2] if "/" in line[0] else line[0] for line in _lines(path)]
+        names = [line.split()[0].split("/")[-2] if "/" in line.split()[0] else line for line in _lines(path)]
         names = list(dict.fromkeys(names))
         _check_names(names, path)
         if absent := [name for name in names if not (pictures / name).is_dir()]:
@@ -79,11 +81,14 @@ def jhmdb_clips(root: str | Path, listing: str | Path | None = None) -> tuple[li
         raise ValueError(f"{root}: no JHMDB folder; it must hold joint_positions and Rename_Images")
     splits = sorted((root / "splits").glob("*_test_split1.txt"))
     if listing is not None:
-        names, said = [_clip_name(line, Path(listing)) for line in _lines(Path(listing))], str(listing)
+        names, said = [_clip_name(line.split(), Path(listing)) for line in _lines(Path(listing))], str(listing)
     elif splits:
         # A line is CLIP.avi and 1 (train) or 2 (test).
-        found = [(path, line) for path in splits for line in _lines(path) if line[-1] == "2"]
-        names = [f"{path.name.removesuffix('_test_split1.txt')}/{Path(line[0]).stem}" for path, line in found]
+        found = [(path, line.split()) for path in splits for line in _lines(path)]
+        names = [
+            f"{path.name.removesuffix('_test_split1.txt')}/{Path(words[0]).stem}"
+            for path, words in found if words[-1] == "2"
+        ]  # fmt: skip
         said = "test part of split 1"
     else:
         names, said = sorted(f"{one.parent.parent.name}/{one.parent.name}" for one in mats.glob("*/*/*.mat")), "all"
@@ -121,7 +126,7 @@ def vip_videos(root: str | Path, listing: str | Path | None = None) -> tuple[lis
     if path is None:
         names, said = [part.name for part in masks.iterdir() if part.is_dir()], "all"
     else:
-        names, said = [line[0].rstrip("/").split("/")[-1] for line in _lines(path)], str(path)
+        names, said = [line.rstrip("/").split("/")[-1] for line in _lines(path)], str(path)
         _check_names(names, path)
         if absent := [name for name in names if not (masks / name).is_dir()]:
             raise ValueError(f"{path}: names {', '.join(absent[:5])}, which {masks.name} does not have")
@@ -157,19 +162,18 @@ def paired(files: SequenceFiles) -> None:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("*") if is_image(p) and not p.name.startswith("."))
+    return sorted(p for p in folder.glob("*") if is_image(p) and not p.name.startswith(".") and p.is_file())
 
 
-def _lines(path: Path) -> list[list[str]]:
-    """The words of each line that has any.
+def _lines(path: Path) -> list[str]:
+    """The lines that hold anything, without spaces around them and without comments (#).
 
     Raises:
-        ValueError: no such file, or one without lines.
+        ValueError: no such file, one that is no text, or one without lines.
     """
-    try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(f"{path}: no such list, or not a text file") from None
+    if not path.is_file():
+        raise ValueError(f"{path}: no such list")
+    lines = [line.strip() for _, line in read_lines(path) if not line.lstrip().startswith("#")]
     if not lines:
         raise ValueError(f"{path}: an empty list")
     return lines
@@ -180,12 +184,16 @@ def _clip_name(words: Sequence[str], path: Path) -> str:
     of_mat = [word for word in words if word.endswith(".mat")]
     parts = PurePosixPath(of_mat[0]).parts[-3:-1] if of_mat else PurePosixPath(words[0]).parts[-2:]
     if len(parts) != 2:
-        raise ValueError(f"{path}: a line names ACTION/CLIP, or a .mat and a folder of pictures; not {' '.join(words)}")
+        raise ValueError(
+            f"{path}: a line names ACTION/CLIP, or a .mat and a folder of pictures; not {' '.join(words):.80}"
+        )
     return "/".join(parts)
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
     """No name of a list leads out of its folder."""
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-            raise ValueError(f"{path}: {name!r} is no name of a folder")
+        # No file system takes names of more than 255 bytes.
+        strange = "/" in name or "\\" in name or "\0" in name or len(os.fsencode(name)) > 255
+        if name in ("", ".", "..") or strange:
+            raise ValueError(f"{path}: {name[:80]!r} is no name of a folder")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import re
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from fewtokens.data.listing import VIDEOS, read_listing
-from fewtokens.data.tars import read_member
+from fewtokens.data.folders import natural, walk
+from fewtokens.data.listing import read_listing
+from fewtokens.data.lists import VIDEOS
+from fewtokens.data.pictures import read_picture
+from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
 from fewtokens.data.transforms import resize, scaled
 from fewtokens.encode.frames import to_unit
 from fewtokens.video import VideoError, read
@@ -57,7 +55,7 @@ class Collection:
     Attributes:
         items: the videos, in a fixed order.
         missing: files that a list names and that are not there.
-        left_out: lines of a list that name nothing.
+        left_out: lines of a list that name nothing, links of a folder that are not followed.
     """
 
     items: tuple[Footage, ...]
@@ -70,10 +68,10 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
 
     Args:
         source: a folder, looked through at any depth (Kinetics' layout or any other): its videos, its .npy files, and
-            its folders of pictures, each of which is a video; a tar or a folder of tars; a .txt with a path on each
-            line (and a label, or not); any list that `read_listing` knows. A list that is a pickle is not read, for
-            that can run any code.
-        root: where the files of a list lie; its own folder where not said.
+            its folders of pictures, each of which is a video; a tar or a folder of tars; any list that `read_listing`
+            knows, with labels or without, so also a .txt with a path on each line. A list that is a pickle is not
+            read, for that can run any code.
+        root: where the files of a list lie; the folder of the list by default.
 
     Raises:
         ValueError: nothing there, no video in it, a list that leads out of its root.
@@ -85,18 +83,16 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
     left_out: list[str] = []
     if source.suffix.lower() in (".pickle", ".pkl"):
         raise ValueError(f"{source}: a pickle can run any code and is not read; write its paths into a .txt")
-    if source.is_dir() and any(source.glob("*.tar")):
-        items = [item for tar in sorted(source.glob("*.tar")) for item in _in_tar(tar)]
+    if source.is_dir() and (tars := find_tars(source)):
+        items = [item for tar in tars for item in _in_tar(tar)]
     elif source.is_dir():
-        items = list(_in_folder(source))
+        items = list(_in_folder(source, left_out))
     elif source.suffix == ".tar":
         items = list(_in_tar(source))
     elif source.suffix == ".npy" or source.suffix.lower() in VIDEOS:
         items = [Footage(str(source))]
-    elif source.suffix == ".txt":
-        items = list(_in_text(source, Path(root) if root is not None else source.parent, missing))
     else:
-        listing = read_listing(source, root=root)
+        listing = read_listing(source, root=root, labels=False)
         missing, left_out = list(listing.missing), list(listing.left_out)
         items = [Footage(item.path, item.start, item.end) for item in listing.items]
     if not items:
@@ -105,59 +101,37 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
     return Collection(tuple(items), tuple(missing), tuple(left_out))
 
 
-def _in_folder(source: Path) -> Iterator[Footage]:
-    for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        seen = [name for name in sorted(files, key=_natural) if not name.startswith(".")]
+def _in_folder(source: Path, left_out: list[str]) -> Iterator[Footage]:
+    for folder, files in walk(source, left_out):
+        seen = sorted(files, key=_by_name)
         for name in seen:
             if Path(name).suffix.lower() in VIDEOS or name.endswith(".npy"):
-                yield Footage(str(Path(folder) / name))
+                yield Footage(str(Path(folder, name)))
         if any(is_image(Path(name)) for name in seen):
             yield Footage(folder)
-
-
-def _in_text(source: Path, base: Path, missing: list[str]) -> Iterator[Footage]:
-    """A path on each line, or a path and a label; paths may hold spaces."""
-    for line in source.read_text(encoding="utf-8", errors="replace").splitlines():
-        whole = line.strip().strip('"')
-        parts = re.fullmatch(r"(.+?)[\s,]+[^\s,]+", whole)
-        names = [whole, *([parts[1].strip('"')] if parts else [])]
-        if not whole:
-            continue
-        if any(".." in Path(name).parts for name in names if not Path(name).is_absolute()):
-            raise ValueError(f"{source}: names {whole!r}, which leads out of {base}")
-        found = next((base / name for name in names if (base / name).exists()), None)
-        if found is None:
-            missing.append(names[-1])
-        else:
-            yield Footage(str(found))
 
 
 def _in_tar(path: Path) -> Iterator[Footage]:
     """Videos; and pictures, those of one folder, or of names such as clip7.0001.jpg up to the first dot, together."""
     pictures: dict[str, list[tuple[str, int, int]]] = {}
     videos: list[Footage] = []
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if not member.isfile() or Path(member.name).name.startswith("."):
-                    continue
-                place = (member.name, member.offset_data, member.size)
-                if Path(member.name).suffix.lower() in VIDEOS:
-                    videos.append(Footage(str(path), members=(place,)))
-                elif is_image(Path(member.name)):
-                    folder, _, name = member.name.rpartition("/")
-                    key, _, rest = name.partition(".")
-                    pictures.setdefault(f"{folder}/{key}" if rest.count(".") else folder, []).append(place)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a tar that can be read ({error}); is it whole?") from None
+    for member in list_members(path):
+        if Path(member.name).name.startswith("."):
+            continue
+        place = (member.name, member.offset, member.size)
+        if Path(member.name).suffix.lower() in VIDEOS:
+            videos.append(Footage(str(path), members=(place,)))
+        elif is_image(Path(member.name)):
+            folder, _, name = member.name.rpartition("/")
+            key, _, rest = name.partition(".")
+            pictures.setdefault(f"{folder}/{key}" if rest.count(".") else folder, []).append(place)
     yield from videos
     for key in sorted(pictures):
-        yield Footage(str(path), members=tuple(sorted(pictures[key], key=lambda place: _natural(place[0]))))
+        yield Footage(str(path), members=tuple(sorted(pictures[key], key=lambda place: _by_name(place[0]))))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
+def _by_name(name: str) -> list[tuple[int, str]]:
+    return natural(name.lower())
 
 
 def read_frames(item: Footage, choose: Choose, *, short: int = 0) -> Tensor:
@@ -182,10 +156,26 @@ def read_frames(item: Footage, choose: Choose, *, short: int = 0) -> Tensor:
         wanted = torch.from_numpy(np.stack([frames[n] for n in choose(len(frames))])).permute(0, 3, 1, 2)
         return _scaled(wanted, short)
     if path.is_dir():
-        files = sorted((file for file in path.iterdir() if is_image(file) and file.name[0] != "."),
-                       key=lambda file: _natural(file.name))  # fmt: skip
+        files = list_pictures(path)
         return _of_one_size([read(files[n]).frames[0] for n in choose(len(files))], short)
     return _from_video(path, item, choose, short)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The images of a folder in natural order, 2 before 10.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = [file for file in folder.iterdir() if is_image(file) and file.name[0] != "." and file.is_file()]
+    if not files:
+        raise VideoError(f"{folder}: a folder without images")
+    return sorted(files, key=lambda file: _by_name(file.name))
+
+
+def told(name: str, error: Exception) -> str:
+    """What is wrong with an item, in one line that begins with its name."""
+    return f"{name}: {' '.join(str(error).split()).removeprefix(f'{name}: ')}"[:500]
 
 
 def open_frames(path: Path) -> NDArray[np.uint8]:
@@ -195,9 +185,12 @@ def open_frames(path: Path) -> NDArray[np.uint8]:
         ValueError: another array, or none.
     """
     try:
-        frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not an array that can be mapped ({error})") from None
+        frames = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header is a piece of Python to numpy, and fails as such
+        reason = " ".join(f"{error}".split())[:120]
+        raise ValueError(f"{path}: not an array that can be mapped ({reason})") from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"{path}: frames are uint8 [T,H,W,3], this is {frames.dtype} {list(frames.shape)}")
     return frames
@@ -221,13 +214,10 @@ def _from_tar(item: Footage, choose: Choose, short: int) -> Tensor:
     if not is_image(Path(item.members[0][0])):
         ((name, offset, size),) = item.members
         with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
-            file.write(read_member(item.path, offset, size))
-            file.flush()
+            copy_member(item.path, offset, size, file)
             return _from_video(Path(file.name), item, choose, short)
-    pictures = []
-    for _, offset, size in (item.members[n] for n in choose(len(item.members))):
-        with Image.open(io.BytesIO(read_member(item.path, offset, size))) as image:
-            pictures.append(torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1))
+    chosen = [item.members[n] for n in choose(len(item.members))]
+    pictures = [read_picture(read_member(item.path, place, size), name) for name, place, size in chosen]
     return _of_one_size(pictures, short)
 
 

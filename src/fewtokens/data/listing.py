@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
-import re
+import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fewtokens.data.tars import read_tars
+from fewtokens.data.folders import Lookup, natural, walk, warn_of_links
+from fewtokens.data.lists import READERS, VIDEOS, Row, class_names
+from fewtokens.data.tars import find_tars, read_tars
+from fewtokens.files import read_header
 from fewtokens.video.images import is_image
 
 FORMATS = ("folder", "csv", "jsonl", "kinetics", "kinetics_csv", "charades", "avid", "webdataset")
-VIDEOS = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"])
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Listing:
         classes: names, by number.
         multi_label: whether an item may have several classes.
         missing: files that a list names and that are not there.
-        left_out: lines or members that are no item, with the reason.
+        left_out: lines, members or links that are no item, with the reason.
     """
 
     items: tuple[Item, ...]
@@ -90,40 +90,32 @@ class Listing:
         )
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A line of a list before names become numbers."""
-
-    path: str
-    labels: tuple[str, ...]
-    start: float | None = None
-    end: float | None = None
-    member: str | None = None
-    offset: int = 0
-    size: int = 0
-
-
 def read_listing(
     source: str | Path,
     *,
     kind: str | None = None,
     root: str | Path | None = None,
     classes: Sequence[str] | None = None,
+    labels: bool = True,
 ) -> Listing:
     """Reads labelled files.
 
     Args:
-        source: a folder with one folder for each class; a .csv or .jsonl with path and label (and start, end in
-            seconds); a .txt with "path label" or "path,label" a line (Kinetics lists); Kinetics' own .csv (label,
-            youtube_id, time_start, time_end); Charades' .csv; AViD's .json; a tar or a folder of tars (WebDataset:
-            members with the same name and .cls or .json beside the image or video).
-        kind: one of `FORMATS`; found out where not said.
-        root: where the files of a list lie; its own folder where not said.
+        source: a folder with one folder for each class; a .csv, .tsv or .jsonl with path and label (and start, end in
+            seconds), separated by commas, semicolons or tabs; a .txt with "path label", "path,label" or "path frames
+            label" a line (Kinetics, mmaction); Kinetics' own .csv (label, youtube_id, time_start, time_end); Charades'
+            .csv; AViD's .json; a tar or a folder of tars (WebDataset: members with the same name and .cls or .json
+            beside the image or video).
+        kind: one of `FORMATS`; found from the file by default.
+        root: where the files of a list lie; the folder of the list by default.
         classes: names by number, from the listing that was trained on; otherwise those found, sorted (numbers by
             number).
+        labels: whether labels are needed. Lines without one are then left out, with one warning that counts them;
+            otherwise every line is an item without labels. A video of Charades may have no class.
 
     Raises:
-        ValueError: nothing there, a format that cannot be read, a class that is not among `classes`.
+        ValueError: nothing there, a format that cannot be read, no label where they are needed, a class that is not
+            among `classes`.
     """
     source = Path(source)
     if not source.exists():
@@ -135,178 +127,93 @@ def read_listing(
     missing: list[str] = []
     base = Path(root) if root is not None else source.parent
     if kind == "folder":
-        rows: Iterable[_Row] = _folder(source)
+        rows = list(_folder(source, left_out))
     elif kind == "webdataset":
-        rows = (_Row(*row) for row in read_tars(source, left_out))
+        rows = list(read_tars(source, left_out))
     else:
-        rows = _located(_READERS[kind](source, left_out), base, missing)
-    found = list(rows)
-    multi_label = kind == "charades" or any(len(row.labels) != 1 for row in found)
-    if not found:
+        lookup = Lookup(base)
+        rows = list(_located(READERS[kind](source, lookup, left_out), lookup, missing, left_out))
+        warn_of_links(base, lookup.outward)
+    if not rows:
         many = f"none of the {len(missing)} files that it names is under {base}; say where they are" if missing else ""
-        raise ValueError(f"{source}: {many or 'no labelled image or video found'}")
-    known = tuple(classes) if classes is not None else _class_names(found, kind)
+        first = f"; {left_out[0]}" if left_out else ""
+        raise ValueError(f"{source}: {many or f'no labelled image or video found{first}'}")
+    known: tuple[str, ...] = ()
+    if labels:
+        rows = _labelled(rows, source, left_out) if kind != "charades" else rows
+        known = tuple(classes) if classes is not None else _class_names(rows, kind)
     number = {name: n for n, name in enumerate(known)}
-    if strange := sorted({label for row in found for label in row.labels} - number.keys()):
+    if labels and (strange := sorted({label for row in rows for label in row.labels} - number.keys())):
         some = ", ".join(map(repr, strange[:5])) + (" ..." if len(strange) > 5 else "")
         raise ValueError(f"{source}: has classes that were not trained on: {some}; known are {len(known)} others")
     items = tuple(
-        Item(row.path, tuple(number[n] for n in row.labels), row.start, row.end, row.member, row.offset, row.size)
-        for row in found
-    )
+        Item(
+            row.path, tuple(number[name] for name in dict.fromkeys(row.labels)) if labels else (),
+            row.start, row.end, row.member, row.offset, row.size,
+        )
+        for row in rows
+    )  # fmt: skip
+    multi_label = kind == "charades" or any(len(item.labels) > 1 for item in items)
     return Listing(items, known, multi_label, tuple(missing), tuple(left_out))
 
 
 def _guess(source: Path) -> str:
     if source.is_dir():
-        return "webdataset" if any(source.glob("*.tar")) else "folder"
+        return "webdataset" if find_tars(source) else "folder"
     suffix = source.suffix.lower()
-    if suffix == ".csv":
-        with source.open(newline="", encoding="utf-8", errors="replace") as file:
-            head = [name.strip().lower() for name in next(csv.reader(file), [])]
+    if suffix in (".csv", ".tsv", ".txt"):
+        head = {name.lower() for name in read_header(source)}
         if "youtube_id" in head:
             return "kinetics_csv"
-        return "charades" if {"id", "actions"} <= set(head) else "csv" if "path" in head else "kinetics"
-    by_suffix = {".jsonl": "jsonl", ".json": "avid", ".txt": "kinetics", ".tar": "webdataset"}
+        return "charades" if {"id", "actions"} <= head else "csv" if "path" in head else "kinetics"
+    by_suffix = {".jsonl": "jsonl", ".json": "avid", ".tar": "webdataset"}
     if suffix not in by_suffix:
-        raise ValueError(f"{source}: not a known list; give a folder, .csv, .jsonl, .json, .txt or .tar")
+        raise ValueError(f"{source}: not a known list; give a folder, .csv, .tsv, .jsonl, .json, .txt or .tar")
     return by_suffix[suffix]
 
 
-def _class_names(rows: Sequence[_Row], kind: str) -> tuple[str, ...]:
-    names = {label for row in rows for label in row.labels}
+def _labelled(rows: list[Row], source: Path, left_out: list[str]) -> list[Row]:
+    """The rows that have a label; one warning counts the others."""
+    bare = [row.where for row in rows if not row.labels]
+    if not bare:
+        return rows
+    what = f"{source}: {'1 line has' if len(bare) == 1 else f'{len(bare)} lines have'} no label"
+    if len(bare) == len(rows):
+        raise ValueError(f"{what}, the first is {bare[0]}, and no line has one")
+    warnings.warn(f"{what} and {'is' if len(bare) == 1 else 'are'} left out, the first is {bare[0]}", stacklevel=3)
+    left_out += [f"{where}: no label" for where in bare]
+    return [row for row in rows if row.labels]
+
+
+def _class_names(rows: Sequence[Row], kind: str) -> tuple[str, ...]:
     if kind == "charades":
         return tuple(f"c{n:03d}" for n in range(157))
-    if all(name.isdecimal() for name in names) and kind != "folder":
-        # Numbers are the classes themselves; gaps stay.
-        highest = max(int(name) for name in names)
-        if highest < max(1000, 10 * len(names)):
-            return tuple(str(n) for n in range(highest + 1))
-    return tuple(sorted(names, key=_natural))
+    # Numbers are the classes themselves; the names of folders are names.
+    numbers = class_names(rows) if kind != "folder" else None
+    return numbers or tuple(sorted({label for row in rows for label in row.labels}, key=natural))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+def _folder(source: Path, left_out: list[str]) -> Iterator[Row]:
+    """The files of each folder in `source`, which is their class, at any depth."""
+    by_class: dict[str, list[Path]] = defaultdict(list)
+    for folder, names in walk(source, left_out):
+        inside = Path(folder).relative_to(source).parts
+        if inside:
+            by_class[inside[0]] += [
+                Path(folder, name) for name in names if is_image(Path(name)) or Path(name).suffix.lower() in VIDEOS
+            ]
+    for label in sorted(by_class, key=natural):
+        for path in sorted(by_class[label], key=lambda path: (natural(path.name), str(path))):
+            yield Row(str(path), str(path), (label,))
 
 
-def _folder(source: Path) -> Iterator[_Row]:
-    for folder in sorted((f for f in source.iterdir() if f.is_dir() and not f.name.startswith(".")), key=_by_name):
-        for file in sorted((f for f in folder.rglob("*") if is_image(f) or f.suffix.lower() in VIDEOS), key=_by_name):
-            if not file.name.startswith("."):
-                yield _Row(str(file), (folder.name,))
-
-
-def _by_name(path: Path) -> list[tuple[int, str]]:
-    return _natural(path.name)
-
-
-def _located(rows: Iterable[_Row], base: Path, missing: list[str]) -> Iterator[_Row]:
-    """The rows whose file is there, under `base`; a name that leads out of `base` is refused."""
+def _located(rows: Iterable[Row], lookup: Lookup, missing: list[str], left_out: list[str]) -> Iterator[Row]:
+    """The rows whose file is there; a name that leads out of the folder is refused."""
     for row in rows:
-        path = Path(row.path)
-        if not path.is_absolute():
-            if ".." in path.parts:
-                raise ValueError(f"the list names {row.path!r}, which leads out of {base}")
-            path = base / path
-        if path.exists():
-            yield replace(row, path=str(path))
-        else:
+        path = lookup.find(row.path)
+        if path is None:
             missing.append(row.path)
-
-
-def _csv(source: Path, left_out: list[str]) -> Iterator[_Row]:
-    with source.open(newline="", encoding="utf-8", errors="replace") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            names = {key.strip().lower(): (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-            if not names.get("path") or "label" not in names:
-                left_out.append(f"{source}, line {number}: no path or no label")
-                continue
-            labels = tuple(part.strip() for part in names["label"].split(";") if part.strip())
-            yield _timed(_Row(names["path"], labels), names.get("start"), names.get("end"), source, number)
-
-
-def _jsonl(source: Path, left_out: list[str]) -> Iterator[_Row]:
-    with source.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                said = json.loads(line)
-                label = said["label"]
-                labels = tuple(str(part) for part in (label if isinstance(label, list) else [label]))
-                row = _Row(str(said["path"]), labels)
-            except (json.JSONDecodeError, KeyError, TypeError):
-                left_out.append(f"{source}, line {number}: not an object with path and label")
-                continue
-            yield _timed(row, said.get("start"), said.get("end"), source, number)
-
-
-def _timed(row: _Row, start: object, end: object, source: Path, number: int) -> _Row:
-    try:
-        seconds = [None if value in (None, "") else float(str(value)) for value in (start, end)]
-    except ValueError:
-        raise ValueError(f"{source}, line {number}: start and end must be seconds, got {start!r} and {end!r}") from None
-    return replace(row, start=seconds[0], end=seconds[1])
-
-
-def _kinetics(source: Path, left_out: list[str]) -> Iterator[_Row]:
-    """Lines "path label" or "path,label"; paths may hold spaces."""
-    for number, line in enumerate(source.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        match = re.fullmatch(r"\s*(.+?)[\s,]+([^\s,]+)\s*", line)
-        if match:
-            yield _Row(match[1].strip().strip('"'), (match[2],))
-        elif line.strip():
-            left_out.append(f"{source}, line {number}: not 'path label'")
-
-
-def _kinetics_csv(source: Path, left_out: list[str]) -> Iterator[_Row]:
-    """label, youtube_id, time_start, time_end: files ID_000010_000020.mp4, in a folder for each class or not."""
-    with source.open(newline="", encoding="utf-8", errors="replace") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                label, name = row["label"].strip(), row["youtube_id"].strip()
-                stem = f"{name}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
-            except (KeyError, ValueError, AttributeError):
-                left_out.append(f"{source}, line {number}: no label, youtube_id or times")
-                continue
-            places = [source.parent, *(source.parent / part for part in ("train", "val", "test", "videos"))]
-            files = [p / f / f"{stem}.mp4" for p in places for f in ("", label, label.replace(" ", "_"))]
-            there = next((file for file in files if file.exists()), None)
-            yield _Row(str(there) if there else f"{label}/{stem}.mp4", (label,))
-
-
-def _charades(source: Path, left_out: list[str]) -> Iterator[_Row]:
-    """Charades_v1_train.csv: id and actions "c092 11.90 21.20;c147 0.00 12.60"; files ID.mp4. A video's classes
-    are all that occur in it."""
-    with source.open(newline="", encoding="utf-8", errors="replace") as file:
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            if not row.get("id") or row.get("actions") is None:
-                left_out.append(f"{source}, line {number}: no id or no actions")
-                continue
-            actions = [part.split()[0] for part in row["actions"].split(";") if part.strip()]
-            yield _Row(f"{row['id'].strip()}.mp4", tuple(dict.fromkeys(actions)))
-
-
-def _avid(source: Path, left_out: list[str]) -> Iterator[_Row]:
-    """{"file.mp4": "class"}; those of class "none" are left out."""
-    try:
-        said = json.loads(source.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: not JSON ({error})") from None
-    if not isinstance(said, dict) or not all(isinstance(value, str) for value in said.values()):
-        raise ValueError(f"{source}: not an object of file names and classes, as AViD's annotations are")
-    for name, label in said.items():
-        if label == "none":
-            left_out.append(f"{name}: has no class")
+        elif is_image(path) and path.is_dir():
+            left_out.append(f"{row.where}: {row.path!r} is a folder, not an image")
         else:
-            yield _Row(name, (label,))
-
-
-_READERS: dict[str, Callable[[Path, list[str]], Iterator[_Row]]] = {
-    "csv": _csv,
-    "jsonl": _jsonl,
-    "kinetics": _kinetics,
-    "kinetics_csv": _kinetics_csv,
-    "charades": _charades,
-    "avid": _avid,
-}
+            yield replace(row, path=str(path))

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from fewtokens.data.pictures import open_picture
 from fewtokens.files import whole_file
+from fewtokens.video import VideoError
 
 # In a palette 255 is "void": pixels that count for no object. So there are numbers for 254 objects.
 VOID = 255
@@ -48,14 +50,11 @@ def read_masks(files: Sequence[Path], *, values: bool = False) -> Tensor:
         raise ValueError("no masks to read")
     masks, greys = [], set()
     for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode not in ("P", "L", "1"):
-                    raise ValueError(f"{file}: a mask has one channel (palette or grey), this picture is {image.mode}")
-                greys.add(image.mode != "P")
-                masks.append(np.array(image).astype(np.uint8))
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
-            raise ValueError(f"{file}: not a mask that can be read ({error})") from None
+        with open_picture(file, str(file), "a mask") as image:
+            if image.mode not in ("P", "L", "1"):
+                raise VideoError(f"{file}: a mask has one channel (palette or grey), this picture is {image.mode}")
+            greys.add(image.mode != "P")
+            masks.append(np.array(image).astype(np.uint8))
     if len({mask.shape for mask in masks}) > 1 or len(greys) > 1:
         what = "masks of different sizes" if len(greys) == 1 else "palette and grey masks mixed"
         raise ValueError(f"{Path(files[0]).parent}: {what}")

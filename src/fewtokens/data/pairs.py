@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewtokens.data.clips import mix
-from fewtokens.data.footage import Footage, read_frames
+from fewtokens.data.footage import Footage, read_frames, told
 from fewtokens.data.transforms import random_part, resize
 
 MODES = ("pair", "crops", "frame")
@@ -132,7 +132,7 @@ class PairData(Dataset[PairSample]):
         try:
             frames = read_frames(item, choose, short=pairing.short)
         except (ValueError, OSError) as error:
-            return PairSample(None, (), f"{item.name}: {' '.join(str(error).split())}"[:500])
+            return PairSample(None, (), told(item.name, error))
         samples = [self._cut(part, generator) for part in frames.chunk(pairing.repeats)]
         return PairSample(torch.stack(samples), tuple(mix(seed, 1, n) for n in range(pairing.repeats)))
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fewtokens.data.qa_files import Row, find, list_files, missing_line, read, read_json, read_rows
+from fewtokens.files import read_json as read_json_file
+from fewtokens.files import read_text
 
 NAMES = ("nextqa", "activitynetqa", "longvideobench", "videomme", "mvbench")
 DIRECTLY = "Answer with the option's letter from the given choices directly."
@@ -112,6 +114,8 @@ def load(name: str, folder: str | Path, split: str | None = None) -> list[Questi
         raise ValueError(f"the set must be one of {', '.join(NAMES)}, got {name!r}")
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; give the one that {name} was downloaded to")
+    if split is not None and not re.fullmatch(r"\w[\w-]*", split):
+        raise ValueError(f"a split is named by one word, such as test or val, got {split!r}")
     missing: list[str] = []
     found = list(_READERS[name](folder, split, missing))
     if not found:
@@ -169,25 +173,36 @@ def read_subtitles(question: Question) -> list[tuple[float, float, str]]:
         return []
     said: list[tuple[float, float, str]] = []
     if path.suffix.lower() == ".srt":
-        for block in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace").replace("\r", "")):
-            if match := re.search(r"(\S+)\s+-->\s+(\S+)[^\n]*\n(.*)", block, re.DOTALL):
-                text = " ".join(re.sub(r"<[^>]*>", "", match[3]).split())
-                said.append((_clock(match[1], path), _clock(match[2], path), text))
+        said = list(_subrip(path))
     else:
         for row in read_json(path):
             if "timestamp" in row.said:
-                times = row.said["timestamp"]
-                if not isinstance(times, list) or len(times) != 2 or not isinstance(times[0], int | float):
-                    raise ValueError(f"{row.where}: timestamp must be two numbers, got {times!r}")
+                start, end = row.get("timestamp", tuple[float, float | str | None])
                 # The last line of a track has no end.
-                last = question.subtitles_start + (question.duration or times[0] - question.subtitles_start)
-                end = float(times[1]) if isinstance(times[1], int | float) else last
-                said.append((float(times[0]), end, row.text("text")))
+                last = question.subtitles_start + (question.duration or start - question.subtitles_start)
+                said.append((float(start), float(end) if isinstance(end, int | float) else last, row.text("text")))
             else:
                 said.append((_clock(row.text("start"), path), _clock(row.text("end"), path), row.text("line")))
     moved = [(a - question.subtitles_start, b - question.subtitles_start, text) for a, b, text in said]
     longest = question.duration or float("inf")
     return [(a, b, text) for a, b, text in moved if b >= 0 and a <= longest and text]
+
+
+def _subrip(path: Path) -> Iterator[tuple[float, float, str]]:
+    """Blocks of a line "START --> END" and the lines of text below it, up to an empty one."""
+    times: tuple[float, float] | None = None
+    text: list[str] = []
+    for line in [*read_text(path).splitlines(), ""]:
+        start, arrow, end = line.partition("-->")
+        if arrow and start.split() and end.split():
+            if times is not None:
+                yield *times, " ".join(" ".join(text).split())
+            times, text = (_clock(start.split()[-1], path), _clock(end.split()[0], path)), []
+        elif line.strip():
+            text.append(re.sub(r"<[^<>]*>", "", line))
+        elif times is not None:
+            yield *times, " ".join(" ".join(text).split())
+            times = None
 
 
 def conversations(path: str | Path, folder: str | Path | None = None) -> Iterator[Conversation]:
@@ -222,7 +237,7 @@ def conversations(path: str | Path, folder: str | Path | None = None) -> Iterato
         if video is not None:
             some = True
             yield Conversation(
-                str(row.said.get("id", row.where)), video, tuple(zip(texts[::2], texts[1::2], strict=True))
+                row.text_or_none("id") or row.where, video, tuple(zip(texts[::2], texts[1::2], strict=True))
             )
     if missing:
         if not some:
@@ -231,7 +246,13 @@ def conversations(path: str | Path, folder: str | Path | None = None) -> Iterato
 
 
 def _right(choices: Sequence[str], number: int) -> tuple[str, str]:
-    """Text and letter of a choice."""
+    """Text and letter of a choice.
+
+    Raises:
+        ValueError: more choices than letters.
+    """
+    if len(choices) > len(string.ascii_uppercase):
+        raise ValueError(f"a question with {len(choices)} choices; there are letters for 26")
     return choices[number], string.ascii_uppercase[number]
 
 
@@ -240,7 +261,7 @@ def _nextqa(folder: Path, split: str | None, missing: list[str]) -> Iterator[Que
     vidor: dict[str, Any] = {}
     for table in (folder / "map_vid_vidorID.json", folder / "dataset/nextqa/map_vid_vidorID.json"):
         if table.exists():
-            vidor = next(read_json(table, whole=True)).said
+            vidor = read_json_file(table, dict[str, str | int])
     files = (f"{split}.csv", f"dataset/nextqa/{split}.csv", f"MC/{split}*.parquet")
     for row in read_rows(folder, "nextqa", split, files):
         name = row.text("video")
@@ -267,7 +288,7 @@ def _activitynetqa(folder: Path, split: str | None, missing: list[str]) -> Itera
             names = (f"v_{name}", name)
             video = find(folder, ("all_test", "videos", ""), names, row.where, missing)
             if video is not None:
-                kind = str(answer.said.get("type", ""))
+                kind = answer.text_or_none("type")
                 yield Question(number, video, row.text("question"), answer=answer.text("answer"), kind=kind)
 
 
@@ -289,8 +310,8 @@ def _longvideobench(folder: Path, split: str | None, missing: list[str]) -> Iter
         answer, letter = ("", None) if hidden else _right(choices, row.chosen("correct_choice", choices))
         video = find(folder, ("videos",), row.text("video_path"), row.where, missing)
         if video is not None:
-            beside = row.said.get("subtitle_path")
-            subtitles = find(folder, ("subtitles",), str(beside), row.where, []) if beside else None
+            beside = row.text_or_none("subtitle_path")
+            subtitles = find(folder, ("subtitles",), beside, row.where, []) if beside else None
             yield Question(
                 row.text("id"),
                 video,
@@ -299,7 +320,7 @@ def _longvideobench(folder: Path, split: str | None, missing: list[str]) -> Iter
                 answer,
                 letter,
                 kind=row.text("question_category"),
-                group=str(row.said.get("duration_group", "")),
+                group=row.text_or_none("duration_group"),
                 subtitles=subtitles,
                 subtitles_start=row.number("starting_timestamp_for_subtitles") or 0.0,
                 duration=row.number("duration"),
@@ -313,7 +334,7 @@ def _videomme(folder: Path, split: str | None, missing: list[str]) -> Iterator[Q
         choices = tuple(re.sub(r"^[A-Z][.)]\s*", "", text) for text in row.texts("options"))
         letter = row.text("answer").upper()
         if len(letter) != 1 or letter not in string.ascii_uppercase[: len(choices)]:
-            raise ValueError(f"{row.where}: 'answer' must be one of {len(choices)} letters, got {letter!r}")
+            raise ValueError(f"{row.where}: 'answer' must be one of {len(choices)} letters, got {letter!r:.40}")
         name = row.text("videoID")
         video = find(folder, ("data", "video", "videos"), name, row.where, missing)
         if video is not None:
@@ -342,14 +363,14 @@ def _mvbench(folder: Path, split: str | None, missing: list[str]) -> Iterator[Qu
         for number, row in enumerate(read(path)):
             choices = row.texts("candidates")
             if (answer := row.text("answer")) not in choices:
-                raise ValueError(f"{row.where}: the answer {answer!r} is none of the candidates")
+                raise ValueError(f"{row.where}: the answer {answer!r:.80} is none of the candidates")
             name = row.text("video")
             cut = find(folder, _places(segments), name, row.where, []) if segments else None
             video = cut or find(folder, _places(whole), name, row.where, missing)
             if video is not None:
                 # A segment is the part already.
                 start, end = (row.number("start"), row.number("end")) if part and cut is None else (None, None)
-                letter = string.ascii_uppercase[choices.index(answer)]
+                answer, letter = _right(choices, choices.index(answer))
                 asked, kind = row.text("question"), path.stem
                 yield Question(f"{kind}_{number}", video, asked, choices, answer, letter, kind, start=start, end=end)
 
@@ -360,9 +381,9 @@ def _places(folder: str | None) -> tuple[str, ...]:
 
 def _clock(text: str, path: Path) -> float:
     """Seconds of "00:01:02,500" or "00:01:02.500"."""
-    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)", text):
+    if match := re.fullmatch(r"(?:(\d{1,6}):)?(\d{1,6}):(\d{1,6}(?:[.,]\d{1,9})?)", text):
         return 3600 * int(match[1] or 0) + 60 * int(match[2]) + float(match[3].replace(",", "."))
-    raise ValueError(f"{path}: a time must be like 00:01:02.5, got {text!r}")
+    raise ValueError(f"{path}: a time must be like 00:01:02.5, got {text!r:.40}")
 
 
 _READERS: dict[str, Callable[[Path, str | None, list[str]], Iterator[Question]]] = {

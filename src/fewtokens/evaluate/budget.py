@@ -6,7 +6,6 @@ it is a share of, so K, N, the frames and whether the grid was pooled are always
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import torch
 
 from fewtokens import registry
 from fewtokens.evaluate.cost import LANGUAGE_MODELS, LanguageModel, count, prefill_gflops
+from fewtokens.files import read_json
 from fewtokens.grid import Grid
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
+from fewtokens.plain import conform
 from fewtokens.tokens import Tokens
 
 # What the paper's table gives for a module on n tokens, m of them kept, of d channels; L layers of the language model.
@@ -141,15 +142,19 @@ def language_model(name: str | Path) -> LanguageModel:
     if str(name).lower() in LANGUAGE_MODELS:
         return LANGUAGE_MODELS[str(name).lower()]
     path = Path(name) / "config.json"
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        raise ValueError(f"{name}: no folder with a config.json; known names: {', '.join(LANGUAGE_MODELS)}") from None
-    said = said.get("text_config") or said
-    try:
-        heads = said["num_attention_heads"]
-        width = said["hidden_size"]
-        keys = said.get("num_key_value_heads", heads) * said.get("head_dim", width // heads)
-        return LanguageModel(str(name), said["num_hidden_layers"], width, said["intermediate_size"], keys)
-    except KeyError as error:
-        raise ValueError(f"{path}: says no {error.args[0]}, so the cost of reading tokens is unknown") from None
+    if not path.is_file():
+        raise ValueError(f"{name}: no folder with a config.json; known names: {', '.join(LANGUAGE_MODELS)}")
+    said = read_json(path, dict[str, Any])
+    said = conform(said.get("text_config") or said, dict[str, Any], f"{path}: text_config")
+
+    def size(key: str, otherwise: int | None = None) -> int:
+        if said.get(key) is None and otherwise is None:
+            raise ValueError(f"{path}: says no {key}, so the cost of reading tokens is unknown")
+        value = conform(otherwise if said.get(key) is None else said[key], int, f"{path}: {key}")
+        if value < 1:
+            raise ValueError(f"{path}: {key} must be at least 1, not {value}")
+        return value
+
+    heads, width = size("num_attention_heads"), size("hidden_size")
+    keys = size("num_key_value_heads", heads) * size("head_dim", width // heads)
+    return LanguageModel(str(name), size("num_hidden_layers"), width, size("intermediate_size"), keys)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewtokens.data.mats import read_array
+
 JOINTS = (
     "neck", "belly", "face", "right shoulder", "left shoulder", "right hip", "left hip", "right elbow", "left elbow",
     "right knee", "left knee", "right wrist", "left wrist", "right ankle", "left ankle",
@@ -27,18 +29,8 @@ def read_joints(path: str | Path) -> Tensor:
     Raises:
         ValueError: no such file, one that is cut short or no .mat, or one without pos_img of [2,15,T].
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise ValueError("JHMDB's .mat files need scipy; pip install 'fewtokens[eval]'") from None
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        found = loadmat(path, variable_names=["pos_img"])
-    except Exception as error:  # whatever scipy says about bytes that it cannot read
-        raise ValueError(f"{path}: not a .mat that can be read ({error}); was it cut short?") from None
-    places = found.get("pos_img")
-    if places is None or places.ndim not in (2, 3) or places.shape[:2] != (2, len(JOINTS)):
+    places = read_array(path, "pos_img")
+    if places is None or places.shape[:2] != (2, len(JOINTS)) or places.ndim > 3 or 0 in places.shape:
         shape = "none" if places is None else list(places.shape)
         raise ValueError(f"{path}: pos_img must be [2,{len(JOINTS)},T], got {shape}")
     # MATLAB drops a last axis of length 1.

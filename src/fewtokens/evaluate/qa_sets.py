@@ -29,7 +29,7 @@ def find_letter(reply: str, choices: Sequence[str]) -> str | None:
         return match[1].upper()
     if match := re.match(rf"\(?([{letters}])(?:[.:,)]|\s*\n)(?!\s*(?:or|and)\b)", said):
         return match[1]
-    if match := re.search(rf"\b(?i:answer|option|choice)(?:\s+(?i:is))?\s*:?\s*\**\(?({one})\b", said):
+    if match := re.search(rf"\b(?i:answer|option|choice)(?:\s+(?i:is))?\s*(?::\s*)?\**\(?({one})\b", said):
         return match[1]
     for pattern in (rf"\(([{letters}])\)", rf"\b({one})\b"):
         if len(named := set(re.findall(pattern, said))) == 1:

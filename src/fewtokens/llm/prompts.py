@@ -134,7 +134,7 @@ def read_numbers(folder: Path) -> dict[str, Any]:
 def read_template(folder: Path, tokenizer: Any) -> str | None:
     """The chat template: the processor's, or else the tokenizer's."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text()
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
         said = read_json(folder / name).get("chat_template")
         if isinstance(said, str):
