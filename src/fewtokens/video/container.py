@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from fewtokens.video.select import MOST_PIXELS, check_pixels
 from fewtokens.video.types import VideoError
 
-# Decoders that report every error at its place also when several frames are decoded at once. Others (FFV1, ProRes,
-# VP8, ...) then give other pixels of a damaged frame each time; they may work on parts of one frame at once.
-_SURE_WITH_THREADS = frozenset(["h264", "hevc", "vp9", "libdav1d", "mpeg4"])
 # Decoders that see the transparency of VP8 and VP9; those of FFmpeg leave it out.
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -29,16 +26,16 @@ def url(path: Path) -> str:
 
 
 @contextmanager
-def opened(path: Path, number: int | None, *, threads: bool) -> Iterator[tuple[Any, Any, Any]]:
+def opened(path: Path, number: int | None) -> Iterator[tuple[Any, Any, Any]]:
     """The PyAV container, the video stream to read and its decoder; closed afterwards.
+
+    The decoder has one thread. With several, what it does after an error is a matter of luck, and so are the marks of
+    frames in which it concealed errors: a damaged file would be another one each time.
 
     Args:
         path: the file.
         number: which of its video streams, counted from 0; None = the one FFmpeg calls best, cover pictures
             left out.
-        threads: decode several frames at once, and give up at the first error; otherwise one after the other, and
-            go on after errors. With several at once what comes after an error is a matter of luck, and so are
-            the marks of frames in which errors were concealed.
 
     Raises:
         VideoError: not a video, no such stream, frames of an impossible size.
@@ -70,11 +67,8 @@ def opened(path: Path, number: int | None, *, threads: bool) -> Iterator[tuple[A
             raise VideoError(f"{path}: no decoder for its video here")
         check_pixels(stream.width, stream.height, str(path))
         decoder = _decoder(stream, path)
-        decoder.options = {"max_pixels": str(MOST_PIXELS)} | ({"err_detect": "explode"} if threads else {})
-        if threads:
-            decoder.thread_type = "AUTO" if decoder.name in _SURE_WITH_THREADS else "SLICE"
-        else:
-            decoder.thread_count, decoder.thread_type = 1, "NONE"
+        decoder.options = {"max_pixels": str(MOST_PIXELS)}
+        decoder.thread_count, decoder.thread_type = 1, "NONE"
         yield container, stream, decoder
 
 

@@ -19,6 +19,8 @@ from fewtokens.video.types import VideoError
 
 # A seek empties the decoder; below this many frames to skip, decoding on is quicker.
 _WORTH_A_SEEK = 12
+# So many parts of a video are decoded at once, if there are as many threads.
+_PARTS = 4
 # After so many errors in a row without a packet between them nothing more is to be had of a file.
 _LAST_ERROR = 16
 # Where a file does not say how many frames it shows in a second.
@@ -33,9 +35,8 @@ class Doubt(Exception):
 class Film:
     """A video file: the times of all its frames, and the way to them.
 
-    A film is known by its packets, and its frames are decoded several at once, as long as all that is decoded is what
-    the packets promise. From the first doubt on it is known by decoding all of it, one frame after the other, so that
-    a damaged file is always the same.
+    A film is known by its packets as long as all that is decoded is what they promise. From the first doubt on it is
+    known by decoding all of it.
 
     Attributes:
         path, number, allow_truncated: as in `read`.
@@ -71,7 +72,7 @@ class Film:
         Raises:
             VideoError: not a video, no frames; cut or damaged, and `allow_truncated` is not set.
         """
-        with opened(path, number, threads=True) as (container, stream, _):
+        with opened(path, number) as (container, stream, _):
             time_base = float(stream.time_base or 1 / 90000)
             rate = float(stream.average_rate) if stream.average_rate else None
             index = index_of(container, stream)
@@ -108,11 +109,11 @@ class Film:
         stamps: list[int | None] = []
         damage = 0
         for frame in every_frame(self.path, self.number):
+            # A recording that was begun in the middle lacks what its first frames refer to; it is whole.
+            if (frame is None or frame.is_corrupt) and (stamps or not self.index.headless):
+                damage += 1
             if frame is not None:
                 stamps.append(frame.pts)
-            elif stamps or not self.index.headless:
-                # A recording that was begun in the middle lacks what its first frames refer to; it is whole.
-                damage += 1
         if not stamps and not self.index.packets:
             raise VideoError(f"{self.path}: holds no frames")
         if not stamps:
@@ -121,12 +122,25 @@ class Film:
         if (damage or cut) and not self.allow_truncated:
             count = f"only {len(stamps)} of {self.whole} frames" if self.whole > len(stamps) else "not all frames"
             raise VideoError(
-                f"{self.path}: is cut short or damaged: {count} can be decoded; "
-                "pass allow_truncated=True (--allow-truncated) to use those that can"
+                f"{self.path}: is cut short or damaged: {count} can be decoded without an error; "
+                "pass allow_truncated=True (--allow-truncated) to use what can be decoded"
             )
         times = _rising(stamps, self.time_base, self.rate)
         duration, fps = _duration(times, self.rate, None), _fps(times, self.rate)
         return replace(self, times=times, duration=duration, fps=fps, by_index=False)
+
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The same numbers in parts that are decoded apart: each begins at another keyframe.
+
+        They do not depend on how many threads there are, so neither does what is read of a damaged file.
+        """
+        if not self.by_index or len(numbers) < _PARTS:
+            return [numbers]
+        key = np.searchsorted(self.index.keys, self.index.pts[numbers], side="right")
+        borders = np.flatnonzero(np.diff(key)) + 1
+        even = np.arange(1, _PARTS) * len(numbers) / _PARTS
+        nearest = {int(borders[np.abs(borders - at).argmin()]) for at in even if len(borders)}
+        return np.split(numbers, sorted(nearest))
 
     def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         """The frames with these numbers, rising, uint8 [3,H,W] each.
@@ -160,7 +174,7 @@ class Film:
         key = np.searchsorted(index.keys, wanted, side="right") - 1
         key_number = np.searchsorted(index.pts, index.keys[key])
         needed = set(wanted.tolist())
-        with opened(self.path, self.number, threads=True) as (container, stream, decoder):
+        with opened(self.path, self.number) as (container, stream, decoder):
             source: Iterator[Any] = iter(())
             at = -1  # number of the last frame that was decoded; -1 = nothing yet
             for target, n, k, from_number in zip(wanted, numbers, key, key_number, strict=True):
@@ -172,7 +186,7 @@ class Film:
                     frame = next((frame for frame in source if frame.pts is None or frame.pts >= target), None)
                 except (av.error.FFmpegError, OSError):
                     raise Doubt from None
-                if frame is None or frame.pts != target:
+                if frame is None or frame.pts != target or frame.is_corrupt:
                     raise Doubt
                 at = int(n)
                 yield scaler.frame(frame)
@@ -220,13 +234,13 @@ def _needed_first(packets: Iterator[Any], decoder: Any, needed: set[int]) -> Ite
 
 
 def every_frame(path: Path, number: int | None) -> Iterator[Any | None]:
-    """Every frame in the order of showing, decoded one after the other; None for each thing that cannot be decoded.
+    """Every frame in the order of showing, with None for each thing that cannot be decoded.
 
-    That is a packet or a frame in which the decoder concealed errors. What comes after it is decoded again.
+    What comes after such a thing is decoded again. A frame that `is_corrupt` is one in which errors are concealed.
     """
     import av
 
-    with opened(path, number, threads=False) as (container, stream, decoder):
+    with opened(path, number) as (container, stream, decoder):
         errors = 0
         while errors < _LAST_ERROR:
             try:
@@ -239,8 +253,7 @@ def every_frame(path: Path, number: int | None) -> Iterator[Any | None]:
                     except (av.error.FFmpegError, OSError):
                         yield None
                         continue
-                    for frame in frames:
-                        yield None if frame.is_corrupt else frame
+                    yield from frames
                 return
             except (av.error.FFmpegError, OSError):
                 errors += 1

@@ -51,6 +51,9 @@ class Animation:
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name)
 
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [numbers]
+
     def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         """Those with these numbers, rising, uint8 [3,H,W] each."""
         left = iter(numbers.tolist())
@@ -86,6 +89,9 @@ class Folder:
 
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name)
+
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [numbers]
 
     def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         """Those with these numbers, uint8 [3,H,W] each."""

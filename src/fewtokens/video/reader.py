@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +42,7 @@ class Source(Protocol):
     @property
     def source_size(self) -> int | None: ...
     def scaler(self, size: Size | None) -> Scaler: ...
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]: ...
     def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]: ...
 
 
@@ -73,7 +76,7 @@ def read(
         pick: instead of all these: given the seconds of all frames, float64 [n], the numbers of those wanted, in any
             order, repeats included.
         stream: which of several video streams, counted from 0; by default FFmpeg's best.
-        allow_truncated: of a file that is cut or damaged, use all frames that decode without an error, also those
+        allow_truncated: of a file that is cut or damaged, use all frames that the decoder gives, also those
             after the damage.
         progress: called with (frames done, frames in all).
 
@@ -140,11 +143,14 @@ def stream(
         while True:
             numbers = choose(found.times, None, fps, start, end, name)
             numbers = numbers[found.times[numbers] > given]
-            pictures = found.pictures(numbers, scaler)
+            pictures = chain.from_iterable(found.pictures(part, scaler) for part in found.parts(numbers))
             try:
                 for at in range(0, len(numbers), chunk):
                     part = numbers[at : at + chunk]
-                    frames = _stacked(pictures, len(part), name)
+                    frames = torch.empty(0)
+                    for n, picture in enumerate(islice(pictures, len(part))):
+                        frames = _room(len(part), picture, name) if n == 0 else frames
+                        frames[n] = picture
                     given = float(found.times[part[-1]])
                     yield _video(found, frames, part)
                 return
@@ -188,28 +194,48 @@ def _picked(pick: Picker, times: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _gathered(found: Source, numbers: NDArray[np.int64], size: Size | None, progress: Progress | None) -> Video:
+    """Decodes parts of a video at once, as many as PyTorch has threads."""
     once, place = np.unique(numbers, return_inverse=True)
     scaler = found.scaler(size)
-    frames = _stacked(found.pictures(once, scaler), len(once), found.name, progress, also=len(numbers))
+    parts = found.parts(once)
+    own = found.pictures(parts[0], scaler)
+    first = next(own)
+    frames = _room(len(once), first, found.name, among=len(numbers))
+    lock, done, stop = Lock(), count(1), Event()
+
+    def fill(begin: int, pictures: Iterator[Tensor]) -> None:
+        for n, picture in enumerate(pictures, start=begin):
+            frames[n] = picture
+            if progress is not None:
+                with lock:
+                    progress(next(done), len(once))
+            if stop.is_set():
+                return
+
+    begins = np.cumsum([0] + [len(part) for part in parts])
+    ways = [chain([first], own), *(found.pictures(part, scaler.again()) for part in parts[1:])]
+    with ThreadPoolExecutor(min(len(parts), torch.get_num_threads())) as pool:
+        work = [pool.submit(fill, int(begin), way) for begin, way in zip(begins, ways, strict=False)]
+        try:
+            for one in work:
+                one.result()
+        except BaseException:  # an interrupt too
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if len(once) != len(numbers) or (place[1:] < place[:-1]).any():
         frames = frames[torch.from_numpy(place)]
     return _video(found, frames, numbers)
 
 
-def _stacked(
-    pictures: Iterator[Tensor], count: int, name: str, progress: Progress | None = None, also: int = 0
-) -> Tensor:
-    """The next `count` pictures, uint8 [count,3,H,W]: memory is taken once, when their size is known and checked."""
-    frames = torch.empty(0, dtype=torch.uint8)
-    for n, picture in enumerate(islice(pictures, count)):
-        if n == 0:
-            height, width = picture.shape[1:]
-            check_bytes(max(count, also), height, width, name)
-            frames = torch.empty(count, *picture.shape, dtype=torch.uint8)
-        frames[n] = picture
-        if progress is not None:
-            progress(n + 1, count)
-    return frames
+def _room(length: int, picture: Tensor, name: str, *, among: int = 0) -> Tensor:
+    """Memory for so many pictures of the size of this one, uint8 [length,3,H,W]: taken once, and checked before.
+
+    `among`: how many there will be with repeats.
+    """
+    height, width = picture.shape[1:]
+    check_bytes(max(length, among), height, width, name)
+    return torch.empty(length, *picture.shape, dtype=torch.uint8)
 
 
 def _video(found: Source, frames: Tensor, numbers: NDArray[np.int64]) -> Video:
@@ -247,6 +273,9 @@ class _Array:
 
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name)
+
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [numbers]
 
     def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         for n in numbers.tolist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,13 @@ class Scaler:
     def __init__(self, size: Size | None, name: str, aspect: float = 1.0) -> None:
         self.size, self.name, self.aspect = size, name, aspect
         self.shape: tuple[int, int] | None = None
-        self._swscale: Any = None
+        self._convert: Any = None
+
+    def again(self) -> Scaler:
+        """Another one for pictures of the same video, for another thread."""
+        other = Scaler(self.size, self.name, self.aspect)
+        other.shape = self.shape
+        return other
 
     def frame(self, frame: Any) -> Tensor:
         """uint8 [3,H,W] of a decoded `av.VideoFrame`.
@@ -80,18 +87,34 @@ class Scaler:
         import av
         from av.video.reformatter import VideoReformatter
 
-        if self._swscale is None:
-            self._swscale = VideoReformatter()  # keeps its tables from frame to frame
+        if self._convert is None:
+            self._convert = _without_threads(VideoReformatter().reformat)  # keeps its tables from frame to frame
         how = _BICUBIC
         if (height, width) != (frame.height, frame.width):
             how = _ACCURATE | (_AREA if height * width < frame.height * frame.width else _BICUBIC)
         try:
-            return self._swscale.reformat(frame, width, height, form, interpolation=how).to_ndarray()
+            return self._convert(frame, width, height, form, interpolation=how).to_ndarray()
         except (av.error.FFmpegError, ValueError) as error:
             raise VideoError(
                 f"{self.name}: its frames ({frame.format.name}, {frame.width}x{frame.height}) cannot be made RGB of "
                 f"{width}x{height} ({' '.join(str(error).split())})"
             ) from None
+
+
+def _without_threads(reformat: Callable[..., Any]) -> Callable[..., Any]:
+    """swscale without threads of its own.
+
+    They let go of a frame at some time later. Its memory then goes to another frame each time, and where a decoder
+    leaves holes in damaged frames, what shows through them would be another picture each time.
+    """
+
+    def convert(*arguments: Any, interpolation: int) -> Any:
+        try:
+            return reformat(*arguments, interpolation=interpolation, threads=1)
+        except TypeError:  # older versions of PyAV have no threads here
+            return reformat(*arguments, interpolation=interpolation)
+
+    return convert
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
