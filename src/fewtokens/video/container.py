@@ -77,7 +77,8 @@ def _decoder(stream: Any, path: Path) -> Any:
     import av
 
     own = stream.codec_context
-    if stream.metadata.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
+    said = {name.lower(): value for name, value in stream.metadata.items()}
+    if said.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
         return own
     try:
         decoder = av.CodecContext.create(_WITH_ALPHA[own.name], "r")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from pathlib import Path
 from threading import Event, Lock
@@ -92,18 +93,20 @@ def read(
         raise ValueError("pick= stands alone; leave out frames, fps, start and end")
     name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
-    def chosen(found: Source) -> Video:
-        times = found.times
-        numbers = choose(times, frames, fps, start, end, name) if pick is None else _picked(pick, times)
-        return _gathered(found, numbers, size, progress)
+    def choice(times: NDArray[np.float64]) -> NDArray[np.int64]:
+        return choose(times, frames, fps, start, end, name) if pick is None else _picked(pick, times)
 
     with _one_line(name):
         found = _source(source, stream, allow_truncated)
         try:
-            return chosen(found)
+            return _gathered(found, choice(found.times), size, progress)
         except Doubt:
             assert isinstance(found, Film)
-        return chosen(found.counted())
+        if frames is None and pick is None:
+            shown = _in_order(found, choice, found.scaler(size))
+            return _piece(next(shown), shown, len(found.times))
+        found = found.counted()
+        return _gathered(found, choice(found.times), size, progress)
 
 
 def stream(
@@ -138,26 +141,46 @@ def stream(
     name = str(path)
     with _one_line(name):
         found = _source(Path(path), video_stream, allow_truncated)
-        scaler = found.scaler(size)
-        given = -np.inf  # seconds of the last frame of the last chunk
-        while True:
-            numbers = choose(found.times, None, fps, start, end, name)
-            numbers = numbers[found.times[numbers] > given]
-            pictures = chain.from_iterable(found.pictures(part, scaler) for part in found.parts(numbers))
-            try:
-                for at in range(0, len(numbers), chunk):
-                    part = numbers[at : at + chunk]
-                    frames = torch.empty(0)
-                    for n, picture in enumerate(islice(pictures, len(part))):
-                        frames = _room(len(part), picture, name) if n == 0 else frames
-                        frames[n] = picture
-                    given = float(found.times[part[-1]])
-                    yield _video(found, frames, part)
-                return
-            except Doubt:
-                # What was given stays: frames before the doubt are the same in both ways.
-                assert isinstance(found, Film)
-                found = found.counted()
+        shown = _in_order(found, lambda times: choose(times, None, fps, start, end, name), found.scaler(size))
+        for first in shown:
+            yield _piece(first, islice(shown, chunk - 1), chunk)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A frame, where it comes from, its number there, and how many there are with those that follow."""
+
+    picture: Tensor
+    source: Source
+    number: int
+    left: int
+
+
+def _in_order(found: Source, choice: Picker, scaler: Scaler) -> Iterator[_Shown]:
+    """Frame by frame; after a doubt it goes on, by counting, with the frames that come after the last one given."""
+    given = -np.inf
+    while True:
+        numbers = choice(found.times)
+        numbers = numbers[found.times[numbers] > given]
+        pictures = chain.from_iterable(found.pictures(part, scaler) for part in found.parts(numbers))
+        try:
+            for at, picture in enumerate(pictures):
+                given = float(found.times[numbers[at]])
+                yield _Shown(picture, found, int(numbers[at]), len(numbers) - at)
+            return
+        except Doubt:
+            assert isinstance(found, Film)
+            found = found.counted()
+
+
+def _piece(first: _Shown, others: Iterator[_Shown], most: int) -> Video:
+    """The first frame and at most so many in all."""
+    height, width = first.picture.shape[1:]
+    check_bytes(min(most, first.left), height, width, first.source.name)
+    shown = [first, *others]
+    video = _video(shown[-1].source, torch.stack([one.picture for one in shown]), np.zeros(0, dtype=np.int64))
+    times = torch.tensor([float(one.source.times[one.number]) for one in shown], dtype=torch.float64)
+    return replace(video, times=times)
 
 
 @contextmanager
