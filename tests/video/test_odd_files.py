@@ -1,4 +1,4 @@
-"""Files that are damaged, joined, begun in the middle, turned, transparent or animated: the same answer by every way."""
+"""Files that are damaged, joined, begun in the middle, turned, transparent or animated: one answer by every way."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ class TestOneAnswer:
             try:
                 video = read_it(path, **how)
             except VideoError as error:
-                assert "\n" not in str(error)
-                return str(error)
+                return " ".join(str(error).splitlines())
             return video.frames.numpy().tobytes(), video.times.tolist()
 
         for how in ({}, {"allow_truncated": True}, {"fps": 4.0, "start": 0.3, "allow_truncated": True}):
@@ -109,15 +108,12 @@ class TestOneAnswer:
         assert len(video) >= 65
         assert float(video.times[-1]) == pytest.approx(7.4)
 
-    def test_a_header_of_zeros(self, tmp_path):
+    def test_a_length_that_is_no_number(self, tmp_path):
         path = make(tmp_path / "a.mkv", numbered(4))
         data = bytearray(path.read_bytes())
-        data[4] = 0
+        data[data.find(b"\x18\x53\x80\x67") + 4] = 0
         path.write_bytes(data)
-        try:
-            assert len(read(path)) == 4
-        except VideoError:
-            pass
+        assert len(read(path)) == 4
 
 
 class TestTimes:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewtokens.video.decode import USUAL_FPS
 from fewtokens.video.scale import Scaler
-from fewtokens.video.select import Size, check_pixels
+from fewtokens.video.select import MOST_PIXELS, Size, check_pixels
 from fewtokens.video.types import Video, VideoError
 
 if TYPE_CHECKING:
@@ -148,8 +148,12 @@ def _pictures(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[
                 yield (_rgb(opened) if pixels else None), milliseconds / 1000 or 1 / USUAL_FPS
     except VideoError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{name}: not an image that can be read ({error})") from None
+    except Image.DecompressionBombError:
+        raise VideoError(
+            f"{name}: declares more than {MOST_PIXELS:,} pixels (a decompression bomb?); it is not read"
+        ) from None
+    except UnidentifiedImageError:
+        raise VideoError(f"{name}: not an image that can be read") from None
     except Exception as error:  # whatever a decoder may say of a damaged file
         said = " ".join(str(error).split()) or type(error).__name__
         raise VideoError(f"{name}: is cut short or damaged ({said})") from None
