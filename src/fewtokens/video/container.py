@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,19 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewtokens.video.select import check_pixels
+from fewtokens.video.select import MOST_PIXELS, check_pixels
 from fewtokens.video.types import VideoError
+
+# Decoders that see the transparency of VP8 and VP9; those of FFmpeg leave it out.
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+
+def url(path: Path) -> str:
+    """The path as FFmpeg takes it: what comes before a colon in a file's name is no protocol."""
+    return f"file:{path}"
 
 
 @contextmanager
-def opened(path: Path, number: int | None, *, one_thread: bool = False) -> Iterator[tuple[Any, Any]]:
-    """The PyAV container and the video stream to read; closed afterwards.
+def opened(path: Path, number: int | None) -> Iterator[tuple[Any, Any, Any]]:
+    """The PyAV container, the video stream to read and its decoder; closed afterwards.
+
+    The decoder has one thread. With several, what it does after an error is a matter of luck, and so are the marks of
+    frames in which it concealed errors: a damaged file would be another one each time.
 
     Args:
         path: the file.
         number: which of its video streams, counted from 0; None = the one FFmpeg calls best, cover pictures
             left out.
-        one_thread: for broken files: with several, how many frames come before an error is a matter of luck.
 
     Raises:
         VideoError: not a video, no such stream, frames of an impossible size.
@@ -34,10 +45,12 @@ def opened(path: Path, number: int | None, *, one_thread: bool = False) -> Itera
 
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
+    # A playlist in disguise reaches no network, and a % in a name stands for itself.
+    options = {"protocol_whitelist": "file", "pattern_type": "none"}
     try:
-        container = av.open(str(path), metadata_errors="replace")
-    except (av.error.FFmpegError, OSError, ValueError, UnicodeDecodeError) as error:
-        raise VideoError(f"{path}: not a video that can be opened ({_reason(error)}); is it whole?") from None
+        container = av.open(url(path), metadata_errors="replace", options=options)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a video that can be opened ({reason(error)}); is it whole?") from None
     with container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
@@ -53,10 +66,26 @@ def opened(path: Path, number: int | None, *, one_thread: bool = False) -> Itera
         if stream.codec_context is None:
             raise VideoError(f"{path}: no decoder for its video here")
         check_pixels(stream.width, stream.height, str(path))
-        if one_thread:
-            stream.codec_context.thread_count = 1
-        stream.thread_type = "NONE" if one_thread else "AUTO"
-        yield container, stream
+        decoder = _decoder(stream, path)
+        decoder.options = {"max_pixels": str(MOST_PIXELS)}
+        decoder.thread_count, decoder.thread_type = 1, "NONE"
+        yield container, stream, decoder
+
+
+def _decoder(stream: Any, path: Path) -> Any:
+    """The decoder of a stream: another one than PyAV chose if there is transparency that it would leave out."""
+    import av
+
+    own = stream.codec_context
+    said = {name.lower(): value for name, value in stream.metadata.items()}
+    if said.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
+        return own
+    try:
+        decoder = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
+    except (av.error.FFmpegError, ValueError):
+        raise VideoError(f"{path}: is transparent, and this build of PyAV lacks libvpx to decode that") from None
+    decoder.extradata = own.extradata
+    return decoder
 
 
 @dataclass(frozen=True)
@@ -64,50 +93,50 @@ class Index:
     """All frames of a stream, known from its packets without decoding.
 
     Attributes:
-        pts: time stamps in the order of showing, int64 [n], or None where packets do not carry sound ones.
+        pts: time stamps in the order of showing, int64 [n].
         keys: time stamps of the keyframes, rising.
-        declared: how many frames the file says it has, or None.
-        cut: the file ends before its contents do.
+        end: time stamp at which the last frame is no longer shown, or None where the file does not say.
+        packets: how many there are.
+        sound: the stamps tell all frames apart, and nothing speaks against them: frames are found by them.
+        headless: begins with frames that refer to others before them.
     """
 
-    pts: NDArray[np.int64] | None
+    pts: NDArray[np.int64]
     keys: NDArray[np.int64]
+    end: int | None
     packets: int
-    declared: int | None
-    cut: bool
+    sound: bool
+    headless: bool
 
 
-def index_of(path: Path, container: Any, stream: Any) -> Index:
+def index_of(container: Any, stream: Any) -> Index:
     """Reads through the packets of a stream: a few milliseconds a minute of video."""
     import av
 
-    stamps, keys, count, broken = [], [], 0, False
+    stamps, keys = array("q"), array("q")
+    count, end, headless = 0, None, False
     # AVI keeps no time stamps; with frames out of order those that FFmpeg makes up depend on where one starts.
-    known = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+    sound = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
+            headless = headless or (count == 0 and not packet.is_keyframe)
             count += 1
-            broken = broken or packet.is_corrupt
+            sound = sound and packet.pts is not None and not packet.is_corrupt
             if packet.pts is None:
-                known = False
                 continue
             stamps.append(packet.pts)
             if packet.is_keyframe:
                 keys.append(packet.pts)
+            if packet.duration and (end is None or packet.pts + packet.duration > end):
+                end = packet.pts + packet.duration
     except (av.error.FFmpegError, OSError):
-        broken = True
+        sound = False
     pts = np.unique(np.array(stamps, dtype=np.int64))
-    # Stamps that are missing or come twice cannot tell frames apart; such files are counted by decoding.
-    sound = known and count > 0 and len(pts) == count and len(keys) > 0
-    return Index(
-        pts=pts if sound else None,
-        keys=np.unique(np.array(keys, dtype=np.int64)),
-        packets=count,
-        declared=stream.frames or None,
-        cut=broken or is_cut(path),
-    )
+    # Stamps that are missing or come twice cannot tell frames apart.
+    sound = sound and 0 < len(pts) == count and len(keys) > 0 and pts[0] == min(keys)
+    return Index(pts, np.unique(np.array(keys, dtype=np.int64)), end, count, sound, headless)
 
 
 def is_cut(path: Path) -> bool:
@@ -115,8 +144,11 @@ def is_cut(path: Path) -> bool:
     length = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
+        if len(head) < 16:
+            return False
         if head[:4] == b"RIFF":
-            return 8 + struct.unpack("<I", head[4:8])[0] > length
+            size = struct.unpack("<I", head[4:8])[0]
+            return size != 0xFFFFFFFF and 8 + size > length  # all ones: written without knowing
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _is_cut_ebml(head, length)
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
@@ -138,23 +170,27 @@ def is_cut(path: Path) -> bool:
 
 def _is_cut_ebml(head: bytes, length: int) -> bool:
     """Matroska: the size of the segment that follows the EBML header."""
-
-    def number(at: int) -> tuple[int, int, bool]:
-        """A variable-length number: value, bytes, and whether it means "unknown"."""
-        first = head[at]
-        width = 9 - first.bit_length()
-        value = first & ((1 << (8 - width)) - 1)
-        for byte in head[at + 1 : at + width]:
-            value = value << 8 | byte
-        return value, width, value == (1 << 7 * width) - 1
-
-    size, width, _ = number(4)
-    at = 4 + width + size
-    if head[at : at + 4] != b"\x18\x53\x80\x67" or at + 12 > len(head):
+    header = _ebml_number(head, 4)
+    at = 4 + header[1] + header[0] if header else len(head)
+    segment = _ebml_number(head, at + 4) if head[at : at + 4] == b"\x18\x53\x80\x67" else None
+    if segment is None:
         return False
-    size, width, unknown = number(at + 4)
+    size, width = segment
+    unknown = size == (1 << 7 * width) - 1
     return not unknown and at + 4 + width + size > length
 
 
-def _reason(error: Exception) -> str:
+def _ebml_number(head: bytes, at: int) -> tuple[int, int] | None:
+    """A number of variable length: its value and its bytes; None where there is none."""
+    if at >= len(head) or head[at] == 0:
+        return None
+    width = 9 - head[at].bit_length()
+    value = head[at] & ((1 << (8 - width)) - 1)
+    for byte in head[at + 1 : at + width]:
+        value = value << 8 | byte
+    return value, width
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

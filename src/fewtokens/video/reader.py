@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from threading import Event, Lock
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.video.decode import Broken, Converter, Progress, countable, cut_index, decode_all, decode_at, sound_index
-from fewtokens.video.images import is_image, read_image, read_images
-from fewtokens.video.select import Size, check_bytes, check_request, choose, target_size
+from fewtokens.video.container import reason
+from fewtokens.video.decode import USUAL_FPS, Doubt, Film
+from fewtokens.video.images import Animation, Folder, is_image
+from fewtokens.video.scale import Scaler
+from fewtokens.video.select import Size, check_bytes, check_request, choose
 from fewtokens.video.types import Video, VideoError
 
 # From the seconds of all frames to the numbers of those wanted.
 Picker = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+Progress = Callable[[int, int], None]
 
-# Images in a folder and arrays have no times of their own.
-_FPS = 25.0
+
+class Source(Protocol):
+    """Where frames come from: the times of all, and the way to each."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def times(self) -> NDArray[np.float64]: ...
+    @property
+    def duration(self) -> float | None: ...
+    @property
+    def fps(self) -> float | None: ...
+    @property
+    def source_size(self) -> int | None: ...
+    def scaler(self, size: Size | None) -> Scaler: ...
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]: ...
+    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]: ...
 
 
 def read(
@@ -40,110 +62,51 @@ def read(
 ) -> Video:
     """Reads frames of a video.
 
+    The same file and arguments always give the same frames, and the frames are those that `stream` gives.
+
     Args:
-        source: a video file, an image (one frame), a folder of images (in natural order, 25 a second), or an
-            array: [T,H,W,3] or [T,3,H,W] (or one frame without T), uint8 or float in 0..1, 25 a second.
+        source: a video file; an image (one frame, or all of an animated WebP or PNG, or all pages of a TIFF, which
+            come 25 a second); a folder of images (in natural order, 25 a second); or an array: [T,H,W,3] or
+            [T,3,H,W] (or one frame without T), uint8 or float in 0..1, 25 a second.
         frames: that many, spread evenly from the first to the last (all, if there are fewer); or
         fps: frames each second, each time the last one shown by then. Neither: every frame.
         size: the short side in pixels (the aspect stays), or (height, width). Non-square pixels are made
-            square and rotation is applied before.
+            square, and rotation and mirroring are applied before. All sources are scaled alike: smaller by the mean
+            of the area that each pixel covers, larger by a bicubic.
         start, end: seconds from the first frame; frames in [start, end).
         pick: instead of all these: given the seconds of all frames, float64 [n], the numbers of those wanted, in any
-            order, repeats included. For a video file.
-        stream: which of several video streams, counted from 0; FFmpeg's best where not said.
-        allow_truncated: use what can be decoded of a file that is cut or damaged.
+            order, repeats included.
+        stream: which of several video streams, counted from 0; by default FFmpeg's best.
+        allow_truncated: of a file that is cut or damaged, use all frames that the decoder gives, also those
+            after the damage.
         progress: called with (frames done, frames in all).
 
     Returns:
-        Frames with exact times from the file's time stamps.
+        Frames with exact times from the file's time stamps. Transparency lies over black.
 
     Raises:
         VideoError: missing, empty, not a video, only sound, cut, too large: one line that says what to do.
-        ValueError: numbers that fit no video.
+        ValueError: values that fit no video.
     """
     check_request(frames, fps, size, start, end)
     if pick is not None and (frames is not None or fps is not None or start or end is not None):
         raise ValueError("pick= stands alone; leave out frames, fps, start and end")
-    if not isinstance(source, str | os.PathLike):
-        return _from_array(source, frames, fps, size, start, end)
-    path = Path(source)
-    if not path.exists():
-        raise VideoError(f"{path}: no such file")
-    if path.is_dir():
-        return read_images(path, frames, fps, size, start, end, _FPS, progress)
-    if is_image(path):
-        return read_image(path, size)
-    choice = pick or (lambda times: choose(times, frames, fps, start, end, str(path)))
-    return _read_file(path, choice, size, stream, allow_truncated, progress)
+    name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
+    def choice(times: NDArray[np.float64]) -> NDArray[np.int64]:
+        return choose(times, frames, fps, start, end, name) if pick is None else _picked(pick, times)
 
-def _read_file(
-    path: Path,
-    choice: Picker,
-    size: Size | None,
-    number: int | None,
-    allow_truncated: bool,
-    progress: Progress | None,
-) -> Video:
-    index, facts = sound_index(path, number, allow_truncated)
-    convert = Converter(size, facts["aspect"], str(path))
-    shape = target_size(round(facts["width"] * facts["aspect"]), facts["height"], size)
-    pictures = None
-    if index.pts is not None:
-        times = (index.pts - index.pts[0]) * facts["time_base"]
-        asked = choice(times)
-        chosen, place = np.unique(asked, return_inverse=True)
-        check_bytes(len(asked), *shape, str(path))
-        pictures = decode_at(path, number, index, index.pts[chosen], convert, progress)
-    if pictures is None:
-        # Packets without sound time stamps, or data that does not keep to them: count by decoding, then read.
-        stamps, unbroken = countable(path, number, broken=index.cut)
-        if not unbroken and not index.cut:
-            index = cut_index(path, number, index, allow_truncated)
-            stamps, _ = countable(path, number, broken=True)
-        if not stamps:
-            raise VideoError(f"{path}: none of its frames can be decoded")
-        times = _times(stamps, facts)
-        asked = choice(times)
-        chosen, place = np.unique(asked, return_inverse=True)
-        check_bytes(len(asked), *shape, str(path))
-        pictures = _count_off(path, number, index.cut, chosen, convert, progress)
-    return Video(
-        frames=torch.stack([pictures[n] for n in place]),
-        times=torch.from_numpy(times[asked].astype(np.float64)),
-        duration=facts["duration"],
-        fps=facts["fps"],
-        path=str(path),
-        source_size=path.stat().st_size,
-    )
-
-
-def _times(stamps: list[int | None], facts: dict[str, Any]) -> NDArray[np.float64]:
-    """Seconds of all frames: their time stamps if they rise, otherwise their number over the frame rate."""
-    known = np.array([-1 if pts is None else pts for pts in stamps], dtype=np.float64)
-    if all(pts is not None for pts in stamps) and bool((np.diff(known) > 0).all()):
-        return (known - known[0]) * facts["time_base"]
-    return np.arange(len(stamps)) / (facts["fps"] or _FPS)
-
-
-def _count_off(
-    path: Path,
-    number: int | None,
-    broken: bool,
-    chosen: NDArray[np.int64],
-    convert: Converter,
-    progress: Progress | None,
-) -> list[Tensor]:
-    """The frames with these numbers, by decoding all up to the last one."""
-    wanted, pictures = set(chosen.tolist()), []
-    for n, (frame, _) in enumerate(decode_all(path, number, broken=broken)):
-        if n in wanted:
-            pictures.append(convert(frame))
-            if progress is not None:
-                progress(len(pictures), len(wanted))
-        if len(pictures) == len(wanted):
-            break
-    return pictures
+    with _one_line(name):
+        found = _source(source, stream, allow_truncated)
+        try:
+            return _gathered(found, choice(found.times), size, progress)
+        except Doubt:
+            assert isinstance(found, Film)
+        if frames is None and pick is None:
+            shown = _in_order(found, choice, found.scaler(size))
+            return _piece(next(shown), shown, len(found.times))
+        found = found.counted()
+        return _gathered(found, choice(found.times), size, progress)
 
 
 def stream(
@@ -157,10 +120,10 @@ def stream(
     video_stream: int | None = None,
     allow_truncated: bool = False,
 ) -> Iterator[Video]:
-    """Reads a video file in chunks, in memory that does not grow with its length.
+    """Reads a video in chunks, in memory that does not grow with its length (but for 8 bytes a frame: their times).
 
     Args:
-        path: a video file.
+        path: as in `read`, but no array.
         chunk: frames in each piece; the last one may have fewer.
         fps, size, start, end, allow_truncated: as in `read`.
         video_stream: which of several video streams, counted from 0.
@@ -169,113 +132,177 @@ def stream(
         Videos whose times go on from one to the next; together they are what `read` gives.
 
     Raises:
-        VideoError: as `read`; a cut file is refused before the first chunk.
+        VideoError: as `read`. A file that is cut is refused before the first chunk; damage in the middle may show only
+            when it is reached.
     """
     check_request(None, fps, size, start, end)
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1 frame, got {chunk}")
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    index, facts = sound_index(path, video_stream, allow_truncated)
-    convert = Converter(size, facts["aspect"], str(path))
-    first = None if index.pts is None else int(index.pts[0])
-    cut = index.cut
-    del index  # the one thing that grows with the length
-    frames: list[Tensor] = []
-    times: list[float] = []
-    any_frame = False
-    for frame, time in _shown(path, video_stream, fps, start, end, first, facts, cut):
-        frames.append(convert(frame))
-        times.append(time)
-        any_frame = True
-        if len(frames) == chunk:
-            yield _chunk(frames, times, path, facts)
-            frames, times = [], []
-    if frames:
-        yield _chunk(frames, times, path, facts)
-    if not any_frame:
-        raise VideoError(f"{path}: has no frame between {start} s and {end} s")
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk must be at least 1 frame, got {chunk!r}")
+    name = str(path)
+    with _one_line(name):
+        found = _source(Path(path), video_stream, allow_truncated)
+        shown = _in_order(found, lambda times: choose(times, None, fps, start, end, name), found.scaler(size))
+        for first in shown:
+            yield _piece(first, islice(shown, chunk - 1), chunk)
 
 
-def _shown(
-    path: Path,
-    number: int | None,
-    fps: float | None,
-    start: float,
-    end: float | None,
-    first: int | None,
-    facts: dict[str, Any],
-    cut: bool,
-) -> Iterator[tuple[Any, float]]:
-    """Frames in [start, end) with their seconds: all, or the last one shown by each tick of 1/fps."""
-    held: tuple[Any, float] | None = None
-    origin, ticks = 0.0, 0
-    # Where time stamps are not to be trusted frames are counted, and counting begins at the beginning.
-    seek = 0.0 if first is None or cut else start
+@dataclass(frozen=True)
+class _Shown:
+    """A frame, where it comes from, its number there, and how many there are with those that follow."""
+
+    picture: Tensor
+    source: Source
+    number: int
+    left: int
+
+
+def _in_order(found: Source, choice: Picker, scaler: Scaler) -> Iterator[_Shown]:
+    """Frame by frame; after a doubt it goes on, by counting, with the frames that come after the last one given."""
+    given = -np.inf
+    while True:
+        numbers = choice(found.times)
+        numbers = numbers[found.times[numbers] > given]
+        pictures = chain.from_iterable(found.pictures(part, scaler) for part in found.parts(numbers))
+        try:
+            for at, picture in enumerate(pictures):
+                given = float(found.times[numbers[at]])
+                yield _Shown(picture, found, int(numbers[at]), len(numbers) - at)
+            return
+        except Doubt:
+            assert isinstance(found, Film)
+            found = found.counted()
+
+
+def _piece(first: _Shown, others: Iterator[_Shown], most: int) -> Video:
+    """The first frame and at most so many in all."""
+    height, width = first.picture.shape[1:]
+    check_bytes(min(most, first.left), height, width, first.source.name)
+    shown = [first, *others]
+    video = _video(shown[-1].source, torch.stack([one.picture for one in shown]), np.zeros(0, dtype=np.int64))
+    times = torch.tensor([float(one.source.times[one.number]) for one in shown], dtype=torch.float64)
+    return replace(video, times=times)
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Makes a VideoError of what the system, FFmpeg or the memory says."""
+    import av
+
     try:
-        for n, (frame, pts) in enumerate(decode_all(path, number, seek, broken=cut)):
-            time = n / (facts["fps"] or _FPS) if pts is None or first is None else (pts - first) * facts["time_base"]
-            if time < start - 1e-9:
-                continue
-            if end is not None and time >= end:
-                break
-            if fps is None:
-                yield frame, time
-                continue
-            if held is None:
-                origin = time
-            # The frame before is shown until now: it belongs to every tick before this one, and is given once.
-            elif origin + ticks / fps + 1e-6 < time:
-                yield held
-                while origin + ticks / fps + 1e-6 < time:
-                    ticks += 1
-            held = frame, time
-    except Broken:
-        # What can be decoded of a file known to be cut was allowed, or it would not have come here.
-        if not cut:
-            raise VideoError(f"{path}: is damaged; what comes after the last chunk cannot be decoded") from None
-    if held is not None and fps is not None and ticks < int((held[1] - origin) * fps + 1e-6) + 1:
-        yield held
+        yield
+    except VideoError:
+        raise
+    except (av.error.FFmpegError, OSError, UnicodeError) as error:
+        raise VideoError(f"{name}: cannot be read ({reason(error)})") from None
+    except MemoryError:
+        raise VideoError(f"{name}: takes more memory than there is; say frames=, fps= or size=") from None
 
 
-def _chunk(frames: list[Tensor], times: list[float], path: Path, facts: dict[str, Any]) -> Video:
-    return Video(
-        torch.stack(frames),
-        torch.tensor(times, dtype=torch.float64),
-        facts["duration"],
-        facts["fps"],
-        str(path),
-        path.stat().st_size,
-    )
+def _source(source: str | Path | NDArray[Any] | Tensor, number: int | None, allow_truncated: bool) -> Source:
+    if not isinstance(source, str | os.PathLike):
+        return _Array(source)
+    path = Path(source)
+    if "\0" in str(path) or not path.exists():
+        raise VideoError(f"{path}: no such file")
+    if path.is_dir():
+        return Folder(path)
+    return Animation(path) if is_image(path) else Film.open(path, number, allow_truncated)
 
 
-def _from_array(
-    array: NDArray[Any] | Tensor,
-    frames: int | None,
-    fps: float | None,
-    size: Size | None,
-    start: float,
-    end: float | None,
-) -> Video:
+def _picked(pick: Picker, times: NDArray[np.float64]) -> NDArray[np.int64]:
+    numbers = np.asarray(pick(times), dtype=np.int64)
+    if not len(numbers) or numbers.min() < 0 or numbers.max() >= len(times):
+        raise ValueError(f"pick= must give numbers of frames, 0 to {len(times) - 1}, got {numbers.tolist()[:8]}")
+    return numbers
+
+
+def _gathered(found: Source, numbers: NDArray[np.int64], size: Size | None, progress: Progress | None) -> Video:
+    """Decodes parts of a video at once, as many as PyTorch has threads."""
+    once, place = np.unique(numbers, return_inverse=True)
+    scaler = found.scaler(size)
+    parts = found.parts(once)
+    own = found.pictures(parts[0], scaler)
+    first = next(own)
+    frames = _room(len(once), first, found.name, among=len(numbers))
+    lock, done, stop = Lock(), count(1), Event()
+
+    def fill(begin: int, pictures: Iterator[Tensor]) -> None:
+        for n, picture in enumerate(pictures, start=begin):
+            frames[n] = picture
+            if progress is not None:
+                with lock:
+                    progress(next(done), len(once))
+            if stop.is_set():
+                return
+
+    begins = np.cumsum([0] + [len(part) for part in parts])
+    ways = [chain([first], own), *(found.pictures(part, scaler.again()) for part in parts[1:])]
+    with ThreadPoolExecutor(min(len(parts), torch.get_num_threads())) as pool:
+        work = [pool.submit(fill, int(begin), way) for begin, way in zip(begins, ways, strict=False)]
+        try:
+            for one in work:
+                one.result()
+        except BaseException:  # an interrupt too
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if len(once) != len(numbers) or (place[1:] < place[:-1]).any():
+        frames = frames[torch.from_numpy(place)]
+    return _video(found, frames, numbers)
+
+
+def _room(length: int, picture: Tensor, name: str, *, among: int = 0) -> Tensor:
+    """Memory for so many pictures of the size of this one, uint8 [length,3,H,W]: taken once, and checked before.
+
+    `among`: how many there will be with repeats.
+    """
+    height, width = picture.shape[1:]
+    check_bytes(max(length, among), height, width, name)
+    return torch.empty(length, *picture.shape, dtype=torch.uint8)
+
+
+def _video(found: Source, frames: Tensor, numbers: NDArray[np.int64]) -> Video:
+    path = None if isinstance(found, _Array) else found.name
+    times = torch.from_numpy(found.times[numbers].astype(np.float64))
+    return Video(frames, times, found.duration, found.fps, path, found.source_size)
+
+
+class _Array:
     """Frames that are there already."""
-    pixels = torch.as_tensor(array)
-    pixels = pixels[None] if pixels.ndim == 3 else pixels
-    if pixels.ndim != 4 or 0 in pixels.shape or 3 not in (pixels.shape[1], pixels.shape[3]):
-        raise VideoError(f"an array of frames must be [T,H,W,3] or [T,3,H,W], got {list(torch.as_tensor(array).shape)}")
-    if pixels.shape[3] == 3 and pixels.shape[1] != 3:
-        pixels = pixels.permute(0, 3, 1, 2)
-    if pixels.is_floating_point():
-        if not bool(((pixels >= -1e-3) & (pixels <= 1.001)).all()):
-            raise VideoError("an array of floats must lie in 0..1; divide by 255, or give uint8")
-        pixels = (pixels.clamp(0, 1) * 255).round().byte()
-    if pixels.dtype != torch.uint8:
-        raise VideoError(f"an array of frames must be uint8, or float in 0..1, got {pixels.dtype}")
-    times = np.arange(len(pixels)) / _FPS
-    chosen = choose(times, frames, fps, start, end, "array")
-    pixels = pixels[torch.from_numpy(chosen)]
-    shape = target_size(pixels.shape[3], pixels.shape[2], size)
-    if shape != tuple(pixels.shape[2:]):
-        small = F.interpolate(pixels.float(), shape, mode="bilinear", antialias=True, align_corners=False)
-        pixels = small.round().clamp(0, 255).byte()
-    return Video(pixels.contiguous(), torch.from_numpy(times[chosen]), len(times) / _FPS, _FPS)
+
+    name = "array"
+    source_size = None
+
+    def __init__(self, array: NDArray[Any] | Tensor) -> None:
+        try:
+            pixels = torch.as_tensor(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VideoError(f"an array of frames must hold numbers ({' '.join(str(error).split())})") from None
+        shape = list(pixels.shape)
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        if pixels.ndim != 4 or 0 in pixels.shape or 3 not in (pixels.shape[1], pixels.shape[3]):
+            raise VideoError(f"an array of frames must be [T,H,W,3] or [T,3,H,W], got {shape}")
+        if pixels.shape[3] == 3 and pixels.shape[1] != 3:
+            pixels = pixels.permute(0, 3, 1, 2)
+        if pixels.is_floating_point():
+            if not bool(((pixels >= -1e-3) & (pixels <= 1.001)).all()):
+                raise VideoError("an array of floats must lie in 0..1; divide by 255, or give uint8")
+        elif pixels.dtype != torch.uint8:
+            raise VideoError(f"an array of frames must be uint8, or float in 0..1, got {pixels.dtype}")
+        self._pixels = pixels
+        self.times: NDArray[np.float64] = np.arange(len(pixels)) / USUAL_FPS
+        self.duration: float | None = len(pixels) / USUAL_FPS
+        self.fps: float | None = USUAL_FPS
+
+    def scaler(self, size: Size | None) -> Scaler:
+        return Scaler(size, self.name)
+
+    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [numbers]
+
+    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        for n in numbers.tolist():
+            picture = self._pixels[n].detach().cpu()
+            if picture.is_floating_point():
+                picture = (picture.clamp(0, 1) * 255).round().byte()
+            yield scaler.array(picture.permute(1, 2, 0).numpy())

@@ -16,11 +16,14 @@ class VideoError(ValueError):
 class Video:
     """Frames with the times at which they are shown.
 
+    `duration` and `fps` belong to the source, of which the frames at hand may be a part, or one in many: for the
+    frames themselves ask `interval`.
+
     Attributes:
         frames: uint8 [T,3,H,W], RGB.
-        times: float64 [T], seconds since the first frame of the video.
-        duration: of the whole video in seconds, or None where the file does not say.
-        fps: average frames each second of the source, or None.
+        times: float64 [T], seconds since the first frame of the source.
+        duration: seconds of the whole source, from its first frame until its last one is no longer shown, or None.
+        fps: average frames each second of the whole source, or None.
         path: where it was read from, or None.
         source_size: bytes of the file, or None.
     """
@@ -44,3 +47,11 @@ class Video:
     def name(self) -> str:
         """The file's name."""
         return Path(self.path).name if self.path else "array"
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds from one frame at hand to the next, on average; that of the source for a single one, or None."""
+        span = float(self.times[-1] - self.times[0])
+        if span > 0:
+            return span / (len(self) - 1)
+        return 1 / self.fps if self.fps else None

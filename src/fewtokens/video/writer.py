@@ -12,34 +12,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewtokens.files import whole_file
+from fewtokens.video.container import reason, url
 
-_CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
-_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+# Of each suffix the format and the codec.
+_CODED = {
+    ".mp4": ("mp4", "libx264"),
+    ".mov": ("mov", "libx264"),
+    ".mkv": ("matroska", "libx264"),
+    ".webm": ("webm", "libvpx-vp9"),
+}
 
 
 def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, quality: int = 20) -> Path:
     """Writes a video that browsers play, whole or not at all.
 
     Args:
-        path: ends in .mp4, .mov, .mkv, .webm or .gif.
+        path: ends in .mp4, .mov, .mkv, .webm or .gif, in small or capital letters.
         frames: [T,3,H,W] or [T,H,W,3], uint8 or float in 0..1. Odd sizes gain a row or column by repeating
             the last one, for the codecs take even sizes only (a GIF takes any).
-        fps: frames each second.
+        fps: frames each second, 0.01 to 10,000. Browsers slow down a GIF above 50, so that is what it gets.
         quality: constant rate factor, 0 (best) to 51; not for GIF.
 
     Raises:
-        ValueError: another suffix, no frames, an impossible rate.
+        ValueError: another suffix, no frames, an impossible rate or quality, a size that the codec does not take.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
     pixels = _to_bytes(frames)
-    if not 0 < fps < float("inf"):
-        raise ValueError(f"fps must be above 0, got {fps}")
-    if path.suffix == ".gif":
+    if not 0.01 <= fps <= 10_000:
+        raise ValueError(f"fps must be 0.01 to 10,000, got {fps}")
+    if not 0 <= quality <= 51:
+        raise ValueError(f"quality must be 0 (best) to 51, got {quality}")
+    if suffix == ".gif":
         _write_gif(path, pixels, fps)
-    elif path.suffix in _CODECS:
+    elif suffix in _CODED:
         _write_coded(path, pixels, fps, quality)
     else:
-        raise ValueError(f"{path}: videos are written as {', '.join([*_CODECS, '.gif'])}, not {path.suffix or 'that'}")
+        raise ValueError(f"{path}: videos are written as {', '.join([*_CODED, '.gif'])}, not {suffix or 'that'}")
     return path
 
 
@@ -51,22 +60,31 @@ def _to_bytes(frames: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
     if x.shape[1] == 3:
         x = x.permute(0, 2, 3, 1)
     if x.is_floating_point():
-        x = (x.clamp(0, 1) * 255).round()
-    return x.byte().contiguous().numpy()
+        x = (x.clamp(0, 1) * 255).round().byte()
+    if x.dtype != torch.uint8:
+        raise ValueError(f"frames must be uint8, or float in 0..1, got {x.dtype}")
+    return x.contiguous().numpy()
 
 
 def _write_coded(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int) -> None:
     import av
 
+    form, codec = _CODED[path.suffix.lower()]
     H, W = pixels.shape[1:3]
     pixels = np.pad(pixels, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    with whole_file(path) as temporary, av.open(str(temporary), "w", format=_FORMATS[path.suffix]) as container:
-        stream: Any = container.add_stream(_CODECS[path.suffix], rate=Fraction(fps).limit_denominator(60000))
-        stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
-        stream.options = {"crf": str(quality)} | ({"b:v": "0"} if path.suffix == ".webm" else {})
-        for image in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    with whole_file(path) as temporary:
+        try:
+            with av.open(url(temporary), "w", format=form) as container:
+                stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(60000))
+                stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
+                stream.options = {"crf": str(quality)} | ({"b:v": "0"} if form == "webm" else {})
+                for image in pixels:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+                container.mux(stream.encode())
+        except av.error.FFmpegError as error:
+            if isinstance(error, OSError):  # no space, no permission
+                raise
+            raise ValueError(f"{path}: {codec} does not take {W}x{H} at {fps} frames/s ({reason(error)})") from None
 
 
 def _write_gif(path: Path, pixels: NDArray[np.uint8], fps: float) -> None:
@@ -79,6 +97,6 @@ def _write_gif(path: Path, pixels: NDArray[np.uint8], fps: float) -> None:
             format="GIF",
             save_all=True,
             append_images=images[1:],
-            duration=max(20, round(1000 / fps)),  # browsers slow down anything quicker
+            duration=max(20, round(1000 / fps)),
             loop=0,
         )
