@@ -1,0 +1,182 @@
+"""The rows of the fidelity table: what is compared, with which published code, and how rows are found.
+
+Each module of this folder has `ROWS`, a sequence of `Row`. A comparison imports the published code from the folder of
+clones that it is given, runs it and our method on the same features, and returns an `Agreement`. Published code is
+never copied here; an import that it does not need for the comparison is replaced by an empty module (`stub`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.abc
+import importlib.machinery
+import pkgutil
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import torch
+from torch import Tensor
+
+import fewtokens
+from fewtokens.encode.vit_encoder import VitEncoder
+from fewtokens.tokens import Tokens
+
+PATCH = 14  # of the encoder, in pixels
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a comparison found on one clip.
+
+    Args:
+        equal: share of the tokens of both, in 0..1; see `same_rows` and `same_places`.
+        difference: largest absolute difference of the features of equal tokens.
+        why: why they differ, one sentence; empty where they do not.
+    """
+
+    equal: float
+    difference: float
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        method: its name in the registry.
+        repository: of the reference, "owner/name"; its clone is FOLDER/name. Empty where no code is published.
+        commit: of the reference, at least seven hex digits.
+        settings: of the comparison, in words.
+        compare: runs both on the features of one clip; None where nothing can be run.
+        why: for rows that cannot be run, the reason.
+    """
+
+    method: str
+    repository: str = ""
+    commit: str = ""
+    settings: str = ""
+    compare: Callable[[Path, Features], Agreement] | None = None
+    why: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The name of the clone in FOLDER."""
+        return self.repository.rpartition("/")[2]
+
+
+@dataclass
+class Features:
+    """A real clip, and what the encoder makes of it; everything is computed once and kept.
+
+    Args:
+        clip: a video file.
+        encoder: a ViT with patches of 14 pixels.
+    """
+
+    clip: Path
+    encoder: VitEncoder
+    _kept: dict[tuple, tuple[Tokens, dict[str, Tensor]]] = field(default_factory=dict, repr=False)
+
+    def frames(self, frames: int = 32, side: int = 14) -> Tensor:
+        """Frames evenly over the clip, brought to a square: [1,T,3,14*side,14*side] uint8."""
+        return fewtokens.read(self.clip, frames=frames, size=(PATCH * side, PATCH * side)).frames[None]
+
+    def tokens(self, frames: int = 32, side: int = 14) -> Tokens:
+        """Features of the last block, each channel standardised over the clip: [1,frames*side*side,384]."""
+        return self._encoded(frames, side)[0]
+
+    def cue(self, name: str, frames: int = 32, side: int = 14) -> Tensor:
+        """A cue of the same tokens: "keys" [1,N,64], "attention" [1,N], "frame_global" [1,T,384]."""
+        return self._encoded(frames, side)[1][name]
+
+    def _encoded(self, frames: int, side: int) -> tuple[Tokens, dict[str, Tensor]]:
+        if (frames, side) not in self._kept:
+            tokens, cues = self.encoder(self.frames(frames, side), needs=("keys", "attention", "frame_global"))
+            x = tokens.features
+            self._kept[frames, side] = tokens.replace(features=(x - x.mean(1)) / x.std(1), prefix=None), cues
+        return self._kept[frames, side]
+
+
+def collect() -> list[Row]:
+    """All rows of the modules of this folder, in the order of the modules' names."""
+    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return [row for module in modules for row in module.ROWS]
+
+
+@contextlib.contextmanager
+def importing(folder: Path, *stubs: str) -> Iterator[None]:
+    """Lets published code in `folder` be imported, with stand-ins for packages that the comparison does not need.
+
+    What was imported so is forgotten afterwards, so that two repositories may use one name.
+
+    Args:
+        folder: goes first on the path.
+        stubs: packages, each with everything under it, of which every attribute is an empty class.
+    """
+    before = dict(sys.modules)
+    for name in before:
+        if name.partition(".")[0] in stubs:
+            del sys.modules[name]
+    finder = _Stubs(stubs)
+    sys.meta_path.insert(0, finder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.meta_path.remove(finder)
+        for name, module in list(sys.modules.items()):
+            origin = getattr(module, "__file__", None) or ""
+            if name.partition(".")[0] in stubs or (name not in before and origin.startswith(str(folder))):
+                del sys.modules[name]
+        sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
+
+
+class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds stand-ins for packages of these names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] not in self.names:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _Stub(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+class _Stub(types.ModuleType):
+    def __getattr__(self, attribute: str) -> object:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return type(attribute, (MagicMock,), {})  # a class, so that it can be inherited from
+
+
+def same_rows(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> tuple[float, float]:
+    """Tokens [M,C] and [M',C] matched by value, whatever their order.
+
+    Returns:
+        The share of equal tokens: those of both that have a partner within `tolerance` (largest absolute difference
+        over the channels), twice over all of both; and the largest difference among partners.
+    """
+    distance = torch.cdist(theirs.double(), ours.double(), p=float("inf"))
+    near, partner = distance.min(1)
+    found = near <= tolerance
+    hits = min(int(found.sum()), int(partner[found].unique().numel()))
+    return 2 * hits / (len(ours) + len(theirs)), float(near[found].max()) if hits else float("nan")
+
+
+def same_places(ours: Tensor, theirs: Tensor) -> float:
+    """The share of equal places of two sets of kept cells, int64 [M] and [M']: twice the common ones over all."""
+    common = set(ours.tolist()) & set(theirs.tolist())
+    return 2 * len(common) / (len(ours) + len(theirs))

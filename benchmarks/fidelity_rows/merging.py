@@ -1,0 +1,24 @@
+"""Methods that merge by similarity inside or after an encoder: ToMe and its relatives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewtokens.reduce.bipartite import bipartite_plan
+from fidelity_rows import Agreement, Features, Row, importing, same_rows
+
+
+def tome(peers: Path, features: Features) -> Agreement:
+    """One step of matching and merging by features, r of half the tokens."""
+    tokens = features.tokens()
+    r = tokens.N // 4
+    with importing(peers / "ToMe", "timm"):
+        from tome.merge import bipartite_soft_matching, merge_wavg
+
+        merge, _ = bipartite_soft_matching(tokens.features, r)
+        theirs, _ = merge_wavg(merge, tokens.features)
+    ours = tokens.apply(bipartite_plan(tokens.features, r, tokens)).features
+    return Agreement(*same_rows(ours[0], theirs[0]))
+
+
+ROWS = [Row("tome", "facebookresearch/ToMe", "af95e4b", "one step, [6272,384], r = a quarter", tome)]
