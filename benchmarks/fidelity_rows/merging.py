@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewtokens.reduce.bipartite import bipartite_plan
-from fidelity_rows import Agreement, Features, Row, importing, same_rows
+from fidelity_rows import Agreement, Features, Row, load, same_rows
 
 
 def tome(peers: Path, features: Features) -> Agreement:
     """One step of matching and merging by features, r of half the tokens."""
     tokens = features.tokens()
     r = tokens.N // 4
-    with importing(peers / "ToMe", "timm"):
-        from tome.merge import bipartite_soft_matching, merge_wavg
-
-        merge, _ = bipartite_soft_matching(tokens.features, r)
-        theirs, _ = merge_wavg(merge, tokens.features)
+    code = load(peers / "ToMe" / "tome" / "merge.py")
+    merge, _ = code.bipartite_soft_matching(tokens.features, r)
+    theirs, _ = code.merge_wavg(merge, tokens.features)
     ours = tokens.apply(bipartite_plan(tokens.features, r, tokens)).features
     return Agreement(*same_rows(ours[0], theirs[0]))
 
