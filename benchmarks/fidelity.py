@@ -28,6 +28,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,9 @@ def result(row: Row, peers: Path, clips: list[Features], before: dict[str, Any] 
     if row.compare is None:
         return unmeasured, False
     clone = peers / row.folder
-    if not clone.is_dir():
+    if row.commit and not clone.is_dir():
         return before or {**unmeasured, "why": "not run: reference not in FOLDER"}, False
-    line["commit"], code = commit_of(clone), code_of(row)
+    line["commit"], code = commit_of(clone) if row.commit else version(row.folder), code_of(row)
     if before and (before["commit"], before["code"]) == (line["commit"], code):
         return before, False
     try:
@@ -129,7 +130,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = collect()
     if args.list:
-        for repository, commit, folder in dict.fromkeys((r.repository, r.commit, r.folder) for r in rows if r.compare):
+        for repository, commit, folder in dict.fromkeys(
+            (r.repository, r.commit, r.folder) for r in rows if r.compare and r.commit
+        ):
             print(
                 f"git clone https://github.com/{repository} FOLDER/{folder}; git -C FOLDER/{folder} checkout {commit}"
             )

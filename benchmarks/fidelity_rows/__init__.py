@@ -49,7 +49,7 @@ class Row:
     Args:
         method: its name in the registry.
         repository: of the reference, "owner/name"; its clone is FOLDER/name. Empty where no code is published.
-        commit: of the reference, at least seven hex digits.
+        commit: of the reference, at least seven hex digits; empty where it is an installed package called name.
         settings: of the comparison, in words.
         compare: runs both on the features of one clip; None where nothing can be run.
         why: for rows that cannot be run, the reason.
