@@ -179,6 +179,9 @@ class _StandInType(type):
             raise AttributeError(name)
         return stand_in(name)
 
+    def __getitem__(cls, key: object) -> type:
+        return cls
+
     def __call__(cls, *args: object, **kwargs: object) -> object:
         decorates = cls.__module__ == __name__ and len(args) == 1 and not kwargs
         if decorates and isinstance(args[0], type | types.FunctionType):

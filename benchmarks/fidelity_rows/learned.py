@@ -237,9 +237,8 @@ def _turing_from_flax(method: TokenTuring, drawn: dict[str, Any]) -> None:
         for layer, dense in ((summary.mlp[0], "Dense_0"), (summary.mlp[2], "Dense_1")):
             _fill(layer, drawn[f"{name}/token_masking/{dense}"])
     method.order.data.copy_(_tensor(drawn["Encoder_0/posembed_input"]["pos_embedding"])[0])
-    *blocks, norm = method.blocks
-    _fill(norm, drawn["Encoder_0/encoder_norm"])
-    for number, block in enumerate(blocks):
+    _fill(method.norm, drawn["Encoder_0/encoder_norm"])
+    for number, block in enumerate(method.blocks):
         name = f"Encoder_0/encoderblock_{number}/"
         attention = f"{name}MultiHeadDotProductAttention_0/"
         _fill(block.norm1, drawn[f"{name}LayerNorm_0"])

@@ -46,7 +46,12 @@ def _testa(peers: Path, features: Features, time: float) -> Agreement:
     merge, _ = code.bipartite_soft_matching(grid, r, merging_type=kind)
     theirs, _ = code.merge_wavg(merge, grid)
     ours = Testa(x.N * 3 // 4, time=time)(x)
-    return Agreement(*same_rows(ours.features[0], theirs[0].flatten(0, 1)))
+    why = (
+        "frames are ranked by the mean over their patches, in the published code by the mode, which is the least"
+        if time
+        else ""
+    )
+    return Agreement(*same_rows(ours.features[0], theirs[0].flatten(0, 1)), why)
 
 
 def tempme(peers: Path, features: Features) -> Agreement:
@@ -81,6 +86,8 @@ def vid_tldr(peers: Path, features: Features) -> Agreement:
 
 ROWS = [
     Row("tome", "facebookresearch/ToMe", "af95e4b", "one step, [6272,384], r = a quarter", tome),
+    Row("tome_video", why="no code for videos published; its step is `tome`'s"),
+    Row("merge_windows", why="ours, for windowed encoders; its step is `tome`'s"),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step within frames, r = a quarter", testa_patches),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step over frames, 8 of 32", testa_frames),
     Row("tempme", "LunarShen/TempMe", "e624930", "one round, pairs of frames, 30 %", tempme),

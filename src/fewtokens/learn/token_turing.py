@@ -77,7 +77,8 @@ class TokenTuring(Method):
         self.outputs = nn.Parameter(0.5 * torch.randn(read, width))
         self.reader, self.writer = Summary(width, read, _HIDDEN), Summary(width, memory, _HIDDEN)
         self.order = nn.Parameter(0.02 * torch.randn(read, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(num_layers)), nn.LayerNorm(width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(width)
         self.last = Summary(width, num_tokens, _HIDDEN)
         load_weights(self, "token_turing", weights)
 
@@ -123,7 +124,7 @@ class TokenTuring(Method):
         both = torch.cat([memory, x], 1)
         mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
         reading = self.reader(both + marks, mask)
-        out = self.blocks(reading.to(x.dtype) @ both + self.order)
+        out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
         marks = torch.cat([marks, self.outputs.expand_as(out)], 1)
         both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
         writing = self.writer(both + marks, mask)
