@@ -8,12 +8,14 @@ FOLDER holds clones of the repositories that the table names, each at the commit
     git clone https://github.com/facebookresearch/ToMe FOLDER/ToMe; git -C FOLDER/ToMe checkout af95e4b
 
 `--list` prints these lines for all of them. Published code is imported from there and run; none of it is here.
+The rows of `tokenlearner` and `token_turing` need jax[cpu], flax, ml_collections, immutabledict, absl-py and optax.
+
 Features: 32 frames (unless a row says otherwise) of three clips of ../shared/data (or $FEWTOKENS_DATA), by the DINOv2
 ViT-S/14 there, each channel standardised over the clip. A row is the mean share of equal tokens over the clips, the
 largest difference of their features, and why they differ; each comparison is a function in fidelity_rows/.
 
-About MINUTES minutes and 4 GB on 2 cores. Expected: 1 for every method whose docstring claims the published decisions,
-and a reason in every row below 1. Results are written row by row. A row is measured again when our code, its
+About 5 minutes and 4 GB on 2 cores. Expected: 100 % for every method whose docstring claims the published decisions,
+and a reason in every row below. Results are written row by row. A row is measured again when our code, its
 comparison or the reference's commit has changed; where the reference is not in FOLDER, the row measured before stays.
 Without --peers it measures nothing and says so, and what is there stays.
 """

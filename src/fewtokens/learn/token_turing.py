@@ -36,6 +36,7 @@ class TokenTuring(Method):
     frames, and `advance` gives frame after frame what `forward` gives for the whole; a frame without tokens leaves the
     memory as it is. It differs from the paper: what tells memory, places and outputs apart is added only to what is
     scored, not to the tokens (it would pile up in the memory), and the places of a frame are a learned layer of sines.
+    Against the released code GELU is exact and the epsilon of LayerNorms 1e-5 (its tanh form and 1e-6 there).
 
     Attribution: the summaries are linear in the tokens, so their weights are followed through all frames; the
     Transformer is taken to leave its tokens where they are. The tokens come in the order of their mean time. Frames
