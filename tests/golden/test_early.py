@@ -17,7 +17,7 @@ from fewtokens.reduce.grt import Grt
 from fewtokens.reduce.representation_shift import RepresentationShift
 from fewtokens.reduce.rlt import Rlt
 from fewtokens.reduce.vid_tldr import VidTldr, saliency
-from fewtokens.reduce.visual_words import VisualWords, fit_words, load_words, save_words
+from fewtokens.reduce.visual_words import CLIP_MEAN, CLIP_STD, VisualWords, fit_words, load_words, save_words
 from fewtokens.tokens import Tokens
 from tests.clips import clip, cues, run
 from tests.golden import naive
@@ -72,26 +72,32 @@ def test_rlt_adds_the_embedding_of_a_runs_length():
         method.step(tokens, None, pixels=pixels)
 
 
+def as_clip(pixels):
+    """Pixels [B,N,P,D] of channels last in 0..1 as CLIP's processor normalizes them, float64 [B,N,P*D]."""
+    mean, std = (torch.tensor(value, dtype=torch.float64) for value in (CLIP_MEAN, CLIP_STD))
+    return ((pixels.double().unflatten(3, (-1, 3)) - mean) / std).flatten(2)
+
+
 class TestVisualWords:
     def test_the_most_varied_patches_of_each_frame(self):
         tokens = clip(T=3, H=4, W=4, B=1)
         pixels = cues(tokens)["pixels"]
         out = run(VisualWords(0.5), tokens)
-        variance = pixels[0].flatten(1).double().var(1, correction=0).numpy().reshape(3, 16)
+        variance = as_clip(pixels)[0].var(1, correction=0).numpy().reshape(3, 16)
         expected = [t * 16 + int(i) for t in range(3) for i in sorted(np.argsort(-variance[t], kind="stable")[:8])]
         assert out.cell[0].tolist() == expected
 
     @pytest.mark.parametrize("distance", [0.0, 0.05, 0.2, 2.0])
     def test_words_against_loops(self, distance, tmp_path):
         tokens = clip(T=3, H=4, W=5, B=1)
-        pixels = cues(tokens)["pixels"].flatten(2)
-        words = torch.rand(7, pixels.shape[2], generator=torch.Generator().manual_seed(1))
+        pixels = as_clip(cues(tokens)["pixels"])
+        words = torch.randn(7, pixels.shape[2], generator=torch.Generator().manual_seed(1))
         words[:3] = pixels[0, [1, 8, 30]]
         path = save_words(words, tmp_path / "words.safetensors")
         out = run(VisualWords(words=str(path), distance=distance), tokens)
         table = naive.unit(words.double().numpy())
         groups: dict[tuple[int, int], list[naive.Token]] = {}
-        for cell, patch in enumerate(pixels[0].double().numpy()):
+        for cell, patch in enumerate(pixels[0].numpy()):
             like = table @ naive.unit(patch)
             alone = like.max() < 1 - distance - 1e-7
             # A patch alone has a number that no word has.
@@ -119,12 +125,15 @@ class TestVisualWords:
 
     def test_mistakes(self, tmp_path):
         with pytest.raises(ValueError, match="too few"):
-            fit_words([torch.rand(3, 4)], 12)
+            fit_words([torch.rand(3, 6)], 12)
         with pytest.raises(ValueError, match="distance is for"):
             VisualWords(distance=0.1)
         files.save(tmp_path / "other.safetensors", "words", {"a": torch.ones(2)}, {})
         with pytest.raises(ValueError, match="no vocabulary"):
             VisualWords(words=str(tmp_path / "other.safetensors"))
+        files.save(tmp_path / "raw.safetensors", "words", {"words": torch.ones(2, 24)}, {})
+        with pytest.raises(ValueError, match="raw pixels"):
+            load_words(tmp_path / "raw.safetensors")
         path = save_words(torch.rand(4, 7), tmp_path / "seven.safetensors")
         with pytest.raises(ValueError, match="7 values, these patches 24"):
             run(VisualWords(words=str(path)), clip())

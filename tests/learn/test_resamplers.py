@@ -183,11 +183,12 @@ def test_token_turing_against_loops():
             both = np.concatenate([memory, array(tokens.features[b, cells])])
             of_cells = np.concatenate([held, np.eye(4 * n)[cells]])
             reading = summary(both + marks, method.reader)
-            o, of_outputs = reading @ both, reading @ of_cells
+            o, of_outputs = reading @ both + array(method.order), reading @ of_cells
             for block in method.blocks:
                 y = norm(o, block.norm1)
                 o = o + attention(y, y, block.attention, 2)[0]
                 o = o + mlp(norm(o, block.norm2), block.mlp)
+            o = norm(o, method.norm)
             marks, both = np.concatenate([marks, array(method.outputs)]), np.concatenate([both, o])
             writing = summary(both + marks, method.writer)
             memory, held = writing @ both, writing @ np.concatenate([of_cells, of_outputs])

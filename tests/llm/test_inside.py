@@ -146,7 +146,7 @@ def test_what_is_kept_is_what_the_attention_maps_say(family, spec):
         return mark
 
     if method.name in ("fastv", "holitom_inner"):
-        count = share(n, method.keep) if method.name == "fastv" else int(n * method.keep + 0.5)
+        count = method.keep if isinstance(method.keep, int) else int(n * method.keep + 0.5)
         wanted = {method.layer: best(maps[method.layer - 1][0, :, -1].mean(0), count)}
     elif method.name == "pyramid_drop":
         first = best(maps[1][0, :, -1].mean(0), share(n, 0.5))

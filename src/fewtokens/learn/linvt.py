@@ -38,7 +38,9 @@ class LinVt(Method):
     and at the text; then softmax(q k^T) V with neither value nor output projection, so that each head of a token is
     a convex combination of what was selected. It differs from the released code, which mixes the samples of a batch
     in its attention and gives its scores no gradient: here nothing mixes samples, and a token is multiplied by the
-    sigmoid of its score. Places are added before the first attention. All L rows of the text count.
+    sigmoid of its score. The first two attentions have a norm and a residual here and neither there; the layers of
+    queries norm before each part and have an MLP here, norm after each part and have none there. So released
+    parameters do not fit. Places are added before the first attention. All L rows of the text count.
 
     Attribution: the last attention, averaged over heads and spread over the runs, is the soft weights; what was not
     selected is dropped. The tokens come in the order of their mean time.

@@ -21,7 +21,8 @@ class LlamaVid(Method):
     LLaMA-VID (arXiv 2311.17043). Context: mean over the queries q of softmax(q (W_k X)^T / sqrt(C)) X,
     then W_v; content: adaptive average pooling of X to grid x grid, then a projector. It differs from the paper:
     there the queries come from a Q-Former over text and frame; here the embedded text itself is projected to queries,
-    so that any text encoder will do. All L rows of the text count: take padding away before.
+    so that any text encoder will do; and where a side is no multiple of the grid, windows are those of adaptive pooling
+    (there a fixed stride, rounded down). All L rows of the text count: take padding away before.
 
     Attribution: the attention, averaged over the queries, is the soft weights of the context token, the pooling those
     of the content tokens. Frame after frame: the context token, then the content tokens in raster order.

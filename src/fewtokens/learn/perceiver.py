@@ -30,7 +30,7 @@ class Perceiver(Method):
     Layer: latents + attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) of four times the width;
     at the end a LayerNorm. It differs from the paper: the place of a token is a learned layer of sines of time, row
     and column in place of one learned vector for each frame, so any length and tokens that another method left will
-    do; heads share `width` among them in place of 64 channels each.
+    do; heads share `width` among them in place of 64 channels each; the MLP has biases (OpenFlamingo's has none).
 
     Attribution: the attention to the video's tokens, averaged over heads and layers, is the soft weights. The
     tokens come in the order of their mean time.

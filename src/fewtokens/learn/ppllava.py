@@ -20,7 +20,9 @@ class PpLlava(Method):
     """Each window of cells becomes its average, weighted by softmax(cos(text, f(x)) / tau).
 
     PPLLaVA (arXiv 2411.02327): prompt-guided pooling. The softmax over the whole video, made to sum to 1
-    within each window, is a softmax within each window, and so it is computed. Written from the formula: f is one
+    within each window, is a softmax within each window, and so it is computed. The released code gives the softmax over
+    the video to a second one within each window, so that only a token with more than about `tau` of the whole video's
+    weight stands out and the rest is a plain average: softmax="twice". Written from the formula: f is one
     linear layer into the space of the text, which begins as the identity where the widths are equal (features and
     text of one space, such as CLIP's); vectors have length 1, as in CLIP; the text is the mean of its L rows (take
     padding away before), the paper has CLIP's one vector. Windows that reach past an edge average what is there.
@@ -31,6 +33,7 @@ class PpLlava(Method):
     Args:
         kernel: frames, rows and columns of a window; (2, 3, 3) takes 32 frames of 24 x 24 to 1024 tokens.
         tau: temperature, above 0.
+        softmax: "window", the formula; or "twice", as released.
         width: channels of the features.
         text_width: channels of the cue "text" [B,L,D]; None means `width`.
         weights: a safetensors file with trained parameters; None draws them.
@@ -49,6 +52,7 @@ class PpLlava(Method):
         kernel: tuple[int, int, int] = (2, 3, 3),
         *,
         tau: float = 0.01,
+        softmax: str = "window",
         width: int = 384,
         text_width: int | None = None,
         weights: str | None = None,
@@ -58,6 +62,9 @@ class PpLlava(Method):
             raise ValueError(f"kernel must be three counts of at least 1 (frames, rows, columns), got {kernel!r}")
         if not tau > 0:
             raise ValueError(f"tau must be above 0, got {tau!r}")
+        if softmax not in ("window", "twice"):
+            raise ValueError(f"softmax must be 'window' or 'twice', got {softmax!r}")
+        self.softmax = softmax
         self.kernel = (kernel[0], kernel[1], kernel[2])
         self.tau, self.width, self.text_width, self.weights = tau, width, text_width, weights
         self.to_text = nn.Linear(width, text_width or width, bias=False)
@@ -73,6 +80,8 @@ class PpLlava(Method):
         asked = _directions(text.to(x.dtype).mean(1))
         logits = (_directions(self.to_text(x)) @ asked[..., None]).squeeze(2) / self.tau
         logits = logits.masked_fill(~tokens.mask, -torch.inf)
+        if self.softmax == "twice":
+            logits = (logits.softmax(1) / self.tau).masked_fill(~tokens.mask, -torch.inf)
         T, H, W = self._windows(tokens.grid)
         sides = torch.tensor(self.kernel, device=tokens.device)
         t, row, column = (tokens.grid.positions(tokens.device).long() // sides).unbind(1)

@@ -29,7 +29,7 @@ class QFormer(Method):
     BLIP-2 (arXiv 2301.12597), its image part: no text, no pre-training objectives. As in BERT the
     LayerNorm comes after each residual. It differs from the paper: one width throughout (there 768, with an encoder
     of another), all tokens of the video at once, their places added to them as in `perceiver` (the paper has single
-    images), no dropout, attention without biases.
+    images), no dropout, attention without biases, an epsilon of 1e-5 in LayerNorms (1e-12 there).
 
     Attribution: the attention to the video's tokens, averaged over heads and over the layers that look at it, is the
     soft weights. The tokens come in the order of their mean time.

@@ -31,10 +31,12 @@ class TokenTuring(Method):
 
     Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267).
     Each frame: z = S_r([M; x_t]) reads, o = Transformer(z) works, M <- S_m([M; x_t; o]) writes, with S_k the summary
-    of TokenLearner 1.1 into k tokens (`resample.Summary`). It is causal in time: a memory never depends on later
+    of TokenLearner 1.1 into k tokens (`resample.Summary`). The Transformer adds a learned place to each token that was
+    read and ends with a LayerNorm, as the released code does. It is causal in time: a memory never depends on later
     frames, and `advance` gives frame after frame what `forward` gives for the whole; a frame without tokens leaves the
     memory as it is. It differs from the paper: what tells memory, places and outputs apart is added only to what is
     scored, not to the tokens (it would pile up in the memory), and the places of a frame are a learned layer of sines.
+    Against the released code GELU is exact and the epsilon of LayerNorms 1e-5 (its tanh form and 1e-6 there).
 
     Attribution: the summaries are linear in the tokens, so their weights are followed through all frames; the
     Transformer is taken to leave its tokens where they are. The tokens come in the order of their mean time. Frames
@@ -75,7 +77,9 @@ class TokenTuring(Method):
         self.slots = nn.Parameter(0.5 * torch.randn(memory, width))
         self.outputs = nn.Parameter(0.5 * torch.randn(read, width))
         self.reader, self.writer = Summary(width, read, _HIDDEN), Summary(width, memory, _HIDDEN)
+        self.order = nn.Parameter(0.02 * torch.randn(read, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(width)
         self.last = Summary(width, num_tokens, _HIDDEN)
         load_weights(self, "token_turing", weights)
 
@@ -121,7 +125,7 @@ class TokenTuring(Method):
         both = torch.cat([memory, x], 1)
         mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
         reading = self.reader(both + marks, mask)
-        out = self.blocks(reading.to(x.dtype) @ both)
+        out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
         marks = torch.cat([marks, self.outputs.expand_as(out)], 1)
         both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
         writing = self.writer(both + marks, mask)

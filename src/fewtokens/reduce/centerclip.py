@@ -23,8 +23,10 @@ class CenterClip(Method):
     segments, at least one token each.
 
     "spectral" clusters the tokens by the eigenvectors of their likeness instead: W = exp(-d^2 / 2 sigma^2) over a graph
-    of each token's nearest `5 * frames` (symmetric), the normalised Laplacian's lowest ones, rows of length 1,
-    k-medoids. It begins with the token that weighs most in them, since rows of length 1 have no largest norm.
+    of each token's nearest `5 * frames` (5 more where a frame has 100 tokens), itself among them (symmetric), the
+    normalised Laplacian's lowest ones, rows of length 1, k-medoids. It begins with the token that weighs most in them:
+    the published code divides rows by their length plus 1e-6, which in float64 begins with the same token and in
+    float32 with any.
 
     Args:
         keep: share of the cells (float) or count (int).
@@ -97,7 +99,8 @@ class CenterClip(Method):
         """The medoid of each row's token, int64 [R,m]."""
         if self.algorithm == "medoids":
             return k_medoids(x, real, k, self.iterations)
-        rows = spectral_rows(x, real, k, 5 * self.frames, self.sigma)
+        neighbours = 5 * self.frames + (5 if x.shape[1] >= 100 * self.frames else 0)
+        rows = spectral_rows(x, real, k, neighbours, self.sigma)
         weight = rows.norm(dim=2)
         return k_medoids(rows / weight.clamp(min=1e-12)[..., None], real, k, self.iterations, weight)
 
@@ -106,14 +109,16 @@ def spectral_rows(x: Tensor, real: Tensor, k: Tensor, neighbours: int, sigma: fl
     """Each token's entries in the k eigenvectors of the lowest eigenvalues, [R,m,max(k)], zero beyond a row's own k.
 
     Of the normalised Laplacian of W = exp(-d^2 / 2 sigma^2) between tokens of which one is among the `neighbours`
-    nearest of the other. Arguments as in `k_medoids` and `CenterClip`.
+    nearest of the other; a token is its own first neighbour. Arguments as in `k_medoids` and `CenterClip`.
     """
     m = x.shape[1]
-    distance = torch.cdist(x, x).masked_fill(~(real[:, :, None] & real[:, None]), torch.inf)
-    distance.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    distance = torch.cdist(x, x)
+    distance.diagonal(dim1=1, dim2=2).zero_()  # a token is its own nearest neighbour, rounding or not
+    distance = distance.masked_fill(~(real[:, :, None] & real[:, None]), torch.inf)
     near, index = distance.topk(min(neighbours, m), dim=2, largest=False)
     linked = torch.zeros_like(distance, dtype=torch.bool).scatter_(2, index, near.isfinite())
     linked = linked | linked.transpose(1, 2)
+    near = near[..., 1:]
     if sigma is None:
         # The median of what is there: an even number gives the lower one, none gives 1.
         there = near.isfinite().flatten(1).sum(1)

@@ -17,7 +17,9 @@ class VisionZip(Method):
     """Of each frame the tokens that receive most attention stay; the rest merges into evenly spread ones of its own.
 
     VisionZip (arXiv 2412.04467). The dominant tokens are those with the most attention in the encoder's last block.
-    Of the others every n-th is a contextual token, to which the rest goes by cosine of the attention keys.
+    Of the others every n-th is a contextual token, to which the rest goes by cosine of the attention keys. The
+    published code takes keys and attention of the last block but one, and of the attention what the class token pays;
+    here it is the cue "attention", the mean over heads and queries.
 
     The published code adds to a contextual token the mean of its members, so that its norm grows;
     with normalise=True (the default) it is their common mean instead, weighted by sizes.

@@ -20,6 +20,11 @@ from fewtokens.reduce.search import to_budget
 from fewtokens.reduce.segments import rank_within
 from fewtokens.tokens import Tokens
 
+# What the published code is given: pixels as CLIP's processor makes them.
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Stands in the header of a vocabulary of such pixels.
+_PIXELS = "normalized by CLIP's mean and deviation"
+
 
 class VisualWords(Method):
     """Before the encoder: the most varied patches of each frame, or one token for each visual word in it.
@@ -29,6 +34,9 @@ class VisualWords(Method):
     `distance` (cosine) joins the other patches of its frame with that word, and they become their mean; every other
     patch stays alone. (In the reference code the numbers of lonely patches collide with those of words where the
     vocabulary is larger than a patch has values.) A vocabulary is fitted by `fit_words`, or `fewtokens words`.
+
+    Variances and cosines are those of pixels normalized by CLIP's mean and deviation of each channel, which is what the
+    published code is given; the budget of a video is dealt out evenly over its frames.
 
     Args:
         keep: share of the cells (float) or count (int), 0.5 where nothing is said; with words a budget instead of
@@ -64,7 +72,7 @@ class VisualWords(Method):
         return None if self.keep is None else planned_count(grid, self.keep)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        pixels = cues["pixels"].flatten(2).float()
+        pixels = _normalized(cues["pixels"])
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         with torch.no_grad():
             if self.vocabulary is None:
@@ -102,11 +110,17 @@ def _by_word(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int)
     return torch.where(near, first.gather(1, key), own).masked_fill(frame < 0, -1)
 
 
+def _normalized(pixels: Tensor) -> Tensor:
+    """Pixels [B,N,P,D] in 0..1, channel last, as float32 [B,N,P*D] in CLIP's scale."""
+    mean, std = (torch.tensor(value, device=pixels.device) for value in (CLIP_MEAN, CLIP_STD))
+    return ((pixels.float().unflatten(-1, (-1, 3)) - mean) / std).flatten(2)
+
+
 def fit_words(batches: Iterable[Tensor], words: int, seed: int = 0) -> Tensor:
-    """A vocabulary of visual words by MiniBatchKMeans, float32 [words,D].
+    """A vocabulary of visual words by MiniBatchKMeans, float32 [words,D], of pixels normalized as CLIP's.
 
     Args:
-        batches: raw patches in 0..1, each [n,D] as the cue "pixels" has them, sub-frames in a row. They are collected
+        batches: patches in 0..1, each [n,D] as the cue "pixels" has them, sub-frames in a row. They are collected
             until there are at least as many as words, then each batch is one step.
         words: 100, 1,000 and 10,000 in the paper.
 
@@ -121,7 +135,7 @@ def fit_words(batches: Iterable[Tensor], words: int, seed: int = 0) -> Tensor:
     waiting: list[Tensor] = []
     fitted = False
     for batch in batches:
-        waiting.append(batch.flatten(1).float().cpu())
+        waiting.append(_normalized(batch.flatten(1)[None, :, None])[0].cpu())
         if sum(map(len, waiting)) >= words:
             model.partial_fit(torch.cat(waiting).numpy())
             waiting, fitted = [], True
@@ -131,17 +145,19 @@ def fit_words(batches: Iterable[Tensor], words: int, seed: int = 0) -> Tensor:
 
 
 def save_words(words: Tensor, path: str | Path, **header: Any) -> Path:
-    """Writes a vocabulary [V,D] for `visual_words(words=PATH)`; the header is kept beside it."""
-    return files.save(path, "words", {"words": words}, header)
+    """Writes a vocabulary [V,D] of `fit_words` for `visual_words(words=PATH)`; the header is kept beside it."""
+    return files.save(path, "words", {"words": words}, {"pixels": _PIXELS, **header})
 
 
 def load_words(path: str | Path) -> Tensor:
     """What `save_words` wrote.
 
     Raises:
-        ValueError: missing, damaged, or something else.
+        ValueError: missing, damaged, something else, or words of pixels that were not normalized.
     """
-    tensors, _ = files.load(path, "words")
+    tensors, header = files.load(path, "words")
     if "words" not in tensors or tensors["words"].ndim != 2:
         raise ValueError(f"{path}: holds no vocabulary")
+    if header.get("pixels") != _PIXELS:
+        raise ValueError(f"{path}: holds words of raw pixels, from an earlier fewtokens; fit them again")
     return tensors["words"].float()

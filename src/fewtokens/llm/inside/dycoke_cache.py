@@ -22,7 +22,8 @@ class DyCokeCache(InsideMethod):
 
     DyCoke (arXiv 2411.15024), its second stage (dynamic pruning). At every step the mean over heads of the attention of
     the word at hand in layer `layer` - 1 is computed, one row. Where it is less like the row of the step before than
-    `similarity` (cosine), and at the first step, the tokens are chosen anew.
+    `similarity` (cosine), and at the first step, the tokens are chosen anew; otherwise the last choice stays (the
+    published code reads all tokens in such a step).
 
     The reference keeps all entries where they are and gathers from them in every step, which saves no memory; here the
     others are moved to the host's memory and come back when they are chosen. With `revive=False` they are given up at

@@ -14,7 +14,8 @@ class FastV(InsideMethod):
     videos go.
 
     Args:
-        keep: share (float) or count (int) of a prompt's video tokens; the paper drops half.
+        keep: share (float, to the nearest whole number, as published) or count (int) of a prompt's video tokens; the
+            paper drops half.
         layer: the first layer without the others; K = 2 in the paper.
     """
 
@@ -33,4 +34,4 @@ class FastV(InsideMethod):
         return may_spare_all(self.keep)
 
     def choose(self, view: View, number: int) -> Choice:
-        return Choice(top(view, counts(view, self.keep)))
+        return Choice(top(view, counts(view, self.keep, nearest=True)))

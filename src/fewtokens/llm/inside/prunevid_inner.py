@@ -16,7 +16,8 @@ class PruneVidInner(InsideMethod):
     PruneVid (arXiv 2412.16117), stage B. The score is the largest attention over heads and words of the question (after
     the last video) in layer `layer`. Groups are tokens whose cells span the same frames: after `prunevid` (stage A) the
     static tokens of each segment and the dynamic ones of each frame, as in the paper; of whole frames each frame. At
-    least one token of a group stays. Positions are kept; what is generated later sees in every layer what stayed.
+    least one token of a group stays (in the published code none of a group whose share is below one). Positions are
+    kept; what is generated later sees in every layer what stayed.
 
     Args:
         keep: share of each group; 0.4 in the paper.

@@ -1,0 +1,122 @@
+"""Methods that choose by attention, by pixels, or by the length of the video."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from fewtokens.encode.frames import normalise, patchify
+from fewtokens.reduce.dynamic_pool import DynamicPool
+from fewtokens.reduce.visionzip import VisionZip
+from fewtokens.reduce.visual_words import CLIP_MEAN, CLIP_STD, VisualWords, fit_words, save_words
+from fewtokens.tokens import Tokens
+from fidelity_rows import PATCH, Agreement, Features, Row, importing, load, same_places, same_rows
+
+
+def visionzip(peers: Path, features: Features) -> Agreement:
+    """54 dominant and 10 contextual tokens of each frame; both are given the same attention and keys."""
+    x = features.tokens()
+    T, n = x.grid.T, x.grid.cells_per_frame
+    code = load(peers / "VisionZip" / "visionzip" / "clip_encoder.py", "transformers")
+    # A class token in front, which the published code keeps and which asks.
+    hidden, keys = (
+        torch.nn.functional.pad(value[0].unflatten(0, (T, n)), (0, 0, 1, 0))
+        for value in (x.features, features.cue("keys"))
+    )
+    attention = torch.zeros(T, 1, n + 1, n + 1)
+    attention[:, 0, 0, 1:] = features.cue("attention")[0].unflatten(0, (T, n))
+
+    class Tower:
+        _info = {"dominant": 54, "contextual": 10}  # noqa: RUF012
+        vision_model = SimpleNamespace(encoder=SimpleNamespace(layers=[SimpleNamespace(metric=keys)] * 2))
+
+        def __call__(self, *args: object, **kwargs: object) -> SimpleNamespace:
+            return SimpleNamespace(attentions=[attention] * 2, hidden_states=[hidden] * 2)
+
+    own = SimpleNamespace(vision_tower=Tower(), device="cpu", dtype=torch.float32)
+    theirs, _ = code.CLIPVisionTower_VisionZip.forward(own, torch.zeros(T))
+    method = VisionZip(T * 64, contextual=10 / 64, normalise=False)
+    ours = method(x, attention=features.cue("attention"), keys=features.cue("keys"))
+    return Agreement(*same_rows(ours.features[0], theirs[:, 1:].flatten(0, 1)))
+
+
+def words_intra(peers: Path, features: Features) -> Agreement:
+    """Half of the patches of each frame."""
+    pixels, cells, module = _words(peers, features)
+    T, n = cells.grid.T, cells.grid.cells_per_frame
+    places = torch.arange(-1.0, n).expand(T, -1)[..., None]
+    kept = module.tokenize(pixels, places, n // 2)[:, 1:, 0].long()
+    theirs = (kept + n * torch.arange(T)[:, None]).flatten()
+    ours = VisualWords(0.5)(cells, pixels=patchify(features.frames().float() / 255, 1, PATCH))
+    return Agreement(same_places(ours.cell[0], theirs), 0.0)
+
+
+def words_inter(peers: Path, features: Features) -> Agreement:
+    """A vocabulary of 100 words of the clip itself, within a distance of 0.1."""
+    pixels, cells, module = _words(peers, features, inter=True)
+    patches = patchify(features.frames().float() / 255, 1, PATCH)
+    x = features.tokens().features[0].unflatten(0, (cells.grid.T, -1))
+    with tempfile.TemporaryDirectory() as folder:
+        words = fit_words([patches.flatten(0, 1)], 100)
+        save_words(words, Path(folder) / "words.safetensors")
+        method = VisualWords(words=str(Path(folder) / "words.safetensors"))
+        ours = method(features.tokens(), pixels=patches)
+    # Channels come first in the published order of a patch's values.
+    words = words.unflatten(1, (-1, 3)).transpose(1, 2).flatten(1)
+    module.vocab = words
+    with_class = torch.cat([x[:, :1], x], 1)
+    each = zip(pixels.split(1), with_class.split(1), strict=True)
+    rows = [module.tokenize(frame, embedded, 0.1, words)[0, 1:] for frame, embedded in each]
+    return Agreement(*same_rows(ours.features[0], torch.cat(rows)))
+
+
+def _words(peers: Path, features: Features, inter: bool = False) -> tuple[torch.Tensor, Tokens, object]:
+    """Frames normalised as CLIP's processor does, their cells, and the published tokenizer without its model."""
+    frames = features.frames()[0].float() / 255
+    with importing(peers / "visual-word-tokenizer", "tqdm"):
+        from vwt.inter import InterImageTokenizer
+        from vwt.intra import IntraImageTokenizer
+    kind = InterImageTokenizer if inter else IntraImageTokenizer
+    module = kind.__new__(kind)
+    torch.nn.Module.__init__(module)
+    module.patch_size = PATCH
+    T, side = len(frames), frames.shape[2] // PATCH
+    return normalise(frames, CLIP_MEAN, CLIP_STD), Tokens.from_cells(torch.zeros(1, T, side, side, 1)), module
+
+
+def dynamic_pool(peers: Path, features: Features) -> Agreement:
+    """Frames of 24 x 24, as the published code has them: 8 x 8 stay."""
+    return _dynamic_pool(peers, features, 24)
+
+
+def dynamic_pool_odd(peers: Path, features: Features) -> Agreement:
+    return _dynamic_pool(peers, features, 14)
+
+
+def _dynamic_pool(peers: Path, features: Features, side: int) -> Agreement:
+    x = features.tokens(side=side)
+    code = load(peers / "ByteVideoLLM" / "models" / "adapter" / "dynamic_spatial_pooling.py")
+    module = code.DynamicSpatialPooling(in_token_num=side * side).eval()
+    (theirs,) = module(x.features[0].unflatten(0, (x.grid.T, -1)), [x.grid.T])
+    why = (
+        "sides that are no multiple: adaptive pooling overlaps its windows, cells are dealt out here"
+        if side % 8
+        else ""
+    )
+    return Agreement(*same_rows(DynamicPool()(x).features[0], theirs.flatten(0, 1)), why)
+
+
+_WORDS, _BYTE = ("wearepal/visual-word-tokenizer", "d2d6759"), ("Hon-Wong/ByteVideoLLM", "f0d5e5a")
+ROWS = [
+    Row("visionzip", "dvlab-research/VisionZip", "3151f6d", "54 + 10 of 196 a frame, normalise=False", visionzip),
+    Row("visual_words", *_WORDS, "without words, half of each frame", words_intra),
+    Row("visual_words", *_WORDS, "100 words, distance 0.1", words_inter),
+    Row("dynamic_pool", *_BYTE, "32 frames of 24x24", dynamic_pool),
+    Row("dynamic_pool", *_BYTE, "32 frames of 14x14", dynamic_pool_odd),
+    Row("metok", "mnyuew/METok", "9697833", why="the published repository holds a README alone"),
+    Row("representation_shift", why="code not to be had here"),
+    Row("lftr", why="no code published"),
+]

@@ -1,0 +1,8 @@
+"""The plain baselines: nobody's method, so there is no reference to be faithful to."""
+
+from __future__ import annotations
+
+from fewtokens.registry import BASELINES
+from fidelity_rows import Row
+
+ROWS = [Row(name, why="no reference: a baseline of our own") for name in BASELINES]

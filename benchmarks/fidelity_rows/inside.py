@@ -1,0 +1,231 @@
+"""Methods inside a language model: the published choice and ours, of the same hidden states and attention.
+
+A prompt of four words, eight frames and eight words is made of real features; a layer of six heads has drawn
+projections and no rotary embedding. Published code that sits in a model's forward is run with layers that hand on what
+they are given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.llm.inside.attention import attention_rows
+from fewtokens.llm.inside.dycoke_cache import DyCokeCache
+from fewtokens.llm.inside.fastv import FastV
+from fewtokens.llm.inside.flexselect import FlexSelect
+from fewtokens.llm.inside.holitom_inner import HoliTomInner
+from fewtokens.llm.inside.method import InsideMethod, View
+from fewtokens.llm.inside.prunevid_inner import PruneVidInner
+from fewtokens.llm.inside.pyramid_drop import PyramidDrop
+from fewtokens.llm.layout import Video
+from fidelity_rows import Agreement, Features, Row, load, same_places, same_rows
+
+BEFORE, AFTER, HEADS, WIDTH = 4, 8, 6, 64
+
+
+class Prompt:
+    """A prompt and a layer that both sides are given."""
+
+    def __init__(self, features: Features) -> None:
+        torch.manual_seed(0)
+        self.tokens = features.tokens(frames=8)
+        self.N, C = self.tokens.N, self.tokens.C
+        words = torch.randn(1, BEFORE + AFTER, C)
+        self.hidden = torch.cat([words[:, :BEFORE], self.tokens.features, words[:, BEFORE:]], 1)
+        self.M = self.hidden.shape[1]
+        self.attention = nn.Module()
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(self.attention, name, nn.Linear(C, HEADS * WIDTH, bias=False))
+        self.attention.head_dim, self.attention.scaling = WIDTH, WIDTH**-0.5
+        self.attention.num_heads = self.attention.num_key_value_heads = HEADS
+        self.attention.num_key_value_groups = 1
+        self.attention.rotary_emb = lambda x, *_, **__: self.turns(x.shape[2])
+        self.layer = nn.Module()
+        self.layer.input_layernorm, self.layer.self_attn = nn.LayerNorm(C), self.attention
+
+    def turns(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a rotary embedding that turns nothing, [1,length,d]."""
+        return torch.ones(1, length, WIDTH), torch.zeros(1, length, WIDTH)
+
+    def maps(self) -> Tensor:
+        """The causal attention of the layer, [1,heads,M,M]."""
+        x = self.layer.input_layernorm(self.hidden)
+        q, k = (
+            getattr(self.attention, name)(x).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)
+            for name in ("q_proj", "k_proj")
+        )
+        unseen = torch.ones(self.M, self.M, dtype=torch.bool).triu(1)
+        return (q @ k.transpose(2, 3) * WIDTH**-0.5).masked_fill(unseen, -torch.inf).softmax(3)
+
+    def choose(self, method: InsideMethod) -> tuple[Tensor, Tensor]:
+        """The columns that a method of ours keeps of the video, and their hidden states."""
+        queries = torch.arange(self.M - AFTER, self.M) if method.asks == "text" else torch.tensor([self.M - 1])
+        real = torch.ones(1, self.M, dtype=torch.bool)
+        rope = self.turns(self.M)
+        scores = attention_rows(self.layer, self.hidden, rope, queries[None], real, pool=method.pool)
+        columns = torch.arange(BEFORE, BEFORE + self.N)
+        video = torch.zeros(1, self.M, dtype=torch.bool)
+        video[:, columns] = True
+        videos = [(Video(0, columns, self.tokens), columns)]
+        view = View(self.hidden, rope, video, torch.tensor([self.N]), scores, videos)
+        choice = method.choose(view, 0)
+        kept = (choice.kept & video)[0].nonzero()[:, 0]
+        return kept, (self.hidden if choice.hidden is None else choice.hidden)[0, kept]
+
+    def forward_until(self, forward: Any, own: SimpleNamespace, cut: int, **options: Any) -> Tensor:
+        """What enters layer `cut` of a published forward whose layers hand on the hidden states, [L,C]."""
+
+        class Caught(Exception):
+            pass
+
+        caught: list[Tensor] = []
+
+        def layer(hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            if len(caught) == cut:
+                caught.append(hidden)
+                raise Caught
+            caught.append(hidden)
+            return hidden, maps
+
+        maps = self.maps()
+        vars(own).update(
+            layers=[layer] * (cut + 1),
+            config=SimpleNamespace(
+                output_attentions=False,
+                output_hidden_states=False,
+                use_cache=False,
+                use_return_dict=True,
+                num_hidden_layers=cut + 1,
+            ),
+            gradient_checkpointing=False,
+            training=False,
+            device="cpu",
+            rotary_emb=lambda *_: None,
+            _update_causal_mask=lambda *_: None,
+        )
+        try:
+            forward(own, inputs_embeds=self.hidden.clone(), use_cache=False, **options)
+        except Caught:
+            return caught[-1][0]
+        raise AssertionError("the published forward has fewer layers")
+
+
+def fastv(peers: Path, features: Features) -> Agreement:
+    prompt = Prompt(features)
+    folder = peers / "FastV/src/FastV/llava-hf/transformers/src/transformers/models/llama"
+    code = load(folder / "modeling_llama.py", "transformers", "flash_attn")
+    settings = {"fastv_k": 2, "fastv_r": 0.5, "image_token_start_index": BEFORE, "image_token_length": prompt.N}
+    theirs = prompt.forward_until(code.LlamaModel.fastv_forward, SimpleNamespace(), 2, fastv_config=settings)
+    _, ours = prompt.choose(FastV(0.5, layer=2))
+    return Agreement(*same_rows(ours, theirs[BEFORE:-AFTER]))
+
+
+def holitom_inner(peers: Path, features: Features) -> Agreement:
+    prompt = Prompt(features)
+    code = load(peers / "HoliTom" / "holitom" / "modeling_qwen2.py", "transformers")
+    own = SimpleNamespace(image_token_posi=[BEFORE], image_tokens=[prompt.N])
+    with patch.dict("os.environ", HOLITOM_k="2", HOLITOM_r="0.5"):
+        theirs = prompt.forward_until(code.Qwen2Model_holitom.forward, own, 2)
+    _, ours = prompt.choose(HoliTomInner(0.5, layer=2))
+    return Agreement(*same_rows(ours, theirs[BEFORE:-AFTER]))
+
+
+def pyramid_drop(peers: Path, features: Features) -> Agreement:
+    prompt = Prompt(features)
+    code = load(
+        peers / "PyramidDrop" / "llava" / "model" / "modeling_llama_pdrop.py", "transformers", "flash_attn", "llava"
+    )
+    unseen = torch.full((prompt.M, prompt.M), -torch.inf).triu(1)[None, None]
+    code._prepare_4d_causal_attention_mask = lambda *_, **__: unseen
+    code.apply_rotary_pos_emb, code.IGNORE_INDEX = lambda q, k, *_: (q, k), -100
+    own = SimpleNamespace(
+        config=SimpleNamespace(tokenizer_padding_side="right", tokenizer_model_max_length=10**6),
+        image_tokens=[prompt.N],
+        image_token_ratio_list=[1.0, 0.5],
+        image_token_posi=[BEFORE],
+        prompt_len=[BEFORE + AFTER],
+        layers=[prompt.layer],
+        training=False,
+    )
+    _, _, theirs, _ = code.LlamaModel.pdrop_rank_drop(own, 0, 0, prompt.hidden, None, None, None)
+    _, ours = prompt.choose(PyramidDrop((0.5,), layers=(8,)))
+    return Agreement(*same_rows(ours, theirs[0, BEFORE:-AFTER]))
+
+
+def flexselect(peers: Path, features: Features) -> Agreement:
+    return _flexselect(peers, features, "max", "token_selection")
+
+
+def flexselect_mean(peers: Path, features: Features) -> Agreement:
+    return _flexselect(peers, features, "mean", "token_selection_mean")
+
+
+def _flexselect(peers: Path, features: Features, by: str, name: str) -> Agreement:
+    prompt = Prompt(features)
+    file = peers / "flexselect/train/LLaVA-Video/llava/model/token_selector/qwen_selector.py"
+    code = load(file, "transformers", "qwen2").Qwen2DecoderLayer_Selector
+    scores, _ = getattr(code, name)(prompt.layer, prompt.hidden, [[(BEFORE, prompt.N)]], prompt.N // 4)
+    theirs = scores[0].topk(prompt.N // 4).indices + BEFORE
+    kept, _ = prompt.choose(FlexSelect(prompt.N // 4, by=by))
+    return Agreement(same_places(kept, theirs), 0.0)
+
+
+def prunevid_inner(peers: Path, features: Features) -> Agreement:
+    """Each frame is a group."""
+    prompt = Prompt(features)
+    code = load(peers / "PruneVid" / "models" / "pllava" / "elastic_cache.py")
+    asked = prompt.maps()[:, :, -AFTER:, BEFORE : BEFORE + prompt.N]
+    theirs = code.VTPWindowCache(alpha=0.4).process_attention(asked, [0], [prompt.N], [prompt.tokens.grid.T])
+    kept, _ = prompt.choose(PruneVidInner(0.4))
+    return Agreement(same_places(kept, theirs + BEFORE), 0.0)
+
+
+def dycoke_cache(peers: Path, features: Features) -> Agreement:
+    """The last word of the prompt as the first that is generated."""
+    prompt = Prompt(features)
+    file = peers / "DyCoke" / "llava" / "model" / "language_model" / "modeling_qwen2.py"
+    code = load(file, "transformers", "flash_attn")
+    settings = SimpleNamespace(
+        image_token_start_index=BEFORE,
+        image_token_length=prompt.N,
+        dycoke_radio=0.7,
+        seq_length_with_past=prompt.M - 1,
+        attention_score=None,
+    )
+    theirs = code.PrunableDynamicCache()
+    theirs.dycoke_pruning((None, prompt.maps()[:, :, -1:]), 3, settings)
+    x = prompt.layer.input_layernorm(prompt.hidden)
+    stored = prompt.attention.k_proj(x).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)[:, :, :-1]
+    video = torch.zeros(1, prompt.M - 1, dtype=torch.bool)
+    video[:, BEFORE : BEFORE + prompt.N] = True
+    cut: Any = SimpleNamespace(notes={"video": video}, length=prompt.M - 1)
+    cache = SimpleNamespace(layers=[SimpleNamespace(keys=stored)])
+    word = {"hidden_states": prompt.hidden[:, -1:], "position_embeddings": prompt.turns(1)}
+    run: Any = SimpleNamespace(real=None)
+    active = DyCokeCache(0.3)._choose(prompt.layer, word, cache, 0, cut, run)
+    assert active is not None
+    return Agreement(same_places(active[0].nonzero()[:, 0], torch.tensor(theirs.kv_cache)), 0.0)
+
+
+_FLEX = "yunzhuzhang0918/flexselect", "a1d1f5a"
+ROWS = [
+    Row("fastv", "pkunlp-icler/FastV", "d165972", "half, before layer 2", fastv),
+    Row("pyramid_drop", "Cooperx521/PyramidDrop", "6444f30", "one stage, half", pyramid_drop),
+    Row("holitom_inner", "cokeshao/HoliTom", "e9b2972", "half, one after the other", holitom_inner),
+    Row("prunevid_inner", "Visual-AI/PruneVid", "b12600c", "0.4 of each frame", prunevid_inner),
+    Row("flexselect", *_FLEX, "a quarter, by='max'", flexselect),
+    Row("flexselect", *_FLEX, "a quarter, by='mean'", flexselect_mean),
+    Row(
+        "sttm_inner",
+        "HYUNJS/STTM",
+        "00736c7",
+        why="what merges is `sttm`, see its row; for LLaVA the published code counts positions anew, here they stay",
+    ),
+    Row("dycoke_cache", "KD-TAO/DyCoke", "dd74634", "0.3 at the first word", dycoke_cache),
+]
