@@ -81,11 +81,13 @@ class TestEveryVariant:
         t = 2 * model.config.frames if model.config.tubelet > 1 else 1
         assert bool(model(torch.rand(1, t, 3, 21, 33)).isfinite().all())
 
-    def test_half_precision(self, name):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, name, dtype):
         model = awake(make(name))
         x = frames(model)
-        wide = model(x)
-        torch.testing.assert_close(model.to(torch.bfloat16)(x).float(), wide, rtol=0.1, atol=0.1)
+        wide, made = model(x), model.to(dtype)(x.to(dtype))
+        assert made.dtype == dtype
+        torch.testing.assert_close(made.float(), wide, rtol=0.1, atol=0.1)
 
     def test_checkpointing_changes_nothing(self, name):
         model = awake(make(name)).train()
@@ -171,6 +173,22 @@ def test_factorised_dot_product_by_hand():
         heads.append(logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[:, head])
     y = x + block.attention.out(torch.cat(heads, -1)).reshape(x.shape)
     torch.testing.assert_close(block(x), block.second(y), rtol=1e-4, atol=1e-5)
+
+
+def test_the_factorised_encoder_shares_positions_over_frames(tmp_path):
+    """As scenic's SpaceTimeViViT: one set for the places of all frames, one for class token and frames over time."""
+    model = make("factorised_encoder token")
+    assert model.positions.shape == (1, 4, 6, 16)
+    still = torch.rand(1, 2, 3, 16, 24).repeat(1, 4, 1, 1, 1)
+    embedded = model.embed(still)
+    assert torch.equal(embedded[:, 1:], embedded[:, :-1])
+    assert model.temporal_positions.shape == (4, 16)
+    assert model.temporal_token_position.shape == (16,)
+    # Every frame had its own before.
+    model.positions = nn.Parameter(torch.zeros(4, 4, 6, 16))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved by an earlier fewtokens"):
+        models.load(tmp_path)
 
 
 def test_factorised_self_begins_as_the_image_model():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +35,10 @@ class Model(nn.Module):
     def classifier(self) -> nn.Linear:
         """The last layer."""
         return self.head  # type: ignore[return-value]
+
+    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
+        """What is wrong with tensors that an earlier version saved and this network cannot hold; "" where nothing."""
+        return ""
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors.
@@ -79,7 +83,9 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
 
 
 def fill(model: Model, tensors: dict[str, Tensor], where: str) -> Model:
-    """Loads parameters; a ValueError that names what is missing, left over or of another shape."""
+    """Loads parameters; a ValueError that names what is missing, left over, of another shape, or of an old version."""
+    if told := model.outdated(tensors):
+        raise ValueError(f"{where}: {told}")
     files.check_fit(model.state_dict(), tensors, f"{where}: does not fit this {model.kind}")
     model.load_state_dict(tensors)
     return model

@@ -9,8 +9,10 @@
 Each is an `encoder` (a ViT with fixed positions, which is what remains) and a `decoder`. A saved folder is an encoder
 for `fewtokens.load_encoder`; its class token, the bottleneck, comes first in `Tokens.prefix`.
 
-The block of SiamMAE's decoder is the pre-norm one of all the others here; the re-implementation that came with CropMAE
-takes a post-norm one with the MLP in the middle.
+SiamMAE's own code was never released. The block of its decoder is here the pre-norm one of all the others, as in Token
+Bottleneck's auxiliary path; the re-implementation that came with CropMAE takes a post-norm one with the MLP (always of
+2048 hidden channels) in the middle and dropout of 0.1, and gives the source no positions in the decoder. So encoders of
+CropMAE's checkpoints fit, their decoders do not.
 """
 
 from __future__ import annotations

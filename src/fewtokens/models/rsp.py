@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,8 +46,8 @@ class Rsp(Pretraining):
     """The whole target from the source and a latent, the latent drawn by who knows the target; and MAE on the target.
 
     "rsp" is the target from the posterior's latent, all patches; "mae" its hidden patches from the visible ones. In
-    both the queries are mask tokens alone, one in the place of the class token too, and the decoder is the same. Each of
-    the two has a linear layer of its own from the encoder to the decoder.
+    both the queries are mask tokens alone, one in the place of the class token too, and the decoder is the same. Each
+    of the two has a linear layer of its own from the encoder to the decoder.
     """
 
     kind = "rsp"
@@ -59,6 +60,14 @@ class Rsp(Pretraining):
         self.posterior = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, latent))
         self.embed_source = nn.Linear(C, config.decoder_width)
         self.embed_latent = nn.Linear(latent, config.decoder_width)
+
+    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
+        if "prior.4.weight" not in tensors:
+            return ""
+        return (
+            "saved by an earlier fewtokens, whose RSP had a layer more in prior and posterior than the published one; "
+            "fewtokens.load_encoder still loads its encoder"
+        )
 
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
         config = self.config

@@ -89,6 +89,13 @@ class Conv2d(nn.Module):
         return self.conv(x)
 
 
+class HalfSize(nn.Module):
+    """Means of 2x2 places of each frame, on [B,C,T,H,W]; in two dimensions, which all dtypes have on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+
+
 class Conv1d(nn.Module):
     """3 along time, on [B,C,T,H,W]."""
 
@@ -236,7 +243,7 @@ class X2plus1d(Model):
                 if last_stage and unit in config.replaced:
                     parts = [make_part(name, inner, config) for name in config.module.split("+")]
                     if stride == 2:
-                        parts.insert(0, nn.AvgPool3d((1, 2, 2)))
+                        parts.insert(0, HalfSize())
                 else:
                     parts = [Conv2d(inner, stride), Conv1d(inner)]
                 units.append(Unit(width_in, width, inner, stride, parts))
