@@ -1,14 +1,17 @@
-"""Files that are never half written and never guessed at: safetensors with a JSON header.
+"""Files that are never half written and never guessed at: safetensors with a JSON header, text, JSON.
 
-A file is written under a temporary name in the same folder and renamed when it is whole. Reading never
-unpickles anything.
+A file is written in a private folder beside its place and renamed when it is whole. Reading never unpickles
+anything, and every mistake in a file is a ValueError of one line.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,26 +23,152 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewtokens.plain import conform
 from fewtokens.version import __version__
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing tells a dead writer from a live one, so nothing is swept
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT_VERSION = 1
+
+# The private folder of one writer. It is locked while the writer lives; the name matches no pattern of results.
+_PREFIX, _SUFFIX = ".fewtokens-", ".partial"
+_swept: set[Path] = set()
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; on success it replaces `path`, on failure it is removed."""
+    """Yields a temporary path that replaces `path` on success and is removed on failure.
+
+    The temporary file lies in a private folder beside `path`, so that what another library leaves there after a
+    kill goes with it. It has no suffix: tell the writer the format. The content reaches the disk before the name
+    does. What killed processes left in the folder is removed first, see `sweep`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    umask = os.umask(0)
-    os.umask(umask)
+    if path.parent not in _swept:
+        sweep(path.parent)
+    folder, lock = _private_folder(path.parent)
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~umask)  # temporary files are for their owner alone
-        os.replace(name, path)
+        temporary = folder / "file"
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # some writers make files for their owner alone
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
     finally:
-        Path(name).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def sweep(folder: str | Path) -> None:
+    """Removes what killed writers left in `folder`; files that a live process is writing stay."""
+    folder = Path(folder)
+    _swept.add(folder)
+    if fcntl is None or not folder.is_dir():
+        return
+    for left in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _private_folder(parent: Path) -> tuple[Path, int | None]:
+    """A new locked folder in `parent` and the descriptor that holds its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX, suffix=_SUFFIX))
+        if fcntl is None:
+            return folder, None
+        lock = None
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # another process swept it before it was locked, or the file system has no locks
+            if lock is not None:
+                os.close(lock)
+            if folder.is_dir():
+                return folder, None
+            continue
+        if folder.is_dir():
+            return folder, lock
+        os.close(lock)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes UTF-8 text as a whole file; file names that are not UTF-8 are kept in it as they are."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Writes plain values as indented JSON, as a whole file."""
+    return write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_text(path: str | Path) -> str:
+    """Reads UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        ValueError: no such file, or not UTF-8; one line that says what to do.
+        OSError: a file that the system refuses to read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4096]:
+        kind = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:4096].count(b"\0") > 1 else "binary"
+        raise ValueError(f"{path}: {kind}, not UTF-8 text; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 text; save the file as UTF-8") from None
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Reads JSON text; `what` begins the message.
+
+    Raises:
+        ValueError: not JSON, or nested too deeply to be anything of use.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{what}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: not readable JSON ({error})") from None
+
+
+def read_json(path: str | Path, kind: Any = Any) -> Any:
+    """Reads a JSON file and checks what it holds, see `fewtokens.plain.conform`.
+
+    Raises:
+        ValueError: no such file, not JSON, or not of this kind; one line that names the file and the place.
+        OSError: a file that the system refuses to read.
+    """
+    return conform(parse_json(read_text(path), str(path)), kind, str(path))
 
 
 def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
@@ -50,6 +179,9 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
         kind: what the file holds ("tokens", "pipeline"); `load` asks for the same.
         tensors: written as they are, on the CPU, contiguous.
         header: must go through JSON; the versions of fewtokens, torch and Python are added.
+
+    Raises:
+        OSError: the disk is full, or the place cannot be written to.
     """
     versions = {
         "fewtokens": __version__,
@@ -61,8 +193,20 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
     with whole_file(path) as temporary:
         # Tensors that share storage (expanded views) are written out in full.
         whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        save_file(whole, temporary, metadata={"format": "pt", "fewtokens": text})
+        try:
+            save_file(whole, temporary, metadata={"format": "pt", "fewtokens": text})
+        except SafetensorError as error:  # neither an OSError nor a ValueError
+            raise _as_os_error(error, path) from None
     return path
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """What safetensors says when it cannot write, as the system would have said it."""
+    message = str(error)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS):
+        if f"os error {code}" in message or os.strerror(code) in message:
+            return OSError(code, os.strerror(code), str(path))
+    return OSError(errno.EIO, f"cannot be written ({message})", str(path))
 
 
 def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -73,8 +217,11 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
             something else, another kind, a newer format.
     """
     header = load_header(path, kind)
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -87,14 +234,13 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
-    try:
-        header = json.loads(metadata["fewtokens"])
-    except (KeyError, json.JSONDecodeError):
-        raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote") from None
-    if header.get("version", 0) > FORMAT_VERSION:
+    if "fewtokens" not in metadata:
+        raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
+    header = conform(parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header")
+    version = conform(header.get("version", 0), int, f"{path}: version in its header")
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: written in format {header['version']}, this fewtokens reads up to {FORMAT_VERSION}; "
-            "update fewtokens"
+            f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path}: holds {header.get('kind')}, not {kind}")

@@ -177,8 +177,7 @@ class Pipeline(nn.Module):
         encoder = None if self.encoder is None else self.encoder.describe()
         state = self.methods.state_dict()
         files.save(folder / "methods.safetensors", "pipeline", state, {"spec": self.spec})
-        with files.whole_file(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps({"spec": self.spec, "encoder": encoder}, indent=2) + "\n")
+        files.write_json(folder / "config.json", {"spec": self.spec, "encoder": encoder})
         return folder
 
     @staticmethod

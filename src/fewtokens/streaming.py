@@ -104,8 +104,7 @@ def load(folder: str | Path) -> Tokens:
 
 def finish(folder: Path, chunks: list[str], spec: str, meta: dict[str, Any]) -> Path:
     """Writes what says that the chunks in a folder are all there."""
-    with files.whole_file(folder / "stream.json") as temporary:
-        temporary.write_text(json.dumps({"spec": spec, "chunks": chunks, "meta": meta}, indent=2) + "\n")
+    files.write_json(folder / "stream.json", {"spec": spec, "chunks": chunks, "meta": meta})
     return folder / "stream.json"
 
 

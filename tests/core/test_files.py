@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fewtokens import files, registry
@@ -101,3 +104,99 @@ def test_contents_are_checked(tmp_path, change):
     files.save(tmp_path / "a.safetensors", "tokens", tensors, {"grid": grid, "meta": {}})
     with pytest.raises(ValueError, match="damaged token file"):
         Tokens.load(tmp_path / "a.safetensors")
+
+
+def test_what_a_kill_leaves_is_no_result_and_goes_with_the_next_write(tmp_path):
+    writer = (
+        "import sys, time; from fewtokens.files import whole_file\n"
+        "with whole_file(sys.argv[1]) as temporary:\n"
+        "    temporary.write_bytes(b'half'); (temporary.parent / '.tmpforeign').write_bytes(b'')\n"
+        "    print('in it', flush=True); time.sleep(60)\n"
+    )
+    path = tmp_path / "a.safetensors"
+    process = subprocess.Popen([sys.executable, "-c", writer, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in it\n"
+    files._swept.discard(tmp_path)
+    files.write_text(tmp_path / "b.txt", "x")
+    assert len(list(tmp_path.glob(".*"))) == 1, "the file of a live writer stays"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert list(tmp_path.rglob("*.safetensors")) == []
+    files.sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["b.txt"]
+
+
+def test_names_of_the_longest_stem_are_written(tmp_path):
+    path = tmp_path / f"{'x' * 243}.safetensors"
+    assert Tokens.load(clip().save(path)).N == clip().N
+
+
+def test_files_get_the_mode_that_the_user_chose(tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = clip().save(tmp_path / "a.safetensors")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("message", ["I/O error: No space left on device (os error 28)", "something new"])
+def test_a_disk_that_cannot_be_written_is_an_os_error(tmp_path, monkeypatch, message):
+    def full(*arguments: object, **named: object) -> None:
+        raise SafetensorError(message)
+
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(OSError, match=r"No space left|cannot be written") as error:
+        clip().save(tmp_path / "a.safetensors")
+    assert error.value.filename == str(tmp_path / "a.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_real_full_disk_is_an_os_error(tmp_path):
+    if not os.access("/dev/full", os.W_OK):
+        pytest.skip("no /dev/full here")
+    with pytest.raises(OSError, match="No space left"), files.whole_file(tmp_path / "a.txt") as temporary:
+        temporary.symlink_to("/dev/full")
+        with temporary.open("w") as file:
+            file.write("x" * 100_000)
+
+
+def test_text_with_and_without_a_byte_order_mark(tmp_path):
+    for name, content in {"a": "é\n".encode(), "b": "é\n".encode("utf-8-sig")}.items():
+        (tmp_path / name).write_bytes(content)
+        assert files.read_text(tmp_path / name) == "é\n"
+    for name, content, says in [
+        ("c", "é\n".encode("utf-16"), "UTF-16"), ("d", "ab\n".encode("utf-16-le"), "UTF-16"),
+        ("e", b"x\n\xe9\n", "line 2 is not UTF-8"), ("f", b"\x89PNG\r\n\0", "binary"),
+    ]:  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=says):
+            files.read_text(tmp_path / name)
+    with pytest.raises(ValueError, match="no such file"):
+        files.read_text(tmp_path / "none")
+    with pytest.raises(ValueError, match="no such file"):
+        files.read_text(tmp_path)
+
+
+def test_names_that_are_not_utf8_go_through_text_and_json(tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    path = files.write_json(tmp_path / "a.json", {"path": name})
+    assert files.read_json(path, dict[str, str]) == {"path": name}
+    assert files.write_text(tmp_path / "a.txt", name).read_bytes() == b"caf\xe9.mp4"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a": 1', "nul", "1" * 5000, '{"a": "x"}', "[]"])
+def test_json_that_is_none_or_another_is_one_line(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json") as error:
+        files.read_json(tmp_path / "a.json", dict[str, int])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("header", ["[]", '"x"', "{", '{"version": "x"}', '{"version": true}', "[" * 5000])
+def test_headers_of_wrong_types_are_one_line(tmp_path, header):
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"fewtokens": header})
+    with pytest.raises(ValueError, match="header"):
+        files.load_header(tmp_path / "a.safetensors")

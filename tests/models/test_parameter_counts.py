@@ -1,7 +1,7 @@
 """Parameters of every network whose authors published a number, or code that gives one.
 
-Those of X(2+1)D (TokenLearner's tables 12 and 13) are in test_x2plus1d.py. Each number says where it is from: printed in
-a paper, or counted in the released code (its network built with its defaults, parameters that learn).
+Those of X(2+1)D (TokenLearner's tables 12 and 13) are in test_x2plus1d.py. Each number says where it is from: printed
+in a paper, or counted in the released code (its network built with its defaults, parameters that learn).
 """
 
 from __future__ import annotations

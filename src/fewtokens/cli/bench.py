@@ -244,7 +244,7 @@ def _write(
     from fewtokens.evaluate.bench import FULL, unpacked
     from fewtokens.evaluate.cost import QWEN2_7B
     from fewtokens.evaluate.summary import as_csv, as_markdown, summarise
-    from fewtokens.files import whole_file
+    from fewtokens.files import write_text
     from fewtokens.show.bench_page import write_bench_page
     from fewtokens.show.plots import draw_trade_off
 
@@ -265,8 +265,7 @@ def _write(
         "results.md": f"# fewtokens bench\n\n{about}\n\n{as_markdown(summary)}",
     }
     for name, text in texts.items():
-        with whole_file(target / name) as temporary:
-            temporary.write_text(text)
+        write_text(target / name, text)
     plots = []
     for measure in ("cosine", "rare cosine", "J&F", "PSNR dB", "ranks"):
         path = target / f"{measure.replace('&', '').replace(' ', '_')}.png"

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from fewtokens.cli.common import fail, log, make_pipeline, out, print_json, progress, table, to_json
 from fewtokens.cli.resume import append_row, check_settings, read_rows
-from fewtokens.files import whole_file
+from fewtokens.files import write_text
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
@@ -100,8 +100,7 @@ def run(
         "failed": failed,
     }  # fmt: skip
     if target is not None:
-        with whole_file(target / "results.json") as temporary:
-            temporary.write_text(to_json(report | {"rows": rows}))
+        write_text(target / "results.json", to_json(report | {"rows": rows}))
         _draw(target, task, [files for files in chosen if files.name in made], lines, video)
     if as_json:
         print_json(report)
@@ -186,8 +185,8 @@ def _write_labels(target: Path, files: SequenceFiles, judged: Judged) -> None:
     if judged.masks is not None:
         write_masks(judged.masks, [target / "masks" / files.name / f"{p.stem}.png" for p in files.pictures])
     if judged.joints is not None:
-        with whole_file(target / "joints" / f"{files.name}.json") as temporary:
-            temporary.write_text(json.dumps([[[round(v, 2) for v in p] for p in t] for t in judged.joints.tolist()]))
+        joints = [[[round(v, 2) for v in point] for point in frame] for frame in judged.joints.tolist()]
+        write_text(target / "joints" / f"{files.name}.json", json.dumps(joints))
 
 
 def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dict[str, Any]], video: bool) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import whole_file
+from fewtokens.files import write_json
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -27,8 +27,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
             changed = ", ".join(name for name in plain if before.get(name) != plain[name])
             raise ValueError(f"{path.parent} holds a run with another {changed}; give another --out")
         return
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+    write_json(path, plain)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

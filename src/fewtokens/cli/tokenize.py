@@ -208,5 +208,4 @@ def _write_failures(path: Path, failed: list[dict[str, str]]) -> None:
     if not failed:
         path.unlink(missing_ok=True)
         return
-    with files.whole_file(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in failed))
+    files.write_text(path, "".join(json.dumps(row) + "\n" for row in failed))

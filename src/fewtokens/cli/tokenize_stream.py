@@ -77,8 +77,7 @@ def stream_one(
         totals["cells"] += tokens.grid.cells
         totals["tokens"] += int(tokens.count[0])
         totals["bytes"] += (folder / name).stat().st_size
-    with files.whole_file(folder / "events.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(event) + "\n" for event in events))
+    files.write_text(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
     source = {"path": str(video), "name": video.stem, "bytes": video.stat().st_size}
     finish(folder, names, pipeline.spec, {**request, "source": source})
     seconds = round(time.perf_counter() - start, 3)

@@ -183,8 +183,7 @@ def _same_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
         return
     for old in (*folder.glob("seed_*"), *folder.glob("features.safetensors")):
         old.unlink()
-    with files.whole_file(path) as temporary:
-        temporary.write_text(json.dumps(request, indent=2) + "\n")
+    files.write_json(path, request)
 
 
 def _rows(
@@ -261,6 +260,5 @@ def _clone_one(
         if any(one.frames for one in made.rollouts):
             write(folder / f"seed_{seed}.mp4", filmstrip(made.rollouts), fps=20)
         # Last, for it says that the seed is done.
-        with files.whole_file(folder / f"seed_{seed}.json") as temporary:
-            temporary.write_text(json.dumps(said, indent=2) + "\n")
+        files.write_json(folder / f"seed_{seed}.json", said)
     return said

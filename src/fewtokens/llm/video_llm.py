@@ -7,7 +7,6 @@ The methods stand after the projector, in the width of the language model, as in
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -234,8 +233,7 @@ class VideoLlm(nn.Module):
         files.save(folder / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
         shape = {"vit": asdict(self.encoder.config), "mean": self.frames.mean, "std": self.frames.std}
         config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
-        with files.whole_file(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps({"fewtokens_model": KIND, "config": config, **meta}, indent=2) + "\n")
+        files.write_json(folder / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
         return folder
 
 

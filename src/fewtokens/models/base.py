@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -51,8 +50,7 @@ class Model(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         files.save(folder / "model.safetensors", "model", self.state_dict(), {"model": self.kind})
         config = {"fewtokens_model": self.kind, "config": asdict(self.config), **meta}
-        with files.whole_file(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
+        files.write_json(folder / "config.json", config)
         return folder
 
 

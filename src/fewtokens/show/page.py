@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fewtokens.files import whole_file
+from fewtokens.files import write_text
 from fewtokens.show.types import Clip, Result
 
 
@@ -50,8 +50,7 @@ def write_data(clips: Sequence[dict[str, Any]], path: str | Path, *, title: str,
     template = resources("fewtokens.show").joinpath("page.html").read_text(encoding="utf-8")
     page = template.replace("{{title}}", html.escape(title)).replace("{{note}}", html.escape(note))
     page = page.replace("{{data}}", data)
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return Path(path)
 
 

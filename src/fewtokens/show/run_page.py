@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import whole_file
+from fewtokens.files import write_text
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#1c1e24;max-width:1240px;margin:32px auto;padding:0 20px}"
@@ -46,8 +46,7 @@ def write_run_page(
             )
     parts.append(f"<details><summary>Settings</summary>{_table(settings)}</details>")
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
-    with whole_file(path) as temporary:
-        temporary.write_text(f"{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n", encoding="utf-8")
+    write_text(path, f"{head}<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n")
     return Path(path)
 
 

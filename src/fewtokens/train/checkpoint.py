@@ -147,5 +147,4 @@ def trim_metrics(path: Path, step: int) -> None:
             continue  # the last line of a run that was killed
         if said["step"] <= step:
             kept.append(line)
-    with files.whole_file(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+    files.write_text(path, "".join(line + "\n" for line in kept))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fewtokens.data.clips import mix
-from fewtokens.files import whole_file
+from fewtokens.files import write_text
 from fewtokens.train import checkpoint
 from fewtokens.train.average import Average
 from fewtokens.train.optimizer import freeze, make_optimizer, shard
@@ -375,8 +375,7 @@ class _Run:
         self.bare.eval()
         broken = list(dict.fromkeys(gather_object(list(self.broken))))
         if self.main and broken:
-            with whole_file(out / "broken.txt") as temporary:
-                temporary.write_text("".join(line + "\n" for line in broken))
+            write_text(out / "broken.txt", "".join(line + "\n" for line in broken))
         if self.main and hasattr(self, "board"):
             self.board.close()
         self.accelerator.wait_for_everyone()

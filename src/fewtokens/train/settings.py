@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import whole_file
+from fewtokens.files import write_json
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -246,5 +246,4 @@ def plain(settings: Settings) -> dict[str, Any]:
 
 
 def write_settings(settings: Settings, path: Path) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+    write_json(path, dataclasses.asdict(settings))

@@ -14,6 +14,7 @@ from torch import Tensor
 from fewtokens.files import whole_file
 
 _CODECS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
+_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
 
 def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, quality: int = 20) -> Path:
@@ -59,7 +60,7 @@ def _write_coded(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int
 
     H, W = pixels.shape[1:3]
     pixels = np.pad(pixels, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    with whole_file(path) as temporary, av.open(str(temporary), "w") as container:
+    with whole_file(path) as temporary, av.open(str(temporary), "w", format=_FORMATS[path.suffix]) as container:
         stream: Any = container.add_stream(_CODECS[path.suffix], rate=Fraction(fps).limit_denominator(60000))
         stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
         stream.options = {"crf": str(quality)} | ({"b:v": "0"} if path.suffix == ".webm" else {})
