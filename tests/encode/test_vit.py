@@ -321,7 +321,7 @@ class TestBadFolders:
         ("spoil", "says"),
         [
             (lambda d: (d / "config.json").unlink(), "no config.json"),
-            (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
+            (lambda d: (d / "config.json").write_text("{"), "not readable JSON"),
             (lambda d: (d / "config.json").write_text("{}"), "no model_type"),
             (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),
             (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights"),
