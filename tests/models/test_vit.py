@@ -311,7 +311,7 @@ class TestBrokenFolders:
         with pytest.raises(ValueError, match="lacks class_position"):
             models.load(tmp_path / "other")
         (tmp_path / "config.json").write_text("{")
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match="not readable JSON"):
             models.load(tmp_path)
 
 

@@ -155,7 +155,9 @@ def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[
         ValueError: tensors that are missing, left over or of another shape, named.
     """
     part = conform(vision_part(read_config(folder)), _Vision, str(folder / "config.json"))
-    family = FAMILIES[part["model_type"]]
+    family = FAMILIES.get(part["model_type"])
+    if family is None:
+        raise ValueError(f"{folder}: a {part['model_type']!r}, not one of {', '.join(FAMILIES)}")
     tensors = _rename(read_tensors(weight_files(folder)), str(folder))
     config = _shape(part, tensors, str(folder))
     if not config.norm_last:
@@ -197,7 +199,7 @@ def count_blocks(names: Iterable[str], where: str) -> int:
 def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises a ValueError for tensors that are no plain weights: quantized, sparse, or larger than what is stored."""
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
+        if value.is_nested or value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
             raise ValueError(f"{where}: {name} is {value.dtype}, not weights in floating point; is it quantized?")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(f"{where}: {name} says more values, {list(value.shape)}, than are stored")

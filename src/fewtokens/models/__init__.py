@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from fewtokens import files
-from fewtokens.models.base import Model, fill, make_config, read_config
+from fewtokens.models.base import Model, make_config, read_config, restore
 from fewtokens.models.vit import ATTENTION, VisionConfig, VisionTransformer
 from fewtokens.models.x2plus1d import X2plus1d, X2plus1dConfig
 
@@ -160,9 +160,9 @@ def load(folder: str | Path, **changes: Any) -> Model:
     kind = KINDS.get(said["fewtokens_model"])
     if kind is None:
         raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}; known: {', '.join(KINDS)}")
-    model = kind(make_config(kind, said["config"] | changes, str(folder)))
+    config = make_config(kind, said["config"] | changes, str(folder))
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
-    return fill(model, tensors, str(folder)).eval()
+    return restore(kind, config, tensors, str(folder))
 
 
 def meta(folder: str | Path) -> Mapping[str, Any]:

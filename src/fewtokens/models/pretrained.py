@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewtokens import files
 from fewtokens.encode.vit import ViT
-from fewtokens.models.base import fill, make_config, read_config
+from fewtokens.encode.weights import filled
+from fewtokens.models.base import make_config, read_config, restore
 from fewtokens.models.pretraining import CropMae, Mae, Pretraining, SiamMae, ToBo, vit_config
 from fewtokens.models.rsp import Rsp
 
@@ -35,7 +34,7 @@ def load_pretraining(folder: str | Path) -> Pretraining:
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
     if all(name.startswith(_ENCODER) for name in tensors):
         raise ValueError(f"{folder}: holds the encoder alone, without its decoder; fewtokens.load_encoder loads it")
-    model = fill(kind(config), tensors, str(folder)).eval()
+    model = restore(kind, config, tensors, str(folder))
     assert isinstance(model, Pretraining)
     return model
 
@@ -45,12 +44,10 @@ def load_pretrained_vit(folder: str | Path) -> ViT:
     _, config = _described(folder)
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
     state = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
-    with torch.device("meta"):
-        # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
-        vit = ViT(vit_config(config), proportional="none")
-    files.check_fit(vit.state_dict(), state, f"{folder}: does not fit its config.json")
-    vit.load_state_dict(state, assign=True)
-    return vit.eval()
+    if config.depth > len(state):
+        raise ValueError(f"{folder}: its config says {config.depth} blocks, which its {len(state)} tensors do not hold")
+    # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
+    return filled(vit_config(config), state, "none", str(folder))
 
 
 def save_encoder(model: Pretraining, folder: str | Path, **meta: Any) -> Path:

@@ -69,6 +69,9 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
+        counts = ("width", "depth", "heads", "patch", "decoder_width", "decoder_depth", "decoder_heads")
+        if small := [name for name in counts if getattr(self, name) < 1]:
+            raise ValueError(f"{small[0]} must be at least 1, got {getattr(self, small[0])}")
         if any(side < self.patch or side % self.patch for side in self.size):
             raise ValueError(f"frames of {self.size} pixels are not whole patches of {self.patch}")
         if not 0 < self.mask_ratio < 1 or self.patches < 2:
@@ -82,6 +85,11 @@ class PretrainingConfig:
         ):  # fmt: skip
             if width % heads or width % 4:
                 raise ValueError(f"{name} {width} must be a multiple of 4 and of its {heads} heads")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of encoder and decoder."""
+        return self.depth + self.decoder_depth
 
     @property
     def grid(self) -> tuple[int, int]:

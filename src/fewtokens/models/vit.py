@@ -90,6 +90,10 @@ class VisionConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if min(self.width, self.depth, self.heads, self.patch, self.tubelet, self.frames, self.classes) < 1:
             raise ValueError("width, depth, heads, patch, tubelet, frames and classes must be at least 1")
+        if self.temporal_depth < 1 or min(self.std) <= 0:
+            raise ValueError(
+                f"temporal_depth must be at least 1 and std above 0, got {self.temporal_depth} and {self.std}"
+            )
         if min(self.size) < self.patch or self.frames < self.tubelet:
             raise ValueError(
                 f"a clip of {self.frames} frames of {self.size[0]}x{self.size[1]} holds no tubelet of "
@@ -105,11 +109,17 @@ class VisionConfig:
             raise ValueError(f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}")
         if self.attention in ("factorised_self", "factorised_dot") and self.head == "token":
             raise ValueError(f"attention {self.attention!r} has no class token; take head='gap'")
+        _ = self.block  # says what no block can be
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """T, H, W of the tubelets; what is left over at the border is not seen."""
         return self.frames // self.tubelet, self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def blocks(self) -> int:
+        """Blocks over the tokens, and over the frames of the factorised encoder."""
+        return self.depth + (self.temporal_depth if self.attention == "factorised_encoder" else 0)
 
     @property
     def position_grid(self) -> tuple[int, int, int]:
