@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import random
 import re
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +49,8 @@ def learning(module: nn.Module) -> int:
 )
 def test_parameters_are_those_of_the_paper(size, encoder, whole, decoder):
     width, depth, heads = models.SIZES[size]
-    model = ToBo(ToBoConfig(width=width, depth=depth, heads=heads))
+    with torch.device("meta"):
+        model = ToBo(ToBoConfig(width=width, depth=depth, heads=heads))
     assert learning(model.encoder) == encoder
     assert sum(p.numel() for p in model.encoder.parameters()) == whole
     assert learning(model.decoder) == decoder
@@ -430,6 +435,99 @@ def test_bad_checkpoints(tmp_path, capsys):
     with pytest.raises(ValueError, match="can run any code"):
         load_encoder(path)
     assert "run" not in capsys.readouterr().out
+
+
+def released(changes: dict[str, torch.Tensor | None] | None = None) -> dict[str, torch.Tensor]:
+    """An encoder of width 64 in timm's names, with tensors changed, added, or (None) taken away."""
+    vit = network("mae", width=64, heads=1, size=(32, 32)).encoder
+    names = {"class_token": "cls_token", "patches.": "patch_embed.proj.", "norm_last.": "norm.",
+             ".attention.out.": ".attn.proj.", ".attention.qkv.": ".attn.qkv."}  # fmt: skip
+    state: dict[str, torch.Tensor] = {}
+    for name, value in vit.state_dict().items():
+        if name not in ("class_position", "positions"):
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+            state[name] = value.clone()
+    state["pos_embed"] = torch.cat([vit.class_position[None], vit.positions.flatten(0, 1)])[None].clone()
+    changed = {name: value for name, value in (state | (changes or {})).items() if value is not None}
+    return changed
+
+
+def test_a_whole_training_checkpoint_as_mae_and_rsp_save_it(tmp_path):
+    """Decoder, optimizer, scaler, and the arguments of the run in a Namespace; under the prefixes of wrappers too."""
+    args = argparse.Namespace(lr=1.5e-4, output_dir=Path("run"), model="rsp_vit_small_patch16", betas=(0.9, 0.95))
+    extra = {
+        name: value for name, value in released_rsp().items() if not name.startswith(("blocks", "cls", "pos", "p"))
+    }
+    extra = {name: value for name, value in extra.items() if not name.startswith("norm")}
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))]).state_dict()
+    frames = torch.rand(1, 2, 3, 32, 32)
+    wanted = None
+    for prefix in ("", "module.", "module.backbone.", "base_encoder."):
+        whole = {prefix + name: value for name, value in {**released(), **extra}.items()}
+        path = tmp_path / "checkpoint-199.pth"
+        torch.save({"model": whole, "optimizer": optimizer, "epoch": 199, "scaler": {}, "args": args}, path)
+        found = load_encoder(path)(frames)[0].features
+        wanted = found if wanted is None else wanted
+        assert torch.equal(found, wanted)
+
+
+WRONG = {
+    "a million blocks": (
+        {"blocks.1000000.norm1.weight": torch.ones(64)},
+        "blocks, the last of which is number 1000000",
+    ),
+    "no number": ({"blocks.99999999999999999999.norm1.weight": torch.ones(64)}, "of no use here"),
+    "patches of two axes": ({"patch_embed.proj.weight": torch.ones(64, 192)}, "no vision transformer's"),
+    "no positions": ({"pos_embed": torch.ones(64)}, "no vision transformer's"),
+    "a single position": ({"pos_embed": torch.ones(1, 1, 64)}, "those of a square"),
+    "another width": ({"pos_embed": torch.ones(1, 17, 32)}, "in another shape"),
+    "bytes": ({"blocks.0.mlp.fc1.weight": torch.ones(256, 64, dtype=torch.int8)}, "is it quantized"),
+    "sparse": ({"cls_token": torch.ones(1, 1, 64).to_sparse()}, "not weights in floating point"),
+    "said and not stored": ({"cls_token": torch.ones(1).half().expand(10**6, 10**6)}, "than are stored"),
+    "a list": ({"cls_token": [1.0]}, "lacks class_token"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("archive", [True, False])
+def test_what_a_checkpoint_says_is_checked(name, archive, tmp_path):
+    changes, says = WRONG[name]
+    torch.save({"model": released(changes)}, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
+    with pytest.raises(ValueError, match=says) as caught:
+        load_encoder(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_checkpoints(tmp_path):
+    """Whatever byte is changed, and wherever it is cut: features, or one line."""
+    generator = random.Random(0)
+    for archive in (True, False):
+        torch.save({"model": released()}, tmp_path / "whole.pth", _use_new_zipfile_serialization=archive)
+        whole = (tmp_path / "whole.pth").read_bytes()
+        for _ in range(60):
+            changed = bytearray(whole)
+            for _ in range(generator.choice([1, 3, 20])):
+                changed[generator.randrange(generator.choice([300, 3000, len(whole)]))] = generator.randrange(256)
+            (tmp_path / "x.pth").write_bytes(changed[: generator.choice([200, 2000, len(whole), len(whole)])])
+            said = ""
+            try:
+                load_encoder(tmp_path / "x.pth")
+            except ValueError as error:
+                said = str(error)
+            assert "\n" not in said
+
+
+def test_a_checkpoint_that_unpacks_to_much_more(tmp_path):
+    torch.save({"model": released({"zeros": torch.zeros(4_000_000)})}, tmp_path / "whole.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(ValueError, match="unpacks to"):
+        load_encoder(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -313,6 +315,55 @@ class TestBrokenFolders:
         (tmp_path / "config.json").write_text("{")
         with pytest.raises(ValueError, match="not readable JSON"):
             models.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["factorised_encoder", "fuser"])
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"width": 10**9}, "another shape|makes no network"), ({"width": 10**18}, "makes no network"),
+            ({"depth": 10**9}, "blocks, which its"), ({"depth": 0}, "at least 1"), ({"heads": 0}, "at least 1"),
+            ({"width": [16]}, "width must be a whole number"), ({"size": 16}, "size must be a list of 2"),
+            ({"size": [10**9, 10**9]}, "makes no network|in another shape"), ({"hidden": -4}, "at least 0"),
+            ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
+            ({"classes": True}, "classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
+            ({"learner": {"a": 1}}, "learner must be text"), ({"attention": ["joint"]}, "attention must be text"),
+            ({"mean": None}, "mean must be a list of 3"), ({"tubelet": -2}, "at least 1"),
+        ],
+    )  # fmt: skip
+    def test_what_a_config_says_is_checked(self, name, changes, says, tmp_path):
+        make(name).save_pretrained(tmp_path)
+        said = json.loads((tmp_path / "config.json").read_text())
+        said["config"] |= changes
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=says) as caught:
+            models.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("[]", "must be an object"), ("[" * 100_000, "nested too deeply"),
+            ('{"fewtokens_model": ["vit"]}', "not the config"),
+            ('{"fewtokens_model": "vit", "config": 3}', "not the config"), ('{"fewtokens_model": "gpt", "config": {}}',
+             "holds a 'gpt'"), ("", "not readable JSON"),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_config(self, text, says, tmp_path):
+        make("vit").save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=says) as caught:
+            models.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not models.is_saved(tmp_path)
+
+    def test_what_stands_beside_the_config(self, tmp_path):
+        make("vit").save_pretrained(tmp_path, labels=["a", 1], trained={})
+        with pytest.raises(ValueError, match=r"labels\[1\] must be text"):
+            models.meta(tmp_path)
+        make("vit").save_pretrained(tmp_path, trained={"fps": "fast"})
+        with pytest.raises(ValueError, match=r"trained\.fps must be a finite number"):
+            models.meta(tmp_path)
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -82,7 +82,7 @@ def load_released(path: str | Path) -> ViT:
         qkv_bias="blocks.0.attention.qkv.bias" in state,
         norm_last="norm_last.weight" in state,
     )
-    return filled(config, state, "none", str(path))
+    return filled(config, state, "none", f"{path}: is no plain vision transformer")
 
 
 def _unpickled(path: Path) -> dict[Any, Any]:

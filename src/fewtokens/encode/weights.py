@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 # No vision transformer has more blocks or channels, no frame more pixels on a side.
 _MOST_BLOCKS, _MOST_CHANNELS, _MOST_PIXELS = 1000, 1 << 16, 1 << 16
-_BLOCK = re.compile(r"blocks\.(\d{1,6})\.")
+_BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 # Their names -> ours, in order; q, k and v are joined afterwards.
 _NAMES = (
@@ -157,7 +158,7 @@ def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[
     part = conform(vision_part(read_config(folder)), _Vision, str(folder / "config.json"))
     family = FAMILIES.get(part["model_type"])
     if family is None:
-        raise ValueError(f"{folder}: a {part['model_type']!r}, not one of {', '.join(FAMILIES)}")
+        raise ValueError(f"{folder}: a {reprlib.repr(part['model_type'])}, not one of {', '.join(FAMILIES)}")
     tensors = _rename(read_tensors(weight_files(folder)), str(folder))
     config = _shape(part, tensors, str(folder))
     if not config.norm_last:
@@ -166,19 +167,24 @@ def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[
     rows, columns = config.positions
     if rows * columns == len(tensors["positions"]):
         tensors["positions"] = tensors["positions"].unflatten(0, (rows, columns))
-    vit = filled(config, tensors, proportional or family.get("proportional", "channels"), str(folder))
+    vit = filled(
+        config,
+        tensors,
+        proportional or family.get("proportional", "channels"),
+        f"{folder}: does not fit its config.json",
+    )
     return vit, read_scale(folder, family["mean"], family["std"])
 
 
-def filled(config: ViTConfig, tensors: dict[str, Tensor], proportional: str, where: str) -> ViT:
-    """A ViT with these tensors, float32, in eval mode.
+def filled(config: ViTConfig, tensors: dict[str, Tensor], proportional: str, says: str) -> ViT:
+    """A ViT with these tensors, float32, in eval mode; `says` begins the message where they do not fit.
 
     Raises:
         ValueError: tensors that are missing, left over or of another shape, named.
     """
     with torch.device("meta"):
         vit = ViT(config, proportional=proportional)
-    files.check_fit(vit.state_dict(), tensors, f"{where}: does not fit its config")
+    files.check_fit(vit.state_dict(), tensors, says)
     vit.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return vit.eval()
 

@@ -80,7 +80,7 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     try:
         return kind.config_type(**values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 
 def restore(kind: type[Model], config: Any, tensors: dict[str, Tensor], where: str) -> Model:

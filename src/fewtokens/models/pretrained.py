@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def load_pretrained_vit(folder: str | Path) -> ViT:
     if config.depth > len(state):
         raise ValueError(f"{folder}: its config says {config.depth} blocks, which its {len(state)} tensors do not hold")
     # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
-    return filled(vit_config(config), state, "none", str(folder))
+    return filled(vit_config(config), state, "none", f"{folder}: does not fit its config.json")
 
 
 def save_encoder(model: Pretraining, folder: str | Path, **meta: Any) -> Path:
@@ -68,5 +69,7 @@ def _described(folder: str | Path) -> tuple[type[Pretraining], Any]:
     said = read_config(folder)
     kind = PRETRAINING.get(said["fewtokens_model"])
     if kind is None:
-        raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}, not one of {', '.join(PRETRAINING)}")
+        raise ValueError(
+            f"{folder}: holds a {reprlib.repr(said['fewtokens_model'])}, not one of {', '.join(PRETRAINING)}"
+        )
     return kind, make_config(kind, said["config"], str(folder))
