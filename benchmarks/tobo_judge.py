@@ -51,7 +51,7 @@ BESIDE = ("random weights", "pixels", "DINOv2 ViT-S/14")
 NAMES = (*RUNS, *BESIDE)
 # What the rows do not say that were trained before the networks were held against the released codes.
 EARLIER = (
-    "rsp (earlier network): an RSP with one layer more in prior and posterior, one projection into the decoder in place "
+    "rsp (earlier network): an RSP with one layer more in prior and posterior, one projection into the decoder instead "
     "of two, no query for the class token, and noise of 0.1 in place of 0.5, before it was made the released one. All "
     "networks here were drawn with a bias of 0 in the patch embedding; the released codes leave PyTorch's."
 )
