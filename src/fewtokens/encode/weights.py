@@ -206,9 +206,11 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     """Raises a ValueError for tensors that are no plain weights: quantized, sparse, or larger than what is stored."""
     for name, value in tensors.items():
         if value.is_nested or value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
-            raise ValueError(f"{where}: {name} is {value.dtype}, not weights in floating point; is it quantized?")
+            raise ValueError(
+                f"{where}: {name[:100]!r} is {value.dtype}, not weights in floating point; is it quantized?"
+            )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"{where}: {name} says more values, {list(value.shape)}, than are stored")
+            raise ValueError(f"{where}: {name[:100]!r} says more values, {list(value.shape)}, than are stored")
 
 
 def _shape(part: dict[str, Any], tensors: dict[str, Tensor], where: str) -> ViTConfig:
