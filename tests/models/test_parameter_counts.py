@@ -86,8 +86,9 @@ MODULES = [
     # xGen-MM-Vid's attentional pooling and scenic's token_turing summarize with TokenLearner 1.1; ours is without the
     # last bias, which a softmax does not feel.
     ("summary", lambda: Summary(C, S, 64), 2 * C + 64 * C + 64 + 64 * S),
-    # transformers' Blip2QFormerModel, 12 layers over features of 768 channels (99,239,424); ours is without biases in its
-    # 18 attentions, with the 32 queries, the norm of what is seen (BLIP-2's ln_vision) and the places of a video's tokens.
+    # transformers' Blip2QFormerModel, 12 layers over features of 768 channels (99,239,424); ours is without biases in
+    # its 18 attentions, with the 32 queries, the norm of what is seen (BLIP-2's ln_vision) and the places of a video's
+    # tokens.
     ("q-former", lambda: registry.build("qformer(32, num_layers=12)", width=768)[0],
      99_239_424 - 18 * 4 * 768 + 32 * 768 + 2 * 768 + 48 * 768),
     # VQToken, VQToken/vq_attn.py: a linear layer of 27 * 27 cells, a post-norm decoder layer of 2048 hidden channels.
