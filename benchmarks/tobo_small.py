@@ -16,8 +16,8 @@ cost    seconds of a step of each objective, into WORK/cost.json for the table; 
 Why so many made clips: on ten real clips and 60 of plain shapes, drawn from crops of half a frame, every objective
 learned its clips by heart (loss on their pairs 0.63, on unseen videos 0.99, where 1 is to say nothing).
 
-Expected (benchmarks/results/tobo_small.md): J&F by protocol A 59 for ToBo and MAE, 57 RSP, 55 SiamMAE, 43 CropMAE and
-random weights; with twice the steps 58 for ToBo and 56 for MAE.
+Expected (benchmarks/results/tobo_small.md): J&F by protocol A 59 for ToBo and MAE, 57 an earlier RSP, 55 SiamMAE, 43
+CropMAE and random weights; with twice the steps 58 for ToBo and 56 for MAE.
 
 Every run sees the same number of images, sources and targets together: MAE, which needs one for a sample where the
 others need two, makes twice as many steps. Those of `LONG` see twice as many, the ablations a quarter. What differs

@@ -319,8 +319,14 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {header.get('kind')!s:.40}, not {kind}")
+        raise ValueError(f"{path}: holds {_in_a_line(header.get('kind'))}, not {kind}")
     return header
+
+
+def _in_a_line(name: Any) -> str:
+    """A name out of a file, for a message: short, and without line breaks and control characters."""
+    text = str(name)[:100]
+    return text if text.isprintable() else repr(text)
 
 
 def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:
@@ -332,5 +338,5 @@ def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) ->
         ("has in another shape", {name for name in needed.keys() & there.keys() if needed[name] != there[name]}),
     ):
         if names:
-            some = ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            some = ", ".join(_in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
             raise ValueError(f"{says}; it {problem} {some}")

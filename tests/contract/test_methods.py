@@ -206,6 +206,18 @@ class TestEveryMethod:
         assert torch.equal(out.source, wide.source)
         torch.testing.assert_close(out.features.float(), wide.features, rtol=1e-2, atol=1e-2)
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_parameters_in_half_precision(self, spec, dtype):
+        """As a model that is loaded in half precision: parameters and tokens alike are cast."""
+        tokens, method = clip().to(dtype), build(spec)
+        whole = run(method, tokens.to(torch.float32), blocks=1)
+        out = run(method.to(dtype), tokens, blocks=1).check()
+        assert out.features.dtype == dtype
+        assert out.features.shape == whole.features.shape
+        # Row by row with the nearest: those of equal mean time may change places.
+        away = torch.cdist(out.features.float(), whole.features.float()).detach().amin(2)
+        assert float(away.norm() / whole.features.detach().norm()) < 0.05
+
     def test_autocast(self, spec):
         """As in training in mixed precision: parameters stay float32, products are not."""
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,6 +11,7 @@ from fewtokens import registry
 from fewtokens.encode import VitEncoder, load_encoder
 from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.grid import Grid
+from fewtokens.models.inflate import like
 from fewtokens.pipeline import Pipeline
 from fewtokens.reduce.tome import Tome
 from fewtokens.tokens import Tokens
@@ -321,7 +322,7 @@ class TestBadFolders:
         ("spoil", "says"),
         [
             (lambda d: (d / "config.json").unlink(), "no config.json"),
-            (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
+            (lambda d: (d / "config.json").write_text("{"), "not readable JSON"),
             (lambda d: (d / "config.json").write_text("{}"), "no model_type"),
             (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),
             (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights"),
@@ -353,6 +354,45 @@ class TestBadFolders:
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=says):
             load_encoder(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"hidden_size": "wide"}, "hidden_size must be a whole number"), ({"hidden_size": 10**12}, "no vision"),
+            ({"num_hidden_layers": 10**9}, "no vision transformer"), ({"num_attention_heads": 0}, "no vision"),
+            ({"num_attention_heads": 5}, "multiple of the heads"), ({"patch_size": 0}, "no vision transformer"),
+            ({"patch_size": [4, 8]}, "not square"), ({"image_size": {"height": 16}}, "image_size must be"),
+            ({"image_size": 10**9}, "at most"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
+            ({"hidden_act": ["gelu"]}, "hidden_act must be text"), ({"model_type": 3}, "model_type must be text"),
+        ],
+    )  # fmt: skip
+    def test_what_a_config_says_is_checked(self, change, says, tmp_path):
+        folder = self.folder(tmp_path)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=says) as caught:
+            load_encoder(folder)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("said", "says"),
+        [
+            ({"image_mean": [0.5, 0.5]}, "image_mean must be a list of 3"), ({"image_std": [0.5, 0, 0.5]}, "above 0"),
+            ({"image_std": "half"}, "image_std must be a list of 3"), ([], "must be an object"),
+        ],
+    )  # fmt: skip
+    def test_what_a_preprocessor_says_is_checked(self, said, says, tmp_path):
+        folder = self.folder(tmp_path)
+        (folder / "preprocessor_config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=says):
+            load_encoder(folder)
+
+    def test_another_family_begins_no_network(self, tmp_path):
+        folder = self.folder(tmp_path)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "deit"}))
+        with pytest.raises(ValueError, match="a 'deit', not one of vit"):
+            like(folder)
 
     def test_an_index_cannot_leave_its_folder(self, tmp_path):
         folder = self.folder(tmp_path)

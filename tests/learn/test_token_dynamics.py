@@ -207,6 +207,14 @@ class TestReference:
         with pytest.raises(ValueError, match="not a safetensors file"):
             TokenDynamics(4, width=24, mode="reference", side=3, weights=str(tmp_path / "none"))
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_in_half_precision(self, dtype):
+        tokens, method = square().to(dtype), trained(4, mode="reference", side=3)
+        whole = method(tokens.to(torch.float32))
+        out = method.to(dtype)(tokens).check()
+        assert out.features.dtype == dtype
+        torch.testing.assert_close(out.features.float(), whole.features, rtol=0.05, atol=0.05)
+
     def test_frames_of_another_size(self):
         with pytest.raises(ValueError, match="say side="):
             trained(4, mode="reference", side=4)(square())

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import random
+import re
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,7 +49,8 @@ def learning(module: nn.Module) -> int:
 )
 def test_parameters_are_those_of_the_paper(size, encoder, whole, decoder):
     width, depth, heads = models.SIZES[size]
-    model = ToBo(ToBoConfig(width=width, depth=depth, heads=heads))
+    with torch.device("meta"):
+        model = ToBo(ToBoConfig(width=width, depth=depth, heads=heads))
     assert learning(model.encoder) == encoder
     assert sum(p.numel() for p in model.encoder.parameters()) == whole
     assert learning(model.decoder) == decoder
@@ -196,6 +202,94 @@ def test_divergence_by_a_small_calculation():
         leaf.requires_grad_(False)
 
 
+# Names of huiwon-jang/RSP's models_rsp.py -> ours.
+RELEASED = (
+    (r"^cls_token", "encoder.class_token"), (r"^patch_embed\.proj", "encoder.patches"),
+    (r"^norm\.", "encoder.norm_last."), (r"^blocks", "encoder.blocks"), (r"^to_prior", "prior"),
+    (r"^to_posterior", "posterior"), (r"^decoder_embed_mae", "decoder.embed"),
+    (r"^decoder_embed_deter", "embed_source"), (r"^decoder_embed_stoch", "embed_latent"),
+    (r"^mask_token", "decoder.mask_token"), (r"^decoder_norm", "decoder.norm"), (r"^decoder_pred", "decoder.pixels"),
+    (r"^decoder_blocks\.(\d+)\.norm1\.", r"decoder.blocks.\1.norm_query."),
+    (r"^decoder_blocks\.(\d+)\.norm_kv1\.", r"decoder.blocks.\1.norm_memory."),
+    (r"^decoder_blocks\.(\d+)\.norm3\.", r"decoder.blocks.\1.norm1."),
+    (r"^decoder_blocks\.(\d+)\.norm4\.", r"decoder.blocks.\1.norm2."),
+    (r"^decoder_blocks\.(\d+)\.mlp2\.", r"decoder.blocks.\1.mlp."), (r"^decoder_blocks", "decoder.blocks"),
+    (r"\.cattn\.proj", ".cross.out"), (r"\.cattn", ".cross"),
+    (r"\.attn\.proj", ".attention.out"), (r"\.attn\.", ".attention."),
+)  # fmt: skip
+
+
+def released_rsp() -> dict[str, torch.Tensor]:
+    """All 94 tensors of a released RSP of width 32, 2 blocks, decoder 16 x 2, 3 variables of 4 values, 32 px in patches
+    of 8, in its names; values by a formula."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, 32), "pos_embed": (1, 17, 32), "mask_token": (1, 1, 16), "decoder_pos_embed": (1, 17, 16),
+        "patch_embed.proj.weight": (32, 3, 8, 8), "patch_embed.proj.bias": (32,),
+    }  # fmt: skip
+
+    def linear(name: str, inputs: int, outputs: int) -> None:
+        shapes.update({f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)})
+
+    def norm(name: str, width: int) -> None:
+        shapes.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
+
+    for block in range(2):
+        for name, width, mlp, norms in (
+            (f"blocks.{block}", 32, "mlp", ("norm1", "norm2")),
+            (f"decoder_blocks.{block}", 16, "mlp2", ("norm1", "norm_kv1", "norm3", "norm4")),
+        ):
+            for each in norms:
+                norm(f"{name}.{each}", width)
+            linear(f"{name}.attn.qkv", width, 3 * width)
+            linear(f"{name}.attn.proj", width, width)
+            linear(f"{name}.{mlp}.fc1", width, 4 * width)
+            linear(f"{name}.{mlp}.fc2", 4 * width, width)
+        for each, factor in (("q", 1), ("kv", 2), ("proj", 1)):
+            linear(f"decoder_blocks.{block}.cattn.{each}", 16, factor * 16)
+    for name, inputs, outputs in (
+        ("to_prior.0", 32, 64), ("to_prior.2", 64, 12), ("to_posterior.0", 64, 64), ("to_posterior.2", 64, 12),
+        ("decoder_embed_mae", 32, 16), ("decoder_embed_deter", 32, 16), ("decoder_embed_stoch", 12, 16),
+        ("decoder_pred", 16, 192),
+    ):  # fmt: skip
+        linear(name, inputs, outputs)
+    norm("norm", 32)
+    norm("decoder_norm", 16)
+    tensors = {}
+    for number, (name, shape) in enumerate(sorted(shapes.items())):
+        waves = 0.2 * torch.sin(1.7 * torch.arange(math.prod(shape)) + number).reshape(shape)
+        tensors[name] = 1 + waves if "norm" in name and name.endswith("weight") else waves
+    for name, width in (("pos_embed", 32), ("decoder_pos_embed", 16)):
+        tensors[name] = torch.cat([torch.zeros(1, width), sincos_positions(4, 4, width).flatten(0, 1)])[None]
+    return tensors
+
+
+def test_rsp_gives_the_numbers_of_the_released_code():
+    """Losses of huiwon-jang/RSP's RSP with these weights and frames, run in float32."""
+    config = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "size": (32, 32), "decoder_width": 16,
+              "decoder_depth": 2, "decoder_heads": 2, "variables": 3, "values": 4, "noise": 0.0}  # fmt: skip
+    model = network("rsp", **config).eval()
+    state = {}
+    for name, value in released_rsp().items():
+        if name == "pos_embed":
+            state["encoder.class_position"], state["encoder.positions"] = value[0, 0], value[0, 1:].unflatten(0, (4, 4))
+        elif name != "decoder_pos_embed":
+            for theirs, ours in RELEASED:
+                name = re.sub(theirs, ours, name)
+            state[name] = value.flatten() if name == "encoder.class_token" else value
+    model.load_state_dict(state)
+    source, target = torch.sin(torch.arange(2 * 2 * 3 * 32 * 32) * 0.37).reshape(2, 2, 3, 32, 32)
+    noise = torch.cos(torch.arange(32) * 1.3).reshape(2, 16)
+    wanted = pixel_targets(target, 8)
+    latent = torch.eye(4)[torch.tensor([[0, 2, 3], [1, 1, 0]])]
+    with torch.no_grad():
+        future = model._future(model._encode(source), latent)
+        said = model.predict(source, target, noise)
+    masked, hidden = said.paths["mae"]
+    numbers = [float(pixel_loss(future, wanted)), float(pixel_loss(masked, wanted, hidden)), float(said.extra["kl"]),
+               float(future[1, 3, 50]), float(masked[0, 15, 191])]  # fmt: skip
+    assert numbers == pytest.approx([1.4029760, 1.3266233, 0.5419015, 0.6768342, -0.5941867], rel=1e-4)
+
+
 def test_latents_are_drawn_as_they_are_likely():
     torch.manual_seed(0)
     logits = torch.tensor([[[0.0, math.log(3.0)]]]).expand(4000, 1, 2).clone().requires_grad_(True)
@@ -233,7 +327,10 @@ def test_half_precision_and_recomputing(kind):
     again = model(frames, noise)["loss"]
     torch.testing.assert_close(again, plain)
     again.backward()
-    assert model.half()(frames, noise)["loss"].isfinite()
+    for dtype in (torch.float16, torch.bfloat16):
+        torch.manual_seed(0)
+        cast = float(model.to(dtype)(frames, noise)["loss"].detach())
+        assert cast == pytest.approx(float(plain.detach()), rel=0.05)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8])
@@ -340,6 +437,100 @@ def test_bad_checkpoints(tmp_path, capsys):
     assert "run" not in capsys.readouterr().out
 
 
+def released(changes: dict[str, torch.Tensor | None] | None = None) -> dict[str, torch.Tensor]:
+    """An encoder of width 64 in timm's names, with tensors changed, added, or (None) taken away."""
+    vit = network("mae", width=64, heads=1, size=(32, 32)).encoder
+    names = {"class_token": "cls_token", "patches.": "patch_embed.proj.", "norm_last.": "norm.",
+             ".attention.out.": ".attn.proj.", ".attention.qkv.": ".attn.qkv."}  # fmt: skip
+    state: dict[str, torch.Tensor] = {}
+    for name, value in vit.state_dict().items():
+        if name not in ("class_position", "positions"):
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+            state[name] = value.clone()
+    state["pos_embed"] = torch.cat([vit.class_position[None], vit.positions.flatten(0, 1)])[None].clone()
+    changed = {name: value for name, value in (state | (changes or {})).items() if value is not None}
+    return changed
+
+
+def test_a_whole_training_checkpoint_as_mae_and_rsp_save_it(tmp_path):
+    """Decoder, optimizer, scaler, and the arguments of the run in a Namespace; under the prefixes of wrappers too."""
+    args = argparse.Namespace(lr=1.5e-4, output_dir=Path("run"), model="rsp_vit_small_patch16", betas=(0.9, 0.95))
+    extra = {
+        name: value for name, value in released_rsp().items() if not name.startswith(("blocks", "cls", "pos", "p"))
+    }
+    extra = {name: value for name, value in extra.items() if not name.startswith("norm")}
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))]).state_dict()
+    frames = torch.rand(1, 2, 3, 32, 32)
+    wanted = None
+    for prefix in ("", "module.", "module.backbone.", "base_encoder."):
+        whole = {prefix + name: value for name, value in {**released(), **extra}.items()}
+        path = tmp_path / "checkpoint-199.pth"
+        torch.save({"model": whole, "optimizer": optimizer, "epoch": 199, "scaler": {}, "args": args}, path)
+        found = load_encoder(path)(frames)[0].features
+        wanted = found if wanted is None else wanted
+        assert torch.equal(found, wanted)
+
+
+WRONG = {
+    "a million blocks": (
+        {"blocks.1000000.norm1.weight": torch.ones(64)},
+        "blocks, the last of which is number 1000000",
+    ),
+    "no number": ({"blocks.99999999999999999999.norm1.weight": torch.ones(64)}, "of no use here"),
+    "patches of two axes": ({"patch_embed.proj.weight": torch.ones(64, 192)}, "no vision transformer's"),
+    "no positions": ({"pos_embed": torch.ones(64)}, "no vision transformer's"),
+    "a single position": ({"pos_embed": torch.ones(1, 1, 64)}, "those of a square"),
+    "another width": ({"pos_embed": torch.ones(1, 17, 32)}, "in another shape"),
+    "bytes": ({"blocks.0.mlp.fc1.weight": torch.ones(256, 64, dtype=torch.int8)}, "is it quantized"),
+    "sparse": ({"cls_token": torch.ones(1, 1, 64).to_sparse()}, "not weights in floating point"),
+    "said and not stored": ({"cls_token": torch.ones(1).half().expand(10**6, 10**6)}, "than are stored"),
+    "a name of two lines": ({"blocks.0.mlp.a\nb": torch.ones(1)}, r"of no use here, 'blocks.0.mlp.a\\nb'"),
+    "a list": ({"cls_token": [1.0]}, "lacks class_token"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("archive", [True, False])
+def test_what_a_checkpoint_says_is_checked(name, archive, tmp_path):
+    changes, says = WRONG[name]
+    torch.save({"model": released(changes)}, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
+    with pytest.raises(ValueError, match=says) as caught:
+        load_encoder(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_checkpoints(tmp_path):
+    """Whatever byte is changed, and wherever it is cut: features, or one line."""
+    generator = random.Random(0)
+    for archive in (True, False):
+        torch.save({"model": released()}, tmp_path / "whole.pth", _use_new_zipfile_serialization=archive)
+        whole = (tmp_path / "whole.pth").read_bytes()
+        for _ in range(60):
+            changed = bytearray(whole)
+            for _ in range(generator.choice([1, 3, 20])):
+                changed[generator.randrange(generator.choice([300, 3000, len(whole)]))] = generator.randrange(256)
+            (tmp_path / "x.pth").write_bytes(changed[: generator.choice([200, 2000, len(whole), len(whole)])])
+            said = ""
+            try:
+                load_encoder(tmp_path / "x.pth")
+            except ValueError as error:
+                said = str(error)
+            assert "\n" not in said
+
+
+def test_a_checkpoint_that_unpacks_to_much_more(tmp_path):
+    torch.save({"model": released({"zeros": torch.zeros(4_000_000)})}, tmp_path / "whole.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+        zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(ValueError, match="unpacks to"):
+        load_encoder(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -358,6 +549,28 @@ def test_frames_of_another_shape():
     model = network()
     with pytest.raises(ValueError, match=r"takes \[B,2,3,32,40\]"):
         model(torch.zeros(1, 1, 3, 32, 40), torch.rand(1, 20))
+
+
+def test_an_rsp_of_an_earlier_version_is_refused_in_a_line(tmp_path):
+    """Its prior and posterior had a layer more; its encoder is the same."""
+    model = network("rsp")
+    model.prior = nn.Sequential(*model.prior, nn.ReLU(), nn.Linear(1024, 1024))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved by an earlier fewtokens, whose RSP had a layer more"):
+        load_pretraining(tmp_path)
+    assert load_encoder(tmp_path)(torch.rand(1, 1, 3, 32, 40))[0].N == 20
+
+
+def test_how_parameters_are_drawn():
+    """MAE's code: Xavier, tokens N(0, 0.02), biases 0; but the patches' bias stays as PyTorch draws a convolution's."""
+    model = network(width=128, patch=8)
+    bias, bound = model.encoder.patches.bias, (3 * 8 * 8) ** -0.5
+    assert float(bias.detach().abs().max()) <= bound
+    assert float(bias.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.2)
+    linear = model.encoder.blocks[0].mlp.fc1
+    assert not linear.bias.any()
+    assert float(linear.weight.detach().abs().max()) == pytest.approx((6 / (128 + 512)) ** 0.5, rel=0.01)
+    assert float(model.encoder.class_token.detach().std()) == pytest.approx(0.02, rel=0.3)
 
 
 def test_its_encoder_begins_a_classifier(tmp_path):

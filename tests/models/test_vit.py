@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -81,11 +83,13 @@ class TestEveryVariant:
         t = 2 * model.config.frames if model.config.tubelet > 1 else 1
         assert bool(model(torch.rand(1, t, 3, 21, 33)).isfinite().all())
 
-    def test_half_precision(self, name):
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, name, dtype):
         model = awake(make(name))
         x = frames(model)
-        wide = model(x)
-        torch.testing.assert_close(model.to(torch.bfloat16)(x).float(), wide, rtol=0.1, atol=0.1)
+        wide, made = model(x), model.to(dtype)(x.to(dtype))
+        assert made.dtype == dtype
+        torch.testing.assert_close(made.float(), wide, rtol=0.1, atol=0.1)
 
     def test_checkpointing_changes_nothing(self, name):
         model = awake(make(name)).train()
@@ -171,6 +175,22 @@ def test_factorised_dot_product_by_hand():
         heads.append(logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[:, head])
     y = x + block.attention.out(torch.cat(heads, -1)).reshape(x.shape)
     torch.testing.assert_close(block(x), block.second(y), rtol=1e-4, atol=1e-5)
+
+
+def test_the_factorised_encoder_shares_positions_over_frames(tmp_path):
+    """As scenic's SpaceTimeViViT: one set for the places of all frames, one for class token and frames over time."""
+    model = make("factorised_encoder token")
+    assert model.positions.shape == (1, 4, 6, 16)
+    still = torch.rand(1, 2, 3, 16, 24).repeat(1, 4, 1, 1, 1)
+    embedded = model.embed(still)
+    assert torch.equal(embedded[:, 1:], embedded[:, :-1])
+    assert model.temporal_positions.shape == (4, 16)
+    assert model.temporal_token_position.shape == (16,)
+    # Every frame had its own before.
+    model.positions = nn.Parameter(torch.zeros(4, 4, 6, 16))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved by an earlier fewtokens"):
+        models.load(tmp_path)
 
 
 def test_factorised_self_begins_as_the_image_model():
@@ -293,8 +313,57 @@ class TestBrokenFolders:
         with pytest.raises(ValueError, match="lacks class_position"):
             models.load(tmp_path / "other")
         (tmp_path / "config.json").write_text("{")
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match="not readable JSON"):
             models.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["factorised_encoder", "fuser"])
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"width": 10**9}, "another shape|makes no network"), ({"width": 10**18}, "makes no network"),
+            ({"depth": 10**9}, "blocks, which its"), ({"depth": 0}, "at least 1"), ({"heads": 0}, "at least 1"),
+            ({"width": [16]}, "width must be a whole number"), ({"size": 16}, "size must be a list of 2"),
+            ({"size": [10**9, 10**9]}, "makes no network|in another shape"), ({"hidden": -4}, "at least 0"),
+            ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
+            ({"classes": True}, "classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
+            ({"learner": {"a": 1}}, "learner must be text"), ({"attention": ["joint"]}, "attention must be text"),
+            ({"mean": None}, "mean must be a list of 3"), ({"tubelet": -2}, "at least 1"),
+        ],
+    )  # fmt: skip
+    def test_what_a_config_says_is_checked(self, name, changes, says, tmp_path):
+        make(name).save_pretrained(tmp_path)
+        said = json.loads((tmp_path / "config.json").read_text())
+        said["config"] |= changes
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=says) as caught:
+            models.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("[]", "must be an object"), ("[" * 100_000, "nested too deeply"),
+            ('{"fewtokens_model": ["vit"]}', "not the config"),
+            ('{"fewtokens_model": "vit", "config": 3}', "not the config"), ('{"fewtokens_model": "gpt", "config": {}}',
+             "holds a 'gpt'"), ("", "not readable JSON"),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_config(self, text, says, tmp_path):
+        make("vit").save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=says) as caught:
+            models.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not models.is_saved(tmp_path)
+
+    def test_what_stands_beside_the_config(self, tmp_path):
+        make("vit").save_pretrained(tmp_path, labels=["a", 1], trained={})
+        with pytest.raises(ValueError, match=r"labels\[1\] must be text"):
+            models.meta(tmp_path)
+        make("vit").save_pretrained(tmp_path, trained={"fps": "fast"})
+        with pytest.raises(ValueError, match=r"trained\.fps must be a finite number"):
+            models.meta(tmp_path)
 
 
 @pytest.mark.parametrize("name", models.names())

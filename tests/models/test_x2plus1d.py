@@ -45,6 +45,18 @@ def test_every_module_trains(module, reading, tmp_path):
     assert torch.equal(models.load(tmp_path)(clip), model(clip))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reading", ["paper_fit", "paper_text"])
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_in_half_precision(module, reading, dtype):
+    torch.manual_seed(0)
+    model = X2plus1d(X2plus1dConfig(**TINY, module=module, reading=reading)).eval()
+    clip = torch.rand(1, 4, 3, 32, 32)
+    wide, made = model(clip), model.to(dtype)(clip.to(dtype))
+    assert made.dtype == dtype
+    torch.testing.assert_close(made.float(), wide, rtol=0.1, atol=0.1)
+
+
 def test_vector_attention_by_its_formula():
     torch.manual_seed(0)
     attention = VectorAttention(6).double()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,19 @@ from torch import Tensor
 
 from fewtokens.batch import join_frames
 from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
-from fewtokens.encode.weights import fingerprint, read_config, read_json, vision_part
+from fewtokens.encode.probe import find_cells
+from fewtokens.encode.weights import fingerprint, read_config, read_scale, sides, vision_part
 from fewtokens.grid import Grid
 from fewtokens.method import Method
 from fewtokens.tokens import Tokens
-
-# More prefix tokens than this no encoder has; what is left must be a square of cells.
-_MOST_PREFIX = 16
 
 
 class HfEncoder:
     """Runs a model of transformers on single frames.
 
     Frames are resized to the square that its config names (`image_size`, or 224): most of these models know
-    no other size. How many cells it makes, and how many class and register tokens come before them, is seen
-    on a first blank frame.
+    no other size. How many cells it makes, how many class and register tokens come before them, that they lie in
+    raster order and are the same each time is seen on a few first frames (`fewtokens.encode.probe`).
 
     Args:
         folder: as transformers saves it.
@@ -35,7 +32,8 @@ class HfEncoder:
         device, dtype: where and how it runs.
 
     Raises:
-        ValueError: transformers is missing, or does not load it as an encoder of single frames.
+        ValueError: transformers is missing, does not load it as an encoder of single frames, or what it gives is not
+            one row for each cell in raster order.
     """
 
     gives = ("pixels", "frame_global")
@@ -48,36 +46,28 @@ class HfEncoder:
         self.weights = fingerprint(folder)
         self.progress: Callable[[int, int], None] | None = None
         self.model = _load(folder, dtype).to(device)
-        size = vision_part(config).get("image_size") or 224
-        self.size = max(size) if isinstance(size, list | tuple) else int(size)
-        said = read_json(folder / "preprocessor_config.json")
-        self.mean, self.std = said.get("image_mean", IMAGENET_MEAN), said.get("image_std", IMAGENET_STD)
-        self.num_prefix, self.side = self._probe()
+        part = vision_part(config)
+        self.size = max(sides(part, "image_size", 224, str(folder)))
+        self.mean, self.std = read_scale(folder, IMAGENET_MEAN, IMAGENET_STD)
+        try:
+            patch = max(sides(part, "patch_size", 0, str(folder)))
+        except ValueError:  # some config says something else by this name; it is only where to begin
+            patch = 0
+        self.num_prefix, self.side = self._probe(patch)
         # The pixels of a cell: exact where the model's patches tile the frame.
         self.patch = max(1, round(self.size / self.side))
 
-    @torch.no_grad()
-    def _probe(self) -> tuple[int, int]:
+    def _probe(self, patch: int) -> tuple[int, int]:
         try:
-            found = self._run(torch.zeros(1, 3, self.size, self.size, device=self.device))
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            return find_cells(lambda frames: self._run(frames.to(self.device)), self.size, patch)
+        except Exception as error:  # whatever a model says to frames that it does not take
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.id}: is no encoder of single frames ({reason})") from None
-        if found.ndim == 4:
-            if found.shape[2] != found.shape[3]:
-                raise ValueError(f"{self.id}: a square frame gives features of {list(found.shape)}, not a square grid")
-            return 0, found.shape[2]
-        for prefix in range(_MOST_PREFIX + 1):
-            side = math.isqrt(max(0, found.shape[1] - prefix))
-            if side and side**2 == found.shape[1] - prefix:
-                return prefix, side
-        raise ValueError(f"{self.id}: gives {found.shape[1]} tokens a frame, which is no grid of cells")
 
     def _run(self, frames: Tensor) -> Tensor:
-        out = self.model(pixel_values=frames.to(self.dtype))
-        hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out[0]
+        hidden = getattr(self.model(pixel_values=frames.to(self.dtype)), "last_hidden_state", None)
         if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
-            raise ValueError("its last hidden state is not [B,N,C] or [B,C,H,W]")
+            raise ValueError("it gives no last hidden state of [B,N,C] or [B,C,H,W]")
         return hidden
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:

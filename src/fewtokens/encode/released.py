@@ -1,11 +1,13 @@
 """Encoders out of released training checkpoints: `{"model": ...}` files of MAE, SiamMAE, RSP, CropMAE, ToBo, DINO.
 
-Their names are timm's. A decoder, a momentum teacher or a head may be there or not; the encoder is what is read. Files
-are unpickled with `weights_only=True`, which runs no code.
+Their names are timm's. A decoder, a momentum teacher, a head, an optimizer and the settings of the run may be there or
+not; the encoder is what is read. Files are unpickled with `weights_only=True`, which runs no code.
 """
 
 from __future__ import annotations
 
+import argparse
+import pathlib
 import pickle
 import re
 import zipfile
@@ -13,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from fewtokens import files
 from fewtokens.encode.vit import ViT, ViTConfig
+from fewtokens.encode.weights import check_tensors, count_blocks, filled, read_tensors
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _NESTED = ("model", "state_dict", "teacher")
 _NAMES = (
-    (r"^(module|backbone|encoder)\.", ""),
+    (r"^((module|backbone|encoder|base_encoder)\.)+", ""),
     (r"^cls_token$", "class_token"),
     (r"^pos_embed$", "positions"),
     (r"^patch_embed\.proj\.", "patches."),
@@ -44,55 +44,80 @@ def load_released(path: str | Path) -> ViT:
         ValueError: not such a file, code in it, or tensors that make no ViT; one line that says which.
     """
     path = Path(path)
-    theirs = _read(path)
+    theirs = read_tensors([path]) if path.suffix == ".safetensors" else _unpickled(path)
     state: dict[str, Tensor] = {}
     for name, value in theirs.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            continue
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
-        if _OURS.match(name) and isinstance(value, Tensor):
-            state[name] = value.float()
+        if _OURS.match(name):
+            state[name] = value
     missing = [name for name in ("patches.weight", "positions", "class_token", "blocks.0.mlp.fc1.weight")
                if name not in state]  # fmt: skip
     if missing:
         raise ValueError(f"{path}: no vision transformer under timm's names; it lacks {', '.join(missing)}")
-    width = state["patches.weight"].shape[0]
+    check_tensors(state, str(path))
+    patches, positions, fc1 = (state[name] for name in ("patches.weight", "positions", "blocks.0.mlp.fc1.weight"))
+    if patches.ndim != 4 or positions.ndim < 2 or fc1.ndim != 2 or 0 in patches.shape:
+        raise ValueError(
+            f"{path}: patches of the shape {list(patches.shape)} with positions of {list(positions.shape)} are no "
+            "vision transformer's"
+        )
     state["class_token"] = state["class_token"].flatten()
-    positions = state["positions"].flatten(0, -2)
-    side = round((len(positions) - 1) ** 0.5)
-    if side * side != len(positions) - 1:
+    positions = positions.flatten(0, -2)
+    side = round((len(positions) - 1) ** 0.5) if len(positions) > 1 else 0
+    if side < 1 or side * side != len(positions) - 1:
         raise ValueError(f"{path}: {len(positions)} positions are not a class token's and those of a square")
     state["class_position"], state["positions"] = positions[0], positions[1:].unflatten(0, (side, side))
+    width = len(patches)
     # timm's heads have 64 channels, but for ViT-H, which has 16 of 80.
     config = ViTConfig(
         width=width,
-        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        depth=count_blocks(state, str(path)),
         heads=16 if width == 1280 else max(1, width // 64),
-        patch=state["patches.weight"].shape[-1],
+        patch=patches.shape[-1],
         positions=(side, side),
-        hidden=state["blocks.0.mlp.fc1.weight"].shape[0],
+        hidden=len(fc1),
         qkv_bias="blocks.0.attention.qkv.bias" in state,
         norm_last="norm_last.weight" in state,
     )
-    with torch.device("meta"):
-        vit = ViT(config, proportional="none")
-    files.check_fit(vit.state_dict(), state, f"{path}: is no plain vision transformer")
-    vit.load_state_dict(state, assign=True)
-    return vit.eval()
+    return filled(config, state, "none", f"{path}: is no plain vision transformer")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _unpickled(path: Path) -> dict[Any, Any]:
+    _check_zip(path)
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        said = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise ValueError(f"{path}: holds more than tensors, and such files can run any code ({reason})") from None
-    except (SafetensorError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a checkpoint that can be read ({error}); was it cut short?") from None
+        # The settings of the run are beside the weights in all of these: plain values and paths in a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
+            said = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's unpickler says of a damaged file whatever it stumbles over
+        reason = _reason(error)
+        if isinstance(error, pickle.UnpicklingError):
+            raise ValueError(f"{path}: holds more than tensors, and such files can run any code ({reason})") from None
+        raise ValueError(f"{path}: not a checkpoint that can be read ({reason}); was it cut short?") from None
     for name in _NESTED:
         if isinstance(said, dict) and isinstance(said.get(name), dict):
             said = said[name]
     if not isinstance(said, dict):
         raise ValueError(f"{path}: holds a {type(said).__name__}, not named tensors")
     return said
+
+
+def _reason(error: Exception) -> str:
+    """What torch says, without its advice to read the file all the same."""
+    said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2].partition(" Please use ")[0]
+    return said.partition(" Check the documentation")[0][:200].strip() or type(error).__name__
+
+
+def _check_zip(path: Path) -> None:
+    """Raises a ValueError for an archive that unpacks to more than it is: torch does not compress what it saves."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged directory of an archive
+        raise ValueError(f"{path}: not a checkpoint that can be read ({error}); was it cut short?") from None
+    if unpacked > 2 * path.stat().st_size + (1 << 20):
+        raise ValueError(f"{path}: unpacks to {unpacked} bytes from {path.stat().st_size}; torch saves no such files")

@@ -70,6 +70,16 @@ class ViTConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        if min(self.width, self.depth, self.heads, self.patch, *self.positions) < 1:
+            raise ValueError(
+                "width, depth, heads, patch and positions must be at least 1, got "
+                f"{self.width}, {self.depth}, {self.heads}, {self.patch} and {self.positions}"
+            )
+        if min(self.hidden, self.registers) < 0 or not self.eps > 0:
+            raise ValueError(
+                f"hidden and registers must be at least 0 and eps above 0, got {self.hidden}, {self.registers} and "
+                f"{self.eps}"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of the heads {self.heads}")
         if self.activation not in _ACTIVATIONS:

@@ -1,38 +1,45 @@
 """Reads the weights of public vision transformers into our ViT: safetensors only.
 
-ViT, DINOv2 (also with registers), CLIP and SigLIP in the layout of transformers, alone or as the vision part
-of a larger checkpoint.
+ViT, MAE's ViT, DINOv2 (also with registers), CLIP and SigLIP in the layout of transformers, alone or as the vision part
+of a larger checkpoint. What a config or a checkpoint says is checked before a network is built from it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from fewtokens import files
 from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD
 from fewtokens.encode.vit import ViT, ViTConfig
+from fewtokens.plain import conform
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
-# model_type of config.json (of the vision part, where there are more parts) -> what differs.
+# model_type of config.json (of the vision part, where there are more parts) -> what differs. Sizes of merged tokens do
+# not weigh in a ViT that was trained on masked images (ToMe, section 4).
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {"mean": _HALF, "std": _HALF},
+    "vit_mae": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "proportional": "none"},
     "dinov2": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
     "dinov2_with_registers": {"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
     "clip_vision_model": {"mean": _CLIP[0], "std": _CLIP[1]},
     "siglip_vision_model": {"mean": _HALF, "std": _HALF},
 }
+
+# No vision transformer has more blocks or channels, no frame more pixels on a side.
+_MOST_BLOCKS, _MOST_CHANNELS, _MOST_PIXELS = 1000, 1 << 16, 1 << 16
+_BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 # Their names -> ours, in order; q, k and v are joined afterwards.
 _NAMES = (
@@ -58,6 +65,22 @@ _UNUSED = re.compile(r"(^|\.)(pooler|head|mask_token|position_ids|classifier)(\.
 _PATCHES = re.compile(r"embeddings\.patch_embedding(s\.projection)?\.weight$")
 
 
+class _Vision(TypedDict, total=False):
+    """What is read of the config of a family."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    use_swiglu_ffn: bool
+    hidden_act: str
+    layer_norm_eps: float
+
+
+class _Scale(TypedDict, total=False):
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder.
 
@@ -69,6 +92,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if "model_type" not in config:
         raise ValueError(f"{folder / 'config.json'}: says no model_type, so not the config of a model")
+    conform(config["model_type"], str, f"{folder / 'config.json'}: model_type")
     return config
 
 
@@ -78,15 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: there, and not a JSON object.
     """
-    if not path.is_file():
-        return {}
-    try:
-        said = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(said, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return said
+    return files.read_json(path, dict[str, Any]) if path.is_file() else {}
 
 
 def vision_part(config: dict[str, Any]) -> dict[str, Any]:
@@ -95,48 +111,134 @@ def vision_part(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(part, dict):
         return config
     model_type = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}.get(config["model_type"], "")
-    return {"model_type": model_type, **part}
+    part = {"model_type": model_type, **part}
+    conform(part["model_type"], str, "vision_config: model_type")
+    return part
 
 
-def load_vit(folder: Path, proportional: str = "channels") -> tuple[ViT, tuple[Any, Any]]:
+def sides(part: dict[str, Any], name: str, default: int, what: str) -> tuple[int, int]:
+    """Height and width that a config gives as one number or two, in pixels.
+
+    Raises:
+        ValueError: something else, or nothing of a frame's size.
+    """
+    said = part.get(name)
+    said = default if said is None else said
+    conform(said, int | tuple[int, int], f"{what}: {name}")
+    height, width = said if isinstance(said, list | tuple) else (said, said)
+    if not 0 <= min(height, width) <= max(height, width) <= _MOST_PIXELS:
+        raise ValueError(f"{what}: {name} must be at most {_MOST_PIXELS} pixels, not {said}")
+    return height, width
+
+
+def read_scale(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
+    """Mean and deviation of the pixels that a folder's preprocessor_config.json says, or these.
+
+    Raises:
+        ValueError: not three numbers each, or a deviation that is not above 0.
+    """
+    path = folder / "preprocessor_config.json"
+    said = conform(read_json(path), _Scale, str(path))
+    mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    if min(std) <= 0:
+        raise ValueError(f"{path}: image_std must be above 0, not {std}")
+    return mean, std
+
+
+def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[Any, Any]]:
     """Our ViT with the weights of a folder, in float32, and the mean and std of its normalisation.
+
+    Args:
+        folder: as transformers saves it.
+        proportional: see `ViT`; None takes "channels", or "none" for a ViT that was trained on masked images.
 
     Raises:
         ValueError: tensors that are missing, left over or of another shape, named.
     """
-    part = vision_part(read_config(folder))
-    tensors = _rename(_read(folder))
-    config = _shape(part, tensors)
+    part = conform(vision_part(read_config(folder)), _Vision, str(folder / "config.json"))
+    family = FAMILIES.get(part["model_type"])
+    if family is None:
+        raise ValueError(f"{folder}: a {reprlib.repr(part['model_type'])}, not one of {', '.join(FAMILIES)}")
+    tensors = _rename(read_tensors(weight_files(folder)), str(folder))
+    config = _shape(part, tensors, str(folder))
     if not config.norm_last:
         # CLIP's last norm is for its pooled output alone.
         tensors = {name: value for name, value in tensors.items() if not name.startswith("norm_last.")}
     rows, columns = config.positions
     if rows * columns == len(tensors["positions"]):
         tensors["positions"] = tensors["positions"].unflatten(0, (rows, columns))
+    vit = filled(
+        config,
+        tensors,
+        proportional or family.get("proportional", "channels"),
+        f"{folder}: does not fit its config.json",
+    )
+    return vit, read_scale(folder, family["mean"], family["std"])
+
+
+def filled(config: ViTConfig, tensors: dict[str, Tensor], proportional: str, says: str) -> ViT:
+    """A ViT with these tensors, float32, in eval mode; `says` begins the message where they do not fit.
+
+    Raises:
+        ValueError: tensors that are missing, left over or of another shape, named.
+    """
     with torch.device("meta"):
         vit = ViT(config, proportional=proportional)
-    files.check_fit(vit.state_dict(), tensors, f"{folder}: does not fit its config.json")
+    files.check_fit(vit.state_dict(), tensors, says)
     vit.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
-    return vit.eval(), _scale(folder, part)
+    return vit.eval()
 
 
-def _shape(part: dict[str, Any], tensors: dict[str, Tensor]) -> ViTConfig:
+def count_blocks(names: Iterable[str], where: str) -> int:
+    """Blocks of tensors named blocks.0.*, blocks.1.*, ... as they are in the file.
+
+    Raises:
+        ValueError: none, some missing in between, or more than any network has.
+    """
+    numbers = {int(match[1]) for name in names if (match := _BLOCK.match(name))}
+    if not numbers or len(numbers) > _MOST_BLOCKS or max(numbers) != len(numbers) - 1:
+        last = f", the last of which is number {max(numbers)}" if numbers else ""
+        raise ValueError(f"{where}: has {len(numbers)} blocks{last}; it is no vision transformer")
+    return len(numbers)
+
+
+def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises a ValueError for tensors that are no plain weights: quantized, sparse, or larger than what is stored."""
+    for name, value in tensors.items():
+        if value.is_nested or value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
+            raise ValueError(
+                f"{where}: {name[:100]!r} is {value.dtype}, not weights in floating point; is it quantized?"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{where}: {name[:100]!r} says more values, {list(value.shape)}, than are stored")
+
+
+def _shape(part: dict[str, Any], tensors: dict[str, Tensor], where: str) -> ViTConfig:
     """The shape of the network: what the config says, and the tensors where they say it better."""
     kind = part["model_type"]
     clip, dino = kind == "clip_vision_model", kind.startswith("dinov2")
-    width = part.get("hidden_size", 768)
     fc2 = tensors.get("blocks.0.mlp.fc2.weight")
-    positions = tensors.get("positions")
-    if fc2 is None or positions is None or isinstance(part.get("patch_size"), list):
+    patches = tensors["patches.weight"]
+    patch, wide_patch = sides(part, "patch_size", 16, where)
+    if fc2 is None or fc2.ndim != 2 or "positions" not in tensors or patches.ndim != 4 or patch != wide_patch:
         raise ValueError(
-            f"a {kind} without blocks or positions under the known names, or with patches that are not square"
+            f"{where}: a {kind} without blocks or positions under the known names, or with patches that are not square"
         )
-    size, patch = part.get("image_size", 224), part.get("patch_size", 16)
-    height, wide = size if isinstance(size, list) else (size, size)
+    height, wide = sides(part, "image_size", 224, where)
+    count_blocks(tensors, where)
+    width, depth, heads = (
+        part.get(name, default)
+        for name, default in (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12))
+    )
+    if not (0 < width <= _MOST_CHANNELS and 0 < depth <= _MOST_BLOCKS and 0 < heads <= width and 0 < patch <= height):
+        raise ValueError(
+            f"{where}: its config says {depth} blocks of {width} channels and {heads} heads, patches of {patch} in "
+            f"{height} pixels, which is no vision transformer"
+        )
     return ViTConfig(
         width=width,
-        depth=part.get("num_hidden_layers", 12),
-        heads=part.get("num_attention_heads", 12),
+        depth=depth,
+        heads=heads,
         patch=patch,
         positions=(height // patch, wide // patch),
         hidden=fc2.shape[1],
@@ -147,18 +249,18 @@ def _shape(part: dict[str, Any], tensors: dict[str, Tensor]) -> ViTConfig:
         layer_scale=dino,
         norm_first=clip,
         norm_last=not clip,
-        gated=bool(part.get("use_swiglu_ffn", False)),
+        gated=part.get("use_swiglu_ffn", False),
         activation=part.get("hidden_act", {"clip_vision_model": "quick_gelu"}.get(kind, "gelu")),
         antialias=kind == "dinov2_with_registers",
         eps=part.get("layer_norm_eps", 1e-6 if dino else 1e-12),
     )
 
 
-def _rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _rename(theirs: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     """The vision tensors under our names and shapes."""
     starts = [name[: match.start()] for name in theirs if (match := _PATCHES.search(name))]
     if len(starts) != 1:
-        raise ValueError(f"the checkpoint has {len(starts)} patch embeddings of a known name, one is needed")
+        raise ValueError(f"{where}: has {len(starts)} patch embeddings of a known name, one is needed")
     (start,) = starts
     ours: dict[str, Tensor] = {}
     for name, value in theirs.items():
@@ -172,26 +274,24 @@ def _rename(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in _NAMES:
             new = re.sub(pattern, replacement, new)
         ours[new] = value
+    check_tensors(ours, where)
     for name in [name for name in ours if ".attention.q." in name]:
         parts = [name.replace(".attention.q.", f".attention.{letter}.") for letter in "qkv"]
-        if all(part in ours for part in parts):
+        if all(part in ours and ours[part].shape == ours[name].shape and ours[part].ndim for part in parts):
             ours[name.replace(".q.", ".qkv.")] = torch.cat([ours.pop(part) for part in parts])
+    for name in ("positions", "registers"):
+        if name in ours and ours[name].ndim < 2:
+            raise ValueError(f"{where}: {name} of the shape {list(ours[name].shape)} are no rows of channels")
     positions = ours["positions"].flatten(0, -2) if "positions" in ours else None
     if "class_token" in ours:
         ours["class_token"] = ours["class_token"].flatten()
-        if positions is not None:
+        if positions is not None and len(positions):
             ours["class_position"], positions = positions[0], positions[1:]
     if "registers" in ours:
         ours["registers"] = ours["registers"].flatten(0, -2)
     if positions is not None:
         ours["positions"] = positions
     return ours
-
-
-def _scale(folder: Path, part: dict[str, Any]) -> tuple[Any, Any]:
-    family = FAMILIES[part["model_type"]]
-    said = read_json(folder / "preprocessor_config.json")
-    return said.get("image_mean", family["mean"]), said.get("image_std", family["std"])
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -202,7 +302,8 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        listed = conform(read_json(index).get("weight_map", {}), dict[str, str], f"{index}: weight_map")
+        names = sorted(set(listed.values()))
         if any(Path(name).name != name for name in names):
             raise ValueError(f"{index}: names files outside of its folder")
     else:
@@ -217,15 +318,20 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read(folder: Path) -> dict[str, Tensor]:
+def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of safetensors files, but for those of a text model.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
     tensors = {}
-    for path in weight_files(folder):
+    for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     if not name.startswith("text_model."):
                         tensors[name] = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # SafetensorError, and whatever torch says of a dtype or a size
             raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
     return tensors
 

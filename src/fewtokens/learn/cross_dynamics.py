@@ -92,7 +92,8 @@ class CrossDynamics(nn.Module):
 
     def forward(self, features: Tensor, base: Tokens) -> Tensor:
         """[B,K,C] to [B,K,C]; `base` says which cells each row stands for."""
-        told = self.describe(self.norm_map(torch.cat([occupancy(base), statistics(base)], 2)))
+        told = torch.cat([occupancy(base), statistics(base)], 2).to(features.dtype)
+        told = self.describe(self.norm_map(told))
         x = self.norm(features)
         mixed = _attend(self.query(x), self.key(x), self.value(told), base.mask, self.heads)
         return features + self.gate * self.out(mixed)
@@ -112,7 +113,7 @@ class PaperAttention(nn.Module):
 
     def forward(self, features: Tensor, base: Tokens) -> Tensor:
         """[B,K,C] to [B,K,C]; `base` says which cells each row stands for."""
-        told = self.describe(occupancy(base))
+        told = self.describe(occupancy(base).to(features.dtype))
         return _attend(self.query(features), self.key(features), self.value(told), base.mask, self.heads)
 
 

@@ -143,12 +143,11 @@ def _load_released(module: nn.Module, path: str) -> None:
     Raises:
         ValueError: the file cannot be read, or lacks some of the 20 tensors or has them in other shapes.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, and whatever torch says of a dtype or a size
         raise ValueError(f"{path}: not a safetensors file that can be read ({error})") from None
     own: dict[str, Tensor] = {
         name.removeprefix(_RELEASED): value for name, value in tensors.items() if name.startswith(_RELEASED)

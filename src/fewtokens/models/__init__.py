@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
 from fewtokens import files
-from fewtokens.models.base import Model, fill, make_config, read_config
+from fewtokens.models.base import Model, make_config, read_config, restore
 from fewtokens.models.vit import ATTENTION, VisionConfig, VisionTransformer
 from fewtokens.models.x2plus1d import X2plus1d, X2plus1dConfig
+from fewtokens.plain import conform
 
 KINDS: dict[str, type[Model]] = {"vit": VisionTransformer, "x2plus1d": X2plus1d}
 
@@ -159,15 +161,40 @@ def load(folder: str | Path, **changes: Any) -> Model:
     said = read_config(folder)
     kind = KINDS.get(said["fewtokens_model"])
     if kind is None:
-        raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}; known: {', '.join(KINDS)}")
-    model = kind(make_config(kind, said["config"] | changes, str(folder)))
+        raise ValueError(f"{folder}: holds a {reprlib.repr(said['fewtokens_model'])}; known: {', '.join(KINDS)}")
+    config = make_config(kind, said["config"] | changes, str(folder))
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
-    return fill(model, tensors, str(folder)).eval()
+    return restore(kind, config, tensors, str(folder))
+
+
+class Trained(TypedDict, total=False):
+    """How a network was trained, as far as it matters to who uses it."""
+
+    size: int
+    resize: int
+    frames: int
+    stride: int
+    fps: float | None
+    seed: int
+    held_back: float | None
+
+
+class Meta(TypedDict, total=False):
+    """What is read of what was saved beside a config."""
+
+    labels: list[str]
+    multi_label: bool
+    trained: Trained
 
 
 def meta(folder: str | Path) -> Mapping[str, Any]:
-    """What was saved beside the config: class names, how it was trained."""
-    return {name: value for name, value in read_config(folder).items() if name not in ("fewtokens_model", "config")}
+    """What was saved beside the config: class names, how it was trained.
+
+    Raises:
+        ValueError: no saved model, or something else by these names.
+    """
+    said = {name: value for name, value in read_config(folder).items() if name not in ("fewtokens_model", "config")}
+    return conform(said, Meta, str(Path(folder) / "config.json"))
 
 
 def preset_kind(name: str) -> str:

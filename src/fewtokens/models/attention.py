@@ -10,7 +10,8 @@ from fewtokens.encode.vit import Attention, Block, ViTConfig
 
 
 class FactorisedSelfBlock(Block):
-    """Attention within each frame, then across time at each place, then the MLP (model 3).
+    """Attention within each frame, then across time at each place, then the MLP (model 3, in the paper's order; the
+    published code takes time first where its config does not say).
 
     The temporal attention starts at zero, so that a block with the weights of an image model begins as that model
     on every frame. Tokens [B,T,N,C].
@@ -32,9 +33,10 @@ class FactorisedSelfBlock(Block):
 
 
 class FactorisedDotBlock(Block):
-    """Half of the heads attend within their frame, the other half across time at their place (model 4).
+    """The first half of the heads attends within the frame, the other half across time at their place (model 4).
 
-    As many parameters as a plain block. Tokens [B,T,N,C].
+    As many parameters as a plain block. Tokens [B,T,N,C]. The published code (scenic) gives the first half of the heads
+    to time: weights from there need the halves of queries, keys, values and of the output layer's columns swapped.
     """
 
     def __init__(self, config: ViTConfig) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fewtokens import files
 from fewtokens.encode.weights import read_json
+from fewtokens.plain import conform
 
 
 class Model(nn.Module):
@@ -34,6 +36,10 @@ class Model(nn.Module):
     def classifier(self) -> nn.Linear:
         """The last layer."""
         return self.head  # type: ignore[return-value]
+
+    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
+        """What is wrong with tensors that an earlier version saved and this network cannot hold; "" where nothing."""
+        return ""
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json and model.safetensors.
@@ -60,7 +66,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder}: no config.json, so not a saved model")
     said = read_json(path)
-    if "fewtokens_model" not in said or not isinstance(said.get("config"), dict):
+    if not isinstance(said.get("fewtokens_model"), str) or not isinstance(said.get("config"), dict):
         raise ValueError(f"{path}: not the config of a model of fewtokens")
     return said
 
@@ -70,14 +76,38 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     known = {field.name for field in fields(kind.config_type)}
     if unknown := set(values) - known:
         raise ValueError(f"{where}: unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    conform(values, kind.config_type, where)
     try:
         return kind.config_type(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 
-def fill(model: Model, tensors: dict[str, Tensor], where: str) -> Model:
-    """Loads parameters; a ValueError that names what is missing, left over or of another shape."""
-    files.check_fit(model.state_dict(), tensors, f"{where}: does not fit this {model.kind}")
+def restore(kind: type[Model], config: Any, tensors: dict[str, Tensor], where: str) -> Model:
+    """A network of this config with these parameters, in eval mode.
+
+    It is built without memory first, so that a config that asks for more than the tensors hold asks for nothing.
+
+    Raises:
+        ValueError: what is missing, left over, of another shape, or of an old version.
+    """
+    if not 0 < config.blocks <= len(tensors):
+        raise ValueError(
+            f"{where}: its config says {config.blocks} blocks, which its {len(tensors)} tensors do not hold"
+        )
+    try:
+        with torch.device("meta"):
+            bare = kind(config)
+    except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
+        raise ValueError(f"{where}: its config makes no network ({' '.join(str(error).split())[:200]})") from None
+    check(bare, tensors, where)
+    model = kind(config)
     model.load_state_dict(tensors)
-    return model
+    return model.eval()
+
+
+def check(model: Model, tensors: dict[str, Tensor], where: str) -> None:
+    """Raises a ValueError that names tensors missing, left over, of another shape, or of an old version."""
+    if told := model.outdated(tensors):
+        raise ValueError(f"{where}: {told}")
+    files.check_fit(model.state_dict(), tensors, f"{where}: does not fit this {model.kind}")

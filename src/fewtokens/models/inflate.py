@@ -30,7 +30,7 @@ def initialise_from(
         model: what is filled. Its blocks, patch embedding, positions, last norm and class token are taken over
             where both have them; learners, fusers, temporal blocks and the head stay as they were drawn.
         source: a folder of ours (`save_pretrained`, also of a pre-training) or in the layout of transformers (ViT,
-            DINOv2), or a model.
+            DINOv2), or a model. Checkpoints of scenic (flax) are not read.
         how: the patch kernel over a tubelet of t frames. "central": all of it at index t // 2, the second of
             two; "average": in every frame, divided by t.
         positions: "tile": the image's positions at every frame, whose grids must be equal; "resize": the whole
@@ -57,7 +57,7 @@ def initialise_from(
     if "patches.bias" not in theirs:
         theirs["patches.bias"] = torch.zeros(len(kernel))
     grid = theirs["positions"]
-    theirs["positions"] = spread(grid[None] if grid.ndim == 3 else grid, model.config.grid, positions)
+    theirs["positions"] = spread(grid[None] if grid.ndim == 3 else grid, model.config.position_grid, positions)
     taken = {}
     for name, value in theirs.items():
         if name not in ours or name.startswith(("head.", "learners.", "fusers.")):

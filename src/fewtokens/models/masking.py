@@ -121,12 +121,16 @@ def fix_positions(vit: ViT) -> None:
 
 
 def initialise(module: nn.Module) -> None:
-    """As the published code: Xavier for every linear layer and for patches seen as one, biases 0, tokens N(0, 0.02)."""
+    """As the published codes: Xavier for every linear layer and for patches seen as one, tokens N(0, 0.02), biases 0.
+
+    But for the bias of the patches, which those codes leave as PyTorch draws it: uniform within 1 / sqrt(fan-in).
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
             if part.bias is not None:
-                nn.init.zeros_(part.bias)
+                bound = part.weight[0].numel() ** -0.5 if isinstance(part, nn.Conv2d) else 0.0
+                nn.init.uniform_(part.bias, -bound, bound)
     for name, parameter in module.named_parameters():
         if name.endswith(("class_token", "registers", "mask_token", "bottleneck_positions")):
             nn.init.normal_(parameter, std=0.02)

@@ -81,7 +81,7 @@ class PairDecoder(nn.Module):
 
     def memory(self, features: Tensor) -> Tensor:
         """Encoded prefix and all patches [B,P+N,C] to what is looked at [B,P+N,D]: projected, patches with position."""
-        return self._placed(self.embed(features))
+        return self.placed(self.embed(features))
 
     def slots(self, hints: Tensor, mask: Mask) -> Tensor:
         """Encoded prefix and visible patches [B,P+K,C] to [B,P+N,D]: each at its place, mask tokens at the others."""
@@ -89,13 +89,14 @@ class PairDecoder(nn.Module):
         prefix = x.shape[1] - mask.visible.shape[1]
         places = self.mask_token.to(x.dtype).expand(*mask.hidden.shape, -1)
         places = places.scatter(1, mask.visible[..., None].expand(-1, -1, x.shape[-1]), x[:, prefix:])
-        return self._placed(torch.cat([x[:, :prefix], places], 1))
+        return self.placed(torch.cat([x[:, :prefix], places], 1))
 
     def queries(self, batch: int) -> Tensor:
-        """Mask tokens at every place, [B,N,D]."""
-        return (self.mask_token + self.positions).expand(batch, -1, -1)
+        """Mask tokens in the place of the class token and of every patch, [B,1+N,D]."""
+        return self.placed(self.mask_token.expand(batch, 1 + len(self.positions), -1))
 
-    def _placed(self, x: Tensor) -> Tensor:
+    def placed(self, x: Tensor) -> Tensor:
+        """Projected tokens [B,P+N,D] with the positions of the N patches; what comes before them has none."""
         return x + F.pad(self.positions, (0, 0, x.shape[1] - len(self.positions), 0))
 
     def forward(self, x: Tensor, memory: Tensor | None = None, *, recompute: bool = False) -> Tensor:

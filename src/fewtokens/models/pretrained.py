@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fewtokens import files
 from fewtokens.encode.vit import ViT
-from fewtokens.models.base import fill, make_config, read_config
+from fewtokens.encode.weights import filled
+from fewtokens.models.base import make_config, read_config, restore
 from fewtokens.models.pretraining import CropMae, Mae, Pretraining, SiamMae, ToBo, vit_config
 from fewtokens.models.rsp import Rsp
 
@@ -35,7 +35,7 @@ def load_pretraining(folder: str | Path) -> Pretraining:
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
     if all(name.startswith(_ENCODER) for name in tensors):
         raise ValueError(f"{folder}: holds the encoder alone, without its decoder; fewtokens.load_encoder loads it")
-    model = fill(kind(config), tensors, str(folder)).eval()
+    model = restore(kind, config, tensors, str(folder))
     assert isinstance(model, Pretraining)
     return model
 
@@ -45,12 +45,10 @@ def load_pretrained_vit(folder: str | Path) -> ViT:
     _, config = _described(folder)
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
     state = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
-    with torch.device("meta"):
-        # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
-        vit = ViT(vit_config(config), proportional="none")
-    files.check_fit(vit.state_dict(), state, f"{folder}: does not fit its config.json")
-    vit.load_state_dict(state, assign=True)
-    return vit.eval()
+    if config.depth > len(state):
+        raise ValueError(f"{folder}: its config says {config.depth} blocks, which its {len(state)} tensors do not hold")
+    # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
+    return filled(vit_config(config), state, "none", f"{folder}: does not fit its config.json")
 
 
 def save_encoder(model: Pretraining, folder: str | Path, **meta: Any) -> Path:
@@ -71,5 +69,7 @@ def _described(folder: str | Path) -> tuple[type[Pretraining], Any]:
     said = read_config(folder)
     kind = PRETRAINING.get(said["fewtokens_model"])
     if kind is None:
-        raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}, not one of {', '.join(PRETRAINING)}")
+        raise ValueError(
+            f"{folder}: holds a {reprlib.repr(said['fewtokens_model'])}, not one of {', '.join(PRETRAINING)}"
+        )
     return kind, make_config(kind, said["config"], str(folder))

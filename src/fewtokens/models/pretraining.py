@@ -9,8 +9,10 @@
 Each is an `encoder` (a ViT with fixed positions, which is what remains) and a `decoder`. A saved folder is an encoder
 for `fewtokens.load_encoder`; its class token, the bottleneck, comes first in `Tokens.prefix`.
 
-The block of SiamMAE's decoder is the pre-norm one of all the others here; the re-implementation that came with CropMAE
-takes a post-norm one with the MLP in the middle.
+SiamMAE's own code was never released. The block of its decoder is here the pre-norm one of all the others, as in Token
+Bottleneck's auxiliary path; the re-implementation that came with CropMAE takes a post-norm one with the MLP (always of
+2048 hidden channels) in the middle and dropout of 0.1, and gives the source no positions in the decoder. So encoders of
+CropMAE's checkpoints fit, their decoders do not.
 """
 
 from __future__ import annotations
@@ -67,6 +69,9 @@ class PretrainingConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
+        counts = ("width", "depth", "heads", "patch", "decoder_width", "decoder_depth", "decoder_heads")
+        if small := [name for name in counts if getattr(self, name) < 1]:
+            raise ValueError(f"{small[0]} must be at least 1, got {getattr(self, small[0])}")
         if any(side < self.patch or side % self.patch for side in self.size):
             raise ValueError(f"frames of {self.size} pixels are not whole patches of {self.patch}")
         if not 0 < self.mask_ratio < 1 or self.patches < 2:
@@ -80,6 +85,11 @@ class PretrainingConfig:
         ):  # fmt: skip
             if width % heads or width % 4:
                 raise ValueError(f"{name} {width} must be a multiple of 4 and of its {heads} heads")
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of encoder and decoder."""
+        return self.depth + self.decoder_depth
 
     @property
     def grid(self) -> tuple[int, int]:

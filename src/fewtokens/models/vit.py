@@ -9,7 +9,7 @@ chosen layers a learner makes few tokens of each frame:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,9 @@ class VisionConfig:
         frames, size: of the clip that positions are learned for, in frames and pixels; others resize them.
         classes: outputs.
         head: what is classified: mean ("gap"), maximum ("gmp") or sum ("gsp") over the tokens, or a class token.
-        attention: one of `ATTENTION`; the last three are ViViT's factorised ones (section 3.3 there).
+        attention: one of `ATTENTION`; the last three are ViViT's factorised ones (section 3.3 there). Positions are
+            learned for every tubelet; in the factorised encoder once for the tubelets of a frame and once for the
+            frames, as in the published code.
         temporal_depth: blocks over time of the factorised encoder.
         learner: spec of a per-frame learner such as "tokenlearner(8)"; "" for none.
         at: 0-based layer; the learner stands immediately before this block.
@@ -88,6 +90,10 @@ class VisionConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if min(self.width, self.depth, self.heads, self.patch, self.tubelet, self.frames, self.classes) < 1:
             raise ValueError("width, depth, heads, patch, tubelet, frames and classes must be at least 1")
+        if self.temporal_depth < 1 or min(self.std) <= 0:
+            raise ValueError(
+                f"temporal_depth must be at least 1 and std above 0, got {self.temporal_depth} and {self.std}"
+            )
         if min(self.size) < self.patch or self.frames < self.tubelet:
             raise ValueError(
                 f"a clip of {self.frames} frames of {self.size[0]}x{self.size[1]} holds no tubelet of "
@@ -103,11 +109,23 @@ class VisionConfig:
             raise ValueError(f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}")
         if self.attention in ("factorised_self", "factorised_dot") and self.head == "token":
             raise ValueError(f"attention {self.attention!r} has no class token; take head='gap'")
+        _ = self.block  # says what no block can be
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """T, H, W of the tubelets; what is left over at the border is not seen."""
         return self.frames // self.tubelet, self.size[0] // self.patch, self.size[1] // self.patch
+
+    @property
+    def blocks(self) -> int:
+        """Blocks over the tokens, and over the frames of the factorised encoder."""
+        return self.depth + (self.temporal_depth if self.attention == "factorised_encoder" else 0)
+
+    @property
+    def position_grid(self) -> tuple[int, int, int]:
+        """The grid that positions are learned for; the frames of the factorised encoder share those in space."""
+        T, H, W = self.grid
+        return 1 if self.attention == "factorised_encoder" else T, H, W
 
     @property
     def block(self) -> ViTConfig:
@@ -136,7 +154,7 @@ class VisionTransformer(Model):
         super().__init__(config)
         C = config.width
         self.patches = nn.Conv3d(3, C, (config.tubelet, config.patch, config.patch), self._stride)
-        self.positions = nn.Parameter(torch.randn(*config.grid, C) * 0.02)
+        self.positions = nn.Parameter(torch.randn(*config.position_grid, C) * 0.02)
         by_token = config.head == "token"
         self.class_token = nn.Parameter(torch.zeros(C)) if by_token else None
         self.class_position = nn.Parameter(torch.randn(C) * 0.02) if by_token else None
@@ -156,11 +174,23 @@ class VisionTransformer(Model):
         if config.attention == "factorised_encoder":
             self.temporal_positions = nn.Parameter(torch.randn(config.grid[0], C) * 0.02)
             self.temporal_token = nn.Parameter(torch.zeros(C)) if by_token else None
+            self.temporal_token_position = nn.Parameter(torch.randn(C) * 0.02) if by_token else None
             self.temporal_blocks = nn.ModuleList(Block(config.block) for _ in range(config.temporal_depth))
             self.temporal_norm = nn.LayerNorm(C, config.eps)
         self.head = nn.Linear(C, config.classes)
         initialise(self)
         self.checkpointing = False
+
+    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
+        positions = tensors.get("positions")
+        if self.config.attention != "factorised_encoder" or positions is None or positions.ndim != 4:
+            return ""
+        if len(positions) == 1 and ("temporal_token" in tensors) == ("temporal_token_position" in tensors):
+            return ""
+        return (
+            "saved by an earlier fewtokens, whose factorised encoder learned positions for each frame; the published "
+            "one shares them over all frames, so train it again"
+        )
 
     @property
     def _stride(self) -> tuple[int, int, int]:
@@ -191,7 +221,9 @@ class VisionTransformer(Model):
             raise ValueError(f"clips must hold a tubelet of {'x'.join(map(str, smallest))}, got {list(frames.shape)}")
         x = normalise(to_unit(frames), self.config.mean, self.config.std)
         x = self.patches(x.transpose(1, 2).to(self.patches.weight.dtype)).permute(0, 2, 3, 4, 1)
-        return x + resize_positions(self.positions, x.shape[1:4]).to(x.dtype)
+        shared = self.config.attention == "factorised_encoder"
+        grid = (1 if shared else x.shape[1], *x.shape[2:4])
+        return x + resize_positions(self.positions, grid).to(x.dtype)
 
     def intermediates(self, frames: Tensor) -> dict[str, Tensor]:
         """Everything by name: embedded, block0.., learner{i} (maps), tokens (last norm), pre_logits, logits."""
@@ -278,8 +310,9 @@ class VisionTransformer(Model):
         if len(positions) != frames:
             positions = F.interpolate(positions.T[None], frames, mode="linear", align_corners=False)[0].T
         x = per_frame + positions.to(per_frame.dtype)
-        if self.temporal_token is not None:
-            x = torch.cat([self.temporal_token.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        if self.temporal_token is not None and self.temporal_token_position is not None:
+            start = (self.temporal_token + self.temporal_token_position).to(x.dtype)
+            x = torch.cat([start.expand(len(x), 1, -1), x], 1)
         for layer, block in enumerate(self.temporal_blocks):
             assert isinstance(block, Block)
             x = self._block(block, x, 0)

@@ -66,8 +66,11 @@ class X2plus1dConfig:
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "inner", "replaced", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not len(self.depths) == len(self.widths) == len(self.inner):
+        if not 0 < len(self.depths) == len(self.widths) == len(self.inner):
             raise ValueError("depths, widths and inner must have an entry for each stage")
+        counts = (self.stem, self.last, self.hidden, self.classes, self.num_tokens, self.frames, self.keys, self.heads)
+        if min(*self.depths, *self.widths, *self.inner, *counts) < 1 or min(self.std) <= 0:
+            raise ValueError("channels, units, classes, tokens, frames, keys and heads must be at least 1, std above 0")
         if self.reading not in READINGS:
             raise ValueError(f"reading must be one of {', '.join(READINGS)}, got {self.reading!r}")
         if unknown := [part for part in self.module.split("+") if part not in PARTS]:
@@ -76,6 +79,11 @@ class X2plus1dConfig:
             raise ValueError(f"replaced must name units of 0 to {self.depths[-1] - 1}, got {self.replaced}")
         if self.keys % self.heads or self.inner[-1] % self.heads:
             raise ValueError(f"keys {self.keys} and inner {self.inner[-1]} must be multiples of the heads {self.heads}")
+
+    @property
+    def blocks(self) -> int:
+        """Units of all stages."""
+        return sum(self.depths)
 
 
 class Conv2d(nn.Module):
@@ -87,6 +95,13 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
+
+
+class HalfSize(nn.Module):
+    """Means of 2x2 places of each frame, on [B,C,T,H,W]; in two dimensions, which all dtypes have on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
 
 
 class Conv1d(nn.Module):
@@ -236,7 +251,7 @@ class X2plus1d(Model):
                 if last_stage and unit in config.replaced:
                     parts = [make_part(name, inner, config) for name in config.module.split("+")]
                     if stride == 2:
-                        parts.insert(0, nn.AvgPool3d((1, 2, 2)))
+                        parts.insert(0, HalfSize())
                 else:
                     parts = [Conv2d(inner, stride), Conv1d(inner)]
                 units.append(Unit(width_in, width, inner, stride, parts))
