@@ -13,7 +13,7 @@ import torch
 
 from fewtokens.llm import Session, compress, find, load
 from fewtokens.llm import session as session_module
-from fewtokens.llm.session import STAGES
+from fewtokens.llm.clock import STAGES
 from fewtokens.video import synthetic, write
 from tests.llm.saved import save
 from tests.llm.tiny import FAMILIES
