@@ -16,7 +16,7 @@ from fewtokens.llm.inside.masks import narrow
 from fewtokens.llm.interface import cache_of
 from fewtokens.pipeline import Pipeline
 from tests.llm.test_splice import GREEDY, generate, lengthened, logits_of, recomputed
-from tests.llm.tiny import FAMILIES, IMAGE, MROPED, VIDEO, batch, prompt, tiny
+from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 
 PARTS = (("text", 3), ("video", 4), ("text", 5))
 # What goes by the layer that comes after it: the attention of which layer, over which words, pooled how.

@@ -332,9 +332,10 @@ def test_the_family_is_known(family):
 
 def test_an_image_is_left_whole_and_it_is_said(family):
     model, asked = tiny(family), prompt(family, *MIXTURES["video, then image"])
-    with pytest.warns(UserWarning, match="images in the prompt are left whole"), attach(
-        model, FEW, items=asked.items
-    ) as few:
+    with (
+        pytest.warns(UserWarning, match="images in the prompt are left whole"),
+        attach(model, FEW, items=asked.items) as few,
+    ):
         few(**asked.inputs)
     alone = prompt(family, ("text", 2), ("image",), ("text", 3))
     with pytest.warns(UserWarning, match="left whole"):
@@ -374,7 +375,7 @@ def test_one_thing_is_attached_at_a_time(family):
 
 def test_random_weights_are_told(family):
     model = tiny(family)
-    for spec in ("perceiver(keep=4)", "tome(keep=0.9) | qformer(keep=4)"):
+    for spec in ("perceiver(4)", "tome(keep=0.9) | qformer(4)"):
         with pytest.warns(UserWarning, match=r"(perceiver|qformer) has random weights"), attach(model, spec):
             pass
     with warnings.catch_warnings():

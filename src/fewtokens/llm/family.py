@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.grid import Grid
-from fewtokens.llm.interface import CACHE_NAMES, attribute, changed, unwrapped, version
+from fewtokens.llm.interface import CACHE_NAMES, changed, unwrapped, version
 from fewtokens.llm.pixels import Prepared
 from fewtokens.video import Video
 

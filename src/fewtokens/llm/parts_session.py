@@ -117,7 +117,7 @@ class PartsSession:
             new_tokens=new,
             seconds=clock.seconds,
             later=later,
-            speed=(new - 1) / later if new > 1 else None,
+            speed=(new - 1) / later if later > 0 else None,
             memory=peak_memory(lambda: model(**made, use_cache=True), self.model.device) if memory else None,
         )
 

@@ -187,9 +187,7 @@ class Session:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
 
-    def _encode(
-        self, key: Hashable, video: Any, question: str, clock: Clock
-    ) -> tuple[_Encoded, dict[str, Any]]:
+    def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[_Encoded, dict[str, Any]]:
         """The features of a video, kept or new, and the prompt without its pixels."""
         kept = self._encoded.get(key)
         if kept is not None:
@@ -287,7 +285,7 @@ class Session:
             new_tokens=new,
             seconds=clock.seconds,
             later=later,
-            speed=(new - 1) / later if new > 1 else None,
+            speed=(new - 1) / later if later > 0 else None,
             memory=torch.cuda.max_memory_allocated(device) - before if cuda else None,
         )
 
