@@ -59,7 +59,7 @@ def test_other_arguments_of_a_layer(name):
 def test_deepstack_under_another_name():
     model = renamed(tiny("qwen3_vl"), "text", ("deepstack_visual_embeds",), "deep")
     asked = prompt("qwen3_vl", *PARTS)
-    with attach(model, INSIDE[0]) as few, pytest.raises(ValueError, match="DeepStack features .* another name"):
+    with attach(model, INSIDE[0]) as few, pytest.raises(ValueError, match=r"DeepStack features .* another name"):
         few(**asked.inputs)
 
 

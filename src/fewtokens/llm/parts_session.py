@@ -51,7 +51,7 @@ class PartsSession:
         """
         model = load_video_llm(folder, spec=spec, device=device)
         if spec is not None:
-            warn_untrained(model.compressor.methods)
+            warn_untrained(list(model.compressor.methods))  # type: ignore[arg-type]
         trained = read_config(folder).get("trained", {})
         return PartsSession(model, frames or trained.get("frames", 16), trained.get("size", 224))
 

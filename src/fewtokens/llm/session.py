@@ -45,8 +45,8 @@ class Answer:
         cells: visual tokens there were before reduction.
         prompt_tokens: all that the language model was given.
         new_tokens: how many it said.
-        seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" (with the prompt) and "prefill";
-            0 for what was kept from an earlier question.
+        seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" (with the prompt) and
+            "prefill"; 0 for what was kept from an earlier question.
         later: seconds from the first token to the end of the answer.
         speed: tokens a second after the first; None where there is no second one.
         memory: bytes at most beyond weights and features while the question was answered; None on a CPU, where

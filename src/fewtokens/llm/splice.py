@@ -228,7 +228,8 @@ def mark(outputs: Any, layout: Layout | None = None) -> Any:
 
     By its type, so that parts of it are marked too: `generate` cuts it for `prefill_chunk_size`. Those have no layout.
     """
-    marked = _marked(type(outputs))(**outputs)
+    kind: Any = type(outputs)
+    marked = _marked(kind)(**outputs)
     object.__setattr__(marked, "layout_by_fewtokens", layout)
     return marked
 

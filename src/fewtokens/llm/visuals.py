@@ -93,8 +93,9 @@ def _check_no_places(family: Family, model: Any, prompt: dict[str, Any], modalit
     if ids is None or placeholder is None or made or filled(cache_of(prompt)):
         return
     if places := int((ids == placeholder).sum()):
+        (pixels,) = PIXELS[modality]
         raise ValueError(
-            f"the prompt has {places} places for {modality} features (token {placeholder}), but no {PIXELS[modality][0]}"
+            f"the prompt has {places} places for {modality} features (token {placeholder}), but no {pixels}"
         )
 
 

@@ -174,7 +174,7 @@ def cache_bytes(cache: Cache, *, away: bool = False) -> list[int]:
     """Bytes of keys and values of each layer where the model is; with `away`, those moved to the host's memory too."""
     found = []
     for layer in cache.layers:
-        parts = [attribute(layer, name) for name in ("keys", "values")] if layer.is_initialized else []
+        parts = [attribute(layer, name) for name in ("keys", "values")] if layer.is_initialized else []  # type: ignore[union-attr]
         if away and isinstance(layer, FewerLayer) and layer.away is not None:
             parts += layer.away[:2]
         found.append(sum(part.numel() * part.element_size() for part in parts))

@@ -54,7 +54,7 @@ class DyCokeCache(InsideMethod):
         return self.layer
 
     def decode(self, number: int, layer: Any, inputs: dict[str, Any], inside: Inside, run: Run) -> None:
-        cache = layer_cache(inputs)
+        cache: Any = layer_cache(inputs)
         cut = fewer_layer(cache, self.layer)
         # Several words at once are the next question, which is read with what is there.
         if cut is None or "video" not in cut.notes or inputs["hidden_states"].shape[1] != 1:
