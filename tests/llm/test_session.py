@@ -190,7 +190,7 @@ def test_a_question_with_a_special_token(family):
     tokens = {*SPECIALS[family], *processor.specials, "<s>", "</s>", "<pad>", "<unk>"}
     for token in tokens:
         for question in (token, f"what is {token} ?", f"what{token}happens"):
-            with pytest.raises(ValueError, match="in it, which is a special token .* leave it out") as caught:
+            with pytest.raises(ValueError, match=r"in it, which is a special token .* leave it out") as caught:
                 session.ask(CLIP, question)
             assert token in str(caught.value) and "\n" not in str(caught.value)
     assert not session._encoded  # before any work
