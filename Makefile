@@ -4,13 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format bench clean
+# The ends of what pyproject.toml allows: the newest releases on the index, also beyond an upper bound; the lowest
+# transformers. On a machine with a fixed torch: make NEWEST="transformers av accelerate" test-newest
+NEWEST := torch transformers av accelerate
+LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
+
+.PHONY: demo test test-newest test-lowest lint format bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers|av|accelerate) '
+	.venv-newest/bin/python -m pytest --numprocesses auto --dist worksteal tests/llm tests/encode tests/video
+
+test-lowest: .venv-lowest/.ready
+	.venv-lowest/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers) '
+	.venv-lowest/bin/python -m pytest --numprocesses auto --dist worksteal tests/llm
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -32,6 +45,18 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Not tied to a date: remove the folder to take what is newest today.
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv-newest/bin/python -m pip install --quiet --upgrade $(NEWEST)
+	touch $@
+
+.venv-lowest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' '$(LOWEST)'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

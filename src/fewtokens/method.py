@@ -161,6 +161,11 @@ class Method(nn.Module):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
+    def untrained(self) -> bool:
+        """Whether its weights are drawn at random and would give nonsense."""
+        return self.trainable and not self.neutral and not self.arguments.get("weights")
+
+    @property
     def spec(self) -> str:
         """The spec string that builds this method again; what is None is left out."""
         return f"{self.name}({self.extra_repr()})"

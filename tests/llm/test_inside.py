@@ -13,9 +13,10 @@ from fewtokens import registry
 from fewtokens.llm import attach, compress
 from fewtokens.llm.inside import FewerLayer, InsideMethod, cache_bytes, language_model
 from fewtokens.llm.inside.masks import narrow
+from fewtokens.llm.interface import cache_of
 from fewtokens.pipeline import Pipeline
 from tests.llm.test_splice import GREEDY, generate, lengthened, logits_of, recomputed
-from tests.llm.tiny import FAMILIES, IMAGE, MROPED, VIDEO, batch, prompt, tiny
+from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 
 PARTS = (("text", 3), ("video", 4), ("text", 5))
 # What goes by the layer that comes after it: the attention of which layer, over which words, pooled how.
@@ -200,13 +201,14 @@ def test_dycoke_equals_a_full_pass_that_hides_what_is_away(family, spec):
     steps = []
 
     def note(layer, args, kwargs, output):
-        steps.append(kwargs["past_key_values"].layers[method.layer].columns)
+        steps.append(cache_of(kwargs).layers[method.layer].columns)
 
-    with attach(model, spec, items=asked.items) as few:
-        hook = language_model(model).layers[2].register_forward_hook(note, with_kwargs=True)
+    with (
+        attach(model, spec, items=asked.items) as few,
+        language_model(model).layers[2].register_forward_hook(note, with_kwargs=True),
+    ):
         # Placeholders are words like others to a random model.
         out = few.generate(**asked.inputs, **(GREEDY | {"max_new_tokens": 8, "suppress_tokens": [IMAGE, VIDEO]}))
-        hook.remove()
     short, length = few.last.inputs, out.sequences.shape[1]
     prompted = short["input_ids"].shape[1]
     seen = torch.ones(1, length, length, dtype=torch.bool)
@@ -326,12 +328,9 @@ def test_a_second_turn_on_the_kept_cache(family, spec):
             input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=first.past_key_values, **GREEDY
         )
         short, length = few.last.inputs, second.sequences.shape[1]
-        prompted, said = short["input_ids"].shape[1], first.sequences.shape[1] - 1
+        prompted = short["input_ids"].shape[1]
         whole = {**short, "attention_mask": torch.ones_like(second.sequences)}
         at = lengthened(whole, length - prompted)
-        if family in MROPED:
-            # A later turn goes on from the model's own count, which Qwen2.5-VL does not do within a turn.
-            at[1:, :, said:] = torch.arange(said, length) + few.last.shift
         if "prunevid" not in spec:
             again = forced(model, short, second.sequences, positions=at).logits[:, -6:-1]
             torch.testing.assert_close(logits_of(second), again, rtol=1e-4, atol=1e-4)
@@ -423,7 +422,14 @@ def test_the_gate(family):
 def test_errors(family):
     model, asked = tiny(family), prompt(family, *PARTS)
     for spec, said in {
-        "fastv(layer=3)": "layer 3 is beyond the model's 3 layers",
+        "fastv(layer=3)": "layer 3 is beyond the model's 3 layers; give one of 1 to 2",
+        "fastv(layer=99)": "layer 99 is beyond the model's 3 layers; give one of 1 to 2",
+        "holitom_inner(layer=99)": "layer 99 is beyond .* 1 to 2",
+        "prunevid_inner(layer=99)": "layer 99 is beyond the model's 3 layers; give one of 0 to 1",
+        "prunevid_inner(layer=2)": "layer 2 is beyond .* 0 to 1",
+        "pyramid_drop(keep=(0.5,), layers=(99,))": "layer 99 is beyond .* 1 to 2",
+        "sttm_inner(layer=99)": "layer 99 is beyond .* 1 to 2",
+        "dycoke_cache(layer=99)": "layer 99 is beyond .* 1 to 2",
         "fastv(layer=0)": "at least 1",
         "flexselect": "layer 19 is beyond",
         "pyramid_drop": "too few for 3 stages",
@@ -482,16 +488,12 @@ def test_merging_is_what_it_says(family):
         model = tiny(family)
         with attach(model, spec, items=asked.items) as few:
             layer = language_model(model).layers[2]
-            hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
-            with torch.no_grad():
+            with layer.register_forward_pre_hook(catch, with_kwargs=True), torch.no_grad():
                 out = few(**asked.inputs, use_cache=True)
-            hook.remove()
         made, columns = caught["hidden"][0], out.past_key_values.layers[2].columns[0]
         (video,) = few.last.layout.videos
-        hook = layer.register_forward_pre_hook(catch, with_kwargs=True)
-        with torch.no_grad():
+        with layer.register_forward_pre_hook(catch, with_kwargs=True), torch.no_grad():
             model(**few.last.inputs)
-        hook.remove()
         before = caught["hidden"][0][video.columns]
         stays = torch.isin(video.columns, columns)
         mine = made[torch.isin(columns, video.columns)]

@@ -10,12 +10,15 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
-from fewtokens.llm import Session, compress, find, load
+from fewtokens.llm import Session, attach, compress, find, load
 from fewtokens.llm import session as session_module
-from fewtokens.llm.session import STAGES
+from fewtokens.llm.chat import check_question
+from fewtokens.llm.clock import STAGES
 from fewtokens.video import synthetic, write
-from tests.llm.saved import save
+from tests.llm.saved import SPECIALS, save
 from tests.llm.tiny import FAMILIES
 
 CLIP = synthetic("static", frames=8, size=(64, 96))
@@ -172,12 +175,38 @@ def test_sessions_that_cannot_be(options, message):
 
 def test_questions_that_cannot_be():
     session = Session(*loaded("qwen2_vl"), FEW, 8)
-    with pytest.raises(ValueError, match="leave it out"):
-        session.ask(CLIP, "what is <|video_pad|> ?")
+    with attach(session.model, FEW), pytest.raises(ValueError, match="attached to this model already"):
+        session.ask(CLIP, FIRST)
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         session.ask(CLIP, FIRST, 0)
     with pytest.raises(ValueError, match="no such file"):
         session.ask("nowhere.mp4", FIRST)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_question_with_a_special_token(family):
+    model, processor = loaded(family)
+    session = Session(model, processor, FEW, 8)
+    tokens = {*SPECIALS[family], *processor.specials, "<s>", "</s>", "<pad>", "<unk>"}
+    for token in tokens:
+        for question in (token, f"what is {token} ?", f"what{token}happens"):
+            with pytest.raises(ValueError, match=r"in it, which is a special token .* leave it out") as caught:
+                session.ask(CLIP, question)
+            assert token in str(caught.value) and "\n" not in str(caught.value)
+    assert not session._encoded  # before any work
+    assert session.ask(CLIP, "what is < image > | pad ?", 2).new_tokens == 2
+
+
+def test_special_tokens_that_the_tokenizer_says_nothing_of():
+    _, processor = loaded("smolvlm")
+    plain = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "<image>": 190, "<IMAGE>": 191}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
+    with pytest.raises(ValueError, match="has <image> in it"):
+        check_question(tokenizer, "what is <image>?", processor.specials)
+    tokenizer.add_special_tokens({"eos_token": AddedToken("<END>", normalized=True)})
+    with pytest.raises(ValueError, match="has <END> in it"):
+        check_question(tokenizer, "a <END>")
+    check_question(tokenizer, "a b <end")
 
 
 def test_load(folder):

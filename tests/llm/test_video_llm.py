@@ -12,13 +12,14 @@ import torch
 from typer.testing import CliRunner
 
 from fewtokens.cli import app
+from fewtokens.data.qa_sets import Conversation
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
 from fewtokens.llm.parts_session import PartsSession
 from fewtokens.llm.video_llm import VideoLlm, build_video_llm, is_video_llm, load_video_llm
 from fewtokens.tokens import Tokens
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
-from fewtokens.train.video_llm import add_lora, answer_loss
+from fewtokens.train.video_llm import Conversations, Reading, add_lora, answer_loss
 from fewtokens.video import read, synthetic, write
 
 QUESTIONS = ("which digit is it", "where does it go", "what is in the video")
@@ -87,6 +88,25 @@ class TestLines:
         tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
         with pytest.raises(ValueError, match="conversations of one turn"):
             encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
+
+    def test_special_tokens(self, parts):
+        tokenizer = build(parts).tokenizer
+        for number, question in enumerate(("where </s> to", "<s>", "is <pad> it")):
+            turns = [(QUESTIONS[0], ANSWERS[0])] * number + [(question, None)]
+            with pytest.raises(ValueError, match="which is a special token"):
+                encode_turns(tokenizer, turns)
+        # What marks the video's place here is a word like others in a question.
+        ids, _ = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[0]), ("<<the video>> it", None)])
+        assert (ids == VIDEO_MARK).sum() == 1 and int((ids == VIDEO_MARK).nonzero()[0]) < 5
+
+    def test_conversations_with_them_are_left_out_of_training(self, parts, talks):
+        tokenizer = build(parts).tokenizer
+        items = [
+            Conversation(str(n), talks / f"{n}.mp4", ((question, "up"),))
+            for n, question in enumerate(("it </s>", "it"))
+        ]
+        samples = [Conversations(items, Reading(4, 32), tokenizer)[number] for number in range(2)]
+        assert "special token" in samples[0]["broken"] and "line" in samples[1]
 
 
 class TestEmbedding:
@@ -370,6 +390,16 @@ class TestAsking:
         refused = CliRunner().invoke(app, ["ask", str(talks / "0.mp4"), "so?", "--model", str(asked), "--fps", "2"])
         assert refused.exit_code == 2
         assert "takes --frames" in " ".join(refused.output.split())
+
+    def test_a_question_with_a_special_token(self, asked, talks):
+        session = PartsSession.load(asked, device="cpu")
+        with pytest.raises(ValueError, match="has </s> in it, which is a special token"):
+            session.ask(talks / "0.mp4", "what </s>")
+        assert not session._cells
+
+    def test_random_weights_are_told(self, asked):
+        with pytest.warns(UserWarning, match="perceiver has random weights"):
+            PartsSession.load(asked, "perceiver(4)", device="cpu")
 
     def test_too_long(self, asked, talks):
         session = PartsSession.load(asked, device="cpu")

@@ -29,6 +29,9 @@ SIDE = {"llava_onevision": 4, "llava_next_video": 3, "internvl": 3, "smolvlm": 3
 # Cells (rows, columns) of a video where pictures may have any size.
 SHAPE = (2, 3)
 
+# All that `tiny` has made.
+MADE: list[Any] = []
+
 
 @cache
 def tiny(family: str) -> Any:
@@ -98,6 +101,7 @@ def tiny(family: str) -> Any:
                 parameter.normal_()
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
+    MADE.append(model)
     return model.eval()
 
 

@@ -84,6 +84,8 @@ def ask(
     with _spinner(as_json) as say:
         session = open_session(model, spec, keep, frames, fps, layout, positions, device, dtype, seed, say)
         full = session.unreduced() if compare else None
+        if compare:
+            session.warm_up()  # or the first of the two would pay for it
         rows = []
         for question in asked:
             if len(asked) > 1 and not as_json:

@@ -227,7 +227,7 @@ def make_pipeline(
 def warn_untrained(methods: Sequence[Method]) -> None:
     """Says which methods have random weights and would give nonsense."""
     for method in methods:
-        if method.trainable and not method.neutral and not method.arguments.get("weights"):
+        if method.untrained:
             log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by weights='FILE'")
 
 

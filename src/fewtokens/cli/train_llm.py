@@ -59,7 +59,7 @@ def video_llm(
     data: DataOption,
     folder: OutOption,
     encoder: Annotated[str, typer.Option("--encoder", help="A ViT: folder or hub id.")],
-    llm: Annotated[str, typer.Option("--llm", help="A causal language model: folder or hub id.")],
+    llm: Annotated[str, typer.Option("--llm", help="A causal language model: folder, .gguf file or hub id.")],
     spec: Annotated[
         str, typer.Option("--with", metavar="SPEC", help="Methods between the two; all tokens if none.")
     ] = "",

@@ -10,12 +10,17 @@ with attach(model, "dycoke(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     #
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+from torch.nn.parallel import DistributedDataParallel
+
 from fewtokens.llm.family import family_of
-from fewtokens.llm.splice import Compressed, as_pipeline, built, compress
+from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
+from fewtokens.llm.splice import Compressed, as_pipeline, built, compress, maker, reduced
+from fewtokens.llm.turns import later_positions, remember
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
 
@@ -24,37 +29,74 @@ class Attached:
     """What `attach` gives.
 
     Attributes:
+        model: without what was wrapped around it, see `unwrapped`.
         last: what became of the last prompt that held a video, see `Compressed`.
     """
 
     def __init__(self, model: Any, pipeline: Pipeline, options: dict[str, Any]) -> None:
-        self.model, self.pipeline, self.options = model, pipeline, options
+        self.model, self.pipeline, self.options = unwrapped(model), pipeline, options
+        # DDP adds up gradients in its own forward only.
+        self._called = model if isinstance(model, DistributedDataParallel) else self.model
         self.last: Compressed | None = None
 
     def compress(self, **inputs: Any) -> dict[str, Any]:
-        """The shorter prompt; a later turn, whose video is in the kept cache, is given positions that go on from it."""
+        """The shorter prompt, for `generate`.
+
+        A later turn, which brings the cache of an earlier one, is given positions that go on from that one's, whatever
+        other conversations there were in between.
+
+        Raises:
+            ValueError: what `compress` says, and features made ahead by something else.
+        """
+        return self._shortened(inputs, whole=True)
+
+    def _shortened(self, inputs: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+        if (cache := cache_of(inputs)) is not None:
+            takes = inspect.signature(self.model.forward).parameters
+            name = next(name for name in CACHE_NAMES if name in takes)
+            inputs = {key: value for key, value in inputs.items() if key not in CACHE_NAMES} | {name: cache}
+        given = (inputs.get("mm_encoder_outputs") or {}).values()
+        if any(reduced(outputs) and maker(outputs) is not self.pipeline for outputs in given):
+            raise ValueError(
+                "this prompt was shortened before, by other methods than those attached; give it to the model outside "
+                "of the block, or give its pixels here"
+            )
         made = compress(self.model, inputs, self.pipeline, **self.options)
         if made.tokens:
             self.last = made
-        elif self.last is not None and _goes_on(inputs) and not family_of(self.model).mrope:
-            shift = self.last.shift
-            if bool(shift.any()):
-                counted = (inputs["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
-                made.inputs["position_ids"] = counted + shift.to(counted.device)[:, None]
+        elif filled(cache) and made.inputs.get("position_ids") is None:
+            positions = later_positions(cache, made.inputs, three=family_of(self.model).mrope, whole=whole)
+            if positions is not None:
+                made.inputs["position_ids"] = positions
         return made.inputs
 
-    def generate(self, **inputs: Any) -> Any:
-        """`model.generate` on the shorter prompt; sequences begin with its ids, `last.inputs["input_ids"]`."""
+    def generate(self, *args: Any, **inputs: Any) -> Any:
+        """`model.generate` on the shorter prompt; sequences begin with its ids, `last.inputs["input_ids"]`.
+
+        Raises:
+            ValueError: what `compress` says, and `prefill_chunk_size` before transformers 5.23, which leaves out the
+                video then.
+        """
+        inputs = _by_name(self.model.generate, args, inputs)
+        if "inputs" in inputs:
+            inputs["input_ids"] = inputs.pop("inputs")
+        if version() < (5, 23) and _chunked(self.model, inputs):
+            raise ValueError("with prefill_chunk_size videos need transformers 5.23 or newer; leave it out")
         return self.model.generate(**self.compress(**inputs))
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
         """`model(...)` on the shorter prompt; labels are shortened with it."""
-        return self.model(**self.compress(**inputs))
+        return self._called(**self._shortened(_by_name(self.model.forward, args, inputs), whole=False))
 
 
-def _goes_on(inputs: dict[str, Any]) -> bool:
-    cache = inputs.get("past_key_values")
-    return cache is not None and cache.get_seq_length() > 0 and inputs.get("attention_mask") is not None
+def _by_name(function: Callable[..., Any], args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with those without a name under the names that a function has for them."""
+    return inputs if not args else {**inspect.signature(function).bind_partial(*args).arguments, **inputs}
+
+
+def _chunked(model: Any, inputs: dict[str, Any]) -> bool:
+    configs = (inputs, vars(inputs.get("generation_config") or model.generation_config))
+    return any(config.get("prefill_chunk_size") is not None for config in configs)
 
 
 @contextmanager
@@ -62,25 +104,42 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
     """Few visual tokens in a video language model for the length of a `with` block.
 
     Args:
-        model: of a family in `FAMILIES`, with its language-model head.
+        model: of a family in `FAMILIES`, with its language-model head; also wrapped by peft, torch.compile (what was
+            compiled is then not used), DataParallel (one device is used) or DDP.
         spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.INSIDE`),
             for which its decoder layers are given forward pre-hooks. Those keep prompts, generated words and logits
-            as long as they are; hidden states, attention and caches get shorter. Images are left alone.
+            as long as they are; hidden states, attention and caches get shorter. Only videos are reduced: an image is
+            left whole, and a warning says so.
         options: layout, positions, items of `compress`.
 
     Raises:
-        ValueError: what `compress` says; layers that the model does not have; and where a video reaches the model
-            without having been reduced, since the model itself was called instead of what `attach` gives.
+        ValueError: what `compress` says; a model that something is attached to already; layers that the model does not
+            have; and pixels that reach the model as they are, since the model itself was called instead of what
+            `attach` gives.
     """
     family_of(model)
-    before, inside = split(spec, model)
-    attached = Attached(model, as_pipeline(before, model), options)
-    hook = model.register_forward_pre_hook(_check_reduced, with_kwargs=True)
+    inner = unwrapped(model)
+    check_free(inner)
+    before, inside = split(spec, inner)
+    attached = Attached(model, as_pipeline(before, inner), options)
+    hooks = []
     try:
-        with inside_of(model, inside)():
+        hooks.append(inner.register_forward_pre_hook(_check_reduced, with_kwargs=True))
+        hooks.append(inner.register_forward_hook(remember, with_kwargs=True))
+        with inside_of(inner, inside)():
             yield attached
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def check_free(model: Any) -> None:
+    """Raises a ValueError where something is attached to a model: one of two reducers would do nothing."""
+    if any(hook is _check_reduced for hook in unwrapped(model)._forward_pre_hooks.values()):
+        raise ValueError(
+            "something is attached to this model already; leave that block first, or write one chain such as "
+            "'tome(keep=0.5) | fastv(keep=0.5)'"
+        )
 
 
 def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContextManager[Any]]:
@@ -116,8 +175,8 @@ def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence
 def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
     given = (kwargs.get("mm_encoder_outputs") or {}).values()
     pixels = [name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None]
-    if pixels or not all(getattr(outputs, "reduced_by_fewtokens", False) for outputs in given):
+    if pixels or not all(map(reduced, given)):
         raise ValueError(
-            "a video reached the model as it was, nothing was reduced: inside `with attach(model, ...) as few` call "
+            "pixels reached the model as they were, nothing was reduced: inside `with attach(model, ...) as few` call "
             "few.generate(...) or few(...) instead of the model"
         )

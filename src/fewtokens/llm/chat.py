@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ def encode_turns(tokenizer: Any, turns: Turns) -> tuple[Tensor, Tensor]:
     Args:
         tokenizer: of transformers.
         turns: (question, answer); the last answer may be None, where it is asked for.
+
+    Raises:
+        ValueError: a question with a special token in it, or a template that rewrites earlier turns.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -38,9 +41,11 @@ def encode_turns(tokenizer: Any, turns: Turns) -> tuple[Tensor, Tensor]:
     messages: list[dict[str, str]] = []
     done = ""
     for number, (question, answer) in enumerate(turns):
+        check_question(tokenizer, question)
         messages.append({"role": "user", "content": question if number else f"{mark}\n{question}"})
         asked = _rendered(tokenizer, messages, asking=True)
-        head, found, tail = _after(asked, done).partition(mark)
+        new = _after(asked, done)
+        head, found, tail = (new, "", "") if number else new.partition(mark)
         say(head, False)
         if found:
             ids.append(VIDEO_MARK)
@@ -51,6 +56,23 @@ def encode_turns(tokenizer: Any, turns: Turns) -> tuple[Tensor, Tensor]:
             done = _rendered(tokenizer, messages, asking=False)
             say(_after(done, asked), True)
     return torch.tensor(ids), torch.tensor(labels)
+
+
+def check_question(tokenizer: Any, question: str, also: Iterable[str] = ()) -> None:
+    """Raises a ValueError where a question has a special token of the tokenizer, or one of `also`, in it.
+
+    Such a token would stand for a picture, end the turn or begin another one.
+    """
+    added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    names = {*map(str, tokenizer.all_special_tokens), *map(str, added.values()), *also} - {""}
+    found = next((name for name in sorted(names, key=len, reverse=True) if name in question), None)
+    if found is None:
+        # Spelled in another way that the tokenizer takes for one. Words that it does not know are none.
+        numbers = {*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id}
+        ids = tokenizer(question, add_special_tokens=False)["input_ids"]
+        found = next((tokenizer.convert_ids_to_tokens(id) for id in ids if id in numbers), None)
+    if found is not None:
+        raise ValueError(f"the question has {found} in it, which is a special token of this model; leave it out")
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, asking: bool) -> str:

@@ -1,8 +1,8 @@
 """What a family of video language models must say of itself: one subclass a file, in `families/`.
 
 All of them are reached the same way. The base model's `get_image_features` and `get_video_features` encode, and
-`mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.23); nothing is patched.
-A family says how the rows of an encoder's output belong to the images and videos of the prompt.
+`mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.18 or newer); nothing is
+patched. A family says how the rows of an encoder's output belong to the images and videos of the prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.grid import Grid
+from fewtokens.llm.interface import CACHE_NAMES, changed, unwrapped, version
 from fewtokens.llm.pixels import Prepared
 from fewtokens.video import Video
 
@@ -35,6 +36,7 @@ FAMILIES = {
 }
 
 MODALITIES = ("image", "video")
+PIXELS = {"image": ("pixel_values",), "video": ("pixel_values_videos",)}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,6 +75,7 @@ class Family(ABC):
         numbers: of the video processor where a folder does not say them, as the classes of transformers have them.
         mark: stands for a video in the chat template; None where it is the placeholder itself.
         template: the chat template for videos where it is another than the folder's.
+        without: releases of transformers (major, minor) in which the family takes no other count of rows than its own.
     """
 
     name: ClassVar[str] = ""
@@ -85,6 +88,7 @@ class Family(ABC):
     numbers: ClassVar[dict[str, Any]] = {}
     mark: ClassVar[str | None] = None
     template: ClassVar[str | None] = None
+    without: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     def defaults(self, config: Any) -> dict[str, Any]:
         """Numbers of the video processor where the folder of a model with this config does not say them."""
@@ -115,15 +119,17 @@ class Family(ABC):
             pixels: cut the pixels of each cell too.
         """
 
-    def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any | None:
-        """What the encoder makes of the pixels of a modality; None where there are none."""
+    def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any:
+        """What the encoder makes of the pixels of a modality.
+
+        Raises:
+            ValueError: the model has no encoder for it, or takes its pixels by another name.
+        """
         encode = getattr(model.base_model, f"get_{modality}_features", None)
-        if encode is None:
-            return None
-        takes = inspect.signature(encode).parameters
+        takes = {} if encode is None else inspect.signature(encode).parameters
         given = {name: value for name, value in inputs.items() if name in takes and value is not None}
-        if not any(name.startswith("pixel_values") for name in given):
-            return None
+        if encode is None or not any(name in given for name in PIXELS[modality]):
+            raise ValueError(f"{self.name} has no use for {' or '.join(PIXELS[modality])}; are they of another model?")
         return encode(**given, return_dict=True)
 
     def placeholder(self, model: Any, modality: str) -> int | None:
@@ -141,17 +147,27 @@ class Family(ABC):
 
 
 def family_of(model: Any) -> Family:
-    """The family of a model.
+    """The family of a model, which may be wrapped, see `unwrapped`.
 
     Raises:
-        ValueError: it is not supported, or the installed transformers has another interface.
+        ValueError: it is not supported, or not in the installed transformers.
     """
+    model = unwrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = family_named(kind)
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+    takes = inspect.signature(model.forward).parameters
+    if "mm_encoder_outputs" not in takes:
         raise ValueError(
-            f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.23 or newer is needed, and "
+            f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.18 or newer is needed, and "
             "a model with its language-model head"
+        )
+    if not any(name in takes for name in CACHE_NAMES):
+        raise changed(f"has {kind} take its cache under another name than {' or '.join(CACHE_NAMES)}")
+    if version() in family.without:
+        major, minor = version()
+        raise ValueError(
+            f"{family.name} takes all rows of a picture or none in transformers {major}.{minor}; install "
+            f"{major}.{minor + 1} or newer"
         )
     return family
 

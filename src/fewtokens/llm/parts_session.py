@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -14,7 +13,11 @@ from torch import Tensor
 
 from fewtokens.evaluate.cost import peak_memory
 from fewtokens.grid import Grid
-from fewtokens.llm.session import STAGES, Answer, stream_text, video_key
+from fewtokens.llm.chat import check_question
+from fewtokens.llm.clock import Clock, stream_text
+from fewtokens.llm.interface import unwrapped
+from fewtokens.llm.session import Answer, video_key
+from fewtokens.llm.splice import warn_untrained
 from fewtokens.llm.video_llm import VideoLlm, load_video_llm
 from fewtokens.models.base import read_config
 from fewtokens.video import Video, read
@@ -35,7 +38,7 @@ class PartsSession:
     def __init__(self, model: VideoLlm, frames: int = 16, size: int = 224, *, kept: int = 4) -> None:
         if min(frames, size, kept) < 1:
             raise ValueError(f"frames, size and kept must be at least 1, got {frames}, {size} and {kept}")
-        self.model, self.frames, self.size, self.kept = model, frames, size, kept
+        self.model, self.frames, self.size, self.kept = unwrapped(model), frames, size, kept
         self.progress: Callable[[str], None] | None = None
         self._cells: OrderedDict[Hashable, tuple[Tensor, Grid, Any]] = OrderedDict()
 
@@ -47,6 +50,8 @@ class PartsSession:
             ValueError: what `load_video_llm` says.
         """
         model = load_video_llm(folder, spec=spec, device=device)
+        if spec is not None:
+            warn_untrained(list(model.compressor.methods))  # type: ignore[arg-type]
         trained = read_config(folder).get("trained", {})
         return PartsSession(model, frames or trained.get("frames", 16), trained.get("size", 224))
 
@@ -77,24 +82,23 @@ class PartsSession:
         """Answers a question on a video, greedily; see `Session.ask`.
 
         Raises:
-            ValueError: a video that cannot be read, or a prompt and answer that are longer than the context.
+            ValueError: a video that cannot be read, a question with a special token, or a prompt and answer that are
+                longer than the context.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        seconds = dict.fromkeys(STAGES, 0.0)
-        cells, grid = self._encode(video, seconds)
+        check_question(self.model.tokenizer, question)
+        clock = Clock(self.model.device)
+        cells, grid = self._encode(video, clock)
         self._say("reducing")
-        begun = time.perf_counter()
         batch: dict[str, Any] = {**self.model.ask([question]), "cells": cells, "grid": grid}
         tokens = self.model.tokens(batch)
         made = self.model.embedded(batch, tokens)
-        self._wait()
-        seconds["reduce"] = time.perf_counter() - begun
         self._check_length(made, max_new_tokens)
+        clock.lap("reduce")
         self._say("answering")
         model, tokenizer = self.model.llm, self.model.tokenizer
         stream = stream_text(tokenizer, on_text, prompt=False)
-        begun = time.perf_counter()
         ids = model.generate(
             **made,
             max_new_tokens=max_new_tokens,
@@ -103,36 +107,42 @@ class PartsSession:
             eos_token_id=tokenizer.eos_token_id,
             streamer=stream,
         )
-        self._wait()
-        ended = time.perf_counter()
-        seconds["prefill"] = stream.first - begun
-        new = ids.shape[1]
+        clock.lap_at("prefill", stream.first)
+        later, new = stream.last - stream.first, ids.shape[1]
         return Answer(
             text="".join(stream.pieces),
             tokens=int(tokens.count[0]),
             cells=grid.cells,
             prompt_tokens=made["inputs_embeds"].shape[1],
             new_tokens=new,
-            seconds=seconds,
-            speed=(new - 1) / (ended - stream.first) if new > 1 else None,
+            seconds=clock.seconds,
+            later=later,
+            speed=(new - 1) / later if later > 0 else None,
             memory=peak_memory(lambda: model(**made, use_cache=True), self.model.device) if memory else None,
         )
 
-    def _encode(self, video: Any, seconds: dict[str, float]) -> tuple[Tensor, Grid]:
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """See `Session.warm_up`."""
+        ids = torch.ones(1, 1, dtype=torch.int64, device=self.model.device)
+        words = self.model.llm.get_input_embeddings()(ids)
+        self.model.llm.generate(
+            inputs_embeds=words, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False,
+            pad_token_id=self.model.tokenizer.pad_token_id,
+        )  # fmt: skip
+
+    def _encode(self, video: Any, clock: Clock) -> tuple[Tensor, Grid]:
         key = video_key(video)
         if key in self._cells:
             self._cells.move_to_end(key)
             return self._cells[key][:2]
         self._say("reading")
-        begun = time.perf_counter()
         clip = video if isinstance(video, Video) else read(video, frames=self.frames, size=self.size)
         frames = square(clip.frames, self.size, len(clip.frames))
-        seconds["decode"] = time.perf_counter() - begun
+        clock.lap("decode")
         self._say("encoding")
-        begun = time.perf_counter()
         cells, grid = self.model.cells(frames[None], clip.times)
-        self._wait()
-        seconds["encode"] = time.perf_counter() - begun
+        clock.lap("encode")
         self._cells[key] = cells, grid, video
         while len(self._cells) > self.kept:
             self._cells.popitem(last=False)
@@ -146,10 +156,6 @@ class PartsSession:
                 f"the prompt reaches position {reach} and the answer may have {max_new_tokens}, but this model takes "
                 f"{most} in all; take fewer frames or a smaller keep"
             )
-
-    def _wait(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
 
     def _say(self, what: str) -> None:
         if self.progress is not None:

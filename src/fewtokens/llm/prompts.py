@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from fewtokens.encode.weights import read_json
+from fewtokens.llm.chat import check_question
 from fewtokens.llm.family import Family, family_of
+from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.pixels import Prepared
 from fewtokens.video import Video
 
@@ -33,6 +35,7 @@ class Processor:
         numbers: of the video processor.
         placeholder: the token that stands for a row of features.
         mark: what stands for the video in the chat template.
+        specials: tokens of the family that no question may have in it, with those of the tokenizer.
         notes: what a user should know of it.
 
     Raises:
@@ -41,6 +44,7 @@ class Processor:
 
     def __init__(self, folder: str | Path, model: Any) -> None:
         self.folder = Path(folder)
+        model = unwrapped(model)
         self.family: Family = family_of(model)
         self.tokenizer = _load_tokenizer(self.folder)
         self.notes: list[str] = []
@@ -53,6 +57,10 @@ class Processor:
             )
         self.placeholder: str = known
         self.mark = self.family.mark or self.placeholder
+        # Some tokenizers do not count all of these among their special ones.
+        ids = {value for name, value in vars(model.config).items() if name.endswith("_token_id") and value is not None}
+        named = self.tokenizer.convert_ids_to_tokens(sorted(id for id in ids if isinstance(id, int)))
+        self.specials = {self.mark, self.placeholder, *(token for token in named if token)}
         self.numbers = self.family.defaults(model.config) | read_numbers(self.folder)
         if off := [name for name in _MUST if not self.numbers.get(name, True)]:
             raise ValueError(f"{self.folder}: its processor says {off[0]} false, which is not supported")
@@ -66,17 +74,15 @@ class Processor:
 
     def prepare(self, model: Any, video: Video) -> Prepared:
         """Frames as the model takes them, and the text that stands for them."""
-        return self.family.prepare(model, self, video)
+        return self.family.prepare(unwrapped(model), self, video)
 
     def render(self, question: str) -> str:
         """The prompt, in which `mark` stands for the video.
 
         Raises:
-            ValueError: a question with a token that stands for a video, a template that does not work.
+            ValueError: a question with a special token in it, a template that does not work.
         """
-        for token in (self.mark, self.placeholder):
-            if token in question:
-                raise ValueError(f"the question has {token} in it, which stands for the video; leave it out")
+        check_question(self.tokenizer, question, self.specials)
         plain = _PLAIN.format(video=self.mark, question=question)
         if self.template is None:
             return plain

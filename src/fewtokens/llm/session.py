@@ -7,7 +7,6 @@ print(session.ask("clip.mp4", "What happens?").text)
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,10 @@ import torch
 from torch import Tensor
 
 from fewtokens.evaluate.cost import peak_memory
-from fewtokens.llm.attach import inside_of, split
+from fewtokens.llm.attach import check_free, inside_of, split
+from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.family import family_of
+from fewtokens.llm.interface import attribute, unwrapped
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.splice import (
     LAYOUTS,
@@ -33,9 +34,6 @@ from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
 from fewtokens.video import Video, read
 
-# Stages before the first token, in order.
-STAGES = ("decode", "encode", "reduce", "prefill")
-
 
 @dataclass
 class Answer:
@@ -47,8 +45,9 @@ class Answer:
         cells: visual tokens there were before reduction.
         prompt_tokens: all that the language model was given.
         new_tokens: how many it said.
-        seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" and "prefill"; 0 for what was
-            kept from an earlier question.
+        seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" (with the prompt) and
+            "prefill"; 0 for what was kept from an earlier question.
+        later: seconds from the first token to the end of the answer.
         speed: tokens a second after the first; None where there is no second one.
         memory: bytes at most beyond weights and features while the question was answered; None on a CPU, where
             `ask(memory=True)` measures the prefill by running it once more.
@@ -60,6 +59,7 @@ class Answer:
     prompt_tokens: int
     new_tokens: int
     seconds: dict[str, float] = field(default_factory=dict)
+    later: float = 0.0
     speed: float | None = None
     memory: int | None = None
 
@@ -90,7 +90,7 @@ class Session:
     """Answers questions on videos with few visual tokens.
 
     Args:
-        model, processor: as `load` gives them.
+        model, processor: as `load` gives them; the model may be wrapped, see `attach`.
         spec: a chain of methods, see `attach`; all tokens where not said.
         frames: of each video, spread evenly.
         fps: frames each second instead.
@@ -122,6 +122,7 @@ class Session:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if kept < 1:
             raise ValueError(f"kept must be at least 1 video, got {kept}")
+        model = unwrapped(model)
         self.model, self.processor, self.family = model, processor, family_of(model)
         self.frames, self.fps, self.kept = (None if fps is not None else frames), fps, kept
         self.layout, self.positions = layout, positions
@@ -139,6 +140,12 @@ class Session:
         other = Session(self.model, self.processor, None, self.frames, fps=self.fps, kept=self.kept)
         other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
         return other
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Says two words on one, so that what a first call costs is not part of the answer to come."""
+        ids = torch.ones(1, 1, dtype=torch.int64, device=self.model.device)
+        self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
 
     @torch.no_grad()
     def ask(
@@ -160,26 +167,27 @@ class Session:
             memory: measure the prefill on a CPU too, which runs it twice.
 
         Raises:
-            ValueError: a video that cannot be read, or a prompt and answer that are longer than the context.
+            ValueError: a video that cannot be read, a question with a special token, a prompt and answer that are
+                longer than the context, or a model that something else is attached to.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        seconds = dict.fromkeys(STAGES, 0.0)
+        check_free(self.model)
+        clock = Clock(self.model.device)
         key = video_key(video)
-        encoded, prompt = self._encode(key, video, question, seconds)
+        encoded, prompt = self._encode(key, video, question, clock)
         self._say("reducing")
-        short = self._timed(seconds, "reduce", lambda: self._reduce(key, encoded, prompt))
+        short = self._reduce(key, encoded, prompt)
         self._check_length(short.inputs, max_new_tokens)
+        clock.lap("reduce")
         self._say("answering")
         with self.inside():
-            answer = self._generate(short, max_new_tokens, on_text, seconds)
+            answer = self._generate(short, max_new_tokens, on_text, clock)
             if memory and answer.memory is None:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
 
-    def _encode(
-        self, key: Hashable, video: Any, question: str, seconds: dict[str, float]
-    ) -> tuple[_Encoded, dict[str, Any]]:
+    def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[_Encoded, dict[str, Any]]:
         """The features of a video, kept or new, and the prompt without its pixels."""
         kept = self._encoded.get(key)
         if kept is not None:
@@ -187,19 +195,15 @@ class Session:
             return kept, self._prompt(kept.text, question) | kept.inputs
         self.processor.render(question)  # what is wrong with it is said before the work
         self._say("reading")
-        start = time.perf_counter()
         clip = video if isinstance(video, Video) else read(video, frames=self.frames, fps=self.fps)
         prepared = self.processor.prepare(self.model, clip)
-        seconds["decode"] = time.perf_counter() - start
+        clock.lap("decode")
         self._say("encoding")
         prompt = self._prompt(prepared.text, question)
         inputs = {name: self._moved(name, value) for name, value in prepared.inputs.items()}
         items = [[("video", len(clip))]] if self.family.needs_items else None
-        found = self._timed(
-            seconds,
-            "encode",
-            lambda: encode_visuals(self.family, self.model, prompt | inputs, items, pixels=self.pixels),
-        )
+        found = encode_visuals(self.family, self.model, prompt | inputs, items, pixels=self.pixels)
+        clock.lap("encode")
         left = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
         made = _Encoded(left, prepared.text, found, video)
         self._encoded[key] = made
@@ -236,11 +240,11 @@ class Session:
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
         """Raises ValueError where prompt and answer are longer than the context."""
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = attribute(self.model.config.get_text_config(), "max_position_embeddings")
         length = inputs["input_ids"].shape[1]
         at = inputs.get("position_ids")
         reach = length if at is None else max(length, int(at.max()) + 1)
-        if most is None or reach + max_new_tokens <= most:
+        if reach + max_new_tokens <= most:
             return
         why, what = f"has {length} tokens", "fewer frames or a smaller keep"
         if reach > length:
@@ -249,7 +253,7 @@ class Session:
         raise ValueError(f"{asked}, but this model takes {most} in all; take {what}")
 
     def _generate(
-        self, short: Compressed, max_new_tokens: int, on_text: Callable[[str], None] | None, seconds: dict[str, float]
+        self, short: Compressed, max_new_tokens: int, on_text: Callable[[str], None] | None, clock: Clock
     ) -> Answer:
         device, inputs = self.model.device, dict(short.inputs)
         length = inputs["input_ids"].shape[1]
@@ -258,9 +262,7 @@ class Session:
         if cuda:
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
-        self._wait()
         stream = stream_text(self.processor.tokenizer, on_text)
-        start = time.perf_counter()
         out = self.model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -272,33 +274,20 @@ class Session:
             top_k=None,
             streamer=stream,
         )
-        self._wait()
-        ended = time.perf_counter()
         new = out.shape[1] - length
-        seconds["prefill"] = stream.first - start
+        clock.lap_at("prefill", stream.first)
+        later = stream.last - stream.first
         return Answer(
             text="".join(stream.pieces),
             tokens=sum(int(tokens.count.sum()) for tokens in short.tokens),
             cells=sum(tokens.grid.cells for tokens in short.tokens),
             prompt_tokens=length,
             new_tokens=new,
-            seconds=seconds,
-            speed=(new - 1) / (ended - stream.first) if new > 1 else None,
+            seconds=clock.seconds,
+            later=later,
+            speed=(new - 1) / later if later > 0 else None,
             memory=torch.cuda.max_memory_allocated(device) - before if cuda else None,
         )
-
-    def _timed(self, seconds: dict[str, float], stage: str, run: Callable[[], Any]) -> Any:
-        self._wait()
-        start = time.perf_counter()
-        result = run()
-        self._wait()
-        seconds[stage] = time.perf_counter() - start
-        return result
-
-    def _wait(self) -> None:
-        """Until the device has done what it was given, so that a clock means something."""
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
 
     def _say(self, what: str) -> None:
         if self.progress is not None:
@@ -314,35 +303,3 @@ def video_key(video: Any) -> Hashable:
         return str(path)
     told = path.stat()
     return str(path.resolve()), told.st_size, told.st_mtime_ns
-
-
-def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None, *, prompt: bool = True) -> Any:
-    """A streamer of transformers that keeps the pieces and the time of the first token.
-
-    Args:
-        prompt: `generate` is given ids, which it puts in first.
-    """
-    from transformers import TextStreamer
-
-    class Stream(TextStreamer):
-        def __init__(self) -> None:
-            super().__init__(tokenizer, skip_prompt=prompt, skip_special_tokens=True)
-            self.pieces: list[str] = []
-            self.first = 0.0
-            self.puts = 0
-
-        def put(self, value: Tensor) -> None:
-            self.puts += 1
-            if self.puts == 1 + prompt:
-                self.first = time.perf_counter()
-            super().put(value)
-
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            text = text if self.pieces else text.lstrip()
-            if not text:
-                return
-            self.pieces.append(text)
-            if on_text is not None:
-                on_text(text)
-
-    return Stream()

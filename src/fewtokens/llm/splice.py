@@ -10,8 +10,10 @@ model puts them in itself, once for each beam.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from fewtokens import registry
 from fewtokens.llm.columns import Line, Row
 from fewtokens.llm.family import MODALITIES, Family, family_of
+from fewtokens.llm.interface import check_parameters, unwrapped
 from fewtokens.llm.layout import Layout, Video
 from fewtokens.llm.visuals import Found, Short, encode_visuals, reduce_visuals
 from fewtokens.method import Method
@@ -44,8 +47,8 @@ class Compressed:
         inputs: for `generate` or `forward`.
         tokens: what became of each video, in the order of the prompt.
         before, after: int64 [B], length of each prompt without padding.
-        shift: int64 [B], by how much positions of text that follows are ahead of a count of the tokens; 0 where
-            positions were renumbered.
+        shift: int64 [B], by how much positions of text that follows are ahead of a count of the tokens (behind it where
+            it is negative); 0 where positions were renumbered.
         layout: where the visual tokens stand; None where the prompt is text alone.
     """
 
@@ -58,7 +61,11 @@ class Compressed:
 
 
 def compress_inputs(model: Any, inputs: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> dict[str, Any]:
-    """A prompt with few visual tokens, for `model.generate(**short)` or `model(**short)`; see `compress`."""
+    """A prompt with few visual tokens, for `model.generate(**short)` or `model(**short)`; see `compress`.
+
+    A later turn on the cache is for `attach`, which gives it its positions; so is a prompt with images alone, of which
+    nothing is reduced.
+    """
     return compress(model, inputs, spec, **options).inputs
 
 
@@ -74,7 +81,7 @@ def compress(
     """Encodes the images and videos of a prompt, reduces the videos and shortens the prompt to fit.
 
     Args:
-        model: of a family in `FAMILIES`, with its language-model head.
+        model: of a family in `FAMILIES`, with its language-model head; also wrapped, see `unwrapped`.
         inputs: what the processor made: input_ids [B,L], attention_mask, pixels, grids; labels [B,L] where there are
             some. Whatever else there is goes along.
         spec: a chain of methods of the stages pixels and tokens. Their features have the width of the language model.
@@ -89,10 +96,13 @@ def compress(
             [[("image", 1), ("video", 8)]] (pictures). None takes all pictures of a prompt as one video where there
             are several.
 
+    Images are left whole, which a warning says where there are methods; so do methods with random weights warn.
+
     Raises:
         ValueError: another family, a missing cue, a count that does not meet the budget, a prompt whose placeholders
             do not fit its features, a video in a later turn.
     """
+    model = unwrapped(model)
     family = family_of(model)
     prompt = dict(inputs)
     pipeline = as_pipeline(spec, model)
@@ -102,7 +112,12 @@ def compress(
     if not found:
         return Compressed(prompt)
     shorts = {modality: reduce_visuals(family, model, pipeline, prompt, modality, found) for modality in found}
-    return splice(family, model, prompt, found, shorts, layout=layout, positions=positions)
+    if len(pipeline.methods) and any(short.tokens is None for each in shorts.values() for short in each):
+        warnings.warn("images in the prompt are left whole; methods reduce videos only", stacklevel=2)
+    made = splice(family, model, prompt, found, shorts, layout=layout, positions=positions)
+    for outputs in made.inputs["mm_encoder_outputs"].values():
+        object.__setattr__(outputs, "maker_by_fewtokens", pipeline)
+    return made
 
 
 def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline:
@@ -128,7 +143,19 @@ def built(spec: str | Sequence[Method], model: Any) -> Sequence[Method]:
     if not isinstance(spec, str):
         return spec
     width = model.get_input_embeddings().weight.shape[1]
-    return [method.eval().to(model.device) for method in registry.build(spec, width=width)] if spec.strip() else []
+    methods = [method.eval().to(model.device) for method in registry.build(spec, width=width)] if spec.strip() else []
+    warn_untrained(methods)
+    return methods
+
+
+def warn_untrained(methods: Sequence[Method]) -> None:
+    """Warns of methods whose weights are random and would give nonsense."""
+    for method in methods:
+        if method.untrained:
+            warnings.warn(
+                f"{method.name} has random weights and gives nonsense; give it trained ones by weights='FILE'",
+                stacklevel=2,
+            )
 
 
 def splice(
@@ -148,7 +175,7 @@ def splice(
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    old, delta = _positions(family, model, prompt, mask)
+    old = _positions(family, model, prompt, mask)
     rows = [Row(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
     placed: list[tuple[int, int]] = []  # prompt and number in it of each video
     for modality, here in found.items():
@@ -179,8 +206,11 @@ def splice(
         three = pad([line.positions for line in lines], 0).transpose(0, 1)
         three = counted.expand(3, -1, -1) if positions == "renumber" else three
         result["position_ids"] = torch.cat([counted[None], three])
-        shift = torch.zeros_like(after) if positions == "renumber" else delta + shift
-        # Where the model looks when a later turn goes on.
+        # From the words at the end; the model's own delta is that of the largest position, which Qwen2.5-VL gives to
+        # the last frame of a video.
+        ends = torch.stack([line.positions[:, -1].amax() + 1 for line in lines])
+        shift = torch.zeros_like(after) if positions == "renumber" else ends - after
+        # Where the model looks when a later turn goes on without `attach`.
         model.base_model.rope_deltas = shift[:, None]
     elif positions != "renumber":
         result["position_ids"] = pad([line.positions for line in lines], 0)[:, 0]
@@ -194,10 +224,34 @@ def splice(
 
 
 def mark(outputs: Any, layout: Layout | None = None) -> Any:
-    """Remembers that these features went through here, and where they stand, see `attach`."""
-    object.__setattr__(outputs, "reduced_by_fewtokens", True)
-    object.__setattr__(outputs, "layout_by_fewtokens", layout)
-    return outputs
+    """The features as an object that says that they went through here, and where they stand, see `attach`.
+
+    By its type, so that parts of it are marked too: `generate` cuts it for `prefill_chunk_size`. Those have no layout.
+    """
+    kind: Any = type(outputs)
+    marked = _marked(kind)(**outputs)
+    object.__setattr__(marked, "layout_by_fewtokens", layout)
+    return marked
+
+
+@cache
+def _marked(kind: type) -> type:
+    return dataclass(type(kind.__name__, (kind,), {"reduced_by_fewtokens": True, "__module__": __name__}))
+
+
+def reduced(outputs: Any) -> bool:
+    """Whether features went through here."""
+    return getattr(outputs, "reduced_by_fewtokens", False)
+
+
+def layout_of(outputs: Any) -> Layout | None:
+    """Where features stand; None where they are a part, or did not go through here."""
+    return getattr(outputs, "layout_by_fewtokens", None)
+
+
+def maker(outputs: Any) -> Pipeline | None:
+    """What `compress` reduced features by."""
+    return getattr(outputs, "maker_by_fewtokens", None)
 
 
 def _layout(
@@ -227,13 +281,11 @@ def _pad_id(model: Any) -> int:
     return 0
 
 
-def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the prompt as it was, int64 [A,B,L] of A = 1 or 3 axes, and what text after is ahead by [B]."""
+def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
+    """Positions of the prompt as it was, int64 [A,B,L] of A = 1 or 3 axes."""
     ids = prompt["input_ids"]
     if not family.mrope:
-        return (mask.long().cumsum(1) - 1).clamp(min=0)[None], torch.zeros(
-            len(ids), dtype=torch.int64, device=ids.device
-        )
+        return (mask.long().cumsum(1) - 1).clamp(min=0)[None]
     kinds = prompt.get("mm_token_type_ids")
     if kinds is None:
         kinds = sum(
@@ -241,6 +293,8 @@ def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor)
             for number, modality in enumerate(MODALITIES, start=1)
         )
     told = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    index = model.base_model.get_rope_index
+    check_parameters(index, ("input_ids", "mm_token_type_ids", "attention_mask", *told), "get_rope_index")
     known = {name: prompt[name] for name in told if prompt.get(name) is not None}
-    found, delta = model.base_model.get_rope_index(ids, mm_token_type_ids=kinds, attention_mask=mask, **known)
-    return found, delta.reshape(-1)
+    found, _ = index(ids, mm_token_type_ids=kinds, attention_mask=mask, **known)
+    return found

@@ -7,6 +7,7 @@ The methods stand after the projector, in the width of the language model, as in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -301,7 +302,8 @@ def build_video_llm(
 
 
 def load_language_model(name: str | Path) -> tuple[Any, Any]:
-    """A causal language model of transformers and its tokenizer, from a folder or by hub id; safetensors only.
+    """A causal language model of transformers and its tokenizer, from a folder or by hub id (safetensors only), or from
+    a .gguf file, whose weights become float32.
 
     Raises:
         ValueError: what transformers says, in one line.
@@ -310,9 +312,13 @@ def load_language_model(name: str | Path) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise ValueError("a language model needs transformers; pip install 'fewtokens[llm]'") from None
+    packed = str(name).lower().endswith(".gguf")
     try:
-        llm = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        if packed:
+            llm, tokenizer = _from_gguf(Path(name))
+        else:
+            llm = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # whatever transformers says about a folder that it cannot load
         raise ValueError(
             f"{name}: no causal language model that can be loaded ({' '.join(str(error).split())[:200]})"
@@ -320,3 +326,25 @@ def load_language_model(name: str | Path) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return llm, tokenizer
+
+
+def _from_gguf(file: Path) -> tuple[Any, Any]:
+    """A model and its tokenizer out of a GGUF file."""
+    from importlib.util import find_spec
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not file.is_file():
+        raise ValueError("no such file")
+    if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
+        raise ValueError(f"a .gguf file needs {' and '.join(missing)}; pip install 'fewtokens[gguf]'")
+    read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # transformers saves no model that it knows to come from such a file, although its weights are plain ones by now.
+    config = copy.deepcopy(read.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    llm.load_state_dict(read.state_dict())
+    llm.generation_config = read.generation_config
+    return llm.eval(), tokenizer

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fewtokens.batch import collate
-from fewtokens.llm.family import MODALITIES, Family, Visual
+from fewtokens.llm.family import MODALITIES, PIXELS, Family, Visual
+from fewtokens.llm.interface import attribute, cache_of, filled
 from fewtokens.method import CUES
 from fewtokens.pipeline import Pipeline
 from fewtokens.tokens import Tokens
@@ -56,17 +57,16 @@ def encode_visuals(
     found = {}
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
-        if not any(name in prompt and prompt[name] is not None for name in _pixel_names(modality)):
+        if not any(prompt.get(name) is not None for name in PIXELS[modality]):
+            _check_no_places(family, model, prompt, modality)
             continue
         if ids is None:
             raise ValueError("a prompt is shortened by its input_ids; give them rather than inputs_embeds")
-        cache = prompt.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
+        if filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be spliced into a kept cache; begin a new one")
         outputs = family.encode(model, modality, prompt)
-        if outputs is None:
-            continue
-        at = (ids == family.placeholder(model, modality)).nonzero()
+        placeholder = attribute(model.config, f"{modality}_token_id")
+        at = (ids == placeholder).nonzero()
         if family.needs_items:
             items = items if items is not None else _guess_items(family, model, outputs, at, len(ids))
         flat = [item for row in items or () for item in row]
@@ -84,8 +84,18 @@ def encode_visuals(
     return found
 
 
-def _pixel_names(modality: str) -> tuple[str, ...]:
-    return ("pixel_values",) if modality == "image" else ("pixel_values_videos",)
+def _check_no_places(family: Family, model: Any, prompt: dict[str, Any], modality: str) -> None:
+    """Raises a ValueError where a prompt without pixels of a modality has places for some."""
+    ids, placeholder = prompt.get("input_ids"), family.placeholder(model, modality)
+    made = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
+    # What was said and read before may be anything.
+    if ids is None or placeholder is None or made or filled(cache_of(prompt)):
+        return
+    if places := int((ids == placeholder).sum()):
+        (pixels,) = PIXELS[modality]
+        raise ValueError(
+            f"the prompt has {places} places for {modality} features (token {placeholder}), but no {pixels}"
+        )
 
 
 def _guess_items(family: Family, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:

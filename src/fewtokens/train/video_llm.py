@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.evaluate.videoqa import normalise
-from fewtokens.llm.chat import collate_turns, encode_turns
+from fewtokens.llm.chat import check_question, collate_turns, encode_turns
 from fewtokens.llm.parts_session import square
 from fewtokens.llm.video_llm import VideoLlm
 from fewtokens.train.curves import draw_curves
@@ -45,7 +45,8 @@ class Reading:
 class Conversations(Dataset[dict[str, Any]]):
     """Conversations with their videos, indexed by (epoch, number) or number.
 
-    A video that cannot be read is told of in "broken" and left out of its batch.
+    A video that cannot be read, or a question with a special token in it, is told of in "broken" and left out of its
+    batch.
     """
 
     def __init__(self, items: Sequence[Conversation], reading: Reading, tokenizer: Any) -> None:
@@ -57,6 +58,8 @@ class Conversations(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         item = self.items[key[1] if isinstance(key, tuple) else key]
         try:
+            for question, _ in item.turns:
+                check_question(self.tokenizer, question)
             video = read(item.video, frames=self.reading.frames, size=self.reading.size)
         except (ValueError, OSError) as error:
             return {"broken": " ".join(str(error).split())}
@@ -90,6 +93,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
             part, frames = [], []
             for item in items[start : start + batch]:
                 try:
+                    check_question(model.tokenizer, item.turns[0][0])
                     video = read(item.video, frames=reading.frames, size=reading.size)
                 except (ValueError, OSError):
                     continue

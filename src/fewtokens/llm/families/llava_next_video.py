@@ -37,7 +37,9 @@ class LlavaNextVideo(Family):
             return [Visual("image", rows) for rows in outputs.pooler_output]
         frames = inputs["pixel_values_videos"]
         T = frames.shape[1]
-        side = side_of(outputs.pooler_output.shape[1] // T, self.name)
+        # Before transformers 5.20 a video's rows come frame by frame.
+        videos = [rows.flatten(0, -2) for rows in outputs.pooler_output]
+        side = side_of(len(videos[0]) // T, self.name)
         grid = Grid(T, side, side)
         return [
             Visual(
@@ -46,5 +48,5 @@ class LlavaNextVideo(Family):
                 grid,
                 pixels=cell_pixels(to_unit_pixels(frames[number], self.mean, self.std), grid) if pixels else None,
             )
-            for number, rows in enumerate(outputs.pooler_output)
+            for number, rows in enumerate(videos)
         ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fewtokens.grid import Grid
 from fewtokens.llm.family import CLIP_MEAN, CLIP_STD, Family, Visual
+from fewtokens.llm.interface import attribute
 from fewtokens.llm.pixels import Prepared, budget, normalise, pack, resize, whole_patches
 from fewtokens.video import Video
 
@@ -23,8 +24,7 @@ class Qwen2VL(Family):
     numbers: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
 
     def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
-        vision = model.config.vision_config
-        tubelet, patch = getattr(vision, "temporal_patch_size", 1), vision.patch_size
+        tubelet, patch = self.tubelet(model), model.config.vision_config.patch_size
         merge = self.merge(model, words.numbers)
         size = self.target(words.numbers, video, patch * merge, tubelet)
         frames = normalise(resize(video.frames, size, words.numbers["resample"]), words.numbers)
@@ -34,6 +34,10 @@ class Qwen2VL(Family):
         prepared.text = self.written(words, video, shape[0], cells, tubelet)
         self.more(prepared.inputs, video, tubelet, merge)
         return prepared
+
+    def tubelet(self, model: Any) -> int:
+        """Frames in a step of the grid."""
+        return attribute(model.config.vision_config, "temporal_patch_size")
 
     def merge(self, model: Any, numbers: dict[str, Any]) -> int:
         """By how much the patches of a video are merged along a side."""
@@ -59,7 +63,7 @@ class Qwen2VL(Family):
     ) -> list[Visual]:
         shapes = inputs[f"{modality}_grid_thw"].tolist()
         merges = self.merges(model, modality, inputs)
-        deepstack = [list(layers) for layers in zip(*(getattr(outputs, "deepstack_features", None) or ()), strict=True)]
+        deepstack = [list(layers) for layers in zip(*self.deepstack(outputs), strict=True)]
         visuals, at = [], 0
         for number, (rows, (t, h, w), merge) in enumerate(zip(outputs.pooler_output, shapes, merges, strict=True)):
             visual = Visual(modality, rows, deepstack=deepstack[number] if deepstack else [])
@@ -72,14 +76,17 @@ class Qwen2VL(Family):
             at += t * h * w
         return visuals
 
+    def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
+        """More rows of each picture or video, by layer of the language model."""
+        return ()
+
     def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
         """By how much the patches of each picture or video are merged along a side."""
         return [model.config.vision_config.spatial_merge_size] * len(inputs[f"{modality}_grid_thw"])
 
     def packed_pixels(self, packed: Tensor, merge: int, model: Any) -> Tensor:
         """The cue `pixels` out of patches as they are packed for the encoder: those of a cell lie side by side."""
-        vision = model.config.vision_config
-        frames, side = getattr(vision, "temporal_patch_size", 1), vision.patch_size
+        frames, side = self.tubelet(model), model.config.vision_config.patch_size
         patches = packed.float().reshape(-1, merge, merge, 3, frames, side, side)
         mean, std = (patches.new_tensor(part).reshape(3, 1, 1, 1) for part in (self.mean, self.std))
         unit = (patches * std + mean).clamp(0, 1)

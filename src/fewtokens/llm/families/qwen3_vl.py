@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from fewtokens.llm.families.qwen2_vl import Qwen2VL
 from fewtokens.llm.family import HALF
+from fewtokens.llm.interface import attribute
 from fewtokens.llm.pixels import budget, pair_times, whole_patches
 from fewtokens.video import Video
 
@@ -28,6 +32,9 @@ class Qwen3VL(Qwen2VL):
             grow = max(factor / height, factor / width)
             height, width = int(height * grow), int(width * grow)
         return whole_patches(height, width, factor, least, most, T, round(T / tubelet) * tubelet)
+
+    def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
+        return attribute(outputs, "deepstack_features")
 
     def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
         start = words.token("vision_start_token", "<|vision_start|>")

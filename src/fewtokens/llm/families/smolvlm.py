@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from fewtokens.llm.family import Family, Visual, grouped_blocks, to_unit_pixels
+from fewtokens.llm.interface import version
 from fewtokens.llm.pixels import LANCZOS, Prepared, normalise, resize
 from fewtokens.video import Video
 
@@ -26,6 +28,7 @@ class SmolVLM(Family):
     name = "smolvlm"
     needs_items = True
     mark = "<video>"
+    without = ((5, 20),)
     numbers: ClassVar = {
         "size": {"longest_edge": 4 * 364},
         "max_image_size": {"longest_edge": 364},
@@ -57,6 +60,13 @@ class SmolVLM(Family):
         for time in times:
             text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{picture}"
         return Prepared({"pixel_values": frames[None]}, text + "\n\n")
+
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[Visual]) -> Any:
+        packed = super().pack(modality, outputs, visuals)
+        if version() < (5, 20):
+            # Pictures of one row each.
+            packed["pooler_output"] = torch.cat(packed["pooler_output"])[:, None]
+        return packed
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool

@@ -26,6 +26,9 @@ class VideoLlama3(Qwen2VL):
     def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
         return inputs[f"{modality}_merge_sizes"].tolist()
 
+    def tubelet(self, model: Any) -> int:
+        return 1
+
     def merge(self, model: Any, numbers: dict[str, Any]) -> int:
         # The model takes it with each video; its config speaks of pictures.
         return numbers.get("merge_size", 2)

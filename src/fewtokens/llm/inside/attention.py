@@ -11,8 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtokens.llm.interface import changed
+
+# What decoder layers and their attention are made of; all of it is accounted for below.
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "rotary_emb"}
 # Probabilities held at once (128 MiB in float32); more queries are taken in blocks.
 _AT_ONCE = 1 << 25
+
+
+def check_layers(text: Any) -> None:
+    """Raises a ValueError where the layers of a language model are not as `attention_rows` and the hooks take them."""
+    kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
+    if any(getattr(layer.self_attn, "sliding_window", None) for layer in text.layers if hasattr(layer, "self_attn")):
+        kinds |= {"sliding_attention"}
+    if kinds != {"full_attention"}:
+        raise ValueError(f"methods inside a language model need layers of full attention, these are {sorted(kinds)}")
+    for layer in text.layers:
+        parts = {name for name, _ in layer.named_children()}
+        if parts != _LAYER:
+            raise changed(f"makes decoder layers of {', '.join(sorted(parts ^ _LAYER))}")
+        own = {name for name, _ in layer.self_attn.named_children()}
+        if not {"q_proj", "k_proj"} <= own <= _ATTENTION:
+            raise changed(f"makes their attention of {', '.join(sorted(own))}")
 
 
 def attention_rows(

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from fewtokens.llm.interface import attribute
+
 
 class FewerLayer(DynamicLayer):
     """Keys and values [B,heads,n,d] of n of the `length` columns seen.
@@ -172,7 +174,7 @@ def cache_bytes(cache: Cache, *, away: bool = False) -> list[int]:
     """Bytes of keys and values of each layer where the model is; with `away`, those moved to the host's memory too."""
     found = []
     for layer in cache.layers:
-        parts = [part for name in ("keys", "values") if (part := getattr(layer, name, None)) is not None]
+        parts = [attribute(layer, name) for name in ("keys", "values")] if layer.is_initialized else []  # type: ignore[union-attr]
         if away and isinstance(layer, FewerLayer) and layer.away is not None:
             parts += layer.away[:2]
         found.append(sum(part.numel() * part.element_size() for part in parts))

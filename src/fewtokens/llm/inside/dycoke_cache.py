@@ -11,6 +11,7 @@ from torch import Tensor
 from fewtokens.llm.inside.attention import attention_rows
 from fewtokens.llm.inside.cache import FewerLayer, fewer_layer
 from fewtokens.llm.inside.method import InsideMethod, check_layer
+from fewtokens.llm.interface import layer_cache
 from fewtokens.method import check_share
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class DyCokeCache(InsideMethod):
         return self.layer
 
     def decode(self, number: int, layer: Any, inputs: dict[str, Any], inside: Inside, run: Run) -> None:
-        cache = inputs["past_key_values"]
+        cache: Any = layer_cache(inputs)
         cut = fewer_layer(cache, self.layer)
         # Several words at once are the next question, which is read with what is there.
         if cut is None or "video" not in cut.notes or inputs["hidden_states"].shape[1] != 1:

@@ -10,7 +10,7 @@ While words are generated each layer's cache says which columns it has, and the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,11 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.llm.inside.attention import attention_rows
+from fewtokens.llm.inside.attention import attention_rows, check_layers
 from fewtokens.llm.inside.cache import fewer_layer, make_fewer, to_slots
 from fewtokens.llm.inside.masks import narrow
 from fewtokens.llm.inside.method import InsideMethod, View
+from fewtokens.llm.interface import cache_of, changed, filled, layer_cache
 from fewtokens.llm.layout import Layout
+from fewtokens.llm.splice import layout_of, reduced
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Run:
     Attributes:
         layout: of the prompt; None where words are generated or the prompt is text alone.
         real: bool [B,K], columns that are no padding; None where all are.
+        deep: the prompt's features include DeepStack's.
         deepstack: how many of the first layers have features added after them.
         columns: int64 [B,M], columns that are there, -1 is padding; None where all are.
         padded: some of them, or of `real`, are padding.
@@ -45,6 +48,7 @@ class Run:
 
     layout: Layout | None
     real: Tensor | None
+    deep: bool = False
     deepstack: int = 0
     columns: Tensor | None = None
     padded: bool = False
@@ -73,17 +77,13 @@ class Inside:
         self.text = language_model(model)
         self.depth = len(self.text.layers)
         self.stops = [method.stops(self.depth) for method in self.methods]
-        kinds = set(getattr(self.text.config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"}:
-            raise ValueError(
-                f"methods inside a language model need layers of full attention, these are {sorted(kinds)}"
-            )
+        check_layers(self.text)
         for method in self.methods:
             for layer in method.asked_layers(self.depth):
-                if layer >= self.depth:
+                if layer + method.later >= self.depth:
                     raise ValueError(
-                        f"{method.spec}: layer {layer} is beyond the model's {self.depth} layers; give one of 1 to "
-                        f"{self.depth - 1}"
+                        f"{method.spec}: layer {layer} is beyond the model's {self.depth} layers; give one of "
+                        f"{1 - method.later} to {self.depth - 1 - method.later}"
                     )
         self.run: Run | None = None
 
@@ -94,35 +94,33 @@ class Inside:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Puts the hooks on, and takes them off at the end."""
-        hooks = [
-            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self.model.register_forward_hook(self._end, always_call=True),
-            self.text.register_forward_pre_hook(self._note_deepstack, with_kwargs=True),
-            self.text.norm.register_forward_pre_hook(self._put_back),
-        ]
-        for number, layer in enumerate(self.text.layers):
-            hooks.append(layer.register_forward_pre_hook(partial(self._before, number), with_kwargs=True))
-            hooks.append(layer.register_forward_hook(partial(self._after, number)))
-        try:
+        with ExitStack() as hooks:
+            hooks.callback(setattr, self, "run", None)
+            # Each is entered as soon as it is on, so that it comes off whatever happens.
+            enter = hooks.enter_context
+            enter(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+            enter(self.model.register_forward_hook(self._end, always_call=True))
+            enter(self.text.register_forward_pre_hook(self._note_deepstack, with_kwargs=True))
+            enter(self.text.norm.register_forward_pre_hook(self._put_back))
+            for number, layer in enumerate(self.text.layers):
+                enter(layer.register_forward_pre_hook(partial(self._before, number), with_kwargs=True))
+                enter(layer.register_forward_hook(partial(self._after, number)))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.run = None
 
     def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         given = (kwargs.get("mm_encoder_outputs") or {}).values()
-        layouts = [getattr(outputs, "layout_by_fewtokens", None) for outputs in given]
+        if any(reduced(outputs) and layout_of(outputs) is None for outputs in given):
+            raise ValueError("methods inside a language model need the prompt whole; leave out prefill_chunk_size")
+        layouts = map(layout_of, given)
         layout = next((layout for layout in layouts if layout is not None and layout.videos), None)
         mask = kwargs.get("attention_mask")
         real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        cache = kwargs.get("past_key_values")
         ids = kwargs.get("input_ids")
         ids = args[0] if ids is None and args else ids
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if layout is not None:
             assert ids is not None
-            if cache is not None and cache.get_seq_length() > 0:
+            if filled(cache_of(kwargs)):
                 raise ValueError("a video reached a cache that is not empty; begin a new one")
             if ids.shape[1] < layout.visual.shape[1]:
                 raise ValueError("methods inside a language model need the prompt whole; leave out prefill_chunk_size")
@@ -131,7 +129,8 @@ class Inside:
                     raise ValueError(f"{method.name} takes tokens out of caches; generate with use_cache=True")
             layout = layout.fitted(*ids.shape[:2])
         padded = layout is not None and real is not None and not bool(real.all())
-        self.run = Run(layout, real, padded=padded)
+        deep = any(outputs.get("deepstack_features") is not None for outputs in given)
+        self.run = Run(layout, real, deep, padded=padded)
 
     def _end(self, model: Any, args: Any, output: Any) -> None:
         run, self.run = self.run, None
@@ -147,6 +146,8 @@ class Inside:
 
     def _note_deepstack(self, text: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if self.run is not None:
+            if self.run.deep and "deepstack_visual_embeds" not in kwargs:
+                raise changed("gives DeepStack features to the language model under another name")
             self.run.deepstack = len(kwargs.get("deepstack_visual_embeds") or ())
 
     def _put_back(self, norm: Any, args: Any) -> Any:
@@ -169,6 +170,8 @@ class Inside:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         inputs = {**kwargs, "hidden_states": hidden}
+        if missing := [name for name in ("attention_mask", "position_embeddings") if name not in inputs]:
+            raise changed(f"hands its decoder layers no {' and no '.join(missing)}")
         self._prompt(number, layer, inputs, run) if run.layout is not None else self._word(number, layer, inputs, run)
         if not args:
             return args, inputs
@@ -186,7 +189,7 @@ class Inside:
                     run.scores[one, which] = self._measure(method, layer, inputs, run)
                 if stop.at == number:
                     self._drop(method, one, which, number, inputs, run)
-        cache = inputs.get("past_key_values")
+        cache = layer_cache(inputs)
         cuts = [first for method in self.methods if (first := method.first_cut(self.depth)) is not None]
         if cache is not None and (run.columns is not None or any(number >= first for first in cuts)):
             columns = _columns(run, inputs["hidden_states"])
@@ -196,7 +199,7 @@ class Inside:
 
     def _word(self, number: int, layer: Any, inputs: dict[str, Any], run: Run) -> None:
         """Words after the prompt: cuts the mask to what the layer's cache holds."""
-        cache = inputs.get("past_key_values")
+        cache = layer_cache(inputs)
         if cache is None:
             return
         for method in self.methods:
@@ -270,7 +273,7 @@ class Inside:
         run.mask = narrow(mask, slots, slots, first=0, flash=self.flash, padded=run.padded)
         inputs["hidden_states"] = _gathered(hidden, slots)
         self._shorten(inputs, run)
-        cache = inputs.get("past_key_values")
+        cache = layer_cache(inputs)
         if method.prunes_earlier and cache is not None:
             wanted = run.columns.new_zeros(len(columns), video.shape[1] + 1, dtype=torch.bool)
             wanted = wanted.scatter(1, run.columns.masked_fill(run.columns < 0, video.shape[1]), True)[:, :-1]

@@ -78,6 +78,7 @@ class InsideMethod(Method):
         pool: how it is pooled over heads and queries.
         prunes_earlier: what goes is taken out of the caches of earlier layers too.
         may_keep_all: nothing may be alike, so that nothing goes.
+        later: tokens go so many layers after the one that its arguments name.
     """
 
     stage = "llm"
@@ -86,6 +87,7 @@ class InsideMethod(Method):
     pool: str = "mean"
     prunes_earlier: ClassVar[bool] = False
     may_keep_all: ClassVar[bool] = False
+    later: ClassVar[int] = 0
     choose: Callable[[View, int], Choice]  # decides at the stop of this number
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
@@ -99,8 +101,8 @@ class InsideMethod(Method):
         return []
 
     def asked_layers(self, depth: int) -> list[int]:
-        """The layers it asks for, so that those beyond the model are refused."""
-        return [layer for stop in self.stops(depth) for layer in (stop.measure, stop.at) if layer is not None]
+        """The layers that its arguments name, so that those beyond the model are refused."""
+        return [stop.at - self.later for stop in self.stops(depth)]
 
     def keeps_all(self, number: int) -> bool:
         """Whether nothing is to go at stop `number`."""

@@ -30,6 +30,7 @@ class PruneVidInner(InsideMethod):
     asks = "text"
     pool = "max"
     prunes_earlier = True
+    later = 1
 
     def __init__(self, keep: float = 0.4, *, layer: int = 10) -> None:
         super().__init__()

@@ -1,0 +1,203 @@
+"""What is asked of transformers: other names are errors, wrapped models are unwrapped, old releases are told of."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from fewtokens.llm import Session, attach, compress_inputs, family_of
+from fewtokens.llm import family as family_module
+from fewtokens.llm.inside import language_model
+from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrapped
+from tests.llm.test_splice import generate, logits_of
+from tests.llm.tiny import FAMILIES, prompt, tiny
+
+PARTS = (("text", 3), ("video", 4), ("text", 5))
+FEW = "uniform(keep=0.5)"
+
+
+def renamed(model, where, old, new):
+    """A copy of a model that hands its layers (or its language model) an argument under another name."""
+    model = copy.deepcopy(model)
+    text = language_model(model)
+
+    class Renaming(type(text.layers[0]) if where == "layer" else type(text)):
+        def __call__(self, *args, **kwargs):
+            for name in old:
+                if name in kwargs:
+                    kwargs[new] = kwargs.pop(name)
+            return super().__call__(*args, **kwargs)
+
+    for module in text.layers if where == "layer" else [text]:
+        module.__class__ = Renaming
+    return model
+
+
+INSIDE = ("fastv(keep=0.5, layer=1)", "prunevid_inner(layer=1)", "dycoke_cache(keep=0.3, layer=1)")
+
+
+@pytest.mark.parametrize("spec", INSIDE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_whose_cache_has_another_name(family, spec):
+    model = renamed(tiny(family), "layer", ("past_key_values", "cache"), "memory")
+    asked = prompt(family, *PARTS)
+    with attach(model, spec, items=asked.items) as few, pytest.raises(ValueError, match="cache under another name"):
+        few.generate(**asked.inputs, max_new_tokens=3)
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "position_embeddings"])
+def test_other_arguments_of_a_layer(name):
+    model, asked = renamed(tiny("qwen2_vl"), "layer", (name,), "another"), prompt("qwen2_vl", *PARTS)
+    with attach(model, INSIDE[0]) as few, pytest.raises(ValueError, match=f"no {name}"):
+        few(**asked.inputs)
+
+
+def test_deepstack_under_another_name():
+    model = renamed(tiny("qwen3_vl"), "text", ("deepstack_visual_embeds",), "deep")
+    asked = prompt("qwen3_vl", *PARTS)
+    with attach(model, INSIDE[0]) as few, pytest.raises(ValueError, match=r"DeepStack features .* another name"):
+        few(**asked.inputs)
+
+
+def test_layers_of_other_parts():
+    model = copy.deepcopy(tiny("qwen3_vl"))
+    attention = language_model(model).layers[1].self_attn
+    attention.query_norm = attention.q_norm
+    del attention.q_norm
+    with pytest.raises(ValueError, match=r"their attention of .*query_norm"), attach(model, INSIDE[0]):
+        pass
+    model = copy.deepcopy(tiny("qwen2_vl"))
+    language_model(model).layers[0].gate = nn.Identity()
+    with pytest.raises(ValueError, match="decoder layers of gate"), attach(model, INSIDE[0]):
+        pass
+    model = copy.deepcopy(tiny("qwen2_vl"))
+    language_model(model).layers[0].self_attn.sliding_window = 8
+    with pytest.raises(ValueError, match=r"layers of full attention, .*sliding"), attach(model, INSIDE[0]):
+        pass
+
+
+def test_positions_from_something_unknown(monkeypatch):
+    model, asked = copy.deepcopy(tiny("qwen2_vl")), prompt("qwen2_vl", *PARTS)
+    real = model.base_model.get_rope_index
+    monkeypatch.setattr(
+        model.base_model, "get_rope_index", lambda input_ids, seconds=None, **rest: real(input_ids, **rest)
+    )
+    with pytest.raises(ValueError, match="get_rope_index take seconds"):
+        compress_inputs(model, asked.inputs, FEW)
+
+
+def test_a_model_that_takes_its_cache_by_another_name(monkeypatch):
+    model = copy.deepcopy(tiny("qwen2_vl"))
+    monkeypatch.setattr(model, "forward", lambda input_ids, mm_encoder_outputs=None, memory=None: None)
+    with pytest.raises(ValueError, match="its cache under another name"):
+        family_of(model)
+
+
+def test_a_cache_under_either_name():
+    assert cache_of({"cache": 1}) == cache_of({"past_key_values": 1, "cache": None}) == 1
+    assert cache_of({"ids": 1}) is None
+    assert layer_cache({"past_key_values": None}) is None
+    assert layer_cache({"use_cache": False}) is None
+    with pytest.raises(ValueError, match="under another name"):
+        layer_cache({"use_cache": True, "memory": 1})
+    assert "fewtokens[llm]" in str(changed("does"))
+
+
+def test_releases_that_a_family_cannot_use(monkeypatch):
+    monkeypatch.setattr(family_module, "version", lambda: (5, 20))
+    with pytest.raises(ValueError, match=r"smolvlm .* transformers 5\.20; install 5\.21 or newer"):
+        family_of(tiny("smolvlm"))
+    assert family_of(tiny("internvl")).name == "internvl"
+
+
+def test_pixels_of_another_model():
+    asked = prompt("qwen2_vl", *PARTS).inputs
+    with pytest.raises(ValueError, match="internvl has no use for pixel_values_videos"):
+        compress_inputs(tiny("internvl"), asked, FEW)
+
+
+def adapted(model):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    return peft.get_peft_model(copy.deepcopy(model), config).eval()
+
+
+WRAPPERS = {
+    "peft": adapted,
+    "compile": torch.compile,
+    "DataParallel": nn.DataParallel,
+    "peft in compile in DataParallel": lambda model: nn.DataParallel(torch.compile(adapted(model))),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wrapped_models(family, wrapper):
+    asked = prompt(family, *PARTS)
+    model = WRAPPERS[wrapper](tiny(family))
+    inner = unwrapped(model)
+    assert family_of(model).name == family
+    with attach(inner, FEW, items=asked.items) as few, torch.no_grad():
+        wanted = few(**asked.inputs).logits
+    with attach(model, FEW, items=asked.items) as few, torch.no_grad():
+        assert torch.equal(few(**asked.inputs).logits, wanted)
+        assert few.generate(**asked.inputs, max_new_tokens=2).shape[1] == few.last.inputs["input_ids"].shape[1] + 2
+        with pytest.raises(ValueError, match="attached to this model already"), attach(inner, FEW):
+            pass
+        short = compress_inputs(model, asked.inputs, FEW, items=asked.items)
+    out = generate(inner, short)
+    torch.testing.assert_close(logits_of(out)[:, 0], wanted[:, -1], rtol=1e-4, atol=1e-4)
+    if "peft" in wrapper:
+        with attach(tiny(family), FEW, items=asked.items) as few, torch.no_grad():
+            assert not torch.allclose(few(**asked.inputs).logits, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_sessions_of_wrapped_models(wrapper):
+    from tests.llm.test_session import CLIP, FIRST, loaded
+
+    model, processor = loaded("qwen2_vl")
+    model = WRAPPERS[wrapper](model)
+    answer = Session(model, processor, FEW, 8).ask(CLIP, FIRST, 3)
+    assert answer.text == Session(unwrapped(model), processor, FEW, 8).ask(CLIP, FIRST, 3).text
+    assert processor(model, CLIP, FIRST).keys() == processor(unwrapped(model), CLIP, FIRST).keys()
+
+
+def test_adapters_that_act_on_prompts_are_refused():
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2, num_layers=3, token_dim=32,
+                                     num_attention_heads=4)  # fmt: skip
+    model = peft.get_peft_model(copy.deepcopy(tiny("llava_onevision")), config)
+    with pytest.raises(ValueError, match="virtual tokens before the prompt"), attach(model, FEW):
+        pass
+
+
+def test_gradients_through_ddp(tmp_path, monkeypatch):
+    """Its own forward is called, or gradients would not be added up over processes."""
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    asked = prompt("qwen2_vl", *PARTS)
+    labels = asked.inputs["input_ids"]
+    monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(copy.deepcopy(tiny("qwen2_vl")), find_unused_parameters=True)
+        reduced = []
+        model.register_comm_hook(None, lambda state, bucket: (reduced.append(1), _done(bucket.buffer()))[1])
+        with attach(model, FEW) as few:
+            few(**asked.inputs, labels=labels).loss.backward()
+    finally:
+        distributed.destroy_process_group()
+    assert reduced
+
+
+def _done(value):
+    future = torch.futures.Future()
+    future.set_result(value)
+    return future
