@@ -111,8 +111,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 
 def test_fresh_begins_anew(tmp_path):
     run(tmp_path, steps=8)
-    with pytest.raises(ValueError, match=r"other settings \(steps\)"):
-        run(tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(lr\)"):
+        run(tmp_path, lr=1e-4)
     _, report = run(tmp_path, resume=False)
     assert (report.resumed_at, report.steps) == (0, 12)
 
