@@ -57,7 +57,9 @@ def settings(**changes: Any) -> Settings:
 
 
 def run(out: Any, *, model: models.Model | None = None, **changes: Any) -> tuple[models.Model, Report]:
-    fit_options = {name: changes.pop(name) for name in ("resume", "evaluate", "progress", "device") if name in changes}
+    fit_options = {
+        name: changes.pop(name) for name in ("resume", "evaluate", "progress", "device", "inputs") if name in changes
+    }
     model = model or network()
     report = fit(
         model,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +51,7 @@ def load_batches(
         num_workers=workers,
         collate_fn=_Shared(collate or default_collate),
         pin_memory=pin,
+        worker_init_fn=_quiet_end,
         timeout=min(_LOOK, PATIENCE) if workers else 0,
     )
     try:
@@ -67,8 +70,8 @@ def load_batches(
                     raise
                 waited = 0.0
                 yield batch_now
-    except (RuntimeError, OSError, MemoryError) as error:
-        if said := _in_one_line(error):
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        if workers and (said := _in_one_line(error)):
             raise LoadingError(said) from None
         raise
 
@@ -92,6 +95,17 @@ def _no_surprise() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, handler)
 
 
+def _quiet_end(number: int) -> None:
+    """Lets a process that reads data say nothing of a reader that was stopped while it was handed a batch."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, ConnectionError):
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 class _Shared:
     """Collates, and lays the tensors into shared memory while errors still reach the reader.
 
@@ -110,6 +124,7 @@ class _Shared:
         return batch
 
 
+_KILLED = "a process that reads data was killed, as by a system that is out of memory"
 # What torch and the system say -> what is wrong. Whatever else they say is raised as it is.
 _SAID = (
     (("shared memory", "/torch_", "Bus error"),
@@ -117,17 +132,15 @@ _SAID = (
     (("Too many open files", "ancdata"), "too many open files; raise the limit (ulimit -n)"),
     (("t allocate memory", "MemoryError", "Cannot allocate memory", "out of memory"),
      "no memory left for the batches that are read ahead"),
-    (("killed by signal", "exited unexpectedly"),
-     "a process that reads data was killed, as by a system that is out of memory"),
+    (("killed by signal", "exited unexpectedly"), _KILLED),
     (("timed out after",), f"no data came for {PATIENCE / 60:.0f} minutes; is the disk or the network stuck?"),
 )  # fmt: skip
 
 
 def _in_one_line(error: BaseException) -> str:
+    """What is wrong, or "" where it is an error of the dataset."""
     text = f"{type(error).__name__} {error}"
-    if "orker" not in text and not isinstance(error, MemoryError):
-        return ""
-    for marks, meaning in _SAID:
-        if any(mark in text for mark in marks):
-            return f"{meaning}. Fewer workers or a smaller batch need less; workers=0 reads in one process"
-    return ""
+    meant = [meaning for marks, meaning in _SAID if any(mark in text for mark in marks)]
+    if not meant and isinstance(error, OSError | EOFError) and "Caught" not in text:
+        meant = [_KILLED]  # while it handed over a batch
+    return f"{meant[0]}. Fewer workers or a smaller batch need less; workers=0 reads in one process" if meant else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,22 @@ from fewtokens.train.settings import Settings, plain, total_steps
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-class Head(TypedDict):
+class _Later(TypedDict, total=False):
+    """What older versions did not write."""
+
+    inputs: dict[str, list[str]]
+    due: bool
+    broken: list[str]
+
+
+class Head(_Later):
     """What stands in the header of a checkpoint.
 
     Keys:
         step: steps done.
         items: of the data.
         settings: see `Settings`.
-        inputs: what else the run is made from, see `fewtokens.train.inputs`; older versions wrote none.
+        inputs: what else the run is made from, see `fewtokens.train.inputs`.
         scores: of the last evaluation; due: whether one of this step is still to be made.
         sums, counted: added up since the last line of metrics.jsonl.
         broken: files that could not be read.
@@ -38,12 +46,9 @@ class Head(TypedDict):
     step: int
     items: int
     settings: dict[str, Any]
-    inputs: NotRequired[dict[str, list[str]]]
     scores: dict[str, Any]
-    due: NotRequired[bool]
     sums: dict[str, float]
     counted: int
-    broken: NotRequired[list[str]]
 
 
 def state_of(
