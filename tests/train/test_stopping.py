@@ -422,7 +422,8 @@ class TestFullDisk:
 
 @pytest.mark.parametrize(
     "text",
-    ["lr=nan", "lr=inf", "lr=-1", "epochs=nan", "epochs=inf", "epochs=1e300", "batch=0", f"batch={10**15}", "momentum=-1",
+    ["lr=nan", "lr=inf", "lr=-1", "epochs=nan", "epochs=inf", "epochs=1e300", "batch=0", f"batch={10**15}",
+     "momentum=-1",
      "beta1=1", "beta2=nan", "warmup=inf", "warmup=-1", "clip=nan", "ema=1", "seed=1e99", f"seed={2**80}", "workers=-1",
      f"workers={10**9}", "log_every=0", "save_minutes=nan", "save_every=-1", "eval_every=nan", "rates=head=nan",
      "rates=head=inf", "size=0", f"size={10**9}", "resize=-1", "frames=0", f"frames={10**9}", "stride=0", "fps=nan",
