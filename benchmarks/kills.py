@@ -69,19 +69,19 @@ class Case:
 _TRAINING = "--device cpu --set log_every=1 --set eval_every=1"
 CASES = (
     Case("tokenize", "tokenize IN/videos/*.mp4 --with tome(keep=0.2) --frames 12 --size 64 --out OUT"),
-    Case("tokenize --stream", "tokenize IN/long.mp4 --stream --chunk 8 --with evs(keep=0.5) --size 64 --out OUT"),
+    Case("tokenize --stream", "tokenize IN/long.mp4 --stream --chunk 8 --with evs(tau=0.3) --size 64 --out OUT"),
     Case(
         "bench", "bench IN/videos --methods evs,rlt --keep 0.3,0.1 --frames 6 --size 64 --repeats 1 --out OUT",
         measured=(".md", ".html", ".png", ".csv"),
     ),
     Case("train", f"train vit_nano8 --data IN/pictures --size 16 --batch 8 --epochs 8 {_TRAINING} --set save_every=4 "
          "--workers 2 --out OUT", trains=True),
-    Case("train tobo", f"train tobo IN/frames --size 16 --batch 4 --steps 24 {_TRAINING} --set save_every=5 --workers 1 "
-         "--set patch=8 --set width=16 --set heads=2 --set depth=1 --set decoder_depth=1 --set shown=2 --set visits=4 "
-         "--set max_gap=4 --out OUT", trains=True),
+    Case("train tobo", f"train tobo IN/frames --size 16 --batch 4 --steps 24 {_TRAINING} --set save_every=5 "
+         "--workers 1 --set patch=8 --set width=16 --set heads=2 --set depth=1 --set decoder_depth=1 --set shown=2 "
+         "--set visits=4 --set max_gap=4 --out OUT", trains=True),
     Case("train video-llm", "train video-llm --data IN/talks/train.jsonl --encoder IN/vit --llm IN/llm --pool 2 "
-         f"--with tome(keep=4) --frames 4 --size 32 --batch 2 {_TRAINING} --set steps=16 --set save_every=4 --set lr=0.01 "
-         "--set workers=1 --val IN/talks/train.jsonl --out OUT", trains=True),
+         f"--with tome(keep=4) --frames 4 --size 32 --batch 2 {_TRAINING} --set steps=16 --set save_every=4 "
+         "--set lr=0.01 --set workers=1 --val IN/talks/train.jsonl --out OUT", trains=True),
     Case("train frames", "train frames IN/videos --size 32 --out OUT"),
     Case("eval davis", "eval davis --data IN/DAVIS --encoder patches --size native --video --device cpu --out OUT"),
 )  # fmt: skip
@@ -359,9 +359,8 @@ def campaign(
             hits = ", ".join(f"{kill['signal']} {kill['second']} s" for kill in row["kills"]) or "too late"
             trouble = "; ".join([*row["said"], *row["differing"], *(f"left: {name}" for name in row["left"])])
             done = sum(len(each["kills"]) for each in mine)
-            say(
-                f"  {case.name} {done}/{kills}: {hits}: {'fine' if fine else trouble} ({time.monotonic() - begun:.0f} s)"
-            )
+            took = time.monotonic() - begun
+            say(f"  {case.name} {done}/{kills}: {hits}: {'fine' if fine else trouble} ({took:.0f} s)")
     return made
 
 
@@ -372,12 +371,12 @@ def summarise(cases: Sequence[Case], made: Sequence[dict[str, Any]]) -> list[dic
         mine = [row for row in made if row["case"] == case.name and row["kills"]]
         kills = [kill for row in mine for kill in row["kills"]]
         seconds = [kill["second"] for kill in kills]
+        writing = sum(kill["at"] == "write" for kill in kills)
         count = {name: sum(kill["signal"] == name for kill in kills) for name in ("SIGKILL", "SIGTERM", "SIGINT")}
         rows.append({
             "command": case.name, "kills": len(kills),
             "signals": ", ".join(f"{number} {name}" for name, number in count.items() if number),
-            "moments": f"{min(seconds):.1f} to {max(seconds):.1f} s, {sum(kill['at'] == 'write' for kill in kills)} at a "
-                       "write" if kills else "",
+            "moments": f"{min(seconds):.1f} to {max(seconds):.1f} s, {writing} at a write" if kills else "",
             "reruns": len(mine), "complete": sum(row["complete"] for row in mine),
             "equal": sum(not row["differing"] for row in mine), "leftovers": sum(len(row["left"]) for row in mine),
             "bit-equal": f"{sum(row['bit-equal'] is True for row in mine)}" if case.trains else None,

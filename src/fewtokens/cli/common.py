@@ -116,7 +116,7 @@ class _Lines:
     """Progress where there is no terminal: a line each half minute, and each 5 % if that takes a second or more."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.told_at, self.told = title, time.monotonic(), 0.0
+        self.title, self.told_at, self.told = title, time.monotonic(), 0
         self.first: tuple[float, int] | None = None
 
     def __call__(self, done: int, in_all: int | None) -> None:
@@ -124,10 +124,10 @@ class _Lines:
         if self.first is None or done < self.first[1]:
             self.first = now, done  # a run that is resumed does not begin at 0
             return
-        share = done / in_all if in_all else 0.0
-        if now - self.told_at < (1 if share - self.told >= 0.05 else 30):
+        twentieths = 20 * done // in_all if in_all else 0
+        if now - self.told_at < (1 if twentieths > self.told else 30):
             return
-        self.told_at, self.told = now, share
+        self.told_at, self.told = now, twentieths
         rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
         left = f", {timedelta(seconds=round((in_all - done) / rate))} left" if in_all and rate else ""
         counted = f"{done} of {in_all}" if in_all else str(done)

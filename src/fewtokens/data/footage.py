@@ -196,8 +196,10 @@ def open_frames(path: Path) -> NDArray[np.uint8]:
     """
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not an array that can be mapped ({error})") from None
+    except Exception as error:  # numpy reads a header as Python, and raises what that raises
+        raise ValueError(f"{path}: not an array that can be mapped ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(frames, np.ndarray):
+        raise ValueError(f"{path}: an archive, not an array")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"{path}: frames are uint8 [T,H,W,3], this is {frames.dtype} {list(frames.shape)}")
     return frames
