@@ -272,6 +272,13 @@ def test_two_processes_train_as_one(tmp_path):
     assert not any(name.startswith("model.module.") for name in tensors)
 
 
+def test_two_processes_stop_together_although_one_is_told(tmp_path):
+    said = launch(tmp_path, 2, told=1, eval_every=1, save_every=100)
+    assert said == {"said": "stopped at step 3; the same command resumes", "code": 143}
+    assert checkpoint.read(tmp_path / "state.safetensors")[1]["step"] == 3
+    assert launch(tmp_path, 2, eval_every=1, save_every=100)["steps"] == 12
+
+
 def test_sharded_over_two_processes(tmp_path):
     """FSDP2 on a mesh of two gloo processes: every parameter is sharded, and a run is resumed from whole tensors."""
     said = launch(tmp_path, 2, shard=True, steps=4)
