@@ -34,7 +34,7 @@ except ImportError:  # Windows: nothing tells a dead writer from a live one, so 
 FORMAT_VERSION = 1
 
 # What the system says where nothing more can be written, whatever the file.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 # The private folder of one writer. It is locked while the writer lives; the name matches no pattern of results.
 _PREFIX, _SUFFIX = ".fewtokens-", ".partial"
@@ -284,7 +284,7 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
 def as_os_error(error: SafetensorError, path: str | Path) -> OSError:
     """What safetensors says when it cannot write, as the system would have said it."""
     message = str(error)
-    for code in (*NO_ROOM, errno.EACCES):
+    for code in (*NO_ROOM, errno.EACCES, errno.EIO):
         if f"os error {code}" in message or os.strerror(code) in message:
             return OSError(code, os.strerror(code), str(path))
     return OSError(errno.EIO, f"cannot be written ({message})", str(path))

@@ -251,7 +251,7 @@ def launch(out: Path, processes: int, **changes) -> dict:
     done = subprocess.run(
         [*command, "tests/train/runs.py", str(out), json.dumps(changes)],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,

@@ -420,6 +420,12 @@ class TestFullDisk:
             run(tmp_path)
 
 
+def test_a_setting_that_may_be_a_fraction():
+    changes = dict(parse_setting(text) for text in ("save_minutes=0.5", "eval_every=0.25", "epochs=1.5"))
+    recipe = make_recipe(**changes)
+    assert (recipe.save_minutes, recipe.eval_every, recipe.epochs) == (0.5, 0.25, 1.5)
+
+
 @pytest.mark.parametrize(
     "text",
     ["lr=nan", "lr=inf", "lr=-1", "epochs=nan", "epochs=inf", "epochs=1e300", "batch=0", f"batch={10**15}",

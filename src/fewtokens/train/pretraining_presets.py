@@ -15,7 +15,7 @@ from fewtokens.data.pairs import Pairing
 from fewtokens.models import SIZES
 from fewtokens.models.base import make_config
 from fewtokens.models.pretrained import PRETRAINING
-from fewtokens.train.settings import Settings
+from fewtokens.train.settings import Settings, setting_values
 
 OBJECTIVES = tuple(PRETRAINING)
 _MODES = {"mae": "frame", "crop_mae": "crops"}
@@ -170,19 +170,10 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
 
 def network_settings(objective: str) -> Mapping[str, Any]:
     """Settings of the network of an objective, with their defaults; its size is the recipe's."""
-    return _valued(PRETRAINING[objective].config_type(), leave=("size",))
+    return setting_values(PRETRAINING[objective].config_type(), leave=("size",))
 
 
 def known_settings(objective: str) -> Mapping[str, Any]:
     """Every setting that --set may name, with a value of its type."""
-    recipe = _valued(PretrainingRecipe(objective=objective), leave=("network", "objective", "note"))
+    recipe = setting_values(PretrainingRecipe(objective=objective), leave=("network", "objective", "note"))
     return {**recipe, **network_settings(objective)}
-
-
-def _valued(made: Any, leave: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a dataclass; a whole number that may also be a fraction as a float."""
-    return {
-        each.name: float(getattr(made, each.name)) if each.type == "float" else getattr(made, each.name)
-        for each in fields(made)
-        if each.name not in leave
-    }

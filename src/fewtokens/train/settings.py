@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -259,7 +259,7 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
         ValueError: not of this form, or a value of another type.
     """
     name, sign, value = text.partition("=")
-    values = vars(Recipe()) if known is None else known
+    values = setting_values(Recipe()) if known is None else known
     types = {each: type(value) for each, value in values.items()}
     name = name.strip().replace("-", "_")
     if not sign or name not in types:
@@ -277,6 +277,15 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
         return name, kind(value)
     except (ValueError, KeyError):
         raise ValueError(f"{name} takes a {kind.__name__}, got {value!r}") from None
+
+
+def setting_values(made: Any, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass but for some; a whole number that may also be a fraction as a float."""
+    return {
+        each.name: float(getattr(made, each.name)) if each.type == "float" else getattr(made, each.name)
+        for each in fields(made)
+        if each.name not in leave
+    }
 
 
 def plain(settings: Settings) -> dict[str, Any]:
