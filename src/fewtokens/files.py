@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,9 @@ except ImportError:  # Windows: nothing tells a dead writer from a live one, so 
 
 FORMAT_VERSION = 1
 
+# What the system says where nothing more can be written, whatever the file.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 # The private folder of one writer. It is locked while the writer lives; the name matches no pattern of results.
 _PREFIX, _SUFFIX = ".fewtokens-", ".partial"
 _swept: set[Path] = set()
@@ -49,24 +52,65 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     does. What killed processes left in the folder is removed first, see `sweep`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.parent not in _swept:
-        sweep(path.parent)
-    folder, lock = _private_folder(path.parent)
-    try:
+    with _private_place(path.parent) as folder:
         temporary = folder / "file"
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # some writers make files for their owner alone
+        _settle(temporary)
         os.replace(temporary, path)
         _flush_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(folder: str | Path, last: str) -> Iterator[Path]:
+    """Yields a private folder; on success what was written there moves into `folder`, on failure it is removed.
+
+    A kill between two moves must not leave files of two saves that look like one. So the file `last`, without which
+    `folder` means nothing, is removed before the first move and arrives after all others: until then the folder is
+    refused, not misread. The moves themselves take no space on the disk, and no time to speak of.
+
+    Args:
+        folder: made if needed; its other files stay, and a folder in it of the same name as a new one is replaced.
+        last: the name of that file, one of those that are written.
+    """
+    folder = Path(folder)
+    with _private_place(folder) as private:
+        yield private
+        for file in private.rglob("*"):
+            if file.is_file():
+                _settle(file)
+        names = sorted(path.name for path in private.iterdir() if path.name != last)
+        (folder / last).unlink(missing_ok=True)
+        for name in names:
+            if (folder / name).is_dir():
+                os.replace(folder / name, private / f"{name}.before")
+            os.replace(private / name, folder / name)
+        _flush_folder(folder)
+        os.replace(private / last, folder / last)
+        _flush_folder(folder)
+
+
+@contextmanager
+def _private_place(parent: Path) -> Iterator[Path]:
+    """A locked folder in `parent`, removed at the end; what killed processes left in `parent` is removed first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    if parent not in _swept:
+        sweep(parent)
+    folder, lock = _private_folder(parent)
+    try:
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def _settle(file: Path) -> None:
+    """Makes the content of a new file last, and gives it the permissions of any new file."""
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(file, 0o666 & ~umask)  # some writers make files for their owner alone
 
 
 def sweep(folder: str | Path) -> None:
@@ -247,6 +291,43 @@ def read_json(path: str | Path, kind: Any = Any) -> Any:
     return conform(parse_json(read_text(path), str(path)), kind, str(path))
 
 
+def read_rows(path: str | Path, kind: Any = Any) -> list[Any]:
+    """Reads a file of a JSON value on each line, to which lines may then be added by `add_row`.
+
+    A last line that was cut when its writer was killed is left out, and taken out of the file.
+
+    Returns:
+        the values; none where there is no file.
+
+    Raises:
+        ValueError: another line is not JSON, or not of this kind; one line that names it.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    text = read_text(path)
+    *whole, rest = text.split("\n")
+    rows = [
+        conform(parse_json(line, f"{path}: line {n}"), kind, f"{path}: line {n}") for n, line in enumerate(whole, 1)
+    ]
+    if rest:
+        with contextlib.suppress(ValueError):  # whole but for the end of the line
+            rows.append(conform(parse_json(rest, str(path)), kind, str(path)))
+        write_rows(path, rows)
+    return rows
+
+
+def write_rows(path: str | Path, rows: Iterable[Any]) -> Path:
+    """Writes a JSON value on each line, as a whole file."""
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def add_row(path: str | Path, row: Any) -> None:
+    """Adds a line of JSON to a file, made if needed."""
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
     """Writes `tensors` and a JSON `header` (plain values only) as one safetensors file.
 
@@ -272,14 +353,14 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
         try:
             save_file(whole, temporary, metadata={"format": "pt", "fewtokens": text})
         except SafetensorError as error:  # neither an OSError nor a ValueError
-            raise _as_os_error(error, path) from None
+            raise as_os_error(error, path) from None
     return path
 
 
-def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+def as_os_error(error: SafetensorError, path: str | Path) -> OSError:
     """What safetensors says when it cannot write, as the system would have said it."""
     message = str(error)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS):
+    for code in (*NO_ROOM, errno.EACCES, errno.EIO):
         if f"os error {code}" in message or os.strerror(code) in message:
             return OSError(code, os.strerror(code), str(path))
     return OSError(errno.EIO, f"cannot be written ({message})", str(path))

@@ -167,13 +167,12 @@ class Pipeline(nn.Module):
 
         The encoder is named, with the SHA-256 of its weights, not copied.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         encoder = None if self.encoder is None else self.encoder.describe()
         state = self.methods.state_dict()
-        files.save(folder / "methods.safetensors", "pipeline", state, {"spec": self.spec})
-        files.write_json(folder / "config.json", {"spec": self.spec, "encoder": encoder})
-        return folder
+        with files.whole_folder(folder, last="config.json") as place:
+            files.save(place / "methods.safetensors", "pipeline", state, {"spec": self.spec})
+            files.write_json(place / "config.json", {"spec": self.spec, "encoder": encoder})
+        return Path(folder)
 
     @staticmethod
     def from_pretrained(folder: str | Path, encoder: Encoder | None = None, **options: Any) -> Pipeline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -250,3 +251,76 @@ def test_halves_of_characters_are_no_text(text):
     with pytest.raises(ValueError, match=r"f: not readable JSON .*half of a surrogate pair"):
         files.parse_json(text, "f")
     assert files.parse_json('"\\ud83d\\ude00"', "f") == "\N{GRINNING FACE}"
+
+
+class TestWholeFolder:
+    def write(self, folder, what):
+        with files.whole_folder(folder, last="config.json") as place:
+            (place / "inner").mkdir()
+            (place / "inner" / f"{what}.txt").write_text(what)
+            (place / "weights").write_text(what)
+            (place / "config.json").write_text(what)
+
+    def test_it_replaces_its_own_and_leaves_others(self, tmp_path):
+        (tmp_path / "README").write_text("mine")
+        for what in ("old", "new"):
+            self.write(tmp_path, what)
+        assert sorted(os.listdir(tmp_path)) == ["README", "config.json", "inner", "weights"]
+        assert os.listdir(tmp_path / "inner") == ["new.txt"]
+        assert (tmp_path / "weights").read_text() == (tmp_path / "config.json").read_text() == "new"
+
+    def test_a_failure_leaves_what_was_there(self, tmp_path):
+        self.write(tmp_path, "old")
+        with pytest.raises(OSError, match="full"), files.whole_folder(tmp_path, last="config.json") as place:
+            (place / "weights").write_text("new")
+            raise OSError("full")
+        assert sorted(os.listdir(tmp_path)) == ["config.json", "inner", "weights"]
+        assert (tmp_path / "weights").read_text() == "old"
+
+    def test_a_kill_at_any_move_leaves_no_mixture(self, tmp_path, monkeypatch):
+        """The first file is never there beside others than its own."""
+        replace = os.replace
+        for kill_at in range(5):
+            folder = tmp_path / str(kill_at)
+            self.write(folder, "old")
+            moves = []
+
+            def move(source, target, moves=moves, kill_at=kill_at):
+                if len(moves) == kill_at:
+                    raise KeyboardInterrupt
+                moves.append(target)
+                replace(source, target)
+
+            monkeypatch.setattr(files.os, "replace", move)
+            with contextlib.suppress(KeyboardInterrupt):
+                self.write(folder, "new")
+            monkeypatch.undo()
+            if (folder / "config.json").exists():
+                said = (folder / "config.json").read_text()
+                assert (folder / "weights").read_text() == said
+                assert os.listdir(folder / "inner") == [f"{said}.txt"]
+            self.write(folder, "newer")
+            assert (folder / "weights").read_text() == "newer"
+
+
+class TestRows:
+    def test_lines_are_added_and_read(self, tmp_path):
+        path = tmp_path / "a.jsonl"
+        assert files.read_rows(path) == []
+        for n in range(3):
+            files.add_row(path, {"n": n})
+        assert files.read_rows(path, dict[str, int]) == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+    @pytest.mark.parametrize(("torn", "whole"), [('{"n": 1', 1), ('{"n": 1}', 2), ("{", 1), ("", 1)])
+    def test_a_torn_last_line_is_taken_out(self, tmp_path, torn, whole):
+        path = tmp_path / "a.jsonl"
+        path.write_text('{"n": 0}\n' + torn)
+        assert len(files.read_rows(path, dict[str, int])) == whole
+        files.add_row(path, {"n": 5})
+        assert len(files.read_rows(path, dict[str, int])) == whole + 1
+
+    @pytest.mark.parametrize("line", ["x", "[]", '{"n": "1"}', "null"])
+    def test_another_line_is_named(self, tmp_path, line):
+        (tmp_path / "a.jsonl").write_text('{"n": 0}\n' + line + '\n{"n": 2}\n')
+        with pytest.raises(ValueError, match=r"a\.jsonl: line 2"):
+            files.read_rows(tmp_path / "a.jsonl", dict[str, int])

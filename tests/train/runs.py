@@ -6,6 +6,7 @@ python -m torch.distributed.run --nproc-per-node 2 tests/train/runs.py OUT '{"sh
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import Any
 
@@ -18,6 +19,7 @@ from fewtokens.train.loop import Report, fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.processes import end_process
 from fewtokens.train.settings import Settings
+from fewtokens.train.stopping import Stopped
 
 
 class Blobs(Dataset[dict[str, Tensor]]):
@@ -57,7 +59,9 @@ def settings(**changes: Any) -> Settings:
 
 
 def run(out: Any, *, model: models.Model | None = None, **changes: Any) -> tuple[models.Model, Report]:
-    fit_options = {name: changes.pop(name) for name in ("resume", "evaluate", "progress", "device") if name in changes}
+    fit_options = {
+        name: changes.pop(name) for name in ("resume", "evaluate", "progress", "device", "inputs") if name in changes
+    }
     model = model or network()
     report = fit(
         model,
@@ -76,11 +80,14 @@ def main() -> None:
     import torch.distributed as dist
 
     out, changes = sys.argv[1], json.loads(sys.argv[2])
+    told = changes.pop("told", None)  # the process that is told to stop, at its first evaluation
     torch.set_num_threads(1)
     seen = {}
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         parameters = list(model.parameters())
+        if told == dist.get_rank():
+            signal.raise_signal(signal.SIGTERM)
         if hasattr(parameters[0], "to_local"):
             seen["whole"] = sum(p.numel() for p in parameters)
             seen["local"] = sum(p.to_local().numel() for p in parameters)
@@ -88,7 +95,11 @@ def main() -> None:
             seen["mesh"] = parameters[0].device_mesh.size()
         return {"zero": 0.0}
 
-    _, report = run(out, evaluate=evaluate, **changes)
+    try:
+        _, report = run(out, evaluate=evaluate, **changes)
+    except Stopped as stopped:
+        print(json.dumps({"said": str(stopped), "code": stopped.code}))
+        end_process()
     if dist.get_rank() == 0:
         print(json.dumps({"steps": report.steps, "loss": report.metrics[0]["loss"], **seen}))
     end_process()

@@ -111,8 +111,8 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
 
 def test_fresh_begins_anew(tmp_path):
     run(tmp_path, steps=8)
-    with pytest.raises(ValueError, match=r"other settings \(steps\)"):
-        run(tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(lr\)"):
+        run(tmp_path, lr=1e-4)
     _, report = run(tmp_path, resume=False)
     assert (report.resumed_at, report.steps) == (0, 12)
 
@@ -251,7 +251,7 @@ def launch(out: Path, processes: int, **changes) -> dict:
     done = subprocess.run(
         [*command, "tests/train/runs.py", str(out), json.dumps(changes)],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -270,6 +270,13 @@ def test_two_processes_train_as_one(tmp_path):
     assert header["step"] == 2
     assert all(bool(value.isfinite().all()) for value in tensors.values())
     assert not any(name.startswith("model.module.") for name in tensors)
+
+
+def test_two_processes_stop_together_although_one_is_told(tmp_path):
+    said = launch(tmp_path, 2, told=1, eval_every=1, save_every=100)
+    assert said == {"said": "stopped at step 3; the same command resumes", "code": 143}
+    assert checkpoint.read(tmp_path / "state.safetensors")[1]["step"] == 3
+    assert launch(tmp_path, 2, eval_every=1, save_every=100)["steps"] == 12
 
 
 def test_sharded_over_two_processes(tmp_path):

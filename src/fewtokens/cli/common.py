@@ -6,8 +6,11 @@ import functools
 import json
 import math
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,22 +88,56 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_note, warnings.showwarning)
+                return function(*args, **kwargs)
         except BrokenPipeError:
             raise typer.Exit(1) from None  # whoever read the output has gone
         except (ValueError, OSError) as error:
             fail(error)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            fail("stopped; what was written is whole")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stopped:
+            # Training says where it stopped, and with which status (`fewtokens.train.stopping.Stopped`).
+            log.print(escape(str(stopped) or "stopped; what was written is whole"), soft_wrap=True, highlight=False)
+            raise typer.Exit(getattr(stopped, "code", 130)) from None
 
     return run
 
 
+def _note(usual: Callable[..., None], message: Warning | str, kind: type[Warning], file: str, *args: Any) -> None:
+    """Shows a warning of ours as one line, without the line of code, and others as usual."""
+    if Path(file).is_relative_to(Path(__file__).parents[1]):
+        log.print(f"[yellow]note:[/yellow] {escape(' '.join(str(message).split()))}", soft_wrap=True, highlight=False)
+    else:
+        usual(message, kind, file, *args)
+
+
+class _Lines:
+    """Progress where there is no terminal: a line each half minute, and each 5 % if that takes a second or more."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.told_at, self.told = title, time.monotonic(), 0
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, in_all: int | None) -> None:
+        now = time.monotonic()
+        if self.first is None or done < self.first[1]:
+            self.first = now, done  # a run that is resumed does not begin at 0
+            return
+        twentieths = 20 * done // in_all if in_all else 0
+        if now - self.told_at < (1 if twentieths > self.told else 30):
+            return
+        self.told_at, self.told = now, twentieths
+        rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
+        left = f", {timedelta(seconds=round((in_all - done) / rate))} left" if in_all and rate else ""
+        counted = f"{done} of {in_all}" if in_all else str(done)
+        log.print(f"{self.title}  {counted}, {rate:.3g} a second{left}", soft_wrap=True, highlight=False, markup=False)
+
+
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A progress bar on a terminal, nothing elsewhere; gives the function that sets (done, in all, title)."""
+    """A bar on a terminal, now and then a line elsewhere; gives the function that sets (done, in all, title)."""
+    lines = _Lines(title)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -115,6 +152,9 @@ def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
 
         def advance(done: int, in_all: int | None = total, title: str | None = None) -> None:
             bar.update(task, completed=done, total=in_all, description=title)
+            lines.title = title or lines.title
+            if not log.is_terminal:
+                lines(done, in_all)
 
         yield advance
 

@@ -45,7 +45,7 @@ def _several() -> None:
 def train(
     model: Annotated[str, typer.Argument(help="A name (see fewtokens models), or the folder of a saved network.")],
     data: Annotated[Path, typer.Option("--data", help="A folder with a folder for each class, a list, or tars.")],
-    folder: Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there is gone on with.")],
+    folder: Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there continues.")],
     validation: Annotated[Path | None, typer.Option("--val", help="What to test on, like --data.")] = None,
     share: Annotated[
         float, typer.Option("--val-share", help="Held back of every class where there is no --val.")
@@ -67,20 +67,21 @@ def train(
     init: Annotated[
         str | None, typer.Option("--init", help="An image ViT, or a pre-trained folder, to begin with.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew in a folder that holds a run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds a run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings and data, and train nothing.")] = False,
     device: Annotated[str | None, typer.Option("--device", help="cpu, to stay there although there is a GPU.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network on your images or videos; a stopped run goes on where it was.
+    """Train a network on your images or videos; the same command resumes a stopped run.
 
-    The settings are those of the preset, changed by --set and the options. With torchrun or accelerate launch it
-    runs on several processes or GPUs.
+    More --epochs train a run longer. The settings are those of the preset, changed by --set and the options. With
+    torchrun or accelerate launch it runs on several processes or GPUs.
     """
     from accelerate import PartialState
 
     from fewtokens import models
     from fewtokens.train.classify import find_data, held_back, prepare, train_classifier
+    from fewtokens.train.inputs import folder_input
     from fewtokens.train.settings import make_recipe, parse_setting
 
     changes: dict[str, Any] = dict(parse_setting(text) for text in settings or ())
@@ -122,6 +123,7 @@ def train(
             test,
             recipe,
             folder,
+            inputs={"network": folder_input(model), "--init": folder_input(init or "none")},
             resume=not fresh,
             progress=step if main else None,
             device=device,

@@ -23,12 +23,15 @@ from fewtokens.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fewtokens.llm.video_llm import VideoLlm
+    from fewtokens.train.inputs import Input
 
 app = typer.Typer()
 
 DataOption = Annotated[Path, typer.Option("--data", help="Conversations, .jsonl or .json (LLaVA-Video-178K's layout).")]
-OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there is gone on with.")]
+OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there continues.")]
 VideosOption = Annotated[Path | None, typer.Option("--videos", help="Where the videos lie, if not beside --data.")]
 ValOption = Annotated[Path | None, typer.Option("--val", help="Conversations to test on: % of exact answers.")]
 FramesOption = Annotated[int, typer.Option("--frames", help="Frames of a video, spread evenly.")]
@@ -42,7 +45,7 @@ EpochsOption = Annotated[float | None, typer.Option("--epochs", help="Passes ove
 BatchOption = Annotated[int | None, typer.Option("--batch", help="Conversations of one step, over all processes.")]
 LrOption = Annotated[float | None, typer.Option("--lr", help="Learning rate.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything drawn.")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Begin anew in a folder that holds a run.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds a run.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Show settings and data, and train nothing.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, to stay there although there is a GPU.")]
 
@@ -86,12 +89,19 @@ def video_llm(
     freezes it. The settings begin as those of the Token Dynamics paper.
     """
     from fewtokens.llm.video_llm import build_video_llm
+    from fewtokens.train.inputs import folder_input, plain_input
 
     _tell_first(data)
-    model = build_video_llm(encoder, llm, spec=spec, pool=pool, positions=positions, device="cpu", batch=256)
     flags = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
     where = Where(data, folder, videos, validation, frames, size)
-    _train(model, where, settings, flags, {}, lora=lora, fresh=fresh, dry_run=dry_run, device=device, as_json=as_json)
+
+    def build() -> tuple[VideoLlm, dict[str, Input]]:
+        model = build_video_llm(encoder, llm, spec=spec, pool=pool, positions=positions, device="cpu", batch=256)
+        made = {"--with": spec, "--pool": pool, "--positions": positions}
+        made_from = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}
+        return model, made_from | {name: plain_input(value) for name, value in made.items()}
+
+    _train(build, where, settings, flags, {}, lora=lora, fresh=fresh, dry_run=dry_run, device=device, as_json=as_json)
 
 
 @app.command(
@@ -126,16 +136,21 @@ def token_dynamics(
 ) -> None:
     """Train a compressor in a video language model that is trained already."""
     from fewtokens.llm.video_llm import load_video_llm
+    from fewtokens.train.inputs import folder_input, plain_input
     from fewtokens.train.video_llm import COMPRESSOR_ONLY
 
     _tell_first(data)
-    loaded = load_video_llm(model, spec=spec, device="cpu")
     flags = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
     base: dict[str, Any] = {} if whole else {"rates": COMPRESSOR_ONLY, "lr": 1e-4}
     where = Where(data, folder, videos, validation, frames, size)
-    _train(
-        loaded, where, settings, flags, base, lora=lora, fresh=fresh, dry_run=dry_run, device=device, as_json=as_json
-    )
+
+    def build() -> tuple[VideoLlm, dict[str, Input]]:
+        return load_video_llm(model, spec=spec, device="cpu"), {
+            "--model": folder_input(model),
+            "--with": plain_input(spec),
+        }
+
+    _train(build, where, settings, flags, base, lora=lora, fresh=fresh, dry_run=dry_run, device=device, as_json=as_json)
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ def _tell_first(data: Path) -> None:
 
 
 def _train(
-    model: VideoLlm,
+    build: Callable[[], tuple[VideoLlm, dict[str, Input]]],
     where: Where,
     texts: list[str] | None,
     flags: dict[str, Any],
@@ -169,12 +184,22 @@ def _train(
     device: str | None,
     as_json: bool,
 ) -> None:
+    """Trains what `build` draws with the seed of the run."""
     import torch
     from accelerate import PartialState
 
     from fewtokens.data.qa_sets import conversations
+    from fewtokens.train.inputs import plain_input
     from fewtokens.train.settings import Settings, parse_setting
-    from fewtokens.train.video_llm import PAPER, Conversations, Reading, add_lora, evaluator, train_video_llm
+    from fewtokens.train.video_llm import (
+        PAPER,
+        Conversations,
+        Reading,
+        add_lora,
+        conversation_inputs,
+        evaluator,
+        train_video_llm,
+    )
 
     asked = dict(parse_setting(text) for text in texts or ())
     if unknown := set(asked) - {each.name for each in fields(Settings)}:
@@ -188,9 +213,13 @@ def _train(
     training = list(conversations(where.data, where.videos))
     test = [] if where.validation is None else list(conversations(where.validation, where.videos))
     torch.manual_seed(chosen.seed)
+    model, inputs = build()
     if lora is not None:
         add_lora(model, lora)
     reading = Reading(where.frames, where.size)
+    inputs |= {**conversation_inputs(training, reading), "--lora": plain_input(lora)}
+    if test:
+        inputs["test data"] = conversation_inputs(test, reading)["data"]
     total = chosen.total(len(training))
     if dry_run:
         if main:
@@ -208,6 +237,7 @@ def _train(
             chosen,
             folder,
             evaluate=evaluator(test, reading) if test else None,
+            inputs=inputs,
             resume=not fresh,
             progress=step if main else None,
             device=device,

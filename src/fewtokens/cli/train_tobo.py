@@ -23,7 +23,7 @@ _TOLD = {
 _DATA = "A folder of videos, of .npy frames, of folders of pictures, or of tars; a video; a list."
 DataArgument = Annotated[Path, typer.Argument(help=_DATA)]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Where the files of a list lie.")]
-OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there is gone on with.")]
+OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there continues.")]
 PresetOption = Annotated[
     str | None, typer.Option("--preset", help="VERB_tiny (the default); VERB_vit_s16_k400 (b16, l16), as published.")
 ]
@@ -41,7 +41,8 @@ def _add(name: str) -> None:
     @app.command(
         name,
         help=f"{_TOLD[name]}\n\nThe encoder lies in OUT/model, for every --encoder; index.html shows the run. "
-        "A stopped run goes on where it was; with torchrun or accelerate launch it runs on several processes or GPUs.",
+        "The same command resumes a stopped run, more --steps train it longer. With torchrun or accelerate launch it "
+        "runs on several processes or GPUs.",
         epilog=f"Examples:  [bold]fewtokens train {name} videos/ --out run[/bold]   |   [bold]torchrun "
         f"--nproc-per-node 8 -m fewtokens train {name} k400/train --preset {objective}_vit_s16_k400 --out run[/bold]",
     )
@@ -87,6 +88,7 @@ def frames(
     folder: Annotated[Path, typer.Option("--out", help="Folder for a .npy of each video; those there stay.")],
     size: Annotated[int, typer.Option("--size", help="Short side of the frames, in pixels; 0 leaves them.")] = 128,
     root: RootOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Decode all of them again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Decode videos ahead, so that pre-training reads bytes and does not wait for data."""
@@ -97,12 +99,16 @@ def frames(
         raise ValueError(f"--size must be at least 0, got {size}")
     found = find_footage(data, root=root)
     with progress("decoding", len(found.items)) as advance:
-        packed = pack_frames(found.items, folder, short=size, progress=advance)
+        packed = pack_frames(found.items, folder, short=size, fresh=fresh, progress=advance)
     if as_json:
         print_json({"out": str(folder), "videos": len(packed.files), "frames": packed.frames,
                     "broken": list(packed.broken), "missing": list(found.missing)})  # fmt: skip
         return
     out.print(f"{len(packed.files)} videos in {escape(str(folder))}, {packed.frames} frames written now")
+    if packed.trusted:
+        log.print(
+            f"{packed.trusted} files were there of an older fewtokens, which did not note their videos; they stay"
+        )
     _tell_of("could not be read", packed.broken)
     _tell_of("named and not there", found.missing)
 

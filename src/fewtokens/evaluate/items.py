@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fewtokens.data import ClipData, collate
+from fewtokens.data.loading import load_batches
 
 
 @torch.no_grad()
@@ -34,13 +34,13 @@ def over_items(
         values [n,V,D] float32 on the CPU, targets [n] or [n,classes], and what is wrong with items left out.
 
     Raises:
-        ValueError: no item can be read.
+        ValueError: no item can be read; the processes that read died, are stuck, or find no memory.
     """
     views = data.view.clips * data.view.crops
-    loader = DataLoader(data, batch_size=max(1, batch // views), num_workers=workers, collate_fn=collate)
+    parts = load_batches(data, workers=workers, collate=collate, batch=max(1, batch // views))
     values, targets, broken = [], [], []
     done = 0
-    for part in loader:
+    for part in parts:
         broken += part["broken"]
         done += len(part["broken"])
         if "clips" in part:

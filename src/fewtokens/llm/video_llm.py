@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from fewtokens import files, registry
@@ -223,19 +224,24 @@ class VideoLlm(nn.Module):
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json, parts.safetensors (encoder, projector, methods) and the language model in llm/.
 
-        The folder needs no other one to be loaded. Adapters are merged.
+        The folder needs no other one to be loaded. Adapters are merged. All of it is written, or nothing.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to; what it held before is still there.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         llm = self.llm.merge_and_unload() if hasattr(self.llm, "merge_and_unload") else self.llm
-        llm.save_pretrained(folder / "llm", safe_serialization=True)
-        self.tokenizer.save_pretrained(folder / "llm")
-        state = {name: value for name, value in self.state_dict().items() if not name.startswith("llm.")}
-        files.save(folder / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
-        shape = {"vit": asdict(self.encoder.config), "mean": self.frames.mean, "std": self.frames.std}
-        config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
-        files.write_json(folder / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
-        return folder
+        with files.whole_folder(folder, last="config.json") as place:
+            try:
+                llm.save_pretrained(place / "llm", safe_serialization=True)
+            except SafetensorError as error:
+                raise files.as_os_error(error, Path(folder) / "llm") from None
+            self.tokenizer.save_pretrained(place / "llm")
+            state = {name: value for name, value in self.state_dict().items() if not name.startswith("llm.")}
+            files.save(place / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
+            shape = {"vit": asdict(self.encoder.config), "mean": self.frames.mean, "std": self.frames.std}
+            config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
+            files.write_json(place / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
+        return Path(folder)
 
 
 def is_video_llm(folder: str | Path) -> bool:

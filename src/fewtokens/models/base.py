@@ -42,18 +42,25 @@ class Model(nn.Module):
         return ""
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
-        """Writes config.json and model.safetensors.
+        """Writes config.json and model.safetensors, both or none.
 
         Args:
             folder: made if needed.
             meta: plain values kept beside the config: class names, the run that trained it.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to; what it held before is still there.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.save(folder / "model.safetensors", "model", self.state_dict(), {"model": self.kind})
-        config = {"fewtokens_model": self.kind, "config": asdict(self.config), **meta}
-        files.write_json(folder / "config.json", config)
-        return folder
+        return save_model(self, self.state_dict(), folder, meta)
+
+
+def save_model(model: Model, state: dict[str, Tensor], folder: str | Path, meta: dict[str, Any]) -> Path:
+    """Writes a model with these of its parameters; see `Model.save_pretrained`."""
+    with files.whole_folder(folder, last="config.json") as place:
+        files.save(place / "model.safetensors", "model", state, {"model": model.kind})
+        config = {"fewtokens_model": model.kind, "config": asdict(model.config), **meta}
+        files.write_json(place / "config.json", config)
+    return Path(folder)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     conform(values, kind.config_type, where)
     try:
         return kind.config_type(**values)
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # a number that is none, or 0 where something is divided by it
         raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 

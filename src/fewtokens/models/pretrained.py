@@ -9,7 +9,7 @@ from typing import Any
 from fewtokens import files
 from fewtokens.encode.vit import ViT
 from fewtokens.encode.weights import filled
-from fewtokens.models.base import make_config, read_config, restore
+from fewtokens.models.base import make_config, read_config, restore, save_model
 from fewtokens.models.pretraining import CropMae, Mae, Pretraining, SiamMae, ToBo, vit_config
 from fewtokens.models.rsp import Rsp
 
@@ -59,10 +59,8 @@ def save_encoder(model: Pretraining, folder: str | Path, **meta: Any) -> Path:
         folder: made if needed.
         meta: plain values kept beside the config.
     """
-    folder = model.save_pretrained(folder, **meta)
     state = {name: value for name, value in model.state_dict().items() if name.startswith(_ENCODER)}
-    files.save(folder / "model.safetensors", "model", state, {"model": model.kind})
-    return folder
+    return save_model(model, state, folder, meta)
 
 
 def _described(folder: str | Path) -> tuple[type[Pretraining], Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,39 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from fewtokens import files
-from fewtokens.train.settings import Settings, plain
+from fewtokens.plain import conform
+from fewtokens.train.settings import Settings, plain, total_steps
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class _Later(TypedDict, total=False):
+    """What older versions did not write."""
+
+    inputs: dict[str, list[str]]
+    due: bool
+    broken: list[str]
+
+
+class Head(_Later):
+    """What stands in the header of a checkpoint.
+
+    Keys:
+        step: steps done.
+        items: of the data.
+        settings: see `Settings`.
+        inputs: what else the run is made from, see `fewtokens.train.inputs`.
+        scores: of the last evaluation; due: whether one of this step is still to be made.
+        sums, counted: added up since the last line of metrics.jsonl.
+        broken: files that could not be read.
+    """
+
+    step: int
+    items: int
+    settings: dict[str, Any]
+    scores: dict[str, Any]
+    sums: dict[str, float]
+    counted: int
 
 
 def state_of(
@@ -34,7 +63,8 @@ def state_of(
         extra: more tensors, such as the scale of the loss.
     """
     tensors = {f"model.{name}": value for name, value in _parameters(model).items()}
-    states: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    # Of an optimizer that has not made a step torch would make one, which is not without traces.
+    states: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE) if optimizer.state else {}
     for name, entry in states.get("state", {}).items():
         for key, value in entry.items():
             tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
@@ -43,13 +73,28 @@ def state_of(
     return tensors | {f"extra.{name}": value for name, value in extra.items()}
 
 
-def save(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    files.save(path, "run", tensors, header)
+def save(path: Path, tensors: dict[str, Tensor], head: Head) -> None:
+    files.save(path, "run", tensors, dict(head))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the header; a ValueError where the file is missing, cut or another kind."""
-    return files.load(path, "run")
+def read(path: Path) -> tuple[dict[str, Tensor], Head]:
+    """The tensors and the header.
+
+    Raises:
+        ValueError: the file is missing, cut, or of another kind; says what to do.
+    """
+    try:
+        tensors, header = files.load(path, "run")
+        head: Head = conform(
+            {name: header.get(name) for name in Head.__annotations__ if name in header}, Head, str(path)
+        )
+        if not head["step"] >= 0 or head["items"] < 1 or head["counted"] < 0:
+            raise ValueError(f"{path}: step, items or counted in its header is below its least")
+        if wrong := [name for name, value in head["scores"].items() if not isinstance(value, int | float)]:
+            raise ValueError(f"{path}: scores in its header are numbers, not {', '.join(wrong)}")
+        return tensors, head
+    except ValueError as error:
+        raise ValueError(f"{error}. Remove this checkpoint to start from step 0, or take --fresh") from None
 
 
 def restore(
@@ -67,33 +112,46 @@ def restore(
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}, "extra": {}}
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"{where}: holds {name!r}, which is no part of a checkpoint; take --fresh")
         parts[part][rest] = value
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in parts["model"].items()}
-    if wanted != found:
-        strange = sorted(set(wanted.items()) ^ set(found.items()))[:3]
-        raise ValueError(
-            f"{where}: holds another network than the one to be trained; they differ in "
-            f"{', '.join(dict.fromkeys(name for name, _ in strange))}. Take another --out, or --fresh to begin anew"
-        )
+    learned = dict(parameter for parameter in model.named_parameters() if parameter[1].requires_grad)
+    kept = {f"{name}.{key}": value for name in learned for key, value in _kept(optimizer, learned[name])}
+    if not parts["optimizer"]:  # no step was made, or the optimizer remembers nothing
+        kept = {}
+    for part, wanted in (("model", model.state_dict()), ("optimizer", kept), ("ema", ema or {})):
+        shapes, found = ({name: tuple(value.shape) for name, value in each.items()} for each in (wanted, parts[part]))
+        if shapes != found:
+            strange = sorted(set(shapes.items()) ^ set(found.items()))[:3]
+            raise ValueError(
+                f"{where}: holds another network than the one to be trained; they differ in "
+                f"{', '.join(dict.fromkeys(name for name, _ in strange))}. Take another --out, or --fresh"
+            )
     set_model_state_dict(model, dict(parts["model"]), options=_WHOLE)
     if parts["optimizer"]:
-        state: dict[str, dict[str, Tensor]] = {}
+        states: dict[str, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():
             parameter, _, key = name.rpartition(".")
-            state.setdefault(parameter, {})[key] = value
+            states.setdefault(parameter, {})[key] = value
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         groups = [{**group, "params": [names[id(p)] for p in group["params"]]} for group in optimizer.param_groups]
         set_optimizer_state_dict(
             model,
             optimizer,
-            optim_state_dict={"state": state, "param_groups": groups},  # type: ignore[dict-item]
+            optim_state_dict={"state": states, "param_groups": groups},  # type: ignore[dict-item]
             options=_WHOLE,
         )
     if ema is not None:
         for name, value in ema.items():
             fill(value, parts["ema"][name])
     return parts["extra"]
+
+
+def _kept(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[tuple[str, Tensor]]:
+    """What an optimizer of `make_optimizer` keeps of a parameter, in its shape."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return [("momentum_buffer", parameter)]
+    return [("step", torch.empty(())), ("exp_avg", parameter), ("exp_avg_sq", parameter)]
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -119,32 +177,45 @@ def fill(value: Any, whole_value: Tensor) -> None:
 
 
 # Settings that may differ when a run is resumed: they change nothing that is learned.
-_MAY_CHANGE = ("workers", "save_every", "eval_every", "log_every", "tensorboard", "clips", "crops", "keep", "note")
+_MAY_CHANGE = (
+    "workers", "save_every", "save_minutes", "eval_every", "log_every", "tensorboard", "clips", "crops", "keep", "note",
+)  # fmt: skip
+# They say how long a run is.
+_LENGTH = ("epochs", "steps")
 
 
-def check_same_run(header: dict[str, Any], settings: Settings, items: int, out: Path) -> None:
-    """Raises a ValueError where a checkpoint is of a run with other settings or other data."""
-    told = {k: v for k, v in header["settings"].items() if k not in _MAY_CHANGE}
-    asked = {k: v for k, v in plain(settings).items() if k not in _MAY_CHANGE}
+def check_same_run(head: Head, settings: Settings, items: int, out: Path) -> list[str]:
+    """Compares a checkpoint with the run that is to go on from it.
+
+    Returns:
+        what the user should know of it.
+
+    Raises:
+        ValueError: it is of a run with other settings or other data, or is further than this run is to go.
+    """
+    before, now = head["settings"], plain(settings)
+    skipped = {*_MAY_CHANGE, *_LENGTH}
+    told, asked = ({k: v for k, v in each.items() if k not in skipped} for each in (before, now))
     if told != asked:
         names = ", ".join(sorted(k for k in asked.keys() | told.keys() if told.get(k) != asked.get(k)))
         raise ValueError(f"{out}: holds a run with other settings ({names}); take another --out, or --fresh")
-    if header["items"] != items:
+    if head["items"] != items:
         raise ValueError(
-            f"{out}: holds a run over {header['items']} items, there are {items} now; take another --out, or --fresh"
+            f"{out}: holds a run over {head['items']} items, there are {items} now; take another --out, or --fresh"
         )
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Takes the lines after a step out of metrics.jsonl: they will be written again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            said = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed
-        if said["step"] <= step:
-            kept.append(line)
-    files.write_text(path, "".join(line + "\n" for line in kept))
+    length = {name: conform(before.get(name), float, f"{out}: {name} of its run") for name in _LENGTH}
+    old, new = total_steps(length["epochs"], int(length["steps"]), items, settings.batch), settings.total(items)
+    if new == old:
+        return []
+    if new < head["step"]:
+        raise ValueError(
+            f"{out}: holds a run that has done {head['step']} steps, {new} are asked for; raise --steps or --epochs, "
+            "take another --out, or --fresh"
+        )
+    schedule = (
+        "the learning rate stays as it was"
+        if settings.schedule == "constant" and settings.warmup_steps(old) == settings.warmup_steps(new)
+        else f"from here on the learning rate follows the {settings.schedule} schedule of {new} steps, so the result "
+        "is not that of a run which had them from the start"
+    )
+    return [f"{out}: a run of {old} steps goes on from step {head['step']} to {new}; {schedule}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fewtokens.data import ClipData, Listing, Transform, View, collate, read_lis
 from fewtokens.evaluate.classify import evaluator, predict, scores_of
 from fewtokens.models.inflate import initialise_from, like
 from fewtokens.train.curves import draw_curves
+from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.settings import Recipe
@@ -118,6 +120,7 @@ def train_classifier(
     recipe: Recipe,
     out: str | Path,
     *,
+    inputs: Mapping[str, Input] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
@@ -125,9 +128,20 @@ def train_classifier(
 ) -> Report:
     """Trains a network and saves it in OUT/model, with its curves beside it.
 
-    `held_back` is noted there: the share of the data that `test` was split off as, so that it can be found again.
-
     The scores of the end are those of all views of the recipe.
+
+    Args:
+        model: see `prepare`.
+        training, test: see `find_data`.
+        recipe: everything else.
+        out: the run's folder.
+        inputs: what the network was made from, by name; see `fit`. The data is noted anyway.
+        resume, progress, device: as for `fit`.
+        held_back: noted beside the network: the share of the data that `test` was split off as, so that it can be
+            found again.
+
+    Raises:
+        ValueError, OSError, Stopped: what `fit` says.
     """
     out = Path(out)
     if recipe.freeze:
@@ -149,6 +163,7 @@ def train_classifier(
         out,
         collate=collate,
         evaluate=evaluator(views, **options),
+        inputs={"data": listing_input(training), "test data": listing_input(test), **(inputs or {})},
         resume=resume,
         progress=progress,
         device=device,

@@ -20,11 +20,9 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequen
         panels: numbers that share a panel; each of the others has its own, after these.
     """
     try:
-        import matplotlib
+        from matplotlib.figure import Figure  # without pyplot, whose backend is the caller's
     except ImportError:
         return None
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(name for line in metrics for name in line if name not in ("step", "epoch")))
     together = [[name for name in panel if name in names] for panel in panels]
@@ -32,7 +30,8 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequen
     drawn = [panel for panel in together if panel] + [[name] for name in names if name not in shared]
     if not drawn:
         return None
-    figure, axes = plt.subplots(1, len(drawn), figsize=(3.2 * len(drawn), 2.8), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(3.2 * len(drawn), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(drawn), squeeze=False)
     for axis, panel in zip(axes[0], drawn, strict=True):
         for number, name in enumerate(panel):
             points = [(line["step"], line[name]) for line in metrics if name in line]
@@ -44,5 +43,4 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequen
         axis.grid(alpha=0.3)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
     return path

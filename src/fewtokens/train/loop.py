@@ -5,11 +5,18 @@
 The data of a step, and everything drawn in it, follow from the seed and the number of the step alone. So a run that
 was stopped and resumed ends bit-equal to one that was not (on a CPU; a GPU's sums have no fixed order).
 
+A checkpoint is written every `save_every` steps, every `save_minutes`, and on SIGINT, SIGTERM and SIGHUP, after which
+`Stopped` is raised. There is one, replaced as a whole; one that is damaged is refused, never guessed at.
+
+A run goes on with the same settings, network and data. With more epochs or steps it is trained longer: the learning
+rate then follows the schedule of the new total from there on, so that only a constant schedule gives what a run of
+that length from the start would have given.
+
 A run is a folder:
 
     settings.json    what was asked for
     state.safetensors  the last checkpoint: parameters, averages, optimizer, step
-    metrics.jsonl    a line every `log_every` steps and after each evaluation
+    metrics.jsonl    a line every `log_every` steps and after each evaluation; appended to, also by a resumed run
     model/           the trained network, at the end (`fewtokens.models.load`)
     curves.png       loss and scores over the steps, where matplotlib is installed
     broken.txt       files that could not be read
@@ -17,25 +24,32 @@ A run is a folder:
 
 from __future__ import annotations
 
-import json
+import math
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fewtokens.data.clips import mix
+from fewtokens.data.loading import LoadingError, load_batches
 from fewtokens.files import write_text
 from fewtokens.train import checkpoint
 from fewtokens.train.average import Average
+from fewtokens.train.inputs import Input, check_inputs
+from fewtokens.train.memory import is_out_of_memory
+from fewtokens.train.metrics import Metrics
 from fewtokens.train.optimizer import freeze, make_optimizer, shard
 from fewtokens.train.settings import Settings, plain, write_settings
 from fewtokens.train.steps import Steps
+from fewtokens.train.stopping import Break, Signals, Stopped
 
 
 class Objective(Protocol):
@@ -85,6 +99,7 @@ def fit(
     *,
     collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
+    inputs: Mapping[str, Input] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
@@ -100,15 +115,22 @@ def fit(
         out: the run's folder.
         collate: samples to a batch.
         evaluate: scores, as often as the settings say and at the end.
-        resume: go on where the folder's last checkpoint stands; otherwise begin anew.
+        inputs: what a run is made from beside its settings, by name, see `fewtokens.train.inputs`; one that resumes
+            must be made from the same. Where nothing is given, only the number of items is compared.
+        resume: go on from the folder's last checkpoint; otherwise start over.
         progress: called after each step.
         device: "cpu" to stay there although there is a GPU.
 
     Raises:
-        ValueError: the folder holds another run, a parameter that gets no gradient, a loss that is not finite.
+        ValueError: the folder holds another run, a parameter that gets no gradient, a loss that is not finite, data
+            that cannot be loaded.
+        OSError: the disk is full; the last checkpoint stands.
+        Stopped: a KeyboardInterrupt: a signal came, and the state is saved.
     """
-    run = _Run(model, objective, data, settings, Path(out), collate, evaluate, progress, device)
-    return run.train(resume)
+    run = _Run(model, objective, data, settings, Path(out), collate, evaluate, inputs or {}, progress, device)
+    devices = [run.device] if run.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), run.signals:
+        return run.train(resume)
 
 
 class _Run:
@@ -121,6 +143,7 @@ class _Run:
         out: Path,
         collate: Any,
         evaluate: Evaluate | None,
+        inputs: Mapping[str, Input],
         progress: Progress | None,
         device: str | None,
     ) -> None:
@@ -129,7 +152,7 @@ class _Run:
         from accelerate.utils import DistributedDataParallelKwargs
 
         self.bare, self.objective, self.data, self.settings, self.out = model, objective, data, settings, out
-        self.collate, self.evaluate, self.progress = collate, evaluate, progress
+        self.collate, self.evaluate, self.inputs, self.progress = collate, evaluate, inputs, progress
         # Its state is one for the whole process; a second run may want another precision.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
@@ -140,16 +163,23 @@ class _Run:
         )
         self.device = self.accelerator.device
         self.main = self.accelerator.is_main_process
+        self.alone = self.accelerator.num_processes == 1
+        self.signals = Signals(self.alone)
         items = len(data)  # type: ignore[arg-type]
         if items < 1:
             raise ValueError("there is nothing to train on")
         self.items, self.total = items, settings.total(items)
         self.broken: dict[str, None] = {}
         self.enlarged: set[int] = set()
-        self.metrics: list[dict[str, Any]] = []
+        # Steps done, those of the last checkpoint and when it was written; scores, and whether an evaluation is due.
+        self.step = self.saved = 0
+        self.saved_at = time.monotonic()
+        self.scores: dict[str, float] = {}
+        self.due = False
         # Added up since the last line of the log.
         self.sums: dict[str, float] = {}
         self.counted = 0
+        self.checked = False
         self._prepare()
 
     def _prepare(self) -> None:
@@ -182,98 +212,141 @@ class _Run:
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def train(self, resume: bool) -> Report:
-        settings, out = self.settings, self.out
-        start, scores = self._begin(resume)
+        start = self._begin(resume)
+        began, self.waited = time.perf_counter(), 0.0
+        try:
+            self._steps(start)
+            if self.step == start == self.total and self.evaluate is not None and not self.scores:
+                self._score()
+        except (Break, LoadingError) as error:
+            # Nothing of a step was begun when it came, so the state is that of the steps done.
+            if self.alone:
+                self._save()
+            if not self.signals.number:
+                raise LoadingError(f"{error}. Step {self.saved} is saved; the same command resumes") from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"out of memory at step {self.step + 1}; take a smaller batch, or a larger accumulate, which computes "
+                f"it in parts. The checkpoint of step {self.saved} stands"
+            ) from None
+        self._heed()
+        self.metrics.finish()
+        broken = self._finish(self.out)
+        self._heed()
+        seconds = time.perf_counter() - began
+        return Report(
+            self.total, start, self.scores, self.metrics.lines, broken, len(self.enlarged), seconds, self.waited
+        )
+
+    def _heed(self) -> None:
+        """Raises `Stopped` where a signal came; the state is saved."""
+        if self.signals.number:
+            raise Stopped(f"stopped at step {self.step}; the same command resumes", self.signals.number)
+
+    def _steps(self, start: int) -> None:
+        settings = self.settings
         sampler = Steps(
             self.items, settings, self.total, start, self.accelerator.process_index, self.accelerator.num_processes
         )
-        loader = DataLoader(
-            self.data,
-            batch_sampler=sampler,
-            num_workers=settings.workers,
-            collate_fn=self.collate,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=False,
-        )
-        batches = iter(loader)
-        began, waited = time.perf_counter(), 0.0
+        pin = self.device.type == "cuda"
+        loaded = load_batches(self.data, workers=settings.workers, collate=self.collate, sampler=sampler, pin=pin)
         per_epoch = max(1, round(self.items / settings.batch))
         save_every = settings.save_every or per_epoch
         eval_every = max(1, round(settings.eval_every * per_epoch)) if settings.eval_every else 0
         self.trained.train()
-        for step in range(start, self.total):
-            numbers, wait = self._step(step, batches)
-            waited += wait
-            for name, value in numbers.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
-            self.counted += bool(numbers)
-            done = step + 1
-            if done % settings.log_every == 0 or done == self.total:
-                line = self._over_processes({name: value / self.counted for name, value in self.sums.items()})
-                self._log(
-                    done, line | {"lr": settings.lr_at(step, self.total), "epoch": done * settings.batch / self.items}
-                )
-                self.sums, self.counted = {}, 0
-            if self.evaluate is not None and (done == self.total or (eval_every and done % eval_every == 0)):
-                scores = self._scores()
-                self._log(done, scores)
-            if done % save_every == 0 or done == self.total:
-                self._save(done, scores)
-            if self.progress is not None and self.main:
-                self.progress(done, self.total, numbers | scores)
-        if start == self.total and self.evaluate is not None and not scores:
-            scores = self._scores()
-        broken = self._finish(out)
-        seconds = time.perf_counter() - began
-        return Report(self.total, start, scores, self.metrics, broken, len(self.enlarged), seconds, waited)
+        if self.due:
+            self._score()
+            self._save(again=True)
+        with closing(loaded):  # type: ignore[type-var]
+            for step in range(start, self.total):
+                numbers = self._step(step, self._parts(loaded))
+                for name, value in numbers.items():
+                    self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counted += bool(numbers)
+                self.step = done = step + 1
+                if done % settings.log_every == 0 or done == self.total:
+                    self._log_sums()
+                if self.evaluate is not None and (done == self.total or (eval_every and done % eval_every == 0)):
+                    self.due = True
+                    self._score()
+                stop, late = self._agreed()
+                if done % save_every == 0 or done == self.total or stop or late:
+                    self._save()
+                if stop:
+                    return
+                if self.progress is not None and self.main:
+                    self.progress(done, self.total, numbers | self.scores)
 
-    def _begin(self, resume: bool) -> tuple[int, dict[str, float]]:
-        """The step to begin with, and the scores known by then."""
+    def _agreed(self) -> tuple[bool, bool]:
+        """Whether a process was told to stop, and whether a checkpoint is due by time: the same answers in all."""
+        minutes = self.settings.save_minutes
+        late = bool(minutes) and time.monotonic() - self.saved_at >= 60 * minutes
+        if self.alone:
+            return bool(self.signals.number), late
+        said = self.accelerator.reduce(torch.tensor([bool(self.signals.number), late], device=self.device).int(), "sum")
+        stop, late = (said > 0).tolist()
+        if stop and not self.signals.number:
+            self.signals.number = signal.SIGTERM  # another process was told
+        return stop, late
+
+    def _begin(self, resume: bool) -> int:
+        """Restores the last checkpoint, where there is one; the step to begin with."""
         state, log = self.out / "state.safetensors", self.out / "metrics.jsonl"
-        start, scores = 0, {}
         self.accelerator.wait_for_everyone()
         if resume and state.exists():
-            tensors, header = checkpoint.read(state)
-            checkpoint.check_same_run(header, self.settings, self.items, self.out)
+            tensors, head = checkpoint.read(state)
+            said = checkpoint.check_same_run(head, self.settings, self.items, self.out)
+            said += check_inputs(head.get("inputs"), self.inputs, self.out)
             extra = checkpoint.restore(tensors, state, self.bare, self._inner, self.average.values)
             if self.accelerator.scaler is not None and "scale" in extra:
                 self.accelerator.scaler.load_state_dict(
                     {**self.accelerator.scaler.state_dict(), "scale": float(extra["scale"])}
                 )
-            start, scores = header["step"], header["scores"]
-            self.sums, self.counted = header["sums"], header["counted"]
+            self.step = self.saved = head["step"]
+            self.scores, self.due = head["scores"], head.get("due", False)
+            self.sums, self.counted = head["sums"], head["counted"]
+            self.broken = dict.fromkeys(head.get("broken", ()))
+            self.enlarged = set(extra["enlarged"].tolist()) if "enlarged" in extra else set()
+            if self.main:
+                for line in said:
+                    warnings.warn(line, stacklevel=4)
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                for file in (state, log, self.out / "broken.txt"):
+                    file.unlink(missing_ok=True)
             write_settings(self.settings, self.out / "settings.json")
-            checkpoint.trim_metrics(log, start)
-            if not start:
-                log.unlink(missing_ok=True)
-                state.unlink(missing_ok=True)
-            elif log.exists():
-                self.metrics = [json.loads(line) for line in log.read_text().splitlines()]
+        self.metrics = Metrics(log, self.step, writes=self.main)
         self.accelerator.wait_for_everyone()
-        return start, scores
+        return self.step
 
-    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], float]:
-        """One optimizer step; the numbers to log and the seconds waited for data."""
+    def _parts(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The parts of the next batch; a signal may break in here."""
+        parts: list[dict[str, Any]] = []
+        begun = time.perf_counter()
+        with self.signals.open():
+            for _ in range(self.settings.accumulate):
+                parts.append(next(batches))
+        self.waited += time.perf_counter() - begun
+        for part in parts:
+            for line in part.pop("broken", ()):
+                self.broken[line] = None
+            self.enlarged.update(part.pop("enlarged", ()))
+        return parts
+
+    def _step(self, step: int, parts: list[dict[str, Any]]) -> dict[str, float]:
+        """One optimizer step; the numbers to log."""
         settings, accelerator = self.settings, self.accelerator
         seed = mix(settings.seed, step, accelerator.process_index)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(mix(seed, 1))
-        parts, waited = [], 0.0
-        for _ in range(settings.accumulate):
-            begun = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - begun
-            for line in batch.pop("broken", ()):
-                self.broken[line] = None
-            self.enlarged.update(batch.pop("enlarged", ()))
-            parts.append(batch)
         sizes = [_size(batch) for batch in parts]
         numbers: dict[str, float] = {}
         for number, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
             last = number == len(parts) - 1
-            if not size and accelerator.num_processes == 1:
+            if not size and self.alone:
                 continue
             if not size:
                 raise ValueError("a process was given nothing but broken files; clean the list, or take a larger batch")
@@ -284,12 +357,12 @@ class _Run:
             for name, value in {"loss": loss, **named}.items():
                 numbers[name] = numbers.get(name, 0.0) + float(value.detach()) * share
         if not any(sizes):
-            return {}, waited
-        if not all(map(_finite, numbers.values())):
+            return {}
+        if not all(map(math.isfinite, numbers.values())):
             raise ValueError(
                 f"the loss is not finite at step {step + 1}; lower lr, or take precision=no. The last checkpoint stands"
             )
-        if step == 0:
+        if not self.checked:
             self._check_gradients()
         if settings.clip:
             norm = self._clip(settings.clip)
@@ -300,7 +373,7 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update(step)
-        return numbers, waited
+        return numbers
 
     def _unsynced(self, wanted: bool) -> Any:
         """While parts of a batch are added up, processes need not agree on their gradients."""
@@ -313,20 +386,25 @@ class _Run:
         return float(self.accelerator.clip_grad_norm_(self.parameters, limit))
 
     def _check_gradients(self) -> None:
+        self.checked = True
         without = [name for name, p in zip(self.names, self.parameters, strict=True) if p.grad is None]
         if without:
             some = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
             raise ValueError(f"these parameters get no gradient, so they would never learn: {some}")
 
-    def _scores(self) -> dict[str, float]:
+    def _score(self) -> None:
+        """Evaluates and logs; a signal may break in, and the evaluation stays due."""
         assert self.evaluate is not None
         kept = self.average.swap()
         self.bare.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            scores = self.evaluate(self.bare)
-        self.bare.train()
-        self.average.swap(kept)
-        return scores
+        try:
+            with self.signals.open(), torch.no_grad(), self.accelerator.autocast():
+                scores = self.evaluate(self.bare)
+        finally:
+            self.bare.train()
+            self.average.swap(kept)
+        self.scores, self.due = scores, False
+        self._log(self.step, scores)
 
     def _over_processes(self, numbers: dict[str, float]) -> dict[str, float]:
         """Each number's mean over the processes."""
@@ -335,13 +413,18 @@ class _Run:
         mean = self.accelerator.reduce(torch.tensor(list(numbers.values()), device=self.device), "mean")
         return dict(zip(numbers, mean.tolist(), strict=True))
 
+    def _log_sums(self) -> None:
+        """The means since the last line."""
+        done = self.step
+        line = self._over_processes({name: value / self.counted for name, value in self.sums.items()})
+        rate = self.settings.lr_at(done - 1, self.total)
+        self._log(done, line | {"lr": rate, "epoch": done * self.settings.batch / self.items})
+        self.sums, self.counted = {}, 0
+
     def _log(self, step: int, numbers: dict[str, float]) -> None:
         if not self.main:
             return
-        line = {"step": step} | numbers
-        self.metrics.append(line)
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.metrics.add(step, numbers)
         if self.settings.tensorboard:
             if not hasattr(self, "board"):
                 from torch.utils.tensorboard.writer import SummaryWriter
@@ -350,30 +433,51 @@ class _Run:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
 
-    def _save(self, step: int, scores: dict[str, float]) -> None:
+    def _save(self, again: bool = False) -> None:
+        """Writes a checkpoint of the steps done; `again` also where there is one of that step."""
+        if not self.step or (self.step == self.saved and not again):
+            return
         extra = {}
         if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
             extra["scale"] = torch.tensor(self.accelerator.scaler.get_scale())
+        if self.enlarged:
+            extra["enlarged"] = torch.tensor(sorted(self.enlarged))
         tensors = checkpoint.state_of(self.bare, self._inner, self.average.values, extra)
+        broken = self._all_broken()
         if self.main:
-            header = {
-                "step": step,
+            head: checkpoint.Head = {
+                "step": self.step,
                 "items": self.items,
                 "settings": plain(self.settings),
-                "scores": scores,
+                "inputs": {name: list(value) for name, value in self.inputs.items()},
+                "scores": self.scores,
+                "due": self.due,
                 "sums": self.sums,
                 "counted": self.counted,
+                "broken": broken,
             }
-            checkpoint.save(self.out / "state.safetensors", tensors, header)
+            try:
+                checkpoint.save(self.out / "state.safetensors", tensors, head)
+            except OSError as error:
+                stands = f"that of step {self.saved} stands" if self.saved else "there is none yet"
+                raise OSError(
+                    error.errno, f"{error.strerror}; step {self.step} was not saved, {stands}. Once that is mended the "
+                    "same command resumes", error.filename,
+                ) from None  # fmt: skip
+        self.saved, self.saved_at = self.step, time.monotonic()
         self.accelerator.wait_for_everyone()
+
+    def _all_broken(self) -> list[str]:
+        """What is wrong with the files of all processes."""
+        from accelerate.utils import gather_object
+
+        return list(dict.fromkeys(gather_object(list(self.broken))))
 
     def _finish(self, out: Path) -> list[str]:
         """Leaves the averaged weights in the network; what is wrong with the files of all processes."""
-        from accelerate.utils import gather_object
-
         self.average.swap()
         self.bare.eval()
-        broken = list(dict.fromkeys(gather_object(list(self.broken))))
+        broken = self._all_broken()
         if self.main and broken:
             write_text(out / "broken.txt", "".join(line + "\n" for line in broken))
         if self.main and hasattr(self, "board"):
@@ -391,7 +495,3 @@ def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

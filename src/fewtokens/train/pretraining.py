@@ -31,6 +31,7 @@ from fewtokens.models.rsp import Rsp
 from fewtokens.show.run_page import write_run_page
 from fewtokens.show.strips import draw_strips
 from fewtokens.train.curves import draw_curves
+from fewtokens.train.inputs import footage_input
 from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.pretraining_presets import PretrainingRecipe
 from fewtokens.train.settings import plain
@@ -162,12 +163,13 @@ def pretrain(
     Args:
         items: videos; see `fewtokens.data.footage.find_footage`.
         recipe: everything else.
-        out: the run's folder; one that was stopped is gone on with.
+        out: the run's folder; a run that was stopped continues.
         model: instead of `build_pretraining(recipe)`.
         resume, progress, device: as for `fit`.
 
     Raises:
-        ValueError: no video that gives a sample, and what `fit` says.
+        ValueError: no video that gives a sample.
+        ValueError, OSError, Stopped: what `fit` says.
     """
     out = Path(out)
     model = build_pretraining(recipe) if model is None else model
@@ -182,6 +184,7 @@ def pretrain(
         out,
         collate=collate_pairs,
         evaluate=Watch(data, recipe.shown, out),
+        inputs={"data": footage_input(items)},
         resume=resume,
         progress=progress,
         device=device,

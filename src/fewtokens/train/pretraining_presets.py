@@ -15,7 +15,7 @@ from fewtokens.data.pairs import Pairing
 from fewtokens.models import SIZES
 from fewtokens.models.base import make_config
 from fewtokens.models.pretrained import PRETRAINING
-from fewtokens.train.settings import Settings
+from fewtokens.train.settings import Settings, setting_values
 
 OBJECTIVES = tuple(PRETRAINING)
 _MODES = {"mae": "frame", "crop_mae": "crops"}
@@ -61,8 +61,6 @@ class PretrainingRecipe(Settings):
         if self.lr == 0 and self.base_lr > 0:
             object.__setattr__(self, "lr", self.base_lr * self.batch / 256)
         super().__post_init__()
-        if self.shown < 2 or self.visits < 1:
-            raise ValueError(f"shown must be at least 2 and visits at least 1, got {self.shown} and {self.visits}")
         for name in ("area", "local"):
             object.__setattr__(self, name, getattr(self.pairing, name))
         self.config()
@@ -83,7 +81,7 @@ class PretrainingRecipe(Settings):
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 0; the rise begins at 0, as in the published codes."""
-        warmup = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        warmup = self.warmup_steps(total)
         return self.lr * step / warmup if step < warmup else super().lr_at(step, total)
 
 
@@ -161,6 +159,10 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
         recipe["steps"] = 0
     if "base_lr" in changes and "lr" not in changes:
         recipe["lr"] = 0.0
+    for name, value in changes.items():
+        low, high = (1, 65536) if isinstance(inner.get(name), int) else (0, 1e6)
+        if name in inner and isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
     recipe |= {name: value for name, value in changes.items() if name in known}
     network |= {name: value for name, value in changes.items() if name in inner}
     return PretrainingRecipe(**recipe, objective=objective, network=network)
@@ -168,19 +170,10 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
 
 def network_settings(objective: str) -> Mapping[str, Any]:
     """Settings of the network of an objective, with their defaults; its size is the recipe's."""
-    return _valued(PRETRAINING[objective].config_type(), leave=("size",))
+    return setting_values(PRETRAINING[objective].config_type(), leave=("size",))
 
 
 def known_settings(objective: str) -> Mapping[str, Any]:
     """Every setting that --set may name, with a value of its type."""
-    recipe = _valued(PretrainingRecipe(objective=objective), leave=("network", "objective", "note"))
+    recipe = setting_values(PretrainingRecipe(objective=objective), leave=("network", "objective", "note"))
     return {**recipe, **network_settings(objective)}
-
-
-def _valued(made: Any, leave: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a dataclass; a whole number that may also be a fraction as a float."""
-    return {
-        each.name: float(getattr(made, each.name)) if each.type == "float" else getattr(made, each.name)
-        for each in fields(made)
-        if each.name not in leave
-    }

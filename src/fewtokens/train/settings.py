@@ -5,16 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from fewtokens.files import write_json
+from fewtokens.plain import conform
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
+
+
+# What a number may be where it is not named here: at least 0, and not so large that nothing real is meant.
+HUGE = 1e9
+RANGES: dict[str, tuple[float, float]] = {
+    "epochs": (0, 1e6), "batch": (1, 1e6), "accumulate": (1, 1e6), "lr": (0, 1e30), "lr_end": (0, 1e30),
+    "momentum": (0, 1), "beta1": (0, 1 - 1e-9), "beta2": (0, 1 - 1e-9), "ema": (0, 1 - 1e-9),
+    "seed": (-(2.0**63), 2.0**63),
+    "workers": (0, 1024), "log_every": (1, HUGE), "size": (1, 16384), "resize": (0, 16384), "short": (0, 16384),
+    "frames": (1, 16384), "stride": (1, 1e6), "fps": (0, 1e4), "flip": (0, 1), "grey": (0, 1), "area": (0, 1),
+    "label_smoothing": (0, 1 - 1e-9), "head_bias": (-HUGE, HUGE), "clips": (1, 1024), "crops": (1, 1024),
+    "repeats": (1, 1024), "visits": (1, 1e6), "shown": (2, 1024),
+}  # fmt: skip
+
+
+def total_steps(epochs: float, steps: int, items: int, batch: int) -> int:
+    """Optimizer steps of so many epochs, or of so many `steps` where these are above 0."""
+    return steps or max(1, round(epochs * items / batch))
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,7 @@ class Settings:
         seed: of everything drawn.
         workers: processes that read data; 0 reads in this one.
         save_every: steps between checkpoints; 0 means once an epoch.
+        save_minutes: minutes between checkpoints, whatever the steps; 0 is off.
         eval_every: epochs between evaluations; 0 means at the end alone.
         log_every: steps between lines of metrics.jsonl.
         tensorboard: also write its event files.
@@ -68,34 +88,51 @@ class Settings:
     seed: int = 0
     workers: int = 2
     save_every: int = 0
+    save_minutes: float = 5
     eval_every: float = 1
     log_every: int = 10
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        self.check_values()
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.batch < 1 or self.accumulate < 1 or self.batch % self.accumulate:
-            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}, both at least 1")
-        if self.steps < 0 or (not self.steps and self.epochs <= 0):
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
+        if not self.steps and self.epochs <= 0:
             raise ValueError(f"epochs must be above 0, got {self.epochs}")
-        if self.lr <= 0 or self.weight_decay < 0 or self.clip < 0 or not 0 <= self.ema < 1 or self.warmup < 0:
-            raise ValueError("lr must be above 0; weight_decay, clip and warmup at least 0; ema in [0, 1)")
-        if any(rate < 0 for rate in self.rates.values()):
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if any(not 0 <= rate <= HUGE for rate in self.rates.values()):
             raise ValueError(f"rates must be at least 0, got {self.rates}")
-        if self.workers < 0 or self.save_every < 0 or self.eval_every < 0 or self.log_every < 1:
-            raise ValueError("workers, save_every and eval_every must be at least 0, log_every at least 1")
         if self.shard and self.precision == "fp16":
             raise ValueError("sharding goes with bf16 or float32; fp16 needs a scaled loss, which is not sharded here")
 
+    def check_values(self) -> None:
+        """Raises a ValueError where a value has another type than its setting, is not finite or out of `RANGES`."""
+        conform(dataclasses.asdict(self), type(self), "settings")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            # True is no number here, and what is called a number elsewhere is unlimited.
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    continue
+                low, high = RANGES.get(each.name, (0, HUGE))
+                if not low <= number <= high:
+                    raise ValueError(f"{each.name} must be in [{low:g}, {high:g}], got {number:g}")
+
     def total(self, items: int) -> int:
         """Optimizer steps for so many items."""
-        return self.steps or max(1, round(self.epochs * items / self.batch))
+        return total_steps(self.epochs, self.steps, items, self.batch)
+
+    def warmup_steps(self, total: int) -> int:
+        """Steps in which the learning rate rises."""
+        return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
 
     def lr_at(self, step: int, total: int) -> float:
         """The learning rate of a step, counted from 0."""
-        warmup = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        warmup = self.warmup_steps(total)
         if step < warmup:
             return self.lr * (step + 1) / warmup
         share = (step - warmup) / max(1, total - warmup)
@@ -150,8 +187,10 @@ class Recipe(Settings):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.loss not in ("softmax", "sigmoid"):
             raise ValueError(f"loss must be softmax or sigmoid, got {self.loss!r}")
-        if not 0 <= self.label_smoothing < 1 or self.mixup < 0 or self.cutmix < 0:
-            raise ValueError("label_smoothing must be in [0, 1), mixup and cutmix at least 0")
+        for name in ("scale", "area"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be a range above 0, got {low} and {high}")
 
 
 # The published settings. Batches are global; lower `batch` and `lr` together where the machine is smaller.
@@ -220,7 +259,7 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
         ValueError: not of this form, or a value of another type.
     """
     name, sign, value = text.partition("=")
-    values = vars(Recipe()) if known is None else known
+    values = setting_values(Recipe()) if known is None else known
     types = {each: type(value) for each, value in values.items()}
     name = name.strip().replace("-", "_")
     if not sign or name not in types:
@@ -238,6 +277,15 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
         return name, kind(value)
     except (ValueError, KeyError):
         raise ValueError(f"{name} takes a {kind.__name__}, got {value!r}") from None
+
+
+def setting_values(made: Any, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a dataclass but for some; a whole number that may also be a fraction as a float."""
+    return {
+        each.name: float(getattr(made, each.name)) if each.type == "float" else getattr(made, each.name)
+        for each in fields(made)
+        if each.name not in leave
+    }
 
 
 def plain(settings: Settings) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The parts are named encoder, projector, compressor and llm; `Settings.rates` say
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fewtokens.llm.chat import check_question, collate_turns, encode_turns
 from fewtokens.llm.parts_session import square
 from fewtokens.llm.video_llm import VideoLlm
 from fewtokens.train.curves import draw_curves
+from fewtokens.train.inputs import Input, files_input, plain_input
 from fewtokens.train.loop import Evaluate, Progress, Report, fit
 from fewtokens.train.settings import Settings
 from fewtokens.video import read
@@ -67,6 +68,16 @@ class Conversations(Dataset[dict[str, Any]]):
             "frames": square(video.frames, self.reading.size, self.reading.frames),
             "line": encode_turns(self.tokenizer, item.turns),
         }
+
+
+def conversation_inputs(items: Sequence[Conversation], reading: Reading) -> dict[str, Input]:
+    """What `fit` notes of the data of a run."""
+    told = (f"{item.id} {item.turns}" for item in items)
+    return {
+        "data": files_input([item.video for item in items], told),
+        "frames": plain_input(reading.frames),
+        "size": plain_input(reading.size),
+    }
 
 
 def collate_with(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
@@ -144,6 +155,7 @@ def train_video_llm(
     *,
     collate: Callable[[Sequence[Any]], dict[str, Any]] | None = None,
     evaluate: Evaluate | None = None,
+    inputs: Mapping[str, Input] | None = None,
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
@@ -154,10 +166,11 @@ def train_video_llm(
     Args:
         data: samples as `Conversations` gives them, or with "cells" encoded ahead in place of "frames".
         collate: samples to a batch, where they are others.
+        evaluate, inputs, resume, progress, device: as for `fit`.
         meta: plain values kept beside its config.
 
     Raises:
-        ValueError: what `fit` says.
+        ValueError, OSError, Stopped: what `fit` says.
     """
     report = fit(
         model,
@@ -167,6 +180,7 @@ def train_video_llm(
         out,
         collate=collate or collate_with(model.tokenizer.pad_token_id or 0),
         evaluate=evaluate,
+        inputs=inputs,
         resume=resume,
         progress=progress,
         device=device,
