@@ -221,7 +221,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({_brief(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({_brief(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
     header = conform(parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header")
@@ -243,8 +243,14 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {header.get('kind')}, not {kind}")
+        raise ValueError(f"{path}: holds {str(header.get('kind'))[:40]}, not {kind}")
     return header
+
+
+def _brief(error: BaseException) -> str:
+    """What another library says, on one line, without the file that it quotes at length."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= 200 else f"{said[:200]} ..."
 
 
 def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:

@@ -29,7 +29,8 @@ class Entry(TypedDict):
     [
         (3, int), (3, float), (0.5, float), ("a", str), (True, bool), (None, None), (None, int | None),
         ([1, 2], list[int]), ((1, 2), list[int]), ([1, "a"], tuple[int, str]), ([], tuple[int, ...]),
-        ((1, 2.5), Sequence[float]), ({"a": 1}, dict[str, int]), ([[1], ["a"]], list[list[int] | list[str]]), ("x", Literal["x", "y"]),
+        ((1, 2.5), Sequence[float]),
+        ({"a": 1}, dict[str, int]), ([[1], ["a"]], list[list[int] | list[str]]), ("x", Literal["x", "y"]),
         ({"a": [None, 1.5, {"b": "c"}]}, Any), ({"steps": 3}, Settings), ({"steps": 3, "name": "n"}, Settings),
         ({"path": "p", "times": [0, 1.5]}, Entry), ({"path": "p", "times": [], "more": 1}, Entry),
     ],
