@@ -33,6 +33,11 @@ except ImportError:  # Windows: nothing tells a dead writer from a live one, so 
 
 FORMAT_VERSION = 1
 
+
+class Damaged(ValueError):
+    """A file that is cut short or otherwise not what its writer left; one of another kind is a plain ValueError."""
+
+
 # The private folder of one writer. It is locked while the writer lives; the name matches no pattern of results.
 _PREFIX, _SUFFIX = ".fewtokens-", ".partial"
 _swept: set[Path] = set()
@@ -221,7 +226,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_brief(error)})") from None
+        raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -233,11 +238,16 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({_brief(error)}); was it cut short?") from None
+        raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
-    header = conform(parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header")
-    version = conform(header.get("version", 0), int, f"{path}: version in its header")
+    try:
+        header = conform(
+            parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header"
+        )
+        version = conform(header.get("version", 0), int, f"{path}: version in its header")
+    except ValueError as error:
+        raise Damaged(str(error)) from None
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"

@@ -74,9 +74,34 @@ def with_others(default: str, modules: dict[str, tuple[str, ...]]) -> type[Typer
     return Others
 
 
+def unused(context: typer.Context, why: str, *names: str) -> None:
+    """Refuses options that mean nothing in the chosen mode, rather than ignoring them.
+
+    Args:
+        context: of the verb.
+        why: ends the message, after the options: "belong to --stream".
+        names: the parameters; those that were not given are passed over.
+
+    Raises:
+        ValueError: some of them were given.
+    """
+    flags = {param.name: param.opts[0] for param in context.command.params}
+    given = [flags[name] for name in names if _was_given(context, name)]
+    if given:
+        raise ValueError(f"{' and '.join(given)} {why}")
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    assert source is not None, f"no parameter {name}"
+    return source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
 def fail(message: object) -> None:
     """One line on stderr."""
-    log.print(f"[red]error:[/red] {escape(' '.join(str(message).split()))}", soft_wrap=True, highlight=False)
+    said = " ".join(str(message).split())
+    said = said if len(said) <= 1000 else f"{said[:1000]} ..."
+    log.print(f"[red]error:[/red] {escape(said)}", soft_wrap=True, highlight=False)
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
