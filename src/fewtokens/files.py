@@ -223,7 +223,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
     """
     header = load_header(path, kind)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with _in_utf8(path) as readable, safe_open(readable, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
         raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)})") from None
@@ -235,7 +235,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)}); was it cut short?") from None
@@ -255,6 +255,20 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path}: holds {str(header.get('kind'))[:40]}, not {kind}")
     return header
+
+
+@contextmanager
+def _in_utf8(path: str | Path) -> Iterator[Path]:
+    """A path to the same file that is UTF-8, which safetensors asks for: itself, or a link for the time being."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "file"
+            link.symlink_to(os.path.abspath(path))
+            yield link
+    else:
+        yield Path(path)
 
 
 def _brief(error: BaseException) -> str:

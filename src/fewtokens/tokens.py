@@ -103,7 +103,8 @@ class Tokens:
         if self.weights is not None:
             expected["weights"] = (B, N, self.grid.cells)
         if self.prefix is not None:
-            expected["prefix"] = (B, self.prefix.shape[1] if self.prefix.ndim == 3 else 0, C)
+            # A method may have given the tokens other channels than the class token has.
+            expected["prefix"] = (B, *self.prefix.shape[1:]) if self.prefix.ndim == 3 else (B, 0, C)
         for name, shape in expected.items():
             found = tuple(getattr(self, name).shape)
             if found != shape:

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,14 +114,22 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         except BrokenPipeError:
             raise typer.Exit(1) from None  # whoever read the output has gone
-        except (ValueError, OSError) as error:
-            fail(error)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_lack_of_memory(error):
+                raise
+            lacking = not isinstance(error, ValueError | OSError)
+            fail("not enough memory; fewer or smaller frames, or a smaller --batch, need less" if lacking else error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             fail("stopped; what was written is whole")
             raise typer.Exit(130) from None
 
     return run
+
+
+def _is_lack_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch could not have the memory that it asked for; on the CPU it says so in words alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -265,6 +274,19 @@ def takes_keep(spec: str) -> bool:
         registry.leaves_keep_open(name, arguments, last=number == len(links) - 1)
         for number, (name, arguments) in enumerate(links)
     )
+
+
+@dataclass
+class Reading:
+    """How a video is read, as a token file notes it: the arguments of `read_video`."""
+
+    frames: int | None
+    fps: float | None
+    size: int
+    start: float
+    end: float | None
+    stream: int | None
+    allow_truncated: bool
 
 
 def read_video(

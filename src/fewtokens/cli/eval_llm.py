@@ -23,7 +23,7 @@ from fewtokens.cli.common import (
     verb,
 )
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 ModelArgument = Annotated[str, typer.Argument(help="A folder or hub id, also one that train video-llm saved.")]
 SpecOption = Annotated[str, typer.Option("--with", metavar="SPEC", help="Methods; all tokens if none.")]

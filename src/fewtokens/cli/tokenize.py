@@ -41,7 +41,7 @@ from fewtokens.cli.tokenize_stream import stream_one
 if TYPE_CHECKING:
     from fewtokens.pipeline import Pipeline
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(

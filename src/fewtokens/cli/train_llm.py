@@ -25,7 +25,7 @@ from fewtokens.cli.common import (
 if TYPE_CHECKING:
     from fewtokens.llm.video_llm import VideoLlm
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Conversations, .jsonl or .json (LLaVA-Video-178K's layout).")]
 OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there is gone on with.")]
