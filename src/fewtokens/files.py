@@ -38,6 +38,11 @@ FORMAT_VERSION = 1
 # What the system says where nothing more can be written, whatever the file.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+
+class Damaged(ValueError):
+    """A file that is cut short or otherwise not what its writer left; one of another kind is a plain ValueError."""
+
+
 # The private folder of one writer. It is locked while the writer lives; the name matches no pattern of results.
 _PREFIX, _SUFFIX = ".fewtokens-", ".partial"
 _swept: set[Path] = set()
@@ -375,10 +380,10 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
     """
     header = load_header(path, kind)
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with _in_utf8(path) as readable, safe_open(readable, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -387,14 +392,19 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
+        raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
-    header = conform(parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header")
-    version = conform(header.get("version", 0), int, f"{path}: version in its header")
+    try:
+        header = conform(
+            parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header"
+        )
+        version = conform(header.get("version", 0), int, f"{path}: version in its header")
+    except ValueError as error:
+        raise Damaged(str(error)) from None
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
@@ -408,6 +418,26 @@ def _in_a_line(name: Any) -> str:
     """A name out of a file, for a message: short, and without line breaks and control characters."""
     text = str(name)[:100]
     return text if text.isprintable() else repr(text)
+
+
+@contextmanager
+def _in_utf8(path: str | Path) -> Iterator[Path]:
+    """A path to the same file that is UTF-8, which safetensors asks for: itself, or a link for the time being."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder) / "file"
+            link.symlink_to(os.path.abspath(path))
+            yield link
+    else:
+        yield Path(path)
+
+
+def _brief(error: BaseException) -> str:
+    """What another library says, on one line, without the file that it quotes at length."""
+    said = " ".join(str(error).split())
+    return said if len(said) <= 200 else f"{said[:200]} ..."
 
 
 def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:

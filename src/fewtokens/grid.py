@@ -34,7 +34,7 @@ class Grid:
             object.__setattr__(self, "times", self.times.detach().to("cpu", torch.float64))
         if self.lengths is not None:
             lengths = self.lengths.detach().to("cpu", torch.int64)
-            if lengths.ndim != 1 or lengths.min() < 1 or lengths.max() > self.T:
+            if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1 or lengths.max() > self.T:
                 raise ValueError(f"lengths must be [B] with values of 1 to T={self.T}, got {lengths.tolist()}")
             object.__setattr__(self, "lengths", lengths)
 
@@ -56,6 +56,8 @@ class Grid:
         lengths = [self.T] * batch if self.lengths is None else self.lengths.tolist()
         if len(lengths) != batch:
             raise ValueError(f"the grid describes {len(lengths)} videos, asked for {batch}")
+        if self.times is not None and self.times.ndim == 2 and len(self.times) != batch:
+            raise ValueError(f"the grid has times of {len(self.times)} videos, asked for {batch}")
         grids = []
         for b, length in enumerate(lengths):
             times = self.times if self.times is None or self.times.ndim == 1 else self.times[b]

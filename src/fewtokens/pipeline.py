@@ -5,11 +5,10 @@ video -> pixels methods -> encoder (encoder methods inside) -> tokens methods ->
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from torch import Tensor, nn
 
@@ -20,6 +19,35 @@ from fewtokens.tokens import Tokens
 
 # Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
 _PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
+
+
+class _Options(TypedDict, total=False):
+    """Options of `load_encoder`; it refuses others itself."""
+
+    device: str
+    dtype: str
+    batch: int
+    patch: int
+    tubelet: int
+    proportional: str
+
+
+class _MoreOfEncoder(TypedDict, total=False):
+    options: _Options
+
+
+class _Named(_MoreOfEncoder):
+    """What `Encoder.describe` gives."""
+
+    id: str
+    weights: str | None
+
+
+class _Config(TypedDict):
+    """The config.json of a saved pipeline."""
+
+    spec: str
+    encoder: _Named | None
 
 
 class Encoder(Protocol):
@@ -187,13 +215,14 @@ class Pipeline(nn.Module):
             ValueError: what is missing, damaged or does not fit, in one line.
         """
         config = Path(folder) / "config.json"
+        if not config.is_file():
+            raise ValueError(f"{folder}: no config.json, so not a saved pipeline")
         try:
-            wanted = json.loads(config.read_text())
-            spec, named = wanted["spec"], wanted["encoder"]
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: no config.json, so not a saved pipeline") from None
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{config}: not the config of a saved pipeline ({error})") from None
+            wanted: _Config = files.read_json(config, _Config)
+        except (OSError, ValueError) as error:
+            reason = str(error).removeprefix(f"{config}: ")
+            raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None
+        spec, named = wanted["spec"], wanted["encoder"]
         if named is not None:
             if encoder is None:
                 load = import_module("fewtokens.encode").load_encoder
@@ -203,8 +232,6 @@ class Pipeline(nn.Module):
                 raise ValueError(f"{folder}: was made with other weights of {named['id']} than those at hand")
         pipeline = Pipeline(spec, encoder)
         tensors, _ = files.load(Path(folder) / "methods.safetensors", "pipeline")
-        try:
-            pipeline.methods.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{folder}: the parameters do not fit {spec!r} ({error})") from None
+        files.check_fit(pipeline.methods.state_dict(), tensors, f"{folder}: the parameters do not fit {spec!r}")
+        pipeline.methods.load_state_dict(tensors)
         return pipeline

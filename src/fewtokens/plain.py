@@ -6,6 +6,7 @@ import dataclasses
 import math
 import reprlib
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 # Deeper than anything that is written on purpose, far from Python's own limit.
@@ -18,9 +19,9 @@ def conform(value: Any, kind: Any, what: str) -> Any:
     Args:
         value: plain values, as JSON or a spec gives them. A tuple counts as a list.
         kind: a type in the form of annotations: int, float (takes whole numbers too), str, bool, None, list[X],
-            tuple[X, ...], tuple[X, Y], dict[str, X], X | Y, Literal[...], Any (any plain value), a TypedDict or a
-            dataclass (a dict with these keys; others are refused for a dataclass, and those with a default may be
-            absent; a dict is returned). True is no number, and a float is finite.
+            Sequence[X], tuple[X, ...], tuple[X, Y], dict[str, X], X | Y, Literal[...], Any (any plain value), a
+            TypedDict or a dataclass (a dict with these keys; others are refused for a dataclass, and those with a
+            default may be absent; a dict is returned). True is no number, and a float is finite.
         what: begins the message, a file's name or an argument's.
 
     Raises:
@@ -43,7 +44,7 @@ def _check(value: Any, kind: Any, what: str, place: str, depth: int) -> None:
     if not _is_a(value, kind):
         at = f"{what}: {place.lstrip('.')}" if place else what
         raise ValueError(f"{at} must be {_say(kind)}, not {_show(value)}")
-    if origin is list or (origin is tuple and parts[1:] == (...,)):
+    if origin in (list, Sequence) or (origin is tuple and parts[1:] == (...,)):
         for number, entry in enumerate(value):
             _check(entry, parts[0], what, f"{place}[{number}]", depth + 1)
     elif origin is tuple:
@@ -118,7 +119,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is float:
         # A whole number too long for a float is no float either.
         return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
-    if origin is list:
+    if origin in (list, Sequence):
         return isinstance(value, list | tuple)
     if origin is tuple:
         return isinstance(value, list | tuple) and (parts[1:] == (...,) or len(parts) == len(value))
@@ -137,7 +138,7 @@ def _finite(value: float) -> bool:
 
 _WORDS = {
     int: "a whole number", float: "a finite number", str: "text", bool: "true or false", types.NoneType: "null",
-    None: "null", list: "a list", dict: "an object", Any: "anything",
+    None: "null", list: "a list", Sequence: "a list", dict: "an object", Any: "anything",
 }  # fmt: skip
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -85,6 +84,26 @@ def join(chunks: Iterable[Tokens], spec: str = "") -> Tokens:
     return registry.build(spec)[0].join(chunks) if spec else concatenate(chunks)
 
 
+class Facts(TypedDict):
+    """The stream.json of a finished stream."""
+
+    spec: str
+    chunks: list[str]
+    meta: dict[str, Any]
+
+
+def read_facts(folder: str | Path) -> Facts:
+    """The stream.json of a folder.
+
+    Raises:
+        ValueError: there is none, so the stream was not finished; or it is damaged.
+    """
+    path = Path(folder) / "stream.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no stream.json, so not a finished stream")
+    return files.read_json(path, Facts)
+
+
 def load(folder: str | Path) -> Tokens:
     """The tokens of a whole video from a folder that `fewtokens tokenize --stream` wrote.
 
@@ -92,14 +111,18 @@ def load(folder: str | Path) -> Tokens:
         ValueError: no such folder, one that was not finished, or a damaged file in it.
     """
     folder = Path(folder)
-    try:
-        facts = json.loads((folder / "stream.json").read_text())
-        names, spec = [str(name) for name in facts["chunks"]], str(facts["spec"])
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no stream.json, so not a finished stream") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'stream.json'}: cannot be read ({error})") from None
-    return join((Tokens.load(folder / Path(name).name) for name in names), spec).replace(meta=facts["meta"])
+    facts = read_facts(folder)
+    spec = facts["spec"]
+    links = registry.parse(spec) if spec else []
+    if len(links) > 1 or any(not hasattr(registry.get(name), "step") for name, _ in links):
+        raise ValueError(f"{folder / 'stream.json'}: {spec!r} is not one method that streams")
+    if not facts["chunks"]:
+        raise ValueError(f"{folder / 'stream.json'}: names no chunks")
+    chunks = [Tokens.load(folder / Path(name).name) for name in facts["chunks"]]
+    kinds = {(c.B, c.C, c.grid.H, c.grid.W, c.num_prefix, c.codes is None) for c in chunks}
+    if len(kinds) > 1:
+        raise ValueError(f"{folder}: its chunks are of different videos")
+    return join(chunks, spec).replace(meta=facts["meta"])
 
 
 def finish(folder: Path, chunks: list[str], spec: str, meta: dict[str, Any]) -> Path:

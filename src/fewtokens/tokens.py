@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fewtokens import files
 from fewtokens.grid import Grid
+from fewtokens.plain import conform
 from fewtokens.plan import Plan, by_position, sums
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
@@ -33,6 +34,24 @@ __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 _DISTANCES_AT_ONCE = 1 << 24
 # Everything of Tokens that has a row for each video.
 _TENSORS = ("features", "positions", "sizes", "mask", "source", "prefix", "codes", "weights")
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DTYPES = {
+    "features": _FLOATS, "prefix": _FLOATS, "positions": (torch.float32,), "sizes": (torch.float32,),
+    "weights": _FLOATS, "mask": (torch.bool,), "source": (torch.int64,), "codes": (torch.int64,),
+}  # fmt: skip
+
+
+class _Shape(TypedDict):
+    shape: tuple[int, int, int]
+    times: list[float] | list[list[float]] | None
+    lengths: list[int] | None
+
+
+class Header(TypedDict):
+    """What the header of a token file says beside the versions."""
+
+    grid: _Shape
+    meta: dict[str, Any]
 
 
 class Packed(NamedTuple):
@@ -75,12 +94,17 @@ class Tokens:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        B, N, _ = self.features.shape
+        if self.features.ndim != 3:
+            raise ValueError(f"features must be [B,N,C], got {list(self.features.shape)}")
+        B, N, C = self.features.shape
         expected = {"positions": (B, N, 3), "sizes": (B, N), "mask": (B, N), "source": (B, self.grid.cells)}
         if self.codes is not None:
             expected["codes"] = (B, N)
         if self.weights is not None:
             expected["weights"] = (B, N, self.grid.cells)
+        if self.prefix is not None:
+            # A method may have given the tokens other channels than the class token has.
+            expected["prefix"] = (B, *self.prefix.shape[1:]) if self.prefix.ndim == 3 else (B, 0, C)
         for name, shape in expected.items():
             found = tuple(getattr(self, name).shape)
             if found != shape:
@@ -370,6 +394,7 @@ class Tokens:
 
     def check(self) -> Tokens:
         """Looks at the data and raises ValueError where it breaks a promise of this type."""
+        self.grid.videos(self.B)
         problems = {
             "real tokens must come first in the mask": not bool((self.mask[:, :-1] >= self.mask[:, 1:]).all()),
             "a source points past the real tokens": bool((self.source >= self.count[:, None]).any()),
@@ -408,19 +433,32 @@ class Tokens:
             ValueError: says what is wrong: missing, cut short, another kind of file, a newer format,
                 shapes that do not fit the grid, values that break a promise of `Tokens`.
         """
-        tensors, header = files.load(path, "tokens", device)
+        header: Header = conform(files.load_header(path, "tokens"), Header, f"{path}: a damaged token file")
+        tensors, _ = files.load(path, "tokens", device)
         try:
-            shape, times, lengths = (header["grid"][name] for name in ("shape", "times", "lengths"))
-            T, H, W = shape
+            T, H, W = header["grid"]["shape"]
+            times, lengths = header["grid"]["times"], header["grid"]["lengths"]
             grid = Grid(
                 T,
                 H,
                 W,
                 times=None if times is None else torch.tensor(times, dtype=torch.float64),
-                lengths=None if lengths is None else torch.tensor(lengths),
+                lengths=None if lengths is None else torch.tensor(lengths, dtype=torch.int64),
             )
             aux = {name[4:]: value for name, value in tensors.items() if name.startswith("aux.")}
             rest = {name: value for name, value in tensors.items() if not name.startswith("aux.")}
+            _check_tensors(rest)
             return Tokens(**rest, grid=grid, aux=aux, meta=header["meta"]).check()
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path}: a damaged token file ({error})") from None
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: a damaged token file ({' '.join(str(error).split())})") from None
+
+
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raises a ValueError that names a tensor that is missing, of no use, or of the wrong dtype."""
+    if lacking := [name for name in _TENSORS[:5] if name not in tensors]:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    for name, value in tensors.items():
+        if name not in _DTYPES:
+            raise ValueError(f"it has a tensor of no use, {name[:40]!r}")
+        if value.dtype not in _DTYPES[name]:
+            raise ValueError(f"{name} must be {_DTYPES[name][0]}, got {value.dtype}")

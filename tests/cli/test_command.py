@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
 
 from fewtokens import Tokens, registry
-from fewtokens.cli import VERBS
+from fewtokens.cli import VERBS, app
 from fewtokens.grid import Grid
 from fewtokens.video import synthetic, write
+from tests.clips import same
 from tests.data import data_path
 from tests.video.makers import make, moving, only_sound
 
@@ -28,13 +32,22 @@ def run(*words: object, code: int = 0, cwd: Path | None = None) -> subprocess.Co
     return done
 
 
+def quick(*words: object, code: int = 0) -> Result:
+    """The same in this process, where the packages are loaded already."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == code, f"exit {done.exit_code}\n{done.output}"
+    return done
+
+
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     video = synthetic("static", frames=20, size=(64, 96))
     return write(tmp_path_factory.mktemp("clips") / "clip.mp4", video.frames, 10)
 
 
-def error_line(done: subprocess.CompletedProcess[str]) -> str:
+def error_line(done: subprocess.CompletedProcess[str] | Result) -> str:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
     return lines[0]
@@ -153,6 +166,116 @@ class TestTokenize:
             (tmp_path / folder / "v.mp4").write_bytes(clip.read_bytes())
         run("tokenize", "x/v.mp4", "y/v.mp4", "--out", "o", cwd=tmp_path)
         assert {p.name for p in (tmp_path / "o").iterdir()} == {"x_v.mp4.safetensors", "y_v.mp4.safetensors"}
+
+    def test_two_inputs_never_share_a_name(self, clip, tmp_path, monkeypatch):
+        inputs = ["a_b/c.mp4", "a/b_c.mp4", "x/c.mp4", "x/b_c.mp4", "x/C.mp4", "../w/x/c.mp4", f"{'n' * 240}.mp4"]
+        for name in inputs:
+            (tmp_path / "w" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "w" / name).write_bytes(clip.read_bytes())
+        monkeypatch.chdir(tmp_path / "w")
+        words = ("--frames", 2, "--size", 32, "--json", "--out", "o")
+        done = quick("tokenize", *inputs, *words)
+        made = json.loads(done.stdout)["done"]
+        assert len(made) == 6  # ../w/x/c.mp4 is x/c.mp4
+        written = {p.name.casefold() for p in (tmp_path / "w" / "o").iterdir()}
+        assert len(written) == 6
+        for row in made:
+            source = Tokens.load(tmp_path / "w" / row["out"]).meta["source"]
+            assert source["path"] == str(tmp_path / "w" / row["video"])
+        again = json.loads(quick("tokenize", *inputs, *words).stdout)["done"]
+        assert all(row["skipped"] for row in again)
+        streams = ("--fps", 5, "--size", 32, "--json", "--out", "s", "--stream", "--with", "rlt")
+        made = json.loads(quick("tokenize", *inputs, *streams).stdout)["done"]
+        assert len({row["out"].casefold() for row in made}) == 6
+
+    @pytest.mark.parametrize("mode", ["file", "folder", "stream"])
+    def test_what_is_there_is_known_by_its_source(self, clip, tmp_path, mode):
+        for folder, kind in (("a", "static"), ("b", "pan")):
+            write(tmp_path / folder / "clip.mp4", synthetic(kind, frames=6, size=(32, 32)).frames, 10)
+        out = tmp_path / ("o.safetensors" if mode == "file" else "o")
+        words = ("--size", 32, "--with", "rlt", "--out", out, *(["--stream"] if mode == "stream" else []))
+        quick("tokenize", tmp_path / "a" / "clip.mp4", *words)
+        assert "skipped" in quick("tokenize", tmp_path / "a" / "clip.mp4", *words).stderr
+        line = error_line(quick("tokenize", tmp_path / "b" / "clip.mp4", *words, code=2))
+        assert str(tmp_path / "a" / "clip.mp4") in line
+        assert str(tmp_path / "b" / "clip.mp4") in line
+        assert "--overwrite" in line
+        # The same place, another content.
+        write(tmp_path / "a" / "clip.mp4", synthetic("pan", frames=6, size=(32, 32)).frames, 10)
+        line = error_line(quick("tokenize", tmp_path / "a" / "clip.mp4", *words, code=2))
+        assert "has changed" in line
+        assert "--overwrite" in line
+        quick("tokenize", tmp_path / "a" / "clip.mp4", *words, "--overwrite")
+        # Another place, and nothing left in the old one: moved.
+        (tmp_path / "a").rename(tmp_path / "c")
+        assert "skipped" in quick("tokenize", tmp_path / "c" / "clip.mp4", *words).stderr
+
+    def test_results_of_an_earlier_version_are_refused_in_a_line(self, clip, tmp_path):
+        out = tmp_path / "a.safetensors"
+        words = ("tokenize", clip, "--frames", 2, "--size", 32, "--out", out)
+        quick(*words)
+        tokens = Tokens.load(out)
+        before = {"path": "clip.mp4", "name": "clip", "bytes": clip.stat().st_size}
+        tokens.replace(meta={**tokens.meta, "source": before}).save(out)
+        assert "does not say which file" in error_line(quick(*words, code=2))
+
+    def test_a_damaged_result_is_made_again_and_another_file_is_not_touched(self, clip, tmp_path):
+        words = ("tokenize", clip, "--frames", 2, "--size", 32, "--with", "rlt", "--out", tmp_path / "o")
+        out = tmp_path / "o" / "clip.safetensors"
+        quick(*words)
+        whole = out.read_bytes()
+        for damaged in (whole[: len(whole) // 2], b"", whole.replace(b"shape", b"shapf")):
+            out.write_bytes(damaged)
+            lines = quick(*words).stderr.splitlines()
+            assert len([line for line in lines if "made again" in line]) == 1
+            assert Tokens.load(out).grid.T == 2
+        save_file({"w": torch.zeros(3)}, out)  # somebody's weights
+        there = out.read_bytes()
+        assert "not one that fewtokens wrote" in error_line(quick(*words, code=2))
+        assert out.read_bytes() == there
+
+    def test_a_damaged_stream_is_made_again(self, clip, tmp_path):
+        words = ("tokenize", "--stream", clip, "--size", 32, "--with", "rlt", "--chunk", 8, "--out", tmp_path / "o")
+        folder = tmp_path / "o" / "clip"
+        quick(*words)
+        chunk = folder / "000001.safetensors"
+        whole, before = chunk.read_bytes(), Tokens.load(chunk)
+        for damage in (
+            lambda: chunk.write_bytes(whole[:200]),
+            chunk.unlink,
+            lambda: (folder / "stream.json").write_text("{"),
+            lambda: (folder / "stream.json").write_text('{"spec": 3}'),
+        ):
+            damage()
+            assert "made again" in quick(*words).stderr
+            same(Tokens.load(chunk), before)
+        # Tokens of a video called 000001.mp4 are no chunk of an older run.
+        quick("tokenize", clip, "--frames", 2, "--size", 32, "--out", chunk, "--overwrite")
+        (folder / "stream.json").unlink()
+        assert "whole video" in error_line(quick(*words, code=2))
+
+    def test_names_that_are_not_utf_8(self, clip, tmp_path):
+        video = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+        video.write_bytes(clip.read_bytes())
+        bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.mp4"))
+        bad.write_bytes(b"nothing")
+        words = ("--frames", 2, "--size", 32, "--out", tmp_path / "o", "--json")
+        report = json.loads(quick("tokenize", video, bad, *words, code=1).stdout)
+        assert [row["video"] for row in report["done"]] == [str(video)]
+        assert Tokens.load(report["done"][0]["out"]).meta["source"]["path"] == str(video)
+        (line,) = (tmp_path / "o" / "failed.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(line)["video"] == str(bad)
+        quick("show", report["done"][0]["out"], "--out", tmp_path / "a.png")
+        assert "skipped" in quick("tokenize", video, *words[:-1]).stderr
+
+    def test_leftovers_of_a_kill_are_swept(self, clip, tmp_path):
+        words = ("tokenize", clip, "--frames", 2, "--size", 32, "--out", tmp_path / "o")
+        quick(*words)
+        left = tmp_path / "o" / ".fewtokens-x.partial"
+        left.mkdir()
+        (left / "file").write_bytes(b"half")
+        assert "skipped" in quick(*words).stderr
+        assert [p.name for p in (tmp_path / "o").iterdir()] == ["clip.safetensors"]
 
     def test_a_cut_file(self, tmp_path):
         path = make(tmp_path / "a.mp4", moving(60), container={"movflags": "faststart"})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 import torch
 from torch import Tensor
 
-from fewtokens import registry
+from fewtokens import files, registry
+from fewtokens.encode import Patches
 from fewtokens.grid import Grid
 from fewtokens.method import Method
 from fewtokens.pipeline import Pipeline
@@ -234,3 +236,34 @@ class TestFolder:
         (tmp_path / "methods.safetensors").write_bytes(b"cut")
         with pytest.raises(ValueError, match="not a readable safetensors"):
             Pipeline.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"spec": None}, "spec must be text"),
+            ({"encoder": "patches"}, "encoder must be an object"),
+            ({"encoder": {"id": "patches"}}, "lacks encoder.weights"),
+            ({"encoder": {"id": 5, "weights": None}}, "encoder.id must be text"),
+            ({"encoder": {"id": "patches", "weights": 5}}, "encoder.weights must be text"),
+            ({"encoder": {"id": "patches", "weights": None, "options": []}}, "encoder.options must be an object"),
+            ({"encoder": {"id": "patches", "weights": None, "options": {"patch": "16"}}}, "patch must be a whole"),
+            ({"encoder": {"id": "patches", "weights": None, "options": {"patch": 10**30}}}, "patch and tubelet must"),
+            ({"encoder": {"id": "patches", "weights": None, "options": {"device": 3}}}, "device must be text"),
+            ({"encoder": {"id": "patches", "weights": None, "options": {"color": 3}}}, "not color"),
+            ({"spec": "rlt(tau='x')"}, "tau must be"),
+            ({"spec": "(" * 300}, "cannot read the spec"),
+        ],
+    )
+    def test_a_damaged_config_is_one_line(self, tmp_path, change, says):
+        config = Pipeline("uniform", Patches(4)).save_pretrained(tmp_path) / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+        with pytest.raises(ValueError, match=re.escape(says)) as caught:
+            Pipeline.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    def test_parameters_that_do_not_fit(self, tmp_path):
+        Pipeline("tokenlearner(4, width=48)").save_pretrained(tmp_path)
+        files.save(tmp_path / "methods.safetensors", "pipeline", {"0.norm.weight": torch.zeros(3)}, {})
+        with pytest.raises(ValueError, match=r"do not fit .* lacks") as caught:
+            Pipeline.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)

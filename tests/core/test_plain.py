@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 import pytest
@@ -28,6 +29,7 @@ class Entry(TypedDict):
     [
         (3, int), (3, float), (0.5, float), ("a", str), (True, bool), (None, None), (None, int | None),
         ([1, 2], list[int]), ((1, 2), list[int]), ([1, "a"], tuple[int, str]), ([], tuple[int, ...]),
+        ((1, 2.5), Sequence[float]),
         ({"a": 1}, dict[str, int]), ([[1], ["a"]], list[list[int] | list[str]]), ("x", Literal["x", "y"]),
         ({"a": [None, 1.5, {"b": "c"}]}, Any), ({"steps": 3}, Settings), ({"steps": 3, "name": "n"}, Settings),
         ({"path": "p", "times": [0, 1.5]}, Entry), ({"path": "p", "times": [], "more": 1}, Entry),
@@ -49,6 +51,7 @@ def test_what_fits_is_returned_as_it_is(value, kind):
         ("3", int, "not '3'"),
         ({"a": {"b": [1, "x"]}}, dict[str, dict[str, list[int]]], r"file: a\.b\[1\] must be a whole number, not 'x'"),
         ([1], tuple[int, int], "a list of 2"),
+        ("ab", Sequence[str], "a list, not 'ab'"),
         ({1: 2}, dict[str, int], "a key must be text"),
         ("z", Literal["x", "y"], "'x' or 'y'"),
         (1, Literal[True], "True"),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib.metadata import EntryPoint
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fewtokens import registry
 from fewtokens.grid import Grid
@@ -60,12 +64,61 @@ def test_defaults_reach_whoever_takes_them():
         ("tome + evs", "cannot read"),
         ("tome(keep=0)", "keep must be"),
         ("lambda: 1", "cannot read"),
+        ("tome(keep=1, keep=2)", "only once"),
+        ("tome({[]:1})", "plain values"),
+        ("rlt(tau='x')", "rlt: tau must be a finite number or null, not 'x'"),
+        ("evs(tau=True)", "tau must be a finite number"),
+        ("tome(keep=1e999)", "keep must be"),
+        ("tome(keep=1e308)", "keep must be a share"),
+        (f"tome(keep={10**30})", "keep is too large"),
+        (f"tome(r=[1, {10**30}], stage='encoder')", "r is too large"),
+        ("vid_tldr(r=(1, 'a'))", r"r: \[1\] must be a finite number"),
+        ("tempme(joins=2)", "joins must be a list"),
+        ("perceiver(num_layers=1000000000)", "num_layers must be a count of 1 to 1000"),
+        ("perceiver(width=-1)", "width must be a count"),
+        ("qformer(width=1000000)", "GiB of parameters, this machine"),
+        ("tome(keep=" + "-" * 5000 + "1)", "nested too deeply"),
+        ("tome(keep=" + "[" * 5000 + "]" * 4000 + ")", "cannot read"),
+        ("tome" + "()" * 4000, "nested too deeply|cannot read"),
+        (" | ".join(["uniform"] * 101), "at most 100 methods, got 101"),
+        (" | ".join(["uniform"] * 3000), "at most 10000 characters"),
+        ("tome(keep=" + "9" * 5000 + ")", "cannot read"),
     ],
 )
 def test_what_is_wrong_is_said(spec, says):
     with pytest.raises(ValueError, match=says) as caught:
         registry.build(spec)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-3, 40), st.floats(), st.floats(0, 1), st.text(max_size=3),
+    st.binary(max_size=2), st.complex_numbers(), st.sets(st.integers(0, 3)), st.lists(st.floats(0, 4), max_size=3),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)), st.dictionaries(st.text(max_size=1), st.none(), max_size=1),
+)  # fmt: skip
+
+
+@given(st.sampled_from([*registry.METHODS, *registry.INSIDE]), st.data())
+@settings(max_examples=400, deadline=None)
+def test_any_arguments_build_or_are_a_value_error(name, data):
+    known = list(inspect.signature(registry.get(name)).parameters)
+    chosen = data.draw(st.dictionaries(st.sampled_from(known), _VALUES, max_size=3))
+    spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
+    try:
+        (method,) = registry.build(spec)
+    except ValueError:
+        return
+    assert [again.spec for again in registry.build(method.spec)] == [method.spec]
+
+
+def test_the_sketch_that_counts_parameters_leaves_the_draws_alone():
+    torch.manual_seed(3)
+    (method,) = registry.build("perceiver(4, width=16, num_layers=1)")
+    torch.manual_seed(3)
+    direct = registry.get("perceiver")(4, width=16, num_layers=1)
+    for one, other in zip(method.parameters(), direct.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_methods_of_other_packages(monkeypatch, tmp_path):

@@ -68,6 +68,40 @@ def test_files(tmp_path):
         load(tmp_path)  # a name never leaves the folder
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"spec": None}, "spec must be text"),
+        ({"spec": "tome"}, "not one method that streams"),
+        ({"spec": "rlt | evs"}, "not one method that streams"),
+        ({"spec": "rlt(tau='x')"}, "tau must be"),
+        ({"chunks": []}, "names no chunks"),
+        ({"chunks": "000000.safetensors"}, "chunks must be a list"),
+        ({"chunks": [0]}, r"chunks\[0\] must be text"),
+        ({"chunks": [""]}, "no such file"),
+        ({"meta": None}, "meta must be an object"),
+    ],
+)
+def test_a_damaged_stream_json_is_one_line(tmp_path, change, says):
+    run = Streaming(build("rlt")[0], Patches(4))
+    run(frames()).save(tmp_path / "000000.safetensors")
+    facts = {"spec": run.spec, "chunks": ["000000.safetensors"], "meta": {}}
+    (tmp_path / "stream.json").write_text(json.dumps(facts))
+    assert load(tmp_path).B == 1
+    (tmp_path / "stream.json").write_text(json.dumps(facts | change))
+    with pytest.raises(ValueError, match=says) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_chunks_of_different_videos(tmp_path):
+    Streaming(None, Patches(4))(frames()).save(tmp_path / "000000.safetensors")
+    Streaming(None, Patches(8))(frames()).save(tmp_path / "000001.safetensors")
+    finish(tmp_path, ["000000.safetensors", "000001.safetensors"], "", {})
+    with pytest.raises(ValueError, match="different videos"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("spec", ["evs(0.2)", "dycoke", "tome(0.1)", "rlt(keep=0.5)", "dtd(keep=0.5)"])
 def test_what_cannot_stream_says_so(spec):
     with pytest.raises(ValueError, match="looks at the whole video"):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewtokens import files
 from fewtokens.batch import collate, concatenate, join_frames, split_frames
 from fewtokens.grid import Grid
 from fewtokens.plan import Plan
@@ -292,3 +296,57 @@ def test_to_keeps_positions_in_float32():
     tokens = clip().replace(aux={"loss": torch.tensor(1.0)}).to(torch.bfloat16)
     assert tokens.features.dtype == torch.bfloat16
     assert tokens.positions.dtype == tokens.sizes.dtype == torch.float32
+
+
+class TestDamagedFiles:
+    """Every tensor and every entry of the header is checked between reading and use."""
+
+    @staticmethod
+    def change(path: Path, header: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> None:
+        there, told = files.load(path, "tokens")
+        told = {name: value for name, value in told.items() if name not in ("kind", "version", "versions")}
+        changed = {name: value for name, value in {**there, **(tensors or {})}.items() if value is not None}
+        files.save(path, "tokens", changed, told | (header or {}))
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            {"grid": None}, {"grid": {}}, {"grid": []}, {"grid": {"shape": [2, 3], "times": None, "lengths": None}},
+            {"grid": {"shape": [2, 3, "4"], "times": None, "lengths": None}},
+            {"grid": {"shape": [True, 3, 4], "times": None, "lengths": None}},
+            {"grid": {"shape": [10**30, 3, 4], "times": None, "lengths": None}},
+            {"grid": {"shape": [2, 3, 4], "times": [0, "x"], "lengths": None}},
+            {"grid": {"shape": [2, 3, 4], "times": [[0, 1], [0]], "lengths": None}},
+            {"grid": {"shape": [2, 3, 4], "times": [[0, 1]] * 3, "lengths": None}},
+            {"grid": {"shape": [2, 3, 4], "times": 1.5, "lengths": None}},
+            {"grid": {"shape": [2, 3, 4], "times": None, "lengths": []}},
+            {"grid": {"shape": [2, 3, 4], "times": None, "lengths": [10**30, 1]}},
+            {"grid": {"shape": [2, 3, 4], "times": None, "lengths": [2]}},
+            {"meta": None}, {"meta": [1]},
+        ],
+    )  # fmt: skip
+    def test_headers(self, tmp_path, header):
+        path = Tokens.from_cells(torch.rand(2, 2, 3, 4, 5)).save(tmp_path / "a.safetensors")
+        self.change(path, header)
+        with pytest.raises(ValueError, match="a damaged token file") as caught:
+            Tokens.load(path)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            {"features": None}, {"mask": None}, {"more": torch.zeros(1)}, {"grid": torch.zeros(1)},
+            {"features": torch.zeros(2, 24, 5, dtype=torch.int64)}, {"features": torch.zeros(2, 24)},
+            {"mask": torch.ones(2, 24)}, {"mask": torch.ones(2, 24, dtype=torch.int64)}, {"sizes": torch.ones(2, 25)},
+            {"source": torch.zeros(2, 24)}, {"source": torch.full((2, 24), 24)}, {"source": torch.full((2, 24), -2)},
+            {"positions": torch.zeros(2, 24, 3, dtype=torch.float64)}, {"codes": torch.zeros(2, 24)},
+            {"prefix": torch.zeros(3, 1, 5)}, {"prefix": torch.zeros(2, 5)}, {"weights": torch.zeros(2, 24)},
+            {"features": torch.full((2, 24, 5), torch.nan)},
+        ],
+    )  # fmt: skip
+    def test_tensors(self, tmp_path, tensors):
+        path = Tokens.from_cells(torch.rand(2, 2, 3, 4, 5)).save(tmp_path / "a.safetensors")
+        self.change(path, tensors=tensors)
+        with pytest.raises(ValueError, match="a damaged token file") as caught:
+            Tokens.load(path)
+        assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Any
@@ -45,7 +46,6 @@ app = typer.Typer(
     name="fewtokens",
     cls=Verbs,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,6 +72,10 @@ def fewtokens(
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        # A file name that is not UTF-8 is printed escaped rather than being the end of a run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as ended:

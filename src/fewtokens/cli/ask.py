@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FRAMES = 32
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(

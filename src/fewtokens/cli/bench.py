@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 from rich.markup import escape
@@ -26,14 +27,38 @@ from fewtokens.cli.common import (
     progress,
     read_video,
     table,
+    unused,
     verb,
 )
-from fewtokens.cli.resume import append_row, check_settings, read_rows
+from fewtokens.cli.resume import (
+    append_row,
+    check_settings,
+    check_source,
+    distinct_names,
+    one_each,
+    read_rows,
+    source_now,
+)
 
 if TYPE_CHECKING:
     from fewtokens.evaluate.bench import Item
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
+
+
+class _Row(TypedDict):
+    """What is asked for of a row that an earlier run wrote."""
+
+    clip: str
+    method: str
+    keep: float
+    vector: list[Any]
+
+
+class _Noted(TypedDict):
+    clip: str
+    source: dict[str, Any]
+
 
 # What a table in the terminal has room for.
 _SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "total ms")
@@ -48,6 +73,7 @@ _CHANGED = ("keep", "method", "Δ cosine", "Δ J&F", "Δ total ms")
 )
 @verb
 def bench(
+    context: typer.Context,
     videos: Annotated[
         list[Path] | None, typer.Argument(metavar="[VIDEO_OR_FOLDER]...", help="Videos, or folders of videos.")
     ] = None,
@@ -85,8 +111,14 @@ def bench(
     Writes results.json, results.csv, results.md, plots and a page, index.html.
     """
     if compare:
+        others = [name for name in context.params if name not in ("videos", "compare", "as_json")]
+        unused(context, "have no meaning with --compare", *others)
         _compare(videos or [], as_json)
         return
+    if davis is None:
+        unused(context, "is the size of --davis", "davis_size")
+    if davis is not None and not videos:
+        unused(context, "is the size of videos; that of DAVIS is --davis-size", "size")
     if target is None:
         raise ValueError("say where to write: --out FOLDER")
     if target.exists() and not target.is_dir():
@@ -95,6 +127,7 @@ def bench(
     if not budgets:
         raise ValueError("--keep needs at least one budget, such as 0.1")
 
+    from fewtokens import files
     from fewtokens.encode import load_encoder, pick_device
     from fewtokens.evaluate.bench import encode, jobs, measure, specs_of
 
@@ -109,9 +142,12 @@ def bench(
         "davis size": davis_size,
         "seed": seed,
     }
+    files.sweep(target)
+    files.sweep(target / "features")
     check_settings(target / "settings.json", settings)
+    noted, broken = _check_sources(target, sources)
     # A row by its clip, method and budget; two runs that share a folder may both have made one.
-    made = {(row["clip"], row["method"], row["keep"]): row for row in read_rows(target / "rows.jsonl")}
+    made = {(row["clip"], row["method"], row["keep"]): row for row in read_rows(target / "rows.jsonl", _Row)}
     wanted = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
     failed: list[dict[str, str]] = []
     drawn = _drawn(sources, shown)
@@ -125,6 +161,8 @@ def bench(
             if not left and name not in drawn:
                 continue
             try:
+                if name in broken:
+                    raise ValueError(broken[name])
                 item = _read(name, path, masks, frames, davis_size if masks else size)
                 if name in drawn:
                     pictures[name] = _pictures(item)
@@ -155,7 +193,8 @@ def bench(
     rows = [made[job] for job in wanted if job in made]
     if not rows:
         raise ValueError("nothing could be read, so there is nothing to compare")
-    report = _write(target, settings, rows, pictures)
+    about = {"settings": settings, "machine": _machine(where), "sources": noted}
+    report = _write(target, about, rows, pictures)
     if as_json:
         print_json({"settings": settings, "summary": report, "failed": failed, "page": str(target / "index.html")})
     else:
@@ -174,28 +213,60 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
     from fewtokens.data.dense_sets import davis_sequences, paired
     from fewtokens.data.listing import VIDEOS
 
-    found: list[tuple[str, Path, list[Path] | None]] = []
+    files: list[Path] = []
     for video in videos:
         if not video.is_dir():
-            found.append((video.stem, video, None))
+            files.append(video)
             continue
         inside = sorted(file for file in video.iterdir() if file.suffix.lower() in VIDEOS)
         if not inside:
             raise ValueError(f"{video}: a folder without videos ({', '.join(sorted(VIDEOS))})")
-        found += [(file.stem, file, None) for file in inside]
+        files += inside
+    found: list[tuple[Path, list[Path] | None]] = [(file, None) for file in one_each(files)]
     if davis is not None:
         sequences, _ = davis_sequences(davis, "all")
         for one in sequences:
             paired(one)
-        found += [(one.name, one.pictures[0].parent, one.labels) for one in sequences]
+        found += [(one.pictures[0].parent, one.labels) for one in sequences]
     if not found:
         raise ValueError("give videos, folders of videos, or --davis FOLDER")
-    names: dict[str, int] = {}
-    unlike = []
-    for name, path, masks in found:
-        names[name] = names.get(name, 0) + 1
-        unlike.append((name if names[name] == 1 else f"{name} ({names[name]})", path, masks))
-    return unlike
+    names = distinct_names([path for path, _ in found])
+    return [(name, path, masks) for name, (path, masks) in zip(names, found, strict=True)]
+
+
+def _check_sources(
+    target: Path, sources: Sequence[tuple[str, Path, list[Path] | None]]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Notes what each clip is made from, or compares it with what an earlier run in this folder noted.
+
+    Returns:
+        What each clip is made from, and what is wrong with those that are not there, by name.
+
+    Raises:
+        ValueError: rows of another file, or of this one as it was before.
+    """
+    noted = {row["clip"]: row["source"] for row in read_rows(target / "sources.jsonl", _Noted)}
+    known = {row["clip"] for row in read_rows(target / "rows.jsonl", _Row)}
+    broken = {}
+    new = []
+    for name, path, masks in sources:
+        try:
+            source = source_now(path)
+            if masks:
+                labels = source_now(masks[0].parent)
+                source["bytes"] += labels["bytes"]
+                source["mtime_ns"] = max(source["mtime_ns"], labels["mtime_ns"])
+        except (ValueError, OSError) as error:
+            broken[name] = str(error)
+            continue
+        if name in known:
+            check_source(f"{name} in {target}", noted.get(name), source, "give another --out")
+        elif noted.get(name) != source:
+            new.append({"clip": name, "source": source})
+    for row in new:
+        append_row(target / "sources.jsonl", row)
+        noted[row["clip"]] = row["source"]
+    return noted, broken
 
 
 def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -> set[str]:
@@ -236,8 +307,24 @@ def _pictures(item: Item) -> tuple[Any, list[str]]:
     return small, captions
 
 
+def _machine(device: Any) -> dict[str, Any]:
+    """What times depend on beside the settings."""
+    import os
+    import platform
+
+    import torch
+
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "torch": str(torch.__version__),
+    }
+
+
 def _write(
-    target: Path, settings: dict[str, Any], rows: list[dict[str, Any]], pictures: dict[str, Any]
+    target: Path, told: dict[str, Any], rows: list[dict[str, Any]], pictures: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Everything that a finished run leaves behind; returns the summary."""
     from fewtokens import registry
@@ -246,10 +333,11 @@ def _write(
     from fewtokens.evaluate.summary import as_csv, as_markdown, summarise
     from fewtokens.files import write_text
     from fewtokens.show.bench_page import write_bench_page
-    from fewtokens.show.plots import draw_trade_off
+    from fewtokens.show.plots import draw_trade_off, styles_of
 
     summary = summarise(rows)
     bare = [{name: value for name, value in row.items() if name not in ("vector", "source", "grid")} for row in rows]
+    settings = told["settings"]
     encoder = settings["encoder"]["id"]
     clips = len({row["clip"] for row in rows})
     about = (
@@ -260,16 +348,20 @@ def _write(
         "480x880; nearest, ranks: which other clips are alike, by few tokens against all."
     )
     texts = {
-        "results.json": json.dumps({"settings": settings, "about": about, "summary": summary, "rows": bare}) + "\n",
+        "results.json": json.dumps({**told, "about": about, "summary": summary, "rows": bare}) + "\n",
         "results.csv": as_csv(bare),
         "results.md": f"# fewtokens bench\n\n{about}\n\n{as_markdown(summary)}",
     }
     for name, text in texts.items():
         write_text(target / name, text)
     plots = []
-    for measure in ("cosine", "rare cosine", "J&F", "PSNR dB", "ranks"):
+    if find_spec("matplotlib") is None:
+        log.print("no plots: they need matplotlib, pip install 'fewtokens[show]'", highlight=False)
+    measures = ("cosine", "rare cosine", "J&F", "PSNR dB", "ranks")
+    styles = styles_of(summary, measures, baselines=registry.BASELINES, full=FULL)
+    for measure in measures:
         path = target / f"{measure.replace('&', '').replace(' ', '_')}.png"
-        drawn = draw_trade_off(summary, measure, path, baselines=registry.BASELINES, full=FULL)
+        drawn = draw_trade_off(summary, measure, path, styles, baselines=registry.BASELINES, full=FULL)
         plots += [] if drawn is None else [drawn]
     full = {row["clip"]: row for row in rows if row["method"] == FULL}
     frames = {name: (*drawn, full[name]["grid"]) for name, drawn in pictures.items() if "grid" in full.get(name, {})}
@@ -304,7 +396,9 @@ def _compare(files: Sequence[Path], as_json: bool) -> None:
 
     if len(files) != 2:
         raise ValueError(f"--compare takes two results.json, got {len(files)} files")
-    lines = changes(*files)
+    lines, unlike = changes(*files)
+    for said in unlike:
+        log.print(f"[yellow]unlike:[/yellow] {escape(said)}", highlight=False, soft_wrap=True)
     if as_json:
         print_json(lines)
         return

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -77,9 +78,34 @@ def with_others(default: str, modules: dict[str, tuple[str, ...]]) -> type[Typer
     return Others
 
 
+def unused(context: typer.Context, why: str, *names: str) -> None:
+    """Refuses options that mean nothing in the chosen mode, rather than ignoring them.
+
+    Args:
+        context: of the verb.
+        why: ends the message, after the options: "belong to --stream".
+        names: the parameters; those that were not given are passed over.
+
+    Raises:
+        ValueError: some of them were given.
+    """
+    flags = {param.name: param.opts[0] for param in context.command.params}
+    given = [flags[name] for name in names if _was_given(context, name)]
+    if given:
+        raise ValueError(f"{' and '.join(given)} {why}")
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    assert source is not None, f"no parameter {name}"
+    return source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
 def fail(message: object) -> None:
     """One line on stderr."""
-    log.print(f"[red]error:[/red] {escape(' '.join(str(message).split()))}", soft_wrap=True, highlight=False)
+    said = " ".join(str(message).split())
+    said = said if len(said) <= 1000 else f"{said[:1000]} ..."
+    log.print(f"[red]error:[/red] {escape(said)}", soft_wrap=True, highlight=False)
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,8 +119,11 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
                 return function(*args, **kwargs)
         except BrokenPipeError:
             raise typer.Exit(1) from None  # whoever read the output has gone
-        except (ValueError, OSError) as error:
-            fail(error)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _is_lack_of_memory(error):
+                raise
+            lacking = not isinstance(error, ValueError | OSError)
+            fail("not enough memory; fewer or smaller frames, or a smaller --batch, need less" if lacking else error)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
             # Training says where it stopped, and with which status (`fewtokens.train.stopping.Stopped`).
@@ -132,6 +161,11 @@ class _Lines:
         left = f", {timedelta(seconds=round((in_all - done) / rate))} left" if in_all and rate else ""
         counted = f"{done} of {in_all}" if in_all else str(done)
         log.print(f"{self.title}  {counted}, {rate:.3g} a second{left}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _is_lack_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch could not have the memory that it asked for; on the CPU it says so in words alone."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 @contextmanager
@@ -280,6 +314,19 @@ def takes_keep(spec: str) -> bool:
         registry.leaves_keep_open(name, arguments, last=number == len(links) - 1)
         for number, (name, arguments) in enumerate(links)
     )
+
+
+@dataclass
+class Reading:
+    """How a video is read, as a token file notes it: the arguments of `read_video`."""
+
+    frames: int | None
+    fps: float | None
+    size: int
+    start: float
+    end: float | None
+    stream: int | None
+    allow_truncated: bool
 
 
 def read_video(

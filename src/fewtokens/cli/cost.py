@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from fewtokens.cli.common import DeviceOption, JsonOption, out, print_json, table, verb
+from fewtokens.cli.common import DeviceOption, JsonOption, out, print_json, table, unused, verb
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(
@@ -19,6 +19,7 @@ app = typer.Typer()
 )
 @verb
 def cost(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[MODEL...]", help="Names, or folders of saved models.")
     ] = None,
@@ -57,10 +58,15 @@ def cost(
     if specs:
         if names:
             raise ValueError("give networks or --with SPEC, not both")
+        networks = ("size", "frames", "classes", "batch", "timed", "repeats", "device")
+        unused(context, "are for networks, not for --with", *networks)
         _of_tokens(specs, grid, llm, text, pooled, accuracy or [], as_json)
         return
     if not names:
         raise ValueError("say which network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
+    unused(context, "have a meaning with --with SPEC only", "grid", "llm", "text", "pooled", "accuracy")
+    if not timed:
+        unused(context, "have a meaning with --time only", "batch", "repeats", "device")
     import torch
 
     from fewtokens import models
@@ -115,6 +121,8 @@ def _of_tokens(
     sides = grid.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
         raise ValueError(f"--grid is written frames x rows x columns, such as 32x27x27, got {grid!r}")
+    if text < 0 or not all(0 <= value <= 100 for value in accuracies):
+        raise ValueError(f"--text is a count from 0, --accuracy a percentage, got {text} and {accuracies}")
     if accuracies and len(accuracies) != len(specs):
         raise ValueError(f"--accuracy is said once for each --with: {len(accuracies)} for {len(specs)}")
     cells, model = Grid(int(sides[0]), int(sides[1]), int(sides[2])), language_model(llm)

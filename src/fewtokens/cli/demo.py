@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fewtokens.evaluate.compare import Row
     from fewtokens.show import Clip
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _CLIPS = {"static camera": "static", "moving camera": "pan"}
 _PATCH = 16

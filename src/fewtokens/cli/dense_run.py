@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import typer
 from rich.markup import escape
 
 from fewtokens.cli.common import fail, log, make_pipeline, out, print_json, progress, table, to_json
 from fewtokens.cli.resume import append_row, check_settings, read_rows
-from fewtokens.files import write_text
+from fewtokens.files import read_json, sweep, write_text
+from fewtokens.identity import identity
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
@@ -68,6 +69,7 @@ def run(
         raise ValueError(f"--out {target} is a file; give a folder")
     how = make_protocol(task.name, protocol, changes or ())
     chosen = _pick(task.found, only)
+    _check_names(chosen)
     pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
     assert pipeline.encoder is not None
     described = pipeline.encoder.describe()
@@ -78,7 +80,9 @@ def run(
     made: dict[str, dict[str, Any]] = {}
     if target is not None:
         check_settings(target / "settings.json", settings)
-        made = {row["sequence"]: row for row in read_rows(target / "rows.jsonl")}
+        sweep(target)
+        made = {row["sequence"]: row for row in read_rows(target / "rows.jsonl", _Row)}
+        _check_files(chosen, made, target)
     failed = _judge(task, chosen, pipeline, how, made, target)
     rows = [made[files.name] for files in chosen if files.name in made]
     if not rows:
@@ -111,6 +115,59 @@ def run(
         raise typer.Exit(1)
 
 
+class _Row(TypedDict):
+    """What is asked for of a row that an earlier run wrote."""
+
+    sequence: str
+    grid: list[int]
+    tokens: int
+    cells: int
+
+
+def _files_of(files: SequenceFiles) -> str:
+    """The identity of a sequence: its pictures and labels."""
+    return identity([*files.pictures, *files.labels])
+
+
+def _check_names(chosen: Sequence[SequenceFiles]) -> None:
+    """Raises a ValueError where the results of two sequences, or of two frames, would have one name."""
+    names: dict[str, str] = {}
+    for files in chosen:
+        if (other := names.setdefault(files.name.casefold(), files.name)) is not files.name:
+            raise ValueError(f"two sequences have the same name for files, {other} and {files.name}; rename one")
+        stems = {picture.stem.casefold() for picture in files.pictures}
+        if len(stems) < len(files.pictures):
+            raise ValueError(f"{files.pictures[0].parent}: two pictures have the same name but for case or suffix")
+
+
+def _check_files(chosen: Sequence[SequenceFiles], made: dict[str, dict[str, Any]], target: Path) -> None:
+    """Raises a ValueError where an earlier run judged a sequence whose files have changed since."""
+    for files in chosen:
+        if files.name not in made:
+            continue
+        if "files" not in made[files.name]:
+            raise ValueError(
+                f"{target} does not say which files of {files.name} it was made from (an earlier version wrote it); "
+                "give another --out"
+            )
+        if made[files.name]["files"] != _files_of(files):
+            raise ValueError(
+                f"{target}: {files.name} was judged on files of {files.pictures[0].parent} that have changed since; "
+                "give another --out"
+            )
+
+
+def _is_drawn(task: Task, files: SequenceFiles, target: Path | None) -> bool:
+    """Whether what was predicted of a judged sequence is still there to be drawn; it is judged again where not."""
+    if target is None:
+        return True
+    try:
+        found = _labelled(target, task, files)
+        return task.name == "jhmdb" or all(path.stat().st_size for path in found)
+    except (OSError, ValueError):
+        return False
+
+
 def _judge(
     task: Task, chosen: list[SequenceFiles], pipeline: Pipeline, how: Protocol, made: dict[str, Any],
     target: Path | None,
@@ -126,7 +183,7 @@ def _judge(
     with progress(task.name, 2 * sum(len(files.pictures) for files in chosen)) as advance:
         for files in chosen:
             count = len(files.pictures)
-            if files.name not in made:
+            if files.name not in made or not _is_drawn(task, files, target):
                 pipeline.encoder.progress = partial(_report, advance, done, f"{files.name}: encoding")
                 try:
                     judged = task.judge(
@@ -138,10 +195,10 @@ def _judge(
                     fail(error)
                     failed.append({"sequence": files.name, "error": " ".join(str(error).split())})
                 else:
-                    made[files.name] = judged.row
+                    made[files.name] = judged.row | {"files": _files_of(files)}
                     if target is not None:
                         _write_labels(target, files, judged)
-                        append_row(target / "rows.jsonl", judged.row)
+                        append_row(target / "rows.jsonl", made[files.name])
             done += 2 * count
             advance(done)
     return failed
@@ -215,7 +272,7 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
 def _labelled(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
     """What was predicted, by frame: joints, or files of masks."""
     if task.name == "jhmdb":
-        return json.loads((target / "joints" / f"{files.name}.json").read_text())
+        return read_json(target / "joints" / f"{files.name}.json", list[list[list[float]]])
     return [target / "masks" / files.name / f"{picture.stem}.png" for picture in files.pictures]
 
 

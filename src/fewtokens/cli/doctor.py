@@ -13,7 +13,7 @@ import typer
 
 from fewtokens.cli.common import JsonOption, log, out, print_json, table, verb
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 # Module names of the packages whose name differs from it.
 _MODULES = {

@@ -19,6 +19,7 @@ from fewtokens.cli.common import (
     print_json,
     progress,
     table,
+    unused,
     verb,
     with_others,
 )
@@ -34,7 +35,7 @@ _OTHERS = {
     "fewtokens.cli.eval_bc": ("bc",),
 }
 
-app = typer.Typer(cls=with_others("scores", _OTHERS))
+app = typer.Typer(cls=with_others("scores", _OTHERS), add_completion=False)
 
 TASKS = ("classify", "fewshot", "linear", "knn")
 
@@ -52,6 +53,7 @@ def _several() -> None:
 )
 @verb
 def evaluate(
+    context: typer.Context,
     task: Annotated[str, typer.Argument(help="classify, fewshot, linear or knn.")],
     model: Annotated[str, typer.Argument(help="A trained network's folder; for probes also any encoder.")],
     data: Annotated[Path, typer.Option("--data", help="A folder with a folder for each class, a list, or tars.")],
@@ -94,10 +96,13 @@ def evaluate(
 
     if task not in TASKS:
         raise ValueError(f"the task must be one of {', '.join(TASKS)}, got {task!r}")
+    _check_options(context, task, validation)
     where = pick_device(device)
     ours = models.is_saved(model)
     if task == "classify" and not ours:
         raise ValueError(f"{model}: no trained network; fewtokens train writes one into OUT/model")
+    if ours:
+        unused(context, "is for encoders; a trained network pools as it was trained to", "pool")
     if ours and spec:
         raise ValueError("--with goes with an encoder; a trained network reduces as it was trained to")
     trained = models.meta(model).get("trained", {}) if ours else {}
@@ -132,6 +137,20 @@ def evaluate(
     out.print("  ".join(f"{name}={value}" for name, value in list(protocol.items())[2:]), style="dim", highlight=False)
     if broken:
         log.print(f"[yellow]{len(broken)} files could not be read[/yellow]; the first: {escape(broken[0])}")
+
+
+def _check_options(context: typer.Context, task: str, validation: Path | None) -> None:
+    """Raises a ValueError for options that mean nothing for this task."""
+    if task == "classify":
+        unused(context, "have a meaning for probes only, not for classify", "pool", "shots", "k", "share", "seed")
+    else:
+        unused(context, "has a meaning for classify only", "average")
+    if task != "fewshot":
+        unused(context, "has a meaning for fewshot only", "shots")
+    if task != "knn":
+        unused(context, "has a meaning for knn only", "k")
+    if validation is not None:
+        unused(context, "has no meaning beside --val", "share")
 
 
 def _classify(

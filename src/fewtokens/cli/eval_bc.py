@@ -18,6 +18,7 @@ from fewtokens.cli.common import (
     print_json,
     progress,
     table,
+    unused,
     verb,
 )
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fewtokens.evaluate.cloning_protocol import Cloning
     from fewtokens.evaluate.cloning_run import Report
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _SCORES = {"any": "success, %", "last": "success at the end, %", "return": "return"}
 
@@ -43,6 +44,7 @@ def _several() -> None:
 )
 @verb
 def bc(
+    context: typer.Context,
     encoder: Annotated[
         str | None, typer.Option("--encoder", help="A trained network's folder, any encoder's, a hub id, or patches.")
     ] = None,
@@ -113,6 +115,25 @@ def bc(
         raise ValueError("--camera, --horizon, --hold, --rollouts and --write-demos belong to a --task")
     if data is not None and (hold is not None or demos_file is not None):
         raise ValueError("--hold and --write-demos are of a scripted expert; --data brings demonstrations along")
+    if demos_file is not None:
+        cloning = (
+            "encoder",
+            "rollouts",
+            "feature",
+            "seeds",
+            "side_by_side",
+            "film",
+            "folder",
+            "fresh",
+            "batch",
+            "device",
+            "dtype",
+        )
+        unused(context, "have no meaning with --write-demos, which clones nothing", *cloning)
+    if folder is None:
+        unused(context, "need a folder to write to: --out FOLDER", "film", "fresh")
+    if task is None:
+        unused(context, "belong to a --task", "side_by_side", "film")
     if demos_file is not None:
         assert task is not None
         _write_demos(demos_file, task, protocol, camera, horizon, hold, as_json)

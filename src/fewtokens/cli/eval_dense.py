@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
     from fewtokens.evaluate.dense import Judged
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 DataOption = Annotated[Path, typer.Option("--data", help="The folder of the data set, in its public layout.")]
 SpecOption = Annotated[

@@ -22,8 +22,9 @@ from fewtokens.cli.common import (
     table,
     verb,
 )
+from fewtokens.identity import identity
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 ModelArgument = Annotated[str, typer.Argument(help="A folder or hub id, also one that train video-llm saved.")]
 SpecOption = Annotated[str, typer.Option("--with", metavar="SPEC", help="Methods; all tokens if none.")]
@@ -125,7 +126,8 @@ def qa(
     asked = [
         (f"{number} {question.id}", question.video, prompt(question, name)) for number, question in enumerate(questions)
     ]
-    request = {"set": name, "split": split, "limit": limit, "frames": frames, "seed": seed}
+    listed = identity((), [text for id, _, words in asked for text in (id, words)])
+    request = {"set": name, "split": split, "limit": limit, "frames": frames, "seed": seed, "questions": listed}
     made = _ask(model, spec, keep, frames, device, dtype, seed, asked, 32, replies, request)
     found = accuracy(questions, [reply.text for reply in made])
     tokens = sum(reply.tokens for reply in made) / len(made)
@@ -157,7 +159,7 @@ def _ask(
     with progress("questions", len(asked)) as advance:
         made = ask_all(
             session, asked, max_new_tokens=length, out=replies, progress=advance,
-            request=request | {"model": model, "with": spec, "keep": keep},
+            request=request | {"model": model, "files": _files_of(model), "dtype": dtype, "with": spec, "keep": keep},
         )  # fmt: skip
     failed = [reply for reply in made if reply.error]
     if len(failed) == len(made):
@@ -168,6 +170,12 @@ def _ask(
             f"{escape(str(failed[0].error))}", soft_wrap=True,
         )  # fmt: skip
     return made
+
+
+def _files_of(model: str) -> str | None:
+    """The identity of a model's folder, by which another model in its place is noticed; None for a hub id."""
+    folder = Path(model)
+    return identity(sorted(path for path in folder.rglob("*") if path.is_file())) if folder.is_dir() else None
 
 
 def _tell_tokens(tokens: float, accuracy: float) -> None:

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from fewtokens.cli.common import JsonOption, out, print_json, table, verb
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(

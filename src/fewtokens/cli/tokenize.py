@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,14 +32,16 @@ from fewtokens.cli.common import (
     print_json,
     progress,
     read_video,
+    unused,
     verb,
 )
+from fewtokens.cli.resume import check_request, check_source, distinct_names, one_each, source_now, tell_damaged
 from fewtokens.cli.tokenize_stream import stream_one
 
 if TYPE_CHECKING:
     from fewtokens.pipeline import Pipeline
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(
@@ -51,6 +52,7 @@ app = typer.Typer()
 )
 @verb
 def tokenize(
+    context: typer.Context,
     videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, images or folders of images.")],
     target: Annotated[Path, typer.Option("--out", help="A .safetensors file for one video, or a folder.")],
     encoder: EncoderOption = "patches",
@@ -79,12 +81,18 @@ def tokenize(
 ) -> None:
     """Turn videos into files of few tokens, one safetensors file each.
 
-    What is there already is skipped. With several videos a broken one does not stop the others: it is listed in
-    failed.jsonl beside the results, and the exit code is 1.
+    What was made of the same video already is skipped; what was made of another is an error, and a damaged file is
+    made again. With several videos a broken one does not stop the others: it is listed in failed.jsonl beside the
+    results, and the exit code is 1.
 
     With --stream a video of any length is read in chunks; its tokens go to a folder of files as they come
     (`fewtokens.streaming.load` puts them together), and moments when the scene changes are printed.
     """
+    if not streaming:
+        unused(context, "belong to --stream", "chunk", "events")
+    jobs = _targets(videos, target, streaming)
+    from fewtokens import files
+
     pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
     reading: dict[str, Any] = {
         "frames": frames,
@@ -100,7 +108,7 @@ def tokenize(
             raise ValueError("--frames spreads over a whole video; with --stream say --fps, or nothing for every frame")
         reading |= {"chunk": chunk, "events": events}
         del reading["frames"]
-    jobs = _targets(videos, target, streaming)
+    files.sweep(jobs[0][1].parent)
     done, failed = [], []
     assert pipeline.encoder is not None
     single = len(jobs) == 1
@@ -135,25 +143,24 @@ def _targets(videos: list[Path], target: Path, streaming: bool) -> list[tuple[Pa
     """Which file, or which folder of a stream, each video goes to.
 
     Raises:
-        ValueError: several videos for one file.
+        ValueError: several videos for one file, or a place that something else has taken.
     """
+    videos = one_each(videos)
     if streaming and target.suffix == ".safetensors":
         raise ValueError(f"--stream writes a folder; give one as --out instead of {target}")
     if target.suffix == ".safetensors" and not target.is_dir():
         if len(videos) > 1:
             raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
         return [(videos[0], target)]
-    if target.is_file():
+    if target.exists() and not target.is_dir():
         raise ValueError(f"--out {target} is a file that does not end in .safetensors; give such a name, or a folder")
-    unique = list(dict.fromkeys(videos))
-    # The stem names the file; where two stems are equal, the whole path does.
-    stems = Counter(video.stem for video in unique)
-    names = [
-        video.stem if stems[video.stem] == 1 else "_".join(part for part in video.parts if part not in ("/", "..", "."))
-        for video in unique
-    ]
     suffix = "" if streaming else ".safetensors"
-    return [(video, target / f"{name}{suffix}") for video, name in zip(unique, names, strict=True)]
+    jobs = [(video, target / f"{name}{suffix}") for video, name in zip(videos, distinct_names(videos), strict=True)]
+    for _, path in jobs:
+        if path.exists() and path.is_dir() != streaming:
+            kind, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise ValueError(f"{path} is a {kind}, and a {wanted} of this name is to be written; give another --out")
+    return jobs
 
 
 def _one(
@@ -162,21 +169,18 @@ def _one(
     """Tokenizes one video; returns what to say of it."""
     import torch
 
-    from fewtokens import files
-
     assert pipeline.encoder is not None
     request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
-    if path.exists() and not overwrite:
-        made = files.load_header(path, "tokens")["meta"]
-        if {name: made.get(name) for name in request} != json.loads(json.dumps(request)):
-            raise ValueError(f"{path} was made with other settings; say --overwrite, or give another --out")
+    source = source_now(video)
+    if path.exists() and not overwrite and (made := _made(path)) is not None:
+        check_source(path, made.get("source"), source, "say --overwrite, or give another --out")
+        check_request(path, made, request)
         return {"video": str(video), "out": str(path), "skipped": True}
     start = time.perf_counter()
     clip = read_video(video, **reading)
     with torch.inference_mode():
         tokens = pipeline(clip.frames, clip.times)
-    source = {"path": str(video), "name": clip.name, "bytes": clip.source_size}
-    tokens.to("cpu").save(path, **request, source=source)
+    tokens.to("cpu").save(path, **request, source={**source, "name": clip.name})
     return {
         "video": str(video),
         "out": str(path),
@@ -187,6 +191,23 @@ def _one(
         "bytes": path.stat().st_size,
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def _made(path: Path) -> dict[str, Any] | None:
+    """What a token file says it was made from and with; None where it is damaged."""
+    from fewtokens import files
+    from fewtokens.plain import conform
+    from fewtokens.tokens import Header
+
+    try:
+        header = files.load_header(path, "tokens")
+        try:
+            return conform(header, Header, f"{path}: a damaged token file")["meta"]
+        except ValueError as error:
+            raise files.Damaged(str(error)) from None
+    except files.Damaged as error:
+        tell_damaged(error)
+        return None
 
 
 def _say(row: dict[str, Any]) -> None:
@@ -203,9 +224,9 @@ def _say(row: dict[str, Any]) -> None:
 
 def _write_failures(path: Path, failed: list[dict[str, str]]) -> None:
     """The failures of this run; a list from an earlier one goes."""
-    from fewtokens import files
+    from fewtokens.files import write_text
 
     if not failed:
         path.unlink(missing_ok=True)
         return
-    files.write_text(path, "".join(json.dumps(row) + "\n" for row in failed))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in failed))

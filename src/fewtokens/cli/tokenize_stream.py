@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from fewtokens.cli.common import log
+from fewtokens.cli.resume import check_request, check_source, source_now, tell_damaged
 
 if TYPE_CHECKING:
     from fewtokens.pipeline import Pipeline
@@ -20,10 +22,11 @@ def stream_one(
 ) -> dict[str, Any]:
     """Tokenizes one video of any length into a folder: a file for each chunk, the events, and at last stream.json.
 
-    A folder without stream.json was not finished, and is made again.
+    A folder without stream.json was not finished, and is made again; so is one that is damaged.
 
     Raises:
-        ValueError: a chain, or a method that does not stream; a finished folder of other settings.
+        ValueError: a chain, or a method that does not stream; a finished folder of another video or other settings;
+            a folder with files that are no chunks.
     """
     from fewtokens import files
     from fewtokens.method import Method
@@ -37,13 +40,14 @@ def stream_one(
     assert method is None or isinstance(method, Method)
     run = Streaming(method, pipeline.encoder)
     request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
-    if (folder / "stream.json").exists() and not overwrite:
-        made = json.loads((folder / "stream.json").read_text()).get("meta", {})
-        if {name: made.get(name) for name in request} != json.loads(json.dumps(request)):
-            raise ValueError(f"{folder} was made with other settings; say --overwrite, or give another --out")
+    source = source_now(video)
+    files.sweep(folder)
+    if (folder / "stream.json").exists() and not overwrite and (made := _made(folder)) is not None:
+        check_source(folder, made.get("source"), source, "say --overwrite, or give another --out")
+        check_request(folder, made, request)
         return {"video": str(video), "out": str(folder), "skipped": True}
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [folder / "stream.json", *folder.glob("[0-9]*.safetensors"), folder / "events.jsonl"]:
+    for old in [folder / "stream.json", *_old_chunks(folder), folder / "events.jsonl"]:
         old.unlink(missing_ok=True)
 
     start = time.perf_counter()
@@ -78,11 +82,44 @@ def stream_one(
         totals["tokens"] += int(tokens.count[0])
         totals["bytes"] += (folder / name).stat().st_size
     files.write_text(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
-    source = {"path": str(video), "name": video.stem, "bytes": video.stat().st_size}
-    finish(folder, names, pipeline.spec, {**request, "source": source})
+    finish(folder, names, pipeline.spec, {**request, "source": {**source, "name": video.stem}})
     seconds = round(time.perf_counter() - start, 3)
     log.print(f"{escape(str(folder))}: {len(names)} chunks, {len(events)} events", highlight=False)
     return {"video": str(video), "out": str(folder), "skipped": False, **totals, "events": events, "seconds": seconds}
+
+
+def _made(folder: Path) -> dict[str, Any] | None:
+    """What a finished stream was made from and with; None where a part of it is damaged or missing."""
+    from fewtokens import files
+    from fewtokens.streaming import read_facts
+
+    try:
+        facts = read_facts(folder)
+        for name in facts["chunks"]:
+            files.load_header(folder / Path(name).name, "tokens")
+    except ValueError as error:
+        tell_damaged(error)
+        return None
+    return facts["meta"]
+
+
+def _old_chunks(folder: Path) -> list[Path]:
+    """The chunks of an earlier run in a folder.
+
+    Raises:
+        ValueError: a file that has the name of a chunk holds the tokens of a whole video.
+    """
+    from fewtokens import files
+
+    found = [path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9]{6,}", path.stem)]
+    for path in found:
+        try:
+            meta = files.load_header(path)["meta"]
+        except (ValueError, KeyError):
+            continue
+        if isinstance(meta, dict) and "source" in meta:
+            raise ValueError(f"{path} holds the tokens of a whole video; give --stream another --out")
+    return found
 
 
 def _clock(seconds: float) -> str:

@@ -26,7 +26,7 @@ _OTHERS = {
     "fewtokens.cli.train_tobo": ("tobo", "mae", "siam-mae", "rsp", "crop-mae", "frames"),
 }
 
-app = typer.Typer(cls=with_others("network", _OTHERS))
+app = typer.Typer(cls=with_others("network", _OTHERS), add_completion=False)
 
 
 @app.callback()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fewtokens.llm.video_llm import VideoLlm
     from fewtokens.train.inputs import Input
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 DataOption = Annotated[Path, typer.Option("--data", help="Conversations, .jsonl or .json (LLaVA-Video-178K's layout).")]
 OutOption = Annotated[Path, typer.Option("--out", help="The run's folder; a run that is there continues.")]

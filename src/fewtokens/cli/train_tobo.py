@@ -11,7 +11,7 @@ from rich.markup import escape
 from fewtokens.cli.common import JsonOption, log, out, print_json, progress, run_values, table, tell_run, verb
 from fewtokens.cli.train_llm import DeviceOption, DryOption, FreshOption, SeedOption, SetOption
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _TOLD = {
     "tobo": "Token Bottleneck: squeeze a frame into one token, rebuild a later one from it and a few patches.",

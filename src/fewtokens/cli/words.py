@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from fewtokens.cli.common import FpsOption, FramesOption, SeedOption, SizeOption, log, progress, read_video, verb
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(

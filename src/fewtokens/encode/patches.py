@@ -13,6 +13,9 @@ from fewtokens.grid import Grid
 from fewtokens.method import Method
 from fewtokens.tokens import Tokens
 
+# A frame is scaled up to whole patches, a clip filled up to whole tubelets; past this nothing is a patch any more.
+_MOST = 1024
+
 
 class Patches:
     """Each cell's feature is its own pixels, normalised: no weights, no network, and a way back.
@@ -36,8 +39,8 @@ class Patches:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if patch < 1 or tubelet < 1:
-            raise ValueError(f"patch and tubelet must be at least 1, got {patch} and {tubelet}")
+        if not (1 <= patch <= _MOST and 1 <= tubelet <= _MOST):
+            raise ValueError(f"patch and tubelet must be 1 to {_MOST}, got {patch} and {tubelet}")
         self.patch, self.tubelet = patch, tubelet
         self.device, self.dtype = torch.device(device), dtype
         self.progress: Callable[[int, int], None] | None = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import inspect
 import statistics
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from fewtokens.evaluate.label_propagation import Protocol, first_labels, propaga
 from fewtokens.grid import Grid
 from fewtokens.method import Method, planned_count
 from fewtokens.pipeline import Encoder, Pipeline
+from fewtokens.plain import conform
 from fewtokens.tokens import Tokens
 
 FULL = "full"
@@ -142,21 +144,16 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
     request = {
         "encoder": encoder.describe(),
         "frames": list(item.frames.shape),
-        "sum": int(item.frames.long().sum()),
+        "sha256": hashlib.sha256(item.frames.contiguous().numpy().tobytes()).hexdigest(),
         "repeats": repeats,
     }
-    if cache is not None and cache.exists():
-        tensors, header = files.load(cache, "bench features")
-        if header["request"] == request:
-            T, H, W = header["grid"]
-            grid = Grid(T, H, W, item.times)
-            tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
-            return Encoded(item, tokens, tensors, tuple(header["milliseconds"]), header["gflops"])
+    if cache is not None and cache.exists() and (found := _cached(cache, item, request)) is not None:
+        return found
     frames = item.frames[None]
     with torch.inference_mode():
-        found: list[Tokens] = []
-        counted = count(lambda: found.append(encoder(frames, item.times)[0]))
-        device = found[0].device
+        whole: list[Tokens] = []
+        counted = count(lambda: whole.append(encoder(frames, item.times)[0]))
+        device = whole[0].device
         milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
         tokens, cues = encoder(frames, item.times, needs=encoder.gives)
     gflops = 2 * counted.by("macs")
@@ -169,6 +166,29 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
         header = {"request": request, "grid": tokens.grid.shape, "milliseconds": milliseconds, "gflops": gflops}
         files.save(cache, "bench features", tensors, header)
     return Encoded(item, tokens, cues, milliseconds, gflops)
+
+
+class _Cache(TypedDict):
+    """The header of kept features."""
+
+    request: dict[str, Any]
+    grid: tuple[int, int, int]
+    milliseconds: list[float]
+    gflops: float
+
+
+def _cached(cache: Path, item: Item, request: dict[str, Any]) -> Encoded | None:
+    """What was kept of an earlier run; None where it is of something else, or damaged."""
+    try:
+        tensors, found = files.load(cache, "bench features")
+        header: _Cache = conform(found, _Cache, str(cache))
+        if header["request"] != request:
+            return None
+        grid = Grid(*header["grid"], item.times)
+        tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
+    except (ValueError, KeyError):
+        return None
+    return Encoded(item, tokens, tensors, tuple(header["milliseconds"]), header["gflops"])
 
 
 @torch.inference_mode()
@@ -208,6 +228,9 @@ def measure(
         method_ms = timings(run, repeats, tokens.device)
         memory = [peak_memory(run, tokens.device)] if methods else []
         total_ms = tuple(encoder_ms + ms for ms in method_ms)
+        # Encoder and method are timed apart, so the spreads of both are in the sum.
+        parts = [half_range(encoded.milliseconds), *([half_range(method_ms)] if methods else [])]
+        spread = None if None in parts else sum(part for part in parts if part is not None)
     else:
         # It acts before or inside the encoder, so the encoder runs again.
         pipeline = Pipeline(methods, encoder)
@@ -220,6 +243,7 @@ def measure(
         counted = count(lambda: memory.append(peak_memory(lambda: kept.append(run()), tokens.device)))
         gflops, out = 2 * counted.by("macs"), kept[0]
         total_ms = timings(run, repeats, tokens.device)
+        spread = half_range(total_ms)
     row: dict[str, Any] = {
         "clip": encoded.item.name,
         "method": spec,
@@ -235,7 +259,7 @@ def measure(
         "method ± ms": half_range(method_ms) if method_ms and methods else None,
         "encoder ms": encoder_ms if method_ms else None,
         "total ms": statistics.median(total_ms),
-        "total ± ms": half_range(total_ms if not method_ms else encoded.milliseconds),
+        "total ± ms": spread,
         "encoder GFLOPs": gflops,
         "prefill GFLOPs": prefill_gflops(int(out.count[0])),
         "peak MiB": memory[0] / 2**20 if memory else None,

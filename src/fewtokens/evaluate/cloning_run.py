@@ -177,7 +177,10 @@ def _same_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
     """Writes what is asked for; raises where the folder holds a run of something else."""
     path = folder / "protocol.json"
     if path.is_file() and not fresh:
-        there = files.read_json(path, dict[str, Any])
+        try:
+            there = files.read_json(path, dict[str, Any])
+        except ValueError as error:
+            raise ValueError(f"{error}; --fresh begins again") from None
         if other := sorted(name for name in request if there.get(name) != request[name]):
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(other)}); --fresh begins anew")
         return
@@ -193,8 +196,11 @@ def _rows(
     """Inputs and actions of each demonstration, kept in the folder."""
     path = None if folder is None else folder / "features.safetensors"
     if path is not None and path.is_file():
-        tensors, header = files.load(path, "cloning features")
-        return [(tensors[f"{n}.inputs"], tensors[f"{n}.actions"]) for n in range(header["count"])]
+        try:
+            tensors, header = files.load(path, "cloning features")
+            return [(tensors[f"{n}.inputs"], tensors[f"{n}.actions"]) for n in range(header["count"])]
+        except (files.Damaged, KeyError, TypeError):
+            path.unlink()  # damaged: made again below
 
     def told(title: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(title, done, total)
@@ -227,16 +233,23 @@ def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in rows]), torch.cat([actions for _, actions in rows])
 
 
-class _Kept(TypedDict):
-    """What is used of the result of a seed."""
+class _Seed(TypedDict):
+    """What is asked for of a seed's file."""
 
-    best: float | None
+    seed: int
+    best: Any
+    loss: Any
 
 
 def _kept(folder: Path | None, seed: int) -> dict[str, Any] | None:
     """What an earlier run found with this seed."""
     path = None if folder is None else folder / f"seed_{seed}.json"
-    return files.read_json(path, _Kept) if path is not None and path.is_file() else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        return files.read_json(path, _Seed)
+    except ValueError:
+        return None  # damaged: made again
 
 
 def _clone_one(

@@ -60,8 +60,8 @@ class Row:
         return statistics.median(self.milliseconds)
 
     @property
-    def spread_ms(self) -> float:
-        """Half the range over the repeats."""
+    def spread_ms(self) -> float | None:
+        """Half the range over the repeats; None for one."""
         return half_range(self.milliseconds)
 
     def numbers(self) -> dict[str, float | int | str]:
@@ -73,7 +73,7 @@ class Row:
             "cosine": self.cosine,
             "rel. error": self.error,
             "ms": self.median_ms,
-            "± ms": self.spread_ms,
+            "± ms": "" if self.spread_ms is None else self.spread_ms,
         }
 
 

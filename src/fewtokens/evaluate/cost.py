@@ -291,9 +291,9 @@ def timings(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple
     return tuple(times)
 
 
-def half_range(times: Sequence[float]) -> float:
-    """The spread of a few repeats."""
-    return (max(times) - min(times)) / 2
+def half_range(times: Sequence[float]) -> float | None:
+    """The spread of a few repeats; one repeat has none."""
+    return (max(times) - min(times)) / 2 if len(times) > 1 else None
 
 
 def _wait(device: torch.device) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
+from fewtokens import files
 from fewtokens.evaluate.bench import FULL
 from fewtokens.evaluate.fidelity import neighbour_agreement
-from fewtokens.files import read_json
 
 # Columns of measured time: the mean over clips of each row's median; the rest are means of exact values.
 _TIMES = ("method ms", "total ms")
@@ -113,45 +114,83 @@ def _text(name: str, line: dict[str, Any]) -> str:
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.1f}"
 
 
-def changes(before: Path, after: Path) -> list[dict[str, Any]]:
+def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What differs between two results, method by method and budget by budget, only what both have.
 
     Args:
         before, after: results.json of two runs.
 
+    Returns:
+        A line for each method and budget, and what makes the runs unlike one another beside the methods: settings,
+        clips, repeats, machine. Means over other clips or times of another machine are no change of a method.
+
     Raises:
         ValueError: a file that is missing or is none, or two runs that share nothing.
     """
-    first, second = (
-        {(line["keep"], line["method"]): line for line in read_results(path)["summary"]} for path in (before, after)
-    )
+    runs = read_results(before), read_results(after)
+    first, second = ({(line["keep"], line["method"]): line for line in run["summary"]} for run in runs)
     found = []
     for key in [key for key in first if key in second]:
         line: dict[str, Any] = {"keep": key[0], "method": key[1]}
         for name in _COMPARED:
             old, new = first[key].get(name), second[key].get(name)
-            if all(isinstance(value, int | float) and math.isfinite(value) for value in (old, new)):
+            if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):
                 line[name] = new
                 line[f"Δ {name}"] = new - old
         found.append(line)
     if not found:
         raise ValueError(f"{before} and {after} share no method at the same budget")
-    return found
+    return found, _unlike(*runs)
+
+
+def _unlike(before: Results, after: Results) -> list[str]:
+    """What two runs do not have in common, in words."""
+    said = []
+    settings = (before.get("settings", {}), after.get("settings", {}))
+    machines = (before.get("machine", {}), after.get("machine", {}))
+    for old, new in (settings, machines):
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                said.append(f"{name}: {json.dumps(old.get(name))} and {json.dumps(new.get(name))}")
+    for word, key in (("clips", "clip"), ("repeats", "repeats")):
+        one, other = ({str(row.get(key)) for row in run["rows"]} for run in (before, after))
+        if one != other:
+            said.append(f"{word}: {_some(one)} and {_some(other)}")
+    first, second = before.get("sources", {}), after.get("sources", {})
+    changed = [name for name in first if name in second and _what(first[name]) != _what(second[name])]
+    if changed:
+        said.append(f"other files behind the same names: {_some(changed)}")
+    return said
+
+
+def _what(source: dict[str, Any]) -> tuple[Any, Any]:
+    return source.get("bytes"), source.get("mtime_ns")
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class _Line(TypedDict):
-    """What tells a line of the summary from the others; it has its measures beside."""
-
-    keep: float | None
+    keep: float
     method: str
 
 
-class _Results(TypedDict):
+class _Optional(TypedDict, total=False):
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    sources: dict[str, dict[str, Any]]
+
+
+class Results(_Optional):
+    """A results.json; earlier versions noted neither machine nor sources."""
+
     summary: list[_Line]
     rows: list[dict[str, Any]]
 
 
-def read_results(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> Results:
     """A results.json.
 
     Raises:
@@ -160,7 +199,9 @@ def read_results(path: Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: cannot be read (no such file)")
     try:
-        return read_json(path, _Results)
+        return files.read_json(path, Results)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not the results.json of fewtokens bench ({reason})") from None

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fewtokens import files
+from fewtokens.identity import identity
 from fewtokens.llm.session import Answer
+from fewtokens.plain import conform
 
 
 class Asked(Protocol):
@@ -19,12 +22,16 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply, and how many visual tokens it saw; `error` says why a video could not be asked about."""
+    """A reply, and how many visual tokens it saw; `error` says why a video could not be asked about.
+
+    `source` is the identity of the video's file or folder, where it is one.
+    """
 
     id: str
     text: str
     tokens: int
     error: str | None = None
+    source: str | None = None
 
 
 def ask_all(
@@ -45,7 +52,8 @@ def ask_all(
         progress: called with (done, in all).
 
     Raises:
-        ValueError: `out` holds replies to another request, or two questions have one id.
+        ValueError: `out` holds replies to another request, or on a video that has changed since; or two questions
+            have one id.
     """
     if len({id for id, _, _ in asked}) < len(asked):
         raise ValueError("two questions have the same id")
@@ -53,12 +61,17 @@ def ask_all(
     replies = []
     for number, (id, video, prompt) in enumerate(asked):
         reply = known.get(id)
+        source = None if callable(video) else _source(video)
+        if reply is not None and reply.error is not None:
+            reply = None  # it may be readable by now
+        if reply is not None and reply.source != source:
+            raise ValueError(f"{out}: holds a reply on {video} as it was before; it has changed. Give another --out")
         if reply is None:
             try:
                 answer = session.ask(video() if callable(video) else video, prompt, max_new_tokens)
-                reply = Reply(id, answer.text.strip(), answer.tokens)
+                reply = Reply(id, answer.text.strip(), answer.tokens, source=source)
             except (ValueError, OSError) as error:
-                reply = Reply(id, "", 0, " ".join(str(error).split()))
+                reply = Reply(id, "", 0, " ".join(str(error).split()), source)
             if out is not None:
                 with out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(vars(reply)) + "\n")
@@ -72,26 +85,30 @@ def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
     """What a file holds already; begins it where it is not there."""
     if out is None:
         return {}
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"request": request}) + "\n", encoding="utf-8")
+    if not out.exists() or not out.stat().st_size:
+        files.write_text(out, json.dumps({"request": request}) + "\n")
         return {}
-    lines = out.read_text(encoding="utf-8").splitlines()
+    # A cut may lie inside of a letter.
+    lines = out.read_bytes().decode("utf-8", errors="replace").split("\n")
     try:
-        made = json.loads(lines[0])["request"]
-    except (IndexError, KeyError, TypeError, json.JSONDecodeError):
+        made = conform(files.parse_json(lines[0], str(out)), dict[str, dict[str, Any]], str(out))["request"]
+    except (ValueError, KeyError):
         raise ValueError(f"{out}: holds no replies of an earlier run; give another --out") from None
     if made != json.loads(json.dumps(request)):
         names = ", ".join(sorted(key for key in made.keys() | request.keys() if made.get(key) != request.get(key)))
         raise ValueError(f"{out}: holds replies of a run with other settings ({names}); give another --out")
     found, whole = {}, [lines[0]]
-    for line in lines[1:]:
+    for line in filter(None, lines[1:]):
         try:
-            reply = Reply(**json.loads(line))
-        except (TypeError, json.JSONDecodeError):
+            reply = Reply(**conform(files.parse_json(line, str(out)), Reply, str(out)))
+        except ValueError:
             continue  # the last line of a run that was killed
         found[reply.id] = reply
         whole.append(line)
-    if len(whole) < len(lines):
-        out.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+    if len(whole) < len(lines) - 1 or lines[-1]:
+        files.write_text(out, "".join(line + "\n" for line in whole))
     return found
+
+
+def _source(video: Any) -> str | None:
+    return identity([video]) if isinstance(video, str | Path) else None

@@ -86,7 +86,11 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     conform(values, kind.config_type, where)
     try:
         return kind.config_type(**values)
-    except (ValueError, TypeError, ArithmeticError) as error:  # a number that is none, or 0 where something is divided by it
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # 0 where something is divided by it, say
         raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,69 @@ _AFTER, _WITHIN = 6, 4
 _MARKS = ("o", "s", "^", "D", "v")
 
 
+Summary = Sequence[dict[str, Any]]
+
+
+def styles_of(
+    summary: Summary, measures: Sequence[str], *, baselines: Sequence[str], full: str
+) -> dict[str, dict[str, Any]]:
+    """How each method that some plot names is drawn: the same in all plots of a run, unlike all others."""
+    styles: dict[str, dict[str, Any]] = {}
+    for number, name in enumerate(baselines):
+        mark = _MARKS[number % len(_MARKS)]
+        styles[name] = {"color": _BASELINE[number % len(_BASELINE)], "linestyle": "--", "marker": mark, "markersize": 5}
+    others: list[str] = []
+    for measure in measures:
+        others += [name for name in _named(_lines(summary, measure, full), measure, baselines) if name not in others]
+    for number, name in enumerate(others):
+        mark = _MARKS[number // len(_COLOURS) % len(_MARKS)]
+        styles[name] = {"color": _COLOURS[number % len(_COLOURS)], "marker": mark, "markersize": 4}
+    return styles
+
+
+def _lines(summary: Summary, measure: str, full: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each method that have the measure, from few tokens to many, so that lines follow the budget."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(summary, key=lambda row: row["tokens"]):
+        if row["method"] != full and _is_number(row.get(measure)):
+            lines.setdefault(row["method"], []).append(row)
+    return lines
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _named(lines: dict[str, list[dict[str, Any]]], measure: str, baselines: Sequence[str]) -> list[str]:
+    """The methods that are named beside the baselines: the best after the encoder, and before or inside it."""
+    others = sorted(
+        (name for name in lines if name not in baselines),
+        key=lambda name: -sum(row[measure] for row in lines[name]) / len(lines[name]),
+    )
+    within = [name for name in others if all(row.get("method ms") is None for row in lines[name])]
+    after = [name for name in others if name not in within]
+    return [*after[:_AFTER], *within[:_WITHIN]]
+
+
 def draw_trade_off(
-    summary: Sequence[dict[str, Any]], measure: str, path: Path, *, baselines: Sequence[str], full: str
+    summary: Summary,
+    measure: str,
+    path: Path,
+    styles: dict[str, dict[str, Any]],
+    *,
+    baselines: Sequence[str],
+    full: str,
 ) -> Path | None:
     """One measure against tokens and against milliseconds; None where no row has it or matplotlib is missing.
 
     The five baselines are named, and the best others by the mean over budgets: six after the encoder, four before or
-    inside it. The rest is grey.
+    inside it. The rest is grey. Lines follow the budget in both panels.
 
     Args:
         summary: rows with "keep", "method", "tokens", "total ms" and the measure.
         measure: more is better.
         path: of the PNG.
+        styles: of `styles_of`.
         baselines: names of the methods that every plot shows.
         full: name of the row that keeps everything.
     """
@@ -40,32 +92,21 @@ def draw_trade_off(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for row in summary:
-        if row.get(measure) is not None and row["method"] != full:
-            lines.setdefault(row["method"], []).append(row)
+    lines = _lines(summary, measure, full)
     if not lines:
         return None
-    whole = next((row for row in summary if row["method"] == full and row.get(measure) is not None), None)
-    others = sorted(
-        (name for name in lines if name not in baselines),
-        key=lambda name: -sum(row[measure] for row in lines[name]) / len(lines[name]),
-    )
-    within = [name for name in others if all(row.get("method ms") is None for row in lines[name])]
-    after = [name for name in others if name not in within]
-    named = [*after[:_AFTER], *within[:_WITHIN]]
+    whole = next((row for row in summary if row["method"] == full and _is_number(row.get(measure))), None)
+    named = [*(name for name in baselines if name in lines), *_named(lines, measure, baselines)]
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), sharey=True, layout="constrained")
     for axis, x, label in zip(
         axes, ("tokens", "total ms"), ("tokens of a clip (mean)", "milliseconds, frames to tokens (mean)"), strict=True
     ):
-        for name in (name for name in others if name not in named):
-            _line(axis, lines[name], x, measure, color="#d3d6dc", linewidth=1, zorder=1)
-        for number, name in enumerate(n for n in baselines if n in lines):
-            style = {"color": _BASELINE[number % 5], "linestyle": "--", "marker": _MARKS[number % 5], "markersize": 5}
-            _line(axis, lines[name], x, measure, label=name, linewidth=1.3, zorder=3, **style)
-        for number, name in enumerate(named):
-            style = {"color": _COLOURS[number], "marker": ".", "markersize": 8}
-            _line(axis, lines[name], x, measure, label=name, linewidth=1.8, zorder=2, **style)
+        for name in (name for name in lines if name not in named):
+            # A point of its own where there is only one budget.
+            _line(axis, lines[name], x, measure, color="#c3c7cf", linewidth=1, marker=".", markersize=4, zorder=1)
+        for name in named:
+            width, order = (1.3, 3) if name in baselines else (1.8, 2)
+            _line(axis, lines[name], x, measure, label=name, linewidth=width, zorder=order, **styles[name])
         if whole is not None:
             axis.axhline(whole[measure], color="#1b1b1b", linewidth=0.8, linestyle=":")
             axis.annotate("all tokens", (0.01, whole[measure]), xycoords=("axes fraction", "data"), fontsize=8)
@@ -80,5 +121,4 @@ def draw_trade_off(
 
 
 def _line(axis: Any, rows: Sequence[dict[str, Any]], x: str, y: str, **style: Any) -> None:
-    points = sorted((row[x], row[y]) for row in rows)
-    axis.plot(*zip(*points, strict=True), **style)
+    axis.plot([row[x] for row in rows], [row[y] for row in rows], **style)

@@ -1,0 +1,91 @@
+"""Every option that takes a number, with numbers that nobody means: one line and exit code 2, or a right result."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from PIL import Image
+from typer.testing import CliRunner
+
+from fewtokens.cli import VERBS, app
+from fewtokens.video import synthetic, write
+
+VALUES = ("nan", "inf", "-1", "1e308", "1000000000000000")
+# How each verb is run otherwise: quickly, and so that the option at hand has a meaning.
+WORDS = {
+    "demo": ["--frames", "2", "--size", "32", "--out", "OUT"],
+    "cost": ["vit_ti16", "--size", "32"],
+    "tokenize": ["CLIP", "--size", "32", "--out", "OUT"],
+    "words": ["CLIP", "--size", "32", "--words", "4", "--out", "OUT.safetensors"],
+    "bench": ["CLIP", "--methods", "uniform", "--keep", "0.5", "--frames", "2", "--size", "32", "--repeats", "1",
+              "--out", "OUT"],
+    "show": ["CLIP", "--size", "32", "--out", "OUT.png"],
+    "eval": ["TASK", "patches", "--data", "DATA", "--size", "32"],
+}  # fmt: skip
+# Options that need others beside them.
+BESIDE = {
+    ("cost", "--text"): ["--with", "uniform"],
+    ("cost", "--accuracy"): ["--with", "uniform"],
+    ("cost", "--batch"): ["--time"],
+    ("cost", "--repeats"): ["--time"],
+    ("tokenize", "--chunk"): ["--stream", "--with", "rlt"],
+    ("tokenize", "--events"): ["--stream", "--with", "rlt"],
+}
+
+
+def numeric(verb: str) -> list[str]:
+    """The options of a verb that take a number; budgets too, which are text to the parser."""
+    command: Any = typer.main.get_command(app).get_command(None, verb)  # type: ignore[attr-defined]
+    if hasattr(command, "list_commands"):
+        command = command.get_command(None, "scores")
+    found = [p for p in command.params if p.opts[0].startswith("-") and not getattr(p, "is_flag", False)]
+    return [p.opts[0] for p in found if p.type.name in ("integer", "float", "integer range", "float range")
+            or p.opts[0] == "--keep"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("numbers")
+    write(root / "clip.mp4", synthetic("static", frames=4, size=(32, 32)).frames, 10)
+    for label, color in (("a", (200, 0, 0)), ("b", (0, 0, 200))):
+        for number in range(6):
+            (root / "data" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), color).save(root / "data" / label / f"{number}.png")
+    return root
+
+
+CASES = [(verb, option) for verb in WORDS for option in numeric(verb)]
+
+
+def test_every_verb_is_tried():
+    numberless = {"methods", "models", "doctor"}
+    elsewhere = {"ask", "train"}  # they need a model, or train
+    assert set(WORDS) | numberless | elsewhere == set(VERBS)
+    assert len(CASES) > 40
+
+
+@pytest.mark.parametrize(("verb", "option"), CASES)
+def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
+    for number, value in enumerate(VALUES):
+        names = {"CLIP": str(inputs / "clip.mp4"), "DATA": str(inputs / "data"), "TASK": "knn"}
+        names["TASK"] = {"--shots": "fewshot", "--clips": "knn"}.get(option, "knn")
+        words = [names.get(word, word.replace("OUT", str(tmp_path / f"{number}"))) for word in WORDS[verb]]
+        beside = BESIDE.get((verb, option), [])
+        if "--with" in beside and verb == "cost":
+            words = []
+        with contextlib.suppress(ValueError):  # said once
+            at = words.index(option)
+            del words[at : at + 2]
+        began = time.monotonic()
+        done = CliRunner().invoke(app, [verb, *words, *beside, f"{option}={value}"])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise AssertionError(f"{option}={value}: {done.exception!r}") from done.exception
+        assert done.exit_code in (0, 2), f"{option}={value}: exit {done.exit_code}, {done.output}"
+        if done.exit_code == 2:
+            assert "Traceback" not in done.output
+        assert time.monotonic() - began < 60, f"{option}={value}"
