@@ -11,7 +11,7 @@ import fewtokens
 
 SOURCE = Path(fewtokens.__file__).parent
 # open() of these is of no text file.
-OTHERS = {"av", "Image", "tarfile", "os", "webbrowser"}
+OTHERS = {"av", "Image", "Film", "signals", "tarfile", "os", "webbrowser"}
 
 
 def unspecified(tree: ast.AST) -> list[int]:
@@ -23,7 +23,7 @@ def unspecified(tree: ast.AST) -> list[int]:
         method = isinstance(node.func, ast.Attribute)
         name = node.func.attr if method else getattr(node.func, "id", "")
         named = {keyword.arg for keyword in node.keywords}
-        owner = getattr(node.func.value, "id", "") if method else ""
+        owner = ast.unparse(node.func.value).rpartition(".")[2] if method else ""
         if name in ("read_text", "write_text"):
             # fewtokens.files has functions of these names, which take a path first and know the encoding.
             ours = owner == "files" or not method
