@@ -319,7 +319,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {header.get('kind')!s:.40}, not {kind}")
+        raise ValueError(f"{path}: holds {header.get('kind')}, not {kind}")
     return header
 
 

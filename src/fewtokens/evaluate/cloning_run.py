@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +177,7 @@ def _same_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
     """Writes what is asked for; raises where the folder holds a run of something else."""
     path = folder / "protocol.json"
     if path.is_file() and not fresh:
-        there = files.read_json(path, dict[str, Any])
+        there = json.loads(path.read_text())
         if other := sorted(name for name in request if there.get(name) != request[name]):
             raise ValueError(f"{folder} holds a run with other settings ({', '.join(other)}); --fresh begins anew")
         return
@@ -227,16 +227,10 @@ def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in rows]), torch.cat([actions for _, actions in rows])
 
 
-class _Kept(TypedDict):
-    """What is used of the result of a seed."""
-
-    best: float | None
-
-
 def _kept(folder: Path | None, seed: int) -> dict[str, Any] | None:
     """What an earlier run found with this seed."""
     path = None if folder is None else folder / f"seed_{seed}.json"
-    return files.read_json(path, _Kept) if path is not None and path.is_file() else None
+    return json.loads(path.read_text()) if path is not None and path.is_file() else None
 
 
 def _clone_one(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 
 from fewtokens.evaluate.bench import FULL
 from fewtokens.evaluate.fidelity import neighbour_agreement
-from fewtokens.files import read_json
 
 # Columns of measured time: the mean over clips of each row's median; the rest are means of exact values.
 _TIMES = ("method ms", "total ms")
@@ -130,7 +130,7 @@ def changes(before: Path, after: Path) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"keep": key[0], "method": key[1]}
         for name in _COMPARED:
             old, new = first[key].get(name), second[key].get(name)
-            if all(isinstance(value, int | float) and math.isfinite(value) for value in (old, new)):
+            if old is not None and new is not None and all(map(math.isfinite, (old, new))):
                 line[name] = new
                 line[f"Δ {name}"] = new - old
         found.append(line)
@@ -139,28 +139,18 @@ def changes(before: Path, after: Path) -> list[dict[str, Any]]:
     return found
 
 
-class _Line(TypedDict):
-    """What tells a line of the summary from the others; it has its measures beside."""
-
-    keep: float | None
-    method: str
-
-
-class _Results(TypedDict):
-    summary: list[_Line]
-    rows: list[dict[str, Any]]
-
-
 def read_results(path: Path) -> dict[str, Any]:
     """A results.json.
 
     Raises:
         ValueError: says what is wrong with the file.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: cannot be read (no such file)")
     try:
-        return read_json(path, _Results)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: not the results.json of fewtokens bench ({reason})") from None
+        found = json.loads(Path(path).read_text())
+        if not isinstance(found, dict) or not isinstance(found["summary"], list) or not isinstance(found["rows"], list):
+            raise TypeError("no summary")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not the results.json of fewtokens bench") from None
+    return found

@@ -60,7 +60,7 @@ def ask_all(
             except (ValueError, OSError) as error:
                 reply = Reply(id, "", 0, " ".join(str(error).split()))
             if out is not None:
-                with out.open("a", encoding="utf-8") as file:
+                with out.open("a") as file:
                     file.write(json.dumps(vars(reply)) + "\n")
         replies.append(reply)
         if progress is not None:
@@ -74,9 +74,9 @@ def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
         return {}
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({"request": request}) + "\n", encoding="utf-8")
+        out.write_text(json.dumps({"request": request}) + "\n")
         return {}
-    lines = out.read_text(encoding="utf-8").splitlines()
+    lines = out.read_text().splitlines()
     try:
         made = json.loads(lines[0])["request"]
     except (IndexError, KeyError, TypeError, json.JSONDecodeError):
@@ -93,5 +93,5 @@ def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
         found[reply.id] = reply
         whole.append(line)
     if len(whole) < len(lines):
-        out.write_text("".join(line + "\n" for line in whole), encoding="utf-8")
+        out.write_text("".join(line + "\n" for line in whole))
     return found
