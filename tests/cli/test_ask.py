@@ -124,7 +124,7 @@ def test_what_a_user_can_mend_is_one_line(clip, model, tmp_path):
     refused("max_new_tokens must be", *asked, "--max-new-tokens", 0)
     refused("dtype must be one of", *asked, "--dtype", "int8")
     refused("ask something", clip, "--model", model)
-    refused("No such file", clip, "--questions", tmp_path / "none.txt", "--model", model)
+    refused("[Nn]o such file", clip, "--questions", tmp_path / "none.txt", "--model", model)
     refused("no such file", tmp_path / "none.mp4", FIRST, "--model", model)
     (tmp_path / "no.mp4").write_text("not a video")
     refused("no.mp4", tmp_path / "no.mp4", FIRST, "--model", model)

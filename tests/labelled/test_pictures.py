@@ -102,5 +102,5 @@ class TestPackedFrames:
     def test_other_arrays(self, tmp_path):
         np.savez(tmp_path / "v.npz", a=np.zeros(3))
         (tmp_path / "v.npz").rename(tmp_path / "v.npy")
-        with pytest.raises(ValueError, match="not an array that can be mapped"):
+        with pytest.raises(ValueError, match="an archive, not an array"):
             read_frames(find_footage(tmp_path / "v.npy").items[0], lambda count: [0])

@@ -466,3 +466,18 @@ def test_parquet_that_is_damaged(tmp_path):
         with pytest.raises(ValueError, match=r"test-0.parquet: not a parquet file that can be read") as error:
             load("videomme", tmp_path)
         assert "\n" not in str(error.value)
+
+
+def test_long_replies_take_no_time():
+    choices = ["a dog", "a cat", "a mat", "a bird"]
+    begin = time.process_time()
+    for text in (
+        "A" + "\n" * 50_000 + "or B",
+        "answer" + " " * 50_000 + "x",
+        "A " * 25_000,
+        "(" * 50_000,
+        "answer " * 9000,
+    ):
+        find_letter(text, choices)
+    assert find_letter("The answer  is:\n\n  (B)", choices) == "B"
+    assert time.process_time() - begin < 3

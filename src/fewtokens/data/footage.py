@@ -185,12 +185,11 @@ def open_frames(path: Path) -> NDArray[np.uint8]:
         ValueError: another array, or none.
     """
     try:
-        frames = np.lib.format.open_memmap(path, mode="r")
-    except OSError:
-        raise
-    except Exception as error:  # a damaged header is a piece of Python to numpy, and fails as such
-        reason = " ".join(f"{error}".split())[:120]
-        raise ValueError(f"{path}: not an array that can be mapped ({reason})") from None
+        frames = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy reads a header as Python, and raises what that raises
+        raise ValueError(f"{path}: not an array that can be mapped ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(frames, np.ndarray):
+        raise ValueError(f"{path}: an archive, not an array")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"{path}: frames are uint8 [T,H,W,3], this is {frames.dtype} {list(frames.shape)}")
     return frames

@@ -1,8 +1,8 @@
 """Tars, read in place: an index once, then any member by its offset. No name in a tar is ever written to.
 
-The index is read here and not by tarfile, which follows what a header declares: in the Pythons that this package
-supports a negative size is an endless loop, a long extended header takes minutes, and a damaged header in the middle
-ends the archive without a word.
+The index is read here and not by tarfile, which follows what a header declares: in some of the Pythons that this
+package supports a negative size is an endless loop (CVE-2025-8194) and a long extended header takes minutes
+(CVE-2024-6232); in all of them a damaged header in the middle ends the archive without a word.
 """
 
 from __future__ import annotations

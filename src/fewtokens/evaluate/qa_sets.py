@@ -19,7 +19,8 @@ def find_letter(reply: str, choices: Sequence[str]) -> str | None:
 
     A sentence that begins with the article "A" names no letter, nor does one with two different letters.
     """
-    said = reply.strip()
+    # Runs of spaces and of line ends become one, for the patterns below would try every part of them.
+    said = "\n".join(" ".join(line.split()) for line in reply.splitlines() if line.strip())
     letters = string.ascii_uppercase[: len(choices)]
     if not letters:
         return None
