@@ -73,7 +73,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
             something else, another kind, a newer format.
     """
     header = load_header(path, kind)
-    with safe_open(path, framework="pt", device=str(device)) as file:
+    with _opened(Path(path), str(device)) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
 
 
@@ -83,7 +83,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        with _opened(path, "cpu") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
@@ -99,6 +99,19 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path}: holds {header.get('kind')}, not {kind}")
     return header
+
+
+@contextmanager
+def _opened(path: Path, device: str) -> Iterator[Any]:
+    """`safe_open`, which takes only names that are UTF-8, for any name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as raw, safe_open(f"/dev/fd/{raw.fileno()}", framework="pt", device=device) as file:
+            yield file
+    else:
+        with safe_open(path, framework="pt", device=device) as file:
+            yield file
 
 
 def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:
