@@ -333,3 +333,16 @@ def test_a_processor_that_does_not_resize_is_refused(tmp_path):
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}))
     with pytest.raises(ValueError, match="do_resize false"):
         Processor(folder, tiny("qwen2_vl"))
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [([10 + n / 2 for n in range(20)], 1.0), ([40.0, 40.1, 40.2], 0.2), ([0.0, 4.0], 8.0), ([7.0], 0.2)],
+)
+def test_the_scale_of_time_is_that_of_the_frames_at_hand(times, expected):
+    """A part of a file of a minute at 10 frames a second, a chunk, few frames, one."""
+    frames = torch.zeros(len(times), 3, 4, 4, dtype=torch.uint8)
+    video = Video(frames, torch.tensor(times, dtype=torch.float64), duration=60.0, fps=10.0)
+    inputs: dict[str, Any] = {}
+    family_named("qwen2_5_vl").more(inputs, video, 2, 2)
+    assert inputs["second_per_grid_ts"].tolist() == pytest.approx([expected])

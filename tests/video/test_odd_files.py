@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewtokens import files
 from fewtokens.video import Video, VideoError, read, stream, write
 from tests.video.makers import make, moving, numbered
 
@@ -40,47 +41,47 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
+def made(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
-    made = {name: make(folder / name, moving(40), **options) for name, options in KINDS.items()}
-    whole = made["a.ts"].read_bytes()
-    made["joined.ts"], made["middle.ts"] = folder / "joined.ts", folder / "middle.ts"
-    made["joined.ts"].write_bytes(whole + whole)
-    made["middle.ts"].write_bytes(whole[188 * (len(whole) // 188 // 5) :])
-    return made
+    kinds = {name: make(folder / name, moving(40), **options) for name, options in KINDS.items()}
+    whole = kinds["a.ts"].read_bytes()
+    kinds["joined.ts"], kinds["middle.ts"] = folder / "joined.ts", folder / "middle.ts"
+    kinds["joined.ts"].write_bytes(whole + whole)
+    kinds["middle.ts"].write_bytes(whole[188 * (len(whole) // 188 // 5) :])
+    return kinds
 
 
 class TestOneAnswer:
     @pytest.mark.parametrize("name", [*KINDS, "joined.ts", "middle.ts"])
-    def test_chunks_are_the_whole_and_parts_are_of_it(self, files, name):
-        whole = read(files[name])
+    def test_chunks_are_the_whole_and_parts_are_of_it(self, made, name):
+        whole = read(made[name])
         assert len(whole) == {"joined.ts": 80}.get(name, len(whole)) >= 20
         assert float(whole.times[0]) == 0
         assert bool((whole.times[1:] > whole.times[:-1]).all())
         for how in ({}, {"start": 0.9, "end": 1.4}, {"fps": 3.0, "start": 0.7}, {"start": 1.1}):
-            some = read(files[name], **how)
-            assert same(some, joined(files[name], **how)), how
+            some = read(made[name], **how)
+            assert same(some, joined(made[name], **how)), how
             places = [int((whole.times == t).nonzero()) for t in some.times]
             assert torch.equal(whole.frames[places], some.frames), how
-        assert len(read(files[name], start=0.9, end=1.4)) > 3
+        assert len(read(made[name], start=0.9, end=1.4)) > 3
 
-    def test_files_put_together_go_on_at_the_usual_step(self, files):
-        steps = torch.diff(read(files["joined.ts"]).times)
+    def test_files_put_together_go_on_at_the_usual_step(self, made):
+        steps = torch.diff(read(made["joined.ts"]).times)
         torch.testing.assert_close(steps, torch.full_like(steps, 0.1), atol=1e-6, rtol=0)
 
-    def test_no_number_of_threads_makes_a_difference(self, files):
+    def test_no_number_of_threads_makes_a_difference(self, made):
         before = torch.get_num_threads()
         try:
-            videos = [(torch.set_num_threads(n), read(files["a.mp4"]))[1] for n in (1, 3)]
+            videos = [(torch.set_num_threads(n), read(made["a.mp4"]))[1] for n in (1, 3)]
         finally:
             torch.set_num_threads(before)
         assert same(*videos)
 
     @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm", "b.avi", "a.mpg"])
     @pytest.mark.parametrize("seed", [0, 1, 2])
-    def test_damage_is_read_the_same_each_time(self, files, tmp_path, name, seed):
+    def test_damage_is_read_the_same_each_time(self, made, tmp_path, name, seed):
         rng = np.random.default_rng(seed)
-        data = bytearray(files[name].read_bytes())
+        data = bytearray(made[name].read_bytes())
         for at in rng.integers(len(data) // 6, len(data) - 60, 1 + seed):
             data[at : at + 40] = rng.bytes(40)
         path = tmp_path / name
@@ -246,6 +247,11 @@ class TestNames:
         assert len(read(name)) == len(joined(Path(name))) == 3
         with pytest.raises(VideoError, match="no such file"):
             read("no" + name)
+
+    def test_results_under_a_name_that_is_not_utf_8(self, tmp_path):
+        path = files.save(tmp_path / "é\udcff.safetensors", "tokens", {"x": torch.arange(3)}, {"name": "é\udcff"})
+        tensors, header = files.load(path, "tokens")
+        assert (tensors["x"].tolist(), header["name"]) == ([0, 1, 2], "é\udcff")
 
     def test_a_picture_called_with_an_exponent(self, tmp_path):
         for name in ("1²2.png", "10.png", "9.png", "٣.png"):

@@ -134,8 +134,9 @@ def index_of(container: Any, stream: Any) -> Index:
     except (av.error.FFmpegError, OSError):
         sound = False
     pts = np.unique(np.array(stamps, dtype=np.int64))
-    # Stamps that are missing or come twice cannot tell frames apart.
+    # Stamps that are missing or come twice cannot tell frames apart; those of a hostile file may overflow.
     sound = sound and 0 < len(pts) == count and len(keys) > 0 and pts[0] == min(keys)
+    sound = sound and int(pts[-1]) - int(pts[0]) < 1 << 62
     return Index(pts, np.unique(np.array(keys, dtype=np.int64)), end, count, sound, headless)
 
 

@@ -120,7 +120,7 @@ def stream(
     video_stream: int | None = None,
     allow_truncated: bool = False,
 ) -> Iterator[Video]:
-    """Reads a video in chunks, in memory that does not grow with its length (but for 8 bytes a frame: their times).
+    """Reads a video in chunks, in memory that does not grow with its length, but for its times: 24 bytes a frame.
 
     Args:
         path: as in `read`, but no array.
