@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import get_args, get_type_hints
 
 import pytest
-import typer.main
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -40,12 +40,19 @@ BESIDE = {
 
 def numeric(verb: str) -> list[str]:
     """The options of a verb that take a number; budgets too, which are text to the parser."""
-    command: Any = typer.main.get_command(app).get_command(None, verb)  # type: ignore[attr-defined]
-    if hasattr(command, "list_commands"):
-        command = command.get_command(None, "scores")
-    found = [p for p in command.params if p.opts[0].startswith("-") and not getattr(p, "is_flag", False)]
-    return [p.opts[0] for p in found if p.type.name in ("integer", "float", "integer range", "float range")
-            or p.opts[0] == "--keep"]  # fmt: skip
+    (command,) = import_module(f"fewtokens.cli.{verb}").app.registered_commands
+    found = []
+    for hint in get_type_hints(command.callback, include_extras=True).values():
+        # Within Annotated the first name stands where a default would.
+        said = [
+            name for part in getattr(hint, "__metadata__", ()) for name in (part.default, *(part.param_decls or ()))
+        ]
+        names = [name for name in said if isinstance(name, str) and name.startswith("--")]
+        if names:
+            kinds = {kind for part in [hint.__origin__, *get_args(hint.__origin__)] for kind in (part, *get_args(part))}
+            if kinds & {int, float} or names[0] == "--keep":
+                found.append(names[0])
+    return found
 
 
 @pytest.fixture(scope="module")
