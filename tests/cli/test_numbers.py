@@ -95,4 +95,4 @@ def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
         assert done.exit_code in (0, 2), f"{option}={value}: exit {done.exit_code}, {done.output}"
         if done.exit_code == 2:
             assert "Traceback" not in done.output
-        assert time.monotonic() - began < 60, f"{option}={value}"
+        assert time.monotonic() - began < 300, f"{option}={value}"
