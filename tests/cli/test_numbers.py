@@ -66,7 +66,8 @@ def inputs(tmp_path_factory) -> Path:
     return root
 
 
-CASES = [(verb, option) for verb in WORDS for option in numeric(verb)]
+# All methods run whenever demo takes a number, so its seed is left to the other verbs.
+CASES = [(v, option) for v in WORDS for option in numeric(v) if (v, option) != ("demo", "--seed")]
 
 
 def test_every_verb_is_tried():
@@ -79,8 +80,8 @@ def test_every_verb_is_tried():
 @pytest.mark.parametrize(("verb", "option"), CASES)
 def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
     for number, value in enumerate(VALUES):
-        names = {"CLIP": str(inputs / "clip.mp4"), "DATA": str(inputs / "data"), "TASK": "knn"}
-        names["TASK"] = {"--shots": "fewshot", "--clips": "knn"}.get(option, "knn")
+        task = "fewshot" if option == "--shots" else "knn"
+        names = {"CLIP": str(inputs / "clip.mp4"), "DATA": str(inputs / "data"), "TASK": task}
         words = [names.get(word, word.replace("OUT", str(tmp_path / f"{number}"))) for word in WORDS[verb]]
         beside = BESIDE.get((verb, option), [])
         if "--with" in beside and verb == "cost":
