@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -359,3 +360,65 @@ class TestShow:
         assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
         Tokens.from_cells(torch.zeros(1, 1, 2, 2, 3)).save(out)
         assert "does not say which video" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of file sizes")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tokenize", "CLIP", "--out", "o.safetensors"],
+        ["tokenize", "--stream", "CLIP", "--with", "rlt", "--out", "o"],
+        ["show", "CLIP", "--out", "o.png"],
+        ["show", "CLIP", "--out", "o.html"],
+        ["words", "CLIP", "--words", "30", "--out", "o.safetensors"],
+        ["bench", "CLIP", "--methods", "uniform", "--keep", "0.5", "--repeats", "1", "--out", "o"],
+    ],
+)
+def test_a_full_disk_is_one_line(clip, tmp_path, monkeypatch, words):
+    """A limit on the size of files stands in for the end of the disk: both make the write fail."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        done = quick(*(clip if word == "CLIP" else word for word in words), code=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "too large" in error_line(done).lower()
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
+
+
+def test_completion_is_offered_at_the_root_alone():
+    assert "--show-completion" in quick("--help").stdout
+    assert "completion" not in quick("tokenize", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["tokenize", "CLIP", "--chunk", "8", "--events", "0.2", "--out", "o"],
+            "--chunk and --events belong to --stream",
+        ),
+        (["show", "o.safetensors", "--with", "tome", "--keep", "3", "--out", "a.png"], "--with and --keep"),
+        (["show", "CLIP", "--video", "CLIP", "--out", "a.png"], "--video"),
+        (["show", "CLIP", "--style", "mean", "--out", "a.html"], "--style"),
+        (["show", "CLIP", "--out", "CLIP"], "would be overwritten"),
+        (["cost", "vit_s16", "--grid", "1x2x2", "--accuracy", "5"], "--grid and --accuracy"),
+        (["cost", "--with", "uniform", "--size", "32"], "--size"),
+        (["cost", "vit_s16", "--repeats", "3"], "--time"),
+        (["bench", "a.json", "b.json", "--compare", "--keep", "0.1"], "--keep"),
+        (["bench", "CLIP", "--davis-size", "96", "--out", "o"], "--davis-size"),
+        (["eval", "classify", "m", "--data", "d", "--shots", "3"], "--shots"),
+        (["eval", "knn", "patches", "--data", "d", "--average", "logits"], "--average"),
+        (["eval", "knn", "patches", "--data", "d", "--val", "d", "--val-share", "0.5"], "--val-share"),
+        (["eval", "bc", "--task", "metaworld/hammer", "--write-demos", "o", "--seeds", "2"], "--seeds"),
+        (["eval", "bc", "--data", "d", "--fresh"], "--fresh"),
+    ],
+)
+def test_options_without_meaning_are_refused(clip, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in error_line(quick(*(clip if word == "CLIP" else word for word in words), code=2))
+    assert not any(tmp_path.iterdir())

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +20,11 @@ from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.evaluate.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
 from fewtokens.evaluate.cost import QWEN2_7B, count, peak_memory, prefill_gflops
 from fewtokens.evaluate.fidelity import neighbour_agreement, rare_cells
-from fewtokens.evaluate.summary import best, changes, summarise
+from fewtokens.evaluate.summary import best, summarise
+from fewtokens.evaluate.summary import changes as changes_of
 from fewtokens.grid import Grid
 from fewtokens.method import planned_count
+from fewtokens.show.plots import draw_trade_off, styles_of
 from fewtokens.video import synthetic
 
 
@@ -162,7 +171,7 @@ def test_summary_and_best(tmp_path):
     assert best(summary, "cosine") == {0.1: ["y", "x"]}
     assert best(summary, "total ms", 1) == {0.1: ["y"]}
     with pytest.raises(ValueError, match="cannot be read"):
-        changes(tmp_path / "a.json", tmp_path / "b.json")
+        changes_of(tmp_path / "a.json", tmp_path / "b.json")
 
 
 def test_a_budget_below_what_a_method_can_do_is_reached_by_merging():
@@ -170,3 +179,110 @@ def test_a_budget_below_what_a_method_can_do_is_reached_by_merging():
     assert [method.name for method in chain("evs", 0.05, grid)] == ["evs", "tome"]
     assert [method.name for method in chain("evs", 0.5, grid)] == ["evs"]
     assert [method.name for method in chain("dycoke", 0.1, grid)] == ["dycoke", "tome"]
+
+
+def test_a_sum_of_times_has_the_spreads_of_its_parts(monkeypatch):
+    """The encoder's three runs and the method's: 10, 12, 14 and 100, 900, 300 ms."""
+    encoder = Patches(8)
+    encoded = replace(encode(item(), encoder, repeats=3), milliseconds=(10.0, 12.0, 14.0))
+    monkeypatch.setattr("fewtokens.evaluate.bench.timings", lambda *_: (100.0, 900.0, 300.0))
+    row = measure(encoded, encoder, "kmeans", 0.1, repeats=3)
+    assert row["method ± ms"] == 400
+    assert (row["total ms"], row["total ± ms"]) == (312, 402)
+    alone = measure(encoded, encoder, FULL, 1.0, repeats=3)
+    assert (alone["total ms"], alone["total ± ms"]) == (12, 2)
+    monkeypatch.setattr("fewtokens.evaluate.bench.timings", lambda *_: (100.0,))
+    once = measure(replace(encoded, milliseconds=(10.0,)), encoder, "kmeans", 0.1, repeats=1)
+    assert once["total ms"] == 110
+    assert once["method ± ms"] is None
+    assert once["total ± ms"] is None
+
+
+def test_kept_features_belong_to_their_frames(tmp_path):
+    """Equal sums of equal shapes are no identity; a damaged file is made again."""
+    encoder, given = Patches(8), item()
+    cache = tmp_path / "a.safetensors"
+    first = encode(given, encoder, repeats=1, cache=cache)
+    turned = Item(given.name, given.frames.flip(0), given.times)
+    assert torch.equal(encode(turned, encoder, repeats=1, cache=cache).full, first.full.flip(0))
+    cache.write_bytes(cache.read_bytes()[:100])
+    assert torch.equal(encode(given, encoder, repeats=1, cache=cache).full, first.full)
+    assert cache.stat().st_size > 100
+
+
+def results(tmp_path: Path, name: str, **changes: Any) -> Path:
+    rows = [{"clip": clip, "method": FULL, "keep": 1.0, "repeats": 3} for clip in "ab"]
+    told = {"settings": {"frames": 8}, "machine": {"cores": 2}, "sources": {"a": {"bytes": 1, "mtime_ns": 5}}}
+    summary = [{"keep": 1.0, "method": FULL, "cosine": 1.0}]
+    path = tmp_path / name
+    path.write_text(json.dumps({**told, "summary": summary, "rows": rows} | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, []),
+        ({"settings": {"frames": 16}}, ["frames: 8 and 16"]),
+        ({"machine": {"cores": 64}}, ["cores: 2 and 64"]),
+        ({"rows": [{"clip": "a", "repeats": 3}]}, ["clips: a, b and a"]),
+        ({"rows": [{"clip": c, "repeats": 1} for c in "ab"]}, ["repeats: 3 and 1"]),
+        ({"sources": {"a": {"bytes": 1, "mtime_ns": 6}}}, ["other files behind the same names: a"]),
+    ],
+)
+def test_runs_that_are_unlike_say_so(tmp_path, changes, says):
+    lines, unlike = changes_of(results(tmp_path, "a.json"), results(tmp_path, "b.json", **changes))
+    assert [line["Δ cosine"] for line in lines] == [0]
+    assert unlike == says
+
+
+class TestPlots:
+    """What is drawn, read back from matplotlib's axes."""
+
+    @staticmethod
+    def drawn(monkeypatch, tmp_path: Path, summary: list[dict[str, Any]], measure: str) -> dict[str, Any]:
+        pyplot = pytest.importorskip("matplotlib.pyplot")
+        kept: list[Any] = []
+        monkeypatch.setattr(pyplot, "close", kept.append)
+        measures = ("cosine", "ranks")
+        styles = styles_of(summary, measures, baselines=("random",), full=FULL)
+        draw_trade_off(summary, measure, tmp_path / "a.png", styles, baselines=("random",), full=FULL)
+        (figure,) = kept
+        lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+        return {"lines": lines, "all": figure.axes[0].get_lines()}
+
+    @staticmethod
+    def summary(keeps: tuple[float, ...]) -> list[dict[str, Any]]:
+        rows = [{"method": FULL, "keep": 1.0, "tokens": 100, "total ms": 9, "cosine": 1.0, "ranks": 1.0}]
+        for number, name in enumerate(["random", *(f"m{n}" for n in range(9))]):
+            for keep in keeps:
+                # A smaller budget takes longer, so that time and budget order the points differently.
+                rows.append(
+                    {"method": name, "keep": keep, "tokens": 100 * keep, "total ms": 1 / keep, "method ms": 1.0,
+                     "cosine": keep - number / 100, "ranks": keep + number / 100}
+                )  # fmt: skip
+        return rows
+
+    def test_colors_stay_from_plot_to_plot(self, monkeypatch, tmp_path):
+        one = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "cosine")["lines"]
+        other = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "ranks")["lines"]
+        shared = {name for name in one.keys() & other.keys() if not name.startswith("_")}
+        assert len(shared) >= 4
+        assert all(one[name].get_color() == other[name].get_color() for name in shared)
+        looks = {(line.get_color(), line.get_marker()) for name, line in one.items() if name.startswith("m")}
+        assert len(looks) == len([name for name in one if name.startswith("m")])
+
+    def test_lines_follow_the_budget(self, monkeypatch, tmp_path):
+        lines = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5, 0.25)), "cosine")["lines"]
+        assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 4, 2])
+        assert lines["m0"].get_ydata().tolist() == pytest.approx([0.09, 0.24, 0.49])
+
+    def test_one_budget_shows_every_method(self, monkeypatch, tmp_path):
+        summary = self.summary((0.1,))
+        summary[1]["ranks"] = math.inf  # it is not drawn, and warns nobody
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            every = self.drawn(monkeypatch, tmp_path, summary, "ranks")["all"]
+        points = [line for line in every if len(line.get_xdata()) == 1]
+        assert len(points) == 9
+        assert all(line.get_marker() not in ("", "None", None) for line in points)

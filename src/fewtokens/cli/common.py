@@ -108,12 +108,38 @@ def fail(message: object) -> None:
     log.print(f"[red]error:[/red] {escape(said)}", soft_wrap=True, highlight=False)
 
 
+# Parameters by their names, and more than anybody means; memory or patience would end far below.
+_MOST = {
+    "frames": 1_000_000, "size": 16_384, "davis_size": 16_384, "resize": 16_384, "patch": 1024, "number": 1_000_000,
+    "repeats": 100_000, "batch": 1_000_000, "chunk": 1_000_000, "clips": 10_000, "crops": 10_000, "text": 10_000_000,
+    "classes": 1_000_000, "workers": 1024, "seeds": 10_000, "side_by_side": 10_000, "rollouts": 1_000_000,
+}  # fmt: skip
+
+
+def check_numbers(arguments: dict[str, Any]) -> None:
+    """Refuses numbers of any option that cannot be meant.
+
+    Raises:
+        ValueError: not finite, or larger than everything of this name may be.
+    """
+    for name, value in arguments.items():
+        flag = "--" + name.replace("_", "-")
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{flag} must be a finite number, got {number}")
+            if isinstance(number, int) and number > (most := _MOST.get(name, 2**63 - 1)):
+                raise ValueError(f"{flag} is at most {most}, got {number}")
+            if isinstance(number, int) and number < -(2**63):
+                raise ValueError(f"{flag} is at least {-(2**63)}, got {number}")
+
+
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turns what a user can mend into one line and exit code 2; everything else keeps its traceback."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
+            check_numbers(kwargs)
             with warnings.catch_warnings():
                 warnings.showwarning = functools.partial(_note, warnings.showwarning)
                 return function(*args, **kwargs)

@@ -97,6 +97,8 @@ def evaluate(
     if task not in TASKS:
         raise ValueError(f"the task must be one of {', '.join(TASKS)}, got {task!r}")
     _check_options(context, task, validation)
+    if k < 1 or shots < 1:
+        raise ValueError(f"--k and --shots must be at least 1, got {k} and {shots}")
     where = pick_device(device)
     ours = models.is_saved(model)
     if task == "classify" and not ours:

@@ -227,7 +227,7 @@ def measure(
         out = run()
         method_ms = timings(run, repeats, tokens.device)
         memory = [peak_memory(run, tokens.device)] if methods else []
-        total_ms = tuple(encoder_ms + ms for ms in method_ms)
+        total_ms = tuple(encoder_ms + ms for ms in method_ms) if methods else encoded.milliseconds
         # Encoder and method are timed apart, so the spreads of both are in the sum.
         parts = [half_range(encoded.milliseconds), *([half_range(method_ms)] if methods else [])]
         spread = None if None in parts else sum(part for part in parts if part is not None)
