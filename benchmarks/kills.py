@@ -45,7 +45,7 @@ SIGNALS = (signal.SIGKILL,) * 8 + (signal.SIGTERM, signal.SIGINT)
 LEFT = re.compile(r"^\.fewtokens-|^\.tmp|^tmp|\.tmp$|\.partial$|\.incomplete$")
 # Numbers that no two runs share, by the names they have.
 MEASURED = re.compile(
-    r"(^|[ _,])(ms|s|seconds|time|times|waiting|memory|rss|mb|mib|gib|date)([ _,(]|$)|±", re.IGNORECASE
+    r"(^|[ _,])(ms|milliseconds|s|seconds|time|times|waiting|memory|rss|mb|mib|gib|date)([ _,(]|$)|±", re.IGNORECASE
 )
 
 

@@ -375,7 +375,9 @@ class TestLoading:
         armed = [True]
         options = settings(workers=1, save_every=100)
         model = network()
-        with pytest.raises(LoadingError, match=r"was killed.* Step [456] is saved; the same command resumes"):
+        with pytest.raises(
+            LoadingError, match=r"was killed.* The checkpoint of step [456] stands; the same command resumes"
+        ):
             fit(model, Classification(mixup=0.5), Deadly(), options, tmp_path / "parts", collate=collate, device="cpu")
         armed.clear()
         resumed = network()
@@ -400,7 +402,7 @@ class TestFullDisk:
         )
         said = done.stdout.strip()
         assert "File too large" in said
-        assert "step 4 was not saved, there is none yet" in said
+        assert "step 4 could not be saved. There is no checkpoint yet" in said
         assert "the same command resumes" in said
         assert "\n" not in said
         assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["metrics.jsonl", "settings.json"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fewtokens.data.footage import Footage
 from fewtokens.data.listing import Listing
+from fewtokens.encode.weights import hash_of
 from fewtokens.identity import identity
 
 # (what the user calls it, what is compared). A list of two where it comes from a file.
@@ -38,10 +39,9 @@ def files_input(paths: Sequence[str | Path], extra: Iterable[str] = ()) -> Input
 
 
 def folder_input(name: str | Path) -> Input:
-    """A saved model: by the content of its weights where it is a folder, by its name otherwise."""
-    from fewtokens.encode.weights import hash_of
-
-    weights = sorted(Path(name).rglob("*.safetensors")) if Path(name).is_dir() else []
+    """A saved model: by the content of its weights where it is a folder or a file, by its name otherwise."""
+    path = Path(name)
+    weights = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] * path.is_file()
     return str(name), hash_of(weights) if weights else str(name)
 
 

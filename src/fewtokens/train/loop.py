@@ -223,13 +223,13 @@ class _Run:
             if self.alone:
                 self._save()
             if not self.signals.number:
-                raise LoadingError(f"{error}. Step {self.saved} is saved; the same command resumes") from None
+                raise LoadingError(f"{error}. {self._standing()}; the same command resumes") from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise ValueError(
                 f"out of memory at step {self.step + 1}; take a smaller batch, or a larger accumulate, which computes "
-                f"it in parts. The checkpoint of step {self.saved} stands"
+                f"it in parts. {self._standing()}"
             ) from None
         self._heed()
         self.metrics.finish()
@@ -239,6 +239,9 @@ class _Run:
         return Report(
             self.total, start, self.scores, self.metrics.lines, broken, len(self.enlarged), seconds, self.waited
         )
+
+    def _standing(self) -> str:
+        return f"The checkpoint of step {self.saved} stands" if self.saved else "There is no checkpoint yet"
 
     def _heed(self) -> None:
         """Raises `Stopped` where a signal came; the state is saved."""
@@ -459,10 +462,9 @@ class _Run:
             try:
                 checkpoint.save(self.out / "state.safetensors", tensors, head)
             except OSError as error:
-                stands = f"that of step {self.saved} stands" if self.saved else "there is none yet"
                 raise OSError(
-                    error.errno, f"{error.strerror}; step {self.step} was not saved, {stands}. Once that is mended the "
-                    "same command resumes", error.filename,
+                    error.errno, f"{error.strerror}; step {self.step} could not be saved. {self._standing()}; once "
+                    "there is room the same command resumes", error.filename,
                 ) from None  # fmt: skip
         self.saved, self.saved_at = self.step, time.monotonic()
         self.accelerator.wait_for_everyone()
