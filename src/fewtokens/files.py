@@ -221,7 +221,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
         with safe_open(path, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({in_a_line(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -233,7 +233,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
+        raise ValueError(f"{path}: not a readable safetensors file ({in_a_line(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
     header = conform(parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header")
@@ -243,13 +243,13 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {_in_a_line(header.get('kind'))}, not {kind}")
+        raise ValueError(f"{path}: holds {in_a_line(header.get('kind'))}, not {kind}")
     return header
 
 
-def _in_a_line(name: Any) -> str:
-    """A name out of a file, for a message: short, and without line breaks and control characters."""
-    text = str(name)[:100]
+def in_a_line(value: Any) -> str:
+    """Something out of a file, for a message: short, and without line breaks and control characters."""
+    text = str(value)[:200]
     return text if text.isprintable() else repr(text)
 
 
@@ -262,5 +262,5 @@ def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) ->
         ("has in another shape", {name for name in needed.keys() & there.keys() if needed[name] != there[name]}),
     ):
         if names:
-            some = ", ".join(_in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            some = ", ".join(in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
             raise ValueError(f"{says}; it {problem} {some}")
