@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # No vision transformer has more blocks or channels, no frame more pixels on a side.
-_MOST_BLOCKS, _MOST_CHANNELS, _MOST_PIXELS = 1000, 1 << 16, 1 << 16
+_MOST_BLOCKS, _MOST_CHANNELS, _MOST_PIXELS = 1000, 1 << 16, 1 << 12
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 # Their names -> ours, in order; q, k and v are joined afterwards.
@@ -76,8 +76,8 @@ class _Vision(TypedDict, total=False):
 
 
 class _Scale(TypedDict, total=False):
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    image_mean: tuple[float, float, float] | None
+    image_std: tuple[float, float, float] | None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def read_scale(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tup
     """
     path = folder / "preprocessor_config.json"
     said = conform(read_json(path), _Scale, str(path))
-    mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    mean, std = said.get("image_mean") or mean, said.get("image_std") or std
     if min(std) <= 0:
         raise ValueError(f"{path}: image_std must be above 0, not {std}")
     return mean, std
