@@ -383,7 +383,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
         with _in_utf8(path) as readable, safe_open(readable, framework="pt", device=str(device)) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)})") from None
+        raise Damaged(f"{path}: not a readable safetensors file ({in_a_line(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -395,7 +395,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with _in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: not a readable safetensors file ({_brief(error)}); was it cut short?") from None
+        raise Damaged(f"{path}: not a readable safetensors file ({in_a_line(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
     try:
@@ -410,13 +410,14 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
             f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {_in_a_line(header.get('kind'))}, not {kind}")
+        raise ValueError(f"{path}: holds {in_a_line(header.get('kind'))}, not {kind}")
     return header
 
 
-def _in_a_line(name: Any) -> str:
-    """A name out of a file, for a message: short, and without line breaks and control characters."""
-    text = str(name)[:100]
+def in_a_line(value: Any) -> str:
+    """Something out of a file, for a message: short, and without line breaks and control characters."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= 200 else f"{text[:200]} ..."
     return text if text.isprintable() else repr(text)
 
 
@@ -434,12 +435,6 @@ def _in_utf8(path: str | Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def _brief(error: BaseException) -> str:
-    """What another library says, on one line, without the file that it quotes at length."""
-    said = " ".join(str(error).split())
-    return said if len(said) <= 200 else f"{said[:200]} ..."
-
-
 def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:
     """Raises a ValueError, beginning with `says`, that names tensors missing, left over or of another shape."""
     needed, there = ({name: tuple(value.shape) for name, value in part.items()} for part in (wanted, found))
@@ -449,5 +444,5 @@ def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) ->
         ("has in another shape", {name for name in needed.keys() & there.keys() if needed[name] != there[name]}),
     ):
         if names:
-            some = ", ".join(_in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            some = ", ".join(in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
             raise ValueError(f"{says}; it {problem} {some}")

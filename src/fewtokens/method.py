@@ -197,7 +197,7 @@ def load_weights(method: Method, name: str, path: str | None) -> None:
         return
     tensors, header = files.load(path, "method")
     if header.get("method") != name:
-        raise ValueError(f"{path}: holds the weights of {header.get('method')}, not of {name}")
+        raise ValueError(f"{path}: holds the weights of {files.in_a_line(header.get('method'))}, not of {name}")
     try:
         method.load_state_dict(tensors)
     except RuntimeError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -38,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 # No vision transformer has more blocks or channels, no frame more pixels on a side.
-_MOST_BLOCKS, _MOST_CHANNELS, _MOST_PIXELS = 1000, 1 << 16, 1 << 16
+_MOST_BLOCKS, _MOST_CHANNELS, _MOST_PIXELS = 1000, 1 << 16, 1 << 12
 _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 # Their names -> ours, in order; q, k and v are joined afterwards.
@@ -77,8 +76,8 @@ class _Vision(TypedDict, total=False):
 
 
 class _Scale(TypedDict, total=False):
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
+    image_mean: tuple[float, float, float] | None
+    image_std: tuple[float, float, float] | None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def read_scale(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tup
     """
     path = folder / "preprocessor_config.json"
     said = conform(read_json(path), _Scale, str(path))
-    mean, std = said.get("image_mean", mean), said.get("image_std", std)
+    mean, std = said.get("image_mean") or mean, said.get("image_std") or std
     if min(std) <= 0:
         raise ValueError(f"{path}: image_std must be above 0, not {std}")
     return mean, std
@@ -158,7 +157,7 @@ def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[
     part = conform(vision_part(read_config(folder)), _Vision, str(folder / "config.json"))
     family = FAMILIES.get(part["model_type"])
     if family is None:
-        raise ValueError(f"{folder}: a {reprlib.repr(part['model_type'])}, not one of {', '.join(FAMILIES)}")
+        raise ValueError(f"{folder}: a {files.in_a_line(part['model_type'])!r}, not one of {', '.join(FAMILIES)}")
     tensors = _rename(read_tensors(weight_files(folder)), str(folder))
     config = _shape(part, tensors, str(folder))
     if not config.norm_last:
@@ -207,10 +206,10 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, value in tensors.items():
         if value.is_nested or value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
             raise ValueError(
-                f"{where}: {name[:100]!r} is {value.dtype}, not weights in floating point; is it quantized?"
+                f"{where}: {files.in_a_line(name)} is {value.dtype}, not weights in floating point; is it quantized?"
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"{where}: {name[:100]!r} says more values, {list(value.shape)}, than are stored")
+            raise ValueError(f"{where}: {files.in_a_line(name)} says more values, {list(value.shape)}, than are stored")
 
 
 def _shape(part: dict[str, Any], tensors: dict[str, Tensor], where: str) -> ViTConfig:
@@ -332,7 +331,9 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
                     if not name.startswith("text_model."):
                         tensors[name] = file.get_tensor(name)
         except Exception as error:  # SafetensorError, and whatever torch says of a dtype or a size
-            raise ValueError(f"{path}: not a readable safetensors file ({error}); was it cut short?") from None
+            raise ValueError(
+                f"{path}: not a readable safetensors file ({files.in_a_line(error)}); was it cut short?"
+            ) from None
     return tensors
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -161,7 +160,7 @@ def load(folder: str | Path, **changes: Any) -> Model:
     said = read_config(folder)
     kind = KINDS.get(said["fewtokens_model"])
     if kind is None:
-        raise ValueError(f"{folder}: holds a {reprlib.repr(said['fewtokens_model'])}; known: {', '.join(KINDS)}")
+        raise ValueError(f"{folder}: holds a {files.in_a_line(said['fewtokens_model'])!r}; known: {', '.join(KINDS)}")
     config = make_config(kind, said["config"] | changes, str(folder))
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
     return restore(kind, config, tensors, str(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +67,6 @@ def _described(folder: str | Path) -> tuple[type[Pretraining], Any]:
     kind = PRETRAINING.get(said["fewtokens_model"])
     if kind is None:
         raise ValueError(
-            f"{folder}: holds a {reprlib.repr(said['fewtokens_model'])}, not one of {', '.join(PRETRAINING)}"
+            f"{folder}: holds a {files.in_a_line(said['fewtokens_model'])!r}, not one of {', '.join(PRETRAINING)}"
         )
     return kind, make_config(kind, said["config"], str(folder))
