@@ -112,6 +112,9 @@ def test_releases_that_a_family_cannot_use(monkeypatch):
     with pytest.raises(ValueError, match=r"smolvlm .* transformers 5\.20; install 5\.21 or newer"):
         family_of(tiny("smolvlm"))
     assert family_of(tiny("internvl")).name == "internvl"
+    monkeypatch.setattr(family_module, "version", lambda: (5, 18))
+    with pytest.raises(ValueError, match=r"transformers 5\.19 or newer"):
+        family_of(tiny("internvl"))
 
 
 def test_pixels_of_another_model():

@@ -201,3 +201,38 @@ def test_mrope_leaves_no_trace_of_another_conversation(family):
             talk.turn()
         found.append(talk.logits[1])
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("positions", ["keep", "renumber"])
+def test_a_static_cache(family, positions):
+    """Two conversations in turns, word by word."""
+    from transformers import StaticCache
+
+    model = tiny(family)
+    prompts = [prompt(family, *A), prompt(family, *B, seed=7)]
+
+    def answers(numbers):
+        logits = {number: [] for number in numbers}
+        caches = {number: StaticCache(config=model.config.get_text_config(), max_cache_len=96) for number in numbers}
+        lengths = dict.fromkeys(numbers, 0)
+        with attach(model, FEW, positions=positions) as few, torch.no_grad():
+            for number in numbers:
+                few(**prompts[number].inputs, past_key_values=caches[number], use_cache=True)
+                lengths[number] = few.last.inputs["input_ids"].shape[1]
+            for turn in range(4):
+                for number in numbers:
+                    ids = words(3 if turn == 2 else 1, turn)
+                    lengths[number] += ids.shape[1]
+                    out = few(
+                        input_ids=ids,
+                        attention_mask=torch.ones(1, lengths[number], dtype=torch.int64),
+                        past_key_values=caches[number],
+                        use_cache=True,
+                    )
+                    logits[number].append(out.logits)
+        return logits
+
+    both = answers([0, 1])
+    for number in (0, 1):
+        for one, two in zip(both[number], answers([number])[number], strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,7 @@
 """What a family of video language models must say of itself: one subclass a file, in `families/`.
 
 All of them are reached the same way. The base model's `get_image_features` and `get_video_features` encode, and
-`mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.18 or newer); nothing is
+`mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.19 or newer); nothing is
 patched. A family says how the rows of an encoder's output belong to the images and videos of the prompt.
 """
 
@@ -156,9 +156,10 @@ def family_of(model: Any) -> Family:
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     family = family_named(kind)
     takes = inspect.signature(model.forward).parameters
-    if "mm_encoder_outputs" not in takes:
+    # 5.18 has it, but gives beams the wrong features.
+    if "mm_encoder_outputs" not in takes or version() < (5, 19):
         raise ValueError(
-            f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.18 or newer is needed, and "
+            f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.19 or newer is needed, and "
             "a model with its language-model head"
         )
     if not any(name in takes for name in CACHE_NAMES):

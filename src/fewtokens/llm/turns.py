@@ -20,7 +20,7 @@ _KEPT = "_positions_by_fewtokens"
 
 @dataclass
 class Passed:
-    """The last pass that wrote to a cache.
+    """The last pass over several columns that wrote to a cache.
 
     Attributes:
         positions: int64 [B or 1,m] or [A,B or 1,m] of its columns; None where they are a count.
@@ -32,11 +32,23 @@ class Passed:
 
 
 def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    """A forward hook that leaves the positions of a pass with the cache that it wrote to."""
+    """A forward hook that leaves the positions of a pass with the cache that it wrote to.
+
+    Not of single words, which only go on: they cost nothing then, and may be compiled.
+    """
     cache = cache_of(kwargs)
     cache = cache_of(output) if cache is None else cache
-    if cache is not None:
-        setattr(cache, _KEPT, Passed(kwargs.get("position_ids"), cache.get_seq_length()))
+    if cache is None:
+        return
+    positions, known = kwargs.get("position_ids"), getattr(cache, _KEPT, None) is not None
+    if positions is None:
+        given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        # A count of the columns, where this pass is all that there is.
+        new = not known and given is not None and int(cache.get_seq_length()) == given.shape[1]
+    else:
+        new = not known or positions.shape[-1] > 1
+    if new:
+        setattr(cache, _KEPT, Passed(positions, int(cache.get_seq_length())))
 
 
 def later_positions(cache: Any, inputs: dict[str, Any], *, three: bool, whole: bool) -> Tensor | None:

@@ -77,10 +77,9 @@ class VideoLlm(nn.Module):
     @checkpointing.setter
     def checkpointing(self, wanted: bool) -> None:
         self._checkpointing = wanted
-        if wanted:
-            self.llm.activation_checkpointing_enable()
-        else:
-            self.llm.activation_checkpointing_disable()
+        # Called so since transformers 5.23, "gradient" before.
+        kind = "activation" if hasattr(self.llm, "activation_checkpointing_enable") else "gradient"
+        getattr(self.llm, f"{kind}_checkpointing_{'enable' if wanted else 'disable'}")()
 
     @property
     def config(self) -> Any:
