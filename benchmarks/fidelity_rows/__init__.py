@@ -86,7 +86,7 @@ class Features:
         return fewtokens.read(self.clip, frames=frames, size=(PATCH * side, PATCH * side)).frames[None]
 
     def tokens(self, frames: int = 32, side: int = 14) -> Tokens:
-        """Features of the last block, each channel standardised over the clip: [1,frames*side*side,384]."""
+        """Features of the last block, each channel standardized over the clip: [1,frames*side*side,384]."""
         return self._encoded(frames, side)[0]
 
     def cue(self, name: str, frames: int = 32, side: int = 14) -> Tensor:

@@ -299,6 +299,13 @@ ROWS = [
     Row("ppllava", *_PPLLAVA, "windows of 2x2x2, tau 0.01", ppllava),
     Row("ppllava", *_PPLLAVA, "windows of 2x2x2, tau 0.01, softmax='twice'", ppllava_twice),
     Row(
+        "linvt",
+        "gls0425/LinVT",
+        "9301c89",
+        why="not run: another network. The released one has neither norms nor residuals around its attention within "
+        "frames and over time, norms after its queries' residuals, and no MLP; and it mixes the samples of a batch",
+    ),
+    Row(
         "attentional_pool",
         why="xGen-MM-Vid's code is not to be had here; its formula is tokenlearner 1.1 over all tokens",
     ),

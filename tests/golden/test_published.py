@@ -7,6 +7,7 @@ import torch
 
 from fewtokens import registry
 from fewtokens.encode.frames import patchify
+from fewtokens.reduce.holitom import best_windows
 from fewtokens.tokens import Tokens
 
 
@@ -40,3 +41,12 @@ def test_visual_words_without_a_vocabulary():
     out = registry.build("visual_words(12)")[0](cells, pixels=patchify(frames, 1, 2))
     # Of raw pixels it would be [4, 5, 6, 10, 12, 13, 18, 19, 20, 25, 29, 30].
     assert out.cell[0].tolist() == [4, 6, 7, 10, 11, 12, 18, 20, 23, 25, 29, 30]
+
+
+def test_holitom_takes_the_shorter_of_equal_windows():
+    """cokeshao/HoliTom e9b2972, select_static_windows: [(0, 1), (2, 3)], which saves 3 as [(0, 3)] does."""
+    # One place stays over all four frames, another over the last two.
+    runs = torch.tensor([[[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 1, 0]]])
+    first, last = best_windows(runs, torch.ones(1, 4, dtype=torch.bool))
+    assert first[0].tolist() == [0, 0, 2, 2]
+    assert last[0].tolist() == [1, 1, 3, 3]

@@ -146,7 +146,7 @@ def _runs(same: Tensor, there: Tensor) -> Tensor:
 def best_windows(runs: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
     """The cut into windows that saves the most tokens; the first and last frame of each frame's window, int64 [B,T].
 
-    Exact, by dynamic programming over the frames. Of equal cuts the one with the longest last window.
+    Exact, by dynamic programming over the frames. Of equal cuts the one with the shortest last window, as published.
 
     Args:
         runs: [B,T,n], see `_runs`.
@@ -166,8 +166,8 @@ def best_windows(runs: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         # A window of l steps begins at e - l.
         total = best[:, : e + 1].flip(1) + gain[:, e, : e + 1]
         value, _ = total.max(1)
-        # The longest of equals.
-        choice[:, e] = torch.where(total == value[:, None], steps[: e + 1], -1).amax(1)
+        # The shortest of equals.
+        choice[:, e] = torch.where(total == value[:, None], steps[: e + 1], T).amin(1)
         best[:, e + 1] = value
     first, last = torch.empty_like(choice), torch.empty_like(choice)
     count = there.sum(1)
