@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from fewtokens.video import VideoError
+from fewtokens.video.images import FORMATS, load_picture
 from fewtokens.video.select import check_pixels
-
-# Pillow knows formats that start other programs (EPS); a data set has no use for them, whatever a file is called.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @contextmanager
@@ -31,7 +28,7 @@ def open_picture(source: Path | bytes, name: str, kind: str = "an image") -> Ite
         VideoError: no such file, not an image, cut, or larger than any image should be; one line.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             check_pixels(*image.size, name)
             yield image
     except VideoError:
@@ -42,6 +39,8 @@ def open_picture(source: Path | bytes, name: str, kind: str = "an image") -> Ite
 
 
 def read_picture(source: Path | bytes, name: str) -> Tensor:
-    """The pixels of an image, uint8 [3,H,W] in RGB; raises as `open_picture`."""
-    with open_picture(source, name) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)
+    """The pixels of an image as `fewtokens.video.images.load_picture` reads them, uint8 [3,H,W] in RGB."""
+    if isinstance(source, Path) and not source.is_file():
+        raise VideoError(f"{name}: no such file")
+    pixels = load_picture(io.BytesIO(source) if isinstance(source, bytes) else source, name)
+    return torch.from_numpy(pixels).permute(2, 0, 1)

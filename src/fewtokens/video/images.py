@@ -21,6 +21,8 @@ from fewtokens.video.types import Video, VideoError
 if TYPE_CHECKING:
     from PIL import Image
 
+# What an image file may hold, whatever it is called. Pillow knows formats that start other programs (EPS).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # GIF is read as a video.
 _SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 
@@ -133,7 +135,7 @@ def _pictures(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[
         with warnings.catch_warnings():
             # What is checked below: Pillow warns of sizes that it reads all the same.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(source)
+            opened = Image.open(source, formats=FORMATS)
         with opened:
             check_pixels(*opened.size, name)
             count = getattr(opened, "n_frames", 1) if opened.format in ("WEBP", "PNG", "TIFF") else 1
