@@ -198,3 +198,18 @@ def test_words(folder, tmp_path):
     assert Tokens.load(tmp_path / "t.safetensors").N < 16 * 24
     said = error_line(run("words", folder / "videos" / "pan.mp4", "--words", 5000, "--size", 32, "--out", path, code=2))
     assert "too few" in said
+
+
+def test_rows_are_known_by_their_source(folder, tmp_path):
+    for place, kind in (("a", "static"), ("b", "pan")):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "clip.mp4").write_bytes((folder / "videos" / f"{kind}.mp4").read_bytes())
+    words = ["--frames", "2", "--size", "32", "--methods", "uniform", "--keep", "0.5", "--repeats", "1"]
+    words += ["--show", "0", "--out", str(tmp_path / "o")]
+    first = CliRunner().invoke(app, ["bench", str(tmp_path / "a" / "clip.mp4"), *words])
+    assert first.exit_code == 0, first.output
+    line = refused("bench", str(tmp_path / "b" / "clip.mp4"), *words)
+    assert str(tmp_path / "a" / "clip.mp4") in line
+    assert str(tmp_path / "b" / "clip.mp4") in line
+    row = json.loads((tmp_path / "o" / "results.json").read_text())["rows"][0]
+    assert row["total ± ms"] is None  # one repeat has no spread
