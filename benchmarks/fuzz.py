@@ -294,6 +294,8 @@ def main() -> None:
         print(target.read(folder, number))
         return
     chosen = [target for target in TARGETS if options.only in target.name]
+    if not chosen:
+        parser.error(f"--only {options.only!r} is in none of {', '.join(target.name for target in TARGETS)}")
     make_examples(work / "examples", chosen)
     check_the_campaign(work, options.seed, chosen)
     kept = work / "rows.jsonl"

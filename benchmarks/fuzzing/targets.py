@@ -393,9 +393,14 @@ def _read_hf(folder: Path, number: int) -> object:
 
 def _make_state(folder: Path) -> None:
     from fewtokens.train import checkpoint
+    from fewtokens.train.settings import Settings, plain
 
     torch.manual_seed(0)
-    checkpoint.save(folder / "state.safetensors", {"model.a": torch.randn(4, 3)}, {"step": 3, "items": 4, "scores": {}})
+    head: checkpoint.Head = {
+        "step": 3, "items": 4, "settings": plain(Settings()), "scores": {"top1": 0.5}, "sums": {"loss": 1.5},
+        "counted": 2, "inputs": {"data": ["a", "b"]}, "broken": [],
+    }  # fmt: skip
+    checkpoint.save(folder / "state.safetensors", {"model.a": torch.randn(4, 3)}, head)
 
 
 def _read_state(folder: Path, number: int) -> object:
