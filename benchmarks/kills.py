@@ -74,7 +74,7 @@ CASES = (
         "bench", "bench IN/videos --methods evs,rlt --keep 0.3,0.1 --frames 6 --size 64 --repeats 1 --out OUT",
         measured=(".md", ".html", ".png", ".csv"),
     ),
-    Case("train", f"train vit_nano8 --data IN/pictures --size 16 --batch 8 --epochs 8 {_TRAINING} --set save_every=4 "
+    Case("train", f"train vit_nano8 --data IN/pictures --size 16 --batch 8 --epochs 5 {_TRAINING} --set save_every=4 "
          "--workers 2 --out OUT", trains=True),
     Case("train tobo", f"train tobo IN/frames --size 16 --batch 4 --steps 24 {_TRAINING} --set save_every=5 "
          "--workers 1 --set patch=8 --set width=16 --set heads=2 --set depth=1 --set decoder_depth=1 --set shown=2 "
