@@ -20,6 +20,7 @@ from typing import Any, get_type_hints
 
 import torch
 
+from fewtokens import files
 from fewtokens.method import Method
 from fewtokens.plain import conform
 
@@ -124,7 +125,7 @@ def get(name: str) -> type[Method]:
     if target is None:
         close = difflib.get_close_matches(name, [*names(), *INSIDE], n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
-        raise ValueError(f"no method called {name!r}; {hint}")
+        raise ValueError(f"no method called {files.in_a_line(name)!r}; {hint}")
     module, _, attribute = target.partition(":")
     return getattr(import_module(module), attribute)
 
