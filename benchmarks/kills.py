@@ -114,7 +114,6 @@ def make_material(folder: Path) -> Path:
         frames = synthetic("pan", frames=10, size=(24, 24), seed=number).frames
         np.save(folder / "frames" / f"{number}.npy", frames.permute(0, 2, 3, 1).numpy())
     _make_davis(folder / "DAVIS")
-    _make_parts(folder)
     turns = [{"from": "human", "value": "<image>\nwhat is it"}, {"from": "gpt", "value": "a digit"}]
     lines = [json.dumps({"id": str(n), "video": f"{n}.mp4", "conversations": turns}) for n in range(5)]
     (folder / "talks" / "train.jsonl").write_text("\n".join(lines) + "\n")
@@ -338,6 +337,8 @@ def campaign(
 ) -> list[dict[str, Any]]:
     """Trials of each command until each has had so many kills; those of a stopped campaign count."""
     material = make_material(work / "material")
+    if any("IN/llm" in case.words for case in cases) and not (material / "llm" / "tokenizer.json").exists():
+        _make_parts(material)  # needs transformers, and seconds
     log = work / f"trials-{seed}.jsonl"
     made = read_rows(log)
     for case in cases:

@@ -201,11 +201,10 @@ def test_a_short_kill_campaign(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import kills
 
-    cases = [case for case in kills.CASES if case.name in ("train", "train frames")]
+    cases = [case for case in kills.CASES if case.name == "train"]
     made = kills.campaign(cases, 1, tmp_path, seed=3, say=lambda line: None)
     rows = kills.summarise(cases, made)
-    assert len(rows) == 2
-    assert all(row["kills"] >= 1 for row in rows)
+    assert rows[0]["kills"] >= 1
     for row in made:
         assert row["complete"] and not row["differing"] and not row["left"], row
     assert rows[0]["bit-equal"] == str(rows[0]["reruns"])
