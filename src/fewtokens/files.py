@@ -381,7 +381,8 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
     header = load_header(path, kind)
     try:
         with _in_utf8(path) as readable, safe_open(readable, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            # Copies, since mapped tensors end the process when somebody cuts the file short.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
         raise Damaged(f"{path}: not a readable safetensors file ({in_a_line(error)})") from None
 
