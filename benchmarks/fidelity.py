@@ -64,8 +64,10 @@ def measure(row: Row, peers: Path, clips: list[Features]) -> dict[str, float | s
     }
 
 
-def commit_of(clone: Path) -> str:
-    """The commit at which a clone stands."""
+def commit_of(clone: Path, named: str) -> str:
+    """The commit at which a clone stands; the one that the row names where single files of it were brought."""
+    if not (clone / ".git").exists():
+        return named
     command = ["git", "-C", str(clone), "rev-parse", "--short=7", "HEAD"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -113,7 +115,7 @@ def result(row: Row, peers: Path, clips: list[Features], before: dict[str, Any] 
     clone = peers / row.folder
     if row.commit and not clone.is_dir():
         return before or {**unmeasured, "why": "not run: reference not in FOLDER"}, False
-    line["commit"], code = commit_of(clone) if row.commit else version(row.folder), code_of(row)
+    line["commit"], code = commit_of(clone, row.commit) if row.commit else version(row.folder), code_of(row)
     if before and (before["commit"], before["code"]) == (line["commit"], code):
         return before, False
     try:

@@ -22,7 +22,8 @@ def visionzip(peers: Path, features: Features) -> Agreement:
 
 
 def visionzip_sums(peers: Path, features: Features) -> Agreement:
-    return _visionzip(peers, features, False, "")
+    why = "a cell whose two nearest anchors differ by 1.4e-7 in cosine, the rounding of float32"
+    return _visionzip(peers, features, False, why)
 
 
 def _visionzip(peers: Path, features: Features, normalise: bool, why: str) -> Agreement:
@@ -79,7 +80,8 @@ def words_inter(peers: Path, features: Features) -> Agreement:
     with_class = torch.cat([x[:, :1], x], 1)
     each = zip(pixels.split(1), with_class.split(1), strict=True)
     rows = [module.tokenize(frame, embedded, 0.1, words)[0, 1:] for frame, embedded in each]
-    return Agreement(*same_rows(ours.features[0], torch.cat(rows)))
+    why = "patches whose two nearest words differ by 1.1e-7 in cosine, the rounding of float32"
+    return Agreement(*same_rows(ours.features[0], torch.cat(rows)), why)
 
 
 def _words(peers: Path, features: Features, inter: bool = False) -> tuple[torch.Tensor, Tokens, object]:

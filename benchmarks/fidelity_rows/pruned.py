@@ -218,7 +218,7 @@ def prunevid(peers: Path, features: Features) -> Agreement:
 
 
 ROWS = [
-    Row("evs", "vllm-project/vllm", "0f17ee0", "q = 0.75, [6272,384]", evs),
+    Row("evs", "vllm-project/vllm", "d750efb", "q = 0.75, [6272,384]", evs),
     Row("vidcom2", "vllm-project/vllm", "0f17ee0", "q = 0.75, [6272,384], channels times 0.5..1.5", vidcom2),
     Row(
         "vidcom2",
