@@ -118,7 +118,7 @@ def test_what_a_user_can_mend_is_one_line(clip, model, tmp_path):
     refused("takes 2048 in all; take fewer", *asked, "--with", "", "--max-new-tokens", 1900)
     refused("would change nothing", *asked, "--with", FEW, "--keep", 4)
     refused("--frames or --fps", *asked, "--frames", 4, "--fps", 1)
-    refused("frames must be at least 1", *asked, "--frames", 0)
+    refused("frames must be a whole number of at least 1", *asked, "--frames", 0)
     refused("layout must be one of", *asked, "--layout", "heap")
     refused("positions must be one of", *asked, "--positions", "none")
     refused("max_new_tokens must be", *asked, "--max-new-tokens", 0)

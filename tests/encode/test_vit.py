@@ -410,7 +410,7 @@ class TestBadFolders:
             ("patches", {"dtype": "int4"}, "dtype must be"),
             ("patches", {"batch": 0}, "batch must be"),
             ("patches", {"tubelets": 2}, "patches takes patch, tubelet"),
-            ("patches", {"patch": 0}, "at least 1"),
+            ("patches", {"patch": 0}, "must be 1 to 1024"),
         ):
             with pytest.raises(ValueError, match=says):
                 load_encoder(name, **options)

@@ -435,7 +435,7 @@ def test_errors(family):
         "pyramid_drop": "too few for 3 stages",
         "pyramid_drop(keep=(0.5,), layers=(1, 2))": "1 shares and 2 layers",
         "pyramid_drop(keep=(0.5, 0.2), layers=(2, 1))": "must ascend",
-        "pyramid_drop(0.5)": "a share for each stage",
+        "pyramid_drop(0.5)": "keep must be a list",
         "prunevid_inner(keep=3)": "a share of each group",
         "dycoke_cache(layer=3)": "layer 3 is beyond",
         "dycoke_cache(similarity=2.0)": "is a cosine",

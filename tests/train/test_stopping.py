@@ -119,9 +119,10 @@ class TestSignals:
         _, report = run(tmp_path, steps=3, model=model)
         assert torch.equal(torch.rand(3), expected)
         pyplot.switch_backend("svg")
+        figures = pyplot.get_fignums()
         assert draw_curves(report.metrics, tmp_path / "curves.png")
         assert pyplot.get_backend() == "svg"
-        assert not pyplot.get_fignums()
+        assert pyplot.get_fignums() == figures
 
 
 class TestCheckpoints:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -54,9 +54,11 @@ def load_batches(
         worker_init_fn=_quiet_end,
         timeout=min(_LOOK, PATIENCE) if workers else 0,
     )
-    try:
-        batches = iter(loader)
-        with _no_surprise():
+    batches: Iterator[dict[str, Any]] | None = None
+    with ExitStack() as quiet:
+        try:
+            batches = iter(loader)
+            quiet.enter_context(_no_surprise())
             waited = 0.0
             while True:
                 try:
@@ -70,10 +72,13 @@ def load_batches(
                     raise
                 waited = 0.0
                 yield batch_now
-    except (RuntimeError, OSError, EOFError, MemoryError) as error:
-        if workers and (said := _in_one_line(error)):
-            raise LoadingError(said) from None
-        raise
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:
+            if workers and (said := _in_one_line(error)):
+                # The frames of this error hold the loader. While it lives torch raises for its dead process anywhere.
+                raise LoadingError(said) from error.with_traceback(None)
+            raise
+        finally:
+            batches = None
 
 
 @contextmanager
