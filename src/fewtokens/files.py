@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewtokens.plain import conform
+from fewtokens.plain import conform, in_a_line
 from fewtokens.version import __version__
 
 try:
@@ -413,13 +413,6 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
     if kind is not None and header.get("kind") != kind:
         raise ValueError(f"{path}: holds {in_a_line(header.get('kind'))}, not {kind}")
     return header
-
-
-def in_a_line(value: Any) -> str:
-    """Something out of a file, for a message: short, and without line breaks and control characters."""
-    text = " ".join(str(value).split())
-    text = text if len(text) <= 200 else f"{text[:200]} ..."
-    return text if text.isprintable() else repr(text)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import reprlib
 import types
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def _check(value: Any, kind: Any, what: str, place: str, depth: int) -> None:
         _check_union(value, parts, what, place, depth, kind)
         return
     if not _is_a(value, kind):
-        at = f"{what}: {place.lstrip('.')}" if place else what
+        at = f"{what}: {in_a_line(place.lstrip('.'))}" if place else what
         raise ValueError(f"{at} must be {_say(kind)}, not {_show(value)}")
     if origin in (list, Sequence) or (origin is tuple and parts[1:] == (...,)):
         for number, entry in enumerate(value):
@@ -67,13 +68,13 @@ def _check_plain(value: Any, what: str, place: str, depth: int) -> None:
             _check(name, str, what, f"{place} a key", depth + 1)
             _check(entry, Any, what, f"{place}.{name}", depth + 1)
     elif not (value is None or isinstance(value, str | int | float)):
-        raise ValueError(f"{what}: {place.lstrip('.') or 'it'} must be a plain value, not {_show(value)}")
+        raise ValueError(f"{what}: {in_a_line(place.lstrip('.')) or 'it'} must be a plain value, not {_show(value)}")
 
 
 def _check_union(value: Any, parts: tuple[Any, ...], what: str, place: str, depth: int, kind: Any) -> None:
     fitting = [part for part in parts if _is_a(value, part)]
     if not fitting:
-        at = f"{what}: {place.lstrip('.')}" if place else what
+        at = f"{what}: {in_a_line(place.lstrip('.'))}" if place else what
         raise ValueError(f"{at} must be {_say(kind)}, not {_show(value)}")
     for number, part in enumerate(fitting):
         try:
@@ -92,12 +93,14 @@ def _check_fields(value: dict[str, Any], kind: Any, what: str, place: str, depth
         required = {n for n, f in fields.items() if f.default is absent and f.default_factory is absent}
         unknown = [str(name) for name in value if name not in fields]
         if unknown:
-            raise ValueError(f"{what}: has no {', '.join(sorted(unknown)[:5])} here; it takes {', '.join(fields)}")
+            raise ValueError(
+                f"{what}: has no {in_a_line(', '.join(sorted(unknown)[:5]))} here; it takes {', '.join(fields)}"
+            )
     else:
         required = set(kind.__required_keys__)
     lacking = sorted(required - value.keys())
     if lacking:
-        raise ValueError(f"{what}: lacks {place.lstrip('.')}{'.' if place else ''}{', '.join(lacking)}")
+        raise ValueError(f"{what}: lacks {in_a_line(place.lstrip('.'))}{'.' if place else ''}{', '.join(lacking)}")
     for name, hint in hints.items():
         if name in value:
             _check(value[name], hint, what, f"{place}.{name}", depth + 1)
@@ -157,3 +160,11 @@ def _say(kind: Any) -> str:
 
 def _show(value: Any) -> str:
     return reprlib.repr(value)  # short, and no deeper than a few levels
+
+
+def in_a_line(value: Any) -> str:
+    """Something out of a file, for a message: short, and without line breaks and control characters."""
+    # Where an object lies in memory is another place each time.
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(value).split()))
+    text = text if len(text) <= 200 else f"{text[:200]} ..."
+    return text if text.isprintable() else repr(text)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Plan:
         """This plan and a later one in one step. Both must be hard; means are taken in one step too."""
         if self.dest is None or later.dest is None:
             raise ValueError("only hard plans compose; apply soft plans one after the other")
-        dest = later.dest.gather(1, self.dest.clamp(min=0)).masked_fill(self.dest < 0, -1)
+        dest = follow(later.dest, self.dest)
         pick = None
         if self.pick is not None and later.pick is not None:
             pick = self.pick.gather(1, later.pick)
@@ -156,3 +157,9 @@ def by_position(positions: Tensor, real: Tensor) -> Tensor:
     for key in (positions[..., 2], positions[..., 1], positions[..., 0], (~real).float()):
         order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
     return order
+
+
+def follow(dest: Tensor, source: Tensor) -> Tensor:
+    """Where each cell goes when its token goes to `dest` [B,N]; -1 stays. There may be no token at all."""
+    # One more place, for the cells of none.
+    return F.pad(dest, (0, 1), value=-1).gather(1, torch.where(source < 0, dest.shape[1], source))

@@ -190,7 +190,7 @@ def _link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
     unknown = set(arguments) - set(parameters)
     if unknown or (values and not parameters):
         takes = ", ".join(parameters) or "no arguments"
-        raise ValueError(f"{name} takes {takes}; not {', '.join(sorted(unknown)) or text}")
+        raise ValueError(f"{name} takes {takes}; not {files.in_a_line(', '.join(sorted(unknown)) or text)}")
     arguments = dict(zip(parameters, values, strict=False)) | arguments
     check_arguments(name, arguments)
     return name, arguments

@@ -25,7 +25,7 @@ from torch import Tensor
 from fewtokens import files
 from fewtokens.grid import Grid
 from fewtokens.plain import conform
-from fewtokens.plan import Plan, by_position, sums
+from fewtokens.plan import Plan, by_position, follow, sums
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 
@@ -236,7 +236,7 @@ class Tokens:
             positions=move(self.positions),
             sizes=sizes.to(self.sizes.dtype),
             mask=torch.arange(plan.width, device=self.device) < plan.count.to(self.device)[:, None],
-            source=plan.dest.gather(1, self.source.clamp(min=0)).masked_fill(self.source < 0, -1),
+            source=follow(plan.dest, self.source),
             weights=None if self.weights is None else move(self.weights),
             **changes,
         )

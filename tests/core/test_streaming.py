@@ -144,3 +144,14 @@ class TestTrigger:
     def test_part(self):
         with pytest.raises(ValueError, match="between 0 and 1"):
             SceneTrigger(1.0)
+
+
+def test_a_stream_of_chunks_without_a_token_of_their_own():
+    """As where a stream.json is damaged so that it names the later chunks alone."""
+    run = Streaming(build("dtd(0.5)")[0], Patches())
+    still = torch.full((8, 3, 32, 32), 90, dtype=torch.uint8)
+    chunks = [run(part) for part in still.split(4)]
+    assert chunks[1].N == 0
+    alone = join(chunks[1:], run.spec)
+    assert alone.N == 0
+    assert (alone.source == -1).all()

@@ -19,6 +19,7 @@ from fewtokens.data.pictures import read_picture
 from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
 from fewtokens.data.transforms import resize, scaled
 from fewtokens.encode.frames import to_unit
+from fewtokens.files import in_a_line
 from fewtokens.video import VideoError, read
 from fewtokens.video.images import is_image
 
@@ -187,7 +188,7 @@ def open_frames(path: Path) -> NDArray[np.uint8]:
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads a header as Python, and raises what that raises
-        raise ValueError(f"{path}: not an array that can be mapped ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{path}: not an array that can be mapped ({in_a_line(error)})") from None
     if not isinstance(frames, np.ndarray):
         raise ValueError(f"{path}: an archive, not an array")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:

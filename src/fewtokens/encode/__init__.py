@@ -14,6 +14,7 @@ from fewtokens.encode.released import SUFFIXES, load_released
 from fewtokens.encode.vit import ViT, ViTConfig
 from fewtokens.encode.vit_encoder import VitEncoder
 from fewtokens.pipeline import Encoder
+from fewtokens.plain import in_a_line
 
 __all__ = ["Encoder", "Patches", "ViT", "ViTConfig", "VitEncoder", "from_hub", "load_encoder", "pick_device"]
 
@@ -111,7 +112,7 @@ def pick_dtype(name: str) -> torch.dtype:
 def _only(options: dict[str, Any], who: str, *known: str) -> dict[str, Any]:
     if unknown := set(options) - set(known):
         takes = f"takes {', '.join(known)}" if known else "takes no options"
-        raise ValueError(f"{who} {takes}; not {', '.join(sorted(unknown))}")
+        raise ValueError(f"{who} {takes}; not {in_a_line(', '.join(sorted(unknown)))}")
     return options
 
 
