@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image
 
 from fewtokens import files
 from fewtokens.video import Video, VideoError, read, stream, write
+from fewtokens.video.decode import every_frame
+from fewtokens.video.scale import Scaler
 from tests.video.makers import make, moving, numbered
 
 
@@ -264,3 +267,19 @@ class TestNames:
         (tmp_path / "b.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{tmp_path}/a.ts\n")
         with pytest.raises(VideoError):
             read(tmp_path / "b.mp4")
+
+
+def test_the_memory_of_frames_does_not_wait_for_the_garbage_collector(tmp_path):
+    """Holes in damaged frames show what the decoder's memory held before, which must be the same each time."""
+    path = make(tmp_path / "a.mp4", moving(12))
+    scaler = Scaler(None, "a.mp4")
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+        for frame in every_frame(path, None):
+            scaler.frame(frame)
+        del frame
+        assert sum(isinstance(one, av.VideoFrame) for one in gc.get_objects()) == before + 1, "the first one is kept"
+    finally:
+        gc.enable()

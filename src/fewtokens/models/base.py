@@ -82,9 +82,8 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     """The config dataclass from plain values; a ValueError in the name of `where` for unknown or bad ones."""
     known = {field.name for field in fields(kind.config_type)}
     if unknown := set(values) - known:
-        raise ValueError(
-            f"{where}: unknown settings {files.in_a_line(', '.join(sorted(unknown)))}; known: {', '.join(sorted(known))}"
-        )
+        strange = files.in_a_line(", ".join(sorted(unknown)))
+        raise ValueError(f"{where}: unknown settings {strange}; known: {', '.join(sorted(known))}")
     conform(values, kind.config_type, where)
     try:
         return kind.config_type(**values)

@@ -35,6 +35,7 @@ class Scaler:
         self.size, self.name, self.aspect = size, name, aspect
         self.shape: tuple[int, int] | None = None
         self._convert: Any = None
+        self._turns: list[tuple[Any, tuple[bool, bool, bool]]] = []  # frames that turned, and how
 
     def again(self) -> Scaler:
         """Another one for pictures of the same video, for another thread."""
@@ -49,7 +50,7 @@ class Scaler:
             VideoError: too large, before or after, or of a pixel format that cannot be converted.
         """
         check_pixels(frame.width, frame.height, self.name)
-        turned, down, across = orientation(frame)
+        turned, down, across = self._orientation(frame)
         shape = self._settled(max(1, round(frame.width * self.aspect)), frame.height, turned)
         alpha = any(component.is_alpha for component in frame.format.components)
         if alpha:
@@ -63,6 +64,17 @@ class Scaler:
             image = image.transpose(1, 0, 2)
         image = image[:: -1 if down else 1, :: -1 if across else 1]
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+
+    def _orientation(self, frame: Any) -> tuple[bool, bool, bool]:
+        """That of the first frame, until one says another rotation.
+
+        A frame whose side data were looked at is part of a cycle, which the garbage collector breaks at some time
+        later. Its memory then goes to another frame each time (see `_without_threads`), so few are looked at, and
+        they are kept.
+        """
+        if not self._turns or self._turns[-1][0].rotation != frame.rotation:
+            self._turns.append((frame, orientation(frame)))
+        return self._turns[-1][1]
 
     def array(self, pixels: NDArray[np.uint8]) -> Tensor:
         """uint8 [3,H,W] of uint8 [H,W,3]."""
