@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -118,7 +119,9 @@ def load(folder: str | Path) -> Tokens:
         raise ValueError(f"{folder / 'stream.json'}: {spec!r} is not one method that streams")
     if not facts["chunks"]:
         raise ValueError(f"{folder / 'stream.json'}: names no chunks")
-    chunks = [Tokens.load(folder / Path(name).name) for name in facts["chunks"]]
+    if strange := [name for name in facts["chunks"] if Path(name).name != name or len(os.fsencode(name)) > 255]:
+        raise ValueError(f"{folder / 'stream.json'}: {files.in_a_line(strange[0])!r} is no name of a chunk")
+    chunks = [Tokens.load(folder / name) for name in facts["chunks"]]
     kinds = {(c.B, c.C, c.grid.H, c.grid.W, c.num_prefix, c.codes is None) for c in chunks}
     if len(kinds) > 1:
         raise ValueError(f"{folder}: its chunks are of different videos")

@@ -79,6 +79,7 @@ def test_files(tmp_path):
         ({"chunks": "000000.safetensors"}, "chunks must be a list"),
         ({"chunks": [0]}, r"chunks\[0\] must be text"),
         ({"chunks": [""]}, "no such file"),
+        ({"chunks": ["x" * 5000]}, "x .* is no name of a chunk"),
         ({"meta": None}, "meta must be an object"),
     ],
 )
