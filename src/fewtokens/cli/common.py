@@ -146,8 +146,11 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             raise typer.Exit(1) from None  # whoever read the output has gone
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _is_lack_of_memory(error):
-                raise
+            if isinstance(error, RuntimeError):
+                from fewtokens.train.memory import is_out_of_memory  # such errors are torch's, so it is there already
+
+                if not is_out_of_memory(error):
+                    raise
             lacking = not isinstance(error, ValueError | OSError)
             fail("not enough memory; fewer or smaller frames, or a smaller --batch, need less" if lacking else error)
             raise typer.Exit(2) from None
@@ -187,11 +190,6 @@ class _Lines:
         left = f", {timedelta(seconds=round((in_all - done) / rate))} left" if in_all and rate else ""
         counted = f"{done} of {in_all}" if in_all else str(done)
         log.print(f"{self.title}  {counted}, {rate:.3g} a second{left}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _is_lack_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch could not have the memory that it asked for; on the CPU it says so in words alone."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 @contextmanager
