@@ -19,7 +19,7 @@ test: $(READY)
 
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers|av|accelerate) '
-	.venv-newest/bin/python -m pytest --numprocesses auto --dist worksteal tests/llm tests/encode tests/video
+	.venv-newest/bin/python -m pytest --numprocesses auto --dist worksteal tests/llm tests/encoders tests/video
 
 test-lowest: .venv-lowest/.ready
 	.venv-lowest/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers) '

@@ -26,10 +26,10 @@ import torch
 
 from common import RESULTS, joined, write
 from fewtokens.data import demonstrations
-from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder
-from fewtokens.evaluate.cloning_protocol import Cloning, make_protocol
-from fewtokens.evaluate.cloning_run import Report, Source, run
-from fewtokens.evaluate.simulate import NOTE, make, record
+from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
+from fewtokens.evaluation.cloning_protocol import Cloning, make_protocol
+from fewtokens.evaluation.cloning_run import Report, Source, run
+from fewtokens.evaluation.simulate import NOTE, make, record
 from fewtokens.show.sheet import draw_contact_sheet
 from fewtokens.video import read
 

@@ -23,8 +23,8 @@ import sys
 from pathlib import Path
 
 from common import RESULTS, machine, markdown_table
-from fewtokens.evaluate.summary import best, read_results, summarise
-from fewtokens.registry import BASELINES
+from fewtokens.core.registry import BASELINES
+from fewtokens.evaluation.summary import best, read_results, summarise
 
 MEASURES = ("cosine", "rare cosine", "J&F", "total ms")
 

@@ -34,14 +34,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.golden import naive
+from tests.methods.golden import naive
 
 from common import time_side_by_side, write
-from fewtokens import registry
-from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder
-from fewtokens.evaluate.cost import count
-from fewtokens.reduce.groups import frames_for
-from fewtokens.tokens import Tokens
+from fewtokens.core import registry
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
+from fewtokens.profiling.cost import count
+from fewtokens.methods.ops.groups import frames_for
 from fewtokens.video import read
 from reduce_speed import video_tokens
 

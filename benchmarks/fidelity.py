@@ -38,7 +38,7 @@ import torch
 
 import fewtokens
 from common import RESULTS, machine, markdown_table
-from fewtokens.files import whole_file
+from fewtokens.core.files import whole_file
 from fidelity_rows import Features, Row, collect
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -35,7 +35,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from common import write
-from fewtokens.files import add_row, read_rows
+from fewtokens.core.files import add_row, read_rows
 from fewtokens.video import synthetic
 from fewtokens.video import write as write_video
 

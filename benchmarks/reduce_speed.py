@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans as SklearnKMeans
 
 from common import peak_memory, time_side_by_side, write
-from fewtokens import registry
-from fewtokens.reduce import spherical
-from fewtokens.reduce.bipartite import bipartite_plan
-from fewtokens.tokens import Tokens
+from fewtokens.core import registry
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops import spherical
+from fewtokens.methods.ops.bipartite import bipartite_plan
 
 
 def video_tokens(T: int, H: int, W: int, C: int, seed: int = 0) -> torch.Tensor:

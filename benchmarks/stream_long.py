@@ -23,7 +23,7 @@ import torch
 
 from common import write
 from fewtokens import Tokens
-from fewtokens.streaming import load
+from fewtokens.core.streaming import load
 from fewtokens.video import synthetic
 
 COMMAND = Path(sys.executable).with_name("fewtokens")

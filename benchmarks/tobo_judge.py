@@ -30,12 +30,12 @@ from typing import Any
 import torch
 
 from common import RESULTS, joined, write
+from fewtokens.core.files import whole_file
 from fewtokens.data.footage import find_footage
 from fewtokens.data.masks import read_masks
 from fewtokens.data.pairs import PairData, collate_pairs, mask_noise
-from fewtokens.files import whole_file
-from fewtokens.models.pretrained import load_pretraining, save_encoder
-from fewtokens.models.pretraining import ToBo, ToBoConfig
+from fewtokens.networks.pretrained import load_pretraining, save_encoder
+from fewtokens.networks.pretraining import ToBo, ToBoConfig
 from fewtokens.show.objects import overlay_objects
 from fewtokens.show.strips import draw_strips
 from fewtokens.train.pretraining import own_and_swapped, reconstructions

@@ -45,7 +45,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fewtokens.data.footage import Footage, find_footage
 from fewtokens.data.packed import pack_frames, write_frames
 from fewtokens.data.transforms import resize
-from fewtokens.models.pretrained import PRETRAINING
+from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.train.loop import Report
 from fewtokens.train.pretraining import pretrain
 from fewtokens.train.pretraining_presets import OBJECTIVES, PretrainingRecipe, make_pretraining

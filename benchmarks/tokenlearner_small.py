@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fewtokens.data import ClipData, MovingDigits, Sample, Transform, View, collate, read_listing
-from fewtokens.encode import load_encoder
-from fewtokens.evaluate.classify import evaluator
-from fewtokens.evaluate.cost import activation_bytes, count, parameters
-from fewtokens.evaluate.probes import few_shot, linear_probe
-from fewtokens.learn.tokenlearner import TokenLearner
-from fewtokens.models.vit import VisionConfig, VisionTransformer
+from fewtokens.encoders import load_encoder
+from fewtokens.evaluation.classify import evaluator
+from fewtokens.profiling.cost import activation_bytes, count, parameters
+from fewtokens.evaluation.probes import few_shot, linear_probe
+from fewtokens.methods.learned.tokenlearner import TokenLearner
+from fewtokens.networks.vit import VisionConfig, VisionTransformer
 from fewtokens.train.loop import fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.settings import Settings

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens import models
-from fewtokens.evaluate.cost import activation_bytes, count
-from fewtokens.learn.tokenlearner import TokenLearner
+from fewtokens import networks as models
+from fewtokens.profiling.cost import activation_bytes, count
+from fewtokens.methods.learned.tokenlearner import TokenLearner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import peak_memory, time_side_by_side, write

@@ -14,10 +14,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import time_side_by_side, write
-from fewtokens.encode import ViT, ViTConfig, VitEncoder
-from fewtokens.reduce.bipartite import bipartite_plan
-from fewtokens.reduce.tome import Tome
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders import ViT, ViTConfig, VitEncoder
+from fewtokens.methods.merging.tome import Tome
+from fewtokens.methods.ops.bipartite import bipartite_plan
 from reduce_speed import plain_tome
 
 

@@ -37,19 +37,19 @@ import torch
 from torch.utils.data import Dataset
 
 from common import RESULTS, machine
-from fewtokens import files, registry
+from fewtokens.core import files, registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.data.questions import TEXTS, key_of, make_question
 from fewtokens.data.scenes import Actor
 from fewtokens.data.staging import stage
 from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
-from fewtokens.encode import VitEncoder, load_encoder
-from fewtokens.evaluate.bench import chain
-from fewtokens.evaluate.cost import prefill_gflops
-from fewtokens.evaluate.videoqa import prompt, row, summarise, target, text_only
-from fewtokens.grid import Grid
+from fewtokens.encoders import VitEncoder, load_encoder
+from fewtokens.evaluation.bench import chain
+from fewtokens.profiling.cost import prefill_gflops
+from fewtokens.evaluation.videoqa import prompt, row, summarise, target, text_only
 from fewtokens.llm.chat import collate_turns, encode_turns
 from fewtokens.llm.video_llm import VideoLlm, load_video_llm
-from fewtokens.pipeline import Pipeline
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import answer_loss, train_video_llm
@@ -395,7 +395,7 @@ def step_longer(work: Path, seeds: Sequence[int]) -> None:
 def step_ablation(work: Path, seeds: Sequence[int]) -> None:
     """The base alone, the base with its map, with a map of another video, and a base drawn at random; each trained as
     long, positions renumbered, so that what says where and when is the map alone."""
-    from fewtokens.learn.token_dynamics import TokenDynamics
+    from fewtokens.methods.learned.token_dynamics import TokenDynamics
 
     class RandomMap(TokenDynamics):
         def forward(self, tokens: Any, **cues: Any) -> Any:

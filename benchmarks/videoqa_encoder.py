@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from fewtokens import files
+from fewtokens.core import files
 from fewtokens.data.questions import SceneConfig, key_of, make_question
 from fewtokens.data.scenes import COLOURS, DIGITS, SHAPES, render
 from fewtokens.data.staging import stage
-from fewtokens.encode import VitEncoder, load_encoder
+from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 

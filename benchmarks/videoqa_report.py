@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common import markdown_table
+from fewtokens.core.files import whole_file
+from fewtokens.core.registry import BASELINES
 from fewtokens.data.videoqa import KINDS
-from fewtokens.files import whole_file
-from fewtokens.registry import BASELINES
 
 Rows = dict[str, dict[str, Any]]
 

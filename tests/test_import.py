@@ -13,7 +13,7 @@ def seconds(statement: str) -> float:
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys, fewtokens, fewtokens.registry; fewtokens.registry.names(); "
+        "import sys, fewtokens, fewtokens.core.registry; fewtokens.core.registry.names(); "
         "print([m for m in ('transformers', 'av', 'PIL', 'typer', 'rich', 'sklearn', 'huggingface_hub', 'torchvision')"
         " if m in sys.modules])"
     )

@@ -21,8 +21,8 @@ from pathlib import Path
 from torch import Tensor
 
 import fewtokens
-from fewtokens.encode.vit_encoder import VitEncoder
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.vit_encoder import VitEncoder
 
 PATCH = 14  # of the encoder, in pixels
 

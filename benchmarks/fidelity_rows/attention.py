@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import torch
 
-from fewtokens.encode.frames import normalise, patchify
-from fewtokens.reduce.dynamic_pool import DynamicPool
-from fewtokens.reduce.visionzip import VisionZip
-from fewtokens.reduce.visual_words import CLIP_MEAN, CLIP_STD, VisualWords, fit_words, save_words
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import normalise, patchify
+from fewtokens.methods.merging.visionzip import VisionZip
+from fewtokens.methods.merging.visual_words import CLIP_MEAN, CLIP_STD, VisualWords, fit_words, save_words
+from fewtokens.methods.pooling.dynamic_pool import DynamicPool
 from fidelity_rows import PATCH, Agreement, Features, Row, importing, load, same_places, same_rows
 
 

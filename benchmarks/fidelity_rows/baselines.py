@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewtokens.registry import BASELINES
+from fewtokens.core.registry import BASELINES
 from fidelity_rows import Row
 
 ROWS = [Row(name, why="no reference: a baseline of our own") for name in BASELINES]

@@ -9,9 +9,9 @@ from unittest.mock import patch
 
 import torch
 
-from fewtokens import registry
-from fewtokens.reduce.centerclip import CenterClip
-from fewtokens.reduce.max_min import MaxMin
+from fewtokens.core import registry
+from fewtokens.methods.clustering.centerclip import CenterClip
+from fewtokens.methods.pruning.max_min import MaxMin
 from fidelity_rows import Agreement, Features, Row, importing, load, same_places, same_rows
 
 

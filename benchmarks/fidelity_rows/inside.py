@@ -15,15 +15,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fewtokens.llm.inside.attention import attention_rows
-from fewtokens.llm.inside.dycoke_cache import DyCokeCache
-from fewtokens.llm.inside.fastv import FastV
-from fewtokens.llm.inside.flexselect import FlexSelect
-from fewtokens.llm.inside.holitom_inner import HoliTomInner
-from fewtokens.llm.inside.method import InsideMethod, View
-from fewtokens.llm.inside.prunevid_inner import PruneVidInner
-from fewtokens.llm.inside.pyramid_drop import PyramidDrop
+from fewtokens.core.layer_method import InsideMethod, View
+from fewtokens.llm.layers.attention import attention_rows
 from fewtokens.llm.layout import Video
+from fewtokens.methods.layers.dycoke_cache import DyCokeCache
+from fewtokens.methods.layers.fastv import FastV
+from fewtokens.methods.layers.flexselect import FlexSelect
+from fewtokens.methods.layers.holitom_inner import HoliTomInner
+from fewtokens.methods.layers.prunevid_inner import PruneVidInner
+from fewtokens.methods.layers.pyramid_drop import PyramidDrop
 from fidelity_rows import Agreement, Features, Row, load, same_places, same_rows
 
 BEFORE, AFTER, HEADS, WIDTH = 4, 8, 6, 64

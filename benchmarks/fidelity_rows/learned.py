@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.learn.llama_vid import LlamaVid
-from fewtokens.learn.perceiver import Perceiver
-from fewtokens.learn.ppllava import PpLlava
-from fewtokens.learn.qformer import QFormer
-from fewtokens.learn.token_dynamics import TokenDynamics
-from fewtokens.learn.token_turing import TokenTuring
-from fewtokens.learn.tokenlearner import TokenLearner
-from fewtokens.reduce.kmeans import KMeans
-from fewtokens.reduce.spherical import plus_plus
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.clustering.kmeans import KMeans
+from fewtokens.methods.learned.llama_vid import LlamaVid
+from fewtokens.methods.learned.perceiver import Perceiver
+from fewtokens.methods.learned.ppllava import PpLlava
+from fewtokens.methods.learned.qformer import QFormer
+from fewtokens.methods.learned.token_dynamics import TokenDynamics
+from fewtokens.methods.learned.token_turing import TokenTuring
+from fewtokens.methods.learned.tokenlearner import TokenLearner
+from fewtokens.methods.ops.spherical import plus_plus
 from fidelity_rows import Agreement, Features, Row, importing, load, same_rows
 from fidelity_rows.clusters import means
 
@@ -38,7 +38,7 @@ def kmeans(peers: Path, features: Features) -> Agreement:
         starts.append(plus_plus(rows, real, draws))
         return starts[-1]
 
-    with patch("fewtokens.reduce.spherical.plus_plus", seeded):
+    with patch("fewtokens.methods.ops.spherical.plus_plus", seeded):
         ours = KMeans(32, iterations=300, tol=1e-6)(x)
     code = load(peers / "VQToken" / "VQToken" / "cluster.py", "faiss").KMeansTorch(32, 300, 1e-6)
     code.sample_init_centroids = lambda _: starts[0][0]

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from fewtokens.reduce.bipartite import bipartite_plan
-from fewtokens.reduce.groups import merge_within
-from fewtokens.reduce.testa import Testa
-from fewtokens.reduce.vid_tldr import VidTldr
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.merging.testa import Testa
+from fewtokens.methods.merging.vid_tldr import VidTldr
+from fewtokens.methods.ops.bipartite import bipartite_plan
+from fewtokens.methods.ops.groups import merge_within
 from fidelity_rows import Agreement, Features, Row, load, same_rows
 
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import torch
 
-from fewtokens import registry
-from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, patchify
-from fewtokens.reduce.holitom import HoliTom
-from fewtokens.tokens import Tokens
+from fewtokens.core import registry
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, patchify
+from fewtokens.methods.merging.holitom import HoliTom
 from fidelity_rows import PATCH, Agreement, Features, Row, load, same_places, same_rows
 
 

@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens import registry
-from fewtokens.tokens import Tokens
+from fewtokens.core import registry
+from fewtokens.core.tokens import Tokens
 from fidelity_rows import Agreement, Features, Row, importing, same_places, same_rows
 
 _FRAMES, _SIDE = 32, 14

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fewtokens import Pipeline, load_encoder, registry, streaming
+from fewtokens import Pipeline, load_encoder
+from fewtokens.core import registry, streaming
+from fewtokens.core.tokens import Tokens
 from fewtokens.data import demonstrations, dense_sets, footage, masks, qa_sets
 from fewtokens.data.clips import ClipData, View
 from fewtokens.data.listing import read_listing
 from fewtokens.data.transforms import Transform
-from fewtokens.tokens import Tokens
 from fewtokens.video import read, stream, synthetic, write
 from fuzzing import mutate
 
@@ -314,7 +315,7 @@ def _make_jhmdb(folder: Path) -> None:
 
 
 def _read_jhmdb(folder: Path, number: int) -> object:
-    from fewtokens.evaluate.pck import read_joints
+    from fewtokens.evaluation.pck import read_joints
 
     clips, said = dense_sets.jhmdb_clips(folder, folder / "list.txt")
     return [clips, said, [read_joints(clip.labels[0]) for clip in clips]]
@@ -340,20 +341,20 @@ def _make_released(folder: Path) -> None:
 
 
 def _read_released(folder: Path, number: int) -> object:
-    from fewtokens.encode.released import load_released
+    from fewtokens.encoders.released import load_released
 
     return [value for value in load_released(folder / "a.pth").state_dict().values() if not value.is_meta]
 
 
 def _make_model(folder: Path) -> None:
-    from fewtokens import models
+    from fewtokens import networks as models
 
     torch.manual_seed(0)
     models.build("tokenlearner_vit_nano8_8at2", size=(32, 32), classes=3).save_pretrained(folder)
 
 
 def _read_model(folder: Path, number: int) -> object:
-    from fewtokens import models
+    from fewtokens import networks as models
 
     if number % 2:
         return load_encoder(str(folder)).describe()
@@ -361,7 +362,7 @@ def _read_model(folder: Path, number: int) -> object:
 
 
 def _make_pretraining(folder: Path) -> None:
-    from fewtokens.models.pretraining import ToBo, ToBoConfig
+    from fewtokens.networks.pretraining import ToBo, ToBoConfig
 
     torch.manual_seed(0)
     sizes = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
@@ -369,7 +370,7 @@ def _make_pretraining(folder: Path) -> None:
 
 
 def _read_pretraining(folder: Path, number: int) -> object:
-    from fewtokens.models.pretrained import load_pretrained_vit, load_pretraining
+    from fewtokens.networks.pretrained import load_pretrained_vit, load_pretraining
 
     model = load_pretraining(folder) if number % 2 else load_pretrained_vit(folder)
     return list(model.state_dict().values())
@@ -446,7 +447,7 @@ def _read_packed(folder: Path, number: int) -> object:
 
 
 def _make_words(folder: Path) -> None:
-    from fewtokens.reduce.visual_words import save_words
+    from fewtokens.methods.merging.visual_words import save_words
 
     torch.manual_seed(0)
     save_words(torch.randn(4, 12), folder / "words.safetensors", patch=2)
@@ -457,7 +458,7 @@ def _read_words(folder: Path, number: int) -> object:
 
 
 def _make_weights(folder: Path) -> None:
-    from fewtokens.method import save_weights
+    from fewtokens.core.method import save_weights
 
     torch.manual_seed(0)
     save_weights(registry.build("tokenlearner(4, width=8)")[0], "tokenlearner", folder / "weights.safetensors")

@@ -13,21 +13,21 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fewtokens.tokens import Grid, Plan, Tokens
+from fewtokens.core.tokens import Grid, Plan, Tokens
 from fewtokens.version import __version__
 
 if TYPE_CHECKING:
-    from fewtokens.encode import load_encoder
-    from fewtokens.pipeline import Pipeline
-    from fewtokens.registry import build
+    from fewtokens.core.pipeline import Pipeline
+    from fewtokens.core.registry import build
+    from fewtokens.encoders import load_encoder
     from fewtokens.video import read, synthetic
 
 __all__ = ["Grid", "Pipeline", "Plan", "Tokens", "__version__", "build", "load_encoder", "read", "synthetic"]
 
 _ON_USE = {
-    "Pipeline": "fewtokens.pipeline",
-    "build": "fewtokens.registry",
-    "load_encoder": "fewtokens.encode",
+    "Pipeline": "fewtokens.core.pipeline",
+    "build": "fewtokens.core.registry",
+    "load_encoder": "fewtokens.encoders",
     "read": "fewtokens.video",
     "synthetic": "fewtokens.video",
 }

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fewtokens import Tokens, registry
+from fewtokens import Tokens
 from fewtokens.cli import app
-from fewtokens.streaming import load
+from fewtokens.core import registry
+from fewtokens.core.streaming import load
 from fewtokens.video import synthetic, write
 from tests.cli.test_command import error_line, run
 

@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
-from fewtokens import Tokens, registry
+from fewtokens import Tokens
 from fewtokens.cli import VERBS, app
-from fewtokens.grid import Grid
+from fewtokens.core import registry
+from fewtokens.core.grid import Grid
 from fewtokens.video import synthetic, write
-from tests.clips import same
-from tests.data import data_path
+from tests.helpers.clips import same
+from tests.helpers.data import data_path
 from tests.video.makers import make, moving, only_sound
 
 COMMAND = Path(sys.executable).with_name("fewtokens")

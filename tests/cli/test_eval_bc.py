@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from fewtokens.cli import app
 from fewtokens.data.demonstrations import write
-from fewtokens.evaluate import cloning_run, simulate
-from fewtokens.evaluate.simulate import record
-from tests.evaluate.dots import Dots
+from fewtokens.evaluation import cloning_run, simulate
+from fewtokens.evaluation.simulate import record
+from tests.evaluation.dots import Dots
 
 QUICK = ("--encoder", "patches", "--feature", "cells", "--size", 16, "--set", "epochs=20", "--set", "every=10")
 

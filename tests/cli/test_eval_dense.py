@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from fewtokens.cli import app
 from fewtokens.data.masks import read_masks
-from fewtokens.evaluate.davis import mean_numbers, score
+from fewtokens.evaluation.davis import mean_numbers, score
 from fewtokens.video import read
 from tests.cli.test_bench import refused
-from tests.dense import make_davis, make_jhmdb, make_vip, save_mask
+from tests.helpers.dense import make_davis, make_jhmdb, make_vip, save_mask
 
 NATIVE = ("--set", "size=native", "--device", "cpu")
 

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from fewtokens import files
 from fewtokens.cli import app, common
+from fewtokens.core import files
 from fewtokens.video import synthetic, write
 from tests.cli.test_command import COMMAND
 from tests.llm.test_video_llm import ANSWERS, QUESTIONS, build, parts  # noqa: F401

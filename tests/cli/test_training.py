@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fewtokens import models
+from fewtokens import networks as models
 from fewtokens.video import write
 from tests.cli.test_command import COMMAND, error_line, run
-from tests.data import data_path
+from tests.helpers.data import data_path
 
 SMALL = ["--size", 16, "--batch", 8, "--workers", 0, "--device", "cpu"]
 
@@ -241,14 +241,14 @@ def test_a_real_encoder_on_real_photographs(tmp_path):
 @pytest.mark.data
 def test_real_weights_begin_a_video_network(tmp_path):
     """An image ViT of transformers' layout initialises a ViViT."""
-    from fewtokens.models.inflate import initialise_from, like
+    from fewtokens.networks.inflate import initialise_from, like
 
     source = data_path("weights/dinov2-small")
     config = like(source, tubelet=2, frames=8, size=(98, 98), classes=5)
     model = models.VisionTransformer(config)
     said = initialise_from(model, source, positions="resize_tile")
     assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100
-    from fewtokens.encode import load_encoder
+    from fewtokens.encoders import load_encoder
 
     image = torch.rand(1, 1, 3, 98, 98)
     clip = image.expand(1, 8, -1, -1, -1)

@@ -25,7 +25,7 @@ def unspecified(tree: ast.AST) -> list[int]:
         named = {keyword.arg for keyword in node.keywords}
         owner = ast.unparse(node.func.value).rpartition(".")[2] if method else ""
         if name in ("read_text", "write_text"):
-            # fewtokens.files has functions of these names, which take a path first and know the encoding.
+            # fewtokens.core.files has functions of these names, which take a path first and know the encoding.
             ours = owner == "files" or not method
             missing = not ours and "encoding" not in named
         elif name == "open" and owner not in OTHERS:
@@ -59,4 +59,4 @@ def test_every_text_has_an_encoding():
         for path in sorted(SOURCE.rglob("*.py"))
         for line in unspecified(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    assert not found, f"say encoding='utf-8', or use fewtokens.files: {', '.join(found)}"
+    assert not found, f"say encoding='utf-8', or use fewtokens.core.files: {', '.join(found)}"

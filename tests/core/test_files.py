@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from fewtokens import files, registry
-from fewtokens.grid import Grid
-from fewtokens.tokens import Tokens
-from tests.clips import clip
+from fewtokens.core import files, registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.tokens import Tokens
+from tests.helpers.clips import clip
 
 
 def everything() -> Tokens:
@@ -117,7 +117,7 @@ def test_contents_are_checked(tmp_path, change):
 
 def test_what_a_kill_leaves_is_no_result_and_goes_with_the_next_write(tmp_path):
     writer = (
-        "import sys, time; from fewtokens.files import whole_file\n"
+        "import sys, time; from fewtokens.core.files import whole_file\n"
         "with whole_file(sys.argv[1]) as temporary:\n"
         "    temporary.write_bytes(b'half'); (temporary.parent / '.tmpforeign').write_bytes(b'')\n"
         "    print('in it', flush=True); time.sleep(60)\n"

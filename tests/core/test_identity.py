@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtokens.identity import identity, source_of
+from fewtokens.core.identity import identity, source_of
 
 
 def _file(path, content=b"abc", when=1_700_000_000_000_000_000):

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewtokens import files, registry
-from fewtokens.encode import Patches
-from fewtokens.grid import Grid
-from fewtokens.method import Method
-from fewtokens.pipeline import Pipeline
-from fewtokens.plan import Plan
-from fewtokens.tokens import Tokens
-from tests.clips import clip, cues, same
+from fewtokens.core import files, registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders import Patches
+from tests.helpers.clips import clip, cues, same
 
 
 class Fake:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 
-from fewtokens.plain import conform
+from fewtokens.core.plain import conform
 
 
 @dataclasses.dataclass

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewtokens import registry
-from fewtokens.grid import Grid
-from fewtokens.method import Method, check_keep, planned_count
+from fewtokens.core import registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, check_keep, planned_count
 
 
 def test_every_name_is_its_module_and_its_class():
@@ -123,7 +123,7 @@ def test_the_sketch_that_counts_parameters_leaves_the_draws_alone():
 
 def test_methods_of_other_packages(monkeypatch, tmp_path):
     (tmp_path / "theirs.py").write_text(
-        "from fewtokens.reduce.random import Random\nclass Theirs(Random):\n    '''Theirs.'''\n"
+        "from fewtokens.methods.baselines.random import Random\nclass Theirs(Random):\n    '''Theirs.'''\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     point = EntryPoint("theirs", "theirs:Theirs", "fewtokens.methods")

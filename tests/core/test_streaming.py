@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fewtokens.encode import Patches, VitEncoder
-from fewtokens.encode.vit import ViT, ViTConfig
-from fewtokens.pipeline import Pipeline
-from fewtokens.registry import build
-from fewtokens.streaming import SceneTrigger, Streaming, drop_ratios, finish, join, load
-from tests.clips import same
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.registry import build
+from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish, join, load
+from fewtokens.encoders import Patches, VitEncoder
+from fewtokens.encoders.vit import ViT, ViTConfig
+from tests.helpers.clips import same
 
 SPECS = ["rlt", "grt(0.5)", "dtd(0.7)", "dtd(mode='pixel')", "evs(tau=0.2)", "dycoke(0.6, last_group='pruned')"]
 

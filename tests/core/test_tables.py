@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewtokens import files
+from fewtokens.core import files
 
 
 def test_lines_end_where_editors_end_them(tmp_path):

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewtokens import files
-from fewtokens.batch import collate, concatenate, join_frames, split_frames
-from fewtokens.grid import Grid
-from fewtokens.plan import Plan
-from fewtokens.tokens import Tokens
-from tests.clips import clip, same
+from fewtokens.core import files
+from fewtokens.core.batch import collate, concatenate, join_frames, split_frames
+from fewtokens.core.grid import Grid
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from tests.helpers.clips import clip, same
 
 
 class TestGrid:
@@ -207,7 +207,7 @@ class TestUnmerge:
     def test_blocks_change_nothing(self, monkeypatch):
         out = clip().apply(Plan.keep(torch.arange(120).expand(2, -1) % 7 == 0))
         whole = out.unmerge()
-        monkeypatch.setattr("fewtokens.tokens._DISTANCES_AT_ONCE", 50)
+        monkeypatch.setattr("fewtokens.core.tokens._DISTANCES_AT_ONCE", 50)
         assert torch.equal(out.unmerge(), whole)
 
     def test_frames_past_the_end_are_zero(self):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtokens import registry
+from fewtokens.core import registry
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"

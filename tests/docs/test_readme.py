@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fewtokens import registry
 from fewtokens.cli import VERBS
+from fewtokens.core import registry
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -86,7 +86,7 @@ def test_the_example_of_contributing_works():
     exec(code, space)
     method = space["Loudest"](3)
     assert inspect.signature(type(method)).parameters.keys() == {"keep"}
-    from tests.clips import clip
+    from tests.helpers.clips import clip
 
     out = method(clip())
     assert out.count.tolist() == [3, 3]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewtokens import registry
+from fewtokens.core import registry
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm import attach, compress
-from fewtokens.llm.inside import FewerLayer, InsideMethod, cache_bytes, language_model
-from fewtokens.llm.inside.masks import narrow
 from fewtokens.llm.interface import cache_of
-from fewtokens.pipeline import Pipeline
+from fewtokens.llm.layers import FewerLayer, InsideMethod, cache_bytes, language_model
+from fewtokens.llm.layers.masks import narrow
 from tests.llm.test_splice import GREEDY, generate, lengthened, logits_of, recomputed
 from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 

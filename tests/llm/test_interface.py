@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from fewtokens.llm import Session, attach, compress_inputs, family_of
-from fewtokens.llm import family as family_module
-from fewtokens.llm.inside import language_model
+from fewtokens.llm.backends import base as family_module
 from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrapped
+from fewtokens.llm.layers import language_model
 from tests.llm.test_splice import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
 

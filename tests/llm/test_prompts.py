@@ -19,8 +19,8 @@ import torch
 import transformers as hf
 
 from fewtokens.llm import FAMILIES
-from fewtokens.llm.families.smolvlm import in_words
-from fewtokens.llm.family import family_named
+from fewtokens.llm.backends.base import family_named
+from fewtokens.llm.backends.smolvlm import in_words
 from fewtokens.llm.pixels import pack, pair_times, resize, whole_patches
 from fewtokens.llm.prompts import Processor, read_numbers, read_template
 from fewtokens.video import Video, synthetic

@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm import FAMILIES as KNOWN
 from fewtokens.llm import attach, compress, compress_inputs
-from fewtokens.pipeline import Pipeline
 from tests.llm.tiny import FAMILIES, IMAGE, MROPED, PARTED, VIDEO, batch, grid_of, kinds, prompt, tiny
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}

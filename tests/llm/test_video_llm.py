@@ -12,11 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 from fewtokens.cli import app
+from fewtokens.core.tokens import Tokens
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
 from fewtokens.llm.parts_session import PartsSession
 from fewtokens.llm.video_llm import VideoLlm, build_video_llm, is_video_llm, load_video_llm
-from fewtokens.tokens import Tokens
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import Conversations, Reading, add_lora, answer_loss

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fewtokens import registry
-from fewtokens.encode import Patches
-from fewtokens.plan import Plan
+from fewtokens.core import registry
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders import Patches
 from fewtokens.show import Clip, Result, draw_sheet, heat, overlay, write_overlay, write_page
 from fewtokens.show.overlay import token_colours, token_map
-from fewtokens.tokens import Tokens
 from fewtokens.video import read, synthetic
 
 

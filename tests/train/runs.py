@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewtokens import models
+from fewtokens import networks as models
 from fewtokens.train.loop import Report, fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.processes import end_process

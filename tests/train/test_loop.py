@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewtokens import files
+from fewtokens.core import files
 from fewtokens.train import checkpoint, loop
 from fewtokens.train.settings import PRESETS, Settings, make_recipe, parse_setting
 from tests.train.runs import network, run, settings

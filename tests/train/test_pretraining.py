@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fewtokens import files
+from fewtokens.core import files
 from fewtokens.data.footage import Footage, find_footage
 from fewtokens.data.packed import pack_frames, write_frames
 from fewtokens.data.pairs import PairData, Pairing, collate_pairs
-from fewtokens.encode import load_encoder
-from fewtokens.models.pretrained import PRETRAINING
+from fewtokens.encoders import load_encoder
+from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.train.pretraining import MaskedPairs, Watch, build_pretraining, pretrain
 from fewtokens.train.pretraining_presets import OBJECTIVES, known_settings, make_pretraining, preset_names
-from tests.data import data_path
+from tests.helpers.data import data_path
 from tests.video.makers import moving
 
 SMALL = {

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from fewtokens import files
+from fewtokens.core import files
 from fewtokens.data import loading
 from fewtokens.data.loading import LoadingError, load_batches
 from fewtokens.train import checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewtokens import files
+from fewtokens.core import files
 from fewtokens.video import Video, VideoError, read, stream, write
 from fewtokens.video.decode import every_frame
 from fewtokens.video.scale import Scaler

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewtokens.video import Video, VideoError, read, stream, synthetic, write
 from fewtokens.video.select import choose
-from tests.data import data_path
+from tests.helpers.data import data_path
 from tests.video.makers import levels, make, moving, numbered, only_sound
 
 

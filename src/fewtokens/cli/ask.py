@@ -30,8 +30,8 @@ from fewtokens.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from fewtokens.core.method import Method
     from fewtokens.llm import Answer, Session
-    from fewtokens.method import Method
 
 FRAMES = 32
 
@@ -111,7 +111,7 @@ def ask(
 
 def _questions(questions: list[str], file: Path | None) -> list[str]:
     if file is not None:
-        from fewtokens.files import read_lines
+        from fewtokens.core.files import read_lines
 
         questions = questions + [line.strip() for _, line in read_lines(file)]
     questions = [question for question in questions if question.strip()]
@@ -134,11 +134,11 @@ def open_session(
     say: Callable[[str | None], None],
 ) -> Session:
     """The session that the options describe, with a model of transformers or one that `train video-llm` saved."""
+    from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
     from fewtokens.llm.parts_session import PartsSession
     from fewtokens.llm.video_llm import is_video_llm, language_width
     from fewtokens.llm.visuals import check_cues
-    from fewtokens.pipeline import Pipeline
 
     if is_video_llm(name):
         if fps is not None or layout != "per_frame" or positions is not None or dtype is not None:
@@ -170,7 +170,7 @@ def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]
     """The methods of a spec, with what the command line adds."""
     import torch
 
-    from fewtokens import registry
+    from fewtokens.core import registry
 
     budget = parse_keep(keep)
     if budget is not None and not takes_keep(spec):

@@ -41,7 +41,7 @@ from fewtokens.cli.resume import (
 )
 
 if TYPE_CHECKING:
-    from fewtokens.evaluate.bench import Item
+    from fewtokens.evaluation.bench import Item
 
 app = typer.Typer(add_completion=False)
 
@@ -127,9 +127,9 @@ def bench(
     if not budgets:
         raise ValueError("--keep needs at least one budget, such as 0.1")
 
-    from fewtokens import files
-    from fewtokens.encode import load_encoder, pick_device
-    from fewtokens.evaluate.bench import encode, jobs, measure, specs_of
+    from fewtokens.core import files
+    from fewtokens.encoders import load_encoder, pick_device
+    from fewtokens.evaluation.bench import encode, jobs, measure, specs_of
 
     loaded = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
     specs = specs_of(methods, loaded)
@@ -282,7 +282,7 @@ def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -
 def _read(name: str, path: Path, masks: list[Path] | None, frames: int, size: int) -> Item:
     """A clip, with its masks at the same frames."""
     from fewtokens.data.masks import read_masks
-    from fewtokens.evaluate.bench import Item
+    from fewtokens.evaluation.bench import Item
 
     video = read_video(path, frames=frames, fps=None, size=size)
     truth = None
@@ -297,7 +297,7 @@ def _pictures(item: Item) -> tuple[Any, list[str]]:
     """The frames that the page shows, small, with captions."""
     import torch.nn.functional as F
 
-    from fewtokens.evaluate.bench import shown_frames
+    from fewtokens.evaluation.bench import shown_frames
 
     picked = shown_frames(len(item.frames))
     frames = item.frames[picked]
@@ -327,11 +327,11 @@ def _write(
     target: Path, told: dict[str, Any], rows: list[dict[str, Any]], pictures: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Everything that a finished run leaves behind; returns the summary."""
-    from fewtokens import registry
-    from fewtokens.evaluate.bench import FULL, unpacked
-    from fewtokens.evaluate.cost import QWEN2_7B
-    from fewtokens.evaluate.summary import as_csv, as_markdown, summarise
-    from fewtokens.files import write_text
+    from fewtokens.core import registry
+    from fewtokens.core.files import write_text
+    from fewtokens.evaluation.bench import FULL, unpacked
+    from fewtokens.profiling.cost import QWEN2_7B
+    from fewtokens.evaluation.summary import as_csv, as_markdown, summarise
     from fewtokens.show.bench_page import write_bench_page
     from fewtokens.show.plots import draw_trade_off, styles_of
 
@@ -379,7 +379,7 @@ def _write(
 
 
 def _print(summary: list[dict[str, Any]], target: Path) -> None:
-    from fewtokens.evaluate.bench import FULL
+    from fewtokens.evaluation.bench import FULL
 
     full = [line for line in summary if line["method"] == FULL]
     for budget in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
@@ -392,7 +392,7 @@ def _print(summary: list[dict[str, Any]], target: Path) -> None:
 
 
 def _compare(files: Sequence[Path], as_json: bool) -> None:
-    from fewtokens.evaluate.summary import changes
+    from fewtokens.evaluation.summary import changes
 
     if len(files) != 2:
         raise ValueError(f"--compare takes two results.json, got {len(files)} files")

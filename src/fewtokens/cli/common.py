@@ -24,8 +24,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from fewtokens.method import Method
-    from fewtokens.pipeline import Encoder, Pipeline
+    from fewtokens.core.method import Method
+    from fewtokens.core.pipeline import Encoder, Pipeline
     from fewtokens.train.loop import Report
     from fewtokens.video import Video
 
@@ -282,7 +282,7 @@ def tell_run(report: Report, scores: Table) -> None:
 
 def parse_keep(keep: str | None) -> float | int | None:
     """0.1 is a share, 32 a count, as in a spec string."""
-    from fewtokens.method import check_keep
+    from fewtokens.core.method import check_keep
 
     if keep is None:
         return None
@@ -305,9 +305,9 @@ def make_pipeline(
     """
     import torch
 
-    from fewtokens import registry
-    from fewtokens.encode import load_encoder, pick_device
-    from fewtokens.pipeline import Pipeline
+    from fewtokens.core import registry
+    from fewtokens.core.pipeline import Pipeline
+    from fewtokens.encoders import load_encoder, pick_device
 
     budget = parse_keep(keep)
     if budget is not None and not takes_keep(spec):
@@ -331,7 +331,7 @@ def warn_untrained(methods: Sequence[Method]) -> None:
 
 def takes_keep(spec: str) -> bool:
     """Whether some method of the chain takes keep and does not say it itself."""
-    from fewtokens import registry
+    from fewtokens.core import registry
 
     links = registry.parse(spec)
     return any(

@@ -69,9 +69,9 @@ def cost(
         unused(context, "have a meaning with --time only", "batch", "repeats", "device")
     import torch
 
-    from fewtokens import models
-    from fewtokens.encode import pick_device
-    from fewtokens.evaluate.cost import activation_bytes, count, count_torch_macs, latency, parameters
+    from fewtokens import networks as models
+    from fewtokens.encoders import pick_device
+    from fewtokens.profiling.cost import activation_bytes, count, count_torch_macs, latency, parameters
 
     if batch < 1 or repeats < 1:
         raise ValueError(f"--batch and --repeats must be at least 1, got {batch} and {repeats}")
@@ -115,8 +115,8 @@ def cost(
 def _of_tokens(
     specs: list[str], grid: str, llm: str, text: int, pooled: bool, accuracies: list[float], as_json: bool
 ) -> None:
-    from fewtokens.evaluate.budget import language_model, token_cost
-    from fewtokens.grid import Grid
+    from fewtokens.core.grid import Grid
+    from fewtokens.evaluation.budget import language_model, token_cost
 
     sides = grid.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
@@ -159,7 +159,7 @@ def _build(name: str, size: int | None, frames: int | None, classes: int | None,
     """The network on a device with random weights, and the shape [T,3,H,W] of a clip for it."""
     import torch
 
-    from fewtokens import models
+    from fewtokens import networks as models
 
     changes: dict[str, Any] = {} if classes is None else {"classes": classes}
     if Path(name).is_dir():

@@ -11,7 +11,7 @@ from rich.markup import escape
 from fewtokens.cli.common import JsonOption, out, parse_keep, print_json, progress, table, verb
 
 if TYPE_CHECKING:
-    from fewtokens.evaluate.compare import Row
+    from fewtokens.evaluation.compare import Row
     from fewtokens.show import Clip
 
 app = typer.Typer(add_completion=False)
@@ -31,9 +31,9 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """See videos turned into few tokens by every method: a table, a picture, a page. No weights needed."""
-    from fewtokens import registry
-    from fewtokens.encode import Patches
-    from fewtokens.evaluate.compare import at_one_budget
+    from fewtokens.core import registry
+    from fewtokens.encoders import Patches
+    from fewtokens.evaluation.compare import at_one_budget
     from fewtokens.show import draw_sheet, write_page
 
     budget = parse_keep(keep)
@@ -76,8 +76,8 @@ def _run(
     title: str, kind: str, methods: list[Any], frames: int, size: int, seed: int
 ) -> tuple[Clip, list[dict[str, Any]]]:
     """One clip through all methods: what to draw, and the rows of the table."""
-    from fewtokens.encode import Patches
-    from fewtokens.evaluate.compare import compare
+    from fewtokens.encoders import Patches
+    from fewtokens.evaluation.compare import compare
     from fewtokens.show import Clip
     from fewtokens.video import synthetic
 

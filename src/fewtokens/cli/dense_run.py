@@ -14,14 +14,14 @@ from rich.markup import escape
 
 from fewtokens.cli.common import fail, log, make_pipeline, out, print_json, progress, table, to_json
 from fewtokens.cli.resume import append_row, check_settings, read_rows
-from fewtokens.files import read_json, sweep, write_text
-from fewtokens.identity import identity
+from fewtokens.core.files import read_json, sweep, write_text
+from fewtokens.core.identity import identity
 
 if TYPE_CHECKING:
+    from fewtokens.core.pipeline import Pipeline
     from fewtokens.data.dense_sets import SequenceFiles
-    from fewtokens.evaluate.dense import Judged
-    from fewtokens.evaluate.label_propagation import Protocol
-    from fewtokens.pipeline import Pipeline
+    from fewtokens.evaluation.dense import Judged
+    from fewtokens.evaluation.label_propagation import Protocol
 
 # Names that a terminal has room for.
 _SHORT = {"J&F-Mean": "J&F", "J-Mean": "J", "F-Mean": "F", "J-Decay": "J decay", "J&F-Mean 880": "J&F 880"}
@@ -61,7 +61,7 @@ def run(
         ValueError: options that do not fit, another run in the folder, no sequence that could be judged.
         typer.Exit: with 1, where some could not.
     """
-    from fewtokens.evaluate.label_propagation import make_protocol
+    from fewtokens.evaluation.label_propagation import make_protocol
 
     if video and target is None:
         raise ValueError("--video needs a folder to write to: --out FOLDER")
@@ -173,7 +173,7 @@ def _judge(
     target: Path | None,
 ) -> list[dict[str, str]]:  # fmt: skip
     """Adds the rows that are missing to `made`; returns what failed, unless there is only one sequence."""
-    from fewtokens.evaluate.dense import encode_with
+    from fewtokens.evaluation.dense import encode_with
 
     assert pipeline.encoder is not None
     encode = encode_with(pipeline)
@@ -281,8 +281,8 @@ def _drawn(target: Path, task: Task, files: SequenceFiles, picked: Sequence[int]
     import torch
 
     from fewtokens.data.masks import read_masks
-    from fewtokens.evaluate.dense import read_frames
-    from fewtokens.evaluate.pck import read_joints
+    from fewtokens.evaluation.dense import read_frames
+    from fewtokens.evaluation.pck import read_joints
     from fewtokens.show.objects import overlay_joints, overlay_objects
 
     frames, _ = read_frames([files.pictures[n] for n in picked], None)

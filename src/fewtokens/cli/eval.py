@@ -90,8 +90,8 @@ def evaluate(
     squares on 5 examples of each class; linear: logistic regression; knn: weighted vote; all three on frozen
     features of a trained network or of any encoder.
     """
-    from fewtokens import models
-    from fewtokens.encode import pick_device
+    from fewtokens import networks as models
+    from fewtokens.encoders import pick_device
     from fewtokens.train.classify import find_data
 
     if task not in TASKS:
@@ -160,9 +160,9 @@ def _classify(
     view: dict[str, Any], clips: int, crops: int, average: str, batch: int, workers: int, where: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What is under --val; or of --data the val folder, or the part that training held back, or all of it."""
-    from fewtokens import models
+    from fewtokens import networks as models
     from fewtokens.data import ClipData, Transform, View, read_listing
-    from fewtokens.evaluate.classify import predict, scores_of
+    from fewtokens.evaluation.classify import predict, scores_of
 
     network = models.load(model).to(where)
     said = models.meta(model)
@@ -191,8 +191,8 @@ def _features(
     model: str, ours: bool, spec: str, pool: str, seed: int, device: str, batch: int
 ) -> Callable[[Tensor], Tensor]:
     """Clips [B,T,3,H,W] to features [B,C]."""
-    from fewtokens import models
-    from fewtokens.encode import pick_device
+    from fewtokens import networks as models
+    from fewtokens.encoders import pick_device
 
     if ours:
         return models.load(model).to(pick_device(device)).features
@@ -217,7 +217,7 @@ def _probe(
     view: dict[str, Any], clips: int, crops: int, shots: int, k: int, batch: int, workers: int, where: Any, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     from fewtokens.data import ClipData, Transform, View
-    from fewtokens.evaluate.probes import features_of, few_shot, linear_probe, nearest_neighbours
+    from fewtokens.evaluation.probes import features_of, few_shot, linear_probe, nearest_neighbours
 
     if training.multi_label:
         raise ValueError("probes are for one class an item; for several, train a network and take classify")

@@ -23,8 +23,8 @@ from fewtokens.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from fewtokens.evaluate.cloning_protocol import Cloning
-    from fewtokens.evaluate.cloning_run import Report
+    from fewtokens.evaluation.cloning_protocol import Cloning
+    from fewtokens.evaluation.cloning_run import Report
 
 app = typer.Typer(add_completion=False)
 
@@ -102,7 +102,7 @@ def bc(
     The score is the best of the evaluations during training, in mean over seeds with its 95 % interval, as R3M and
     CortexBench report it. The simulators are not those of the papers, so compare encoders here with each other only.
     """
-    from fewtokens.evaluate.cloning_protocol import make_protocol, parse_change
+    from fewtokens.evaluation.cloning_protocol import make_protocol, parse_change
 
     changes = dict(parse_change(text) for text in settings or ())
     flags = {"demos": demos, "rollouts": rollouts, "feature": feature}
@@ -150,7 +150,7 @@ def _write_demos(
     path: Path, task: str, protocol: Cloning, camera: str | None, horizon: int | None, hold: int | None, as_json: bool
 ) -> None:
     from fewtokens.data.demonstrations import write
-    from fewtokens.evaluate.simulate import make, record
+    from fewtokens.evaluation.simulate import make, record
 
     environment = make(task, camera=camera, horizon=horizon)
     try:
@@ -179,8 +179,8 @@ def _run(
 
     import torch
 
-    from fewtokens.encode import load_encoder, pick_device
-    from fewtokens.evaluate.cloning_run import Source, run
+    from fewtokens.encoders import load_encoder, pick_device
+    from fewtokens.evaluation.cloning_run import Source, run
 
     if (name is None) != (protocol.feature == "none"):
         raise ValueError("say --encoder; only with --feature none there is none to say")
@@ -218,7 +218,7 @@ def _sheets(folder: Path, seeds: int) -> list[Path]:
 
 
 def _tell(report: Report, task: str | None, pictures: list[Path], as_json: bool) -> None:
-    from fewtokens.evaluate.simulate import NOTE
+    from fewtokens.evaluation.simulate import NOTE
 
     score = "held-out error" if task is None else _SCORES[report.request["criterion"]]
     summary: dict[str, Any] = {"score": score, "mean": report.mean, "ci95": report.half}

@@ -22,7 +22,7 @@ from fewtokens.cli.dense_run import Task, run
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
-    from fewtokens.evaluate.dense import Judged
+    from fewtokens.evaluation.dense import Judged
 
 app = typer.Typer(add_completion=False)
 
@@ -77,7 +77,7 @@ def davis(
     truth). Scores at 480x880 are higher in F: boundaries match within 9 px there, and within 8 px at 480x854.
     """
     from fewtokens.data.dense_sets import davis_sequences
-    from fewtokens.evaluate import dense
+    from fewtokens.evaluation import dense
 
     if size not in ("native", "880", "both"):
         raise ValueError(f"--size must be native, 880 or both, got {size!r}")
@@ -131,7 +131,7 @@ def jhmdb(
     Found within that share of 0.6 times the diagonal of the box of the joints; the mean of the joints' own percentages.
     """
     from fewtokens.data.dense_sets import jhmdb_clips
-    from fewtokens.evaluate import dense
+    from fewtokens.evaluation import dense
 
     found, said = jhmdb_clips(data, listing)
 
@@ -171,7 +171,7 @@ def vip(
     The background counts as a class, and so does the first frame, which is given.
     """
     from fewtokens.data.dense_sets import vip_videos
-    from fewtokens.evaluate import dense
+    from fewtokens.evaluation import dense
 
     found, said = vip_videos(data, listing)
 

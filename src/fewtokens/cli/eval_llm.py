@@ -22,7 +22,7 @@ from fewtokens.cli.common import (
     table,
     verb,
 )
-from fewtokens.identity import identity
+from fewtokens.core.identity import identity
 
 app = typer.Typer(add_completion=False)
 
@@ -58,7 +58,7 @@ def videoqa(
     Scored by exact match; a blind guess would have the accuracy in the last column.
     """
     from fewtokens.data.videoqa import SceneConfig, VideoQA
-    from fewtokens.evaluate.videoqa import prompt, row, summarise
+    from fewtokens.evaluation.videoqa import prompt, row, summarise
     from fewtokens.video import Video
 
     data = VideoQA(
@@ -118,7 +118,7 @@ def qa(
     judge, and are not comparable with published numbers that have one.
     """
     from fewtokens.data.qa_sets import load, prompt
-    from fewtokens.evaluate.qa_sets import accuracy
+    from fewtokens.evaluation.qa_sets import accuracy
 
     questions = load(name, data, split)
     if limit is not None and limit < len(questions):
@@ -179,6 +179,6 @@ def _files_of(model: str) -> str | None:
 
 
 def _tell_tokens(tokens: float, accuracy: float) -> None:
-    from fewtokens.evaluate.budget import tok_dense
+    from fewtokens.evaluation.budget import tok_dense
 
     out.print(f"{tokens:.2f} visual tokens a video, TokDense {tok_dense(accuracy, tokens):.3f}", highlight=False)

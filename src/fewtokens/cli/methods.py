@@ -23,7 +23,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, as_json: JsonOption = False
 ) -> None:
     """List the methods, or explain one."""
-    from fewtokens import registry
+    from fewtokens.core import registry
 
     if name is None:
         rows = [describe(each) for each in registry.names()]
@@ -65,7 +65,7 @@ def _source(paper: str) -> str:
 
 def describe(name: str) -> dict[str, Any]:
     """Everything that a method says of itself."""
-    from fewtokens import registry
+    from fewtokens.core import registry
 
     method = registry.get(name)()
     either = "threshold, or exact" if "keep" in method.arguments else "threshold"

@@ -21,7 +21,7 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List the networks, or explain one."""
-    from fewtokens import models as room
+    from fewtokens import networks as room
 
     if name is None:
         rows = [

@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.markup import escape
 
-from fewtokens import files
 from fewtokens.cli.common import log
-from fewtokens.identity import source_of
-from fewtokens.plain import conform
+from fewtokens.core import files
+from fewtokens.core.identity import source_of
+from fewtokens.core.plain import conform
 
 # File systems take so many bytes in a name; suffixes are added to what is named here.
 _MOST_BYTES = 255 - len(".safetensors")

@@ -33,8 +33,8 @@ from fewtokens.cli.common import (
 from fewtokens.cli.resume import distinct_names, source_now
 
 if TYPE_CHECKING:
+    from fewtokens.core.tokens import Tokens
     from fewtokens.show import Clip
-    from fewtokens.tokens import Tokens
     from fewtokens.video import Video
 
 
@@ -153,8 +153,8 @@ def _check_options(context: typer.Context, inputs: list[Path], target: Path) -> 
 
 def _from_file(path: Path, video: Path | None) -> tuple[Video, Tokens]:
     """The tokens of a file and the frames that they were made from."""
-    from fewtokens.plain import conform
-    from fewtokens.tokens import Tokens
+    from fewtokens.core.plain import conform
+    from fewtokens.core.tokens import Tokens
 
     tokens = Tokens.load(path)
     if "source" not in tokens.meta or "reading" not in tokens.meta:

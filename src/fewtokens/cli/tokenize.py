@@ -39,7 +39,7 @@ from fewtokens.cli.resume import check_request, check_source, distinct_names, on
 from fewtokens.cli.tokenize_stream import stream_one
 
 if TYPE_CHECKING:
-    from fewtokens.pipeline import Pipeline
+    from fewtokens.core.pipeline import Pipeline
 
 app = typer.Typer(add_completion=False)
 
@@ -86,12 +86,12 @@ def tokenize(
     results, and the exit code is 1.
 
     With --stream a video of any length is read in chunks; its tokens go to a folder of files as they come
-    (`fewtokens.streaming.load` puts them together), and moments when the scene changes are printed.
+    (`fewtokens.core.streaming.load` puts them together), and moments when the scene changes are printed.
     """
     if not streaming:
         unused(context, "belong to --stream", "chunk", "events")
     jobs = _targets(videos, target, streaming)
-    from fewtokens import files
+    from fewtokens.core import files
 
     pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
     reading: dict[str, Any] = {
@@ -195,9 +195,9 @@ def _one(
 
 def _made(path: Path) -> dict[str, Any] | None:
     """What a token file says it was made from and with; None where it is damaged."""
-    from fewtokens import files
-    from fewtokens.plain import conform
-    from fewtokens.tokens import Header
+    from fewtokens.core import files
+    from fewtokens.core.plain import conform
+    from fewtokens.core.tokens import Header
 
     try:
         header = files.load_header(path, "tokens")
@@ -224,7 +224,7 @@ def _say(row: dict[str, Any]) -> None:
 
 def _write_failures(path: Path, failed: list[dict[str, str]]) -> None:
     """The failures of this run; a list from an earlier one goes."""
-    from fewtokens.files import write_text
+    from fewtokens.core.files import write_text
 
     if not failed:
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from fewtokens.cli.common import log
 from fewtokens.cli.resume import check_request, check_source, source_now, tell_damaged
 
 if TYPE_CHECKING:
-    from fewtokens.pipeline import Pipeline
+    from fewtokens.core.pipeline import Pipeline
 
 
 def stream_one(
@@ -28,9 +28,9 @@ def stream_one(
         ValueError: a chain, or a method that does not stream; a finished folder of another video or other settings;
             a folder with files that are no chunks.
     """
-    from fewtokens import files
-    from fewtokens.method import Method
-    from fewtokens.streaming import SceneTrigger, Streaming, drop_ratios, finish
+    from fewtokens.core import files
+    from fewtokens.core.method import Method
+    from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish
     from fewtokens.video import stream
 
     assert pipeline.encoder is not None
@@ -90,8 +90,8 @@ def stream_one(
 
 def _made(folder: Path) -> dict[str, Any] | None:
     """What a finished stream was made from and with; None where a part of it is damaged or missing."""
-    from fewtokens import files
-    from fewtokens.streaming import read_facts
+    from fewtokens.core import files
+    from fewtokens.core.streaming import read_facts
 
     try:
         facts = read_facts(folder)
@@ -109,7 +109,7 @@ def _old_chunks(folder: Path) -> list[Path]:
     Raises:
         ValueError: a file that has the name of a chunk holds the tokens of a whole video.
     """
-    from fewtokens import files
+    from fewtokens.core import files
 
     found = [path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9]{6,}", path.stem)]
     for path in found:

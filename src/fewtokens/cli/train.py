@@ -79,7 +79,7 @@ def train(
     """
     from accelerate import PartialState
 
-    from fewtokens import models
+    from fewtokens import networks as models
     from fewtokens.train.classify import find_data, held_back, prepare, train_classifier
     from fewtokens.train.inputs import folder_input
     from fewtokens.train.settings import make_recipe, parse_setting

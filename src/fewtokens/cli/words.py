@@ -32,9 +32,9 @@ def words(
     """Fit visual words on the patches of videos, for the method visual_words."""
     import torch
 
-    from fewtokens.encode.frames import fit, patchify, to_unit
-    from fewtokens.encode.patches import Patches
-    from fewtokens.reduce.visual_words import fit_words, save_words
+    from fewtokens.encoders.frames import fit, patchify, to_unit
+    from fewtokens.encoders.patches import Patches
+    from fewtokens.methods.merging.visual_words import fit_words, save_words
 
     if target.suffix != ".safetensors":
         raise ValueError(f"--out {target} must end in .safetensors")

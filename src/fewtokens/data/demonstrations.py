@@ -17,9 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fewtokens import files
+from fewtokens.core import files
+from fewtokens.core.plain import conform
 from fewtokens.data.pickles import Budget, RefusedError, read_pickle, to_array
-from fewtokens.plain import conform
 
 _KIND = "demonstrations"
 _PARTS = ("images", "observations", "actions", "rewards")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fewtokens.files import read_lines
+from fewtokens.core.files import read_lines
 from fewtokens.video.images import is_image
 
 # The lists of DAVIS that are looked for, in this order, where none is named.

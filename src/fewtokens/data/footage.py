@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewtokens.core.files import in_a_line
 from fewtokens.data.folders import natural, walk
 from fewtokens.data.listing import read_listing
 from fewtokens.data.lists import VIDEOS
 from fewtokens.data.pictures import read_picture
 from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
 from fewtokens.data.transforms import resize, scaled
-from fewtokens.encode.frames import to_unit
-from fewtokens.files import in_a_line
+from fewtokens.encoders.frames import to_unit
 from fewtokens.video import VideoError, read
 from fewtokens.video.images import is_image
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fewtokens.core.files import read_header
 from fewtokens.data.folders import Lookup, natural, walk, warn_of_links
 from fewtokens.data.lists import READERS, VIDEOS, Row, class_names
 from fewtokens.data.tars import find_tars, read_tars
-from fewtokens.files import read_header
 from fewtokens.video.images import is_image
 
 FORMATS = ("folder", "csv", "jsonl", "kinetics", "kinetics_csv", "charades", "avid", "webdataset")

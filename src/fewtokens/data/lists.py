@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fewtokens.core.files import parse_json, read_json, read_lines, read_table
+from fewtokens.core.plain import conform
 from fewtokens.data.folders import Lookup
-from fewtokens.files import parse_json, read_json, read_lines, read_table
-from fewtokens.plain import conform
 from fewtokens.video.images import is_image
 
 VIDEOS = frozenset([".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".gif"])

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewtokens.core.files import whole_file
 from fewtokens.data.pictures import open_picture
-from fewtokens.files import whole_file
 from fewtokens.video import VideoError
 
 # In a palette 255 is "void": pixels that count for no object. So there are numbers for 254 objects.

@@ -13,10 +13,10 @@ from typing import TypedDict
 import numpy as np
 from torch import Tensor
 
-from fewtokens import files
+from fewtokens.core import files
+from fewtokens.core.identity import identity
 from fewtokens.data.footage import Footage, open_frames, read_frames
 from fewtokens.data.listing import VIDEOS
-from fewtokens.identity import identity
 from fewtokens.video import stream
 
 # Beside the frames: a line for each .npy, of what it was made.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import parse_json, read_lines, read_table, read_text
-from fewtokens.plain import conform
+from fewtokens.core.files import parse_json, read_lines, read_table, read_text
+from fewtokens.core.plain import conform
 
 _SUFFIXES = (".mp4", ".MP4", ".mkv", ".webm", ".avi", ".mov")
 # No published set comes near; a small file can declare more.
@@ -24,7 +24,7 @@ class Row:
     said: dict[str, Any]
 
     def get(self, key: str, kind: Any = Any) -> Any:
-        """The value of that key, which must be there and of that kind (see `fewtokens.plain.conform`)."""
+        """The value of that key, which must be there and of that kind (see `fewtokens.core.plain.conform`)."""
         if self.said.get(key) is None:
             raise ValueError(f"{self.where}: has no {key!r}")
         return conform(self.said[key], kind, f"{self.where}: {key!r}")

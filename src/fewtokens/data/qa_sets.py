@@ -7,7 +7,7 @@
     videomme         videomme/*.parquet, or the same rows as test.json or test.jsonl; data/, subtitle/
     mvbench          json/TASK.json; video/, whole videos with seconds or the released segments
 
-Replies are scored in `fewtokens.evaluate.qa_sets`.
+Replies are scored in `fewtokens.evaluation.qa_sets`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewtokens.core.files import read_json as read_json_file
+from fewtokens.core.files import read_text
 from fewtokens.data.qa_files import Row, find, list_files, missing_line, read, read_json, read_rows
-from fewtokens.files import read_json as read_json_file
-from fewtokens.files import read_text
 
 NAMES = ("nextqa", "activitynetqa", "longvideobench", "videomme", "mvbench")
 DIRECTLY = "Answer with the option's letter from the given choices directly."

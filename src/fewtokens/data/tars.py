@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple
 
+from fewtokens.core.files import parse_json
+from fewtokens.core.plain import conform
 from fewtokens.data.lists import Row, labels_of
-from fewtokens.files import parse_json
-from fewtokens.plain import conform
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "mp4", "webm", "mkv", "avi", "mov")
 _BLOCK = 512

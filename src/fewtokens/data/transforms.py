@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.encode.frames import to_unit
+from fewtokens.encoders.frames import to_unit
 
 
 @dataclass(frozen=True)

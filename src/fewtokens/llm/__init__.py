@@ -20,7 +20,7 @@ Methods inside the layers of the language model come after a chain, or alone; `r
 """
 
 from fewtokens.llm.attach import Attached, attach
-from fewtokens.llm.family import FAMILIES, Family, Visual, family_of
+from fewtokens.llm.backends.base import FAMILIES, Family, Visual, family_of
 from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import find, load
 from fewtokens.llm.prompts import Processor

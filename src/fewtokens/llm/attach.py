@@ -17,12 +17,12 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from fewtokens.llm.family import family_of
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.llm.backends.base import family_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
 from fewtokens.llm.splice import Compressed, as_pipeline, built, compress, maker, reduced
 from fewtokens.llm.turns import later_positions, remember
-from fewtokens.method import Method
-from fewtokens.pipeline import Pipeline
 
 
 class Attached:
@@ -150,7 +150,7 @@ def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContex
     """
     if not methods:
         return nullcontext
-    from fewtokens.llm.inside import Inside
+    from fewtokens.llm.layers import Inside
 
     return Inside(model, methods).attached
 

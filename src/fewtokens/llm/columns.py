@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.llm.family import Visual
+from fewtokens.llm.backends.base import Visual
 from fewtokens.llm.visuals import Short
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
 
 
 @dataclass

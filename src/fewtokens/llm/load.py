@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from fewtokens.encode import from_hub, pick_device, pick_dtype
-from fewtokens.llm.family import Family, family_named
+from fewtokens.encoders import from_hub, pick_device, pick_dtype
+from fewtokens.llm.backends.base import Family, family_named
 from fewtokens.llm.prompts import Processor
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.evaluate.cost import peak_memory
-from fewtokens.grid import Grid
+from fewtokens.core.grid import Grid
+from fewtokens.profiling.cost import peak_memory
 from fewtokens.llm.chat import check_question
 from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.session import Answer, video_key
 from fewtokens.llm.splice import warn_untrained
 from fewtokens.llm.video_llm import VideoLlm, load_video_llm
-from fewtokens.models.base import read_config
+from fewtokens.networks.base import read_config
 from fewtokens.video import Video, read
 
 

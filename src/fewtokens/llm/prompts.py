@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.encode.weights import read_json
+from fewtokens.encoders.weights import read_json
+from fewtokens.llm.backends.base import Family, family_of
 from fewtokens.llm.chat import check_question
-from fewtokens.llm.family import Family, family_of
 from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.pixels import Prepared
 from fewtokens.video import Video

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fewtokens import files
-from fewtokens.identity import identity
+from fewtokens.core import files
+from fewtokens.core.identity import identity
+from fewtokens.core.plain import conform
 from fewtokens.llm.session import Answer
-from fewtokens.plain import conform
 
 
 class Asked(Protocol):

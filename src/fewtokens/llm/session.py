@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.evaluate.cost import peak_memory
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.profiling.cost import peak_memory
 from fewtokens.llm.attach import check_free, inside_of, split
+from fewtokens.llm.backends.base import family_of
 from fewtokens.llm.clock import Clock, stream_text
-from fewtokens.llm.family import family_of
 from fewtokens.llm.interface import attribute, unwrapped
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.splice import (
@@ -30,8 +32,6 @@ from fewtokens.llm.splice import (
     splice,
 )
 from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, reduce_visuals
-from fewtokens.method import Method
-from fewtokens.pipeline import Pipeline
 from fewtokens.video import Video, read
 
 

@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens import registry
+from fewtokens.core import registry
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.tokens import Tokens
+from fewtokens.llm.backends.base import MODALITIES, Family, family_of
 from fewtokens.llm.columns import Line, Row
-from fewtokens.llm.family import MODALITIES, Family, family_of
 from fewtokens.llm.interface import check_parameters, unwrapped
 from fewtokens.llm.layout import Layout, Video
 from fewtokens.llm.visuals import Found, Short, encode_visuals, reduce_visuals
-from fewtokens.method import Method
-from fewtokens.pipeline import Pipeline
-from fewtokens.tokens import Tokens
 
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")

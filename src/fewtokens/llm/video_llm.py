@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fewtokens import files, registry
-from fewtokens.encode import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
-from fewtokens.encode.weights import read_json
-from fewtokens.grid import Grid
+from fewtokens.core import files, registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
+from fewtokens.encoders.weights import read_json
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
 from fewtokens.llm.columns import nearest_cell
-from fewtokens.method import Method
-from fewtokens.models.base import read_config
-from fewtokens.pipeline import Pipeline
-from fewtokens.tokens import Tokens
+from fewtokens.networks.base import read_config
 
 KIND = "video_llm"
 

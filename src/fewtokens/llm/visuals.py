@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.batch import collate
-from fewtokens.llm.family import MODALITIES, PIXELS, Family, Visual
+from fewtokens.core.batch import collate
+from fewtokens.core.method import CUES
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.tokens import Tokens
+from fewtokens.llm.backends.base import MODALITIES, PIXELS, Family, Visual
 from fewtokens.llm.interface import attribute, cache_of, filled
-from fewtokens.method import CUES
-from fewtokens.pipeline import Pipeline
-from fewtokens.tokens import Tokens
 
 
 @dataclass

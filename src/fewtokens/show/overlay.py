@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtokens.grid import Grid
-from fewtokens.tokens import Tokens
+from fewtokens.core.grid import Grid
+from fewtokens.core.tokens import Tokens
 
 STYLES = ("fill", "outline", "mean")
 

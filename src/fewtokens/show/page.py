@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fewtokens.files import write_text
+from fewtokens.core.files import write_text
 from fewtokens.show.types import Clip, Result
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import write_text
+from fewtokens.core.files import write_text
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#1c1e24;max-width:1240px;margin:32px auto;padding:0 20px}"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fewtokens.files import whole_file
+from fewtokens.core.files import whole_file
 from fewtokens.show.overlay import glow_colours, overlay
 from fewtokens.show.types import Clip, Result
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fewtokens.files import whole_file
+from fewtokens.core.files import whole_file
 
 _NAMES, _GAP, _INK, _PAPER = 150, 4, (28, 30, 36), (255, 255, 255)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewtokens.tokens import Tokens
+from fewtokens.core.tokens import Tokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fewtokens.core.tokens import Tokens
 from fewtokens.show.overlay import STYLES, maps, overlay
 from fewtokens.show.sheet import draw_contact_sheet
-from fewtokens.tokens import Tokens
 
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
 

@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from fewtokens import files
-from fewtokens.plain import conform
+from fewtokens.core import files
+from fewtokens.core.plain import conform
 from fewtokens.train.settings import Settings, plain, total_steps
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from fewtokens import models
+from fewtokens import networks as models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
-from fewtokens.evaluate.classify import evaluator, predict, scores_of
-from fewtokens.models.inflate import initialise_from, like
+from fewtokens.evaluation.classify import evaluator, predict, scores_of
+from fewtokens.networks.inflate import initialise_from, like
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
@@ -79,7 +79,7 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
         name: of a preset, or the folder of a saved network, which is trained further.
         training: says the classes.
         recipe: says size and frames.
-        start: an image network whose weights it begins with; see `fewtokens.models.inflate`.
+        start: an image network whose weights it begins with; see `fewtokens.networks.inflate`.
     """
     classes = len(training.classes)
     if models.is_saved(name):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import whole_file
+from fewtokens.core.files import whole_file
 
 _COLOURS = ("#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0")
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from fewtokens.core.identity import identity
 from fewtokens.data.footage import Footage
 from fewtokens.data.listing import Listing
-from fewtokens.encode.weights import hash_of
-from fewtokens.identity import identity
+from fewtokens.encoders.weights import hash_of
 
 # (what the user calls it, what is compared). A list of two where it comes from a file.
 Input = tuple[str, str]
@@ -33,7 +33,7 @@ def footage_input(items: Sequence[Footage]) -> Input:
 
 
 def files_input(paths: Sequence[str | Path], extra: Iterable[str] = ()) -> Input:
-    """Files and what else is said of each; see `fewtokens.identity.identity`."""
+    """Files and what else is said of each; see `fewtokens.core.identity.identity`."""
     place = os.path.commonpath([os.path.abspath(path) for path in paths])
     return f"{place} ({len(paths)} item{'s' * (len(paths) != 1)})", identity(paths, extra)
 

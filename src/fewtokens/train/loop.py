@@ -17,7 +17,7 @@ A run is a folder:
     settings.json    what was asked for
     state.safetensors  the last checkpoint: parameters, averages, optimizer, step
     metrics.jsonl    a line every `log_every` steps and after each evaluation; appended to, also by a resumed run
-    model/           the trained network, at the end (`fewtokens.models.load`)
+    model/           the trained network, at the end (`fewtokens.networks.load`)
     curves.png       loss and scores over the steps, where matplotlib is installed
     broken.txt       files that could not be read
 """
@@ -38,9 +38,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fewtokens.core.files import write_text
 from fewtokens.data.clips import mix
 from fewtokens.data.loading import LoadingError, load_batches
-from fewtokens.files import write_text
 from fewtokens.train import checkpoint
 from fewtokens.train.average import Average
 from fewtokens.train.inputs import Input, check_inputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fewtokens import files
+from fewtokens.core import files
 
 
 class Metrics:

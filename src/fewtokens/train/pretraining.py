@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewtokens.core.grid import Grid
 from fewtokens.data.footage import Footage
 from fewtokens.data.pairs import PairData, collate_pairs, first_good, mask_noise
-from fewtokens.encode.frames import IMAGENET_MEAN, IMAGENET_STD, unpatchify
-from fewtokens.grid import Grid
-from fewtokens.models.masking import patch_pixels
-from fewtokens.models.pretrained import PRETRAINING
-from fewtokens.models.pretraining import Pretraining
-from fewtokens.models.rsp import Rsp
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, unpatchify
+from fewtokens.networks.masking import patch_pixels
+from fewtokens.networks.pretrained import PRETRAINING
+from fewtokens.networks.pretraining import Pretraining
+from fewtokens.networks.rsp import Rsp
 from fewtokens.show.run_page import write_run_page
 from fewtokens.show.strips import draw_strips
 from fewtokens.train.curves import draw_curves

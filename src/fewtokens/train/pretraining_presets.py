@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fewtokens.data.pairs import Pairing
-from fewtokens.models import SIZES
-from fewtokens.models.base import make_config
-from fewtokens.models.pretrained import PRETRAINING
+from fewtokens.networks import SIZES
+from fewtokens.networks.base import make_config
+from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.train.settings import Settings, setting_values
 
 OBJECTIVES = tuple(PRETRAINING)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fewtokens.files import write_json
-from fewtokens.plain import conform
+from fewtokens.core.files import write_json
+from fewtokens.core.plain import conform
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fewtokens.data.qa_sets import Conversation
-from fewtokens.evaluate.videoqa import normalise
+from fewtokens.evaluation.videoqa import normalise
 from fewtokens.llm.chat import check_question, collate_turns, encode_turns
 from fewtokens.llm.parts_session import square
 from fewtokens.llm.video_llm import VideoLlm

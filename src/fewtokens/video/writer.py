@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.files import whole_file
+from fewtokens.core.files import whole_file
 from fewtokens.video.container import reason, url
 
 # Of each suffix the format and the codec.

@@ -1,0 +1,194 @@
+"""Our ViT as an encoder of videos: frame by frame, in bounded memory, methods before and inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewtokens.core.batch import collate, join_frames, split_frames, trim
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
+from fewtokens.encoders.vit import ViT
+
+
+class VitEncoder:
+    """Runs a `ViT` over the frames of videos.
+
+    Args:
+        vit: the network, on its device, in its dtype.
+        name: "id" in files; by default one that `load_encoder` cannot find.
+        batch: frames in one forward pass; bounds the memory and changes nothing else.
+        mean, std: of the normalisation, RGB in 0..1.
+        weights: SHA-256 of the weight files, or None.
+        options: what `load_encoder` was told beside the name.
+    """
+
+    gives = ("pixels", "keys", "attention", "shift", "frame_global")
+    skips = True
+    walks = True
+
+    def __init__(
+        self,
+        vit: ViT,
+        *,
+        name: str = "vit (unnamed)",
+        batch: int = 32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        weights: str | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1 frame, got {batch}")
+        self.id, self.vit, self.batch = name, vit, batch
+        self.mean, self.std, self.weights = tuple(mean), tuple(std), weights
+        self.options = dict(options or {})
+        self.progress: Callable[[int, int], None] | None = None
+
+    @property
+    def width(self) -> int:
+        """Channels of a feature."""
+        return self.vit.config.width
+
+    def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
+        return cells_of(frames, height, width, 1, self.vit.config.patch, times)
+
+    def describe(self) -> dict[str, Any]:
+        return {"id": self.id, "options": self.options, "weights": self.weights}
+
+    def __call__(
+        self,
+        frames: Tensor,
+        times: Tensor | None = None,
+        *,
+        needs: Sequence[str] = (),
+        before: Sequence[Method] = (),
+        inside: Sequence[Method] = (),
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) one by one.
+
+        Args:
+            frames: of B videos.
+            times: seconds, [T] or [B,T].
+            needs: cues to give: pixels; keys, attention and shift of the last block; frame_global (the class token,
+                or the mean patch token).
+            before: pixels methods; what they drop is never seen by any block.
+            inside: encoder methods.
+
+        Returns:
+            Tokens [B,N,C] after the last norm, with prefix [B,T*P,C], and the cues.
+        """
+        B, T, _, height, width = frames.shape
+        grid = self.grid(T, height, width, times)
+        if unknown := set(needs) - set(self.gives):
+            raise ValueError(f"a ViT gives {', '.join(self.gives)}; not {', '.join(sorted(unknown))}")
+        cells = self._reduced(frames, grid, before) if before else None
+        chunks: list[Tokens] = []
+        split = None if cells is None else split_frames(cells)
+        flat = frames.flatten(0, 1)
+        plan = _in_order(B * T, self.batch) if split is None else _by_count(split.count.tolist(), self.batch, grid)
+        done = 0
+        from_last = [name for name in needs if name in ("keys", "attention", "shift")]
+        widths: dict[str, torch.Size] = {}
+        for numbers in plan:
+            if split is None:
+                embedded = self._embed(flat[numbers[0] : numbers[-1] + 1], grid)
+                chunk = Tokens.from_cells(embedded, Grid(1, grid.H, grid.W))
+            else:
+                chunk = trim(split.of(numbers))
+            chunk, cues = self.vit.walk(chunk, inside, from_last)
+            # The cues ride along as channels until the frames stand in one video again.
+            widths = {name: cues[name].shape[2:] for name in from_last}
+            riding = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in from_last]
+            chunks.append(chunk.replace(features=torch.cat([chunk.features, *riding], -1)))
+            done += len(numbers)
+            if self.progress is not None:
+                self.progress(done, B * T)
+        encoded = collate(chunks)
+        if split is not None:
+            place = torch.tensor([number for numbers in plan for number in numbers])
+            encoded = encoded.of(place.argsort())
+        tokens = join_frames(encoded, T, grid)
+        if cells is not None:
+            tokens = _recompose(cells, tokens)
+        C, riders = self.width, tokens.features[..., self.width :]
+        tokens = tokens.replace(features=tokens.features[..., :C])
+        given: dict[str, Tensor] = {}
+        for name in from_last:
+            size = widths[name].numel()  # 1 for a scalar cue
+            given[name], riders = riders[..., :size].reshape(*tokens.mask.shape, *widths[name]), riders[..., size:]
+        if "frame_global" in needs:
+            given["frame_global"] = self._frame_global(tokens)
+        if "pixels" in needs:
+            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch))
+        return tokens, given
+
+    def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
+        return fit(to_unit(frames.to(self.vit.positions.device)), grid, 1, self.vit.config.patch)
+
+    def _embed(self, frames: Tensor, grid: Grid) -> Tensor:
+        """Frames [F,3,H,W] to embedded patches [F,H'*W',C]."""
+        fitted = self._fit(frames[None], Grid(len(frames), grid.H, grid.W))
+        return self.vit.embed(normalise(fitted[0], self.mean, self.std))
+
+    def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Method]) -> Tokens:
+        """Embedded patches that the pixels methods leave, on the grid of the video."""
+        embedded = torch.cat([self._embed(part, grid) for part in frames.flatten(0, 1).split(self.batch)])
+        cells = Tokens.from_cells(embedded.reshape(len(frames), grid.cells, -1), grid)
+        pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch)
+        for method in before:
+            reduced = method(cells, pixels=pixels)
+            pixels = reduced.pool(pixels, cells)
+            cells = reduced
+        return cells
+
+    def _frame_global(self, tokens: Tokens) -> Tensor:
+        """One vector for each frame, [B,T,C]."""
+        T = tokens.grid.T
+        if self.vit.class_token is not None and tokens.prefix is not None:
+            return tokens.prefix.unflatten(1, (T, -1))[:, :, 0]
+        frame = torch.where(tokens.mask, tokens.frame, T)
+        member = torch.nn.functional.one_hot(frame, T + 1)[..., :T].float() * tokens.sizes[..., None]
+        total = member.transpose(1, 2) @ tokens.features.float()
+        return (total / member.sum(1).clamp(min=1)[..., None]).to(tokens.features.dtype)
+
+
+def _in_order(frames: int, batch: int) -> list[list[int]]:
+    """Frames in chunks of a batch."""
+    return [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
+
+
+def _by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
+    """Frames in chunks of about equal counts, the fullest first, so that little of a padded chunk is padding.
+
+    A chunk holds at most as many tokens as a batch of whole frames, and no frame of less than two thirds of its
+    fullest one, but for frames of a few tokens.
+    """
+    order = sorted(range(len(counts)), key=lambda n: -counts[n])
+    chunks: list[list[int]] = []
+    widest = 0
+    for number in order:
+        count = max(1, counts[number])
+        full = (len(chunks[-1]) + 1) * widest > batch * grid.cells_per_frame if chunks else True
+        if full or (count < 2 / 3 * widest and widest > 16):
+            chunks.append([])
+            widest = count
+        chunks[-1].append(number)
+    return chunks
+
+
+def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
+    """Encoded tokens with the sources and sizes that the pixels methods gave them.
+
+    Frame by frame a token knows only the cells of its own frame; a run that goes on into later frames is
+    credited here.
+    """
+    dest = encoded.source.gather(1, cells.cell)
+    whole = cells.apply(Plan(encoded.count, encoded.N, dest))
+    return whole.replace(features=encoded.features, prefix=encoded.prefix, aux=encoded.aux)

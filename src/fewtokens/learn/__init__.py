@@ -1,1 +1,0 @@
-"""Trainable methods, one file each. Found by name through `fewtokens.registry`."""

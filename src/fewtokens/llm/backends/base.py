@@ -1,0 +1,236 @@
+"""What a family of video language models must say of itself: one subclass a file, in `families/`.
+
+All of them are reached the same way. The base model's `get_image_features` and `get_video_features` encode, and
+`mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.19 or newer); nothing is
+patched. A family says how the rows of an encoder's output belong to the images and videos of the prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.llm.interface import CACHE_NAMES, changed, unwrapped, version
+from fewtokens.llm.pixels import Prepared
+from fewtokens.video import Video
+
+# model_type of a config -> "module:Class". Strings, so that no family is imported before it is met.
+FAMILIES = {
+    "llava_onevision": "fewtokens.llm.backends.llava_onevision:LlavaOnevision",
+    "llava_next_video": "fewtokens.llm.backends.llava_next_video:LlavaNextVideo",
+    "qwen2_vl": "fewtokens.llm.backends.qwen2_vl:Qwen2VL",
+    "qwen2_5_vl": "fewtokens.llm.backends.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "fewtokens.llm.backends.qwen3_vl:Qwen3VL",
+    "internvl": "fewtokens.llm.backends.internvl:InternVL",
+    "smolvlm": "fewtokens.llm.backends.smolvlm:SmolVLM",
+    "video_llama_3": "fewtokens.llm.backends.video_llama_3:VideoLlama3",
+}
+
+MODALITIES = ("image", "video")
+PIXELS = {"image": ("pixel_values",), "video": ("pixel_values_videos",)}
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Visual:
+    """One image or video of a prompt, as the encoder gave it.
+
+    Attributes:
+        modality: "image" or "video": whose placeholder stands for its rows.
+        features: [n,D], its rows in the order of the placeholders.
+        grid: the cells of a video, T*H*W = n - tail; None where it is an image, which is left alone.
+        tail: rows at the end that are no cells (a newline).
+        deepstack: more rows [n,D] for early layers of the language model.
+        pixels: [n - tail,P,D] of each cell in 0..1, as the cue of that name; None where not asked for.
+    """
+
+    modality: str
+    features: Tensor
+    grid: Grid | None = None
+    tail: int = 0
+    deepstack: list[Tensor] = field(default_factory=list)
+    pixels: Tensor | None = None
+
+
+class Family(ABC):
+    """A family of video language models.
+
+    Class attributes:
+        needs_items: videos have the placeholder of images, so that the prompt alone does not tell them apart.
+        mrope: positions are (t, h, w) and come from the model's `get_rope_index`.
+        stacked: modalities whose features `forward` takes as one tensor rather than a list.
+        gives: cues beside text that it can give.
+        mean, std: of the normalised pixels, for the cue `pixels`, and where a folder does not say them.
+        numbers: of the video processor where a folder does not say them, as the classes of transformers have them.
+        mark: stands for a video in the chat template; None where it is the placeholder itself.
+        template: the chat template for videos where it is another than the folder's.
+        without: releases of transformers (major, minor) in which the family takes no other count of rows than its own.
+    """
+
+    name: ClassVar[str] = ""
+    needs_items: ClassVar[bool] = False
+    mrope: ClassVar[bool] = False
+    stacked: ClassVar[tuple[str, ...]] = ()
+    gives: ClassVar[tuple[str, ...]] = ("text", "frame_global", "pixels")
+    mean: ClassVar[Sequence[float]] = HALF
+    std: ClassVar[Sequence[float]] = HALF
+    numbers: ClassVar[dict[str, Any]] = {}
+    mark: ClassVar[str | None] = None
+    template: ClassVar[str | None] = None
+    without: ClassVar[tuple[tuple[int, int], ...]] = ()
+
+    def defaults(self, config: Any) -> dict[str, Any]:
+        """Numbers of the video processor where the folder of a model with this config does not say them."""
+        return {"resample": 3, "image_mean": self.mean, "image_std": self.std} | self.numbers
+
+    @abstractmethod
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        """Frames as the model takes them, and the text that stands for them in a prompt.
+
+        Args:
+            model: with its language-model head.
+            words: the `Processor`: its numbers, and how its tokenizer calls special tokens.
+            video: frames uint8 [T,3,H,W] with their times.
+        """
+
+    @abstractmethod
+    def visuals(
+        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
+    ) -> list[Visual]:
+        """The images or videos of one modality, in the order of the prompt.
+
+        Args:
+            model: with its language-model head.
+            modality: "image" or "video".
+            outputs: what the encoder gave.
+            inputs: of the prompt, as the processor makes them.
+            items: ("video", frames) and ("image", pictures) in order, where `needs_items`.
+            pixels: cut the pixels of each cell too.
+        """
+
+    def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any:
+        """What the encoder makes of the pixels of a modality.
+
+        Raises:
+            ValueError: the model has no encoder for it, or takes its pixels by another name.
+        """
+        encode = getattr(model.base_model, f"get_{modality}_features", None)
+        takes = {} if encode is None else inspect.signature(encode).parameters
+        given = {name: value for name, value in inputs.items() if name in takes and value is not None}
+        if encode is None or not any(name in given for name in PIXELS[modality]):
+            raise ValueError(f"{self.name} has no use for {' or '.join(PIXELS[modality])}; are they of another model?")
+        return encode(**given, return_dict=True)
+
+    def placeholder(self, model: Any, modality: str) -> int | None:
+        """The id that stands for a row of features in the prompt."""
+        return getattr(model.config, f"{modality}_token_id", None)
+
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[Visual]) -> Any:
+        """The encoder's output with other rows."""
+        rows = [visual.features for visual in visuals]
+        packed = type(outputs)()
+        packed["pooler_output"] = torch.cat(rows)[:, None] if modality in self.stacked else rows
+        if any(visual.deepstack for visual in visuals):
+            packed["deepstack_features"] = [list(layer) for layer in zip(*(v.deepstack for v in visuals), strict=True)]
+        return packed
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model, which may be wrapped, see `unwrapped`.
+
+    Raises:
+        ValueError: it is not supported, or not in the installed transformers.
+    """
+    model = unwrapped(model)
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    family = family_named(kind)
+    takes = inspect.signature(model.forward).parameters
+    # 5.18 has it, but gives beams the wrong features.
+    if "mm_encoder_outputs" not in takes or version() < (5, 19):
+        raise ValueError(
+            f"this {kind} takes no features made ahead (mm_encoder_outputs); transformers 5.19 or newer is needed, and "
+            "a model with its language-model head"
+        )
+    if not any(name in takes for name in CACHE_NAMES):
+        raise changed(f"has {kind} take its cache under another name than {' or '.join(CACHE_NAMES)}")
+    if version() in family.without:
+        major, minor = version()
+        raise ValueError(
+            f"{family.name} takes all rows of a picture or none in transformers {major}.{minor}; install "
+            f"{major}.{minor + 1} or newer"
+        )
+    return family
+
+
+def family_named(kind: str) -> Family:
+    """The family of a model_type.
+
+    Raises:
+        ValueError: it is not supported.
+    """
+    if kind not in FAMILIES:
+        raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(FAMILIES)}")
+    module, _, name = FAMILIES[kind].partition(":")
+    return getattr(import_module(module), name)()
+
+
+def side_of(cells: int, who: str) -> int:
+    """The side of a square of cells."""
+    side = isqrt(cells)
+    if side * side != cells:
+        raise ValueError(f"{who}: {cells} rows of a frame make no square")
+    return side
+
+
+def to_unit_pixels(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised pixels [...,3,H,W] back in 0..1."""
+    shape = (3, 1, 1)
+    scale, shift = values.new_tensor(std).reshape(shape), values.new_tensor(mean).reshape(shape)
+    return (values * scale + shift).clamp(0, 1)
+
+
+def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
+    """The cue `pixels` of frames [T,3,H,W] in 0..1 on a grid of cells, [S,1,side*side*3].
+
+    Frames are resized so that each cell has `side` x `side` pixels; a cell of a tubelet takes its first frame.
+    """
+    frames = nn.functional.interpolate(
+        frames.float(), size=(grid.H * side, grid.W * side), mode="bilinear", antialias=True, align_corners=False
+    )
+    frames = frames[:: max(1, len(frames) // grid.T)][: grid.T]
+    cells = frames.reshape(grid.T, 3, grid.H, side, grid.W, side).permute(0, 2, 4, 3, 5, 1)
+    return cells.reshape(grid.cells, 1, side * side * 3)
+
+
+def grouped_blocks(blocks: Sequence[Tensor], items: Sequence[Any], frames: Tensor | None, who: str) -> list[Visual]:
+    """Pictures that share one placeholder, as the images and videos that `items` names.
+
+    Args:
+        blocks: rows [n,D] of each picture, in the order of the prompt.
+        items: ("video", frames) or ("image", pictures), in order; they must add up to the blocks.
+        frames: [blocks,3,H,W] in 0..1, for the cue `pixels`, or None.
+    """
+    if sum(count for _, count in items) != len(blocks):
+        raise ValueError(f"{who}: the items name {sum(count for _, count in items)} pictures, there are {len(blocks)}")
+    visuals, at = [], 0
+    for kind, count in items:
+        rows = torch.cat(list(blocks[at : at + count]))
+        grid = pixels = None
+        if kind == "video":
+            side = side_of(len(blocks[at]), who)
+            grid = Grid(count, side, side)
+            pixels = None if frames is None else cell_pixels(frames[at : at + count], grid)
+        visuals.append(Visual("image", rows, grid, pixels=pixels))
+        at += count
+    return visuals

@@ -1,0 +1,54 @@
+"""LLaVA-OneVision: 27 x 27 patches of a frame pooled to 14 x 14, one newline after each video. arXiv 2408.03326."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.llm.backends.base import Family, Visual, cell_pixels, to_unit_pixels
+from fewtokens.llm.pixels import Prepared, fit, normalise
+from fewtokens.video import Video
+
+
+class LlavaOnevision(Family):
+    """Rows of a video: T x 14 x 14, then the newline, which is no cell and stays."""
+
+    name = "llava_onevision"
+    stacked: ClassVar = ("video",)
+
+    def defaults(self, config: Any) -> dict[str, Any]:
+        side = config.vision_config.image_size
+        return super().defaults(config) | {"size": {"height": side, "width": side}}
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        frames = normalise(fit(video.frames, words.numbers), words.numbers)
+        rows = len(frames) * self.side(model) ** 2 + 1
+        return Prepared({"pixel_values_videos": frames[None]}, words.placeholder * rows)
+
+    def side(self, model: Any) -> int:
+        """Cells along a side of a frame."""
+        vision = model.config.vision_config
+        return math.ceil(vision.image_size // vision.patch_size / 2)
+
+    def visuals(
+        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
+    ) -> list[Visual]:
+        if modality == "image":
+            return [Visual("image", rows) for rows in outputs.pooler_output]
+        side = self.side(model)
+        frames = inputs["pixel_values_videos"]
+        grid = Grid(frames.shape[1], side, side)
+        return [
+            Visual(
+                "video",
+                rows,
+                grid,
+                tail=1,
+                pixels=cell_pixels(to_unit_pixels(frames[number], self.mean, self.std), grid) if pixels else None,
+            )
+            for number, rows in enumerate(outputs.pooler_output)
+        ]

@@ -1,0 +1,95 @@
+"""Qwen2-VL: any picture size, tubelets of two frames, 2 x 2 patches merged, positions (t, h, w). arXiv 2409.12191."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Family, Visual
+from fewtokens.llm.interface import attribute
+from fewtokens.llm.pixels import Prepared, budget, normalise, pack, resize, whole_patches
+from fewtokens.video import Video
+
+
+class Qwen2VL(Family):
+    """Rows of a video: T/2 x H/28 x W/28, in raster order."""
+
+    name = "qwen2_vl"
+    mrope = True
+    mean, std = CLIP_MEAN, CLIP_STD
+    numbers: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        tubelet, patch = self.tubelet(model), model.config.vision_config.patch_size
+        merge = self.merge(model, words.numbers)
+        size = self.target(words.numbers, video, patch * merge, tubelet)
+        frames = normalise(resize(video.frames, size, words.numbers["resample"]), words.numbers)
+        patches, shape = pack(frames, patch, merge, tubelet)
+        cells = shape[1] * shape[2] // merge**2
+        prepared = Prepared({"pixel_values_videos": patches, "video_grid_thw": torch.tensor([shape])})
+        prepared.text = self.written(words, video, shape[0], cells, tubelet)
+        self.more(prepared.inputs, video, tubelet, merge)
+        return prepared
+
+    def tubelet(self, model: Any) -> int:
+        """Frames in a step of the grid."""
+        return attribute(model.config.vision_config, "temporal_patch_size")
+
+    def merge(self, model: Any, numbers: dict[str, Any]) -> int:
+        """By how much the patches of a video are merged along a side."""
+        return model.config.vision_config.spatial_merge_size
+
+    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+        """Height and width that the frames are resized to."""
+        least, most = budget(numbers)
+        if numbers.get("cap_pixels_per_frame"):
+            share = int(numbers.get("max_video_tokens", 128000) * factor * factor * 0.9) * tubelet // len(video)
+            most = max(min(most, share), int(least * 1.05))
+        return whole_patches(*video.size, factor, least, most)
+
+    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+        """The text that stands for a video of so many steps of so many cells."""
+        return words.placeholder * (steps * cells)
+
+    def more(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
+        """Adds what else the model takes."""
+
+    def visuals(
+        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
+    ) -> list[Visual]:
+        shapes = inputs[f"{modality}_grid_thw"].tolist()
+        merges = self.merges(model, modality, inputs)
+        deepstack = [list(layers) for layers in zip(*self.deepstack(outputs), strict=True)]
+        visuals, at = [], 0
+        for number, (rows, (t, h, w), merge) in enumerate(zip(outputs.pooler_output, shapes, merges, strict=True)):
+            visual = Visual(modality, rows, deepstack=deepstack[number] if deepstack else [])
+            if modality == "video":
+                visual.grid = Grid(t, h // merge, w // merge)
+                if pixels:
+                    packed = inputs["pixel_values_videos"][at : at + t * h * w]
+                    visual.pixels = self.packed_pixels(packed, merge, model)
+            visuals.append(visual)
+            at += t * h * w
+        return visuals
+
+    def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
+        """More rows of each picture or video, by layer of the language model."""
+        return ()
+
+    def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
+        """By how much the patches of each picture or video are merged along a side."""
+        return [model.config.vision_config.spatial_merge_size] * len(inputs[f"{modality}_grid_thw"])
+
+    def packed_pixels(self, packed: Tensor, merge: int, model: Any) -> Tensor:
+        """The cue `pixels` out of patches as they are packed for the encoder: those of a cell lie side by side."""
+        frames, side = self.tubelet(model), model.config.vision_config.patch_size
+        patches = packed.float().reshape(-1, merge, merge, 3, frames, side, side)
+        mean, std = (patches.new_tensor(part).reshape(3, 1, 1, 1) for part in (self.mean, self.std))
+        unit = (patches * std + mean).clamp(0, 1)
+        # cell, sub-frame, row, column, channel
+        cells = unit.permute(0, 4, 1, 5, 2, 6, 3).reshape(len(unit), frames, -1, 3)
+        return torch.flatten(cells, 2)

@@ -1,0 +1,42 @@
+"""Qwen3-VL: seconds in words between the frames, and DeepStack features for the first layers. arXiv 2511.21631."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fewtokens.llm.backends.base import HALF
+from fewtokens.llm.backends.qwen2_vl import Qwen2VL
+from fewtokens.llm.interface import attribute
+from fewtokens.llm.pixels import budget, pair_times, whole_patches
+from fewtokens.video import Video
+
+
+class Qwen3VL(Qwen2VL):
+    """Rows of a video: T/2 runs of H/32 x W/32, with time stamps between them; DeepStack is merged by the same plan."""
+
+    name = "qwen3_vl"
+    mean, std = HALF, HALF
+    numbers: ClassVar = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
+
+    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+        # All frames share the budget here.
+        least, most = budget(numbers)
+        T, (height, width) = len(video), video.size
+        if numbers.get("cap_pixels_per_frame"):
+            frame = min(numbers.get("max_video_tokens", 768) * factor * factor, most // T)
+            most = max(frame, int(least * 1.05)) * T
+        if min(height, width) < factor:
+            grow = max(factor / height, factor / width)
+            height, width = int(height * grow), int(width * grow)
+        return whole_patches(height, width, factor, least, most, T, round(T / tubelet) * tubelet)
+
+    def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
+        return attribute(outputs, "deepstack_features")
+
+    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+        start = words.token("vision_start_token", "<|vision_start|>")
+        run = start + words.placeholder * cells + words.token("vision_end_token", "<|vision_end|>")
+        return "".join(f"<{time:.1f} seconds>{run}" for time in pair_times(video.times.tolist(), tubelet))

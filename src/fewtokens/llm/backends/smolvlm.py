@@ -1,0 +1,105 @@
+"""SmolVLM: a video is pictures in a row with their time before each. arXiv 2504.05299."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from fewtokens.llm.backends.base import Family, Visual, grouped_blocks, to_unit_pixels
+from fewtokens.llm.interface import version
+from fewtokens.llm.pixels import LANCZOS, Prepared, normalise, resize
+from fewtokens.video import Video
+
+_ONES = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_MOST_SIDE = 4096
+
+
+class SmolVLM(Family):
+    """Rows of a video: T runs of 8 x 8 (512 px), with words between them. Pictures of zeros are padding."""
+
+    name = "smolvlm"
+    needs_items = True
+    mark = "<video>"
+    without = ((5, 20),)
+    numbers: ClassVar = {
+        "size": {"longest_edge": 4 * 364},
+        "max_image_size": {"longest_edge": 364},
+        "resample": LANCZOS,
+    }
+    # transformers takes this one for videos, whatever the folder says; those of the folders write images.
+    template = (
+        "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+        "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
+        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+        "{% elif line['type'] == 'video' %}<video>{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+
+    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+        numbers = words.numbers
+        side = numbers["max_image_size"]["longest_edge"]
+        frames = resize(video.frames, _first_size(numbers["size"], *video.size), numbers["resample"])
+        frames = normalise(resize(frames, (side, side), numbers["resample"]), numbers)
+        times = video.times.tolist()
+        around = words.token("fake_image_token", "<fake_token_around_image>")
+        whole = words.token("global_image_token", "<global-img>")
+        picture = around + whole + words.placeholder * model.base_model.image_seq_len + around
+        seconds = times[-1] if video.duration is None else video.duration
+        text = (
+            f"You are provided the following series of {in_words(len(frames))} frames from a "
+            f"{timedelta(seconds=int(seconds))} [H:MM:SS] video.\n"
+        )
+        for time in times:
+            text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{picture}"
+        return Prepared({"pixel_values": frames[None]}, text + "\n\n")
+
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[Visual]) -> Any:
+        packed = super().pack(modality, outputs, visuals)
+        if version() < (5, 20):
+            # Pictures of one row each.
+            packed["pooler_output"] = torch.cat(packed["pooler_output"])[:, None]
+        return packed
+
+    def visuals(
+        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
+    ) -> list[Visual]:
+        size: int = model.base_model.image_seq_len  # type: ignore[union-attr, assignment]
+        blocks = [block for row in outputs.pooler_output for block in row.split(size)]
+        frames = None
+        if pixels:
+            pictures = inputs["pixel_values"].flatten(0, 1)
+            frames = to_unit_pixels(pictures[pictures.flatten(1).any(1)], self.mean, self.std)
+        return grouped_blocks(blocks, items, frames, self.name)
+
+
+def _first_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
+    """The size before frames are made square: the long side as said, the short one even."""
+    if not size.get("longest_edge"):
+        return size["height"], size["width"]
+    long = min(_MOST_SIDE, size["longest_edge"])
+    aspect = width / height
+    short = int(long / aspect) if width >= height else int(long * aspect)
+    short = max(1, short + short % 2)
+    return (short, long) if width >= height else (long, short)
+
+
+def in_words(number: int) -> str:
+    """A whole number below a million as English writes it, as the package num2words does."""
+    if number < 20:
+        return _ONES[number]
+    if number < 100:
+        return _TENS[number // 10 - 2] + (f"-{_ONES[number % 10]}" if number % 10 else "")
+    if number < 1000:
+        rest = f" and {in_words(number % 100)}" if number % 100 else ""
+        return f"{_ONES[number // 100]} hundred{rest}"
+    left = number % 1000
+    join = " and " if left < 100 else ", "
+    return f"{in_words(number // 1000)} thousand" + (join + in_words(left) if left else "")

@@ -1,0 +1,42 @@
+"""Mean pooling over space and time."""
+
+from __future__ import annotations
+
+import math
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.blocks import merge_blocks, shrink
+
+
+class MeanPool(Method):
+    """Average pooling over space-time blocks: all three axes shrink by about the same factor.
+
+    The count is known ahead and never over the budget. A budget of 1 is the mean of the whole video.
+
+    Args:
+        keep: share of the cells (float) or count (int).
+    """
+
+    paper = "baseline"
+    licence = "none needed"
+    cost = "O(NC)"
+    partition = True
+    conserves = True
+
+    def __init__(self, keep: float | int = 0.25) -> None:
+        super().__init__()
+        self.keep = check_keep(keep)
+
+    def shape(self, grid: Grid) -> tuple[int, int, int]:
+        """The coarser grid (T',H',W')."""
+        frames, rows, columns = shrink(grid.shape, planned_count(grid, self.keep))
+        return frames, rows, columns
+
+    def planned_count(self, grid: Grid) -> int:
+        return math.prod(self.shape(grid))
+
+    def plan(self, tokens: Tokens) -> Plan:
+        return merge_blocks(tokens, [self.shape(grid) for grid in tokens.grid.videos(tokens.B)])

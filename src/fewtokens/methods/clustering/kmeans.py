@@ -1,0 +1,70 @@
+"""The token base of Token Dynamics: k-means over the tokens of a video. arXiv 2503.16980, section 3."""
+
+from __future__ import annotations
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
+
+
+class KMeans(Method):
+    """Merges all tokens of a video into K clusters by direction; each token out is a mean of raw tokens.
+
+    Assignment is by cosine, seeded by greedy k-means++. The means are of the raw tokens: the reference code
+    averages normalised ones, which throws magnitudes away and needs a fine-tuned language model. Exactly K
+    tokens come out: a cluster that runs empty takes the token that fits worst elsewhere.
+
+    The adaptive length fits K = k_min..k_max on up to 4096 evenly spaced tokens, each K started from the one
+    before, and takes the K of the best silhouette (cosine, exact) or of the elbow (farthest below the chord
+    of the distortion curve); then all tokens are assigned. Several repairs against the reference code, whose
+    silhouette ignores the labels and whose elbow always gives k_min.
+
+    Args:
+        keep: share of the cells (float) or count (int): K; 32 where nothing is said. Not for adaptive length.
+        criterion: "fixed", or "silhouette" or "elbow" for adaptive length.
+        k_min, k_max: bounds of the adaptive length.
+        iterations: of Lloyd's algorithm at most.
+        tol: stop where the centres (unit vectors) move by less, Frobenius norm.
+        seed: of k-means++.
+    """
+
+    paper = "Token Dynamics / VQToken, arXiv 2503.16980 (token base)"
+    licence = "written from the paper; reference code BSD-3"
+    cost = "O(N K C) an iteration, in blocks of bounded memory; adaptive length on at most 4096 tokens"
+    partition = True
+    conserves = True
+
+    def __init__(
+        self,
+        keep: float | int | None = None,
+        *,
+        criterion: str = "fixed",
+        k_min: int = 12,
+        k_max: int = 32,
+        iterations: int = 50,
+        tol: float = 1e-4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if criterion not in ("fixed", *CRITERIA):
+            raise ValueError(f"kmeans chooses K by fixed, silhouette or elbow, not {criterion!r}")
+        self.budget = criterion == "fixed"
+        if not self.budget and keep is not None:
+            raise ValueError("kmeans of adaptive length takes k_min= and k_max=, not keep=")
+        check_bounds(k_min, k_max)
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        self.keep = check_keep(32 if keep is None else keep) if self.budget else None
+        self.criterion = criterion
+        self.k_min, self.k_max = k_min, k_max
+        self.iterations, self.tol, self.seed = iterations, tol, seed
+
+    def planned_count(self, grid: Grid) -> int | None:
+        return None if self.keep is None else planned_count(grid, self.keep)
+
+    def plan(self, tokens: Tokens) -> Plan:
+        if self.budget:
+            return fixed(tokens, self.counts(tokens), self.seed, self.iterations, self.tol)
+        return adaptive(tokens, self.criterion, self.k_min, self.k_max, self.seed, self.iterations, self.tol)

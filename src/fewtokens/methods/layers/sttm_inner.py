@@ -1,0 +1,82 @@
+"""STTM inside the language model: its quadtree and joining over time, on hidden states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewtokens.core import registry
+from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer
+from fewtokens.core.tokens import Tokens
+
+
+class SttmInner(InsideMethod):
+    """Merges the tokens of each video before one layer as `sttm` does, by what their hidden states are there.
+
+    STTM (arXiv 2507.07990), which merges in layer 2 of 7B models. A merged token stands where its earliest, upper left
+    cell stood and has its position, as in the reference for Qwen2-VL. The reference for LLaVA counts positions anew;
+    then layers would disagree on where later words are, so that is not offered; "average" takes the mean rotary
+    embedding of the cells instead.
+
+    Args:
+        tau, tau_time, levels, weighted, strips, keep: of `sttm`.
+        layer: the first layer with fewer; 2 in the paper.
+        positions: "keep" or "average".
+    """
+
+    paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990, inside the language model"
+    licence = "written from the description; the reference code has no licence"
+    cost = "O(levels * N C); with keep nine times that"
+    merges = True
+    may_keep_all = True
+
+    def __init__(
+        self,
+        tau: float | None = None,
+        *,
+        tau_time: float | None = None,
+        levels: int | None = None,
+        weighted: bool = False,
+        strips: str = "first",
+        keep: float | int | None = None,
+        layer: int = 2,
+        positions: str = "keep",
+    ) -> None:
+        super().__init__()
+        if positions not in ("keep", "average"):
+            raise ValueError(f"sttm_inner: positions must be 'keep' or 'average', got {positions!r}")
+        outer = registry.get("sttm")
+        self.sttm = outer(tau, tau_time=tau_time, levels=levels, weighted=weighted, strips=strips, keep=keep)
+        self.tau, self.tau_time, self.levels, self.weighted, self.keep = tau, tau_time, levels, weighted, keep
+        self.strips = strips
+        self.layer, self.positions = check_layer(layer, "sttm_inner"), positions
+
+    def stops(self, depth: int) -> list[Stop]:
+        return [Stop(self.layer)]
+
+    def choose(self, view: View, number: int) -> Choice:
+        kept, hidden, rope = view.video.clone(), view.hidden, view.rope
+        for video, place in view.videos:
+            if bool((place < 0).any()):
+                raise ValueError("sttm_inner works on whole frames: put it before methods that drop or merge tokens")
+            row = torch.full_like(place, video.row)
+            before = video.tokens.whole_grid(self.name).replace(features=view.hidden[row, place][None])
+            after: Tokens = self.sttm(before)
+            source = after.source[0]
+            cell = torch.arange(len(source), device=source.device)
+            corner = torch.full_like(source[: after.N], len(source)).scatter_reduce(0, source, cell, "amin")
+            anchor = place[corner]
+            kept[video.row, place] = False
+            kept[video.row, anchor] = True
+            at = (row[: after.N], anchor)
+            hidden = hidden.index_put(at, after.features[0].to(hidden.dtype))
+            if self.positions == "average":
+                means = [_mean(part[row, place], source, after.N) for part in rope]
+                rope = tuple(part.index_put(at, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
+        return Choice(kept, None if bool(kept[view.video].all()) else hidden, rope)
+
+
+def _mean(values: Tensor, source: Tensor, number: int) -> Tensor:
+    """Means [number,d] of values [n,d] by where they went."""
+    total = values.new_zeros(number, values.shape[1], dtype=torch.float32).index_add(0, source, values.float())
+    return (total / torch.bincount(source, minlength=number)[:, None]).to(values.dtype)

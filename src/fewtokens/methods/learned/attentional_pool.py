@@ -1,0 +1,52 @@
+"""Space-time attentional pooling: weighted sums over all tokens of the video, the weights learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, load_weights
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.resample import Summary, check_counts, counts_of, features_of, seen_by_all
+
+
+class AttentionalPool(Method):
+    """`num_tokens` weighted sums over all the tokens of the video: W = softmax over tokens of MLP(LN(x)), y = W x.
+
+    BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267): TokenLearner 1.1 over space and time at once. Here
+    attention is not only attribution: the soft weights are exactly what made the features, so each token is a convex
+    combination of the video's. It differs from the paper: the tokens come in the order of their mean time, and a
+    token whose weights all vanish in float32 counts for all outputs alike (with a weight of 1e-9).
+
+    Args:
+        num_tokens: tokens of the whole video; 16, 32 and 128 in the paper.
+        width: channels of the features.
+        hidden: channels of the hidden layer.
+        weights: a safetensors file with trained parameters; None draws them.
+    """
+
+    trainable = True
+    resamples = True
+    paper = "BLIP-3-Video, arXiv 2410.16267"
+    licence = "written from the paper"
+    cost = "N*hidden*(C + M) + N*M*C MACs"
+
+    def __init__(self, num_tokens: int = 32, *, width: int = 384, hidden: int = 64, weights: str | None = None) -> None:
+        super().__init__()
+        check_counts(num_tokens=num_tokens, hidden=hidden)
+        self.num_tokens, self.width, self.hidden, self.weights = num_tokens, width, hidden, weights
+        self.summary = Summary(width, num_tokens, hidden)
+        load_weights(self, "attentional_pool", weights)
+
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+        check_width(self.name, tokens.C, self.width)
+        maps = self.summary(features_of(tokens, self.summary.norm.weight.dtype), tokens.mask)
+        return Plan(counts_of(tokens, self.num_tokens), self.num_tokens, weights=seen_by_all(maps))
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        return super().forward(tokens, **cues).ordered()
+
+    def planned_count(self, grid: Grid) -> int:
+        return self.num_tokens

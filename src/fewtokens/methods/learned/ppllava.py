@@ -1,0 +1,116 @@
+"""PPLLaVA: pooling in space-time windows, weighted by what the prompt asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, load_weights
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.resample import check_text, features_of, wide
+
+
+class PpLlava(Method):
+    """Each window of cells becomes its average, weighted by softmax(cos(text, f(x)) / tau).
+
+    PPLLaVA (arXiv 2411.02327): prompt-guided pooling. The softmax over the whole video, made to sum to 1
+    within each window, is a softmax within each window, and so it is computed. The released code gives the softmax over
+    the video to a second one within each window, so that only a token with more than about `tau` of the whole video's
+    weight stands out and the rest is a plain average: softmax="twice". Written from the formula: f is one
+    linear layer into the space of the text, which begins as the identity where the widths are equal (features and
+    text of one space, such as CLIP's); vectors have length 1, as in CLIP; the text is the mean of its L rows (take
+    padding away before), the paper has CLIP's one vector. Windows that reach past an edge average what is there.
+
+    Attribution is exact: the weights are those that made the features. The features are averaged as they are; a
+    weight below 1e-9 counts as 1e-9. The tokens come in the order of their mean time.
+
+    Args:
+        kernel: frames, rows and columns of a window; (2, 3, 3) takes 32 frames of 24 x 24 to 1024 tokens.
+        tau: temperature, above 0.
+        softmax: "window", the formula; or "twice", as released.
+        width: channels of the features.
+        text_width: channels of the cue "text" [B,L,D]; None means `width`.
+        weights: a safetensors file with trained parameters; None draws them.
+    """
+
+    needs = ("text",)
+    trainable = True
+    resamples = True
+    dense = True
+    paper = "PPLLaVA, arXiv 2411.02327"
+    licence = "written from the paper"
+    cost = "N*C*D + N*M*C MACs, D the channels of the text"
+
+    def __init__(
+        self,
+        kernel: tuple[int, int, int] = (2, 3, 3),
+        *,
+        tau: float = 0.01,
+        softmax: str = "window",
+        width: int = 384,
+        text_width: int | None = None,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if len(kernel) != 3 or any(not isinstance(side, int) or side < 1 for side in kernel):
+            raise ValueError(f"kernel must be three counts of at least 1 (frames, rows, columns), got {kernel!r}")
+        if not tau > 0:
+            raise ValueError(f"tau must be above 0, got {tau!r}")
+        if softmax not in ("window", "twice"):
+            raise ValueError(f"softmax must be 'window' or 'twice', got {softmax!r}")
+        self.softmax = softmax
+        self.kernel = (kernel[0], kernel[1], kernel[2])
+        self.tau, self.width, self.text_width, self.weights = tau, width, text_width, weights
+        self.to_text = nn.Linear(width, text_width or width, bias=False)
+        if (text_width or width) == width:
+            nn.init.eye_(self.to_text.weight)
+        load_weights(self, "ppllava", weights)
+
+    def plan(self, tokens: Tokens, *, text: Tensor, **cues: Any) -> Plan:
+        check_width(self.name, tokens.C, self.width)
+        check_text(self.name, text, tokens, self.text_width or self.width)
+        tokens = tokens.whole_grid(self.name)
+        x = features_of(tokens, self.to_text.weight.dtype)
+        asked = _directions(text.to(x.dtype).mean(1))
+        logits = (_directions(self.to_text(x)) @ asked[..., None]).squeeze(2) / self.tau
+        logits = logits.masked_fill(~tokens.mask, -torch.inf)
+        if self.softmax == "twice":
+            logits = (logits.softmax(1) / self.tau).masked_fill(~tokens.mask, -torch.inf)
+        T, H, W = self._windows(tokens.grid)
+        sides = torch.tensor(self.kernel, device=tokens.device)
+        t, row, column = (tokens.grid.positions(tokens.device).long() // sides).unbind(1)
+        window = (t * H + row) * W + column  # [S], the same for every video
+        inside = F.one_hot(window, T * H * W).T.bool()  # [M,S]
+        # The largest of each window is taken off, so that a window far from the text does not vanish.
+        index = window.expand_as(logits)
+        most = torch.full_like(logits[:, :1], -torch.inf).repeat(1, T * H * W)
+        most = most.scatter_reduce(1, index, logits.detach(), "amax").nan_to_num(neginf=0.0)
+        parts = (logits - most.gather(1, index)).exp()
+        total = torch.zeros_like(most).scatter_add(1, index, parts)
+        share = (parts / total.clamp(min=1e-12).gather(1, index)).clamp(min=1e-9) * tokens.mask
+        lengths = tokens.mask.reshape(tokens.B, tokens.grid.T, -1).any(2).sum(1)
+        count = -(-lengths // self.kernel[0]) * H * W
+        return Plan(count, T * H * W, weights=share[:, None] * inside)
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        return super().forward(tokens, **cues).ordered()
+
+    def planned_count(self, grid: Grid) -> int:
+        T, H, W = self._windows(grid)
+        return T * H * W
+
+    def _windows(self, grid: Grid) -> tuple[int, int, int]:
+        frames, rows, columns = (-(-n // side) for n, side in zip(grid.shape, self.kernel, strict=True))
+        return frames, rows, columns
+
+
+def _directions(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension, in float32; smooth at zero."""
+    x = wide(x)
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

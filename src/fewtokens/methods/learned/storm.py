@@ -1,0 +1,84 @@
+"""STORM: a state-space mixer over the whole video, then averages over time and space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, load_weights
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.resample import check_counts, features_of
+from fewtokens.methods.ops.scan import Mixer
+
+
+class Storm(Method):
+    """Selective scans over all tokens, forwards and backwards, spread the video over each; then plain averages.
+
+    STORM (arXiv 2503.04130): mixers with a residual between encoder and language model, which let
+    temporal average pooling lose less. The scan goes frame by frame, row by row, and back. Then the mean of `pool`
+    frames at each place and of `spatial` x `spatial` places; windows that reach past the end average what is there.
+    A variant: we know neither depth nor widths of the original (one mixer, inner width twice `width`, the block of
+    Vision Mamba, arXiv 2401.09417), and the scan is plain PyTorch (`scan.py`), slower than a fused kernel. Its
+    sampling of tokens at test time is left to a method behind this one.
+
+    The plan is hard: a token stands for the cells of its window, from which its features were averaged after mixing.
+
+    Args:
+        pool: frames that are averaged.
+        spatial: rows and columns that are averaged; 1 for none.
+        width: channels of the features.
+        state: numbers that each inner channel remembers.
+        num_layers: mixers.
+        weights: a safetensors file with trained parameters; None draws them.
+    """
+
+    trainable = True
+    partition = True
+    dense = True
+    paper = "STORM, arXiv 2503.04130"
+    licence = "written from the paper"
+    cost = "a mixer: N*C*(6.5*C + 72*state) MACs, in memory B*64*2*C*state at a time; pooling N*C"
+
+    def __init__(
+        self,
+        pool: int = 4,
+        *,
+        spatial: int = 1,
+        width: int = 384,
+        state: int = 16,
+        num_layers: int = 1,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_counts(pool=pool, spatial=spatial, state=state, num_layers=num_layers)
+        self.pool, self.spatial, self.width, self.state = pool, spatial, width, state
+        self.num_layers, self.weights = num_layers, weights
+        self.layers = nn.ModuleList(Mixer(width, state) for _ in range(num_layers))
+        load_weights(self, "storm", weights)
+
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+        """Which window each cell is averaged in; the mixing moves nothing."""
+        T, H, W = self._windows(tokens.grid)
+        t, y, x = tokens.positions.round().long().unbind(2)
+        label = ((t // self.pool) * H + y // self.spatial) * W + x // self.spatial
+        return Plan.group(label, tokens, T * H * W)
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        check_width(self.name, tokens.C, self.width)
+        tokens = tokens.whole_grid(self.name)
+        x = features_of(tokens, next(self.parameters()).dtype)
+        for layer in self.layers:
+            x = layer(x, tokens.mask)
+        pooled = tokens.replace(features=x).apply(self.plan(tokens))
+        return pooled.replace(features=pooled.features.to(tokens.features.dtype))
+
+    def planned_count(self, grid: Grid) -> int:
+        T, H, W = self._windows(grid)
+        return T * H * W
+
+    def _windows(self, grid: Grid) -> tuple[int, int, int]:
+        return -(-grid.T // self.pool), -(-grid.H // self.spatial), -(-grid.W // self.spatial)

@@ -1,0 +1,149 @@
+"""Token Turing Machine: a memory of tokens that reads and writes frame after frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, load_weights
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.resample import (
+    Block,
+    Places,
+    Summary,
+    by_frame,
+    check_counts,
+    counts_of,
+    features_of,
+    resampled,
+    seen_by_all,
+)
+
+_HIDDEN = 64
+
+
+class TokenTuring(Method):
+    """A memory M of tokens, zero at first, goes over the frames x_t; `num_tokens` tokens are read from it at the end.
+
+    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267).
+    Each frame: z = S_r([M; x_t]) reads, o = Transformer(z) works, M <- S_m([M; x_t; o]) writes, with S_k the summary
+    of TokenLearner 1.1 into k tokens (`resample.Summary`). The Transformer adds a learned place to each token that was
+    read and ends with a LayerNorm, as the released code does. It is causal in time: a memory never depends on later
+    frames, and `advance` gives frame after frame what `forward` gives for the whole; a frame without tokens leaves the
+    memory as it is. It differs from the paper: what tells memory, places and outputs apart is added only to what is
+    scored, not to the tokens (it would pile up in the memory), and the places of a frame are a learned layer of sines.
+    Against the released code GELU is exact and the epsilon of LayerNorms 1e-5 (its tanh form and 1e-6 there).
+
+    Attribution: the summaries are linear in the tokens, so their weights are followed through all frames; the
+    Transformer is taken to leave its tokens where they are. The tokens come in the order of their mean time. Frames
+    long ago fade; those whose weight vanishes in float32 are shared by all tokens alike.
+
+    Args:
+        num_tokens: tokens of the whole video.
+        width: channels of the features.
+        memory: tokens of the memory.
+        read: tokens that are read and worked on at each frame.
+        num_layers: blocks of the Transformer.
+        heads: of its attention; the largest number up to this that divides `width`.
+        weights: a safetensors file with trained parameters; None draws them.
+    """
+
+    trainable = True
+    resamples = True
+    paper = "Token Turing Machines, arXiv 2211.09119; BLIP-3-Video, arXiv 2410.16267"
+    licence = "written from the papers; reference code Apache-2.0"
+    cost = "a frame of n: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
+
+    def __init__(
+        self,
+        num_tokens: int = 32,
+        *,
+        width: int = 384,
+        memory: int = 64,
+        read: int = 8,
+        num_layers: int = 4,
+        heads: int = 8,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_counts(num_tokens=num_tokens, memory=memory, read=read, num_layers=num_layers, heads=heads)
+        self.num_tokens, self.width, self.memory, self.read = num_tokens, width, memory, read
+        self.num_layers, self.heads, self.weights = num_layers, heads, weights
+        self.places = Places(width)
+        self.slots = nn.Parameter(0.5 * torch.randn(memory, width))
+        self.outputs = nn.Parameter(0.5 * torch.randn(read, width))
+        self.reader, self.writer = Summary(width, read, _HIDDEN), Summary(width, memory, _HIDDEN)
+        self.order = nn.Parameter(0.02 * torch.randn(read, width))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(width)
+        self.last = Summary(width, num_tokens, _HIDDEN)
+        load_weights(self, "token_turing", weights)
+
+    def empty(self, videos: int) -> Tensor:
+        """The memory before the first frame, zeros [B,m,C]."""
+        return self.slots.new_zeros(videos, *self.slots.shape)
+
+    def advance(self, frame: Tokens, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """One frame further.
+
+        Args:
+            frame: tokens of one frame of each video.
+            memory: [B,m,C], what the frame before gave; None before the first frame.
+
+        Returns:
+            The memory [B,m,C], and what was worked out at this frame, [B,r,C].
+        """
+        x, where = features_of(frame, self.slots.dtype), self._where(frame)
+        memory, out, *_ = self._step(x, where, frame.mask, self.empty(frame.B) if memory is None else memory)
+        return memory, out
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        check_width(self.name, tokens.C, self.width)
+        x, where = features_of(tokens, self.slots.dtype), self._where(tokens)
+        memory, index, real = self.empty(tokens.B), *by_frame(tokens)
+        held = torch.zeros(tokens.B, self.memory, tokens.N, device=tokens.device)  # how much of each token is in M
+        for pick, here in zip(index.unbind(1), real.unbind(1), strict=True):
+            rows = pick[..., None].expand(-1, -1, tokens.C)
+            memory, _, reading, writing = self._step(x.gather(1, rows), where.gather(1, rows), here, memory)
+            held = self._follow(held, reading.detach().float(), writing.detach().float(), pick, here)
+        maps = self.last(memory + self.slots)
+        attention = seen_by_all(maps.detach().float() @ held)
+        return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.num_tokens))
+
+    def _where(self, tokens: Tokens) -> Tensor:
+        """Rows and columns embedded; time is what the memory is for, and a stream has no end."""
+        still = tokens.positions * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
+        return self.places(tokens.replace(positions=still))
+
+    def _step(self, x: Tensor, where: Tensor, real: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """New memory, output, and the maps [B,r,m+n] and [B,m,m+n+r] that read and wrote them."""
+        marks = torch.cat([self.slots.expand_as(memory), where], 1)
+        both = torch.cat([memory, x], 1)
+        mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
+        reading = self.reader(both + marks, mask)
+        out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
+        marks = torch.cat([marks, self.outputs.expand_as(out)], 1)
+        both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
+        writing = self.writer(both + marks, mask)
+        some = real.any(1)[:, None, None]
+        return torch.where(some, writing.to(x.dtype) @ both, memory), out, reading, writing
+
+    def _follow(self, held: Tensor, reading: Tensor, writing: Tensor, pick: Tensor, here: Tensor) -> Tensor:
+        """How much of each token the memory holds after a frame, [B,m,N]."""
+        m, n = self.memory, pick.shape[1]
+
+        def along(maps: Tensor) -> Tensor:
+            own = maps[..., m : m + n] * here[:, None]
+            return (maps[..., :m] @ held).scatter_add(2, pick[:, None].expand(-1, maps.shape[1], -1), own)
+
+        # Shares of tokens are summed in float32 where the networks around run in half precision.
+        with torch.autocast(held.device.type, enabled=False):
+            after = along(writing) + writing[..., m + n :] @ along(reading)
+        return torch.where(here.any(1)[:, None, None], after, held)
+
+    def planned_count(self, grid: Grid) -> int:
+        return self.num_tokens

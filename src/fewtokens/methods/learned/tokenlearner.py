@@ -1,0 +1,123 @@
+"""TokenLearner: a handful of tokens, each a learned spatial map over the frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, load_weights
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.per_frame import (
+    check_num_tokens,
+    check_width,
+    frames_of,
+    lecun_normal_,
+    plan_of,
+    planned,
+)
+
+VERSIONS = ("1.0", "1.1")
+
+
+class TokenLearner(Method):
+    """Each frame becomes `num_tokens` weighted sums of its patches; the weights are learned from the frame.
+
+    TokenLearner: What Can 8 Learned Tokens Do for Images and Videos? (arXiv 2106.11297, section 2). The maps
+    are computed from LayerNorm(x) and applied to the raw x. Version 1.0, with which the paper's tables were
+    made: four 3x3 convolutions without bias, a sigmoid for each map and pixel. Version 1.1, of the released
+    code since March 2022: two linear layers, a softmax over the pixels.
+
+    The paper writes an average over the pixels; its code sums, so that the size of a token grows with the
+    resolution. Both are here (`pool`), the sum is the default.
+
+    Args:
+        num_tokens: tokens of each frame.
+        width: channels of the features.
+        version: "1.0" or "1.1".
+        pool: "sum" or "mean" over the pixels; for 1.0 (a softmax sums to one already).
+        hidden: channels of the hidden layer of 1.1; None means 64.
+        dropout: behind both layers of 1.1, in training.
+        weights: a safetensors file with trained parameters; None draws them.
+    """
+
+    budget = True
+    trainable = True
+    resamples = True
+    dense = True
+    paper = "TokenLearner, arXiv 2106.11297"
+    licence = "reference code Apache-2.0"
+    cost = "1.0: H*W*9*(C+3*num_tokens)*num_tokens MACs a frame; 1.1: H*W*64*(C+num_tokens); pooling H*W*C*num_tokens"
+
+    def __init__(
+        self,
+        num_tokens: int = 8,
+        *,
+        width: int = 384,
+        version: str = "1.0",
+        pool: str = "sum",
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        if version not in VERSIONS:
+            raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
+        if pool not in ("sum", "mean"):
+            raise ValueError(f"pool must be 'sum' or 'mean', got {pool!r}")
+        if version == "1.1" and pool != "sum":
+            raise ValueError("version 1.1 pools with a softmax, whose sum is a mean already; pool='mean' is for 1.0")
+        if version == "1.0" and (hidden is not None or dropout):
+            raise ValueError("hidden and dropout belong to version 1.1")
+        self.num_tokens, self.width, self.version, self.pool = check_num_tokens(num_tokens), width, version, pool
+        self.hidden, self.dropout, self.weights = hidden, dropout, weights
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.scorer = _convolutions(width, num_tokens) if version == "1.0" else mlp(width, num_tokens, hidden, dropout)
+        load_weights(self, "tokenlearner", weights)
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The spatial maps of frames [F,H,W,C]: [F,M,H*W], in 0..1 for 1.0 (over H*W for the mean), sum 1 for 1.1."""
+        y = self.norm(x)
+        if self.version == "1.0":
+            maps = self.scorer(y.permute(0, 3, 1, 2)).flatten(2).sigmoid()
+            return maps / maps.shape[2] if self.pool == "mean" else maps
+        return self.scorer(y).flatten(1, 2).transpose(1, 2).softmax(-1)
+
+    def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
+        maps = self.maps(x)
+        return maps @ x.flatten(1, 2), maps
+
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+        check_width(self.name, tokens.C, self.width)
+        return plan_of(tokens, self.maps(frames_of(tokens, self.name).to(self.norm.weight.dtype)))
+
+    def planned_count(self, grid: Grid) -> int:
+        return planned(grid, self.num_tokens)
+
+
+def _convolutions(width: int, num_tokens: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (width, num_tokens, num_tokens, num_tokens):
+        conv = nn.Conv2d(channels, num_tokens, 3, padding=1, bias=False)
+        lecun_normal_(conv.weight)
+        layers += [conv, nn.GELU(approximate="tanh")]
+    return nn.Sequential(*layers[:-1])
+
+
+def mlp(width: int, out: int, hidden: int | None, dropout: float) -> nn.Sequential:
+    """Linear, GELU, Linear, with the initialisation of the released code."""
+    layers = nn.Sequential(
+        nn.Linear(width, hidden or 64),
+        nn.GELU(approximate="tanh"),
+        nn.Dropout(dropout),
+        nn.Linear(hidden or 64, out),
+        nn.Dropout(dropout),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.normal_(layer.bias, std=1e-6)
+    return layers

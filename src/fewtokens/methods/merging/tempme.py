@@ -1,0 +1,64 @@
+"""TempMe, its training-free part: clips of a video are joined step by step, and tokens merge within each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.groups import merge_within, share_out, sizes_of
+
+
+class TempMe(Method):
+    """Merges within frames, then within pairs of frames, then within pairs and triples of those clips.
+
+    TempMe (arXiv 2409.01156), progressive multi-granularity merging, here on features and by its matching alone: the
+    paper merges in the blocks of CLIP, adds a learned frame position before clips are joined, and trains 0.5 M
+    parameters. The budget falls by the same factor in every round.
+
+    Args:
+        keep: share of the cells (float) or count (int); at least one token for each clip of the last round.
+        joins: how many neighbouring clips are joined in each round after the first; (2, 2, 3) in the paper, which makes
+            one clip of its 12 frames.
+    """
+
+    paper = "TempMe: Video Temporal Token Merging, arXiv 2409.01156"
+    licence = "written from the description; reference MIT, with files derived from a non-commercial one"
+    cost = "O(sum over rounds of N m C / 4) with m tokens of a clip"
+    partition = True
+    conserves = True
+
+    def __init__(self, keep: float | int = 0.25, *, joins: Sequence[int] = (2, 2, 3)) -> None:
+        super().__init__()
+        self.keep = check_keep(keep)
+        if any(not isinstance(n, int) or n < 1 for n in joins):
+            raise ValueError(f"joins must be counts of clips of at least 1, got {joins!r}")
+        self.joins = tuple(joins)
+
+    def _frames(self) -> list[int]:
+        """Frames of a clip in each round."""
+        frames = [1]
+        for join in self.joins:
+            frames.append(frames[-1] * join)
+        return frames
+
+    def planned_count(self, grid: Grid) -> int:
+        return max(-(-grid.T // self._frames()[-1]), planned_count(grid, self.keep))
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        wanted, start = self.counts(tokens), tokens.count
+        rounds = self._frames()
+        for number, frames in enumerate(rounds, 1):
+            clips = -(-tokens.grid.T // frames)
+            group = (tokens.frame // frames).masked_fill(~tokens.mask, -1)
+            size = sizes_of(group, clips)
+            # The same factor in every round; one token at least for each clip.
+            share = start * (wanted / start) ** (number / len(rounds))
+            total = share.ceil().long().maximum((size > 0).sum(1)).minimum(tokens.count)
+            total = wanted if number == len(rounds) else torch.maximum(total, wanted)
+            tokens = tokens.apply(merge_within(tokens, group, share_out(total, size)))
+        return tokens

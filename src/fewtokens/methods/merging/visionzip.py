@@ -1,0 +1,88 @@
+"""VisionZip: the tokens that draw attention, and a few that stand for the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens.core.method import Method, check_keep
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+
+
+class VisionZip(Method):
+    """Of each frame the tokens that receive most attention stay; the rest merges into evenly spread ones of its own.
+
+    VisionZip (arXiv 2412.04467). The dominant tokens are those with the most attention in the encoder's last block.
+    Of the others every n-th is a contextual token, to which the rest goes by cosine of the attention keys. The
+    published code takes keys and attention of the last block but one, and of the attention what the class token pays;
+    here it is the cue "attention", the mean over heads and queries.
+
+    The published code adds to a contextual token the mean of its members, so that its norm grows;
+    with normalise=True (the default) it is their common mean instead, weighted by sizes.
+
+    The budget of the video is dealt out evenly over its frames; a frame whose part is one token has a dominant one
+    alone, and what is left of it is dropped.
+
+    Args:
+        keep: share of the cells (float) or count (int).
+        contextual: share of the budget that goes to contextual tokens; 10 of 64 in the paper.
+        normalise: mean, or the published sum.
+    """
+
+    needs = ("attention", "keys")
+    paper = "VisionZip: Longer is Better but Not Necessary in Vision Language Models, arXiv 2412.04467"
+    licence = "written from the description; reference Apache-2.0"
+    cost = "O(n^2 D) a frame"
+    merges = True
+    dense = True
+
+    def __init__(self, keep: float | int = 0.25, *, contextual: float = 10 / 64, normalise: bool = True) -> None:
+        super().__init__()
+        self.keep = check_keep(keep)
+        if not 0 <= contextual < 1:
+            raise ValueError(f"contextual is a share of the budget in [0, 1), got {contextual}")
+        self.contextual, self.normalise = float(contextual), bool(normalise)
+
+    def _decide(self, tokens: Tokens, attention: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Where each token goes [B,N], which of them are targets or dominant [B,N], and the slots in all."""
+        B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
+        tokens.whole_grid(self.name)
+        lengths = torch.tensor([grid.T for grid in tokens.grid.videos(B)], device=tokens.device)[:, None]
+        total = self.counts(tokens)[:, None]
+        t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
+        ends = t * total // lengths  # [B,T+1]
+        budget = ends.diff(dim=1)[..., None]  # [B,T,1]
+        few = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
+        few = few.masked_fill(budget >= n, 0)
+        dominant = budget - few
+        rank = attention.float().unflatten(1, (T, n)).argsort(dim=2, descending=True, stable=True).argsort(dim=2)
+        chosen = rank < dominant  # [B,T,n]
+        # The others in their order; every stride-th of them is a target, as many as there are contextual tokens.
+        order = (~chosen).cumsum(2) - 1
+        stride = ((n - dominant) // few.clamp(min=1)).clamp(min=1)
+        target = ~chosen & (order % stride == 0) & (order // stride < few)
+        keys = F.normalize(keys.float(), dim=2).unflatten(1, (T, n))
+        similar = (keys @ keys.transpose(2, 3)).masked_fill(~target[:, :, None], -torch.inf)  # [B,T,n,n]
+        # A target is its own; with no target in the frame the rest is dropped.
+        nearest = similar.argmax(3)
+        own = torch.arange(n, device=tokens.device).expand_as(nearest)
+        stays = chosen | target
+        nearest = torch.where(stays, own, nearest)
+        slot = stays.cumsum(2) - 1 + ends[:, :-1, None]
+        dest = slot.gather(2, nearest).masked_fill(~stays & (few == 0), -1)
+        return dest.flatten(1).masked_fill(~tokens.mask, -1), stays.flatten(1), int(total.max())
+
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        with torch.no_grad():
+            dest, stays, slots = self._decide(tokens, **cues)
+        reduced = tokens.apply(Plan(self.counts(tokens), slots, dest))
+        if self.normalise:
+            return reduced
+        # The published sum: the target itself plus the mean of its members.
+        head = Plan(reduced.count, slots, dest.masked_fill(~stays, -1)).move(tokens.features)
+        members = Plan(reduced.count, slots, dest.masked_fill(stays, -1)).move(tokens.features)
+        return reduced.replace(features=head + members)

@@ -1,0 +1,94 @@
+"""Bipartite soft matching, the step shared by everything that merges tokens pairwise.
+
+Token Merging (ToMe), arXiv 2210.09461, section 3. Written from the published algorithm.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+
+# Similarities are taken in blocks of at most this many entries (8 MiB in float32, so that a block is still
+# in the cache when its maximum is taken); the whole table is never there at once.
+_ENTRIES_AT_ONCE = 1 << 21
+
+
+def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """For every row of `a` the most similar row of `b`.
+
+    Args:
+        a: [B,Na,D]; b: [B,Nb,D]. Their inner product is the similarity.
+        real: bool [B,Nb], which rows of `b` may be chosen; None = all.
+
+    Returns:
+        The similarity [B,Na] and the row's number, int64 [B,Na]; the first of equals.
+    """
+    best, index = [], []
+    block = max(1, _ENTRIES_AT_ONCE // max(1, b.shape[0] * b.shape[1]))
+    for rows in a.split(block, dim=1):
+        similarity = rows @ b.transpose(1, 2)
+        if real is not None:
+            similarity.masked_fill_(~real[:, None], -torch.inf)
+        value, where = similarity.max(dim=2)
+        best.append(value)
+        index.append(where)
+    return torch.cat(best, dim=1), torch.cat(index, dim=1)
+
+
+def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
+    """Merges up to `r` tokens, each into its most similar one of the other half.
+
+    Tokens at even places (set A) each choose their most similar token at an odd place (set B); the `r` best
+    pairs are merged. Prefix tokens take part in the counting of places, as a class token in front does in
+    the paper, and never merge. Out come the rest of A and then all of B: in the order of A with a prefix,
+    by falling similarity without one (as in the paper; the mixing gives new pairs in the next step). Where r is 0
+    nothing moves.
+
+    Args:
+        metric: [B,N,D], what similarity is measured on; cosine, taken in float32.
+        r: how many tokens to take away, one number or one for each video; at most half of them go.
+    """
+    B, N = tokens.mask.shape
+    metric = F.normalize(metric.float(), dim=2)
+    first = tokens.num_prefix % 2
+    a, b = metric[:, first::2], metric[:, 1 - first :: 2]
+    real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
+    if a.shape[1] == 0 or b.shape[1] == 0:
+        return Plan.identity(tokens)
+    # Where every slot is real the mask is a pass over the table for nothing; on a GPU, looking would wait for it.
+    dense = not real_b.is_cuda and bool(real_b.all())
+    best, match = best_match(a, b, None if dense else real_b)
+    best = best.masked_fill(~real_a, -torch.inf)
+
+    # The longest video has no padding, so the width is known without a look at the data.
+    merged = torch.as_tensor(r, device=metric.device).minimum(tokens.count // 2)[:, None]  # [B,1]
+    width = N - min(r, N // 2) if isinstance(r, int) else int((tokens.count - merged[:, 0]).max())
+    order = best.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    goes = rank < merged
+    stays = ~goes & real_a
+    place_a = stays.cumsum(1) - 1 if tokens.num_prefix else rank - merged
+    place_b = real_a.sum(1, keepdim=True) - merged + torch.arange(b.shape[1], device=metric.device)
+    dest = torch.empty(B, N, dtype=torch.int64, device=metric.device)
+    dest[:, first::2] = torch.where(goes, place_b.gather(1, match), place_a)
+    dest[:, 1 - first :: 2] = place_b
+    # A video of which nothing goes stays in its order, whatever happens to the others of the batch.
+    dest = torch.where(merged > 0, dest, torch.arange(N, device=metric.device))
+    return Plan(tokens.count - merged[:, 0], width, dest.masked_fill(~tokens.mask, -1))
+
+
+def merge_to(tokens: Tokens, target: Tensor) -> Tokens:
+    """Merges the most similar pairs, step by step, until no video has more than its `target` [B] tokens."""
+    if tokens.features.dtype in (torch.float16, torch.bfloat16):
+        # Means of one step are matched in the next one: they are not rounded in between.
+        return tokens.apply(Plan.between(tokens, merge_to(tokens.to(torch.float32), target)))
+    while bool((tokens.count > target).any()):
+        r = (tokens.count - target).clamp(min=0)
+        tokens = tokens.apply(bipartite_plan(tokens.features.detach(), r, tokens))
+    return tokens.ordered()

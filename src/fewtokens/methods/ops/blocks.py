@@ -1,0 +1,47 @@
+"""Merging by blocks of the grid, shared by the two pooling baselines."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+
+
+def merge_blocks(tokens: Tokens, shapes: list[tuple[int, int, int]]) -> Plan:
+    """Merges each video's grid to a smaller one of T' x H' x W' blocks.
+
+    Cells are dealt to blocks without overlap (cell y goes to block floor(y*H'/H)), so that each cell counts
+    once and `source` is exact; bilinear or adaptive pooling would share cells at odd ratios.
+
+    Args:
+        shapes: (T',H',W') of each video, none larger than its grid.
+    """
+    blocks = torch.tensor(shapes, device=tokens.device)[:, None]  # [B,1,3]
+    grids = [grid.shape for grid in tokens.grid.videos(tokens.B)]
+    cells = torch.tensor(grids, device=tokens.device)[:, None]
+    place = tokens.positions.round().long() * blocks // cells
+    t, y, x = place.unbind(2)
+    labels = (t * blocks[..., 1] + y) * blocks[..., 2] + x
+    return Plan.group(labels, tokens, int(blocks.prod(2).max()))
+
+
+def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
+    """The coarser shape of at most `budget` cells whose axes are shrunk by about the same factor."""
+    factor = (budget / math.prod(shape)) ** (1 / len(shape))
+    small = [max(1, int(n * factor + 1e-6)) for n in shape]
+    # A short axis cannot go below 1, which overshoots the budget: shorten the longest one then.
+    while math.prod(small) > budget:
+        small[small.index(max(small))] -= 1
+    while True:
+        # Give what is left of the budget to the axis that is shrunk most.
+        room = [
+            (small[axis] / n, axis)
+            for axis, n in enumerate(shape)
+            if small[axis] < n and math.prod(small) // small[axis] * (small[axis] + 1) <= budget
+        ]
+        if not room:
+            return tuple(small)
+        small[min(room)[1]] += 1

@@ -1,0 +1,102 @@
+"""Work on groups of tokens (frames, windows, clips) side by side; shared by several methods."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import planned_count
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.bipartite import merge_to
+from fewtokens.methods.ops.segments import deal, rank_within
+
+
+def sizes_of(group: Tensor, groups: int) -> Tensor:
+    """How many tokens each group has, int64 [B,groups], from `group` [B,N] (-1 is in none)."""
+    return F.one_hot(group.masked_fill(group < 0, groups), groups + 1)[..., :groups].sum(1)
+
+
+def share_out(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
+    """How many of `total` places each group gets, int64 [B,G]; they sum to the total.
+
+    One for every group first (in their order, as far as they go), then in proportion by Sainte-Lague's rule, never more
+    than a group has tokens.
+
+    Args:
+        total: [B], at most the tokens there are.
+        size: [B,G], tokens of each group.
+        weight: [B,G], what the places are in proportion to; the sizes where not given.
+    """
+    weight = size if weight is None else weight
+    slot = torch.arange(max(1, int(size.max())), device=size.device)
+    order = deal(slot.expand(*size.shape, -1), weight.float()[..., None].expand(*size.shape, len(slot)))
+    order = order.masked_fill(slot == 0, -1.0).masked_fill(slot >= size[..., None], torch.inf)
+    rank = order.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    return (rank < total[:, None]).reshape(order.shape).sum(2)
+
+
+def frames_for(grid: Grid, keep: float | int, time: float) -> int:
+    """How many frames stay where a budget is met by fewer frames and fewer tokens of each.
+
+    Args:
+        time: of the reduction the part that falls to frames: keep**time of them stay, enough for the budget and no more
+            than it has tokens.
+    """
+    budget = planned_count(grid, keep)
+    wanted = round(grid.T * (budget / grid.cells) ** time)
+    return min(budget, max(wanted, -(-budget // grid.cells_per_frame)))
+
+
+def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]:
+    """Each group as a video of its own, on a grid of one row; empty groups have no tokens.
+
+    Args:
+        group: int64 [B,N], 0..groups-1; -1 is in none.
+
+    Returns:
+        Tokens [B*groups,width,C] in the order they had, whose `source` counts places in the row; and where each token
+        went, int64 [B,N], as group * width + place (0 for those in no group).
+    """
+    group = group.masked_fill(~tokens.mask, -1)
+    count = sizes_of(group, groups)
+    width = max(1, int(count.max()))
+    place = rank_within(torch.zeros_like(tokens.sizes), group, groups)
+    slot = (group * width + place).masked_fill(group < 0, groups * width)
+    index = torch.zeros(tokens.B, groups * width + 1, dtype=torch.int64, device=tokens.device)
+    own = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
+    index = index.scatter(1, slot, own)[:, :-1]
+    real = (torch.arange(width, device=tokens.device) < count[..., None]).flatten(1)
+    features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.C)).masked_fill(~real[..., None], 0)
+    rows = tokens.B * groups
+    grid = Grid(1, 1, width)
+    mask = real.reshape(rows, width)
+    return Tokens(
+        features=features.reshape(rows, width, -1),
+        positions=grid.positions(tokens.device).expand(rows, -1, -1) * mask[..., None],
+        sizes=(tokens.sizes.gather(1, index) * real).reshape(rows, width),
+        mask=mask,
+        source=torch.arange(width, device=tokens.device).expand(rows, -1).masked_fill(~mask, -1),
+        grid=grid,
+    ), slot.masked_fill(group < 0, 0)
+
+
+def regroup(reduced: Tokens, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
+    """The plan on `tokens` that does what led from `grouped(tokens, group, ...)` to `reduced`."""
+    source = reduced.source.reshape(tokens.B, -1).gather(1, slot)
+    label = (group.clamp(min=0) * reduced.N + source).masked_fill((source < 0) | (group < 0), -1)
+    return Plan.group(label, tokens, reduced.B // tokens.B * reduced.N)
+
+
+def follow(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
+    """Labels int64 [B,N], equal among the tokens that a plan merges, for the tokens `after` it; -1 in padded slots."""
+    return plan.move(label[..., None].float()).squeeze(2).round().long().masked_fill(~after.mask, -1)
+
+
+def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
+    """Merges the most similar tokens within each group, pairwise, until it has `counts` [B,groups] of them."""
+    with torch.no_grad():
+        parts, slot = grouped(tokens, group, counts.shape[1])
+        return regroup(merge_to(parts, counts.flatten()), slot, group, tokens)

@@ -1,0 +1,69 @@
+"""What the per-frame learners share: a module that looks at one frame's grid, and a whole video's plan.
+
+A learner has `learn(x)`: frames [F,H,W,C] to tokens [F,M,C] and the maps [F,M,H*W] that they were made with.
+Networks call `learn`; as a method it works on `Tokens`, and its maps are the soft weights of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+
+
+def check_num_tokens(num_tokens: int) -> int:
+    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 1:
+        raise ValueError(f"num_tokens must be a count of at least 1 for each frame, got {num_tokens!r}")
+    return num_tokens
+
+
+def check_width(name: str, found: int, width: int) -> None:
+    """Raises a ValueError where features have other channels than the method was built for."""
+    if found != width:
+        raise ValueError(f"{name} was built for {width} channels, these tokens have {found}; say width={found}")
+
+
+def frames_of(tokens: Tokens, name: str) -> Tensor:
+    """The features as frames [B*T,H,W,C]; a ValueError in the name of `name` where cells are missing."""
+    return tokens.whole_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
+
+
+def plan_of(tokens: Tokens, maps: Tensor) -> Plan:
+    """The soft plan of maps [B*T,M,H*W]: the tokens of each frame, frame after frame.
+
+    The plan is [B,T*M,T*H*W], zero outside of a token's own frame.
+    """
+    B, T = tokens.B, tokens.grid.T
+    M = maps.shape[1]
+    own = torch.eye(T, device=maps.device, dtype=maps.dtype)
+    weights = maps.reshape(B, T, M, 1, -1) * own[:, None, :, None]
+    lengths = tokens.mask.reshape(B, T, -1).any(2).sum(1)
+    return Plan(lengths * M, T * M, weights=weights.reshape(B, T * M, -1))
+
+
+def separable(rows: Tensor, columns: Tensor) -> Tensor:
+    """Maps [R*C,H*W] out of what each place gives to R rows [R,H] and to C columns [C,W]."""
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def learn_with(maps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames [F,H,W,C] by the same maps [M,H*W] for every frame: tokens [F,M,C] and the maps [F,M,H*W]."""
+    maps = maps.to(x.dtype).expand(len(x), -1, -1)
+    return maps @ x.flatten(1, 2), maps
+
+
+def planned(grid: Grid, num_tokens: int) -> int:
+    return grid.T * num_tokens
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Truncated normal of variance 1/fan_in, the default of flax."""
+    fan_in = weight[0].numel()
+    # The standard deviation of a normal cut at two of its own is 0.8796 of it.
+    std = math.sqrt(1 / fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

@@ -1,0 +1,205 @@
+"""What the resamplers share: attention that says where it looked, places as embeddings, and the way to `Tokens`.
+
+A resampler makes new features, which are no mean of anything. What it looked at becomes the soft weights of its
+tokens, and positions, sizes and `source` follow from those: attribution, not a promise that features were averaged.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+
+# Rows and columns are counted in these parts of a frame, so that a place means the same at any resolution.
+PARTS = 16
+_WAVES = 8
+
+
+def check_counts(**counts: int) -> None:
+    """Raises a ValueError that names the argument that is not a count of at least 1."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a count of at least 1, got {count!r}")
+
+
+def check_text(name: str, text: Tensor, tokens: Tokens, width: int) -> None:
+    """Raises a ValueError where the cue "text" is not [B,L,D] with L >= 1 for these tokens and D = `width`."""
+    if text.ndim != 3 or len(text) != tokens.B or text.shape[1] < 1:
+        raise ValueError(f"{name} wants text as [B,L,D] with B={tokens.B}, got {list(text.shape)}")
+    if text.shape[2] != width:
+        raise ValueError(f"{name} was built for text of {width} channels, got {text.shape[2]}; say text_width=")
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, where decisions are made; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def features_of(tokens: Tokens, dtype: torch.dtype) -> Tensor:
+    """The features in the dtype of the parameters, zero in padded slots, [B,N,C]."""
+    return tokens.features.masked_fill(~tokens.mask[..., None], 0).to(dtype)
+
+
+def counts_of(tokens: Tokens, count: int) -> Tensor:
+    """The same count for every video, int64 [B]."""
+    return torch.full((tokens.B,), count, device=tokens.device)
+
+
+def resampled(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Tokens:
+    """New tokens, attributed to the old ones by what they looked at, in the order of their mean time.
+
+    Args:
+        features: [B,M,C] new features, in any float dtype; given back in that of `tokens`.
+        attention: [B,M,N] nonnegative; rows are scaled to sum to 1 over the real tokens. A token that nobody looks
+            at is dropped.
+        count: int64 [B], how many of the M are real.
+    """
+    attention = wide(attention) * tokens.mask[:, None]
+    attention = attention / attention.sum(2, keepdim=True).clamp(min=1e-12)
+    made = tokens.apply(Plan(count, features.shape[1], weights=attention))
+    features = features.to(tokens.features.dtype).masked_fill(~made.mask[..., None], 0)
+    return made.replace(features=features).ordered()
+
+
+def seen_by_all(attention: Tensor) -> Tensor:
+    """Attention [B,M,N] in which every token is looked at: by all alike where hardly anyone does.
+
+    Without it a cell whose softmax weights vanish in float32 would count nowhere.
+    """
+    return attention + 1e-9 * (attention.sum(1, keepdim=True) < 1e-9)
+
+
+def fitting_heads(width: int, heads: int) -> int:
+    """The largest number of heads up to `heads` that divides `width`."""
+    return max(h for h in range(1, min(heads, width) + 1) if width % h == 0)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B,N,C] to [B,heads,N,C/heads]."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def visible(mask: Tensor) -> Tensor:
+    """A mask of keys [B,N] for attention, [B,1,1,N]; where no key is real all are seen, so that nothing is NaN."""
+    return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
+
+
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) over the real keys, in float32: [B,h,M,d], [B,h,N,d] to [B,h,M,N]."""
+    logits = wide(q) @ wide(k).transpose(2, 3) * q.shape[-1] ** -0.5
+    return (logits if mask is None else logits.masked_fill(~visible(mask), -torch.inf)).softmax(-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention that leaves out padded keys.
+
+    Without biases: a softmax does not feel that of the keys, and the layers around have their own. Heads are
+    `fitting_heads`.
+
+    Args:
+        width: channels of what asks and of what comes out.
+        heads: at most so many.
+        seen: channels of what is looked at; those of what asks where not given.
+    """
+
+    def __init__(self, width: int, heads: int, seen: int | None = None) -> None:
+        super().__init__()
+        self.heads = fitting_heads(width, heads)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(seen or width, width, bias=False)
+        self.value = nn.Linear(seen or width, width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        for layer in (self.query, self.key, self.value, self.out):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def look(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """[B,M,C] and the weights averaged over heads, float32 [B,M,N], from x [B,M,C], seen [B,N,D], mask [B,N]."""
+        weights = attention_weights(*self._queries_and_keys(x, seen), mask)
+        mixed = weights.to(seen.dtype) @ split_heads(self.value(seen), self.heads)
+        return self.out(mixed.transpose(1, 2).flatten(2)), weights.mean(1)
+
+    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The same without the weights, [B,M,C], by PyTorch's fused attention."""
+        q, k = self._queries_and_keys(x, seen)
+        v = split_heads(self.value(seen), self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else visible(mask))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _queries_and_keys(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        return split_heads(self.query(x), self.heads), split_heads(self.key(seen), self.heads)
+
+
+def feed_forward(width: int) -> nn.Sequential:
+    """Linear to four times the width, GELU, Linear."""
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: self-attention, then an MLP of four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.mlp = nn.LayerNorm(width), feed_forward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,N,C] to [B,N,C]."""
+        y = self.norm1(x)
+        x = x + self.attention(y, y)
+        return x + self.mlp(self.norm2(x))
+
+
+class Summary(nn.Module):
+    """TokenLearner over any set of tokens: softmax over the tokens of MLP(LayerNorm(x)), one map for each output.
+
+    The last layer has no bias, which the softmax would not feel.
+    """
+
+    def __init__(self, width: int, outputs: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs, bias=False))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The maps, float32 [B,outputs,N], of x [B,N,C] and mask [B,N]; rows sum to 1."""
+        logits = wide(self.mlp(self.norm(x))).transpose(1, 2)
+        return (logits if mask is None else logits.masked_fill(~visible(mask)[:, 0], -torch.inf)).softmax(-1)
+
+
+class Places(nn.Module):
+    """Embeds positions: sines and cosines of time and place, then one learned layer.
+
+    Frames are counted from the first, rows and columns in sixteenths of a frame; so any number of frames, any
+    resolution and any tokens that an earlier method left have a place, and no later frame changes it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6 * _WAVES, width, bias=False)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """The embeddings of the tokens' positions, [B,N,C]."""
+        _, H, W = tokens.grid.shape
+        scale = torch.tensor([1.0, PARTS / H, PARTS / W], device=tokens.device)
+        middle = torch.tensor([0.0, 0.5, 0.5], device=tokens.device)
+        rates = 10_000.0 ** (-torch.arange(_WAVES, device=tokens.device) / _WAVES)
+        angles = (((tokens.positions + middle) * scale)[..., None] * rates).flatten(2)
+        return self.layer(torch.cat([angles.sin(), angles.cos()], 2).to(self.layer.weight.dtype))
+
+
+def by_frame(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Which tokens stand in each frame: their indices int64 [B,T,n], and which of these are real, bool [B,T,n].
+
+    n is the most that a frame has. Also for tokens that an earlier method left; a frame may then have none.
+    """
+    T = tokens.grid.T
+    frame = tokens.frame.masked_fill(~tokens.mask, T)
+    count = F.one_hot(frame, T + 1)[..., :T].sum(1)
+    slots = torch.arange(int(count.max()), device=tokens.device)
+    start = count.cumsum(1) - count
+    index = (start[..., None] + slots).clamp(max=tokens.N - 1)
+    order = frame.argsort(dim=1, stable=True)
+    return order.gather(1, index.flatten(1)).reshape(index.shape), slots < count[..., None]

@@ -1,0 +1,32 @@
+"""Threshold methods at an exact budget: the threshold is searched, and what is still too much is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.bipartite import merge_to
+
+# Halvings of the range in which a threshold is sought.
+_HALVINGS = 8
+
+
+def to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
+    """The fewest tokens that some threshold leaves and that are still enough, merged pairwise to the exact count.
+
+    Args:
+        reduce: thresholds [B] to tokens; a higher threshold leaves more, and `high` leaves all.
+        target: [B], tokens of each video.
+        low, high: the range of thresholds.
+    """
+    below = torch.full(target.shape, low, device=target.device)
+    above = torch.full(target.shape, high, device=target.device)
+    with torch.no_grad():
+        for _ in range(_HALVINGS):
+            middle = (below + above) / 2
+            enough = reduce(middle).count >= target
+            below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
+    return merge_to(reduce(above), target)

@@ -1,0 +1,57 @@
+"""Gated Residual Tokenization (GRT), its gate: a patch that has not moved is not embedded again."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewtokens.methods.ops.runs import Runs
+
+# Constants of SSIM for values in 0..1 (Wang et al. 2004).
+_C1, _C2 = 0.01**2, 0.03**2
+
+
+class Grt(Runs):
+    """A patch is a token where it differs from the same place one frame before; the first frame whole.
+
+    GRT of Dense Video Understanding (arXiv 2509.14199), the gate before the encoder. There a patch that stays takes the
+    embedding of the one before and the sequence is as long as ever; here the encoder never sees it, and its cell goes
+    to the token that holds its place. The merging of scenes after the projector needs the language model's head and is
+    not here.
+
+    Args:
+        tau: threshold; 0.3 in the paper (None).
+        keep: a budget instead: so many patches, those that change most; at least one frame.
+        measure: "l2": length of the difference of two patches, on pixels normalised to mean 0.5 and deviation 0.5 (as
+            published; a patch has hundreds of values, so little noise passes). "rms": that length over the root of
+            their number. "ssim": 1 - structural similarity of the two patches.
+    """
+
+    paper = "Dense Video Understanding with Gated Residual Tokenization, arXiv 2509.14199"
+    licence = "written from the description; the reference states none for its code"
+    cost = "O(pixels); streaming state of one frame"
+
+    def __init__(self, tau: float | None = None, *, keep: float | int | None = None, measure: str = "l2") -> None:
+        if tau is not None and keep is not None:
+            raise ValueError("grt takes tau= or keep=, not both")
+        if tau is not None and tau < 0:
+            raise ValueError(f"tau is a difference and cannot be negative, got {tau}")
+        if measure not in ("l2", "rms", "ssim"):
+            raise ValueError(f"measure must be 'l2', 'rms' or 'ssim', got {measure!r}")
+        super().__init__(0.3 if tau is None else float(tau), keep)
+        self.tau, self.measure = self.threshold if keep is None else None, measure
+
+    def change(self, before: Tensor, now: Tensor) -> Tensor:
+        if self.measure == "ssim":
+            return 1 - _ssim(before.unflatten(-1, (-1, 3)), now.unflatten(-1, (-1, 3)))
+        length = 2 * (before - now).norm(dim=-1)
+        return length if self.measure == "l2" else length / now.shape[-1] ** 0.5
+
+
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of whole patches [B,N,pixels,3], over a channel's pixels; mean over channels, [B,N]."""
+    mean_a, mean_b = a.mean(2), b.mean(2)
+    apart_a, apart_b = a - mean_a[:, :, None], b - mean_b[:, :, None]
+    variance = (apart_a.square() + apart_b.square()).mean(2)
+    together = (apart_a * apart_b).mean(2)
+    light = (2 * mean_a * mean_b + _C1) / (mean_a.square() + mean_b.square() + _C1)
+    return (light * (2 * together + _C2) / (variance + _C2)).mean(-1)

@@ -1,0 +1,50 @@
+"""Hourglass Tokenizer's selection: the frames that stand for the others."""
+
+from __future__ import annotations
+
+import torch
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.density import density_peaks
+
+
+class Hourglass(Method):
+    """Keeps whole frames: those at the density peaks of the video, in order of time.
+
+    Hourglass Tokenizer (HoT, arXiv 2311.12028), token pruning cluster (TPC): frames are clustered by their mean feature
+    around density peaks, and the peaks themselves stay. The way back to all frames is `unmerge`, which gives a dropped
+    frame the nearest one that stayed; the paper learns an attention layer for it.
+
+    As many frames as fit into the budget, at least one. Equal densities are ordered by place, not by noise.
+
+    Args:
+        keep: share of the cells (float) or count (int).
+        neighbours: frames, itself among them, that make up the density; 2 in the paper.
+    """
+
+    paper = "Hourglass Tokenizer (HoT), arXiv 2311.12028, section 3.2"
+    licence = "written from the description; reference MIT"
+    cost = "O(NC + T^2 C)"
+    dense = True
+
+    def __init__(self, keep: float | int = 0.25, *, neighbours: int = 2) -> None:
+        super().__init__()
+        self.keep = check_keep(keep)
+        if neighbours < 1:
+            raise ValueError(f"neighbours must be at least 1 (the frame itself), got {neighbours}")
+        self.neighbours = neighbours
+
+    def planned_count(self, grid: Grid) -> int:
+        return max(1, planned_count(grid, self.keep) // grid.cells_per_frame) * grid.cells_per_frame
+
+    def plan(self, tokens: Tokens) -> Plan:
+        n = tokens.grid.cells_per_frame
+        frames = tokens.whole_grid(self.name).features.float().unflatten(1, (tokens.grid.T, n)).mean(2)
+        there = tokens.mask.unflatten(1, (tokens.grid.T, n))[..., 0]
+        score = density_peaks(frames, there, self.neighbours)
+        rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        kept = (rank < self.counts(tokens)[:, None] // n) & there
+        return Plan.keep(torch.repeat_interleave(kept, n, dim=1))

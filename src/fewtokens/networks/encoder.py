@@ -1,0 +1,125 @@
+"""A trained ViT or ViViT of ours as an encoder: its last tokens, with the learner's maps as their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewtokens import networks as models
+from fewtokens.core.batch import collate
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import cells_of, fit, to_unit
+from fewtokens.encoders.vit_encoder import VitEncoder
+from fewtokens.encoders.weights import fingerprint
+from fewtokens.networks.pretrained import is_pretrained, load_pretrained_vit
+from fewtokens.networks.vit import VisionTransformer
+
+
+class ModelEncoder:
+    """Runs a trained network over whole videos.
+
+    A network made for single images sees each frame for itself; one made for clips sees the video as one clip, its
+    positions resized to the video's length.
+
+    Args:
+        model: the network, on its device, in its dtype.
+        name: "id" in files.
+        batch: frames in one pass, for networks made for images.
+        weights: SHA-256 of the weight files, or None.
+    """
+
+    gives = ()
+    skips = False
+    walks = False
+
+    def __init__(
+        self, model: VisionTransformer, *, name: str = "model (unnamed)", batch: int = 32, weights: str | None = None
+    ) -> None:
+        self.id, self.model, self.batch, self.weights = name, model, batch, weights
+        self.progress: Callable[[int, int], None] | None = None
+
+    @property
+    def width(self) -> int:
+        """Channels of a feature."""
+        return self.model.config.width
+
+    def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
+        return cells_of(frames, height, width, self.model.config.tubelet, self.model.config.patch, times)
+
+    def describe(self) -> dict[str, Any]:
+        return {"id": self.id, "options": {}, "weights": self.weights}
+
+    def __call__(
+        self,
+        frames: Tensor,
+        times: Tensor | None = None,
+        *,
+        needs: Sequence[str] = (),
+        before: Sequence[Method] = (),
+        inside: Sequence[Method] = (),
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); gives no cues."""
+        if needs or before or inside:
+            raise ValueError(f"{self.id} is a whole network; methods come after it, and it gives no cues")
+        B, T, _, height, width = frames.shape
+        config = self.model.config
+        grid = self.grid(T, height, width, times)
+        device = self.model.positions.device
+        videos = []
+        for b, video in enumerate(frames):
+            fitted = fit(to_unit(video[None].to(device)), grid, config.tubelet, config.patch)
+            one = grid if grid.times is None or grid.times.ndim == 1 else grid.of(torch.tensor([b]))
+            if config.grid[0] == 1 and config.tubelet == 1:
+                parts = [self.model.tokens(part) for part in fitted[0].split(self.batch)]
+                videos.append(_one_video(collate(parts), one))
+            else:
+                tokens = self.model.tokens(fitted)
+                videos.append(tokens.replace(grid=one))
+            if self.progress is not None:
+                self.progress((b + 1) * T, B * T)
+        return collate(videos).replace(grid=grid), {}
+
+
+def _one_video(frames: Tokens, grid: Grid) -> Tokens:
+    """Tokens of single frames, equally many in each, as those of one video; their weights too."""
+    T, M = frames.B, frames.N
+    first = M * torch.arange(T, device=frames.device)[:, None]
+    positions = frames.positions.clone()
+    positions[..., 0] += torch.arange(T, device=frames.device)[:, None]
+    weights = None
+    if frames.weights is not None:
+        own = torch.eye(T, device=frames.device, dtype=frames.weights.dtype)
+        weights = (frames.weights[:, :, None] * own[:, None, :, None]).reshape(1, T * M, -1)
+    return frames.replace(
+        features=frames.features.reshape(1, T * M, -1),
+        positions=positions.reshape(1, T * M, 3),
+        sizes=frames.sizes.reshape(1, -1),
+        mask=frames.mask.reshape(1, -1),
+        source=torch.where(frames.source < 0, -1, frames.source + first).reshape(1, -1),
+        grid=grid,
+        prefix=None,
+        weights=weights,
+    )
+
+
+def load_model_encoder(
+    folder: Path, *, batch: int, device: torch.device, dtype: torch.dtype
+) -> ModelEncoder | VitEncoder:
+    """The encoder of a saved network; of a pre-trained one its ViT, whether or not the decoder is still with it.
+
+    Raises:
+        ValueError: a network that gives no tokens of a grid.
+    """
+    if is_pretrained(folder):
+        vit = load_pretrained_vit(folder).to(device, dtype)
+        return VitEncoder(vit, name=str(folder), batch=batch, weights=fingerprint(folder))
+    model = models.load(folder)
+    if not isinstance(model, VisionTransformer) or model.config.attention == "factorised_encoder":
+        raise ValueError(f"{folder}: a {model.kind} whose last features are no tokens of a grid; take a ViT or ViViT")
+    return ModelEncoder(model.to(device, dtype), name=str(folder), batch=batch, weights=fingerprint(folder))

@@ -1,0 +1,291 @@
+"""X(2+1)D-M for videos, with TokenLearner, a Vector Transformer and TokenFuser inside its bottlenecks.
+
+The geometry of X3D-M (arXiv 2004.04730) with each 3-D convolution split into a 3x3 one in space and a 3 in time,
+dense, without squeeze-and-excitation, with ReLU (TokenLearner, arXiv 2106.11297, section 6). What stands between the
+two 1x1x1 convolutions of a unit is chosen by name, parts joined with "+":
+
+    conv2d  conv1d  spatial  temporal  joint  tokenlearner
+
+"conv2d+conv1d" is the plain network, "conv2d+tokenlearner" and "tokenlearner" the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fewtokens.encoders.frames import normalise, to_unit
+from fewtokens.networks.base import Model
+
+PARTS = ("conv2d", "conv1d", "spatial", "temporal", "joint", "tokenlearner")
+READINGS = ("paper_fit", "paper_text")
+
+
+@dataclass(frozen=True)
+class X2plus1dConfig:
+    """The shape of the network; defaults are M, as the paper's tables have it.
+
+    Attributes:
+        stem, depths, widths, inner: channels and units of the stages.
+        last, hidden: channels of the last convolution and of the layer before the classifier.
+        classes: outputs.
+        module: what the replaced units hold, parts joined with "+".
+        replaced: units of the last stage that hold it, 0-based. The paper's totals fit exactly three; which
+            three is not said, the last ones are taken.
+        reading: of the TokenLearner module. "paper_fit" reproduces the parameters and FLOPs of the paper's tables
+            (a value projection, 3x3 convolutions for both maps, mixing within a frame); "paper_text" is what the
+            text says (no value projection, one 1x1 convolution, mixing over the clip).
+        num_tokens: of each frame.
+        frames: of the clips; the mixing of "paper_text" is made for them.
+        keys: channels of queries and keys of the attention parts, over all heads.
+        heads: of the attention parts.
+        mean, std: of the normalisation, RGB in 0..1.
+    """
+
+    stem: int = 24
+    depths: tuple[int, ...] = (3, 5, 11, 7)
+    widths: tuple[int, ...] = (24, 48, 96, 192)
+    inner: tuple[int, ...] = (54, 108, 216, 432)
+    last: int = 432
+    hidden: int = 2048
+    classes: int = 157
+    module: str = "conv2d+tokenlearner"
+    replaced: tuple[int, ...] = (4, 5, 6)
+    reading: str = "paper_fit"
+    num_tokens: int = 8
+    frames: int = 64
+    keys: int = 128
+    heads: int = 8
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("depths", "widths", "inner", "replaced", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not 0 < len(self.depths) == len(self.widths) == len(self.inner):
+            raise ValueError("depths, widths and inner must have an entry for each stage")
+        counts = (self.stem, self.last, self.hidden, self.classes, self.num_tokens, self.frames, self.keys, self.heads)
+        if min(*self.depths, *self.widths, *self.inner, *counts) < 1 or min(self.std) <= 0:
+            raise ValueError("channels, units, classes, tokens, frames, keys and heads must be at least 1, std above 0")
+        if self.reading not in READINGS:
+            raise ValueError(f"reading must be one of {', '.join(READINGS)}, got {self.reading!r}")
+        if unknown := [part for part in self.module.split("+") if part not in PARTS]:
+            raise ValueError(f"module must join {', '.join(PARTS)} with '+', got {' '.join(unknown)!r}")
+        if any(not 0 <= unit < self.depths[-1] for unit in self.replaced):
+            raise ValueError(f"replaced must name units of 0 to {self.depths[-1] - 1}, got {self.replaced}")
+        if self.keys % self.heads or self.inner[-1] % self.heads:
+            raise ValueError(f"keys {self.keys} and inner {self.inner[-1]} must be multiples of the heads {self.heads}")
+
+    @property
+    def blocks(self) -> int:
+        """Units of all stages."""
+        return sum(self.depths)
+
+
+class Conv2d(nn.Module):
+    """3x3 within each frame, on [B,C,T,H,W]."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class HalfSize(nn.Module):
+    """Means of 2x2 places of each frame, on [B,C,T,H,W]; in two dimensions, which all dtypes have on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
+
+
+class Conv1d(nn.Module):
+    """3 along time, on [B,C,T,H,W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class GridAttention(nn.Module):
+    """Multi-head attention over places of a frame, over times of a place, or over both; [B,C,T,H,W].
+
+    As the paper's tables have it: queries and keys of 128 channels in all, values of all channels, no bias and
+    no projection behind.
+    """
+
+    def __init__(self, channels: int, over: str, *, keys: int, heads: int) -> None:
+        super().__init__()
+        self.over, self.heads = over, heads
+        self.q = nn.Linear(channels, keys, bias=False)
+        self.k = nn.Linear(channels, keys, bias=False)
+        self.v = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, _, T, H, W = x.shape
+        x = x.permute(0, 2, 3, 4, 1)  # [B,T,H,W,C]
+        if self.over == "temporal":
+            rows = x.flatten(2, 3).transpose(1, 2).flatten(0, 1)
+        else:
+            rows = x.reshape(B * T, H * W, -1) if self.over == "spatial" else x.flatten(1, 3)
+        q, k, v = (layer(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        rows = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        if self.over == "temporal":
+            rows = rows.unflatten(0, (B, H * W)).transpose(1, 2)
+        return rows.reshape(B, T, H, W, -1).permute(0, 4, 1, 2, 3)
+
+
+class VectorAttention(nn.Module):
+    """Attention with a weight for each channel: softmax over j of f_q(z_i) * f_k(z_j), on tokens [B,N,C].
+
+    The same as multi-head attention with as many heads as channels, head dimension 1 and scale 1, and computed
+    as such, so that the [N,N,C] weights need not be kept where a fused kernel serves.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(channels, channels, bias=False)
+        self.k = nn.Linear(channels, channels, bias=False)
+        self.v = nn.Linear(channels, channels, bias=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        q, k, v = (layer(z).transpose(1, 2)[..., None] for layer in (self.q, self.k, self.v))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., 0].transpose(1, 2)
+
+
+class TokenLearnerModule(nn.Module):
+    """TokenLearner, Vector Transformer, TokenFuser on [B,C,T,H,W] (arXiv 2106.11297, section 6 and figure 9)."""
+
+    def __init__(self, channels: int, *, num_tokens: int, frames: int, reading: str) -> None:
+        super().__init__()
+        fit = reading == "paper_fit"
+        side = 3 if fit else 1
+        self.num_tokens, self.frames, self.reading = num_tokens, frames, reading
+        self.value = nn.Conv2d(channels, channels, 1, bias=False) if fit else nn.Identity()
+        self.maps = nn.Conv2d(channels, num_tokens, side, padding=side // 2, bias=False)
+        self.attention = VectorAttention(channels)
+        mixed = num_tokens * (1 if fit else frames)
+        self.mixing = nn.Linear(mixed, mixed, bias=False)
+        self.gate = nn.Conv2d(channels, num_tokens, side, padding=side // 2, bias=False)
+        nn.init.eye_(self.mixing.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, T, H, W = x.shape
+        if self.reading == "paper_text" and self.frames != T:
+            raise ValueError(f"paper_text mixes the tokens of clips of {self.frames} frames, got {T}")
+        images = x.transpose(1, 2).flatten(0, 1)  # [B*T,C,H,W]
+        maps = self.maps(images).flatten(2).sigmoid()  # [B*T,M,H*W]
+        z = maps @ self.value(images).flatten(2).transpose(1, 2) / (H * W)  # the mean, as the text says
+        z = self.attention(z.reshape(B, -1, C))
+        if self.reading == "paper_fit":
+            z = z.reshape(B * T, -1, C)
+        z = self.mixing(z.transpose(1, 2)).transpose(1, 2).reshape(B * T, -1, C)
+        gate = self.gate(images).flatten(2).sigmoid()  # [B*T,M,H*W]
+        return (z.transpose(1, 2) @ gate).reshape(B, T, C, H, W).transpose(1, 2)
+
+
+def make_part(name: str, channels: int, config: X2plus1dConfig) -> nn.Module:
+    """One named part of a unit."""
+    if name == "conv2d":
+        return Conv2d(channels)
+    if name == "conv1d":
+        return Conv1d(channels)
+    if name == "tokenlearner":
+        return TokenLearnerModule(channels, num_tokens=config.num_tokens, frames=config.frames, reading=config.reading)
+    return GridAttention(channels, name, keys=config.keys, heads=config.heads)
+
+
+class Unit(nn.Module):
+    """A bottleneck: 1x1x1 up, the parts, 1x1x1 down, residual; batch norm behind each, ReLU between them."""
+
+    def __init__(self, width_in: int, width: int, inner: int, stride: int, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.up = nn.Conv3d(width_in, inner, 1, bias=False)
+        self.norm_up = nn.BatchNorm3d(inner)
+        self.parts = nn.ModuleList(parts)
+        self.norms = nn.ModuleList(nn.BatchNorm3d(inner) for _ in parts)
+        self.down = nn.Conv3d(inner, width, 1, bias=False)
+        self.norm_down = nn.BatchNorm3d(width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or width_in != width:
+            self.shortcut = nn.Sequential(
+                nn.Conv3d(width_in, width, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(width)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm_up(self.up(x)))
+        for part, norm in zip(self.parts, self.norms, strict=True):
+            y = F.relu(norm(part(y)))
+        return F.relu(self.shortcut(x) + self.norm_down(self.down(y)))
+
+
+class X2plus1d(Model):
+    """The network: clips [B,T,3,H,W], uint8 or float in 0..1, to logits [B,classes]."""
+
+    kind = "x2plus1d"
+    config_type = X2plus1dConfig
+    config: X2plus1dConfig
+
+    def __init__(self, config: X2plus1dConfig) -> None:
+        super().__init__(config)
+        stem = config.stem
+        self.stem_space = nn.Conv3d(3, stem, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
+        self.stem_time = nn.Conv3d(stem, stem, (5, 1, 1), padding=(2, 0, 0), bias=False)
+        self.stem_norm = nn.BatchNorm3d(stem)
+        stages = []
+        width_in = stem
+        for number, (depth, width, inner) in enumerate(zip(config.depths, config.widths, config.inner, strict=True)):
+            units = []
+            for unit in range(depth):
+                stride = 2 if unit == 0 else 1
+                last_stage = number == len(config.depths) - 1
+                parts: list[nn.Module]
+                if last_stage and unit in config.replaced:
+                    parts = [make_part(name, inner, config) for name in config.module.split("+")]
+                    if stride == 2:
+                        parts.insert(0, HalfSize())
+                else:
+                    parts = [Conv2d(inner, stride), Conv1d(inner)]
+                units.append(Unit(width_in, width, inner, stride, parts))
+                width_in = width
+            stages.append(nn.Sequential(*units))
+        self.stages = nn.ModuleList(stages)
+        self.last = nn.Conv3d(width_in, config.last, 1, bias=False)
+        self.last_norm = nn.BatchNorm3d(config.last)
+        self.hidden = nn.Linear(config.last, config.hidden)
+        self.head = nn.Linear(config.hidden, config.classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Unit):
+                # A unit begins as its shortcut.
+                nn.init.zeros_(module.norm_down.weight)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self.checkpointing = False
+
+    def features(self, frames: Tensor) -> Tensor:
+        """What the classifier sees, [B,hidden]."""
+        if frames.ndim != 5 or frames.shape[2] != 3 or min(frames.shape[3:]) < 32:
+            raise ValueError(f"clips must be [B,T,3,H,W] of at least 32 pixels, got {list(frames.shape)}")
+        x = normalise(to_unit(frames), self.config.mean, self.config.std).to(self.stem_space.weight.dtype)
+        x = F.relu(self.stem_norm(self.stem_time(self.stem_space(x.transpose(1, 2)))))
+        for stage in self.stages:
+            for unit in stage:  # type: ignore[attr-defined]
+                x = checkpoint(unit, x, use_reentrant=False) if self.checkpointing and self.training else unit(x)
+        x = F.relu(self.last_norm(self.last(x))).mean((2, 3, 4))
+        return F.relu(self.hidden(x))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.head(self.features(frames))
+
+
+__all__ = ["PARTS", "READINGS", "VectorAttention", "X2plus1d", "X2plus1dConfig"]

@@ -1,1 +1,0 @@
-"""Training-free methods, one file each, the plain baselines among them."""

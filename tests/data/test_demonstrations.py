@@ -1,0 +1,320 @@
+"""Files of demonstrations: our own, R3M's pickles, and what must not be unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fewtokens.core import files
+from fewtokens.data import pickles
+from fewtokens.data.demonstrations import Demonstration, read, write
+
+DTYPES = (torch.uint8, torch.float32, torch.float32, torch.float32)
+
+
+def episode(seed=0, length=6, size=8, states=5, actions=3):
+    rng = np.random.default_rng(seed)
+    return {
+        "images": rng.integers(0, 256, (length, size, size, 3), dtype=np.uint8),
+        "observations": rng.normal(size=(length, states)),
+        "actions": rng.normal(size=(length, actions)).astype(np.float32),
+        "rewards": rng.normal(size=length),
+    }
+
+
+def pickled(path, value, protocol=4):
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    return path
+
+
+def assert_same(one, wanted):
+    assert one.images.dtype == torch.uint8
+    np.testing.assert_array_equal(one.images, wanted["images"])
+    for name in ("observations", "actions", "rewards"):
+        np.testing.assert_allclose(getattr(one, name), wanted[name], rtol=1e-6)
+
+
+def test_there_and_back(tmp_path):
+    parts = [episode(n, length=4 + n) for n in range(3)]
+    made = [
+        Demonstration(
+            *(torch.as_tensor(value, dtype=dtype) for value, dtype in zip(part.values(), DTYPES, strict=True))
+        )
+        for part in parts
+    ]
+    path = write(tmp_path / "demos.safetensors", made, task="metaworld/hammer", proprio=4)
+    found, about = read(path)
+    assert about == {"task": "metaworld/hammer", "proprio": 4}
+    assert [len(one) for one in found] == [4, 5, 6]
+    for one, part in zip(found, parts, strict=True):
+        assert_same(one, part)
+    assert len(read(path, 2)[0]) == 2
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_every_protocol(tmp_path, protocol):
+    parts = [
+        episode(n) | {"env_infos": {"solved": np.array([True, False]), "name": "x", "t": (1, 2.5, None), 3: b"y"}}
+        for n in (0, 1)
+    ]
+    found, about = read(pickled(tmp_path / "a.pickle", parts, protocol))
+    assert about == {}
+    for one, part in zip(found, parts, strict=True):
+        assert_same(one, part)
+
+
+def test_odd_arrays(tmp_path):
+    part = episode()
+    odd = {
+        "images": np.asfortranarray(part["images"]),
+        "observations": part["observations"].astype(">f8"),
+        "actions": list(part["actions"]),  # a list of arrays
+        "rewards": [np.float64(value) for value in part["rewards"]],
+    }
+    objects = np.empty(6, dtype=object)
+    objects[:] = list(part["actions"])
+    for n, actions in enumerate((odd["actions"], objects)):
+        found, _ = read(pickled(tmp_path / f"{n}.pkl", [odd | {"actions": actions}]))
+        assert_same(found[0], part)
+
+
+class Payload:
+    def __init__(self, function, *words):
+        self.words = function, words
+
+    def __reduce__(self):
+        return self.words
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("where", ["alone", "beside", "in an array", "in a dtype"])
+def test_payloads_are_refused_and_not_run(tmp_path, protocol, where):
+    mark = tmp_path / "ran"
+    payload = Payload(os.system, f"touch {mark}")
+    objects = np.empty(1, dtype=object)
+    objects[0] = payload
+    value = {
+        "alone": payload,
+        "beside": [episode() | {"env_infos": payload}],
+        "in an array": [episode() | {"env_infos": objects}],
+        "in a dtype": [Payload(np.dtype, payload)],
+    }[where]
+    path = pickled(tmp_path / "a.pickle", value, protocol)
+    with pytest.raises(ValueError, match=r"names \w+\.system; only numpy arrays"):
+        read(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Payload(eval, "1"), Payload(getattr, {}, "items"), Payload(np.load, "x"), torch.zeros(2), {1, 2}.__class__, print],
+)
+def test_other_names_are_refused(tmp_path, value):
+    with pytest.raises(ValueError, match=r"names .*; only numpy arrays and plain values"):
+        read(pickled(tmp_path / "a.pickle", [value], 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images": None}, "has no images"),
+        ({"images": np.zeros((6, 8, 8, 3))}, r"images must be uint8"),
+        ({"images": np.zeros((6, 8, 8), np.uint8)}, r"images must be uint8"),
+        ({"actions": np.zeros((5, 3))}, "actions must be numbers for 6 images"),
+        ({"actions": np.full((6, 3), np.nan)}, "actions are not all finite"),
+        ({"actions": np.array(["a"] * 6, dtype=object)}, "actions must be numbers"),
+    ],
+)
+def test_bad_demonstrations(tmp_path, change, said):
+    part = {name: value for name, value in (episode() | change).items() if value is not None}
+    with pytest.raises(ValueError, match=said):
+        read(pickled(tmp_path / "a.pickle", [part]))
+
+
+def test_bad_files(tmp_path):
+    whole = pickled(tmp_path / "a.pickle", [episode()])
+    (tmp_path / "cut.pickle").write_bytes(whole.read_bytes()[:-40])
+    (tmp_path / "text.pickle").write_bytes(b"no pickle at all")
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
+    files.save(tmp_path / "other.safetensors", "tokens", {"a": torch.zeros(1)}, {})
+    for name, said in (
+        ("nowhere.pickle", "no such file"),
+        ("cut.pickle", "not a whole pickle"),
+        ("text.pickle", "not a whole pickle"),
+        ("cut.safetensors", "not a readable safetensors"),
+        ("other.safetensors", "holds tokens, not demonstrations"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read(tmp_path / name)
+    with pytest.raises(ValueError, match="not a list of demonstrations"):
+        read(pickled(tmp_path / "a.pickle", episode()))
+    with pytest.raises(ValueError, match="no demonstration in it"):
+        read(pickled(tmp_path / "a.pickle", []))
+    with pytest.raises(ValueError, match="is a int, not a dict"):
+        read(pickled(tmp_path / "a.pickle", [3]))
+    with pytest.raises(ValueError, match=r"actions of \[3, 4\] numbers in one file"):
+        read(pickled(tmp_path / "a.pickle", [episode(), episode(actions=4)]))
+    with pytest.raises(ValueError, match="holds 1 demonstrations, 3 are wanted"):
+        read(pickled(tmp_path / "one.pickle", [episode()]), 3)
+    with pytest.raises(ValueError, match="no demonstration to write"):
+        write(tmp_path / "b.safetensors", [])
+
+
+class TestPicklesAsPrograms:
+    """A pickle written instruction by instruction, for what no writer of pickles writes."""
+
+    def read(self, tmp_path, program: bytes, says: str) -> None:
+        (tmp_path / "a.pickle").write_bytes(program)
+        begin = time.process_time()
+        with pytest.raises(ValueError, match=says) as error:
+            read(tmp_path / "a.pickle")
+        assert "\n" not in str(error.value)
+        assert time.process_time() - begin < 5
+
+    @pytest.mark.parametrize(
+        "name", ["numpy.core.multiarray\nscalar", "numpy\ndtype", "numpy\nndarray", "_codecs\nencode",
+                 "collections\nOrderedDict", "numpy.core.multiarray\n_reconstruct"],
+    )  # fmt: skip
+    def test_no_attribute_is_set(self, tmp_path, name):
+        before = {key: dict(vars(value)) for key, value in vars(pickles).items() if isinstance(value, type)}
+        named = b"c" + name.encode() + b"\n"
+        state = b"}X\x07\x00\x00\x00unknownK\x01s"
+        self.read(tmp_path, b"\x80\x04" + named + state + b"b.", "it treats something else|sets the state")
+        self.read(tmp_path, b"\x80\x04" + named + b"N" + state + b"\x86b.", "sets the state")
+        assert before == {key: dict(vars(value)) for key, value in vars(pickles).items() if isinstance(value, type)}
+
+    @pytest.mark.parametrize(
+        ("program", "says"),
+        [
+            (b"\x80\x04(K\x01K\x02o.", "uses OBJ"),
+            (b"(ios\nsystem\n.", "uses INST"),
+            (b"\x80\x02\x82\x01.", "uses EXT1"),
+            (b"\x80\x02\x84\x01\x00\x00\x00.", "uses EXT4"),
+            (b"Psomething\n.", "uses PERSID"),
+            (b"\x80\x02K\x01Q.", "uses BINPERSID"),
+            (b"\x80\x02cnumpy\nndarray\n)\x81.", "uses NEWOBJ"),
+            (b"\x80\x04cnumpy\nndarray\n)}\x92.", "uses NEWOBJ_EX"),
+            (b"\x80\x04\x8f.", "uses EMPTY_SET"),
+            (b"\x80\x05\x97.", "uses NEXT_BUFFER"),
+            (b"\x80\x04\x8c\x05posix\x8c\x06system\x93.", "names posix.system"),
+            (b"\x80\x04K\x01K\x02\x86R.", "it takes more|treats something else|calls what is no function"),
+            (b"\x80\x04K\x01K\x02K\x03\x86R.", "calls what is no function"),
+            (b"\x80\x04}NK\x02s.", "has a dict by NoneType"),
+            (b"\x80\x02}\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x1fK\x02s.", "has a dict by int"),
+            (b"\x80\x04]K\x01K\x02s.", "treats something else as a dict"),
+            (b"\x80\x04}K\x01a.", "treats something else as a list"),
+            (b"\x80\x04cnumpy\nndarray\nK\x01\x8c\x01ss.", "treats something else as a dict"),
+            (b"\x80\x04cnumpy\ndtype\n(\x8c\x02f8\x89\x88tR.", "not a list"),
+            (b"\x80\x04cnumpy\ndtype\n(\x8c\x02V8\x89\x88tR.", "has an array of 'V8'"),
+            (b"\x80\x04cnumpy\ndtype\n(\x8c\x05f8,f8\x89\x88tR.", "has an array of 'f8,f8'"),
+            (b"\x80\x04.", "not a whole pickle"),
+            (b"", "not a whole pickle .*empty"),
+            (b"\x80\x04h\x07.", "not a whole pickle"),
+            (b"e.", "not a whole pickle"),
+            (b"I" + b"9" * 5000 + b"\n.", "not a whole pickle"),
+        ],
+    )
+    def test_instructions_that_plain_data_does_not_need(self, tmp_path, program, says):
+        self.read(tmp_path, program, says)
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            b"\x80\x04\x8e\x00\x00\x00\x00\x00\x01\x00\x00abc.",  # bytes of 1 TB
+            b"\x80\x04\x8d\x00\x00\x00\x00\x00\x01\x00\x00abc.",  # text
+            b"\x80\x05\x96\x00\x00\x00\x00\x00\x01\x00\x00abc.",  # bytearray
+            b"\x80\x04B\xff\xff\xff\x7fabc.", b"\x80\x04X\xff\xff\xff\x7fabc.", b"\x80\x02\x8b\xff\xff\xff\x7fabc.",
+            b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xffabc.",
+        ],
+    )  # fmt: skip
+    def test_what_is_only_declared(self, tmp_path, program):
+        self.read(tmp_path, program, "not a whole pickle")
+
+    def test_names_of_the_memo_take_no_memory(self, tmp_path):
+        self.read(tmp_path, b"\x80\x04K\x01r\xff\xff\xff\xff.", "holds a int, not a list")
+
+    def test_shared_lists_stay_shared(self, tmp_path):
+        shared: list = [1.0, 2.0]
+        for _ in range(100):
+            shared = [shared, shared]
+        self.read(tmp_path, pickle.dumps(shared), "demonstration 0 is a list")
+        self.read(tmp_path, pickle.dumps([episode() | {"actions": shared}]), "demonstration 0: actions must be numbers")
+        loop: list = []
+        loop.append(loop)
+        self.read(tmp_path, pickle.dumps([episode() | {"actions": loop}]), "actions must be numbers")
+        # What is not asked for may be anything.
+        assert len(read(pickled(tmp_path / "b.pickle", [episode() | {"more": shared, "loop": loop}]))[0]) == 1
+
+    def test_the_same_large_array_over_and_over(self, tmp_path):
+        images = np.zeros((6, 600, 600, 3), np.uint8)
+        whole = episode() | {"images": images}
+        assert len(read(pickled(tmp_path / "a.pickle", [whole, whole]))[0]) == 2
+        self.read(tmp_path, pickle.dumps([whole] * 1000), "holds the same so often that it comes to more than")
+        row = list(np.zeros((1000, 1000), np.uint8))
+        self.read(tmp_path, pickle.dumps([episode() | {"images": [row] * 10_000}]), "holds the same so often")
+
+    def test_calls_over_and_over(self, tmp_path):
+        text = b"X" + (1_000_000).to_bytes(4, "little") + b"x" * 1_000_000 + b"q\x00"
+        call = b"c_codecs\nencode\n(h\x00\x8c\x06latin1tR"
+        self.read(tmp_path, b"\x80\x04(" + text + call * 1000 + b"l.", "holds the same so often")
+        pairs = b"](" + b"".join(b"\x8c\x04%04dK\x01\x86" % n for n in range(5000)) + b"eq\x00"
+        call = b"ccollections\nOrderedDict\nh\x00\x85R"
+        self.read(tmp_path, b"\x80\x04(" + pairs + call * 5000 + b"l.", "holds the same so often")
+
+    def test_depth(self, tmp_path):
+        deep: list = []
+        for _ in range(200):
+            deep = [deep]
+        self.read(tmp_path, pickle.dumps([episode() | {"rewards": deep}]), "rewards must be numbers")
+        self.read(tmp_path, b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".", "demonstration 0 is a list")
+
+
+def raw(path, tensors, header):
+    save_file(tensors, path, metadata={"fewtokens": json.dumps({"kind": "demonstrations", "version": 1, **header})})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "header", "says"),
+    [
+        ({}, {}, "count in its header must be a whole number"),
+        ({}, {"count": "1", "about": {}}, "count in its header must be a whole number"),
+        ({}, {"count": 1.5, "about": {}}, "count in its header must be a whole number"),
+        ({}, {"count": -1, "about": {}}, "no demonstration in it"),
+        ({}, {"count": 10**12, "about": {}}, "not whole demonstrations"),
+        ({}, {"count": 1, "about": []}, "about in its header must be an object"),
+        ({}, {"count": 1, "about": {"task": 3}}, "about in its header: task must be text or null"),
+        ({}, {"count": 1, "about": {"proprio": "4"}}, "about in its header: proprio must be a whole number"),
+        ({"0.actions": None}, {"count": 1, "about": {}}, "not whole demonstrations"),
+        ({"0.actions": torch.zeros(())}, {"count": 1, "about": {}}, "actions must be numbers for 6 images"),
+        ({"0.actions": torch.zeros(6, 0)}, {"count": 1, "about": {}}, "actions must be numbers for 6 images"),
+        ({"0.actions": torch.zeros(6, dtype=torch.complex64)}, {"count": 1, "about": {}}, "actions must be numbers"),
+        ({"0.actions": torch.full((6,), 1e300, dtype=torch.float64)}, {"count": 1, "about": {}}, "not all finite"),
+        ({"0.images": torch.zeros(())}, {"count": 1, "about": {}}, "images must be uint8"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_headers_and_tensors_are_not_trusted(tmp_path, change, header, says):
+    tensors = {f"0.{name}": torch.as_tensor(value, dtype=dtype)
+               for (name, value), dtype in zip(episode().items(), DTYPES, strict=True)} | change  # fmt: skip
+    path = raw(
+        tmp_path / "a.safetensors", {name: value for name, value in tensors.items() if value is not None}, header
+    )
+    with pytest.raises(ValueError, match=says) as error:
+        read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_half_precision_is_read(tmp_path):
+    tensors = {f"0.{name}": torch.as_tensor(value, dtype=dtype)
+               for (name, value), dtype in zip(episode().items(), DTYPES, strict=True)}  # fmt: skip
+    tensors["0.actions"] = tensors["0.actions"].bfloat16()
+    (found,), _ = read(raw(tmp_path / "a.safetensors", tensors, {"count": 1, "about": {}}))
+    assert torch.equal(found.actions, tensors["0.actions"].float())

@@ -1,0 +1,175 @@
+"""Public layouts of DAVIS, JHMDB and VIP, their lists, and masks in and out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewtokens.data.dense_sets import davis_sequences, jhmdb_clips, paired, vip_videos
+from fewtokens.data.masks import palette, read_masks, resize_masks, write_masks
+from tests.helpers.dense import make_davis, make_jhmdb, make_vip, save_mask
+
+
+class TestDavis:
+    def test_lists(self, tmp_path):
+        root = make_davis(tmp_path / "D", ("b", "a", "c"))
+        (root / "ImageSets" / "2017" / "val.txt").write_text("c\nb\n")
+        found, said = davis_sequences(root)
+        assert ([files.name for files in found], said) == (["c", "b"], "2017/val")
+        assert [p.name for p in found[0].pictures] == [f"{n:05}.jpg" for n in range(5)]
+        assert [files.name for files in davis_sequences(root, "all")[0]] == ["a", "b", "c"]
+        (root / "ImageSets" / "2016").mkdir()
+        lines = [f"/JPEGImages/480p/a/{n:05}.jpg /Annotations/480p/a/{n:05}.png" for n in range(5)]
+        (root / "ImageSets" / "2016" / "val.txt").write_text("\n".join(lines))
+        assert [files.name for files in davis_sequences(root, "2016/val")[0]] == ["a"]
+
+    def test_what_is_wrong(self, tmp_path):
+        with pytest.raises(ValueError, match="no DAVIS folder"):
+            davis_sequences(tmp_path)
+        root = make_davis(tmp_path / "D")
+        with pytest.raises(ValueError, match="no such list"):
+            davis_sequences(root, "2017/test")
+        with pytest.raises(ValueError, match="inside ImageSets"):
+            davis_sequences(root, "../../secret")
+        listed = root / "ImageSets" / "2017" / "val.txt"
+        for text, says in (
+            ("one\nthree\n", "names three, which"),
+            ("..\n", "no name of a folder"),
+            ("\n", "empty list"),
+        ):
+            listed.write_text(text)
+            with pytest.raises(ValueError, match=says):
+                davis_sequences(root)
+        listed.unlink()
+        masks = root / "Annotations" / "480p"
+        (masks / "one" / "00003.png").unlink()
+        (masks / "two" / "00000.png").unlink()
+        one, two = davis_sequences(root)[0]
+        with pytest.raises(ValueError, match="1 of 5 frames have no mask to score against, 00003"):
+            paired(one)
+        with pytest.raises(ValueError, match="first frame 00000 has no mask"):
+            paired(two)
+        for folder in masks.iterdir():
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+        with pytest.raises(ValueError, match="no sequences"):
+            davis_sequences(root)
+
+
+def test_jhmdb_lists(tmp_path):
+    pytest.importorskip("scipy")
+    root = make_jhmdb(tmp_path / "jhmdb")
+    found, said = jhmdb_clips(root)
+    assert ([files.name for files in found], said) == (["jump/first", "run/second"], "all")
+    assert len(found[0].pictures) == 4 and found[0].labels[0].is_file()
+    (root / "splits").mkdir()
+    (root / "splits" / "jump_test_split1.txt").write_text("first.avi 1\n")
+    (root / "splits" / "run_test_split1.txt").write_text("second.avi 2\n")
+    assert [files.name for files in jhmdb_clips(root)[0]] == ["run/second"]
+    listing = tmp_path / "testlist.txt"
+    listing.write_text(
+        "/elsewhere/joint_positions/run/second/joint_positions.mat /elsewhere/Rename_Images/run/second\njump/first\n"
+    )
+    assert [files.name for files in jhmdb_clips(root, listing)[0]] == ["run/second", "jump/first"]
+    for text, says in (("jump/third", "names jump/third"), ("jump", "ACTION/CLIP"), ("../..", "no name of a folder")):
+        listing.write_text(text)
+        with pytest.raises(ValueError, match=says):
+            jhmdb_clips(root, listing)
+    with pytest.raises(ValueError, match="no JHMDB folder"):
+        jhmdb_clips(tmp_path)
+
+
+def test_vip_takes_the_labelled_pictures(tmp_path):
+    root = make_vip(tmp_path / "VIP")
+    found, said = vip_videos(root)
+    assert ([files.name for files in found], said) == (["videos2", "videos10"], "all")
+    assert (
+        [p.stem for p in found[0].pictures]
+        == [p.stem for p in found[0].labels]
+        == [f"{25 * t + 1:012}" for t in range(4)]
+    )
+    (root / "lists").mkdir()
+    (root / "lists" / "val_videos.txt").write_text("videos10\n")
+    assert [files.name for files in vip_videos(root)[0]] == ["videos10"]
+    (root / "lists" / "val_videos.txt").write_text("videos3\n")
+    with pytest.raises(ValueError, match="names videos3"):
+        vip_videos(root)
+    found[0].labels[2].unlink()
+    (root / "lists" / "val_videos.txt").unlink()
+    assert len(vip_videos(root)[0][0].pictures) == 3
+    with pytest.raises(ValueError, match="no VIP folder"):
+        vip_videos(tmp_path)
+
+
+class TestMasks:
+    def test_palette_of_davis(self):
+        assert palette()[:5].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
+        assert palette()[[8, 22, 255]].tolist() == [[64, 0, 0], [0, 192, 128], [224, 224, 192]]
+        assert len(np.unique(palette(), axis=0)) == 256
+
+    def test_written_and_read_again(self, tmp_path):
+        masks = torch.arange(255, dtype=torch.uint8).reshape(1, 15, 17)
+        write_masks(masks, [tmp_path / "a" / "00000.png"])
+        assert torch.equal(read_masks([tmp_path / "a" / "00000.png"]), masks)
+        with Image.open(tmp_path / "a" / "00000.png") as image:
+            assert image.mode == "P"
+            assert image.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+        with pytest.raises(ValueError, match="numbered 1 to 254"):
+            write_masks(torch.full((1, 2, 2), 255), [tmp_path / "b.png"])
+        assert not (tmp_path / "b.png").exists()
+
+    def test_palette_void_grey_and_values(self, tmp_path):
+        one = np.array([[0, 3], [255, 1]], dtype=np.uint8)
+        save_mask(tmp_path / "p.png", one)
+        save_mask(tmp_path / "g.png", one, palette=False)
+        assert read_masks([tmp_path / "p.png"])[0].tolist() == [[0, 3], [0, 1]]
+        assert read_masks([tmp_path / "g.png"])[0].tolist() == [[0, 2], [3, 1]]
+        assert read_masks([tmp_path / "g.png"], values=True)[0].tolist() == one.tolist()
+
+    def test_what_is_no_mask(self, tmp_path):
+        Image.new("RGB", (4, 4)).save(tmp_path / "colour.png")
+        (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing")
+        save_mask(tmp_path / "soft.png", np.arange(64, dtype=np.uint8).reshape(8, 8), palette=False)
+        save_mask(tmp_path / "small.png", np.zeros((4, 4), dtype=np.uint8), palette=False)
+        for names, says in (
+            (["colour"], "one channel"),
+            (["broken"], "not a mask that can be read"),
+            (["gone"], "not a mask that can be read"),
+            (["soft"], "64 grey values"),
+            (["small", "soft"], "different sizes"),
+            ([], "no masks"),
+        ):
+            with pytest.raises(ValueError, match=says):
+                read_masks([tmp_path / f"{name}.png" for name in names])
+
+    def test_nearest(self):
+        mask = torch.arange(12).reshape(1, 3, 4)
+        assert resize_masks(mask, (1, 2))[0].tolist() == [[5, 7]]
+        assert resize_masks(mask, (6, 4))[0, ::2].tolist() == mask[0].tolist()
+
+
+@pytest.mark.parametrize("change", ["", "mark", "crlf", "comments"])
+def test_lists_as_editors_save_them(tmp_path, change):
+    for name in ("bear", "two dogs"):
+        for part in ("JPEGImages", "Annotations"):
+            (tmp_path / part / "480p" / name).mkdir(parents=True)
+    (tmp_path / "JPEGImages" / "480p" / "bear" / "folder.jpg").mkdir()
+    for year in ("2016", "2017"):
+        (tmp_path / "ImageSets" / year).mkdir(parents=True)
+    text = {"crlf": "bear\r\ntwo dogs\r\n", "comments": "# by hand\n\nbear\n\ntwo dogs"}.get(change, "bear\ntwo dogs\n")
+    (tmp_path / "ImageSets/2017/val.txt").write_bytes(text.encode("utf-8-sig" if change == "mark" else "utf-8"))
+    found, _ = davis_sequences(tmp_path)
+    assert [one.name for one in found] == ["bear", "two dogs"]
+    assert found[0].pictures == []
+    (tmp_path / "ImageSets/2016/val.txt").write_text("/JPEGImages/480p/bear/0.jpg /Annotations/480p/bear/0.png\n")
+    assert [one.name for one in davis_sequences(tmp_path, "2016/val")[0]] == ["bear"]
+    for line in ("/", "x/", "a/../b.png", "../x", "x" * 300, "a\\b", "bear /"):
+        (tmp_path / "ImageSets/2016/val.txt").write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"no name of a folder|does not have"):
+            davis_sequences(tmp_path, "2016/val")
+    (tmp_path / "ImageSets/2017/val.txt").write_bytes("bear\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="UTF-16"):
+        davis_sequences(tmp_path)

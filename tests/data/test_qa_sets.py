@@ -1,0 +1,483 @@
+"""Every public layout of questions on videos, in small, with its ways to be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from fewtokens.data.qa_sets import NAMES, Question, conversations, load, prompt, read_subtitles
+from fewtokens.evaluation.qa_sets import accuracy, find_letter, is_right
+
+HEAD = ["video", "frame_count", "width", "height", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4"]
+NEXT = ["4010069381", "369", "640", "480", "how do the two man play the instrument", "0", "6", "CH"]
+NEXT += ["roll the handle", "tap their feet", "strum the string", "hit with sticks", "pat with hand"]
+
+
+def touch(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+
+
+def put(file: Path, said: object) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(said))
+    return file
+
+
+def nextqa(folder: Path, *rows: list[str], split: str = "test") -> Path:
+    with (folder / f"{split}.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([HEAD, *(rows or (NEXT,))])
+    return folder
+
+
+def activitynetqa(folder: Path, *names: str) -> Path:
+    put(
+        folder / "test_q.json",
+        [{"video_name": n, "question": "is the man wearing a hat", "question_id": f"v_{n}_1"} for n in names],
+    )
+    put(folder / "test_a.json", [{"answer": "no", "type": 3, "question_id": f"v_{n}_1"} for n in names])
+    return folder
+
+
+LONG = {
+    "video_id": "86CxyhFV9MI",
+    "question": "Which subtitles appear with the tree?",
+    "question_wo_referring_query": "Which subtitles appear?",
+    "candidates": ["promisc has come to an end", "run for a while", "a tree"],
+    "correct_choice": 1,
+    "position": [854],
+    "topic_category": "NP-News-Programs",
+    "question_category": "T3E",
+    "level": "L2-Relation",
+    "id": "86CxyhFV9MI_0",
+    "video_path": "86CxyhFV9MI.mp4",
+    "subtitle_path": "86CxyhFV9MI_en.json",
+    "duration_group": 600,
+    "starting_timestamp_for_subtitles": 10,
+    "duration": 190.16,
+    "view_count": 1,
+}
+MME = {
+    "video_id": "001",
+    "duration": "short",
+    "domain": "Knowledge",
+    "sub_category": "Humanity & History",
+    "url": "https://www.youtube.com/watch?v=fFjv93ACGo8",
+    "videoID": "fFjv93ACGo8",
+    "question_id": "001-1",
+    "task_type": "Counting Problem",
+    "question": "Which ball is not on the tree?",
+    "options": ["A. Apples.", "B. Candles.", "C. Berries.", "D. None of them."],
+    "answer": "C",
+}
+MV = {
+    "video": "ZS9XR.mp4",
+    "question": "What happened after the person took the food?",
+    "candidates": ["Ate the medicine.", "Tidied up the blanket.", "Put down the cup."],
+    "answer": "Ate the medicine.",
+    "start": 11.1,
+    "end": 21.0,
+}
+
+
+def test_nextqa(tmp_path):
+    nextqa(tmp_path)
+    touch(tmp_path / "NExTVideo" / "4010069381.mp4")
+    (found,) = load("nextqa", tmp_path)
+    assert found == Question(
+        "4010069381_6", tmp_path / "NExTVideo" / "4010069381.mp4", NEXT[4], tuple(NEXT[8:]), NEXT[8], "A", "CH"
+    )
+    assert prompt(found, "nextqa") == (
+        "how do the two man play the instrument\nA. roll the handle\nB. tap their feet\nC. strum the string\n"
+        "D. hit with sticks\nE. pat with hand\nAnswer with the option's letter from the given choices directly."
+    )
+
+
+def test_nextqa_in_the_folders_of_vidor(tmp_path):
+    nextqa(tmp_path, split="val")
+    put(tmp_path / "map_vid_vidorID.json", {"4010069381": "1106/4010069381"})
+    touch(tmp_path / "NExTVideo" / "1106" / "4010069381.mp4")
+    assert load("nextqa", tmp_path, "val")[0].video == tmp_path / "NExTVideo" / "1106" / "4010069381.mp4"
+
+
+def test_activitynetqa(tmp_path):
+    activitynetqa(tmp_path, "1QIUV7WYKXg", "v_two")
+    touch(tmp_path / "all_test" / "v_1QIUV7WYKXg.mkv", tmp_path / "all_test" / "v_two.mp4")
+    first, second = load("activitynetqa", tmp_path)
+    assert first.video.name == "v_1QIUV7WYKXg.mkv" and second.video.name == "v_two.mp4"
+    assert (first.choices, first.answer, first.letter, first.kind) == ((), "no", None, "3")
+    assert prompt(first, "activitynetqa") == (
+        "is the man wearing a hat? Answer the question using a single word or phrase."
+    )
+
+
+def test_longvideobench(tmp_path):
+    put(tmp_path / "lvb_val.json", [LONG])
+    touch(tmp_path / "videos" / "86CxyhFV9MI.mp4")
+    track = [
+        {"start": "00:00:01.000", "end": "00:00:02.000", "line": "before the video"},
+        {"start": "00:00:12.500", "end": "00:00:13.000", "line": "hello"},
+        {"timestamp": [15.0, None], "text": "the end"},
+    ]
+    put(tmp_path / "subtitles" / "86CxyhFV9MI_en.json", track)
+    (found,) = load("longvideobench", tmp_path)
+    assert (found.letter, found.answer, found.kind, found.group) == ("B", "run for a while", "T3E", "600")
+    assert read_subtitles(found) == [(2.5, 3.0, "hello"), (5.0, 190.16, "the end")]
+    assert prompt(found, "longvideobench") == (
+        "Which subtitles appear with the tree?\nA. promisc has come to an end\nB. run for a while\nC. a tree\n"
+        "Answer with the option's letter from the given choices directly.\n"
+    )
+
+
+def test_the_hidden_answers_of_longvideobench(tmp_path):
+    put(tmp_path / "lvb_test_wo_gt.json", [{k: v for k, v in LONG.items() if k != "correct_choice"}])
+    touch(tmp_path / "videos" / "86CxyhFV9MI.mp4")
+    (found,) = load("longvideobench", tmp_path, "test")
+    assert (found.answer, found.letter) == ("", None)
+    with pytest.raises(ValueError, match="'86CxyhFV9MI_0': its answer is not published"):
+        is_right(found, "A")
+
+
+@pytest.mark.parametrize("end", ["json", "jsonl"])
+def test_videomme(tmp_path, end):
+    put(tmp_path / f"test.{end}", [MME] if end == "json" else MME)
+    touch(tmp_path / "data" / "fFjv93ACGo8.mp4")
+    srt = '1\n00:00:00,500 --> 00:00:02,000\n<font color="white" size=".72c">merry\nChristmas</font>\n'
+    (tmp_path / "subtitle").mkdir()
+    (tmp_path / "subtitle" / "fFjv93ACGo8.srt").write_text(srt)
+    (found,) = load("videomme", tmp_path)
+    assert (found.choices[2], found.answer, found.letter) == ("Berries.", "Berries.", "C")
+    assert (found.kind, found.group) == ("Counting Problem", "short")
+    assert read_subtitles(found) == [(0.5, 2.0, "merry Christmas")]
+    body = "Which ball is not on the tree?\nA. Apples.\nB. Candles.\nC. Berries.\nD. None of them.\nThe best answer is:"
+    assert prompt(found, "videomme") == (
+        "Select the best answer to the following multiple-choice question based on the video. Respond with only the "
+        "letter (A, B, C, or D) of the correct option.\n" + body
+    )
+    assert prompt(found, "videomme", "merry Christmas") == (
+        "This video's subtitles are listed below:\nmerry Christmas\nSelect the best answer to the following "
+        "multiple-choice question based on the video and the subtitles. Respond with only the letter (A, B, C, or D) "
+        "of the correct option.\n" + body
+    )
+
+
+def test_mvbench(tmp_path):
+    put(tmp_path / "json" / "action_sequence.json", [MV])
+    put(tmp_path / "json" / "action_antonym.json", [{**MV, "video": "1.webm"}])
+    touch(tmp_path / "video/star/Charades_v1_480/ZS9XR.mp4", tmp_path / "video/ssv2_video_mp4/1.mp4")
+    antonym, sequence = load("mvbench", tmp_path)
+    assert (antonym.id, antonym.start, antonym.video.name) == ("action_antonym_0", None, "1.mp4")
+    assert (sequence.start, sequence.end, sequence.letter, sequence.kind) == (11.1, 21.0, "A", "action_sequence")
+    assert load("mvbench", tmp_path, "action_sequence") == [sequence]
+    assert prompt(sequence, "mvbench") == (
+        "Question:What happened after the person took the food?\nOption:\nA. Ate the medicine.\n"
+        "B. Tidied up the blanket.\nC. Put down the cup.\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    # A segment is the part already.
+    touch(tmp_path / "video/star/Charades_segment/ZS9XR.mp4")
+    assert load("mvbench", tmp_path, "action_sequence")[0].start is None
+    with pytest.raises(ValueError, match="mvbench has the tasks action_antonym"):
+        load("mvbench", tmp_path, "juggling")
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "videomme").mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist([MME]), tmp_path / "videomme" / "test-00000-of-00001.parquet")
+    touch(tmp_path / "data" / "fFjv93ACGo8.mp4")
+    assert load("videomme", tmp_path)[0].letter == "C"
+
+
+def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    touch(tmp_path / "MC" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"parquet: needs pyarrow; pip install pyarrow, or put the rows"):
+        load("nextqa", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x.mp4", "/etc/passwd", "a/../../x.mp4", "..\\x.mp4"])
+def test_no_video_lies_outside(tmp_path, name):
+    put(tmp_path / "set" / "lvb_val.json", [{**LONG, "video_path": name}])
+    touch(tmp_path / "x.mp4")
+    with pytest.raises(ValueError, match=r"lvb_val.json, entry 1: the file '.*' leads out of"):
+        load("longvideobench", tmp_path / "set")
+    with pytest.raises(ValueError, match=r"talk.json, entry 1: the file '.*' leads out of"):
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Nothing."}]
+        list(conversations(put(tmp_path / "set" / "talk.json", [{"id": "1", "video": name, "conversations": turns}])))
+
+
+def test_no_link_leads_outside(tmp_path):
+    put(tmp_path / "set" / "lvb_val.json", [LONG])
+    touch(tmp_path / "x.mp4")
+    (tmp_path / "set" / "videos").mkdir()
+    (tmp_path / "set" / "videos" / "86CxyhFV9MI.mp4").symlink_to(tmp_path / "x.mp4")
+    with pytest.raises(ValueError, match="leads out of"):
+        load("longvideobench", tmp_path / "set")
+    # The videos on another disk are the user's own choice.
+    touch(tmp_path / "disk" / "86CxyhFV9MI.mp4")
+    (tmp_path / "set" / "videos" / "86CxyhFV9MI.mp4").unlink()
+    (tmp_path / "set" / "videos").rmdir()
+    (tmp_path / "set" / "videos").symlink_to(tmp_path / "disk")
+    assert len(load("longvideobench", tmp_path / "set")) == 1
+
+
+def test_missing_videos_are_told_once(tmp_path):
+    activitynetqa(tmp_path, *"abcde")
+    with pytest.raises(ValueError, match=r"5 videos are not there: v_a, v_b, v_c \.\.\.$"):
+        load("activitynetqa", tmp_path)
+    touch(tmp_path / "all_test" / "v_b.mp4")
+    with pytest.warns(UserWarning, match=r"4 videos are not there: v_a, v_c, v_d \.\.\.; their") as told:
+        assert len(load("activitynetqa", tmp_path)) == 1
+    assert len(told) == 1
+
+
+def broken(folder: Path, name: str) -> str:
+    """Writes a set that is wrong; says in what words it must be refused."""
+    touch(folder / "videos" / "4010069381.mp4", folder / "videos" / "86CxyhFV9MI.mp4", folder / "data/fFjv93ACGo8.mp4")
+    if name == "short line":
+        nextqa(folder, NEXT, NEXT[:-1])
+        return r"test.csv, line 3: has not as many cells"
+    if name == "answer":
+        nextqa(folder, [*NEXT[:5], "5", *NEXT[6:]])
+        return r"test.csv, line 2: 'answer' must be 0 to 4, got '5'"
+    if name == "column":
+        (folder / "test.csv").write_text("video,question\n1,what\n")
+        return r"test.csv, line 2: has no 'a0'"
+    if name == "json":
+        (folder / "lvb_val.json").write_text('[\n{"id": 1},\n{"id" 2}]')
+        return r"lvb_val.json: not readable JSON .*line 3 column"
+    if name == "key":
+        put(folder / "lvb_val.json", [LONG, {"id": "2"}])
+        return r"lvb_val.json, entry 2: has no 'candidates'"
+    if name == "jsonl":
+        (folder / "test.jsonl").write_text(json.dumps(MME) + "\n\nnot json\n")
+        return r"test.jsonl, line 3: not readable JSON"
+    put(folder / "test.json", [{**MME, "answer": "E"}])
+    return r"test.json, entry 1: 'answer' must be one of 4 letters, got 'E'"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("short line", "nextqa"),
+        ("answer", "nextqa"),
+        ("column", "nextqa"),
+        ("json", "longvideobench"),
+        ("key", "longvideobench"),
+        ("jsonl", "videomme"),
+        ("letter", "videomme"),
+    ],
+)
+def test_broken_lines_are_named(tmp_path, name, kind):
+    with pytest.raises(ValueError, match=broken(tmp_path, name)):
+        load(kind, tmp_path)
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    with pytest.raises(ValueError, match="the set must be one of nextqa"):
+        load("tvqa", tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        load("nextqa", tmp_path / "nowhere")
+    for name in NAMES:
+        with pytest.raises(ValueError, match=f"no annotations of {name} for .*; expected "):
+            load(name, tmp_path)
+    with pytest.raises(ValueError, match="has no place for subtitles"):
+        prompt(Question("1", tmp_path, "what"), "nextqa", "hello")
+
+
+@pytest.mark.parametrize("end", ["json", "jsonl"])
+def test_conversations(tmp_path, end):
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A cat."},
+        {"from": "human", "value": "Which colour?"},
+        {"from": "gpt", "value": "Grey."},
+    ]
+    items = [
+        {"id": "1-2", "conversations": turns, "data_source": "0_30_s_nextqa", "video": "NextQA/1.mp4"},
+        {"id": "2-2", "conversations": turns, "data_source": "0_30_s_nextqa", "video": "NextQA/2.mp4"},
+    ]
+    path = tmp_path / f"talk.{end}"
+    path.write_text(json.dumps(items) if end == "json" else "".join(json.dumps(item) + "\n" for item in items))
+    with pytest.raises(ValueError, match=r"2 videos are not there: NextQA/1\.mp4, NextQA/2\.mp4; say where"):
+        list(conversations(path))
+    touch(tmp_path / "NextQA" / "1.mp4")
+    with pytest.warns(UserWarning, match=r"1 video is not there: NextQA/2\.mp4"):
+        (found,) = conversations(path)
+    assert found.turns == (("What is it?", "A cat."), ("Which colour?", "Grey."))
+    assert found.video == tmp_path / "NextQA" / "1.mp4"
+    put(path, [{**items[0], "conversations": turns[:3]}] if end == "json" else {**items[0], "conversations": turns[1:]})
+    with pytest.raises(ValueError, match=rf"talk.{end}, \w+ 1: conversations must be objects from human and gpt"):
+        list(conversations(path))
+
+
+@pytest.mark.parametrize(
+    ("reply", "letter"),
+    [
+        ("B", "B"),
+        ("b.", "B"),
+        ("(C)", "C"),
+        ("(C) on the mat", "C"),
+        ("D. a dog", "D"),
+        ("D: a dog", "D"),
+        ("A", "A"),
+        ("A\nbecause of the tail", "A"),
+        ("The best answer is B.", "B"),
+        ("The answer is: (B)", "B"),
+        ("Answer: **C**", "C"),
+        ("The correct option is A because of the tail", "A"),
+        ("It is clearly B", "B"),
+        ("I think (D) fits best", "D"),
+        ("on the mat", "C"),
+        ("On the mat!", "C"),
+        ("A man walks in", None),
+        ("The answer is a mat", None),
+        ("either B or C", None),
+        ("(B) or (C)", None),
+        ("E", None),
+        ("", None),
+        ("no idea", None),
+    ],
+)
+def test_letters(reply, letter):
+    assert find_letter(reply, ("a cat", "under the table", "on the mat", "a dog")) == letter
+
+
+def test_scores(tmp_path):
+    chosen = Question("1", tmp_path, "what", ("x", "y"), "y", "B", "CH", "short")
+    free = Question("2", tmp_path, "what", (), "a red car", kind="4")
+    assert is_right(free, "Red car.") and not is_right(free, "a red car and a bus")
+    assert not any(is_right(chosen, "no idea") for _ in range(20))
+    assert accuracy([chosen, chosen, free], ["B", "who knows", "the red car"]) == {
+        "all": pytest.approx(2 / 3),
+        "CH": 0.5,
+        "short": 0.5,
+        "4": 1.0,
+    }
+    with pytest.raises(ValueError, match="1 replies to 2 questions"):
+        accuracy([chosen, free], ["B"])
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_tables_from_spreadsheets(tmp_path, mark, separator):
+    text = mark + "\r\n".join(separator.join(row) for row in (HEAD, NEXT)) + "\r\n"
+    (tmp_path / "test.csv").write_text(text, newline="")
+    touch(tmp_path / "videos" / f"{NEXT[0]}.mp4")
+    assert len(load("nextqa", tmp_path)) == 1
+    (tmp_path / "test.csv").write_bytes(text.encode("utf-16"))
+    with pytest.raises(ValueError, match=r"test.csv: UTF-16, not UTF-8 text"):
+        load("nextqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"question": {"a": 1}}, "'question' must be text or a whole number or a finite number"),
+        ({"question": True}, "'question' must be"),
+        ({"candidates": "abc"}, "'candidates' must be a list of texts"),
+        ({"candidates": [1, 2]}, "'candidates' must be a list of texts"),
+        ({"candidates": ["x"] * 40}, "a question with 40 choices"),
+        ({"correct_choice": float("nan")}, "'correct_choice' must be a number"),
+        ({"correct_choice": float("inf")}, "'correct_choice' must be a number"),
+        ({"correct_choice": "1e999"}, "'correct_choice' must be a number"),
+        ({"correct_choice": [1]}, "'correct_choice' must be a number"),
+        ({"correct_choice": True}, "'correct_choice' must be a number"),
+        ({"correct_choice": 10**400}, "'correct_choice' must be a number"),
+        ({"video_path": ["a"]}, "'video_path' must be"),
+        ({"video_path": "."}, "leads out of"),
+        ({"video_path": "a\0b"}, "leads out of"),
+        ({"subtitle_path": {}}, "'subtitle_path' must be"),
+        ({"subtitle_path": "../x.srt"}, "leads out of"),
+        ({"duration": "long"}, "'duration' must be a number"),
+        ({"duration_group": [[]]}, "'duration_group' must be"),
+    ],
+)
+def test_values_of_other_types(tmp_path, change, says):
+    touch(tmp_path / "videos" / LONG["video_path"])
+    put(tmp_path / "lvb_val.json", [LONG])
+    assert len(load("longvideobench", tmp_path)) == 1
+    put(tmp_path / "lvb_val.json", [LONG | change])
+    with pytest.raises(ValueError, match=says) as error:
+        load("longvideobench", tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_names_too_long_for_any_file_are_missing(tmp_path):
+    put(tmp_path / "lvb_val.json", [LONG | {"video_path": "x" * 5000}, LONG])
+    touch(tmp_path / "videos" / LONG["video_path"])
+    with pytest.warns(UserWarning, match="1 video is not there: x{80}; "):
+        assert len(load("longvideobench", tmp_path)) == 1
+
+
+@pytest.mark.parametrize("split", ["/etc", "../x", "a/b", "*", "", "a b"])
+def test_a_split_is_a_word(tmp_path, split):
+    with pytest.raises(ValueError, match="a split is named by one word"):
+        load("nextqa", tmp_path, split)
+
+
+def test_names_as_windows_writes_them(tmp_path):
+    touch(tmp_path / "videos" / "a" / "v.mp4")
+    put(tmp_path / "lvb_val.json", [LONG | {"video_path": "a\\v.mp4"}])
+    assert load("longvideobench", tmp_path)[0].video == tmp_path / "videos" / "a" / "v.mp4"
+
+
+def test_subtitles_that_are_hostile_or_odd(tmp_path):
+    path = tmp_path / "s.srt"
+    asked = Question("1", tmp_path, "what", subtitles=path)
+    begin = time.process_time()
+    for text in ("x" * 60_000, "<" * 60_000, "\n " * 60_000, "a " * 60_000, "-->" * 20_000, "1:2 --> " * 10_000):
+        path.write_text(f"{text}\n\n1\n00:00:01,500 --> 00:00:02,500\nhello\n<i>you</i>\n")
+        with contextlib.suppress(ValueError):
+            assert read_subtitles(asked)[-1] == (1.5, 2.5, "hello you")
+    assert time.process_time() - begin < 5
+    path.write_text("\ufeff1\n00:00:01,500 --> 00:00:02,500 position:50%\na\n\n2\n00:00:03.000 --> 00:00:04\nb\n")
+    assert read_subtitles(asked) == [(1.5, 2.5, "a"), (3.0, 4.0, "b")]
+    path.write_text(f"1\n{'9' * 5000}:00 --> 00:02\na\n")
+    with pytest.raises(ValueError, match="a time must be like"):
+        read_subtitles(asked)
+    listed = Question("1", tmp_path, "what", subtitles=put(tmp_path / "s.json", [{"timestamp": ["a", 2], "text": "x"}]))
+    for value in (["a", 2], [1], 3, {"a": 1}, [True, 2]):
+        put(tmp_path / "s.json", [{"timestamp": value, "text": "x"}])
+        with pytest.raises(ValueError, match=r"s.json, entry 1: 'timestamp'.* must be"):
+            read_subtitles(listed)
+
+
+def test_parquet_that_is_damaged(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "videomme" / "test-0.parquet"
+    path.parent.mkdir()
+    parquet.write_table(pyarrow.Table.from_pylist([MME]), path)
+    whole = path.read_bytes()
+    for content in (b"", b"PAR1", whole[:-9], whole[:40] + b"\xff" * 40 + whole[80:], whole[:-60] + b"\0" * 60):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"test-0.parquet: not a parquet file that can be read") as error:
+            load("videomme", tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_long_replies_take_no_time():
+    choices = ["a dog", "a cat", "a mat", "a bird"]
+    begin = time.process_time()
+    for text in (
+        "A" + "\n" * 50_000 + "or B",
+        "answer" + " " * 50_000 + "x",
+        "A " * 25_000,
+        "(" * 50_000,
+        "answer " * 9000,
+    ):
+        find_letter(text, choices)
+    assert find_letter("The answer  is:\n\n  (B)", choices) == "B"
+    assert time.process_time() - begin < 3

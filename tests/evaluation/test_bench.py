@@ -1,0 +1,288 @@
+"""The parts of a bench, each against a small calculation of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fewtokens.core import registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import planned_count
+from fewtokens.encoders import Patches, VitEncoder
+from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
+from fewtokens.profiling.cost import QWEN2_7B, count, peak_memory, prefill_gflops
+from fewtokens.evaluation.fidelity import neighbour_agreement, rare_cells
+from fewtokens.evaluation.summary import best, summarise
+from fewtokens.evaluation.summary import changes as changes_of
+from fewtokens.show.plots import draw_trade_off, styles_of
+from fewtokens.video import synthetic
+
+
+def vit():
+    torch.manual_seed(0)
+    return VitEncoder(ViT(ViTConfig(width=16, depth=8, heads=2, patch=8, positions=(4, 4))).eval())
+
+
+def item(kind="static", frames=5):
+    video = synthetic(kind, frames=frames, size=(32, 48))
+    return Item(kind, video.frames, video.times)
+
+
+@pytest.fixture(scope="module")
+def static():
+    encoder = vit()
+    return encoder, encode(item(), encoder, repeats=1)
+
+
+class TestSpecs:
+    def test_all_that_an_encoder_serves(self):
+        all_of_them = specs_of("all", vit())
+        assert all_of_them[:5] == list(registry.BASELINES)
+        assert {"vid_tldr", "tome(stage='encoder')", "rlt", "visionzip", "dynamic_pool"} <= set(all_of_them)
+        assert not {"tokenlearner", "pool_mlp"} & set(all_of_them)
+        fewer = set(specs_of("all", Patches(8)))
+        assert "rlt" in fewer
+        assert not {"vid_tldr", "visionzip", "tome(stage='encoder')"} & fewer
+
+    def test_a_list_has_the_baselines_and_commas_inside_brackets(self):
+        specs = specs_of("tempme(joins=(2, 2)), kmeans", Patches(8))
+        assert specs == [*registry.BASELINES, "tempme(joins=(2, 2))", "kmeans"]
+
+    @pytest.mark.parametrize("spec", specs_of("all", vit()))
+    @pytest.mark.parametrize("keep", [0.5, 0.1, 0.02])
+    def test_every_method_meets_every_budget(self, spec, keep, static):
+        """From below where it counts in blocks or frames, never from above."""
+        encoder, encoded = static
+        row = measure(encoded, encoder, spec, keep, repeats=1)
+        wanted = planned_count(encoded.tokens.grid, keep)
+        per_frame = encoded.tokens.grid.T if chain(spec, keep, encoded.tokens.grid)[0].stage == "encoder" else 1
+        assert 1 <= row["tokens"] <= max(wanted, per_frame)
+
+
+class TestMeasure:
+    def test_everything_kept_is_everything_given_back(self):
+        encoder = vit()
+        row = measure(encode(item(), encoder, repeats=1), encoder, FULL, 1.0)
+        assert (row["cosine"], row["rel. error"], row["rare cosine"]) == pytest.approx((1, 0, 1), abs=1e-6)
+        assert row["tokens"] == row["cells"]
+
+    def test_encoder_operations_fall_with_the_tokens(self):
+        encoder = vit()
+        encoded = encode(item(), encoder, repeats=1)
+        full = measure(encoded, encoder, FULL, 1.0, repeats=1)["encoder GFLOPs"]
+        after = measure(encoded, encoder, "tome", 0.1, repeats=1)["encoder GFLOPs"]
+        inside = measure(encoded, encoder, "tome(stage='encoder')", 0.1, repeats=1)["encoder GFLOPs"]
+        before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder GFLOPs"]
+        assert full == after > inside > before > 0
+        macs = count(lambda: encoder(encoded.item.frames[None])).by("macs")
+        assert full == pytest.approx(2 * macs)
+
+    def test_regions_are_kept_for_the_page(self):
+        encoder = Patches(8)
+        encoded = encode(item(frames=20), encoder, repeats=1)
+        row = measure(encoded, encoder, "uniform", 0.5, repeats=1, shown=True)
+        assert row["grid"] == [8, 4, 6]
+        assert unpacked(row["source"]).shape == (8 * 24,)
+
+    def test_features_are_read_back(self, tmp_path):
+        encoder, given = vit(), item()
+        first = encode(given, encoder, repeats=2, cache=tmp_path / "a.safetensors")
+        again = encode(given, None or encoder, repeats=2, cache=tmp_path / "a.safetensors")
+        assert torch.equal(first.tokens.features, again.tokens.features)
+        assert first.milliseconds == again.milliseconds
+        assert set(first.cues) == set(again.cues) == set(encoder.gives)
+        other = Item(given.name, 255 - given.frames, given.times)
+        assert not torch.equal(encode(other, encoder, repeats=2, cache=tmp_path / "a.safetensors").full, first.full)
+
+
+def test_jobs_come_clip_by_clip():
+    assert list(jobs(["a", "b"], ["x"], [0.5, 3]))[:4] == [
+        ("a", FULL, 1.0),
+        ("a", "x", 0.5),
+        ("a", "x", 3),
+        ("b", FULL, 1.0),
+    ]
+
+
+def test_rare_cells_are_least_like_their_frame():
+    x = torch.randn(4, 5, 6, 8, generator=torch.Generator().manual_seed(0)) + 2
+    rare = rare_cells(x, 0.05)
+    rows = x.reshape(4, 30, 8).double().numpy()
+    like = []
+    for frame in rows:
+        mean = frame.mean(0)
+        like += [float(c @ mean / np.linalg.norm(c) / np.linalg.norm(mean)) for c in frame]
+    assert set(np.flatnonzero(rare.flatten().numpy())) == set(np.argsort(like)[:6])
+
+
+def test_neighbours():
+    full = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0.9, 0.2]])
+    assert neighbour_agreement(full, full) == pytest.approx((1, 1))
+    swapped = full[[0, 2, 1, 3]]
+    nearest, ranks = neighbour_agreement(swapped, full)
+    assert nearest < 1
+    assert ranks < 1
+
+
+def test_prefill_against_a_sum_over_matrices():
+    tokens, m = 100, QWEN2_7B
+    layer = tokens * (m.width * m.width * 2 + m.width * m.keys * 2 + 3 * m.width * m.hidden)
+    layer += sum(2 * m.width * (t + 1) for t in range(tokens))  # each token looks back
+    assert prefill_gflops(tokens) == pytest.approx(2 * m.layers * layer / 1e9)
+
+
+def test_peak_memory_is_what_is_alive_at_once():
+    def run():
+        a = torch.zeros(1000)  # 4,000 bytes
+        b = a + 1  # 8,000
+        del a
+        c = b * 2  # 8,000 still
+        return c.sum()
+
+    assert 8000 <= peak_memory(run, torch.device("cpu")) < 8100
+
+
+def test_operations_are_counted_in_inference_mode_too():
+    layer = nn.Linear(8, 16)
+    with torch.inference_mode():
+        assert count(layer, torch.ones(4, 8)).by("macs") == 4 * 8 * 16 / 1e9
+
+
+def test_summary_and_best(tmp_path):
+    def row(clip, method, keep, cosine, ms):
+        return {"clip": clip, "method": method, "keep": keep, "cosine": cosine, "total ms": ms, "vector": [cosine, 1.0]}
+
+    rows = [row(c, FULL, 1.0, 1.0, 9) for c in "abc"]
+    rows += [row(c, "x", 0.1, v, 3) for c, v in zip("abc", (0.2, 0.4, 0.6), strict=True)]
+    rows += [row(c, "y", 0.1, 0.5, 2) for c in "abc"]
+    summary = summarise(rows)
+    assert [(line["method"], line["clips"]) for line in summary] == [(FULL, 3), ("x", 3), ("y", 3)]
+    assert summary[1]["cosine"] == pytest.approx(0.4)
+    assert best(summary, "cosine") == {0.1: ["y", "x"]}
+    assert best(summary, "total ms", 1) == {0.1: ["y"]}
+    with pytest.raises(ValueError, match="cannot be read"):
+        changes_of(tmp_path / "a.json", tmp_path / "b.json")
+
+
+def test_a_budget_below_what_a_method_can_do_is_reached_by_merging():
+    grid = Grid(10, 4, 4)
+    assert [method.name for method in chain("evs", 0.05, grid)] == ["evs", "tome"]
+    assert [method.name for method in chain("evs", 0.5, grid)] == ["evs"]
+    assert [method.name for method in chain("dycoke", 0.1, grid)] == ["dycoke", "tome"]
+
+
+def test_a_sum_of_times_has_the_spreads_of_its_parts(monkeypatch):
+    """The encoder's three runs and the method's: 10, 12, 14 and 100, 900, 300 ms."""
+    encoder = Patches(8)
+    encoded = replace(encode(item(), encoder, repeats=3), milliseconds=(10.0, 12.0, 14.0))
+    monkeypatch.setattr("fewtokens.evaluation.bench.timings", lambda *_: (100.0, 900.0, 300.0))
+    row = measure(encoded, encoder, "kmeans", 0.1, repeats=3)
+    assert row["method ± ms"] == 400
+    assert (row["total ms"], row["total ± ms"]) == (312, 402)
+    alone = measure(encoded, encoder, FULL, 1.0, repeats=3)
+    assert (alone["total ms"], alone["total ± ms"]) == (12, 2)
+    monkeypatch.setattr("fewtokens.evaluation.bench.timings", lambda *_: (100.0,))
+    once = measure(replace(encoded, milliseconds=(10.0,)), encoder, "kmeans", 0.1, repeats=1)
+    assert once["total ms"] == 110
+    assert once["method ± ms"] is None
+    assert once["total ± ms"] is None
+
+
+def test_kept_features_belong_to_their_frames(tmp_path):
+    """Equal sums of equal shapes are no identity; a damaged file is made again."""
+    encoder, given = Patches(8), item()
+    cache = tmp_path / "a.safetensors"
+    first = encode(given, encoder, repeats=1, cache=cache)
+    turned = Item(given.name, given.frames.flip(0), given.times)
+    assert torch.equal(encode(turned, encoder, repeats=1, cache=cache).full, first.full.flip(0))
+    cache.write_bytes(cache.read_bytes()[:100])
+    assert torch.equal(encode(given, encoder, repeats=1, cache=cache).full, first.full)
+    assert cache.stat().st_size > 100
+
+
+def results(tmp_path: Path, name: str, **changes: Any) -> Path:
+    rows = [{"clip": clip, "method": FULL, "keep": 1.0, "repeats": 3} for clip in "ab"]
+    told = {"settings": {"frames": 8}, "machine": {"cores": 2}, "sources": {"a": {"bytes": 1, "mtime_ns": 5}}}
+    summary = [{"keep": 1.0, "method": FULL, "cosine": 1.0}]
+    path = tmp_path / name
+    path.write_text(json.dumps({**told, "summary": summary, "rows": rows} | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, []),
+        ({"settings": {"frames": 16}}, ["frames: 8 and 16"]),
+        ({"machine": {"cores": 64}}, ["cores: 2 and 64"]),
+        ({"rows": [{"clip": "a", "repeats": 3}]}, ["clips: a, b and a"]),
+        ({"rows": [{"clip": c, "repeats": 1} for c in "ab"]}, ["repeats: 3 and 1"]),
+        ({"sources": {"a": {"bytes": 1, "mtime_ns": 6}}}, ["other files behind the same names: a"]),
+    ],
+)
+def test_runs_that_are_unlike_say_so(tmp_path, changes, says):
+    lines, unlike = changes_of(results(tmp_path, "a.json"), results(tmp_path, "b.json", **changes))
+    assert [line["Δ cosine"] for line in lines] == [0]
+    assert unlike == says
+
+
+class TestPlots:
+    """What is drawn, read back from matplotlib's axes."""
+
+    @staticmethod
+    def drawn(monkeypatch, tmp_path: Path, summary: list[dict[str, Any]], measure: str) -> dict[str, Any]:
+        pyplot = pytest.importorskip("matplotlib.pyplot")
+        kept: list[Any] = []
+        monkeypatch.setattr(pyplot, "close", kept.append)
+        measures = ("cosine", "ranks")
+        styles = styles_of(summary, measures, baselines=("random",), full=FULL)
+        draw_trade_off(summary, measure, tmp_path / "a.png", styles, baselines=("random",), full=FULL)
+        (figure,) = kept
+        lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+        return {"lines": lines, "all": figure.axes[0].get_lines()}
+
+    @staticmethod
+    def summary(keeps: tuple[float, ...]) -> list[dict[str, Any]]:
+        rows = [{"method": FULL, "keep": 1.0, "tokens": 100, "total ms": 9, "cosine": 1.0, "ranks": 1.0}]
+        for number, name in enumerate(["random", *(f"m{n}" for n in range(9))]):
+            for keep in keeps:
+                # A smaller budget takes longer, so that time and budget order the points differently.
+                rows.append(
+                    {"method": name, "keep": keep, "tokens": 100 * keep, "total ms": 1 / keep, "method ms": 1.0,
+                     "cosine": keep - number / 100, "ranks": keep + number / 100}
+                )  # fmt: skip
+        return rows
+
+    def test_colors_stay_from_plot_to_plot(self, monkeypatch, tmp_path):
+        one = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "cosine")["lines"]
+        other = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "ranks")["lines"]
+        shared = {name for name in one.keys() & other.keys() if not name.startswith("_")}
+        assert len(shared) >= 4
+        assert all(one[name].get_color() == other[name].get_color() for name in shared)
+        looks = {(line.get_color(), line.get_marker()) for name, line in one.items() if name.startswith("m")}
+        assert len(looks) == len([name for name in one if name.startswith("m")])
+
+    def test_lines_follow_the_budget(self, monkeypatch, tmp_path):
+        lines = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5, 0.25)), "cosine")["lines"]
+        assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 4, 2])
+        assert lines["m0"].get_ydata().tolist() == pytest.approx([0.09, 0.24, 0.49])
+
+    def test_one_budget_shows_every_method(self, monkeypatch, tmp_path):
+        summary = self.summary((0.1,))
+        summary[1]["ranks"] = math.inf  # it is not drawn, and warns nobody
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            every = self.drawn(monkeypatch, tmp_path, summary, "ranks")["all"]
+        points = [line for line in every if len(line.get_xdata()) == 1]
+        assert len(points) == 9
+        assert all(line.get_marker() not in ("", "None", None) for line in points)

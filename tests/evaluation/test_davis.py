@@ -1,0 +1,126 @@
+"""J and F against the official numbers and against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.data.dense_sets import davis_sequences
+from fewtokens.data.masks import read_masks
+from fewtokens.evaluation.davis import (
+    TABLE,
+    boundary,
+    boundary_f,
+    dilate,
+    jaccard,
+    mean_numbers,
+    official_table,
+    score,
+    tolerance,
+)
+from tests.helpers.data import data_path
+
+# J, F, recall and decay of J of OSVOS; J and F of the first mask held still. By the official code.
+ORACLE = {
+    "blackswan": (0.9430, 0.9741, 1.0, 0.0014, 0.5450, 0.3340),
+    "car-roundabout": (0.8895, 0.8269, 1.0, 0.1368, 0.7308, 0.4403),
+    "car-shadow": (0.9284, 0.9174, 1.0, 0.1103, 0.4077, 0.2523),
+    "breakdance": (0.7272, 0.7560, 0.9512, 0.1410, 0.2159, 0.1883),
+    "dog": (0.7108, 0.6911, 0.7241, 0.1482, 0.3271, 0.1827),
+    "drift-straight": (0.6655, 0.7068, 0.7292, 0.6199, 0.0598, 0.0971),
+}
+
+
+@pytest.mark.parametrize("name", ["car-shadow", "drift-straight"])
+def test_the_official_numbers(name):
+    assert_oracle(name)
+
+
+def assert_oracle(name):
+    root = data_path("davis2016", "DAVIS")
+    (files,) = [one for one in davis_sequences(root)[0] if one.name == name]
+    truth = read_masks(files.labels)
+    osvos = read_masks(sorted(data_path("osvos", name).glob("*.png")))
+    expected = ORACLE[name]
+    found = mean_numbers(score(osvos, truth))
+    still = mean_numbers(score(truth[:1].expand_as(truth), truth))
+    ours = (found["J"], found["F"], found["J recall"], found["J decay"], still["J"], still["F"])
+    assert ours == pytest.approx(expected, abs=1e-4)
+
+
+def slow_boundary(mask):
+    """Pixel by pixel, as the official code defines it."""
+    H, W = mask.shape
+    out = np.zeros_like(mask)
+    for y in range(H):
+        for x in range(W):
+            right = mask[y, x + 1] if x + 1 < W else mask[y, x]
+            below = mask[y + 1, x] if y + 1 < H else mask[y, x]
+            beside = mask[y + 1, x + 1] if y + 1 < H and x + 1 < W else mask[y, x]
+            out[y, x] = (mask[y, x] ^ right) | (mask[y, x] ^ below) | (mask[y, x] ^ beside)
+    return out
+
+
+def blobs(T=3, H=20, W=26, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.avg_pool2d(torch.rand(T, H + 4, W + 4, generator=g), 5, 1) > 0.52
+
+
+def test_boundary_and_disk_against_loops():
+    masks = blobs()
+    for mask, edge, wide in zip(masks, boundary(masks), dilate(masks, 3), strict=True):
+        assert (edge.numpy() == slow_boundary(mask.numpy())).all()
+        ys, xs = np.nonzero(mask.numpy())
+        for y in range(mask.shape[0]):
+            for x in range(mask.shape[1]):
+                assert bool(wide[y, x]) == bool((((ys - y) ** 2 + (xs - x) ** 2) <= 9).any())
+
+
+def test_tolerance():
+    assert (tolerance(480, 854), tolerance(480, 880)) == (8, 9)
+
+
+def test_empty_masks():
+    nothing, something = torch.zeros(1, 40, 50, dtype=torch.bool), torch.zeros(1, 40, 50, dtype=torch.bool)
+    something[:, 10:20, 10:20] = True
+    assert jaccard(nothing, nothing).item() == boundary_f(nothing, nothing).item() == 1
+    for a, b in ((nothing, something), (something, nothing)):
+        assert jaccard(a, b).item() == boundary_f(a, b).item() == 0
+    assert boundary_f(something, something).item() == 1
+
+
+def test_several_objects_are_scored_apart():
+    truth = torch.zeros(4, 30, 30, dtype=torch.uint8)
+    truth[:, 2:10, 2:10], truth[:, 15:25, 15:25] = 1, 2
+    predicted = truth.clone()
+    predicted[1:, 15:25, 15:25] = 0
+    first, second = score(predicted, truth)
+    assert first.numbers()["J&F"] == 1
+    assert second.numbers()["J"] == second.numbers()["F"] == 0
+    assert mean_numbers([first, second])["J&F"] == 0.5
+    with pytest.raises(ValueError, match="takes three"):
+        score(truth[:2], truth[:2])
+
+
+def test_the_official_table_and_void():
+    """Decay is the first quarter less the last; pixels of void count neither way."""
+    truth = torch.zeros(10, 20, 20, dtype=torch.uint8)
+    truth[:, 5:15, 5:15] = 1
+    predicted = truth.clone()
+    predicted[5:] = 0
+    (one,) = score(predicted, truth)
+    table = official_table([one.numbers()])
+    assert tuple(table) == TABLE
+    # 8 frames count, 4 of them right; quarters overlap by one frame, as in the official code.
+    assert table["J-Mean"] == table["J-Recall"] == 0.5
+    assert table["J-Decay"] == table["F-Decay"] == 1
+    void = torch.zeros_like(truth, dtype=torch.bool)
+    void[5:] = True
+    (without,) = score(predicted, truth, void)
+    assert without.numbers()["J&F"] == 1
+    predicted[:, 5:15, 5:10] = 0
+    void = torch.zeros_like(void)
+    void[:, 5:15, 5:10] = True
+    assert score(predicted, truth, void)[0].j[:4].tolist() == [1] * 4
+    assert score(predicted, truth)[0].j[:4].tolist() == [0.5] * 4

@@ -1,0 +1,106 @@
+"""The simulators, where they are installed: Meta-World's experts and views, the kitchen's tasks, a real clone."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.encoders import Patches
+from fewtokens.evaluation.cloning_protocol import make_protocol
+from fewtokens.evaluation.cloning_run import Source, run
+from fewtokens.evaluation.simulate import CORTEXBENCH, KITCHEN, make, record
+
+pytestmark = pytest.mark.sim
+
+
+# Looked for and not imported, for what they import reads from the environment how to render.
+metaworld = pytest.mark.skipif(find_spec("metaworld") is None, reason="metaworld is not installed")
+kitchen = pytest.mark.skipif(find_spec("gymnasium_robotics") is None, reason="gymnasium-robotics is not installed")
+
+
+@metaworld
+@pytest.mark.parametrize("task", CORTEXBENCH)
+def test_experts_succeed(task):
+    environment = make(f"metaworld/{task}", horizon=200)
+    expert = environment.expert()
+    for seed in (0, 100_000):
+        environment.reset(seed)
+        assert not environment.success
+        while not environment.success:
+            action = expert(environment.state)
+            assert action.shape == (4,)
+            assert np.abs(action).max() <= 1
+            environment.step(action)
+    assert environment.state.shape == (39,)
+
+
+@metaworld
+def test_a_seed_is_a_beginning():
+    environment = make("metaworld/drawer-open")
+    try:
+        seen = []
+        for seed in (0, 1, 0):
+            environment.reset(seed)
+            seen.append((environment.state.copy(), environment.render(48)))
+        assert np.array_equal(seen[0][0], seen[2][0])
+        assert np.array_equal(seen[0][1], seen[2][1])
+        assert not np.array_equal(seen[0][0], seen[1][0])
+        assert seen[0][1].shape == (48, 48, 3)
+        assert seen[0][1].dtype == np.uint8
+        assert seen[0][1].std() > 20  # not a black picture
+    finally:
+        environment.close()
+
+
+@metaworld
+def test_cameras_and_horizons():
+    with pytest.raises(ValueError, match="no camera 'left'; it has topview"):
+        make("metaworld/hammer", camera="left")
+    with pytest.raises(ValueError, match="ends after 500 steps"):
+        make("metaworld/hammer", horizon=501)
+    with pytest.raises(ValueError, match="at least 1 step"):
+        make("metaworld/hammer", horizon=0)
+    with pytest.raises(ValueError, match="no task 'juggling'; it has assembly"):
+        make("metaworld/juggling")
+
+
+@kitchen
+def test_the_kitchen():
+    environment = make("kitchen/light-switch", horizon=5)
+    try:
+        environment.reset(0)
+        assert environment.state.shape == (59,)
+        assert environment.render(48).std() > 20
+        assert environment.step(np.zeros(9, np.float32)) == 0
+        assert not environment.success
+        # The lamp's joint where it should be is success.
+        environment.env.unwrapped.data.qpos[17:19] = [-0.69, -0.05]
+        environment.step(np.zeros(9, np.float32))
+        assert environment.success
+        with pytest.raises(ValueError, match="no scripted expert"):
+            record(environment, 1, 48)
+    finally:
+        environment.close()
+    with pytest.raises(ValueError, match="the kitchen has no task 'oven'; it has microwave"):
+        make("kitchen/oven")
+    for name in KITCHEN:
+        assert make(f"kitchen/{name}").actions == 9
+
+
+@metaworld
+@pytest.mark.timeout(120)
+def test_a_clone_opens_the_drawer(tmp_path):
+    """Acceptance test of the protocol: the loss falls on scripted demonstrations, and the clone acts."""
+    protocol = make_protocol(
+        "small", feature="cells", history=1, demos=2, rollouts=1, render=32, crop=32, epochs=30, every=15, batch=64
+    )  # fmt: skip
+    report = run(protocol, Patches(16), Source(task="metaworld/drawer-open", horizon=120, hold=2), seeds=1,
+                 film=1, folder=tmp_path)  # fmt: skip
+    first, last = report.seeds[0]["evaluations"]
+    assert last["loss"] < first["loss"]
+    assert 0 <= report.mean <= 100
+    assert (tmp_path / "seed_0.mp4").is_file()
+    assert torch.isfinite(torch.tensor(last["loss"]))

@@ -1,0 +1,381 @@
+"""ViT and ViViT, with TokenLearner and without; inflation; saving."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from fewtokens import networks as models
+from fewtokens.networks.inflate import initialise_from, spread
+from fewtokens.networks.vit import VisionConfig, VisionTransformer, resize_positions
+
+SMALL = {"width": 16, "depth": 3, "heads": 2, "patch": 4, "size": (16, 24), "classes": 5}
+CLIP = {**SMALL, "tubelet": 2, "frames": 8}
+VARIANTS = {
+    "vit": {**SMALL},
+    "token": {**SMALL, "head": "token"},
+    "learner": {**SMALL, "learner": "tokenlearner(3)", "at": 1},
+    "fuser": {**SMALL, "learner": "tokenlearner(3)", "at": 1, "fuser": "fuser"},
+    "unpool": {**SMALL, "learner": "tokenlearner(3)", "at": 1, "fuser": "unpool"},
+    "reproject": {**SMALL, "learner": "tokenlearner(3)", "at": 1, "fuser": "reproject"},
+    "version 1.1": {**SMALL, "learner": "tokenlearner(3, version='1.1')", "at": 0},
+    "grid": {**SMALL, "learner": "grid_split(6)", "at": 2},
+    "pool": {**SMALL, "learner": "spatial_pool(2)", "at": 2},
+    "dense": {**SMALL, "learner": "dense_tokens(3)", "at": 2},
+    "pool mlp": {**SMALL, "learner": "pool_mlp(3)", "at": 2},
+    "joint": {**CLIP, "head": "token"},
+    "clip learner": {**CLIP, "learner": "tokenlearner(3)", "at": 1},
+    "clip fuser": {**CLIP, "learner": "tokenlearner(3)", "at": 1, "fuser": "fuser", "fuser_mix": "clip"},
+    "factorised_encoder": {**CLIP, "attention": "factorised_encoder", "temporal_depth": 2},
+    "factorised_encoder token": {**CLIP, "attention": "factorised_encoder", "temporal_depth": 2, "head": "token"},
+    "factorised_self": {**CLIP, "attention": "factorised_self"},
+    "factorised_dot": {**CLIP, "attention": "factorised_dot"},
+}
+
+
+def make(name: str) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(VisionConfig(**VARIANTS[name])).eval()
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """No parameter at zero, so that everything matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def frames(model: VisionTransformer, B: int = 2, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(B, model.config.frames, 3, *model.config.size, generator=generator)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+class TestEveryVariant:
+    def test_shapes_and_every_gradient(self, name):
+        model = awake(make(name)).train()
+        logits = model(frames(model))
+        assert logits.shape == (2, 5)
+        logits.square().sum().backward()
+        for label, parameter in model.named_parameters():
+            assert parameter.grad is not None, label
+            assert bool(parameter.grad.isfinite().all()), label
+
+    def test_bytes_are_the_same_as_unit_floats(self, name):
+        model = awake(make(name))
+        bytes_ = (frames(model) * 255).round().to(torch.uint8)
+        torch.testing.assert_close(model(bytes_), model(bytes_.float() / 255))
+
+    def test_alone_equals_in_a_batch(self, name):
+        model = awake(make(name))
+        x = frames(model, B=3)
+        torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
+
+    def test_another_size(self, name):
+        model = awake(make(name))
+        if model.config.fuser_mix == "clip":
+            pytest.skip("mixes clips of one length")
+        t = 2 * model.config.frames if model.config.tubelet > 1 else 1
+        assert bool(model(torch.rand(1, t, 3, 21, 33)).isfinite().all())
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, name, dtype):
+        model = awake(make(name))
+        x = frames(model)
+        wide, made = model(x), model.to(dtype)(x.to(dtype))
+        assert made.dtype == dtype
+        torch.testing.assert_close(made.float(), wide, rtol=0.1, atol=0.1)
+
+    def test_checkpointing_changes_nothing(self, name):
+        model = awake(make(name)).train()
+        x = frames(model)
+        plain = model(x)
+        model.checkpointing = True
+        torch.testing.assert_close(model(x), plain)
+
+    def test_saved_and_loaded(self, name, tmp_path):
+        model = awake(make(name))
+        model.save_pretrained(tmp_path, labels=["a", "b"])
+        again = models.load(tmp_path)
+        assert again.config == model.config
+        assert torch.equal(again(frames(model)), model(frames(model)))
+        assert models.meta(tmp_path)["labels"] == ["a", "b"]
+
+    def test_intermediates_are_named(self, name):
+        model = make(name)
+        named = model.intermediates(frames(model))
+        assert {"embedded", "block0", "block2", "tokens", "pre_logits", "logits"} <= named.keys()
+
+
+def test_token_counts():
+    x = {name: make(name).intermediates(frames(make(name)))["tokens"].shape for name in ("learner", "fuser")}
+    assert x == {"learner": (2, 3, 16), "fuser": (2, 24, 16)}
+    clips = {
+        name: make(name).intermediates(frames(make(name)))["tokens"].shape for name in ("clip learner", "clip fuser")
+    }
+    assert clips == {"clip learner": (2, 12, 16), "clip fuser": (2, 96, 16)}
+
+
+def test_spec_shapes_of_the_encoder():
+    """(2,64,192), T=4, S=8, 3 layers, L0=2: 32 tokens without fuser, 64 with."""
+    for fuser, tokens in (("", 32), ("fuser", 64)):
+        config = VisionConfig(192, 3, 3, patch=4, frames=4, size=(16, 16), learner="tokenlearner(8)", at=2, fuser=fuser)
+        model = VisionTransformer(config)
+        named = model.intermediates(torch.rand(2, 4, 3, 16, 16))
+        assert named["block1"].shape == (2, 64, 192)
+        assert named["tokens"].shape == (2, tokens, 192)
+
+
+def test_a_unit_with_fuser_begins_as_the_identity():
+    model = make("fuser")
+    named = model.intermediates(frames(model))
+    assert torch.equal(named["block1"], named["block0"])
+    assert torch.equal(named["block2"], named["block0"])
+
+
+def test_the_learner_stands_before_its_block():
+    model = make("learner")
+    x = frames(model)
+    named = model.intermediates(x)
+    assert named["block0"].shape[1] == 24
+    assert named["block1"].shape[1] == 3
+    few, _ = model.learners["1"].learn(named["block0"].reshape(2, 4, 6, 16))
+    y = model.blocks[1]
+    torch.testing.assert_close(y.second(y.first(few, None, "none")[0]), named["block1"])
+
+
+def test_tokens_carry_the_maps():
+    model = make("clip learner")
+    tokens = model.tokens(frames(model), torch.arange(8) / 4).check()
+    assert tokens.features.shape == (2, 12, 16)
+    assert tokens.weights.shape == (2, 12, 96)
+    assert tokens.grid.shape == (4, 4, 6)
+    assert tokens.grid.times.tolist() == [0, 0.5, 1.0, 1.5]
+    assert make("fuser").tokens(frames(make("fuser"))).check().N == 24
+
+
+def test_factorised_dot_product_by_hand():
+    """Every head of model 4 against attention with a mask: its own frame, or its own place."""
+    model = awake(make("factorised_dot"))
+    block = model.blocks[0]
+    x = torch.randn(2, 4, 6, 16)
+    q, k, v = block.attention.project(block.norm1(x).flatten(1, 2))
+    frame = torch.arange(24) // 6
+    place = torch.arange(24) % 6
+    heads = []
+    for head in range(2):
+        key = frame if head == 0 else place
+        allowed = key[:, None] == key[None]
+        logits = (q[:, head] @ k[:, head].transpose(1, 2)) / 8**0.5
+        heads.append(logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[:, head])
+    y = x + block.attention.out(torch.cat(heads, -1)).reshape(x.shape)
+    torch.testing.assert_close(block(x), block.second(y), rtol=1e-4, atol=1e-5)
+
+
+def test_the_factorised_encoder_shares_positions_over_frames(tmp_path):
+    """As scenic's SpaceTimeViViT: one set for the places of all frames, one for class token and frames over time."""
+    model = make("factorised_encoder token")
+    assert model.positions.shape == (1, 4, 6, 16)
+    still = torch.rand(1, 2, 3, 16, 24).repeat(1, 4, 1, 1, 1)
+    embedded = model.embed(still)
+    assert torch.equal(embedded[:, 1:], embedded[:, :-1])
+    assert model.temporal_positions.shape == (4, 16)
+    assert model.temporal_token_position.shape == (16,)
+    # Every frame had its own before.
+    model.positions = nn.Parameter(torch.zeros(4, 4, 6, 16))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved by an earlier fewtokens"):
+        models.load(tmp_path)
+
+
+def test_factorised_self_begins_as_the_image_model():
+    image, video = make("vit"), make("factorised_self")
+    blocks = {name: value for name, value in image.state_dict().items() if name.startswith("blocks.")}
+    video.load_state_dict(video.state_dict() | blocks)
+    x = torch.randn(2, 4, 6, 16)
+    block = image.blocks[0]
+    alone = block.second(block.first(x.flatten(0, 1), None, "none")[0]).reshape(x.shape)
+    torch.testing.assert_close(video.blocks[0](x), alone)
+
+
+class TestInflation:
+    def image(self) -> VisionTransformer:
+        return awake(make("vit"))
+
+    def test_central(self):
+        """The second frame of each tubelet decides, and gives what the image model gives."""
+        image, video = self.image(), make("joint")
+        said = initialise_from(video, image)
+        still = torch.rand(1, 1, 3, 16, 24)
+        clip = torch.rand(1, 8, 3, 16, 24)
+        clip[:, 1::2] = still
+        torch.testing.assert_close(video.embed(clip), image.embed(still).expand(1, 4, -1, -1, -1))
+        assert "head.weight" in said["drawn"]
+        assert "blocks.2.mlp.fc2.weight" in said["taken"]
+
+    def test_average(self):
+        image, video = self.image(), make("joint")
+        initialise_from(video, image, how="average")
+        still = torch.rand(1, 1, 3, 16, 24)
+        torch.testing.assert_close(
+            video.embed(still.expand(1, 8, -1, -1, -1)), image.embed(still).expand(1, 4, -1, -1, -1)
+        )
+
+    @pytest.mark.parametrize(
+        "name", ["clip learner", "clip fuser", "factorised_encoder", "factorised_self", "factorised_dot"]
+    )
+    def test_into_every_video_network(self, name):
+        image, video = self.image(), make(name)
+        initialise_from(video, image)
+        assert torch.equal(video.blocks[1].mlp.fc1.weight, image.blocks[1].mlp.fc1.weight)
+
+    def test_from_a_folder_of_ours(self, tmp_path):
+        self.image().save_pretrained(tmp_path)
+        video = make("joint")
+        initialise_from(video, tmp_path)
+        assert torch.equal(video.norm_last.weight, self.image().norm_last.weight)
+
+    def test_positions(self):
+        grid = torch.randn(1, 4, 6, 16)
+        assert torch.equal(spread(grid, (4, 4, 6), "tile"), grid.expand(4, -1, -1, -1))
+        assert spread(grid, (4, 8, 8), "resize_tile").shape == (4, 8, 8, 16)
+        torch.testing.assert_close(spread(grid, (4, 8, 8), "resize"), spread(grid, (4, 8, 8), "resize_tile"))
+        with pytest.raises(ValueError, match="resize_tile"):
+            spread(grid, (4, 8, 8), "tile")
+        ramp = torch.arange(4.0).reshape(1, 1, 4, 1).expand(1, 3, 4, 1)
+        torch.testing.assert_close(resize_positions(ramp, (1, 3, 2)).flatten(), torch.tensor([0.5, 2.5] * 3))
+
+    def test_blocks_that_do_not_fit(self):
+        wide = VisionTransformer(VisionConfig(**{**SMALL, "width": 32}))
+        with pytest.raises(ValueError, match="has the shape"):
+            initialise_from(make("joint"), wide)
+        scaled = VisionTransformer(VisionConfig(**{**SMALL, "layer_scale": True}))
+        with pytest.raises(ValueError, match="has parts that this model lacks"):
+            initialise_from(make("joint"), scaled)
+        deep = VisionTransformer(VisionConfig(**{**CLIP, "depth": 5}))
+        with pytest.raises(ValueError, match="fewer blocks"):
+            initialise_from(deep, make("vit"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "cls"}, "head must be"),
+        ({"attention": "axial"}, "attention must be"),
+        ({"learner": "tokenlearner(3)", "at": 3}, "at must be a layer"),
+        ({"learner": "tokenlearner(3)", "head": "token"}, "a learner goes with"),
+        ({"fuser": "fuser"}, "needs a learner"),
+        ({"learner": "tome(keep=0.5)"}, "not one per-frame learner"),
+        ({"learner": "spatial_pool(2)", "fuser": "fuser"}, "known number of tokens"),
+        ({"size": (2, 2)}, "holds no tubelet"),
+        ({"classes": 0}, "at least 1"),
+    ],
+)
+def test_impossible_configs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformer(VisionConfig(**{**SMALL, **changes}))
+
+
+def test_frames_that_do_not_fit():
+    with pytest.raises(ValueError, match="frames must be"):
+        make("vit")(torch.rand(2, 3, 16))
+    with pytest.raises(ValueError, match="must hold a tubelet"):
+        make("joint")(torch.rand(1, 1, 3, 16, 24))
+
+
+def test_stochastic_depth_is_there_in_training_alone():
+    model = VisionTransformer(VisionConfig(**{**SMALL, "stochastic_depth": 0.9}))
+    awake(model)
+    x = frames(model)
+    assert torch.equal(model.eval()(x), model(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+class TestBrokenFolders:
+    def test_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no config\.json"):
+            models.load(tmp_path)
+        model = make("vit")
+        model.save_pretrained(tmp_path)
+        weights = tmp_path / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="cut short"):
+            models.load(tmp_path)
+        make("token").save_pretrained(tmp_path / "other")
+        (tmp_path / "other" / "model.safetensors").write_bytes(whole)
+        with pytest.raises(ValueError, match="lacks class_position"):
+            models.load(tmp_path / "other")
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(ValueError, match="not readable JSON"):
+            models.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["factorised_encoder", "fuser"])
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"width": 10**9}, "another shape|makes no network"), ({"width": 10**18}, "makes no network"),
+            ({"depth": 10**9}, "blocks, which its"), ({"depth": 0}, "at least 1"), ({"heads": 0}, "at least 1"),
+            ({"width": [16]}, "width must be a whole number"), ({"size": 16}, "size must be a list of 2"),
+            ({"size": [10**9, 10**9]}, "makes no network|in another shape"), ({"hidden": -4}, "at least 0"),
+            ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
+            ({"classes": True}, "classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
+            ({"learner": {"a": 1}}, "learner must be text"), ({"attention": ["joint"]}, "attention must be text"),
+            ({"mean": None}, "mean must be a list of 3"), ({"tubelet": -2}, "at least 1"),
+        ],
+    )  # fmt: skip
+    def test_what_a_config_says_is_checked(self, name, changes, says, tmp_path):
+        make(name).save_pretrained(tmp_path)
+        said = json.loads((tmp_path / "config.json").read_text())
+        said["config"] |= changes
+        (tmp_path / "config.json").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match=says) as caught:
+            models.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("[]", "must be an object"), ("[" * 100_000, "nested too deeply"),
+            ('{"fewtokens_model": ["vit"]}', "not the config"),
+            ('{"fewtokens_model": "vit", "config": 3}', "not the config"), ('{"fewtokens_model": "gpt", "config": {}}',
+             "holds a 'gpt'"), ("", "not readable JSON"),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_config(self, text, says, tmp_path):
+        make("vit").save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=says) as caught:
+            models.load(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not models.is_saved(tmp_path)
+
+    def test_what_stands_beside_the_config(self, tmp_path):
+        make("vit").save_pretrained(tmp_path, labels=["a", 1], trained={})
+        with pytest.raises(ValueError, match=r"labels\[1\] must be text"):
+            models.meta(tmp_path)
+        make("vit").save_pretrained(tmp_path, trained={"fps": "fast"})
+        with pytest.raises(ValueError, match=r"trained\.fps must be a finite number"):
+            models.meta(tmp_path)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_presets_can_be_built(name):
+    model = models.on_meta(name)
+    assert models.describe(model)["parameters"] > 0
+    rebuilt = models.preset(name)
+    assert rebuilt[0] is type(model)
+
+
+def test_unknown_presets_are_answered():
+    with pytest.raises(ValueError, match="did you mean"):
+        models.build("tokenlearner_vit_b16_8at")
+    with pytest.raises(ValueError, match="unknown settings colour"):
+        models.build("vit_s16", colour=3)
