@@ -47,7 +47,7 @@ def main() -> None:
 
 def report(folder: Path) -> None:
     found = read_results(folder / "results.json")
-    # A clip's vector is not in the results, so agreement of neighbours is taken from the summary over all.
+    # A clip's vector is not in the results, so agreement of neighbors is taken from the summary over all.
     rows = [row | {"vector": [1.0]} for row in found["rows"]]
     tables = {
         "all": found["summary"],

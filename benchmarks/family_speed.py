@@ -40,8 +40,8 @@ from common import time_side_by_side, write
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
-from fewtokens.profiling.cost import count
 from fewtokens.methods.ops.groups import frames_for
+from fewtokens.profiling.cost import count
 from fewtokens.video import read
 from reduce_speed import video_tokens
 
@@ -129,7 +129,7 @@ def loops(device: str) -> list[dict]:
 
 def _same(out: Tokens, expected: list) -> float:
     """The share of tokens that stand for exactly the same cells."""
-    source = out.source[0].cpu()
+    source = out.assignment[0].cpu()
     order = source.argsort(stable=True)
     counts = torch.bincount(source[source >= 0], minlength=out.N).tolist()
     members = order[source[order] >= 0].split(counts)

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common import time_side_by_side, write
-from fewtokens.profiling.cost import peak_memory
 from fewtokens.evaluation.label_propagation import PROTOCOLS, Protocol, propagate
+from fewtokens.profiling.cost import peak_memory
 
 GRID, WIDTH, OBJECTS = (30, 54), 384, 3
 

@@ -36,10 +36,10 @@ from torch.utils.data import Dataset
 from fewtokens.data import ClipData, MovingDigits, Sample, Transform, View, collate, read_listing
 from fewtokens.encoders import load_encoder
 from fewtokens.evaluation.classify import evaluator
-from fewtokens.profiling.cost import activation_bytes, count, parameters
 from fewtokens.evaluation.probes import few_shot, linear_probe
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
+from fewtokens.profiling.cost import activation_bytes, count, parameters
 from fewtokens.train.loop import fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.settings import Settings
@@ -174,7 +174,7 @@ class Head(nn.Module):
     def __init__(self, kind: str, width: int, classes: int) -> None:
         super().__init__()
         self.kind = kind
-        self.learner = TokenLearner(int(kind.split()[1]), width=width) if kind.startswith("tokenlearner") else None
+        self.learner = TokenLearner(int(kind.split()[1]), dim=width) if kind.startswith("tokenlearner") else None
         if kind == "attention":
             self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
             self.norm = nn.LayerNorm(width)

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from fewtokens import networks as models
-from fewtokens.profiling.cost import count, parameters
 from fewtokens.networks.x2plus1d import X2plus1dConfig, make_part
+from fewtokens.profiling.cost import count, parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import write

@@ -27,11 +27,11 @@ import torch
 from common import write
 from fewtokens.core.batch import collate
 from fewtokens.core.tokens import Tokens
-from fewtokens.profiling.cost import peak_memory
 from fewtokens.llm.backends.base import family_of
 from fewtokens.llm.interface import cache_of
 from fewtokens.llm.splice import as_pipeline, splice
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
+from fewtokens.profiling.cost import peak_memory
 
 SHARES = (1.0, 0.25, 0.1, 0.01, 0.0014)
 WORDS, NEW = 40, 16

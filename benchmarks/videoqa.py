@@ -46,10 +46,10 @@ from fewtokens.data.staging import stage
 from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.evaluation.bench import chain
-from fewtokens.profiling.cost import prefill_gflops
 from fewtokens.evaluation.videoqa import prompt, row, summarise, target, text_only
 from fewtokens.llm.chat import collate_turns, encode_turns
 from fewtokens.llm.video_llm import VideoLlm, load_video_llm
+from fewtokens.profiling.cost import prefill_gflops
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import answer_loss, train_video_llm
@@ -271,7 +271,7 @@ def with_methods(model: VideoLlm, spec: str, k: int, seed: int = 0) -> VideoLlm:
     torch.manual_seed(seed)
     if "(" in spec:
         return model.reduce_with(spec.format(k=k))
-    model.compressor = Pipeline(chain(spec, k, GRID, seed=seed, width=model.width))
+    model.compressor = Pipeline(chain(spec, k, GRID, seed=seed, dim=model.width))
     return model
 
 
@@ -401,8 +401,8 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
         def forward(self, tokens: Any, **cues: Any) -> Any:
             base = tokens.apply(self.base(tokens))
             generator = torch.Generator().manual_seed(self.seed)
-            shuffled = base.source[:, torch.randperm(base.source.shape[1], generator=generator)]
-            told = base.replace(source=shuffled)
+            shuffled = base.assignment[:, torch.randperm(base.assignment.shape[1], generator=generator)]
+            told = base.replace(assignment=shuffled)
             made = self.attention(base.features, told)
             return base.replace(features=made * base.mask[..., None])
 
@@ -421,8 +421,8 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
         "base + map": ("token_dynamics({k})", None),
         "base + map (paper)": ("token_dynamics({k}, mode='paper')", None),
         "base + map (reference)": ("token_dynamics({k}, mode='reference', side=4)", None),
-        "base + random map": ("kmeans", lambda model: RandomMap(32, width=model.width)),
-        "random base + map": ("kmeans", lambda model: RandomBase(32, width=model.width)),
+        "base + random map": ("kmeans", lambda model: RandomMap(32, dim=model.width)),
+        "random base + map": ("kmeans", lambda model: RandomBase(32, dim=model.width)),
     }
     for seed in seeds:
         path = work / f"ablation-{seed}.json"

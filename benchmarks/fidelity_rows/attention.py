@@ -17,7 +17,7 @@ from fidelity_rows import PATCH, Agreement, Features, Row, importing, load, same
 
 
 def visionzip(peers: Path, features: Features) -> Agreement:
-    why = "contextual tokens are the mean of their members; normalise=False adds up as published"
+    why = "contextual tokens are the mean of their members; normalize=False adds up as published"
     return _visionzip(peers, features, True, why)
 
 
@@ -26,7 +26,7 @@ def visionzip_sums(peers: Path, features: Features) -> Agreement:
     return _visionzip(peers, features, False, why)
 
 
-def _visionzip(peers: Path, features: Features, normalise: bool, why: str) -> Agreement:
+def _visionzip(peers: Path, features: Features, normalize: bool, why: str) -> Agreement:
     """54 dominant and 10 contextual tokens of each frame; both are given the same attention and keys."""
     x = features.tokens()
     T, n = x.grid.T, x.grid.cells_per_frame
@@ -48,7 +48,7 @@ def _visionzip(peers: Path, features: Features, normalise: bool, why: str) -> Ag
 
     own = SimpleNamespace(vision_tower=Tower(), device="cpu", dtype=torch.float32)
     theirs, _ = code.CLIPVisionTower_VisionZip.forward(own, torch.zeros(T))
-    method = VisionZip(T * 64, contextual=10 / 64, normalise=normalise)
+    method = VisionZip(T * 64, contextual=10 / 64, normalize=normalise)
     ours = method(x, attention=features.cue("attention"), keys=features.cue("keys"))
     return Agreement(*same_rows(ours.features[0], theirs[:, 1:].flatten(0, 1)), why)
 
@@ -124,7 +124,7 @@ _ZIP = "dvlab-research/VisionZip", "3151f6d"
 _WORDS, _BYTE = ("wearepal/visual-word-tokenizer", "d2d6759"), ("Hon-Wong/ByteVideoLLM", "f0d5e5a")
 ROWS = [
     Row("visionzip", *_ZIP, "54 + 10 of 196 a frame, the same attention and keys", visionzip),
-    Row("visionzip", *_ZIP, "54 + 10 of 196 a frame, normalise=False", visionzip_sums),
+    Row("visionzip", *_ZIP, "54 + 10 of 196 a frame, normalize=False", visionzip_sums),
     Row("visual_words", *_WORDS, "without words, half of each frame", words_intra),
     Row("visual_words", *_WORDS, "100 words, distance 0.1", words_inter),
     Row("dynamic_pool", *_BYTE, "32 frames of 24x24", dynamic_pool),

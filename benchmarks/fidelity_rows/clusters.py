@@ -26,7 +26,7 @@ def dpc_knn(peers: Path, features: Features) -> Agreement:
     x = features.tokens(frames=8)
     code = load(peers / "TCFormer" / "tcformer_module" / "tcformer_utils.py", "mmcv")
     label, number = code.cluster_dpc_knn({"x": x.features}, x.N // 4, 5)
-    (method,) = registry.build("dpc_knn(0.25, neighbours=5)")
+    (method,) = registry.build("dpc_knn(0.25, neighbors=5)")
     why = "the published code adds noise of 1e-6 to densities; places decide here"
     return Agreement(*same_rows(method(x).features[0], means(x.features[0], label[0], number)), why)
 
@@ -42,7 +42,7 @@ def hourglass(peers: Path, features: Features) -> Agreement:
     (method,) = registry.build("hourglass(0.25)")
     ours = method(x).frame[0].unique()
     why = (
-        "with 2 neighbours pairs of frames are equally dense, and the published code settles that by noise: "
+        "with 2 neighbors pairs of frames are equally dense, and the published code settles that by noise: "
         f"two runs of it have {len(first & second)} of 8 frames in common"
     )
     return Agreement(same_places(ours, index[0]), 0.0, why)
@@ -73,7 +73,7 @@ def centerclip(peers: Path, features: Features) -> Agreement:
 
 
 def centerclip_spectral(peers: Path, features: Features) -> Agreement:
-    """With the settings of the published script: neighbours 5 times the frames, sigma the scale of these features."""
+    """With the settings of the published script: neighbors 5 times the frames, sigma the scale of these features."""
     return _centerclip(peers, features, "spectral", sigma=20.0)
 
 

@@ -50,7 +50,7 @@ def token_dynamics(peers: Path, features: Features) -> Agreement:
     """The attention of the released code over the same clusters, mode "reference"."""
     torch.manual_seed(0)
     x = features.tokens()
-    method = TokenDynamics(32, width=x.C, mode="reference", side=x.grid.H).eval()
+    method = TokenDynamics(32, dim=x.C, mode="reference", side=x.grid.H).eval()
     code = load(peers / "VQToken" / "VQToken" / "vq_attn.py")
     theirs = code.VQAttn(x.grid.cells_per_frame, x.C, num_heads=8).eval()
     theirs.load_state_dict(method.attention.state_dict())
@@ -79,7 +79,7 @@ def perceiver(peers: Path, features: Features) -> Agreement:
     with patch.dict("sys.modules", einops_exts=SimpleNamespace(rearrange_many=_rearrange_many)):
         code = load(peers / "open_flamingo" / "open_flamingo" / "src" / "helpers.py")
     theirs = code.PerceiverResampler(dim=x.C, depth=6, heads=6, num_latents=64).eval()
-    method = Perceiver(64, width=x.C, heads=6).eval()
+    method = Perceiver(64, dim=x.C, heads=6).eval()
     method.places.layer.weight.data.zero_()
     method.latents.data.copy_(theirs.latents)
     copy({method.norm: theirs.norm})
@@ -113,7 +113,7 @@ def qformer(peers: Path, features: Features) -> Agreement:
         attn_implementation="eager",
     )
     theirs = Blip2QFormerModel(config).eval()
-    method = QFormer(32, width=x.C).eval()
+    method = QFormer(32, dim=x.C).eval()
     method.places.layer.weight.data.zero_()
     copy({method.norm_queries: theirs.layernorm})
     for own, layer in zip(method.layers, theirs.encoder.layer, strict=True):
@@ -137,7 +137,7 @@ def llama_vid(peers: Path, features: Features) -> Agreement:
     """One context and one content token a frame; the text is given to both as queries."""
     torch.manual_seed(0)
     x = features.tokens()
-    method = LlamaVid(1, width=x.C).eval()
+    method = LlamaVid(1, dim=x.C).eval()
     text = torch.randn(1, 8, x.C)
     code = load(peers / "LLaMA-VID" / "llamavid" / "model" / "llamavid_arch.py", "llamavid")
     parts = SimpleNamespace(
@@ -169,7 +169,7 @@ def _ppllava(peers: Path, features: Features, softmax: str, why: str) -> Agreeme
     grid = x.features[0].unflatten(0, x.grid.shape).permute(3, 0, 1, 2)[None]
     window = (2, 2, 2)
     pooled = code.weighted_adaptive_avg_pool3d_unfold(grid, None, window, window, weights, 0.01)
-    ours = PpLlava(window, width=x.C, softmax=softmax)(x, text=text)
+    ours = PpLlava(window, dim=x.C, softmax=softmax)(x, text=text)
     return Agreement(*same_rows(ours.features[0], pooled[0].flatten(1).T, NEAR), why)
 
 
@@ -194,7 +194,7 @@ def _scenic(peers: Path, features: Features, version: str) -> Agreement:
         options = {} if version == "1.0" else {"deterministic": True}
         params = module.init(jax.random.PRNGKey(0), frames, **options)
         theirs = torch.tensor(jax.device_get(module.apply(params, frames, **options)))
-    method = TokenLearner(8, width=x.C, version=version).eval()
+    method = TokenLearner(8, dim=x.C, version=version).eval()
     _from_flax(method, params["params"], version)
     return Agreement(*same_rows(method(x).features[0], theirs.flatten(0, 1), NEAR))
 
@@ -216,7 +216,7 @@ def token_turing(peers: Path, features: Features) -> Agreement:
             memory, out = unit.apply(params, memory, frame.numpy())
             theirs.append(torch.tensor(jax.device_get(out))[0])
         theirs.append(torch.tensor(jax.device_get(memory))[0])
-    method = TokenTuring(8, width=x.C, heads=8).eval()
+    method = TokenTuring(8, dim=x.C, heads=8).eval()
     _turing_from_flax(method, dict(_leaves(params["params"])))
     ours, held = [], None
     for frame in frames.unbind(1):

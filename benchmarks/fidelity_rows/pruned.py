@@ -65,7 +65,7 @@ def ours(spec: str, tokens: Tokens, **cues: Tensor) -> Tokens:
 
 def kept(out: Tokens) -> Tensor:
     """The cells that a method without merging kept."""
-    return (out.source[0] >= 0).nonzero().flatten()
+    return (out.assignment[0] >= 0).nonzero().flatten()
 
 
 def graded(tokens: Tokens) -> Tokens:

@@ -104,11 +104,11 @@ def _make_tokens(folder: Path) -> None:
 
 def _read_tokens(folder: Path, number: int) -> object:
     tokens = Tokens.load(folder / "a.safetensors")
-    return [tokens.features, tokens.positions, tokens.sizes, tokens.source, tokens.unmerge(), tokens.meta]
+    return [tokens.features, tokens.positions, tokens.sizes, tokens.assignment, tokens.unmerge(), tokens.meta]
 
 
 def _make_pipeline(folder: Path) -> None:
-    Pipeline("tome(keep=0.5) | tokenlearner(4, width=768)", load_encoder("patches")).save_pretrained(folder)
+    Pipeline("tome(keep=0.5) | tokenlearner(4, dim=768)", load_encoder("patches")).save_pretrained(folder)
 
 
 def _read_pipeline(folder: Path, number: int) -> object:
@@ -129,7 +129,7 @@ def _make_stream(folder: Path) -> None:
 
 def _read_stream(folder: Path, number: int) -> object:
     tokens = streaming.load(folder)
-    return [tokens.features, tokens.source, tokens.meta]
+    return [tokens.features, tokens.assignment, tokens.meta]
 
 
 _SPECS = [
@@ -148,7 +148,7 @@ def _read_spec(folder: Path, number: int) -> object:
     text = (folder / "spec.txt").read_bytes().decode("utf-8", "replace")
     lines = text.split("\n")
     spec = lines[number % len(lines)] if number % 8 else " | ".join(lines)
-    methods = registry.build(spec, width=8)
+    methods = registry.build(spec, dim=8)
     return [method.spec for method in methods if sum(p.numel() for p in method.parameters()) < 1e8]
 
 
@@ -461,12 +461,12 @@ def _make_weights(folder: Path) -> None:
     from fewtokens.core.method import save_weights
 
     torch.manual_seed(0)
-    save_weights(registry.build("tokenlearner(4, width=8)")[0], "tokenlearner", folder / "weights.safetensors")
+    save_weights(registry.build("tokenlearner(4, dim=8)")[0], "tokenlearner", folder / "weights.safetensors")
 
 
 def _read_weights(folder: Path, number: int) -> object:
     path = str(folder / "weights.safetensors")
-    return list(registry.build(f"tokenlearner(4, width=8, weights={path!r})")[0].state_dict().values())
+    return list(registry.build(f"tokenlearner(4, dim=8, checkpoint={path!r})")[0].state_dict().values())
 
 
 def _make_gif(path: Path) -> None:

@@ -155,7 +155,7 @@ class TestStream:
         run("tokenize", video, *words, "--out", tmp_path / "whole.safetensors")
         whole, joined = Tokens.load(tmp_path / "whole.safetensors"), load(tmp_path / "s" / "static")
         assert torch.equal(joined.features, whole.features)
-        assert torch.equal(joined.source, whole.source)
+        assert torch.equal(joined.assignment, whole.assignment)
         assert torch.equal(joined.sizes, whole.sizes)
         (row,) = json.loads(said.stdout)["done"]
         assert row["tokens"] == whole.N

@@ -26,7 +26,7 @@ def everything() -> Tokens:
         grid=grid,
         prefix=torch.randn(2, 3, 24),
         codes=torch.randint(0, 9, (2, tokens.N)),
-        weights=torch.rand(2, tokens.N, 120),
+        attribution=torch.rand(2, tokens.N, 120),
         aux={"loss": torch.tensor(0.25)},
         meta={"spec": "tome(0.3)", "source": {"name": "a.mp4", "bytes": 12}, "seed": 0},
     )
@@ -37,7 +37,7 @@ def test_round_trip(tmp_path, dtype):
     tokens = everything().to(dtype)
     path = tokens.save(tmp_path / "new" / "a.safetensors", extra=[1, 2])
     again = Tokens.load(path)
-    for name in ("features", "positions", "sizes", "mask", "source", "prefix", "codes", "weights"):
+    for name in ("features", "positions", "sizes", "mask", "assignment", "prefix", "codes", "attribution"):
         assert torch.equal(getattr(again, name), getattr(tokens, name)), name
     assert again.grid == tokens.grid
     assert again.aux["loss"] == 0.25
@@ -100,14 +100,14 @@ def test_what_is_wrong_is_said(tmp_path):
 @pytest.mark.parametrize("change", ["shape", "missing", "value", "grid"])
 def test_contents_are_checked(tmp_path, change):
     tokens = clip()
-    tensors = {n: getattr(tokens, n) for n in ("features", "positions", "sizes", "mask", "source")}
+    tensors = {n: getattr(tokens, n) for n in ("features", "positions", "sizes", "mask", "assignment")}
     grid = {"shape": [4, 5, 6], "times": None, "lengths": None}
     if change == "shape":
         tensors["sizes"] = tensors["sizes"][:, :-1]
     elif change == "missing":
-        del tensors["source"]
+        del tensors["assignment"]
     elif change == "value":
-        tensors["source"] = tensors["source"] + 500
+        tensors["assignment"] = tensors["assignment"] + 500
     else:
         grid["shape"] = [4, 5, 7]
     files.save(tmp_path / "a.safetensors", "tokens", tensors, {"grid": grid, "meta": {}})

@@ -59,7 +59,7 @@ def test_frames_to_tokens():
     assert out.count.tolist() == [8, 8]
     assert [method.name for method in encoder.asked["before"]] == ["rlt"]
     assert out.grid.times.tolist() == [0, 0.5, 1, 1.5, 2]
-    assert out.meta["spec"] == "rlt(tau=0.1, longest=0, width=384) | tome(keep=0.1, stage='tokens')"
+    assert out.meta["spec"] == "rlt(tau=0.1, longest=0, dim=384) | tome(keep=0.1, stage='tokens')"
     assert out.meta["encoder"]["id"] == "fake"
 
 
@@ -144,8 +144,8 @@ def test_cues_are_right_after_any_chain(chain):
         if plan.weights is not None:
             expected = torch.stack([plan.weights[b] @ expected[b] for b in range(2)])
         else:
-            rows = torch.zeros(2, plan.width, 25)
-            for b, m in itertools.product(range(2), range(plan.width)):
+            rows = torch.zeros(2, plan.num_slots, 25)
+            for b, m in itertools.product(range(2), range(plan.num_slots)):
                 members = plan.dest[b] == m
                 rows[b, m] = (expected[b] * tokens.sizes[b, :, None])[members].sum(0) / tokens.sizes[b, members].sum()
             expected = rows
@@ -158,12 +158,12 @@ def test_cues_are_right_after_any_chain(chain):
 def test_cues_after_every_resampler_are_those_of_the_cells_it_is_attributed_to(spec):
     tokens, watching = clip(T=3, H=5, W=6), Watching()
     torch.manual_seed(0)
-    (method,) = registry.build(spec, width=24)
+    (method,) = registry.build(spec, dim=24)
     given = cues(tokens)
     Pipeline([method.eval(), watching])(tokens, **given)
     out = method(tokens, **{name: given[name] for name in method.needs})
     for b, m in itertools.product(range(2), range(0, out.N, 5)):
-        share = out.weights[b, m].detach().clamp(min=0)
+        share = out.attribution[b, m].detach().clamp(min=0)
         expected = float((share * given["attention"][b]).sum() / share.sum()) if m < int(out.count[b]) else 0.0
         assert float(watching.given["attention"][b, m].detach()) == pytest.approx(expected, abs=1e-5)
 
@@ -262,7 +262,7 @@ class TestFolder:
         assert "\n" not in str(caught.value)
 
     def test_parameters_that_do_not_fit(self, tmp_path):
-        Pipeline("tokenlearner(4, width=48)").save_pretrained(tmp_path)
+        Pipeline("tokenlearner(4, dim=48)").save_pretrained(tmp_path)
         files.save(tmp_path / "methods.safetensors", "pipeline", {"0.norm.weight": torch.zeros(3)}, {})
         with pytest.raises(ValueError, match=r"do not fit .* lacks") as caught:
             Pipeline.from_pretrained(tmp_path)

@@ -75,8 +75,8 @@ def test_defaults_reach_whoever_takes_them():
         ("vid_tldr(r=(1, 'a'))", r"r: \[1\] must be a finite number"),
         ("tempme(joins=2)", "joins must be a list"),
         ("perceiver(num_layers=1000000000)", "num_layers must be a count of 1 to 1000"),
-        ("perceiver(width=-1)", "width must be a count"),
-        ("qformer(width=1000000)", "GiB of parameters, this machine"),
+        ("perceiver(dim=-1)", "dim must be a count"),
+        ("qformer(dim=1000000)", "GiB of parameters, this machine"),
         ("tome(keep=" + "-" * 5000 + "1)", "nested too deeply"),
         ("tome(keep=" + "[" * 5000 + "]" * 4000 + ")", "cannot read"),
         ("tome" + "()" * 4000, "nested too deeply|cannot read"),
@@ -114,9 +114,9 @@ def test_any_arguments_build_or_are_a_value_error(name, data):
 
 def test_the_sketch_that_counts_parameters_leaves_the_draws_alone():
     torch.manual_seed(3)
-    (method,) = registry.build("perceiver(4, width=16, num_layers=1)")
+    (method,) = registry.build("perceiver(4, dim=16, num_layers=1)")
     torch.manual_seed(3)
-    direct = registry.get("perceiver")(4, width=16, num_layers=1)
+    direct = registry.get("perceiver")(4, dim=16, num_layers=1)
     for one, other in zip(method.parameters(), direct.parameters(), strict=True):
         assert torch.equal(one, other)
 

@@ -155,4 +155,4 @@ def test_a_stream_of_chunks_without_a_token_of_their_own():
     assert chunks[1].N == 0
     alone = join(chunks[1:], run.spec)
     assert alone.N == 0
-    assert (alone.source == -1).all()
+    assert (alone.assignment == -1).all()

@@ -30,7 +30,7 @@ class TestGrid:
         assert (one.T, two.T) == (3, 2)
         assert two.times.tolist() == [0, 2]
         assert grid.exists(2).sum(1).tolist() == [12, 8]
-        assert grid.of(torch.tensor([1])).lengths.tolist() == [2]
+        assert grid.select(torch.tensor([1])).lengths.tolist() == [2]
 
     def test_bad_grids(self):
         for wrong in ((0, 1, 1), (1, 1, -1)):
@@ -56,11 +56,11 @@ class TestApply:
         assert out.features.tolist() == [[[2, 20], [8, 80]]]
         assert out.sizes.tolist() == [[2, 1]]
         assert out.positions.tolist() == [[[0, 0.5, 0], [0, 1, 1]]]
-        assert out.source.tolist() == [[0, -1, 0, 1]]
+        assert out.assignment.tolist() == [[0, -1, 0, 1]]
         last = out.apply(Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]])))
         assert last.features.tolist() == [[[4, 40]]]
         assert last.sizes.tolist() == [[3]]
-        assert last.source.tolist() == [[0, -1, 0, 0]]
+        assert last.assignment.tolist() == [[0, -1, 0, 0]]
 
     def test_a_token_alone_stays_bit_equal(self):
         tokens = clip().replace(sizes=torch.rand(2, 120) * 7 + 0.1)
@@ -90,9 +90,9 @@ class TestApply:
         weights = torch.rand(2, 4, 18)
         out = tokens.apply(Plan(torch.tensor([4, 4]), 4, weights=weights)).check()
         torch.testing.assert_close(out.features, weights @ tokens.features)
-        torch.testing.assert_close(out.weights, weights)
+        torch.testing.assert_close(out.attribution, weights)
         torch.testing.assert_close(out.sizes.sum(1), torch.tensor([18.0, 18]))
-        assert torch.equal(out.source, (weights / weights.sum(1, keepdim=True)).argmax(1))
+        assert torch.equal(out.assignment, (weights / weights.sum(1, keepdim=True)).argmax(1))
 
     @pytest.mark.parametrize("soft_first", [True, False])
     def test_weights_say_what_each_cell_gave(self, soft_first):
@@ -102,18 +102,18 @@ class TestApply:
         hard = Plan(torch.tensor([9, 9] if not soft_first else [3, 3]), 9 if not soft_first else 3,
                     (torch.arange(18 if not soft_first else 6) // 2).expand(2, -1))  # fmt: skip
         out = tokens.apply(soft).apply(hard) if soft_first else tokens.apply(hard).apply(soft)
-        torch.testing.assert_close(out.weights @ tokens.features, out.features)
+        torch.testing.assert_close(out.attribution @ tokens.features, out.features)
 
     def test_group_numbers_by_time(self):
         tokens = Tokens.from_cells(torch.randn(1, 3, 1, 2, 4))
         plan = Plan.group(torch.tensor([[7, 7, 2, 0, 2, 0]]), tokens)
         assert plan.dest.tolist() == [[0, 0, 1, 2, 1, 2]]  # 7 first; 2 before 0, at equal time further left
-        assert plan.width == 3
+        assert plan.num_slots == 3
 
     def test_top_breaks_ties_from_the_front(self):
         tokens = Tokens.from_cells(torch.randn(1, 1, 1, 6, 2))
         plan = Plan.top(torch.tensor([[1.0, 2, 1, 2, 1, 1]]), torch.tensor([4]), tokens)
-        assert plan.pick.tolist() == [[0, 1, 2, 3]]
+        assert plan.representative.tolist() == [[0, 1, 2, 3]]
 
     def test_plans_compose(self):
         tokens = clip()
@@ -131,7 +131,7 @@ class TestApply:
         tokens = clip()
         middle = tokens.apply(Plan.group(torch.randint(0, 30, (2, 120)), tokens))
         after = middle.apply(Plan.group(torch.randint(0, 7, (2, middle.N)), middle))
-        plan = Plan.between(tokens, after)
+        plan = Plan.from_assignment(tokens, after)
         torch.testing.assert_close(plan.move(tokens.features, tokens.sizes), after.features, rtol=1e-4, atol=1e-4)
 
     def test_gradients_reach_every_kept_token(self):
@@ -158,8 +158,8 @@ class TestApply:
         ("change", "says"),
         [
             (lambda t: {"mask": t.mask.flip(1) & (torch.arange(120) > 3)}, "first"),
-            (lambda t: {"source": t.source + 1}, "past the real"),
-            (lambda t: {"source": t.source - 2}, "below -1"),
+            (lambda t: {"assignment": t.assignment + 1}, "past the real"),
+            (lambda t: {"assignment": t.assignment - 2}, "below -1"),
             (lambda t: {"sizes": t.sizes * 0}, "stands for nothing"),
             (lambda t: {"features": t.features * torch.nan}, "not finite"),
         ],
@@ -184,7 +184,7 @@ class TestUnmerge:
         for b in range(2):
             for s, place in enumerate(tokens.grid.positions()):
                 distance = ((out.positions[b, : out.count[b]] - place) * scale).square().sum(1)
-                m = out.source[b, s] if kept[b, s] else distance.argmin()
+                m = out.assignment[b, s] if kept[b, s] else distance.argmin()
                 assert torch.equal(back[b, s], out.features[b, m])
 
     def test_hold_takes_what_stood_there_last(self):
@@ -228,12 +228,12 @@ class TestBatch:
 
     def test_collate_keeps_everything_there_is(self):
         video = clip(B=1).replace(
-            prefix=torch.randn(1, 2, 24), codes=torch.arange(120)[None], weights=torch.rand(1, 120, 120)
+            prefix=torch.randn(1, 2, 24), codes=torch.arange(120)[None], attribution=torch.rand(1, 120, 120)
         )
         batch = collate([video, video])
         assert torch.equal(batch.prefix[1], video.prefix[0])
         assert torch.equal(batch.codes[1], video.codes[0])
-        assert torch.equal(batch.weights[1], video.weights[0])
+        assert torch.equal(batch.attribution[1], video.attribution[0])
 
     def test_frames_of_other_sizes_do_not_collate(self):
         with pytest.raises(ValueError, match="equal H and W"):
@@ -276,7 +276,7 @@ class TestBatch:
         run = tokens.apply(Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]]), torch.tensor([[0]])))
         frames = split_frames(run)
         assert frames.mask.tolist() == [[True], [False]]
-        assert frames.source.tolist() == [[0], [-1]]
+        assert frames.assignment.tolist() == [[0], [-1]]
         assert frames.sizes.tolist() == [[1], [0]]
 
     def test_chunks_in_a_row(self):
@@ -338,9 +338,10 @@ class TestDamagedFiles:
             {"features": None}, {"mask": None}, {"more": torch.zeros(1)}, {"grid": torch.zeros(1)},
             {"features": torch.zeros(2, 24, 5, dtype=torch.int64)}, {"features": torch.zeros(2, 24)},
             {"mask": torch.ones(2, 24)}, {"mask": torch.ones(2, 24, dtype=torch.int64)}, {"sizes": torch.ones(2, 25)},
-            {"source": torch.zeros(2, 24)}, {"source": torch.full((2, 24), 24)}, {"source": torch.full((2, 24), -2)},
+            {"assignment": torch.zeros(2, 24)}, {"assignment": torch.full((2, 24), 24)},
+            {"assignment": torch.full((2, 24), -2)},
             {"positions": torch.zeros(2, 24, 3, dtype=torch.float64)}, {"codes": torch.zeros(2, 24)},
-            {"prefix": torch.zeros(3, 1, 5)}, {"prefix": torch.zeros(2, 5)}, {"weights": torch.zeros(2, 24)},
+            {"prefix": torch.zeros(3, 1, 5)}, {"prefix": torch.zeros(2, 5)}, {"attribution": torch.zeros(2, 24)},
             {"features": torch.full((2, 24, 5), torch.nan)},
         ],
     )  # fmt: skip

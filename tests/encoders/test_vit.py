@@ -149,7 +149,7 @@ class TestEncoder:
     def test_no_merging_is_the_plain_model(self, vit):
         plain, _ = VitEncoder(vit)(frames())
         walked, _ = VitEncoder(vit)(frames(), inside=[Tome(r=0, stage="encoder")])
-        assert torch.equal(plain.source, walked.source)
+        assert torch.equal(plain.assignment, walked.assignment)
         torch.testing.assert_close(plain.features, walked.features, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("r", [1, 3, (2, -1), [4, 0, 4]])
@@ -159,7 +159,7 @@ class TestEncoder:
         tokens.check()
         assert tokens.N < full.N
         torch.testing.assert_close(tokens.sizes.sum(1), torch.full((2,), 90.0))
-        assert bool((tokens.source >= 0).all())
+        assert bool((tokens.assignment >= 0).all())
         assert tokens.prefix.shape == full.prefix.shape
         t = tokens.positions[0, :, 0]
         assert bool((t[1:] >= t[:-1]).all())
@@ -180,7 +180,7 @@ class TestEncoder:
         tokens.check()
         assert tokens.count.tolist() == [30 + 2 * 4] * 2
         torch.testing.assert_close(tokens.sizes.sum(1), torch.full((2,), 90.0))
-        assert bool((tokens.source >= 0).all())
+        assert bool((tokens.assignment >= 0).all())
         encoder = VitEncoder(vit)
         for t in range(3):
             patches = encoder._embed(video[0, t : t + 1], Grid(1, 6, 5))
@@ -215,7 +215,7 @@ class TestEncoder:
         )
         assert cues["attention"].shape == (2, tokens.N)
         # Merging after the last attention: a token's cue is the mean of its members'.
-        members = full["attention"][0][tokens.source[0] == 7]
+        members = full["attention"][0][tokens.assignment[0] == 7]
         torch.testing.assert_close(cues["attention"][0, 7], members.mean())
 
     def test_half_precision(self, vit):
@@ -298,9 +298,9 @@ def test_merging_inside_equals_a_slow_model():
             x = x + block.mlp(block.norm2(x))
         x = vit.norm_last(x)
         for n, cells in enumerate(members[1:], start=1):
-            mine = tokens.source[0, t * 20 + cells[0]]
+            mine = tokens.assignment[0, t * 20 + cells[0]]
             assert tokens.sizes[0, mine] == len(cells)
-            assert (tokens.source[0] == mine).nonzero().flatten().tolist() == sorted(t * 20 + c for c in cells)
+            assert (tokens.assignment[0] == mine).nonzero().flatten().tolist() == sorted(t * 20 + c for c in cells)
             torch.testing.assert_close(tokens.features[0, mine], x[n], rtol=1e-4, atol=1e-4)
 
 
@@ -447,6 +447,6 @@ def test_skipped_patches_in_any_chunking(batch):
     tokens, given = VitEncoder(vit, batch=batch)(frames, before=[rlt], needs=("keys", "pixels"))
     assert len(set(tokens.count.tolist())) == 2
     torch.testing.assert_close(tokens.features, reference.features, rtol=1e-4, atol=1e-5)
-    assert torch.equal(tokens.source, reference.source)
+    assert torch.equal(tokens.assignment, reference.assignment)
     torch.testing.assert_close(given["keys"], cues["keys"], rtol=1e-4, atol=1e-5)
     assert torch.equal(given["pixels"], cues["pixels"])

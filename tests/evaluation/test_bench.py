@@ -20,10 +20,10 @@ from fewtokens.core.method import planned_count
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
-from fewtokens.profiling.cost import QWEN2_7B, count, peak_memory, prefill_gflops
 from fewtokens.evaluation.fidelity import neighbour_agreement, rare_cells
 from fewtokens.evaluation.summary import best, summarise
 from fewtokens.evaluation.summary import changes as changes_of
+from fewtokens.profiling.cost import QWEN2_7B, count, peak_memory, prefill_gflops
 from fewtokens.show.plots import draw_trade_off, styles_of
 from fewtokens.video import synthetic
 

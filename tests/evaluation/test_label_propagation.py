@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fewtokens.evaluation import label_propagation
-from fewtokens.profiling.cost import peak_memory
 from fewtokens.evaluation.davis import jaccard
 from fewtokens.evaluation.label_propagation import PROTOCOLS, Protocol, first_labels, make_protocol, propagate, to_masks
+from fewtokens.profiling.cost import peak_memory
 
 A, B = PROTOCOLS["davis"]["A"], PROTOCOLS["davis"]["B"]
 

@@ -61,7 +61,7 @@ def same(a: Tokens, b: Tokens, tolerance: float = 1e-5) -> None:
     assert torch.equal(a.count, b.count)
     n = int(a.count.max())
     assert torch.equal(a.mask[:, :n], b.mask[:, :n])
-    assert torch.equal(a.source, b.source)
+    assert torch.equal(a.assignment, b.assignment)
     torch.testing.assert_close(a.sizes[:, :n], b.sizes[:, :n])
     torch.testing.assert_close(a.positions[:, :n], b.positions[:, :n], rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(a.features[:, :n], b.features[:, :n], rtol=tolerance, atol=tolerance)

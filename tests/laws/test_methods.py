@@ -31,7 +31,7 @@ VARIANTS = [
     "dtd(0.3, mode='relative')",
     "kmeans(criterion='silhouette', k_min=3, k_max=8)",
     "kmeans(criterion='elbow', k_min=3, k_max=8)",
-    "dpc_knn(0.2, neighbours=3)",
+    "dpc_knn(0.2, neighbors=3)",
     "random(0.1, seed=7)",
     "tokenlearner(4, version='1.1')",
     "tokenlearner(3, pool='mean')",
@@ -80,7 +80,7 @@ CAUSAL = [spec for spec in SPECS if registry.build(spec)[0].causal]
 def build(spec: str, *, width: int = 24, **defaults) -> Method:
     """A method for features of `width` channels; trainable ones with the same parameters each time."""
     torch.manual_seed(0)
-    (method,) = registry.build(spec, width=width, **defaults)
+    (method,) = registry.build(spec, dim=width, **defaults)
     return method.eval()
 
 
@@ -103,7 +103,7 @@ class TestEveryMethod:
         assert method.stage in STAGES
         assert set(method.needs) <= set(CUES)
         assert method.paper
-        assert method.licence
+        assert method.license
         assert method.cost
         assert inspect.getdoc(type(method)) != inspect.getdoc(Method)
         assert "Args:" in inspect.getdoc(type(method))
@@ -123,21 +123,23 @@ class TestEveryMethod:
         assert out.positions.dtype == out.sizes.dtype == torch.float32
         if build(spec).resamples:
             # A cell is shared among the tokens that use it, so that sizes sum to the cells that are used.
-            torch.testing.assert_close(out.sizes.sum(1), (out.source >= 0).sum(1).float())
-            assert out.weights is not None
+            torch.testing.assert_close(out.sizes.sum(1), (out.assignment >= 0).sum(1).float())
+            assert out.attribution is not None
             return
         if build(spec).weighs:
             assert bool((out.sizes <= tokens.sizes.sum()).all())
             return
         # The sizes are what the source says, where every size-one cell is accounted for.
-        held = torch.zeros_like(out.sizes).scatter_add(1, out.source.clamp(min=0), (out.source >= 0).to(torch.float32))
+        held = torch.zeros_like(out.sizes).scatter_add(
+            1, out.assignment.clamp(min=0), (out.assignment >= 0).to(torch.float32)
+        )
         torch.testing.assert_close(held, out.sizes)
 
     def test_mass(self, spec):
         tokens, method = clip(), build(spec)
         out = run(method, tokens)
         if method.partition:
-            assert bool((out.source >= 0).all())
+            assert bool((out.assignment >= 0).all())
             if not method.weighs:
                 torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
         if method.conserves:
@@ -180,7 +182,7 @@ class TestEveryMethod:
     def test_permutation_of_the_batch(self, spec):
         tokens, order = clip(B=3), [2, 0, 1]
         method = build(spec)
-        same(run(method, tokens).of(order), run(method, tokens.of(order)), 1e-4)
+        same(run(method, tokens).select(order), run(method, tokens.select(order)), 1e-4)
 
     def test_one_sample_does_not_touch_another(self, spec):
         tokens, method = clip(), build(spec)
@@ -193,7 +195,7 @@ class TestEveryMethod:
         torch.manual_seed(12345)
         again = run(method, clip())
         assert torch.equal(first.features, again.features)
-        assert torch.equal(first.source, again.source)
+        assert torch.equal(first.assignment, again.assignment)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, spec, dtype):
@@ -203,7 +205,7 @@ class TestEveryMethod:
         out = run(method, tokens, blocks=1)  # between blocks half precision rounds
         assert out.features.dtype == dtype
         wide = run(method, tokens.to(torch.float32), blocks=1)
-        assert torch.equal(out.source, wide.source)
+        assert torch.equal(out.assignment, wide.assignment)
         torch.testing.assert_close(out.features.float(), wide.features, rtol=1e-2, atol=1e-2)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -265,16 +267,16 @@ class TestEveryMethod:
         C = data.draw(st.integers(12, 17))
         lengths = data.draw(st.none() | st.lists(st.integers(1, T), min_size=2, max_size=2))
         tokens = clip(T, H, W, C, seed=data.draw(st.integers(0, 3)), lengths=lengths)
-        method = build(spec, width=C)
+        method = build(spec, dim=C)
         if spec in BUDGET:
             keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70) if budgets(spec, 1) else st.floats(0.01, 1))
-            method = build(spec, width=C, keep=keep)
+            method = build(spec, dim=C, keep=keep)
         out = run(method, tokens).check()
         for count, grid in zip(out.count.tolist(), tokens.grid.videos(2), strict=True):
             assert count >= 1
             assert count <= grid.cells or method.resamples
             assert method.planned_count(grid) in (None, count)
-        assert not bool((out.source >= 0)[~tokens.grid.exists(2)].any())
+        assert not bool((out.assignment >= 0)[~tokens.grid.exists(2)].any())
         assert out.unmerge().shape == (2, T, H, W, C)
 
 
@@ -285,7 +287,7 @@ class TestBudget:
         for keep in budgets(spec, 1.0, tokens.N, tokens.N + 5):
             out = run(build(spec, keep=keep), tokens)
             assert torch.equal(out.features, tokens.features)
-            assert torch.equal(out.source, tokens.source)
+            assert torch.equal(out.assignment, tokens.assignment)
             assert torch.equal(out.sizes, tokens.sizes)
 
     def test_the_count_is_planned(self, spec):

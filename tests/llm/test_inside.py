@@ -500,7 +500,7 @@ def test_merging_is_what_it_says(family):
         if method.name == "sttm_inner":
             whole = video.tokens.replace(features=before[None])
             after = registry.build("sttm(keep=0.4)")[0](whole)
-            first = [int((after.source[0] == token).nonzero()[0]) for token in range(after.N)]
+            first = [int((after.assignment[0] == token).nonzero()[0]) for token in range(after.N)]
             assert sorted(first) == stays.nonzero()[:, 0].tolist()
             torch.testing.assert_close(mine, after.features[0][torch.tensor(first).argsort()])
             continue
@@ -583,7 +583,7 @@ def test_the_table(family):
         kind = registry.get(name)
         assert issubclass(kind, InsideMethod)
         method = kind()
-        assert method.stage == "llm" and method.name == name and method.paper and method.licence and method.cost
+        assert method.stage == "llm" and method.name == name and method.paper and method.license and method.cost
         (again,) = registry.build(method.spec)
         assert again.spec == method.spec
         assert name not in registry.names()

@@ -32,7 +32,9 @@ def test_frame_by_frame(tmp_path):
     for t in range(5):
         alone = model.tokens(frames[1:, t])
         torch.testing.assert_close(tokens.features[1, 3 * t : 3 * t + 3], alone.features[0])
-        torch.testing.assert_close(tokens.weights[1, 3 * t : 3 * t + 3].reshape(3, 5, 24)[:, t], alone.weights[0])
+        torch.testing.assert_close(
+            tokens.attribution[1, 3 * t : 3 * t + 3].reshape(3, 5, 24)[:, t], alone.attribution[0]
+        )
     assert tokens.sizes.sum(1).tolist() == pytest.approx([120, 120])
 
 
@@ -54,7 +56,7 @@ def test_in_a_pipeline_and_drawn(tmp_path):
     assert write_overlay(tmp_path / "maps.png", frames, plain, style="maps").stat().st_size > 1000
     with pytest.raises(ValueError, match="maps are drawn as"):
         write_overlay(tmp_path / "maps.mp4", frames, plain, style="maps")
-    hard = plain.replace(weights=None)
+    hard = plain.replace(attribution=None)
     with pytest.raises(ValueError, match="no soft weights"):
         write_overlay(tmp_path / "maps.png", frames, hard, style="maps")
 

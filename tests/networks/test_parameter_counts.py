@@ -79,8 +79,8 @@ def test_pre_training_to_the_parameter(kind, size, patch, count):
 C, S = 768, 8
 MODULES = [
     # scenic, projects/token_learner: module v1.0 (four convolutions without bias), v1.1 (an MLP of 64), TokenFuser.
-    ("tokenlearner", lambda: registry.build(f"tokenlearner({S})", width=C)[0], 2 * C + 9 * C * S + 27 * S * S),
-    ("tokenlearner 1.1", lambda: registry.build(f"tokenlearner({S}, version='1.1')", width=C)[0],
+    ("tokenlearner", lambda: registry.build(f"tokenlearner({S})", dim=C)[0], 2 * C + 9 * C * S + 27 * S * S),
+    ("tokenlearner 1.1", lambda: registry.build(f"tokenlearner({S}, version='1.1')", dim=C)[0],
      2 * C + 64 * C + 64 + 64 * S + S),
     ("fuser", lambda: TokenFuser(S, width=C), 6 * C + S * S + S + C * S),
     ("fuser, mlp", lambda: TokenFuser(S, width=C, gate="mlp"), 6 * C + S * S + S + 64 * C + 64 + 64 * S + S),
@@ -90,7 +90,7 @@ MODULES = [
     # transformers' Blip2QFormerModel, 12 layers over features of 768 channels (99,239,424); ours is without biases in
     # its 18 attentions, with the 32 queries, the norm of what is seen (BLIP-2's ln_vision) and the places of a video's
     # tokens.
-    ("q-former", lambda: registry.build("qformer(32, num_layers=12)", width=768)[0],
+    ("q-former", lambda: registry.build("qformer(32, num_layers=12)", dim=768)[0],
      99_239_424 - 18 * 4 * 768 + 32 * 768 + 2 * 768 + 48 * 768),
     # VQToken, VQToken/vq_attn.py: a linear layer of 27 * 27 cells, a post-norm decoder layer of 2048 hidden channels.
     ("vq attention", lambda: ReferenceAttention(896, 27),

@@ -145,4 +145,4 @@ def test_suffixes(tmp_path):
         with pytest.raises(ValueError, match=r"ends in|style must"):
             write_overlay(tmp_path / wrong, frames, tokens, style=style)
     with pytest.raises(ValueError, match="one video"):
-        overlay(frames, tokens.of([0, 0]))
+        overlay(frames, tokens.select([0, 0]))

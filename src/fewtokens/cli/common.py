@@ -326,7 +326,7 @@ def warn_untrained(methods: Sequence[Method]) -> None:
     """Says which methods have random weights and would give nonsense."""
     for method in methods:
         if method.untrained:
-            log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by weights='FILE'")
+            log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by checkpoint='FILE'")
 
 
 def takes_keep(spec: str) -> bool:

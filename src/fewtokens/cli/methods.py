@@ -82,6 +82,6 @@ def describe(name: str) -> dict[str, Any]:
         "needs": list(method.needs),
         "partition": method.partition,
         "cost": method.cost,
-        "licence": method.licence,
+        "licence": method.license,
         "text": inspect.getdoc(type(method)),
     }

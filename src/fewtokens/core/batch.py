@@ -56,11 +56,11 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
         positions=stack("positions", 0),  # type: ignore[arg-type]
         sizes=stack("sizes", 0),  # type: ignore[arg-type]
         mask=stack("mask", 0),  # type: ignore[arg-type]
-        source=stack("source", 1, fill=-1),  # type: ignore[arg-type]
+        assignment=stack("assignment", 1, fill=-1),  # type: ignore[arg-type]
         grid=grid,
         prefix=stack("prefix"),
         codes=stack("codes", 0),
-        weights=stack("weights", 0, 1),
+        attribution=stack("attribution", 0, 1),
     )
 
 
@@ -69,7 +69,7 @@ def trim(tokens: Tokens) -> Tokens:
     n = max(1, int(tokens.count.max()))
     if n == tokens.N:
         return tokens
-    slots = ("features", "positions", "sizes", "mask", "codes", "weights")
+    slots = ("features", "positions", "sizes", "mask", "codes", "attribution")
     return tokens.replace(**{name: value[:, :n] for name in slots if (value := getattr(tokens, name)) is not None})
 
 
@@ -89,20 +89,20 @@ def split_frames(tokens: Tokens) -> Tokens:
     slots = torch.arange(width, device=tokens.device)
     real = slots < count[..., None]  # [B,T,width]
     index = (start[..., None] + slots).clamp(max=tokens.N - 1).reshape(B, -1)
-    pick = order.gather(1, index).reshape(B, T, width)
+    representative = order.gather(1, index).reshape(B, T, width)
 
     place = torch.full((B, tokens.N + 1), -1, dtype=torch.int64, device=tokens.device)
     rank = torch.arange(tokens.N, device=tokens.device) - F.pad(start, (0, 1)).gather(1, frame.gather(1, order))
     place[:, : tokens.N].scatter_(1, order, rank)
     cell_frame = (torch.arange(tokens.grid.cells, device=tokens.device) // HW).expand(B, -1)
-    slot = tokens.source.masked_fill(tokens.source < 0, tokens.N)
+    slot = tokens.assignment.masked_fill(tokens.assignment < 0, tokens.N)
     at_home = F.pad(frame, (0, 1), value=T).gather(1, slot) == cell_frame
     source = place.gather(1, slot).masked_fill(~at_home, -1).reshape(B * T, HW)
     sizes = torch.zeros(B * T, width + 1, device=tokens.device)
     sizes.scatter_add_(1, source.masked_fill(source < 0, width), torch.ones_like(source, dtype=torch.float32))
 
     def rows(values: Tensor) -> Tensor:
-        moved = values.gather(1, pick.reshape(B, -1, 1).expand(-1, -1, values.shape[2]))
+        moved = values.gather(1, representative.reshape(B, -1, 1).expand(-1, -1, values.shape[2]))
         return moved.reshape(B * T, width, -1).masked_fill(~real.reshape(B * T, width, 1), 0)
 
     positions = rows(tokens.positions) * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
@@ -111,7 +111,7 @@ def split_frames(tokens: Tokens) -> Tokens:
         positions=positions,
         sizes=sizes[:, :width].clamp(min=1) * real.reshape(B * T, width),
         mask=real.reshape(B * T, width),
-        source=source,
+        assignment=source,
         grid=Grid(1, tokens.grid.H, tokens.grid.W),
     )
 
@@ -131,14 +131,14 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
     t = torch.arange(T, device=frames.device)
     positions = frames.positions.reshape(B, T, N, 3).clone()
     positions[..., 0] += t[:, None]
-    source = frames.source.reshape(B, T, H * W)
+    source = frames.assignment.reshape(B, T, H * W)
     prefix = frames.prefix
     joined = Tokens(
         features=frames.features.reshape(B, T * N, -1),
         positions=positions.reshape(B, T * N, 3),
         sizes=frames.sizes.reshape(B, T * N),
         mask=frames.mask.reshape(B, T * N),
-        source=torch.where(source < 0, source, source + t[:, None] * N).reshape(B, -1),
+        assignment=torch.where(source < 0, source, source + t[:, None] * N).reshape(B, -1),
         grid=grid,
         prefix=None if prefix is None else prefix.reshape(B, T * prefix.shape[1], -1),
         aux=frames.aux,
@@ -158,7 +158,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
     """Chunks of the same videos, one after the other in time, as if they had been read at once.
 
     Args:
-        chunks: equal B, H, W, C. Prefix tokens are put in a row; `weights` are left behind.
+        chunks: equal B, H, W, C. Prefix tokens are put in a row; `attribution` is left behind.
     """
     if not chunks:
         raise ValueError("nothing to concatenate")
@@ -167,7 +167,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
     for chunk in chunks:
         shift = torch.tensor([frames, 0, 0], device=chunk.device)
         positions.append(chunk.positions + shift * chunk.mask[..., None])
-        sources.append(torch.where(chunk.source < 0, chunk.source, chunk.source + tokens))
+        sources.append(torch.where(chunk.assignment < 0, chunk.assignment, chunk.assignment + tokens))
         frames, cells, tokens = frames + chunk.grid.T, cells + chunk.grid.cells, tokens + chunk.N
 
     def row(name: str) -> Tensor | None:
@@ -181,7 +181,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         positions=torch.cat(positions, dim=1),
         sizes=row("sizes"),  # type: ignore[arg-type]
         mask=row("mask"),  # type: ignore[arg-type]
-        source=torch.cat(sources, dim=1),
+        assignment=torch.cat(sources, dim=1),
         grid=Grid(frames, chunks[0].grid.H, chunks[0].grid.W, torch.cat(times, dim=-1) if known else None),  # type: ignore[arg-type]
         prefix=row("prefix"),
         codes=row("codes"),

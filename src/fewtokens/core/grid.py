@@ -76,7 +76,7 @@ class Grid:
         frame = torch.arange(self.cells, device=device) // self.cells_per_frame
         return frame[None] < self.lengths.to(frame.device)[:, None]
 
-    def of(self, index: Tensor) -> Grid:
+    def select(self, index: Tensor) -> Grid:
         """The grid of the videos with these numbers, int64 [B']."""
         index = index.cpu()
         times = self.times if self.times is None or self.times.ndim == 1 else self.times[index]

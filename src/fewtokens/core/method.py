@@ -130,7 +130,7 @@ class Method(nn.Module):
     dense: bool = False
     fill: ClassVar[str] = "nearest"
     paper: ClassVar[str] = ""
-    licence: ClassVar[str] = ""
+    license: ClassVar[str] = ""
     cost: ClassVar[str] = ""
 
     keep: Any  # float | int, or None where another argument says the budget
@@ -163,7 +163,7 @@ class Method(nn.Module):
     @property
     def untrained(self) -> bool:
         """Whether its weights are drawn at random and would give nonsense."""
-        return self.trainable and not self.neutral and not self.arguments.get("weights")
+        return self.trainable and not self.neutral and not self.arguments.get("checkpoint")
 
     @property
     def spec(self) -> str:
@@ -205,5 +205,5 @@ def load_weights(method: Method, name: str, path: str | None) -> None:
 
 
 def save_weights(method: Method, name: str, path: str | Path) -> Path:
-    """Writes a method's parameters as one safetensors file, for its argument `weights`."""
+    """Writes a method's parameters as one safetensors file, for its argument `checkpoint`."""
     return files.save(path, "method", method.state_dict(), {"method": name})

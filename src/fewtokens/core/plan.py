@@ -22,19 +22,19 @@ class Plan:
 
     Args:
         count: int64 [B], how many tokens come out for each video.
-        width: M, the slots that come out; at least `count.max()`. Stated, so that moving needs no look at
+        num_slots: M, the slots that come out; at least `count.max()`. Stated, so that moving needs no look at
             the data.
         dest: int64 [B,N], the new index of each token, -1 where it is dropped.
-        pick: int64 [B,M] or None. Where given, output m is a copy of token pick[m]; the other tokens sent
-            to m are only counted in its size (a run of equal patches is stood for by its first). Where
-            None, output m is the mean of all tokens sent there, weighted by their sizes.
+        representative: int64 [B,M] or None. If given, output m is a copy of token representative[m], and the other
+            tokens sent to m only count in its size (the first patch of a run stands for the run). If None, output m
+            is the mean of all tokens sent there, weighted by their sizes.
         weights: float [B,M,N], for a soft plan: output m is sum_n weights[m,n] * token[n].
     """
 
     count: Tensor
-    width: int
+    num_slots: int
     dest: Tensor | None = None
-    pick: Tensor | None = None
+    representative: Tensor | None = None
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class Plan:
         count = kept.sum(1)
         width = int(count.max()) if width is None else width
         dest = (kept.cumsum(1) - 1).masked_fill(~kept, -1)
-        pick = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-        return Plan(count, width, dest, pick)
+        representative = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+        return Plan(count, width, dest, representative)
 
     @staticmethod
     def top(scores: Tensor, count: Tensor, tokens: Tokens) -> Plan:
@@ -86,14 +86,14 @@ class Plan:
         return Plan(count, int(count.max()), dest)
 
     @staticmethod
-    def between(before: Tokens, after: Tokens) -> Plan:
+    def from_assignment(before: Tokens, after: Tokens) -> Plan:
         """The hard plan that leads from one set of tokens to a later one made from it.
 
         Known from the sources alone, since all the cells of a token travel together. Used to move other
         tensors along after a method that works in several steps.
         """
-        slot = before.source.masked_fill(before.source < 0, before.N)
-        dest = before.source.new_full((before.B, before.N + 1), -1).scatter(1, slot, after.source)
+        slot = before.assignment.masked_fill(before.assignment < 0, before.N)
+        dest = before.assignment.new_full((before.B, before.N + 1), -1).scatter(1, slot, after.assignment)
         return Plan(after.count, after.N, dest[:, : before.N])
 
     def then(self, later: Plan) -> Plan:
@@ -101,10 +101,10 @@ class Plan:
         if self.dest is None or later.dest is None:
             raise ValueError("only hard plans compose; apply soft plans one after the other")
         dest = follow(later.dest, self.dest)
-        pick = None
-        if self.pick is not None and later.pick is not None:
-            pick = self.pick.gather(1, later.pick)
-        return Plan(later.count, later.width, dest, pick)
+        representative = None
+        if self.representative is not None and later.representative is not None:
+            representative = self.representative.gather(1, later.representative)
+        return Plan(later.count, later.num_slots, dest, representative)
 
     def move(self, values: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Carries `values` [B,N,D] to [B,M,D] as decided; slots that stay empty are zero.
@@ -118,9 +118,9 @@ class Plan:
         if self.weights is not None:
             return (self.weights.to(wide) @ values.to(wide)).to(values.dtype)
         assert self.dest is not None
-        if self.pick is not None:
-            moved = values.gather(1, self.pick[..., None].expand(-1, -1, values.shape[2]))
-            real = torch.arange(self.width, device=values.device) < self.count.to(values.device)[:, None]
+        if self.representative is not None:
+            moved = values.gather(1, self.representative[..., None].expand(-1, -1, values.shape[2]))
+            real = torch.arange(self.num_slots, device=values.device) < self.count.to(values.device)[:, None]
             return moved.masked_fill(~real[..., None], 0)
         share, _ = self.shares(torch.ones_like(self.dest, dtype=wide) if sizes is None else sizes.to(wide))
         return self.average(values, share)
@@ -128,14 +128,14 @@ class Plan:
     def shares(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Of a hard plan: the part of each token in its group's mean [B,N], and the groups' sizes [B,M]."""
         assert self.dest is not None
-        total = sums(sizes[..., None], self.dest, self.width).squeeze(2)
+        total = sums(sizes[..., None], self.dest, self.num_slots).squeeze(2)
         floor = torch.finfo(sizes.dtype).tiny
         return sizes / total.gather(1, self.dest.clamp(min=0)).clamp(min=floor), total
 
     def average(self, values: Tensor, share: Tensor) -> Tensor:
         """Sums of share * values by group, [B,M,D]: a token alone in its group has share 1 and stays bit-equal."""
         assert self.dest is not None
-        return sums(share[..., None] * values.to(share.dtype), self.dest, self.width).to(values.dtype)
+        return sums(share[..., None] * values.to(share.dtype), self.dest, self.num_slots).to(values.dtype)
 
 
 def sums(values: Tensor, dest: Tensor, width: int) -> Tensor:

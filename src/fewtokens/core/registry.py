@@ -96,8 +96,8 @@ MAX_LENGTH, MAX_LINKS = 10_000, 100
 # Whole numbers past these overflow in tensors; no machine holds larger layers.
 _MAX_SEED, _MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 2**63 - 1, 2**31 - 1, 2**20, 1000
 _SIZES = (
-    "width",
-    "text_width",
+    "dim",
+    "text_dim",
     "hidden",
     "num_tokens",
     "heads",
@@ -250,7 +250,7 @@ def _make(name: str, arguments: dict[str, Any]) -> Method:
     kind = get(name)
     if kind.trainable:
         with torch.device("meta"):
-            sketch = kind(**(arguments | {"weights": None} if "weights" in arguments else arguments))
+            sketch = kind(**(arguments | {"checkpoint": None} if "checkpoint" in arguments else arguments))
         needed = sum(value.numel() * value.element_size() for value in sketch.parameters())
         there = _memory()
         if there is not None and needed > there:

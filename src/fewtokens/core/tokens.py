@@ -33,11 +33,11 @@ __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 # entries (64 MiB in float32).
 _DISTANCES_AT_ONCE = 1 << 24
 # Everything of Tokens that has a row for each video.
-_TENSORS = ("features", "positions", "sizes", "mask", "source", "prefix", "codes", "weights")
+_TENSORS = ("features", "positions", "sizes", "mask", "assignment", "prefix", "codes", "attribution")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DTYPES = {
     "features": _FLOATS, "prefix": _FLOATS, "positions": (torch.float32,), "sizes": (torch.float32,),
-    "weights": _FLOATS, "mask": (torch.bool,), "source": (torch.int64,), "codes": (torch.int64,),
+    "attribution": _FLOATS, "mask": (torch.bool,), "assignment": (torch.int64,), "codes": (torch.int64,),
 }  # fmt: skip
 
 
@@ -71,12 +71,12 @@ class Tokens:
         positions: [B,N,3] float32, (t,y,x) in source cells; the size-weighted mean of the members.
         sizes: [B,N] float32, how many source cells a token stands for.
         mask: [B,N] bool, True = real; real ones come first.
-        source: [B,S] int64, which token each source cell went to; -1 = dropped.
+        assignment: [B,S] int64, which token each source cell went to; -1 = dropped.
         grid: the source cells.
         prefix: [B,P,C] class and register tokens, never reduced, or None.
         codes: [B,N] int64 discrete ids, or None.
-        weights: [B,N,S] float, how much each source cell gave to each token (soft attribution), or None
-            where `source` says it all.
+        attribution: [B,N,S] float, how much each source cell gave to each token (soft attribution), or None
+            where `assignment` says it all.
         aux: named scalar losses and statistics.
         meta: plain values that travel with the tokens into a file: spec, encoder, source file, seed.
     """
@@ -85,11 +85,11 @@ class Tokens:
     positions: Tensor
     sizes: Tensor
     mask: Tensor
-    source: Tensor
+    assignment: Tensor
     grid: Grid
     prefix: Tensor | None = None
     codes: Tensor | None = None
-    weights: Tensor | None = None
+    attribution: Tensor | None = None
     aux: dict[str, Tensor] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,11 +97,11 @@ class Tokens:
         if self.features.ndim != 3:
             raise ValueError(f"features must be [B,N,C], got {list(self.features.shape)}")
         B, N, C = self.features.shape
-        expected = {"positions": (B, N, 3), "sizes": (B, N), "mask": (B, N), "source": (B, self.grid.cells)}
+        expected = {"positions": (B, N, 3), "sizes": (B, N), "mask": (B, N), "assignment": (B, self.grid.cells)}
         if self.codes is not None:
             expected["codes"] = (B, N)
-        if self.weights is not None:
-            expected["weights"] = (B, N, self.grid.cells)
+        if self.attribution is not None:
+            expected["attribution"] = (B, N, self.grid.cells)
         if self.prefix is not None:
             # A method may have given the tokens other channels than the class token has.
             expected["prefix"] = (B, *self.prefix.shape[1:]) if self.prefix.ndim == 3 else (B, 0, C)
@@ -134,7 +134,7 @@ class Tokens:
             positions=grid.positions(features.device).expand(B, -1, -1) * mask[..., None],
             sizes=mask.float(),
             mask=mask,
-            source=index.masked_fill(~mask, -1),
+            assignment=index.masked_fill(~mask, -1),
             grid=grid,
             prefix=prefix,
         )
@@ -176,21 +176,21 @@ class Tokens:
         """The frame of each token's position, int64 [B,N]; 0 in padded slots."""
         return self.cell // self.grid.cells_per_frame
 
-    def previous(self) -> Tensor:
+    def previous_frame_index(self) -> Tensor:
         """The token that covers the same place one frame before, int64 [B,N]; -1 where there is none.
 
-        Also right after an earlier reduction: the source says who stands for the cell before.
+        Also right after an earlier reduction: the assignment says who stands for the cell before.
         """
         before = self.cell - self.grid.cells_per_frame
-        found = self.source.gather(1, before.clamp(min=0)).masked_fill((before < 0) | ~self.mask, -1)
+        found = self.assignment.gather(1, before.clamp(min=0)).masked_fill((before < 0) | ~self.mask, -1)
         itself = torch.arange(self.N, device=self.device)
         return found.masked_fill(found == itself, -1)
 
-    def whole_grid(self, who: str) -> Tokens:
+    def require_full_grid(self, caller: str) -> Tokens:
         """These tokens if there is still one for every cell; otherwise a ValueError in the name of `who`."""
         index = torch.arange(self.grid.cells, device=self.device)
-        if self.grid.cells != self.N or not bool(((self.source == index) | ~self.mask).all()):
-            raise ValueError(f"{who} works on whole frames: put it before methods that drop or merge tokens")
+        if self.grid.cells != self.N or not bool(((self.assignment == index) | ~self.mask).all()):
+            raise ValueError(f"{caller} works on whole frames: put it before methods that drop or merge tokens")
         return self
 
     def replace(self, **changes: Any) -> Tokens:
@@ -202,7 +202,7 @@ class Tokens:
         changes: dict[str, Any] = {"features": features}
         if self.prefix is not None:
             changes["prefix"] = self.prefix.to(*args, **kwargs)
-        for name in ("positions", "sizes", "mask", "source", "codes", "weights"):
+        for name in ("positions", "sizes", "mask", "assignment", "codes", "attribution"):
             value = getattr(self, name)
             changes[name] = None if value is None else value.to(features.device)
         changes["aux"] = {name: value.to(features.device) for name, value in self.aux.items()}
@@ -212,7 +212,7 @@ class Tokens:
         """Moves the tokens as the plan says: the only place that gathers, averages or scatters features.
 
         Merging conserves mass: `sizes` sums to the cells kept, and sum(sizes * features) stays the same.
-        `source` is chained, so it always leads from the original cells to the tokens at hand.
+        `assignment` is chained, so it always leads from the original cells to the tokens at hand.
         Differentiable in the features (and in soft weights).
         """
         if plan.weights is not None:
@@ -221,9 +221,9 @@ class Tokens:
         plan = replace(plan, dest=plan.dest.masked_fill(~self.mask, -1))
         assert plan.dest is not None
         changes: dict[str, Any] = {}
-        if plan.pick is not None:
-            sizes = sums(self.sizes[..., None], plan.dest, plan.width).squeeze(2)
-            changes["codes"] = None if self.codes is None else self.codes.gather(1, plan.pick)
+        if plan.representative is not None:
+            sizes = sums(self.sizes[..., None], plan.dest, plan.num_slots).squeeze(2)
+            changes["codes"] = None if self.codes is None else self.codes.gather(1, plan.representative)
             move = plan.move
         else:
             wide = self.sizes.double() if self.features.dtype == torch.float64 else self.sizes
@@ -235,9 +235,9 @@ class Tokens:
             features=move(self.features),
             positions=move(self.positions),
             sizes=sizes.to(self.sizes.dtype),
-            mask=torch.arange(plan.width, device=self.device) < plan.count.to(self.device)[:, None],
-            source=follow(plan.dest, self.source),
-            weights=None if self.weights is None else move(self.weights),
+            mask=torch.arange(plan.num_slots, device=self.device) < plan.count.to(self.device)[:, None],
+            assignment=follow(plan.dest, self.assignment),
+            attribution=None if self.attribution is None else move(self.attribution),
             **changes,
         )
 
@@ -249,28 +249,28 @@ class Tokens:
         share = owned / owned.sum(1, keepdim=True).clamp(min=1e-12)
         centre = owned / owned.sum(2, keepdim=True).clamp(min=1e-12)
         best = share.argmax(1).masked_fill(share.sum(1) == 0, -1)  # [B,N]
-        if self.weights is None:
+        if self.attribution is None:
             per_cell = (weights / self.sizes.clamp(min=1e-12)[:, None]).gather(
-                2, self.source.clamp(min=0)[:, None].expand(-1, plan.width, -1)
-            ) * (self.source >= 0)[:, None]
+                2, self.assignment.clamp(min=0)[:, None].expand(-1, plan.num_slots, -1)
+            ) * (self.assignment >= 0)[:, None]
         else:
-            per_cell = weights.to(self.weights.dtype) @ self.weights
+            per_cell = weights.to(self.attribution.dtype) @ self.attribution
         return replace(
             self,
             features=replace(plan, weights=weights).move(self.features),
             positions=centre @ self.positions,
             sizes=(share @ self.sizes[..., None]).squeeze(2),
-            mask=torch.arange(plan.width, device=self.device) < plan.count.to(self.device)[:, None],
-            source=best.gather(1, self.source.clamp(min=0)).masked_fill(self.source < 0, -1),
+            mask=torch.arange(plan.num_slots, device=self.device) < plan.count.to(self.device)[:, None],
+            assignment=best.gather(1, self.assignment.clamp(min=0)).masked_fill(self.assignment < 0, -1),
             codes=None,
-            weights=per_cell,
+            attribution=per_cell,
         )
 
     def pool(self, values: Tensor, before: Tokens | None = None) -> Tensor:
         """Brings a tensor with a row for each earlier token to the tokens at hand, [B,N',...] to [B,N,...].
 
         A row becomes the mean of the rows that its token was made from: weighted by their sizes where tokens were
-        dropped or merged, and by the attribution in `weights`, as positions are, where they were resampled. Rows of
+        dropped or merged, and by `attribution`, as positions are, where they were resampled. Rows of
         padded slots, and of tokens that nothing is attributed to, are zero. Summed in float32 (float64 stays) and
         given back in the dtype of `values`.
 
@@ -285,19 +285,19 @@ class Tokens:
             return values
         if before is None:
             before = Tokens.from_cells(self.features.new_zeros(self.B, self.grid.cells, 1), self.grid)
-        if before.weights is not None:
+        if before.attribution is not None:
             raise ValueError(
                 "a resampled token is no set of cells, so what has a row for each one cannot follow later methods: "
                 "give rows for the tokens from before the resampler, and run the whole chain at once"
             )
         rows = values.reshape(*values.shape[:2], -1)
-        if self.weights is None:
-            moved = Plan.between(before, self).move(rows, before.sizes)
+        if self.attribution is None:
+            moved = Plan.from_assignment(before, self).move(rows, before.sizes)
         else:
             wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-            there = self.mask[..., None] & (before.source >= 0)[:, None]
-            owned = self.weights.to(wide).clamp(min=0) * there
-            cells = rows[torch.arange(self.B, device=rows.device)[:, None], before.source.clamp(min=0)].to(wide)
+            there = self.mask[..., None] & (before.assignment >= 0)[:, None]
+            owned = self.attribution.to(wide).clamp(min=0) * there
+            cells = rows[torch.arange(self.B, device=rows.device)[:, None], before.assignment.clamp(min=0)].to(wide)
             moved = (owned / owned.sum(2, keepdim=True).clamp(min=1e-12) @ cells).to(values.dtype)
         return moved.reshape(self.B, self.N, *values.shape[2:])
 
@@ -321,19 +321,19 @@ class Tokens:
         """
         if fill not in ("nearest", "hold"):
             raise ValueError(f"a dropped cell is filled by 'nearest' or 'hold', not {fill!r}")
-        source = self.source
+        assignment = self.assignment
         exists = self.grid.exists(self.B, self.device)
         if fill == "hold":
-            by_time = source.reshape(self.B, self.grid.T, -1)
+            by_time = assignment.reshape(self.B, self.grid.T, -1)
             frame = torch.arange(self.grid.T, device=self.device)[:, None].expand_as(by_time)
             last = frame.where(by_time >= 0, -1).cummax(dim=1).values
             held = by_time.gather(1, last.clamp(min=0)).masked_fill(last < 0, -1)
-            source = held.reshape(source.shape).masked_fill(~exists, -1)
-        lost = (source < 0) & exists
+            assignment = held.reshape(assignment.shape).masked_fill(~exists, -1)
+        lost = (assignment < 0) & exists
         if lost.any():
-            source = torch.where(lost, self._nearest(lost, time_weight), source)
-        cells = self.features.gather(1, source.clamp(min=0)[..., None].expand(-1, -1, self.C))
-        cells = cells.masked_fill((source < 0)[..., None], 0)
+            assignment = torch.where(lost, self._nearest(lost, time_weight), assignment)
+        cells = self.features.gather(1, assignment.clamp(min=0)[..., None].expand(-1, -1, self.C))
+        cells = cells.masked_fill((assignment < 0)[..., None], 0)
         return cells.reshape(self.B, *self.grid.shape, self.C)
 
     def _nearest(self, lost: Tensor, time_weight: float) -> Tensor:
@@ -341,7 +341,7 @@ class Tokens:
         scale = torch.tensor([time_weight, 1.0, 1.0], device=self.device)
         cells = self.grid.positions(self.device) * scale
         tokens = (self.positions * scale).masked_fill(~self.mask[..., None], torch.inf)
-        nearest = self.source.new_full(self.source.shape, -1)
+        nearest = self.assignment.new_full(self.assignment.shape, -1)
         wanted = lost.any(0).nonzero().squeeze(1)
         for block in wanted.split(max(1, _DISTANCES_AT_ONCE // (self.B * self.N))):
             # Not by matrix product: positions are small exact numbers, and ties must stay ties.
@@ -364,17 +364,17 @@ class Tokens:
         padded[self.mask] = features
         return replace(self, features=padded)
 
-    def of(self, index: Tensor | Sequence[int]) -> Tokens:
+    def select(self, index: Tensor | Sequence[int]) -> Tokens:
         """The videos with these numbers, in this order."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.device)
         changes: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[index] for name in _TENSORS
         }
-        return replace(self, grid=self.grid.of(index), **changes)
+        return replace(self, grid=self.grid.select(index), **changes)
 
     def __getitem__(self, video: int) -> Tokens:
         """One video alone, without padding."""
-        one = self.of([video])
+        one = self.select([video])
         (grid,) = one.grid.videos(1)
         n = int(one.mask.sum())
         return replace(
@@ -384,9 +384,9 @@ class Tokens:
             positions=one.positions[:, :n],
             sizes=one.sizes[:, :n],
             mask=one.mask[:, :n],
-            source=one.source[:, : grid.cells],
+            assignment=one.assignment[:, : grid.cells],
             codes=None if one.codes is None else one.codes[:, :n],
-            weights=None if one.weights is None else one.weights[:, :n, : grid.cells],
+            attribution=None if one.attribution is None else one.attribution[:, :n, : grid.cells],
         )
 
     def __iter__(self) -> Iterator[Tokens]:
@@ -397,8 +397,8 @@ class Tokens:
         self.grid.videos(self.B)
         problems = {
             "real tokens must come first in the mask": not bool((self.mask[:, :-1] >= self.mask[:, 1:]).all()),
-            "a source points past the real tokens": bool((self.source >= self.count[:, None]).any()),
-            "a source is below -1": bool((self.source < -1).any()),
+            "an assignment points past the real tokens": bool((self.assignment >= self.count[:, None]).any()),
+            "an assignment is below -1": bool((self.assignment < -1).any()),
             "features, positions or sizes of a real token are not finite": not all(
                 bool(value[self.mask].isfinite().all()) for value in (self.features, self.positions, self.sizes)
             ),

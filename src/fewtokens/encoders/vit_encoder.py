@@ -101,7 +101,7 @@ class VitEncoder:
                 embedded = self._embed(flat[numbers[0] : numbers[-1] + 1], grid)
                 chunk = Tokens.from_cells(embedded, Grid(1, grid.H, grid.W))
             else:
-                chunk = trim(split.of(numbers))
+                chunk = trim(split.select(numbers))
             chunk, cues = self.vit.walk(chunk, inside, from_last)
             # The cues ride along as channels until the frames stand in one video again.
             widths = {name: cues[name].shape[2:] for name in from_last}
@@ -113,7 +113,7 @@ class VitEncoder:
         encoded = collate(chunks)
         if split is not None:
             place = torch.tensor([number for numbers in plan for number in numbers])
-            encoded = encoded.of(place.argsort())
+            encoded = encoded.select(place.argsort())
         tokens = join_frames(encoded, T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
@@ -189,6 +189,6 @@ def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
     Frame by frame a token knows only the cells of its own frame; a run that goes on into later frames is
     credited here.
     """
-    dest = encoded.source.gather(1, cells.cell)
+    dest = encoded.assignment.gather(1, cells.cell)
     whole = cells.apply(Plan(encoded.count, encoded.N, dest))
     return whole.replace(features=encoded.features, prefix=encoded.prefix, aux=encoded.aux)

@@ -24,10 +24,10 @@ from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.masks import resize_masks
 from fewtokens.evaluation.compare import TIME_WEIGHT
-from fewtokens.profiling.cost import count, half_range, peak_memory, prefill_gflops, timings
 from fewtokens.evaluation.davis import mean_numbers, score
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, rare_cells, relative_error
 from fewtokens.evaluation.label_propagation import Protocol, first_labels, propagate, to_masks
+from fewtokens.profiling.cost import count, half_range, peak_memory, prefill_gflops, timings
 
 FULL = "full"
 # Other ways to run a method that `--methods all` compares too.
@@ -94,7 +94,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
     if methods.strip() != "all":
         wanted = _split(methods)
         for spec in wanted:
-            Pipeline(registry.build(spec, width=getattr(encoder, "width", 384)), encoder)
+            Pipeline(registry.build(spec, dim=getattr(encoder, "width", 384)), encoder)
         return list(dict.fromkeys([*registry.BASELINES, *wanted]))
     fitting = []
     for spec in [*registry.names(), *_ALSO]:
@@ -124,10 +124,10 @@ def _split(methods: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def chain(spec: str, keep: float | int, grid: Grid, *, seed: int = 0, width: int = 384) -> list[Method]:
+def chain(spec: str, keep: float | int, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
     """The methods of a spec at a budget; where they cannot go so low, `tome` merges what is too much."""
     wanted = planned_count(grid, keep)
-    methods = registry.build(spec, keep=keep, total=wanted, seed=seed, width=width)
+    methods = registry.build(spec, keep=keep, total=wanted, seed=seed, dim=dim)
     counts = [count for method in methods if (count := method.planned_count(grid)) is not None]
     if counts and min(counts) > wanted:
         methods += registry.build("tome", keep=keep)
@@ -213,7 +213,7 @@ def measure(
     """
     tokens = encoded.tokens.to(device or "cpu")
     cues = {name: cue.to(tokens.device) for name, cue in encoded.cues.items()}
-    methods = [] if spec == FULL else chain(spec, keep, tokens.grid, seed=seed, width=tokens.C)
+    methods = [] if spec == FULL else chain(spec, keep, tokens.grid, seed=seed, dim=tokens.C)
     encoder_ms = statistics.median(encoded.milliseconds)
     gflops = encoded.gflops
     method_ms: tuple[float, ...] = ()
@@ -316,7 +316,7 @@ def shown_frames(frames: int) -> list[int]:
 
 def _packed(tokens: Tokens) -> str:
     """Which token each cell of the shown frames went to, as text."""
-    source = tokens.source[0].reshape(tokens.grid.T, -1)[shown_frames(tokens.grid.T)]
+    source = tokens.assignment[0].reshape(tokens.grid.T, -1)[shown_frames(tokens.grid.T)]
     return base64.b64encode(zlib.compress(source.cpu().numpy().astype("<i4").tobytes())).decode()
 
 

@@ -106,7 +106,7 @@ def token_cost(
         ValueError: an unknown method, one with cues of an encoder, or one of another stage.
     """
     everything = spec.strip() in ("", "full")
-    methods: list[Method] = [] if everything else registry.build(spec, width=model.width)
+    methods: list[Method] = [] if everything else registry.build(spec, dim=model.width)
     for method in methods:
         if needs := set(method.needs) - {"text"}:
             raise ValueError(f"{method.name} needs {' and '.join(sorted(needs))}, of which noise has none")

@@ -48,7 +48,7 @@ def rare_cells(reference: Tensor, share: float = 0.05) -> Tensor:
 
 
 def neighbour_agreement(few: Tensor, full: Tensor) -> tuple[float, float]:
-    """How far clips find the same neighbours by few tokens as by all.
+    """How far clips find the same neighbors by few tokens as by all.
 
     Args:
         few: one vector for each clip made of its few tokens, [n,C]. full: of all its cells, [n,C]; n at least 3.

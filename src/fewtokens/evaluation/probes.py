@@ -1,4 +1,4 @@
-"""How good frozen features are: 5-shot least squares, a linear probe, nearest neighbours."""
+"""How good frozen features are: 5-shot least squares, a linear probe, nearest neighbors."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def nearest_neighbours(
 
     Args:
         x, y: [n,C] and [n]; x_test, y_test likewise.
-        k: neighbours, at most all there are.
+        k: neighbors, at most all there are.
         temperature: a neighbour of similarity s votes with exp(s / temperature).
     """
     classes = int(y.max()) + 1

@@ -105,7 +105,7 @@ def with_history(features: Tensor, history: int) -> Tensor:
 def fuse(features: Tensor, fusion: str) -> Tensor:
     """Features of some frames [...,h,C], oldest first, as one vector.
 
-    "flare", the default, is what CortexBench's code has: the h-1 differences of neighbours, then the last feature, h*C
+    "flare", the default, is what CortexBench's code has: the h-1 differences of neighbors, then the last feature, h*C
     numbers. "flare_full" is the text of FLARE (arXiv 2101.01857): all h features, then the differences, (2h-1)*C.
     "concat": the features, h*C.
     """

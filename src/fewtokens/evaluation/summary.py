@@ -1,4 +1,4 @@
-"""Rows of a bench to tables: means over clips, agreement of neighbours, two runs side by side."""
+"""Rows of a bench to tables: means over clips, agreement of neighbors, two runs side by side."""
 
 from __future__ import annotations
 

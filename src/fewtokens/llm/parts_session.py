@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.profiling.cost import peak_memory
 from fewtokens.llm.chat import check_question
 from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.interface import unwrapped
@@ -20,6 +19,7 @@ from fewtokens.llm.session import Answer, video_key
 from fewtokens.llm.splice import warn_untrained
 from fewtokens.llm.video_llm import VideoLlm, load_video_llm
 from fewtokens.networks.base import read_config
+from fewtokens.profiling.cost import peak_memory
 from fewtokens.video import Video, read
 
 

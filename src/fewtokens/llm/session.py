@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.profiling.cost import peak_memory
 from fewtokens.llm.attach import check_free, inside_of, split
 from fewtokens.llm.backends.base import family_of
 from fewtokens.llm.clock import Clock, stream_text
@@ -32,6 +31,7 @@ from fewtokens.llm.splice import (
     splice,
 )
 from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, reduce_visuals
+from fewtokens.profiling.cost import peak_memory
 from fewtokens.video import Video, read
 
 

@@ -143,7 +143,7 @@ def built(spec: str | Sequence[Method], model: Any) -> Sequence[Method]:
     if not isinstance(spec, str):
         return spec
     width = model.get_input_embeddings().weight.shape[1]
-    methods = [method.eval().to(model.device) for method in registry.build(spec, width=width)] if spec.strip() else []
+    methods = [method.eval().to(model.device) for method in registry.build(spec, dim=width)] if spec.strip() else []
     warn_untrained(methods)
     return methods
 
@@ -153,7 +153,7 @@ def warn_untrained(methods: Sequence[Method]) -> None:
     for method in methods:
         if method.untrained:
             warnings.warn(
-                f"{method.name} has random weights and gives nonsense; give it trained ones by weights='FILE'",
+                f"{method.name} has random weights and gives nonsense; give it trained ones by checkpoint='FILE'",
                 stacklevel=2,
             )
 

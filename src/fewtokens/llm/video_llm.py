@@ -92,7 +92,7 @@ class VideoLlm(nn.Module):
         Raises:
             ValueError: methods inside an encoder or a language model, or a cue that is not given here.
         """
-        return self.take(registry.build(spec, width=self.width) if spec.strip() else [])
+        return self.take(registry.build(spec, dim=self.width) if spec.strip() else [])
 
     def take(self, methods: Sequence[Method]) -> VideoLlm:
         """Takes methods that were built for `width`; see `reduce_with`."""

@@ -74,7 +74,7 @@ class ModelEncoder:
         videos = []
         for b, video in enumerate(frames):
             fitted = fit(to_unit(video[None].to(device)), grid, config.tubelet, config.patch)
-            one = grid if grid.times is None or grid.times.ndim == 1 else grid.of(torch.tensor([b]))
+            one = grid if grid.times is None or grid.times.ndim == 1 else grid.select(torch.tensor([b]))
             if config.grid[0] == 1 and config.tubelet == 1:
                 parts = [self.model.tokens(part) for part in fitted[0].split(self.batch)]
                 videos.append(_one_video(collate(parts), one))
@@ -93,18 +93,18 @@ def _one_video(frames: Tokens, grid: Grid) -> Tokens:
     positions = frames.positions.clone()
     positions[..., 0] += torch.arange(T, device=frames.device)[:, None]
     weights = None
-    if frames.weights is not None:
-        own = torch.eye(T, device=frames.device, dtype=frames.weights.dtype)
-        weights = (frames.weights[:, :, None] * own[:, None, :, None]).reshape(1, T * M, -1)
+    if frames.attribution is not None:
+        own = torch.eye(T, device=frames.device, dtype=frames.attribution.dtype)
+        weights = (frames.attribution[:, :, None] * own[:, None, :, None]).reshape(1, T * M, -1)
     return frames.replace(
         features=frames.features.reshape(1, T * M, -1),
         positions=positions.reshape(1, T * M, 3),
         sizes=frames.sizes.reshape(1, -1),
         mask=frames.mask.reshape(1, -1),
-        source=torch.where(frames.source < 0, -1, frames.source + first).reshape(1, -1),
+        assignment=torch.where(frames.assignment < 0, -1, frames.assignment + first).reshape(1, -1),
         grid=grid,
         prefix=None,
-        weights=weights,
+        attribution=weights,
     )
 
 

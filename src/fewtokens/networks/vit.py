@@ -334,7 +334,7 @@ def build_learner(config: VisionConfig) -> nn.Module:
     Raises:
         ValueError: not one method, or one that does not work frame by frame.
     """
-    (learner, *others) = registry.build(config.learner, width=config.width, side=max(config.grid[1:]))
+    (learner, *others) = registry.build(config.learner, dim=config.width, side=max(config.grid[1:]))
     if others or not hasattr(learner, "learn"):
         raise ValueError(f"{config.learner!r} is not one per-frame learner such as tokenlearner(8)")
     return learner

@@ -21,7 +21,7 @@ def token_map(tokens: Tokens, frames: int, height: int, width: int) -> Tensor:
     share a tubelet.
     """
     grid = tokens.grid
-    source = tokens.source[0].cpu().reshape(grid.shape)
+    source = tokens.assignment[0].cpu().reshape(grid.shape)
     t, y, x = (torch.arange(n) * cells // n for n, cells in zip((frames, height, width), grid.shape, strict=True))
     return source[t][:, y][:, :, x]
 
@@ -51,7 +51,7 @@ def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
     if style == "mean":
         image = torch.where(dropped[..., None], image, _mean_colours(image, ids, tokens.N)[label])
     elif style == "fill":
-        cells = torch.bincount(tokens.source[0][tokens.source[0] >= 0].cpu(), minlength=tokens.N)
+        cells = torch.bincount(tokens.assignment[0][tokens.assignment[0] >= 0].cpu(), minlength=tokens.N)
         merged = (cells[label] > 1) & ~dropped
         tinted = image * (1 - _TINT) + _TINT * token_colours(tokens.N)[label]
         image = torch.where(merged[..., None], tinted, image)
@@ -71,12 +71,12 @@ def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
     Raises:
         ValueError: the tokens carry no soft weights, or have no such token.
     """
-    if tokens.weights is None:
+    if tokens.attribution is None:
         raise ValueError("these tokens have no soft weights; overlay() shows hard regions")
     if not 0 <= token < int(tokens.count[0]):
         raise ValueError(f"there are {int(tokens.count[0])} tokens, counted from 0; there is no {token}")
     T, _, height, width = frames.shape
-    given = tokens.weights[0, token].detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0)
+    given = tokens.attribution[0, token].detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0)
     t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), tokens.grid.shape, strict=True))
     glow = (given / given.max().clamp(min=1e-12))[t][:, y][:, :, x][..., None]
     image = frames.cpu().float().permute(0, 2, 3, 1) / 255
@@ -100,11 +100,11 @@ def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> 
     Raises:
         ValueError: the tokens carry no soft weights.
     """
-    if tokens.weights is None:
+    if tokens.attribution is None:
         raise ValueError("these tokens have no soft weights, so there are no maps; take style fill, outline or mean")
     T = len(frames)
     picked = torch.linspace(0, T - 1, min(columns, T)).round().long().unique().tolist()
-    given = tokens.weights[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
+    given = tokens.attribution[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
     used = [
         given[:, t * tokens.grid.T // T].flatten(1).abs().sum(1).nonzero().flatten()[:rows].tolist() for t in picked
     ]
@@ -120,11 +120,11 @@ def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> 
 
 def _of_frame(tokens: Tokens, t: int) -> Tokens:
     """These tokens as if the video had frame t alone, their weights there from the least (0) on."""
-    assert tokens.weights is not None
+    assert tokens.attribution is not None
     cells = slice(t * tokens.grid.cells_per_frame, (t + 1) * tokens.grid.cells_per_frame)
     one = Grid(1, tokens.grid.H, tokens.grid.W)
-    own = tokens.weights[..., cells]
-    return tokens.replace(grid=one, source=tokens.source[:, cells], weights=own - own.amin(2, keepdim=True))
+    own = tokens.attribution[..., cells]
+    return tokens.replace(grid=one, assignment=tokens.assignment[:, cells], attribution=own - own.amin(2, keepdim=True))
 
 
 def token_colours(n: int) -> Tensor:

@@ -65,7 +65,7 @@ def _clip(clip: Clip) -> dict[str, Any]:
 
 
 def _result(result: Result) -> dict[str, Any]:
-    source = result.tokens.source[0].cpu().numpy().astype("<i4")
+    source = result.tokens.assignment[0].cpu().numpy().astype("<i4")
     return {
         "name": result.name,
         "spec": result.spec,

@@ -200,11 +200,11 @@ def metok(x: np.ndarray, target: int | None, events: int, key_events: int, key_f
     return out
 
 
-def peaks(x: np.ndarray, neighbours: int) -> np.ndarray:
+def peaks(x: np.ndarray, neighbors: int) -> np.ndarray:
     """Density-peak scores of rows, log(rho * delta)."""
     n = len(x)
     distance = np.sqrt(((x[:, None] - x[None]) ** 2).sum(2)) / np.sqrt(x.shape[1])
-    k = min(neighbours, n)
+    k = min(neighbors, n)
     density = np.array([-(np.sort(row)[:k] ** 2).mean() for row in distance])
     scores = []
     for i in range(n):
@@ -214,12 +214,12 @@ def peaks(x: np.ndarray, neighbours: int) -> np.ndarray:
     return np.array(scores)
 
 
-def cluster(tokens: list[Token], count: int, neighbours: int) -> list[Token]:
+def cluster(tokens: list[Token], count: int, neighbors: int) -> list[Token]:
     """Clusters around density peaks."""
     if not count:
         return []
     x = np.stack([value for value, _ in tokens])
-    scores = peaks(x, neighbours)
+    scores = peaks(x, neighbors)
     centres = sorted(sorted(range(len(x)), key=lambda i: (-scores[i], i))[:count])
     groups: dict[int, list[Token]] = {i: [] for i in centres}
     for i, token in enumerate(tokens):
@@ -254,11 +254,11 @@ def contiguous(labels: list[int]) -> list[int]:
     return out
 
 
-def prunevid(x: np.ndarray, tau: float, segments: float, ratio: float, neighbours: int) -> list[Token]:
+def prunevid(x: np.ndarray, tau: float, segments: float, ratio: float, neighbors: int) -> list[Token]:
     T, H, W, C = x.shape
     n = H * W
     means = x.reshape(T, n, C).mean(1)
-    scores = peaks(means, neighbours)
+    scores = peaks(means, neighbors)
     number = max(1, int(segments * T + 1e-6))
     centres = sorted(sorted(range(T), key=lambda t: (-scores[t], t))[:number])
     labels = [t if t in centres else min(centres, key=lambda c: ((means[c] - means[t]) ** 2).sum()) for t in range(T)]
@@ -279,7 +279,7 @@ def prunevid(x: np.ndarray, tau: float, segments: float, ratio: float, neighbour
     out = []
     for tokens in sets:
         count = max(1, int(len(tokens) * ratio + 1e-6)) if len(tokens) > 14 else len(tokens)
-        out += cluster(tokens, count, neighbours) if len(tokens) > 14 else tokens
+        out += cluster(tokens, count, neighbors) if len(tokens) > 14 else tokens
     return out
 
 
@@ -373,7 +373,7 @@ def max_min(x: np.ndarray, target: int) -> list[Token]:
 
 def same_tokens(out: Tokens, expected: list[Token], tolerance: float = 1e-4) -> None:
     """Asserts that a method's tokens of one video stand for the same cells and have the same features."""
-    source = out.source[0].numpy()
+    source = out.assignment[0].numpy()
     ours = {frozenset(np.flatnonzero(source == m).tolist()): out.features[0, m].numpy() for m in range(out.N)}
     theirs = {frozenset(members): value for value, members in expected}
     assert set(ours) == set(theirs)

@@ -35,13 +35,13 @@ class TestKMeans:
     def test_finds_planted_directions(self, k):
         tokens, labels = planted(k)
         out = KMeans(k)(tokens)
-        assert agree(out.source[0], labels)
+        assert agree(out.assignment[0], labels)
 
     def test_means_are_of_raw_tokens(self):
         tokens, _ = planted(3)
         out = KMeans(3)(tokens)
         for m in range(3):
-            members = tokens.features[0, out.source[0] == m]
+            members = tokens.features[0, out.assignment[0] == m]
             torch.testing.assert_close(out.features[0, m], members.mean(0))
 
     def test_lloyd_equals_scikit_learn_on_the_sphere(self):
@@ -69,7 +69,7 @@ class TestKMeans:
         tokens, _ = planted(6, noise=0.3)
         whole = KMeans(6)(tokens)
         monkeypatch.setattr("fewtokens.methods.ops.spherical._ENTRIES_AT_ONCE", 50)
-        assert torch.equal(KMeans(6)(tokens).source, whole.source)
+        assert torch.equal(KMeans(6)(tokens).assignment, whole.assignment)
 
     def test_duplicates_still_give_exactly_k(self):
         x = torch.randn(3, 8)[torch.arange(40) % 3]
@@ -79,7 +79,7 @@ class TestKMeans:
 
     def test_seed(self):
         tokens, _ = planted(30, noise=0.8)
-        a, b, c = (KMeans(10, seed=s)(tokens).source for s in (0, 0, 1))
+        a, b, c = (KMeans(10, seed=s)(tokens).assignment for s in (0, 0, 1))
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
 
@@ -104,7 +104,7 @@ class TestKMeans:
         monkeypatch.setattr("fewtokens.methods.ops.token_base._SAMPLE", 100)
         tokens, labels = planted(6, n=1000)
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
-        assert agree(out.source[0], labels)
+        assert agree(out.assignment[0], labels)
 
     def test_silhouette_equals_scikit_learn(self):
         metrics = pytest.importorskip("sklearn.metrics")
@@ -154,11 +154,11 @@ def slow_peaks(x: torch.Tensor, k: int) -> torch.Tensor:
 
 
 class TestDpcKnn:
-    @pytest.mark.parametrize("neighbours", [1, 4, 7])
-    def test_scores_against_a_double_loop(self, neighbours):
-        x = torch.randn(60, 6, generator=torch.Generator().manual_seed(neighbours))
-        scores = density_peaks(x[None], torch.ones(1, 60, dtype=torch.bool), neighbours)
-        torch.testing.assert_close(scores[0].exp(), slow_peaks(x, neighbours).float(), rtol=1e-3, atol=1e-5)
+    @pytest.mark.parametrize("neighbors", [1, 4, 7])
+    def test_scores_against_a_double_loop(self, neighbors):
+        x = torch.randn(60, 6, generator=torch.Generator().manual_seed(neighbors))
+        scores = density_peaks(x[None], torch.ones(1, 60, dtype=torch.bool), neighbors)
+        torch.testing.assert_close(scores[0].exp(), slow_peaks(x, neighbors).float(), rtol=1e-3, atol=1e-5)
 
     def test_blocks_change_nothing(self, monkeypatch):
         x, mask = torch.randn(2, 50, 6), torch.ones(2, 50, dtype=torch.bool)
@@ -171,7 +171,7 @@ class TestDpcKnn:
     def test_finds_planted_clusters(self):
         tokens, labels = planted(8, noise=0.02)
         tokens = tokens.replace(features=F.normalize(tokens.features, dim=2))
-        assert agree(DpcKnn(8)(tokens).source[0], labels)
+        assert agree(DpcKnn(8)(tokens).assignment[0], labels)
 
     def test_large_features_do_not_underflow(self):
         tokens, _ = planted(8)

@@ -60,7 +60,7 @@ class TestGrt:
 def test_rlt_adds_the_embedding_of_a_runs_length():
     torch.manual_seed(0)
     tokens, pixels = pixel_clip()
-    method = Rlt(0.1, longest=3, width=8).eval()
+    method = Rlt(0.1, longest=3, dim=8).eval()
     plain = Rlt(0.1)(tokens, pixels=pixels)
     out = method(tokens, pixels=pixels)
     row = plain.sizes[0].long().clamp(max=3) - 1
@@ -120,7 +120,7 @@ class TestVisualWords:
         tokens = clip(B=2)
         both = run(VisualWords(words=path), tokens)
         for b in range(2):
-            assert torch.equal(both[b].source, run(VisualWords(words=path), tokens[b]).source)
+            assert torch.equal(both[b].assignment, run(VisualWords(words=path), tokens[b]).assignment)
         assert run(VisualWords(0.1, words=path), tokens).count.tolist() == [12, 12]
 
     def test_mistakes(self, tmp_path):
@@ -222,11 +222,11 @@ class TestCuesOfTheWalk:
             middle = block.first(x, None, "none")[0]
             x = block.second(middle)
         expected = (x - middle)[:, 2:].norm(dim=2)
-        at, shift, plan = next(entry for entry in seen if entry[2].width < 36)
+        at, shift, plan = next(entry for entry in seen if entry[2].num_slots < 36)
         assert at == layer
         torch.testing.assert_close(shift, expected)
-        kept = expected[0].argsort(descending=True)[: plan.width].sort().values
-        assert plan.pick[0].tolist() == kept.tolist()
+        kept = expected[0].argsort(descending=True)[: plan.num_slots].sort().values
+        assert plan.representative[0].tolist() == kept.tolist()
 
     def test_sharpness_is_of_the_plain_attention(self, vit):
         seen = []

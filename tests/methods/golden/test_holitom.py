@@ -124,4 +124,4 @@ def test_an_all_new_clip_has_no_static_place():
     assert out.sizes[0].tolist() == [1] * 24
     for t in range(6):
         best = attention[0, 12 * t : 12 * t + 12].topk(4).indices + 12 * t
-        assert set(best.tolist()) <= set((out.source[0] >= 0).nonzero().flatten().tolist())
+        assert set(best.tolist()) <= set((out.assignment[0] >= 0).nonzero().flatten().tolist())

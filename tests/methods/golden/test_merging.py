@@ -112,7 +112,7 @@ class TestPruneVid:
     @pytest.mark.parametrize(("segments", "tau"), [(0.25, 0.8), (0.5, 0.5), (0.1, 0.3), (1.0, 0.8)])
     def test_against_loops(self, seed, segments, tau):
         tokens, x = video(T=8, H=5, W=5, seed=seed)
-        method = PruneVid(tau=tau, segments=segments, neighbours=4)
+        method = PruneVid(tau=tau, segments=segments, neighbors=4)
         naive.same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
 
     def test_runs_become_contiguous(self):
@@ -143,7 +143,7 @@ class TestPruneVid:
     def test_deterministic_without_noise(self):
         tokens = Tokens.from_cells(torch.ones(1, 6, 5, 5, 8))
         first = PruneVid(keep=0.3)(tokens)
-        assert torch.equal(first.source, PruneVid(keep=0.3)(tokens).source)
+        assert torch.equal(first.assignment, PruneVid(keep=0.3)(tokens).assignment)
 
 
 def test_tempme_keeps_class_tokens_out_of_the_matching():
@@ -184,10 +184,10 @@ class TestSpectral:
         tokens = Tokens.from_cells(torch.cat([ring, 4 * ring]).reshape(1, 1, 6, 8, 2))
         inner = torch.arange(48) < 24
         out = CenterClip(2, frames=1, algorithm="spectral", medoid=False)(tokens)
-        assert len(set(out.source[0, inner].tolist())) == len(set(out.source[0, ~inner].tolist())) == 1
+        assert len(set(out.assignment[0, inner].tolist())) == len(set(out.assignment[0, ~inner].tolist())) == 1
         assert out.N == 2
 
     def test_features_of_any_scale(self):
         tokens, _ = video()
         method = CenterClip(0.3, algorithm="spectral")
-        assert torch.equal(method(tokens).source, method(tokens.replace(features=100 * tokens.features)).source)
+        assert torch.equal(method(tokens).assignment, method(tokens.replace(features=100 * tokens.features)).assignment)

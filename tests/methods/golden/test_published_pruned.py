@@ -32,7 +32,7 @@ def reduced(spec: str, x: Tensor, **cues: Tensor) -> Tokens:
 
 
 def kept(out: Tokens) -> list[int]:
-    return (out.source[0] >= 0).nonzero().flatten().tolist()
+    return (out.assignment[0] >= 0).nonzero().flatten().tolist()
 
 
 def sums(out: Tokens) -> list[float]:

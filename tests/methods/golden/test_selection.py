@@ -70,7 +70,7 @@ class TestDyCoke:
             if i + 2 < T and (last_group == "pruned" or i < T - 4):
                 prune(i + 2, i)
         out = DyCoke(0.7, last_group=last_group)(tokens)
-        assert torch.equal(out.source[0] >= 0, torch.from_numpy(kept.reshape(-1)))
+        assert torch.equal(out.assignment[0] >= 0, torch.from_numpy(kept.reshape(-1)))
 
     def test_no_frame_is_lost(self):
         out = DyCoke(1.0)(clip(7, 3, 4, 8, 1))
@@ -103,7 +103,7 @@ class TestVisionZip:
                     rows.append(x[[n, *group]].mean(0))
                 else:
                     rows.append(x[n] + (x[group].mean(0) if group else 0))
-        out = VisionZip(keep, contextual=0.3, normalise=normalise)(
+        out = VisionZip(keep, contextual=0.3, normalize=normalise)(
             tokens, attention=given["attention"], keys=given["keys"]
         )
         np.testing.assert_allclose(out.features[0].numpy(), np.stack(rows), rtol=1e-4, atol=1e-5)
@@ -116,7 +116,7 @@ class TestVisionZip:
         low, high = tokens.features.amin(1), tokens.features.amax(1)
         assert bool((out.features >= low - 1e-5).all())
         assert bool((out.features <= high + 1e-5).all())
-        published = VisionZip(6, contextual=0.5, normalise=False)(tokens, **given)
+        published = VisionZip(6, contextual=0.5, normalize=False)(tokens, **given)
         assert float(published.features.norm()) > float(out.features.norm())
 
 
@@ -131,7 +131,7 @@ class TestMaxMin:
             rest = [n for n in range(40) if n not in kept]
             kept.append(min(rest, key=lambda n: max(cosine(x[n], x[m]) for m in kept)))
         out = MaxMin(keep)(tokens)
-        assert (out.source[0] >= 0).nonzero().flatten().tolist() == sorted(kept)
+        assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == sorted(kept)
 
 
 class TestHourglass:
@@ -188,7 +188,7 @@ def test_frame_fusion_against_loops(similarity):
                 chains.append([(t, place)])
     out = FrameFusion(similarity)(tokens)
     found = {
-        frozenset(np.flatnonzero(out.source[0].numpy() == m).tolist()): out.features[0, m].double().numpy()
+        frozenset(np.flatnonzero(out.assignment[0].numpy() == m).tolist()): out.features[0, m].double().numpy()
         for m in range(int(out.count[0]))
     }
     assert len(found) == len(chains)
@@ -234,7 +234,7 @@ class TestCenterClip:
         out = CenterClip(0.1, frames=2)(clip(6, 4, 5, 8, 1))
         assert out.N == 12
         for m in range(12):
-            frames = (out.source[0] == m).nonzero().flatten() // 20
+            frames = (out.assignment[0] == m).nonzero().flatten() // 20
             assert len(set((frames // 2).tolist())) == 1
         # A medoid is one of its members, unchanged.
         tokens = clip(6, 4, 5, 8, 1)

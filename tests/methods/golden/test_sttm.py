@@ -107,7 +107,7 @@ def test_against_loops(shape, taus, levels, strips, weighted):
     expected = plain(tokens.features[0].double().numpy().reshape(*shape, 6), *taus, levels, strips, weighted)
     out = Sttm(taus[0], tau_time=taus[1], levels=levels, strips=strips, weighted=weighted)(tokens)
     assert int(out.count[0]) == len(expected)
-    source = out.source[0].numpy()
+    source = out.assignment[0].numpy()
     found = {frozenset(np.flatnonzero(source == m).tolist()): out.features[0, m].double().numpy() for m in range(out.N)}
     for feature, cells in expected:
         np.testing.assert_allclose(found[frozenset(cells)], feature, rtol=1e-4, atol=1e-5)
@@ -135,7 +135,7 @@ def test_mirrored_frames_on_a_dyadic_grid():
 def test_equal_weights_and_weights_by_size():
     tokens = smooth(4, 8, 8, 1)
     equal, weighted = Sttm(0.7, levels=3)(tokens), Sttm(0.7, levels=3, weighted=True)(tokens)
-    assert torch.equal(equal.source, weighted.source)
+    assert torch.equal(equal.assignment, weighted.assignment)
     torch.testing.assert_close((weighted.sizes[..., None] * weighted.features).sum(1), tokens.features.sum(1))
     assert not torch.allclose(equal.features, weighted.features)
 

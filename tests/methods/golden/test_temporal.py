@@ -105,7 +105,7 @@ class TestEvs:
         out = Evs(keep=1 - q)(tokens)
         assert out.cell[0].tolist() == expected
         assert torch.equal(out.features[0], tokens.features[0, expected])
-        assert (out.source[0] >= 0).nonzero().flatten().tolist() == expected
+        assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == expected
 
     def test_never_below_one_frame(self):
         out = Evs(keep=1)(clip(6, 3, 4))
@@ -115,7 +115,7 @@ class TestEvs:
 
     def test_masks_shrink_with_the_budget(self):
         tokens = clip(8, 4, 4)
-        kept = [Evs(keep=share)(tokens).source >= 0 for share in (0.9, 0.6, 0.4, 0.2)]
+        kept = [Evs(keep=share)(tokens).assignment >= 0 for share in (0.9, 0.6, 0.4, 0.2)]
         for more, less in itertools.pairwise(kept):
             assert bool((more | ~less).all())
 
@@ -175,20 +175,20 @@ class TestCosineMethods:
     def test_scale_changes_nothing(self, spec):
         tokens, (method,) = clip(), registry.build(spec)
         scaled = tokens.replace(features=tokens.features * 37.5)
-        assert torch.equal(method(tokens).source, method(scaled).source)
+        assert torch.equal(method(tokens).assignment, method(scaled).assignment)
 
     def test_mirror(self, spec):
         tokens, (method,) = clip(), registry.build(spec)
         grid = tokens.features.reshape(2, *tokens.grid.shape, -1)
         mirrored = Tokens.from_cells(grid.flip(3))
-        kept = (method(tokens).source >= 0).reshape(2, *tokens.grid.shape)
-        assert torch.equal((method(mirrored).source >= 0).reshape(kept.shape), kept.flip(3))
+        kept = (method(tokens).assignment >= 0).reshape(2, *tokens.grid.shape)
+        assert torch.equal((method(mirrored).assignment >= 0).reshape(kept.shape), kept.flip(3))
 
     def test_static_and_novel_clips(self, spec):
         (method,) = registry.build(spec)
         static = Tokens.from_cells(torch.randn(1, 1, 3, 4, 64).expand(1, 6, 3, 4, 64))
         novel = Tokens.from_cells(torch.randn(1, 6, 3, 4, 512, generator=torch.Generator().manual_seed(1)))
-        assert bool((method(static).source[0, :12] >= 0).all())
+        assert bool((method(static).assignment[0, :12] >= 0).all())
         if spec == "dtd(0.5)":
             assert method(static).N == 12
             assert method(novel).N == 72
@@ -202,7 +202,7 @@ def test_after_an_earlier_reduction():
     out = dtd(runs)
     x, expected = tokens.features[0], []
     for n, cell in enumerate(runs.cell[0].tolist()):
-        before = None if cell < 12 else int(runs.source[0, cell - 12])
+        before = None if cell < 12 else int(runs.assignment[0, cell - 12])
         if before is None or not F.cosine_similarity(x[cell], runs.features[0, before], dim=0) > 0.5:
             expected.append(n)
     assert torch.equal(out.features[0], runs.features[0, expected])

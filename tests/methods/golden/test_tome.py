@@ -33,7 +33,7 @@ def test_six_vectors_one_merge():
     assert degrees(out) == pytest.approx([0, 180, 10, 92.5, 40], abs=1e-3)
     # The mean of two unit vectors is not itself of unit length.
     assert out.features[0, 3].norm() == pytest.approx(math.cos(math.radians(2.5)), abs=1e-5)
-    assert out.source.tolist() == [[0, 2, 3, 3, 1, 4]]
+    assert out.assignment.tolist() == [[0, 2, 3, 3, 1, 4]]
 
 
 def test_six_vectors_two_merges():
@@ -164,6 +164,6 @@ def test_merged_rows_lie_within_their_members():
     tokens = clip(B=1)
     out = Tome(keep=0.2)(tokens)
     for m in range(out.N):
-        members = tokens.features[0, out.source[0] == m]
+        members = tokens.features[0, out.assignment[0] == m]
         assert bool((out.features[0, m] <= members.amax(0) + 1e-5).all())
         assert bool((out.features[0, m] >= members.amin(0) - 1e-5).all())

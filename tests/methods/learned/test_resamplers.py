@@ -32,17 +32,17 @@ SPECS = {
     "qformer": "qformer(5, num_layers=3, heads=2)",
     "attentional_pool": "attentional_pool(5, hidden=7)",
     "token_turing": "token_turing(5, memory=6, read=3, num_layers=2, heads=2)",
-    "llama_vid": f"llama_vid(2, text_width={D})",
-    "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_width={D})",
+    "llama_vid": f"llama_vid(2, text_dim={D})",
+    "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_dim={D})",
     "storm": "storm(2, spatial=2, state=3, num_layers=2)",
-    "linvt": f"linvt(5, text_width={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
+    "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
 }
 GUIDED = [name for name, spec in SPECS.items() if "text_width" in spec]
 
 
 def build(name: str):
     torch.manual_seed(0)
-    (method,) = registry.build(SPECS[name], width=C)
+    (method,) = registry.build(SPECS[name], dim=C)
     return method.double().eval()
 
 
@@ -125,7 +125,7 @@ def compare(out: Tokens, b: int, features: np.ndarray, weights: np.ndarray, posi
     where = np.round(weights @ positions * 1024)
     order = np.lexsort((where[:, 2], where[:, 1], where[:, 0]))
     np.testing.assert_allclose(array(out.features[b]), features[order], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(array(out.weights[b]), weights[order], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(array(out.attribution[b]), weights[order], rtol=1e-4, atol=1e-6)
 
 
 def test_perceiver_against_loops():
@@ -212,11 +212,11 @@ def test_llama_vid_against_loops():
                 for columns in (slice(0, 2), slice(2, 4)):
                     made.append(linear(square[rows, columns].mean((0, 1)), method.content))
             np.testing.assert_allclose(array(out.features[b, t * 5 : t * 5 + 5]), np.array(made), rtol=1e-6, atol=1e-9)
-            np.testing.assert_allclose(array(out.weights[b, t * 5, t * 12 : t * 12 + 12]), looks, rtol=1e-6)
+            np.testing.assert_allclose(array(out.attribution[b, t * 5, t * 12 : t * 12 + 12]), looks, rtol=1e-6)
 
 
 def test_two_tokens_for_each_frame():
-    out = LlamaVid(width=C)(clip(C=C), text=torch.randn(2, 1, C))
+    out = LlamaVid(dim=C)(clip(C=C), text=torch.randn(2, 1, C))
     assert out.count.tolist() == [8, 8]
     assert out.positions[0, :, 0].tolist() == pytest.approx([0, 0, 1, 1, 2, 2, 3, 3])
 
@@ -252,7 +252,7 @@ def test_ppllava_far_from_the_text_is_still_a_mean():
     tokens = clip(2, 3, 6, C, 1)
     text = tokens.features[:, :1]
     tokens = tokens.replace(features=torch.cat([text.expand(-1, 18, -1), -text.expand(-1, 18, -1)], 1))
-    out = PpLlava((1, 3, 3), width=C)(tokens, text=text)
+    out = PpLlava((1, 3, 3), dim=C)(tokens, text=text)
     torch.testing.assert_close(out.features[0, 2:], -text[0].expand(2, -1))
     assert out.sizes.tolist() == [[9.0] * 4]
 
@@ -355,7 +355,7 @@ def test_linvt_against_loops():
             for share, run_of in zip(look.T, runs, strict=True):
                 weights[:, run_of] += share[:, None] / len(run_of) / 2
         compare(out, b, made, weights, where)
-        assert sorted((out.source[b] >= 0).nonzero().squeeze(1).tolist()) == chosen
+        assert sorted((out.assignment[b] >= 0).nonzero().squeeze(1).tolist()) == chosen
 
 
 # Laws.
@@ -380,7 +380,7 @@ def test_samples_do_not_mix(name):
     for b, one in enumerate(videos):
         same(out[b], run(method, one, texts[b : b + 1]), 1e-6)
     order = [2, 0, 1]
-    same(run(method, collate(videos).of(order), texts[order]), out.of(order), 1e-6)
+    same(run(method, collate(videos).select(order), texts[order]), out.select(order), 1e-6)
     # By gradients: nothing of one video is felt in another.
     tokens = video()
     features = tokens.features.clone().requires_grad_()
@@ -411,7 +411,7 @@ def test_the_text_matters(name):
     method, tokens = build(name), video()
     one, other = run(method, tokens, query(seed=0)), run(method, tokens, query(seed=1))
     assert not torch.allclose(one.features, other.features, atol=1e-3)
-    assert not torch.allclose(one.weights, other.weights, atol=1e-4)
+    assert not torch.allclose(one.attribution, other.attribution, atol=1e-4)
     text = query()
     text.requires_grad_()
     run(method, tokens, text).features.square().sum().backward()
@@ -469,10 +469,10 @@ def test_a_frame_without_tokens_leaves_the_memory():
 
 
 def test_a_long_video_forgets_and_stays_sound():
-    method = TokenTuring(4, width=C, memory=4, read=2, num_layers=1)
+    method = TokenTuring(4, dim=C, memory=4, read=2, num_layers=1)
     out = method(clip(120, 3, 3, C, 1)).check()
     assert float(out.sizes.sum()) == pytest.approx(120 * 9, rel=1e-4)
-    assert bool((out.source >= 0).all())
+    assert bool((out.assignment >= 0).all())
 
 
 @pytest.mark.parametrize("name", ["perceiver", "qformer", "attentional_pool", "token_turing"])
@@ -482,7 +482,7 @@ def test_after_another_method(name):
     merged = tome(video())
     out = run(build(name), merged).check()
     assert out.count.tolist() == [5, 5]
-    assert bool((out.source >= 0).all())
+    assert bool((out.assignment >= 0).all())
     torch.testing.assert_close(out.sizes.sum(1), torch.full((2,), 48.0))
 
 
@@ -514,7 +514,7 @@ def test_impossible_arguments(kind, arguments, message):
 def test_weights_are_saved_and_read(name, tmp_path):
     method = build(name).float()
     path = save_weights(method, name, tmp_path / "method.safetensors")
-    (again,) = registry.build(SPECS[name], width=C, weights=str(path))
+    (again,) = registry.build(SPECS[name], dim=C, checkpoint=str(path))
     tokens = video().to(torch.float32)
     text = query().float()
     assert torch.equal(run(method, tokens, text).features, run(again.eval(), tokens, text).features)

@@ -28,7 +28,7 @@ from tests.helpers.clips import clip
 
 def trained(keep: int | None = 5, **options) -> TokenDynamics:
     torch.manual_seed(1)
-    method = TokenDynamics(keep, width=24, **options).eval()
+    method = TokenDynamics(keep, dim=24, **options).eval()
     for module in method.modules():
         if isinstance(module, CrossDynamics):
             nn.init.constant_(module.gate, 0.7)
@@ -57,7 +57,7 @@ class TestTheMap:
         base = KMeans(6)(tokens)
         found = occupancy(base)
         for b in range(2):
-            cells = base.source[b].reshape(5, 4, 9).numpy()
+            cells = base.assignment[b].reshape(5, 4, 9).numpy()
             for k in range(6):
                 np.testing.assert_allclose(found[b, k], adaptive_pool(cells == k, (8, 7, 7)).ravel(), atol=1e-6)
 
@@ -67,7 +67,7 @@ class TestTheMap:
         found = statistics(base)
         for b in range(2):
             for k in range(6):
-                at = np.argwhere(base.source[b].reshape(5, 4, 9).numpy() == k)
+                at = np.argwhere(base.assignment[b].reshape(5, 4, 9).numpy() == k)
                 place = (at + 0.5) / (5, 4, 9)
                 span = (at[:, 0].max() - at[:, 0].min() + 1) / 5
                 wanted = [*place.mean(0), *place.std(0), math.log(len(at) / 180), span]
@@ -76,8 +76,8 @@ class TestTheMap:
     def test_it_does_not_feel_padding(self):
         alone = KMeans(4)(clip(T=3, B=1))
         padded = clip(T=6, B=1, lengths=[3])
-        source = torch.nn.functional.pad(alone.source, (0, 90), value=-1)
-        base = alone.replace(source=source, grid=padded.grid)
+        source = torch.nn.functional.pad(alone.assignment, (0, 90), value=-1)
+        base = alone.replace(assignment=source, grid=padded.grid)
         torch.testing.assert_close(occupancy(base), occupancy(alone))
         torch.testing.assert_close(statistics(base), statistics(alone))
 
@@ -85,9 +85,9 @@ class TestTheMap:
 class TestDynamics:
     def test_it_begins_as_the_plain_centres(self):
         tokens = clip()
-        made, plain = TokenDynamics(7, width=24)(tokens), KMeans(7)(tokens)
+        made, plain = TokenDynamics(7, dim=24)(tokens), KMeans(7)(tokens)
         assert torch.equal(made.features, plain.features)
-        assert torch.equal(made.source, plain.source)
+        assert torch.equal(made.assignment, plain.assignment)
 
     def test_golden_attention_by_loops(self):
         method, tokens = trained(), clip(B=1)
@@ -150,14 +150,14 @@ class TestDynamics:
         varied = kinds[torch.arange(4 * 30) % 20] * 3 + 0.01 * torch.randn(120, 24)
         still = kinds[:1].expand(120, -1) * 3
         tokens = Tokens.from_cells(torch.stack([still, varied]), Grid(4, 5, 6))
-        method = TokenDynamics(width=24, criterion="silhouette", between=(4, 24))
+        method = TokenDynamics(dim=24, criterion="silhouette", between=(4, 24))
         assert method(tokens).count.tolist() == [4, 20]
         assert method.planned_count(tokens.grid) is None
 
     def test_saved_and_read(self, tmp_path):
         method, tokens = trained(), clip()
         path = save_weights(method, "token_dynamics", tmp_path / "few.safetensors")
-        again = TokenDynamics(5, width=24, weights=str(path))
+        again = TokenDynamics(5, dim=24, checkpoint=str(path))
         assert torch.equal(again(tokens).features, method(tokens).features)
 
     def test_wrong_arguments(self):
@@ -169,8 +169,8 @@ class TestDynamics:
         ):
             with pytest.raises(ValueError, match=said):
                 TokenDynamics(**options)
-        with pytest.raises(ValueError, match="say width=24"):
-            TokenDynamics(5, width=32)(clip())
+        with pytest.raises(ValueError, match="say dim=24"):
+            TokenDynamics(5, dim=32)(clip())
 
 
 class TestReference:
@@ -204,14 +204,14 @@ class TestReference:
         tensors = {f"model.cross_attention.{name}": value for name, value in source.attention.state_dict().items()}
         path = str(tmp_path / "released.safetensors")
         save_file(tensors | {"model.image_newline": torch.zeros(24)}, path)
-        again = TokenDynamics(4, width=24, mode="reference", side=3, weights=path).eval()
+        again = TokenDynamics(4, dim=24, mode="reference", side=3, checkpoint=path).eval()
         assert torch.equal(again(square()).features, source(square()).features)
         tensors.popitem()
         save_file(tensors, path)
         with pytest.raises(ValueError, match="holds no cross-attention"):
-            TokenDynamics(4, width=24, mode="reference", side=3, weights=path)
+            TokenDynamics(4, dim=24, mode="reference", side=3, checkpoint=path)
         with pytest.raises(ValueError, match="not a safetensors file"):
-            TokenDynamics(4, width=24, mode="reference", side=3, weights=str(tmp_path / "none"))
+            TokenDynamics(4, dim=24, mode="reference", side=3, checkpoint=str(tmp_path / "none"))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_in_half_precision(self, dtype):

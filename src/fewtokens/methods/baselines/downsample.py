@@ -22,7 +22,7 @@ class Downsample(Method):
     """
 
     paper = "baseline"
-    licence = "none needed"
+    license = "none needed"
     cost = "O(NC)"
     partition = True
     conserves = True

@@ -20,7 +20,7 @@ class FewerFrames(Method):
     """
 
     paper = "baseline"
-    licence = "none needed"
+    license = "none needed"
     cost = "O(N log N)"
 
     def __init__(self, keep: float | int = 0.25) -> None:

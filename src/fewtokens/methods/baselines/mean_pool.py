@@ -21,7 +21,7 @@ class MeanPool(Method):
     """
 
     paper = "baseline"
-    licence = "none needed"
+    license = "none needed"
     cost = "O(NC)"
     partition = True
     conserves = True

@@ -20,7 +20,7 @@ class Random(Method):
     """
 
     paper = "baseline"
-    licence = "none needed"
+    license = "none needed"
     cost = "O(N log N)"
 
     def __init__(self, keep: float | int = 0.25, *, seed: int = 0) -> None:

@@ -17,7 +17,7 @@ class Uniform(Method):
     """
 
     paper = "baseline"
-    licence = "none needed"
+    license = "none needed"
     cost = "O(N)"
 
     def __init__(self, keep: float | int = 0.25) -> None:

@@ -34,12 +34,12 @@ class CenterClip(Method):
         medoid: False gives the mean of each cluster instead.
         algorithm: "medoids" or "spectral".
         sigma: of the likeness; 2 in the paper, for the scale of CLIP's tokens. None is the median distance to the
-            neighbours in the graph, so that features of any scale will do.
+            neighbors in the graph, so that features of any scale will do.
         iterations: at most.
     """
 
     paper = "CenterCLIP: Token Clustering for Efficient Text-Video Retrieval, arXiv 2205.00823"
-    licence = "written from the description; the reference code is CC BY-NC 4.0"
+    license = "written from the description; the reference code is CC BY-NC 4.0"
     cost = "O(T/frames * m^2 C) with m tokens of a segment; tables of m*m distances, in blocks of segments"
     partition = True
     dense = True
@@ -70,7 +70,7 @@ class CenterClip(Method):
 
     def plan(self, tokens: Tokens) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.whole_grid(self.name).features.float()
+        x = tokens.require_full_grid(self.name).features.float()
         S, m = -(-T // self.frames), self.frames * n
         padding = S * m - tokens.N
         rows = F.pad(x, (0, 0, 0, padding)).reshape(B * S, m, -1)
@@ -93,29 +93,29 @@ class CenterClip(Method):
         kept = Plan.keep(own & tokens.mask)
         assert kept.dest is not None
         dest = kept.dest.gather(1, medoid).masked_fill(~tokens.mask, -1)
-        return Plan(kept.count, kept.width, dest, kept.pick)
+        return Plan(kept.count, kept.num_slots, dest, kept.representative)
 
     def _medoids(self, x: Tensor, real: Tensor, k: Tensor) -> Tensor:
         """The medoid of each row's token, int64 [R,m]."""
         if self.algorithm == "medoids":
             return k_medoids(x, real, k, self.iterations)
-        neighbours = 5 * self.frames + (5 if x.shape[1] >= 100 * self.frames else 0)
-        rows = spectral_rows(x, real, k, neighbours, self.sigma)
+        neighbors = 5 * self.frames + (5 if x.shape[1] >= 100 * self.frames else 0)
+        rows = spectral_rows(x, real, k, neighbors, self.sigma)
         weight = rows.norm(dim=2)
         return k_medoids(rows / weight.clamp(min=1e-12)[..., None], real, k, self.iterations, weight)
 
 
-def spectral_rows(x: Tensor, real: Tensor, k: Tensor, neighbours: int, sigma: float | None) -> Tensor:
+def spectral_rows(x: Tensor, real: Tensor, k: Tensor, neighbors: int, sigma: float | None) -> Tensor:
     """Each token's entries in the k eigenvectors of the lowest eigenvalues, [R,m,max(k)], zero beyond a row's own k.
 
-    Of the normalised Laplacian of W = exp(-d^2 / 2 sigma^2) between tokens of which one is among the `neighbours`
+    Of the normalised Laplacian of W = exp(-d^2 / 2 sigma^2) between tokens of which one is among the `neighbors`
     nearest of the other; a token is its own first neighbour. Arguments as in `k_medoids` and `CenterClip`.
     """
     m = x.shape[1]
     distance = torch.cdist(x, x)
     distance.diagonal(dim1=1, dim2=2).zero_()  # a token is its own nearest neighbour, rounding or not
     distance = distance.masked_fill(~(real[:, :, None] & real[:, None]), torch.inf)
-    near, index = distance.topk(min(neighbours, m), dim=2, largest=False)
+    near, index = distance.topk(min(neighbors, m), dim=2, largest=False)
     linked = torch.zeros_like(distance, dtype=torch.bool).scatter_(2, index, near.isfinite())
     linked = linked | linked.transpose(1, 2)
     near = near[..., 1:]

@@ -16,23 +16,23 @@ class DpcKnn(Method):
 
     Args:
         keep: share of the cells (float) or count (int): the number of clusters K.
-        neighbours: nearest tokens, itself among them, that make up the density (7 in PruneVid and HoliTom,
+        neighbors: nearest tokens, itself among them, that make up the density (7 in PruneVid and HoliTom,
             4 in FastVID).
     """
 
     paper = "DPC-kNN: Du et al., Knowledge-Based Systems 99 (2016); for tokens: TCFormer, arXiv 2204.08680"
-    licence = "written from the published formulas"
+    license = "written from the published formulas"
     cost = "O(N^2 C) twice over the whole video, in blocks of bounded memory"
     partition = True
     conserves = True
 
-    def __init__(self, keep: float | int = 0.25, *, neighbours: int = 7) -> None:
+    def __init__(self, keep: float | int = 0.25, *, neighbors: int = 7) -> None:
         super().__init__()
         self.keep = check_keep(keep)
-        if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1 (the token itself), got {neighbours}")
-        self.neighbours = neighbours
+        if neighbors < 1:
+            raise ValueError(f"neighbors must be at least 1 (the token itself), got {neighbors}")
+        self.neighbors = neighbors
 
     def plan(self, tokens: Tokens) -> Plan:
-        labels, count = around_peaks(tokens.features, tokens.mask, self.counts(tokens), self.neighbours)
+        labels, count = around_peaks(tokens.features, tokens.mask, self.counts(tokens), self.neighbors)
         return Plan.group(labels, tokens, int(count.max()))

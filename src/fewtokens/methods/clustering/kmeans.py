@@ -31,7 +31,7 @@ class KMeans(Method):
     """
 
     paper = "Token Dynamics / VQToken, arXiv 2503.16980 (token base)"
-    licence = "written from the paper; reference code BSD-3"
+    license = "written from the paper; reference code BSD-3"
     cost = "O(N K C) an iteration, in blocks of bounded memory; adaptive length on at most 4096 tokens"
     partition = True
     conserves = True

@@ -38,7 +38,7 @@ class DyCokeCache(InsideMethod):
     """
 
     paper = "DyCoke: Dynamic Compression of Tokens, arXiv 2411.15024, section 3.3"
-    licence = "written from the description; reference Apache-2.0"
+    license = "written from the description; reference Apache-2.0"
     cost = "one row of attention a step; moving entries where the choice changes"
 
     def __init__(self, keep: float = 0.3, *, layer: int = 3, similarity: float = 0.9, revive: bool = True) -> None:

@@ -20,7 +20,7 @@ class FastV(InsideMethod):
     """
 
     paper = "An Image is Worth 1/2 Tokens After Layer 2 (FastV), arXiv 2403.06764"
-    licence = "written from the description"
+    license = "written from the description"
     cost = "one row of attention, O(L C^2 / groups) for its keys"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:

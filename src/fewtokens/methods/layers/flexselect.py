@@ -23,7 +23,7 @@ class FlexSelect(InsideMethod):
     """
 
     paper = "FlexSelect: Flexible Token Selection for Efficient Long Video Understanding, arXiv 2506.00993"
-    licence = "written from the description; the reference code is CC BY-NC-SA 4.0"
+    license = "written from the description; the reference code is CC BY-NC-SA 4.0"
     cost = "one row of attention for each word of the question"
     asks = "text"
 

@@ -28,7 +28,7 @@ class HoliTomInner(InsideMethod):
     """
 
     paper = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
-    licence = "written from the description; reference Apache-2.0"
+    license = "written from the description; reference Apache-2.0"
     cost = "one row of attention, O(n^2 C) for the nearest, in blocks"
     merges = True
 

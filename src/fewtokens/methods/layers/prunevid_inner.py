@@ -25,7 +25,7 @@ class PruneVidInner(InsideMethod):
     """
 
     paper = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117, stage B"
-    licence = "written from the description; the reference code is CC BY-NC-SA 4.0"
+    license = "written from the description; the reference code is CC BY-NC-SA 4.0"
     cost = "one row of attention for each word of the question"
     asks = "text"
     pool = "max"
@@ -65,7 +65,7 @@ class PruneVidInner(InsideMethod):
 def spans(tokens: Tokens) -> Tensor:
     """A number for each token of one video, int64 [N], equal where the cells span the same frames."""
     frames = torch.arange(tokens.grid.T, device=tokens.device).repeat_interleave(tokens.grid.cells_per_frame)
-    source = tokens.source[0]
+    source = tokens.assignment[0]
     token, frame = source[source >= 0], frames[source >= 0]
     # A token without cells of its own (soft weights) is of the frame it stands in.
     first = tokens.frame[0].scatter_reduce(0, token, frame, "amin", include_self=False)

@@ -23,7 +23,7 @@ class PyramidDrop(InsideMethod):
     """
 
     paper = "PyramidDrop: Accelerating Large Vision-Language Models via Pyramid Visual Redundancy Reduction, 2410.17247"
-    licence = "written from the description"
+    license = "written from the description"
     cost = "one row of attention a stage"
 
     def __init__(

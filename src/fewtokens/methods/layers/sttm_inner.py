@@ -25,7 +25,7 @@ class SttmInner(InsideMethod):
     """
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990, inside the language model"
-    licence = "written from the description; the reference code has no licence"
+    license = "written from the description; the reference code has no licence"
     cost = "O(levels * N C); with keep nine times that"
     merges = True
     may_keep_all = True
@@ -60,9 +60,9 @@ class SttmInner(InsideMethod):
             if bool((place < 0).any()):
                 raise ValueError("sttm_inner works on whole frames: put it before methods that drop or merge tokens")
             row = torch.full_like(place, video.row)
-            before = video.tokens.whole_grid(self.name).replace(features=view.hidden[row, place][None])
+            before = video.tokens.require_full_grid(self.name).replace(features=view.hidden[row, place][None])
             after: Tokens = self.sttm(before)
-            source = after.source[0]
+            source = after.assignment[0]
             cell = torch.arange(len(source), device=source.device)
             corner = torch.full_like(source[: after.N], len(source)).scatter_reduce(0, source, cell, "amin")
             anchor = place[corner]

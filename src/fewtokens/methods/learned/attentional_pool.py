@@ -8,7 +8,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import Summary, check_counts, counts_of, features_of, seen_by_all
 
 
@@ -22,26 +22,28 @@ class AttentionalPool(Method):
 
     Args:
         num_tokens: tokens of the whole video; 16, 32 and 128 in the paper.
-        width: channels of the features.
+        dim: channels of the features.
         hidden: channels of the hidden layer.
-        weights: a safetensors file with trained parameters; None draws them.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     trainable = True
     resamples = True
     paper = "BLIP-3-Video, arXiv 2410.16267"
-    licence = "written from the paper"
+    license = "written from the paper"
     cost = "N*hidden*(C + M) + N*M*C MACs"
 
-    def __init__(self, num_tokens: int = 32, *, width: int = 384, hidden: int = 64, weights: str | None = None) -> None:
+    def __init__(
+        self, num_tokens: int = 32, *, dim: int = 384, hidden: int = 64, checkpoint: str | None = None
+    ) -> None:
         super().__init__()
         check_counts(num_tokens=num_tokens, hidden=hidden)
-        self.num_tokens, self.width, self.hidden, self.weights = num_tokens, width, hidden, weights
-        self.summary = Summary(width, num_tokens, hidden)
-        load_weights(self, "attentional_pool", weights)
+        self.num_tokens, self.dim, self.hidden, self.checkpoint = num_tokens, dim, hidden, checkpoint
+        self.summary = Summary(dim, num_tokens, hidden)
+        load_weights(self, "attentional_pool", checkpoint)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         maps = self.summary(features_of(tokens, self.summary.norm.weight.dtype), tokens.mask)
         return Plan(counts_of(tokens, self.num_tokens), self.num_tokens, weights=seen_by_all(maps))
 

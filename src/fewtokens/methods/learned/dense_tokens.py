@@ -13,8 +13,8 @@ from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
+    check_dim,
     check_num_tokens,
-    check_width,
     frames_of,
     learn_with,
     plan_of,
@@ -31,24 +31,24 @@ class DenseTokens(Method):
 
     Args:
         num_tokens: tokens of each frame.
-        width: channels of the features.
+        dim: channels of the features.
         side: rows and columns of the grid that the layer is learned for.
-        weights: a safetensors file with trained parameters; None draws them.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     trainable = True
     resamples = True
     dense = True
     paper = "TokenLearner, arXiv 2106.11297, table 14"
-    licence = "own"
+    license = "own"
     cost = "H*W*C*num_tokens MACs a frame"
 
-    def __init__(self, num_tokens: int = 8, *, width: int = 384, side: int = 14, weights: str | None = None) -> None:
+    def __init__(self, num_tokens: int = 8, *, dim: int = 384, side: int = 14, checkpoint: str | None = None) -> None:
         super().__init__()
-        self.num_tokens, self.width, self.side, self.weights = check_num_tokens(num_tokens), width, side, weights
+        self.num_tokens, self.dim, self.side, self.checkpoint = check_num_tokens(num_tokens), dim, side, checkpoint
         self.layer = nn.Parameter(torch.randn(num_tokens, side, side) / side)
-        self.bias = nn.Parameter(torch.zeros(num_tokens, width))
-        load_weights(self, "dense_tokens", weights)
+        self.bias = nn.Parameter(torch.zeros(num_tokens, dim))
+        load_weights(self, "dense_tokens", checkpoint)
 
     def maps(self, height: int, width: int) -> Tensor:
         """What each place gives to each token, [M,H*W]; may be negative."""
@@ -64,7 +64,7 @@ class DenseTokens(Method):
         return made + self.bias, maps
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         frames = frames_of(tokens, self.name)
         return plan_of(tokens, self.maps(tokens.grid.H, tokens.grid.W).expand(len(frames), -1, -1))
 
@@ -72,7 +72,7 @@ class DenseTokens(Method):
         # Attribution by magnitude: a place with a negative weight is used as well.
         plan = self.plan(tokens)
         assert plan.weights is not None
-        shown = tokens.apply(Plan(plan.count, plan.width, weights=plan.weights.abs() + 1e-12 * (plan.weights == 0)))
+        shown = tokens.apply(Plan(plan.count, plan.num_slots, weights=plan.weights.abs() + 1e-12 * (plan.weights == 0)))
         made = plan.move(tokens.features) + self.bias.repeat(tokens.grid.T, 1).to(tokens.features.dtype)
         return shown.replace(features=made.masked_fill(~shown.mask[..., None], 0))
 

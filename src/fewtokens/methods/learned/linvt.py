@@ -12,7 +12,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Attention,
     Places,
@@ -47,13 +47,13 @@ class LinVt(Method):
 
     Args:
         num_tokens: tokens of the whole video.
-        width: channels of the features.
-        text_width: channels of the cue "text" [B,L,D]; None means `width`.
+        dim: channels of the features.
+        text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
         selected: tokens that are chosen, 1024 in the paper; all where a video has fewer.
         scales: lengths of the runs that are averaged.
         num_layers: layers of the queries.
-        heads: of all attention; the largest number up to this that divides `width`.
-        weights: a safetensors file with trained parameters; None draws them.
+        heads: of all attention; the largest number up to this that divides `dim`.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     needs = ("text",)
@@ -61,42 +61,42 @@ class LinVt(Method):
     resamples = True
     dense = True
     paper = "LinVT, arXiv 2412.05185"
-    licence = "written from the paper"
+    license = "written from the paper"
     cost = "8*N*C*C + 2*N*(H*W+T)*C MACs, then K*C*(C + M) with K selected and averaged tokens"
 
     def __init__(
         self,
         num_tokens: int = 32,
         *,
-        width: int = 384,
-        text_width: int | None = None,
+        dim: int = 384,
+        text_dim: int | None = None,
         selected: int = 1024,
         scales: tuple[int, ...] = (1, 2, 4),
         num_layers: int = 2,
         heads: int = 8,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         check_counts(num_tokens=num_tokens, selected=selected, num_layers=num_layers, heads=heads)
         scales = tuple(scales)
         if not scales or any(not isinstance(scale, int) or scale < 1 for scale in scales):
             raise ValueError(f"scales must be lengths of at least 1 such as (1, 2, 4), got {scales!r}")
-        self.num_tokens, self.width, self.text_width, self.selected = num_tokens, width, text_width, selected
-        self.scales, self.num_layers, self.heads, self.weights = scales, num_layers, heads, weights
-        self.places = Places(width)
-        self.norm_space, self.space = nn.LayerNorm(width), Attention(width, heads)
-        self.norm_time, self.time = nn.LayerNorm(width), Attention(width, heads)
-        self.score = nn.Linear(width, 1)
-        self.queries = nn.Parameter(torch.randn(num_tokens, width))
-        self.layers = nn.ModuleList(Layer(width, heads, text_width or width) for _ in range(num_layers))
-        self.norm_queries = nn.LayerNorm(width)
-        self.query, self.key = (nn.Linear(width, width, bias=False) for _ in range(2))
-        load_weights(self, "linvt", weights)
+        self.num_tokens, self.dim, self.text_dim, self.selected = num_tokens, dim, text_dim, selected
+        self.scales, self.num_layers, self.heads, self.checkpoint = scales, num_layers, heads, checkpoint
+        self.places = Places(dim)
+        self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm_time, self.time = nn.LayerNorm(dim), Attention(dim, heads)
+        self.score = nn.Linear(dim, 1)
+        self.queries = nn.Parameter(torch.randn(num_tokens, dim))
+        self.layers = nn.ModuleList(Layer(dim, heads, text_dim or dim) for _ in range(num_layers))
+        self.norm_queries = nn.LayerNorm(dim)
+        self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
+        load_weights(self, "linvt", checkpoint)
 
     def refine(self, tokens: Tokens) -> Tensor:
         """Attention within frames and over time, [B,N,C]."""
         B, (T, H, W) = tokens.B, tokens.grid.shape
-        x = features_of(tokens.whole_grid(self.name), self.queries.dtype) + self.places(tokens)
+        x = features_of(tokens.require_full_grid(self.name), self.queries.dtype) + self.places(tokens)
         x = x.reshape(B * T, H * W, -1)
         y = self.norm_space(x)
         x = (x + self.space(y, y)).reshape(B, T, H * W, -1).transpose(1, 2).flatten(0, 1)  # [B*HW,T,C]
@@ -106,8 +106,8 @@ class LinVt(Method):
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         text = cues["text"]
-        check_width(self.name, tokens.C, self.width)
-        check_text(self.name, text, tokens, self.text_width or self.width)
+        check_dim(self.name, tokens.C, self.dim)
+        check_text(self.name, text, tokens, self.text_dim or self.dim)
         x = self.refine(tokens)
         score = self.score(x).squeeze(2)
         chosen = Plan.top(score.detach(), counts_of(tokens, self.selected), tokens)
@@ -118,7 +118,7 @@ class LinVt(Method):
         queries = self.queries.expand(tokens.B, -1, -1)
         for layer in self.layers:
             queries = layer(queries, pooled, real, text.to(x.dtype))
-        heads = fitting_heads(self.width, self.heads)
+        heads = fitting_heads(self.dim, self.heads)
         q, k = self.query(self.norm_queries(queries)), self.key(pooled)
         look = attention_weights(split_heads(q, heads), split_heads(k, heads), real)
         made = (look.to(x.dtype) @ split_heads(pooled, heads)).transpose(1, 2).flatten(2)
@@ -140,11 +140,11 @@ class LinVt(Method):
 class Layer(nn.Module):
     """Queries look at one another, at the video and at the text, then go through an MLP; LayerNorm before each."""
 
-    def __init__(self, width: int, heads: int, text_width: int) -> None:
+    def __init__(self, dim: int, heads: int, text_dim: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
-        self.own, self.video = Attention(width, heads), Attention(width, heads)
-        self.text, self.mlp = Attention(width, heads, text_width), feed_forward(width)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(4))
+        self.own, self.video = Attention(dim, heads), Attention(dim, heads)
+        self.text, self.mlp = Attention(dim, heads, text_dim), feed_forward(dim)
 
     def forward(self, queries: Tensor, x: Tensor, real: Tensor, text: Tensor) -> Tensor:
         """[B,M,C] to [B,M,C], looking at x [B,K,C] where real [B,K], and at text [B,L,D]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width, plan_of, planned, separable
+from fewtokens.methods.ops.per_frame import check_dim, plan_of, planned, separable
 from fewtokens.methods.ops.resample import attention_weights, check_counts, check_text, features_of
 
 
@@ -29,9 +29,9 @@ class LlamaVid(Method):
 
     Args:
         grid: rows and columns of content tokens; 1 gives two tokens for each frame.
-        width: channels of the features.
-        text_width: channels of the cue "text" [B,L,D]; None means `width`.
-        weights: a safetensors file with trained parameters; None draws them.
+        dim: channels of the features.
+        text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     needs = ("text",)
@@ -39,28 +39,28 @@ class LlamaVid(Method):
     resamples = True
     dense = True
     paper = "LLaMA-VID, arXiv 2311.17043"
-    licence = "written from the paper; reference code Apache-2.0"
+    license = "written from the paper; reference code Apache-2.0"
     cost = "a frame: H*W*C*C + 2*L*H*W*C + (1 + grid*grid)*C*C MACs"
 
     def __init__(
-        self, grid: int = 1, *, width: int = 384, text_width: int | None = None, weights: str | None = None
+        self, grid: int = 1, *, dim: int = 384, text_dim: int | None = None, checkpoint: str | None = None
     ) -> None:
         super().__init__()
         check_counts(grid=grid)
-        self.grid, self.width, self.text_width, self.weights = grid, width, text_width, weights
-        self.query = nn.Linear(text_width or width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.context, self.content = nn.Linear(width, width), nn.Linear(width, width)
+        self.grid, self.dim, self.text_dim, self.checkpoint = grid, dim, text_dim, checkpoint
+        self.query = nn.Linear(text_dim or dim, dim, bias=False)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.context, self.content = nn.Linear(dim, dim), nn.Linear(dim, dim)
         for layer in (self.query, self.key):
             nn.init.xavier_uniform_(layer.weight)
-        load_weights(self, "llama_vid", weights)
+        load_weights(self, "llama_vid", checkpoint)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         text = cues["text"]
-        check_width(self.name, tokens.C, self.width)
-        check_text(self.name, text, tokens, self.text_width or self.width)
+        check_dim(self.name, tokens.C, self.dim)
+        check_text(self.name, text, tokens, self.text_dim or self.dim)
         B, (T, H, W) = tokens.B, tokens.grid.shape
-        x = features_of(tokens.whole_grid(self.name), self.key.weight.dtype).reshape(B, T, H * W, -1)
+        x = features_of(tokens.require_full_grid(self.name), self.key.weight.dtype).reshape(B, T, H * W, -1)
         asked = self.query(text.to(x.dtype))[:, None]  # [B,1,L,C]
         # The mean over queries is linear, so it may come before the sum over patches.
         look = attention_weights(asked, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]

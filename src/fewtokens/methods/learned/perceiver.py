@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Attention,
     Places,
@@ -30,46 +30,46 @@ class Perceiver(Method):
     Layer: latents + attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) of four times the width;
     at the end a LayerNorm. It differs from the paper: the place of a token is a learned layer of sines of time, row
     and column in place of one learned vector for each frame, so any length and tokens that another method left will
-    do; heads share `width` among them in place of 64 channels each; the MLP has biases (OpenFlamingo's has none).
+    do; heads share `dim` among them in place of 64 channels each; the MLP has biases (OpenFlamingo's has none).
 
     Attribution: the attention to the video's tokens, averaged over heads and layers, is the soft weights. The
     tokens come in the order of their mean time.
 
     Args:
         num_tokens: tokens of the whole video.
-        width: channels of the features.
+        dim: channels of the features.
         num_layers: layers, each with its own parameters.
-        heads: of the attention; the largest number up to this that divides `width`.
-        weights: a safetensors file with trained parameters; None draws them.
+        heads: of the attention; the largest number up to this that divides `dim`.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     trainable = True
     resamples = True
     paper = "Flamingo, arXiv 2204.14198; Perceiver, arXiv 2103.03206"
-    licence = "written from the papers"
+    license = "written from the papers"
     cost = "a layer: 2*(N+M)*C*C + 2*M*(N+M)*C + 10*M*C*C MACs"
 
     def __init__(
         self,
         num_tokens: int = 64,
         *,
-        width: int = 384,
+        dim: int = 384,
         num_layers: int = 6,
         heads: int = 8,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         check_counts(num_tokens=num_tokens, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.width, self.num_layers, self.heads = num_tokens, width, num_layers, heads
-        self.weights = weights
-        self.latents = nn.Parameter(torch.randn(num_tokens, width))
-        self.places = Places(width)
-        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(width)
-        load_weights(self, "perceiver", weights)
+        self.num_tokens, self.dim, self.num_layers, self.heads = num_tokens, dim, num_layers, heads
+        self.checkpoint = checkpoint
+        self.latents = nn.Parameter(torch.randn(num_tokens, dim))
+        self.places = Places(dim)
+        self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(dim)
+        load_weights(self, "perceiver", checkpoint)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         x = features_of(tokens, self.latents.dtype) + self.places(tokens)
         latents = self.latents.expand(tokens.B, -1, -1)
         looks = []
@@ -86,11 +86,11 @@ class Perceiver(Method):
 class Layer(nn.Module):
     """One layer of the resampler."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.norm_latents, self.norm_seen = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.norm_mlp, self.mlp = nn.LayerNorm(width), feed_forward(width)
+        self.norm_latents, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.norm_mlp, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
 
     def forward(self, latents: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """New latents [B,M,C], and how they looked at x: [B,M,N], what went to the latents themselves left out."""

@@ -12,7 +12,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import check_text, features_of, wide
 
 
@@ -34,9 +34,9 @@ class PpLlava(Method):
         kernel: frames, rows and columns of a window; (2, 3, 3) takes 32 frames of 24 x 24 to 1024 tokens.
         tau: temperature, above 0.
         softmax: "window", the formula; or "twice", as released.
-        width: channels of the features.
-        text_width: channels of the cue "text" [B,L,D]; None means `width`.
-        weights: a safetensors file with trained parameters; None draws them.
+        dim: channels of the features.
+        text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     needs = ("text",)
@@ -44,7 +44,7 @@ class PpLlava(Method):
     resamples = True
     dense = True
     paper = "PPLLaVA, arXiv 2411.02327"
-    licence = "written from the paper"
+    license = "written from the paper"
     cost = "N*C*D + N*M*C MACs, D the channels of the text"
 
     def __init__(
@@ -53,9 +53,9 @@ class PpLlava(Method):
         *,
         tau: float = 0.01,
         softmax: str = "window",
-        width: int = 384,
-        text_width: int | None = None,
-        weights: str | None = None,
+        dim: int = 384,
+        text_dim: int | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if len(kernel) != 3 or any(not isinstance(side, int) or side < 1 for side in kernel):
@@ -66,16 +66,16 @@ class PpLlava(Method):
             raise ValueError(f"softmax must be 'window' or 'twice', got {softmax!r}")
         self.softmax = softmax
         self.kernel = (kernel[0], kernel[1], kernel[2])
-        self.tau, self.width, self.text_width, self.weights = tau, width, text_width, weights
-        self.to_text = nn.Linear(width, text_width or width, bias=False)
-        if (text_width or width) == width:
+        self.tau, self.dim, self.text_dim, self.checkpoint = tau, dim, text_dim, checkpoint
+        self.to_text = nn.Linear(dim, text_dim or dim, bias=False)
+        if (text_dim or dim) == dim:
             nn.init.eye_(self.to_text.weight)
-        load_weights(self, "ppllava", weights)
+        load_weights(self, "ppllava", checkpoint)
 
     def plan(self, tokens: Tokens, *, text: Tensor, **cues: Any) -> Plan:
-        check_width(self.name, tokens.C, self.width)
-        check_text(self.name, text, tokens, self.text_width or self.width)
-        tokens = tokens.whole_grid(self.name)
+        check_dim(self.name, tokens.C, self.dim)
+        check_text(self.name, text, tokens, self.text_dim or self.dim)
+        tokens = tokens.require_full_grid(self.name)
         x = features_of(tokens, self.to_text.weight.dtype)
         asked = _directions(text.to(x.dtype).mean(1))
         logits = (_directions(self.to_text(x)) @ asked[..., None]).squeeze(2) / self.tau

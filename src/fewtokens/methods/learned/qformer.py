@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Attention,
     Places,
@@ -36,39 +36,39 @@ class QFormer(Method):
 
     Args:
         num_tokens: tokens of the whole video.
-        width: channels of the features.
+        dim: channels of the features.
         num_layers: layers; 12 in the paper.
-        heads: of the attention; the largest number up to this that divides `width`.
-        weights: a safetensors file with trained parameters; None draws them.
+        heads: of the attention; the largest number up to this that divides `dim`.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     trainable = True
     resamples = True
     paper = "BLIP-2, arXiv 2301.12597"
-    licence = "written from the paper; reference code BSD-3-Clause"
+    license = "written from the paper; reference code BSD-3-Clause"
     cost = "a layer: 12*M*C*C + 2*M*M*C MACs; every second one 2*(M+N)*C*C + 2*M*N*C more"
 
     def __init__(
         self,
         num_tokens: int = 32,
         *,
-        width: int = 384,
+        dim: int = 384,
         num_layers: int = 12,
         heads: int = 12,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         check_counts(num_tokens=num_tokens, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.width, self.num_layers, self.heads = num_tokens, width, num_layers, heads
-        self.weights = weights
-        self.queries = nn.Parameter(0.02 * torch.randn(num_tokens, width))
-        self.norm_queries, self.norm_seen = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.places = Places(width)
-        self.layers = nn.ModuleList(Layer(width, heads, looks=number % 2 == 0) for number in range(num_layers))
-        load_weights(self, "qformer", weights)
+        self.num_tokens, self.dim, self.num_layers, self.heads = num_tokens, dim, num_layers, heads
+        self.checkpoint = checkpoint
+        self.queries = nn.Parameter(0.02 * torch.randn(num_tokens, dim))
+        self.norm_queries, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.places = Places(dim)
+        self.layers = nn.ModuleList(Layer(dim, heads, looks=number % 2 == 0) for number in range(num_layers))
+        load_weights(self, "qformer", checkpoint)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         x = self.norm_seen(features_of(tokens, self.queries.dtype) + self.places(tokens))
         queries = self.norm_queries(self.queries).expand(tokens.B, -1, -1)
         looks = []
@@ -86,12 +86,12 @@ class QFormer(Method):
 class Layer(nn.Module):
     """One layer: among the queries, at the video where it `looks`, MLP; a LayerNorm after each."""
 
-    def __init__(self, width: int, heads: int, *, looks: bool) -> None:
+    def __init__(self, dim: int, heads: int, *, looks: bool) -> None:
         super().__init__()
-        self.attention, self.norm1 = Attention(width, heads), nn.LayerNorm(width)
-        self.cross = Attention(width, heads) if looks else None
-        self.norm2 = nn.LayerNorm(width) if looks else nn.Identity()
-        self.mlp, self.norm3 = feed_forward(width), nn.LayerNorm(width)
+        self.attention, self.norm1 = Attention(dim, heads), nn.LayerNorm(dim)
+        self.cross = Attention(dim, heads) if looks else None
+        self.norm2 = nn.LayerNorm(dim) if looks else nn.Identity()
+        self.mlp, self.norm3 = feed_forward(dim), nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """New queries [B,M,C], and how they looked at x, [B,M,N], or None."""

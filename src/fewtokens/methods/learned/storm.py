@@ -10,7 +10,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import check_counts, features_of
 from fewtokens.methods.ops.scan import Mixer
 
@@ -21,7 +21,7 @@ class Storm(Method):
     STORM (arXiv 2503.04130): mixers with a residual between encoder and language model, which let
     temporal average pooling lose less. The scan goes frame by frame, row by row, and back. Then the mean of `pool`
     frames at each place and of `spatial` x `spatial` places; windows that reach past the end average what is there.
-    A variant: we know neither depth nor widths of the original (one mixer, inner width twice `width`, the block of
+    A variant: we know neither depth nor widths of the original (one mixer, inner width twice `dim`, the block of
     Vision Mamba, arXiv 2401.09417), and the scan is plain PyTorch (`scan.py`), slower than a fused kernel. Its
     sampling of tokens at test time is left to a method behind this one.
 
@@ -30,17 +30,17 @@ class Storm(Method):
     Args:
         pool: frames that are averaged.
         spatial: rows and columns that are averaged; 1 for none.
-        width: channels of the features.
+        dim: channels of the features.
         state: numbers that each inner channel remembers.
         num_layers: mixers.
-        weights: a safetensors file with trained parameters; None draws them.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     trainable = True
     partition = True
     dense = True
     paper = "STORM, arXiv 2503.04130"
-    licence = "written from the paper"
+    license = "written from the paper"
     cost = "a mixer: N*C*(6.5*C + 72*state) MACs, in memory B*64*2*C*state at a time; pooling N*C"
 
     def __init__(
@@ -48,17 +48,17 @@ class Storm(Method):
         pool: int = 4,
         *,
         spatial: int = 1,
-        width: int = 384,
+        dim: int = 384,
         state: int = 16,
         num_layers: int = 1,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         check_counts(pool=pool, spatial=spatial, state=state, num_layers=num_layers)
-        self.pool, self.spatial, self.width, self.state = pool, spatial, width, state
-        self.num_layers, self.weights = num_layers, weights
-        self.layers = nn.ModuleList(Mixer(width, state) for _ in range(num_layers))
-        load_weights(self, "storm", weights)
+        self.pool, self.spatial, self.dim, self.state = pool, spatial, dim, state
+        self.num_layers, self.checkpoint = num_layers, checkpoint
+        self.layers = nn.ModuleList(Mixer(dim, state) for _ in range(num_layers))
+        load_weights(self, "storm", checkpoint)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         """Which window each cell is averaged in; the mixing moves nothing."""
@@ -68,8 +68,8 @@ class Storm(Method):
         return Plan.group(label, tokens, T * H * W)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        check_width(self.name, tokens.C, self.width)
-        tokens = tokens.whole_grid(self.name)
+        check_dim(self.name, tokens.C, self.dim)
+        tokens = tokens.require_full_grid(self.name)
         x = features_of(tokens, next(self.parameters()).dtype)
         for layer in self.layers:
             x = layer(x, tokens.mask)

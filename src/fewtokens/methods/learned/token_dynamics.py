@@ -14,7 +14,7 @@ from fewtokens.core.method import Method, check_keep, load_weights, planned_coun
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.cross_dynamics import CrossDynamics, PaperAttention, ReferenceAttention
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
 
 MODES = ("dynamics", "paper", "reference")
@@ -25,40 +25,40 @@ _RELEASED = "model.cross_attention."
 class TokenDynamics(Method):
     """The token base of a video (clusters by direction, as `kmeans`), updated by attention to its dynamics map.
 
-    The map says which cluster each cell went to, [T,H,W]; it is what `Tokens.source` holds. It is given to the tokens
-    by "dynamics" (ours, the default: exactly K rows, indifferent to the numbering of the clusters, the plain centres
+    The map says which cluster each cell went to, [T,H,W]: it is `Tokens.assignment`. It is given to the tokens by
+    "dynamics" (ours, the default: exactly K rows, indifferent to the numbering of the clusters, the plain centres
     before training), by "paper" (the formula of the text) or by "reference" (the released code: frames of the map ask,
     max(T, K) rows come out, centres are means of unit vectors, and every frame has side x side cells). The first two
     attribute by cluster; the reference by what was looked at.
 
     Args:
         keep: share of the cells (float) or count (int): K; 32 where nothing is said. Not for adaptive length.
-        width: C, channels of the tokens.
+        dim: C, channels of the tokens.
         mode: dynamics, paper or reference.
         criterion: "fixed", or "silhouette" or "elbow" for adaptive length.
         between: bounds of the adaptive length.
         side: cells along a frame's side, for the reference; 27 is LLaVA-OneVision's without pooling.
         seed: of the clustering.
-        weights: trained parameters: a safetensors file of `save_weights`, or one of the released checkpoint for the
+        checkpoint: trained parameters: a safetensors file of `save_weights`, or one of the released checkpoint for the
             reference; None leaves them as they begin.
     """
 
     trainable = True
     paper = "Token Dynamics / VQToken, arXiv 2503.16980"
-    licence = "written from the paper; reference code BSD-3"
+    license = "written from the paper; reference code BSD-3"
     cost = "k-means, O(N K C) an iteration; then O(K^2 C + K C^2), whatever N is"
 
     def __init__(
         self,
         keep: float | int | None = None,
         *,
-        width: int = 384,
+        dim: int = 384,
         mode: str = "dynamics",
         criterion: str = "fixed",
         between: tuple[int, int] = (12, 32),
         side: int = 27,
         seed: int = 0,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -71,17 +71,17 @@ class TokenDynamics(Method):
         between = (int(between[0]), int(between[1]))
         check_bounds(*between)
         self.keep = check_keep(32 if keep is None else keep) if self.budget else None
-        self.width, self.mode, self.criterion, self.between = width, mode, criterion, between
-        self.side, self.seed, self.weights = side, seed, weights
+        self.dim, self.mode, self.criterion, self.between = dim, mode, criterion, between
+        self.side, self.seed, self.checkpoint = side, seed, checkpoint
         self.resamples = self.dense = mode == "reference"
         self.partition = mode != "reference"
         self.neutral = mode == "dynamics"
         makers = {"dynamics": CrossDynamics, "paper": PaperAttention}
-        self.attention: nn.Module = ReferenceAttention(width, side) if self.resamples else makers[mode](width)
-        if weights is not None and mode == "reference" and not _is_ours(weights):
-            _load_released(self.attention, weights)
+        self.attention: nn.Module = ReferenceAttention(dim, side) if self.resamples else makers[mode](dim)
+        if checkpoint is not None and mode == "reference" and not _is_ours(checkpoint):
+            _load_released(self.attention, checkpoint)
         else:
-            load_weights(self, "token_dynamics", weights)
+            load_weights(self, "token_dynamics", checkpoint)
 
     def base(self, tokens: Tokens) -> Plan:
         """The clusters: where each token goes."""
@@ -91,7 +91,7 @@ class TokenDynamics(Method):
         return adaptive(tokens, self.criterion, *self.between, self.seed)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         if self.resamples:
             return self._reference(tokens)
         base = tokens.apply(self.base(tokens))
@@ -99,7 +99,7 @@ class TokenDynamics(Method):
         return base.replace(features=made.to(base.features.dtype).masked_fill(~base.mask[..., None], 0))
 
     def _reference(self, tokens: Tokens) -> Tokens:
-        tokens = tokens.whole_grid(self.name)
+        tokens = tokens.require_full_grid(self.name)
         if (self.side, self.side) != (tokens.grid.H, tokens.grid.W):
             raise ValueError(
                 f"token_dynamics(mode='reference') was built for frames of {self.side} x {self.side} cells, these have "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_width
+from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Block,
     Places,
@@ -44,44 +44,44 @@ class TokenTuring(Method):
 
     Args:
         num_tokens: tokens of the whole video.
-        width: channels of the features.
+        dim: channels of the features.
         memory: tokens of the memory.
         read: tokens that are read and worked on at each frame.
         num_layers: blocks of the Transformer.
-        heads: of its attention; the largest number up to this that divides `width`.
-        weights: a safetensors file with trained parameters; None draws them.
+        heads: of its attention; the largest number up to this that divides `dim`.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     trainable = True
     resamples = True
     paper = "Token Turing Machines, arXiv 2211.09119; BLIP-3-Video, arXiv 2410.16267"
-    licence = "written from the papers; reference code Apache-2.0"
+    license = "written from the papers; reference code Apache-2.0"
     cost = "a frame of n: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
 
     def __init__(
         self,
         num_tokens: int = 32,
         *,
-        width: int = 384,
+        dim: int = 384,
         memory: int = 64,
         read: int = 8,
         num_layers: int = 4,
         heads: int = 8,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         check_counts(num_tokens=num_tokens, memory=memory, read=read, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.width, self.memory, self.read = num_tokens, width, memory, read
-        self.num_layers, self.heads, self.weights = num_layers, heads, weights
-        self.places = Places(width)
-        self.slots = nn.Parameter(0.5 * torch.randn(memory, width))
-        self.outputs = nn.Parameter(0.5 * torch.randn(read, width))
-        self.reader, self.writer = Summary(width, read, _HIDDEN), Summary(width, memory, _HIDDEN)
-        self.order = nn.Parameter(0.02 * torch.randn(read, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(num_layers)))
-        self.norm = nn.LayerNorm(width)
-        self.last = Summary(width, num_tokens, _HIDDEN)
-        load_weights(self, "token_turing", weights)
+        self.num_tokens, self.dim, self.memory, self.read = num_tokens, dim, memory, read
+        self.num_layers, self.heads, self.checkpoint = num_layers, heads, checkpoint
+        self.places = Places(dim)
+        self.slots = nn.Parameter(0.5 * torch.randn(memory, dim))
+        self.outputs = nn.Parameter(0.5 * torch.randn(read, dim))
+        self.reader, self.writer = Summary(dim, read, _HIDDEN), Summary(dim, memory, _HIDDEN)
+        self.order = nn.Parameter(0.02 * torch.randn(read, dim))
+        self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(num_layers)))
+        self.norm = nn.LayerNorm(dim)
+        self.last = Summary(dim, num_tokens, _HIDDEN)
+        load_weights(self, "token_turing", checkpoint)
 
     def empty(self, videos: int) -> Tensor:
         """The memory before the first frame, zeros [B,m,C]."""
@@ -102,7 +102,7 @@ class TokenTuring(Method):
         return memory, out
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         x, where = features_of(tokens, self.slots.dtype), self._where(tokens)
         memory, index, real = self.empty(tokens.B), *by_frame(tokens)
         held = torch.zeros(tokens.B, self.memory, tokens.N, device=tokens.device)  # how much of each token is in M

@@ -11,8 +11,8 @@ from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
+    check_dim,
     check_num_tokens,
-    check_width,
     frames_of,
     lecun_normal_,
     plan_of,
@@ -35,12 +35,12 @@ class TokenLearner(Method):
 
     Args:
         num_tokens: tokens of each frame.
-        width: channels of the features.
+        dim: channels of the features.
         version: "1.0" or "1.1".
         pool: "sum" or "mean" over the pixels; for 1.0 (a softmax sums to one already).
         hidden: channels of the hidden layer of 1.1; None means 64.
         dropout: behind both layers of 1.1, in training.
-        weights: a safetensors file with trained parameters; None draws them.
+        checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
     budget = True
@@ -48,19 +48,19 @@ class TokenLearner(Method):
     resamples = True
     dense = True
     paper = "TokenLearner, arXiv 2106.11297"
-    licence = "reference code Apache-2.0"
+    license = "reference code Apache-2.0"
     cost = "1.0: H*W*9*(C+3*num_tokens)*num_tokens MACs a frame; 1.1: H*W*64*(C+num_tokens); pooling H*W*C*num_tokens"
 
     def __init__(
         self,
         num_tokens: int = 8,
         *,
-        width: int = 384,
+        dim: int = 384,
         version: str = "1.0",
         pool: str = "sum",
         hidden: int | None = None,
         dropout: float = 0.0,
-        weights: str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         super().__init__()
         if version not in VERSIONS:
@@ -71,11 +71,11 @@ class TokenLearner(Method):
             raise ValueError("version 1.1 pools with a softmax, whose sum is a mean already; pool='mean' is for 1.0")
         if version == "1.0" and (hidden is not None or dropout):
             raise ValueError("hidden and dropout belong to version 1.1")
-        self.num_tokens, self.width, self.version, self.pool = check_num_tokens(num_tokens), width, version, pool
-        self.hidden, self.dropout, self.weights = hidden, dropout, weights
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.scorer = _convolutions(width, num_tokens) if version == "1.0" else mlp(width, num_tokens, hidden, dropout)
-        load_weights(self, "tokenlearner", weights)
+        self.num_tokens, self.dim, self.version, self.pool = check_num_tokens(num_tokens), dim, version, pool
+        self.hidden, self.dropout, self.checkpoint = hidden, dropout, checkpoint
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.scorer = _convolutions(dim, num_tokens) if version == "1.0" else mlp(dim, num_tokens, hidden, dropout)
+        load_weights(self, "tokenlearner", checkpoint)
 
     def maps(self, x: Tensor) -> Tensor:
         """The spatial maps of frames [F,H,W,C]: [F,M,H*W], in 0..1 for 1.0 (over H*W for the mean), sum 1 for 1.1."""
@@ -91,26 +91,26 @@ class TokenLearner(Method):
         return maps @ x.flatten(1, 2), maps
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        check_width(self.name, tokens.C, self.width)
+        check_dim(self.name, tokens.C, self.dim)
         return plan_of(tokens, self.maps(frames_of(tokens, self.name).to(self.norm.weight.dtype)))
 
     def planned_count(self, grid: Grid) -> int:
         return planned(grid, self.num_tokens)
 
 
-def _convolutions(width: int, num_tokens: int) -> nn.Sequential:
+def _convolutions(dim: int, num_tokens: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for channels in (width, num_tokens, num_tokens, num_tokens):
+    for channels in (dim, num_tokens, num_tokens, num_tokens):
         conv = nn.Conv2d(channels, num_tokens, 3, padding=1, bias=False)
         lecun_normal_(conv.weight)
         layers += [conv, nn.GELU(approximate="tanh")]
     return nn.Sequential(*layers[:-1])
 
 
-def mlp(width: int, out: int, hidden: int | None, dropout: float) -> nn.Sequential:
+def mlp(dim: int, out: int, hidden: int | None, dropout: float) -> nn.Sequential:
     """Linear, GELU, Linear, with the initialisation of the released code."""
     layers = nn.Sequential(
-        nn.Linear(width, hidden or 64),
+        nn.Linear(dim, hidden or 64),
         nn.GELU(approximate="tanh"),
         nn.Dropout(dropout),
         nn.Linear(hidden or 64, out),

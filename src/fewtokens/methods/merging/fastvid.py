@@ -47,12 +47,12 @@ class FastVid(Method):
         keep: share of the cells (float) or count (int).
         segments: c of the paper; tau: likeness of frames below which there is always a cut.
         context: d, share of the budget for anchors; step: p, frames from anchor frame to anchor frame.
-        beta: smallest weight of an anchor; neighbours: of the density.
+        beta: smallest weight of an anchor; neighbors: of the density.
     """
 
     needs = ("attention", "frame_global")
     paper = "FastVID: Dynamic Density Pruning for Fast Video Large Language Models, arXiv 2503.11187"
-    licence = "written from the description; reference MIT"
+    license = "written from the description; reference MIT"
     cost = "O(T n^2 C T/step) with n cells of a frame"
     merges = True
     dense = True
@@ -66,20 +66,20 @@ class FastVid(Method):
         context: float = 0.4,
         step: int = 4,
         beta: float = 0.6,
-        neighbours: int = 4,
+        neighbors: int = 4,
     ) -> None:
         super().__init__()
         self.keep = check_keep(keep)
-        if min(segments, step, neighbours) < 1:
-            raise ValueError(f"segments, step and neighbours must be at least 1, got {segments}, {step}, {neighbours}")
+        if min(segments, step, neighbors) < 1:
+            raise ValueError(f"segments, step and neighbors must be at least 1, got {segments}, {step}, {neighbors}")
         if not 0 <= context <= 1 or not 0 <= beta <= 1 or not -1 <= tau <= 1:
             raise ValueError(f"context and beta must be in [0, 1], tau in [-1, 1]; got {context}, {beta}, {tau}")
         self.segments, self.tau, self.context = segments, float(tau), float(context)
-        self.step, self.beta, self.neighbours = step, float(beta), neighbours
+        self.step, self.beta, self.neighbors = step, float(beta), neighbors
 
     def _choose(self, tokens: Tokens, attention: Tensor, frame_global: Tensor) -> _Choice:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.whole_grid(self.name).features.float().unflatten(1, (T, n))
+        x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
         lengths = tokens.mask.unflatten(1, (T, n))[..., 0].sum(1)
         likeness = cosine(frame_global[:, :-1], frame_global[:, 1:])
         first, last = cut_where_frames_change(likeness, lengths, self.segments, self.tau)
@@ -96,7 +96,7 @@ class FastVid(Method):
         number = context[:, None] * length // -(-length // self.step)  # of anchors in each anchor frame
         candidates = ((last - t) % self.step == 0).repeat_interleave(n, 1) & ~salient & tokens.mask
         others = (~salient & tokens.mask).reshape(B * T, n)
-        score = density_peaks(x.flatten(0, 1), others, self.neighbours).reshape(B, -1)
+        score = density_peaks(x.flatten(0, 1), others, self.neighbors).reshape(B, -1)
         peak = rank_within(-score, frame.masked_fill(~candidates, -1), T)
         anchor = candidates & (peak < number.repeat_interleave(n, 1))
 
@@ -119,7 +119,7 @@ class FastVid(Method):
         wide = tokens.features.float() if tokens.features.dtype != torch.float64 else tokens.features
         gathered, number = torch.zeros_like(wide), torch.zeros_like(tokens.sizes)
         best = torch.full_like(tokens.sizes, -torch.inf)
-        to = torch.full_like(tokens.source[:, :1], -1).expand(-1, tokens.N).clone()
+        to = torch.full_like(tokens.assignment[:, :1], -1).expand(-1, tokens.N).clone()
         own = torch.arange(T, device=tokens.device)
         # The j-th anchor frame of every segment at once, counted from its end.
         for j in range(-(-int((choice.last - choice.first + 1).max()) // self.step)):
@@ -146,4 +146,4 @@ class FastVid(Method):
         kept = Plan.keep(chosen)
         assert kept.dest is not None
         dest = torch.where(chosen | (to < 0), kept.dest, kept.dest.gather(1, to.clamp(min=0)))
-        return tokens.apply(Plan(kept.count, kept.width, dest)).replace(features=kept.move(mixed)).ordered()
+        return tokens.apply(Plan(kept.count, kept.num_slots, dest)).replace(features=kept.move(mixed)).ordered()

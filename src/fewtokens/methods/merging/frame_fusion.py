@@ -19,12 +19,12 @@ class FrameFusion(Method):
 
     Args:
         similarity: cosine from which tokens merge; 0.6 in the paper.
-        keep: a budget instead: so many chains, broken where neighbours are least alike; the first frame always begins
+        keep: a budget instead: so many chains, broken where neighbors are least alike; the first frame always begins
             one at each place, so it is at least one frame.
     """
 
     paper = "FrameFusion: Combining Similarity and Importance for Video Token Reduction, arXiv 2501.01986"
-    licence = "written from the description; reference MIT or Apache-2.0 (its files disagree)"
+    license = "written from the description; reference MIT or Apache-2.0 (its files disagree)"
     cost = "O(NC)"
     instead_of_keep = ("similarity",)
     partition = True
@@ -52,7 +52,7 @@ class FrameFusion(Method):
             order = like.masked_fill(~tokens.mask, torch.inf).argsort(dim=1, stable=True)
             begins = order.argsort(dim=1) < self.counts(tokens)[:, None]
         own = torch.arange(tokens.N, device=tokens.device).expand_as(begins)
-        first = torch.where(begins | ~known, own, tokens.previous().clamp(min=0))
+        first = torch.where(begins | ~known, own, tokens.previous_frame_index().clamp(min=0))
         # Each points to the one before it; jumping on until all point to where their chain begins.
         while bool((first.gather(1, first) != first).any()):
             first = first.gather(1, first)

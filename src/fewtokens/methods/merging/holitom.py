@@ -31,27 +31,27 @@ class HoliTom(Method):
         keep: share of the cells (float) or count (int).
         tau: of static places; 0.8 in the paper (0.65 at a budget of 0.1).
         centre: weight of a cluster's centre; 1 leaves it as it is.
-        neighbours: of the density.
+        neighbors: of the density.
     """
 
     needs = ("attention",)
     paper = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
-    licence = "written from the description; reference Apache-2.0"
+    license = "written from the description; reference Apache-2.0"
     cost = "O(T^2 + TnC + T n^2 C) with n cells of a frame; a table of T*T counts"
     merges = True
     dense = True
 
-    def __init__(self, keep: float | int = 0.25, *, tau: float = 0.8, centre: float = 0.6, neighbours: int = 7) -> None:
+    def __init__(self, keep: float | int = 0.25, *, tau: float = 0.8, centre: float = 0.6, neighbors: int = 7) -> None:
         super().__init__()
         self.keep = check_keep(keep)
-        if not -1 <= tau <= 1 or not 0 <= centre <= 1 or neighbours < 1:
-            raise ValueError(f"tau must be in [-1, 1], centre in [0, 1], neighbours at least 1; got {tau}, {centre}")
-        self.tau, self.centre, self.neighbours = float(tau), float(centre), neighbours
+        if not -1 <= tau <= 1 or not 0 <= centre <= 1 or neighbors < 1:
+            raise ValueError(f"tau must be in [-1, 1], centre in [0, 1], neighbors at least 1; got {tau}, {centre}")
+        self.tau, self.centre, self.neighbors = float(tau), float(centre), neighbors
 
     def _decide(self, tokens: Tokens, attention: Tensor) -> tuple[Plan, Tensor]:
         """The plan, and each token's part in the token that it goes to, [B,N]."""
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.whole_grid(self.name).features.float().unflatten(1, (T, n))
+        x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
         there = tokens.mask.unflatten(1, (T, n))[..., 0]  # [B,T]
         similar = cosine(x[:, 1:], x[:, :-1])
         runs = _runs(similar > self.tau, there)
@@ -68,7 +68,7 @@ class HoliTom(Method):
         mean = torch.zeros_like(x).scatter_add_(
             1, window[..., None].expand_as(x), x.masked_fill(~static[..., None], 0) / length.clamp(min=1)[..., None]
         )
-        peaks = density_peaks(mean.flatten(0, 1), at_first.flatten(0, 1), self.neighbours).unflatten(0, (B, T))
+        peaks = density_peaks(mean.flatten(0, 1), at_first.flatten(0, 1), self.neighbors).unflatten(0, (B, T))
 
         dynamic = ~static & there[..., None]
         # Groups: frame t's dynamic tokens are t, its window's static ones T + t.

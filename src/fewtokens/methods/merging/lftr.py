@@ -30,7 +30,7 @@ class Lftr(Method):
     """
 
     paper = "approximation of LFTR, arXiv 2501.17391 (no public code; from the abstract)"
-    licence = "ours"
+    license = "ours"
     cost = "O(T n^2 C keep)"
     partition = True
     conserves = True
@@ -45,7 +45,7 @@ class Lftr(Method):
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.whole_grid(self.name).features.detach().float().unflatten(1, (T, n))
+        x = tokens.require_full_grid(self.name).features.detach().float().unflatten(1, (T, n))
         there = tokens.mask.unflatten(1, (T, n))[..., 0]
         with torch.no_grad():
             mean = x.mean(2)

@@ -27,7 +27,7 @@ class MergeWindows(Method):
     """
 
     paper = "variant of Token Merging, arXiv 2210.09461, for windows"
-    licence = "ours"
+    license = "ours"
     cost = "O(N w C / 4) with w cells of a window"
     partition = True
     conserves = True

@@ -33,11 +33,11 @@ class PruneVid(Method):
         tau: 0.8 in the paper.
         segments: clusters of frames, as a share of the frames; 0.25.
         ratio: clusters of a set, as a share of its tokens; 0.5.
-        neighbours: of both densities; 7.
+        neighbors: of both densities; 7.
     """
 
     paper = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117, stage A"
-    licence = "written from the description; the reference code is CC BY-NC-SA 4.0"
+    license = "written from the description; the reference code is CC BY-NC-SA 4.0"
     cost = "O(T n^2 C)"
     instead_of_keep = ("ratio",)
     merges = True
@@ -51,15 +51,15 @@ class PruneVid(Method):
         tau: float = 0.8,
         segments: float = 0.25,
         ratio: float = 0.5,
-        neighbours: int = 7,
+        neighbors: int = 7,
     ) -> None:
         super().__init__()
         self.keep = None if keep is None else check_keep(keep)
         if not 0 < segments <= 1 or not 0 < ratio <= 1 or not -1 <= tau <= 1:
             raise ValueError(f"segments and ratio must be in (0, 1], tau in [-1, 1]; got {segments}, {ratio}, {tau}")
-        if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1 (the token itself), got {neighbours}")
-        self.tau, self.segments, self.ratio, self.neighbours = float(tau), float(segments), float(ratio), neighbours
+        if neighbors < 1:
+            raise ValueError(f"neighbors must be at least 1 (the token itself), got {neighbors}")
+        self.tau, self.segments, self.ratio, self.neighbors = float(tau), float(segments), float(ratio), neighbors
         self.budget = keep is not None
 
     def planned_count(self, grid: Grid) -> int | None:
@@ -67,10 +67,10 @@ class PruneVid(Method):
 
     def plan(self, tokens: Tokens) -> Plan:
         T, n = tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.whole_grid(self.name).features.float().unflatten(1, (T, n))
+        x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
         there = tokens.mask.unflatten(1, (T, n))[..., 0]
         number = (there.sum(1) * self.segments + 1e-6).long().clamp(min=1)
-        first = frame_segments(x.mean(2), there, number, self.neighbours)
+        first = frame_segments(x.mean(2), there, number, self.neighbors)
         static = _static(x, first, there, self.tau)
         place = torch.arange(n, device=x.device)
         t = torch.arange(T, device=x.device)[:, None]
@@ -91,16 +91,16 @@ class PruneVid(Method):
             counts = torch.where(size > _SMALL, (size * self.ratio + 1e-6).long().clamp(min=1), size)
         else:
             counts = share_out(self.counts(tokens), size)
-        return averaged.then(_cluster(fewer, group, counts, self.neighbours))
+        return averaged.then(_cluster(fewer, group, counts, self.neighbors))
 
 
-def frame_segments(vectors: Tensor, there: Tensor, number: Tensor, neighbours: int) -> Tensor:
+def frame_segments(vectors: Tensor, there: Tensor, number: Tensor, neighbors: int) -> Tensor:
     """Contiguous clusters of frames by density peaks: the first frame of each frame's segment, int64 [B,T].
 
     Args:
         vectors: [B,T,C]. there: bool [B,T], real frames. number: [B], clusters.
     """
-    label, _ = around_peaks(vectors, there, number, neighbours)
+    label, _ = around_peaks(vectors, there, number, neighbors)
     return contiguous(label.masked_fill(~there, vectors.shape[1]), there)
 
 
@@ -164,9 +164,9 @@ def _static(x: Tensor, first: Tensor, there: Tensor, tau: float) -> Tensor:
     return ((mean > tau) & (length > 1)).gather(1, into) & there[..., None]
 
 
-def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbours: int) -> Plan:
+def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbors: int) -> Plan:
     """Clusters each group around its `counts` [B,groups] density peaks; a group without places is dropped."""
     parts, slot = grouped(tokens, group, counts.shape[1])
-    label, count = around_peaks(parts.features, parts.mask, counts.flatten(), neighbours)
+    label, count = around_peaks(parts.features, parts.mask, counts.flatten(), neighbors)
     label = label.masked_fill(~parts.mask | (count == 0)[:, None], -1)
-    return regroup(parts.replace(source=label), slot, group, tokens)
+    return regroup(parts.replace(assignment=label), slot, group, tokens)

@@ -42,7 +42,7 @@ class Scissor(Method):
     """
 
     paper = "LLaVA-Scissor: Token Compression with Semantic Connected Components, arXiv 2506.21862"
-    licence = "written from the description; the reference code is CC BY-NC 4.0"
+    license = "written from the description; the reference code is CC BY-NC 4.0"
     cost = "O(T n^2 C + M^2 C) for each round of labels, in blocks of bounded memory; with keep, nine times that"
     instead_of_keep = ("tau",)
     partition = True
@@ -79,7 +79,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
         second = by_cosine(first.features, first.mask, tau)
         to_second = Plan.group(second, first, first.N)
         representatives = to_second.move(first.features)
-        real = torch.arange(to_second.width, device=x.device) < to_second.count[:, None]
+        real = torch.arange(to_second.num_slots, device=x.device) < to_second.count[:, None]
         unit, rows = F.normalize(representatives, dim=2), F.normalize(x, dim=2)
         best, nearest = best_match(rows, unit, real)
         # Its own representative, unless another one is nearer by more than rounding.
@@ -88,7 +88,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
         own = own.clamp(min=0)
         likeness = (rows * unit.gather(1, own[..., None].expand(-1, -1, unit.shape[2]))).sum(2)
         nearest = torch.where(likeness >= best - _ROUNDING, own, nearest)
-        plan = Plan.group(nearest, tokens, to_second.width)
+        plan = Plan.group(nearest, tokens, to_second.num_slots)
     out = tokens.apply(plan)
     # The mean of the representative and of what went to it, each counting once.
     assert plan.dest is not None
@@ -105,4 +105,4 @@ def _within_frames(tokens: Tokens, tau: Tensor) -> Plan:
     frame = tokens.frame.masked_fill(~tokens.mask, -1)
     parts, slot = grouped(tokens, frame, tokens.grid.T)
     label = by_cosine(parts.features, parts.mask, tau.repeat_interleave(tokens.grid.T))
-    return regroup(parts.replace(source=label.masked_fill(~parts.mask, -1)), slot, frame, tokens)
+    return regroup(parts.replace(assignment=label.masked_fill(~parts.mask, -1)), slot, frame, tokens)

@@ -45,7 +45,7 @@ class Sttm(Method):
     """
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
-    licence = "written from the description; the reference code has no licence"
+    license = "written from the description; the reference code has no licence"
     cost = "O(levels * N C); with keep nine times that"
     instead_of_keep = ("tau", "tau_time")
     partition = True
@@ -81,7 +81,7 @@ class Sttm(Method):
         return None if self.keep is None else planned_count(grid, self.keep)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        tokens.whole_grid(self.name)
+        tokens.require_full_grid(self.name)
         if self.keep is not None:
             # Nothing is alike above 1, so the highest threshold leaves all.
             return to_budget(lambda tau: self._reduce(tokens, tau, tau), self.counts(tokens), -1.0, 1.01)

@@ -27,7 +27,7 @@ class TempMe(Method):
     """
 
     paper = "TempMe: Video Temporal Token Merging, arXiv 2409.01156"
-    licence = "written from the description; reference MIT, with files derived from a non-commercial one"
+    license = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(sum over rounds of N m C / 4) with m tokens of a clip"
     partition = True
     conserves = True

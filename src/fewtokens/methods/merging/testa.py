@@ -31,7 +31,7 @@ class Testa(Method):
     # Not a test, whatever its name begins with.
     __test__ = False
     paper = "TESTA: Temporal-Spatial Token Aggregation, arXiv 2310.19060"
-    licence = "written from the description; reference MIT, with files derived from a non-commercial one"
+    license = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(T^2 n C + T n^2 C)"
     partition = True
     conserves = True
@@ -46,7 +46,7 @@ class Testa(Method):
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.whole_grid(self.name).features.detach().float()
+        x = tokens.require_full_grid(self.name).features.detach().float()
         there = tokens.mask.unflatten(1, (T, n))[..., 0]
         with torch.no_grad():
             # A frame is one long row; cosines of such rows are means over places where each place has length 1.
@@ -56,8 +56,8 @@ class Testa(Method):
             wanted = torch.tensor(
                 [frames_for(grid, self.keep, self.time) for grid in tokens.grid.videos(B)], device=x.device
             )
-            merged = merge_to(frames.replace(source=index), wanted)
-            frame = merged.source.repeat_interleave(n, 1)
+            merged = merge_to(frames.replace(assignment=index), wanted)
+            frame = merged.assignment.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
             by_frames = Plan.group(label, tokens, merged.N * n)
         fewer = tokens.apply(by_frames)

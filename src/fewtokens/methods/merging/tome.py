@@ -37,7 +37,7 @@ class Tome(Method):
     """
 
     paper = "Token Merging: Your ViT But Faster, arXiv 2210.09461"
-    licence = "written from the paper; the reference code is CC BY-NC 4.0"
+    license = "written from the paper; the reference code is CC BY-NC 4.0"
     cost = "O(N^2 C / 4) for the first step, in blocks of bounded memory"
     instead_of_keep = ("r",)
     partition = True

@@ -28,7 +28,7 @@ class TomeVideo(Method):
     """
 
     paper = "Token Merging, arXiv 2210.09461, section 5 (video); the shifted halves are ours"
-    licence = "written from the paper; the reference code is CC BY-NC 4.0"
+    license = "written from the paper; the reference code is CC BY-NC 4.0"
     cost = "O(N^2 C / 4) over the video, or O(N n C / 4) with n tokens of a frame"
     partition = True
     conserves = True

@@ -36,7 +36,7 @@ class VidTldr(Method):
 
     stage = "encoder"
     paper = "vid-TLDR: Training Free Token merging for Light-weight Video Transformer, arXiv 2403.13347"
-    licence = "written from the description; reference MIT, with files derived from a non-commercial one"
+    license = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(N^2 C / 4) and an attention map, in the first blocks"
     instead_of_keep = ("r",)
     partition = True
@@ -94,7 +94,7 @@ class VidTldr(Method):
             places = torch.arange(tokens.N, device=tokens.device)
             chooses = (places - tokens.num_prefix) % 2 == 0
             dest = plan.dest.clamp(min=0)
-            together = sums(tokens.mask[..., None].float(), plan.dest, plan.width).squeeze(2).gather(1, dest) > 1
+            together = sums(tokens.mask[..., None].float(), plan.dest, plan.num_slots).squeeze(2).gather(1, dest) > 1
             score = saliency(cues[self.needs[0]], tokens.mask)
             sizes = torch.where(chooses & together, tokens.sizes * score, tokens.sizes)
         return tokens.replace(sizes=sizes).apply(plan)

@@ -22,7 +22,7 @@ class VisionZip(Method):
     here it is the cue "attention", the mean over heads and queries.
 
     The published code adds to a contextual token the mean of its members, so that its norm grows;
-    with normalise=True (the default) it is their common mean instead, weighted by sizes.
+    with normalize=True (the default) it is their common mean instead, weighted by sizes.
 
     The budget of the video is dealt out evenly over its frames; a frame whose part is one token has a dominant one
     alone, and what is left of it is dropped.
@@ -30,27 +30,27 @@ class VisionZip(Method):
     Args:
         keep: share of the cells (float) or count (int).
         contextual: share of the budget that goes to contextual tokens; 10 of 64 in the paper.
-        normalise: mean, or the published sum.
+        normalize: mean, or the published sum.
     """
 
     needs = ("attention", "keys")
     paper = "VisionZip: Longer is Better but Not Necessary in Vision Language Models, arXiv 2412.04467"
-    licence = "written from the description; reference Apache-2.0"
+    license = "written from the description; reference Apache-2.0"
     cost = "O(n^2 D) a frame"
     merges = True
     dense = True
 
-    def __init__(self, keep: float | int = 0.25, *, contextual: float = 10 / 64, normalise: bool = True) -> None:
+    def __init__(self, keep: float | int = 0.25, *, contextual: float = 10 / 64, normalize: bool = True) -> None:
         super().__init__()
         self.keep = check_keep(keep)
         if not 0 <= contextual < 1:
             raise ValueError(f"contextual is a share of the budget in [0, 1), got {contextual}")
-        self.contextual, self.normalise = float(contextual), bool(normalise)
+        self.contextual, self.normalize = float(contextual), bool(normalize)
 
     def _decide(self, tokens: Tokens, attention: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, int]:
         """Where each token goes [B,N], which of them are targets or dominant [B,N], and the slots in all."""
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        tokens.whole_grid(self.name)
+        tokens.require_full_grid(self.name)
         lengths = torch.tensor([grid.T for grid in tokens.grid.videos(B)], device=tokens.device)[:, None]
         total = self.counts(tokens)[:, None]
         t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
@@ -80,7 +80,7 @@ class VisionZip(Method):
         with torch.no_grad():
             dest, stays, slots = self._decide(tokens, **cues)
         reduced = tokens.apply(Plan(self.counts(tokens), slots, dest))
-        if self.normalise:
+        if self.normalize:
             return reduced
         # The published sum: the target itself plus the mean of its members.
         head = Plan(reduced.count, slots, dest.masked_fill(~stays, -1)).move(tokens.features)

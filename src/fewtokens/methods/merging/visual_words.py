@@ -48,7 +48,7 @@ class VisualWords(Method):
     stage = "pixels"
     needs = ("pixels",)
     paper = "Visual Word Tokenizer, arXiv 2411.15397"
-    licence = "written from the description; the reference code is GPL-3.0"
+    license = "written from the description; the reference code is GPL-3.0"
     cost = "O(pixels), with words O(pixels V)"
     instead_of_keep = ("distance",)
     merges = True

@@ -87,7 +87,7 @@ def merge_to(tokens: Tokens, target: Tensor) -> Tokens:
     """Merges the most similar pairs, step by step, until no video has more than its `target` [B] tokens."""
     if tokens.features.dtype in (torch.float16, torch.bfloat16):
         # Means of one step are matched in the next one: they are not rounded in between.
-        return tokens.apply(Plan.between(tokens, merge_to(tokens.to(torch.float32), target)))
+        return tokens.apply(Plan.from_assignment(tokens, merge_to(tokens.to(torch.float32), target)))
     while bool((tokens.count > target).any()):
         r = (tokens.count - target).clamp(min=0)
         tokens = tokens.apply(bipartite_plan(tokens.features.detach(), r, tokens))

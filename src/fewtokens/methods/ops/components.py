@@ -19,7 +19,7 @@ def components(lowest: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
     logarithm of the longest path.
 
     Args:
-        lowest: labels [B,N] to the lowest label among each token's neighbours and itself, [B,N].
+        lowest: labels [B,N] to the lowest label among each token's neighbors and itself, [B,N].
         mask: bool [B,N].
     """
     label = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)

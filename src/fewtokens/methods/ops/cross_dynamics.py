@@ -1,7 +1,7 @@
 """Cross-dynamics attention: how the map of a video's clusters, which cell went to which, reaches the few tokens.
 
-Of Token Dynamics / VQToken, arXiv 2503.16980 (section 3). The map is what `Tokens.source` says after clustering. The
-text and the released code do different things, and neither says how T*H*W indices become K rows; so there are three.
+Of Token Dynamics / VQToken, arXiv 2503.16980 (section 3). The map is `Tokens.assignment` after clustering. The text
+and the released code do different things, and neither says how T*H*W indices become K rows; so there are three.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def occupancy(base: Tokens) -> Tensor:
     rows, columns = (
         _windows(torch.tensor([n], device=base.device), n, p)[0] for n, p in zip((H, W), POOLED[1:], strict=True)
     )
-    source = base.source.reshape(B, 1, T, H, W)
+    source = base.assignment.reshape(B, 1, T, H, W)
     block = max(1, _ENTRIES_AT_ONCE // (B * base.grid.cells))
     pooled = []
     for numbers in torch.arange(K, device=base.device).split(block):
@@ -59,7 +59,7 @@ def statistics(base: Tokens) -> Tensor:
     lengths = torch.tensor([one.T for one in base.grid.videos(B)], device=base.device).float()
     size = torch.stack([lengths, *(torch.full_like(lengths, n) for n in base.grid.shape[1:])], 1)[:, None]
     cells = base.grid.positions(base.device).expand(B, -1, -1)
-    slot = base.source.masked_fill(base.source < 0, K)
+    slot = base.assignment.masked_fill(base.assignment < 0, K)
     share = torch.zeros(B, K + 1, 7, device=base.device)
     place = (cells + 0.5) / size
     values = torch.cat([torch.ones_like(place[..., :1]), place, place.square()], 2)
@@ -82,12 +82,12 @@ class CrossDynamics(nn.Module):
     where it begins, the tokens are the plain centres.
     """
 
-    def __init__(self, width: int, heads: int = 8) -> None:
+    def __init__(self, dim: int, heads: int = 8) -> None:
         super().__init__()
-        self.heads = fitting_heads(width, heads)
-        self.norm, self.norm_map = nn.LayerNorm(width), nn.LayerNorm(_PLACES + _STATISTICS)
-        self.describe = nn.Sequential(nn.Linear(_PLACES + _STATISTICS, width), nn.GELU(), nn.Linear(width, width))
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.heads = fitting_heads(dim, heads)
+        self.norm, self.norm_map = nn.LayerNorm(dim), nn.LayerNorm(_PLACES + _STATISTICS)
+        self.describe = nn.Sequential(nn.Linear(_PLACES + _STATISTICS, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor, base: Tokens) -> Tensor:
@@ -105,11 +105,11 @@ class PaperAttention(nn.Module):
     Row k of Flatten(M) is taken as the places of cluster k, pooled to one size, since the text does not say.
     """
 
-    def __init__(self, width: int, heads: int = 8) -> None:
+    def __init__(self, dim: int, heads: int = 8) -> None:
         super().__init__()
-        self.heads = fitting_heads(width, heads)
-        self.describe = nn.Sequential(nn.Linear(_PLACES, width), nn.GELU(), nn.Linear(width, width))
-        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.heads = fitting_heads(dim, heads)
+        self.describe = nn.Sequential(nn.Linear(_PLACES, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
 
     def forward(self, features: Tensor, base: Tokens) -> Tensor:
         """[B,K,C] to [B,K,C]; `base` says which cells each row stands for."""
@@ -131,11 +131,11 @@ class ReferenceAttention(nn.Module):
     names, so numbering them otherwise changes the result: a defect of the reference.
     """
 
-    def __init__(self, width: int, side: int) -> None:
+    def __init__(self, dim: int, side: int) -> None:
         super().__init__()
-        layer = nn.TransformerDecoderLayer(width, fitting_heads(width, 8), batch_first=True)
+        layer = nn.TransformerDecoderLayer(dim, fitting_heads(dim, 8), batch_first=True)
         self.transformer_decoder = nn.TransformerDecoder(layer, 1)
-        self.to_q_proj = nn.Linear(side * side, width)
+        self.to_q_proj = nn.Linear(side * side, dim)
 
     def forward(self, centres: Tensor, base: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Rows [B,M,C], what each looked at [B,M,K], and how many are real, int64 [B]; M = max(T, K)."""
@@ -143,7 +143,7 @@ class ReferenceAttention(nn.Module):
         count = base.count.maximum(lengths)
         place = torch.arange(int(count.max()), device=base.device)
         hidden = place >= count[:, None]  # [B,M]
-        frames = base.source.reshape(base.B, base.grid.T, -1)
+        frames = base.assignment.reshape(base.B, base.grid.T, -1)
         asking = self.to_q_proj(_tiled(frames.to(centres.dtype), place, lengths))
         code = place % base.count[:, None]
         memory = _tiled(centres, place, base.count)

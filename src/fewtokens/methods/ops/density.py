@@ -15,10 +15,10 @@ from fewtokens.core.plan import Plan
 _ENTRIES_AT_ONCE = 1 << 22
 
 
-def density_peaks(features: Tensor, mask: Tensor, neighbours: int) -> Tensor:
+def density_peaks(features: Tensor, mask: Tensor, neighbors: int) -> Tensor:
     """The score of every token, log(rho * delta), float32 [B,N]; -inf in padded slots.
 
-    rho = exp(-mean of the squared distances to the `neighbours` nearest, the token itself among them);
+    rho = exp(-mean of the squared distances to the `neighbors` nearest, the token itself among them);
     delta = distance to the nearest denser token, or the largest distance of all if there is none. Distances
     are Euclidean over sqrt(C), in float32. Equal densities are ordered by place (the reference codes add
     noise instead, and so give another result each time).
@@ -27,7 +27,7 @@ def density_peaks(features: Tensor, mask: Tensor, neighbours: int) -> Tensor:
 
     Args:
         features: [B,N,C]; mask: bool [B,N], True = real, real ones first.
-        neighbours: fewer are used where a video has fewer tokens.
+        neighbors: fewer are used where a video has fewer tokens.
     """
     count = mask.sum(1)
     # Distances from the mean are the same and lose fewer digits in the matrix product.
@@ -35,7 +35,7 @@ def density_peaks(features: Tensor, mask: Tensor, neighbours: int) -> Tensor:
     x = (x - x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]) / features.shape[2] ** 0.5
     B, N, _ = x.shape
     block = max(1, _ENTRIES_AT_ONCE // (B * N))
-    k = min(neighbours, N)
+    k = min(neighbors, N)
     # Among fewer than k real tokens the mean is over those there are.
     within = torch.arange(k, device=x.device) < count[:, None]  # [B,k]
     log_density = []
@@ -72,20 +72,20 @@ def nearest_centre(features: Tensor, centres: Tensor, real: Tensor) -> Tensor:
     return torch.cat(out, 1)
 
 
-def around_peaks(features: Tensor, mask: Tensor, number: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+def around_peaks(features: Tensor, mask: Tensor, number: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
     """Clusters around the densest peaks: each token joins its nearest one, a peak its own.
 
     Args:
-        features: [B,N,C]; mask: bool [B,N]. number: [B], clusters; none where it is 0. neighbours: of the density.
+        features: [B,N,C]; mask: bool [B,N]. number: [B], clusters; none where it is 0. neighbors: of the density.
 
     Returns:
         The cluster of each token, int64 [B,N], counted in the order of the peaks (padded slots mean nothing), and how
         many clusters there are, [B].
     """
-    rank = density_peaks(features, mask, neighbours).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    rank = density_peaks(features, mask, neighbors).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     peaks = Plan.keep((rank < number[:, None]) & mask)
     assert peaks.dest is not None
-    real = torch.arange(peaks.width, device=features.device) < peaks.count[:, None]
+    real = torch.arange(peaks.num_slots, device=features.device) < peaks.count[:, None]
     label = nearest_centre(features, peaks.move(features), real)
     # A peak stays in its own cluster even where another one is equal to it.
     return torch.where(peaks.dest >= 0, peaks.dest, label), peaks.count

@@ -78,14 +78,14 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
         positions=grid.positions(tokens.device).expand(rows, -1, -1) * mask[..., None],
         sizes=(tokens.sizes.gather(1, index) * real).reshape(rows, width),
         mask=mask,
-        source=torch.arange(width, device=tokens.device).expand(rows, -1).masked_fill(~mask, -1),
+        assignment=torch.arange(width, device=tokens.device).expand(rows, -1).masked_fill(~mask, -1),
         grid=grid,
     ), slot.masked_fill(group < 0, 0)
 
 
 def regroup(reduced: Tokens, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
     """The plan on `tokens` that does what led from `grouped(tokens, group, ...)` to `reduced`."""
-    source = reduced.source.reshape(tokens.B, -1).gather(1, slot)
+    source = reduced.assignment.reshape(tokens.B, -1).gather(1, slot)
     label = (group.clamp(min=0) * reduced.N + source).masked_fill((source < 0) | (group < 0), -1)
     return Plan.group(label, tokens, reduced.B // tokens.B * reduced.N)
 

@@ -22,15 +22,15 @@ def check_num_tokens(num_tokens: int) -> int:
     return num_tokens
 
 
-def check_width(name: str, found: int, width: int) -> None:
+def check_dim(name: str, found: int, dim: int) -> None:
     """Raises a ValueError where features have other channels than the method was built for."""
-    if found != width:
-        raise ValueError(f"{name} was built for {width} channels, these tokens have {found}; say width={found}")
+    if found != dim:
+        raise ValueError(f"{name} was built for {dim} channels, these tokens have {found}; say dim={found}")
 
 
 def frames_of(tokens: Tokens, name: str) -> Tensor:
     """The features as frames [B*T,H,W,C]; a ValueError in the name of `name` where cells are missing."""
-    return tokens.whole_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
+    return tokens.require_full_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
 
 
 def plan_of(tokens: Tokens, maps: Tensor) -> Plan:

@@ -25,12 +25,12 @@ def check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be a count of at least 1, got {count!r}")
 
 
-def check_text(name: str, text: Tensor, tokens: Tokens, width: int) -> None:
-    """Raises a ValueError where the cue "text" is not [B,L,D] with L >= 1 for these tokens and D = `width`."""
+def check_text(name: str, text: Tensor, tokens: Tokens, dim: int) -> None:
+    """Raises a ValueError where the cue "text" is not [B,L,D] with L >= 1 for these tokens and D = `dim`."""
     if text.ndim != 3 or len(text) != tokens.B or text.shape[1] < 1:
         raise ValueError(f"{name} wants text as [B,L,D] with B={tokens.B}, got {list(text.shape)}")
-    if text.shape[2] != width:
-        raise ValueError(f"{name} was built for text of {width} channels, got {text.shape[2]}; say text_width=")
+    if text.shape[2] != dim:
+        raise ValueError(f"{name} was built for text of {dim} channels, got {text.shape[2]}; say text_dim=")
 
 
 def wide(x: Tensor) -> Tensor:
@@ -72,9 +72,9 @@ def seen_by_all(attention: Tensor) -> Tensor:
     return attention + 1e-9 * (attention.sum(1, keepdim=True) < 1e-9)
 
 
-def fitting_heads(width: int, heads: int) -> int:
-    """The largest number of heads up to `heads` that divides `width`."""
-    return max(h for h in range(1, min(heads, width) + 1) if width % h == 0)
+def fitting_heads(dim: int, heads: int) -> int:
+    """The largest number of heads up to `heads` that divides `dim`."""
+    return max(h for h in range(1, min(heads, dim) + 1) if dim % h == 0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -100,18 +100,18 @@ class Attention(nn.Module):
     `fitting_heads`.
 
     Args:
-        width: channels of what asks and of what comes out.
+        dim: channels of what asks and of what comes out.
         heads: at most so many.
         seen: channels of what is looked at; those of what asks where not given.
     """
 
-    def __init__(self, width: int, heads: int, seen: int | None = None) -> None:
+    def __init__(self, dim: int, heads: int, seen: int | None = None) -> None:
         super().__init__()
-        self.heads = fitting_heads(width, heads)
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(seen or width, width, bias=False)
-        self.value = nn.Linear(seen or width, width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.heads = fitting_heads(dim, heads)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(seen or dim, dim, bias=False)
+        self.value = nn.Linear(seen or dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(layer.weight)
 
@@ -132,18 +132,18 @@ class Attention(nn.Module):
         return split_heads(self.query(x), self.heads), split_heads(self.key(seen), self.heads)
 
 
-def feed_forward(width: int) -> nn.Sequential:
+def feed_forward(dim: int) -> nn.Sequential:
     """Linear to four times the width, GELU, Linear."""
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
 class Block(nn.Module):
     """A pre-norm transformer block: self-attention, then an MLP of four times the width."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2, self.mlp = nn.LayerNorm(width), feed_forward(width)
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,N,C] to [B,N,C]."""
@@ -158,10 +158,10 @@ class Summary(nn.Module):
     The last layer has no bias, which the softmax would not feel.
     """
 
-    def __init__(self, width: int, outputs: int, hidden: int) -> None:
+    def __init__(self, dim: int, outputs: int, hidden: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, outputs, bias=False))
+        self.norm = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, outputs, bias=False))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The maps, float32 [B,outputs,N], of x [B,N,C] and mask [B,N]; rows sum to 1."""
@@ -176,9 +176,9 @@ class Places(nn.Module):
     resolution and any tokens that an earlier method left have a place, and no later frame changes it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(6 * _WAVES, width, bias=False)
+        self.layer = nn.Linear(6 * _WAVES, dim, bias=False)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """The embeddings of the tokens' positions, [B,N,C]."""

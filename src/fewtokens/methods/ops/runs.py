@@ -45,7 +45,7 @@ class Runs(Method):
         return None if self.keep is None else max(grid.cells_per_frame, planned_count(grid, self.keep))
 
     def plan(self, tokens: Tokens, *, pixels: Tensor, last: Tensor | None = None) -> Plan:
-        tokens.whole_grid(self.name)
+        tokens.require_full_grid(self.name)
         before, known = with_previous(pixels[:, :, 0], tokens, last)
         change = self.change(before.float(), pixels[:, :, -1].float())
         if self.keep is None:
@@ -68,9 +68,9 @@ class Runs(Method):
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
         joined = concatenate(chunks)
-        source = hold(joined.source, joined)
+        source = hold(joined.assignment, joined)
         sizes = torch.zeros_like(joined.sizes).scatter_add(1, source, torch.ones_like(source, dtype=torch.float32))
-        return joined.replace(source=source, sizes=sizes)
+        return joined.replace(assignment=source, sizes=sizes)
 
 
 def hold(index: Tensor, tokens: Tokens) -> Tensor:

@@ -84,12 +84,12 @@ class Direction(nn.Module):
 class Mixer(nn.Module):
     """x + out((forward scan + backward scan) * SiLU(gate)), all from LayerNorm(x): the block of Vision Mamba."""
 
-    def __init__(self, width: int, state: int) -> None:
+    def __init__(self, dim: int, state: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.inside = nn.Linear(width, 4 * width, bias=False)
-        self.onward, self.back = Direction(2 * width, state), Direction(2 * width, state)
-        self.out = nn.Linear(2 * width, width, bias=False)
+        self.norm = nn.LayerNorm(dim)
+        self.inside = nn.Linear(dim, 4 * dim, bias=False)
+        self.onward, self.back = Direction(2 * dim, state), Direction(2 * dim, state)
+        self.out = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """[B,L,C] to [B,L,C] in the order of L and back; real tokens (mask [B,L]) come first."""

@@ -26,7 +26,7 @@ def with_previous(values: Tensor, tokens: Tokens, last: Tensor | None = None) ->
     Returns:
         The predecessors' values [B,N,...] and which tokens have one, bool [B,N].
     """
-    index = tokens.previous()
+    index = tokens.previous_frame_index()
     known = index >= 0
     rows = index.clamp(min=0).reshape(index.shape + (1,) * (values.ndim - 2))
     before = values.gather(1, rows.expand(-1, -1, *values.shape[2:]))

@@ -24,7 +24,7 @@ class DynamicPool(Method):
     """
 
     paper = "Dynamic-VLM: Simple Dynamic Visual Token Compression for VideoLLM, arXiv 2412.09530"
-    licence = "written from the description"
+    license = "written from the description"
     cost = "one pass over the features"
     partition = True
     conserves = True
@@ -45,5 +45,5 @@ class DynamicPool(Method):
         return math.prod(self._shape(grid))
 
     def plan(self, tokens: Tokens) -> Plan:
-        tokens.whole_grid(self.name)
+        tokens.require_full_grid(self.name)
         return merge_blocks(tokens, [self._shape(grid) for grid in tokens.grid.videos(tokens.B)])

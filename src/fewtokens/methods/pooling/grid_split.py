@@ -35,7 +35,7 @@ class GridSplit(Method):
     resamples = True
     dense = True
     paper = "TokenLearner, arXiv 2106.11297, table 14"
-    licence = "own"
+    license = "own"
     cost = "one pass over the features"
 
     def __init__(self, num_tokens: int = 8) -> None:

@@ -36,7 +36,7 @@ class Metok(Method):
     """
 
     paper = "approximation of METok, stage 1, arXiv 2506.02850"
-    licence = "written from the description; no licence found in the reference"
+    license = "written from the description; no licence found in the reference"
     cost = "O(NC), with a budget O(T n^2 C / 4)"
     partition = True
     conserves = True
@@ -86,7 +86,7 @@ class Metok(Method):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         T, n, W = tokens.grid.T, tokens.grid.cells_per_frame, tokens.grid.W
-        x = tokens.whole_grid(self.name).features.float()
+        x = tokens.require_full_grid(self.name).features.float()
         there = tokens.mask.unflatten(1, (T, n))[..., 0]
         if self.by == "text":
             vectors = cues["frame_global"].float()

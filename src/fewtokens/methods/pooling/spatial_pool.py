@@ -29,7 +29,7 @@ class SpatialPool(Method):
     resamples = True
     dense = True
     paper = "TokenLearner, arXiv 2106.11297, section 4"
-    licence = "own"
+    license = "own"
     cost = "one pass over the features"
 
     def __init__(self, stride: int = 2, *, side: int | None = None) -> None:

@@ -28,7 +28,7 @@ class Dtd(Method):
     """
 
     paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
-    licence = "written from the description; reference BSD-3, research use according to its README"
+    license = "written from the description; reference BSD-3, research use according to its README"
     cost = "O(NC); streaming state of one frame"
     instead_of_keep = ("tau",)
     fill = "hold"
@@ -81,7 +81,7 @@ class Dtd(Method):
         """The next frames of a video, one token for each cell; any chunking gives the offline result."""
         if self.keep is not None:
             raise ValueError("dtd with a budget looks at the whole video; chunk by chunk it takes tau=")
-        tokens.whole_grid("dtd")
+        tokens.require_full_grid("dtd")
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
         with torch.no_grad():
             plan = self.plan(tokens, last=None if state is None else state.last, **cues)

@@ -48,7 +48,7 @@ class DyCoke(Method):
     """
 
     paper = "DyCoke: Dynamic Compression of Tokens, arXiv 2411.15024, section 3.2"
-    licence = "written from the description; reference Apache-2.0"
+    license = "written from the description; reference Apache-2.0"
     cost = "O(NC); streaming state of two frames"
     instead_of_keep = ("rate",)
     fill = "hold"
@@ -95,7 +95,7 @@ class DyCoke(Method):
         return whole + pruned * self._stays(grid.cells_per_frame)
 
     def plan(self, tokens: Tokens, *, state: DyCokeState | None = None) -> Plan:
-        x = tokens.whole_grid(self.name).features.unflatten(1, (tokens.grid.T, -1))  # [B,T,n,C]
+        x = tokens.require_full_grid(self.name).features.unflatten(1, (tokens.grid.T, -1))  # [B,T,n,C]
         B, T, n, _ = x.shape
         start = 0 if state is None else state.frames
         # Which frame each is compared with depends on a video's own length.

@@ -26,7 +26,7 @@ class Evs(Method):
     """
 
     paper = "Efficient Video Sampling, arXiv 2510.14624; vLLM --video-pruning-rate"
-    licence = "written from the description; vLLM's file carries two notices"
+    license = "written from the description; vLLM's file carries two notices"
     cost = "O(NC); with a threshold a streaming state of one frame"
     instead_of_keep = ("tau", "q")
     fill = "hold"
@@ -61,7 +61,7 @@ class Evs(Method):
         """The next frames of a video, one token for each cell; any chunking gives the offline result."""
         if self.tau is None:
             raise ValueError("evs with a budget looks at the whole video; chunk by chunk it takes tau=")
-        tokens.whole_grid("evs")
+        tokens.require_full_grid("evs")
         with torch.no_grad():
             plan = self.plan(tokens, last=None if state is None else state.last)
         return tokens.apply(plan), LastFrame(tokens.features[:, -tokens.grid.cells_per_frame :].detach())

@@ -27,7 +27,7 @@ class Grt(Runs):
     """
 
     paper = "Dense Video Understanding with Gated Residual Tokenization, arXiv 2509.14199"
-    licence = "written from the description; the reference states none for its code"
+    license = "written from the description; the reference states none for its code"
     cost = "O(pixels); streaming state of one frame"
 
     def __init__(self, tau: float | None = None, *, keep: float | int | None = None, measure: str = "l2") -> None:

@@ -22,29 +22,29 @@ class Hourglass(Method):
 
     Args:
         keep: share of the cells (float) or count (int).
-        neighbours: frames, itself among them, that make up the density; 2 in the paper.
+        neighbors: frames, itself among them, that make up the density; 2 in the paper.
     """
 
     paper = "Hourglass Tokenizer (HoT), arXiv 2311.12028, section 3.2"
-    licence = "written from the description; reference MIT"
+    license = "written from the description; reference MIT"
     cost = "O(NC + T^2 C)"
     dense = True
 
-    def __init__(self, keep: float | int = 0.25, *, neighbours: int = 2) -> None:
+    def __init__(self, keep: float | int = 0.25, *, neighbors: int = 2) -> None:
         super().__init__()
         self.keep = check_keep(keep)
-        if neighbours < 1:
-            raise ValueError(f"neighbours must be at least 1 (the frame itself), got {neighbours}")
-        self.neighbours = neighbours
+        if neighbors < 1:
+            raise ValueError(f"neighbors must be at least 1 (the frame itself), got {neighbors}")
+        self.neighbors = neighbors
 
     def planned_count(self, grid: Grid) -> int:
         return max(1, planned_count(grid, self.keep) // grid.cells_per_frame) * grid.cells_per_frame
 
     def plan(self, tokens: Tokens) -> Plan:
         n = tokens.grid.cells_per_frame
-        frames = tokens.whole_grid(self.name).features.float().unflatten(1, (tokens.grid.T, n)).mean(2)
+        frames = tokens.require_full_grid(self.name).features.float().unflatten(1, (tokens.grid.T, n)).mean(2)
         there = tokens.mask.unflatten(1, (tokens.grid.T, n))[..., 0]
-        score = density_peaks(frames, there, self.neighbours)
+        score = density_peaks(frames, there, self.neighbors)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = (rank < self.counts(tokens)[:, None] // n) & there
         return Plan.keep(torch.repeat_interleave(kept, n, dim=1))

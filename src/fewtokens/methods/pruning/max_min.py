@@ -28,7 +28,7 @@ class MaxMin(Method):
     """
 
     paper = "variant of DivPrune, arXiv 2503.02175"
-    licence = "written from the published problem"
+    license = "written from the published problem"
     cost = "O(K N C): one pass over the tokens for each that is kept, one after the other; O(N^2 C) more if isolated"
 
     def __init__(self, keep: float | int = 0.25, *, start: str = "mean") -> None:

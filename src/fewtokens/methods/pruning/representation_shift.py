@@ -27,7 +27,7 @@ class RepresentationShift(Method):
     stage = "encoder"
     needs = ("shift",)
     paper = "Representation Shift: Unifying Token Compression with FlashAttention, arXiv 2508.00367"
-    licence = "written from the description"
+    license = "written from the description"
     cost = "O(NC), without attention maps"
 
     def __init__(self, keep: float | int = 0.25, *, stage: str = "encoder", layers: int = 3) -> None:

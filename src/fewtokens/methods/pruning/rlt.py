@@ -29,11 +29,11 @@ class Rlt(Runs):
         longest: above 0, a learned embedding of the run's length is added to each token, a table of so many lengths
             (longer runs take the last). It needs fine-tuning, so it is off by default, as in the paper's use
             without training.
-        width: channels of that table. weights: a safetensors file with a trained one; None draws it.
+        dim: channels of that table. checkpoint: a safetensors file with a trained one; None draws it.
     """
 
     paper = "Don't Look Twice: Faster Video Transformers with Run-Length Tokenization, arXiv 2411.05222"
-    licence = "written from the paper; reference code MIT"
+    license = "written from the paper; reference code MIT"
     cost = "O(pixels); streaming state of one frame"
 
     def __init__(
@@ -42,25 +42,25 @@ class Rlt(Runs):
         *,
         keep: float | int | None = None,
         longest: int = 0,
-        width: int = 384,
-        weights: str | None = None,
+        dim: int = 384,
+        checkpoint: str | None = None,
     ) -> None:
         if tau is not None and keep is not None:
             raise ValueError("rlt takes tau= or keep=, not both")
         if tau is not None and tau < 0:
             raise ValueError(f"tau is a difference of pixels and cannot be negative, got {tau}")
-        if longest < 0 or (weights is not None and not longest):
+        if longest < 0 or (checkpoint is not None and not longest):
             raise ValueError(
-                f"longest counts the run lengths with an embedding, at least 1 with weights; got {longest}"
+                f"longest counts the run lengths with an embedding, at least 1 with checkpoint=; got {longest}"
             )
         super().__init__(0.1 if tau is None else float(tau), keep)
         self.tau = self.threshold if keep is None else None
-        self.longest, self.width, self.weights = longest, width, weights
+        self.longest, self.dim, self.checkpoint = longest, dim, checkpoint
         self.trainable = longest > 0
         # How long a run will be is not known chunk by chunk.
         self.causal = self.causal and not longest
-        self.lengths = nn.Parameter(nn.init.trunc_normal_(torch.empty(longest, width), std=0.02)) if longest else None
-        load_weights(self, "rlt", weights)
+        self.lengths = nn.Parameter(nn.init.trunc_normal_(torch.empty(longest, dim), std=0.02)) if longest else None
+        load_weights(self, "rlt", checkpoint)
 
     def change(self, before: Tensor, now: Tensor) -> Tensor:
         std = torch.tensor(_IMAGENET_STD, device=now.device)

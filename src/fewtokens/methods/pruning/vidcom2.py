@@ -36,7 +36,7 @@ class VidCom2(Method):
     """
 
     paper = "Video Compression Commander (VidCom2), arXiv 2505.14454; vLLM --video-pruning-method vidcom2"
-    licence = "written from the description; reference Apache-2.0"
+    license = "written from the description; reference Apache-2.0"
     cost = "O(NC)"
     instead_of_keep = ("q",)
 
