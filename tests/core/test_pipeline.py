@@ -154,7 +154,7 @@ def test_cues_are_right_after_any_chain(chain):
     torch.testing.assert_close(watching.given["pixels"].flatten(2), expected[..., 1:])
 
 
-@pytest.mark.parametrize("spec", [name for name in registry.names() if registry.get(name).resamples])
+@pytest.mark.parametrize("spec", [name for name in registry.names() if issubclass(registry.get(name), Resampler)])
 def test_cues_after_every_resampler_are_those_of_the_cells_it_is_attributed_to(spec):
     tokens, watching = clip(T=3, H=5, W=6), Watching()
     torch.manual_seed(0)
@@ -190,10 +190,10 @@ def test_planned_count_of_a_chain():
     ("make", "says"),
     [
         (lambda: Pipeline("tome(0.5) | rlt"), "order pixels, encoder, tokens"),
-        (lambda: Pipeline("tome(r=2, stage='encoder')", Fake()), "does not allow"),
+        (lambda: Pipeline("tome_in_encoder(r=2)", Fake()), "does not allow"),
         (lambda: Pipeline("uniform")(frames()), "need an encoder"),
         (lambda: Pipeline("rlt")(clip()), "needs the cue pixels"),
-        (lambda: Pipeline("tome(r=2, stage='encoder')")(clip()), "give frames"),
+        (lambda: Pipeline("tome_in_encoder(r=2)")(clip()), "give frames"),
     ],
 )
 def test_what_is_wrong_is_said(make, says):
@@ -262,7 +262,7 @@ class TestFolder:
         assert "\n" not in str(caught.value)
 
     def test_parameters_that_do_not_fit(self, tmp_path):
-        Pipeline("tokenlearner(4, dim=48)").save_pretrained(tmp_path)
+        Pipeline("tokenlearner('4/frame', dim=48)").save_pretrained(tmp_path)
         files.save(tmp_path / "methods.safetensors", "pipeline", {"0.norm.weight": torch.zeros(3)}, {})
         with pytest.raises(ValueError, match=r"do not fit .* lacks") as caught:
             Pipeline.from_pretrained(tmp_path)

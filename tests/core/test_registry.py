@@ -31,9 +31,9 @@ def test_chains_read_left_to_right():
 
 
 def test_literals_of_every_kind():
-    (method,) = registry.build("tome(r=(8, -1), stage='encoder')")
+    (method,) = registry.build("tome_in_encoder(r=(8, -1))")
     assert method.r == (8, -1)
-    assert registry.parse("tome(r=[1, 2], stage='encoder')") == [("tome", {"r": [1, 2], "stage": "encoder"})]
+    assert registry.parse("tome_in_encoder(r=[1, 2])") == [("tome", {"r": [1, 2], "stage": "encoder"})]
 
 
 def test_defaults_reach_whoever_takes_them():
@@ -71,7 +71,7 @@ def test_defaults_reach_whoever_takes_them():
         ("tome(keep=1e999)", "keep must be"),
         ("tome(keep=1e308)", "keep must be a share"),
         (f"tome(keep={10**30})", "keep is too large"),
-        (f"tome(r=[1, {10**30}], stage='encoder')", "r is too large"),
+        (f"tome_in_encoder(r=[1, {10**30}])", "r is too large"),
         ("vid_tldr(r=(1, 'a'))", r"r: \[1\] must be a finite number"),
         ("tempme(joins=2)", "joins must be a list"),
         ("perceiver(num_layers=1000000000)", "num_layers must be a count of 1 to 1000"),

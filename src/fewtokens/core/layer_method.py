@@ -82,7 +82,6 @@ class InsideMethod(Method):
     """
 
     stage = "llm"
-    budget = False
     asks: ClassVar[str] = "last"
     pool: str = "mean"
     prunes_earlier: ClassVar[bool] = False

@@ -54,8 +54,6 @@ def encode_with(pipeline: Pipeline) -> Encode:
     Raises (when called):
         ValueError: an encoder without features for each single frame, or with some that are not finite.
     """
-    hold = any(isinstance(method, Method) and method.fill == "hold" for method in pipeline.methods)
-
     @torch.inference_mode()
     def run(frames: Tensor) -> tuple[Tensor, int]:
         tokens = pipeline(frames[None])
@@ -64,7 +62,7 @@ def encode_with(pipeline: Pipeline) -> Encode:
                 f"label propagation needs features for each frame; this encoder gives {tokens.grid.T} for "
                 f"{len(frames)} frames"
             )
-        back = tokens.unmerge("hold" if hold else "nearest", time_weight=TIME_WEIGHT)[0]
+        back = tokens.unmerge(time_weight=TIME_WEIGHT)[0]
         if not bool(back.isfinite().all()):
             raise ValueError("the features are not all finite; take --dtype float32, or bfloat16 for float16")
         return back, int(tokens.count[0])

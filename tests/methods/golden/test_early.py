@@ -251,7 +251,7 @@ class TestCuesOfTheWalk:
             "vid_tldr(0.2)",
             "vid_tldr(0.2, by='shift')",
             "representation_shift(0.2)",
-            "merge_windows(0.25, window=3, stage='encoder')",
+            "merge_windows_in_encoder(0.25, window=3)",
             "grt(keep=0.4) | representation_shift(0.2)",
             "visual_words(0.5) | vid_tldr(0.1)",
         ],

@@ -32,7 +32,7 @@ SPECS = {
     "qformer": "qformer(5, num_layers=3, heads=2)",
     "attentional_pool": "attentional_pool(5, hidden=7)",
     "token_turing": "token_turing(5, memory=6, read=3, num_layers=2, heads=2)",
-    "llama_vid": f"llama_vid(2, text_dim={D})",
+    "llama_vid": f"llama_vid('5/frame', text_dim={D})",
     "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_dim={D})",
     "storm": "storm(2, spatial=2, state=3, num_layers=2)",
     "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",

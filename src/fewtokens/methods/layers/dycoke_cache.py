@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.layer_method import InsideMethod, check_layer
-from fewtokens.core.method import check_share
+from fewtokens.core.budget import Budget
 from fewtokens.llm.interface import layer_cache
 from fewtokens.llm.layers.attention import attention_rows
 from fewtokens.llm.layers.cache import FewerLayer, fewer_layer
@@ -45,7 +45,7 @@ class DyCokeCache(InsideMethod):
         super().__init__()
         if not -1 <= similarity <= 1:
             raise ValueError(f"dycoke_cache: similarity is a cosine, in [-1, 1], got {similarity}")
-        self.keep, self.layer = check_share(keep), check_layer(layer, "dycoke_cache")
+        self.keep, self.layer = Budget.parse(keep, units=("share",)).value, check_layer(layer, "dycoke_cache")
         self.similarity, self.revive = float(similarity), bool(revive)
 
     def asked_layers(self, depth: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
-from fewtokens.core.method import check_keep
+from fewtokens.core.budget import Budget
 
 
 class FastV(InsideMethod):
@@ -25,7 +25,7 @@ class FastV(InsideMethod):
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:
         super().__init__()
-        self.keep, self.layer = check_keep(keep), check_layer(layer, "fastv")
+        self.keep, self.layer = Budget.parse(keep).value, check_layer(layer, "fastv")
 
     def stops(self, depth: int) -> list[Stop]:
         return [Stop(self.layer, self.layer - 1)]

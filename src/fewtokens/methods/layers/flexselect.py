@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
-from fewtokens.core.method import check_keep
+from fewtokens.core.budget import Budget
 
 
 class FlexSelect(InsideMethod):
@@ -31,7 +31,7 @@ class FlexSelect(InsideMethod):
         super().__init__()
         if by not in ("max", "mean"):
             raise ValueError(f"flexselect: by must be 'max' or 'mean', got {by!r}")
-        self.keep, self.layer, self.by = check_keep(keep), check_layer(layer, "flexselect"), by
+        self.keep, self.layer, self.by = Budget.parse(keep).value, check_layer(layer, "flexselect"), by
         self.pool = by
 
     def stops(self, depth: int) -> list[Stop]:

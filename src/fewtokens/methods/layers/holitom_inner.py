@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
-from fewtokens.core.method import check_keep
+from fewtokens.core.budget import Budget
 from fewtokens.methods.ops.segments import rank_within
 
 # Entries of a table of cosines made at once (64 MiB in float32).
@@ -36,7 +36,7 @@ class HoliTomInner(InsideMethod):
         super().__init__()
         if merge not in ("sequential", "mean", "drop"):
             raise ValueError(f"holitom_inner: merge must be 'sequential', 'mean' or 'drop', got {merge!r}")
-        self.keep, self.layer, self.merge = check_keep(keep), check_layer(layer, "holitom_inner"), merge
+        self.keep, self.layer, self.merge = Budget.parse(keep).value, check_layer(layer, "holitom_inner"), merge
 
     def stops(self, depth: int) -> list[Stop]:
         return [Stop(self.layer, self.layer - 1)]

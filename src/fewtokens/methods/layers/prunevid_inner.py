@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, may_spare_all
-from fewtokens.core.method import check_share
+from fewtokens.core.budget import Budget
 from fewtokens.core.tokens import Tokens
 
 
@@ -36,7 +36,7 @@ class PruneVidInner(InsideMethod):
         super().__init__()
         if isinstance(keep, int) and not isinstance(keep, bool):
             raise ValueError(f"prunevid_inner: keep is a share of each group such as 0.4, not the count {keep}")
-        self.keep, self.layer = check_share(keep), layer
+        self.keep, self.layer = Budget.parse(keep, units=("share",)).value, layer
         check_layer(layer + 1, "prunevid_inner")
 
     def stops(self, depth: int) -> list[Stop]:

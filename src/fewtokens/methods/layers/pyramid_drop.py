@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
-from fewtokens.core.method import check_keep
+from fewtokens.core.budget import Budget
 
 
 class PyramidDrop(InsideMethod):
@@ -32,7 +32,7 @@ class PyramidDrop(InsideMethod):
         super().__init__()
         if isinstance(keep, (int, float)) or not keep:
             raise ValueError(f"pyramid_drop takes a share for each stage, such as keep=(0.5, 0.25), got {keep!r}")
-        self.keep = tuple(check_keep(part) for part in keep)
+        self.keep = tuple(Budget.parse(part).value for part in keep)
         self.layers = None if layers is None else tuple(check_layer(layer, "pyramid_drop") for layer in layers)
         if self.layers is not None:
             if len(self.layers) != len(self.keep):

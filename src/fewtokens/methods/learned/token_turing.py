@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
+from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -26,8 +25,8 @@ from fewtokens.methods.ops.resample import (
 _HIDDEN = 64
 
 
-class TokenTuring(Method):
-    """A memory M of tokens, zero at first, goes over the frames x_t; `num_tokens` tokens are read from it at the end.
+class TokenTuring(Resampler):
+    """A memory M of tokens, zero at first, goes over the frames x_t; `keep` tokens are read from it at the end.
 
     Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267).
     Each frame: z = S_r([M; x_t]) reads, o = Transformer(z) works, M <- S_m([M; x_t; o]) writes, with S_k the summary
@@ -43,7 +42,7 @@ class TokenTuring(Method):
     long ago fade; those whose weight vanishes in float32 are shared by all tokens alike.
 
     Args:
-        num_tokens: tokens of the whole video.
+        keep: tokens of the whole video, a count.
         dim: channels of the features.
         memory: tokens of the memory.
         read: tokens that are read and worked on at each frame.
@@ -52,15 +51,14 @@ class TokenTuring(Method):
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    trainable = True
-    resamples = True
+    learned = True
     paper = "Token Turing Machines, arXiv 2211.09119; BLIP-3-Video, arXiv 2410.16267"
     license = "written from the papers; reference code Apache-2.0"
     cost = "a frame of n: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
 
     def __init__(
         self,
-        num_tokens: int = 32,
+        keep: int = 32,
         *,
         dim: int = 384,
         memory: int = 64,
@@ -70,8 +68,9 @@ class TokenTuring(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_counts(num_tokens=num_tokens, memory=memory, read=read, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.dim, self.memory, self.read = num_tokens, dim, memory, read
+        self.take_budget(keep, units=("count",))
+        check_counts(memory=memory, read=read, num_layers=num_layers, heads=heads)
+        self.dim, self.memory, self.read = dim, memory, read
         self.num_layers, self.heads, self.checkpoint = num_layers, heads, checkpoint
         self.places = Places(dim)
         self.slots = nn.Parameter(0.5 * torch.randn(memory, dim))
@@ -80,8 +79,8 @@ class TokenTuring(Method):
         self.order = nn.Parameter(0.02 * torch.randn(read, dim))
         self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(dim)
-        self.last = Summary(dim, num_tokens, _HIDDEN)
-        load_weights(self, "token_turing", checkpoint)
+        self.last = Summary(dim, keep, _HIDDEN)
+        load_weights(self, checkpoint)
 
     def empty(self, videos: int) -> Tensor:
         """The memory before the first frame, zeros [B,m,C]."""
@@ -101,7 +100,7 @@ class TokenTuring(Method):
         memory, out, *_ = self._step(x, where, frame.mask, self.empty(frame.B) if memory is None else memory)
         return memory, out
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
         x, where = features_of(tokens, self.slots.dtype), self._where(tokens)
         memory, index, real = self.empty(tokens.B), *by_frame(tokens)
@@ -112,7 +111,7 @@ class TokenTuring(Method):
             held = self._follow(held, reading.detach().float(), writing.detach().float(), pick, here)
         maps = self.last(memory + self.slots)
         attention = seen_by_all(maps.detach().float() @ held)
-        return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.num_tokens))
+        return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.keep))
 
     def _where(self, tokens: Tokens) -> Tensor:
         """Rows and columns embedded; time is what the memory is for, and a stream has no end."""
@@ -144,6 +143,3 @@ class TokenTuring(Method):
         with torch.autocast(held.device.type, enabled=False):
             after = along(writing) + writing[..., m + n :] @ along(reading)
         return torch.where(here.any(1)[:, None, None], after, held)
-
-    def planned_count(self, grid: Grid) -> int:
-        return self.num_tokens

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks
@@ -50,16 +50,14 @@ class FastVid(Method):
         beta: smallest weight of an anchor; neighbors: of the density.
     """
 
-    needs = ("attention", "frame_global")
     paper = "FastVID: Dynamic Density Pruning for Fast Video Large Language Models, arXiv 2503.11187"
     license = "written from the description; reference MIT"
     cost = "O(T n^2 C T/step) with n cells of a frame"
-    merges = True
-    dense = True
+    full_grid = True
 
     def __init__(
         self,
-        keep: float | int = 0.25,
+        keep: float | int | str = 0.25,
         *,
         segments: int = 8,
         tau: float = 0.9,
@@ -69,13 +67,17 @@ class FastVid(Method):
         neighbors: int = 4,
     ) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if min(segments, step, neighbors) < 1:
             raise ValueError(f"segments, step and neighbors must be at least 1, got {segments}, {step}, {neighbors}")
         if not 0 <= context <= 1 or not 0 <= beta <= 1 or not -1 <= tau <= 1:
             raise ValueError(f"context and beta must be in [0, 1], tau in [-1, 1]; got {context}, {beta}, {tau}")
         self.segments, self.tau, self.context = segments, float(tau), float(context)
         self.step, self.beta, self.neighbors = step, float(beta), neighbors
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention", "frame_global")
 
     def _choose(self, tokens: Tokens, attention: Tensor, frame_global: Tensor) -> _Choice:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.components import components
@@ -47,10 +48,7 @@ class Sttm(Method):
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
     license = "written from the description; the reference code has no licence"
     cost = "O(levels * N C); with keep nine times that"
-    instead_of_keep = ("tau", "tau_time")
-    partition = True
-    dense = True
-    budget = False
+    full_grid = True
 
     def __init__(
         self,
@@ -60,11 +58,10 @@ class Sttm(Method):
         levels: int | None = None,
         weighted: bool = False,
         strips: str = "first",
-        keep: float | int | None = None,
+        keep: float | int | str | None = None,
     ) -> None:
         super().__init__()
-        if keep is not None and (tau is not None or tau_time is not None):
-            raise ValueError("sttm takes tau= and tau_time=, or keep=, not both")
+        self.take_budget(keep, tau=tau, **({"tau_time": tau_time} if tau is None else {}))
         for name, value in (("tau", tau), ("tau_time", tau_time)):
             if value is not None and not -1 <= value <= 1.01:
                 raise ValueError(f"{name} is a cosine, in [-1, 1], got {value}")
@@ -72,17 +69,12 @@ class Sttm(Method):
             raise ValueError(f"levels must be at least 0, got {levels}")
         if strips not in ("first", "last"):
             raise ValueError(f"strips of an odd side come 'first' or 'last', not {strips!r}")
-        self.keep = None if keep is None else check_keep(keep)
         self.tau, self.tau_time, self.levels, self.weighted = tau, tau_time, levels, bool(weighted)
         self.strips = strips
-        self.budget = keep is not None
-
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else planned_count(grid, self.keep)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         tokens.require_full_grid(self.name)
-        if self.keep is not None:
+        if self.budget is not None:
             # Nothing is alike above 1, so the highest threshold leaves all.
             return to_budget(lambda tau: self._reduce(tokens, tau, tau), self.counts(tokens), -1.0, 1.01)
         taus = [0.85 if self.tau is None else self.tau, 0.6 if self.tau_time is None else self.tau_time]
@@ -95,9 +87,9 @@ class Sttm(Method):
             node, mean, part = quadtree(tokens, tau, levels, weighted=self.weighted, strips=self.strips)
             plan = Plan.group(_over_time(node, mean, tokens, tau_time), tokens, tokens.N)
             # Each cell's part in its token: in its node, and of the node among the token's.
-            part, _ = plan.shares(torch.ones_like(part) if self.weighted else part)
+            part, _ = plan.parts(torch.ones_like(part) if self.weighted else part)
             assert plan.dest is not None
-        return tokens.apply(plan).replace(features=plan.average(tokens.features, part.masked_fill(plan.dest < 0, 0)))
+        return tokens.apply(replace(plan, shares=part))
 
 
 def published_levels(grid: Grid) -> int:
