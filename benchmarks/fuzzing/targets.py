@@ -118,13 +118,13 @@ def _read_pipeline(folder: Path, number: int) -> object:
 
 def _make_stream(folder: Path) -> None:
     video = synthetic("static", frames=8, size=(32, 32))
-    run = streaming.Streaming(registry.build("dtd(0.5)")[0], load_encoder("patches"))
+    run = streaming.Streaming(Pipeline("dtd(0.5)", load_encoder("patches")))
     names = []
     for start in (0, 4):
         tokens = run(video.frames[start : start + 4], video.times[start : start + 4])
         names.append(f"{start:06}.safetensors")
         tokens.save(folder / names[-1], spec=run.spec)
-    streaming.finish(folder, names, run.spec, {"source": {"path": "a.mp4"}})
+    streaming.finish(folder, names, run.pipeline.spec, {"source": {"path": "a.mp4"}})
 
 
 def _read_stream(folder: Path, number: int) -> object:
@@ -461,7 +461,7 @@ def _make_weights(folder: Path) -> None:
     from fewtokens.core.method import save_weights
 
     torch.manual_seed(0)
-    save_weights(registry.build("tokenlearner('4/frame', dim=8)")[0], "tokenlearner", folder / "weights.safetensors")
+    save_weights(registry.build("tokenlearner('4/frame', dim=8)")[0], folder / "weights.safetensors")
 
 
 def _read_weights(folder: Path, number: int) -> object:

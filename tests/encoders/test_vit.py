@@ -210,9 +210,7 @@ class TestEncoder:
 
     def test_cues_follow_merged_tokens(self, vit):
         _, full = VitEncoder(vit)(frames(), needs=("attention",))
-        tokens, cues = VitEncoder(vit)(
-            frames(), needs=("attention", "pixels"), inside=[TomeInEncoder(r=[0, 0, 0, 5])]
-        )
+        tokens, cues = VitEncoder(vit)(frames(), needs=("attention", "pixels"), inside=[TomeInEncoder(r=[0, 0, 0, 5])])
         assert cues["attention"].shape == (2, tokens.N)
         # Merging after the last attention: a token's cue is the mean of its members'.
         members = full["attention"][0][tokens.assignment[0] == 7]

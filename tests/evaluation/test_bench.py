@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fewtokens.core import registry
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import planned_count
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
@@ -64,7 +64,7 @@ class TestSpecs:
         """From below where it counts in blocks or frames, never from above."""
         encoder, encoded = static
         row = measure(encoded, encoder, spec, keep, repeats=1)
-        wanted = planned_count(encoded.tokens.grid, keep)
+        wanted = Budget.parse(keep).count(encoded.tokens.grid)
         per_frame = encoded.tokens.grid.T if chain(spec, keep, encoded.tokens.grid)[0].stage == "encoder" else 1
         assert 1 <= row["tokens"] <= max(wanted, per_frame)
 

@@ -124,7 +124,9 @@ def test_token_counts():
 def test_spec_shapes_of_the_encoder():
     """(2,64,192), T=4, S=8, 3 layers, L0=2: 32 tokens without fuser, 64 with."""
     for fuser, tokens in (("", 32), ("fuser", 64)):
-        config = VisionConfig(192, 3, 3, patch=4, frames=4, size=(16, 16), learner="tokenlearner('8/frame')", at=2, fuser=fuser)
+        config = VisionConfig(
+            192, 3, 3, patch=4, frames=4, size=(16, 16), learner="tokenlearner('8/frame')", at=2, fuser=fuser
+        )
         model = VisionTransformer(config)
         named = model.intermediates(torch.rand(2, 4, 3, 16, 16))
         assert named["block1"].shape == (2, 64, 192)

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -284,7 +284,17 @@ def parse_keep(keep: str | None) -> float | int | str | None:
     """0.1 is a share, 32 a count, 8/frame a count for each frame, as in a spec string."""
     from fewtokens.core.budget import Budget
 
-    return None if keep is None else Budget.parse(keep, caller="--keep").keep
+    if keep is None:
+        return None
+    value: Any = keep
+    for number in (int, float):
+        with suppress(ValueError):
+            value = number(keep)
+            break
+    try:
+        return Budget.parse(value).keep
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def make_pipeline(

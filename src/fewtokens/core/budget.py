@@ -38,7 +38,7 @@ class Budget:
         """Reads a `keep` argument: 0.1 is a share, 32 a count, "8/frame" a count for each frame.
 
         Args:
-            keep: float, int or str. A str of digits is read as on a command line ("0.1", "32").
+            keep: float, int or str.
             caller: the method's name, for the message.
             units: what the caller takes.
 
@@ -84,7 +84,7 @@ class Budget:
         if given and given != ["keep"]:
             return None
         keep = default if keep is None else keep
-        return None if keep is None else Budget.parse(keep, caller=caller, units=units)
+        return None if keep is None and instead else Budget.parse(keep, caller=caller, units=units)
 
     @staticmethod
     def pruning(rate: Any, *, caller: str) -> Budget:
@@ -130,13 +130,9 @@ def _read(keep: Any) -> tuple[Any, Any]:
     """The number and its unit; (None, None) for what is no budget."""
     number, per_frame = keep, False
     if isinstance(keep, str):
-        text = keep.strip()
-        per_frame = text.endswith("/frame")
-        try:
-            number = float(text) if not per_frame and "." in text else int(text.removesuffix("/frame"))
-        except ValueError:
-            return None, None
+        text, slash, unit = keep.partition("/")
+        per_frame = (slash, unit) == ("/", "frame") and text.isascii() and text.isdigit() and len(text) < 10
+        number = int(text) if per_frame else None
     if isinstance(number, bool) or not isinstance(number, int | float):
         return None, None
-    unit = "per frame" if per_frame else "share" if isinstance(number, float) else "count"
-    return number, unit
+    return number, "per frame" if per_frame else "share" if isinstance(number, float) else "count"

@@ -8,7 +8,8 @@ overrides `forward`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -43,7 +44,7 @@ CUES = {
 }
 
 
-class Method(nn.Module, Spec):
+class Method(Spec, nn.Module):
     """Tokens in, fewer tokens out.
 
     Class attributes, the same for all arguments:
@@ -78,14 +79,14 @@ class Method(nn.Module, Spec):
         keep: float | int | str | None,
         *,
         default: float | int | str | None = None,
-        units: tuple[Unit, ...] | None = None,
+        units: tuple[Unit, ...] = (),
         **instead: Any,
     ) -> None:
         """Sets `budget` and `keep` from the constructor's arguments, see `Budget.choose`.
 
         Inside an encoder, which sees one frame at a time, a count of the whole video is refused.
         """
-        if units is None:
+        if not units:
             units = ("share", "per frame") if self.stage == "encoder" else ("share", "count", "per frame")
         self.budget = Budget.choose(self.name, keep, default=default, units=units, **instead)
         self.keep = None if self.budget is None else self.budget.keep
@@ -112,8 +113,8 @@ class Method(nn.Module, Spec):
             )
         return super().__call__(tokens, **cues)
 
-    @abstractmethod
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens: ...
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        raise NotImplementedError(f"{self.name} must extend Reducer or Resampler, or override forward")
 
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         """Where each token goes, [B,N]: the method's decision as data, to apply to anything that has a row a token.
@@ -168,23 +169,26 @@ class Method(nn.Module, Spec):
 
 
 class Reducer(Method):
-    """A method that decides a plan; the plan is all that it does."""
+    """A method that decides a plan; the plan is all that it does.
 
-    @abstractmethod
-    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        """Where each token goes. Called without gradients; features flow through `Tokens.apply`."""
+    It overrides `plan(tokens, **cues)`: where each token goes. That is called without gradients; features flow through
+    `Tokens.apply`.
+    """
+
+    plan: Callable[..., Plan]
 
     @final
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         with torch.no_grad():
             return self.plan(tokens, **cues)
 
-    @final
+    @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         return tokens.apply(self.decide(tokens, **cues))
 
 
-class Resampled(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Resampled:
     """What a resampler makes.
 
     Attributes:
@@ -204,11 +208,12 @@ class Resampled(NamedTuple):
 
 
 class Resampler(Method):
-    """A method that makes new features, no mean of anything, and says which tokens each was made from."""
+    """A method that makes new features, no mean of anything, and says which tokens each was made from.
 
-    @abstractmethod
-    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
-        """The new features and what they were made from."""
+    It overrides `resample(tokens, **cues)`.
+    """
+
+    resample: Callable[..., Resampled]
 
     def planned_count(self, grid: Grid) -> int | None:
         # New features may be more than there are cells.
@@ -218,7 +223,7 @@ class Resampler(Method):
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         raise ValueError(f"{self.name} makes new features; it decides no plan (see Tokens.attribution)")
 
-    @final
+    @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         new = self.resample(tokens, **cues)
         reduced = tokens.apply(new.plan)
@@ -263,7 +268,7 @@ class Quantizer(Method):
         """Bits of one token: the sum of log2 of the codebooks' sizes."""
         return float(sum(torch.tensor(size, dtype=torch.float64).log2() for size in self.codebook_sizes))
 
-    @final
+    @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         features, codes, losses = self.quantize(tokens.features)
         padding = ~tokens.mask[..., None]
@@ -300,7 +305,7 @@ class Memory(Method):
     def causal(self) -> bool:
         return True
 
-    @final
+    @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         return self.read(self.push(tokens, None, **cues), **cues)
 
@@ -314,7 +319,8 @@ class Memory(Method):
         return chunks[-1]
 
 
-class Selection(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Selection:
     """Which frames of a video are read.
 
     Attributes:

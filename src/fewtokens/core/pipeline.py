@@ -113,7 +113,7 @@ class Pipeline(nn.Module):
         stages = [method.stage for method in methods]
         for method in methods:
             if method.stage not in ("pixels", "encoder", "tokens"):
-                raise ValueError(f"{method.name} acts {STAGES[method.stage]}; a pipeline ends before it")
+                raise ValueError(f"{method.name} acts inside a language model; a pipeline ends before it")
         self.methods = nn.ModuleList(methods)
         self.encoder = encoder
         if stages != sorted(stages, key=order.index):
@@ -270,8 +270,8 @@ class Pipeline(nn.Module):
             assert isinstance(method, Method)
             if not registry.is_registered(method):
                 raise ValueError(
-                    f"{method.name} cannot be built again by name; register it (entry points fewtokens.methods), or save "
-                    "its parameters yourself"
+                    f"{method.name} cannot be built again by name: register it (entry point fewtokens.methods) or "
+                    "save its parameters yourself"
                 )
         encoder = None if self.encoder is None else self.encoder.describe()
         state = self.methods.state_dict()

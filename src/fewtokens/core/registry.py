@@ -111,8 +111,8 @@ def _others() -> dict[str, EntryPoint]:
 
 
 def streaming_names() -> list[str]:
-    """Methods that can be streamed, each with some of its arguments."""
-    return [name for name in names() if get(name).step is not Method.step]
+    """Methods that can be streamed, with some of their arguments, in alphabetical order."""
+    return sorted(name for name in names() if get(name).step is not Method.step)
 
 
 def is_registered(method: Spec) -> bool:
@@ -233,10 +233,10 @@ def build(spec: str, **defaults: Any) -> list[Any]:
     for number, (name, arguments) in enumerate(links):
         known = inspect.signature(get(name)).parameters
         fitting = {key: value for key, value in defaults.items() if key in known and key not in arguments}
-        keep = fitting.pop("keep", None)
+        budget = {"keep": fitting.pop("keep")} if "keep" in fitting else {}
         arguments = fitting | arguments
-        if keep is not None and leaves_keep_open(name, arguments, last=number == len(links) - 1):
-            arguments = arguments | {"keep": keep}
+        if budget and leaves_keep_open(name, arguments, last=number == len(links) - 1):
+            arguments = budget | arguments
         chain.append(_make(name, arguments))
     return chain
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.plain import conform
-from fewtokens.core.plan import Dropped, Plan, by_position, follow
+from fewtokens.core.plan import Dropped, Plan, by_position, follow, sums
 from fewtokens.core.pytree import register
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
@@ -238,9 +238,13 @@ class Tokens:
         plan = replace(plan, dest=plan.dest.masked_fill(~self.mask, -1))
         assert plan.dest is not None
         own = self.sizes if plan.sizes is None else plan.sizes.to(self.sizes.dtype)
-        share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own)
         copied = plan.representative is not None
-        parts = share if plan.shares is None else plan.shares.masked_fill(plan.dest < 0, 0)
+        if copied:
+            sizes = sums(own[..., None], plan.dest, plan.num_slots).squeeze(2)
+            share = parts = own  # not looked at
+        else:
+            share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own)
+            parts = share if plan.shares is None else plan.shares.masked_fill(plan.dest < 0, 0)
 
         def move(values: Tensor, parts: Tensor) -> Tensor:
             return plan.copy(values) if copied else plan.sum(values, parts)

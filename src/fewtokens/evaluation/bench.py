@@ -323,8 +323,8 @@ def unpacked(text: str) -> np.ndarray:
 
 
 def jobs(
-    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int]
-) -> Iterator[tuple[str, str, float | int]]:
+    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int | str]
+) -> Iterator[tuple[str, str, float | int | str]]:
     """Clip, spec and budget of every row, clip by clip; all features of a clip come first."""
     for item in items:
         yield item, FULL, 1.0

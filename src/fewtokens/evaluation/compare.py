@@ -78,7 +78,9 @@ class Row:
         }
 
 
-def at_one_budget(keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)) -> list[Method]:
+def at_one_budget(
+    keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)
+) -> list[Method]:
     """Every registered method without parameters that acts on tokens and meets a budget, the baselines first.
 
     Methods that cannot go so low (some keep a whole frame) are left out.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.data.dense_sets import SequenceFiles, paired
 from fewtokens.data.masks import read_masks, resize_masks
@@ -54,6 +53,7 @@ def encode_with(pipeline: Pipeline) -> Encode:
     Raises (when called):
         ValueError: an encoder without features for each single frame, or with some that are not finite.
     """
+
     @torch.inference_mode()
     def run(frames: Tensor) -> tuple[Tensor, int]:
         tokens = pipeline(frames[None])

@@ -106,7 +106,7 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
     Args:
         model: of a family in `FAMILIES`, with its language-model head; also wrapped by peft, torch.compile (what was
             compiled is then not used), DataParallel (one device is used) or DDP.
-        spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.INSIDE`),
+        spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.layer_names()`),
             for which its decoder layers are given forward pre-hooks. Those keep prompts, generated words and logits
             as long as they are; hidden states, attention and caches get shorter. Only videos are reduced: an image is
             left whole, and a warning says so.

@@ -10,6 +10,7 @@ chosen layers a learner makes few tokens of each frame:
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -335,10 +336,15 @@ def build_learner(config: VisionConfig) -> nn.Module:
     Raises:
         ValueError: not one method, or one that does not work frame by frame.
     """
-    links = registry.parse(config.learner)
-    takes = registry.get(links[0][0])
-    sized = {"side": max(config.grid[1:])} if "side" in inspect.signature(takes).parameters else {}
-    (learner, *others) = registry.build(config.learner, dim=config.width, **sized)
+    # Earlier versions wrote the tokens of a frame as tokenlearner(8).
+    spec = re.sub(
+        r"^(tokenlearner|dense_tokens|pool_mlp|grid_split)\((?:num_tokens=)?(\d+)(?=[,)])",
+        r"\1('\2/frame'",
+        config.learner,
+    )
+    takes = inspect.signature(registry.get(registry.parse(spec)[0][0])).parameters
+    sized = {"side": max(config.grid[1:])} if "side" in takes else {}
+    (learner, *others) = registry.build(spec, dim=config.width, **sized)
     if others or not hasattr(learner, "learn"):
         raise ValueError(f"{config.learner!r} is not one per-frame learner such as tokenlearner('8/frame')")
     return learner

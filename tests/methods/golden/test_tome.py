@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.merging.tome import Tome, schedule
+from fewtokens.methods.merging.tome import Tome
+from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 from fewtokens.methods.ops.bipartite import best_match, bipartite_plan
+from fewtokens.methods.ops.schedule import schedule
 from tests.helpers.clips import clip
 
 
@@ -137,20 +139,17 @@ def test_a_share_inside_an_encoder_is_met(keep):
 
 def test_a_share_out_of_reach_is_an_error():
     tokens = Tokens.from_cells(torch.randn(1, 1, 14, 14, 4))
-    with pytest.raises(ValueError, match="cannot reach"):
+    with pytest.raises(ValueError, match="tome_in_encoder.*cannot be reached"):
         for layer in range(2):
             tokens = TomeInEncoder(keep=0.01)(tokens, keys=tokens.features, layer=layer, depth=2)
 
 
 def test_bad_arguments():
-    for wrong in (
-        {"stage": "llm"},
-        {"r": 8},
-        {"keep": 32, "stage": "encoder"},
-        {"keep": 0.5, "r": 8, "stage": "encoder"},
-    ):
-        with pytest.raises(ValueError, match=r"tome|keep"):
-            Tome(**wrong)
+    for wrong in ({"keep": 32}, {"keep": 0.5, "r": 8}, {"r": -1}):
+        with pytest.raises(ValueError, match=r"tome_in_encoder|r must be"):
+            TomeInEncoder(**wrong)
+    with pytest.raises(ValueError, match="tome: keep"):
+        Tome(0)
 
 
 def test_merges_equal_frames_first():

@@ -493,11 +493,11 @@ def test_heads_divide_the_width():
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (Perceiver, {"num_tokens": 0}, "num_tokens"),
+        (Perceiver, {"keep": 0}, "perceiver: keep must be a count"),
         (QFormer, {"num_layers": 0}, "num_layers"),
         (AttentionalPool, {"hidden": -1}, "hidden"),
         (TokenTuring, {"memory": 2.5}, "memory"),
-        (LlamaVid, {"grid": True}, "grid"),
+        (LlamaVid, {"keep": True}, "llama_vid: keep must be"),
         (PpLlava, {"kernel": (2, 3)}, "kernel"),
         (PpLlava, {"tau": 0.0}, "tau"),
         (Storm, {"pool": 0}, "pool"),
@@ -513,10 +513,10 @@ def test_impossible_arguments(kind, arguments, message):
 @pytest.mark.parametrize("name", SPECS)
 def test_weights_are_saved_and_read(name, tmp_path):
     method = build(name).float()
-    path = save_weights(method, name, tmp_path / "method.safetensors")
+    path = save_weights(method, tmp_path / "method.safetensors")
     (again,) = registry.build(SPECS[name], dim=C, checkpoint=str(path))
     tokens = video().to(torch.float32)
     text = query().float()
     assert torch.equal(run(method, tokens, text).features, run(again.eval(), tokens, text).features)
-    with pytest.raises(ValueError, match="say width"):
+    with pytest.raises(ValueError, match="say dim"):
         run(method, clip(C=C + 1), text)

@@ -207,7 +207,7 @@ def test_gradients_of_the_fusers(name):
 def test_grid_split(tokens, shape, expected):
     assert rows_and_columns(tokens, *shape) == expected
     x = torch.randn(1, *shape, 3)
-    z, _ = GridSplit(tokens).learn(x)
+    z, _ = GridSplit(f"{tokens}/frame").learn(x)
     pooled = nn.functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), expected).flatten(2).transpose(1, 2)
     torch.testing.assert_close(z, pooled)
 
@@ -241,7 +241,7 @@ def test_pool_mlp_sees_only_the_mean():
 
 def test_weights_are_saved_and_read(tmp_path):
     learner = TokenLearner("4/frame", dim=6)
-    path = save_weights(learner, "tokenlearner", tmp_path / "learner.safetensors")
+    path = save_weights(learner, tmp_path / "learner.safetensors")
     again = TokenLearner("4/frame", dim=6, checkpoint=str(path))
     assert all(
         torch.equal(a, b) for a, b in zip(learner.state_dict().values(), again.state_dict().values(), strict=True)
@@ -255,7 +255,7 @@ def test_weights_are_saved_and_read(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_tokens": 0}, "num_tokens"),
+        ({"keep": 8}, "tokenlearner: keep must be a count for each frame"),
         ({"version": "2"}, "version"),
         ({"pool": "max"}, "pool"),
         ({"version": "1.1", "pool": "mean"}, "1.1 pools with a softmax"),

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.layer_method import InsideMethod, check_layer
 from fewtokens.core.budget import Budget
+from fewtokens.core.layer_method import InsideMethod, check_layer
 from fewtokens.llm.interface import layer_cache
 from fewtokens.llm.layers.attention import attention_rows
 from fewtokens.llm.layers.cache import FewerLayer, fewer_layer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
 from fewtokens.core.budget import Budget
+from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
 
 
 class FastV(InsideMethod):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
 from fewtokens.core.budget import Budget
+from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
 from fewtokens.methods.ops.segments import rank_within
 
 # Entries of a table of cosines made at once (64 MiB in float32).

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, may_spare_all
 from fewtokens.core.budget import Budget
+from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, may_spare_all
 from fewtokens.core.tokens import Tokens
 
 

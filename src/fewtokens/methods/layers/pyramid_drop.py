@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
 from fewtokens.core.budget import Budget
+from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
 
 
 class PyramidDrop(InsideMethod):

@@ -38,7 +38,9 @@ class DenseTokens(Resampler):
     license = "own"
     cost = "H*W*C*num_tokens MACs a frame"
 
-    def __init__(self, keep: str = "8/frame", *, dim: int = 384, side: int = 14, checkpoint: str | None = None) -> None:
+    def __init__(
+        self, keep: int | str = "8/frame", *, dim: int = 384, side: int = 14, checkpoint: str | None = None
+    ) -> None:
         super().__init__()
         self.take_budget(keep, units=("per frame",))
         assert self.budget is not None

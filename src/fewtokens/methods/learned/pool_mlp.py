@@ -29,7 +29,7 @@ class PoolMlp(Resampler):
     license = "own"
     cost = "C*C*(1 + num_tokens) MACs a frame"
 
-    def __init__(self, keep: str = "8/frame", *, dim: int = 384, checkpoint: str | None = None) -> None:
+    def __init__(self, keep: int | str = "8/frame", *, dim: int = 384, checkpoint: str | None = None) -> None:
         super().__init__()
         self.take_budget(keep, units=("per frame",))
         assert self.budget is not None
@@ -48,7 +48,7 @@ class PoolMlp(Resampler):
         mean = self.norm(x).mean((1, 2))
         made = self.fc2(nn.functional.gelu(self.fc1(mean), approximate="tanh"))
         maps = x.new_full((len(x), self.num_tokens, x.shape[1] * x.shape[2]), 1 / (x.shape[1] * x.shape[2]))
-        return made.unflatten(1, (self.dim)), maps
+        return made.unflatten(1, (self.num_tokens, self.dim)), maps
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)

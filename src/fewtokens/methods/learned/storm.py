@@ -58,10 +58,14 @@ class Storm(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, **({"spatial": spatial} if pool is None else {"pool": pool}))
+        if pool is None:
+            self.take_budget(keep, spatial=spatial)
+        else:
+            self.take_budget(keep, pool=pool)
         self.pool = None if self.budget else 4 if pool is None else pool
         self.spatial = None if self.budget else 1 if spatial is None else spatial
-        check_counts(pool=self.pool or 1, spatial=self.spatial or 1, state=state, num_layers=num_layers)
+        windows = {} if self.budget else {"pool": self.pool, "spatial": self.spatial}
+        check_counts(**windows, state=state, num_layers=num_layers)
         self.dim, self.state = dim, state
         self.num_layers, self.checkpoint = num_layers, checkpoint
         self.layers = nn.ModuleList(Mixer(dim, state) for _ in range(num_layers))

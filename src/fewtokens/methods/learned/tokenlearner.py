@@ -47,7 +47,7 @@ class TokenLearner(Resampler):
 
     def __init__(
         self,
-        keep: str = "8/frame",
+        keep: int | str = "8/frame",
         *,
         dim: int = 384,
         version: str = "1.0",

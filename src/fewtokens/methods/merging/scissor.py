@@ -83,7 +83,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     # The mean of the representative and of what went to it, each counting once.
     assert plan.dest is not None
     ones = torch.ones_like(tokens.sizes)
-    count = plan.shares(ones)[1][..., None]
+    count = plan.parts(ones)[1][..., None]
     mean = plan.move(tokens.features.float())
     centre = plan.move(representatives.gather(1, nearest[..., None].expand(-1, -1, x.shape[2])))
     features = (mean * count + centre) / (count + 1)

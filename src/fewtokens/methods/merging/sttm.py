@@ -61,7 +61,10 @@ class Sttm(Method):
         keep: float | int | str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, tau=tau, **({"tau_time": tau_time} if tau is None else {}))
+        if tau is None:
+            self.take_budget(keep, tau_time=tau_time)
+        else:
+            self.take_budget(keep, tau=tau)
         for name, value in (("tau", tau), ("tau_time", tau_time)):
             if value is not None and not -1 <= value <= 1.01:
                 raise ValueError(f"{name} is a cosine, in [-1, 1], got {value}")

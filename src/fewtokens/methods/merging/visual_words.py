@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core import files
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match

@@ -19,7 +19,7 @@ PARTS = 16
 _WAVES = 8
 
 
-def check_counts(**counts: int) -> None:
+def check_counts(**counts: int | None) -> None:
     """Raises a ValueError that names the argument that is not a count of at least 1."""
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:

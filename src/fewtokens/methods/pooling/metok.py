@@ -50,7 +50,9 @@ class Metok(Reducer):
         key_frames: int = 6,
     ) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.keep = None
+        if keep is not None:
+            self.take_budget(keep)
         if by not in ("typical", "text"):
             raise ValueError(f"relevance is by 'typical' or 'text', not {by!r}")
         if min(events, key_events, key_frames) < 1:
