@@ -26,3 +26,5 @@ SQUARE = {"vqtoken"}
 NEVER_THE_IDENTITY = {"dynamic_pool", "storm"}
 # Comes out in another order than that of time: frames that asked, which may look at any cluster.
 UNORDERED = {"vqtoken"}
+# Streams into a memory of constant size, which does not say which cells of earlier chunks it holds.
+CONSTANT_MEMORY = {"token_turing"}

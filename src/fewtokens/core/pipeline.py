@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypedDict
 from torch import Tensor, nn
 
 from fewtokens.core import files, registry
-from fewtokens.core.batch import concatenate
+from fewtokens.core.batch import collate, concatenate
 from fewtokens.core.grid import Grid
+from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
 from fewtokens.core.method import CUES, STAGES, Method, Resampler
 from fewtokens.core.tokens import Tokens
 
@@ -108,7 +109,9 @@ class Pipeline(nn.Module):
     def __init__(self, methods: str | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
         super().__init__()
         if isinstance(methods, str):
-            methods = registry.build(methods) if methods.strip() else ()
+            # Learned methods are built for the features of the encoder.
+            dim = {} if getattr(encoder, "dim", None) is None else {"dim": encoder.dim}  # type: ignore[union-attr]
+            methods = registry.build(methods, **dim) if methods.strip() else ()
         order = list(STAGES)
         stages = [method.stage for method in methods]
         for method in methods:
@@ -162,18 +165,29 @@ class Pipeline(nn.Module):
             count = None if planned is None or count is None else min(count, planned)
         return count
 
-    def forward(self, video: Tensor | Tokens, times: Tensor | None = None, **cues: Tensor) -> Tokens:
+    def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:
         """Runs the chain.
 
         Args:
-            video: frames [B,T,3,H,W] or [T,3,H,W] (uint8, or float in 0..1), which need an encoder; or
-                tokens, which go through the tokens methods (and pixels methods whose cue is given).
+            video: a path (16 frames of it, the short side 224 pixels; `fewtokens.read` reads otherwise), a `Video`,
+                frames [T,3,H,W] or [B,T,3,H,W] (uint8, or float in 0..1), an image [3,H,W], a NumPy array (channels
+                first or last), PIL images, or a list of videos; all these need an encoder. Or `Tokens`, which go
+                through the tokens methods (and pixels methods whose cue is given).
             times: seconds of each frame, [T] or [B,T].
             cues: what methods need beside tokens given as such; see `fewtokens.core.method.CUES`.
 
+        Returns:
+            Tokens of all videos; those of a list in one padded batch.
+
         Raises:
-            ValueError: frames without an encoder, a missing cue.
+            ValueError: anything else, frames without an encoder, a missing cue.
         """
+        if is_list_of_videos(video):
+            if not video:
+                raise ValueError(f"there is no video in an empty list: give {TAKES}")
+            if times is not None or cues:
+                raise ValueError("times and cues belong to one video; run a list of videos without them")
+            return collate([self(one) for one in video])
 
         def run(method: Method, tokens: Tokens, **given: Any) -> Tokens:
             return method(tokens, **given)
@@ -181,7 +195,7 @@ class Pipeline(nn.Module):
         return self._run(video, times, cues, run)
 
     def step(
-        self, video: Tensor | Tokens, state: Sequence[Any] | None = None, times: Tensor | None = None, **cues: Tensor
+        self, video: Any, state: Sequence[Any] | None = None, times: Tensor | None = None, **cues: Tensor
     ) -> tuple[Tokens, list[Any]]:
         """The next frames of a stream: each causal method goes on from its state.
 
@@ -222,9 +236,7 @@ class Pipeline(nn.Module):
         own = [method for method in self.methods if isinstance(method, Method) and type(method).join is not Method.join]
         return own[-1].join(chunks) if own else concatenate(chunks)
 
-    def _run(
-        self, video: Tensor | Tokens, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]
-    ) -> Tokens:
+    def _run(self, video: Any, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]) -> Tokens:
         """The chain, each method run by `run(method, tokens, **cues)`."""
         after = self._at("tokens")
         if isinstance(video, Tokens):
@@ -235,7 +247,7 @@ class Pipeline(nn.Module):
         else:
             if self.encoder is None:
                 raise ValueError("frames need an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
-            frames = video[None] if video.ndim == 4 else video
+            frames, times = frames_of(video, times)
             before = self._at("pixels")
             if not self.encoder.skips:
                 before, after = [], [*before, *after]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import fnmatch
 import inspect
 import os
 import pkgutil
@@ -27,7 +28,7 @@ import torch
 from fewtokens import methods
 from fewtokens.core import files
 from fewtokens.core.budget import NotBoth
-from fewtokens.core.method import Method
+from fewtokens.core.method import STAGES, Method
 from fewtokens.core.plain import conform
 from fewtokens.core.spec import Spec
 
@@ -66,6 +67,44 @@ def layer_names() -> list[str]:
     They do not act on tokens alone, so they are no part of `names`, which comparisons and laws run over.
     """
     return list(_folder(LAYER_KIND))
+
+
+def list_methods(pattern: str = "*", *, stage: str | None = None, learned: bool | None = None) -> list[str]:
+    """Names of methods, the plain baselines first.
+
+    Args:
+        pattern: with `*` and `?`, such as "*merge*".
+        stage: one of `fewtokens.core.method.STAGES`; those at "llm" are not listed otherwise.
+        learned: True for those with parameters, False for those without.
+
+    Raises:
+        ValueError: no such stage.
+    """
+    if stage is not None and stage not in STAGES:
+        raise ValueError(f"a stage is one of {', '.join(STAGES)}, got {stage!r}")
+    candidates = layer_names() if stage == "llm" else names()
+    return [
+        name
+        for name in fnmatch.filter(candidates, pattern)
+        if (stage is None or get(name).stage == stage)
+        and (learned is None or getattr(get(name), "learned", False) == learned)
+    ]
+
+
+def create_method(name: str, **arguments: Any) -> Any:
+    """One method by name.
+
+    Args:
+        name: see `list_methods`.
+        arguments: of its constructor.
+
+    Raises:
+        ValueError: an unknown name or argument, or an argument of the wrong type or out of its range.
+    """
+    parameters = inspect.signature(get(name)).parameters
+    if unknown := sorted(set(arguments) - set(parameters)):
+        raise ValueError(f"{name} takes {', '.join(parameters) or 'no arguments'}; not {', '.join(unknown)}")
+    return _make(name, arguments)
 
 
 def kind_of(name: str) -> str:

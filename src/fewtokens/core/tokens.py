@@ -225,6 +225,76 @@ class Tokens:
         changes["aux"] = {name: value.to(features.device) for name, value in self.aux.items()}
         return replace(self, **changes)
 
+    def cpu(self) -> Tokens:
+        return self.to("cpu")
+
+    def cuda(self, device: int | str | torch.device = "cuda") -> Tokens:
+        return self.to(f"cuda:{device}" if isinstance(device, int) else device)
+
+    def numpy(self) -> dict[str, Any]:
+        """Every tensor by name as a NumPy array on the CPU; bfloat16, which NumPy lacks, as float32."""
+        tensors = {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
+        return {
+            name: (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
+            for name, value in tensors.items()
+        }
+
+    def to_pandas(self) -> Any:
+        """One row a token, without padding: video, token, seconds (if known), t, y, x, size, codes, features f0, f1 ...
+
+        Returns:
+            A pandas DataFrame.
+
+        Raises:
+            ValueError: pandas is missing.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ValueError("to_pandas needs pandas; pip install pandas") from None
+        video, token = (index.cpu().numpy() for index in self.mask.nonzero(as_tuple=True))
+        columns: dict[str, Any] = {"video": video, "token": token}
+        if self.grid.times is not None:
+            times = self.grid.times.expand(self.B, -1).to(self.device).gather(1, self.frame)
+            columns["seconds"] = times[self.mask].cpu().numpy()
+        for name, values in zip("tyx", self.positions[self.mask].unbind(1), strict=True):
+            columns[name] = values.cpu().numpy()
+        columns["size"] = self.sizes[self.mask].cpu().numpy()
+        if self.codes is not None:
+            columns |= {f"code{q}": v.cpu().numpy() for q, v in enumerate(self.codes[self.mask].unbind(1))}
+        features = self.features[self.mask].detach().float().cpu().numpy()
+        return pandas.concat(
+            [pandas.DataFrame(columns), pandas.DataFrame(features).add_prefix("f")],
+            axis=1,
+        )
+
+    @staticmethod
+    def from_hf(outputs: Any, grid: Grid | tuple[int, int, int], *, num_prefix: int | None = None) -> Tokens:
+        """The tokens of a vision model of transformers.
+
+        Args:
+            outputs: what the model returned, or its `last_hidden_state`, [frames,P+H*W,C], each frame one row, or
+                [B,P+T*H*W,C] for a video model.
+            grid: the cells, (T,H,W) or a `Grid`.
+            num_prefix: P, class and register tokens in front of each row; by default what does not fit the grid.
+
+        Raises:
+            ValueError: no last_hidden_state, or a number of tokens that does not fit the grid.
+        """
+        hidden = outputs if isinstance(outputs, Tensor) else getattr(outputs, "last_hidden_state", None)
+        if not isinstance(hidden, Tensor) or hidden.ndim != 3:
+            raise ValueError(f"outputs need a last_hidden_state [rows,tokens,C], got {type(outputs).__name__}")
+        grid = grid if isinstance(grid, Grid) else Grid(*grid)
+        rows, length, C = hidden.shape
+        by_frame = rows % grid.T == 0 and length < grid.cells + (num_prefix or 0)
+        cells = grid.cells_per_frame if by_frame or grid.T == 1 else grid.cells
+        P = length - cells if num_prefix is None else num_prefix
+        if P < 0 or length != P + cells:
+            raise ValueError(f"{length} tokens a row do not fit a grid of {grid.T} x {grid.H} x {grid.W} cells")
+        frames = grid.T if by_frame else 1
+        prefix = hidden[:, :P].reshape(rows // frames, frames * P, C) if P else None
+        return Tokens.from_cells(hidden[:, P:].reshape(rows // frames, grid.cells, C), grid, prefix)
+
     def apply(self, plan: Plan) -> Tokens:
         """Moves the tokens as the plan says: the only place that gathers, averages or scatters features.
 
