@@ -69,7 +69,7 @@ def test_rlt_adds_the_embedding_of_a_runs_length():
     torch.testing.assert_close(out.features[0], plain.features[0] + method.lengths[row])
     out.features.sum().backward()
     assert bool((method.lengths.grad != 0).any())
-    with pytest.raises(ValueError, match="length_embedding.* cannot be streamed"):
+    with pytest.raises(ValueError, match=r"length_embedding.* cannot be streamed"):
         Pipeline([Rlt(0.1), method]).step(tokens, None, pixels=pixels)
 
 
