@@ -92,7 +92,7 @@ def test_real_weights_equal_transformers():
         mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
         expected = model(pixel_values=(frames[0] - mean) / std).last_hidden_state
     torch.testing.assert_close(tokens.features, expected[:, 1:], rtol=1e-4, atol=1e-4)
-    assert len(encoder.describe()["weights"]) == 64
+    assert len(encoder.describe()["fingerprint"]) == 64
 
 
 @pytest.fixture
@@ -409,8 +409,8 @@ class TestBadFolders:
             ("patches", {"device": "cuda:99"}, "no device"),
             ("patches", {"dtype": "int4"}, "dtype must be"),
             ("patches", {"batch": 0}, "batch must be"),
-            ("patches", {"tubelets": 2}, "patches takes patch, tubelet"),
-            ("patches", {"patch": 0}, "must be 1 to 1024"),
+            ("patches", {"tubelets": 2}, "patches takes patch_size, tubelet_size"),
+            ("patches", {"patch_size": 0}, "must be 1 to 1024"),
         ):
             with pytest.raises(ValueError, match=says):
                 load_encoder(name, **options)

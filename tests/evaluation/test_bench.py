@@ -100,7 +100,7 @@ class TestMeasure:
         again = encode(given, None or encoder, repeats=2, cache=tmp_path / "a.safetensors")
         assert torch.equal(first.tokens.features, again.tokens.features)
         assert first.milliseconds == again.milliseconds
-        assert set(first.cues) == set(again.cues) == set(encoder.gives)
+        assert set(first.cues) == set(again.cues) == set(encoder.cues)
         other = Item(given.name, 255 - given.frames, given.times)
         assert not torch.equal(encode(other, encoder, repeats=2, cache=tmp_path / "a.safetensors").full, first.full)
 

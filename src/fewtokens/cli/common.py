@@ -24,8 +24,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from fewtokens.core.encoder import Encoder
     from fewtokens.core.method import Method
-    from fewtokens.core.pipeline import Encoder, Pipeline
+    from fewtokens.core.pipeline import Pipeline
     from fewtokens.train.loop import Report
     from fewtokens.video import Video
 

@@ -5,16 +5,19 @@ video -> pixels methods -> encoder (encoder methods inside) -> tokens methods ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from fewtokens.core import files, registry
+from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
+from fewtokens.core.identity import with_current_names
 from fewtokens.core.method import CUES, STAGES, Method
+from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 
 # Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
@@ -27,8 +30,8 @@ class _Options(TypedDict, total=False):
     device: str
     dtype: str
     batch: int
-    patch: int
-    tubelet: int
+    patch_size: int
+    tubelet_size: int
     proportional: str
 
 
@@ -40,7 +43,7 @@ class _Named(_MoreOfEncoder):
     """What `Encoder.describe` gives."""
 
     id: str
-    weights: str | None
+    fingerprint: str | None
 
 
 class _Config(TypedDict):
@@ -48,46 +51,6 @@ class _Config(TypedDict):
 
     spec: str
     encoder: _Named | None
-
-
-class Encoder(Protocol):
-    """What a pipeline asks of an encoder; `fewtokens.encoders` has several.
-
-    Attributes:
-        id: the name by which `load_encoder` finds it: "patches", a folder, a hub id.
-        gives: the cues it can give.
-        skips: pixels methods spare it work; otherwise they are applied to what it gives.
-        walks: encoder methods can act between its blocks.
-        progress: called with (frames encoded, frames in all) where it is set.
-    """
-
-    progress: Callable[[int, int], None] | None
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def gives(self) -> tuple[str, ...]: ...
-    @property
-    def skips(self) -> bool: ...
-    @property
-    def walks(self) -> bool: ...
-
-    def __call__(
-        self,
-        frames: Tensor,
-        times: Tensor | None = None,
-        *,
-        needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
-        inside: Sequence[Method] = (),
-    ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns tokens and the cues in `needs`."""
-
-    def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        """The cells it makes of a video of this size, in pixels."""
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values: "id", the options of `load_encoder` that differ, and "weights", their SHA-256 or None."""
 
 
 class Pipeline(nn.Module):
@@ -120,13 +83,13 @@ class Pipeline(nn.Module):
 
     def _check(self, encoder: Encoder) -> None:
         for method in self._at("encoder"):
-            if not encoder.walks:
+            if not encoder.exposes_blocks:
                 raise ValueError(
                     f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not allow; "
                     "use a ViT that fewtokens loads itself"
                 )
         for method in [*self._at("pixels"), *self._at("tokens")]:
-            for need in set(method.needs) - set(encoder.gives):
+            for need in set(method.needs) - set(encoder.cues):
                 raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {encoder.id} cannot give")
 
     def _at(self, stage: str) -> list[Method]:
@@ -175,7 +138,7 @@ class Pipeline(nn.Module):
                 raise ValueError("frames need an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
             frames = video[None] if video.ndim == 4 else video
             before = self._at("pixels")
-            if not self.encoder.skips:
+            if not self.encoder.skips_dropped_patches:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
             tokens, made = self.encoder(frames, times, needs=needs, before=before, inside=self._at("encoder"))
@@ -218,7 +181,7 @@ class Pipeline(nn.Module):
         if not config.is_file():
             raise ValueError(f"{folder}: no config.json, so not a saved pipeline")
         try:
-            wanted: _Config = files.read_json(config, _Config)
+            wanted: _Config = conform(with_current_names(files.read_json(config)), _Config, str(config))
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{config}: ")
             raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None
@@ -228,7 +191,7 @@ class Pipeline(nn.Module):
                 load = import_module("fewtokens.encoders").load_encoder
                 encoder = load(named["id"], **(named.get("options", {}) | options))
             assert encoder is not None
-            if encoder.describe()["weights"] != named["weights"]:
+            if encoder.describe()["fingerprint"] != named["fingerprint"]:
                 raise ValueError(f"{folder}: was made with other weights of {named['id']} than those at hand")
         pipeline = Pipeline(spec, encoder)
         tensors, _ = files.load(Path(folder) / "methods.safetensors", "pipeline")

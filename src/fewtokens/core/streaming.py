@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fewtokens.core import files, registry
 from fewtokens.core.batch import concatenate
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Encoder
 from fewtokens.core.tokens import Tokens
 
 
@@ -56,8 +56,8 @@ class Streaming:
         method = self.method
         if method is None:
             return self.encoder(frames, times)[0]
-        if method.stage == "pixels" and self.encoder.skips:
-            return self.encoder(frames, times, before=(_Step(self),))[0]  # type: ignore[arg-type]
+        if method.stage == "pixels" and self.encoder.skips_dropped_patches:
+            return self.encoder(frames, times, before=(_Step(self),))[0]
         tokens, cues = self.encoder(frames, times, needs=method.needs)
         return self.step(tokens, **cues)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewtokens.core.batch import join_frames
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
@@ -18,7 +18,7 @@ from fewtokens.encoders.probe import find_cells
 from fewtokens.encoders.weights import fingerprint, read_config, read_scale, sides, vision_part
 
 
-class HfEncoder:
+class HfEncoder(Encoder):
     """Runs a model of transformers on single frames.
 
     Frames are resized to the square that its config names (`image_size`, or 224): most of these models know
@@ -36,16 +36,17 @@ class HfEncoder:
             one row for each cell in raster order.
     """
 
-    gives = ("pixels", "frame_global")
-    skips = False
-    walks = False
+    cues = ("pixels", "frame_global")
+    skips_dropped_patches = False
+    exposes_blocks = False
 
     def __init__(self, folder: Path, *, name: str, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
         config = read_config(folder)
-        self.id, self.batch, self.device, self.dtype = name, batch, device, dtype
-        self.weights = fingerprint(folder)
-        self.progress: Callable[[int, int], None] | None = None
+        self.id, self.batch = name, batch
+        self.fingerprint = fingerprint(folder)
         self.model = _load(folder, dtype).to(device)
+        self.eval()
         part = vision_part(config)
         self.size = max(sides(part, "image_size", 224, str(folder)))
         self.mean, self.std = read_scale(folder, IMAGENET_MEAN, IMAGENET_STD)
@@ -58,8 +59,13 @@ class HfEncoder:
         self.patch = max(1, round(self.size / self.side))
 
     def _probe(self, patch: int) -> tuple[int, int]:
+        def run(frames: Tensor) -> Tensor:
+            hidden = self._run(frames.to(self.device))
+            self._dim = hidden.shape[1 if hidden.ndim == 4 else 2]
+            return hidden
+
         try:
-            return find_cells(lambda frames: self._run(frames.to(self.device)), self.size, patch)
+            return find_cells(run, self.size, patch)
         except Exception as error:  # whatever a model says to frames that it does not take
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.id}: is no encoder of single frames ({reason})") from None
@@ -70,13 +76,14 @@ class HfEncoder:
             raise ValueError("it gives no last hidden state of [B,N,C] or [B,C,H,W]")
         return hidden
 
+    @property
+    def dim(self) -> int:
+        return self._dim
+
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
         return cells_of(frames, self.side, self.side, 1, 1, times)
 
-    def describe(self) -> dict[str, Any]:
-        return {"id": self.id, "options": {}, "weights": self.weights}
-
-    def __call__(
+    def forward(
         self,
         frames: Tensor,
         times: Tensor | None = None,

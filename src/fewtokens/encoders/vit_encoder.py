@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewtokens.core.batch import collate, join_frames, split_frames, trim
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
@@ -17,7 +18,7 @@ from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit
 from fewtokens.encoders.vit import ViT
 
 
-class VitEncoder:
+class VitEncoder(Encoder):
     """Runs a `ViT` over the frames of videos.
 
     Args:
@@ -25,13 +26,13 @@ class VitEncoder:
         name: "id" in files; by default one that `load_encoder` cannot find.
         batch: frames in one forward pass; bounds the memory and changes nothing else.
         mean, std: of the normalisation, RGB in 0..1.
-        weights: SHA-256 of the weight files, or None.
-        options: what `load_encoder` was told beside the name.
+        fingerprint: SHA-256 of the weight files, or None.
+        options: arguments of `load_encoder` beside the name.
     """
 
-    gives = ("pixels", "keys", "attention", "shift", "frame_global")
-    skips = True
-    walks = True
+    cues = ("pixels", "keys", "attention", "shift", "frame_global")
+    skips_dropped_patches = True
+    exposes_blocks = True
 
     def __init__(
         self,
@@ -41,28 +42,25 @@ class VitEncoder:
         batch: int = 32,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        weights: str | None = None,
+        fingerprint: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         if batch < 1:
             raise ValueError(f"batch must be at least 1 frame, got {batch}")
         self.id, self.vit, self.batch = name, vit, batch
-        self.mean, self.std, self.weights = tuple(mean), tuple(std), weights
+        self.mean, self.std, self.fingerprint = tuple(mean), tuple(std), fingerprint
         self.options = dict(options or {})
-        self.progress: Callable[[int, int], None] | None = None
+        self.train(vit.training)
 
     @property
-    def width(self) -> int:
-        """Channels of a feature."""
+    def dim(self) -> int:
         return self.vit.config.width
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
         return cells_of(frames, height, width, 1, self.vit.config.patch, times)
 
-    def describe(self) -> dict[str, Any]:
-        return {"id": self.id, "options": self.options, "weights": self.weights}
-
-    def __call__(
+    def forward(
         self,
         frames: Tensor,
         times: Tensor | None = None,
@@ -86,8 +84,8 @@ class VitEncoder:
         """
         B, T, _, height, width = frames.shape
         grid = self.grid(T, height, width, times)
-        if unknown := set(needs) - set(self.gives):
-            raise ValueError(f"a ViT gives {', '.join(self.gives)}; not {', '.join(sorted(unknown))}")
+        if unknown := set(needs) - set(self.cues):
+            raise ValueError(f"a ViT gives {', '.join(self.cues)}; not {', '.join(sorted(unknown))}")
         cells = self._reduced(frames, grid, before) if before else None
         chunks: list[Tokens] = []
         split = None if cells is None else split_frames(cells)
@@ -117,7 +115,7 @@ class VitEncoder:
         tokens = join_frames(encoded, T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
-        C, riders = self.width, tokens.features[..., self.width :]
+        C, riders = self.dim, tokens.features[..., self.dim :]
         tokens = tokens.replace(features=tokens.features[..., :C])
         given: dict[str, Tensor] = {}
         for name in from_last:
@@ -130,7 +128,7 @@ class VitEncoder:
         return tokens, given
 
     def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
-        return fit(to_unit(frames.to(self.vit.positions.device)), grid, 1, self.vit.config.patch)
+        return fit(to_unit(frames.to(self.device)), grid, 1, self.vit.config.patch)
 
     def _embed(self, frames: Tensor, grid: Grid) -> Tensor:
         """Frames [F,3,H,W] to embedded patches [F,H'*W',C]."""

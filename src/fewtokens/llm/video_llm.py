@@ -45,6 +45,8 @@ class VideoLlm(nn.Module):
             the columns that are there, as VQToken does.
     """
 
+    frames: VitEncoder
+
     def __init__(
         self, encoder: VitEncoder, llm: Any, tokenizer: Any, *, spec: str = "", pool: int = 1, positions: str = "keep"
     ) -> None:
@@ -57,10 +59,12 @@ class VideoLlm(nn.Module):
             raise ValueError(f"pool must be at least 1, got {pool}")
         if positions not in ("keep", "renumber"):
             raise ValueError(f"positions must be 'keep' or 'renumber', got {positions!r}")
-        self.frames, self.tokenizer, self.pool, self.positions = encoder, tokenizer, pool, positions
+        self.tokenizer, self.pool, self.positions = tokenizer, pool, positions
+        # Not registered: its ViT is, as `encoder`, the name that it has in files.
+        object.__setattr__(self, "frames", encoder)
         self.encoder, self.llm = encoder.vit, llm
         self.width: int = llm.get_input_embeddings().weight.shape[1]
-        wide = encoder.width * pool**2
+        wide = encoder.dim * pool**2
         self.projector = nn.Sequential(nn.Linear(wide, self.width), nn.GELU(), nn.Linear(self.width, self.width))
         self._checkpointing = False
         self.reduce_with(spec)
