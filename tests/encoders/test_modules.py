@@ -30,9 +30,9 @@ def encoder(kind: str, folder) -> Encoder:
     if kind == "patches":
         return Patches(8)
     if kind == "vit":
-        return VitEncoder(ViT(ViTConfig(width=16, depth=2, heads=2, patch=8, positions=(4, 4))).eval())
+        return VitEncoder(ViT(ViTConfig(dim=16, depth=2, num_heads=2, patch_size=8, image_size=(32, 32))).eval())
     if kind == "network":
-        shape = VisionConfig(width=16, depth=2, heads=2, patch=8, size=(32, 32), classes=3)
+        shape = VisionConfig(dim=16, depth=2, num_heads=2, patch_size=8, image_size=(32, 32), num_classes=3)
         return ModelEncoder(VisionTransformer(shape).eval())
     return hf_encoder(folder)
 

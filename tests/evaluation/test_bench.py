@@ -30,7 +30,7 @@ from fewtokens.video import synthetic
 
 def vit():
     torch.manual_seed(0)
-    return VitEncoder(ViT(ViTConfig(width=16, depth=8, heads=2, patch=8, positions=(4, 4))).eval())
+    return VitEncoder(ViT(ViTConfig(dim=16, depth=8, num_heads=2, patch_size=8, image_size=(32, 32))).eval())
 
 
 def item(kind="static", frames=5):

@@ -176,7 +176,7 @@ def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]
     if budget is not None and not takes_keep(spec):
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
     torch.manual_seed(seed)
-    known = {"seed": seed, "width": width} | ({} if budget is None else {"keep": budget})
+    known = {"seed": seed, "dim": width} | ({} if budget is None else {"keep": budget})
     methods = registry.build(spec, **known) if spec.strip() else []
     warn_untrained(methods)
     return [method.eval() for method in methods]

@@ -315,7 +315,7 @@ def make_pipeline(
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
     defaults: dict[str, Any] = {"seed": seed} | ({} if budget is None else {"keep": budget})
     loaded: Encoder = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
-    defaults["width"] = getattr(loaded, "width", None)
+    defaults["dim"] = loaded.dim
     torch.manual_seed(seed)
     known = {name: value for name, value in defaults.items() if value is not None}
     methods = registry.build(spec, **known) if spec.strip() else []

@@ -55,10 +55,10 @@ class VitEncoder(Encoder):
 
     @property
     def dim(self) -> int:
-        return self.vit.config.width
+        return self.vit.config.dim
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, 1, self.vit.config.patch, times)
+        return cells_of(frames, height, width, 1, self.vit.config.patch_size, times)
 
     def forward(
         self,
@@ -124,22 +124,22 @@ class VitEncoder(Encoder):
         if "frame_global" in needs:
             given["frame_global"] = self._frame_global(tokens)
         if "pixels" in needs:
-            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch))
+            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch_size))
         return tokens, given
 
     def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
-        return fit(to_unit(frames.to(self.device)), grid, 1, self.vit.config.patch)
+        return fit(to_unit(frames.to(self.device)), grid, 1, self.vit.config.patch_size)
 
     def _embed(self, frames: Tensor, grid: Grid) -> Tensor:
         """Frames [F,3,H,W] to embedded patches [F,H'*W',C]."""
         fitted = self._fit(frames[None], Grid(len(frames), grid.H, grid.W))
-        return self.vit.embed(normalise(fitted[0], self.mean, self.std))
+        return self.vit.embed(normalise(fitted[0], self.mean, self.std)).flatten(1, 2)
 
     def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Method]) -> Tokens:
         """Embedded patches that the pixels methods leave, on the grid of the video."""
         embedded = torch.cat([self._embed(part, grid) for part in frames.flatten(0, 1).split(self.batch)])
         cells = Tokens.from_cells(embedded.reshape(len(frames), grid.cells, -1), grid)
-        pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch)
+        pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch_size)
         for method in before:
             reduced = method(cells, pixels=pixels)
             pixels = reduced.pool(pixels, cells)

@@ -52,10 +52,10 @@ class ModelEncoder(Encoder):
 
     @property
     def dim(self) -> int:
-        return self.model.config.width
+        return self.model.config.dim
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, self.model.config.tubelet, self.model.config.patch, times)
+        return cells_of(frames, height, width, self.model.config.tubelet_size, self.model.config.patch_size, times)
 
     def forward(
         self,
@@ -74,9 +74,9 @@ class ModelEncoder(Encoder):
         grid = self.grid(T, height, width, times)
         videos = []
         for b, video in enumerate(frames):
-            fitted = fit(to_unit(video[None].to(self.device)), grid, config.tubelet, config.patch)
+            fitted = fit(to_unit(video[None].to(self.device)), grid, config.tubelet_size, config.patch_size)
             one = grid if grid.times is None or grid.times.ndim == 1 else grid.select(torch.tensor([b]))
-            if config.grid[0] == 1 and config.tubelet == 1:
+            if config.grid[0] == 1 and config.tubelet_size == 1:
                 parts = [self.model.tokens(part) for part in fitted[0].split(self.batch)]
                 videos.append(_one_video(collate(parts), one))
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fewtokens import networks as models
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD
-from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import load_vit
 from fewtokens.networks.pretrained import is_pretrained, load_pretrained_vit
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
@@ -52,7 +53,7 @@ def initialise_from(
     if kernel.ndim == 5 and kernel.shape[2] == 1:
         kernel = kernel[:, :, 0]
     if kernel.ndim == 4:
-        kernel = inflate(kernel, model.config.tubelet, how)
+        kernel = inflate(kernel, model.config.tubelet_size, how)
     theirs["patches.weight"] = kernel
     if "patches.bias" not in theirs:
         theirs["patches.bias"] = torch.zeros(len(kernel))
@@ -88,15 +89,15 @@ def initialise_from(
 def like(source: str | Path, **changes: Any) -> VisionConfig:
     """The config of a network whose blocks fit a pre-trained encoder or the layout of transformers, with changes."""
     vit, (mean, std) = _image_vit(source)
-    shape: ViTConfig = vit.config
-    size = tuple(side * shape.patch for side in shape.positions)
+    shape = vit.config
+    _, rows, columns = shape.grid
     config = VisionConfig(
-        width=shape.width,
+        dim=shape.dim,
         depth=shape.depth,
-        heads=shape.heads,
-        hidden=shape.hidden,
-        patch=shape.patch,
-        size=(size[0], size[1]),
+        num_heads=shape.num_heads,
+        mlp_dim=shape.mlp_dim,
+        patch_size=shape.patch_size,
+        image_size=(rows * shape.patch_size, columns * shape.patch_size),
         head="token" if shape.class_token else "gap",
         activation=shape.activation,
         layer_scale=shape.layer_scale,
@@ -116,7 +117,7 @@ def inflate(kernel: Tensor, frames: int, how: str) -> Tensor:
     return deep
 
 
-def spread(positions: Tensor, grid: tuple[int, int, int], how: str) -> Tensor:
+def spread(positions: Tensor, grid: Sequence[int], how: str) -> Tensor:
     """Positions [T,H,W,C] of an image (T=1) or clip for another grid."""
     T, H, W = grid
     if how == "tile":

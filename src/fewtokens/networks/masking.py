@@ -75,15 +75,15 @@ def pixel_loss(predicted: Tensor, wanted: Tensor, hidden: Tensor | None = None, 
     return each.mean() if hidden is None else torch.where(hidden, each, 0.0).sum() / hidden.sum()
 
 
-def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed positions, float32 [rows,columns,width]: sines and cosines of the column, then those of the row.
+def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
+    """Fixed positions, float32 [rows,columns,dim]: sines and cosines of the column, then those of the row.
 
     Raises:
-        ValueError: a width that is no multiple of 4.
+        ValueError: a dim that is no multiple of 4.
     """
-    if width % 4:
-        raise ValueError(f"sine and cosine positions need a width that is a multiple of 4, got {width}")
-    rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    if dim % 4:
+        raise ValueError(f"sine and cosine positions need a dim that is a multiple of 4, got {dim}")
+    rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def waves(count: int) -> Tensor:
         angles = torch.arange(count, dtype=torch.float64)[:, None] * rates
@@ -103,7 +103,7 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
         visible: numbers of the patches that are seen [B,K], in the order in which they come out; all where None.
         recompute: activations in the backward pass instead of keeping them.
     """
-    x = vit.embed(frames)
+    x = vit.embed(frames).flatten(1, 2)
     if visible is not None:
         x = x.gather(1, visible[..., None].expand(-1, -1, x.shape[-1]))
     prefix = vit.prefix(len(x))
@@ -115,7 +115,7 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
 
 def fix_positions(vit: ViT) -> None:
     """Gives a ViT fixed sine and cosine positions, none for its class token; neither learns."""
-    vit.positions.requires_grad_(False).copy_(sincos_positions(*vit.config.positions, vit.config.width))
+    vit.positions.requires_grad_(False).copy_(sincos_positions(*vit.config.grid[1:], vit.config.dim))
     if vit.class_position is not None:
         vit.class_position.requires_grad_(False).zero_()
 

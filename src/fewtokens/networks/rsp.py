@@ -55,11 +55,11 @@ class Rsp(Pretraining):
 
     def _parts(self) -> None:
         config = self.config
-        C, latent = config.width, config.variables * config.values
+        C, latent = config.dim, config.variables * config.values
         self.prior = nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, latent))
         self.posterior = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, latent))
-        self.embed_source = nn.Linear(C, config.decoder_width)
-        self.embed_latent = nn.Linear(latent, config.decoder_width)
+        self.embed_source = nn.Linear(C, config.decoder_dim)
+        self.embed_latent = nn.Linear(latent, config.decoder_dim)
 
     def outdated(self, tensors: Mapping[str, Tensor]) -> str:
         if "prior.4.weight" not in tensors:

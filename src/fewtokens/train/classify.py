@@ -84,13 +84,13 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
     classes = len(training.classes)
     if models.is_saved(name):
         model = models.load(name)
-        if model.config.classes != classes:
+        if model.config.num_classes != classes:
             model = _new_head(model, classes, recipe.head_bias)
         return model
     kind, _ = models.preset(name)
-    changes: dict[str, Any] = {"classes": classes, "frames": recipe.frames}
+    changes: dict[str, Any] = {"num_classes": classes, "num_frames": recipe.frames}
     if kind is models.VisionTransformer:
-        changes |= {"size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
+        changes |= {"image_size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
     if start is not None:
         if kind is not models.VisionTransformer:
             raise ValueError(f"{name} is no ViT, so it cannot begin with the weights of one")
@@ -106,7 +106,7 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
 
 def _new_head(model: models.Model, classes: int, bias: float) -> models.Model:
     """The same network with a head for other classes."""
-    changed = type(model)(replace(model.config, classes=classes))
+    changed = type(model)(replace(model.config, num_classes=classes))
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     changed.load_state_dict(changed.state_dict() | state)
     nn.init.constant_(changed.classifier.bias, bias)
