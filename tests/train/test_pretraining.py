@@ -76,7 +76,7 @@ def test_presets_are_whole(name):
     assert config.image_size == (made.size, made.size)
     assert made.pairing.frames == PRETRAINING[made.objective].frames
     changed = make_pretraining(name, mask_ratio=0.5, seed=7, size=64)
-    assert (changed.config().mask_ratio, changed.seed, changed.config().size) == (0.5, 7, (64, 64))
+    assert (changed.config().mask_ratio, changed.seed, changed.config().image_size) == (0.5, 7, (64, 64))
 
 
 def test_bad_recipes():

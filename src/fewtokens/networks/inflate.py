@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +90,11 @@ def like(source: str | Path, **changes: Any) -> VisionConfig:
     vit, (mean, std) = _image_vit(source)
     shape = vit.config
     _, rows, columns = shape.grid
-    config = VisionConfig(
-        dim=shape.dim,
-        depth=shape.depth,
-        num_heads=shape.num_heads,
-        mlp_dim=shape.mlp_dim,
-        patch_size=shape.patch_size,
-        image_size=(rows * shape.patch_size, columns * shape.patch_size),
-        head="token" if shape.class_token else "gap",
-        activation=shape.activation,
-        layer_scale=shape.layer_scale,
-        eps=shape.eps,
-        mean=tuple(mean),
-        std=tuple(std),
-    )
-    return replace(config, **changes)
+    own = ("dim", "depth", "num_heads", "mlp_dim", "patch_size", "activation", "layer_scale", "eps")
+    settings: dict[str, Any] = {name: getattr(shape, name) for name in own}
+    settings["image_size"] = (rows * shape.patch_size, columns * shape.patch_size)
+    settings |= {"head": "token" if shape.class_token else "gap", "mean": tuple(mean), "std": tuple(std)}
+    return VisionConfig(**(settings | changes))
 
 
 def inflate(kernel: Tensor, frames: int, how: str) -> Tensor:
