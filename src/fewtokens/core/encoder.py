@@ -5,17 +5,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
+from fewtokens.core.hub import Pushable
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 
+_load: Callable[..., Encoder] | None = None
 
-class Encoder(nn.Module, ABC):
+
+def set_loader(load: Callable[..., Encoder]) -> None:
+    """Tells `Encoder.from_pretrained` how an encoder is loaded by its name; called by `fewtokens.encoders`."""
+    global _load
+    _load = load
+
+
+class Encoder(Pushable, nn.Module, ABC):
     """Encodes frames; `fewtokens.encoders` has several.
 
     A module, so that `Pipeline.to`, `.half()` and `.eval()` reach it. Frames may come on any device and in uint8 or
@@ -90,6 +100,33 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
         """The cells of a video of this size in pixels."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
+        """The encoder of this name, see `fewtokens.encoders.load_encoder`.
+
+        Args:
+            name: "patches", a folder, a released checkpoint or a hub id.
+            options: device, dtype, batch, and the options of the encoder.
+
+        Raises:
+            ValueError: it cannot be loaded, or is an encoder of another class than this one.
+        """
+        if _load is None:
+            raise ValueError("encoders are loaded by fewtokens.encoders; import it first")
+        encoder = _load(name, **options)
+        if not isinstance(encoder, cls):
+            raise ValueError(f"{name}: is loaded as {type(encoder).__name__}, not as {cls.__name__}")
+        return encoder
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a folder that `from_pretrained` reads; all of it or nothing.
+
+        Raises:
+            ValueError: this encoder has no such form.
+            OSError: the disk is full, or the folder cannot be written to.
+        """
+        raise ValueError(f"{self.id}: a {type(self).__name__} cannot be saved")
 
     def describe(self) -> dict[str, Any]:
         """Plain values that tell it from other encoders: "id", "options" and "fingerprint"."""

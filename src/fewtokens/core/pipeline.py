@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fewtokens.core import files, registry
 from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
+from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
 from fewtokens.core.method import CUES, STAGES, Method
 from fewtokens.core.plain import conform
@@ -53,7 +54,7 @@ class _Config(TypedDict):
     encoder: _Named | None
 
 
-class Pipeline(nn.Module):
+class Pipeline(Pushable, nn.Module):
     """An encoder and a chain of methods.
 
     Args:
@@ -165,18 +166,32 @@ class Pipeline(nn.Module):
             files.write_json(place / "config.json", {"spec": self.spec, "encoder": encoder})
         return Path(folder)
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, message: str = ""
+    ) -> str:
+        """Saves it and uploads the folder, see `Pushable.push_to_hub`; the encoder is named, not copied.
+
+        Raises:
+            ValueError: its encoder is known on this machine alone.
+        """
+        if self.encoder is not None and (Path(self.encoder.id).exists() or " " in self.encoder.id):
+            raise ValueError(f"push the encoder first: {self.encoder.id} is known on this machine alone")
+        return super().push_to_hub(repo_id, private=private, token=token, message=message)
+
     @staticmethod
     def from_pretrained(folder: str | Path, encoder: Encoder | None = None, **options: Any) -> Pipeline:
         """Reads what `save_pretrained` wrote.
 
         Args:
-            folder: where.
+            folder: where; or a hub id.
             encoder: used instead of loading the one that is named; its weights must be the same.
             options: for `load_encoder`: device, dtype, batch.
 
         Raises:
             ValueError: what is missing, damaged or does not fit, in one line.
         """
+        if not Path(folder).exists():
+            folder = from_hub(str(folder))
         config = Path(folder) / "config.json"
         if not config.is_file():
             raise ValueError(f"{folder}: no config.json, so not a saved pipeline")

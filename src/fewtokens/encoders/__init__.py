@@ -1,9 +1,10 @@
 """Encoders: from frames to one token for each cell of a grid."""
 
 from fewtokens.core.encoder import Encoder
+from fewtokens.core.hub import from_hub
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.devices import pick_device, pick_dtype
-from fewtokens.encoders.load import from_hub, load_encoder
+from fewtokens.encoders.load import load_encoder
 from fewtokens.encoders.patches import Patches
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.vit_encoder import VitEncoder

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewtokens.core import files
 from fewtokens.core.batch import join_frames
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
@@ -79,6 +81,17 @@ class HfEncoder(Encoder):
     @property
     def dim(self) -> int:
         return self._dim
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """As transformers saves the vision model alone, with the size and the normalisation of its frames."""
+        save: Any = getattr(self.model, "save_pretrained", None)
+        if save is None:
+            raise ValueError(f"{self.id}: transformers does not save its vision part alone; save the whole model")
+        numbers = {"image_mean": list(self.mean), "image_std": list(self.std)}
+        with files.whole_folder(folder, last="config.json") as place:
+            save(place)
+            files.write_json(place / "preprocessor_config.json", numbers)
+        return Path(folder)
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
         return cells_of(frames, self.side, self.side, 1, 1, times)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewtokens.core.encoder import Encoder
-from fewtokens.core.plain import in_a_line
+from fewtokens.core.encoder import Encoder, set_loader
+from fewtokens.core.hub import from_hub
+from fewtokens.core.plain import conform, in_a_line
 from fewtokens.encoders import weights
 from fewtokens.encoders.devices import pick_device, pick_dtype
 from fewtokens.encoders.patches import Patches
 from fewtokens.encoders.released import SUFFIXES, load_released
 from fewtokens.encoders.vit_encoder import VitEncoder
+
+# Options of `load_encoder` beside device, dtype and batch.
+_PATCHES, _VIT = ("patch_size", "tubelet_size"), ("proportional",)
 
 
 def load_encoder(
@@ -30,7 +33,8 @@ def load_encoder(
 
     Args:
         name: "patches" (pixel patches, no weights); a folder as transformers saves it (config.json and
-            safetensors), or one that `fewtokens train` saved, whose last tokens it gives; a released checkpoint of
+            safetensors), that `Encoder.save_pretrained` wrote, or that `fewtokens train` saved, whose last tokens it
+            gives; a released checkpoint of
             MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encoders.released`); or a hub id such as
             "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our own ViT, in which methods can act;
             any other vision encoder of transformers runs as it is.
@@ -47,7 +51,7 @@ def load_encoder(
     if batch < 1:
         raise ValueError(f"batch must be at least 1 frame, got {batch}")
     if str(name) == "patches":
-        return Patches(device=where, dtype=wanted, **_only(options, "patches", "patch_size", "tubelet_size"))
+        return Patches(device=where, dtype=wanted, **_only(options, "patches", *_PATCHES))
 
     if Path(name).suffix in SUFFIXES and Path(name).is_file():
         vit = load_released(name).to(where, wanted)
@@ -59,16 +63,25 @@ def load_encoder(
             options=_only(options, str(name)),
         )
     folder = Path(name) if Path(name).is_dir() else from_hub(str(name))
-    if "fewtokens_model" in weights.read_json(folder / "config.json"):
+    kind = weights.read_json(folder / "config.json").get("fewtokens_model")
+    if kind == Patches.kind:
+        path = folder / "config.json"
+        saved = conform(weights.read_json(path).get("config"), dict[str, int], f"{path}: config")
+        return Patches(device=where, dtype=wanted, **_only(saved | options, str(name), *_PATCHES))
+    if kind == VitEncoder.kind:
+        encoder = VitEncoder.from_folder(folder, name=str(name), batch=batch, **_only(options, str(name), *_VIT))
+        return encoder.to(where, wanted)
+    if kind is not None:
         # A network of ours; its room lies above this one.
         load = import_module("fewtokens.networks.encoder").load_model_encoder
-        return load(folder, batch=batch, device=where, dtype=wanted, **_only(options, str(name)))
+        _only(options, str(name))
+        return load(folder, name=str(name), batch=batch, device=where, dtype=wanted)
     part = weights.vision_part(weights.read_config(folder))
     if part["model_type"] not in weights.FAMILIES:
         from fewtokens.encoders.hf import HfEncoder
 
         return HfEncoder(folder, name=str(name), batch=batch, device=where, dtype=wanted, **_only(options, str(name)))
-    vit, (mean, std) = weights.load_vit(folder, **_only(options, str(name), "proportional"))
+    vit, (mean, std) = weights.load_vit(folder, **_only(options, str(name), *_VIT))
     return VitEncoder(
         vit.to(where, wanted),
         name=str(name),
@@ -87,21 +100,4 @@ def _only(options: dict[str, Any], who: str, *known: str) -> dict[str, Any]:
     return options
 
 
-def from_hub(name: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
-    """The folder of a hub id, downloaded unless it is there already: only files of these patterns.
-
-    Raises:
-        ValueError: no such folder, and the hub does not give it.
-    """
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
-        raise ValueError(f"{name}: no such folder")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        raise ValueError(f"{name}: no such folder; for a hub id first pip install 'fewtokens[hf]'") from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: no such folder here, and the hub does not give it ({reason})") from None
+set_loader(load_encoder)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fewtokens.core import files
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
@@ -28,6 +30,7 @@ class Patches(Encoder):
     """
 
     id = "patches"
+    kind = "patches"  # in the config.json of a saved one
     cues = ("pixels",)
     skips_dropped_patches = True
     exposes_blocks = False
@@ -56,6 +59,11 @@ class Patches(Encoder):
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
         return cells_of(frames, height, width, self.tubelet_size, self.patch_size, times)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        with files.whole_folder(folder, last="config.json") as place:
+            files.write_json(place / "config.json", {"fewtokens_model": self.kind, "config": self.options})
+        return Path(folder)
 
     def forward(
         self,

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from fewtokens.core import files
 from fewtokens.core.batch import collate, join_frames, split_frames, trim
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.config import make_vit_config
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
 from fewtokens.encoders.vit import ViT
+from fewtokens.encoders.weights import filled, fingerprint
+
+
+class _Saved(TypedDict):
+    """The config.json of a saved encoder."""
+
+    config: dict[str, Any]
+    proportional: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 class VitEncoder(Encoder):
@@ -30,6 +44,7 @@ class VitEncoder(Encoder):
         options: arguments of `load_encoder` beside the name.
     """
 
+    kind = "vit_encoder"  # in the config.json of a saved one
     cues = ("pixels", "keys", "attention", "shift", "frame_global")
     skips_dropped_patches = True
     exposes_blocks = True
@@ -52,6 +67,38 @@ class VitEncoder(Encoder):
         self.mean, self.std, self.fingerprint = tuple(mean), tuple(std), fingerprint
         self.options = dict(options or {})
         self.train(vit.training)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, name: str, batch: int = 32, proportional: str | None = None) -> VitEncoder:
+        """Reads what `save_pretrained` wrote, in float32 and eval mode.
+
+        Raises:
+            ValueError: what is missing, damaged or does not fit, in one line.
+        """
+        path = folder / "config.json"
+        saved: _Saved = files.read_json(path, _Saved)
+        if min(saved["std"]) <= 0:
+            raise ValueError(f"{path}: std must be above 0, not {saved['std']}")
+        config = make_vit_config(saved["config"], str(path))
+        tensors, _ = files.load(folder / "model.safetensors", "model")
+        if config.depth > len(tensors):
+            raise ValueError(f"{path}: says {config.depth} blocks, which {len(tensors)} tensors do not hold")
+        vit = filled(config, tensors, proportional or saved["proportional"], f"{folder}: does not fit its config.json")
+        options = {} if proportional is None else {"proportional": proportional}
+        return cls(
+            vit, name=name, batch=batch, mean=saved["mean"], std=saved["std"], fingerprint=fingerprint(folder),
+            options=options,
+        )  # fmt: skip
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        config = {
+            "config": asdict(self.vit.config), "proportional": self.vit.proportional,
+            "mean": self.mean, "std": self.std,
+        }  # fmt: skip
+        with files.whole_folder(folder, last="config.json") as place:
+            files.save(place / "model.safetensors", "model", self.vit.state_dict(), {"model": self.kind})
+            files.write_json(place / "config.json", {"fewtokens_model": self.kind, **config})
+        return Path(folder)
 
     @property
     def dim(self) -> int:

@@ -182,8 +182,11 @@ def filled(config: ViTConfig, tensors: dict[str, Tensor], proportional: str, say
     Raises:
         ValueError: tensors that are missing, left over or of another shape, named.
     """
-    with torch.device("meta"):
-        vit = ViT(config, proportional=proportional)
+    try:
+        with torch.device("meta"):
+            vit = ViT(config, proportional=proportional)
+    except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
+        raise ValueError(f"{says}; it makes no network ({files.in_a_line(error)})") from None
     files.check_fit(vit.state_dict(), tensors, says)
     vit.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return vit.eval()

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core import files
+from fewtokens.core.hub import Pushable
 from fewtokens.core.plain import conform
 from fewtokens.encoders.config import OLD_NAMES, current_names, refuse_unknown
 from fewtokens.encoders.weights import read_json
 
 
-class Model(nn.Module):
+class Model(Pushable, nn.Module):
     """A network with a config that builds it again.
 
     Class attributes:

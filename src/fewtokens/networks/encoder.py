@@ -50,6 +50,9 @@ class ModelEncoder(Encoder):
         self.id, self.model, self.batch, self.fingerprint = name, model, batch, fingerprint
         self.train(model.training)
 
+    def save_pretrained(self, folder: str | Path) -> Path:
+        return self.model.save_pretrained(folder)
+
     @property
     def dim(self) -> int:
         return self.model.config.dim
@@ -110,7 +113,7 @@ def _one_video(frames: Tokens, grid: Grid) -> Tokens:
 
 
 def load_model_encoder(
-    folder: Path, *, batch: int, device: torch.device, dtype: torch.dtype
+    folder: Path, *, name: str, batch: int, device: torch.device, dtype: torch.dtype
 ) -> ModelEncoder | VitEncoder:
     """The encoder of a saved network; of a pre-trained one its ViT, whether or not the decoder is still with it.
 
@@ -119,8 +122,8 @@ def load_model_encoder(
     """
     if is_pretrained(folder):
         vit = load_pretrained_vit(folder).to(device, dtype)
-        return VitEncoder(vit, name=str(folder), batch=batch, fingerprint=fingerprint(folder))
+        return VitEncoder(vit, name=name, batch=batch, fingerprint=fingerprint(folder))
     model = models.load(folder)
     if not isinstance(model, VisionTransformer) or model.config.attention == "factorised_encoder":
         raise ValueError(f"{folder}: a {model.kind} whose last features are no tokens of a grid; take a ViT or ViViT")
-    return ModelEncoder(model.to(device, dtype), name=str(folder), batch=batch, fingerprint=fingerprint(folder))
+    return ModelEncoder(model.to(device, dtype), name=name, batch=batch, fingerprint=fingerprint(folder))
