@@ -71,7 +71,8 @@ class TestErrors:
         ("changes", "says"),
         [
             ({"config": {"dim": 10**9}}, r"does not fit its config\.json; it makes no network"),
-            ({"config": {"dim": 64}}, r"does not fit its config\.json"), ({"config": {"depth": 10**8}}, "blocks, which"),
+            ({"config": {"dim": 64}}, r"does not fit its config\.json"),
+            ({"config": {"depth": 10**8}}, "blocks, which"),
             ({"config": {"dim": "wide"}}, "dim must be a whole number"), ({"config": 3}, "config must be an object"),
             ({"config": {"colour": 1}}, "unknown settings colour"), ({"std": [1.0, 0.0, 1.0]}, "std must be above 0"),
             ({"proportional": "sometimes"}, "proportional must be"), ({"mean": [0.5]}, "mean must be a list of 3"),

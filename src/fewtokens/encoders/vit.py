@@ -117,8 +117,7 @@ class ViT(nn.Module):
         x = tokens.features if prefix is None else torch.cat([prefix.to(tokens.features.dtype), tokens.features], 1)
         x = self.norm_first(x)
         # Looked at once: whether keys must be weighed or hidden at all.
-        padded = _ragged(tokens)
-        weighed = bool((tokens.sizes != 1).logical_and(tokens.mask).any())
+        padded, weighed = _ragged(tokens), _weighed(tokens)
         cues: dict[str, Tensor] = {}
         shift: Tensor | None = None
         for layer, block in enumerate(self.blocks):
@@ -209,7 +208,13 @@ def _follow(cues: dict[str, Tensor], before: Tokens, after: Tokens) -> dict[str,
 
 
 def _ragged(tokens: Tokens) -> bool:
-    return not bool(tokens.mask.all())
+    """Whether a frame may have padding. A compiled or exported network cannot look, and always expects it."""
+    return torch.compiler.is_compiling() or not bool(tokens.mask.all())
+
+
+def _weighed(tokens: Tokens) -> bool:
+    """Whether a token may stand for more or less than one cell; see `_ragged`."""
+    return torch.compiler.is_compiling() or bool((tokens.sizes != 1).logical_and(tokens.mask).any())
 
 
 def _initialise(module: nn.Module) -> None:
