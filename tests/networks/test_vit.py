@@ -10,7 +10,7 @@ from torch import nn
 
 from fewtokens import networks as models
 from fewtokens.encoders.vit import resize_positions
-from fewtokens.networks.inflate import initialise_from, spread
+from fewtokens.networks.inflate import initialize_from, spread
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
 
 SMALL = {"dim": 16, "depth": 3, "num_heads": 2, "patch_size": 4, "image_size": (16, 24), "num_classes": 5}
@@ -213,7 +213,7 @@ class TestInflation:
     def test_central(self):
         """The second frame of each tubelet decides, and gives what the image model gives."""
         image, video = self.image(), make("joint")
-        said = initialise_from(video, image)
+        said = initialize_from(video, image)
         still = torch.rand(1, 1, 3, 16, 24)
         clip = torch.rand(1, 8, 3, 16, 24)
         clip[:, 1::2] = still
@@ -225,7 +225,7 @@ class TestInflation:
 
     def test_average(self):
         image, video = self.image(), make("joint")
-        initialise_from(video, image, how="average")
+        initialize_from(video, image, how="average")
         still = torch.rand(1, 1, 3, 16, 24)
         torch.testing.assert_close(
             video.embed(video.prepare(still.expand(1, 8, -1, -1, -1))),
@@ -237,13 +237,13 @@ class TestInflation:
     )
     def test_into_every_video_network(self, name):
         image, video = self.image(), make(name)
-        initialise_from(video, image)
+        initialize_from(video, image)
         assert torch.equal(video.blocks[1].mlp.fc1.weight, image.blocks[1].mlp.fc1.weight)
 
     def test_from_a_folder_of_ours(self, tmp_path):
         self.image().save_pretrained(tmp_path)
         video = make("joint")
-        initialise_from(video, tmp_path)
+        initialize_from(video, tmp_path)
         assert torch.equal(video.norm_last.weight, self.image().norm_last.weight)
 
     def test_positions(self):
@@ -259,13 +259,13 @@ class TestInflation:
     def test_blocks_that_do_not_fit(self):
         wide = VisionTransformer(VisionConfig(**{**SMALL, "dim": 32}))
         with pytest.raises(ValueError, match="has the shape"):
-            initialise_from(make("joint"), wide)
+            initialize_from(make("joint"), wide)
         scaled = VisionTransformer(VisionConfig(**{**SMALL, "layer_scale": True}))
         with pytest.raises(ValueError, match="has parts that this model lacks"):
-            initialise_from(make("joint"), scaled)
+            initialize_from(make("joint"), scaled)
         deep = VisionTransformer(VisionConfig(**{**CLIP, "depth": 5}))
         with pytest.raises(ValueError, match="fewer blocks"):
-            initialise_from(deep, make("vit"))
+            initialize_from(deep, make("vit"))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class Encoder(Pushable, nn.Module, ABC):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes videos.

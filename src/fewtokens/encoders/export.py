@@ -13,7 +13,7 @@ from fewtokens.core.files import whole_file
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import normalise
+from fewtokens.encoders.frames import normalize
 from fewtokens.encoders.vit_encoder import VitEncoder
 
 
@@ -24,7 +24,7 @@ class FrameEncoder(nn.Module):
         torch.onnx.export(FrameEncoder(encoder, methods), (frames,), "vit.onnx", dynamo=True)
 
     Args:
-        encoder: a ViT of ours, with the normalisation of its frames.
+        encoder: a ViT of ours, with the normalization of its frames.
         inside: encoder methods that take the same number of tokens from every frame.
 
     Raises:
@@ -49,7 +49,7 @@ class FrameEncoder(nn.Module):
             features [F,N,C] after the last norm, positions [F,N,3] as (0, row, column), sizes [F,N] in cells, and the
             token of each cell, int64 [F,cells]; tokens by row, then column.
         """
-        embedded = self.vit.embed(normalise(frames, self.mean, self.std))
+        embedded = self.vit.embed(normalize(frames, self.mean, self.std))
         grid = Grid(1, embedded.shape[1], embedded.shape[2])
         tokens, _ = self.vit.walk(Tokens.from_cells(embedded.flatten(1, 2), grid), list(self.inside))  # type: ignore[arg-type]
         return tokens.features, tokens.positions, tokens.sizes, tokens.assignment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
 from fewtokens.encoders.probe import find_cells
 from fewtokens.encoders.weights import fingerprint, read_config, read_scale, sides, vision_part
 
@@ -83,7 +83,7 @@ class HfEncoder(Encoder):
         return self._dim
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """As transformers saves the vision model alone, with the size and the normalisation of its frames."""
+        """As transformers saves the vision model alone, with the size and the normalization of its frames."""
         save: Any = getattr(self.model, "save_pretrained", None)
         if save is None:
             raise ValueError(f"{self.id}: transformers does not save its vision part alone; save the whole model")
@@ -102,7 +102,7 @@ class HfEncoder(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,T*side*side,C] and prefix tokens."""
@@ -113,7 +113,7 @@ class HfEncoder(Encoder):
         rows = []
         for part in frames.flatten(0, 1).split(self.batch):
             square = fit(to_unit(part.to(self.device))[None], Grid(len(part), 1, 1), 1, self.size)[0]
-            hidden = self._run(normalise(square, self.mean, self.std))
+            hidden = self._run(normalize(square, self.mean, self.std))
             rows.append(hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden)
             if self.progress is not None:
                 self.progress(sum(len(row) for row in rows), B * T)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ _MOST = 1024
 
 
 class Patches(Encoder):
-    """Each cell's feature is its own pixels, normalised: no weights, no network, and a way back.
+    """Each cell's feature is its own pixels, normalized: no weights, no network, and a way back.
 
     Args:
         patch_size: side of a patch in pixels.
@@ -71,7 +71,7 @@ class Patches(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,S,tubelet*patch*patch*3]."""

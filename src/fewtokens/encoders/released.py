@@ -36,7 +36,7 @@ _OURS = re.compile(r"(class_token|class_position|positions|patches\.|norm_last\.
 
 
 def load_released(path: str | Path) -> ViT:
-    """Our ViT with the encoder of a released checkpoint, float32, in eval mode; frames are normalised as ImageNet's.
+    """Our ViT with the encoder of a released checkpoint, float32, in eval mode; frames are normalized as ImageNet's.
 
     Args:
         path: .pth, .pt, .ckpt, .bin or .safetensors, tensors at the top or under "model", "state_dict", "teacher".

@@ -69,7 +69,7 @@ class ViT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all parameters."""
-        self.apply(_initialise)
+        self.apply(_initialize)
         for parameter in (self.positions, self.class_token, self.class_position, self.registers):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -78,7 +78,7 @@ class ViT(nn.Module):
         """Embedded cells with positions, channels last.
 
         Args:
-            frames: normalised, of whole patches: images [F,3,H,W], in networks for clips [B,3,T,H,W].
+            frames: normalized, of whole patches: images [F,3,H,W], in networks for clips [B,3,T,H,W].
 
         Returns:
             [F,H',W',C], or [B,T',H',W',C].
@@ -217,7 +217,7 @@ def _weighed(tokens: Tokens) -> bool:
     return torch.compiler.is_compiling() or bool((tokens.sizes != 1).logical_and(tokens.mask).any())
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

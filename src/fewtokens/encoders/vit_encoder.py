@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,7 +18,7 @@ from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.config import make_vit_config
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import filled, fingerprint
 
@@ -39,7 +39,7 @@ class VitEncoder(Encoder):
         vit: the network, on its device, in its dtype.
         name: "id" in files; by default one that `load_encoder` cannot find.
         batch: frames in one forward pass; bounds the memory and changes nothing else.
-        mean, std: of the normalisation, RGB in 0..1.
+        mean, std: of the normalization, RGB in 0..1.
         fingerprint: SHA-256 of the weight files, or None.
         options: arguments of `load_encoder` beside the name.
     """
@@ -113,7 +113,7 @@ class VitEncoder(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) one by one.
@@ -180,9 +180,9 @@ class VitEncoder(Encoder):
     def _embed(self, frames: Tensor, grid: Grid) -> Tensor:
         """Frames [F,3,H,W] to embedded patches [F,H'*W',C]."""
         fitted = self._fit(frames[None], Grid(len(frames), grid.H, grid.W))
-        return self.vit.embed(normalise(fitted[0], self.mean, self.std)).flatten(1, 2)
+        return self.vit.embed(normalize(fitted[0], self.mean, self.std)).flatten(1, 2)
 
-    def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Method]) -> Tokens:
+    def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Callable[..., Tokens]]) -> Tokens:
         """Embedded patches that the pixels methods leave, on the grid of the video."""
         embedded = torch.cat([self._embed(part, grid) for part in frames.flatten(0, 1).split(self.batch)])
         cells = Tokens.from_cells(embedded.reshape(len(frames), grid.cells, -1), grid)

@@ -146,7 +146,7 @@ def read_scale(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tup
 
 
 def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[Any, Any]]:
-    """Our ViT with the weights of a folder, in float32, and the mean and std of its normalisation.
+    """Our ViT with the weights of a folder, in float32, and the mean and std of its normalization.
 
     Args:
         folder: as transformers saves it.

@@ -21,7 +21,7 @@ INFLATION = ("central", "average")
 POSITIONS = ("tile", "resize", "resize_tile")
 
 
-def initialise_from(
+def initialize_from(
     model: VisionTransformer, source: str | Path | VisionTransformer, *, how: str = "central", positions: str = "tile"
 ) -> dict[str, list[str]]:
     """Fills a ViT or ViViT with the weights of an image ViT, in place.

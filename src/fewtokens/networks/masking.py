@@ -1,7 +1,7 @@
 """What every masked pre-training shares: which patches are seen, what is predicted, how far off it is.
 
 Masked autoencoders (arXiv 2111.06377): random patches are hidden before the encoder, and the loss is on the pixels of
-the hidden ones, each patch normalised by its own mean and spread.
+the hidden ones, each patch normalized by its own mean and spread.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
 
     Args:
         vit: the encoder.
-        frames: normalised, [B,3,H,W] of whole patches.
+        frames: normalized, [B,3,H,W] of whole patches.
         visible: numbers of the patches that are seen [B,K], in the order in which they come out; all where None.
         recompute: activations in the backward pass instead of keeping them.
     """
@@ -120,7 +120,7 @@ def fix_positions(vit: ViT) -> None:
         vit.class_position.requires_grad_(False).zero_()
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """As the published codes: Xavier for every linear layer and for patches seen as one, tokens N(0, 0.02), biases 0.
 
     But for the bias of the patches, which those codes leave as PyTorch draws it: uniform within 1 / sqrt(fan-in).

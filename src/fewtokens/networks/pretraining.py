@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.encoders.config import ViTConfig
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, to_unit
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalize, to_unit
 from fewtokens.encoders.vit import ViT
 from fewtokens.networks.base import Model
 from fewtokens.networks.masking import (
@@ -35,7 +35,7 @@ from fewtokens.networks.masking import (
     Mask,
     encode,
     fix_positions,
-    initialise,
+    initialize,
     pixel_loss,
     pixel_targets,
     random_mask,
@@ -53,7 +53,7 @@ class PretrainingConfig(ViTConfig):
         image_size: height and width of the frames, in pixels, multiples of the patch.
         mask_ratio: share of the target's patches that is hidden, in (0, 1).
         decoder_dim, decoder_depth, decoder_num_heads: of the decoder, which is thrown away afterwards.
-        distance: "mse" of normalised pixels (the published codes; the default), or "cosine" (what the paper of Token
+        distance: "mse" of normalized pixels (the published codes; the default), or "cosine" (what the paper of Token
             Bottleneck names).
     """
 
@@ -146,7 +146,7 @@ class Prediction:
     """What a network says of the target frame.
 
     Attributes:
-        paths: by name, normalised pixels [B,N,patch*patch*3] and the patches that count (bool [B,N], None = all).
+        paths: by name, normalized pixels [B,N,patch*patch*3] and the patches that count (bool [B,N], None = all).
         mask: of the target.
         extra: losses beside those of the paths, by name.
         weights: in the sum of all losses; 1 where not said.
@@ -184,7 +184,7 @@ class Pretraining(Model, ABC):
         )
         self._parts()
         with torch.no_grad():
-            initialise(self)
+            initialize(self)
             fix_positions(self.encoder)
 
     def _parts(self) -> None:
@@ -192,10 +192,10 @@ class Pretraining(Model, ABC):
 
     @abstractmethod
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
-        """From normalised frames [B,3,H,W] and the noise [B,N] that hides patches."""
+        """From normalized frames [B,3,H,W] and the noise [B,N] that hides patches."""
 
     def split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised source and target [B,3,H,W] out of frames [B,F,3,H,W]; the same where F is 1.
+        """Normalized source and target [B,3,H,W] out of frames [B,F,3,H,W]; the same where F is 1.
 
         Raises:
             ValueError: another number of frames, or another size than the network's.
@@ -205,7 +205,7 @@ class Pretraining(Model, ABC):
             raise ValueError(
                 f"a {self.kind} of this size takes [B,{self.frames},3,{height},{width}], got {list(frames.shape)}"
             )
-        x = normalise(to_unit(frames), IMAGENET_MEAN, IMAGENET_STD)
+        x = normalize(to_unit(frames), IMAGENET_MEAN, IMAGENET_STD)
         return x[:, 0], x[:, -1]
 
     def forward(self, frames: Tensor, noise: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from fewtokens.methods.learned.tokenlearner import mlp
 class TokenFuser(nn.Module):
     """Mixes the tokens with one another, then gives every pixel its own gated sum of them.
 
-    TokenLearner (arXiv 2106.11297, section 3). The mixing matrix starts at zero, so that at initialisation
+    TokenLearner (arXiv 2106.11297, section 3). The mixing matrix starts at zero, so that at initialization
     learner, block and fuser together are the identity.
 
     The paper mixes the tokens of all frames (a matrix of num_tokens*frames squared); its code those of a

@@ -22,7 +22,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.config import ViTConfig
-from fewtokens.encoders.frames import normalise, to_unit
+from fewtokens.encoders.frames import normalize, to_unit
 from fewtokens.encoders.transformer import Block
 from fewtokens.encoders.vit import ViT
 from fewtokens.methods.ops.per_frame import plan_of
@@ -54,7 +54,7 @@ class VisionConfig(ViTConfig):
         fuser_mix, fuser_gate: of the TokenFuser.
         stochastic_depth: rate at the last block, growing linearly from 0; in training.
         head_bias: initial bias of the classifier; -10 goes with the sigmoid loss.
-        mean, std: of the normalisation, RGB in 0..1.
+        mean, std: of the normalization, RGB in 0..1.
 
     The other attributes are those of `ViTConfig`; the paper's code has another activation than its default.
     """
@@ -185,7 +185,7 @@ class VisionTransformer(Model, ViT):
         )
 
     def reset_parameters(self) -> None:
-        initialise(self)
+        initialize(self)
 
     def _fuser(self) -> nn.Module:
         config = self.config
@@ -203,7 +203,7 @@ class VisionTransformer(Model, ViT):
         return FUSERS[config.fuser](num_tokens, dim=config.dim)
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """Normalised clips [B,3,T,H,W], for `embed`, of frames as `forward` takes them.
+        """Normalized clips [B,3,T,H,W], for `embed`, of frames as `forward` takes them.
 
         Raises:
             ValueError: frames of another shape, or smaller than a tubelet.
@@ -214,7 +214,7 @@ class VisionTransformer(Model, ViT):
         smallest = self.config.kernel
         if any(have < want for have, want in zip((frames.shape[1], *frames.shape[3:]), smallest, strict=True)):
             raise ValueError(f"clips must hold a tubelet of {'x'.join(map(str, smallest))}, got {list(frames.shape)}")
-        return normalise(to_unit(frames), self.config.mean, self.config.std).transpose(1, 2)
+        return normalize(to_unit(frames), self.config.mean, self.config.std).transpose(1, 2)
 
     def walk(
         self, tokens: Tokens, inside: Sequence[Method] = (), needs: Sequence[str] = ()
@@ -341,7 +341,7 @@ def build_learner(config: VisionConfig) -> nn.Module:
     return learner
 
 
-def initialise(model: VisionTransformer) -> None:
+def initialize(model: VisionTransformer) -> None:
     """As the paper's code: Xavier for attention and MLP, biases of the MLP near zero, the head zero."""
     for module in model.modules():
         if isinstance(module, Block):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewtokens.encoders.frames import normalise, to_unit
+from fewtokens.encoders.frames import normalize, to_unit
 from fewtokens.networks.base import Model
 
 PARTS = ("conv2d", "conv1d", "spatial", "temporal", "joint", "tokenlearner")
@@ -43,7 +43,7 @@ class X2plus1dConfig:
         num_frames: of the clips; the mixing of "paper_text" is made for them.
         keys: channels of queries and keys of the attention parts, over all heads.
         num_heads: of the attention parts.
-        mean, std: of the normalisation, RGB in 0..1.
+        mean, std: of the normalization, RGB in 0..1.
     """
 
     stem: int = 24
@@ -291,7 +291,7 @@ class X2plus1d(Model):
         """What the classifier sees, [B,hidden]."""
         if frames.ndim != 5 or frames.shape[2] != 3 or min(frames.shape[3:]) < 32:
             raise ValueError(f"clips must be [B,T,3,H,W] of at least 32 pixels, got {list(frames.shape)}")
-        x = normalise(to_unit(frames), self.config.mean, self.config.std).to(self.stem_space.weight.dtype)
+        x = normalize(to_unit(frames), self.config.mean, self.config.std).to(self.stem_space.weight.dtype)
         x = F.relu(self.stem_norm(self.stem_time(self.stem_space(x.transpose(1, 2)))))
         for stage in self.stages:
             for unit in stage:  # type: ignore[attr-defined]
