@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from fewtokens.cli.resume import check_request, check_settings
 from fewtokens.core.identity import with_current_names
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import Encoder, Patches, ViT, ViTConfig, VitEncoder, load_encoder, pick_device, pick_dtype
@@ -130,6 +131,18 @@ class TestOldDescriptions:
     @pytest.mark.parametrize("odd", [None, [], {}, {"encoder": None}, {"encoder": {"options": 3}}])
     def test_what_is_none_stays(self, odd):
         assert with_current_names(odd) == odd
+
+    def test_runs_go_on(self, tmp_path):
+        old = {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}
+        now = {"encoder": Patches(4).describe(), "seed": 0}
+        (tmp_path / "settings.json").write_text(json.dumps({"encoder": old, "seed": 0}))
+        check_settings(tmp_path / "settings.json", now)
+        check_request(tmp_path, {"encoder": old, "seed": 0}, now)
+        other = {"encoder": Patches(8).describe(), "seed": 0}
+        with pytest.raises(ValueError, match="holds a run with another encoder"):
+            check_settings(tmp_path / "settings.json", other)
+        with pytest.raises(ValueError, match=r"other settings \(encoder\)"):
+            check_request(tmp_path, {"encoder": old, "seed": 0}, other)
 
     def test_a_pipeline(self, tmp_path):
         path = Pipeline("uniform(3)", Patches(4)).save_pretrained(tmp_path) / "config.json"

@@ -12,11 +12,12 @@ from fewtokens import networks as models
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, load_encoder
-from fewtokens.encoders.config import current_names, make_vit_config
+from fewtokens.encoders.config import OLD_NAMES, current_names, make_vit_config
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining
 from fewtokens.networks.pretraining import PretrainingConfig, ToBo, ToBoConfig
+from fewtokens.train.checkpoint import check_same_run
 from fewtokens.train.pretraining_presets import known_settings, make_pretraining
-from fewtokens.train.settings import parse_setting
+from fewtokens.train.settings import parse_setting, plain
 
 # The configs as earlier versions wrote them.
 OLD_VIT = {
@@ -82,6 +83,18 @@ class TestFilesOfEarlierVersions:
         config = make_vit_config(old, "config.json")
         assert (config.dim, config.num_heads, config.num_registers, config.grid) == (32, 4, 2, (1, 3, 4))
         assert make_vit_config(json.loads(json.dumps(asdict(config))), "config.json") == config
+
+    def test_a_run_of_pre_training_goes_on(self, tmp_path):
+        recipe = make_pretraining("tobo_tiny")
+        before = plain(recipe)
+        old = {new: name for name, new in OLD_NAMES.items()}
+        before["network"] = {old.get(name, name): value for name, value in before["network"].items()}
+        assert {"width", "heads", "patch", "decoder_width", "decoder_heads"} <= before["network"].keys()
+        head = {"step": 1, "items": 3, "settings": before}
+        assert check_same_run(head, recipe, 3, tmp_path) == []
+        before["network"]["width"] = 64
+        with pytest.raises(ValueError, match=r"holds a run with other settings \(network\)"):
+            check_same_run(head, recipe, 3, tmp_path)
 
     @pytest.mark.parametrize(
         ("values", "says"),
