@@ -11,7 +11,7 @@ import torch
 from fewtokens import networks as models
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders import ViT, ViTConfig, load_encoder
+from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.encoders.config import OLD_NAMES, current_names, make_vit_config
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining
 from fewtokens.networks.pretraining import PretrainingConfig, ToBo, ToBoConfig
@@ -155,6 +155,7 @@ class TestOneViT:
 
     def test_a_pooling_head_leaves_registers_out(self):
         model = models.VisionTransformer(self.config(num_registers=3)).eval()
+        assert len(model.registers.unique(dim=0)) == 3
         named = model.intermediates(torch.rand(2, 1, 3, 16, 24))
         assert named["tokens"].shape == (2, 24, 16)
         torch.testing.assert_close(named["pre_logits"], named["tokens"].mean(1))
@@ -175,6 +176,10 @@ class TestOneViT:
         model = models.VisionTransformer(self.config(learner="tokenlearner(3)"))
         with pytest.raises(ValueError, match="no learner"):
             model.walk(None)
+
+    def test_a_network_for_clips_is_no_encoder_of_frames(self):
+        with pytest.raises(ValueError, match="encodes no single frames"):
+            VitEncoder(models.VisionTransformer(self.config()))
 
     def test_every_config_is_a_vit_config(self):
         assert issubclass(models.VisionConfig, ViTConfig)

@@ -33,11 +33,10 @@ def load_encoder(
 
     Args:
         name: "patches" (pixel patches, no weights); a folder as transformers saves it (config.json and
-            safetensors), that `Encoder.save_pretrained` wrote, or that `fewtokens train` saved, whose last tokens it
-            gives; a released checkpoint of
-            MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encoders.released`); or a hub id such as
-            "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our own ViT, in which methods can act;
-            any other vision encoder of transformers runs as it is.
+            safetensors), that `Encoder.save_pretrained` wrote, or that `fewtokens train` saved (its last tokens); a
+            released checkpoint of MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encoders.released`); or a hub
+            id such as "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our own ViT, in which methods can
+            act; any other vision encoder of transformers runs as it is.
         device: "auto" (cuda, mps or cpu, the first available), "cpu", "cuda", "cuda:1", "mps", or a `torch.device`.
         dtype: "float32" (default), "float16" or "bfloat16", or the same as a `torch.dtype`.
         batch: frames in one forward pass.

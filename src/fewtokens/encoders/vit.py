@@ -50,7 +50,7 @@ class ViT(nn.Module):
         self.positions = self._embedding(*config.position_grid, C)
         self.class_token = nn.Parameter(torch.zeros(C)) if config.class_token else None
         self.class_position = self._embedding(C) if config.class_token else None
-        self.registers = nn.Parameter(torch.zeros(config.num_registers, C)) if config.num_registers else None
+        self.registers = self._embedding(config.num_registers, C) if config.num_registers else None
         self.norm_first = nn.LayerNorm(C, config.eps) if config.norm_first else nn.Identity()
         self.blocks = nn.ModuleList(self._make_block() for _ in range(config.depth))
         self.norm_last = nn.LayerNorm(C, config.eps) if config.norm_last else nn.Identity()
@@ -58,7 +58,7 @@ class ViT(nn.Module):
         self.reset_parameters()
 
     def _embedding(self, *shape: int) -> nn.Parameter:
-        """A learned position, before `reset_parameters`."""
+        """Learned positions or registers, before `reset_parameters`."""
         return nn.Parameter(torch.zeros(*shape))
 
     def _make_block(self) -> nn.Module:

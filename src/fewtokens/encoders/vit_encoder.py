@@ -63,6 +63,8 @@ class VitEncoder(Encoder):
         super().__init__()
         if batch < 1:
             raise ValueError(f"batch must be at least 1 frame, got {batch}")
+        if len(vit.config.kernel) != 2:
+            raise ValueError("a network for clips encodes no single frames; fewtokens.networks.encoder runs it")
         self.id, self.vit, self.batch = name, vit, batch
         self.mean, self.std, self.fingerprint = tuple(mean), tuple(std), fingerprint
         self.options = dict(options or {})

@@ -254,11 +254,8 @@ class VisionTransformer(Model, ViT):
             raise ValueError("the factorised encoder ends with one token for each frame, not with cells of the grid")
         named = self.intermediates(frames)
         T, H, W = named["embedded"].shape[1:4]
-        seconds = (
-            None
-            if times is None
-            else torch.as_tensor(times)[..., : T * self.config.tubelet_size : self.config.tubelet_size]
-        )
+        step = self.config.tubelet_size
+        seconds = None if times is None else torch.as_tensor(times)[..., : T * step : step]
         cells = Tokens.from_cells(named["embedded"].flatten(1, 3), Grid(T, H, W, seconds))
         if self.config.learner and not self.config.fuser:
             maps = named[f"learner{self.config.at}"]
