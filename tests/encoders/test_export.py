@@ -57,6 +57,12 @@ def test_torch_export(spec, proportional):
         close(program(frames(number)), module(frames(number)))
 
 
+@torch.no_grad()
+def test_compiled_as_one_graph():
+    module = exportable()
+    close(torch.compile(module, fullgraph=True, backend="eager")(frames()), module(frames()))
+
+
 class TestOnnx:
     @torch.no_grad()
     def test_runs_in_onnxruntime(self, tmp_path):
