@@ -67,7 +67,7 @@ def random_encoder(work: Path, seed: int) -> Path:
     folder = work / f"random-{seed}"
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(seed)
-        save_encoder(ToBo(ToBoConfig(**NETWORK, size=(64, 64))), folder)
+        save_encoder(ToBo(ToBoConfig(**NETWORK, image_size=(64, 64))), folder)
     return folder
 
 

@@ -350,7 +350,7 @@ def _make_model(folder: Path) -> None:
     from fewtokens import networks as models
 
     torch.manual_seed(0)
-    models.build("tokenlearner_vit_nano8_8at2", size=(32, 32), classes=3).save_pretrained(folder)
+    models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32), num_classes=3).save_pretrained(folder)
 
 
 def _read_model(folder: Path, number: int) -> object:
@@ -365,8 +365,8 @@ def _make_pretraining(folder: Path) -> None:
     from fewtokens.networks.pretraining import ToBo, ToBoConfig
 
     torch.manual_seed(0)
-    sizes = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
-    ToBo(ToBoConfig(patch=8, size=(32, 32), **sizes)).save_pretrained(folder)
+    sizes = {"dim": 32, "depth": 1, "num_heads": 2, "decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+    ToBo(ToBoConfig(patch_size=8, image_size=(32, 32), **sizes)).save_pretrained(folder)
 
 
 def _read_pretraining(folder: Path, number: int) -> object:

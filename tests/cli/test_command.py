@@ -334,7 +334,7 @@ class TestTokenize:
         run("tokenize", video, "--encoder", weights, *words, "--out", out)
         tokens = Tokens.load(out)
         assert tokens.features.shape == (1, 32, 384)
-        assert len(tokens.meta["encoder"]["weights"]) == 64
+        assert len(tokens.meta["encoder"]["fingerprint"]) == 64
         run("show", out, "--out", tmp_path / "a.html")
 
 

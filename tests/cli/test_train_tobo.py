@@ -14,8 +14,19 @@ from typer.testing import CliRunner
 from fewtokens.cli import app
 from fewtokens.video import synthetic, write
 
-SMALL = ["--size", 16, "--batch", 4, "--workers", 0, "--device", "cpu", "--set", "patch=8", "--set", "width=16"]
-SMALL += ["--set", "heads=2", "--set", "depth=1", "--set", "visits=2", "--set", "decoder_depth=1", "--set", "shown=2"]
+SMALL = ["--size", 16, "--batch", 4, "--workers", 0, "--device", "cpu", "--set", "patch_size=8", "--set", "dim=16"]
+SMALL += [
+    "--set",
+    "num_heads=2",
+    "--set",
+    "depth=1",
+    "--set",
+    "visits=2",
+    "--set",
+    "decoder_depth=1",
+    "--set",
+    "shown=2",
+]
 
 
 def run(*words: object, code: int = 0) -> Result:

@@ -67,7 +67,7 @@ def test_cost(trained):
     assert row["input"] == "1x16x16"
     (row,) = json.loads(run("cost", "x2plus1d_m", "--size", 64, "--frames", 8, "--json").stdout)
     assert row["GFLOPs (paper_video)"] > 0
-    assert "holds no tubelet" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
+    assert "holds no patch" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
     assert "at least 1" in error_line(run("cost", "vit_nano8", "--time", "--repeats", 0, code=2))
 
 
@@ -213,7 +213,7 @@ class TestWhatIsWrong:
         weights = tmp_path / "m" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
         assert "cut short" in error_line(run("eval", "knn", tmp_path / "m", *words, code=2))
-        other = models.build("vit_nano8", size=(16, 16), classes=3)
+        other = models.build("vit_nano8", image_size=(16, 16), num_classes=3)
         other.save_pretrained(tmp_path / "other")
         (tmp_path / "other" / "config.json").write_text((trained / "model" / "config.json").read_text())
         assert "does not fit this vit" in error_line(run("eval", "knn", tmp_path / "other", *words, code=2))
@@ -241,12 +241,12 @@ def test_a_real_encoder_on_real_photographs(tmp_path):
 @pytest.mark.data
 def test_real_weights_begin_a_video_network(tmp_path):
     """An image ViT of transformers' layout initialises a ViViT."""
-    from fewtokens.networks.inflate import initialise_from, like
+    from fewtokens.networks.inflate import initialize_from, like
 
     source = data_path("weights/dinov2-small")
-    config = like(source, tubelet=2, frames=8, size=(98, 98), classes=5)
+    config = like(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
     model = models.VisionTransformer(config)
-    said = initialise_from(model, source, positions="resize_tile")
+    said = initialize_from(model, source, positions="resize_tile")
     assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100
     from fewtokens.encoders import load_encoder
 
@@ -254,10 +254,10 @@ def test_real_weights_begin_a_video_network(tmp_path):
     clip = image.expand(1, 8, -1, -1, -1)
     tokens = load_encoder(str(source))(image)[0].features
     # On a still clip the first block sees each patch as the image model does.
-    embedded = model.embed(clip)[0, 0].flatten(0, 1)
+    embedded = model.embed(model.prepare(clip))[0, 0].flatten(0, 1)
     encoder = load_encoder(str(source)).vit
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
-    expected = encoder.embed((image[0] - mean) / std)[0]
+    expected = encoder.embed((image[0] - mean) / std)[0].flatten(0, 1)
     assert tokens.shape[2] == embedded.shape[1]
     # Positions are resized bilinearly here and bicubically there, so nearly the same.
     assert torch.nn.functional.cosine_similarity(embedded, expected, dim=1).mean() > 0.95

@@ -24,8 +24,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from fewtokens.core.encoder import Encoder
     from fewtokens.core.method import Method
-    from fewtokens.core.pipeline import Encoder, Pipeline
+    from fewtokens.core.pipeline import Pipeline
     from fewtokens.train.loop import Report
     from fewtokens.video import Video
 
@@ -316,7 +317,7 @@ def make_pipeline(
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
     defaults: dict[str, Any] = {"seed": seed} | ({} if budget is None else {"keep": budget})
     loaded: Encoder = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
-    defaults["dim"] = getattr(loaded, "width", None)
+    defaults["dim"] = loaded.dim
     torch.manual_seed(seed)
     known = {name: value for name, value in defaults.items() if value is not None}
     methods = registry.build(spec, **known) if spec.strip() else []

@@ -161,7 +161,7 @@ def _build(name: str, size: int | None, frames: int | None, classes: int | None,
 
     from fewtokens import networks as models
 
-    changes: dict[str, Any] = {} if classes is None else {"classes": classes}
+    changes: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if Path(name).is_dir():
         said = models.read_config(name)
         if said["fewtokens_model"] not in models.KINDS:
@@ -172,14 +172,14 @@ def _build(name: str, size: int | None, frames: int | None, classes: int | None,
     else:
         kind, settings = models.preset(name)
     if frames is not None:
-        changes["frames"] = frames
+        changes["num_frames"] = frames
     if size is not None and kind is models.VisionTransformer:
-        changes["size"] = (size, size)
+        changes["image_size"] = (size, size)
     config = models.make_config(kind, settings | changes, name)
     with torch.device(device):
         network = kind(config)
-    side = config.size if kind is models.VisionTransformer else (size or 224, size or 224)
-    return network, [config.frames, 3, *side]
+    side = config.image_size if kind is models.VisionTransformer else (size or 224, size or 224)
+    return network, [config.num_frames, 3, *side]
 
 
 def _text(key: str, value: Any) -> str:

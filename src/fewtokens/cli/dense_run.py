@@ -90,7 +90,7 @@ def run(
     lines, scores, notes = task.summarise(rows)
     grids = sorted({tuple(row["grid"]) for row in rows})
     share = sum(row["tokens"] for row in rows) / sum(row["cells"] for row in rows)
-    weights = f"weights {described['weights'][:12]}" if described["weights"] else "no weights"
+    weights = f"weights {described['fingerprint'][:12]}" if described["fingerprint"] else "no weights"
     about = [
         how.describe(grids[0][0] if len(grids) == 1 else None, masks=task.name != "jhmdb"),
         f"{encoder} ({weights}): its last features, L2-normalised, without class and register tokens; positions "

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from fewtokens.cli.common import log
 from fewtokens.core import files
-from fewtokens.core.identity import source_of
+from fewtokens.core.identity import source_of, with_current_names
 from fewtokens.core.plain import conform
 
 # File systems take so many bytes in a name; suffixes are added to what is named here.
@@ -119,7 +119,7 @@ def check_request(result: Path | str, made: dict[str, Any], request: dict[str, A
     Raises:
         ValueError: they differ; says in what.
     """
-    plain = json.loads(json.dumps(request))
+    plain, made = json.loads(json.dumps(request)), with_current_names(made)
     if changed := [name for name in plain if made.get(name) != plain[name]]:
         raise ValueError(
             f"{result} was made with other settings ({', '.join(changed)}); say --overwrite, or give another --out"
@@ -146,7 +146,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         files.write_json(path, plain)
         return
     try:
-        before = files.read_json(path, dict[str, Any])
+        before = with_current_names(files.read_json(path, dict[str, Any]))
     except ValueError as error:
         raise ValueError(
             f"{error}; remove it if the run beside it is of these settings, or give another --out"

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fewtokens.core import files, registry
 from fewtokens.core.budget import Budget
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
+from fewtokens.core.identity import with_current_names
 from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Encoder, Pipeline
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.masks import resize_masks
@@ -92,7 +94,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
     if methods.strip() != "all":
         wanted = _split(methods)
         for spec in wanted:
-            Pipeline(registry.build(spec, dim=getattr(encoder, "width", 384)), encoder)
+            Pipeline(registry.build(spec, dim=encoder.dim), encoder)
         return list(dict.fromkeys([*registry.BASELINES, *wanted]))
     fitting = []
     for spec in [*registry.names(), *_ALSO]:
@@ -101,8 +103,8 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
         if kind.learned or "keep" not in known:
             continue
         (method,) = registry.build(spec, keep=0.5)
-        if (method.stage != "encoder" or encoder.walks) and (
-            method.stage == "encoder" or set(method.needs) <= set(encoder.gives)
+        if (method.stage != "encoder" or encoder.exposes_blocks) and (
+            method.stage == "encoder" or set(method.needs) <= set(encoder.cues)
         ):
             fitting.append(spec)
     # A method stands beside its other ways to run.
@@ -122,7 +124,7 @@ def _split(methods: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def chain(spec: str, keep: float | int, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
+def chain(spec: str, keep: float | int | str, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
     """The methods of a spec at a budget; where they cannot go so low, `tome` merges what is too much."""
     wanted = Budget.parse(keep).count(grid)
     methods = registry.build(spec, keep=keep, seed=seed, dim=dim)
@@ -153,7 +155,7 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
         counted = count(lambda: whole.append(encoder(frames, item.times)[0]))
         device = whole[0].device
         milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
-        tokens, cues = encoder(frames, item.times, needs=encoder.gives)
+        tokens, cues = encoder(frames, item.times, needs=encoder.cues)
     gflops = 2 * counted.by("macs")
     tokens = tokens.to("cpu")
     cues = {name: cue.cpu() for name, cue in cues.items()}
@@ -180,7 +182,7 @@ def _cached(cache: Path, item: Item, request: dict[str, Any]) -> Encoded | None:
     try:
         tensors, found = files.load(cache, "bench features")
         header: _Cache = conform(found, _Cache, str(cache))
-        if header["request"] != request:
+        if with_current_names(header["request"]) != request:
             return None
         grid = Grid(*header["grid"], item.times)
         tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
@@ -194,7 +196,7 @@ def measure(
     encoded: Encoded,
     encoder: Encoder,
     spec: str,
-    keep: float | int,
+    keep: float | int | str,
     *,
     repeats: int = 3,
     seed: int = 0,
@@ -279,8 +281,8 @@ def kept_of(out: Tokens, encoded: Encoded, encoder: Encoder) -> dict[str, float 
         "rel. error": relative_error(back, full),
         "rare cosine": mean_cosine(back[rare], full[rare]),
     }
-    if decode := getattr(encoder, "decode", None):
-        found["PSNR dB"] = psnr(decode(back[None]).clamp(0, 1), decode(full[None]))
+    if encoder.decode is not None:
+        found["PSNR dB"] = psnr(encoder.decode(back[None]).clamp(0, 1), encoder.decode(full[None]))
     if encoded.item.masks is not None:
         found |= labelled(back, encoded.item.masks)
     return found

@@ -23,7 +23,8 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
+from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
+from fewtokens.encoders.config import make_vit_config
 from fewtokens.encoders.weights import read_json
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
 from fewtokens.llm.columns import nearest_cell
@@ -45,6 +46,8 @@ class VideoLlm(nn.Module):
             the columns that are there, as VQToken does.
     """
 
+    frames: VitEncoder
+
     def __init__(
         self, encoder: VitEncoder, llm: Any, tokenizer: Any, *, spec: str = "", pool: int = 1, positions: str = "keep"
     ) -> None:
@@ -57,10 +60,12 @@ class VideoLlm(nn.Module):
             raise ValueError(f"pool must be at least 1, got {pool}")
         if positions not in ("keep", "renumber"):
             raise ValueError(f"positions must be 'keep' or 'renumber', got {positions!r}")
-        self.frames, self.tokenizer, self.pool, self.positions = encoder, tokenizer, pool, positions
+        self.tokenizer, self.pool, self.positions = tokenizer, pool, positions
+        # Not registered: its ViT is, as `encoder`, the name that it has in files.
+        object.__setattr__(self, "frames", encoder)
         self.encoder, self.llm = encoder.vit, llm
         self.width: int = llm.get_input_embeddings().weight.shape[1]
-        wide = encoder.width * pool**2
+        wide = encoder.dim * pool**2
         self.projector = nn.Sequential(nn.Linear(wide, self.width), nn.GELU(), nn.Linear(self.width, self.width))
         self._checkpointing = False
         self.reduce_with(spec)
@@ -272,8 +277,7 @@ def load_video_llm(folder: str | Path, *, spec: str | None = None, device: str =
         raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}, not a video language model")
     config = said["config"]
     shape = config["encoder"]
-    said_vit: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape["vit"].items()}
-    vit = ViT(ViTConfig(**said_vit))
+    vit = ViT(make_vit_config(shape["vit"], f"{folder / 'config.json'}: vit"))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
     made = VideoLlm(frames, llm, tokenizer, spec=config["spec"], pool=config["pool"], positions=config["positions"])
