@@ -27,7 +27,7 @@ import torch
 from common import write
 from fewtokens.core.batch import collate
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import family_of
+from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.interface import cache_of
 from fewtokens.llm.splice import as_pipeline, splice
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
@@ -161,7 +161,7 @@ def _wait() -> None:
 @torch.no_grad()
 def measure(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each method and share, full first."""
-    family, given = family_of(model), prompt(model, frames)
+    family, given = backend_of(model), prompt(model, frames)
     encode, spread, found = clock(lambda: encode_visuals(family, model, given), repeats)
     cells = found["video"].visuals[0].grid.cells
     rows = []
@@ -200,7 +200,7 @@ def measure(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
     """The same tokens kept by a mask over the whole prompt, and by removing the others."""
-    family, given = family_of(model), prompt(model, frames)
+    family, given = backend_of(model), prompt(model, frames)
     found = encode_visuals(family, model, given)
     cells = found["video"].visuals[0].grid.cells
     rows = []
@@ -231,7 +231,7 @@ def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def batches(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
     """Videos of a batch reduced together and one by one."""
-    family, given = family_of(model), prompt(model, frames)
+    family, given = backend_of(model), prompt(model, frames)
     visual = encode_visuals(family, model, given)["video"].visuals[0]
     one = Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
     rows = []

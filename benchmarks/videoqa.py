@@ -48,7 +48,7 @@ from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.evaluation.bench import chain
 from fewtokens.evaluation.videoqa import prompt, row, summarise, target, text_only
 from fewtokens.llm.chat import collate_turns, encode_turns
-from fewtokens.llm.video_llm import VideoLlm, load_video_llm
+from fewtokens.llm.composed import ComposedVideoLLM, load_video_llm
 from fewtokens.profiling.cost import prefill_gflops
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
@@ -202,7 +202,7 @@ def make_language_model(folder: Path) -> Path:
 
 
 def step_data(work: Path) -> None:
-    model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
+    model = ComposedVideoLLM(encoder_of(work), *_language(work), pool=POOL)
     for split, items in ITEMS.items():
         path = work / f"{split}.npy"
         done_path = work / f"{split}.done"
@@ -220,7 +220,7 @@ def step_data(work: Path) -> None:
 
 
 def _language(work: Path) -> tuple[Any, Any]:
-    from fewtokens.llm.video_llm import load_language_model
+    from fewtokens.llm.composed import load_language_model
 
     folder = work / "language"
     return load_language_model(folder if (folder / "config.json").exists() else make_language_model(folder))
@@ -228,7 +228,7 @@ def _language(work: Path) -> tuple[Any, Any]:
 
 def step_base(work: Path, steps: int = 3600) -> None:
     torch.manual_seed(0)
-    model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
+    model = ComposedVideoLLM(encoder_of(work), *_language(work), pool=POOL)
     settings = Settings(
         steps=steps, batch=32, lr=1.5e-3, weight_decay=0.02, rates={"encoder": 0.0}, workers=1, save_every=200,
         log_every=50, warmup=0.03, precision="bf16",
@@ -244,7 +244,7 @@ def say(done: int, total: int, numbers: dict[str, float]) -> None:
 
 
 @torch.no_grad()
-def answers(model: VideoLlm, data: Cells, part: slice = slice(None)) -> list[dict[str, Any]]:
+def answers(model: ComposedVideoLLM, data: Cells, part: slice = slice(None)) -> list[dict[str, Any]]:
     """Rows of `evaluate.videoqa` for a part of the test; every answer is one word."""
     questions = data.questions[part]
     rows: list[dict[str, Any]] = []
@@ -266,7 +266,7 @@ def usable() -> list[str]:
     return [name for name in found if name not in ("grid_split", "spatial_pool")]
 
 
-def with_methods(model: VideoLlm, spec: str, k: int, seed: int = 0) -> VideoLlm:
+def with_methods(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> ComposedVideoLLM:
     """The model with a chain at a budget; what cannot go so low is taken down by `tome`, as in a bench."""
     torch.manual_seed(seed)
     if "(" in spec:
@@ -275,7 +275,7 @@ def with_methods(model: VideoLlm, spec: str, k: int, seed: int = 0) -> VideoLlm:
     return model
 
 
-def measure(model: VideoLlm, data: Cells) -> dict[str, Any]:
+def measure(model: ComposedVideoLLM, data: Cells) -> dict[str, Any]:
     """Accuracy by kind, tokens that came out, milliseconds of reduction a video."""
     counts, reducing = [], 0.0
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch import nn
 from fewtokens.llm import Session
 from fewtokens.llm import clock as clock_module
 from fewtokens.llm.clock import STAGES, Clock, stream_text
-from fewtokens.llm.layers import language_model
+from fewtokens.llm.layers.hooks import language_model
 from fewtokens.llm.parts_session import PartsSession
 from fewtokens.video import synthetic, write
 from tests.llm.saved import make_tokenizer

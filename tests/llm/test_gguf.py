@@ -10,8 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from fewtokens.cli import app
+from fewtokens.llm.composed import load_language_model
 from fewtokens.llm.parts_session import PartsSession
-from fewtokens.llm.video_llm import load_language_model
 from tests.llm.test_video_llm import QUESTIONS, parts, talks  # noqa: F401, fixtures
 
 WIDTH, LAYERS, HEADS, GROUPS, INNER = 24, 2, 4, 2, 48

@@ -15,8 +15,8 @@ from fewtokens.cli import app
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.composed import ComposedVideoLLM, build_video_llm, is_video_llm, load_video_llm
 from fewtokens.llm.parts_session import PartsSession
-from fewtokens.llm.video_llm import VideoLlm, build_video_llm, is_video_llm, load_video_llm
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import Conversations, Reading, add_lora, answer_loss
@@ -54,12 +54,12 @@ def parts(tmp_path_factory):
     return folder
 
 
-def build(parts, spec: str = "", **options) -> VideoLlm:
+def build(parts, spec: str = "", **options) -> ComposedVideoLLM:
     torch.manual_seed(0)
     return build_video_llm(parts / "vit", parts / "llm", spec=spec, pool=2, device="cpu", **options)
 
 
-def batch(model: VideoLlm, count: int = 3, frames: int = 4) -> dict:
+def batch(model: ComposedVideoLLM, count: int = 3, frames: int = 4) -> dict:
     lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)][:count]
     clips = torch.randint(0, 255, (count, frames, 3, 32, 32), generator=torch.Generator().manual_seed(1))
     return collate_turns(lines, 0) | {"frames": clips.to(torch.uint8)}
@@ -180,7 +180,7 @@ class TestEmbedding:
 
 
 class Items(torch.utils.data.Dataset):
-    def __init__(self, model: VideoLlm) -> None:
+    def __init__(self, model: ComposedVideoLLM) -> None:
         self.given = batch(model)
         self.lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
 

@@ -134,11 +134,12 @@ def open_session(
     say: Callable[[str | None], None],
 ) -> Session:
     """The session that the options describe, with a model of transformers or one that `train video-llm` saved."""
+    from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
+    from fewtokens.llm.composed import is_video_llm, language_width
+    from fewtokens.llm.cues import check_cues
     from fewtokens.llm.parts_session import PartsSession
-    from fewtokens.llm.video_llm import is_video_llm, language_width
-    from fewtokens.llm.visuals import check_cues
 
     if is_video_llm(name):
         if fps is not None or layout != "per_frame" or positions is not None or dtype is not None:
@@ -160,7 +161,8 @@ def open_session(
         say(None)
         log.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True, highlight=False)
     for method in methods:
-        method.to(model.device)
+        if isinstance(method, Method):
+            method.to(model.device)
     session = Session(model, processor, methods, frames, fps=fps, layout=layout, positions=positions)
     session.progress = say
     return session
@@ -171,15 +173,19 @@ def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]
     import torch
 
     from fewtokens.core import registry
+    from fewtokens.core.method import Method
 
     budget = parse_keep(keep)
     if budget is not None and not takes_keep(spec):
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
     torch.manual_seed(seed)
-    known = {"seed": seed, "width": width} | ({} if budget is None else {"keep": budget})
+    known = {"seed": seed, "dim": width} | ({} if budget is None else {"keep": budget})
     methods = registry.build(spec, **known) if spec.strip() else []
-    warn_untrained(methods)
-    return [method.eval() for method in methods]
+    modules = [method for method in methods if isinstance(method, Method)]
+    warn_untrained(modules)
+    for method in modules:
+        method.eval()
+    return methods
 
 
 def _one(

@@ -106,13 +106,13 @@ class Pipeline(nn.Module):
         super().__init__()
         if isinstance(methods, str):
             methods = registry.build(methods) if methods.strip() else ()
-        self.methods = nn.ModuleList(methods)
-        self.encoder = encoder
         order = list(STAGES)
         stages = [method.stage for method in methods]
         if "llm" in stages:
             name = next(method.name for method in methods if method.stage == "llm")
             raise ValueError(f"{name} acts inside a language model; a pipeline ends before it")
+        self.methods = nn.ModuleList(methods)
+        self.encoder = encoder
         if stages != sorted(stages, key=order.index):
             raise ValueError(f"stages must come in the order pixels, encoder, tokens; {self.spec!r} has {stages}")
         if encoder is not None:

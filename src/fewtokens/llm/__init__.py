@@ -20,7 +20,7 @@ Methods inside the layers of the language model come after a chain, or alone; `r
 """
 
 from fewtokens.llm.attach import Attached, attach
-from fewtokens.llm.backends.base import FAMILIES, Family, Visual, family_of
+from fewtokens.llm.backends.base import BACKENDS, Backend, VisualFeatures, backend_of
 from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import find, load
 from fewtokens.llm.prompts import Processor
@@ -28,19 +28,19 @@ from fewtokens.llm.session import Answer, Session
 from fewtokens.llm.splice import Compressed, compress, compress_inputs
 
 __all__ = [
-    "FAMILIES",
+    "BACKENDS",
     "Answer",
     "Attached",
     "Compressed",
-    "Family",
+    "Backend",
     "Processor",
     "Session",
     "Layout",
-    "Visual",
+    "VisualFeatures",
     "attach",
     "compress",
     "compress_inputs",
-    "family_of",
+    "backend_of",
     "find",
     "load",
 ]

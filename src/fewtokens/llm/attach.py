@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.llm.backends.base import family_of
+from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
 from fewtokens.llm.splice import Compressed, as_pipeline, built, compress, maker, reduced
 from fewtokens.llm.turns import later_positions, remember
@@ -65,7 +65,7 @@ class Attached:
         if made.tokens:
             self.last = made
         elif filled(cache) and made.inputs.get("position_ids") is None:
-            positions = later_positions(cache, made.inputs, three=family_of(self.model).mrope, whole=whole)
+            positions = later_positions(cache, made.inputs, three=backend_of(self.model).mrope, whole=whole)
             if positions is not None:
                 made.inputs["position_ids"] = positions
         return made.inputs
@@ -104,7 +104,7 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
     """Few visual tokens in a video language model for the length of a `with` block.
 
     Args:
-        model: of a family in `FAMILIES`, with its language-model head; also wrapped by peft, torch.compile (what was
+        model: of a family in `BACKENDS`, with its language-model head; also wrapped by peft, torch.compile (what was
             compiled is then not used), DataParallel (one device is used) or DDP.
         spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.INSIDE`),
             for which its decoder layers are given forward pre-hooks. Those keep prompts, generated words and logits
@@ -117,7 +117,7 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
             have; and pixels that reach the model as they are, since the model itself was called instead of what
             `attach` gives.
     """
-    family_of(model)
+    backend_of(model)
     inner = unwrapped(model)
     check_free(inner)
     before, inside = split(spec, inner)
@@ -150,9 +150,9 @@ def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContex
     """
     if not methods:
         return nullcontext
-    from fewtokens.llm.layers import Inside
+    from fewtokens.llm.layers.hooks import LayerRuntime
 
-    return Inside(model, methods).attached
+    return LayerRuntime(model, methods).attached
 
 
 def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence[Method] | Pipeline, list[Any]]:

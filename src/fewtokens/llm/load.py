@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from fewtokens.encoders import from_hub, pick_device, pick_dtype
-from fewtokens.llm.backends.base import Family, family_named
+from fewtokens.llm.backends.base import Backend, backend_named
 from fewtokens.llm.prompts import Processor
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
-def find(name: str | Path) -> tuple[Path, Any, Family]:
-    """The folder of a model without its weights, its config, and its family.
+def find(name: str | Path) -> tuple[Path, Any, Backend]:
+    """The folder of a model without its weights, its config, and its backend.
 
     Raises:
         ValueError: no such folder or hub id, no config, a family that is not supported, no transformers.
@@ -32,7 +32,7 @@ def find(name: str | Path) -> tuple[Path, Any, Family]:
     except Exception as error:  # whatever transformers says about a folder that it cannot load
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: transformers cannot read its config.json ({reason})") from None
-    return folder, config, family_named(config.model_type)
+    return folder, config, backend_named(config.model_type)
 
 
 def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tuple[Any, Processor]:

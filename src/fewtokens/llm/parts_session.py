@@ -1,4 +1,4 @@
-"""Questions to a video language model of parts (`VideoLlm`), with the interface of `Session`."""
+"""Questions to a video language model of parts (`ComposedVideoLLM`), with the interface of `Session`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from fewtokens.core.grid import Grid
 from fewtokens.llm.chat import check_question
 from fewtokens.llm.clock import Clock, stream_text
+from fewtokens.llm.composed import ComposedVideoLLM, load_video_llm
 from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.session import Answer, video_key
 from fewtokens.llm.splice import warn_untrained
-from fewtokens.llm.video_llm import VideoLlm, load_video_llm
 from fewtokens.networks.base import read_config
 from fewtokens.profiling.cost import peak_memory
 from fewtokens.video import Video, read
@@ -35,7 +35,7 @@ class PartsSession:
         progress: called with what is being done, where it is set.
     """
 
-    def __init__(self, model: VideoLlm, frames: int = 16, size: int = 224, *, kept: int = 4) -> None:
+    def __init__(self, model: ComposedVideoLLM, frames: int = 16, size: int = 224, *, kept: int = 4) -> None:
         if min(frames, size, kept) < 1:
             raise ValueError(f"frames, size and kept must be at least 1, got {frames}, {size} and {kept}")
         self.model, self.frames, self.size, self.kept = unwrapped(model), frames, size, kept
@@ -57,7 +57,7 @@ class PartsSession:
 
     def unreduced(self) -> PartsSession:
         """The same with all visual tokens; the two share what they encode, and the parts but for the methods."""
-        whole = VideoLlm(
+        whole = ComposedVideoLLM(
             self.model.frames,
             self.model.llm,
             self.model.tokenizer,

@@ -19,8 +19,9 @@ from torch import Tensor
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm.attach import check_free, inside_of, split
-from fewtokens.llm.backends.base import family_of
+from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.clock import Clock, stream_text
+from fewtokens.llm.cues import check_cues
 from fewtokens.llm.interface import attribute, unwrapped
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.splice import (
@@ -30,7 +31,7 @@ from fewtokens.llm.splice import (
     as_pipeline,
     splice,
 )
-from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, reduce_visuals
+from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.cost import peak_memory
 from fewtokens.video import Video, read
 
@@ -70,7 +71,7 @@ class Answer:
 
 
 @dataclass
-class _Encoded:
+class CachedVideo:
     """A video behind the encoder.
 
     Attributes:
@@ -82,7 +83,7 @@ class _Encoded:
 
     inputs: dict[str, Any]
     text: str
-    found: dict[str, Found]
+    found: dict[str, EncodedVisuals]
     source: Any = None
 
 
@@ -123,17 +124,17 @@ class Session:
         if kept < 1:
             raise ValueError(f"kept must be at least 1 video, got {kept}")
         model = unwrapped(model)
-        self.model, self.processor, self.family = model, processor, family_of(model)
+        self.model, self.processor, self.backend = model, processor, backend_of(model)
         self.frames, self.fps, self.kept = (None if fps is not None else frames), fps, kept
         self.layout, self.positions = layout, positions
         before, inside = split(spec or "", model)
         self.pipeline = as_pipeline(before, model)
         self.inside = inside_of(model, inside)
-        check_cues(self.family, self.pipeline)
+        check_cues(self.backend, self.pipeline)
         self.pixels, self.per_question = ("pixels" in self.pipeline.needs), ("text" in self.pipeline.needs)
         self.progress: Callable[[str], None] | None = None
-        self._encoded: OrderedDict[Hashable, _Encoded] = OrderedDict()
-        self._reduced: dict[Hashable, dict[str, list[Short]]] = {}
+        self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()
+        self._reduced: dict[Hashable, dict[str, list[ReducedVisual]]] = {}
 
     def unreduced(self) -> Session:
         """The same with all visual tokens; the two share what they read and encode."""
@@ -187,7 +188,7 @@ class Session:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
 
-    def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[_Encoded, dict[str, Any]]:
+    def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[CachedVideo, dict[str, Any]]:
         """The features of a video, kept or new, and the prompt without its pixels."""
         kept = self._encoded.get(key)
         if kept is not None:
@@ -201,11 +202,11 @@ class Session:
         self._say("encoding")
         prompt = self._prompt(prepared.text, question)
         inputs = {name: self._moved(name, value) for name, value in prepared.inputs.items()}
-        items = [[("video", len(clip))]] if self.family.needs_items else None
-        found = encode_visuals(self.family, self.model, prompt | inputs, items, pixels=self.pixels)
+        items = [[("video", len(clip))]] if self.backend.needs_items else None
+        found = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
         left = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        made = _Encoded(left, prepared.text, found, video)
+        made = CachedVideo(left, prepared.text, found, video)
         self._encoded[key] = made
         while len(self._encoded) > self.kept:
             self._encoded.popitem(last=False)
@@ -219,23 +220,23 @@ class Session:
         is_pixels = name.startswith("pixel_values")
         return value.to(self.model.device, self.model.dtype if is_pixels else value.dtype)
 
-    def _reduce(self, key: Hashable, encoded: _Encoded, prompt: dict[str, Any]) -> Compressed:
+    def _reduce(self, key: Hashable, encoded: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """The short prompt. This is where the spec is applied, and nowhere else."""
         found = {modality: self._placed(modality, here, prompt) for modality, here in encoded.found.items()}
         shorts = self._reduced.get(key)
         if shorts is None:
             shorts = {
-                modality: reduce_visuals(self.family, self.model, self.pipeline, prompt, modality, found)
+                modality: reduce_visuals(self.backend, self.model, self.pipeline, prompt, modality, found)
                 for modality in found
             }
             if not self.per_question:
                 self._reduced[key] = shorts
                 self._reduced = {known: self._reduced[known] for known in self._reduced if known in self._encoded}
-        return splice(self.family, self.model, prompt, found, shorts, layout=self.layout, positions=self.positions)
+        return splice(self.backend, self.model, prompt, found, shorts, layout=self.layout, positions=self.positions)
 
-    def _placed(self, modality: str, here: Found, prompt: dict[str, Any]) -> Found:
+    def _placed(self, modality: str, here: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
         """The features at their places in another question."""
-        at = (prompt["input_ids"][0] == self.family.placeholder(self.model, modality)).nonzero().squeeze(1)
+        at = (prompt["input_ids"][0] == self.backend.placeholder(self.model, modality)).nonzero().squeeze(1)
         return replace(here, places=[at])
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:

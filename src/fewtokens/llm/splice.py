@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core import registry
+from fewtokens.core.layer_method import PlacedVideo
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, Family, family_of
-from fewtokens.llm.columns import Line, Row
+from fewtokens.llm.backends.base import MODALITIES, Backend, backend_of
 from fewtokens.llm.interface import check_parameters, unwrapped
-from fewtokens.llm.layout import Layout, Video
-from fewtokens.llm.visuals import Found, Short, encode_visuals, reduce_visuals
+from fewtokens.llm.layout import Layout, asked_columns
+from fewtokens.llm.prompt_editor import EditedPrompt, PromptEditor
+from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
@@ -81,7 +82,7 @@ def compress(
     """Encodes the images and videos of a prompt, reduces the videos and shortens the prompt to fit.
 
     Args:
-        model: of a family in `FAMILIES`, with its language-model head; also wrapped, see `unwrapped`.
+        model: of a family in `BACKENDS`, with its language-model head; also wrapped, see `unwrapped`.
         inputs: what the processor made: input_ids [B,L], attention_mask, pixels, grids; labels [B,L] where there are
             some. Whatever else there is goes along.
         spec: a chain of methods of the stages pixels and tokens. Their features have the width of the language model.
@@ -103,18 +104,18 @@ def compress(
             do not fit its features, a video in a later turn.
     """
     model = unwrapped(model)
-    family = family_of(model)
+    backend = backend_of(model)
     prompt = dict(inputs)
     pipeline = as_pipeline(spec, model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    found = encode_visuals(family, model, prompt, items, pixels="pixels" in pipeline.needs)
+    found = encode_visuals(backend, model, prompt, items, pixels="pixels" in pipeline.needs)
     if not found:
         return Compressed(prompt)
-    shorts = {modality: reduce_visuals(family, model, pipeline, prompt, modality, found) for modality in found}
+    shorts = {modality: reduce_visuals(backend, model, pipeline, prompt, modality, found) for modality in found}
     if len(pipeline.methods) and any(short.tokens is None for each in shorts.values() for short in each):
         warnings.warn("images in the prompt are left whole; methods reduce videos only", stacklevel=2)
-    made = splice(family, model, prompt, found, shorts, layout=layout, positions=positions)
+    made = splice(backend, model, prompt, found, shorts, layout=layout, positions=positions)
     for outputs in made.inputs["mm_encoder_outputs"].values():
         object.__setattr__(outputs, "maker_by_fewtokens", pipeline)
     return made
@@ -143,7 +144,10 @@ def built(spec: str | Sequence[Method], model: Any) -> Sequence[Method]:
     if not isinstance(spec, str):
         return spec
     width = model.get_input_embeddings().weight.shape[1]
-    methods = [method.eval().to(model.device) for method in registry.build(spec, dim=width)] if spec.strip() else []
+    methods = registry.build(spec, dim=width) if spec.strip() else []
+    for method in methods:
+        if isinstance(method, nn.Module):
+            method.eval().to(model.device)
     warn_untrained(methods)
     return methods
 
@@ -151,7 +155,7 @@ def built(spec: str | Sequence[Method], model: Any) -> Sequence[Method]:
 def warn_untrained(methods: Sequence[Method]) -> None:
     """Warns of methods whose weights are random and would give nonsense."""
     for method in methods:
-        if method.untrained:
+        if isinstance(method, Method) and method.untrained:
             warnings.warn(
                 f"{method.name} has random weights and gives nonsense; give it trained ones by checkpoint='FILE'",
                 stacklevel=2,
@@ -159,27 +163,27 @@ def warn_untrained(methods: Sequence[Method]) -> None:
 
 
 def splice(
-    family: Family,
+    backend: Backend,
     model: Any,
     prompt: dict[str, Any],
-    found: dict[str, Found],
-    shorts: dict[str, list[Short]],
+    found: dict[str, EncodedVisuals],
+    shorts: dict[str, list[ReducedVisual]],
     *,
     layout: str = "per_frame",
     positions: str | None = None,
 ) -> Compressed:
     """The prompt with the rows of `shorts` where those of `found` were; see `compress`."""
-    positions = positions or ("average" if family.mrope else "renumber")
+    positions = positions or ("average" if backend.mrope else "renumber")
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    old = _positions(family, model, prompt, mask)
-    rows = [Row(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
+    old = _positions(backend, model, prompt, mask)
+    rows = [PromptEditor(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
     placed: list[tuple[int, int]] = []  # prompt and number in it of each video
     for modality, here in found.items():
-        placeholder = family.placeholder(model, modality)
+        placeholder = backend.placeholder(model, modality)
         for visual, short, b, places in zip(here.visuals, shorts[modality], here.row, here.places, strict=True):
             rows[b].replace(visual, short, places, int(placeholder or 0), layout, positions)
             if short.tokens is not None:
@@ -201,7 +205,7 @@ def splice(
     shift = torch.zeros_like(after)
     if positions != "renumber":
         shift = before - after
-    if family.mrope:
+    if backend.mrope:
         counted = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
         three = pad([line.positions for line in lines], 0).transpose(0, 1)
         three = counted.expand(3, -1, -1) if positions == "renumber" else three
@@ -215,15 +219,17 @@ def splice(
     elif positions != "renumber":
         result["position_ids"] = pad([line.positions for line in lines], 0)[:, 0]
     tokens = [short.tokens for modality in found for short in shorts[modality] if short.tokens is not None]
-    stand = _layout(family, model, result, lines, placed, tokens)
+    stand = _layout(backend, model, result, lines, placed, tokens)
     result["mm_encoder_outputs"] = {
-        modality: mark(family.pack(modality, here.outputs, [short.visual for short in shorts[modality]]), stand)
+        modality: mark_reduced(
+            backend.pack(modality, here.outputs, [short.visual for short in shorts[modality]]), stand
+        )
         for modality, here in found.items()
     }
     return Compressed(result, tokens, before, after, shift, stand)
 
 
-def mark(outputs: Any, layout: Layout | None = None) -> Any:
+def mark_reduced(outputs: Any, layout: Layout | None = None) -> Any:
     """The features as an object that says that they went through here, and where they stand, see `attach`.
 
     By its type, so that parts of it are marked too: `generate` cuts it for `prefill_chunk_size`. Those have no layout.
@@ -255,21 +261,19 @@ def maker(outputs: Any) -> Pipeline | None:
 
 
 def _layout(
-    family: Family, model: Any, result: dict[str, Any], lines: list[Line], placed: Any, tokens: list[Tokens]
+    backend: Backend, model: Any, result: dict[str, Any], lines: list[EditedPrompt], placed: Any, tokens: list[Tokens]
 ) -> Layout:
     ids, mask = result["input_ids"], result["attention_mask"].bool()
     visual = torch.zeros_like(mask)
     for modality in MODALITIES:
-        if (placeholder := family.placeholder(model, modality)) is not None:
+        if (placeholder := backend.placeholder(model, modality)) is not None:
             visual |= ids == placeholder
-    asked = mask
-    if result.get("labels") is not None:
-        asked = mask & ((result["labels"] != -100).long().cumsum(1) == 0)
+    asked = asked_columns(result)
     column = torch.arange(ids.shape[1], device=ids.device)
     # How far the padding on the left moved each prompt.
     offset = mask.long().argmax(1).tolist()
     videos = [
-        Video(b, lines[b].columns[number] + offset[b], of) for (b, number), of in zip(placed, tokens, strict=True)
+        PlacedVideo(b, lines[b].columns[number] + offset[b], of) for (b, number), of in zip(placed, tokens, strict=True)
     ]
     return Layout(visual & mask, column.where(asked, 0).amax(1), videos)
 
@@ -281,15 +285,15 @@ def _pad_id(model: Any) -> int:
     return 0
 
 
-def _positions(family: Family, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
+def _positions(backend: Backend, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
     """Positions of the prompt as it was, int64 [A,B,L] of A = 1 or 3 axes."""
     ids = prompt["input_ids"]
-    if not family.mrope:
+    if not backend.mrope:
         return (mask.long().cumsum(1) - 1).clamp(min=0)[None]
     kinds = prompt.get("mm_token_type_ids")
     if kinds is None:
         kinds = sum(
-            (ids == family.placeholder(model, modality)).long() * number
+            (ids == backend.placeholder(model, modality)).long() * number
             for number, modality in enumerate(MODALITIES, start=1)
         )
     told = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.batch import collate
-from fewtokens.core.method import CUES
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, PIXELS, Family, Visual
+from fewtokens.llm.backends.base import MODALITIES, PIXELS, Backend, VisualFeatures
+from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import attribute, cache_of, filled
 
 
 @dataclass
-class Short:
+class ReducedVisual:
     """A visual after reduction: its rows now, and where they come from.
 
     Attributes:
@@ -25,30 +25,23 @@ class Short:
         tokens: of a video; None where it is an image, whose rows are as they were.
     """
 
-    visual: Visual
+    visual: VisualFeatures
     tokens: Tokens | None = None
 
 
-def check_cues(family: Family, pipeline: Pipeline) -> None:
-    """Raises a ValueError where a method needs a cue that the family cannot give."""
-    for need in sorted(pipeline.needs - set(family.gives)):
-        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {family.name} cannot give")
-
-
 @dataclass
-class Found:
+class EncodedVisuals:
     """The visuals of one modality, the encoder's output they came in, and each one's prompt and places in it."""
 
     outputs: Any
-    visuals: list[Visual]
+    visuals: list[VisualFeatures]
     row: list[int]
     places: list[Tensor]
 
 
 def encode_visuals(
-    family: Family, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
-) -> dict[str, Found]:
+    backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
+) -> dict[str, EncodedVisuals]:
     """Encodes what a prompt holds; nothing where it is text alone.
 
     Raises:
@@ -58,19 +51,19 @@ def encode_visuals(
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in PIXELS[modality]):
-            _check_no_places(family, model, prompt, modality)
+            _check_no_places(backend, model, prompt, modality)
             continue
         if ids is None:
             raise ValueError("a prompt is shortened by its input_ids; give them rather than inputs_embeds")
         if filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be spliced into a kept cache; begin a new one")
-        outputs = family.encode(model, modality, prompt)
+        outputs = backend.encode(model, modality, prompt)
         placeholder = attribute(model.config, f"{modality}_token_id")
         at = (ids == placeholder).nonzero()
-        if family.needs_items:
-            items = items if items is not None else _guess_items(family, model, outputs, at, len(ids))
+        if backend.needs_items:
+            items = items if items is not None else _guess_items(backend, model, outputs, at, len(ids))
         flat = [item for row in items or () for item in row]
-        visuals = family.visuals(model, modality, outputs, prompt, flat, pixels)
+        visuals = backend.visuals(model, modality, outputs, prompt, flat, pixels)
         lengths = [len(visual.features) for visual in visuals]
         if sum(lengths) != len(at):
             raise ValueError(
@@ -80,13 +73,13 @@ def encode_visuals(
         parts = at.split(lengths)
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
             raise ValueError(f"the places of one {modality} lie in two prompts of the batch")
-        found[modality] = Found(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
+        found[modality] = EncodedVisuals(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
     return found
 
 
-def _check_no_places(family: Family, model: Any, prompt: dict[str, Any], modality: str) -> None:
+def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modality: str) -> None:
     """Raises a ValueError where a prompt without pixels of a modality has places for some."""
-    ids, placeholder = prompt.get("input_ids"), family.placeholder(model, modality)
+    ids, placeholder = prompt.get("input_ids"), backend.placeholder(model, modality)
     made = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
     # What was said and read before may be anything.
     if ids is None or placeholder is None or made or filled(cache_of(prompt)):
@@ -98,7 +91,7 @@ def _check_no_places(family: Family, model: Any, prompt: dict[str, Any], modalit
         )
 
 
-def _guess_items(family: Family, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
+def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
     """All pictures of a prompt are one video where there are several."""
     size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
     counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
@@ -106,69 +99,57 @@ def _guess_items(family: Family, model: Any, outputs: Any, at: Tensor, prompts: 
 
 
 def reduce_visuals(
-    family: Family, model: Any, pipeline: Pipeline, prompt: dict[str, Any], modality: str, found: dict[str, Found]
-) -> list[Short]:
+    backend: Backend,
+    model: Any,
+    pipeline: Pipeline,
+    prompt: dict[str, Any],
+    modality: str,
+    found: dict[str, EncodedVisuals],
+) -> list[ReducedVisual]:
     """The visuals with their videos reduced.
 
     Raises:
         ValueError: a cue that the family cannot give, or a count that does not meet the budget.
     """
-    check_cues(family, pipeline)
-    wanted = pipeline.needs
+    check_cues(backend, pipeline)
+    needs = pipeline.needs
     here = found[modality]
-    shorts = [Short(visual) for visual in here.visuals]
+    shorts = [ReducedVisual(visual) for visual in here.visuals]
     videos = [number for number, visual in enumerate(here.visuals) if visual.grid is not None]
     if not videos or not len(pipeline.methods):
         for number in videos:
             visual = here.visuals[number]
             shorts[number].tokens = _tokens(visual)
         return shorts
-    # Videos with frames of one size go together, unless each has a text of its own.
+    words = question_columns(backend, model, prompt) if "text" in needs else None
+    # Videos go together if their frames and their cues have one size.
     groups: dict[tuple[int, ...], list[int]] = {}
     for number in videos:
-        grid = here.visuals[number].grid
-        assert grid is not None
-        alone = "text" in wanted or "pixels" in wanted or "frame_global" in wanted
-        groups.setdefault((grid.H, grid.W, number if alone else -1), []).append(number)
+        visual = here.visuals[number]
+        assert visual.grid is not None
+        shape = cue_shape(needs, visual, None if words is None else words[here.row[number]])
+        groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(number)
     for numbers in groups.values():
         group = [_tokens(here.visuals[number]) for number in numbers]
-        first = here.visuals[numbers[0]]
-        cues: dict[str, Tensor] = {}
-        if "frame_global" in wanted:
-            cues["frame_global"] = group[0].features.unflatten(1, (group[0].grid.T, -1)).mean(2)
-        if "pixels" in wanted:
-            assert first.pixels is not None
-            cues["pixels"] = first.pixels[None]
-        if "text" in wanted:
-            cues["text"] = _text(family, model, prompt, here.row[numbers[0]])
         whole = group[0] if len(group) == 1 else collate(group)
+        members = [here.visuals[number] for number in numbers]
+        rows = [here.row[number] for number in numbers]
+        cues = make_cues(needs, model, prompt, members, whole, rows, words)
         reduced = pipeline(whole, **cues)
         for number, before, after in zip(numbers, group, reduced, strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:
                 raise ValueError(f"{pipeline.spec} was to leave {planned} tokens of {before.N} and left {after.N}")
-            shorts[number] = Short(_shortened(here.visuals[number], before, after), after)
+            shorts[number] = ReducedVisual(_shortened(here.visuals[number], before, after), after)
     return shorts
 
 
-def _tokens(visual: Visual) -> Tokens:
+def _tokens(visual: VisualFeatures) -> Tokens:
     assert visual.grid is not None
     return Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
 
 
-def _text(family: Family, model: Any, prompt: dict[str, Any], row: int) -> Tensor:
-    """The embedded words of a prompt [1,L,D]; its placeholders and padding are left out."""
-    ids = prompt["input_ids"][row]
-    words = torch.ones_like(ids, dtype=torch.bool)
-    for modality in MODALITIES:
-        if (placeholder := family.placeholder(model, modality)) is not None:
-            words &= ids != placeholder
-    if prompt.get("attention_mask") is not None:
-        words &= prompt["attention_mask"][row].bool()
-    return model.get_input_embeddings()(ids[words])[None]
-
-
-def _shortened(visual: Visual, before: Tokens, after: Tokens) -> Visual:
+def _shortened(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFeatures:
     """The visual with the rows of `after`; what follows the cells, and DeepStack, along with it."""
     cells = before.N
     moved = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.evaluation.videoqa import normalise
 from fewtokens.llm.chat import check_question, collate_turns, encode_turns
+from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.parts_session import square
-from fewtokens.llm.video_llm import VideoLlm
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, files_input, plain_input
 from fewtokens.train.loop import Evaluate, Progress, Report, fit
@@ -98,7 +98,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
     """Scores a model by its first answers: % of them that are the expected words, but for case and punctuation."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, VideoLlm)
+        assert isinstance(model, ComposedVideoLLM)
         right = asked = 0
         for start in range(0, len(items), batch):
             part, frames = [], []
@@ -130,7 +130,7 @@ def answer_loss(
     return model(batch), {}
 
 
-def add_lora(model: VideoLlm, rank: int, alpha: int | None = None) -> None:
+def add_lora(model: ComposedVideoLLM, rank: int, alpha: int | None = None) -> None:
     """Puts low-rank adapters (arXiv 2106.09685, through peft) into every linear layer of the language model, which is
     frozen but for them. They are merged where the model is saved.
 
@@ -148,7 +148,7 @@ def add_lora(model: VideoLlm, rank: int, alpha: int | None = None) -> None:
 
 
 def train_video_llm(
-    model: VideoLlm,
+    model: ComposedVideoLLM,
     data: Dataset[dict[str, Any]],
     settings: Settings,
     out: str | Path,

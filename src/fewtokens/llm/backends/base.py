@@ -1,4 +1,4 @@
-"""What a family of video language models must say of itself: one subclass a file, in `families/`.
+"""What a family of video language models must say of itself: one subclass a file, in `backends/`.
 
 All of them are reached the same way. The base model's `get_image_features` and `get_video_features` encode, and
 `mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.19 or newer); nothing is
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.llm.interface import CACHE_NAMES, changed, unwrapped, version
-from fewtokens.llm.pixels import Prepared
+from fewtokens.llm.pixels import PreparedVideo
 from fewtokens.video import Video
 
 # model_type of a config -> "module:Class". Strings, so that no family is imported before it is met.
-FAMILIES = {
+BACKENDS = {
     "llava_onevision": "fewtokens.llm.backends.llava_onevision:LlavaOnevision",
     "llava_next_video": "fewtokens.llm.backends.llava_next_video:LlavaNextVideo",
     "qwen2_vl": "fewtokens.llm.backends.qwen2_vl:Qwen2VL",
@@ -43,7 +43,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
-class Visual:
+class VisualFeatures:
     """One image or video of a prompt, as the encoder gave it.
 
     Attributes:
@@ -63,17 +63,17 @@ class Visual:
     pixels: Tensor | None = None
 
 
-class Family(ABC):
+class Backend(ABC):
     """A family of video language models.
 
     Class attributes:
         needs_items: videos have the placeholder of images, so that the prompt alone does not tell them apart.
         mrope: positions are (t, h, w) and come from the model's `get_rope_index`.
         stacked: modalities whose features `forward` takes as one tensor rather than a list.
-        gives: cues beside text that it can give.
+        cues: cues beside text that it can give.
         mean, std: of the normalised pixels, for the cue `pixels`, and where a folder does not say them.
-        numbers: of the video processor where a folder does not say them, as the classes of transformers have them.
-        mark: stands for a video in the chat template; None where it is the placeholder itself.
+        preprocess_config: of the video processor, for what a folder does not say; the defaults of transformers.
+        video_marker: stands for a video in the chat template; None where it is the placeholder itself.
         template: the chat template for videos where it is another than the folder's.
         without: releases of transformers (major, minor) in which the family takes no other count of rows than its own.
     """
@@ -82,32 +82,32 @@ class Family(ABC):
     needs_items: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     stacked: ClassVar[tuple[str, ...]] = ()
-    gives: ClassVar[tuple[str, ...]] = ("text", "frame_global", "pixels")
+    cues: ClassVar[tuple[str, ...]] = ("text", "frame_global", "pixels")
     mean: ClassVar[Sequence[float]] = HALF
     std: ClassVar[Sequence[float]] = HALF
-    numbers: ClassVar[dict[str, Any]] = {}
-    mark: ClassVar[str | None] = None
+    preprocess_config: ClassVar[dict[str, Any]] = {}
+    video_marker: ClassVar[str | None] = None
     template: ClassVar[str | None] = None
     without: ClassVar[tuple[tuple[int, int], ...]] = ()
 
     def defaults(self, config: Any) -> dict[str, Any]:
         """Numbers of the video processor where the folder of a model with this config does not say them."""
-        return {"resample": 3, "image_mean": self.mean, "image_std": self.std} | self.numbers
+        return {"resample": 3, "image_mean": self.mean, "image_std": self.std} | self.preprocess_config
 
     @abstractmethod
-    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+    def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
         """Frames as the model takes them, and the text that stands for them in a prompt.
 
         Args:
             model: with its language-model head.
-            words: the `Processor`: its numbers, and how its tokenizer calls special tokens.
+            processor: the `Processor`: its preprocess_config, and how its tokenizer calls special tokens.
             video: frames uint8 [T,3,H,W] with their times.
         """
 
     @abstractmethod
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[Visual]:
+    ) -> list[VisualFeatures]:
         """The images or videos of one modality, in the order of the prompt.
 
         Args:
@@ -136,7 +136,7 @@ class Family(ABC):
         """The id that stands for a row of features in the prompt."""
         return getattr(model.config, f"{modality}_token_id", None)
 
-    def pack(self, modality: str, outputs: Any, visuals: Sequence[Visual]) -> Any:
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
         """The encoder's output with other rows."""
         rows = [visual.features for visual in visuals]
         packed = type(outputs)()
@@ -146,7 +146,7 @@ class Family(ABC):
         return packed
 
 
-def family_of(model: Any) -> Family:
+def backend_of(model: Any) -> Backend:
     """The family of a model, which may be wrapped, see `unwrapped`.
 
     Raises:
@@ -154,7 +154,7 @@ def family_of(model: Any) -> Family:
     """
     model = unwrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    family = family_named(kind)
+    backend = backend_named(kind)
     takes = inspect.signature(model.forward).parameters
     # 5.18 has it, but gives beams the wrong features.
     if "mm_encoder_outputs" not in takes or version() < (5, 19):
@@ -164,24 +164,24 @@ def family_of(model: Any) -> Family:
         )
     if not any(name in takes for name in CACHE_NAMES):
         raise changed(f"has {kind} take its cache under another name than {' or '.join(CACHE_NAMES)}")
-    if version() in family.without:
+    if version() in backend.without:
         major, minor = version()
         raise ValueError(
-            f"{family.name} takes all rows of a picture or none in transformers {major}.{minor}; install "
+            f"{backend.name} takes all rows of a picture or none in transformers {major}.{minor}; install "
             f"{major}.{minor + 1} or newer"
         )
-    return family
+    return backend
 
 
-def family_named(kind: str) -> Family:
+def backend_named(kind: str) -> Backend:
     """The family of a model_type.
 
     Raises:
         ValueError: it is not supported.
     """
-    if kind not in FAMILIES:
-        raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(FAMILIES)}")
-    module, _, name = FAMILIES[kind].partition(":")
+    if kind not in BACKENDS:
+        raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(BACKENDS)}")
+    module, _, name = BACKENDS[kind].partition(":")
     return getattr(import_module(module), name)()
 
 
@@ -213,7 +213,9 @@ def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
     return cells.reshape(grid.cells, 1, side * side * 3)
 
 
-def grouped_blocks(blocks: Sequence[Tensor], items: Sequence[Any], frames: Tensor | None, who: str) -> list[Visual]:
+def grouped_blocks(
+    blocks: Sequence[Tensor], items: Sequence[Any], frames: Tensor | None, who: str
+) -> list[VisualFeatures]:
     """Pictures that share one placeholder, as the images and videos that `items` names.
 
     Args:
@@ -231,6 +233,6 @@ def grouped_blocks(blocks: Sequence[Tensor], items: Sequence[Any], frames: Tenso
             side = side_of(len(blocks[at]), who)
             grid = Grid(count, side, side)
             pixels = None if frames is None else cell_pixels(frames[at : at + count], grid)
-        visuals.append(Visual("image", rows, grid, pixels=pixels))
+        visuals.append(VisualFeatures("image", rows, grid, pixels=pixels))
         at += count
     return visuals

@@ -26,13 +26,13 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
 from fewtokens.encoders.weights import read_json
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
-from fewtokens.llm.columns import nearest_cell
+from fewtokens.llm.prompt_editor import nearest_cell
 from fewtokens.networks.base import read_config
 
 KIND = "video_llm"
 
 
-class VideoLlm(nn.Module):
+class ComposedVideoLLM(nn.Module):
     """The parts, put together.
 
     Args:
@@ -86,7 +86,7 @@ class VideoLlm(nn.Module):
         """Of the language model."""
         return self.llm.config
 
-    def reduce_with(self, spec: str) -> VideoLlm:
+    def reduce_with(self, spec: str) -> ComposedVideoLLM:
         """Takes another chain of methods; trainable ones begin anew.
 
         Raises:
@@ -94,7 +94,7 @@ class VideoLlm(nn.Module):
         """
         return self.take(registry.build(spec, dim=self.width) if spec.strip() else [])
 
-    def take(self, methods: Sequence[Method]) -> VideoLlm:
+    def take(self, methods: Sequence[Method]) -> ComposedVideoLLM:
         """Takes methods that were built for `width`; see `reduce_with`."""
         for method in methods:
             if unknown := set(method.needs) - {"pixels", "text", "frame_global"}:
@@ -244,7 +244,7 @@ class VideoLlm(nn.Module):
 
 
 def is_video_llm(folder: str | Path) -> bool:
-    """Whether a folder holds a model that `VideoLlm.save_pretrained` wrote."""
+    """Whether a folder holds a model that `ComposedVideoLLM.save_pretrained` wrote."""
     try:
         return read_config(folder)["fewtokens_model"] == KIND
     except ValueError:
@@ -256,7 +256,9 @@ def language_width(folder: str | Path) -> int:
     return int(read_json(Path(folder) / "llm" / "config.json")["hidden_size"])
 
 
-def load_video_llm(folder: str | Path, *, spec: str | None = None, device: str = "auto", batch: int = 256) -> VideoLlm:
+def load_video_llm(
+    folder: str | Path, *, spec: str | None = None, device: str = "auto", batch: int = 256
+) -> ComposedVideoLLM:
     """A model from a folder that `save_pretrained` wrote, in eval mode.
 
     Args:
@@ -276,7 +278,9 @@ def load_video_llm(folder: str | Path, *, spec: str | None = None, device: str =
     vit = ViT(ViTConfig(**said_vit))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
-    made = VideoLlm(frames, llm, tokenizer, spec=config["spec"], pool=config["pool"], positions=config["positions"])
+    made = ComposedVideoLLM(
+        frames, llm, tokenizer, spec=config["spec"], pool=config["pool"], positions=config["positions"]
+    )
     tensors, _ = files.load(folder / "parts.safetensors", "video_llm")
     own = {name: value for name, value in made.state_dict().items() if not name.startswith("llm.")}
     files.check_fit(own, tensors, f"{folder}: does not fit this video language model")
@@ -295,7 +299,7 @@ def build_video_llm(
     positions: str = "keep",
     device: str = "auto",
     **options: Any,
-) -> VideoLlm:
+) -> ComposedVideoLLM:
     """A model of an encoder and a causal language model, each a folder or a hub id; the projector is drawn anew.
 
     Raises:
@@ -303,7 +307,9 @@ def build_video_llm(
     """
     frames: Any = load_encoder(encoder, device=device, **options)
     language, tokenizer = load_language_model(llm)
-    return VideoLlm(frames, language, tokenizer, spec=spec, pool=pool, positions=positions).to(pick_device(device))
+    return ComposedVideoLLM(frames, language, tokenizer, spec=spec, pool=pool, positions=positions).to(
+        pick_device(device)
+    )
 
 
 def load_language_model(name: str | Path) -> tuple[Any, Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.llm.backends.base import Visual
-from fewtokens.llm.visuals import Short
+from fewtokens.llm.backends.base import VisualFeatures
+from fewtokens.llm.visuals import ReducedVisual
 
 
 @dataclass
-class Line:
+class EditedPrompt:
     """A prompt without padding: ids [L], positions [A,L], labels [L]; and the columns of each group that came in."""
 
     ids: Tensor
@@ -23,7 +23,7 @@ class Line:
     columns: Sequence[Tensor]
 
 
-class Row:
+class PromptEditor:
     """One prompt of a batch, as columns that are kept, and columns that come in their place."""
 
     def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor, prompt: dict[str, Any], number: int) -> None:
@@ -34,7 +34,13 @@ class Row:
         self.new: list[tuple[Tensor, int, Tensor]] = []  # place, id, positions of each group of columns
 
     def replace(
-        self, visual: Visual, short: Short, places: Tensor, placeholder: int, layout: str, positions: str
+        self,
+        visual: VisualFeatures,
+        short: ReducedVisual,
+        places: Tensor,
+        placeholder: int,
+        layout: str,
+        positions: str,
     ) -> None:
         """Puts the rows of a visual where its placeholders stood."""
         if short.tokens is None:
@@ -55,7 +61,7 @@ class Row:
         found = at[:, nearest] if positions != "average" else _between(at, where, visual.grid.shape)
         self.new.append((start[nearest], placeholder, found))
 
-    def line(self) -> Line:
+    def line(self) -> EditedPrompt:
         """What stands there now, in order; new columns stay in the order they came in."""
         kept = self.kept.nonzero().squeeze(1)
         place = torch.cat([kept, *(place for place, _, _ in self.new)])
@@ -65,7 +71,7 @@ class Row:
         labels = torch.cat([self.labels[kept], *blank])
         order = place.argsort(stable=True)
         columns = order.argsort()[len(kept) :].split([len(place) for place, _, _ in self.new])
-        return Line(ids[order], at[:, order], labels[order], columns)
+        return EditedPrompt(ids[order], at[:, order], labels[order], columns)
 
 
 def nearest_cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
