@@ -159,7 +159,7 @@ def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypat
         for name, token in zip(names, SPECIALS[family], strict=True):
             setattr(tokenizer, name, token)
             setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    numbers = dict(ours.numbers)
+    numbers = dict(ours.preprocess_config)
     if "video_grid_thw" in (inputs := ours(tiny(family), video, "what happens")):
         tubelet = 1 if family == "video_llama_3" else 2
         numbers |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": tubelet, "use_token_compression": False}
@@ -343,5 +343,5 @@ def test_the_scale_of_time_is_that_of_the_frames_at_hand(times, expected):
     frames = torch.zeros(len(times), 3, 4, 4, dtype=torch.uint8)
     video = Video(frames, torch.tensor(times, dtype=torch.float64), duration=60.0, fps=10.0)
     inputs: dict[str, Any] = {}
-    backend_named("qwen2_5_vl").more(inputs, video, 2, 2)
+    backend_named("qwen2_5_vl").extra_inputs(inputs, video, 2, 2)
     assert inputs["second_per_grid_ts"].tolist() == pytest.approx([expected])

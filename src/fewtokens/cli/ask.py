@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fewtokens.core.method import Method
     from fewtokens.llm import Answer, Session
 
-FRAMES = 32
-
 app = typer.Typer(add_completion=False)
 
 
@@ -137,24 +135,16 @@ def open_session(
     from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
-    from fewtokens.llm.composed import is_video_llm, language_width
+    from fewtokens.llm.composed import is_video_llm
     from fewtokens.llm.cues import check_cues
-    from fewtokens.llm.parts_session import PartsSession
 
-    if is_video_llm(name):
-        if fps is not None or layout != "per_frame" or positions is not None or dtype is not None:
-            raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other families")
-        methods = _methods(spec, keep, seed, language_width(name))
-        made: Any = PartsSession.load(name, "", frames=frames, device=device)
-        made.model.take(methods)
-        made.progress = say
-        return made
-    if frames is None and fps is None:
-        frames = FRAMES
+    composed = is_video_llm(name)
+    if composed and (fps is not None or layout != "per_frame" or positions is not None or dtype is not None):
+        raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other models")
     # What is wrong with the spec is said before weights are read, which may take minutes.
-    _, config, family = find(name)
+    _, config, backend = find(name)
     methods = _methods(spec, keep, seed, config.get_text_config().hidden_size)
-    check_cues(family, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
+    check_cues(backend, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
     say(f"loading {name}")
     model, processor = load(name, device, dtype)
     for note in processor.notes:

@@ -117,15 +117,14 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
             have; and pixels that reach the model as they are, since the model itself was called instead of what
             `attach` gives.
     """
-    backend_of(model)
-    inner = unwrapped(model)
+    backend, inner = backend_of(model), unwrapped(model)
     check_free(inner)
     before, inside = split(spec, inner)
     attached = Attached(model, as_pipeline(before, inner), options)
     hooks = []
     try:
         hooks.append(inner.register_forward_pre_hook(_check_reduced, with_kwargs=True))
-        hooks.append(inner.register_forward_hook(remember, with_kwargs=True))
+        hooks.append(backend.causal_lm(inner).register_forward_hook(remember, with_kwargs=True))
         with inside_of(inner, inside)():
             yield attached
     finally:
@@ -174,7 +173,8 @@ def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence
 
 def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
     given = (kwargs.get("mm_encoder_outputs") or {}).values()
-    pixels = [name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None]
+    names = (name for each in backend_of(model).pixel_inputs.values() for name in each)
+    pixels = [name for name in names if kwargs.get(name) is not None]
     if pixels or not all(map(reduced, given)):
         raise ValueError(
             "pixels reached the model as they were, nothing was reduced: inside `with attach(model, ...) as few` call "

@@ -1,20 +1,23 @@
-"""A video language model of parts: video encoder, projector, methods that reduce, causal language model.
+"""A video language model that is put together here: video encoder, projector, methods, causal language model.
 
     frames -> encoder -> [pool x pool patches side by side] -> projector -> methods -> language model
 
 The methods stand after the projector, in the width of the language model, as in VQToken (arXiv 2503.16980, section 4).
+To everything else (`compress`, `attach`, `Session`) it is one more backend: it takes prompts and features as the models
+of transformers do.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -22,14 +25,27 @@ from fewtokens.core import files, registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
-from fewtokens.encoders.weights import read_json
-from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
-from fewtokens.llm.prompt_editor import nearest_cell
+from fewtokens.llm.chat import VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped
+from fewtokens.llm.splice import Compressed, compress
 from fewtokens.networks.base import read_config
 
 KIND = "video_llm"
+# Of a video in the inputs of a model, see `ComposedVideoLLM.forward`.
+VIDEO_INPUTS = ("pixel_values_videos", "video_times", "video_cells", "video_grid")
+
+
+@dataclass(frozen=True)
+class ComposedConfig:
+    """What `compress` and `Session` ask of a config: that of the language model, and the id at which a video stands."""
+
+    text_config: Any
+    model_type: ClassVar[str] = "composed"
+    video_token_id: ClassVar[int] = VIDEO_MARK
+
+    def get_text_config(self) -> Any:
+        return self.text_config
 
 
 class ComposedVideoLLM(nn.Module):
@@ -39,10 +55,15 @@ class ComposedVideoLLM(nn.Module):
         encoder: frame by frame.
         llm: a causal language model of transformers.
         tokenizer: its tokenizer.
-        spec: methods of the stages pixels and tokens that need no other cue than pixels and text; "" keeps every token.
+        spec: methods of the stages pixels and tokens that need no other cues than pixels, text and frame_global; ""
+            keeps every token.
         pool: so many patches along a side become one token, their channels side by side (pixel shuffle).
         positions: "keep" gives a token the position of the cell nearest to it, and the text its own; "renumber" counts
-            the columns that are there, as VQToken does.
+            the columns of the prompt, as VQToken does.
+
+    Attributes:
+        video_encoder: the encoder; its network is `encoder`.
+        features_at_hand: the encoder's output that the language model reads at the moment, by modality.
     """
 
     def __init__(
@@ -57,17 +78,53 @@ class ComposedVideoLLM(nn.Module):
             raise ValueError(f"pool must be at least 1, got {pool}")
         if positions not in ("keep", "renumber"):
             raise ValueError(f"positions must be 'keep' or 'renumber', got {positions!r}")
-        self.frames, self.tokenizer, self.pool, self.positions = encoder, tokenizer, pool, positions
+        self.tokenizer, self.pool, self.positions = tokenizer, pool, positions
         self.encoder, self.llm = encoder.vit, llm
+        # Not a part of its own: its parameters are those of `encoder`.
+        object.__setattr__(self, "video_encoder", encoder)
         self.width: int = llm.get_input_embeddings().weight.shape[1]
         wide = encoder.width * pool**2
         self.projector = nn.Sequential(nn.Linear(wide, self.width), nn.GELU(), nn.Linear(self.width, self.width))
+        self.features_at_hand: dict[str, Any] = {}
         self._checkpointing = False
         self.reduce_with(spec)
+
+    video_encoder: VitEncoder
 
     @property
     def device(self) -> torch.device:
         return self.llm.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the language model."""
+        return self.llm.get_input_embeddings().weight.dtype
+
+    @property
+    def config(self) -> ComposedConfig:
+        return ComposedConfig(self.llm.config)
+
+    @property
+    def generation_config(self) -> Any:
+        return self.llm.generation_config
+
+    @property
+    def causal_lm(self) -> Any:
+        """The language model with its head, without what adapters put around it."""
+        return unwrapped(self.llm)
+
+    @property
+    def base_model(self) -> ComposedVideoLLM:
+        """Where the models of transformers have their encoder and their language model: here."""
+        return self
+
+    @property
+    def language_model(self) -> Any:
+        """The language model without its head."""
+        return self.causal_lm.base_model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
 
     @property
     def checkpointing(self) -> bool:
@@ -81,144 +138,165 @@ class ComposedVideoLLM(nn.Module):
         kind = "activation" if hasattr(self.llm, "activation_checkpointing_enable") else "gradient"
         getattr(self.llm, f"{kind}_checkpointing_{'enable' if wanted else 'disable'}")()
 
-    @property
-    def config(self) -> Any:
-        """Of the language model."""
-        return self.llm.config
-
     def reduce_with(self, spec: str) -> ComposedVideoLLM:
-        """Takes another chain of methods; trainable ones begin anew.
+        """Takes another chain of methods; parameters of learned ones start at random.
 
         Raises:
             ValueError: methods inside an encoder or a language model, or a cue that is not given here.
         """
-        return self.take(registry.build(spec, dim=self.width) if spec.strip() else [])
-
-    def take(self, methods: Sequence[Method]) -> ComposedVideoLLM:
-        """Takes methods that were built for `width`; see `reduce_with`."""
+        methods: Sequence[Method] = registry.build(spec, dim=self.width) if spec.strip() else []
         for method in methods:
-            if unknown := set(method.needs) - {"pixels", "text", "frame_global"}:
+            if unknown := set(getattr(method, "needs", ())) - {"pixels", "text", "frame_global"}:
                 raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which is not given here")
         self.compressor = Pipeline(methods).to(self.device)
         return self
 
     def cells(self, frames: Tensor, times: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """What the encoder gives for frames [B,T,3,H,W] (uint8): [B,S,pool*pool*C] and the grid; kept by those who ask
-        much of one video. No gradient where the encoder is frozen."""
+        """What the encoder gives for frames uint8 [B,T,3,H,W]: cells [B,S,pool*pool*C] and their grid.
+
+        No gradient flows if the encoder is frozen.
+        """
         trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-            tokens, _ = self.frames(frames, times)
-        grid, p = tokens.grid, self.pool
+            tokens, _ = self.video_encoder(frames, times)
+        grid, p = self._pooled(tokens.grid), self.pool
+        x = tokens.features.reshape(len(frames), grid.T, grid.H, p, grid.W, p, -1)
+        return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(1, 3), grid
+
+    def _pooled(self, grid: Grid) -> Grid:
+        p = self.pool
         if grid.H % p or grid.W % p:
             raise ValueError(f"frames of {grid.H} x {grid.W} patches cannot be pooled by {p}; take another size")
-        x = tokens.features.reshape(len(frames), grid.T, grid.H // p, p, grid.W // p, p, -1)
-        x = x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(1, 3)
-        return x, Grid(grid.T, grid.H // p, grid.W // p, grid.times)
+        return Grid(grid.T, grid.H // p, grid.W // p, grid.times)
 
-    def reduced(self, cells: Tensor, grid: Grid, **cues: Tensor) -> Tokens:
-        """The few tokens of videos, in the width of the language model."""
-        return self.compressor(Tokens.from_cells(self._projected(cells), grid), **cues)
+    def grid_of(self, inputs: dict[str, Any]) -> Grid:
+        """The cells of the videos in the inputs of `forward`."""
+        if inputs.get("video_grid") is not None:
+            return inputs["video_grid"]
+        frames = inputs["pixel_values_videos"]
+        T, _, height, width = frames.shape[1:]
+        return self._pooled(self.video_encoder.grid(T, height, width, inputs.get("video_times")))
 
-    def _projected(self, cells: Tensor) -> Tensor:
+    def project(self, cells: Tensor) -> Tensor:
+        """Cells [B,S,pool*pool*C] in the width of the language model, [B,S,D]."""
         first = self.projector[0]
         assert isinstance(first, nn.Linear)
         return self.projector(cells.to(first.weight.dtype))
 
-    def embedded(self, batch: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:
-        """Inputs of the language model: the mark in each line of ids gives way to the video's tokens.
+    def compress(self, inputs: dict[str, Any]) -> Compressed:
+        """The prompts of `forward` with the few tokens that the model's own methods leave."""
+        return compress(self, self._spread(inputs), self.compressor)
 
-        Lines keep the side on which they are padded.
-        """
-        ids, mask, labels = batch["input_ids"], batch["attention_mask"], batch.get("labels")
-        L = ids.shape[1]
-        mark = (ids == VIDEO_MARK).int().argmax(1)
-        left = bool((mask[:, 0] == 0).any())
-        words = self.llm.get_input_embeddings()(ids.clamp(min=0))
-        video = tokens.features.to(words.dtype)
-        count, N = tokens.count, tokens.N
-        length = mask.sum(1) - 1 + count
-        width = int(length.max())
-        start = (width - length) if left else torch.zeros_like(length)
-        begin = (L - mask.sum(1)) if left else torch.zeros_like(length)
-        # Of each new column: a place in the line, or, from L on, a token of the video.
-        place = torch.arange(width, device=ids.device) - start[:, None]
-        before = (mark - begin)[:, None]
-        inside = (place >= before) & (place < before + count[:, None])
-        old = torch.where(place < before, place, place - count[:, None] + 1) + begin[:, None]
-        index = torch.where(inside, L + place - before, old).clamp(0, L + N - 1)
-        real = (place >= 0) & (place < length[:, None])
-        rows = torch.cat([words, video], 1).gather(1, index[..., None].expand(-1, -1, words.shape[2]))
-        position = place
-        if self.positions == "keep":
-            cell = nearest_cell(tokens.positions, tokens.grid.shape)
-            of_video = before + cell.gather(1, (place - before).clamp(0, N - 1))
-            later = torch.where(place < before, place, place + tokens.grid.cells - count[:, None])
-            position = torch.where(inside, of_video, later)
-        made = {
-            "inputs_embeds": rows,
-            "attention_mask": real.to(mask.dtype),
-            "position_ids": position.masked_fill(~real, 0),
-        }
-        if labels is not None:
-            blank = F.pad(labels, (0, N), value=IGNORED)
-            made["labels"] = blank.gather(1, index).masked_fill(~real, IGNORED)
-        return made
+    def _spread(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs in which a video that stands at one column of its prompt stands at a column for each of its cells."""
+        ids = inputs["input_ids"]
+        here = ids == VIDEO_MARK
+        times = self.grid_of(inputs).cells if bool((here.sum(1) == 1).all()) else 1
+        if times == 1:
+            return inputs
+        repeats = torch.where(here, times, 1).flatten()
+        columns = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels") if name in inputs}
+        wide = {name: v.flatten().repeat_interleave(repeats).reshape(len(ids), -1) for name, v in columns.items()}
+        return inputs | wide
 
-    def forward(self, batch: dict[str, Any]) -> Tensor:
-        """The mean loss of the answers of a batch of conversations.
+    def embed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs of the language model: embeddings with the rows of `mm_encoder_outputs` at their places."""
+        inputs = dict(inputs)
+        ids, mask, outputs = inputs.pop("input_ids"), inputs.get("attention_mask"), inputs.pop("mm_encoder_outputs", {})
+        words = self.get_input_embeddings()(ids.clamp(min=0))
+        if outputs:
+            rows = torch.cat(list(outputs["video"].pooler_output)).to(words.dtype)
+            words = words.masked_scatter((ids == VIDEO_MARK)[..., None], rows)
+        if inputs.get("position_ids") is None and mask is not None and not filled(cache_of(inputs)):
+            inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        return inputs | {"inputs_embeds": words}
+
+    @contextmanager
+    def _reading(self, outputs: dict[str, Any] | None) -> Iterator[None]:
+        """Lets methods inside the language model know what it reads."""
+        self.features_at_hand = outputs or {}
+        try:
+            yield
+        finally:
+            self.features_at_hand = {}
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        mm_encoder_outputs: Any = None,
+        **inputs: Any,
+    ) -> Any:
+        """The language model on prompts; videos that come as frames or cells are reduced by the model's own methods.
 
         Args:
-            batch: frames uint8 [B,T,3,H,W] or cells [B,S,C] with their grid; input_ids, attention_mask, labels [B,L].
+            input_ids: int64 [B,L]; `VIDEO_MARK` stands for the video of a prompt, once or once for each of its rows.
+            attention_mask, position_ids, labels: [B,L].
+            mm_encoder_outputs: features of the videos, as `compress` gives them.
+            inputs: pixel_values_videos uint8 [B,T,3,H,W] and video_times [B,T], or video_cells [B,S,C] (of `cells`)
+                and their video_grid; and whatever else the language model takes.
+
+        Returns:
+            The output of the language model, with the mean loss over the labels.
         """
-        made = self.embedded(batch, self.tokens(batch))
-        return self.llm(**made, use_cache=False).loss
+        given = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
+        given |= {"mm_encoder_outputs": mm_encoder_outputs}
+        prompt = inputs | {"input_ids": input_ids} | {name: v for name, v in given.items() if v is not None}
+        if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
+            prompt = self.compress(prompt).inputs
+        if labels is not None:
+            prompt.setdefault("use_cache", False)
+        if past_key_values is not None:
+            prompt[self._cache_name()] = past_key_values
+        with self._reading(prompt.get("mm_encoder_outputs")):
+            return self.llm(**self.embed(prompt))
 
-    def tokens(self, batch: dict[str, Any]) -> Tokens:
-        """The few tokens of the videos of a batch, as `forward` takes it."""
-        if "cells" in batch:
-            cells, grid = batch["cells"], batch["grid"]
-        else:
-            cells, grid = self.cells(batch["frames"], batch.get("times"))
-        cues = {}
-        needs = self.compressor.needs
-        if "text" in needs:
-            cues["text"] = self._question(batch)
-        if "frame_global" in needs:
-            cues["frame_global"] = self._projected(cells).unflatten(1, (grid.T, -1)).mean(2)
-        if "pixels" in needs:
-            cues["pixels"] = batch["pixels"]
-        return self.reduced(cells, grid, **cues)
-
-    def _question(self, batch: dict[str, Any]) -> Tensor:
-        """The mean word of what is asked, [B,1,C]: one for each video, so that lines of any length go together."""
-        ids = batch["input_ids"]
-        asked = batch["attention_mask"].bool() & (ids != VIDEO_MARK)
-        if "labels" in batch:
-            asked = asked & (batch["labels"] == IGNORED)
-        words = self.llm.get_input_embeddings()(ids.clamp(min=0))
-        return ((words * asked[..., None]).sum(1) / asked.sum(1, keepdim=True).clamp(min=1))[:, None]
+    def _cache_name(self) -> str:
+        takes = inspect.signature(self.causal_lm.forward).parameters
+        return next(name for name in CACHE_NAMES if name in takes)
 
     @torch.no_grad()
-    def answer(self, batch: dict[str, Any], *, max_new_tokens: int = 8) -> list[str]:
-        """What the model says to questions (`encode_turns` with None for the answer, padded on the left); greedy."""
-        made = self.embedded({name: value for name, value in batch.items() if name != "labels"}, self.tokens(batch))
-        ids = self.llm.generate(
-            inputs_embeds=made["inputs_embeds"],
-            attention_mask=made["attention_mask"],
-            position_ids=made["position_ids"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-        )
+    def generate(self, input_ids: Tensor, *, streamer: Any = None, **inputs: Any) -> Any:
+        """`generate` of the language model on the prompts of `forward`; sequences begin with those of the prompt."""
+        options = {"pad_token_id": self.tokenizer.pad_token_id, "eos_token_id": self.tokenizer.eos_token_id} | inputs
+        prompt = options | {"input_ids": input_ids}
+        if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
+            prompt = self.compress(prompt).inputs
+        if cache := cache_of(prompt):
+            prompt = {name: v for name, v in prompt.items() if name not in CACHE_NAMES} | {self._cache_name(): cache}
+        ids, outputs = prompt["input_ids"], prompt.get("mm_encoder_outputs")
+        # Rows of a video that was read before are in the cache; the ids at their places only count columns.
+        words = ids.masked_fill(ids == VIDEO_MARK, options["pad_token_id"] or 0)
+        if outputs:
+            if streamer is not None:
+                streamer.put(words.cpu())  # as for a prompt of ids
+            with self._reading(outputs):
+                made = self.llm.generate(**self.embed(prompt), streamer=streamer)
+        else:
+            made = self.llm.generate(**prompt | {"input_ids": words}, streamer=streamer)
+        sequences = made if isinstance(made, Tensor) else made.sequences
+        new = sequences if outputs else sequences[:, ids.shape[1] :]
+        whole = torch.cat([ids.repeat_interleave(len(new) // len(ids), 0), new], 1)
+        if isinstance(made, Tensor):
+            return whole
+        made.sequences = whole
+        return made
+
+    def answer(self, inputs: dict[str, Any], *, max_new_tokens: int = 8) -> list[str]:
+        """Greedy answers to questions (`encode_questions`) about the videos in the inputs of `forward`."""
+        with torch.no_grad():
+            short = self.compress({name: value for name, value in inputs.items() if name != "labels"}).inputs
+        ids = self.generate(**short, max_new_tokens=max_new_tokens, do_sample=False)[:, short["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def ask(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """A batch of questions, one for each video, for `answer`."""
+    def encode_questions(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts of questions, one for each video, padded on the left: input_ids and attention_mask [B,L]."""
         lines = [encode_turns(self.tokenizer, [(question, None)]) for question in questions]
         batch = collate_turns(lines, self.tokenizer.pad_token_id or 0, left=True)
-        del batch["labels"]
-        return {name: value.to(self.device) for name, value in batch.items()}
+        return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json, parts.safetensors (encoder, projector, methods) and the language model in llm/.
@@ -237,7 +315,7 @@ class ComposedVideoLLM(nn.Module):
             self.tokenizer.save_pretrained(place / "llm")
             state = {name: value for name, value in self.state_dict().items() if not name.startswith("llm.")}
             files.save(place / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
-            shape = {"vit": asdict(self.encoder.config), "mean": self.frames.mean, "std": self.frames.std}
+            shape = {"vit": asdict(self.encoder.config), "mean": self.video_encoder.mean, "std": self.video_encoder.std}
             config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
             files.write_json(place / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
         return Path(folder)
@@ -251,9 +329,15 @@ def is_video_llm(folder: str | Path) -> bool:
         return False
 
 
-def language_width(folder: str | Path) -> int:
-    """Channels of the language model of a saved model, without loading it."""
-    return int(read_json(Path(folder) / "llm" / "config.json")["hidden_size"])
+def saved_config(folder: str | Path) -> ComposedConfig:
+    """The config of a saved model, without its weights."""
+    from transformers import AutoConfig
+
+    try:
+        return ComposedConfig(AutoConfig.from_pretrained(Path(folder) / "llm", trust_remote_code=False))
+    except Exception as error:  # whatever transformers says about a folder that it cannot load
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{folder}: transformers cannot read llm/config.json ({reason})") from None
 
 
 def load_video_llm(

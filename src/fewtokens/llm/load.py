@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import from_hub, pick_device, pick_dtype
+from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.backends.base import Backend, backend_named
-from fewtokens.llm.prompts import Processor
+from fewtokens.llm.composed import is_video_llm, load_video_llm, saved_config
+from fewtokens.llm.prompts import ComposedProcessor, Processor
+from fewtokens.llm.session import Session
+from fewtokens.networks.base import read_config
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 
@@ -24,6 +32,8 @@ def find(name: str | Path) -> tuple[Path, Any, Backend]:
         from transformers import AutoConfig
     except ImportError:
         raise ValueError("a video language model needs transformers; pip install 'fewtokens[llm]'") from None
+    if is_video_llm(name):
+        return Path(name), saved_config(name), backend_named("composed")
     folder = Path(name) if Path(name).is_dir() else from_hub(str(name), _SMALL)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; a model is a folder as transformers saves it")
@@ -39,13 +49,17 @@ def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tu
     """A model with its language-model head, and what makes prompts for it.
 
     Args:
-        name: a folder as transformers saves it, or a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct".
+        name: a folder as transformers or `ComposedVideoLLM.save_pretrained` saves it, or a hub id such as
+            "Qwen/Qwen2.5-VL-3B-Instruct".
         device: "auto" (cuda, mps or cpu, the first there is), "cpu", "cuda", "cuda:1", "mps".
-        dtype: "float32", "float16" or "bfloat16"; where not said, float32 on a CPU and elsewhere the config's.
+        dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU and the config's elsewhere. Of a
+            composed model the language model takes it.
 
     Raises:
         ValueError: what `find` says; no weights in safetensors, or not all of them; no such device or dtype.
     """
+    if is_video_llm(name):
+        return _load_composed(Path(name), device, dtype)
     where = pick_device(device)
     wanted: Any = pick_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else "auto"
     folder, _, _ = find(name)
@@ -55,6 +69,47 @@ def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tu
         raise ValueError(f"{folder}: no weights in it; a model is a folder with its .safetensors files")
     model = _load_model(folder, wanted)
     return model.to(where).eval(), Processor(folder, model)
+
+
+def _load_composed(folder: Path, device: str, dtype: str | None) -> tuple[Any, Processor]:
+    model = load_video_llm(folder, device=device)
+    if dtype is not None:
+        model.llm.to(pick_dtype(dtype))
+    trained = read_config(folder).get("trained", {})
+    sizes = {"num_frames": trained.get("frames", 16), "read_size": trained.get("size", 224)}
+    return model, ComposedProcessor(folder, model, **sizes)
+
+
+class VideoLLM:
+    """A video language model with what makes its prompts.
+
+        model = VideoLLM.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
+        print(model.session("token_dynamics(keep=32)").ask("clip.mp4", "What happens?").text)
+
+    Attributes:
+        model: of transformers, or a `ComposedVideoLLM`.
+        processor: its `Processor`.
+    """
+
+    def __init__(self, model: Any, processor: Processor) -> None:
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str = "auto", dtype: str | None = None) -> VideoLLM:
+        """Loads a model, see `load`.
+
+        Raises:
+            ValueError: what `load` says.
+        """
+        return cls(*load(name, device, dtype))
+
+    def session(self, spec: str | Sequence[Method] | Pipeline | None = None, **options: Any) -> Session:
+        """Answers questions with few visual tokens, see `Session`."""
+        return Session(self.model, self.processor, spec, **options)
+
+    def attach(self, spec: str | Sequence[Method] | Pipeline, **options: Any) -> AbstractContextManager[Attached]:
+        """Few visual tokens for the length of a `with` block, see `attach`."""
+        return attach(self.model, spec, **options)
 
 
 def _load_model(folder: Path, dtype: Any) -> Any:

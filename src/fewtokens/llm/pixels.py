@@ -26,7 +26,7 @@ class PreparedVideo:
     """A video as a model takes it.
 
     Attributes:
-        inputs: pixels and grids.
+        inputs: pixels [...] of the encoder, and what else describes the video (grids, times), by name.
         text: stands for the video in the prompt, with a placeholder for each row of features.
     """
 
@@ -53,8 +53,24 @@ def resize(frames: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> Te
     return F.interpolate(frames, size=size, mode=modes[resample], antialias=True, align_corners=False)
 
 
+def square_frames(frames: Tensor, size: int, count: int = 0) -> Tensor:
+    """The middle square of frames uint8 [T,3,H,W], resized so that the short side fits: [T,3,size,size].
+
+    A video of fewer than `count` frames repeats its last one.
+    """
+    height, width = frames.shape[2:]
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+        resized = F.interpolate(frames.float(), size=shape, mode="bicubic", antialias=True, align_corners=False)
+        frames = resized.round().clamp(0, 255).to(torch.uint8)
+    top, left = (frames.shape[2] - size) // 2, (frames.shape[3] - size) // 2
+    frames = frames[:, :, top : top + size, left : left + size]
+    return torch.cat([frames, frames[-1:].expand(max(0, count - len(frames)), -1, -1, -1)])
+
+
 def normalize(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """uint8 to float32, (frames * factor - mean) / std with the config `image_mean`, `image_std`, `rescale_factor`."""
+    """uint8 to float32, (frames * factor - mean) / std with `image_mean`, `image_std` and `rescale_factor`."""
     scale = 1.0 / config.get("rescale_factor", 1 / 255)
     mean, std = (torch.tensor(config[name])[:, None, None] * scale for name in ("image_mean", "image_std"))
     return (frames.float() - mean) / std

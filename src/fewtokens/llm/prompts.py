@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewtokens.encoders.weights import read_json
 from fewtokens.llm.backends.base import Backend, backend_of
-from fewtokens.llm.chat import check_question
+from fewtokens.llm.chat import check_question, encode_turns
 from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.pixels import PreparedVideo
 from fewtokens.video import Video
@@ -36,11 +36,16 @@ class Processor:
         placeholder: the token that stands for a row of features.
         video_marker: what stands for the video in the chat template.
         specials: tokens of the family that no question may have in it, with those of the tokenizer.
+        num_frames: frames that are read of a video by default.
+        read_size: to which videos are read, the short side in pixels; None for their own size.
         notes: what a user should know of it.
 
     Raises:
         ValueError: no tokenizer, one that does not know the placeholder, numbers that are not supported.
     """
+
+    num_frames: int = 32
+    read_size: int | None = None
 
     def __init__(self, folder: str | Path, model: Any) -> None:
         self.folder = Path(folder)
@@ -122,6 +127,30 @@ class Processor:
             # 2 for a video: by these the model finds positions.
             inputs["mm_token_type_ids"] = 2 * (ids == self.tokenizer.convert_tokens_to_ids(self.placeholder)).long()
         return inputs
+
+
+class ComposedProcessor(Processor):
+    """Makes prompts for a `ComposedVideoLLM`, whose tokenizer has no token for a video.
+
+    Args:
+        folder: where the model is saved.
+        model: the model.
+        num_frames, read_size: as it was trained.
+    """
+
+    placeholder = "<<cell of the video>>"
+
+    def __init__(self, folder: str | Path, model: Any, *, num_frames: int = 16, read_size: int = 224) -> None:
+        self.folder, self.backend, self.tokenizer = Path(folder), backend_of(model), model.tokenizer
+        self.num_frames, self.read_size, self.notes = num_frames, read_size, []
+
+    def render(self, question: str) -> str:
+        check_question(self.tokenizer, question)
+        return question
+
+    def ids(self, question: str, standing: str) -> Tensor:
+        ids, _ = encode_turns(self.tokenizer, [(question, None)], standing.count(self.placeholder))
+        return ids[None]
 
 
 def read_preprocess_config(folder: Path) -> dict[str, Any]:

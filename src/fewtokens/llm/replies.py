@@ -6,18 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fewtokens.core import files
 from fewtokens.core.identity import identity
 from fewtokens.core.plain import conform
-from fewtokens.llm.session import Answer
-
-
-class Asked(Protocol):
-    """`Session` or `PartsSession`."""
-
-    def ask(self, video: Any, question: str, max_new_tokens: int = 128) -> Answer: ...
+from fewtokens.llm.session import Session
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class Reply:
 
 
 def ask_all(
-    session: Asked,
+    session: Session,
     asked: Sequence[tuple[str, Any, str]],
     *,
     max_new_tokens: int = 32,

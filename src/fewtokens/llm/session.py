@@ -22,7 +22,7 @@ from fewtokens.llm.attach import check_free, inside_of, split
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.cues import check_cues
-from fewtokens.llm.interface import attribute, unwrapped
+from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.splice import (
     LAYOUTS,
@@ -92,11 +92,11 @@ class Session:
 
     Args:
         model, processor: as `load` gives them; the model may be wrapped, see `attach`.
-        spec: a chain of methods, see `attach`; all tokens where not said.
-        frames: of each video, spread evenly.
+        spec: a chain of methods, see `attach`; "" keeps all tokens. By default the model's own methods, if it has some.
+        frames: of each video, spread evenly; by default as many as the processor says.
         fps: frames each second instead.
         layout, positions: see `compress`.
-        kept: videos whose features are kept, the last ones asked about.
+        kept: how many videos' features are kept, those asked about last.
 
     Attributes:
         progress: called with what is being done, where it is set.
@@ -110,7 +110,7 @@ class Session:
         model: Any,
         processor: Processor,
         spec: str | Sequence[Method] | Pipeline | None = None,
-        frames: int | None = 32,
+        frames: int | None = None,
         *,
         fps: float | None = None,
         layout: str = "per_frame",
@@ -125,9 +125,10 @@ class Session:
             raise ValueError(f"kept must be at least 1 video, got {kept}")
         model = unwrapped(model)
         self.model, self.processor, self.backend = model, processor, backend_of(model)
-        self.frames, self.fps, self.kept = (None if fps is not None else frames), fps, kept
+        self.fps, self.kept = fps, kept
+        self.frames = None if fps is not None else processor.num_frames if frames is None else frames
         self.layout, self.positions = layout, positions
-        before, inside = split(spec or "", model)
+        before, inside = split(self.backend.default_methods(model) if spec is None else spec, model)
         self.pipeline = as_pipeline(before, model)
         self.inside = inside_of(model, inside)
         check_cues(self.backend, self.pipeline)
@@ -138,7 +139,7 @@ class Session:
 
     def unreduced(self) -> Session:
         """The same with all visual tokens; the two share what they read and encode."""
-        other = Session(self.model, self.processor, None, self.frames, fps=self.fps, kept=self.kept)
+        other = Session(self.model, self.processor, "", self.frames, fps=self.fps, kept=self.kept)
         other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
         return other
 
@@ -196,7 +197,7 @@ class Session:
             return kept, self._prompt(kept.text, question) | kept.inputs
         self.processor.render(question)  # what is wrong with it is said before the work
         self._say("reading")
-        clip = video if isinstance(video, Video) else read(video, frames=self.frames, fps=self.fps)
+        clip = video if isinstance(video, Video) else self._read(video)
         prepared = self.processor.prepare(self.model, clip)
         clock.lap("decode")
         self._say("encoding")
@@ -212,13 +213,16 @@ class Session:
             self._encoded.popitem(last=False)
         return made, prompt | left
 
+    def _read(self, video: str | Path) -> Video:
+        return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
+
     def _prompt(self, text: str, question: str) -> dict[str, Any]:
         ids = self.processor.ids(question, text).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def _moved(self, name: str, value: Tensor) -> Tensor:
-        is_pixels = name.startswith("pixel_values")
-        return value.to(self.model.device, self.model.dtype if is_pixels else value.dtype)
+        cast = name.startswith("pixel_values") and value.is_floating_point()
+        return value.to(self.model.device, self.model.dtype if cast else value.dtype)
 
     def _reduce(self, key: Hashable, encoded: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """The short prompt. This is where the spec is applied, and nowhere else."""
@@ -241,11 +245,11 @@ class Session:
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
         """Raises ValueError where prompt and answer are longer than the context."""
-        most = attribute(self.model.config.get_text_config(), "max_position_embeddings")
+        most = self.backend.context_length(self.model)
         length = inputs["input_ids"].shape[1]
         at = inputs.get("position_ids")
         reach = length if at is None else max(length, int(at.max()) + 1)
-        if reach + max_new_tokens <= most:
+        if most is None or reach + max_new_tokens <= most:
             return
         why, what = f"has {length} tokens", "fewer frames or a smaller keep"
         if reach > length:

@@ -36,7 +36,7 @@ POSITIONS = ("keep", "average", "renumber")
 _CONSUMED = (
     "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "image_sizes", "image_sizes_videos",
     "video_merge_sizes", "image_merge_sizes", "video_compression_mask", "pixel_attention_mask", "batch_num_images",
-    "pixel_values", "pixel_values_videos",
+    "pixel_values", "pixel_values_videos", "video_times", "video_cells", "video_grid",
 )  # fmt: skip
 
 
@@ -173,7 +173,7 @@ def splice(
     positions: str | None = None,
 ) -> Compressed:
     """The prompt with the rows of `shorts` where those of `found` were; see `compress`."""
-    positions = positions or ("average" if backend.mrope else "renumber")
+    positions = positions or backend.default_positions(model)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
     ids = prompt["input_ids"]

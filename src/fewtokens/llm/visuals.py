@@ -11,7 +11,7 @@ from torch import Tensor
 from fewtokens.core.batch import collate
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, PIXELS, Backend, VisualFeatures
+from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import attribute, cache_of, filled
 
@@ -50,7 +50,7 @@ def encode_visuals(
     found = {}
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
-        if not any(prompt.get(name) is not None for name in PIXELS[modality]):
+        if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
             _check_no_places(backend, model, prompt, modality)
             continue
         if ids is None:
@@ -85,7 +85,7 @@ def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modal
     if ids is None or placeholder is None or made or filled(cache_of(prompt)):
         return
     if places := int((ids == placeholder).sum()):
-        (pixels,) = PIXELS[modality]
+        pixels = backend.pixel_inputs[modality][0]
         raise ValueError(
             f"the prompt has {places} places for {modality} features (token {placeholder}), but no {pixels}"
         )

@@ -1,4 +1,4 @@
-"""Training a video language model of parts: conversations about videos to a folder that answers.
+"""Training a `ComposedVideoLLM`: conversations about videos to a folder that answers.
 
 The parts are named encoder, projector, compressor and llm; `Settings.rates` says how fast each learns, 0 freezes one.
 """
@@ -18,7 +18,7 @@ from fewtokens.data.qa_sets import Conversation
 from fewtokens.evaluation.videoqa import normalise
 from fewtokens.llm.chat import check_question, collate_turns, encode_turns
 from fewtokens.llm.composed import ComposedVideoLLM
-from fewtokens.llm.parts_session import square
+from fewtokens.llm.pixels import square_frames
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, files_input, plain_input
 from fewtokens.train.loop import Evaluate, Progress, Report, fit
@@ -65,7 +65,7 @@ class Conversations(Dataset[dict[str, Any]]):
         except (ValueError, OSError) as error:
             return {"broken": " ".join(str(error).split())}
         return {
-            "frames": square(video.frames, self.reading.size, self.reading.frames),
+            "pixel_values_videos": square_frames(video.frames, self.reading.size, self.reading.frames),
             "line": encode_turns(self.tokenizer, item.turns),
         }
 
@@ -109,11 +109,12 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
                 except (ValueError, OSError):
                     continue
                 part.append(item)
-                frames.append(square(video.frames, reading.size, reading.frames))
+                frames.append(square_frames(video.frames, reading.size, reading.frames))
             if not part:
                 continue
-            questions = model.ask([item.turns[0][0] for item in part])
-            answers = model.answer(questions | {"frames": torch.stack(frames).to(model.device)}, max_new_tokens=32)
+            questions = model.encode_questions([item.turns[0][0] for item in part])
+            videos = {"pixel_values_videos": torch.stack(frames).to(model.device)}
+            answers = model.answer(questions | videos, max_new_tokens=32)
             right += sum(
                 normalise(said) == normalise(item.turns[0][1]) for said, item in zip(answers, part, strict=True)
             )
@@ -127,7 +128,7 @@ def answer_loss(
     model: nn.Module, batch: dict[str, Any], generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective: cross-entropy of the words of the answers."""
-    return model(batch), {}
+    return model(**batch).loss, {}
 
 
 def add_lora(model: ComposedVideoLLM, rank: int, alpha: int | None = None) -> None:
@@ -164,7 +165,7 @@ def train_video_llm(
     """Trains a video language model and saves it in OUT/model.
 
     Args:
-        data: samples as `Conversations` gives them, or with "cells" encoded ahead in place of "frames".
+        data: samples as `Conversations` gives them, or with "video_cells" encoded before in place of pixels.
         collate: samples to a batch, where they are others.
         evaluate, inputs, resume, progress, device: as for `fit`.
         meta: plain values kept beside its config.

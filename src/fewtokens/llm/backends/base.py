@@ -13,30 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import isqrt
+from pkgutil import iter_modules
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
-from fewtokens.llm.interface import CACHE_NAMES, changed, unwrapped, version
+from fewtokens.llm import backends
+from fewtokens.llm.interface import CACHE_NAMES, attribute, changed, unwrapped, version
 from fewtokens.llm.pixels import PreparedVideo
 from fewtokens.video import Video
 
-# model_type of a config -> "module:Class". Strings, so that no family is imported before it is met.
-BACKENDS = {
-    "llava_onevision": "fewtokens.llm.backends.llava_onevision:LlavaOnevision",
-    "llava_next_video": "fewtokens.llm.backends.llava_next_video:LlavaNextVideo",
-    "qwen2_vl": "fewtokens.llm.backends.qwen2_vl:Qwen2VL",
-    "qwen2_5_vl": "fewtokens.llm.backends.qwen2_5_vl:Qwen25VL",
-    "qwen3_vl": "fewtokens.llm.backends.qwen3_vl:Qwen3VL",
-    "internvl": "fewtokens.llm.backends.internvl:InternVL",
-    "smolvlm": "fewtokens.llm.backends.smolvlm:SmolVLM",
-    "video_llama_3": "fewtokens.llm.backends.video_llama_3:VideoLlama3",
-}
-
 MODALITIES = ("image", "video")
-PIXELS = {"image": ("pixel_values",), "video": ("pixel_values_videos",)}
+# The model_type of a config is the name of its module; none is imported before it is met.
+BACKENDS = tuple(sorted(each.name for each in iter_modules(backends.__path__) if each.name != "base"))
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -70,7 +61,8 @@ class Backend(ABC):
         needs_items: videos have the placeholder of images, so that the prompt alone does not tell them apart.
         mrope: positions are (t, h, w) and come from the model's `get_rope_index`.
         stacked: modalities whose features `forward` takes as one tensor rather than a list.
-        cues: cues beside text that it can give.
+        pixel_inputs: names of the inputs that hold what is encoded, by modality.
+        cues: the cues that it can give.
         mean, std: of the normalised pixels, for the cue `pixels`, and where a folder does not say them.
         preprocess_config: of the video processor, for what a folder does not say; the defaults of transformers.
         video_marker: stands for a video in the chat template; None where it is the placeholder itself.
@@ -82,6 +74,10 @@ class Backend(ABC):
     needs_items: ClassVar[bool] = False
     mrope: ClassVar[bool] = False
     stacked: ClassVar[tuple[str, ...]] = ()
+    pixel_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "image": ("pixel_values",),
+        "video": ("pixel_values_videos",),
+    }
     cues: ClassVar[tuple[str, ...]] = ("text", "frame_global", "pixels")
     mean: ClassVar[Sequence[float]] = HALF
     std: ClassVar[Sequence[float]] = HALF
@@ -128,13 +124,34 @@ class Backend(ABC):
         encode = getattr(model.base_model, f"get_{modality}_features", None)
         takes = {} if encode is None else inspect.signature(encode).parameters
         given = {name: value for name, value in inputs.items() if name in takes and value is not None}
-        if encode is None or not any(name in given for name in PIXELS[modality]):
-            raise ValueError(f"{self.name} has no use for {' or '.join(PIXELS[modality])}; are they of another model?")
+        names = self.pixel_inputs[modality]
+        if encode is None or not any(name in given for name in names):
+            raise ValueError(f"{self.name} has no use for {' or '.join(names)}; are they of another model?")
         return encode(**given, return_dict=True)
 
     def placeholder(self, model: Any, modality: str) -> int | None:
         """The id that stands for a row of features in the prompt."""
         return getattr(model.config, f"{modality}_token_id", None)
+
+    def default_positions(self, model: Any) -> str:
+        """How positions are given to tokens by default, see `compress`."""
+        return "average" if self.mrope else "renumber"
+
+    def default_methods(self, model: Any) -> Any:
+        """The methods that reduce by default: a chain or a pipeline."""
+        return ""
+
+    def context_length(self, model: Any) -> int | None:
+        """How many positions the model has; None for no limit."""
+        return attribute(model.config.get_text_config(), "max_position_embeddings")
+
+    def causal_lm(self, model: Any) -> Any:
+        """The module that `generate` calls for each word."""
+        return model
+
+    def features_given(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The encoder's outputs that `causal_lm` reads when it is called with these inputs, by modality."""
+        return inputs.get("mm_encoder_outputs") or {}
 
     def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
         """The encoder's output with other rows."""
@@ -174,15 +191,16 @@ def backend_of(model: Any) -> Backend:
 
 
 def backend_named(kind: str) -> Backend:
-    """The family of a model_type.
+    """The backend of a model_type.
 
     Raises:
         ValueError: it is not supported.
     """
     if kind not in BACKENDS:
         raise ValueError(f"no video language model of the kind {kind!r} is known; there are {', '.join(BACKENDS)}")
-    module, _, name = BACKENDS[kind].partition(":")
-    return getattr(import_module(module), name)()
+    module = import_module(f"{backends.__name__}.{kind}")
+    classes = (each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Backend))
+    return next(each for each in classes if each.name == kind)()
 
 
 def side_of(cells: int, who: str) -> int:

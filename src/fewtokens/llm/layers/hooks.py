@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PlacedVideo
+from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.interface import cache_of, changed, filled, layer_cache
 from fewtokens.llm.layers.attention import attention_rows, check_layers
 from fewtokens.llm.layers.cache import FewerLayer, fewer_layer, make_fewer, to_slots
@@ -73,7 +74,7 @@ class LayerRuntime:
     """
 
     def __init__(self, model: Any, methods: Sequence[LayerMethod]) -> None:
-        self.model, self.methods = model, list(methods)
+        self.model, self.methods, self.backend = model, list(methods), backend_of(model)
         self.text = language_model(model)
         self.depth = len(self.text.layers)
         self.prune_points = [method.prune_points(self.depth) for method in self.methods]
@@ -100,8 +101,9 @@ class LayerRuntime:
             hooks.callback(setattr, self, "run", None)
             # Each is entered as soon as it is on, so that it comes off whatever happens.
             enter = hooks.enter_context
-            enter(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            enter(self.model.register_forward_hook(self._end, always_call=True))
+            causal_lm = self.backend.causal_lm(self.model)
+            enter(causal_lm.register_forward_pre_hook(self._begin, with_kwargs=True))
+            enter(causal_lm.register_forward_hook(self._end, always_call=True))
             enter(self.text.register_forward_pre_hook(self._note_deepstack, with_kwargs=True))
             enter(self.text.norm.register_forward_pre_hook(self._put_back))
             for number, layer in enumerate(self.text.layers):
@@ -110,7 +112,7 @@ class LayerRuntime:
             yield
 
     def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        given = (kwargs.get("mm_encoder_outputs") or {}).values()
+        given = self.backend.features_given(self.model, kwargs).values()
         if any(reduced(outputs) and layout_of(outputs) is None for outputs in given):
             raise ValueError("methods inside a language model need the prompt whole; leave out prefill_chunk_size")
         layouts = map(layout_of, given)
