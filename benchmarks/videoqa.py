@@ -46,7 +46,7 @@ from fewtokens.data.staging import stage
 from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.evaluation.bench import chain
-from fewtokens.evaluation.videoqa import prompt, row, summarise, target, text_only
+from fewtokens.evaluation.videoqa import prompt, row, summarize, target, text_only
 from fewtokens.llm.chat import collate_turns, encode_turns
 from fewtokens.llm.composed import ComposedVideoLLM, load_video_llm
 from fewtokens.profiling.cost import prefill_gflops
@@ -161,12 +161,13 @@ class Cells(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         number = key[1] if isinstance(key, tuple) else key
-        return {"line": self.lines[number], "cells": torch.from_numpy(self.cells[number].astype(np.float32))}
+        return {"line": self.lines[number], "video_cells": torch.from_numpy(self.cells[number].astype(np.float32))}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch = collate_turns([sample["line"] for sample in samples], 0)
-    return batch | {"cells": torch.stack([sample["cells"] for sample in samples]), "grid": GRID}
+    cells = torch.stack([sample["video_cells"] for sample in samples])
+    return batch | {"video_cells": cells, "video_grid": GRID}
 
 
 def encoder_of(work: Path) -> VitEncoder:
@@ -235,7 +236,7 @@ def step_base(work: Path, steps: int = 3600) -> None:
     )  # fmt: skip
     data = Cells(work, "train", model.tokenizer, talks=True)
     train_video_llm(model, data, settings, work / "base", collate=collate, progress=say, device="cpu")
-    print(summarise(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
+    print(summarize(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
 
 
 def say(done: int, total: int, numbers: dict[str, float]) -> None:
@@ -251,7 +252,8 @@ def answers(model: ComposedVideoLLM, data: Cells, part: slice = slice(None)) -> 
     for start in range(0, len(questions), 100):
         some = questions[start : start + 100]
         cells = torch.from_numpy(data.cells[part][start : start + len(some)].astype(np.float32))
-        said = model.answer(model.ask([prompt(q) for q in some]) | {"cells": cells, "grid": GRID}, max_new_tokens=1)
+        words = model.encode_questions([prompt(q) for q in some])
+        said = model.answer(words | {"video_cells": cells, "video_grid": GRID}, max_new_tokens=1)
         rows += [row(text, question) for text, question in zip(said, some, strict=True)]
     return rows
 
@@ -276,18 +278,18 @@ def with_methods(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> C
 
 
 def measure(model: ComposedVideoLLM, data: Cells) -> dict[str, Any]:
-    """Accuracy by kind, tokens that came out, milliseconds of reduction a video."""
+    """Accuracy by kind, tokens that came out, milliseconds of reduction and prompt a video."""
     counts, reducing = [], 0.0
     with torch.no_grad():
         for start in range(0, 200, 50):
             cells = torch.from_numpy(data.cells[start : start + 50].astype(np.float32))
-            words = model.ask([prompt(q) for q in data.questions[start : start + 50]])
+            words = model.encode_questions([prompt(q) for q in data.questions[start : start + 50]])
             begun = time.perf_counter()
-            tokens = model.tokens(words | {"cells": cells, "grid": GRID})
+            short = model.compress(words | {"video_cells": cells, "video_grid": GRID})
             reducing += time.perf_counter() - begun
-            counts += tokens.count.tolist()
+            counts += [tokens.N for tokens in short.tokens]
     begun = time.perf_counter()
-    scores = summarise(answers(model, data))
+    scores = summarize(answers(model, data))
     seconds = time.perf_counter() - begun
     kinds = {kind: scores["kinds"][kind]["accuracy"] for kind in KINDS}
     tokens = float(np.mean(counts))

@@ -17,11 +17,12 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
+from fewtokens.core.layer_method import LayerMethod
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
-from fewtokens.llm.splice import Compressed, as_pipeline, built, compress, maker, reduced
+from fewtokens.llm.splice import Compressed, Methods, as_pipeline, built, check_options, compress, maker, reduced
 from fewtokens.llm.turns import later_positions, remember
 
 
@@ -99,8 +100,31 @@ def _chunked(model: Any, inputs: dict[str, Any]) -> bool:
     return any(config.get("prefill_chunk_size") is not None for config in configs)
 
 
-@contextmanager
-def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> Iterator[Attached]:
+class Attachment(AbstractContextManager[Attached]):
+    """What `attach` returns, for a `with` block; nothing is attached before it."""
+
+    def __init__(self, model: Any, spec: Methods, options: dict[str, Any]) -> None:
+        self._arguments = model, spec, options
+        self._block: AbstractContextManager[Attached] | None = None
+
+    def __enter__(self) -> Attached:
+        self._block = _attached(*self._arguments)
+        return self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        assert self._block is not None
+        return self._block.__exit__(*error)
+
+    def _refuse(self, *args: Any, **inputs: Any) -> Any:
+        raise ValueError(
+            "nothing is attached yet; write `with attach(model, ...) as few:` and call few(...), few.generate(...) or "
+            "few.compress(...) inside of the block"
+        )
+
+    __call__ = generate = compress = _refuse
+
+
+def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
     """Few visual tokens in a video language model for the length of a `with` block.
 
     Args:
@@ -117,6 +141,12 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
             have; and pixels that reach the model as they are, since the model itself was called instead of what
             `attach` gives.
     """
+    check_options("attach", options)
+    return Attachment(model, spec, options)
+
+
+@contextmanager
+def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[Attached]:
     backend, inner = backend_of(model), unwrapped(model)
     check_free(inner)
     before, inside = split(spec, inner)
@@ -154,7 +184,7 @@ def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContex
     return LayerRuntime(model, methods).attached
 
 
-def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence[Method] | Pipeline, list[Any]]:
+def split(spec: Methods, model: Any) -> tuple[Sequence[Method] | Pipeline, list[LayerMethod]]:
     """A chain as what comes before the language model, and what acts inside it.
 
     Raises:

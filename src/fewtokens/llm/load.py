@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import from_hub, pick_device, pick_dtype
-from fewtokens.llm.attach import Attached, attach
+from fewtokens.llm.attach import Attachment, attach
 from fewtokens.llm.backends.base import Backend, backend_named
 from fewtokens.llm.composed import is_video_llm, load_video_llm, saved_config
 from fewtokens.llm.prompts import ComposedProcessor, Processor
 from fewtokens.llm.session import Session
+from fewtokens.llm.splice import Methods
 from fewtokens.networks.base import read_config
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -103,11 +100,11 @@ class VideoLLM:
         """
         return cls(*load(name, device, dtype))
 
-    def session(self, spec: str | Sequence[Method] | Pipeline | None = None, **options: Any) -> Session:
+    def session(self, spec: Methods | None = None, **options: Any) -> Session:
         """Answers questions with few visual tokens, see `Session`."""
         return Session(self.model, self.processor, spec, **options)
 
-    def attach(self, spec: str | Sequence[Method] | Pipeline, **options: Any) -> AbstractContextManager[Attached]:
+    def attach(self, spec: Methods, **options: Any) -> Attachment:
         """Few visual tokens for the length of a `with` block, see `attach`."""
         return attach(self.model, spec, **options)
 

@@ -119,7 +119,14 @@ class Processor:
         return torch.tensor([numbers], dtype=torch.int64)
 
     def __call__(self, model: Any, video: Video, question: str) -> dict[str, Tensor]:
-        """Inputs of a model for a question on a video, as transformers' own processor makes them."""
+        """Inputs of a model for a question on a video, as transformers' own processor makes them.
+
+        Raises:
+            ValueError: not one video and one question.
+        """
+        if not isinstance(video, Video) or not isinstance(question, str):
+            kinds = f"{type(video).__name__} and {type(question).__name__}"
+            raise ValueError(f"a processor takes one Video (fewtokens.video.read) and one question, got {kinds}")
         prepared = self.prepare(model, video)
         ids = self.ids(question, prepared.text)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}

@@ -8,7 +8,7 @@ print(session.ask("clip.mp4", "What happens?").text)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm.attach import check_free, inside_of, split
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.clock import Clock, stream_text
@@ -28,6 +26,7 @@ from fewtokens.llm.splice import (
     LAYOUTS,
     POSITIONS,
     Compressed,
+    Methods,
     as_pipeline,
     splice,
 )
@@ -109,7 +108,7 @@ class Session:
         self,
         model: Any,
         processor: Processor,
-        spec: str | Sequence[Method] | Pipeline | None = None,
+        spec: Methods | None = None,
         frames: int | None = None,
         *,
         fps: float | None = None,

@@ -11,10 +11,10 @@ model puts them in itself, once for each beam.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals,
 
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
+_OPTIONS = ("layout", "positions", "items")
+Methods: TypeAlias = str | Sequence[Method] | Pipeline
 # Describe pixels or the sequence as it was; of no use once the features are made.
 _CONSUMED = (
     "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "image_sizes", "image_sizes_videos",
@@ -61,19 +63,29 @@ class Compressed:
     layout: Layout | None = None
 
 
-def compress_inputs(model: Any, inputs: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> dict[str, Any]:
+def compress_inputs(model: Any, inputs: Any, spec: Methods, **options: Any) -> dict[str, Any]:
     """A prompt with few visual tokens, for `model.generate(**short)` or `model(**short)`; see `compress`.
 
     A later turn on the cache is for `attach`, which gives it its positions; so is a prompt with images alone, of which
     nothing is reduced.
     """
+    check_options("compress_inputs", options)
     return compress(model, inputs, spec, **options).inputs
+
+
+def check_options(caller: str, options: Iterable[str]) -> None:
+    """Raises a ValueError if an option is none of `compress`."""
+    if unknown := sorted(set(options) - set(_OPTIONS)):
+        raise ValueError(
+            f"{caller} takes {', '.join(_OPTIONS)}; not {', '.join(unknown)}. Arguments of a method stand in the spec, "
+            "such as 'tome(keep=0.1)'"
+        )
 
 
 def compress(
     model: Any,
     inputs: Any,
-    spec: str | Sequence[Method] | Pipeline,
+    spec: Methods,
     *,
     layout: str = "per_frame",
     positions: str | None = None,
@@ -121,7 +133,7 @@ def compress(
     return made
 
 
-def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline:
+def as_pipeline(spec: Methods, model: Any) -> Pipeline:
     """The chain, on the model's device; trainable methods are built for the width of the language model.
 
     Raises:
@@ -139,7 +151,7 @@ def as_pipeline(spec: str | Sequence[Method] | Pipeline, model: Any) -> Pipeline
     return Pipeline(methods)
 
 
-def built(spec: str | Sequence[Method], model: Any) -> Sequence[Method]:
+def built(spec: str | Sequence[Method], model: Any) -> Sequence[Any]:
     """The methods of a spec string, in eval mode on the model's device and for its width; given ones as they are."""
     if not isinstance(spec, str):
         return spec

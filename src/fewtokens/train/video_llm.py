@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fewtokens.data.qa_sets import Conversation
-from fewtokens.evaluation.videoqa import normalise
+from fewtokens.evaluation.videoqa import normalize
 from fewtokens.llm.chat import check_question, collate_turns, encode_turns
 from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.pixels import square_frames
@@ -116,7 +116,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
             videos = {"pixel_values_videos": torch.stack(frames).to(model.device)}
             answers = model.answer(questions | videos, max_new_tokens=32)
             right += sum(
-                normalise(said) == normalise(item.turns[0][1]) for said, item in zip(answers, part, strict=True)
+                normalize(said) == normalize(item.turns[0][1]) for said, item in zip(answers, part, strict=True)
             )
             asked += len(part)
         return {"exact": 100 * right / max(1, asked)}
