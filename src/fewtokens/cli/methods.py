@@ -69,7 +69,7 @@ def describe(name: str) -> dict[str, Any]:
 
     method = registry.get(name)()
     either = "threshold, or exact" if "keep" in method.arguments else "threshold"
-    streams = "yes" if method.causal else "as an option" if hasattr(type(method), "step") else "no"
+    streams = "yes" if getattr(method, "causal", False) else "as an option" if hasattr(type(method), "step") else "no"
     return {
         "method": name,
         "stage": method.stage,
@@ -79,8 +79,8 @@ def describe(name: str) -> dict[str, Any]:
         "paper": method.paper,
         "baseline": name in registry.BASELINES,
         "arguments": {key: parameter.default for key, parameter in inspect.signature(type(method)).parameters.items()},
-        "needs": list(method.needs),
-        "partition": method.partition,
+        "needs": list(getattr(method, "needs", ())),
+        "partition": getattr(method, "partition", False),
         "cost": method.cost,
         "licence": method.license,
         "text": inspect.getdoc(type(method)),

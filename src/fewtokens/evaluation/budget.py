@@ -108,7 +108,7 @@ def token_cost(
     everything = spec.strip() in ("", "full")
     methods: list[Method] = [] if everything else registry.build(spec, dim=model.width)
     for method in methods:
-        if needs := set(method.needs) - {"text"}:
+        if needs := set(getattr(method, "needs", ())) - {"text"}:
             raise ValueError(f"{method.name} needs {' and '.join(sorted(needs))}, of which noise has none")
     kept, operations = grid.cells, 0.0
     if methods:
