@@ -21,11 +21,12 @@ Methods inside the layers of the language model come after a chain, or alone; `r
 from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.backends.base import BACKENDS, Backend, VisualFeatures, backend_of
 from fewtokens.llm.composed import ComposedVideoLLM
+from fewtokens.llm.compress import compress, compress_inputs
 from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import VideoLLM, find, load
+from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.session import Answer, Session
-from fewtokens.llm.splice import Compressed, compress, compress_inputs
 
 __all__ = [
     "BACKENDS",

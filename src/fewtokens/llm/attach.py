@@ -17,12 +17,13 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from fewtokens.core.layer_method import LayerMethod
-from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.chains import Methods, as_pipeline, split_chain
+from fewtokens.llm.compress import check_options, compress
+from fewtokens.llm.features import is_reduced, pipeline_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
-from fewtokens.llm.splice import Compressed, Methods, as_pipeline, built, check_options, compress, maker, reduced
+from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.turns import later_positions, remember
 
 
@@ -57,19 +58,19 @@ class Attached:
             name = next(name for name in CACHE_NAMES if name in takes)
             inputs = {key: value for key, value in inputs.items() if key not in CACHE_NAMES} | {name: cache}
         given = (inputs.get("mm_encoder_outputs") or {}).values()
-        if any(reduced(outputs) and maker(outputs) is not self.pipeline for outputs in given):
+        if any(is_reduced(outputs) and pipeline_of(outputs) is not self.pipeline for outputs in given):
             raise ValueError(
                 "this prompt was shortened before, by other methods than those attached; give it to the model outside "
                 "of the block, or give its pixels here"
             )
-        made = compress(self.model, inputs, self.pipeline, **self.options)
-        if made.tokens:
-            self.last = made
-        elif filled(cache) and made.inputs.get("position_ids") is None:
-            positions = later_positions(cache, made.inputs, three=backend_of(self.model).mrope, whole=whole)
+        compressed = compress(self.model, inputs, self.pipeline, **self.options)
+        if compressed.tokens:
+            self.last = compressed
+        elif filled(cache) and compressed.inputs.get("position_ids") is None:
+            positions = later_positions(cache, compressed.inputs, three=backend_of(self.model).mrope, whole=whole)
             if positions is not None:
-                made.inputs["position_ids"] = positions
-        return made.inputs
+                compressed.inputs["position_ids"] = positions
+        return compressed.inputs
 
     def generate(self, *args: Any, **inputs: Any) -> Any:
         """`model.generate` on the shorter prompt; sequences begin with its ids, `last.inputs["input_ids"]`.
@@ -149,7 +150,7 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
 def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[Attached]:
     backend, inner = backend_of(model), unwrapped(model)
     check_free(inner)
-    before, inside = split(spec, inner)
+    before, inside = split_chain(spec, inner)
     attached = Attached(model, as_pipeline(before, inner), options)
     hooks = []
     try:
@@ -184,28 +185,11 @@ def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContex
     return LayerRuntime(model, methods).attached
 
 
-def split(spec: Methods, model: Any) -> tuple[Sequence[Method] | Pipeline, list[LayerMethod]]:
-    """A chain as what comes before the language model, and what acts inside it.
-
-    Raises:
-        ValueError: a method before the language model after one inside it.
-    """
-    if isinstance(spec, Pipeline):
-        return spec, []
-    methods = built(spec, model)
-    within = [method.stage == "llm" for method in methods]
-    if within != sorted(within):
-        late = methods[within.index(True) + within[within.index(True) :].index(False)].name
-        raise ValueError(f"{late} acts before the language model; put it before the methods inside it")
-    inner = sum(within)
-    return list(methods)[: len(within) - inner], list(methods)[len(within) - inner :]
-
-
 def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
     given = (kwargs.get("mm_encoder_outputs") or {}).values()
     names = (name for each in backend_of(model).pixel_inputs.values() for name in each)
     pixels = [name for name in names if kwargs.get(name) is not None]
-    if pixels or not all(map(reduced, given)):
+    if pixels or not all(map(is_reduced, given)):
         raise ValueError(
             "pixels reached the model as they were, nothing was reduced: inside `with attach(model, ...) as few` call "
             "few.generate(...) or few(...) instead of the model"

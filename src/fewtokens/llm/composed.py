@@ -27,8 +27,9 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
 from fewtokens.llm.chat import VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.compress import compress
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped
-from fewtokens.llm.splice import Compressed, compress
+from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.networks.base import read_config
 
 KIND = "video_llm"

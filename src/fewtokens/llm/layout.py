@@ -36,10 +36,10 @@ class Layout:
 
     def video(self) -> Tensor:
         """The tokens of videos, bool [B,L]."""
-        found = self.visual.new_zeros(self.visual.shape)
+        marks = self.visual.new_zeros(self.visual.shape)
         for video in self.videos:
-            found[video.row, video.columns] = True
-        return found
+            marks[video.row, video.columns] = True
+        return marks
 
     def fitted(self, rows: int, length: int) -> Layout:
         """The same for every prompt repeated (beams), with text after it (a pass over what was generated too)."""

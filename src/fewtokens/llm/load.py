@@ -10,10 +10,10 @@ import torch
 from fewtokens.encoders import from_hub, pick_device, pick_dtype
 from fewtokens.llm.attach import Attachment, attach
 from fewtokens.llm.backends.base import Backend, backend_named
+from fewtokens.llm.chains import Methods
 from fewtokens.llm.composed import is_video_llm, load_video_llm, saved_config
 from fewtokens.llm.prompts import ComposedProcessor, Processor
 from fewtokens.llm.session import Session
-from fewtokens.llm.splice import Methods
 from fewtokens.networks.base import read_config
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")

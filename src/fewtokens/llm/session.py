@@ -16,20 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.llm.attach import check_free, inside_of, split
+from fewtokens.llm.attach import check_free, inside_of
 from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.cues import check_cues
 from fewtokens.llm.interface import unwrapped
+from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor
-from fewtokens.llm.splice import (
-    LAYOUTS,
-    POSITIONS,
-    Compressed,
-    Methods,
-    as_pipeline,
-    splice,
-)
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.cost import peak_memory
 from fewtokens.video import Video, read
@@ -76,13 +70,13 @@ class CachedVideo:
     Attributes:
         inputs: of the prompt beside pixels and ids.
         text: stands for the video.
-        found: its features; places are those of the question that came first.
+        encoded: its features by modality; places are those of the question that came first.
         source: the video object that was asked about, so that its id stays its own.
     """
 
     inputs: dict[str, Any]
     text: str
-    found: dict[str, EncodedVisuals]
+    encoded: dict[str, EncodedVisuals]
     source: Any = None
 
 
@@ -127,7 +121,7 @@ class Session:
         self.fps, self.kept = fps, kept
         self.frames = None if fps is not None else processor.num_frames if frames is None else frames
         self.layout, self.positions = layout, positions
-        before, inside = split(self.backend.default_methods(model) if spec is None else spec, model)
+        before, inside = split_chain(self.backend.default_methods(model) if spec is None else spec, model)
         self.pipeline = as_pipeline(before, model)
         self.inside = inside_of(model, inside)
         check_cues(self.backend, self.pipeline)
@@ -203,14 +197,14 @@ class Session:
         prompt = self._prompt(prepared.text, question)
         inputs = {name: self._moved(name, value) for name, value in prepared.inputs.items()}
         items = [[("video", len(clip))]] if self.backend.needs_items else None
-        found = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
+        encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
         left = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        made = CachedVideo(left, prepared.text, found, video)
-        self._encoded[key] = made
+        cached = CachedVideo(left, prepared.text, encoded, video)
+        self._encoded[key] = cached
         while len(self._encoded) > self.kept:
             self._encoded.popitem(last=False)
-        return made, prompt | left
+        return cached, prompt | left
 
     def _read(self, video: str | Path) -> Video:
         return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
@@ -223,24 +217,22 @@ class Session:
         cast = name.startswith("pixel_values") and value.is_floating_point()
         return value.to(self.model.device, self.model.dtype if cast else value.dtype)
 
-    def _reduce(self, key: Hashable, encoded: CachedVideo, prompt: dict[str, Any]) -> Compressed:
+    def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """The short prompt. This is where the spec is applied, and nowhere else."""
-        found = {modality: self._placed(modality, here, prompt) for modality, here in encoded.found.items()}
-        shorts = self._reduced.get(key)
-        if shorts is None:
-            shorts = {
-                modality: reduce_visuals(self.backend, self.model, self.pipeline, prompt, modality, found)
-                for modality in found
-            }
+        encoded = {modality: self._placed(modality, own, prompt) for modality, own in cached.encoded.items()}
+        reduced = self._reduced.get(key)
+        if reduced is None:
+            reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded)
             if not self.per_question:
-                self._reduced[key] = shorts
+                self._reduced[key] = reduced
                 self._reduced = {known: self._reduced[known] for known in self._reduced if known in self._encoded}
-        return splice(self.backend, self.model, prompt, found, shorts, layout=self.layout, positions=self.positions)
+        options = {"layout": self.layout, "positions": self.positions}
+        return edit_prompts(self.backend, self.model, prompt, encoded, reduced, **options)  # type: ignore[arg-type]
 
-    def _placed(self, modality: str, here: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
+    def _placed(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
         """The features at their places in another question."""
         at = (prompt["input_ids"][0] == self.backend.placeholder(self.model, modality)).nonzero().squeeze(1)
-        return replace(here, places=[at])
+        return replace(encoded, places=[at])
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
         """Raises ValueError where prompt and answer are longer than the context."""

@@ -1,4 +1,4 @@
-"""The images and videos of a prompt: encoded, found in it, and the videos reduced."""
+"""The images and videos of prompts: encoded, assigned to their places, and the videos reduced."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fewtokens.llm.interface import attribute, cache_of, filled
 
 @dataclass
 class ReducedVisual:
-    """A visual after reduction: its rows now, and where they come from.
+    """An image or video after reduction.
 
     Attributes:
-        visual: with the rows that the language model is given: tokens, then the tail.
-        tokens: of a video; None where it is an image, whose rows are as they were.
+        visual: with the rows [n,D] that the language model is given: tokens, then the tail.
+        tokens: of a video, [1,N,D]; None for an image, whose rows are as they were.
     """
 
     visual: VisualFeatures
@@ -31,7 +31,14 @@ class ReducedVisual:
 
 @dataclass
 class EncodedVisuals:
-    """The visuals of one modality, the encoder's output they came in, and each one's prompt and places in it."""
+    """The images or videos of one modality in a batch of prompts.
+
+    Attributes:
+        outputs: the encoder's output, as the model gave it.
+        visuals: in the order of the prompts.
+        row: the prompt of each.
+        places: int64 [n], the columns of each one's rows in its prompt.
+    """
 
     outputs: Any
     visuals: list[VisualFeatures]
@@ -47,7 +54,7 @@ def encode_visuals(
     Raises:
         ValueError: placeholders that do not fit the features, a video in a later turn.
     """
-    found = {}
+    encoded = {}
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
@@ -73,16 +80,16 @@ def encode_visuals(
         parts = at.split(lengths)
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
             raise ValueError(f"the places of one {modality} lie in two prompts of the batch")
-        found[modality] = EncodedVisuals(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
-    return found
+        encoded[modality] = EncodedVisuals(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
+    return encoded
 
 
 def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modality: str) -> None:
     """Raises a ValueError where a prompt without pixels of a modality has places for some."""
     ids, placeholder = prompt.get("input_ids"), backend.placeholder(model, modality)
-    made = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
+    encoded = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
     # What was said and read before may be anything.
-    if ids is None or placeholder is None or made or filled(cache_of(prompt)):
+    if ids is None or placeholder is None or encoded or filled(cache_of(prompt)):
         return
     if places := int((ids == placeholder).sum()):
         pixels = backend.pixel_inputs[modality][0]
@@ -99,49 +106,46 @@ def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts
 
 
 def reduce_visuals(
-    backend: Backend,
-    model: Any,
-    pipeline: Pipeline,
-    prompt: dict[str, Any],
-    modality: str,
-    found: dict[str, EncodedVisuals],
-) -> list[ReducedVisual]:
-    """The visuals with their videos reduced.
+    backend: Backend, model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: dict[str, EncodedVisuals]
+) -> dict[str, list[ReducedVisual]]:
+    """The visuals of each modality with their videos reduced.
 
     Raises:
-        ValueError: a cue that the family cannot give, or a count that does not meet the budget.
+        ValueError: a cue that the backend cannot give, or a count that does not meet the budget.
     """
     check_cues(backend, pipeline)
-    needs = pipeline.needs
-    here = found[modality]
-    shorts = [ReducedVisual(visual) for visual in here.visuals]
-    videos = [number for number, visual in enumerate(here.visuals) if visual.grid is not None]
-    if not videos or not len(pipeline.methods):
-        for number in videos:
-            visual = here.visuals[number]
-            shorts[number].tokens = _tokens(visual)
-        return shorts
-    words = question_columns(backend, model, prompt) if "text" in needs else None
+    words = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
+    return {modality: _reduce(model, pipeline, prompt, own, words) for modality, own in encoded.items()}
+
+
+def _reduce(
+    model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: EncodedVisuals, words: Tensor | None
+) -> list[ReducedVisual]:
+    """The visuals of one modality; `words` are the columns of the cue "text"."""
+    visuals, needs = encoded.visuals, pipeline.needs
+    results = [ReducedVisual(visual) for visual in visuals]
     # Videos go together if their frames and their cues have one size.
     groups: dict[tuple[int, ...], list[int]] = {}
-    for number in videos:
-        visual = here.visuals[number]
-        assert visual.grid is not None
-        shape = cue_shape(needs, visual, None if words is None else words[here.row[number]])
+    for number, visual in enumerate(visuals):
+        if visual.grid is None:
+            continue
+        shape = cue_shape(needs, visual, None if words is None else words[encoded.row[number]])
         groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(number)
     for numbers in groups.values():
-        group = [_tokens(here.visuals[number]) for number in numbers]
+        group = [_tokens(visuals[number]) for number in numbers]
+        if not len(pipeline.methods):
+            for number, tokens in zip(numbers, group, strict=True):
+                results[number].tokens = tokens
+            continue
         whole = group[0] if len(group) == 1 else collate(group)
-        members = [here.visuals[number] for number in numbers]
-        rows = [here.row[number] for number in numbers]
-        cues = make_cues(needs, model, prompt, members, whole, rows, words)
-        reduced = pipeline(whole, **cues)
-        for number, before, after in zip(numbers, group, reduced, strict=True):
+        rows = [encoded.row[number] for number in numbers]
+        cues = make_cues(needs, model, prompt, [visuals[number] for number in numbers], whole, rows, words)
+        for number, before, after in zip(numbers, group, pipeline(whole, **cues), strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:
                 raise ValueError(f"{pipeline.spec} was to leave {planned} tokens of {before.N} and left {after.N}")
-            shorts[number] = ReducedVisual(_shortened(here.visuals[number], before, after), after)
-    return shorts
+            results[number] = ReducedVisual(_shortened(visuals[number], before, after), after)
+    return results
 
 
 def _tokens(visual: VisualFeatures) -> Tokens:

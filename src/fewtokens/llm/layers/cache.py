@@ -172,10 +172,10 @@ def make_fewer(cache: Cache, number: int, columns: Tensor) -> FewerLayer:
 
 def cache_bytes(cache: Cache, *, away: bool = False) -> list[int]:
     """Bytes of keys and values of each layer where the model is; with `away`, those moved to the host's memory too."""
-    found = []
+    sizes = []
     for layer in cache.layers:
         parts = [attribute(layer, name) for name in ("keys", "values")] if layer.is_initialized else []  # type: ignore[union-attr]
         if away and isinstance(layer, FewerLayer) and layer.away is not None:
             parts += layer.away[:2]
-        found.append(sum(part.numel() * part.element_size() for part in parts))
-    return found
+        sizes.append(sum(part.numel() * part.element_size() for part in parts))
+    return sizes

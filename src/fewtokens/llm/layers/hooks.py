@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PlacedVideo
 from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, changed, filled, layer_cache
 from fewtokens.llm.layers.attention import attention_rows, check_layers
 from fewtokens.llm.layers.cache import FewerLayer, fewer_layer, make_fewer, to_slots
 from fewtokens.llm.layers.masks import narrow
 from fewtokens.llm.layout import Layout
-from fewtokens.llm.splice import layout_of, reduced
 
 
 @dataclass
@@ -113,7 +113,7 @@ class LayerRuntime:
 
     def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         given = self.backend.features_given(self.model, kwargs).values()
-        if any(reduced(outputs) and layout_of(outputs) is None for outputs in given):
+        if any(is_reduced(outputs) and layout_of(outputs) is None for outputs in given):
             raise ValueError("methods inside a language model need the prompt whole; leave out prefill_chunk_size")
         layouts = map(layout_of, given)
         layout = next((layout for layout in layouts if layout is not None and layout.videos), None)
