@@ -32,7 +32,7 @@ from fewtokens.llm.chains import as_pipeline
 from fewtokens.llm.interface import cache_of
 from fewtokens.llm.prompt_editor import edit_prompts
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.profiling.memory import peak_memory
 
 SHARES = (1.0, 0.25, 0.1, 0.01, 0.0014)
 WORDS, NEW = 40, 16

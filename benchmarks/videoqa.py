@@ -49,7 +49,7 @@ from fewtokens.evaluation.bench import chain
 from fewtokens.evaluation.videoqa import prompt, row, summarize, target, text_only
 from fewtokens.llm.chat import collate_turns, encode_turns
 from fewtokens.llm.composed import ComposedVideoLLM, load_video_llm
-from fewtokens.profiling.cost import prefill_gflops
+from fewtokens.profiling.prefill import prefill_gflops
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import answer_loss, train_video_llm

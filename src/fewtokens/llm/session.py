@@ -25,7 +25,7 @@ from fewtokens.llm.interface import unwrapped
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
 
 
