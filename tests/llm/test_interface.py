@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fewtokens.llm import Session, attach, backend_of, compress_inputs
+from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
 from fewtokens.llm.backends import base as backend_module
+from fewtokens.llm.backends.base import backend_named
 from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrapped
 from fewtokens.llm.layers.hooks import language_model
 from tests.llm.test_splice import generate, logits_of
@@ -105,6 +106,13 @@ def test_a_cache_under_either_name():
     with pytest.raises(ValueError, match="under another name"):
         layer_cache({"use_cache": True, "memory": 1})
     assert "fewtokens[llm]" in str(changed("does"))
+
+
+def test_the_folder_is_the_list_of_backends():
+    assert set(BACKENDS) == {*FAMILIES, "composed"}
+    for name in BACKENDS:
+        backend = backend_named(name)
+        assert backend.name == name == type(backend).__module__.rpartition(".")[2]
 
 
 def test_releases_that_a_family_cannot_use(monkeypatch):
