@@ -230,5 +230,5 @@ def test_the_places_of_a_video_lie_in_one_prompt(family):
     ids[0, first], ids[1, 0] = 3, mark
     if "mm_token_type_ids" in inputs:
         inputs["mm_token_type_ids"] = kinds(ids)
-    with pytest.raises(ValueError, match=r"the places of one \w+ lie in two prompts of the batch"):
+    with pytest.raises(ValueError, match=r"placeholders of one \w+ span two prompts in the batch"):
         compress(tiny(family), inputs, "uniform(keep=0.5)", items=items)

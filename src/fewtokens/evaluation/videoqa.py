@@ -47,8 +47,8 @@ def score(predicted: str, question: Question) -> bool:
     if question.choices:
         chosen = _CHOSEN.fullmatch(predicted.strip().lower())
         if chosen:
-            letter, said = chosen[1].upper(), normalize(chosen[2] or "")
-            return letter == target(question) and said in ("", normalize(question.answer))
+            letter, words = chosen[1].upper(), normalize(chosen[2] or "")
+            return letter == target(question) and words in ("", normalize(question.answer))
     return normalize(predicted) == normalize(question.answer)
 
 

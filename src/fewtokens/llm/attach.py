@@ -48,7 +48,7 @@ class Attached:
         other conversations there were in between.
 
         Raises:
-            ValueError: what `compress` says, and features made ahead by something else.
+            ValueError: what `compress` says, and features that something else has made.
         """
         return self._shortened(inputs, whole=True)
 

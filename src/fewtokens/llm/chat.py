@@ -24,7 +24,7 @@ def encode_turns(tokenizer: Any, turns: Turns, cells: int = 1) -> tuple[Tensor, 
 
     Args:
         tokenizer: of transformers.
-        turns: (question, answer); the last answer may be None, where it is asked for.
+        turns: (question, answer); the last answer may be None: it is what the model is asked for.
         cells: how many marks stand for the video.
 
     Raises:
@@ -93,7 +93,7 @@ def _after(text: str, begin: str) -> str:
     if not text.startswith(begin):
         raise ValueError(
             "the chat template of this tokenizer writes earlier turns otherwise once there are later ones, so answers "
-            "cannot be told from questions; give conversations of one turn, or another template"
+            "cannot be separated from questions; give conversations of one turn, or another template"
         )
     return text[len(begin) :]
 

@@ -58,7 +58,7 @@ class ComposedVideoLLM(nn.Module):
         tokenizer: its tokenizer.
         spec: methods of the stages pixels and tokens that need no other cues than pixels, text and frame_global; ""
             keeps every token.
-        pool: so many patches along a side become one token, their channels side by side (pixel shuffle).
+        pool: patches along a side that become one token, their channels side by side (pixel shuffle).
         positions: "keep" gives a token the position of the cell nearest to it, and the text its own; "renumber" counts
             the columns of the prompt, as VQToken does.
 
@@ -347,20 +347,20 @@ def load_video_llm(
     """A model from a folder that `save_pretrained` wrote, in eval mode.
 
     Args:
-        spec: other methods than it was saved with; their parameters, where they have some, begin anew.
+        spec: other methods than it was saved with; parameters of learned ones start at random.
         batch: frames that the encoder sees at once.
 
     Raises:
         ValueError: what is missing, damaged or does not fit.
     """
     folder = Path(folder)
-    said = read_config(folder)
-    if said["fewtokens_model"] != KIND:
-        raise ValueError(f"{folder}: holds a {said['fewtokens_model']!r}, not a video language model")
-    config = said["config"]
+    saved = read_config(folder)
+    if saved["fewtokens_model"] != KIND:
+        raise ValueError(f"{folder}: holds a {saved['fewtokens_model']!r}, not a video language model")
+    config = saved["config"]
     shape = config["encoder"]
-    said_vit: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape["vit"].items()}
-    vit = ViT(ViTConfig(**said_vit))
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape["vit"].items()}
+    vit = ViT(ViTConfig(**sizes))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
     made = ComposedVideoLLM(
@@ -385,7 +385,7 @@ def build_video_llm(
     device: str = "auto",
     **options: Any,
 ) -> ComposedVideoLLM:
-    """A model of an encoder and a causal language model, each a folder or a hub id; the projector is drawn anew.
+    """A model of an encoder and a causal language model, each a folder or a hub id; the projector starts at random.
 
     Raises:
         ValueError: one of them cannot be loaded, or has no weights in safetensors.

@@ -52,8 +52,8 @@ def compress(
 
     Args:
         model: of a family in `BACKENDS`, with its language-model head; also wrapped, see `unwrapped`.
-        inputs: what the processor made: input_ids [B,L], attention_mask, pixels, grids; labels [B,L] where there are
-            some. Whatever else there is goes along.
+        inputs: what the processor made: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if any.
+            Other inputs are kept.
         spec: a chain of methods of the stages pixels and tokens. Their features have the width of the language model.
             Methods of the pixels stage decide on pixels what the language model is spared; these encoders take whole
             frames. Query-aware ones are given the embedded text of the prompt.
@@ -66,7 +66,7 @@ def compress(
             [[("image", 1), ("video", 8)]] (pictures). None takes all pictures of a prompt as one video where there
             are several.
 
-    Images are left whole, which a warning says where there are methods; so do methods with random weights warn.
+    A warning says if images are left whole although there are methods, and if a method has random weights.
 
     Raises:
         ValueError: another family, a missing cue, a count that does not meet the budget, a prompt whose placeholders

@@ -48,7 +48,7 @@ def attribute(owner: Any, name: str) -> Any:
 
 
 def cache_of(given: Any) -> Any | None:
-    """The cache among the arguments of a model or in its output, under either name; None where there is none."""
+    """The cache among the arguments of a model or in its output, under either name, or None."""
     if isinstance(given, Mapping):  # outputs are mappings too
         return next((given[name] for name in CACHE_NAMES if name in given and given[name] is not None), None)
     return next((value for name in CACHE_NAMES if (value := getattr(given, name, None)) is not None), None)

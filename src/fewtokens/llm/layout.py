@@ -13,7 +13,7 @@ from fewtokens.core.layer_method import PlacedVideo
 
 
 def asked_columns(prompt: dict[str, Any]) -> Tensor:
-    """What was said before the answer, bool [B,L]: no padding, and nothing from the first label on."""
+    """Columns before the answer, bool [B,L]: no padding, and nothing from the first label on."""
     ids, mask, labels = prompt["input_ids"], prompt.get("attention_mask"), prompt.get("labels")
     asked = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     return asked if labels is None else asked & ((labels != -100).long().cumsum(1) == 0)
@@ -25,7 +25,7 @@ class Layout:
 
     Attributes:
         visual: bool [B,L], rows of an encoder: of images, of videos and what follows a video's cells.
-        ends: int64 [B], the last column of each question: before the first label where there are labels, otherwise the
+        ends: int64 [B], the last column of each question: before the first label if there are labels, otherwise the
             last one that is no padding.
         videos: in the order of `Compressed.tokens`.
     """

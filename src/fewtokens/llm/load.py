@@ -58,13 +58,13 @@ def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tu
     if is_video_llm(name):
         return _load_composed(Path(name), device, dtype)
     where = pick_device(device)
-    wanted: Any = pick_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else "auto"
+    weight_dtype: Any = pick_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else "auto"
     folder, _, _ = find(name)
     if not Path(name).is_dir():
         folder = from_hub(str(name), (*_SMALL, "*.safetensors"))
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: no weights in it; a model is a folder with its .safetensors files")
-    model = _load_model(folder, wanted)
+    model = _load_model(folder, weight_dtype)
     return model.to(where).eval(), Processor(folder, model)
 
 
@@ -116,7 +116,7 @@ def _load_model(folder: Path, dtype: Any) -> Any:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        made: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
         )
     except Exception as error:  # whatever transformers says about a folder that it cannot load
@@ -125,8 +125,8 @@ def _load_model(folder: Path, dtype: Any) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
-    model, told = made
+    model, report = loaded
     # transformers would draw them at random.
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} first; download it again")
     return model

@@ -102,7 +102,7 @@ def fit(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """The middle [height,width], with black around where there is less."""
+    """The middle [height,width], with black around if there is less."""
     missing = [max(0, wanted - here) for wanted, here in ((width, frames.shape[-1]), (height, frames.shape[-2]))]
     if any(missing):
         frames = F.pad(frames, [part for gap in missing for part in (gap // 2, (gap + 1) // 2)])

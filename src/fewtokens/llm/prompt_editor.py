@@ -24,7 +24,7 @@ from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
 
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
-# Inputs that describe pixels or the sequence as it was; of no use once there are features.
+# Inputs that describe pixels or the original sequence; of no use once there are features.
 _CONSUMED = (
     "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "image_sizes", "image_sizes_videos",
     "video_merge_sizes", "image_merge_sizes", "video_compression_mask", "pixel_attention_mask", "batch_num_images",
@@ -40,9 +40,9 @@ class Compressed:
         inputs: for `generate` or `forward`.
         tokens: what became of each video, in the order of the prompt.
         before, after: int64 [B], length of each prompt without padding.
-        shift: int64 [B], by how much positions of text that follows are ahead of a count of the tokens (behind it where
-            it is negative); 0 where positions were renumbered.
-        layout: where the visual tokens stand; None where the prompt is text alone.
+        shift: int64 [B], by how much positions of the text that follows are ahead of a count of the tokens (behind it
+            if negative); 0 if positions were renumbered.
+        layout: the columns of the visual tokens; None if the prompt is text alone.
     """
 
     inputs: dict[str, Any]
@@ -240,7 +240,7 @@ def _pad_id(model: Any) -> int:
 
 
 def _positions(backend: Backend, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
-    """Positions of the prompt as it was, int64 [A,B,L] of A = 1 or 3 axes."""
+    """Positions of the original prompt, int64 [A,B,L] of A = 1 or 3 axes."""
     ids = prompt["input_ids"]
     if not backend.mrope:
         return (mask.long().cumsum(1) - 1).clamp(min=0)[None]

@@ -34,15 +34,15 @@ class Answer:
     """An answer, and what it cost.
 
     Attributes:
-        text: what the model said.
+        text: the answer.
         tokens: visual tokens that the language model was given, without rows that are no cells (a newline).
         cells: visual tokens there were before reduction.
         prompt_tokens: all that the language model was given.
-        new_tokens: how many it said.
+        new_tokens: how many tokens the answer has.
         seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" (with the prompt) and
             "prefill"; 0 for what was kept from an earlier question.
         later: seconds from the first token to the end of the answer.
-        speed: tokens a second after the first; None where there is no second one.
+        speed: tokens a second after the first; None if there is no second one.
         memory: bytes at most beyond weights and features while the question was answered; None on a CPU, where
             `ask(memory=True)` measures the prefill by running it once more.
     """
@@ -92,7 +92,7 @@ class Session:
         kept: how many videos' features are kept, those asked about last.
 
     Attributes:
-        progress: called with what is being done, where it is set.
+        progress: called with what is being done, if set.
 
     Raises:
         ValueError: a spec that does not parse, acts inside the encoder or needs a cue that the family cannot give.
@@ -188,7 +188,7 @@ class Session:
         if kept is not None:
             self._encoded.move_to_end(key)
             return kept, self._prompt(kept.text, question) | kept.inputs
-        self.processor.render(question)  # what is wrong with it is said before the work
+        self.processor.render(question)  # errors in it come before the work
         self._say("reading")
         clip = video if isinstance(video, Video) else self._read(video)
         prepared = self.processor.prepare(self.model, clip)
@@ -297,5 +297,5 @@ def video_key(video: Any) -> Hashable:
     path = Path(video)
     if not path.exists():
         return str(path)
-    told = path.stat()
-    return str(path.resolve()), told.st_size, told.st_mtime_ns
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns

@@ -49,7 +49,7 @@ class EncodedVisuals:
 def encode_visuals(
     backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
 ) -> dict[str, EncodedVisuals]:
-    """Encodes what a prompt holds; nothing where it is text alone.
+    """Encodes what a prompt holds; nothing if it is text alone.
 
     Raises:
         ValueError: placeholders that do not fit the features, a video in a later turn.
@@ -79,7 +79,7 @@ def encode_visuals(
             )
         parts = at.split(lengths)
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
-            raise ValueError(f"the places of one {modality} lie in two prompts of the batch")
+            raise ValueError(f"placeholders of one {modality} span two prompts in the batch")
         encoded[modality] = EncodedVisuals(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
     return encoded
 
@@ -88,7 +88,7 @@ def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modal
     """Raises a ValueError where a prompt without pixels of a modality has places for some."""
     ids, placeholder = prompt.get("input_ids"), backend.placeholder(model, modality)
     encoded = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
-    # What was said and read before may be anything.
+    # Earlier turns may hold anything.
     if ids is None or placeholder is None or encoded or filled(cache_of(prompt)):
         return
     if places := int((ids == placeholder).sum()):
@@ -99,7 +99,7 @@ def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modal
 
 
 def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
-    """All pictures of a prompt are one video where there are several."""
+    """All pictures of a prompt are one video if there are several."""
     size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
     counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
     return [[("video" if count > 1 else "image", count)] if count else [] for count in counts]

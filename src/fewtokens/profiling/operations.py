@@ -9,7 +9,7 @@ Conventions, in units of 1e9 operations for one sample:
                  them (its FLOPs halved)
     paper        TokenLearner's image and ViViT tables (arXiv 2106.11297): (2 * MACs + elementwise) / 2, where a
                  convolution at a padded border counts only the taps that fall on pixels, and exp, tanh, rsqrt
-                 count nothing; the unoptimised XLA count, halved
+                 count nothing; the unoptimized XLA count, halved
     paper_video  its tables of video modules (12 and 13): 2 * MACs, border taps counted, 6 for each attention
                  logit; 6 in all for an entry of vector attention; no other elementwise operations
 """

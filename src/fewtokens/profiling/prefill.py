@@ -32,7 +32,7 @@ LANGUAGE_MODELS = {
 
 
 def prefill_gflops(tokens: int, model: LanguageModel = QWEN2_7B) -> float:
-    """1e9 floating-point operations (2 for each multiply-accumulate) to read so many tokens, causal attention."""
+    """1e9 floating-point operations (2 for each multiply-accumulate) to read `tokens` tokens, causal attention."""
     weights = model.width * (2 * model.width + 2 * model.keys + 3 * model.hidden)
     attention = tokens * (tokens + 1) // 2 * 2 * model.width
     return 2 * model.layers * (tokens * weights + attention) / 1e9

@@ -46,7 +46,7 @@ class Reading:
 class Conversations(Dataset[dict[str, Any]]):
     """Conversations with their videos, indexed by (epoch, number) or number.
 
-    A video that cannot be read, or a question with a special token in it, is told of in "broken" and left out of its
+    A video that cannot be read, or a question with a special token in it, is reported in "broken" and left out of its
     batch.
     """
 
@@ -72,9 +72,9 @@ class Conversations(Dataset[dict[str, Any]]):
 
 def conversation_inputs(items: Sequence[Conversation], reading: Reading) -> dict[str, Input]:
     """What `fit` notes of the data of a run."""
-    told = (f"{item.id} {item.turns}" for item in items)
+    texts = (f"{item.id} {item.turns}" for item in items)
     return {
-        "data": files_input([item.video for item in items], told),
+        "data": files_input([item.video for item in items], texts),
         "frames": plain_input(reading.frames),
         "size": plain_input(reading.size),
     }
@@ -116,7 +116,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
             videos = {"pixel_values_videos": torch.stack(frames).to(model.device)}
             answers = model.answer(questions | videos, max_new_tokens=32)
             right += sum(
-                normalize(said) == normalize(item.turns[0][1]) for said, item in zip(answers, part, strict=True)
+                normalize(answer) == normalize(item.turns[0][1]) for answer, item in zip(answers, part, strict=True)
             )
             asked += len(part)
         return {"exact": 100 * right / max(1, asked)}

@@ -1,8 +1,8 @@
-"""What a family of video language models must say of itself: one subclass a file, in `backends/`.
+"""What a video language model must say of itself: one subclass of `Backend` a file, in this folder.
 
 All of them are reached the same way. The base model's `get_image_features` and `get_video_features` encode, and
 `mm_encoder_outputs=` of `forward` and `generate` takes the features back (transformers 5.19 or newer); nothing is
-patched. A family says how the rows of an encoder's output belong to the images and videos of the prompt.
+patched. A backend says how the rows of an encoder's output belong to the images and videos of the prompt.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class VisualFeatures:
     Attributes:
         modality: "image" or "video": whose placeholder stands for its rows.
         features: [n,D], its rows in the order of the placeholders.
-        grid: the cells of a video, T*H*W = n - tail; None where it is an image, which is left alone.
+        grid: the cells of a video, T*H*W = n - tail; None for an image, which is left whole.
         tail: rows at the end that are no cells (a newline).
         deepstack: more rows [n,D] for early layers of the language model.
-        pixels: [n - tail,P,D] of each cell in 0..1, as the cue of that name; None where not asked for.
+        pixels: [n - tail,P,D] of each cell in 0..1, as the cue of that name; None if not requested.
     """
 
     modality: str
@@ -65,8 +65,8 @@ class Backend(ABC):
         cues: the cues that it can give.
         mean, std: of the normalised pixels, for the cue `pixels`, and where a folder does not say them.
         preprocess_config: of the video processor, for what a folder does not say; the defaults of transformers.
-        video_marker: stands for a video in the chat template; None where it is the placeholder itself.
-        template: the chat template for videos where it is another than the folder's.
+        video_marker: stands for a video in the chat template; None if it is the placeholder itself.
+        template: the chat template for videos if it is not the folder's.
         without: releases of transformers (major, minor) in which the family takes no other count of rows than its own.
     """
 

@@ -1,6 +1,6 @@
 """Hooks on decoder layers through which methods take tokens out: forward pre-hooks, put on and taken off again.
 
-A layer is given fewer columns by its pre-hook, which shortens what the model hands to every layer alike: hidden states,
+A layer is given fewer columns by its pre-hook, which shortens what the model hands to every layer: hidden states,
 rotary embeddings (so positions stay what they were) and masks. What goes is remembered, and put back behind the last
 layer, so that logits have the length that the caller expects; nothing but a layer's own cache is shorter.
 
@@ -33,11 +33,11 @@ class Run:
     """One pass through the model.
 
     Attributes:
-        layout: of the prompt; None where words are generated or the prompt is text alone.
-        real: bool [B,K], columns that are no padding; None where all are.
+        layout: of the prompt; None while words are generated, or if the prompt is text alone.
+        real: bool [B,K], columns that are no padding; None if all are.
         deep: the prompt's features include DeepStack's.
         deepstack: how many of the first layers have features added after them.
-        columns: int64 [B,M], columns that are there, -1 is padding; None where all are.
+        columns: int64 [B,M], columns that are left, -1 is padding; None if all are.
         padded: some of them, or of `real`, are padding.
         rope, mask: of these columns, for the layers to come.
         full: [B,L,D], what each column was when it went.

@@ -14,8 +14,8 @@ class DyCokeCache(LayerMethod):
     """From one layer on, a cache holds the share of the video that the latest word attends to in the layer before.
 
     DyCoke (arXiv 2411.15024), its second stage (dynamic pruning). At every step the mean over heads of the attention of
-    the word at hand in layer `layer` - 1 is computed, one row. Where it is less like the row of the step before than
-    `similarity` (cosine), and at the first step, the tokens are chosen anew; otherwise the last choice stays (the
+    the word at hand in layer `layer` - 1 is computed, one row. At the first step, and if its cosine similarity to the
+    row of the step before is below `similarity`, the tokens are chosen again; otherwise the last choice stays (the
     published code reads all tokens in such a step).
 
     The reference keeps all entries where they are and gathers from them in every step, which saves no memory; here the

@@ -19,7 +19,7 @@ class FastV(LayerMethod):
     """Before one layer keeps the tokens that the last word of the question looked at most in the layer before.
 
     FastV (arXiv 2403.06764). The score is the mean over heads of the attention in layer `layer` - 1; that row alone is
-    computed anew from what enters the layer. Tokens keep their positions. As in the paper, but that only tokens of
+    recomputed from what enters the layer. Tokens keep their positions. As in the paper, but that only tokens of
     videos go.
 
     Args:

@@ -19,10 +19,10 @@ class FlexSelect(LayerMethod):
     """Keeps the tokens that some head and some word of the question looks at most in one reference layer.
 
     FlexSelect (arXiv 2506.00993), its ranking without training. The score is the attention in layer `layer`, over heads
-    and over the words after the last video, of which the rows are computed anew.
+    and over the words after the last video, of which the rows are recomputed.
 
     A variant: the paper runs the model up to the reference layer to rank, and then again from its first layer on what
-    was selected; here the pass goes on, so the layers before `layer` have seen all tokens, and are paid for. Only
+    was selected; here the pass continues, so the layers before `layer` have seen all tokens, and are paid for. Only
     tokens of videos go.
 
     Args:

@@ -14,7 +14,7 @@ class SttmInner(LayerMethod):
     """Merges the tokens of each video before one layer as `sttm` does, by what their hidden states are there.
 
     STTM (arXiv 2507.07990), which merges in layer 2 of 7B models. A merged token stands where its earliest, upper left
-    cell stood and has its position, as in the reference for Qwen2-VL. The reference for LLaVA counts positions anew;
+    cell stood and has its position, as in the reference for Qwen2-VL. The reference for LLaVA renumbers positions;
     then layers would disagree on where later words are, so that is not offered; "average" takes the mean rotary
     embedding of the cells instead.
 
@@ -25,7 +25,7 @@ class SttmInner(LayerMethod):
     """
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990, inside the language model"
-    license = "written from the description; the reference code has no licence"
+    license = "written from the description; the reference code has no license"
     cost = "O(levels * N C); with keep nine times that"
     may_keep_all = True
 

@@ -86,7 +86,7 @@ def quadtree(
 
     Args:
         tokens: one for each cell.
-        tau: [B], likeness at which a node stays whole.
+        tau: [B], similarity at which a node stays whole.
         levels: of the pyramid above the cells.
         weighted, strips: as in `Squares`.
 
@@ -150,7 +150,7 @@ def _blocks(x: Tensor, before: tuple[int, int]) -> Tensor:
 
 
 def _over_time(node: Tensor, mean: Tensor, tokens: Tokens, tau: Tensor) -> Tensor:
-    """Nodes joined over time, int64 [B,N]; -1 where there is no token."""
+    """Nodes joined over time, int64 [B,N]; -1 for padding."""
     n = tokens.grid.cells_per_frame
     if tokens.grid.T == 1:
         return node.masked_fill(~tokens.mask, -1)
