@@ -17,8 +17,8 @@ from fewtokens.llm.layers.hooks import language_model
 from fewtokens.llm.prompts import ComposedProcessor
 from fewtokens.video import synthetic, write
 from tests.llm.saved import make_tokenizer
+from tests.llm.test_composed import build, parts  # noqa: F401, a fixture
 from tests.llm.test_session import loaded
-from tests.llm.test_video_llm import build, parts  # noqa: F401, a fixture
 
 CLIP = synthetic("static", frames=8, size=(64, 96))
 QUESTION = "what happens"

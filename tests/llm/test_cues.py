@@ -16,8 +16,8 @@ from fewtokens.llm import Session, attach, compress
 from fewtokens.llm.chat import collate_turns, encode_turns
 from fewtokens.llm.prompts import ComposedProcessor
 from fewtokens.video import Video, synthetic
+from tests.llm.test_composed import ANSWERS, QUESTIONS, build, parts  # noqa: F401, a fixture
 from tests.llm.test_session import CLIP, FIRST, SECOND, loaded
-from tests.llm.test_video_llm import ANSWERS, QUESTIONS, build, parts  # noqa: F401, a fixture
 from tests.llm.tiny import FAMILIES, IMAGE, PAD, VIDEO
 
 NAMES = ("text", "frame_global", "pixels")

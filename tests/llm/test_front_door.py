@@ -11,8 +11,8 @@ import torch
 from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs
 from fewtokens.video import read, write
 from tests.llm.saved import save
+from tests.llm.test_composed import QUESTIONS, build, parts, talks  # noqa: F401, fixtures
 from tests.llm.test_session import CLIP, FIRST, SECOND, loaded
-from tests.llm.test_video_llm import QUESTIONS, build, parts, talks  # noqa: F401, fixtures
 
 
 def refused(run: Callable[[], Any], match: str) -> None:
@@ -92,6 +92,7 @@ class TestComposed:
         answer = session.ask(talks / "0.mp4", QUESTIONS[0], 4)
         assert (answer.tokens, answer.cells) == (5, 16)
         assert model.session("").ask(clip, QUESTIONS[0], 4).tokens == 16
+        assert model.session("rlt(keep=0.5)").ask(clip, QUESTIONS[0], 4).tokens == 8  # which looks at pixels
         inputs = model.processor(model.model, clip, QUESTIONS[0])
         ids = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         assert model.model.tokenizer.decode(ids[0, -4:], skip_special_tokens=True).strip() == answer.text.strip()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from fewtokens.cli import app
 from fewtokens.llm.composed import load_language_model
 from fewtokens.llm.load import VideoLLM
-from tests.llm.test_video_llm import QUESTIONS, parts, talks  # noqa: F401, fixtures
+from tests.llm.test_composed import QUESTIONS, parts, talks  # noqa: F401, fixtures
 
 WIDTH, LAYERS, HEADS, GROUPS, INNER = 24, 2, 4, 2, 48
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")

@@ -14,7 +14,7 @@ from fewtokens.llm.backends import base as backend_module
 from fewtokens.llm.backends.base import backend_named
 from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrapped
 from fewtokens.llm.layers.hooks import language_model
-from tests.llm.test_splice import generate, logits_of
+from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
 
 PARTS = (("text", 3), ("video", 4), ("text", 5))

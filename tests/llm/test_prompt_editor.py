@@ -12,7 +12,7 @@ from torch import Tensor
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import compress
 from fewtokens.llm.chat import VIDEO_MARK, collate_turns, encode_turns
-from tests.llm.test_video_llm import ANSWERS, QUESTIONS, build, parts  # noqa: F401, a fixture
+from tests.llm.test_composed import ANSWERS, QUESTIONS, build, parts  # noqa: F401, a fixture
 from tests.llm.tiny import FAMILIES, IMAGE, MROPED, VIDEO, Prompt, grid_of, kinds, prompt, tiny
 
 PAD_ID = 7

@@ -17,7 +17,7 @@ from fewtokens.llm.interface import cache_of
 from fewtokens.llm.layers.cache import FewerLayer, cache_bytes
 from fewtokens.llm.layers.hooks import language_model
 from fewtokens.llm.layers.masks import narrow
-from tests.llm.test_splice import GREEDY, generate, lengthened, logits_of, recomputed
+from tests.llm.test_compress import GREEDY, generate, lengthened, logits_of, recomputed
 from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 
 PARTS = (("text", 3), ("video", 4), ("text", 5))
