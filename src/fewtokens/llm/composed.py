@@ -243,9 +243,9 @@ class ComposedVideoLLM(nn.Module):
         Returns:
             The output of the language model, with the mean loss over the labels.
         """
-        given = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
-        given |= {"mm_encoder_outputs": mm_encoder_outputs}
-        prompt = inputs | {"input_ids": input_ids} | {name: v for name, v in given.items() if v is not None}
+        columns = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
+        optional = columns | {"mm_encoder_outputs": mm_encoder_outputs}
+        prompt = inputs | {"input_ids": input_ids} | {name: v for name, v in optional.items() if v is not None}
         if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
             prompt = self.compress(prompt).inputs
         if labels is not None:
@@ -266,7 +266,7 @@ class ComposedVideoLLM(nn.Module):
         prompt = options | {"input_ids": input_ids}
         if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
             prompt = self.compress(prompt).inputs
-        if cache := cache_of(prompt):
+        if (cache := cache_of(prompt)) is not None:
             prompt = {name: v for name, v in prompt.items() if name not in CACHE_NAMES} | {self._cache_name(): cache}
         ids, outputs = prompt["input_ids"], prompt.get("mm_encoder_outputs")
         # Rows of a video that was read before are in the cache; the ids at their places only count columns.
@@ -275,16 +275,16 @@ class ComposedVideoLLM(nn.Module):
             if streamer is not None:
                 streamer.put(words.cpu())  # as for a prompt of ids
             with self._reading(outputs):
-                made = self.llm.generate(**self.embed(prompt), streamer=streamer)
+                output = self.llm.generate(**self.embed(prompt), streamer=streamer)
         else:
-            made = self.llm.generate(**prompt | {"input_ids": words}, streamer=streamer)
-        sequences = made if isinstance(made, Tensor) else made.sequences
+            output = self.llm.generate(**prompt | {"input_ids": words}, streamer=streamer)
+        sequences = output if isinstance(output, Tensor) else output.sequences
         new = sequences if outputs else sequences[:, ids.shape[1] :]
         whole = torch.cat([ids.repeat_interleave(len(new) // len(ids), 0), new], 1)
-        if isinstance(made, Tensor):
+        if isinstance(output, Tensor):
             return whole
-        made.sequences = whole
-        return made
+        output.sequences = whole
+        return output
 
     def answer(self, inputs: dict[str, Any], *, max_new_tokens: int = 8) -> list[str]:
         """Greedy answers to questions (`encode_questions`) about the videos in the inputs of `forward`."""
@@ -363,16 +363,16 @@ def load_video_llm(
     vit = ViT(ViTConfig(**sizes))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
-    made = ComposedVideoLLM(
+    model = ComposedVideoLLM(
         frames, llm, tokenizer, spec=config["spec"], pool=config["pool"], positions=config["positions"]
     )
     tensors, _ = files.load(folder / "parts.safetensors", "video_llm")
-    own = {name: value for name, value in made.state_dict().items() if not name.startswith("llm.")}
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith("llm.")}
     files.check_fit(own, tensors, f"{folder}: does not fit this video language model")
-    made.load_state_dict(tensors, strict=False)
+    model.load_state_dict(tensors, strict=False)
     if spec is not None:
-        made.reduce_with(spec)
-    return made.to(pick_device(device)).eval()
+        model.reduce_with(spec)
+    return model.to(pick_device(device)).eval()
 
 
 def build_video_llm(
