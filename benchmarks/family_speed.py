@@ -68,7 +68,7 @@ LOOPS: dict[str, tuple[Loops, bool]] = {
 }
 WITHOUT = (
     "tome", "kmeans", "dpc_knn", "visionzip", "holitom", "fastvid", "scissor", "sttm", "hourglass", "centerclip",
-    "centerclip(algorithm='spectral')", "representation_shift(stage='tokens')",
+    "centerclip(algorithm='spectral')", "representation_shift",
 )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def _encoding(frames: int, device: str) -> float:
 
 
 def encoder(device: str) -> list[dict]:
-    specs = ("tome(stage='encoder')", "merge_windows(stage='encoder')", "vid_tldr", "representation_shift")
+    specs = ("tome_in_encoder", "merge_windows_in_encoder", "vid_tldr", "representation_shift")
     rows = []
     for size, shape in SIZES.items():
         torch.manual_seed(0)

@@ -56,33 +56,33 @@ SEEDS = (0, 1, 2)
 IMAGE = {"width": 64, "depth": 8, "heads": 4, "patch": 6, "size": (48, 48), "classes": 10}
 IMAGES: dict[str, dict[str, Any]] = {
     "ViT": {},
-    "8 tokens at 1/2": {"learner": "tokenlearner(8)", "at": 4},
-    "4 tokens at 1/2": {"learner": "tokenlearner(4)", "at": 4},
-    "8 tokens at 3/4": {"learner": "tokenlearner(8)", "at": 6},
-    "4 tokens at 3/4": {"learner": "tokenlearner(4)", "at": 6},
-    "8 tokens at 1/2, mean pooling": {"learner": "tokenlearner(8, pool='mean')", "at": 4},
-    "8 tokens at 1/2, version 1.1": {"learner": "tokenlearner(8, version='1.1')", "at": 4},
-    "8 tokens at 1/2 + fuser": {"learner": "tokenlearner(8)", "at": 4, "fuser": "fuser"},
-    "8 tokens at 1/2 + unpool": {"learner": "tokenlearner(8)", "at": 4, "fuser": "unpool"},
-    "8 tokens at 1/2 + reproject": {"learner": "tokenlearner(8)", "at": 4, "fuser": "reproject"},
-    "grid split 8 at 1/2": {"learner": "grid_split(8)", "at": 4},
+    "8 tokens at 1/2": {"learner": "tokenlearner('8/frame')", "at": 4},
+    "4 tokens at 1/2": {"learner": "tokenlearner('4/frame')", "at": 4},
+    "8 tokens at 3/4": {"learner": "tokenlearner('8/frame')", "at": 6},
+    "4 tokens at 3/4": {"learner": "tokenlearner('4/frame')", "at": 6},
+    "8 tokens at 1/2, mean pooling": {"learner": "tokenlearner('8/frame', pool='mean')", "at": 4},
+    "8 tokens at 1/2, version 1.1": {"learner": "tokenlearner('8/frame', version='1.1')", "at": 4},
+    "8 tokens at 1/2 + fuser": {"learner": "tokenlearner('8/frame')", "at": 4, "fuser": "fuser"},
+    "8 tokens at 1/2 + unpool": {"learner": "tokenlearner('8/frame')", "at": 4, "fuser": "unpool"},
+    "8 tokens at 1/2 + reproject": {"learner": "tokenlearner('8/frame')", "at": 4, "fuser": "reproject"},
+    "grid split 8 at 1/2": {"learner": "grid_split('8/frame')", "at": 4},
     "spatial pool 3x3 (9) at 1/2": {"learner": "spatial_pool(3)", "at": 4},
-    "dense tokens 8 at 1/2": {"learner": "dense_tokens(8)", "at": 4},
-    "pool + MLP 8 at 1/2": {"learner": "pool_mlp(8)", "at": 4},
+    "dense tokens 8 at 1/2": {"learner": "dense_tokens('8/frame')", "at": 4},
+    "pool + MLP 8 at 1/2": {"learner": "pool_mlp('8/frame')", "at": 4},
 }
 CLIP = {
     "width": 64, "depth": 4, "heads": 4, "patch": 4, "tubelet": 2, "frames": 8, "size": (24, 24), "classes": 40,
 }  # fmt: skip
 VIDEOS: dict[str, dict[str, Any]] = {
     "ViViT, joint": {},
-    "8 tokens a frame at 1/2": {"learner": "tokenlearner(8)", "at": 2},
-    "4 tokens a frame at 1/2": {"learner": "tokenlearner(4)", "at": 2},
-    "8 tokens a frame at 1/2, version 1.1": {"learner": "tokenlearner(8, version='1.1')", "at": 2},
-    "8 tokens a frame at 1/2 + fuser": {"learner": "tokenlearner(8)", "at": 2, "fuser": "fuser"},
+    "8 tokens a frame at 1/2": {"learner": "tokenlearner('8/frame')", "at": 2},
+    "4 tokens a frame at 1/2": {"learner": "tokenlearner('4/frame')", "at": 2},
+    "8 tokens a frame at 1/2, version 1.1": {"learner": "tokenlearner('8/frame', version='1.1')", "at": 2},
+    "8 tokens a frame at 1/2 + fuser": {"learner": "tokenlearner('8/frame')", "at": 2, "fuser": "fuser"},
     "factorised encoder": {"attention": "factorised_encoder", "depth": 3, "temporal_depth": 1},
     "factorised self-attention": {"attention": "factorised_self"},
     "factorised dot product": {"attention": "factorised_dot"},
-    "grid split 8 at 1/2": {"learner": "grid_split(8)", "at": 2},
+    "grid split 8 at 1/2": {"learner": "grid_split('8/frame')", "at": 2},
 }
 LOOP = {"optimizer": "adamw", "weight_decay": 0.05, "warmup": 0.1, "workers": 0, "log_every": 50, "eval_every": 0}
 

@@ -112,7 +112,7 @@ def print_peaks() -> None:
             network(clip)
             peaks[f"{each} {size} {batch}"] = _most(lambda n=network, c=clip: n(c))
     for version, shape in MODULES:
-        learner = TokenLearner(16, dim=shape[-1], version=version).eval()
+        learner = TokenLearner("16/frame", dim=shape[-1], version=version).eval()
         x = torch.randn(*shape)
         for how, run in (
             ("ours", lambda n=learner, x=x: n.learn(x)),
@@ -173,7 +173,7 @@ def module() -> list[dict[str, Any]]:
     rows = []
     peaks = on_cpu()
     for version, shape in MODULES:
-        learner = TokenLearner(16, dim=shape[-1], version=version).eval()
+        learner = TokenLearner("16/frame", dim=shape[-1], version=version).eval()
         naive = Broadcast(learner)
         x = torch.randn(*shape)
         times = time_side_by_side(

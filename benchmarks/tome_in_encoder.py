@@ -2,7 +2,7 @@
 
     python benchmarks/tome_in_encoder.py
 
-About two minutes on 2 cores. ViT-S/16 with random weights, 224 px, batch 8, `tome(r=13, stage='encoder')`.
+About two minutes on 2 cores. ViT-S/16 with random weights, 224 px, batch 8, `tome_in_encoder(r=13)`.
 The FLOP ratio is 1.72 (4.54 to 2.64 GMAC a frame). Expected: a wall-time ratio of about 1.5 on a CPU, the
 matching costing the rest; the matching and merging of one block faster than the published algorithm written
 plainly, with equal results. On a machine with CUDA it runs there too, in bfloat16.
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common import time_side_by_side, write
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder
-from fewtokens.methods.merging.tome import Tome
+from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 from fewtokens.methods.ops.bipartite import bipartite_plan
 from reduce_speed import plain_tome
 
@@ -35,7 +35,7 @@ def whole(device: str, dtype: torch.dtype) -> list[dict]:
     vit = ViT(ViTConfig()).eval().to(device, dtype)
     encoder = VitEncoder(vit)
     frames = torch.rand(1, 8, 3, 224, 224, device=device)
-    merge = [Tome(r=13, stage="encoder")]
+    merge = [TomeInEncoder(r=13)]
 
     def merged(how: str):
         def run():

@@ -64,10 +64,10 @@ TUNE_STEPS, TUNE_ITEMS, SEEDS = 100, 6_400, (0, 1, 2)
 TRAINED = {
     "token_dynamics": "token_dynamics({k})",
     "token_dynamics (paper)": "token_dynamics({k}, mode='paper')",
-    "token_dynamics (reference)": "token_dynamics({k}, mode='reference', side=4)",
-    "tokenlearner": "tokenlearner(2)",
-    "dense_tokens": "dense_tokens(2)",
-    "pool_mlp": "pool_mlp(2)",
+    "token_dynamics (reference)": "vqtoken({k}, , side=4)",
+    "tokenlearner": "tokenlearner('2/frame')",
+    "dense_tokens": "dense_tokens('2/frame')",
+    "pool_mlp": "pool_mlp('2/frame')",
     "perceiver": "perceiver({k}, num_layers=2)",
     "qformer": "qformer({k}, num_layers=2)",
     "attentional_pool": "attentional_pool({k})",
@@ -263,7 +263,7 @@ def usable() -> list[str]:
     found = []
     for name in registry.names():
         kind = registry.get(name)
-        if kind.stage == "tokens" and not kind.trainable and set(kind.needs) <= {"text", "frame_global"}:
+        if kind.stage == "tokens" and not kind.learned and set(kind().needs) <= {"text", "frame_global"}:
             found.append(name)
     return [name for name in found if name not in ("grid_split", "spatial_pool")]
 
@@ -422,7 +422,7 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
         "base alone": ("kmeans", None),
         "base + map": ("token_dynamics({k})", None),
         "base + map (paper)": ("token_dynamics({k}, mode='paper')", None),
-        "base + map (reference)": ("token_dynamics({k}, mode='reference', side=4)", None),
+        "base + map (reference)": ("vqtoken({k}, , side=4)", None),
         "base + random map": ("kmeans", lambda model: RandomMap(32, dim=model.width)),
         "random base + map": ("kmeans", lambda model: RandomBase(32, dim=model.width)),
     }

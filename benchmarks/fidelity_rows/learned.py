@@ -137,7 +137,7 @@ def llama_vid(peers: Path, features: Features) -> Agreement:
     """One context and one content token a frame; the text is given to both as queries."""
     torch.manual_seed(0)
     x = features.tokens()
-    method = LlamaVid(1, dim=x.C).eval()
+    method = LlamaVid("2/frame", dim=x.C).eval()
     text = torch.randn(1, 8, x.C)
     code = load(peers / "LLaMA-VID" / "llamavid" / "model" / "llamavid_arch.py", "llamavid")
     parts = SimpleNamespace(
@@ -194,7 +194,7 @@ def _scenic(peers: Path, features: Features, version: str) -> Agreement:
         options = {} if version == "1.0" else {"deterministic": True}
         params = module.init(jax.random.PRNGKey(0), frames, **options)
         theirs = torch.tensor(jax.device_get(module.apply(params, frames, **options)))
-    method = TokenLearner(8, dim=x.C, version=version).eval()
+    method = TokenLearner("8/frame", dim=x.C, version=version).eval()
     _from_flax(method, params["params"], version)
     return Agreement(*same_rows(method(x).features[0], theirs.flatten(0, 1), NEAR))
 

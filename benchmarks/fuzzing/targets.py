@@ -108,7 +108,7 @@ def _read_tokens(folder: Path, number: int) -> object:
 
 
 def _make_pipeline(folder: Path) -> None:
-    Pipeline("tome(keep=0.5) | tokenlearner(4, dim=768)", load_encoder("patches")).save_pretrained(folder)
+    Pipeline("tome(keep=0.5) | tokenlearner('4/frame', dim=768)", load_encoder("patches")).save_pretrained(folder)
 
 
 def _read_pipeline(folder: Path, number: int) -> object:
@@ -118,13 +118,13 @@ def _read_pipeline(folder: Path, number: int) -> object:
 
 def _make_stream(folder: Path) -> None:
     video = synthetic("static", frames=8, size=(32, 32))
-    run = streaming.Streaming(registry.build("dtd(0.5)")[0], load_encoder("patches"))
+    run = streaming.Streaming(Pipeline("dtd(0.5)", load_encoder("patches")))
     names = []
     for start in (0, 4):
         tokens = run(video.frames[start : start + 4], video.times[start : start + 4])
         names.append(f"{start:06}.safetensors")
         tokens.save(folder / names[-1], spec=run.spec)
-    streaming.finish(folder, names, run.spec, {"source": {"path": "a.mp4"}})
+    streaming.finish(folder, names, run.pipeline.spec, {"source": {"path": "a.mp4"}})
 
 
 def _read_stream(folder: Path, number: int) -> object:
@@ -134,7 +134,7 @@ def _read_stream(folder: Path, number: int) -> object:
 
 _SPECS = [
     "tome(keep=0.25)", "rlt(tau=0.1) | kmeans(keep=32)", "tome(0.5) | scissor(tau=0.9)", "dycoke(0.7)",
-    "visionzip(keep=16, dominant=0.8)", "tokenlearner(8, version='1.1')", "holitom(keep=0.1) | mean_pool(keep=0.5)",
+    "visionzip(keep=16, dominant=0.8)", "tokenlearner('8/frame', version='1.1')", "holitom(keep=0.1) | mean_pool(keep=0.5)",
     "sttm(tau=0.8) | random(keep=8, seed=3)", "token_dynamics(keep=32, adaptive=True)", "evs(keep=0.3)",
     "perceiver(keep=16, layers=2)", "downsample(keep=(1, 2, 2))", "fastvid(keep=0.25)", "prunevid(tau=0.8)",
 ]  # fmt: skip
@@ -461,12 +461,12 @@ def _make_weights(folder: Path) -> None:
     from fewtokens.core.method import save_weights
 
     torch.manual_seed(0)
-    save_weights(registry.build("tokenlearner(4, dim=8)")[0], "tokenlearner", folder / "weights.safetensors")
+    save_weights(registry.build("tokenlearner('4/frame', dim=8)")[0], folder / "weights.safetensors")
 
 
 def _read_weights(folder: Path, number: int) -> object:
     path = str(folder / "weights.safetensors")
-    return list(registry.build(f"tokenlearner(4, dim=8, checkpoint={path!r})")[0].state_dict().values())
+    return list(registry.build(f"tokenlearner('4/frame', dim=8, checkpoint={path!r})")[0].state_dict().values())
 
 
 def _make_gif(path: Path) -> None:

@@ -112,7 +112,7 @@ def test_what_a_user_can_mend_is_one_line(clip, model, tmp_path):
     refused("no such folder", clip, FIRST, "--model", tmp_path / "nowhere")
     asked = (clip, FIRST, "--model", model)
     refused("visionzip needs .* cannot give", *asked, "--with", "visionzip(keep=4)")
-    refused("stage 'encoder'", *asked, "--with", "tome(r=1, stage='encoder')")
+    refused("stage 'encoder'", *asked, "--with", "tome_in_encoder(r=1)")
     refused("no method", *asked, "--with", "nothing_such")
     refused("takes 2048 in all; take fewer", *asked, "--with", FEW, "--max-new-tokens", 2045)
     refused("takes 2048 in all; take fewer", *asked, "--with", "", "--max-new-tokens", 1900)

@@ -307,7 +307,7 @@ class TestTokenize:
             (["clip.mp4", "--encoder", "nowhere/at/all"], "no such folder"),
             (["clip.mp4", "--device", "tpu"], "device must be"),
             (["clip.mp4", "--dtype", "int4"], "dtype must be"),
-            (["clip.mp4", "--with", "tome(r=4, stage='encoder')"], "does not allow"),
+            (["clip.mp4", "--with", "tome_in_encoder(r=4)"], "does not allow"),
             (["clip.mp4", "clip2.mp4"], "cannot go into one file"),
         ],
     )
@@ -330,7 +330,7 @@ class TestTokenize:
     def test_real_features(self, tmp_path):
         weights, video = data_path("weights", "dinov2-small"), data_path("clips", "mmaction_demo.mp4")
         out = tmp_path / "a.safetensors"
-        words = ("--with", "tome(r=8, stage='encoder') | kmeans(keep=32)", "--frames", 4, "--size", 112)
+        words = ("--with", "tome_in_encoder(r=8) | kmeans(keep=32)", "--frames", 4, "--size", 112)
         run("tokenize", video, "--encoder", weights, *words, "--out", out)
         tokens = Tokens.load(out)
         assert tokens.features.shape == (1, 32, 384)

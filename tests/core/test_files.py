@@ -25,8 +25,8 @@ def everything() -> Tokens:
     return tokens.replace(
         grid=grid,
         prefix=torch.randn(2, 3, 24),
-        codes=torch.randint(0, 9, (2, tokens.N)),
-        attribution=torch.rand(2, tokens.N, 120),
+        codes=torch.randint(0, 9, (2, tokens.N, 2)) * tokens.mask[..., None],
+        attribution=torch.rand(2, tokens.N, 120) * tokens.mask[..., None],
         aux={"loss": torch.tensor(0.25)},
         meta={"spec": "tome(0.3)", "source": {"name": "a.mp4", "bytes": 12}, "seed": 0},
     )

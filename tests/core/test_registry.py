@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewtokens.core import registry
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Method
 
 
 def test_every_name_is_its_module_and_its_class():
@@ -31,9 +32,9 @@ def test_chains_read_left_to_right():
 
 
 def test_literals_of_every_kind():
-    (method,) = registry.build("tome(r=(8, -1), stage='encoder')")
+    (method,) = registry.build("tome_in_encoder(r=(8, -1))")
     assert method.r == (8, -1)
-    assert registry.parse("tome(r=[1, 2], stage='encoder')") == [("tome", {"r": [1, 2], "stage": "encoder"})]
+    assert registry.parse("tome_in_encoder(r=[1, 2])") == [("tome_in_encoder", {"r": [1, 2]})]
 
 
 def test_defaults_reach_whoever_takes_them():
@@ -59,7 +60,7 @@ def test_defaults_reach_whoever_takes_them():
         ("tome()()", "cannot read"),
         ("tome(0.5, 3)", "name the arguments"),
         ("tome(0.5, keep=3)", "only once"),
-        ("tome(kept=3)", "tome takes keep, r, stage; not kept"),
+        ("tome(kept=3)", "tome takes keep; not kept"),
         ("tome(**{'keep': 3})", "takes"),
         ("tome + evs", "cannot read"),
         ("tome(keep=0)", "keep must be"),
@@ -71,7 +72,7 @@ def test_defaults_reach_whoever_takes_them():
         ("tome(keep=1e999)", "keep must be"),
         ("tome(keep=1e308)", "keep must be a share"),
         (f"tome(keep={10**30})", "keep is too large"),
-        (f"tome(r=[1, {10**30}], stage='encoder')", "r is too large"),
+        (f"tome_in_encoder(r=[1, {10**30}])", "r is too large"),
         ("vid_tldr(r=(1, 'a'))", r"r: \[1\] must be a finite number"),
         ("tempme(joins=2)", "joins must be a list"),
         ("perceiver(num_layers=1000000000)", "num_layers must be a count of 1 to 1000"),
@@ -99,7 +100,7 @@ _VALUES = st.one_of(
 )  # fmt: skip
 
 
-@given(st.sampled_from([*registry.METHODS, *registry.INSIDE]), st.data())
+@given(st.sampled_from([*registry.names(), *registry.layer_names()]), st.data())
 @settings(max_examples=400, deadline=None)
 def test_any_arguments_build_or_are_a_value_error(name, data):
     known = list(inspect.signature(registry.get(name)).parameters)
@@ -134,21 +135,31 @@ def test_methods_of_other_packages(monkeypatch, tmp_path):
     assert method.name == "theirs"
 
 
-class TestPlannedCount:
+def test_a_default_that_nothing_takes_is_an_error():
+    with pytest.raises(ValueError, match=r"no method of 'tome \| evs' takes keeep; they take keep, q, tau"):
+        registry.build("tome | evs", keeep=3)
+    assert registry.build("tome", keep=3, seed=1, dim=24)[0].keep == 3
+
+
+def count(grid: Grid, keep: float | int) -> int:
+    return Budget.parse(keep).count(grid)
+
+
+class TestBudget:
     def test_a_share_of_the_cells(self):
         grid = Grid(1, 10, 10)
-        assert planned_count(grid, 0.29) == 29  # 0.29 * 100 is 28.999999999999996
-        assert planned_count(grid, 0.299) == 29
-        assert planned_count(grid, 1.0) == 100
-        assert planned_count(grid, 0.0001) == 1
-        assert all(planned_count(grid, n / 100) == n for n in range(1, 101))
+        assert count(grid, 0.29) == 29  # 0.29 * 100 is 28.999999999999996
+        assert count(grid, 0.299) == 29
+        assert count(grid, 1.0) == 100
+        assert count(grid, 0.0001) == 1
+        assert all(count(grid, n / 100) == n for n in range(1, 101))
 
     def test_a_count(self):
         grid = Grid(2, 3, 4)
-        assert planned_count(grid, 1) == 1
-        assert planned_count(grid, 32) == 24
+        assert count(grid, 1) == 1
+        assert count(grid, 32) == 24
 
     def test_not_a_budget(self):
         for wrong in (0, -3, 0.0, 1.2, True, "0.5", None, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="keep must be"):
-                check_keep(wrong)
+                Budget.parse(wrong)

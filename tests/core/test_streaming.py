@@ -10,7 +10,7 @@ import torch
 
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.registry import build
-from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish, join, load
+from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish, load
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from tests.helpers.clips import same
@@ -40,15 +40,16 @@ def encoders():
 def test_chunks_equal_the_whole(name, spec, chunk):
     encoder, video, times = encoders()[name], frames(), torch.arange(11) / 4
     whole = Pipeline(spec, encoder)(video, times)
-    run = Streaming(build(spec)[0], encoder)
+    pipeline = Pipeline(spec, encoder)
+    run = Streaming(pipeline)
     chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
-    joined = join(chunks, run.spec)
+    joined = pipeline.join(chunks)
     same(joined, whole, 1e-4)
     assert joined.grid == whole.grid
 
 
 def test_files(tmp_path):
-    run = Streaming(build("rlt")[0], Patches(4))
+    run = Streaming(Pipeline("rlt", Patches(4)))
     video, times = frames(), torch.arange(11) / 4
     names = []
     for number, (part, when) in enumerate(zip(video.split(4), times.split(4), strict=True)):
@@ -56,7 +57,7 @@ def test_files(tmp_path):
         run(part, when).save(tmp_path / names[-1])
     with pytest.raises(ValueError, match="not a finished stream"):
         load(tmp_path)
-    finish(tmp_path, names, run.spec, {"seed": 1})
+    finish(tmp_path, names, run.pipeline.spec, {"seed": 1})
     found = load(tmp_path)
     same(found, Pipeline("rlt", Patches(4))(video, times))
     assert found.meta == {"seed": 1}
@@ -72,8 +73,8 @@ def test_files(tmp_path):
     ("change", "says"),
     [
         ({"spec": None}, "spec must be text"),
-        ({"spec": "tome"}, "not one method that streams"),
-        ({"spec": "rlt | evs"}, "not one method that streams"),
+        ({"spec": "tome"}, "tome.* is not causal and cannot be streamed"),
+        ({"spec": "rlt | evs"}, "evs.* is not causal and cannot be streamed"),
         ({"spec": "rlt(tau='x')"}, "tau must be"),
         ({"chunks": []}, "names no chunks"),
         ({"chunks": "000000.safetensors"}, "chunks must be a list"),
@@ -84,9 +85,9 @@ def test_files(tmp_path):
     ],
 )
 def test_a_damaged_stream_json_is_one_line(tmp_path, change, says):
-    run = Streaming(build("rlt")[0], Patches(4))
+    run = Streaming(Pipeline("rlt", Patches(4)))
     run(frames()).save(tmp_path / "000000.safetensors")
-    facts = {"spec": run.spec, "chunks": ["000000.safetensors"], "meta": {}}
+    facts = {"spec": run.pipeline.spec, "chunks": ["000000.safetensors"], "meta": {}}
     (tmp_path / "stream.json").write_text(json.dumps(facts))
     assert load(tmp_path).B == 1
     (tmp_path / "stream.json").write_text(json.dumps(facts | change))
@@ -96,8 +97,8 @@ def test_a_damaged_stream_json_is_one_line(tmp_path, change, says):
 
 
 def test_chunks_of_different_videos(tmp_path):
-    Streaming(None, Patches(4))(frames()).save(tmp_path / "000000.safetensors")
-    Streaming(None, Patches(8))(frames()).save(tmp_path / "000001.safetensors")
+    Streaming(Pipeline("", Patches(4)))(frames()).save(tmp_path / "000000.safetensors")
+    Streaming(Pipeline("", Patches(8)))(frames()).save(tmp_path / "000001.safetensors")
     finish(tmp_path, ["000000.safetensors", "000001.safetensors"], "", {})
     with pytest.raises(ValueError, match="different videos"):
         load(tmp_path)
@@ -105,13 +106,13 @@ def test_chunks_of_different_videos(tmp_path):
 
 @pytest.mark.parametrize("spec", ["evs(0.2)", "dycoke", "tome(0.1)", "rlt(keep=0.5)", "dtd(keep=0.5)"])
 def test_what_cannot_stream_says_so(spec):
-    with pytest.raises(ValueError, match="looks at the whole video"):
-        Streaming(build(spec)[0], Patches(4))
+    with pytest.raises(ValueError, match=r"is not causal and cannot be streamed\. Streaming methods.* rlt"):
+        Streaming(Pipeline(spec, Patches(4)))
 
 
 def test_without_a_method_everything_stays():
-    run = Streaming(None, Patches(4))
-    assert join([run(part) for part in frames().split(4)]).N == 11 * 36
+    run = Streaming(Pipeline("", Patches(4)))
+    assert run.pipeline.join([run(part) for part in frames().split(4)]).N == 11 * 36
 
 
 class TestTrigger:
@@ -149,10 +150,10 @@ class TestTrigger:
 
 def test_a_stream_of_chunks_without_a_token_of_their_own():
     """As where a stream.json is damaged so that it names the later chunks alone."""
-    run = Streaming(build("dtd(0.5)")[0], Patches())
+    run = Streaming(Pipeline("dtd(0.5)", Patches()))
     still = torch.full((8, 3, 32, 32), 90, dtype=torch.uint8)
     chunks = [run(part) for part in still.split(4)]
     assert chunks[1].N == 0
-    alone = join(chunks[1:], run.spec)
+    alone = run.pipeline.join(chunks[1:])
     assert alone.N == 0
     assert (alone.assignment == -1).all()

@@ -17,12 +17,12 @@ ROWS = json.loads((RESULTS / "fidelity.json").read_text(encoding="utf-8"))["rows
 
 
 def test_every_method_has_a_row():
-    missing = {*registry.METHODS, *registry.INSIDE} - {row["method"] for row in ROWS}
+    missing = {*registry.names(), *registry.layer_names()} - {row["method"] for row in ROWS}
     assert not missing, f"python benchmarks/fidelity.py --peers FOLDER --only {','.join(sorted(missing))}"
 
 
 def test_no_row_is_of_a_method_that_is_gone():
-    assert {row["method"] for row in ROWS} <= {*registry.METHODS, *registry.INSIDE}
+    assert {row["method"] for row in ROWS} <= {*registry.names(), *registry.layer_names()}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}: {row['settings']}")

@@ -174,7 +174,7 @@ def test_pixels_methods_come_after(tmp_path):
     assert tokens.N == 5
     assert tokens.sizes.sum() == 64
     with pytest.raises(ValueError, match="does not allow"):
-        Pipeline("tome(r=1, stage='encoder')", load_encoder(tmp_path))
+        Pipeline("tome_in_encoder(r=1)", load_encoder(tmp_path))
 
 
 def test_what_is_no_frame_encoder(tmp_path):

@@ -13,7 +13,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.encoders.vit import ViT, ViTConfig
-from fewtokens.methods.merging.tome import Tome
+from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 from fewtokens.networks.inflate import like
 from tests.helpers.data import data_path
 
@@ -148,14 +148,14 @@ class TestEncoder:
 
     def test_no_merging_is_the_plain_model(self, vit):
         plain, _ = VitEncoder(vit)(frames())
-        walked, _ = VitEncoder(vit)(frames(), inside=[Tome(r=0, stage="encoder")])
+        walked, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=0)])
         assert torch.equal(plain.assignment, walked.assignment)
         torch.testing.assert_close(plain.features, walked.features, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("r", [1, 3, (2, -1), [4, 0, 4]])
     def test_merging_inside(self, vit, r):
         full, _ = VitEncoder(vit)(frames())
-        tokens, _ = VitEncoder(vit)(frames(), inside=[Tome(r=r, stage="encoder")])
+        tokens, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=r)])
         tokens.check()
         assert tokens.N < full.N
         torch.testing.assert_close(tokens.sizes.sum(1), torch.full((2,), 90.0))
@@ -168,7 +168,7 @@ class TestEncoder:
         out = {}
         for how in ("channels", "bias", "none"):
             vit.proportional = how
-            out[how], _ = VitEncoder(vit)(frames(), inside=[Tome(r=4, stage="encoder")])
+            out[how], _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=4)])
         torch.testing.assert_close(out["channels"].features, out["bias"].features, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(out["channels"].features, out["none"].features, atol=1e-3)
 
@@ -191,7 +191,7 @@ class TestEncoder:
             torch.testing.assert_close(got, expected.features[0], rtol=1e-4, atol=1e-4)
 
     def test_pixels_and_encoder_methods_together(self, vit):
-        tokens = Pipeline("rlt(tau=0.01) | tome(r=2, stage='encoder') | uniform(10)", VitEncoder(vit))(frames())
+        tokens = Pipeline("rlt(tau=0.01) | tome_in_encoder(r=2) | uniform(10)", VitEncoder(vit))(frames())
         tokens.check()
         assert tokens.N == 10
 
@@ -210,9 +210,7 @@ class TestEncoder:
 
     def test_cues_follow_merged_tokens(self, vit):
         _, full = VitEncoder(vit)(frames(), needs=("attention",))
-        tokens, cues = VitEncoder(vit)(
-            frames(), needs=("attention", "pixels"), inside=[Tome(r=[0, 0, 0, 5], stage="encoder")]
-        )
+        tokens, cues = VitEncoder(vit)(frames(), needs=("attention", "pixels"), inside=[TomeInEncoder(r=[0, 0, 0, 5])])
         assert cues["attention"].shape == (2, tokens.N)
         # Merging after the last attention: a token's cue is the mean of its members'.
         members = full["attention"][0][tokens.assignment[0] == 7]
@@ -220,13 +218,13 @@ class TestEncoder:
 
     def test_half_precision(self, vit):
         wide, _ = VitEncoder(vit)(frames())
-        merged, _ = VitEncoder(vit)(frames(), inside=[Tome(r=3, stage="encoder")])
+        merged, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=3)])
         half = VitEncoder(vit.to(torch.bfloat16))
         plain, _ = half(frames())
         assert plain.features.dtype == torch.bfloat16
         assert (plain.features.float() - wide.features).norm() / wide.features.norm() < 0.05
         # Keys rounded to bfloat16 may pair tokens otherwise, but as many, and none is lost.
-        some, _ = half(frames(), inside=[Tome(r=3, stage="encoder")])
+        some, _ = half(frames(), inside=[TomeInEncoder(r=3)])
         assert some.check().N == merged.N
         assert some.sizes.sum(1).tolist() == [90, 90]
 
@@ -269,7 +267,7 @@ def test_merging_inside_equals_a_slow_model():
     for parameter in vit.parameters():
         parameter.add_(0.3 * torch.randn_like(parameter))
     video, r = torch.rand(1, 2, 3, 16, 20), 4
-    tokens, _ = VitEncoder(vit)(video, inside=[Tome(r=r, stage="encoder")])
+    tokens, _ = VitEncoder(vit)(video, inside=[TomeInEncoder(r=r)])
     encoder = VitEncoder(vit)
     for t in range(2):
         x = torch.cat([vit.prefix(1), encoder._embed(video[0, t : t + 1], Grid(1, 4, 5))], 1)[0]
@@ -306,7 +304,7 @@ def test_merging_inside_equals_a_slow_model():
 
 def test_gradients_reach_every_parameter():
     vit = ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(3, 3), registers=1, layer_scale=True))
-    tokens, _ = VitEncoder(vit)(torch.rand(1, 2, 3, 16, 12), inside=[Tome(r=2, stage="encoder")])
+    tokens, _ = VitEncoder(vit)(torch.rand(1, 2, 3, 16, 12), inside=[TomeInEncoder(r=2)])
     (tokens.features.square().sum() + tokens.prefix.square().sum()).backward()
     for name, parameter in vit.named_parameters():
         assert parameter.grad is not None, name

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from fewtokens.core import registry
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import planned_count
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
@@ -50,11 +50,11 @@ class TestSpecs:
     def test_all_that_an_encoder_serves(self):
         all_of_them = specs_of("all", vit())
         assert all_of_them[:5] == list(registry.BASELINES)
-        assert {"vid_tldr", "tome(stage='encoder')", "rlt", "visionzip", "dynamic_pool"} <= set(all_of_them)
+        assert {"vid_tldr", "tome_in_encoder", "rlt", "visionzip", "dynamic_pool"} <= set(all_of_them)
         assert not {"tokenlearner", "pool_mlp"} & set(all_of_them)
         fewer = set(specs_of("all", Patches(8)))
         assert "rlt" in fewer
-        assert not {"vid_tldr", "visionzip", "tome(stage='encoder')"} & fewer
+        assert not {"vid_tldr", "visionzip", "tome_in_encoder"} & fewer
 
     def test_a_list_has_the_baselines_and_commas_inside_brackets(self):
         specs = specs_of("tempme(joins=(2, 2)), kmeans", Patches(8))
@@ -66,7 +66,7 @@ class TestSpecs:
         """From below where it counts in blocks or frames, never from above."""
         encoder, encoded = static
         row = measure(encoded, encoder, spec, keep, repeats=1)
-        wanted = planned_count(encoded.tokens.grid, keep)
+        wanted = Budget.parse(keep).count(encoded.tokens.grid)
         per_frame = encoded.tokens.grid.T if chain(spec, keep, encoded.tokens.grid)[0].stage == "encoder" else 1
         assert 1 <= row["tokens"] <= max(wanted, per_frame)
 
@@ -83,7 +83,7 @@ class TestMeasure:
         encoded = encode(item(), encoder, repeats=1)
         full = measure(encoded, encoder, FULL, 1.0, repeats=1)["encoder GFLOPs"]
         after = measure(encoded, encoder, "tome", 0.1, repeats=1)["encoder GFLOPs"]
-        inside = measure(encoded, encoder, "tome(stage='encoder')", 0.1, repeats=1)["encoder GFLOPs"]
+        inside = measure(encoded, encoder, "tome_in_encoder", 0.1, repeats=1)["encoder GFLOPs"]
         before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder GFLOPs"]
         assert full == after > inside > before > 0
         macs = count(lambda: encoder(encoded.item.frames[None])).by("macs")

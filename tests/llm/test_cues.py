@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import Method
+from fewtokens.core.method import Reducer
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -23,16 +23,17 @@ from tests.llm.tiny import FAMILIES, IMAGE, PAD, VIDEO
 NAMES = ("text", "frame_global", "pixels")
 
 
-class Probe(Method):
+class Probe(Reducer):
     """Keeps every token, and every cue that it is given: of each video, by name."""
-
-    needs = NAMES
 
     def __init__(self) -> None:
         super().__init__()
-        self.keep = 1.0
         self.seen: list[dict[str, Tensor]] = []
         self.tokens: list[Tokens] = []
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return NAMES
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         self.seen += [{name: cues[name][b].detach().clone() for name in NAMES} for b in range(tokens.B)]

@@ -581,7 +581,7 @@ def test_labels_padded_on_the_right(family):
 
 
 def test_the_table(family):
-    for name in registry.INSIDE:
+    for name in registry.layer_names():
         kind = registry.get(name)
         assert issubclass(kind, LayerMethod)
         method = kind()

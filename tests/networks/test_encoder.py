@@ -21,7 +21,7 @@ def saved(folder, **changes) -> VisionTransformer:
 
 
 def test_frame_by_frame(tmp_path):
-    model = saved(tmp_path, **SMALL, learner="tokenlearner(3)", at=1)
+    model = saved(tmp_path, **SMALL, learner="tokenlearner('3/frame')", at=1)
     encoder = load_encoder(tmp_path, batch=2)
     frames = torch.rand(2, 5, 3, 16, 24)
     tokens, cues = encoder(frames, torch.arange(5) / 5)
@@ -39,7 +39,7 @@ def test_frame_by_frame(tmp_path):
 
 
 def test_clips(tmp_path):
-    model = saved(tmp_path, **CLIP, learner="tokenlearner(3)", at=1)
+    model = saved(tmp_path, **CLIP, learner="tokenlearner('3/frame')", at=1)
     frames = torch.rand(1, 8, 3, 16, 24)
     tokens, _ = load_encoder(tmp_path)(frames)
     torch.testing.assert_close(tokens.features, model.tokens(frames).features)
@@ -48,7 +48,7 @@ def test_clips(tmp_path):
 
 
 def test_in_a_pipeline_and_drawn(tmp_path):
-    saved(tmp_path / "m", **SMALL, learner="tokenlearner(3)", at=1)
+    saved(tmp_path / "m", **SMALL, learner="tokenlearner('3/frame')", at=1)
     pipeline = Pipeline("kmeans(keep=4)", load_encoder(tmp_path / "m"))
     frames = torch.randint(256, (4, 3, 32, 48)).byte()
     assert pipeline(frames).features.shape == (1, 4, 16)

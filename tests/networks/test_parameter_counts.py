@@ -79,8 +79,8 @@ def test_pre_training_to_the_parameter(kind, size, patch, count):
 C, S = 768, 8
 MODULES = [
     # scenic, projects/token_learner: module v1.0 (four convolutions without bias), v1.1 (an MLP of 64), TokenFuser.
-    ("tokenlearner", lambda: registry.build(f"tokenlearner({S})", dim=C)[0], 2 * C + 9 * C * S + 27 * S * S),
-    ("tokenlearner 1.1", lambda: registry.build(f"tokenlearner({S}, version='1.1')", dim=C)[0],
+    ("tokenlearner", lambda: registry.build(f"tokenlearner('{S}/frame')", dim=C)[0], 2 * C + 9 * C * S + 27 * S * S),
+    ("tokenlearner 1.1", lambda: registry.build(f"tokenlearner('{S}/frame', version='1.1')", dim=C)[0],
      2 * C + 64 * C + 64 + 64 * S + S),
     ("fuser", lambda: TokenFuser(S, width=C), 6 * C + S * S + S + C * S),
     ("fuser, mlp", lambda: TokenFuser(S, width=C, gate="mlp"), 6 * C + S * S + S + 64 * C + 64 + 64 * S + S),

@@ -17,18 +17,18 @@ CLIP = {**SMALL, "tubelet": 2, "frames": 8}
 VARIANTS = {
     "vit": {**SMALL},
     "token": {**SMALL, "head": "token"},
-    "learner": {**SMALL, "learner": "tokenlearner(3)", "at": 1},
-    "fuser": {**SMALL, "learner": "tokenlearner(3)", "at": 1, "fuser": "fuser"},
-    "unpool": {**SMALL, "learner": "tokenlearner(3)", "at": 1, "fuser": "unpool"},
-    "reproject": {**SMALL, "learner": "tokenlearner(3)", "at": 1, "fuser": "reproject"},
-    "version 1.1": {**SMALL, "learner": "tokenlearner(3, version='1.1')", "at": 0},
-    "grid": {**SMALL, "learner": "grid_split(6)", "at": 2},
+    "learner": {**SMALL, "learner": "tokenlearner('3/frame')", "at": 1},
+    "fuser": {**SMALL, "learner": "tokenlearner('3/frame')", "at": 1, "fuser": "fuser"},
+    "unpool": {**SMALL, "learner": "tokenlearner('3/frame')", "at": 1, "fuser": "unpool"},
+    "reproject": {**SMALL, "learner": "tokenlearner('3/frame')", "at": 1, "fuser": "reproject"},
+    "version 1.1": {**SMALL, "learner": "tokenlearner('3/frame', version='1.1')", "at": 0},
+    "grid": {**SMALL, "learner": "grid_split('6/frame')", "at": 2},
     "pool": {**SMALL, "learner": "spatial_pool(2)", "at": 2},
-    "dense": {**SMALL, "learner": "dense_tokens(3)", "at": 2},
-    "pool mlp": {**SMALL, "learner": "pool_mlp(3)", "at": 2},
+    "dense": {**SMALL, "learner": "dense_tokens('3/frame')", "at": 2},
+    "pool mlp": {**SMALL, "learner": "pool_mlp('3/frame')", "at": 2},
     "joint": {**CLIP, "head": "token"},
-    "clip learner": {**CLIP, "learner": "tokenlearner(3)", "at": 1},
-    "clip fuser": {**CLIP, "learner": "tokenlearner(3)", "at": 1, "fuser": "fuser", "fuser_mix": "clip"},
+    "clip learner": {**CLIP, "learner": "tokenlearner('3/frame')", "at": 1},
+    "clip fuser": {**CLIP, "learner": "tokenlearner('3/frame')", "at": 1, "fuser": "fuser", "fuser_mix": "clip"},
     "factorised_encoder": {**CLIP, "attention": "factorised_encoder", "temporal_depth": 2},
     "factorised_encoder token": {**CLIP, "attention": "factorised_encoder", "temporal_depth": 2, "head": "token"},
     "factorised_self": {**CLIP, "attention": "factorised_self"},
@@ -124,7 +124,9 @@ def test_token_counts():
 def test_spec_shapes_of_the_encoder():
     """(2,64,192), T=4, S=8, 3 layers, L0=2: 32 tokens without fuser, 64 with."""
     for fuser, tokens in (("", 32), ("fuser", 64)):
-        config = VisionConfig(192, 3, 3, patch=4, frames=4, size=(16, 16), learner="tokenlearner(8)", at=2, fuser=fuser)
+        config = VisionConfig(
+            192, 3, 3, patch=4, frames=4, size=(16, 16), learner="tokenlearner('8/frame')", at=2, fuser=fuser
+        )
         model = VisionTransformer(config)
         named = model.intermediates(torch.rand(2, 4, 3, 16, 16))
         assert named["block1"].shape == (2, 64, 192)
@@ -267,8 +269,8 @@ class TestInflation:
     [
         ({"head": "cls"}, "head must be"),
         ({"attention": "axial"}, "attention must be"),
-        ({"learner": "tokenlearner(3)", "at": 3}, "at must be a layer"),
-        ({"learner": "tokenlearner(3)", "head": "token"}, "a learner goes with"),
+        ({"learner": "tokenlearner('3/frame')", "at": 3}, "at must be a layer"),
+        ({"learner": "tokenlearner('3/frame')", "head": "token"}, "a learner goes with"),
         ({"fuser": "fuser"}, "needs a learner"),
         ({"learner": "tome(keep=0.5)"}, "not one per-frame learner"),
         ({"learner": "spatial_pool(2)", "fuser": "fuser"}, "known number of tokens"),

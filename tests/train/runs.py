@@ -47,7 +47,9 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
 def network(**changes: Any) -> models.Model:
     torch.manual_seed(3)
     shape = {"width": 16, "depth": 3, "heads": 2, "patch": 4, "size": (16, 16), "classes": 4, "stochastic_depth": 0.2}
-    config = models.VisionConfig(**{**shape, "learner": "tokenlearner(4)", "at": 1, "fuser": "fuser", **changes})
+    config = models.VisionConfig(
+        **{**shape, "learner": "tokenlearner('4/frame')", "at": 1, "fuser": "fuser", **changes}
+    )
     return models.VisionTransformer(config)
 
 

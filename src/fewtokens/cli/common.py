@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
@@ -280,19 +280,21 @@ def tell_run(report: Report, scores: Table) -> None:
     )
 
 
-def parse_keep(keep: str | None) -> float | int | None:
-    """0.1 is a share, 32 a count, as in a spec string."""
-    from fewtokens.core.method import check_keep
+def parse_keep(keep: str | None) -> float | int | str | None:
+    """0.1 is a share, 32 a count, 8/frame a count for each frame, as in a spec string."""
+    from fewtokens.core.budget import Budget
 
     if keep is None:
         return None
+    value: Any = keep
     for number in (int, float):
-        try:
-            return check_keep(number(keep))
-        except ValueError as error:
-            if "keep must" in str(error):
-                raise
-    raise ValueError(f"--keep must be a share such as 0.1 or a count such as 32, got {keep!r}")
+        with suppress(ValueError):
+            value = number(keep)
+            break
+    try:
+        return Budget.parse(value).keep
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def make_pipeline(
@@ -314,7 +316,7 @@ def make_pipeline(
         raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
     defaults: dict[str, Any] = {"seed": seed} | ({} if budget is None else {"keep": budget})
     loaded: Encoder = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
-    defaults["width"] = getattr(loaded, "width", None)
+    defaults["dim"] = getattr(loaded, "width", None)
     torch.manual_seed(seed)
     known = {name: value for name, value in defaults.items() if value is not None}
     methods = registry.build(spec, **known) if spec.strip() else []

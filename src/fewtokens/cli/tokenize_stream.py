@@ -29,16 +29,11 @@ def stream_one(
             a folder with files that are no chunks.
     """
     from fewtokens.core import files
-    from fewtokens.core.method import Method
     from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish
     from fewtokens.video import stream
 
     assert pipeline.encoder is not None
-    if len(pipeline.methods) > 1:
-        raise ValueError(f"--stream runs one method, not the chain {pipeline.spec!r}")
-    method = pipeline.methods[0] if len(pipeline.methods) else None
-    assert method is None or isinstance(method, Method)
-    run = Streaming(method, pipeline.encoder)
+    run = Streaming(pipeline)
     request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
     source = source_now(video)
     files.sweep(folder)

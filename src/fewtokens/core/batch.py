@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan
-from fewtokens.core.tokens import Tokens
+from fewtokens.core.plan import Dropped, Plan
+from fewtokens.core.tokens import SLOTS, Tokens
 
 
 def collate(videos: Sequence[Tokens]) -> Tokens:
@@ -61,7 +62,16 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
         prefix=stack("prefix"),
         codes=stack("codes", 0),
         attribution=stack("attribution", 0, 1),
+        dropped=_one_meaning(videos),
     )
+
+
+def _one_meaning(parts: Sequence[Tokens]) -> Dropped:
+    """What dropping means in all of them."""
+    meanings = {part.dropped for part in parts}
+    if len(meanings) > 1:
+        raise ValueError("some tokens were dropped as 'lost', others as 'held'; say which by tokens.replace(dropped=)")
+    return meanings.pop()
 
 
 def trim(tokens: Tokens) -> Tokens:
@@ -69,8 +79,7 @@ def trim(tokens: Tokens) -> Tokens:
     n = max(1, int(tokens.count.max()))
     if n == tokens.N:
         return tokens
-    slots = ("features", "positions", "sizes", "mask", "codes", "attribution")
-    return tokens.replace(**{name: value[:, :n] for name in slots if (value := getattr(tokens, name)) is not None})
+    return tokens.replace(**{name: value[:, :n] for name in SLOTS if (value := getattr(tokens, name)) is not None})
 
 
 def split_frames(tokens: Tokens) -> Tokens:
@@ -141,6 +150,7 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
         assignment=torch.where(source < 0, source, source + t[:, None] * N).reshape(B, -1),
         grid=grid,
         prefix=None if prefix is None else prefix.reshape(B, T * prefix.shape[1], -1),
+        dropped=frames.dropped,
         aux=frames.aux,
         meta=frames.meta,
     )
@@ -158,17 +168,24 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
     """Chunks of the same videos, one after the other in time, as if they had been read at once.
 
     Args:
-        chunks: equal B, H, W, C. Prefix tokens are put in a row; `attribution` is left behind.
+        chunks: equal B and C. Chunks of several resolutions are brought to one reference grid, whose rows and columns
+            are the least common multiples of theirs (`Tokens.on`). Prefix tokens are put in a row; `attribution` is
+            left behind, and times are unless all have them.
+
+    Raises:
+        ValueError: nothing to concatenate; chunks that differ in what dropping means.
     """
     if not chunks:
         raise ValueError("nothing to concatenate")
-    frames = cells = tokens = 0
-    positions, sources = [], []
+    H, W = (math.lcm(*(getattr(chunk.grid, axis) for chunk in chunks)) for axis in "HW")
+    chunks = [chunk.replace(attribution=None).on(Grid(chunk.grid.T, H, W)) for chunk in chunks]
+    frames = tokens = 0
+    positions, assignments = [], []
     for chunk in chunks:
         shift = torch.tensor([frames, 0, 0], device=chunk.device)
         positions.append(chunk.positions + shift * chunk.mask[..., None])
-        sources.append(torch.where(chunk.assignment < 0, chunk.assignment, chunk.assignment + tokens))
-        frames, cells, tokens = frames + chunk.grid.T, cells + chunk.grid.cells, tokens + chunk.N
+        assignments.append(torch.where(chunk.assignment < 0, chunk.assignment, chunk.assignment + tokens))
+        frames, tokens = frames + chunk.grid.T, tokens + chunk.N
 
     def row(name: str) -> Tensor | None:
         values = [getattr(chunk, name) for chunk in chunks]
@@ -181,10 +198,11 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         positions=torch.cat(positions, dim=1),
         sizes=row("sizes"),  # type: ignore[arg-type]
         mask=row("mask"),  # type: ignore[arg-type]
-        assignment=torch.cat(sources, dim=1),
-        grid=Grid(frames, chunks[0].grid.H, chunks[0].grid.W, torch.cat(times, dim=-1) if known else None),  # type: ignore[arg-type]
+        assignment=torch.cat(assignments, dim=1),
+        grid=Grid(frames, H, W, torch.cat(times, dim=-1) if known else None),  # type: ignore[arg-type]
         prefix=row("prefix"),
         codes=row("codes"),
+        dropped=_one_meaning(chunks),
         meta=chunks[0].meta,
     )
     return joined.apply(Plan.keep(joined.mask))

@@ -33,7 +33,7 @@ try:
 except ImportError:  # Windows: nothing tells a dead writer from a live one, so nothing is swept
     fcntl = None  # type: ignore[assignment]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # What the system says where nothing more can be written, whatever the file.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

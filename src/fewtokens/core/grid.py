@@ -48,6 +48,11 @@ class Grid:
         return self.T * self.H * self.W
 
     @property
+    def frame(self) -> Grid:
+        """The grid of one frame, without times."""
+        return Grid(1, self.H, self.W)
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return self.T, self.H, self.W
 
@@ -81,6 +86,11 @@ class Grid:
         index = index.cpu()
         times = self.times if self.times is None or self.times.ndim == 1 else self.times[index]
         return replace(self, times=times, lengths=None if self.lengths is None else self.lengths[index])
+
+    def __repr__(self) -> str:
+        seconds = "" if self.times is None else f", times={list(self.times.shape)}"
+        lengths = "" if self.lengths is None else f", lengths={self.lengths.tolist()}"
+        return f"Grid({self.T} x {self.H} x {self.W}{seconds}{lengths})"
 
     def __eq__(self, other: object) -> bool:
         def same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -137,10 +137,6 @@ class LayerMethod(Spec):
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
     cost: ClassVar[str] = ""
-    # Read by the registry, which builds methods of all kinds.
-    budget: ClassVar[bool] = False
-    trainable: ClassVar[bool] = False
-    instead_of_keep: ClassVar[tuple[str, ...]] = ()
 
     def __repr__(self) -> str:
         return self.spec

@@ -1,26 +1,31 @@
-"""The base class of every method: what it decides, where it acts, what it needs to know.
+"""The base classes of methods: what each decides, where it acts, what it needs to know.
 
-A method overrides `plan` (and the shared `apply` moves the tokens), or `forward` where it works in several
-steps or makes new features.
+Most methods are a `Reducer`, which decides a `Plan` (the shared `Tokens.apply` moves the tokens), or a `Resampler`,
+which makes new features and says which tokens they were made from. A method that is neither extends `Method` and
+overrides `forward`.
 """
 
 from __future__ import annotations
 
-import inspect
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from fewtokens.core import files
 from fewtokens.core.batch import concatenate
+from fewtokens.core.budget import Budget, Unit
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
+from fewtokens.core.spec import Spec
 from fewtokens.core.tokens import Tokens
 
 STAGES = {
+    "frames": "which frames are read, before anything is decoded in full",
     "pixels": "on raw patches, so that the encoder sees fewer",
     "encoder": "between the attention and the MLP of every block",
     "tokens": "on the features that an encoder gives",
@@ -39,102 +44,65 @@ CUES = {
 }
 
 
-def check_keep(keep: float | int) -> float | int:
-    """Returns a valid budget: a share in (0,1] as a float, a count of at least 1 as an int."""
-    whole = isinstance(keep, int) and not isinstance(keep, bool)
-    if whole and keep >= 1:
-        return keep
-    if isinstance(keep, float) and 0 < keep <= 1:
-        return keep
-    raise ValueError(f"keep must be a share in (0, 1] such as 0.1, or a count of at least 1 such as 32, got {keep!r}")
-
-
-def check_share(keep: float | int) -> float:
-    """Returns a valid budget of a method inside an encoder, which knows a frame and not how many there are."""
-    if isinstance(check_keep(keep), int):
-        raise ValueError(f"keep must be a share such as 0.25 inside an encoder, not the count {keep}")
-    return keep
-
-
-def planned_count(grid: Grid, keep: float | int) -> int:
-    """How many tokens one video of this grid keeps: the one place where a budget becomes a count.
-
-    Args:
-        grid: the cells of one video.
-        keep: a float is a share of the grid's cells, rounded down but for the error of floating point
-            (0.29 of 100 is 29); an int is a count. At least 1, at most all cells.
-    """
-    keep = check_keep(keep)
-    wanted = keep if isinstance(keep, int) else int(keep * grid.cells + 1e-6)
-    return max(1, min(wanted, grid.cells))
-
-
-def check_rate(q: float) -> float:
-    """Returns a valid pruning rate, a number in [0, 1)."""
-    if isinstance(q, bool) or not isinstance(q, (int, float)) or not 0 <= q < 1:
-        raise ValueError(f"q is a pruning rate in [0, 1), got {q!r}")
-    return q
-
-
-def pruned_count(grid: Grid, q: float) -> int:
-    """How many tokens a video keeps at vLLM's pruning rate: the share 1 - q in double precision, cut off.
-
-    At most what `planned_count` gives for keep=1-q, and one less where 1 - q falls short of its decimal value.
-    """
-    return min(int(grid.cells * (1 - q)), grid.cells)
-
-
-def planned_by_frame(grid: Grid, keep: float | int) -> int:
-    """How many tokens a video keeps where each frame meets the budget by itself, as inside an encoder."""
-    return grid.T * planned_count(Grid(1, grid.H, grid.W), keep)
-
-
-class Method(nn.Module):
+class Method(Spec, nn.Module):
     """Tokens in, fewer tokens out.
 
-    Arguments of a method are plain values, keyword-only after the first, each stored under its own name, so
-    that the config, the flag and the spec string are all made from the signature.
-
-    Class attributes:
+    Class attributes, the same for all arguments:
         stage: where it acts, one of `STAGES`.
-        needs: cues that it is given by keyword, names out of `CUES`.
-        budget: the count is known ahead from the grid (`planned_count`). False for a class that works by a threshold
-            and takes a budget instead where it is given `keep`.
-        instead_of_keep: arguments that say how much is left in another way, so that `keep` would contradict them.
+        learned: has parameters.
+        full_grid: wants a token for every cell, so it comes first in a chain.
+        paper, license, cost: one line each, for `fewtokens methods`.
+
+    Attributes of an instance:
+        budget: how many tokens it leaves; None where a threshold decides, or where the count follows from the grid.
+        keep: the budget as it stands in the spec.
+        needs: the cues that it is given by keyword, names out of `CUES`.
         causal: a frame's tokens depend on no later frame; `step` gives the same result chunk by chunk.
-        trainable: has parameters.
-        neutral: before training they change nothing, so it is of use as it is.
-        partition: every cell it was given ends in some token.
-        conserves: sum(sizes * features) stays the same.
-        merges: averages some of the tokens that it keeps, although it drops others.
-        weighs: scales sizes by importance, so that they no longer count cells.
-        resamples: makes new features with soft weights; `source` is then where a cell's largest share went.
-        dense: wants a token for every cell, so it comes first in a chain.
-        fill: how `Tokens.unmerge` gives back what it dropped: "nearest", or "hold" where dropping means that
-            nothing changed.
-        paper, licence, cost: one line each, for `fewtokens methods`.
     """
 
-    stage: str = "tokens"
-    needs: tuple[str, ...] = ()
-    budget: bool = True
-    instead_of_keep: ClassVar[tuple[str, ...]] = ()
-    causal: bool = False
-    trainable: bool = False
-    neutral: bool = False
-    partition: bool = False
-    conserves: ClassVar[bool] = False
-    merges: ClassVar[bool] = False
-    weighs: ClassVar[bool] = False
-    resamples: bool = False
-    dense: bool = False
-    fill: ClassVar[str] = "nearest"
+    stage: ClassVar[str] = "tokens"
+    learned: ClassVar[bool] = False
+    full_grid: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
     cost: ClassVar[str] = ""
 
-    keep: Any  # float | int, or None where another argument says the budget
-    plan: Callable[..., Plan]
+    budget: Budget | None
+    keep: Any  # float | int | str, or None where another argument says the budget
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.budget = None
+
+    def take_budget(
+        self,
+        keep: float | int | str | None,
+        *,
+        default: float | int | str | None = None,
+        units: tuple[Unit, ...] = (),
+        **instead: Any,
+    ) -> None:
+        """Sets `budget` and `keep` from the constructor's arguments, see `Budget.choose`.
+
+        Inside an encoder, which sees one frame at a time, a count of the whole video is refused.
+        """
+        if not units:
+            units = ("share", "per frame") if self.stage == "encoder" else ("share", "count", "per frame")
+        self.budget = Budget.choose(self.name, keep, default=default, units=units, **instead)
+        self.keep = None if self.budget is None else self.budget.keep
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    @property
+    def untrained(self) -> bool:
+        """Whether its parameters are random, so that what it gives means nothing."""
+        return self.learned and not self.arguments.get("checkpoint")
 
     def __call__(self, tokens: Tokens, **cues: Any) -> Tokens:
         missing = [name for name in self.needs if cues.get(name) is None]
@@ -146,48 +114,244 @@ class Method(nn.Module):
         return super().__call__(tokens, **cues)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            plan = self.plan(tokens, **cues)
-        return tokens.apply(plan)
+        raise NotImplementedError(f"{self.name} must extend Reducer or Resampler, or override forward")
 
-    @property
-    def name(self) -> str:
-        """The name in spec strings: the module's file name."""
-        return type(self).__module__.rpartition(".")[2]
+    def decide(self, tokens: Tokens, **cues: Any) -> Plan:
+        """Where each token goes, [B,N]: the method's decision as data, to apply to anything that has a row a token.
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments and their values here."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        Raises:
+            ValueError: the method makes new features, or a missing cue.
+        """
+        return Plan.from_assignment(tokens, self(tokens, **cues))
 
-    @property
-    def untrained(self) -> bool:
-        """Whether its weights are drawn at random and would give nonsense."""
-        return self.trainable and not self.neutral and not self.arguments.get("checkpoint")
-
-    @property
-    def spec(self) -> str:
-        """The spec string that builds this method again; what is None is left out."""
-        return f"{self.name}({self.extra_repr()})"
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items() if value is not None)
+    def fewest(self, grid: Grid) -> int:
+        """The fewest tokens that it can leave of one video of this grid, whatever the budget."""
+        return 1
 
     def planned_count(self, grid: Grid) -> int | None:
         """Tokens that one video of this grid keeps, known before any feature exists; None if it depends."""
-        return planned_count(grid, self.keep) if self.budget and self.keep is not None else None
+        if self.budget is None:
+            return None
+        if self.stage == "encoder":
+            # Encoders look at one frame at a time, and each frame meets the budget by itself.
+            return grid.T * max(self.fewest(grid.frame), self.budget.count(grid.frame))
+        return max(self.fewest(grid), self.budget.count(grid))
 
     def counts(self, tokens: Tokens) -> Tensor:
         """`planned_count` of every video of a batch, int64 [B], at most the tokens at hand."""
         wanted = [self.planned_count(grid) for grid in tokens.grid.videos(tokens.B)]
         return torch.tensor(wanted, device=tokens.device).minimum(tokens.count)
 
+    def max_slots(self, tokens: Tokens) -> int:
+        """An upper bound of `counts` that needs no look at the data: M for a plan of exact counts."""
+        wanted = [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
+        return min(tokens.N, max(wanted))
+
+    def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
+        """The next frames of a video.
+
+        Args:
+            tokens: of these frames, one for each cell.
+            state: what the call before returned; None at the start. Its size is bounded.
+            cues: of these tokens.
+
+        Returns:
+            Tokens on the grid of these frames, which `join` puts together, and the state.
+
+        Raises:
+            ValueError: the method is not causal.
+        """
+        raise ValueError(f"{self.spec} is not causal and cannot be streamed")
+
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
         """The outputs of `step`, put together as the offline result."""
         return concatenate(chunks)
 
 
-def load_weights(method: Method, name: str, path: str | None) -> None:
+class Reducer(Method):
+    """A method that decides a plan; the plan is all that it does.
+
+    It overrides `plan(tokens, **cues)`: where each token goes. That is called without gradients; features flow through
+    `Tokens.apply`.
+    """
+
+    plan: Callable[..., Plan]
+
+    @final
+    def decide(self, tokens: Tokens, **cues: Any) -> Plan:
+        with torch.no_grad():
+            return self.plan(tokens, **cues)
+
+    @final  # type: ignore[misc]
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        return tokens.apply(self.decide(tokens, **cues))
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """What a resampler makes.
+
+    Attributes:
+        features: [B,M,C] new features, in any float dtype; None where they are the sums by `attribution`.
+        attribution: [B,M,N] how much of each token went into each new one.
+        count: int64 [B], how many of the M are real.
+    """
+
+    features: Tensor | None
+    attribution: Tensor
+    count: Tensor
+
+    @property
+    def plan(self) -> Plan:
+        """The soft plan that moves the earlier tokens by attribution."""
+        return Plan(self.count, self.attribution.shape[1], weights=self.attribution)
+
+
+class Resampler(Method):
+    """A method that makes new features, no mean of anything, and says which tokens each was made from.
+
+    It overrides `resample(tokens, **cues)`.
+    """
+
+    resample: Callable[..., Resampled]
+
+    def planned_count(self, grid: Grid) -> int | None:
+        # New features may be more than there are cells.
+        return None if self.budget is None else max(self.fewest(grid), int(self.budget.amount(grid) + 1e-6))
+
+    @final
+    def decide(self, tokens: Tokens, **cues: Any) -> Plan:
+        raise ValueError(f"{self.name} makes new features; it decides no plan (see Tokens.attribution)")
+
+    @final  # type: ignore[misc]
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        new = self.resample(tokens, **cues)
+        reduced = tokens.apply(new.plan)
+        if new.features is None:
+            return reduced
+        features = new.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
+        return reduced.replace(features=features)
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of features [B,N,C].
+
+    Attributes:
+        features: [B,N,C] quantized, with a gradient to the features that went in.
+        codes: int64 [B,N,Q].
+        losses: named scalars, to be added in training.
+    """
+
+    features: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+
+
+class Quantizer(Method):
+    """A method that gives every token Q discrete codes and the features that they stand for; none is dropped."""
+
+    @property
+    @abstractmethod
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """How many values each of the Q codes takes."""
+
+    @abstractmethod
+    def quantize(self, features: Tensor) -> Quantized:
+        """Codes and quantized features of features [B,N,C]."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """The features [B,N,C] that codes int64 [B,N,Q] stand for: those of `quantize`, bit for bit."""
+
+    @property
+    def bits(self) -> float:
+        """Bits of one token: the sum of log2 of the codebooks' sizes."""
+        return float(sum(torch.tensor(size, dtype=torch.float64).log2() for size in self.codebook_sizes))
+
+    @final  # type: ignore[misc]
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        features, codes, losses = self.quantize(tokens.features)
+        padding = ~tokens.mask[..., None]
+        return tokens.replace(
+            features=features.to(tokens.features.dtype).masked_fill(padding, 0),
+            codes=codes.masked_fill(padding, 0),
+            aux={**tokens.aux, **{f"{self.name}.{name}": loss for name, loss in losses.items()}},
+        )
+
+    @final
+    def decide(self, tokens: Tokens, **cues: Any) -> Plan:
+        return Plan.identity(tokens)
+
+    def planned_count(self, grid: Grid) -> int:
+        return grid.cells
+
+
+class Memory(Method):
+    """A method that holds an endless stream in bounded bytes and can be read at any moment."""
+
+    @abstractmethod
+    def push(self, tokens: Tokens, state: Any = None, **cues: Any) -> Any:
+        """The state after the next frames of each video; None is the empty memory."""
+
+    @abstractmethod
+    def read(self, state: Any, **cues: Any) -> Tokens:
+        """The tokens that stand for everything pushed so far."""
+
+    @abstractmethod
+    def max_bytes(self, grid: Grid, dim: int) -> int:
+        """The most bytes that the state of one video takes, for frames of this grid with `dim` channels in float32."""
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @final  # type: ignore[misc]
+    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        return self.read(self.push(tokens, None, **cues), **cues)
+
+    @final
+    def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
+        state = self.push(tokens, state, **cues)
+        return self.read(state, **cues), state
+
+    def join(self, chunks: Sequence[Tokens]) -> Tokens:
+        """What was read last."""
+        return chunks[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Which frames of a video are read.
+
+    Attributes:
+        index: int64 [K], numbers of frames, in order.
+        sizes: int64 [K], the shorter side of each in pixels; 0 leaves the size of the file.
+    """
+
+    index: Tensor
+    sizes: Tensor
+
+
+class FrameSelector(Spec):
+    """Chooses frames from their times and thumbnails, before anything is decoded or encoded in full."""
+
+    stage: ClassVar[str] = "frames"
+    paper: ClassVar[str] = ""
+    license: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+
+    @abstractmethod
+    def select(self, times: Tensor, thumbnails: Tensor, **cues: Any) -> Selection:
+        """The frames to read.
+
+        Args:
+            times: float64 [T], the second of each frame.
+            thumbnails: uint8 [T,3,h,w].
+            cues: what it needs beside these, names out of `CUES`.
+        """
+
+
+def load_weights(method: Method, path: str | None) -> None:
     """Fills a method's parameters from a safetensors file written by `save_weights`.
 
     Raises:
@@ -196,14 +360,14 @@ def load_weights(method: Method, name: str, path: str | None) -> None:
     if path is None:
         return
     tensors, header = files.load(path, "method")
-    if header.get("method") != name:
-        raise ValueError(f"{path}: holds the weights of {files.in_a_line(header.get('method'))}, not of {name}")
+    if header.get("method") != method.name:
+        raise ValueError(f"{path}: holds the weights of {files.in_a_line(header.get('method'))}, not of {method.name}")
     try:
         method.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit {name} ({' '.join(str(error).split())[:300]})") from None
+        raise ValueError(f"{path}: does not fit {method.name} ({' '.join(str(error).split())[:300]})") from None
 
 
-def save_weights(method: Method, name: str, path: str | Path) -> Path:
+def save_weights(method: Method, path: str | Path) -> Path:
     """Writes a method's parameters as one safetensors file, for its argument `checkpoint`."""
-    return files.save(path, "method", method.state_dict(), {"method": name})
+    return files.save(path, "method", method.state_dict(), {"method": method.name})

@@ -6,6 +6,7 @@ video -> pixels methods -> encoder (encoder methods inside) -> tokens methods ->
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -13,8 +14,10 @@ from typing import Any, Protocol, TypedDict
 from torch import Tensor, nn
 
 from fewtokens.core import files, registry
+from fewtokens.core.batch import collate, concatenate
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import CUES, STAGES, Method
+from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
+from fewtokens.core.method import CUES, STAGES, Method, Resampler
 from fewtokens.core.tokens import Tokens
 
 # Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
@@ -78,7 +81,7 @@ class Encoder(Protocol):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns tokens and the cues in `needs`."""
@@ -99,22 +102,32 @@ class Pipeline(nn.Module):
         encoder: needed for frames; tokens can be reduced without one.
 
     Raises:
-        ValueError: stages out of order, a method of another stage, a cue that the encoder cannot give.
+        ValueError: stages out of order, a method of another stage, a cue that the encoder cannot give, a method that
+            wants a token for every cell behind one that leaves fewer.
     """
 
     def __init__(self, methods: str | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
         super().__init__()
         if isinstance(methods, str):
-            methods = registry.build(methods) if methods.strip() else ()
+            # Learned methods are built for the features of the encoder.
+            dim = {} if getattr(encoder, "dim", None) is None else {"dim": encoder.dim}  # type: ignore[union-attr]
+            methods = registry.build(methods, **dim) if methods.strip() else ()
         order = list(STAGES)
         stages = [method.stage for method in methods]
-        if "llm" in stages:
-            name = next(method.name for method in methods if method.stage == "llm")
-            raise ValueError(f"{name} acts inside a language model; a pipeline ends before it")
+        for method in methods:
+            if method.stage not in ("pixels", "encoder", "tokens"):
+                raise ValueError(f"{method.name} acts inside a language model; a pipeline ends before it")
         self.methods = nn.ModuleList(methods)
         self.encoder = encoder
         if stages != sorted(stages, key=order.index):
             raise ValueError(f"stages must come in the order pixels, encoder, tokens; {self.spec!r} has {stages}")
+        for number, method in enumerate(methods):
+            earlier = [one for one in methods[:number] if not _keeps_every_token(one)]
+            if method.full_grid and earlier:
+                raise ValueError(
+                    f"{method.name} works on whole frames: put it before methods that drop or merge tokens, "
+                    f"such as {earlier[0].name}"
+                )
         if encoder is not None:
             self._check(encoder)
 
@@ -152,18 +165,79 @@ class Pipeline(nn.Module):
             count = None if planned is None or count is None else min(count, planned)
         return count
 
-    def forward(self, video: Tensor | Tokens, times: Tensor | None = None, **cues: Tensor) -> Tokens:
+    def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:
         """Runs the chain.
 
         Args:
-            video: frames [B,T,3,H,W] or [T,3,H,W] (uint8, or float in 0..1), which need an encoder; or
-                tokens, which go through the tokens methods (and pixels methods whose cue is given).
+            video: a path (16 frames of it, the short side 224 pixels; `fewtokens.read` reads otherwise), a `Video`,
+                frames [T,3,H,W] or [B,T,3,H,W] (uint8, or float in 0..1), an image [3,H,W], a NumPy array (channels
+                first or last), PIL images, or a list of videos; all these need an encoder. Or `Tokens`, which go
+                through the tokens methods (and pixels methods whose cue is given).
             times: seconds of each frame, [T] or [B,T].
             cues: what methods need beside tokens given as such; see `fewtokens.core.method.CUES`.
 
+        Returns:
+            Tokens of all videos; those of a list in one padded batch.
+
         Raises:
-            ValueError: frames without an encoder, a missing cue.
+            ValueError: anything else, frames without an encoder, a missing cue.
         """
+        if is_list_of_videos(video):
+            if not video:
+                raise ValueError(f"there is no video in an empty list: give {TAKES}")
+            if times is not None or cues:
+                raise ValueError("times and cues belong to one video; run a list of videos without them")
+            return collate([self(one) for one in video])
+
+        def run(method: Method, tokens: Tokens, **given: Any) -> Tokens:
+            return method(tokens, **given)
+
+        return self._run(video, times, cues, run)
+
+    def step(
+        self, video: Any, state: Sequence[Any] | None = None, times: Tensor | None = None, **cues: Tensor
+    ) -> tuple[Tokens, list[Any]]:
+        """The next frames of a stream: each causal method goes on from its state.
+
+        Args:
+            video: the next frames or tokens, as in `forward`.
+            state: what the call before returned; None at the start. Its size is bounded.
+            times, cues: as in `forward`.
+
+        Returns:
+            Tokens on the grid of these frames. Cells whose token lies in an earlier chunk count as dropped; `join`
+            puts chunks together as the result for the whole video. And the state of each method.
+
+        Raises:
+            ValueError: a method that is not causal.
+        """
+        self.check_causal()
+        states = dict(zip(map(id, self.methods), state or [None] * len(self.methods), strict=True))
+
+        def run(method: Method, tokens: Tokens, **given: Any) -> Tokens:
+            if method.stage == "encoder":  # one frame at a time, so no state
+                return method(tokens, **given)
+            tokens, states[id(method)] = method.step(tokens, states[id(method)], **given)
+            return tokens
+
+        return self._run(video, times, cues, run), [states[id(method)] for method in self.methods]
+
+    def check_causal(self) -> None:
+        """Raises a ValueError that names the first method that cannot be streamed, and those that can."""
+        for method in self.methods:
+            if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
+                raise ValueError(
+                    f"{method.spec} is not causal and cannot be streamed. Streaming methods, by a threshold: "
+                    f"{', '.join(registry.streaming_names())}"
+                )
+
+    def join(self, chunks: Sequence[Tokens]) -> Tokens:
+        """The outputs of `step`, put together as the result for the whole video."""
+        own = [method for method in self.methods if isinstance(method, Method) and type(method).join is not Method.join]
+        return own[-1].join(chunks) if own else concatenate(chunks)
+
+    def _run(self, video: Any, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]) -> Tokens:
+        """The chain, each method run by `run(method, tokens, **cues)`."""
         after = self._at("tokens")
         if isinstance(video, Tokens):
             tokens = video
@@ -173,18 +247,24 @@ class Pipeline(nn.Module):
         else:
             if self.encoder is None:
                 raise ValueError("frames need an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
-            frames = video[None] if video.ndim == 4 else video
+            frames, times = frames_of(video, times)
             before = self._at("pixels")
             if not self.encoder.skips:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
-            tokens, made = self.encoder(frames, times, needs=needs, before=before, inside=self._at("encoder"))
-            cues = made | cues
+            tokens, given = self.encoder(
+                frames,
+                times,
+                needs=needs,
+                before=[partial(run, method) for method in before],
+                inside=self._at("encoder"),
+            )
+            cues = given | cues
         start = tokens
         for method in after:
             given = {name: cues[name] for name in method.needs if name in cues}
             moved = {name: tokens.pool(cue, start) for name, cue in given.items() if name in _PER_TOKEN}
-            tokens = method(tokens, **(given | moved))
+            tokens = run(method, tokens, **(given | moved))
         meta = dict(tokens.meta) | {"spec": self.spec}
         if self.encoder is not None:
             meta["encoder"] = self.encoder.describe()
@@ -194,7 +274,17 @@ class Pipeline(nn.Module):
         """Writes config.json and, where methods have parameters, methods.safetensors.
 
         The encoder is named, with the SHA-256 of its weights, not copied.
+
+        Raises:
+            ValueError: a method that its spec would not build again.
         """
+        for method in self.methods:
+            assert isinstance(method, Method)
+            if not registry.is_registered(method):
+                raise ValueError(
+                    f"{method.name} cannot be built again by name: register it (entry point fewtokens.methods) or "
+                    "save its parameters yourself"
+                )
         encoder = None if self.encoder is None else self.encoder.describe()
         state = self.methods.state_dict()
         with files.whole_folder(folder, last="config.json") as place:
@@ -235,3 +325,9 @@ class Pipeline(nn.Module):
         files.check_fit(pipeline.methods.state_dict(), tensors, f"{folder}: the parameters do not fit {spec!r}")
         pipeline.methods.load_state_dict(tensors)
         return pipeline
+
+
+def _keeps_every_token(method: Method) -> bool:
+    """Whether it surely leaves a token for each cell of any grid."""
+    few, many = Grid(2, 3, 5), Grid(64, 64, 64)
+    return not isinstance(method, Resampler) and all(method.planned_count(grid) == grid.cells for grid in (few, many))

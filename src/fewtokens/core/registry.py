@@ -10,128 +10,156 @@ from __future__ import annotations
 
 import ast
 import difflib
+import fnmatch
 import inspect
 import os
+import pkgutil
 import reprlib
 import warnings
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 import torch
 
+from fewtokens import methods
 from fewtokens.core import files
-from fewtokens.core.method import Method
+from fewtokens.core.budget import NotBoth
+from fewtokens.core.method import STAGES, Method
 from fewtokens.core.plain import conform
+from fewtokens.core.spec import Spec
 
-# name -> "module:Class". Strings, so that nothing is imported before it is used. Add a method here.
-METHODS = {
-    "random": "fewtokens.methods.baselines.random:Random",
-    "uniform": "fewtokens.methods.baselines.uniform:Uniform",
-    "fewer_frames": "fewtokens.methods.baselines.fewer_frames:FewerFrames",
-    "downsample": "fewtokens.methods.baselines.downsample:Downsample",
-    "mean_pool": "fewtokens.methods.baselines.mean_pool:MeanPool",
-    "rlt": "fewtokens.methods.pruning.rlt:Rlt",
-    "grt": "fewtokens.methods.pruning.grt:Grt",
-    "visual_words": "fewtokens.methods.merging.visual_words:VisualWords",
-    "evs": "fewtokens.methods.pruning.evs:Evs",
-    "dtd": "fewtokens.methods.pruning.dtd:Dtd",
-    "tome": "fewtokens.methods.merging.tome:Tome",
-    "kmeans": "fewtokens.methods.clustering.kmeans:KMeans",
-    "dpc_knn": "fewtokens.methods.clustering.dpc_knn:DpcKnn",
-    "vidcom2": "fewtokens.methods.pruning.vidcom2:VidCom2",
-    "dycoke": "fewtokens.methods.pruning.dycoke:DyCoke",
-    "visionzip": "fewtokens.methods.merging.visionzip:VisionZip",
-    "holitom": "fewtokens.methods.merging.holitom:HoliTom",
-    "fastvid": "fewtokens.methods.merging.fastvid:FastVid",
-    "scissor": "fewtokens.methods.merging.scissor:Scissor",
-    "sttm": "fewtokens.methods.merging.sttm:Sttm",
-    "hourglass": "fewtokens.methods.pruning.hourglass:Hourglass",
-    "dynamic_pool": "fewtokens.methods.pooling.dynamic_pool:DynamicPool",
-    "frame_fusion": "fewtokens.methods.merging.frame_fusion:FrameFusion",
-    "centerclip": "fewtokens.methods.clustering.centerclip:CenterClip",
-    "max_min": "fewtokens.methods.pruning.max_min:MaxMin",
-    "prunevid": "fewtokens.methods.merging.prunevid:PruneVid",
-    "testa": "fewtokens.methods.merging.testa:Testa",
-    "tempme": "fewtokens.methods.merging.tempme:TempMe",
-    "tome_video": "fewtokens.methods.merging.tome_video:TomeVideo",
-    "merge_windows": "fewtokens.methods.merging.merge_windows:MergeWindows",
-    "lftr": "fewtokens.methods.merging.lftr:Lftr",
-    "metok": "fewtokens.methods.pooling.metok:Metok",
-    "vid_tldr": "fewtokens.methods.merging.vid_tldr:VidTldr",
-    "representation_shift": "fewtokens.methods.pruning.representation_shift:RepresentationShift",
-    "tokenlearner": "fewtokens.methods.learned.tokenlearner:TokenLearner",
-    "grid_split": "fewtokens.methods.pooling.grid_split:GridSplit",
-    "spatial_pool": "fewtokens.methods.pooling.spatial_pool:SpatialPool",
-    "dense_tokens": "fewtokens.methods.learned.dense_tokens:DenseTokens",
-    "pool_mlp": "fewtokens.methods.learned.pool_mlp:PoolMlp",
-    "token_dynamics": "fewtokens.methods.learned.token_dynamics:TokenDynamics",
-    "perceiver": "fewtokens.methods.learned.perceiver:Perceiver",
-    "qformer": "fewtokens.methods.learned.qformer:QFormer",
-    "attentional_pool": "fewtokens.methods.learned.attentional_pool:AttentionalPool",
-    "token_turing": "fewtokens.methods.learned.token_turing:TokenTuring",
-    "llama_vid": "fewtokens.methods.learned.llama_vid:LlamaVid",
-    "ppllava": "fewtokens.methods.learned.ppllava:PpLlava",
-    "storm": "fewtokens.methods.learned.storm:Storm",
-    "linvt": "fewtokens.methods.learned.linvt:LinVt",
-}
-
-# Methods inside the layers of a language model, for `fewtokens.llm.attach`. They do not act on tokens alone, so they
-# are no part of `names()`, which comparisons and contract tests run over.
-INSIDE = {
-    "fastv": "fewtokens.methods.layers.fastv:FastV",
-    "pyramid_drop": "fewtokens.methods.layers.pyramid_drop:PyramidDrop",
-    "holitom_inner": "fewtokens.methods.layers.holitom_inner:HoliTomInner",
-    "prunevid_inner": "fewtokens.methods.layers.prunevid_inner:PruneVidInner",
-    "flexselect": "fewtokens.methods.layers.flexselect:FlexSelect",
-    "sttm_inner": "fewtokens.methods.layers.sttm_inner:SttmInner",
-    "dycoke_cache": "fewtokens.methods.layers.dycoke_cache:DyCokeCache",
-}
+# A method is a file of one of these folders of `fewtokens.methods`, named like the file: the folders are the registry.
+KINDS = ("baselines", "pruning", "merging", "clustering", "pooling", "learned", "selection", "memory", "quantizers")
+LAYER_KIND = "layers"
 
 # Printed by every comparison, at the same budget as the methods compared.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
 
+# Defaults that `build` may be given for a chain in which no method takes them.
+_SHARED = ("keep", "seed", "dim", "text_dim")
 # More than any chain that is written on purpose.
 MAX_LENGTH, MAX_LINKS = 10_000, 100
 # Whole numbers past these overflow in tensors; no machine holds larger layers.
 _MAX_SEED, _MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 2**63 - 1, 2**31 - 1, 2**20, 1000
-_SIZES = (
-    "dim",
-    "text_dim",
-    "hidden",
-    "num_tokens",
-    "heads",
-    "memory",
-    "read",
-    "state",
-    "side",
-    "grid",
-    "num_layers",
-)
+_SIZES = ("dim", "text_dim", "hidden", "heads", "memory", "read", "state", "side", "grid", "num_layers")
+
+
+@cache
+def _folder(kind: str) -> tuple[str, ...]:
+    """Names of the methods of a kind, read off its folder; nothing is imported."""
+    folder = Path(methods.__path__[0]) / kind
+    return tuple(sorted(module.name for module in pkgutil.iter_modules([str(folder)])))
 
 
 def names() -> list[str]:
-    """All known methods but those of `INSIDE`; those of other packages (entry-point group `fewtokens.methods`) last."""
-    return [*METHODS, *sorted(_others())]
+    """All known methods but those of `layer_names`; those of other packages (entry points `fewtokens.methods`) last."""
+    own = [name for kind in KINDS for name in _folder(kind)]
+    return [*BASELINES, *(name for name in own if name not in BASELINES), *sorted(_others())]
 
 
-def get(name: str) -> type[Method]:
-    """The class of a method.
+def layer_names() -> list[str]:
+    """Methods inside the layers of a language model, for `fewtokens.llm.attach`.
+
+    They do not act on tokens alone, so they are no part of `names`, which comparisons and laws run over.
+    """
+    return list(_folder(LAYER_KIND))
+
+
+def list_methods(pattern: str = "*", *, stage: str | None = None, learned: bool | None = None) -> list[str]:
+    """Names of methods, the plain baselines first.
+
+    Args:
+        pattern: with `*` and `?`, such as "*merge*".
+        stage: one of `fewtokens.core.method.STAGES`; those at "llm" are not listed otherwise.
+        learned: True for those with parameters, False for those without.
+
+    Raises:
+        ValueError: no such stage.
+    """
+    if stage is not None and stage not in STAGES:
+        raise ValueError(f"a stage is one of {', '.join(STAGES)}, got {stage!r}")
+    candidates = layer_names() if stage == "llm" else names()
+    return [
+        name
+        for name in fnmatch.filter(candidates, pattern)
+        if (stage is None or get(name).stage == stage)
+        and (learned is None or getattr(get(name), "learned", False) == learned)
+    ]
+
+
+def create_method(name: str, **arguments: Any) -> Any:
+    """One method by name.
+
+    Args:
+        name: see `list_methods`.
+        arguments: of its constructor.
+
+    Raises:
+        ValueError: an unknown name or argument, or an argument of the wrong type or out of its range.
+    """
+    parameters = inspect.signature(get(name)).parameters
+    if unknown := sorted(set(arguments) - set(parameters)):
+        raise ValueError(f"{name} takes {', '.join(parameters) or 'no arguments'}; not {', '.join(unknown)}")
+    return _make(name, arguments)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a method, a folder of `fewtokens.methods`; "other packages" for those."""
+    return next((kind for kind in (*KINDS, LAYER_KIND) if name in _folder(kind)), "other packages")
+
+
+def get(name: str) -> type[Any]:
+    """The class of a method: a `Method`, or a `LayerMethod` for `layer_names`.
 
     Raises:
         ValueError: no method of this name; says which names are close.
     """
-    target = METHODS.get(name) or INSIDE.get(name) or _others().get(name)
-    if target is None:
-        close = difflib.get_close_matches(name, [*names(), *INSIDE], n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
-        raise ValueError(f"no method called {files.in_a_line(name)!r}; {hint}")
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
+    kind = kind_of(name)
+    if kind in (*KINDS, LAYER_KIND):
+        return _class_of(import_module(f"fewtokens.methods.{kind}.{name}"))
+    if point := _others().get(name):
+        loaded = point.load()
+        loaded.name = name
+        return loaded
+    close = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
+    raise ValueError(f"no method called {files.in_a_line(name)!r}; {hint}")
 
 
-def _others() -> dict[str, str]:
-    return {point.name: point.value for point in entry_points(group="fewtokens.methods") if point.name not in METHODS}
+def _class_of(module: ModuleType) -> type[Any]:
+    """The one class that a method's file defines for a spec."""
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Spec) and value.__module__ == module.__name__
+    ]
+    assert len(own) == 1, f"{module.__name__} must define one method, has {[one.__name__ for one in own]}"
+    return own[0]
+
+
+def _others() -> dict[str, EntryPoint]:
+    return {
+        point.name: point
+        for point in entry_points(group="fewtokens.methods")
+        if kind_of(point.name) == "other packages"
+    }
+
+
+def streaming_names() -> list[str]:
+    """Methods that can be streamed, with some of their arguments, in alphabetical order."""
+    return sorted(name for name in names() if get(name).step is not Method.step)
+
+
+def is_registered(method: Spec) -> bool:
+    """Whether a spec string with its name builds a method of this class."""
+    try:
+        return get(method.name) is type(method)
+    except ValueError:
+        return False
 
 
 def parse(spec: str) -> list[tuple[str, dict[str, Any]]]:
@@ -203,7 +231,7 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
         ValueError: names the argument, what it takes and what it got.
     """
     kind = get(name)
-    hints = get_type_hints(kind.__init__) if name in METHODS or name in INSIDE else {}
+    hints = get_type_hints(kind.__init__) if kind_of(name) != "other packages" else {}
     for argument, value in arguments.items():
         conform(value, hints.get(argument, Any), f"{name}: {argument}")
         for number in _whole_numbers(value):
@@ -221,36 +249,42 @@ def _whole_numbers(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else []
 
 
-def build(spec: str, **defaults: Any) -> list[Method]:
-    """The methods of a spec string, in order.
+def build(spec: str, **defaults: Any) -> list[Any]:
+    """The methods of a spec string, in order: each a `Method`, or a `LayerMethod`.
 
     Args:
         spec: see `parse`.
         defaults: given to every method of the chain that takes such an argument and does not say it itself.
             This is how one `--keep` reaches a chain: methods that work by a threshold get it only at its end, and
-            only where nothing was said of their threshold.
+            only where their threshold is not given.
 
     Raises:
         ValueError: an unknown method or argument, an argument of the wrong type or out of its range, or
             parameters that are more than this machine has memory.
     """
     links = parse(spec)
-    methods = []
+    taken = {name for kind, _ in links for name in inspect.signature(get(kind)).parameters}
+    if unknown := sorted(set(defaults) - taken - set(_SHARED)):
+        raise ValueError(
+            f"no method of {_short(spec)} takes {', '.join(unknown)}; they take {', '.join(sorted(taken))}"
+        )
+    chain = []
     for number, (name, arguments) in enumerate(links):
         known = inspect.signature(get(name)).parameters
-        fitting = {key: value for key, value in defaults.items() if key in known}
-        if not leaves_keep_open(name, arguments, last=number == len(links) - 1):
-            fitting.pop("keep", None)
-        methods.append(_make(name, fitting | arguments))
-    return methods
+        fitting = {key: value for key, value in defaults.items() if key in known and key not in arguments}
+        budget = {"keep": fitting.pop("keep")} if "keep" in fitting else {}
+        arguments = fitting | arguments
+        if budget and leaves_keep_open(name, arguments, last=number == len(links) - 1):
+            arguments = budget | arguments
+        chain.append(_make(name, arguments))
+    return chain
 
 
-def _make(name: str, arguments: dict[str, Any]) -> Method:
+def _make(name: str, arguments: dict[str, Any]) -> Any:
     check_arguments(name, arguments)
     kind = get(name)
-    if kind.trainable:
-        with torch.device("meta"):
-            sketch = kind(**(arguments | {"checkpoint": None} if "checkpoint" in arguments else arguments))
+    if getattr(kind, "learned", False):
+        sketch = _sketch(name, arguments)
         needed = sum(value.numel() * value.element_size() for value in sketch.parameters())
         there = _memory()
         if there is not None and needed > there:
@@ -258,6 +292,12 @@ def _make(name: str, arguments: dict[str, Any]) -> Method:
                 f"{sketch.spec} has {needed / 2**30:.0f} GiB of parameters, this machine {there / 2**30:.0f} of memory"
             )
     return kind(**arguments)
+
+
+def _sketch(name: str, arguments: dict[str, Any]) -> Method:
+    """The method without memory for its parameters, and without its checkpoint."""
+    with torch.device("meta"):
+        return get(name)(**(arguments | {"checkpoint": None} if "checkpoint" in arguments else arguments))
 
 
 def _memory() -> int | None:
@@ -270,6 +310,18 @@ def _memory() -> int | None:
 def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> bool:
     """Whether a budget given from outside is for this link of a chain, see `build`."""
     kind = get(name)
-    if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
+    if "keep" not in inspect.signature(kind).parameters or "keep" in arguments or not issubclass(kind, Method):
         return False
-    return (kind.budget or last) and not set(arguments) & set(kind.instead_of_keep)
+    check_arguments(name, arguments)
+    if _sketch(name, arguments).budget is None and not last:
+        return False
+    try:
+        _sketch(name, {**arguments, "keep": _ANY_BUDGET[kind.stage]})
+    except NotBoth:
+        return False
+    except ValueError:
+        pass  # a budget of another unit: its own message comes when it is built
+    return True
+
+
+_ANY_BUDGET = {"pixels": 0.5, "encoder": 0.5, "tokens": 0.5}

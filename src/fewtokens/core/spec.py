@@ -1,4 +1,4 @@
-"""A class that is built from plain arguments, and written down as the spec string that builds it again."""
+"""Constructor arguments, spec string and config, each made from the others."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from typing import Any, ClassVar
 
 
 class Spec:
-    """Constructor arguments as a spec string: `tome(keep=0.25)`.
+    """Something that a spec string builds: `name(argument=value, ...)`.
 
-    Arguments are plain values, each stored under its own name.
+    Arguments are plain values, keyword-only after the first, each stored under its own name, so that the config, the
+    flag and the spec string are all made from the signature.
 
-    Class attributes:
-        name: the name in spec strings; by default the name of the module.
+    Attributes:
+        name: the name in spec strings. In `fewtokens.methods` it is the file's name; a class registered by an entry
+            point has the name of that; any other one has its class name, and is known to nobody else.
     """
 
-    name: ClassVar[str] = ""
+    name: ClassVar[str]
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.name = cls.__module__.rpartition(".")[2]
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        package, _, module = cls.__module__.rpartition(".")
+        cls.name = module if package.startswith("fewtokens.methods.") else cls.__name__
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -28,9 +31,8 @@ class Spec:
 
     @property
     def spec(self) -> str:
-        """The spec string that builds this object again; arguments that are None are left out."""
+        """The spec string that builds this again; arguments that are None are left out."""
         return f"{self.name}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
-        """The arguments as a spec string writes them."""
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items() if value is not None)

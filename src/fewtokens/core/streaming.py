@@ -4,85 +4,40 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from fewtokens.core import files, registry
-from fewtokens.core.batch import concatenate
-from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Encoder
+from fewtokens.core import files
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 
 
 class Streaming:
-    """Runs an encoder and at most one causal method over chunks of videos.
+    """Runs a pipeline of causal methods over chunks of a video, in memory that does not grow.
 
-    What is put together by `join` equals the pipeline on the whole video. Between chunks the method's state is
-    remembered, a frame or two, and nothing else.
+    What `pipeline.join` makes of the chunks equals the pipeline on the whole video. Between chunks each method's state
+    is remembered, a frame or two, and nothing else.
 
     Args:
-        method: one with `step`; None keeps every token.
-        encoder: sees the frames of one chunk at a time.
+        pipeline: an encoder, which sees the frames of one chunk at a time, and causal methods.
 
     Raises:
-        ValueError: a method that looks at the whole video; says what it takes to stream.
+        ValueError: a method that is not causal; says which are.
     """
 
-    def __init__(self, method: Method | None, encoder: Encoder) -> None:
-        if method is not None and not method.causal:
-            streams = ", ".join(name for name in registry.METHODS if hasattr(registry.get(name), "step"))
-            raise ValueError(
-                f"{method.spec} looks at the whole video; chunk by chunk there are {streams}, by a threshold: "
-                "rlt(tau=0.1), dtd(0.5), evs(tau=0.3), dycoke(0.7, last_group='pruned')"
-            )
-        self.method, self.encoder = method, encoder
-        self._state: Any = None
-
-    @property
-    def spec(self) -> str:
-        return "" if self.method is None else self.method.spec
+    def __init__(self, pipeline: Pipeline) -> None:
+        pipeline.check_causal()
+        self.pipeline = pipeline
+        self._state: list[Any] | None = None
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
-        """The tokens of the next frames [B,T,3,H,W] or [T,3,H,W], on the grid of this chunk.
-
-        Cells whose token lies in an earlier chunk are marked dropped; `join` finds it again.
-        """
-        frames = frames[None] if frames.ndim == 4 else frames
-        method = self.method
-        if method is None:
-            return self.encoder(frames, times)[0]
-        if method.stage == "pixels" and self.encoder.skips:
-            return self.encoder(frames, times, before=(_Step(self),))[0]  # type: ignore[arg-type]
-        tokens, cues = self.encoder(frames, times, needs=method.needs)
-        return self.step(tokens, **cues)
-
-    def step(self, tokens: Tokens, **cues: Tensor) -> Tokens:
-        """The method on the next tokens, its state kept."""
-        method: Any = self.method
-        out, self._state = method.step(tokens, self._state, **cues)
-        return out
-
-
-class _Step:
-    """What an encoder sees in place of a pixels method."""
-
-    def __init__(self, owner: Streaming) -> None:
-        assert owner.method is not None
-        self.owner, self.name, self.stage, self.needs = owner, owner.method.name, "pixels", owner.method.needs
-
-    def __call__(self, tokens: Tokens, **cues: Tensor) -> Tokens:
-        return self.owner.step(tokens, **cues)
-
-
-def join(chunks: Iterable[Tokens], spec: str = "") -> Tokens:
-    """The tokens of the whole video from those of its chunks, by the method that made them."""
-    chunks = list(chunks)
-    return registry.build(spec)[0].join(chunks) if spec else concatenate(chunks)
+    def __call__(self, video: Tensor | Tokens, times: Tensor | None = None, **cues: Tensor) -> Tokens:
+        """The tokens of the next frames, on the grid of this chunk; arguments as `Pipeline.step`."""
+        tokens, self._state = self.pipeline.step(video, self._state, times, **cues)
+        return tokens
 
 
 class Facts(TypedDict):
@@ -114,9 +69,11 @@ def load(folder: str | Path) -> Tokens:
     folder = Path(folder)
     facts = read_facts(folder)
     spec = facts["spec"]
-    links = registry.parse(spec) if spec else []
-    if len(links) > 1 or any(not hasattr(registry.get(name), "step") for name, _ in links):
-        raise ValueError(f"{folder / 'stream.json'}: {spec!r} is not one method that streams")
+    pipeline = Pipeline(spec)
+    try:
+        pipeline.check_causal()
+    except ValueError as error:
+        raise ValueError(f"{folder / 'stream.json'}: {error}") from None
     if not facts["chunks"]:
         raise ValueError(f"{folder / 'stream.json'}: names no chunks")
     if strange := [name for name in facts["chunks"] if Path(name).name != name or len(os.fsencode(name)) > 255]:
@@ -125,7 +82,7 @@ def load(folder: str | Path) -> Tokens:
     kinds = {(c.B, c.C, c.grid.H, c.grid.W, c.num_prefix, c.codes is None) for c in chunks}
     if len(kinds) > 1:
         raise ValueError(f"{folder}: its chunks are of different videos")
-    return join(chunks, spec).replace(meta=facts["meta"])
+    return pipeline.join(chunks).replace(meta=facts["meta"])
 
 
 def finish(folder: Path, chunks: list[str], spec: str, meta: dict[str, Any]) -> Path:

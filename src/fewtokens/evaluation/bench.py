@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fewtokens.core import files, registry
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, planned_count
+from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Encoder, Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
@@ -36,10 +37,7 @@ FULL = "full"
 # Other ways to run a method that `--methods all` compares too.
 _ALSO = (
     "dtd(mode='pixel')",
-    "tome(stage='encoder')",
     "tome_video(within='frame')",
-    "merge_windows(stage='encoder')",
-    "representation_shift(stage='tokens')",
     "centerclip(algorithm='spectral')",
 )
 # Frames of a clip whose regions are kept for the page.
@@ -103,7 +101,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
     for spec in [*registry.names(), *_ALSO]:
         kind = registry.get(registry.parse(spec)[0][0])
         known = inspect.signature(kind).parameters
-        if kind.trainable or not {"keep", "total"} & set(known):
+        if kind.learned or "keep" not in known:
             continue
         (method,) = registry.build(spec, keep=0.5)
         if (method.stage != "encoder" or encoder.walks) and (
@@ -129,8 +127,8 @@ def _split(methods: str) -> list[str]:
 
 def chain(spec: str, keep: float | int, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
     """The methods of a spec at a budget; where they cannot go so low, `tome` merges what is too much."""
-    wanted = planned_count(grid, keep)
-    methods = registry.build(spec, keep=keep, total=wanted, seed=seed, dim=dim)
+    wanted = Budget.parse(keep).count(grid)
+    methods = registry.build(spec, keep=keep, seed=seed, dim=dim)
     counts = [count for method in methods if (count := method.planned_count(grid)) is not None]
     if counts and min(counts) > wanted:
         methods += registry.build("tome", keep=keep)
@@ -256,7 +254,7 @@ def measure(
         "cells": tokens.grid.cells,
         "share": int(out.count[0]) / tokens.grid.cells,
     }
-    row |= kept_of(out.to("cpu"), encoded, methods, encoder)
+    row |= kept_of(out.to("cpu"), encoded, encoder)
     row |= {
         "method ms": statistics.median(method_ms) if method_ms and methods else None,
         "method ± ms": half_range(method_ms) if method_ms and methods else None,
@@ -275,10 +273,9 @@ def measure(
     return row
 
 
-def kept_of(out: Tokens, encoded: Encoded, methods: Sequence[Method], encoder: Encoder) -> dict[str, float | None]:
+def kept_of(out: Tokens, encoded: Encoded, encoder: Encoder) -> dict[str, float | None]:
     """What the tokens keep of the full features: columns of a row."""
-    fill = "hold" if any(method.fill == "hold" for method in methods) else "nearest"
-    back = out.unmerge(fill, time_weight=TIME_WEIGHT)[0]
+    back = out.unmerge(time_weight=TIME_WEIGHT)[0]
     full, rare = encoded.full, encoded.rare
     found: dict[str, float | None] = {
         "cosine": mean_cosine(back, full),
@@ -329,8 +326,8 @@ def unpacked(text: str) -> np.ndarray:
 
 
 def jobs(
-    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int]
-) -> Iterator[tuple[str, str, float | int]]:
+    items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int | str]
+) -> Iterator[tuple[str, str, float | int | str]]:
     """Clip, spec and budget of every row, clip by clip; all features of a clip come first."""
     for item in items:
         yield item, FULL, 1.0

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fewtokens.core import registry
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import CUES, Method, planned_count
+from fewtokens.core.method import CUES, Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, relative_error
 from fewtokens.profiling.latency import half_range, timings
@@ -77,7 +78,9 @@ class Row:
         }
 
 
-def at_one_budget(keep: float | int, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)) -> list[Method]:
+def at_one_budget(
+    keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)
+) -> list[Method]:
     """Every registered method without parameters that acts on tokens and meets a budget, the baselines first.
 
     Methods that cannot go so low (some keep a whole frame) are left out.
@@ -89,13 +92,13 @@ def at_one_budget(keep: float | int, grid: Grid, seed: int = 0, *, gives: Sequen
         gives: cues that are there; methods that need others are left out.
     """
     methods = []
+    budget = Budget.parse(keep)
     for name in registry.names():
         kind = registry.get(name)
-        fits = kind.stage == "tokens" and not kind.trainable and set(kind.needs) <= set(gives)
-        if fits and "keep" in inspect.signature(kind).parameters:
+        if kind.stage == "tokens" and not kind.learned and "keep" in inspect.signature(kind).parameters:
             (method,) = registry.build(name, keep=keep, seed=seed)
             count = method.planned_count(grid)
-            if count is None or count <= planned_count(grid, keep):
+            if set(method.needs) <= set(gives) and (count is None or count <= budget.count(grid)):
                 methods.append(method)
     return sorted(methods, key=lambda method: method.name not in registry.BASELINES)
 
@@ -123,7 +126,7 @@ def compare(
     for method in methods:
         given = {name: (cues or {})[name] for name in method.needs}
         reduced, milliseconds = _timed(method, tokens, given, repeats)
-        back = reduced.unmerge(method.fill, time_weight=TIME_WEIGHT)
+        back = reduced.unmerge(time_weight=TIME_WEIGHT)
         frames = None if decode is None else decode(back)[0].clamp(0, 1)
         yield Row(
             method=method,

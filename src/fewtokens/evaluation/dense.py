@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.data.dense_sets import SequenceFiles, paired
 from fewtokens.data.masks import read_masks, resize_masks
@@ -54,7 +53,6 @@ def encode_with(pipeline: Pipeline) -> Encode:
     Raises (when called):
         ValueError: an encoder without features for each single frame, or with some that are not finite.
     """
-    hold = any(isinstance(method, Method) and method.fill == "hold" for method in pipeline.methods)
 
     @torch.inference_mode()
     def run(frames: Tensor) -> tuple[Tensor, int]:
@@ -64,7 +62,7 @@ def encode_with(pipeline: Pipeline) -> Encode:
                 f"label propagation needs features for each frame; this encoder gives {tokens.grid.T} for "
                 f"{len(frames)} frames"
             )
-        back = tokens.unmerge("hold" if hold else "nearest", time_weight=TIME_WEIGHT)[0]
+        back = tokens.unmerge(time_weight=TIME_WEIGHT)[0]
         if not bool(back.isfinite().all()):
             raise ValueError("the features are not all finite; take --dtype float32, or bfloat16 for float16")
         return back, int(tokens.count[0])

@@ -13,7 +13,7 @@ or, from a folder and a video to an answer, where each video is encoded once:
     model = VideoLLM.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
     print(model.session("token_dynamics(keep=32)").ask("clip.mp4", "What happens?").text)
 
-Methods inside the layers of the language model come after a chain, or alone; `registry.INSIDE` names them:
+Methods inside the layers of the language model come after a chain, or alone; `registry.layer_names()` names them:
 
     with attach(model, "tome(keep=0.25) | fastv(keep=0.5, layer=2)") as few: ...
 """

@@ -131,10 +131,10 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
     Args:
         model: of a family in `BACKENDS`, with its language-model head; also wrapped by peft, torch.compile (what was
             compiled is then not used), DataParallel (one device is used) or DDP.
-        spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.INSIDE`),
-            for which its decoder layers are given forward pre-hooks. Those keep prompts, generated words and logits
-            as long as they are; hidden states, attention and caches get shorter. Only videos are reduced: an image is
-            left whole, and a warning says so.
+        spec: a chain of methods, see `compress`; after them such as act inside the language model
+            (`registry.layer_names()`), for which its decoder layers are given forward pre-hooks. Those keep prompts,
+            generated words and logits as long as they are; hidden states, attention and caches get shorter. Only videos
+            are reduced: an image is left whole, and a warning says so.
         options: layout, positions, items of `compress`.
 
     Raises:

@@ -9,6 +9,8 @@ chosen layers a learner makes few tokens of each frame:
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.frames import normalise, to_unit
 from fewtokens.encoders.vit import Block, ViTConfig
-from fewtokens.methods.ops.per_frame import plan_of
+from fewtokens.methods.ops.per_frame import resampled_frames
 from fewtokens.networks.attention import FactorisedDotBlock, FactorisedSelfBlock
 from fewtokens.networks.base import Model
 from fewtokens.networks.token_fuser import FUSERS, TokenFuser
@@ -46,7 +48,7 @@ class VisionConfig:
             learned for every tubelet; in the factorised encoder once for the tubelets of a frame and once for the
             frames, as in the published code.
         temporal_depth: blocks over time of the factorised encoder.
-        learner: spec of a per-frame learner such as "tokenlearner(8)"; "" for none.
+        learner: spec of a per-frame learner such as "tokenlearner('8/frame')"; "" for none.
         at: 0-based layer; the learner stands immediately before this block.
         fuser: "", or fuser, unpool, reproject: back to the grid in every layer from `at` on.
         fuser_mix, fuser_gate: of the TokenFuser.
@@ -262,7 +264,7 @@ class VisionTransformer(Model):
         cells = Tokens.from_cells(named["embedded"].flatten(1, 3), Grid(T, H, W, seconds))
         if self.config.learner and not self.config.fuser:
             maps = named[f"learner{self.config.at}"]
-            cells = cells.apply(plan_of(cells, maps.detach().abs().clamp(min=1e-12)))
+            cells = cells.apply(resampled_frames(cells, maps.detach().abs().clamp(min=1e-12)).plan)
         return cells.replace(features=named["tokens"].reshape(cells.B, cells.N, -1))
 
     def _walk(self, x: Tensor, named: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -334,9 +336,17 @@ def build_learner(config: VisionConfig) -> nn.Module:
     Raises:
         ValueError: not one method, or one that does not work frame by frame.
     """
-    (learner, *others) = registry.build(config.learner, dim=config.width, side=max(config.grid[1:]))
+    # Earlier versions wrote the tokens of a frame as tokenlearner(8).
+    spec = re.sub(
+        r"^(tokenlearner|dense_tokens|pool_mlp|grid_split)\((?:num_tokens=)?(\d+)(?=[,)])",
+        r"\1('\2/frame'",
+        config.learner,
+    )
+    takes = inspect.signature(registry.get(registry.parse(spec)[0][0])).parameters
+    sized = {"side": max(config.grid[1:])} if "side" in takes else {}
+    (learner, *others) = registry.build(spec, dim=config.width, **sized)
     if others or not hasattr(learner, "learn"):
-        raise ValueError(f"{config.learner!r} is not one per-frame learner such as tokenlearner(8)")
+        raise ValueError(f"{config.learner!r} is not one per-frame learner such as tokenlearner('8/frame')")
     return learner
 
 

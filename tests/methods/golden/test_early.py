@@ -11,13 +11,15 @@ import torch
 from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.methods.learned.length_embedding import LengthEmbedding
 from fewtokens.methods.merging.vid_tldr import VidTldr, saliency
 from fewtokens.methods.merging.visual_words import CLIP_MEAN, CLIP_STD, VisualWords, fit_words, load_words, save_words
 from fewtokens.methods.pruning.grt import Grt
-from fewtokens.methods.pruning.representation_shift import RepresentationShift
+from fewtokens.methods.pruning.representation_shift_in_encoder import RepresentationShiftInEncoder
 from fewtokens.methods.pruning.rlt import Rlt
 from tests.helpers.clips import clip, cues, run
 from tests.methods.golden import naive
@@ -60,16 +62,15 @@ class TestGrt:
 def test_rlt_adds_the_embedding_of_a_runs_length():
     torch.manual_seed(0)
     tokens, pixels = pixel_clip()
-    method = Rlt(0.1, longest=3, dim=8).eval()
+    method = LengthEmbedding(3, dim=8).eval()
     plain = Rlt(0.1)(tokens, pixels=pixels)
-    out = method(tokens, pixels=pixels)
+    out = Pipeline([Rlt(0.1), method])(tokens, pixels=pixels)
     row = plain.sizes[0].long().clamp(max=3) - 1
-    assert method.lengths is not None
     torch.testing.assert_close(out.features[0], plain.features[0] + method.lengths[row])
     out.features.sum().backward()
     assert bool((method.lengths.grad != 0).any())
-    with pytest.raises(ValueError, match="chunk by chunk"):
-        method.step(tokens, None, pixels=pixels)
+    with pytest.raises(ValueError, match="length_embedding.* cannot be streamed"):
+        Pipeline([Rlt(0.1), method]).step(tokens, None, pixels=pixels)
 
 
 def as_clip(pixels):
@@ -207,9 +208,7 @@ class TestCuesOfTheWalk:
         """By the MLP of the block before."""
         seen = []
 
-        class Spy(RepresentationShift):
-            name = "representation_shift"
-
+        class Spy(RepresentationShiftInEncoder):
             def plan(self, tokens, *, shift, layer=0, depth=1):
                 plan = super().plan(tokens, shift=shift, layer=layer, depth=depth)
                 seen.append((layer, shift, plan))
@@ -232,11 +231,9 @@ class TestCuesOfTheWalk:
         seen = []
 
         class Spy(VidTldr):
-            name = "vid_tldr"
-
-            def forward(self, tokens, **given):
+            def plan(self, tokens, **given):
                 seen.append((tokens, given["sharpness"]))
-                return tokens
+                return Plan.identity(tokens)
 
         tokens = self.embedded(vit)
         vit.walk(tokens, [Spy(0.5)])
@@ -250,9 +247,9 @@ class TestCuesOfTheWalk:
         [
             "vid_tldr(0.2)",
             "vid_tldr(0.2, by='shift')",
-            "representation_shift(0.2)",
-            "merge_windows(0.25, window=3, stage='encoder')",
-            "grt(keep=0.4) | representation_shift(0.2)",
+            "representation_shift_in_encoder(0.2)",
+            "merge_windows_in_encoder(0.25, window=3)",
+            "grt(keep=0.4) | representation_shift_in_encoder(0.2)",
             "visual_words(0.5) | vid_tldr(0.1)",
         ],
     )

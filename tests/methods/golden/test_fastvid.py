@@ -29,7 +29,7 @@ def plain_segments(frames: np.ndarray, segments: int, tau: float) -> list[tuple[
     return out
 
 
-def plain(x, attention, frames, keep, *, segments, tau, context, step, beta, neighbors) -> dict[int, np.ndarray]:
+def plain(x, attention, frames, keep, *, segments, tau, context, stride, beta, neighbors) -> dict[int, np.ndarray]:
     """x [T,n,C], budgets below 0.45: cell -> feature of every token that comes out."""
     T, n, _ = x.shape
     each = keep // T
@@ -38,7 +38,7 @@ def plain(x, attention, frames, keep, *, segments, tau, context, step, beta, nei
     salient = {(t, p) for t in range(T) for p in by_attention[t][: each - few]}
     out = {t * n + p: x[t, p] for t, p in salient}
     for s, e in plain_segments(frames, segments, tau):
-        anchor_frames = range(e, s - 1, -step)
+        anchor_frames = range(e, s - 1, -stride)
         number = few * (e - s + 1) // len(anchor_frames)
         for f in anchor_frames:
             places = [p for p in range(n) if (f, p) not in salient]
@@ -62,9 +62,9 @@ def plain(x, attention, frames, keep, *, segments, tau, context, step, beta, nei
 
 @pytest.mark.parametrize("keep", [6, 13, 40])
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("beta", "step", "tau"), [(0.6, 2, 0.2), (0.1, 2, -1.0), (0.1, 1, -1.0), (0.3, 4, -1.0)])
-def test_against_loops(keep, seed, beta, step, tau):
-    options = {"segments": 3, "tau": tau, "context": 0.4, "step": step, "beta": beta, "neighbors": 4}
+@pytest.mark.parametrize(("beta", "stride", "tau"), [(0.6, 2, 0.2), (0.1, 2, -1.0), (0.1, 1, -1.0), (0.3, 4, -1.0)])
+def test_against_loops(keep, seed, beta, stride, tau):
+    options = {"segments": 3, "tau": tau, "context": 0.4, "stride": stride, "beta": beta, "neighbors": 4}
     tokens = clip(6, 4, 4, 12, 1, seed=seed)
     given = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
     x = tokens.features[0].double().numpy().reshape(6, 16, 12)

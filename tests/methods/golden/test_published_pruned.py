@@ -85,7 +85,7 @@ def test_fastvid():
     """LunarShen/FastVID, fastvid_llavaonevision, at a40a109: segments of 4, 3 and 1 frames."""
     x = waves(8, 5, 5)
     attention = (torch.sin(torch.arange(200.0) * 2.7) + 1)[None]
-    spec = "fastvid(0.2, segments=3, tau=0.5, context=0.4, step=2, beta=0.2)"
+    spec = "fastvid(0.2, segments=3, tau=0.5, context=0.4, stride=2, beta=0.2)"
     out = reduced(spec, x, attention=attention, frame_global=x.mean((2, 3)))
     assert int(out.count[0]) == 40
     assert sums(out) == pytest.approx([16.9853, 146.9844], abs=2e-3)

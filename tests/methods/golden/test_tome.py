@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.merging.tome import Tome, schedule
+from fewtokens.methods.merging.tome import Tome
+from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 from fewtokens.methods.ops.bipartite import best_match, bipartite_plan
+from fewtokens.methods.ops.schedule import schedule
 from tests.helpers.clips import clip
 
 
@@ -120,7 +122,7 @@ def test_schedules():
 )
 def test_token_counts_of_published_models(patches, depth, r, final):
     tokens = Tokens.from_cells(torch.randn(1, 1, 1, patches, 4), prefix=torch.zeros(1, 1, 4))
-    method = Tome(r=r, stage="encoder")
+    method = TomeInEncoder(r=r)
     for layer in range(depth):
         tokens = method(tokens, keys=tokens.features, layer=layer, depth=depth)
     assert final == tokens.N + 1
@@ -129,7 +131,7 @@ def test_token_counts_of_published_models(patches, depth, r, final):
 @pytest.mark.parametrize("keep", [0.5, 0.1, 0.013])
 def test_a_share_inside_an_encoder_is_met(keep):
     tokens = Tokens.from_cells(torch.randn(2, 1, 14, 14, 4))
-    method = Tome(keep=keep, stage="encoder")
+    method = TomeInEncoder(keep=keep)
     for layer in range(12):
         tokens = method(tokens, keys=tokens.features, layer=layer, depth=12)
     assert tokens.count.tolist() == [int(keep * 196)] * 2
@@ -137,20 +139,17 @@ def test_a_share_inside_an_encoder_is_met(keep):
 
 def test_a_share_out_of_reach_is_an_error():
     tokens = Tokens.from_cells(torch.randn(1, 1, 14, 14, 4))
-    with pytest.raises(ValueError, match="cannot reach"):
+    with pytest.raises(ValueError, match="tome_in_encoder.*cannot be reached"):
         for layer in range(2):
-            tokens = Tome(keep=0.01, stage="encoder")(tokens, keys=tokens.features, layer=layer, depth=2)
+            tokens = TomeInEncoder(keep=0.01)(tokens, keys=tokens.features, layer=layer, depth=2)
 
 
 def test_bad_arguments():
-    for wrong in (
-        {"stage": "llm"},
-        {"r": 8},
-        {"keep": 32, "stage": "encoder"},
-        {"keep": 0.5, "r": 8, "stage": "encoder"},
-    ):
-        with pytest.raises(ValueError, match=r"tome|keep"):
-            Tome(**wrong)
+    for wrong in ({"keep": 32}, {"keep": 0.5, "r": 8}, {"r": -1}):
+        with pytest.raises(ValueError, match=r"tome_in_encoder|r must be"):
+            TomeInEncoder(**wrong)
+    with pytest.raises(ValueError, match="tome: keep"):
+        Tome(0)
 
 
 def test_merges_equal_frames_first():

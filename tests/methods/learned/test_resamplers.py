@@ -32,7 +32,7 @@ SPECS = {
     "qformer": "qformer(5, num_layers=3, heads=2)",
     "attentional_pool": "attentional_pool(5, hidden=7)",
     "token_turing": "token_turing(5, memory=6, read=3, num_layers=2, heads=2)",
-    "llama_vid": f"llama_vid(2, text_dim={D})",
+    "llama_vid": f"llama_vid('5/frame', text_dim={D})",
     "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_dim={D})",
     "storm": "storm(2, spatial=2, state=3, num_layers=2)",
     "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
@@ -493,11 +493,11 @@ def test_heads_divide_the_width():
 @pytest.mark.parametrize(
     ("kind", "arguments", "message"),
     [
-        (Perceiver, {"num_tokens": 0}, "num_tokens"),
+        (Perceiver, {"keep": 0}, "perceiver: keep must be a count"),
         (QFormer, {"num_layers": 0}, "num_layers"),
         (AttentionalPool, {"hidden": -1}, "hidden"),
         (TokenTuring, {"memory": 2.5}, "memory"),
-        (LlamaVid, {"grid": True}, "grid"),
+        (LlamaVid, {"keep": True}, "llama_vid: keep must be"),
         (PpLlava, {"kernel": (2, 3)}, "kernel"),
         (PpLlava, {"tau": 0.0}, "tau"),
         (Storm, {"pool": 0}, "pool"),
@@ -513,10 +513,10 @@ def test_impossible_arguments(kind, arguments, message):
 @pytest.mark.parametrize("name", SPECS)
 def test_weights_are_saved_and_read(name, tmp_path):
     method = build(name).float()
-    path = save_weights(method, name, tmp_path / "method.safetensors")
+    path = save_weights(method, tmp_path / "method.safetensors")
     (again,) = registry.build(SPECS[name], dim=C, checkpoint=str(path))
     tokens = video().to(torch.float32)
     text = query().float()
     assert torch.equal(run(method, tokens, text).features, run(again.eval(), tokens, text).features)
-    with pytest.raises(ValueError, match="say width"):
+    with pytest.raises(ValueError, match="say dim"):
         run(method, clip(C=C + 1), text)

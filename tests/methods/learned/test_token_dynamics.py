@@ -16,6 +16,7 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.clustering.kmeans import KMeans
 from fewtokens.methods.learned.token_dynamics import TokenDynamics
+from fewtokens.methods.learned.vqtoken import VqToken
 from fewtokens.methods.ops.cross_dynamics import (
     CrossDynamics,
     PaperAttention,
@@ -23,6 +24,7 @@ from fewtokens.methods.ops.cross_dynamics import (
     occupancy,
     statistics,
 )
+from fewtokens.methods.ops.token_base import fixed
 from tests.helpers.clips import clip
 
 
@@ -33,6 +35,11 @@ def trained(keep: int | None = 5, **options) -> TokenDynamics:
         if isinstance(module, CrossDynamics):
             nn.init.constant_(module.gate, 0.7)
     return method
+
+
+def released(keep: int | None = 5, *, side: int = 3, **options) -> VqToken:
+    torch.manual_seed(1)
+    return VqToken(keep, dim=24, side=side, **options).eval()
 
 
 def square(T: int = 4, side: int = 3, B: int = 2) -> Tokens:
@@ -126,15 +133,15 @@ class TestDynamics:
         shuffled = Tokens.from_cells(tokens.features.unflatten(1, (6, -1))[:, order].flatten(1, 2), tokens.grid)
         method = trained(6)
         # From the same centres: k-means++ itself looks at the order of the tokens.
-        label = method.base(tokens).dest.unflatten(1, (6, -1))[:, order].flatten(1)
-        one, two = tokens.apply(method.base(tokens)), shuffled.apply(Plan.group(label, shuffled, 6))
+        label = method.decide(tokens).dest.unflatten(1, (6, -1))[:, order].flatten(1)
+        one, two = tokens.apply(method.decide(tokens)), shuffled.apply(Plan.group(label, shuffled, 6))
         same = (one.features[:, :, None] - two.features[:, None]).norm(dim=3).argmin(2)
         torch.testing.assert_close(one.features, two.features.gather(1, same[..., None].expand(-1, -1, 24)))
         assert not torch.allclose(occupancy(one), occupancy(two).gather(1, same[..., None].expand(-1, -1, 392)))
 
-    @pytest.mark.parametrize("mode", ["dynamics", "paper", "reference"])
+    @pytest.mark.parametrize("mode", ["dynamics", "paper", "released"])
     def test_gradients_reach_everything(self, mode):
-        method, tokens = trained(mode=mode, side=3), square()
+        method, tokens = released() if mode == "released" else trained(mode=mode), square()
         features = tokens.features.clone().requires_grad_()
         method(tokens.replace(features=features)).features.square().sum().backward()
         assert float(features.grad.abs().sum()) > 0
@@ -156,7 +163,7 @@ class TestDynamics:
 
     def test_saved_and_read(self, tmp_path):
         method, tokens = trained(), clip()
-        path = save_weights(method, "token_dynamics", tmp_path / "few.safetensors")
+        path = save_weights(method, tmp_path / "few.safetensors")
         again = TokenDynamics(5, dim=24, checkpoint=str(path))
         assert torch.equal(again(tokens).features, method(tokens).features)
 
@@ -164,7 +171,7 @@ class TestDynamics:
         for options, said in (
             ({"mode": "other"}, "mode must be"),
             ({"criterion": "luck"}, "chooses K by"),
-            ({"keep": 5, "criterion": "elbow"}, "takes between="),
+            ({"keep": 5, "criterion": "elbow"}, "takes one of keep= and criterion="),
             ({"criterion": "elbow", "between": (5, 3)}, "k_min"),
         ):
             with pytest.raises(ValueError, match=said):
@@ -177,14 +184,14 @@ class TestReference:
     @pytest.mark.parametrize(("T", "keep"), [(4, 9), (4, 4), (7, 3), (1, 5), (5, 1)])
     def test_equals_a_stock_decoder_on_tiled_rows(self, T, keep):
         """max(T, K) rows, in the order of the frames; written with repeat and cut as one video at a time."""
-        method, tokens = trained(keep, mode="reference", side=3), square(T)
+        method, tokens = released(keep), square(T)
         with torch.no_grad():
             made = method(tokens)
         assert made.count.tolist() == [max(T, keep)] * 2 == [method.planned_count(tokens.grid)] * 2
         made.check()
         unit = torch.nn.functional.normalize(tokens.features, dim=2)
         for b in range(2):
-            label = method.base(tokens[b]).dest[0]
+            label = fixed(tokens[b], torch.tensor([keep]), method.seed).dest[0]
             centres = torch.stack([unit[b, label == k].mean(0) for k in range(keep)])
             rows = label.reshape(T, 9).float()
             longest = max(T, keep)
@@ -200,22 +207,22 @@ class TestReference:
         module = ReferenceAttention(896, 27)
         assert len(module.state_dict()) == 20
         assert sum(p.numel() for p in module.parameters()) == pytest.approx(10.76e6, rel=1e-3)
-        source = trained(4, mode="reference", side=3)
+        source = released(4)
         tensors = {f"model.cross_attention.{name}": value for name, value in source.attention.state_dict().items()}
         path = str(tmp_path / "released.safetensors")
         save_file(tensors | {"model.image_newline": torch.zeros(24)}, path)
-        again = TokenDynamics(4, dim=24, mode="reference", side=3, checkpoint=path).eval()
+        again = VqToken(4, dim=24, side=3, checkpoint=path).eval()
         assert torch.equal(again(square()).features, source(square()).features)
         tensors.popitem()
         save_file(tensors, path)
         with pytest.raises(ValueError, match="holds no cross-attention"):
-            TokenDynamics(4, dim=24, mode="reference", side=3, checkpoint=path)
+            VqToken(4, dim=24, side=3, checkpoint=path)
         with pytest.raises(ValueError, match="not a safetensors file"):
-            TokenDynamics(4, dim=24, mode="reference", side=3, checkpoint=str(tmp_path / "none"))
+            VqToken(4, dim=24, side=3, checkpoint=str(tmp_path / "none"))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_in_half_precision(self, dtype):
-        tokens, method = square().to(dtype), trained(4, mode="reference", side=3)
+        tokens, method = square().to(dtype), released(4)
         whole = method(tokens.to(torch.float32))
         out = method.to(dtype)(tokens).check()
         assert out.features.dtype == dtype
@@ -223,10 +230,10 @@ class TestReference:
 
     def test_frames_of_another_size(self):
         with pytest.raises(ValueError, match="say side="):
-            trained(4, mode="reference", side=4)(square())
+            released(4, side=4)(square())
 
     def test_a_batch_of_unequal_lengths(self):
-        method = trained(mode="reference", side=3, keep=None, criterion="silhouette", between=(2, 6))
+        method = released(None, criterion="silhouette", between=(2, 6))
         padded = clip(6, 3, 3, lengths=[3, 6])
         with torch.no_grad():
             together = method(padded)

@@ -43,7 +43,7 @@ def ramp(shape: tuple[int, ...], rate: float, wave, dtype: torch.dtype) -> torch
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_golden_values_of_version_1_1(dtype):
-    learner = TokenLearner(3, dim=6, version="1.1").to(dtype).eval()
+    learner = TokenLearner("3/frame", dim=6, version="1.1").to(dtype).eval()
     set_as_in_the_golden_case(learner)
     z, maps = (part.detach() for part in learner.learn(ramp((1, 4, 4, 6), 0.37, torch.cos, dtype)))
     expected = [0.039466, 0.008395, -0.023812, -0.052797, -0.074635, -0.086373]
@@ -91,7 +91,7 @@ def plain_version_1_0(x: np.ndarray, learner: TokenLearner) -> np.ndarray:
 @pytest.mark.parametrize("pool", ["sum", "mean"])
 def test_version_1_0_against_loops(shape, pool):
     torch.manual_seed(1)
-    learner = TokenLearner(5, dim=6, pool=pool).double()
+    learner = TokenLearner("5/frame", dim=6, pool=pool).double()
     set_as_in_the_golden_case(learner)
     x = torch.randn(2, *shape, 6, dtype=torch.float64)
     z, _ = learner.learn(x)
@@ -106,7 +106,7 @@ def test_permutation_of_the_pixels(dtype):
     torch.manual_seed(0)
     x = torch.randn(1, 4, 5, 8, dtype=dtype)
     mixed = x.flatten(1, 2)[:, torch.randperm(20)].reshape(x.shape)
-    by_mlp, by_convolution = (TokenLearner(3, dim=8, version=v).to(dtype).eval() for v in ("1.1", "1.0"))
+    by_mlp, by_convolution = (TokenLearner("3/frame", dim=8, version=v).to(dtype).eval() for v in ("1.1", "1.0"))
     torch.testing.assert_close(by_mlp.learn(mixed)[0], by_mlp.learn(x)[0])
     assert not torch.allclose(by_convolution.learn(mixed)[0], by_convolution.learn(x)[0], atol=1e-2)
 
@@ -114,9 +114,9 @@ def test_permutation_of_the_pixels(dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_constant_maps(dtype):
     x = torch.randn(1, 1, 1, 8, dtype=dtype).expand(1, 3, 4, 8)
-    z, _ = TokenLearner(2, dim=8, version="1.1").to(dtype).eval().learn(x)
+    z, _ = TokenLearner("2/frame", dim=8, version="1.1").to(dtype).eval().learn(x)
     torch.testing.assert_close(z, x[:, 0, :1].expand(1, 2, 8))
-    silent = TokenLearner(2, dim=8).to(dtype)
+    silent = TokenLearner("2/frame", dim=8).to(dtype)
     for part in silent.scorer:
         if isinstance(part, nn.Conv2d):
             nn.init.zeros_(part.weight)
@@ -128,7 +128,7 @@ def test_constant_maps(dtype):
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_as_a_method_it_is_the_module_frame_by_frame(version):
     torch.manual_seed(0)
-    learner = TokenLearner(4, dim=6, version=version).eval()
+    learner = TokenLearner("4/frame", dim=6, version=version).eval()
     x = torch.randn(2, 3, 4, 5, 6)
     out = learner(Tokens.from_cells(x))
     z, maps = learner.learn(x.flatten(0, 1))
@@ -142,7 +142,7 @@ def test_as_a_method_it_is_the_module_frame_by_frame(version):
 
 
 def test_clips_of_unequal_length():
-    learner = TokenLearner(4, dim=6).eval()
+    learner = TokenLearner("4/frame", dim=6).eval()
     x = torch.randn(2, 3, 4, 5, 6)
     tokens = Tokens.from_cells(x.flatten(1, 3), Grid(3, 4, 5, lengths=torch.tensor([3, 1])))
     out = learner(tokens).check()
@@ -153,7 +153,7 @@ def test_clips_of_unequal_length():
 
 def test_learner_block_and_fuser_begin_as_the_identity():
     x = torch.randn(2, 3, 4, 5, 8)
-    learner = TokenLearner(4, dim=8)
+    learner = TokenLearner("4/frame", dim=8)
     z, maps = learner.learn(x.flatten(0, 1))
     for mix in ("frame", "clip"):
         for gate in ("linear", "mlp"):
@@ -207,7 +207,7 @@ def test_gradients_of_the_fusers(name):
 def test_grid_split(tokens, shape, expected):
     assert rows_and_columns(tokens, *shape) == expected
     x = torch.randn(1, *shape, 3)
-    z, _ = GridSplit(tokens).learn(x)
+    z, _ = GridSplit(f"{tokens}/frame").learn(x)
     pooled = nn.functional.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), expected).flatten(2).transpose(1, 2)
     torch.testing.assert_close(z, pooled)
 
@@ -223,7 +223,7 @@ def test_spatial_pool_is_average_pooling():
 
 
 def test_dense_tokens_are_one_matrix():
-    dense = DenseTokens(5, dim=3, side=4)
+    dense = DenseTokens("5/frame", dim=3, side=4)
     x = torch.randn(2, 4, 4, 3)
     expected = torch.einsum("sn,fnc->fsc", dense.layer.flatten(1), x.flatten(1, 2)) + dense.bias
     torch.testing.assert_close(dense.learn(x)[0], expected)
@@ -232,7 +232,7 @@ def test_dense_tokens_are_one_matrix():
 
 
 def test_pool_mlp_sees_only_the_mean():
-    learner = PoolMlp(5, dim=8)
+    learner = PoolMlp("5/frame", dim=8)
     x = torch.randn(1, 4, 4, 8)
     mixed = x.flatten(1, 2)[:, torch.randperm(16)].reshape(x.shape)
     torch.testing.assert_close(learner.learn(x)[0], learner.learn(mixed)[0])
@@ -240,22 +240,22 @@ def test_pool_mlp_sees_only_the_mean():
 
 
 def test_weights_are_saved_and_read(tmp_path):
-    learner = TokenLearner(4, dim=6)
-    path = save_weights(learner, "tokenlearner", tmp_path / "learner.safetensors")
-    again = TokenLearner(4, dim=6, checkpoint=str(path))
+    learner = TokenLearner("4/frame", dim=6)
+    path = save_weights(learner, tmp_path / "learner.safetensors")
+    again = TokenLearner("4/frame", dim=6, checkpoint=str(path))
     assert all(
         torch.equal(a, b) for a, b in zip(learner.state_dict().values(), again.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="does not fit"):
-        TokenLearner(5, dim=6, checkpoint=str(path))
+        TokenLearner("5/frame", dim=6, checkpoint=str(path))
     with pytest.raises(ValueError, match="not of pool_mlp"):
-        PoolMlp(4, dim=6, checkpoint=str(path))
+        PoolMlp("4/frame", dim=6, checkpoint=str(path))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_tokens": 0}, "num_tokens"),
+        ({"keep": 8}, "tokenlearner: keep must be a count for each frame"),
         ({"version": "2"}, "version"),
         ({"pool": "max"}, "pool"),
         ({"version": "1.1", "pool": "mean"}, "1.1 pools with a softmax"),
@@ -270,4 +270,4 @@ def test_impossible_arguments(arguments, message):
 
 def test_other_channels_are_named():
     with pytest.raises(ValueError, match="say dim=7"):
-        TokenLearner(4, dim=6)(Tokens.from_cells(torch.randn(1, 1, 2, 2, 7)))
+        TokenLearner("4/frame", dim=6)(Tokens.from_cells(torch.randn(1, 1, 2, 2, 7)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.blocks import merge_blocks, shrink
 
 
-class Downsample(Method):
+class Downsample(Reducer):
     """Area pooling of every frame to a coarser grid; time stays whole.
 
     The plain baseline that beats many published compressors (VTC-Bench, arXiv 2510.07143). The count is
@@ -24,16 +24,15 @@ class Downsample(Method):
     paper = "baseline"
     license = "none needed"
     cost = "O(NC)"
-    partition = True
-    conserves = True
 
-    def __init__(self, keep: float | int = 0.25) -> None:
+    def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
 
     def shape(self, grid: Grid) -> tuple[int, int, int]:
         """The coarser grid (T',H',W')."""
-        budget = planned_count(grid, self.keep)
+        assert self.budget is not None
+        budget = self.budget.count(grid)
         frames = min(grid.T, budget)
         rows, columns = shrink((grid.H, grid.W), budget // frames)
         return frames, rows, columns

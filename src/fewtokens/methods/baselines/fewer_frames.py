@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
 
-class FewerFrames(Method):
+class FewerFrames(Reducer):
     """Keeps whole frames, spread evenly over the video.
 
     Where the budget is not a multiple of the frame size, one more frame is taken and the last of them keeps
@@ -23,9 +23,9 @@ class FewerFrames(Method):
     license = "none needed"
     cost = "O(N log N)"
 
-    def __init__(self, keep: float | int = 0.25) -> None:
+    def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
 
     def plan(self, tokens: Tokens) -> Plan:
         count = self.counts(tokens)[:, None]
@@ -43,4 +43,4 @@ class FewerFrames(Method):
         place = torch.arange(per_frame, device=tokens.device)
         spread = ((place.double() * 0.6180339887498949) % 1).argsort().argsort() / per_frame
         spread = spread[tokens.cell % per_frame]
-        return Plan.top(-(mine + spread), count.squeeze(1), tokens)
+        return Plan.top(-(mine + spread), count.squeeze(1), tokens, num_slots=self.max_slots(tokens))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.blocks import merge_blocks, shrink
 
 
-class MeanPool(Method):
+class MeanPool(Reducer):
     """Average pooling over space-time blocks: all three axes shrink by about the same factor.
 
     The count is known ahead and never over the budget. A budget of 1 is the mean of the whole video.
@@ -23,16 +23,15 @@ class MeanPool(Method):
     paper = "baseline"
     license = "none needed"
     cost = "O(NC)"
-    partition = True
-    conserves = True
 
-    def __init__(self, keep: float | int = 0.25) -> None:
+    def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
 
     def shape(self, grid: Grid) -> tuple[int, int, int]:
         """The coarser grid (T',H',W')."""
-        frames, rows, columns = shrink(grid.shape, planned_count(grid, self.keep))
+        assert self.budget is not None
+        frames, rows, columns = shrink(grid.shape, self.budget.count(grid))
         return frames, rows, columns
 
     def planned_count(self, grid: Grid) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.seeded import uniform_hash
 
 
-class Random(Method):
+class Random(Reducer):
     """Keeps tokens at random places, in their order.
 
     The places follow from the seed and the token's number alone: equal for every video of a batch, on every
@@ -23,11 +23,11 @@ class Random(Method):
     license = "none needed"
     cost = "O(N log N)"
 
-    def __init__(self, keep: float | int = 0.25, *, seed: int = 0) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, seed: int = 0) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         self.seed = seed
 
     def plan(self, tokens: Tokens) -> Plan:
         scores = uniform_hash(self.seed, tokens.N, tokens.device).expand(tokens.B, -1)
-        return Plan.top(scores, self.counts(tokens), tokens)
+        return Plan.top(scores, self.counts(tokens), tokens, num_slots=self.max_slots(tokens))

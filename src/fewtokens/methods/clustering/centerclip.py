@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
@@ -15,7 +15,7 @@ from fewtokens.core.tokens import Tokens
 _ENTRIES_AT_ONCE = 1 << 24
 
 
-class CenterClip(Method):
+class CenterClip(Reducer):
     """All tokens of a few neighbouring frames are clustered, and each cluster is stood for by its medoid.
 
     CenterCLIP (arXiv 2205.00823), k-medoids: begun by KKZ (the token of the largest norm, then each time the one
@@ -41,12 +41,11 @@ class CenterClip(Method):
     paper = "CenterCLIP: Token Clustering for Efficient Text-Video Retrieval, arXiv 2205.00823"
     license = "written from the description; the reference code is CC BY-NC 4.0"
     cost = "O(T/frames * m^2 C) with m tokens of a segment; tables of m*m distances, in blocks of segments"
-    partition = True
-    dense = True
+    full_grid = True
 
     def __init__(
         self,
-        keep: float | int = 0.25,
+        keep: float | int | str = 0.25,
         *,
         frames: int = 2,
         medoid: bool = True,
@@ -59,14 +58,14 @@ class CenterClip(Method):
             raise ValueError(f"centerclip clusters by 'medoids' or 'spectral', not {algorithm!r}")
         if sigma is not None and (algorithm != "spectral" or sigma <= 0):
             raise ValueError(f"sigma is for algorithm='spectral' and above 0, got {sigma}")
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if frames < 1 or iterations < 0:
             raise ValueError(f"frames must be at least 1 and iterations at least 0, got {frames} and {iterations}")
         self.frames, self.medoid, self.iterations = frames, bool(medoid), iterations
         self.algorithm, self.sigma = algorithm, sigma
 
-    def planned_count(self, grid: Grid) -> int:
-        return max(-(-grid.T // self.frames), planned_count(grid, self.keep))
+    def fewest(self, grid: Grid) -> int:
+        return -(-grid.T // self.frames)
 
     def plan(self, tokens: Tokens) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame

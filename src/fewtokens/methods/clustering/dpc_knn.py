@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import around_peaks
 
 
-class DpcKnn(Method):
+class DpcKnn(Reducer):
     """Merges all tokens of the video into clusters around density peaks.
 
     The K tokens of the highest density times distance to anything denser are the centres; every other token
@@ -23,12 +23,10 @@ class DpcKnn(Method):
     paper = "DPC-kNN: Du et al., Knowledge-Based Systems 99 (2016); for tokens: TCFormer, arXiv 2204.08680"
     license = "written from the published formulas"
     cost = "O(N^2 C) twice over the whole video, in blocks of bounded memory"
-    partition = True
-    conserves = True
 
-    def __init__(self, keep: float | int = 0.25, *, neighbors: int = 7) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, neighbors: int = 7) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if neighbors < 1:
             raise ValueError(f"neighbors must be at least 1 (the token itself), got {neighbors}")
         self.neighbors = neighbors

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
 
 
-class KMeans(Method):
+class KMeans(Reducer):
     """Merges all tokens of a video into K clusters by direction; each token out is a mean of raw tokens.
 
     Assignment is by cosine, seeded by greedy k-means++. The means are of the raw tokens: the reference code
@@ -22,7 +21,7 @@ class KMeans(Method):
     silhouette ignores the labels and whose elbow always gives k_min.
 
     Args:
-        keep: share of the cells (float) or count (int): K; 32 where nothing is said. Not for adaptive length.
+        keep: share of the cells (float) or count (int): K; 32 by default. Not for adaptive length.
         criterion: "fixed", or "silhouette" or "elbow" for adaptive length.
         k_min, k_max: bounds of the adaptive length.
         iterations: of Lloyd's algorithm at most.
@@ -33,12 +32,10 @@ class KMeans(Method):
     paper = "Token Dynamics / VQToken, arXiv 2503.16980 (token base)"
     license = "written from the paper; reference code BSD-3"
     cost = "O(N K C) an iteration, in blocks of bounded memory; adaptive length on at most 4096 tokens"
-    partition = True
-    conserves = True
 
     def __init__(
         self,
-        keep: float | int | None = None,
+        keep: float | int | str | None = None,
         *,
         criterion: str = "fixed",
         k_min: int = 12,
@@ -50,19 +47,14 @@ class KMeans(Method):
         super().__init__()
         if criterion not in ("fixed", *CRITERIA):
             raise ValueError(f"kmeans chooses K by fixed, silhouette or elbow, not {criterion!r}")
-        self.budget = criterion == "fixed"
-        if not self.budget and keep is not None:
-            raise ValueError("kmeans of adaptive length takes k_min= and k_max=, not keep=")
         check_bounds(k_min, k_max)
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
-        self.keep = check_keep(32 if keep is None else keep) if self.budget else None
+        adaptive = None if criterion == "fixed" else criterion
+        self.take_budget(keep, default=32, criterion=adaptive)
         self.criterion = criterion
         self.k_min, self.k_max = k_min, k_max
         self.iterations, self.tol, self.seed = iterations, tol, seed
-
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else planned_count(grid, self.keep)
 
     def plan(self, tokens: Tokens) -> Plan:
         if self.budget:

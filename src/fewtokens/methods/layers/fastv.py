@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.layer_method import (
     LayerDecision,
     LayerMethod,
@@ -12,7 +13,6 @@ from fewtokens.core.layer_method import (
     may_spare_all,
     top,
 )
-from fewtokens.core.method import check_keep
 
 
 class FastV(LayerMethod):
@@ -33,7 +33,7 @@ class FastV(LayerMethod):
     cost = "one row of attention, O(L C^2 / groups) for its keys"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:
-        self.keep, self.layer = check_keep(keep), check_layer(layer, "fastv")
+        self.keep, self.layer = Budget.parse(keep, units=("share", "count")).value, check_layer(layer, "fastv")
 
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer - 1)]

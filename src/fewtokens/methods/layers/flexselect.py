@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.layer_method import (
     LayerDecision,
     LayerMethod,
@@ -12,7 +13,6 @@ from fewtokens.core.layer_method import (
     may_spare_all,
     top,
 )
-from fewtokens.core.method import check_keep
 
 
 class FlexSelect(LayerMethod):
@@ -39,7 +39,11 @@ class FlexSelect(LayerMethod):
     def __init__(self, keep: float | int = 0.25, *, layer: int = 19, by: str = "max") -> None:
         if by not in ("max", "mean"):
             raise ValueError(f"flexselect: by must be 'max' or 'mean', got {by!r}")
-        self.keep, self.layer, self.by = check_keep(keep), check_layer(layer, "flexselect"), by
+        self.keep, self.layer, self.by = (
+            Budget.parse(keep, units=("share", "count")).value,
+            check_layer(layer, "flexselect"),
+            by,
+        )
 
     @property
     def pool(self) -> str:

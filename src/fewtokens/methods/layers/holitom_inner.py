@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.layer_method import (
     LayerDecision,
     LayerMethod,
@@ -16,7 +17,6 @@ from fewtokens.core.layer_method import (
     may_spare_all,
     top,
 )
-from fewtokens.core.method import check_keep
 from fewtokens.methods.ops.segments import rank_within
 
 # Entries of a table of cosines made at once (64 MiB in float32).
@@ -43,7 +43,11 @@ class HoliTomInner(LayerMethod):
     def __init__(self, keep: float | int = 0.5, *, layer: int = 18, merge: str = "sequential") -> None:
         if merge not in ("sequential", "mean", "drop"):
             raise ValueError(f"holitom_inner: merge must be 'sequential', 'mean' or 'drop', got {merge!r}")
-        self.keep, self.layer, self.merge = check_keep(keep), check_layer(layer, "holitom_inner"), merge
+        self.keep, self.layer, self.merge = (
+            Budget.parse(keep, units=("share", "count")).value,
+            check_layer(layer, "holitom_inner"),
+            merge,
+        )
 
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer - 1)]

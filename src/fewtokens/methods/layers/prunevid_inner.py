@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.layer_method import LayerDecision, LayerMethod, LayerState, PrunePoint, check_layer, may_spare_all
-from fewtokens.core.method import check_share
 from fewtokens.core.tokens import Tokens
 
 
@@ -33,7 +33,7 @@ class PruneVidInner(LayerMethod):
     def __init__(self, keep: float = 0.4, *, layer: int = 10) -> None:
         if isinstance(keep, int) and not isinstance(keep, bool):
             raise ValueError(f"prunevid_inner: keep is a share of each group such as 0.4, not the count {keep}")
-        self.keep, self.layer = check_share(keep), layer
+        self.keep, self.layer = Budget.parse(keep, units=("share",)).value, layer
         check_layer(layer + 1, "prunevid_inner")
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.layer_method import (
     LayerDecision,
     LayerMethod,
@@ -14,7 +15,6 @@ from fewtokens.core.layer_method import (
     may_spare_all,
     top,
 )
-from fewtokens.core.method import check_keep
 
 
 class PyramidDrop(LayerMethod):
@@ -40,7 +40,7 @@ class PyramidDrop(LayerMethod):
     ) -> None:
         if isinstance(keep, (int, float)) or not keep:
             raise ValueError(f"pyramid_drop takes a share for each stage, such as keep=(0.5, 0.25), got {keep!r}")
-        self.keep = tuple(check_keep(part) for part in keep)
+        self.keep = tuple(Budget.parse(part, units=("share", "count")).value for part in keep)
         self.layers = None if layers is None else tuple(check_layer(layer, "pyramid_drop") for layer in layers)
         if self.layers is not None:
             if len(self.layers) != len(self.keep):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.layer_method import LayerDecision, LayerMethod, LayerState, PrunePoint, check_layer
-from fewtokens.core.method import check_keep, planned_count
 from fewtokens.methods.ops.quadtree import Squares
 
 
@@ -43,11 +43,12 @@ class SttmInner(LayerMethod):
     ) -> None:
         if positions not in ("keep", "average"):
             raise ValueError(f"sttm_inner: positions must be 'keep' or 'average', got {positions!r}")
-        if keep is not None and (tau is not None or tau_time is not None):
-            raise ValueError("sttm_inner takes tau= and tau_time=, or keep=, not both")
+        # Of tau and tau_time both may be given.
+        instead = {"tau_time": tau_time} if tau is None else {"tau": tau}
+        self.budget = Budget.choose("sttm_inner", keep, units=("share", "count"), **instead)
         self.squares = Squares(tau, tau_time, levels, bool(weighted), strips)
         self.tau, self.tau_time, self.levels, self.weighted = tau, tau_time, levels, bool(weighted)
-        self.keep = None if keep is None else check_keep(keep)
+        self.keep = keep
         self.strips = strips
         self.layer, self.positions = check_layer(layer, "sttm_inner"), positions
 
@@ -62,7 +63,7 @@ class SttmInner(LayerMethod):
                 raise ValueError("sttm_inner works on whole frames: put it before methods that drop or merge tokens")
             row = torch.full_like(place, video.row)
             before = video.tokens.require_full_grid(self.name).replace(features=state.hidden[row, place][None])
-            count = None if self.keep is None else place.new_tensor([planned_count(before.grid, self.keep)])
+            count = None if self.budget is None else place.new_tensor([self.budget.count(before.grid)])
             after = self.squares.merge(before, count)
             source = after.assignment[0]
             cell = torch.arange(len(source), device=source.device)

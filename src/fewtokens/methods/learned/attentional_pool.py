@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
-from fewtokens.core.plan import Plan
+from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.resample import Summary, check_counts, counts_of, features_of, seen_by_all
+from fewtokens.methods.ops.resample import Summary, by_time, check_counts, counts_of, features_of, seen_by_all
 
 
-class AttentionalPool(Method):
-    """`num_tokens` weighted sums over all the tokens of the video: W = softmax over tokens of MLP(LN(x)), y = W x.
+class AttentionalPool(Resampler):
+    """`keep` weighted sums over all the tokens of the video: W = softmax over tokens of MLP(LN(x)), y = W x.
 
     BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267): TokenLearner 1.1 over space and time at once. Here
     attention is not only attribution: the soft weights are exactly what made the features, so each token is a convex
@@ -21,34 +19,26 @@ class AttentionalPool(Method):
     token whose weights all vanish in float32 counts for all outputs alike (with a weight of 1e-9).
 
     Args:
-        num_tokens: tokens of the whole video; 16, 32 and 128 in the paper.
+        keep: tokens of the whole video, a count; 16, 32 and 128 in the paper.
         dim: channels of the features.
         hidden: channels of the hidden layer.
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    trainable = True
-    resamples = True
+    learned = True
     paper = "BLIP-3-Video, arXiv 2410.16267"
     license = "written from the paper"
     cost = "N*hidden*(C + M) + N*M*C MACs"
 
-    def __init__(
-        self, num_tokens: int = 32, *, dim: int = 384, hidden: int = 64, checkpoint: str | None = None
-    ) -> None:
+    def __init__(self, keep: int = 32, *, dim: int = 384, hidden: int = 64, checkpoint: str | None = None) -> None:
         super().__init__()
-        check_counts(num_tokens=num_tokens, hidden=hidden)
-        self.num_tokens, self.dim, self.hidden, self.checkpoint = num_tokens, dim, hidden, checkpoint
-        self.summary = Summary(dim, num_tokens, hidden)
-        load_weights(self, "attentional_pool", checkpoint)
+        self.take_budget(keep, units=("count",))
+        check_counts(hidden=hidden)
+        self.dim, self.hidden, self.checkpoint = dim, hidden, checkpoint
+        self.summary = Summary(dim, keep, hidden)
+        load_weights(self, checkpoint)
 
-    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
         maps = self.summary(features_of(tokens, self.summary.norm.weight.dtype), tokens.mask)
-        return Plan(counts_of(tokens, self.num_tokens), self.num_tokens, weights=seen_by_all(maps))
-
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        return super().forward(tokens, **cues).ordered()
-
-    def planned_count(self, grid: Grid) -> int:
-        return self.num_tokens
+        return by_time(tokens, Resampled(None, seen_by_all(maps), counts_of(tokens, self.keep)))

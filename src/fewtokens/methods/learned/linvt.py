@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
+from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
@@ -29,8 +28,8 @@ from fewtokens.methods.ops.resample import (
 )
 
 
-class LinVt(Method):
-    """Scores choose the `selected` best tokens of the video, which `num_tokens` queries turn into few.
+class LinVt(Resampler):
+    """Scores choose the `selected` best tokens of the video, which `keep` queries turn into few.
 
     LinVT (arXiv 2412.05185). Spatio-temporal visual token refiner: attention within each frame, then over
     time at each place, a linear score, the best `selected` tokens in their order, and their averages over runs of
@@ -46,7 +45,7 @@ class LinVt(Method):
     selected is dropped. The tokens come in the order of their mean time.
 
     Args:
-        num_tokens: tokens of the whole video.
+        keep: tokens of the whole video, a count.
         dim: channels of the features.
         text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
         selected: tokens that are chosen, 1024 in the paper; all where a video has fewer.
@@ -56,17 +55,15 @@ class LinVt(Method):
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    needs = ("text",)
-    trainable = True
-    resamples = True
-    dense = True
+    learned = True
+    full_grid = True
     paper = "LinVT, arXiv 2412.05185"
     license = "written from the paper"
     cost = "8*N*C*C + 2*N*(H*W+T)*C MACs, then K*C*(C + M) with K selected and averaged tokens"
 
     def __init__(
         self,
-        num_tokens: int = 32,
+        keep: int = 32,
         *,
         dim: int = 384,
         text_dim: int | None = None,
@@ -77,21 +74,26 @@ class LinVt(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_counts(num_tokens=num_tokens, selected=selected, num_layers=num_layers, heads=heads)
+        self.take_budget(keep, units=("count",))
+        check_counts(selected=selected, num_layers=num_layers, heads=heads)
         scales = tuple(scales)
         if not scales or any(not isinstance(scale, int) or scale < 1 for scale in scales):
             raise ValueError(f"scales must be lengths of at least 1 such as (1, 2, 4), got {scales!r}")
-        self.num_tokens, self.dim, self.text_dim, self.selected = num_tokens, dim, text_dim, selected
+        self.dim, self.text_dim, self.selected = dim, text_dim, selected
         self.scales, self.num_layers, self.heads, self.checkpoint = scales, num_layers, heads, checkpoint
         self.places = Places(dim)
         self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads)
         self.norm_time, self.time = nn.LayerNorm(dim), Attention(dim, heads)
         self.score = nn.Linear(dim, 1)
-        self.queries = nn.Parameter(torch.randn(num_tokens, dim))
+        self.queries = nn.Parameter(torch.randn(keep, dim))
         self.layers = nn.ModuleList(Layer(dim, heads, text_dim or dim) for _ in range(num_layers))
         self.norm_queries = nn.LayerNorm(dim)
         self.query, self.key = (nn.Linear(dim, dim, bias=False) for _ in range(2))
-        load_weights(self, "linvt", checkpoint)
+        load_weights(self, checkpoint)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("text",)
 
     def refine(self, tokens: Tokens) -> Tensor:
         """Attention within frames and over time, [B,N,C]."""
@@ -104,7 +106,7 @@ class LinVt(Method):
         real = tokens.mask.reshape(B, T, H * W).transpose(1, 2).flatten(0, 1)
         return (x + self.time(y, y, real)).reshape(B, H * W, T, -1).transpose(1, 2).flatten(1, 2)
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         text = cues["text"]
         check_dim(self.name, tokens.C, self.dim)
         check_text(self.name, text, tokens, self.text_dim or self.dim)
@@ -122,8 +124,11 @@ class LinVt(Method):
         q, k = self.query(self.norm_queries(queries)), self.key(pooled)
         look = attention_weights(split_heads(q, heads), split_heads(k, heads), real)
         made = (look.to(x.dtype) @ split_heads(pooled, heads)).transpose(1, 2).flatten(2)
-        attention = seen_by_all(look.mean(1) @ runs.to(look.dtype))
-        return resampled(kept, made, attention, counts_of(tokens, self.num_tokens))
+        attention = seen_by_all(look.mean(1) @ runs.to(look.dtype)) * kept.mask[:, None]
+        assert chosen.representative is not None
+        index = chosen.representative[:, None].expand_as(attention)
+        attention = attention.new_zeros(*attention.shape[:2], tokens.N).scatter_add(2, index, attention)
+        return resampled(tokens, made, attention, counts_of(tokens, self.keep))
 
     def _runs(self, kept: Tokens) -> tuple[Tensor, Tensor]:
         """The averages over runs of each scale as a matrix [B,K,N], and which of them are real, bool [B,K]."""
@@ -132,9 +137,6 @@ class LinVt(Method):
         within = torch.cat(rows).float() * kept.mask[:, None]
         total = within.sum(2)
         return within / total.clamp(min=1)[..., None], total > 0
-
-    def planned_count(self, grid: Grid) -> int:
-        return self.num_tokens
 
 
 class Layer(nn.Module):

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
+from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -23,8 +22,8 @@ from fewtokens.methods.ops.resample import (
 )
 
 
-class Perceiver(Method):
-    """`num_tokens` learned latents for the whole video; in each layer they look at its tokens and at one another.
+class Perceiver(Resampler):
+    """`keep` learned latents for the whole video; in each layer they look at its tokens and at one another.
 
     Perceiver (arXiv 2103.03206) as the resampler of Flamingo (arXiv 2204.14198).
     Layer: latents + attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) of four times the width;
@@ -36,22 +35,21 @@ class Perceiver(Method):
     tokens come in the order of their mean time.
 
     Args:
-        num_tokens: tokens of the whole video.
+        keep: tokens of the whole video, a count.
         dim: channels of the features.
         num_layers: layers, each with its own parameters.
         heads: of the attention; the largest number up to this that divides `dim`.
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    trainable = True
-    resamples = True
+    learned = True
     paper = "Flamingo, arXiv 2204.14198; Perceiver, arXiv 2103.03206"
     license = "written from the papers"
     cost = "a layer: 2*(N+M)*C*C + 2*M*(N+M)*C + 10*M*C*C MACs"
 
     def __init__(
         self,
-        num_tokens: int = 64,
+        keep: int = 64,
         *,
         dim: int = 384,
         num_layers: int = 6,
@@ -59,16 +57,17 @@ class Perceiver(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_counts(num_tokens=num_tokens, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.dim, self.num_layers, self.heads = num_tokens, dim, num_layers, heads
+        self.take_budget(keep, units=("count",))
+        check_counts(num_layers=num_layers, heads=heads)
+        self.dim, self.num_layers, self.heads = dim, num_layers, heads
         self.checkpoint = checkpoint
-        self.latents = nn.Parameter(torch.randn(num_tokens, dim))
+        self.latents = nn.Parameter(torch.randn(keep, dim))
         self.places = Places(dim)
         self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        load_weights(self, "perceiver", checkpoint)
+        load_weights(self, checkpoint)
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
         x = features_of(tokens, self.latents.dtype) + self.places(tokens)
         latents = self.latents.expand(tokens.B, -1, -1)
@@ -77,10 +76,7 @@ class Perceiver(Method):
             latents, look = layer(latents, x, tokens.mask)
             looks.append(look)
         attention = seen_by_all(torch.stack(looks).mean(0))
-        return resampled(tokens, self.norm(latents), attention, counts_of(tokens, self.num_tokens))
-
-    def planned_count(self, grid: Grid) -> int:
-        return self.num_tokens
+        return resampled(tokens, self.norm(latents), attention, counts_of(tokens, self.keep))
 
 
 class Layer(nn.Module):

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
+from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -23,8 +22,8 @@ from fewtokens.methods.ops.resample import (
 )
 
 
-class QFormer(Method):
-    """`num_tokens` queries for the whole video, through a BERT whose layers 0, 2, 4, ... also look at the video.
+class QFormer(Resampler):
+    """`keep` queries for the whole video, through a BERT whose layers 0, 2, 4, ... also look at the video.
 
     BLIP-2 (arXiv 2301.12597), its image part: no text, no pre-training objectives. As in BERT the
     LayerNorm comes after each residual. It differs from the paper: one width throughout (there 768, with an encoder
@@ -35,22 +34,21 @@ class QFormer(Method):
     soft weights. The tokens come in the order of their mean time.
 
     Args:
-        num_tokens: tokens of the whole video.
+        keep: tokens of the whole video, a count.
         dim: channels of the features.
         num_layers: layers; 12 in the paper.
         heads: of the attention; the largest number up to this that divides `dim`.
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    trainable = True
-    resamples = True
+    learned = True
     paper = "BLIP-2, arXiv 2301.12597"
     license = "written from the paper; reference code BSD-3-Clause"
     cost = "a layer: 12*M*C*C + 2*M*M*C MACs; every second one 2*(M+N)*C*C + 2*M*N*C more"
 
     def __init__(
         self,
-        num_tokens: int = 32,
+        keep: int = 32,
         *,
         dim: int = 384,
         num_layers: int = 12,
@@ -58,16 +56,17 @@ class QFormer(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_counts(num_tokens=num_tokens, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.dim, self.num_layers, self.heads = num_tokens, dim, num_layers, heads
+        self.take_budget(keep, units=("count",))
+        check_counts(num_layers=num_layers, heads=heads)
+        self.dim, self.num_layers, self.heads = dim, num_layers, heads
         self.checkpoint = checkpoint
-        self.queries = nn.Parameter(0.02 * torch.randn(num_tokens, dim))
+        self.queries = nn.Parameter(0.02 * torch.randn(keep, dim))
         self.norm_queries, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.places = Places(dim)
         self.layers = nn.ModuleList(Layer(dim, heads, looks=number % 2 == 0) for number in range(num_layers))
-        load_weights(self, "qformer", checkpoint)
+        load_weights(self, checkpoint)
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
         x = self.norm_seen(features_of(tokens, self.queries.dtype) + self.places(tokens))
         queries = self.norm_queries(self.queries).expand(tokens.B, -1, -1)
@@ -77,10 +76,7 @@ class QFormer(Method):
             if look is not None:
                 looks.append(look)
         attention = seen_by_all(torch.stack(looks).mean(0))
-        return resampled(tokens, queries, attention, counts_of(tokens, self.num_tokens))
-
-    def planned_count(self, grid: Grid) -> int:
-        return self.num_tokens
+        return resampled(tokens, queries, attention, counts_of(tokens, self.keep))
 
 
 class Layer(nn.Module):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.blocks import window_for, windows_of
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import check_counts, features_of
 from fewtokens.methods.ops.scan import Mixer
@@ -28,44 +31,51 @@ class Storm(Method):
     The plan is hard: a token stands for the cells of its window, from which its features were averaged after mixing.
 
     Args:
-        pool: frames that are averaged.
-        spatial: rows and columns that are averaged; 1 for none.
+        pool: frames that are averaged; 4 by default.
+        spatial: rows and columns that are averaged; 1, for none, by default.
+        keep: a budget instead of both: share of the cells (float) or count (int).
         dim: channels of the features.
         state: numbers that each inner channel remembers.
         num_layers: mixers.
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    trainable = True
-    partition = True
-    dense = True
+    learned = True
+    full_grid = True
     paper = "STORM, arXiv 2503.04130"
     license = "written from the paper"
     cost = "a mixer: N*C*(6.5*C + 72*state) MACs, in memory B*64*2*C*state at a time; pooling N*C"
 
     def __init__(
         self,
-        pool: int = 4,
+        pool: int | None = None,
         *,
-        spatial: int = 1,
+        spatial: int | None = None,
+        keep: float | int | str | None = None,
         dim: int = 384,
         state: int = 16,
         num_layers: int = 1,
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_counts(pool=pool, spatial=spatial, state=state, num_layers=num_layers)
-        self.pool, self.spatial, self.dim, self.state = pool, spatial, dim, state
+        if pool is None:
+            self.take_budget(keep, spatial=spatial)
+        else:
+            self.take_budget(keep, pool=pool)
+        self.pool = None if self.budget else 4 if pool is None else pool
+        self.spatial = None if self.budget else 1 if spatial is None else spatial
+        windows = {} if self.budget else {"pool": self.pool, "spatial": self.spatial}
+        check_counts(**windows, state=state, num_layers=num_layers)
+        self.dim, self.state = dim, state
         self.num_layers, self.checkpoint = num_layers, checkpoint
         self.layers = nn.ModuleList(Mixer(dim, state) for _ in range(num_layers))
-        load_weights(self, "storm", checkpoint)
+        load_weights(self, checkpoint)
 
-    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        """Which window each cell is averaged in; the mixing moves nothing."""
-        T, H, W = self._windows(tokens.grid)
-        t, y, x = tokens.positions.round().long().unbind(2)
-        label = ((t // self.pool) * H + y // self.spatial) * W + x // self.spatial
-        return Plan.group(label, tokens, T * H * W)
+    def _window(self, grid: Grid) -> tuple[int, int, int]:
+        if self.budget is not None:
+            return window_for(grid.shape, self.budget.count(grid))
+        assert self.pool is not None and self.spatial is not None
+        return self.pool, self.spatial, self.spatial
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         check_dim(self.name, tokens.C, self.dim)
@@ -73,12 +83,20 @@ class Storm(Method):
         x = features_of(tokens, next(self.parameters()).dtype)
         for layer in self.layers:
             x = layer(x, tokens.mask)
-        pooled = tokens.replace(features=x).apply(self.plan(tokens))
+        pooled = tokens.replace(features=x).apply(self.decide(tokens))
         return pooled.replace(features=pooled.features.to(tokens.features.dtype))
 
-    def planned_count(self, grid: Grid) -> int:
-        T, H, W = self._windows(grid)
-        return T * H * W
+    def decide(self, tokens: Tokens, **cues: Any) -> Plan:
+        """Which window each cell is averaged in; the mixing moves nothing."""
+        grids = tokens.grid.videos(tokens.B)
+        windows = [self._window(grid) for grid in grids]
+        counts = torch.tensor(
+            [windows_of(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=tokens.device
+        )
+        place = tokens.positions.round().long() // torch.tensor(windows, device=tokens.device)[:, None]
+        t, y, x = place.unbind(2)
+        label = (t * counts[:, None, 1] + y) * counts[:, None, 2] + x
+        return Plan.group(label, tokens, int(counts.prod(1).max()))
 
-    def _windows(self, grid: Grid) -> tuple[int, int, int]:
-        return -(-grid.T // self.pool), -(-grid.H // self.spatial), -(-grid.W // self.spatial)
+    def planned_count(self, grid: Grid) -> int:
+        return math.prod(windows_of(grid.shape, self._window(grid)))

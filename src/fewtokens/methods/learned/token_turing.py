@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
+from fewtokens.core.method import Resampled, Resampler, load_weights
+from fewtokens.core.plan import by_position
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -26,14 +30,29 @@ from fewtokens.methods.ops.resample import (
 _HIDDEN = 64
 
 
-class TokenTuring(Method):
-    """A memory M of tokens, zero at first, goes over the frames x_t; `num_tokens` tokens are read from it at the end.
+@dataclass(frozen=True)
+class TuringState:
+    """What is remembered between chunks; its size never grows.
+
+    Attributes:
+        memory: [B,m,C].
+        moments: float32 [B,m,4], of the tokens that each slot holds: their share, and their share times t, y and x.
+        frames: how many there were.
+    """
+
+    memory: Tensor
+    moments: Tensor
+    frames: int
+
+
+class TokenTuring(Resampler):
+    """A memory M of tokens, zero at first, goes over the frames x_t; `keep` tokens are read from it at the end.
 
     Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267).
     Each frame: z = S_r([M; x_t]) reads, o = Transformer(z) works, M <- S_m([M; x_t; o]) writes, with S_k the summary
     of TokenLearner 1.1 into k tokens (`resample.Summary`). The Transformer adds a learned place to each token that was
     read and ends with a LayerNorm, as the released code does. It is causal in time: a memory never depends on later
-    frames, and `advance` gives frame after frame what `forward` gives for the whole; a frame without tokens leaves the
+    frames, and `step` gives chunk by chunk what `forward` gives for the whole; a frame without tokens leaves the
     memory as it is. It differs from the paper: what tells memory, places and outputs apart is added only to what is
     scored, not to the tokens (it would pile up in the memory), and the places of a frame are a learned layer of sines.
     Against the released code GELU is exact and the epsilon of LayerNorms 1e-5 (its tanh form and 1e-6 there).
@@ -43,7 +62,7 @@ class TokenTuring(Method):
     long ago fade; those whose weight vanishes in float32 are shared by all tokens alike.
 
     Args:
-        num_tokens: tokens of the whole video.
+        keep: tokens of the whole video, a count.
         dim: channels of the features.
         memory: tokens of the memory.
         read: tokens that are read and worked on at each frame.
@@ -52,15 +71,14 @@ class TokenTuring(Method):
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    trainable = True
-    resamples = True
+    learned = True
     paper = "Token Turing Machines, arXiv 2211.09119; BLIP-3-Video, arXiv 2410.16267"
     license = "written from the papers; reference code Apache-2.0"
     cost = "a frame of n: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
 
     def __init__(
         self,
-        num_tokens: int = 32,
+        keep: int = 32,
         *,
         dim: int = 384,
         memory: int = 64,
@@ -70,8 +88,9 @@ class TokenTuring(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        check_counts(num_tokens=num_tokens, memory=memory, read=read, num_layers=num_layers, heads=heads)
-        self.num_tokens, self.dim, self.memory, self.read = num_tokens, dim, memory, read
+        self.take_budget(keep, units=("count",))
+        check_counts(memory=memory, read=read, num_layers=num_layers, heads=heads)
+        self.dim, self.memory, self.read = dim, memory, read
         self.num_layers, self.heads, self.checkpoint = num_layers, heads, checkpoint
         self.places = Places(dim)
         self.slots = nn.Parameter(0.5 * torch.randn(memory, dim))
@@ -80,39 +99,104 @@ class TokenTuring(Method):
         self.order = nn.Parameter(0.02 * torch.randn(read, dim))
         self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(dim)
-        self.last = Summary(dim, num_tokens, _HIDDEN)
-        load_weights(self, "token_turing", checkpoint)
+        self.last = Summary(dim, keep, _HIDDEN)
+        load_weights(self, checkpoint)
 
-    def empty(self, videos: int) -> Tensor:
-        """The memory before the first frame, zeros [B,m,C]."""
-        return self.slots.new_zeros(videos, *self.slots.shape)
+    @property
+    def causal(self) -> bool:
+        return True
 
     def advance(self, frame: Tokens, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One frame further.
+        """One frame further, for those who use what the Transformer gives at each frame.
 
         Args:
             frame: tokens of one frame of each video.
-            memory: [B,m,C], what the frame before gave; None before the first frame.
+            memory: [B,m,C] after the previous frame; None before the first one.
 
         Returns:
-            The memory [B,m,C], and what was worked out at this frame, [B,r,C].
+            The memory [B,m,C], and the output of this frame, [B,r,C].
         """
         x, where = features_of(frame, self.slots.dtype), self._where(frame)
-        memory, out, *_ = self._step(x, where, frame.mask, self.empty(frame.B) if memory is None else memory)
+        memory, out, *_ = self._step(x, where, frame.mask, self._empty(frame.B) if memory is None else memory)
         return memory, out
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        check_dim(self.name, tokens.C, self.dim)
-        x, where = features_of(tokens, self.slots.dtype), self._where(tokens)
-        memory, index, real = self.empty(tokens.B), *by_frame(tokens)
-        held = torch.zeros(tokens.B, self.memory, tokens.N, device=tokens.device)  # how much of each token is in M
-        for pick, here in zip(index.unbind(1), real.unbind(1), strict=True):
-            rows = pick[..., None].expand(-1, -1, tokens.C)
-            memory, _, reading, writing = self._step(x.gather(1, rows), where.gather(1, rows), here, memory)
-            held = self._follow(held, reading.detach().float(), writing.detach().float(), pick, here)
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
+        memory, held = self._through(
+            tokens, self._empty(tokens.B), self.slots.new_zeros(tokens.B, self.memory, 0).float()
+        )
         maps = self.last(memory + self.slots)
         attention = seen_by_all(maps.detach().float() @ held)
-        return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.num_tokens))
+        return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.keep))
+
+    def step(self, tokens: Tokens, state: TuringState | None = None, **cues: Any) -> tuple[Tokens, TuringState]:
+        """As `Method.step`: what is read after these frames, in constant memory.
+
+        The features, their order and their positions are those of the whole video so far. Attribution, sizes and
+        assignment are known of these frames alone, since a memory of constant size does not say which earlier token it
+        holds; `join` returns what was read last, with earlier cells marked dropped.
+        """
+        if state is None:
+            state = TuringState(self._empty(tokens.B), torch.zeros(tokens.B, self.memory, 4, device=tokens.device), 0)
+        memory, held = self._through(tokens, state.memory, state.moments)
+        maps = self.last(memory + self.slots)
+        shares = maps.detach().float() @ held  # the moments of earlier tokens, then the tokens of these frames
+        start = torch.tensor([state.frames, 0.0, 0.0], device=tokens.device)
+        values = F.pad(tokens.positions + start, (1, 0), value=1.0) * tokens.mask[..., None]
+        moments = shares[..., :4] + shares[..., 4:] @ values
+        positions = moments[..., 1:] / moments[..., :1].clamp(min=1e-12) - start
+        count = counts_of(tokens, self.keep)
+        order = by_position(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))[..., None]
+
+        def sort(rows: Tensor) -> Tensor:
+            return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
+
+        new = Resampled(None, sort(seen_by_all(shares[..., 4:])), count)
+        features = sort(maps.to(memory.dtype) @ memory).to(tokens.features.dtype)
+        read = tokens.apply(new.plan).replace(features=features, positions=sort(positions))
+        after = held[..., :4] + held[..., 4:] @ values
+        return read, TuringState(memory.detach(), after, state.frames + tokens.grid.T)
+
+    def join(self, chunks: Sequence[Tokens]) -> Tokens:
+        last = chunks[-1]
+        frames = sum(chunk.grid.T for chunk in chunks[:-1])
+        times = [chunk.grid.times for chunk in chunks]
+        known = torch.cat([time for time in times if time is not None], -1) if None not in times else None
+        grid = Grid(frames + last.grid.T, last.grid.H, last.grid.W, known)
+        lost = last.assignment.new_full((last.B, grid.cells - last.grid.cells), -1)
+        shift = torch.tensor([frames, 0.0, 0.0], device=last.device)
+        return last.replace(
+            grid=grid,
+            positions=last.positions + shift,
+            assignment=torch.cat([lost, last.assignment], 1),
+            attribution=None if last.attribution is None else F.pad(last.attribution, (lost.shape[1], 0)),
+        )
+
+    def _empty(self, videos: int) -> Tensor:
+        """The memory before the first frame, zeros [B,m,C]."""
+        return self.slots.new_zeros(videos, *self.slots.shape)
+
+    def _through(self, tokens: Tokens, memory: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """All frames of the tokens, one after the other.
+
+        Args:
+            tokens: [B,N,C].
+            memory: [B,m,C] before the first of these frames.
+            held: [B,m,k], linear in the earlier tokens; it fades as the memory does.
+
+        Returns:
+            The memory after the last frame, and `held` with the tokens behind it: how much of each the memory holds,
+            float32 [B,m,k+N].
+        """
+        check_dim(self.name, tokens.C, self.dim)
+        x, where = features_of(tokens, self.slots.dtype), self._where(tokens)
+        index, real = by_frame(tokens)
+        earlier = held.shape[2]
+        held = F.pad(held, (0, tokens.N))
+        for frame, here in zip(index.unbind(1), real.unbind(1), strict=True):
+            rows = frame[..., None].expand(-1, -1, tokens.C)
+            memory, _, reading, writing = self._step(x.gather(1, rows), where.gather(1, rows), here, memory)
+            held = self._follow(held, reading.detach().float(), writing.detach().float(), frame + earlier, here)
+        return memory, held
 
     def _where(self, tokens: Tokens) -> Tensor:
         """Rows and columns embedded; time is what the memory is for, and a stream has no end."""
@@ -132,18 +216,15 @@ class TokenTuring(Method):
         some = real.any(1)[:, None, None]
         return torch.where(some, writing.to(x.dtype) @ both, memory), out, reading, writing
 
-    def _follow(self, held: Tensor, reading: Tensor, writing: Tensor, pick: Tensor, here: Tensor) -> Tensor:
-        """How much of each token the memory holds after a frame, [B,m,N]."""
-        m, n = self.memory, pick.shape[1]
+    def _follow(self, held: Tensor, reading: Tensor, writing: Tensor, columns: Tensor, here: Tensor) -> Tensor:
+        """How much of each token the memory holds after the frame whose tokens have these columns [B,n], [B,m,k+N]."""
+        m, n = self.memory, columns.shape[1]
 
         def along(maps: Tensor) -> Tensor:
             own = maps[..., m : m + n] * here[:, None]
-            return (maps[..., :m] @ held).scatter_add(2, pick[:, None].expand(-1, maps.shape[1], -1), own)
+            return (maps[..., :m] @ held).scatter_add(2, columns[:, None].expand(-1, maps.shape[1], -1), own)
 
         # Shares of tokens are summed in float32 where the networks around run in half precision.
         with torch.autocast(held.device.type, enabled=False):
             after = along(writing) + writing[..., m + n :] @ along(reading)
         return torch.where(here.any(1)[:, None, None], after, held)
-
-    def planned_count(self, grid: Grid) -> int:
-        return self.num_tokens

@@ -6,24 +6,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, load_weights
-from fewtokens.core.plan import Plan
+from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
     check_dim,
-    check_num_tokens,
     frames_of,
     lecun_normal_,
-    plan_of,
-    planned,
+    resampled_frames,
 )
 
 VERSIONS = ("1.0", "1.1")
 
 
-class TokenLearner(Method):
-    """Each frame becomes `num_tokens` weighted sums of its patches; the weights are learned from the frame.
+class TokenLearner(Resampler):
+    """Each frame becomes `keep` weighted sums of its patches; the weights are learned from the frame.
 
     TokenLearner: What Can 8 Learned Tokens Do for Images and Videos? (arXiv 2106.11297, section 2). The maps
     are computed from LayerNorm(x) and applied to the raw x. Version 1.0, with which the paper's tables were
@@ -34,7 +30,7 @@ class TokenLearner(Method):
     resolution. Both are here (`pool`), the sum is the default.
 
     Args:
-        num_tokens: tokens of each frame.
+        keep: tokens of each frame, written "8/frame".
         dim: channels of the features.
         version: "1.0" or "1.1".
         pool: "sum" or "mean" over the pixels; for 1.0 (a softmax sums to one already).
@@ -43,17 +39,15 @@ class TokenLearner(Method):
         checkpoint: a safetensors file with trained parameters; None draws them.
     """
 
-    budget = True
-    trainable = True
-    resamples = True
-    dense = True
+    learned = True
+    full_grid = True
     paper = "TokenLearner, arXiv 2106.11297"
     license = "reference code Apache-2.0"
     cost = "1.0: H*W*9*(C+3*num_tokens)*num_tokens MACs a frame; 1.1: H*W*64*(C+num_tokens); pooling H*W*C*num_tokens"
 
     def __init__(
         self,
-        num_tokens: int = 8,
+        keep: int | str = "8/frame",
         *,
         dim: int = 384,
         version: str = "1.0",
@@ -63,6 +57,9 @@ class TokenLearner(Method):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
+        self.take_budget(keep, units=("per frame",))
+        assert self.budget is not None
+        num_tokens = self.num_tokens = int(self.budget.value)
         if version not in VERSIONS:
             raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
         if pool not in ("sum", "mean"):
@@ -71,11 +68,11 @@ class TokenLearner(Method):
             raise ValueError("version 1.1 pools with a softmax, whose sum is a mean already; pool='mean' is for 1.0")
         if version == "1.0" and (hidden is not None or dropout):
             raise ValueError("hidden and dropout belong to version 1.1")
-        self.num_tokens, self.dim, self.version, self.pool = check_num_tokens(num_tokens), dim, version, pool
+        self.dim, self.version, self.pool = dim, version, pool
         self.hidden, self.dropout, self.checkpoint = hidden, dropout, checkpoint
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.scorer = _convolutions(dim, num_tokens) if version == "1.0" else mlp(dim, num_tokens, hidden, dropout)
-        load_weights(self, "tokenlearner", checkpoint)
+        load_weights(self, checkpoint)
 
     def maps(self, x: Tensor) -> Tensor:
         """The spatial maps of frames [F,H,W,C]: [F,M,H*W], in 0..1 for 1.0 (over H*W for the mean), sum 1 for 1.1."""
@@ -90,12 +87,9 @@ class TokenLearner(Method):
         maps = self.maps(x)
         return maps @ x.flatten(1, 2), maps
 
-    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        return plan_of(tokens, self.maps(frames_of(tokens, self.name).to(self.norm.weight.dtype)))
-
-    def planned_count(self, grid: Grid) -> int:
-        return planned(grid, self.num_tokens)
+        return resampled_frames(tokens, self.maps(frames_of(tokens, self.name).to(self.norm.weight.dtype)))
 
 
 def _convolutions(dim: int, num_tokens: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks
@@ -30,11 +30,11 @@ class FastVid(Method):
 
     FastVID (arXiv 2503.11187). The video is cut after a frame where its vector is among the `segments`-1 least like the
     next one's, or less like it than tau. Of each frame's budget a share `context` goes to anchors, the rest to the
-    tokens with the most attention. Anchors stand in the frames of a segment counted from its end, every `step`-th; in
+    tokens with the most attention. Anchors stand in the frames of a segment counted from its end, every `stride`-th; in
     each such frame they are the density peaks of what is not salient, as many as the segment's share allows. For each
     anchor frame every token of the segment that is not salient, anchors of other frames among them, goes to its most
     similar anchor there, and an anchor becomes w * anchor + (1 - w) * mean(the n tokens: itself and what it gathered),
-    w = max(1/(n+1), beta). An anchor frame with no more anchors than one frame's share (step=1) gathers from itself
+    w = max(1/(n+1), beta). An anchor frame with no more anchors than one frame's share (stride=1) gathers from itself
     alone, as in the published code.
 
     The count is exact: the published code loses up to a token for each frame and each anchor frame to rounding, and
@@ -46,36 +46,40 @@ class FastVid(Method):
     Args:
         keep: share of the cells (float) or count (int).
         segments: c of the paper; tau: likeness of frames below which there is always a cut.
-        context: d, share of the budget for anchors; step: p, frames from anchor frame to anchor frame.
+        context: d, share of the budget for anchors; stride: p, frames from anchor frame to anchor frame.
         beta: smallest weight of an anchor; neighbors: of the density.
     """
 
-    needs = ("attention", "frame_global")
     paper = "FastVID: Dynamic Density Pruning for Fast Video Large Language Models, arXiv 2503.11187"
     license = "written from the description; reference MIT"
-    cost = "O(T n^2 C T/step) with n cells of a frame"
-    merges = True
-    dense = True
+    cost = "O(T n^2 C T/stride) with n cells of a frame"
+    full_grid = True
 
     def __init__(
         self,
-        keep: float | int = 0.25,
+        keep: float | int | str = 0.25,
         *,
         segments: int = 8,
         tau: float = 0.9,
         context: float = 0.4,
-        step: int = 4,
+        stride: int = 4,
         beta: float = 0.6,
         neighbors: int = 4,
     ) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
-        if min(segments, step, neighbors) < 1:
-            raise ValueError(f"segments, step and neighbors must be at least 1, got {segments}, {step}, {neighbors}")
+        self.take_budget(keep)
+        if min(segments, stride, neighbors) < 1:
+            raise ValueError(
+                f"segments, stride and neighbors must be at least 1, got {segments}, {stride}, {neighbors}"
+            )
         if not 0 <= context <= 1 or not 0 <= beta <= 1 or not -1 <= tau <= 1:
             raise ValueError(f"context and beta must be in [0, 1], tau in [-1, 1]; got {context}, {beta}, {tau}")
         self.segments, self.tau, self.context = segments, float(tau), float(context)
-        self.step, self.beta, self.neighbors = step, float(beta), neighbors
+        self.stride, self.beta, self.neighbors = stride, float(beta), neighbors
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention", "frame_global")
 
     def _choose(self, tokens: Tokens, attention: Tensor, frame_global: Tensor) -> _Choice:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
@@ -93,8 +97,8 @@ class FastVid(Method):
 
         t = torch.arange(T, device=x.device)
         length = last - first + 1
-        number = context[:, None] * length // -(-length // self.step)  # of anchors in each anchor frame
-        candidates = ((last - t) % self.step == 0).repeat_interleave(n, 1) & ~salient & tokens.mask
+        number = context[:, None] * length // -(-length // self.stride)  # of anchors in each anchor frame
+        candidates = ((last - t) % self.stride == 0).repeat_interleave(n, 1) & ~salient & tokens.mask
         others = (~salient & tokens.mask).reshape(B * T, n)
         score = density_peaks(x.flatten(0, 1), others, self.neighbors).reshape(B, -1)
         peak = rank_within(-score, frame.masked_fill(~candidates, -1), T)
@@ -122,8 +126,8 @@ class FastVid(Method):
         to = torch.full_like(tokens.assignment[:, :1], -1).expand(-1, tokens.N).clone()
         own = torch.arange(T, device=tokens.device)
         # The j-th anchor frame of every segment at once, counted from its end.
-        for j in range(-(-int((choice.last - choice.first + 1).max()) // self.step)):
-            where = choice.last - j * self.step  # [B,T]
+        for j in range(-(-int((choice.last - choice.first + 1).max()) // self.stride)):
+            where = choice.last - j * self.stride  # [B,T]
             inside = where >= choice.first
             where = where.clamp(min=0)
             inside &= ~choice.alone.gather(1, where) | (where == own)

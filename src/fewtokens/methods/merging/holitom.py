@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks, nearest_centre
@@ -15,7 +13,7 @@ from fewtokens.methods.ops.segments import deal, rank_within
 from fewtokens.methods.ops.temporal import cosine
 
 
-class HoliTom(Method):
+class HoliTom(Reducer):
     """Places that stay the same over a window of frames become one token; windows are chosen to merge the most.
 
     HoliTom (arXiv 2505.21334), the part before the language model. A place is static in a window if the cosine of all
@@ -34,22 +32,25 @@ class HoliTom(Method):
         neighbors: of the density.
     """
 
-    needs = ("attention",)
     paper = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
     license = "written from the description; reference Apache-2.0"
     cost = "O(T^2 + TnC + T n^2 C) with n cells of a frame; a table of T*T counts"
-    merges = True
-    dense = True
+    full_grid = True
 
-    def __init__(self, keep: float | int = 0.25, *, tau: float = 0.8, centre: float = 0.6, neighbors: int = 7) -> None:
+    def __init__(
+        self, keep: float | int | str = 0.25, *, tau: float = 0.8, centre: float = 0.6, neighbors: int = 7
+    ) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if not -1 <= tau <= 1 or not 0 <= centre <= 1 or neighbors < 1:
             raise ValueError(f"tau must be in [-1, 1], centre in [0, 1], neighbors at least 1; got {tau}, {centre}")
         self.tau, self.centre, self.neighbors = float(tau), float(centre), neighbors
 
-    def _decide(self, tokens: Tokens, attention: Tensor) -> tuple[Plan, Tensor]:
-        """The plan, and each token's part in the token that it goes to, [B,N]."""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention",)
+
+    def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
         there = tokens.mask.unflatten(1, (T, n))[..., 0]  # [B,T]
@@ -105,12 +106,7 @@ class HoliTom(Method):
             is_centre, torch.where(alone, 1.0, self.centre) / frames, (1 - self.centre) / around.clamp(min=1)
         )
         part = torch.where(static.flatten(1), part, 1.0)
-        return Plan(counts, int(counts.max()), dest), part.masked_fill(dest < 0, 0)
-
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        with torch.no_grad():
-            plan, part = self._decide(tokens, **cues)
-        return tokens.apply(plan).replace(features=plan.average(tokens.features, part)).ordered()
+        return Plan(counts, int(counts.max()), dest, shares=part).ordered(tokens)
 
 
 def _least_similar(similar: Tensor, later: Tensor, spare: Tensor) -> Tensor:

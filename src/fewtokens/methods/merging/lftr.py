@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
@@ -16,7 +16,7 @@ from fewtokens.methods.ops.segments import rank_within
 from fewtokens.methods.ops.temporal import cosine
 
 
-class Lftr(Method):
+class Lftr(Reducer):
     """An approximation of LFTR (arXiv 2501.17391), whose code is not public: temporal, then spatial reduction.
 
     Frames are scored by novelty, 1 - cosine of their mean to that of the frame before; the others merge, place by
@@ -32,18 +32,16 @@ class Lftr(Method):
     paper = "approximation of LFTR, arXiv 2501.17391 (no public code; from the abstract)"
     license = "ours"
     cost = "O(T n^2 C keep)"
-    partition = True
-    conserves = True
-    dense = True
+    full_grid = True
 
-    def __init__(self, keep: float | int = 0.25, *, time: float = 0.5) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, time: float = 0.5) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if not 0 <= time <= 1:
             raise ValueError(f"time is the part of the reduction that falls to frames, in [0, 1], got {time}")
         self.time = float(time)
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.require_full_grid(self.name).features.detach().float().unflatten(1, (T, n))
         there = tokens.mask.unflatten(1, (T, n))[..., 0]
@@ -51,7 +49,8 @@ class Lftr(Method):
             mean = x.mean(2)
             novelty = torch.cat([torch.full_like(mean[:, :1, 0], 2.0), 1 - cosine(mean[:, 1:], mean[:, :-1])], 1)
             number = torch.tensor(
-                [frames_for(grid, self.keep, self.time) for grid in tokens.grid.videos(B)], device=x.device
+                [frames_for(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
+                device=x.device,
             )
             rank = novelty.masked_fill(~there, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             stays = (rank < number[:, None]) & there
@@ -74,4 +73,4 @@ class Lftr(Method):
             _, nearest = best_match(rows, rows, kept)
             label = torch.where(kept, place, nearest).reshape(B, frames, n)
             label = (label + n * torch.arange(frames, device=x.device)[:, None]).flatten(1)
-        return fewer.apply(Plan.group(label.masked_fill(~fewer.mask, -1), fewer, frames * n))
+        return by_frames.then(Plan.group(label.masked_fill(~fewer.mask, -1), fewer, frames * n))

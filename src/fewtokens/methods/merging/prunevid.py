@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import around_peaks
@@ -17,7 +16,7 @@ from fewtokens.methods.ops.groups import follow, grouped, regroup, share_out, si
 _SMALL = 14
 
 
-class PruneVid(Method):
+class PruneVid(Reducer):
     """Segments of like frames; what stays still in one is averaged over time; still and moving tokens are clustered.
 
     PruneVid (arXiv 2412.16117), stage A. Frames are clustered by density peaks of their mean features and the clusters
@@ -32,38 +31,33 @@ class PruneVid(Method):
             each set; beyond that the sets of the last frames go without.
         tau: 0.8 in the paper.
         segments: clusters of frames, as a share of the frames; 0.25.
-        ratio: clusters of a set, as a share of its tokens; 0.5.
+        ratio: clusters of a set, as a share of its tokens; 0.5 in the paper (None).
         neighbors: of both densities; 7.
     """
 
     paper = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117, stage A"
     license = "written from the description; the reference code is CC BY-NC-SA 4.0"
     cost = "O(T n^2 C)"
-    instead_of_keep = ("ratio",)
-    merges = True
-    dense = True
-    budget = False
+    full_grid = True
 
     def __init__(
         self,
-        keep: float | int | None = None,
+        keep: float | int | str | None = None,
         *,
         tau: float = 0.8,
         segments: float = 0.25,
-        ratio: float = 0.5,
+        ratio: float | None = None,
         neighbors: int = 7,
     ) -> None:
         super().__init__()
-        self.keep = None if keep is None else check_keep(keep)
+        self.take_budget(keep, ratio=ratio)
+        ratio = 0.5 if ratio is None else ratio
         if not 0 < segments <= 1 or not 0 < ratio <= 1 or not -1 <= tau <= 1:
             raise ValueError(f"segments and ratio must be in (0, 1], tau in [-1, 1]; got {segments}, {ratio}, {tau}")
         if neighbors < 1:
             raise ValueError(f"neighbors must be at least 1 (the token itself), got {neighbors}")
-        self.tau, self.segments, self.ratio, self.neighbors = float(tau), float(segments), float(ratio), neighbors
-        self.budget = keep is not None
-
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else planned_count(grid, self.keep)
+        self.tau, self.segments, self.neighbors = float(tau), float(segments), neighbors
+        self.ratio = None if self.budget else float(ratio)
 
     def plan(self, tokens: Tokens) -> Plan:
         T, n = tokens.grid.T, tokens.grid.cells_per_frame
@@ -74,7 +68,7 @@ class PruneVid(Method):
         static = _static(x, first, there, self.tau)
         place = torch.arange(n, device=x.device)
         t = torch.arange(T, device=x.device)[:, None]
-        if self.keep is not None:
+        if self.budget is not None:
             # A budget above what averaging over time leaves: static places go on their own, the last ones first.
             later = static & (first[..., None] < t)
             room = self.counts(tokens) - tokens.count + later.flatten(1).sum(1)
@@ -87,7 +81,7 @@ class PruneVid(Method):
         fewer = tokens.apply(averaged)
         group = follow(averaged, of, fewer)
         size = sizes_of(group, 2 * T)
-        if self.keep is None:
+        if self.ratio is not None:
             counts = torch.where(size > _SMALL, (size * self.ratio + 1e-6).long().clamp(min=1), size)
         else:
             counts = share_out(self.counts(tokens), size)

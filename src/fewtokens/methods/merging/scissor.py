@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
@@ -44,25 +43,16 @@ class Scissor(Method):
     paper = "LLaVA-Scissor: Token Compression with Semantic Connected Components, arXiv 2506.21862"
     license = "written from the description; the reference code is CC BY-NC 4.0"
     cost = "O(T n^2 C + M^2 C) for each round of labels, in blocks of bounded memory; with keep, nine times that"
-    instead_of_keep = ("tau",)
-    partition = True
-    budget = False
 
-    def __init__(self, tau: float | None = None, *, keep: float | int | None = None) -> None:
+    def __init__(self, tau: float | None = None, *, keep: float | int | str | None = None) -> None:
         super().__init__()
-        if tau is not None and keep is not None:
-            raise ValueError("scissor takes tau= or keep=, not both")
+        self.take_budget(keep, tau=tau)
         if tau is not None and not -1 <= tau <= 1:
             raise ValueError(f"tau is a cosine, in [-1, 1], got {tau}")
-        self.keep = None if keep is None else check_keep(keep)
         self.tau = tau
-        self.budget = keep is not None
-
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else planned_count(grid, self.keep)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        if self.keep is None:
+        if self.budget is None:
             tau = torch.full((tokens.B,), 0.9 if self.tau is None else self.tau, device=tokens.device)
             return _reduce(tokens, tau)
         # A threshold of 1 joins nothing.
@@ -93,7 +83,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     # The mean of the representative and of what went to it, each counting once.
     assert plan.dest is not None
     ones = torch.ones_like(tokens.sizes)
-    count = plan.shares(ones)[1][..., None]
+    count = plan.parts(ones)[1][..., None]
     mean = plan.move(tokens.features.float())
     centre = plan.move(representatives.gather(1, nearest[..., None].expand(-1, -1, x.shape[2])))
     features = (mean * count + centre) / (count + 1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.quadtree import Squares
 
@@ -40,10 +39,7 @@ class Sttm(Method):
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
     license = "written from the description; the reference code has no licence"
     cost = "O(levels * N C); with keep nine times that"
-    instead_of_keep = ("tau", "tau_time")
-    partition = True
-    dense = True
-    budget = False
+    full_grid = True
 
     def __init__(
         self,
@@ -53,20 +49,17 @@ class Sttm(Method):
         levels: int | None = None,
         weighted: bool = False,
         strips: str = "first",
-        keep: float | int | None = None,
+        keep: float | int | str | None = None,
     ) -> None:
         super().__init__()
-        if keep is not None and (tau is not None or tau_time is not None):
-            raise ValueError("sttm takes tau= and tau_time=, or keep=, not both")
-        self.keep = None if keep is None else check_keep(keep)
+        if tau is None:
+            self.take_budget(keep, tau_time=tau_time)
+        else:
+            self.take_budget(keep, tau=tau)
         self.tau, self.tau_time, self.levels, self.weighted = tau, tau_time, levels, bool(weighted)
         self.strips = strips
         self.squares = Squares(tau, tau_time, levels, bool(weighted), strips)
-        self.budget = keep is not None
-
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else planned_count(grid, self.keep)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         tokens.require_full_grid(self.name)
-        return self.squares.merge(tokens, None if self.keep is None else self.counts(tokens))
+        return self.squares.merge(tokens, None if self.budget is None else self.counts(tokens))

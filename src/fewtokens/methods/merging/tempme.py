@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import merge_within, share_out, sizes_of
 
 
-class TempMe(Method):
+class TempMe(Reducer):
     """Merges within frames, then within pairs of frames, then within pairs and triples of those clips.
 
     TempMe (arXiv 2409.01156), progressive multi-granularity merging, here on features and by its matching alone: the
@@ -29,12 +30,10 @@ class TempMe(Method):
     paper = "TempMe: Video Temporal Token Merging, arXiv 2409.01156"
     license = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(sum over rounds of N m C / 4) with m tokens of a clip"
-    partition = True
-    conserves = True
 
-    def __init__(self, keep: float | int = 0.25, *, joins: Sequence[int] = (2, 2, 3)) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, joins: Sequence[int] = (2, 2, 3)) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if any(not isinstance(n, int) or n < 1 for n in joins):
             raise ValueError(f"joins must be counts of clips of at least 1, got {joins!r}")
         self.joins = tuple(joins)
@@ -46,10 +45,11 @@ class TempMe(Method):
             frames.append(frames[-1] * join)
         return frames
 
-    def planned_count(self, grid: Grid) -> int:
-        return max(-(-grid.T // self._frames()[-1]), planned_count(grid, self.keep))
+    def fewest(self, grid: Grid) -> int:
+        return -(-grid.T // self._frames()[-1])
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+        before, tokens = tokens, tokens.replace(features=tokens.features.detach())
         wanted, start = self.counts(tokens), tokens.count
         rounds = self._frames()
         for number, frames in enumerate(rounds, 1):
@@ -61,4 +61,4 @@ class TempMe(Method):
             total = share.ceil().long().maximum((size > 0).sum(1)).minimum(tokens.count)
             total = wanted if number == len(rounds) else torch.maximum(total, wanted)
             tokens = tokens.apply(merge_within(tokens, group, share_out(total, size)))
-        return tokens
+        return Plan.from_assignment(before, tokens)

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.groups import follow, frames_for, merge_within, share_out
 
 
-class Testa(Method):
+class Testa(Reducer):
     """Merges frames that look alike, place by place, and then the patches of each frame.
 
     TESTA (arXiv 2310.19060), here on features: the paper does both in every block of a TimeSformer, by turns. Frames
@@ -33,18 +33,16 @@ class Testa(Method):
     paper = "TESTA: Temporal-Spatial Token Aggregation, arXiv 2310.19060"
     license = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(T^2 n C + T n^2 C)"
-    partition = True
-    conserves = True
-    dense = True
+    full_grid = True
 
-    def __init__(self, keep: float | int = 0.25, *, time: float = 0.26) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, time: float = 0.26) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if not 0 <= time <= 1:
             raise ValueError(f"time is the part of the reduction that falls to frames, in [0, 1], got {time}")
         self.time = float(time)
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.require_full_grid(self.name).features.detach().float()
         there = tokens.mask.unflatten(1, (T, n))[..., 0]
@@ -54,13 +52,15 @@ class Testa(Method):
             frames = Tokens.from_cells(rows, Grid(T, 1, 1)).replace(mask=there, sizes=there.float())
             index = torch.arange(T, device=x.device).expand(B, -1).masked_fill(~there, -1)
             wanted = torch.tensor(
-                [frames_for(grid, self.keep, self.time) for grid in tokens.grid.videos(B)], device=x.device
+                [frames_for(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
+                device=x.device,
             )
-            merged = merge_to(frames.replace(assignment=index), wanted)
+            frames = frames.replace(assignment=index)
+            merged = frames.apply(merge_to(frames, wanted))
             frame = merged.assignment.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
             by_frames = Plan.group(label, tokens, merged.N * n)
         fewer = tokens.apply(by_frames)
         size = (torch.arange(merged.N, device=x.device) < wanted[:, None]) * n
         counts = share_out(self.counts(tokens), size)
-        return fewer.apply(merge_within(fewer, follow(by_frames, frame, fewer), counts))
+        return by_frames.then(merge_within(fewer, follow(by_frames, frame, fewer), counts))

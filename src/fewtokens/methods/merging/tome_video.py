@@ -7,20 +7,20 @@ from typing import Any
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.groups import merge_within, share_out, sizes_of
 
 
-class TomeVideo(Method):
+class TomeVideo(Reducer):
     """Merges the most similar tokens pairwise, within each frame or across all of them.
 
     ToMe (arXiv 2210.09461) as video pipelines use it after the encoder. "frame": each frame meets its share of the
     budget by itself. "video": all tokens are matched; unlike in `tome`, odd frames are shifted by a place before tokens
     are dealt to the two halves in turn, so that equal places of neighbouring frames lie in opposite halves and can
-    merge in the first step. (Inside an encoder that sees one frame at a time, "frame" is `tome(stage="encoder")`.)
+    merge in the first step. (Inside an encoder that sees one frame at a time, "frame" is `tome_in_encoder`.)
 
     Args:
         keep: share of the cells (float) or count (int).
@@ -30,24 +30,23 @@ class TomeVideo(Method):
     paper = "Token Merging, arXiv 2210.09461, section 5 (video); the shifted halves are ours"
     license = "written from the paper; the reference code is CC BY-NC 4.0"
     cost = "O(N^2 C / 4) over the video, or O(N n C / 4) with n tokens of a frame"
-    partition = True
-    conserves = True
 
-    def __init__(self, keep: float | int = 0.25, *, within: str = "video") -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, within: str = "video") -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if within not in ("video", "frame"):
             raise ValueError(f"tome_video merges within 'video' or 'frame', not {within!r}")
         self.within = within
 
-    def planned_count(self, grid: Grid) -> int:
-        return max(grid.T if self.within == "frame" else 1, planned_count(grid, self.keep))
+    def fewest(self, grid: Grid) -> int:
+        return grid.T if self.within == "frame" else 1
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         if self.within == "video":
-            return merge_to(tokens.apply(_shifted(tokens)), self.counts(tokens))
+            shifted = _shifted(tokens)
+            return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens)))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
-        return tokens.apply(merge_within(tokens, frame, share_out(self.counts(tokens), sizes_of(frame, tokens.grid.T))))
+        return merge_within(tokens, frame, share_out(self.counts(tokens), sizes_of(frame, tokens.grid.T)))
 
 
 def _shifted(tokens: Tokens) -> Plan:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_share, planned_by_frame
-from fewtokens.core.plan import sums
+from fewtokens.core.method import Reducer
+from fewtokens.core.plan import Plan, sums
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import bipartite_plan
 
 
-class VidTldr(Method):
+class VidTldr(Reducer):
     """Merges early, and what merges counts by its saliency, so that background vanishes.
 
     vid-TLDR (arXiv 2403.13347). A token is salient where its attention (mean over heads, sizes left out) is sharp: the
@@ -38,37 +38,29 @@ class VidTldr(Method):
     paper = "vid-TLDR: Training Free Token merging for Light-weight Video Transformer, arXiv 2403.13347"
     license = "written from the description; reference MIT, with files derived from a non-commercial one"
     cost = "O(N^2 C / 4) and an attention map, in the first blocks"
-    instead_of_keep = ("r",)
-    partition = True
-    weighs = True
 
     def __init__(
         self,
-        keep: float | int | None = None,
+        keep: float | int | str | None = None,
         *,
         r: Sequence[float] | None = None,
         blocks: int = 4,
         by: str = "attention",
     ) -> None:
         super().__init__()
-        if keep is not None and r is not None:
-            raise ValueError("vid_tldr takes keep= or r=, not both")
+        self.take_budget(keep, default=0.25, r=r)
         if by not in ("attention", "shift"):
             raise ValueError(f"saliency is by 'attention' or 'shift', not {by!r}")
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}")
         if r is not None and any(not isinstance(n, int | float) or n < 0 for n in r):
             raise ValueError(f"r must be counts, or shares below 1, of what goes in each block, got {r!r}")
-        self.keep = None if r is not None else check_share(0.25 if keep is None else keep)
         self.r = None if r is None else list(r)
         self.blocks, self.by = blocks, by
-        self.budget = r is None
-        self.needs = ("sharpness",) if by == "attention" else ("shift",)
 
-    def planned_count(self, grid: Grid) -> int | None:
-        if self.keep is None:
-            return None
-        return planned_by_frame(grid, self.keep)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("sharpness",) if self.by == "attention" else ("shift",)
 
     def _away(self, tokens: Tokens, layer: int, depth: int) -> Tensor:
         """How many tokens of each video go in this block, int64 [B]."""
@@ -80,24 +72,20 @@ class VidTldr(Method):
         most = max(1, math.ceil(math.log2(max(1.0, float((tokens.count / target).max())))))
         left = min(depth - layer, max(self.blocks - layer, most))
         if left < most:
-            raise ValueError(
-                f"vid_tldr cannot reach keep={self.keep} in {depth} blocks, each halves at most; keep more"
-            )
+            raise ValueError(f"{self.spec} cannot be reached in {depth} blocks, each halves at most; keep more")
         step = tokens.count * (target / tokens.count.clamp(min=1)) ** (1 / left)
         return tokens.count - (target if left == 1 else torch.maximum(step.ceil().long(), target))
 
-    def forward(self, tokens: Tokens, *, layer: int = 0, depth: int = 1, **cues: Any) -> Tokens:
-        with torch.no_grad():
-            plan = bipartite_plan(tokens.features.detach(), self._away(tokens, layer, depth), tokens)
-            assert plan.dest is not None
-            # Sources stand in the half that chooses, and share their destination.
-            places = torch.arange(tokens.N, device=tokens.device)
-            chooses = (places - tokens.num_prefix) % 2 == 0
-            dest = plan.dest.clamp(min=0)
-            together = sums(tokens.mask[..., None].float(), plan.dest, plan.num_slots).squeeze(2).gather(1, dest) > 1
-            score = saliency(cues[self.needs[0]], tokens.mask)
-            sizes = torch.where(chooses & together, tokens.sizes * score, tokens.sizes)
-        return tokens.replace(sizes=sizes).apply(plan)
+    def plan(self, tokens: Tokens, *, layer: int = 0, depth: int = 1, **cues: Any) -> Plan:
+        plan = bipartite_plan(tokens.features.detach(), self._away(tokens, layer, depth), tokens)
+        assert plan.dest is not None
+        # Tokens that merge into others stand in the half that chooses, and share their destination.
+        places = torch.arange(tokens.N, device=tokens.device)
+        chooses = (places - tokens.num_prefix) % 2 == 0
+        dest = plan.dest.clamp(min=0)
+        together = sums(tokens.mask[..., None].float(), plan.dest, plan.num_slots).squeeze(2).gather(1, dest) > 1
+        score = saliency(cues[self.needs[0]], tokens.mask)
+        return replace(plan, sizes=torch.where(chooses & together, tokens.sizes * score, tokens.sizes))
 
 
 def saliency(sharpness: Tensor, mask: Tensor) -> Tensor:

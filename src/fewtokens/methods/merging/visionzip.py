@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
 
-class VisionZip(Method):
+class VisionZip(Reducer):
     """Of each frame the tokens that receive most attention stay; the rest merges into evenly spread ones of its own.
 
     VisionZip (arXiv 2412.04467). The dominant tokens are those with the most attention in the encoder's last block.
@@ -33,22 +33,23 @@ class VisionZip(Method):
         normalize: mean, or the published sum.
     """
 
-    needs = ("attention", "keys")
     paper = "VisionZip: Longer is Better but Not Necessary in Vision Language Models, arXiv 2412.04467"
     license = "written from the description; reference Apache-2.0"
     cost = "O(n^2 D) a frame"
-    merges = True
-    dense = True
+    full_grid = True
 
-    def __init__(self, keep: float | int = 0.25, *, contextual: float = 10 / 64, normalize: bool = True) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, contextual: float = 10 / 64, normalize: bool = True) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if not 0 <= contextual < 1:
             raise ValueError(f"contextual is a share of the budget in [0, 1), got {contextual}")
         self.contextual, self.normalize = float(contextual), bool(normalize)
 
-    def _decide(self, tokens: Tokens, attention: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Where each token goes [B,N], which of them are targets or dominant [B,N], and the slots in all."""
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention", "keys")
+
+    def plan(self, tokens: Tokens, *, attention: Tensor, keys: Tensor) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         tokens.require_full_grid(self.name)
         lengths = torch.tensor([grid.T for grid in tokens.grid.videos(B)], device=tokens.device)[:, None]
@@ -74,15 +75,10 @@ class VisionZip(Method):
         nearest = torch.where(stays, own, nearest)
         slot = stays.cumsum(2) - 1 + ends[:, :-1, None]
         dest = slot.gather(2, nearest).masked_fill(~stays & (few == 0), -1)
-        return dest.flatten(1).masked_fill(~tokens.mask, -1), stays.flatten(1), int(total.max())
-
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        with torch.no_grad():
-            dest, stays, slots = self._decide(tokens, **cues)
-        reduced = tokens.apply(Plan(self.counts(tokens), slots, dest))
+        dest, stays = dest.flatten(1).masked_fill(~tokens.mask, -1), stays.flatten(1)
+        plan = Plan(self.counts(tokens), self.max_slots(tokens), dest)
         if self.normalize:
-            return reduced
+            return plan
         # The published sum: the target itself plus the mean of its members.
-        head = Plan(reduced.count, slots, dest.masked_fill(~stays, -1)).move(tokens.features)
-        members = Plan(reduced.count, slots, dest.masked_fill(stays, -1)).move(tokens.features)
-        return reduced.replace(features=head + members)
+        members = replace(plan, dest=dest.masked_fill(stays, -1)).parts(torch.ones_like(tokens.sizes))[0]
+        return replace(plan, shares=torch.where(stays, 1.0, members))

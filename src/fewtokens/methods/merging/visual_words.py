@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core import files
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
@@ -26,7 +25,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 _PIXELS = "normalized by CLIP's mean and deviation"
 
 
-class VisualWords(Method):
+class VisualWords(Reducer):
     """Before the encoder: the most varied patches of each frame, or one token for each visual word in it.
 
     VWT (arXiv 2411.15397). Without a vocabulary ("intra-image") the patches of each frame with the largest variance of
@@ -39,66 +38,61 @@ class VisualWords(Method):
     published code is given; the budget of a video is dealt out evenly over its frames.
 
     Args:
-        keep: share of the cells (float) or count (int), 0.5 where nothing is said; with words a budget instead of
-            `distance`, which is then searched for.
+        keep: share of the cells (float) or count (int), 0.5 by default without words; with words a budget
+            instead of `distance`, which is then searched for.
         words: a file of `save_words`.
         distance: 0.1 in the paper (None).
     """
 
     stage = "pixels"
-    needs = ("pixels",)
     paper = "Visual Word Tokenizer, arXiv 2411.15397"
     license = "written from the description; the reference code is GPL-3.0"
     cost = "O(pixels), with words O(pixels V)"
-    instead_of_keep = ("distance",)
-    merges = True
 
     def __init__(
-        self, keep: float | int | None = None, *, words: str | None = None, distance: float | None = None
+        self, keep: float | int | str | None = None, *, words: str | None = None, distance: float | None = None
     ) -> None:
         super().__init__()
-        if distance is not None and (words is None or keep is not None):
-            raise ValueError("distance is for visual_words(words=FILE), and not beside keep=")
+        if distance is not None and words is None:
+            raise ValueError("distance is for visual_words(words=FILE)")
+        self.take_budget(keep, default=0.5 if words is None else None, distance=distance)
         if distance is not None and not 0 <= distance <= 2:
             raise ValueError(f"distance is 1 - cosine, in [0, 2], got {distance}")
         self.words = words
-        self.keep = check_keep(0.5 if keep is None else keep) if words is None or keep is not None else None
-        self.distance = None if words is None or keep is not None else 0.1 if distance is None else float(distance)
-        self.budget = self.keep is not None
+        self.distance = None if self.budget else 0.1 if distance is None else float(distance)
         self.vocabulary: Tensor | None
         self.register_buffer("vocabulary", None if words is None else load_words(words), persistent=False)
 
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else planned_count(grid, self.keep)
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("pixels",)
 
-    def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         pixels = _normalized(cues["pixels"])
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
-        with torch.no_grad():
-            if self.vocabulary is None:
-                variance = pixels.var(2, correction=0)
-                counts = share_out(self.counts(tokens), sizes_of(frame, tokens.grid.T))
-                kept = rank_within(-variance, frame, tokens.grid.T) < counts.gather(1, frame.clamp(min=0))
         if self.vocabulary is None:
-            return tokens.apply(Plan.keep(kept & tokens.mask))
-        with torch.no_grad():
-            vocabulary = self.vocabulary.to(tokens.device)
-            if pixels.shape[2] != vocabulary.shape[1]:
-                raise ValueError(
-                    f"{self.words}: its words have {vocabulary.shape[1]} values, these patches {pixels.shape[2]}; "
-                    "fit words on patches of the same size"
-                )
-            unit = F.normalize(vocabulary, dim=1).expand(tokens.B, -1, -1)
-            like, word = best_match(F.normalize(pixels, dim=2), unit)
-            like = like.clamp(max=1)
+            counts = share_out(self.counts(tokens), sizes_of(frame, tokens.grid.T))
+            variance = pixels.var(2, correction=0)
+            kept = rank_within(-variance, frame, tokens.grid.T) < counts.gather(1, frame.clamp(min=0))
+            return Plan.keep(kept & tokens.mask)
+        vocabulary = self.vocabulary.to(tokens.device)
+        if pixels.shape[2] != vocabulary.shape[1]:
+            raise ValueError(
+                f"{self.words}: its words have {vocabulary.shape[1]} values, these patches {pixels.shape[2]}; "
+                "fit words on patches of the same size"
+            )
+        unit = F.normalize(vocabulary, dim=1).expand(tokens.B, -1, -1)
+        similar, word = best_match(F.normalize(pixels, dim=2), unit)
+        similar = similar.clamp(max=1)
 
-        def merged(similarity: Tensor) -> Tokens:
-            label = _by_word(word, like >= similarity[:, None], frame, tokens.grid.T, unit.shape[1])
-            return tokens.apply(Plan.group(label, tokens, tokens.N))
+        def merged(similarity: Tensor) -> Plan:
+            label = _by_word(word, similar >= similarity[:, None], frame, tokens.grid.T, unit.shape[1])
+            return Plan.group(label, tokens, tokens.N)
 
         if self.distance is not None:
-            return merged(torch.full_like(like[:, 0], 1 - self.distance))
-        return to_budget(merged, self.counts(tokens), -1.0, 1.01)
+            return merged(torch.full_like(similar[:, 0], 1 - self.distance))
+        reduced = to_budget(lambda tau: tokens.apply(merged(tau)), self.counts(tokens), -1.0, 1.01)
+        return Plan.from_assignment(tokens, reduced)
 
 
 def _by_word(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int) -> Tensor:

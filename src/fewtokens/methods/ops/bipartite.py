@@ -83,12 +83,15 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     return Plan(tokens.count - merged[:, 0], width, dest.masked_fill(~tokens.mask, -1))
 
 
-def merge_to(tokens: Tokens, target: Tensor) -> Tokens:
-    """Merges the most similar pairs, step by step, until no video has more than its `target` [B] tokens."""
-    if tokens.features.dtype in (torch.float16, torch.bfloat16):
-        # Means of one step are matched in the next one: they are not rounded in between.
-        return tokens.apply(Plan.from_assignment(tokens, merge_to(tokens.to(torch.float32), target)))
-    while bool((tokens.count > target).any()):
-        r = (tokens.count - target).clamp(min=0)
-        tokens = tokens.apply(bipartite_plan(tokens.features.detach(), r, tokens))
-    return tokens.ordered()
+def merge_to(tokens: Tokens, target: Tensor) -> Plan:
+    """Merges the most similar pairs, step by step, until no video has more than its `target` [B] tokens.
+
+    Tokens come out in the order of their mean time, row and column.
+    """
+    # Means of one step are matched in the next one: they are not rounded in between.
+    half = tokens.features.dtype in (torch.float16, torch.bfloat16)
+    merged = tokens.to(torch.float32) if half else tokens.replace(features=tokens.features.detach())
+    while bool((merged.count > target).any()):
+        r = (merged.count - target).clamp(min=0)
+        merged = merged.apply(bipartite_plan(merged.features, r, merged))
+    return Plan.from_assignment(tokens, merged.ordered())

@@ -25,7 +25,8 @@ def merge_blocks(tokens: Tokens, shapes: list[tuple[int, int, int]]) -> Plan:
     place = tokens.positions.round().long() * blocks // cells
     t, y, x = place.unbind(2)
     labels = (t * blocks[..., 1] + y) * blocks[..., 2] + x
-    return Plan.group(labels, tokens, int(blocks.prod(2).max()))
+    slots = max(math.prod(shape) for shape in shapes)
+    return Plan.group(labels, tokens, slots, num_slots=min(slots, tokens.N))
 
 
 def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
@@ -45,3 +46,15 @@ def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
         if not room:
             return tuple(small)
         small[min(room)[1]] += 1
+
+
+def window_for(shape: tuple[int, int, int], budget: int) -> tuple[int, int, int]:
+    """Frames, rows and columns of windows that cut a grid of this shape into at most `budget` of them."""
+    frames, rows, columns = (-(-n // small) for n, small in zip(shape, shrink(shape, budget), strict=True))
+    return frames, rows, columns
+
+
+def windows_of(shape: tuple[int, int, int], window: tuple[int, int, int]) -> tuple[int, int, int]:
+    """How many windows lie along each axis; those that reach past the end count."""
+    frames, rows, columns = (-(-n // side) for n, side in zip(shape, window, strict=True))
+    return frames, rows, columns

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import planned_count
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
@@ -38,14 +37,14 @@ def share_out(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tens
     return (rank < total[:, None]).reshape(order.shape).sum(2)
 
 
-def frames_for(grid: Grid, keep: float | int, time: float) -> int:
+def frames_for(grid: Grid, budget: int, time: float) -> int:
     """How many frames stay where a budget is met by fewer frames and fewer tokens of each.
 
     Args:
+        budget: tokens of the video.
         time: of the reduction the part that falls to frames: keep**time of them stay, enough for the budget and no more
             than it has tokens.
     """
-    budget = planned_count(grid, keep)
     wanted = round(grid.T * (budget / grid.cells) ** time)
     return min(budget, max(wanted, -(-budget // grid.cells_per_frame)))
 
@@ -99,4 +98,4 @@ def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
     """Merges the most similar tokens within each group, pairwise, until it has `counts` [B,groups] of them."""
     with torch.no_grad():
         parts, slot = grouped(tokens, group, counts.shape[1])
-        return regroup(merge_to(parts, counts.flatten()), slot, group, tokens)
+        return regroup(parts.apply(merge_to(parts, counts.flatten())), slot, group, tokens)

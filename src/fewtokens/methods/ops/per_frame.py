@@ -1,7 +1,7 @@
-"""What the per-frame learners share: a module that looks at one frame's grid, and a whole video's plan.
+"""What the per-frame learners share: a module that looks at one frame's grid, and a whole video's tokens.
 
 A learner has `learn(x)`: frames [F,H,W,C] to tokens [F,M,C] and the maps [F,M,H*W] that they were made with.
-Networks call `learn`; as a method it works on `Tokens`, and its maps are the soft weights of the plan.
+Networks call `learn`; as a method it works on `Tokens`, and its maps are the attribution.
 """
 
 from __future__ import annotations
@@ -11,15 +11,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan
+from fewtokens.core.method import Resampled
 from fewtokens.core.tokens import Tokens
-
-
-def check_num_tokens(num_tokens: int) -> int:
-    if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 1:
-        raise ValueError(f"num_tokens must be a count of at least 1 for each frame, got {num_tokens!r}")
-    return num_tokens
 
 
 def check_dim(name: str, found: int, dim: int) -> None:
@@ -33,17 +28,21 @@ def frames_of(tokens: Tokens, name: str) -> Tensor:
     return tokens.require_full_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
 
 
-def plan_of(tokens: Tokens, maps: Tensor) -> Plan:
-    """The soft plan of maps [B*T,M,H*W]: the tokens of each frame, frame after frame.
+def resampled_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None) -> Resampled:
+    """The tokens of each frame, frame after frame.
 
-    The plan is [B,T*M,T*H*W], zero outside of a token's own frame.
+    Args:
+        tokens: one for each cell.
+        maps: [B*T,M,H*W], what each cell of a frame gives to its tokens.
+        features: [B*T,M,C] new features; None where they are the sums by `maps`.
     """
     B, T = tokens.B, tokens.grid.T
     M = maps.shape[1]
     own = torch.eye(T, device=maps.device, dtype=maps.dtype)
     weights = maps.reshape(B, T, M, 1, -1) * own[:, None, :, None]
     lengths = tokens.mask.reshape(B, T, -1).any(2).sum(1)
-    return Plan(lengths * M, T * M, weights=weights.reshape(B, T * M, -1))
+    new = None if features is None else features.reshape(B, T * M, -1)
+    return Resampled(new, weights.reshape(B, T * M, -1), lengths * M)
 
 
 def separable(rows: Tensor, columns: Tensor) -> Tensor:
@@ -57,8 +56,9 @@ def learn_with(maps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return maps @ x.flatten(1, 2), maps
 
 
-def planned(grid: Grid, num_tokens: int) -> int:
-    return grid.T * num_tokens
+def tokens_per_frame(grid: Grid, budget: Budget) -> int:
+    """How many tokens each frame has at a budget of a share of the cells or of a count for each frame, at least 1."""
+    return max(1, int(budget.amount(grid.frame) + 1e-6))
 
 
 def lecun_normal_(weight: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +66,9 @@ class Squares:
             node, mean, part = quadtree(tokens, tau, levels, weighted=self.weighted, strips=self.strips)
             plan = Plan.group(_over_time(node, mean, tokens, tau_time), tokens, tokens.N)
             # Each cell's part in its token: in its node, and of the node among the token's.
-            part, _ = plan.shares(torch.ones_like(part) if self.weighted else part)
+            part, _ = plan.parts(torch.ones_like(part) if self.weighted else part)
             assert plan.dest is not None
-        return tokens.apply(plan).replace(features=plan.average(tokens.features, part.masked_fill(plan.dest < 0, 0)))
+        return tokens.apply(replace(plan, shares=part))
 
 
 def published_levels(grid: Grid) -> int:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.core.plan import Plan
+from fewtokens.core.method import Resampled
+from fewtokens.core.plan import by_position
 from fewtokens.core.tokens import Tokens
 
 # Rows and columns are counted in these parts of a frame, so that a place means the same at any resolution.
@@ -18,7 +19,7 @@ PARTS = 16
 _WAVES = 8
 
 
-def check_counts(**counts: int) -> None:
+def check_counts(**counts: int | None) -> None:
     """Raises a ValueError that names the argument that is not a count of at least 1."""
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
@@ -48,20 +49,31 @@ def counts_of(tokens: Tokens, count: int) -> Tensor:
     return torch.full((tokens.B,), count, device=tokens.device)
 
 
-def resampled(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Tokens:
+def by_time(tokens: Tokens, new: Resampled) -> Resampled:
+    """The same in the order of the new tokens' mean time, then row, then column."""
+    owned = new.attribution.detach().float().clamp(min=0) * tokens.mask[:, None]
+    centre = owned / owned.sum(2, keepdim=True).clamp(min=1e-12) @ tokens.positions
+    filled = torch.arange(centre.shape[1], device=tokens.device) < new.count[:, None]
+    order = by_position(centre, filled)[..., None]
+
+    def sort(rows: Tensor) -> Tensor:
+        return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
+
+    return Resampled(None if new.features is None else sort(new.features), sort(new.attribution), new.count)
+
+
+def resampled(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:
     """New tokens, attributed to the old ones by what they looked at, in the order of their mean time.
 
     Args:
-        features: [B,M,C] new features, in any float dtype; given back in that of `tokens`.
+        features: [B,M,C] new features, in any float dtype.
         attention: [B,M,N] nonnegative; rows are scaled to sum to 1 over the real tokens. A token that nobody looks
             at is dropped.
         count: int64 [B], how many of the M are real.
     """
     attention = wide(attention) * tokens.mask[:, None]
     attention = attention / attention.sum(2, keepdim=True).clamp(min=1e-12)
-    made = tokens.apply(Plan(count, features.shape[1], weights=attention))
-    features = features.to(tokens.features.dtype).masked_fill(~made.mask[..., None], 0)
-    return made.replace(features=features).ordered()
+    return by_time(tokens, Resampled(features, attention, count))
 
 
 def seen_by_all(attention: Tensor) -> Tensor:

@@ -4,73 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewtokens.core.batch import concatenate
-from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.temporal import LastFrame, with_previous
 
+Change = Callable[[Tensor, Tensor], Tensor]
 
-class Runs(Method):
+
+def plan_runs(
+    tokens: Tokens,
+    pixels: Tensor,
+    change: Change,
+    *,
+    threshold: float | None = None,
+    counts: Tensor | None = None,
+    last: Tensor | None = None,
+) -> Plan:
     """A patch starts a run where it has changed; the first frame always does. The run's first patch is the token.
 
-    A method that extends this gives its threshold to `__init__` and says by `change(before, now)` how much patches
-    differ, [B,N], from pixels in 0..1: `before` is the first sub-frame of the patch before, float32 [B,N,D], `now` the
-    last one of the patch itself. Sizes are the lengths of the runs, which sum to T*H*W.
+    Sizes are the lengths of the runs, which sum to T*H*W.
+
+    Args:
+        tokens: one for each cell.
+        pixels: [B,N,P,D] in 0..1.
+        change: how much patches differ, [B,N], from the first sub-frame of the patch before, float32 [B,N,D], and the
+            last one of the patch itself.
+        threshold: a run starts where the change is above it.
+        counts: [B], instead: as many runs, started where the change is largest.
+        last: [B,H*W,D], the frame before the first one of `tokens`.
     """
+    before, known = with_previous(pixels[:, :, 0], tokens, last)
+    difference = change(before.float(), pixels[:, :, -1].float())
+    if counts is None:
+        assert threshold is not None
+        plan = Plan.keep(tokens.mask & (~known | (difference > threshold)))
+    else:
+        plan = Plan.top(difference.masked_fill(~known, torch.inf), counts, tokens)
+    assert plan.dest is not None
+    return replace(plan, dest=hold(plan.dest, tokens).masked_fill(~tokens.mask, -1))
 
-    change: Callable[[Tensor, Tensor], Tensor]
 
-    stage = "pixels"
-    needs = ("pixels",)
-    instead_of_keep = ("tau",)
-    budget = False
-    partition = True
+def last_frame(tokens: Tokens, pixels: Tensor) -> LastFrame:
+    """What is remembered of a chunk: the first sub-frame of its last frame."""
+    return LastFrame(pixels[:, -tokens.grid.cells_per_frame :, 0].detach())
 
-    def __init__(self, threshold: float, keep: float | int | None) -> None:
-        super().__init__()
-        self.threshold = threshold
-        self.keep = None if keep is None else check_keep(keep)
-        self.budget = keep is not None
-        # A budget is met by looking at the whole video.
-        self.causal = keep is None
 
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else max(grid.cells_per_frame, planned_count(grid, self.keep))
-
-    def plan(self, tokens: Tokens, *, pixels: Tensor, last: Tensor | None = None) -> Plan:
-        tokens.require_full_grid(self.name)
-        before, known = with_previous(pixels[:, :, 0], tokens, last)
-        change = self.change(before.float(), pixels[:, :, -1].float())
-        if self.keep is None:
-            plan = Plan.keep(tokens.mask & (~known | (change > self.threshold)))
-        else:
-            plan = Plan.top(change.masked_fill(~known, torch.inf), self.counts(tokens), tokens)
-        assert plan.dest is not None
-        return replace(plan, dest=hold(plan.dest, tokens).masked_fill(~tokens.mask, -1))
-
-    def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Any) -> tuple[Tokens, LastFrame]:
-        """The next frames of a video, one token for each cell.
-
-        A cell whose run began in an earlier chunk is marked dropped here; `join` credits it to its run.
-        """
-        if not self.causal:
-            raise ValueError(f"chunk by chunk {self.name} takes a threshold alone: the rest needs the whole video")
-        with torch.no_grad():
-            plan = self.plan(tokens, last=None if state is None else state.last, **cues)
-        return tokens.apply(plan), LastFrame(cues["pixels"][:, -tokens.grid.cells_per_frame :, 0].detach())
-
-    def join(self, chunks: Sequence[Tokens]) -> Tokens:
-        joined = concatenate(chunks)
-        source = hold(joined.assignment, joined)
-        sizes = torch.zeros_like(joined.sizes).scatter_add(1, source, torch.ones_like(source, dtype=torch.float32))
-        return joined.replace(assignment=source, sizes=sizes)
+def join_runs(chunks: Sequence[Tokens]) -> Tokens:
+    """Chunks in a row, where a cell whose run began in an earlier chunk is credited to that run."""
+    joined = concatenate(chunks)
+    assignment = hold(joined.assignment, joined)
+    sizes = torch.zeros_like(joined.sizes)
+    sizes = sizes.scatter_add(1, assignment, torch.ones_like(assignment, dtype=torch.float32))
+    return joined.replace(assignment=assignment, sizes=sizes)
 
 
 def hold(index: Tensor, tokens: Tokens) -> Tensor:

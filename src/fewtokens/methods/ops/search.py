@@ -29,4 +29,5 @@ def to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, hi
             middle = (below + above) / 2
             enough = reduce(middle).count >= target
             below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
-    return merge_to(reduce(above), target)
+    reduced = reduce(above)
+    return reduced.apply(merge_to(reduced, target))

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method
-from fewtokens.core.plan import Plan
+from fewtokens.core.method import Resampled, Resampler
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_num_tokens, frames_of, learn_with, plan_of, planned, separable
+from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_frames, separable, tokens_per_frame
 
 
 def rows_and_columns(num_tokens: int, height: int, width: int) -> tuple[int, int]:
@@ -21,30 +20,35 @@ def rows_and_columns(num_tokens: int, height: int, width: int) -> tuple[int, int
     return min(pairs, key=lambda pair: (abs(math.log(height * pair[1] / (width * pair[0]))), pair[0]))
 
 
-class GridSplit(Method):
-    """Each frame is cut into `num_tokens` equal rectangles, and each is averaged.
+class GridSplit(Resampler):
+    """Each frame is cut into equal rectangles, as many as the budget has, and each is averaged.
 
     "Fixed grid split", an alternative that TokenLearner (arXiv 2106.11297, appendix) is compared with. Nothing
     is learned. Where a rectangle would not end on a patch, that patch belongs to the one that holds its centre; a
     frame with fewer patches than rectangles repeats patches.
 
     Args:
-        num_tokens: tokens of each frame.
+        keep: tokens of each frame, written "8/frame", or share of the cells (float).
     """
 
-    resamples = True
-    dense = True
+    full_grid = True
     paper = "TokenLearner, arXiv 2106.11297, table 14"
     license = "own"
     cost = "one pass over the features"
 
-    def __init__(self, num_tokens: int = 8) -> None:
+    def __init__(self, keep: float | str = "8/frame") -> None:
         super().__init__()
-        self.num_tokens = check_num_tokens(num_tokens)
+        self.take_budget(keep, units=("per frame", "share"))
+        assert self.budget is not None
+        self.num_tokens = int(self.budget.value) if self.budget.unit == "per frame" else None
+
+    def _per_frame(self, grid: Grid) -> int:
+        assert self.budget is not None
+        return tokens_per_frame(grid, self.budget)
 
     def maps(self, height: int, width: int, device: torch.device) -> Tensor:
         """What each patch gives to each rectangle's mean, [M,H*W]; rows sum to 1."""
-        rows, columns = rows_and_columns(self.num_tokens, height, width)
+        rows, columns = rows_and_columns(self._per_frame(Grid(1, height, width)), height, width)
         y, x = (_parts(length, parts, device) for length, parts in ((height, rows), (width, columns)))
         return separable(y, x)
 
@@ -52,13 +56,13 @@ class GridSplit(Method):
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
         return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
 
-    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         frames = frames_of(tokens, self.name)
         maps = self.maps(tokens.grid.H, tokens.grid.W, tokens.device)
-        return plan_of(tokens, maps.expand(len(frames), -1, -1))
+        return resampled_frames(tokens, maps.expand(len(frames), -1, -1))
 
     def planned_count(self, grid: Grid) -> int:
-        return planned(grid, self.num_tokens)
+        return grid.T * self._per_frame(grid)
 
 
 def _parts(length: int, parts: int, device: torch.device) -> Tensor:

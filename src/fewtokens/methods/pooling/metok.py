@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import merge_within, share_out
@@ -19,7 +19,7 @@ from fewtokens.methods.ops.temporal import cosine
 _STRIDES = {(True, True): 2, (True, False): 4, (False, True): 4, (False, False): 8}
 
 
-class Metok(Method):
+class Metok(Reducer):
     """An approximation of METok's stage 1: frames in key events are pooled least, the others more.
 
     METok (arXiv 2506.02850). The video is cut into `events` at the frames least like the next one. The `key_events`
@@ -38,14 +38,11 @@ class Metok(Method):
     paper = "approximation of METok, stage 1, arXiv 2506.02850"
     license = "written from the description; no licence found in the reference"
     cost = "O(NC), with a budget O(T n^2 C / 4)"
-    partition = True
-    conserves = True
-    dense = True
-    budget = False
+    full_grid = True
 
     def __init__(
         self,
-        keep: float | int | None = None,
+        keep: float | int | str | None = None,
         *,
         by: str = "typical",
         events: int = 5,
@@ -53,18 +50,21 @@ class Metok(Method):
         key_frames: int = 6,
     ) -> None:
         super().__init__()
-        self.keep = None if keep is None else check_keep(keep)
+        self.keep = None
+        if keep is not None:
+            self.take_budget(keep)
         if by not in ("typical", "text"):
             raise ValueError(f"relevance is by 'typical' or 'text', not {by!r}")
         if min(events, key_events, key_frames) < 1:
             raise ValueError(f"events and key frames must be at least 1, got {events}, {key_events}, {key_frames}")
         self.by, self.events, self.key_events, self.key_frames = by, events, key_events, key_frames
-        self.budget = keep is not None
-        if by == "text":
-            self.needs = ("frame_global", "text")
 
-    def planned_count(self, grid: Grid) -> int | None:
-        return None if self.keep is None else max(grid.T, planned_count(grid, self.keep))
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("frame_global", "text") if self.by == "text" else ()
+
+    def fewest(self, grid: Grid) -> int:
+        return grid.T
 
     def _strides(self, tokens: Tokens, vectors: Tensor, relevance: Tensor) -> Tensor:
         """How coarsely each frame is pooled, int64 [B,T]."""
@@ -96,7 +96,7 @@ class Metok(Method):
             query = (vectors * there[..., None]).sum(1, keepdim=True) / there.sum(1)[:, None, None]
         strides = self._strides(tokens, vectors, cosine(vectors, query))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
-        if self.keep is not None:
+        if self.budget is not None:
             worth = strides.float().pow(-2)
             return merge_within(tokens, frame, share_out(self.counts(tokens), there * n, worth))
         y, column = tokens.cell % n // W, tokens.cell % W

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method
-from fewtokens.core.plan import Plan
+from fewtokens.core.method import Resampled, Resampler
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import frames_of, learn_with, plan_of, separable
+from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_frames, separable, tokens_per_frame
 
 
-class SpatialPool(Method):
+class SpatialPool(Resampler):
     """Each frame is pooled with a window of `side` patches that moves by `stride`.
 
     "Spatial pooling", which TokenLearner (arXiv 2106.11297, section 4) is compared with: the mean over windows,
@@ -22,43 +21,56 @@ class SpatialPool(Method):
     ceil(W/stride).
 
     Args:
-        stride: patches from window to window, in both directions.
+        stride: patches from window to window, in both directions; 2 by default.
         side: of a window; None is the stride. Windows larger than the stride overlap.
+        keep: a budget instead: tokens of each frame, written "8/frame", or share of the cells (float); the smallest
+            stride is taken that meets it.
     """
 
-    resamples = True
-    dense = True
+    full_grid = True
     paper = "TokenLearner, arXiv 2106.11297, section 4"
     license = "own"
     cost = "one pass over the features"
 
-    def __init__(self, stride: int = 2, *, side: int | None = None) -> None:
+    def __init__(self, stride: int | None = None, *, side: int | None = None, keep: float | str | None = None) -> None:
         super().__init__()
-        for name, value in (("stride", stride), ("side", stride if side is None else side)):
-            if not isinstance(value, int) or value < 1:
+        self.take_budget(keep, units=("per frame", "share"), stride=stride)
+        self.stride = None if self.budget else 2 if stride is None else stride
+        for name, value in (("stride", self.stride), ("side", side)):
+            if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be at least 1 patch, got {value!r}")
-        self.stride, self.side = stride, side
+        self.side = side
+
+    def _stride(self, height: int, width: int) -> int:
+        if self.budget is None:
+            assert self.stride is not None
+            return self.stride
+        most = tokens_per_frame(Grid(1, height, width), self.budget)
+        return next(s for s in range(1, max(height, width) + 1) if -(-height // s) * -(-width // s) <= most)
 
     def maps(self, height: int, width: int, device: torch.device) -> Tensor:
         """What each patch gives to each window's mean, [M,H*W]; rows sum to 1."""
-        y, x = (self._windows(length, device) for length in (height, width))
+        stride = self._stride(height, width)
+        y, x = (_windows(length, stride, self.side or stride, device) for length in (height, width))
         return separable(y, x)
-
-    def _windows(self, length: int, device: torch.device) -> Tensor:
-        side = self.side or self.stride
-        start = torch.arange(0, length, self.stride, device=device)[:, None] - (side - self.stride) // 2
-        place = torch.arange(length, device=device)
-        member = ((place >= start) & (place < start + side)).float()
-        return member / member.sum(1, keepdim=True)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
         return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
 
-    def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+    def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         frames = frames_of(tokens, self.name)
         maps = self.maps(tokens.grid.H, tokens.grid.W, tokens.device)
-        return plan_of(tokens, maps.expand(len(frames), -1, -1))
+        return resampled_frames(tokens, maps.expand(len(frames), -1, -1))
 
     def planned_count(self, grid: Grid) -> int:
-        return grid.T * -(-grid.H // self.stride) * -(-grid.W // self.stride)
+        stride = self._stride(grid.H, grid.W)
+        return grid.T * -(-grid.H // stride) * -(-grid.W // stride)
+
+
+def _windows(length: int, stride: int, side: int, device: torch.device) -> Tensor:
+    """The weights of windows along one axis, [windows,length]; rows sum to 1."""
+    start = torch.arange(0, length, stride, device=device)[:, None] - (side - stride) // 2
+    place = torch.arange(length, device=device)
+    member = ((place >= start) & (place < start + side)).float()
+    return member / member.sum(1, keepdim=True)

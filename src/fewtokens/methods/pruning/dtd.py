@@ -6,14 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.budget import NotBoth
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
 
 
-class Dtd(Method):
+class Dtd(Reducer):
     """Drops what is like the same place one frame before; the first frame whole.
 
     The frame before is always the original one, kept or not, so a slow drift goes unseen (as in the paper).
@@ -24,39 +25,43 @@ class Dtd(Method):
             difference between the last sub-frame and the first sub-frame of the patch before is below tau,
             on values of 0..1. None: 0.5 for the first two, 0.1 for pixels (ours; the paper gives none).
         mode: "feature", "relative" or "pixel".
-        keep: a budget instead of tau: so many tokens, those that change most; at least one frame.
+        keep: a budget instead of tau: as many tokens, those that change most; at least one frame.
     """
 
     paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
     license = "written from the description; reference BSD-3, research use according to its README"
     cost = "O(NC); streaming state of one frame"
-    instead_of_keep = ("tau",)
-    fill = "hold"
-    budget = False
 
-    def __init__(self, tau: float | None = None, *, mode: str = "feature", keep: float | int | None = None) -> None:
+    def __init__(
+        self, tau: float | None = None, *, mode: str = "feature", keep: float | int | str | None = None
+    ) -> None:
         super().__init__()
         if mode not in ("feature", "relative", "pixel"):
             raise ValueError(f"dtd has the modes feature, relative and pixel, not {mode!r}")
-        if keep is not None and (tau is not None or mode == "relative"):
-            raise ValueError("dtd takes tau= or keep=, not both; in relative mode tau is its budget")
-        self.keep = None if keep is None else check_keep(keep)
+        if keep is not None and mode == "relative":
+            raise NotBoth("dtd takes tau= in relative mode, where it is the budget, not keep=")
+        self.take_budget(keep, tau=tau)
         self.threshold = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
-        self.tau = self.threshold if keep is None else None
+        self.tau = None if self.budget else self.threshold
         low = -1.0 if mode == "feature" else 0.0
         if not low <= self.threshold <= 1:
             raise ValueError(f"tau must be in [{low:g}, 1] for dtd in {mode} mode, got {tau}")
         self.mode = mode
-        self.budget = mode == "relative" or keep is not None
-        self.causal = keep is None
-        if mode == "pixel":
-            self.needs = ("pixels",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("pixels",) if self.mode == "pixel" else ()
+
+    @property
+    def causal(self) -> bool:
+        return self.budget is None
+
+    def fewest(self, grid: Grid) -> int:
+        return grid.cells_per_frame
 
     def planned_count(self, grid: Grid) -> int | None:
-        if self.keep is not None:
-            return max(grid.cells_per_frame, planned_count(grid, self.keep))
         if self.mode != "relative":
-            return None
+            return super().planned_count(grid)
         n = grid.cells_per_frame
         return n + (grid.T - 1) * (n - int(n * self.threshold))
 
@@ -73,18 +78,18 @@ class Dtd(Method):
                 drop = similarity > self.threshold
             else:
                 drop = _most_similar(similarity.masked_fill(~known, -2), tokens, self.threshold)
-        if self.keep is not None:
-            return Plan.top(change.masked_fill(~known, torch.inf), self.counts(tokens), tokens)
-        return Plan.keep(tokens.mask & ~(drop & known))
+        if self.budget is not None:
+            change = change.masked_fill(~known, torch.inf)
+            return Plan.top(change, self.counts(tokens), tokens, num_slots=self.max_slots(tokens), dropped="held")
+        return Plan.keep(tokens.mask & ~(drop & known), dropped="held")
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Tensor) -> tuple[Tokens, LastFrame]:
-        """The next frames of a video, one token for each cell; any chunking gives the offline result."""
-        if self.keep is not None:
-            raise ValueError("dtd with a budget looks at the whole video; chunk by chunk it takes tau=")
-        tokens.require_full_grid("dtd")
+        """As `Method.step`, with tau; any chunking gives the offline result."""
+        if not self.causal:
+            return super().step(tokens, state, **cues)
+        tokens.require_full_grid(self.name)
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
-        with torch.no_grad():
-            plan = self.plan(tokens, last=None if state is None else state.last, **cues)
+        plan = self.decide(tokens, last=None if state is None else state.last, **cues)
         return tokens.apply(plan), LastFrame(values[:, -tokens.grid.cells_per_frame :].detach())
 
 

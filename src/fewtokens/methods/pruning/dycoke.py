@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import share_out
@@ -28,7 +29,7 @@ class DyCokeState:
     frames: int
 
 
-class DyCoke(Method):
+class DyCoke(Reducer):
     """Of every four frames the first stays whole, the others keep what is least like an earlier one.
 
     DyCoke (arXiv 2411.15024), its first stage (TTM). Frames 1 and 3 of a group are compared with the frame just before
@@ -50,25 +51,24 @@ class DyCoke(Method):
     paper = "DyCoke: Dynamic Compression of Tokens, arXiv 2411.15024, section 3.2"
     license = "written from the description; reference Apache-2.0"
     cost = "O(NC); streaming state of two frames"
-    instead_of_keep = ("rate",)
-    fill = "hold"
-    dense = True
+    full_grid = True
 
     def __init__(
-        self, rate: float | None = None, *, keep: float | int | None = None, last_group: str = "whole"
+        self, rate: float | None = None, *, keep: float | int | str | None = None, last_group: str = "whole"
     ) -> None:
         super().__init__()
-        if rate is not None and keep is not None:
-            raise ValueError("dycoke takes rate= or keep=, not both")
+        self.take_budget(keep, rate=rate)
         if rate is not None and not 0 <= rate <= 1:
             raise ValueError(f"rate is the share that goes of a frame, in [0, 1], got {rate}")
         if last_group not in ("whole", "pruned"):
             raise ValueError(f"last_group must be 'whole' or 'pruned', got {last_group!r}")
-        self.keep = None if keep is None else check_keep(keep)
-        self.rate = (0.7 if rate is None else float(rate)) if keep is None else None
+        self.rate = None if self.budget else 0.7 if rate is None else float(rate)
         self.last_group = last_group
+
+    @property
+    def causal(self) -> bool:
         # Which group is the last one is not known chunk by chunk.
-        self.causal = keep is None and last_group == "pruned"
+        return self.budget is None and self.last_group == "pruned"
 
     def _compared(self, frames: int, t: int) -> int | None:
         """The frame that frame t is compared with, or None where it stays whole."""
@@ -90,8 +90,8 @@ class DyCoke(Method):
     def planned_count(self, grid: Grid) -> int:
         pruned = self._pruned(grid)
         whole = (grid.T - pruned) * grid.cells_per_frame
-        if self.keep is not None:
-            return max(whole, planned_count(grid, self.keep))
+        if self.budget is not None:
+            return max(whole, self.budget.count(grid))
         return whole + pruned * self._stays(grid.cells_per_frame)
 
     def plan(self, tokens: Tokens, *, state: DyCokeState | None = None) -> Plan:
@@ -110,20 +110,18 @@ class DyCoke(Method):
         likeness: Tensor = cosine(x, before)  # [B,T,n]
         rank = likeness.argsort(dim=2, stable=True).argsort(dim=2)
         stays = torch.full((B, T), self._stays(n), device=x.device)
-        if self.keep is not None:
+        if self.budget is not None:
             size = (~whole & tokens.mask.unflatten(1, (T, n))[..., 0]) * n
             spare = self.counts(tokens) - (tokens.count - size.sum(1))
             stays = share_out(spare, size)
         kept = (rank < stays[..., None]) | whole[..., None]
-        return Plan.keep(kept.flatten(1) & tokens.mask)
+        return Plan.keep(kept.flatten(1) & tokens.mask, dropped="held")
 
-    def step(self, tokens: Tokens, state: DyCokeState | None = None) -> tuple[Tokens, DyCokeState]:
-        """The next frames of a video, one token for each cell; any chunking gives the offline result."""
+    def step(self, tokens: Tokens, state: DyCokeState | None = None, **cues: Any) -> tuple[Tokens, DyCokeState]:
+        """As `Method.step`, with rate= and last_group='pruned'; any chunking gives the offline result."""
         if not self.causal:
-            raise ValueError("chunk by chunk dycoke takes rate= and last_group='pruned': which group is the last one, "
-                             "and what a budget leaves, is known at the end")  # fmt: skip
-        with torch.no_grad():
-            plan = self.plan(tokens, state=state)
+            return super().step(tokens, state, **cues)
+        plan = self.decide(tokens, state=state)
         x = tokens.features.detach().unflatten(1, (tokens.grid.T, -1))
         start = 0 if state is None else state.frames
         frames = start + x.shape[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, planned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks
 
 
-class Hourglass(Method):
+class Hourglass(Reducer):
     """Keeps whole frames: those at the density peaks of the video, in order of time.
 
     Hourglass Tokenizer (HoT, arXiv 2311.12028), token pruning cluster (TPC): frames are clustered by their mean feature
@@ -28,17 +28,18 @@ class Hourglass(Method):
     paper = "Hourglass Tokenizer (HoT), arXiv 2311.12028, section 3.2"
     license = "written from the description; reference MIT"
     cost = "O(NC + T^2 C)"
-    dense = True
+    full_grid = True
 
-    def __init__(self, keep: float | int = 0.25, *, neighbors: int = 2) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, neighbors: int = 2) -> None:
         super().__init__()
-        self.keep = check_keep(keep)
+        self.take_budget(keep)
         if neighbors < 1:
             raise ValueError(f"neighbors must be at least 1 (the frame itself), got {neighbors}")
         self.neighbors = neighbors
 
     def planned_count(self, grid: Grid) -> int:
-        return max(1, planned_count(grid, self.keep) // grid.cells_per_frame) * grid.cells_per_frame
+        assert self.budget is not None
+        return max(1, self.budget.count(grid) // grid.cells_per_frame) * grid.cells_per_frame
 
     def plan(self, tokens: Tokens) -> Plan:
         n = tokens.grid.cells_per_frame

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.method import Method, check_keep
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
@@ -14,7 +14,7 @@ from fewtokens.core.tokens import Tokens
 _ENTRIES_AT_ONCE = 1 << 22
 
 
-class MaxMin(Method):
+class MaxMin(Reducer):
     """Keeps tokens one by one, each the farthest from all that are kept (cosine distance).
 
     The greedy solution of the max-min diversity problem, which DivPrune (arXiv 2503.02175) prunes with. DivPrune begins
@@ -31,11 +31,12 @@ class MaxMin(Method):
     license = "written from the published problem"
     cost = "O(K N C): one pass over the tokens for each that is kept, one after the other; O(N^2 C) more if isolated"
 
-    def __init__(self, keep: float | int = 0.25, *, start: str = "mean") -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, start: str = "mean") -> None:
         super().__init__()
         if start not in ("mean", "isolated"):
             raise ValueError(f"max_min starts with 'mean' or 'isolated', got {start!r}")
-        self.keep, self.start = check_keep(keep), start
+        self.take_budget(keep)
+        self.start = start
 
     def plan(self, tokens: Tokens) -> Plan:
         counts = self.counts(tokens)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import Method, check_keep, check_rate, planned_count, pruned_count
+from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan, sums
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.segments import rank_within
@@ -15,7 +16,7 @@ from fewtokens.methods.ops.segments import rank_within
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 
-class VidCom2(Method):
+class VidCom2(Reducer):
     """Keeps the tokens least like the mean of the video and of their frame, more of them in frames that stand out.
 
     Video Compression Commander (arXiv 2505.14454), as served by vLLM: on the half of the channels that varies least,
@@ -38,22 +39,20 @@ class VidCom2(Method):
     paper = "Video Compression Commander (VidCom2), arXiv 2505.14454; vLLM --video-pruning-method vidcom2"
     license = "written from the description; reference Apache-2.0"
     cost = "O(NC)"
-    instead_of_keep = ("q",)
 
-    def __init__(self, keep: float | int | None = None, *, temperature: float = 0.01, q: float | None = None) -> None:
+    def __init__(
+        self, keep: float | int | str | None = None, *, temperature: float = 0.01, q: float | None = None
+    ) -> None:
         super().__init__()
-        if keep is not None and q is not None:
-            raise ValueError("vidcom2 takes keep= or q=, not both")
+        self.take_budget(keep, default=0.25, q=q)
         if q is not None:
-            check_rate(q)
+            self.budget = Budget.pruning(q, caller=self.name)
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
-        self.keep = check_keep(0.25 if keep is None else keep) if q is None else None
         self.temperature, self.q = temperature, q
 
-    def planned_count(self, grid: Grid) -> int:
-        wanted = pruned_count(grid, self.q) if self.q is not None else planned_count(grid, self.keep)
-        return max(grid.T, wanted)
+    def fewest(self, grid: Grid) -> int:
+        return grid.T
 
     def plan(self, tokens: Tokens) -> Plan:
         T, frame = tokens.grid.T, tokens.frame.masked_fill(~tokens.mask, -1)
@@ -75,16 +74,12 @@ class VidCom2(Method):
         stays = rank_within(likeness, frame, T) < places.gather(1, place)
         # The sum is mended over all frames: what stays comes first, and each part goes by its likeness.
         order = likeness.argsort(dim=1, stable=True).argsort(dim=1)
-        return Plan.top(-(order + tokens.N * ~stays), self.counts(tokens), tokens)
+        return Plan.top(-(order + tokens.N * ~stays), self.counts(tokens), tokens, num_slots=self.max_slots(tokens))
 
     def _share(self, tokens: Tokens) -> Tensor:
         """The share of the tokens at hand that the frames' counts are rounded from, float32 [B,1]."""
-        if self.q is not None:
-            wanted = [(1 - self.q) * grid.cells for grid in tokens.grid.videos(tokens.B)]
-        elif isinstance(self.keep, float):
-            wanted = [self.keep * grid.cells for grid in tokens.grid.videos(tokens.B)]
-        else:
-            wanted = [float(self.keep)] * tokens.B
+        assert self.budget is not None
+        wanted = [self.budget.amount(grid) for grid in tokens.grid.videos(tokens.B)]
         share = torch.tensor(wanted, dtype=torch.float64, device=tokens.device) / tokens.count
         return share.clamp(max=1).float()[:, None]
 

@@ -1,0 +1,38 @@
+"""Square windows of a frame, as in encoders whose attention works in windows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewtokens.core.budget import Budget
+from fewtokens.core.grid import Grid
+from fewtokens.core.tokens import Tokens
+
+
+def window_cells(grid: Grid, side: int) -> list[int]:
+    """Cells of each window of a frame, row by row; windows at the border may be cut."""
+    rows, columns = ([min(side, n - at) for at in range(0, n, side)] for n in (grid.H, grid.W))
+    return [row * column for row in rows for column in columns]
+
+
+def tokens_per_window(grid: Grid, side: int, budget: Budget) -> int:
+    """The most tokens of each window that fit into the budget of all windows of this grid, at least 1."""
+    cells = window_cells(grid, side)
+    most = budget.count(grid)
+    fitting = [k for k in range(1, max(cells) + 1) if grid.T * sum(min(k, n) for n in cells) <= most]
+    return fitting[-1] if fitting else 1
+
+
+def window_of(tokens: Tokens, side: int) -> Tensor:
+    """The number of each token's window in its video, int64 [B,N]; -1 in padded slots."""
+    across, down = -(-tokens.grid.W // side), -(-tokens.grid.H // side)
+    # A mean of places within a window lies within it.
+    y, x = (tokens.positions[..., axis].floor().long() // side for axis in (1, 2))
+    return ((tokens.frame * down + y) * across + x).masked_fill(~tokens.mask, -1)
+
+
+def window_targets(tokens: Tokens, side: int, limits: list[int]) -> Tensor:
+    """Tokens of each window of each video, int64 [B,windows], from the number that each video has for every window."""
+    size = torch.tensor(window_cells(tokens.grid, side), device=tokens.device).repeat(tokens.grid.T)
+    return torch.tensor(limits, device=tokens.device)[:, None].minimum(size)
