@@ -55,6 +55,14 @@ def test_a_spec_and_no_method(name):
         assert 0 <= layer <= first < 30
 
 
+def test_one_budget_reaches_them():
+    """As `--keep`: at the end of a chain, and only where the spec leaves it open."""
+    assert [method.keep for method in registry.build("uniform | fastv(layer=1)", keep=0.25)] == [0.25, 0.25]
+    assert registry.build("fastv(keep=0.5)", keep=0.25)[0].keep == 0.5
+    assert registry.build("sttm_inner(tau=0.5)", keep=0.25)[0].keep is None
+    assert registry.build("sttm_inner", keep=0.25)[0].keep == 0.25
+
+
 @pytest.mark.parametrize("spec", SPECS.values())
 def test_a_decision_on_plain_tensors(spec):
     (method,) = registry.build(spec)
