@@ -41,7 +41,7 @@ from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.methods.ops.groups import frames_for
-from fewtokens.profiling.cost import count
+from fewtokens.profiling.operations import count
 from fewtokens.video import read
 from reduce_speed import video_tokens
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from common import time_side_by_side, write
 from fewtokens.evaluation.label_propagation import PROTOCOLS, Protocol, propagate
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.profiling.memory import peak_memory
 
 GRID, WIDTH, OBJECTS = (30, 54), 384, 3
 

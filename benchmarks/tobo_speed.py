@@ -27,7 +27,7 @@ from torch import Tensor
 from common import time_side_by_side, write
 from fewtokens.networks.masking import pixel_loss, pixel_targets, random_mask
 from fewtokens.networks.pretraining import SiamMae, SiamMaeConfig, ToBo, ToBoConfig
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.profiling.memory import peak_memory
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "small, 64 px": {"dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8, "image_size": (64, 64),

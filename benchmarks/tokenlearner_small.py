@@ -39,7 +39,8 @@ from fewtokens.evaluation.classify import evaluator
 from fewtokens.evaluation.probes import few_shot, linear_probe
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
-from fewtokens.profiling.cost import activation_bytes, count, parameters
+from fewtokens.profiling.memory import activation_bytes
+from fewtokens.profiling.operations import count, parameters
 from fewtokens.train.loop import fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.settings import Settings

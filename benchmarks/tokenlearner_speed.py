@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from fewtokens import networks as models
 from fewtokens.methods.learned.tokenlearner import TokenLearner
-from fewtokens.profiling.cost import activation_bytes, count
+from fewtokens.profiling.memory import activation_bytes
+from fewtokens.profiling.operations import count
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import peak_memory, time_side_by_side, write

@@ -3,7 +3,7 @@
     python benchmarks/tokenlearner_tables.py
 
 Costs about ten seconds and no memory: the networks run on tensors without data, and every operation that they call
-is counted (`fewtokens.profiling.cost`). Expected: the rows of tables 2, 4, 5 and 7 within 0.03 % or, where the
+is counted (`fewtokens.profiling.operations`). Expected: the rows of tables 2, 4, 5 and 7 within 0.03 % or, where the
 paper's own numbers are not consistent to the last digit, within 0.4 %; the 178.1 of table 2 not met, as it cannot
 be; parameters equal when rounded; six of the rows of tables 12 and 13 to the printed digit, the others within
 2 %; 532 -> 493 -> 487 for AViD.
@@ -20,7 +20,7 @@ from torch import nn
 
 from fewtokens import networks as models
 from fewtokens.networks.x2plus1d import X2plus1dConfig, make_part
-from fewtokens.profiling.cost import count, parameters
+from fewtokens.profiling.operations import count, parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import write

@@ -27,11 +27,12 @@ import torch
 from common import write
 from fewtokens.core.batch import collate
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import family_of
+from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.chains import as_pipeline
 from fewtokens.llm.interface import cache_of
-from fewtokens.llm.splice import as_pipeline, splice
+from fewtokens.llm.prompt_editor import edit_prompts
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.profiling.memory import peak_memory
 
 SHARES = (1.0, 0.25, 0.1, 0.01, 0.0014)
 WORDS, NEW = 40, 16
@@ -161,7 +162,7 @@ def _wait() -> None:
 @torch.no_grad()
 def measure(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each method and share, full first."""
-    family, given = family_of(model), prompt(model, frames)
+    family, given = backend_of(model), prompt(model, frames)
     encode, spread, found = clock(lambda: encode_visuals(family, model, given), repeats)
     cells = found["video"].visuals[0].grid.cells
     rows = []
@@ -170,9 +171,9 @@ def measure(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
         keep = max(1, round(share * cells))
         pipeline = as_pipeline("" if name == "full" else f"{name}(keep={keep})", model)
         reduce, reduce_spread, shorts = clock(
-            lambda pipeline=pipeline: {"video": reduce_visuals(family, model, pipeline, given, "video", found)}, repeats
+            lambda pipeline=pipeline: reduce_visuals(family, model, pipeline, given, found), repeats
         )
-        stitch, _, short = clock(lambda shorts=shorts: splice(family, model, given, found, shorts), repeats)
+        stitch, _, short = clock(lambda shorts=shorts: edit_prompts(family, model, given, found, shorts), repeats)
         inputs = short.inputs
 
         def read(inputs: dict[str, Any] = inputs) -> Any:
@@ -200,7 +201,7 @@ def measure(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
     """The same tokens kept by a mask over the whole prompt, and by removing the others."""
-    family, given = family_of(model), prompt(model, frames)
+    family, given = backend_of(model), prompt(model, frames)
     found = encode_visuals(family, model, given)
     cells = found["video"].visuals[0].grid.cells
     rows = []
@@ -208,8 +209,8 @@ def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
         keep = max(1, round(share * cells))
         both = []
         for spec in (f"uniform(keep={keep})", ""):
-            shorts = reduce_visuals(family, model, as_pipeline(spec, model), given, "video", found)
-            both.append((shorts, splice(family, model, given, found, {"video": shorts}, positions="keep").inputs))
+            shorts = reduce_visuals(family, model, as_pipeline(spec, model), given, found)
+            both.append((shorts["video"], edit_prompts(family, model, given, found, shorts, positions="keep").inputs))
         (few, removed), (_, everything) = both
         kept = few[0].tokens.cell[0]
         places = found["video"].places[0][:cells]
@@ -231,7 +232,7 @@ def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def batches(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
     """Videos of a batch reduced together and one by one."""
-    family, given = family_of(model), prompt(model, frames)
+    family, given = backend_of(model), prompt(model, frames)
     visual = encode_visuals(family, model, given)["video"].visuals[0]
     one = Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
     rows = []

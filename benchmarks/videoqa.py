@@ -46,10 +46,10 @@ from fewtokens.data.staging import stage
 from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.evaluation.bench import chain
-from fewtokens.evaluation.videoqa import prompt, row, summarise, target, text_only
+from fewtokens.evaluation.videoqa import prompt, row, summarize, target, text_only
 from fewtokens.llm.chat import collate_turns, encode_turns
-from fewtokens.llm.video_llm import VideoLlm, load_video_llm
-from fewtokens.profiling.cost import prefill_gflops
+from fewtokens.llm.composed import ComposedVideoLLM, load_video_llm
+from fewtokens.profiling.prefill import prefill_gflops
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import answer_loss, train_video_llm
@@ -161,12 +161,13 @@ class Cells(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         number = key[1] if isinstance(key, tuple) else key
-        return {"line": self.lines[number], "cells": torch.from_numpy(self.cells[number].astype(np.float32))}
+        return {"line": self.lines[number], "video_cells": torch.from_numpy(self.cells[number].astype(np.float32))}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch = collate_turns([sample["line"] for sample in samples], 0)
-    return batch | {"cells": torch.stack([sample["cells"] for sample in samples]), "grid": GRID}
+    cells = torch.stack([sample["video_cells"] for sample in samples])
+    return batch | {"video_cells": cells, "video_grid": GRID}
 
 
 def encoder_of(work: Path) -> VitEncoder:
@@ -202,7 +203,7 @@ def make_language_model(folder: Path) -> Path:
 
 
 def step_data(work: Path) -> None:
-    model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
+    model = ComposedVideoLLM(encoder_of(work), *_language(work), pool=POOL)
     for split, items in ITEMS.items():
         path = work / f"{split}.npy"
         done_path = work / f"{split}.done"
@@ -220,7 +221,7 @@ def step_data(work: Path) -> None:
 
 
 def _language(work: Path) -> tuple[Any, Any]:
-    from fewtokens.llm.video_llm import load_language_model
+    from fewtokens.llm.composed import load_language_model
 
     folder = work / "language"
     return load_language_model(folder if (folder / "config.json").exists() else make_language_model(folder))
@@ -228,14 +229,14 @@ def _language(work: Path) -> tuple[Any, Any]:
 
 def step_base(work: Path, steps: int = 3600) -> None:
     torch.manual_seed(0)
-    model = VideoLlm(encoder_of(work), *_language(work), pool=POOL)
+    model = ComposedVideoLLM(encoder_of(work), *_language(work), pool=POOL)
     settings = Settings(
         steps=steps, batch=32, lr=1.5e-3, weight_decay=0.02, rates={"encoder": 0.0}, workers=1, save_every=200,
         log_every=50, warmup=0.03, precision="bf16",
     )  # fmt: skip
     data = Cells(work, "train", model.tokenizer, talks=True)
     train_video_llm(model, data, settings, work / "base", collate=collate, progress=say, device="cpu")
-    print(summarise(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
+    print(summarize(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
 
 
 def say(done: int, total: int, numbers: dict[str, float]) -> None:
@@ -244,14 +245,15 @@ def say(done: int, total: int, numbers: dict[str, float]) -> None:
 
 
 @torch.no_grad()
-def answers(model: VideoLlm, data: Cells, part: slice = slice(None)) -> list[dict[str, Any]]:
+def answers(model: ComposedVideoLLM, data: Cells, part: slice = slice(None)) -> list[dict[str, Any]]:
     """Rows of `evaluate.videoqa` for a part of the test; every answer is one word."""
     questions = data.questions[part]
     rows: list[dict[str, Any]] = []
     for start in range(0, len(questions), 100):
         some = questions[start : start + 100]
         cells = torch.from_numpy(data.cells[part][start : start + len(some)].astype(np.float32))
-        said = model.answer(model.ask([prompt(q) for q in some]) | {"cells": cells, "grid": GRID}, max_new_tokens=1)
+        words = model.encode_questions([prompt(q) for q in some])
+        said = model.answer(words | {"video_cells": cells, "video_grid": GRID}, max_new_tokens=1)
         rows += [row(text, question) for text, question in zip(said, some, strict=True)]
     return rows
 
@@ -266,7 +268,7 @@ def usable() -> list[str]:
     return [name for name in found if name not in ("grid_split", "spatial_pool")]
 
 
-def with_methods(model: VideoLlm, spec: str, k: int, seed: int = 0) -> VideoLlm:
+def with_methods(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> ComposedVideoLLM:
     """The model with a chain at a budget; what cannot go so low is taken down by `tome`, as in a bench."""
     torch.manual_seed(seed)
     if "(" in spec:
@@ -275,19 +277,19 @@ def with_methods(model: VideoLlm, spec: str, k: int, seed: int = 0) -> VideoLlm:
     return model
 
 
-def measure(model: VideoLlm, data: Cells) -> dict[str, Any]:
-    """Accuracy by kind, tokens that came out, milliseconds of reduction a video."""
+def measure(model: ComposedVideoLLM, data: Cells) -> dict[str, Any]:
+    """Accuracy by kind, tokens that came out, milliseconds of reduction and prompt a video."""
     counts, reducing = [], 0.0
     with torch.no_grad():
         for start in range(0, 200, 50):
             cells = torch.from_numpy(data.cells[start : start + 50].astype(np.float32))
-            words = model.ask([prompt(q) for q in data.questions[start : start + 50]])
+            words = model.encode_questions([prompt(q) for q in data.questions[start : start + 50]])
             begun = time.perf_counter()
-            tokens = model.tokens(words | {"cells": cells, "grid": GRID})
+            short = model.compress(words | {"video_cells": cells, "video_grid": GRID})
             reducing += time.perf_counter() - begun
-            counts += tokens.count.tolist()
+            counts += [tokens.N for tokens in short.tokens]
     begun = time.perf_counter()
-    scores = summarise(answers(model, data))
+    scores = summarize(answers(model, data))
     seconds = time.perf_counter() - begun
     kinds = {kind: scores["kinds"][kind]["accuracy"] for kind in KINDS}
     tokens = float(np.mean(counts))

@@ -1,4 +1,4 @@
-"""Methods inside a language model: the published choice and ours, of the same hidden states and attention.
+"""Methods inside a language model: the published decision and ours, of the same hidden states and attention.
 
 A prompt of four words, eight frames and eight words is made of real features; a layer of six heads has drawn
 projections and no rotary embedding. Published code that sits in a model's forward is run with layers that hand on what
@@ -15,9 +15,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.layer_method import InsideMethod, View
+from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, PlacedVideo
 from fewtokens.llm.layers.attention import attention_rows
-from fewtokens.llm.layout import Video
 from fewtokens.methods.layers.dycoke_cache import DyCokeCache
 from fewtokens.methods.layers.fastv import FastV
 from fewtokens.methods.layers.flexselect import FlexSelect
@@ -63,7 +62,7 @@ class Prompt:
         unseen = torch.ones(self.M, self.M, dtype=torch.bool).triu(1)
         return (q @ k.transpose(2, 3) * WIDTH**-0.5).masked_fill(unseen, -torch.inf).softmax(3)
 
-    def choose(self, method: InsideMethod) -> tuple[Tensor, Tensor]:
+    def choose(self, method: LayerMethod) -> tuple[Tensor, Tensor]:
         """The columns that a method of ours keeps of the video, and their hidden states."""
         queries = torch.arange(self.M - AFTER, self.M) if method.asks == "text" else torch.tensor([self.M - 1])
         real = torch.ones(1, self.M, dtype=torch.bool)
@@ -72,11 +71,11 @@ class Prompt:
         columns = torch.arange(BEFORE, BEFORE + self.N)
         video = torch.zeros(1, self.M, dtype=torch.bool)
         video[:, columns] = True
-        videos = [(Video(0, columns, self.tokens), columns)]
-        view = View(self.hidden, rope, video, torch.tensor([self.N]), scores, videos)
-        choice = method.choose(view, 0)
-        kept = (choice.kept & video)[0].nonzero()[:, 0]
-        return kept, (self.hidden if choice.hidden is None else choice.hidden)[0, kept]
+        videos = [PlacedVideo(0, columns, self.tokens)]
+        state = LayerState(self.hidden, rope, video, torch.tensor([self.N]), scores, videos)
+        decision = method.choose(state, 0)
+        kept = (decision.kept & video)[0].nonzero()[:, 0]
+        return kept, (self.hidden if decision.hidden is None else decision.hidden)[0, kept]
 
     def forward_until(self, forward: Any, own: SimpleNamespace, cut: int, **options: Any) -> Tensor:
         """What enters layer `cut` of a published forward whose layers hand on the hidden states, [L,C]."""
@@ -204,13 +203,11 @@ def dycoke_cache(peers: Path, features: Features) -> Agreement:
     stored = prompt.attention.k_proj(x).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)[:, :, :-1]
     video = torch.zeros(1, prompt.M - 1, dtype=torch.bool)
     video[:, BEFORE : BEFORE + prompt.N] = True
-    cut: Any = SimpleNamespace(notes={"video": video}, length=prompt.M - 1)
-    cache = SimpleNamespace(layers=[SimpleNamespace(keys=stored)])
-    word = {"hidden_states": prompt.hidden[:, -1:], "position_embeddings": prompt.turns(1)}
-    run: Any = SimpleNamespace(real=None)
-    active = DyCokeCache(0.3)._choose(prompt.layer, word, cache, 0, cut, run)
-    assert active is not None
-    return Agreement(same_places(active[0].nonzero()[:, 0], torch.tensor(theirs.kv_cache)), 0.0)
+    real, query = torch.ones(1, prompt.M, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
+    scores = attention_rows(prompt.layer, prompt.hidden[:, -1:], prompt.turns(1), query, real, keys=stored)[:, :-1]
+    kept = DyCokeCache(0.3).choose_cached(CacheState(scores * video, video, video, None, None))
+    assert kept is not None
+    return Agreement(same_places((kept | ~video)[0].nonzero()[:, 0], torch.tensor(theirs.kv_cache)), 0.0)
 
 
 _FLEX = "yunzhuzhang0918/flexselect", "a1d1f5a"

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fewtokens.cli import app
 from fewtokens.video import synthetic, write
-from tests.llm.test_video_llm import asked, parts  # noqa: F401  (fixtures)
+from tests.llm.test_composed import asked, parts  # noqa: F401  (fixtures)
 
 
 def run(*words):

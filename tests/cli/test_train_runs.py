@@ -23,7 +23,7 @@ from fewtokens.cli import app, common
 from fewtokens.core import files
 from fewtokens.video import synthetic, write
 from tests.cli.test_command import COMMAND
-from tests.llm.test_video_llm import ANSWERS, QUESTIONS, build, parts  # noqa: F401
+from tests.llm.test_composed import ANSWERS, QUESTIONS, build, parts  # noqa: F401
 
 SMALL = ("--size", 16, "--batch", 8, "--workers", 0, "--device", "cpu", "--epochs", 2)
 

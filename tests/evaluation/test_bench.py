@@ -23,7 +23,9 @@ from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure,
 from fewtokens.evaluation.fidelity import neighbour_agreement, rare_cells
 from fewtokens.evaluation.summary import best, summarise
 from fewtokens.evaluation.summary import changes as changes_of
-from fewtokens.profiling.cost import QWEN2_7B, count, peak_memory, prefill_gflops
+from fewtokens.profiling.memory import peak_memory
+from fewtokens.profiling.operations import count
+from fewtokens.profiling.prefill import QWEN2_7B, prefill_gflops
 from fewtokens.show.plots import draw_trade_off, styles_of
 from fewtokens.video import synthetic
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from fewtokens.cli import app
 from fewtokens.core.grid import Grid
 from fewtokens.evaluation.budget import language_model, tok_dense, token_cost
-from fewtokens.profiling.cost import LANGUAGE_MODELS, LanguageModel
+from fewtokens.profiling.prefill import LANGUAGE_MODELS, LanguageModel
 
 SMALL = LanguageModel("small", layers=2, width=32, hidden=64, keys=32)
 

@@ -12,7 +12,7 @@ import torch
 from fewtokens.evaluation import label_propagation
 from fewtokens.evaluation.davis import jaccard
 from fewtokens.evaluation.label_propagation import PROTOCOLS, Protocol, first_labels, make_protocol, propagate, to_masks
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.profiling.memory import peak_memory
 
 A, B = PROTOCOLS["davis"]["A"], PROTOCOLS["davis"]["B"]
 

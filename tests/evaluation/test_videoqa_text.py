@@ -9,7 +9,7 @@ from scipy import stats
 
 from fewtokens.data.scenes import COLOURS
 from fewtokens.data.videoqa import KINDS, Question, SceneConfig, VideoQA
-from fewtokens.evaluation.videoqa import normalise, prompt, row, score, summarise, target, text_only
+from fewtokens.evaluation.videoqa import normalize, prompt, row, score, summarize, target, text_only
 
 
 def questions(split: str, items: int) -> list[Question]:
@@ -89,14 +89,14 @@ def test_wrong_choices(said):
 def test_open_answers():
     assert all(score(said, OPEN) for said in ("3", "three", " Three.", "the 3"))
     assert not any(score(said, OPEN) for said in ("", "4", "3 objects", "33", "B", "3 or 4"))
-    assert normalise("  The RED, star! ") == "red star"
+    assert normalize("  The RED, star! ") == "red star"
 
 
 def test_summary():
     rows = [row(said, CHOICE) for said in ("B", "A", "red", "C")] + [row("3", OPEN), row("x", OPEN)]
-    found = summarise(rows)
+    found = summarize(rows)
     assert found["all"] == {"accuracy": 0.5, "chance": pytest.approx((4 * 0.25 + 2 * 0.2) / 6), "count": 6}
     assert found["kinds"]["colour"] == {"accuracy": 0.5, "chance": 0.25, "count": 4}
     assert found["formats"]["open"] == {"accuracy": 0.5, "chance": pytest.approx(0.2), "count": 2}
     with pytest.raises(ValueError, match="at least one question"):
-        summarise([])
+        summarize([])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fewtokens.llm.layers import language_model
+from fewtokens.llm.layers.hooks import language_model
 from tests.llm.tiny import MADE
 
 

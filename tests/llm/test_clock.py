@@ -13,12 +13,12 @@ from torch import nn
 from fewtokens.llm import Session
 from fewtokens.llm import clock as clock_module
 from fewtokens.llm.clock import STAGES, Clock, stream_text
-from fewtokens.llm.layers import language_model
-from fewtokens.llm.parts_session import PartsSession
+from fewtokens.llm.layers.hooks import language_model
+from fewtokens.llm.prompts import ComposedProcessor
 from fewtokens.video import synthetic, write
 from tests.llm.saved import make_tokenizer
+from tests.llm.test_composed import build, parts  # noqa: F401, a fixture
 from tests.llm.test_session import loaded
-from tests.llm.test_video_llm import build, parts  # noqa: F401, a fixture
 
 CLIP = synthetic("static", frames=8, size=(64, 96))
 QUESTION = "what happens"
@@ -37,14 +37,15 @@ def of_transformers(request):
     return session, model.base_model.vision_tower, session.pipeline.methods[0], language_model(model).layers[1]
 
 
-def of_parts(request):
+def of_composed(request):
     model = build(request.getfixturevalue("parts"), "tome(keep=0.5)").eval()
     first = next(module for module in model.encoder.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d))
-    return PartsSession(model, 4, 32), first, model.compressor.methods[0], model.llm.model.layers[1]
+    processor = ComposedProcessor(".", model, num_frames=4, read_size=32)
+    return Session(model, processor), first, model.compressor.methods[0], model.llm.model.layers[1]
 
 
 @pytest.mark.parametrize("where", EXPECTED)
-@pytest.mark.parametrize("kind", [of_transformers, of_parts])
+@pytest.mark.parametrize("kind", [of_transformers, of_composed])
 def test_what_is_slow_shows_where_it_is(kind, where, request, tmp_path, monkeypatch):
     """On a clock that moves only where something is slow."""
     session, encoder, method, layer = kind(request)
@@ -74,7 +75,7 @@ def test_what_is_slow_shows_where_it_is(kind, where, request, tmp_path, monkeypa
     assert answer.speed == (1 if where == "words" else None)
 
 
-@pytest.mark.parametrize("kind", [of_transformers, of_parts])
+@pytest.mark.parametrize("kind", [of_transformers, of_composed])
 def test_parts_are_all_of_the_time(kind, request):
     session, *_ = kind(request)
     session.warm_up()
@@ -96,10 +97,10 @@ def test_a_lap_leaves_nothing_out():
     assert min(clock.seconds.values()) > 0 and set(clock.seconds) == set(STAGES)
 
 
-@pytest.mark.parametrize("puts", [([5, 6], [7], [8]), ([], [7], [8]), ([7], [8])])
+@pytest.mark.parametrize("puts", [([5, 6], [7], [8]), ([5, 6], [], [7], [8])])
 def test_the_first_token_is_the_first_that_is_said(puts):
-    """`generate` puts in the ids of the prompt, or nothing of the length 0 where it was given embeddings."""
-    stream = stream_text(make_tokenizer("qwen2_vl"), None, prompt=len(puts[0]) == 2)
+    """`generate` puts in the ids of the prompt, and then nothing of the length 0 where it was given embeddings."""
+    stream = stream_text(make_tokenizer("qwen2_vl"), None)
     for ids in puts[:-2]:
         stream.put(torch.tensor([ids], dtype=torch.int64))
     time.sleep(0.01)

@@ -10,9 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from fewtokens.cli import app
-from fewtokens.llm.parts_session import PartsSession
-from fewtokens.llm.video_llm import load_language_model
-from tests.llm.test_video_llm import QUESTIONS, parts, talks  # noqa: F401, fixtures
+from fewtokens.llm.composed import load_language_model
+from fewtokens.llm.load import VideoLLM
+from tests.llm.test_composed import QUESTIONS, parts, talks  # noqa: F401, fixtures
 
 WIDTH, LAYERS, HEADS, GROUPS, INNER = 24, 2, 4, 2, 48
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -88,7 +88,9 @@ def test_trained_saved_and_asked(packed, parts, talks, tmp_path):  # noqa: F811
     folder = tmp_path / "run" / "model"
     assert (folder / "llm" / "model.safetensors").is_file()
     assert "quantization_config" not in json.loads((folder / "llm" / "config.json").read_text())
-    assert PartsSession.load(folder, device="cpu").ask(talks / "0.mp4", QUESTIONS[0], 3).new_tokens >= 1
+    assert (
+        VideoLLM.from_pretrained(folder, device="cpu").session().ask(talks / "0.mp4", QUESTIONS[0], 3).new_tokens >= 1
+    )
 
 
 def test_files_that_cannot_be_read(packed, tmp_path, monkeypatch):

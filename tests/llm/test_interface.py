@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from fewtokens.llm import Session, attach, compress_inputs, family_of
-from fewtokens.llm.backends import base as family_module
+from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
+from fewtokens.llm.backends import base as backend_module
+from fewtokens.llm.backends.base import backend_named
 from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrapped
-from fewtokens.llm.layers import language_model
-from tests.llm.test_splice import generate, logits_of
+from fewtokens.llm.layers.hooks import language_model
+from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
 
 PARTS = (("text", 3), ("video", 4), ("text", 5))
@@ -94,7 +95,7 @@ def test_a_model_that_takes_its_cache_by_another_name(monkeypatch):
     model = copy.deepcopy(tiny("qwen2_vl"))
     monkeypatch.setattr(model, "forward", lambda input_ids, mm_encoder_outputs=None, memory=None: None)
     with pytest.raises(ValueError, match="its cache under another name"):
-        family_of(model)
+        backend_of(model)
 
 
 def test_a_cache_under_either_name():
@@ -107,14 +108,21 @@ def test_a_cache_under_either_name():
     assert "fewtokens[llm]" in str(changed("does"))
 
 
+def test_the_folder_is_the_list_of_backends():
+    assert set(BACKENDS) == {*FAMILIES, "composed"}
+    for name in BACKENDS:
+        backend = backend_named(name)
+        assert backend.name == name == type(backend).__module__.rpartition(".")[2]
+
+
 def test_releases_that_a_family_cannot_use(monkeypatch):
-    monkeypatch.setattr(family_module, "version", lambda: (5, 20))
+    monkeypatch.setattr(backend_module, "version", lambda: (5, 20))
     with pytest.raises(ValueError, match=r"smolvlm .* transformers 5\.20; install 5\.21 or newer"):
-        family_of(tiny("smolvlm"))
-    assert family_of(tiny("internvl")).name == "internvl"
-    monkeypatch.setattr(family_module, "version", lambda: (5, 18))
+        backend_of(tiny("smolvlm"))
+    assert backend_of(tiny("internvl")).name == "internvl"
+    monkeypatch.setattr(backend_module, "version", lambda: (5, 18))
     with pytest.raises(ValueError, match=r"transformers 5\.19 or newer"):
-        family_of(tiny("internvl"))
+        backend_of(tiny("internvl"))
 
 
 def test_pixels_of_another_model():
@@ -144,7 +152,7 @@ def test_wrapped_models(family, wrapper):
     asked = prompt(family, *PARTS)
     model = WRAPPERS[wrapper](tiny(family))
     inner = unwrapped(model)
-    assert family_of(model).name == family
+    assert backend_of(model).name == family
     with attach(inner, FEW, items=asked.items) as few, torch.no_grad():
         wanted = few(**asked.inputs).logits
     with attach(model, FEW, items=asked.items) as few, torch.no_grad():

@@ -18,14 +18,13 @@ import pytest
 import torch
 import transformers as hf
 
-from fewtokens.llm import FAMILIES
-from fewtokens.llm.backends.base import family_named
+from fewtokens.llm.backends.base import backend_named
 from fewtokens.llm.backends.smolvlm import in_words
 from fewtokens.llm.pixels import pack, pair_times, resize, whole_patches
-from fewtokens.llm.prompts import Processor, read_numbers, read_template
+from fewtokens.llm.prompts import Processor, read_preprocess_config, read_template
 from fewtokens.video import Video, synthetic
 from tests.llm.saved import SPECIALS, make_tokenizer, save, template
-from tests.llm.tiny import tiny
+from tests.llm.tiny import FAMILIES, tiny
 
 CONFIGS = {
     "llava_onevision": "LlavaOnevision", "llava_next_video": "LlavaNextVideo", "qwen2_vl": "Qwen2VL",
@@ -67,9 +66,9 @@ def stand_in(family: str, **numbers: Any) -> tuple[Any, Any]:
     config = config_of(family)
     model = SimpleNamespace(config=config, base_model=SimpleNamespace(image_seq_len=64))
     image, video, *_ = SPECIALS[family]
-    said = family_named(family).defaults(config) | PUBLISHED[family] | numbers
-    placeholder = image if family_named(family).needs_items else video
-    return model, SimpleNamespace(numbers=said, placeholder=placeholder, token=lambda name, usual: usual)
+    said = backend_named(family).defaults(config) | PUBLISHED[family] | numbers
+    placeholder = image if backend_named(family).needs_items else video
+    return model, SimpleNamespace(preprocess_config=said, placeholder=placeholder, token=lambda name, default: default)
 
 
 def clip(size: str = "landscape", frames: int = 6) -> Video:
@@ -102,7 +101,7 @@ def metadata(video: Video) -> Any:
 def test_the_text_is_that_of_transformers(family, frames, monkeypatch):
     video = clip(frames=frames)
     model, words = stand_in(family)
-    prepared = family_named(family).prepare(model, words, video)
+    prepared = backend_named(family).prepare(model, words, video)
     told: dict[str, Any] = dict(prepared.inputs) | {"video_metadata": [metadata(video)]}
     if family == "internvl":
         told["pixel_values_videos"] = told["pixel_values"][None]
@@ -120,10 +119,10 @@ def test_pixels_are_those_of_the_video_processor(family, size):
     pytest.importorskip("torchvision")
     video = clip(size)
     model, words = stand_in(family)
-    inputs = family_named(family).prepare(model, words, video).inputs
+    inputs = backend_named(family).prepare(model, words, video).inputs
     name = "Qwen2VL" if family == "qwen2_5_vl" else CONFIGS[family]
     maker = getattr(hf, f"{name}VideoProcessor", None) or hf.LlavaNextVideoVideoProcessor
-    numbers = {key: words.numbers[key] for key in ("image_mean", "image_std")} | PUBLISHED[family]
+    numbers = {key: words.preprocess_config[key] for key in ("image_mean", "image_std")} | PUBLISHED[family]
     made = maker(**numbers)(video.frames, do_sample_frames=False, video_metadata=[metadata(video)], return_tensors="pt")
     made = dict(made)
     if family == "internvl":
@@ -160,7 +159,7 @@ def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypat
         for name, token in zip(names, SPECIALS[family], strict=True):
             setattr(tokenizer, name, token)
             setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    numbers = dict(ours.numbers)
+    numbers = dict(ours.preprocess_config)
     if "video_grid_thw" in (inputs := ours(tiny(family), video, "what happens")):
         tubelet = 1 if family == "video_llama_3" else 2
         numbers |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": tubelet, "use_token_compression": False}
@@ -207,12 +206,12 @@ def test_pixels_are_those_of_the_pillow_image_processor(family, size):
     frame = video.frames[:1]
     model, words = stand_in(family)
     if family == "qwen3_vl":  # shares the budget of pixels among frames, which an image has for itself
-        words.numbers |= {"size": {"shortest_edge": 64 * 64, "longest_edge": 200 * 200}}
-    ours = family_named(family).prepare(model, words, Video(frame.expand(2, -1, -1, -1), video.times, 1.0, 2.0)).inputs
-    numbers: dict[str, Any] = {key: words.numbers[key] for key in ("image_mean", "image_std")}
-    said = {key: value for key, value in words.numbers.items() if key in ("size", "min_pixels", "max_pixels")}
+        words.preprocess_config |= {"size": {"shortest_edge": 64 * 64, "longest_edge": 200 * 200}}
+    ours = backend_named(family).prepare(model, words, Video(frame.expand(2, -1, -1, -1), video.times, 1.0, 2.0)).inputs
+    numbers: dict[str, Any] = {key: words.preprocess_config[key] for key in ("image_mean", "image_std")}
+    said = {key: value for key, value in words.preprocess_config.items() if key in ("size", "min_pixels", "max_pixels")}
     picture = frame[0].permute(1, 2, 0).numpy()
-    std = words.numbers["image_std"]
+    std = words.preprocess_config["image_std"]
     if "video_grid_thw" in ours:
         if family == "qwen3_vl":
             said = {"size": {"shortest_edge": 64 * 64 // 2, "longest_edge": 200 * 200 // 2}}
@@ -286,7 +285,7 @@ def test_the_ids_are_those_of_transformers(family, tmp_path):
     tokenizer = make_tokenizer(family)
     rendered = tokenizer.apply_chat_template(
         messages, chat_template=template(family), tokenize=False, add_generation_prompt=True
-    ).replace(processor.mark, standing)
+    ).replace(processor.video_marker, standing)
     found = processor.ids("what happens", standing)
     assert found[0].tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert int((found == tokenizer.convert_tokens_to_ids(processor.placeholder)).sum()) == 3
@@ -297,15 +296,15 @@ def test_where_numbers_and_templates_are_looked_for(tmp_path):
         (tmp_path / name).write_text(json.dumps(said))
 
     plain = SimpleNamespace(chat_template=None)
-    assert read_numbers(tmp_path) == {} and read_template(tmp_path, plain) is None
+    assert read_preprocess_config(tmp_path) == {} and read_template(tmp_path, plain) is None
     put("preprocessor_config.json", size={"height": 1, "width": 1}, crop_size=None)
-    assert read_numbers(tmp_path) == {"size": {"height": 1, "width": 1}}
+    assert read_preprocess_config(tmp_path) == {"size": {"height": 1, "width": 1}}
     put("preprocessor_config.json", video_sampling={"video_size": {"longest_edge": 512}})
-    assert read_numbers(tmp_path)["size"] == {"longest_edge": 512}
+    assert read_preprocess_config(tmp_path)["size"] == {"longest_edge": 512}
     put("video_preprocessor_config.json", size=2)
-    assert read_numbers(tmp_path) == {"size": 2}
+    assert read_preprocess_config(tmp_path) == {"size": 2}
     put("processor_config.json", video_processor={"size": 3}, chat_template="c")
-    assert read_numbers(tmp_path) == {"size": 3}
+    assert read_preprocess_config(tmp_path) == {"size": 3}
     assert read_template(tmp_path, SimpleNamespace(chat_template="d")) == "c"
     put("chat_template.json", chat_template="b")
     assert read_template(tmp_path, plain) == "b"
@@ -344,5 +343,5 @@ def test_the_scale_of_time_is_that_of_the_frames_at_hand(times, expected):
     frames = torch.zeros(len(times), 3, 4, 4, dtype=torch.uint8)
     video = Video(frames, torch.tensor(times, dtype=torch.float64), duration=60.0, fps=10.0)
     inputs: dict[str, Any] = {}
-    family_named("qwen2_5_vl").more(inputs, video, 2, 2)
+    backend_named("qwen2_5_vl").extra_inputs(inputs, video, 2, 2)
     assert inputs["second_per_grid_ts"].tolist() == pytest.approx([expected])

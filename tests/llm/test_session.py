@@ -48,7 +48,7 @@ def test_the_answer_is_that_of_compress_and_generate(family):
         pieces: list[str] = []
         answer = Session(model, processor, spec, 8, **options).ask(CLIP, FIRST, 6, pieces.append)
         made = compress(
-            model, inputs, spec or "", items=[[("video", 8)]] if processor.family.needs_items else None, **options
+            model, inputs, spec or "", items=[[("video", 8)]] if processor.backend.needs_items else None, **options
         )
         with torch.no_grad():
             out = model.generate(**made.inputs, max_new_tokens=6, do_sample=False)
@@ -235,7 +235,7 @@ def test_folders_that_cannot_be_loaded(folder, tmp_path):
     other = tmp_path / "d"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    refused(other, "kind 'qwen2' is known; there are llava_onevision")
+    refused(other, "kind 'qwen2' is known; there are composed, internvl, .*llava_onevision")
     (other / "config.json").write_text("{")
     refused(other, "cannot")
 

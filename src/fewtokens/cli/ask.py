@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from fewtokens.core.method import Method
     from fewtokens.llm import Answer, Session
 
-FRAMES = 32
-
 app = typer.Typer(add_completion=False)
 
 
@@ -134,33 +132,27 @@ def open_session(
     say: Callable[[str | None], None],
 ) -> Session:
     """The session that the options describe, with a model of transformers or one that `train video-llm` saved."""
+    from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
-    from fewtokens.llm.parts_session import PartsSession
-    from fewtokens.llm.video_llm import is_video_llm, language_width
-    from fewtokens.llm.visuals import check_cues
+    from fewtokens.llm.composed import is_video_llm
+    from fewtokens.llm.cues import check_cues
 
-    if is_video_llm(name):
-        if fps is not None or layout != "per_frame" or positions is not None or dtype is not None:
-            raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other families")
-        methods = _methods(spec, keep, seed, language_width(name))
-        made: Any = PartsSession.load(name, "", frames=frames, device=device)
-        made.model.take(methods)
-        made.progress = say
-        return made
-    if frames is None and fps is None:
-        frames = FRAMES
+    composed = is_video_llm(name)
+    if composed and (fps is not None or layout != "per_frame" or positions is not None or dtype is not None):
+        raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other models")
     # What is wrong with the spec is said before weights are read, which may take minutes.
-    _, config, family = find(name)
+    _, config, backend = find(name)
     methods = _methods(spec, keep, seed, config.get_text_config().hidden_size)
-    check_cues(family, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
+    check_cues(backend, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
     say(f"loading {name}")
     model, processor = load(name, device, dtype)
     for note in processor.notes:
         say(None)
         log.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True, highlight=False)
     for method in methods:
-        method.to(model.device)
+        if isinstance(method, Method):
+            method.to(model.device)
     session = Session(model, processor, methods, frames, fps=fps, layout=layout, positions=positions)
     session.progress = say
     return session
@@ -171,6 +163,7 @@ def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]
     import torch
 
     from fewtokens.core import registry
+    from fewtokens.core.method import Method
 
     budget = parse_keep(keep)
     if budget is not None and not takes_keep(spec):
@@ -178,8 +171,11 @@ def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]
     torch.manual_seed(seed)
     known = {"seed": seed, "dim": width} | ({} if budget is None else {"keep": budget})
     methods = registry.build(spec, **known) if spec.strip() else []
-    warn_untrained(methods)
-    return [method.eval() for method in methods]
+    modules = [method for method in methods if isinstance(method, Method)]
+    warn_untrained(modules)
+    for method in modules:
+        method.eval()
+    return methods
 
 
 def _one(

@@ -331,7 +331,7 @@ def _write(
     from fewtokens.core.files import write_text
     from fewtokens.evaluation.bench import FULL, unpacked
     from fewtokens.evaluation.summary import as_csv, as_markdown, summarise
-    from fewtokens.profiling.cost import QWEN2_7B
+    from fewtokens.profiling.prefill import QWEN2_7B
     from fewtokens.show.bench_page import write_bench_page
     from fewtokens.show.plots import draw_trade_off, styles_of
 

@@ -322,13 +322,15 @@ def make_pipeline(
     known = {name: value for name, value in defaults.items() if value is not None}
     methods = registry.build(spec, **known) if spec.strip() else []
     warn_untrained(methods)
-    return Pipeline([method.eval().to(pick_device(device)) for method in methods], loaded)
+    pipeline = Pipeline(methods, loaded)
+    pipeline.methods.eval().to(pick_device(device))
+    return pipeline
 
 
 def warn_untrained(methods: Sequence[Method]) -> None:
     """Says which methods have random weights and would give nonsense."""
     for method in methods:
-        if method.untrained:
+        if getattr(method, "untrained", False):
             log.print(f"[yellow]{method.name} has random weights:[/yellow] give it trained ones by checkpoint='FILE'")
 
 

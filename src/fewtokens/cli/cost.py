@@ -71,7 +71,9 @@ def cost(
 
     from fewtokens import networks as models
     from fewtokens.encoders import pick_device
-    from fewtokens.profiling.cost import activation_bytes, count, count_torch_macs, latency, parameters
+    from fewtokens.profiling.latency import latency
+    from fewtokens.profiling.memory import activation_bytes
+    from fewtokens.profiling.operations import count, count_torch_macs, parameters
 
     if batch < 1 or repeats < 1:
         raise ValueError(f"--batch and --repeats must be at least 1, got {batch} and {repeats}")

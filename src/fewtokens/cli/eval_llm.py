@@ -58,7 +58,7 @@ def videoqa(
     Scored by exact match; a blind guess would have the accuracy in the last column.
     """
     from fewtokens.data.videoqa import SceneConfig, VideoQA
-    from fewtokens.evaluation.videoqa import prompt, row, summarise
+    from fewtokens.evaluation.videoqa import prompt, row, summarize
     from fewtokens.video import Video
 
     data = VideoQA(
@@ -77,7 +77,7 @@ def videoqa(
     asked = [(str(number), clip(number), prompt(question)) for number, question in enumerate(questions)]
     request = {"set": "videoqa", "split": split, "frames": frames, "size": size, "seed": seed, "kinds": kinds}
     made = _ask(model, spec, keep, frames, device, dtype, seed, asked, 8, replies, request)
-    found = summarise([row(reply.text, question) for reply, question in zip(made, questions, strict=True)])
+    found = summarize([row(reply.text, question) for reply, question in zip(made, questions, strict=True)])
     tokens = sum(reply.tokens for reply in made) / len(made)
     if as_json:
         print_json({"model": model, "with": spec, "tokens": tokens, **found})

@@ -70,17 +70,19 @@ def describe(name: str) -> dict[str, Any]:
 
     method = registry.get(name)()
     either = "threshold, or exact" if "keep" in method.arguments else "threshold"
-    streams = "yes" if method.causal else "as an option" if type(method).step is not Method.step else "no"
+    streams = "no"
+    if isinstance(method, Method):
+        streams = "yes" if method.causal else "as an option" if type(method).step is not Method.step else "no"
     return {
         "method": name,
         "stage": method.stage,
-        "count": "exact" if method.budget else either,
+        "count": "exact" if getattr(method, "budget", None) else either,
         "streaming": streams,
-        "trainable": "yes" if method.learned else "no",
+        "trainable": "yes" if getattr(method, "learned", False) else "no",
         "paper": method.paper,
         "baseline": name in registry.BASELINES,
         "arguments": {key: parameter.default for key, parameter in inspect.signature(type(method)).parameters.items()},
-        "needs": list(method.needs),
+        "needs": list(getattr(method, "needs", ())),
         "cost": method.cost,
         "licence": method.license,
         "text": inspect.getdoc(type(method)),

@@ -25,7 +25,7 @@ from fewtokens.cli.common import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fewtokens.llm.video_llm import VideoLlm
+    from fewtokens.llm.composed import ComposedVideoLLM
     from fewtokens.train.inputs import Input
 
 app = typer.Typer(add_completion=False)
@@ -88,14 +88,14 @@ def video_llm(
     The parts are named encoder, projector, compressor and llm; rates say by how much each learns slower than --lr, 0
     freezes it. The settings begin as those of the Token Dynamics paper.
     """
-    from fewtokens.llm.video_llm import build_video_llm
+    from fewtokens.llm.composed import build_video_llm
     from fewtokens.train.inputs import folder_input, plain_input
 
     _tell_first(data)
     flags = {"epochs": epochs, "batch": batch, "lr": lr, "seed": seed}
     where = Where(data, folder, videos, validation, frames, size)
 
-    def build() -> tuple[VideoLlm, dict[str, Input]]:
+    def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
         model = build_video_llm(encoder, llm, spec=spec, pool=pool, positions=positions, device="cpu", batch=256)
         made = {"--with": spec, "--pool": pool, "--positions": positions}
         made_from = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}
@@ -135,7 +135,7 @@ def token_dynamics(
     as_json: JsonOption = False,
 ) -> None:
     """Train a compressor in a video language model that is trained already."""
-    from fewtokens.llm.video_llm import load_video_llm
+    from fewtokens.llm.composed import load_video_llm
     from fewtokens.train.inputs import folder_input, plain_input
     from fewtokens.train.video_llm import COMPRESSOR_ONLY
 
@@ -144,7 +144,7 @@ def token_dynamics(
     base: dict[str, Any] = {} if whole else {"rates": COMPRESSOR_ONLY, "lr": 1e-4}
     where = Where(data, folder, videos, validation, frames, size)
 
-    def build() -> tuple[VideoLlm, dict[str, Input]]:
+    def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
         return load_video_llm(model, spec=spec, device="cpu"), {
             "--model": folder_input(model),
             "--with": plain_input(spec),
@@ -172,7 +172,7 @@ def _tell_first(data: Path) -> None:
 
 
 def _train(
-    build: Callable[[], tuple[VideoLlm, dict[str, Input]]],
+    build: Callable[[], tuple[ComposedVideoLLM, dict[str, Input]]],
     where: Where,
     texts: list[str] | None,
     flags: dict[str, Any],

@@ -40,7 +40,7 @@ CUES = {
     "sharpness": "[B,N] sum over keys of A log A of each patch's attention A, averaged over heads, without sizes",
     "shift": "[B,N] length of what the last MLP added to each token",
     "frame_global": "[B,T,D] one vector for each frame",
-    "text": "[B,L,D] embedded query",
+    "text": "[B,L,D] embedded words of the question: every word before the answer, without padding",
 }
 
 

@@ -310,10 +310,10 @@ def _memory() -> int | None:
 def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> bool:
     """Whether a budget given from outside is for this link of a chain, see `build`."""
     kind = get(name)
-    if "keep" not in inspect.signature(kind).parameters or "keep" in arguments or not issubclass(kind, Method):
+    if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
         return False
     check_arguments(name, arguments)
-    if _sketch(name, arguments).budget is None and not last:
+    if getattr(_sketch(name, arguments), "budget", None) is None and not last:
         return False
     try:
         _sketch(name, {**arguments, "keep": _ANY_BUDGET[kind.stage]})
@@ -324,4 +324,4 @@ def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> boo
     return True
 
 
-_ANY_BUDGET = {"pixels": 0.5, "encoder": 0.5, "tokens": 0.5}
+_ANY_BUDGET = {"pixels": 0.5, "encoder": 0.5, "tokens": 0.5, "llm": 0.5}

@@ -30,7 +30,10 @@ from fewtokens.evaluation.compare import TIME_WEIGHT
 from fewtokens.evaluation.davis import mean_numbers, score
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, rare_cells, relative_error
 from fewtokens.evaluation.label_propagation import Protocol, first_labels, propagate, to_masks
-from fewtokens.profiling.cost import count, half_range, peak_memory, prefill_gflops, timings
+from fewtokens.profiling.latency import half_range, timings
+from fewtokens.profiling.memory import peak_memory
+from fewtokens.profiling.operations import count
+from fewtokens.profiling.prefill import prefill_gflops
 
 FULL = "full"
 # Other ways to run a method that `--methods all` compares too.

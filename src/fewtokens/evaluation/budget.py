@@ -19,7 +19,8 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
-from fewtokens.profiling.cost import LANGUAGE_MODELS, LanguageModel, count, prefill_gflops
+from fewtokens.profiling.operations import count
+from fewtokens.profiling.prefill import LANGUAGE_MODELS, LanguageModel, prefill_gflops
 
 # What the paper's table gives for a module on n tokens, m of them kept, of d channels; L layers of the language model.
 MODULE_COMPLEXITY = {
@@ -108,7 +109,7 @@ def token_cost(
     everything = spec.strip() in ("", "full")
     methods: list[Method] = [] if everything else registry.build(spec, dim=model.width)
     for method in methods:
-        if needs := set(method.needs) - {"text"}:
+        if needs := set(getattr(method, "needs", ())) - {"text"}:
             raise ValueError(f"{method.name} needs {' and '.join(sorted(needs))}, of which noise has none")
     kept, operations = grid.cells, 0.0
     if methods:

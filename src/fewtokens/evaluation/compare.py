@@ -16,7 +16,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, relative_error
-from fewtokens.profiling.cost import half_range, timings
+from fewtokens.profiling.latency import half_range, timings
 
 Decoder = Callable[[Tensor], Tensor]
 

@@ -32,7 +32,7 @@ def target(question: Question) -> str:
     return LETTERS[question.choices.index(question.answer)] if question.choices else question.answer
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Small letters, without punctuation and articles; numbers in digits."""
     words = re.sub(r"[^\w\s]|_", " ", text.lower()).split()
     return " ".join(_NUMBERS.get(word, word) for word in words if word not in ("a", "an", "the"))
@@ -47,13 +47,13 @@ def score(predicted: str, question: Question) -> bool:
     if question.choices:
         chosen = _CHOSEN.fullmatch(predicted.strip().lower())
         if chosen:
-            letter, said = chosen[1].upper(), normalise(chosen[2] or "")
-            return letter == target(question) and said in ("", normalise(question.answer))
-    return normalise(predicted) == normalise(question.answer)
+            letter, words = chosen[1].upper(), normalize(chosen[2] or "")
+            return letter == target(question) and words in ("", normalize(question.answer))
+    return normalize(predicted) == normalize(question.answer)
 
 
 def row(predicted: str, question: Question) -> dict[str, Any]:
-    """What `summarise` needs of one prediction."""
+    """What `summarize` needs of one prediction."""
     return {
         "kind": question.kind,
         "format": question.format,
@@ -62,7 +62,7 @@ def row(predicted: str, question: Question) -> dict[str, Any]:
     }
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Accuracies of rows made by `row`.
 
     Returns:
@@ -73,7 +73,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ValueError: no row.
     """
     if not rows:
-        raise ValueError("there is no prediction to summarise; ask at least one question")
+        raise ValueError("there is no prediction to summarize; ask at least one question")
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {"kinds": defaultdict(list), "formats": defaultdict(list)}
     for one in rows:
         groups["kinds"][one["kind"]].append(one)
@@ -98,7 +98,7 @@ def text_only(train: Sequence[Question], test: Sequence[Question]) -> dict[str, 
     their places and the choices, for this kind of question; for a choice, times how often each place was right.
 
     Returns:
-        As `summarise`: "chance" is what a blind guess gives, and "accuracy" should be no higher but by luck.
+        As `summarize`: "chance" is what a blind guess gives, and "accuracy" should be no higher but by luck.
 
     Raises:
         ValueError: nothing to learn from or to test on, or a kind in the test that is not in the training.
@@ -116,7 +116,7 @@ def text_only(train: Sequence[Question], test: Sequence[Question]) -> dict[str, 
         seen = same.get((one.question, *sorted(one.choices)), Counter())
         guess = seen.most_common(1)[0][0] if seen.total() >= 3 else kinds[one.kind].guess(one)
         rows.append(row(guess, one))
-    return summarise(rows)
+    return summarize(rows)
 
 
 class _Bayes:

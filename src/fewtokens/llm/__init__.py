@@ -10,9 +10,8 @@ or, for those who call `generate` themselves:
 
 or, from a folder and a video to an answer, where each video is encoded once:
 
-    model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
-    session = Session(model, processor, spec="token_dynamics(keep=32)")
-    print(session.ask("clip.mp4", "What happens?").text)
+    model = VideoLLM.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
+    print(model.session("token_dynamics(keep=32)").ask("clip.mp4", "What happens?").text)
 
 Methods inside the layers of the language model come after a chain, or alone; `registry.layer_names()` names them:
 
@@ -20,27 +19,31 @@ Methods inside the layers of the language model come after a chain, or alone; `r
 """
 
 from fewtokens.llm.attach import Attached, attach
-from fewtokens.llm.backends.base import FAMILIES, Family, Visual, family_of
+from fewtokens.llm.backends.base import BACKENDS, Backend, VisualFeatures, backend_of
+from fewtokens.llm.composed import ComposedVideoLLM
+from fewtokens.llm.compress import compress, compress_inputs
 from fewtokens.llm.layout import Layout
-from fewtokens.llm.load import find, load
+from fewtokens.llm.load import VideoLLM, find, load
+from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.session import Answer, Session
-from fewtokens.llm.splice import Compressed, compress, compress_inputs
 
 __all__ = [
-    "FAMILIES",
+    "BACKENDS",
     "Answer",
     "Attached",
+    "ComposedVideoLLM",
     "Compressed",
-    "Family",
+    "Backend",
     "Processor",
     "Session",
     "Layout",
-    "Visual",
+    "VideoLLM",
+    "VisualFeatures",
     "attach",
     "compress",
     "compress_inputs",
-    "family_of",
+    "backend_of",
     "find",
     "load",
 ]

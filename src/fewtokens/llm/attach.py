@@ -17,11 +17,13 @@ from typing import Any
 
 from torch.nn.parallel import DistributedDataParallel
 
-from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.llm.backends.base import family_of
+from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.chains import Methods, as_pipeline, split_chain
+from fewtokens.llm.compress import check_options, compress
+from fewtokens.llm.features import is_reduced, pipeline_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
-from fewtokens.llm.splice import Compressed, as_pipeline, built, compress, maker, reduced
+from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.turns import later_positions, remember
 
 
@@ -46,7 +48,7 @@ class Attached:
         other conversations there were in between.
 
         Raises:
-            ValueError: what `compress` says, and features made ahead by something else.
+            ValueError: what `compress` says, and features that something else has made.
         """
         return self._shortened(inputs, whole=True)
 
@@ -56,19 +58,19 @@ class Attached:
             name = next(name for name in CACHE_NAMES if name in takes)
             inputs = {key: value for key, value in inputs.items() if key not in CACHE_NAMES} | {name: cache}
         given = (inputs.get("mm_encoder_outputs") or {}).values()
-        if any(reduced(outputs) and maker(outputs) is not self.pipeline for outputs in given):
+        if any(is_reduced(outputs) and pipeline_of(outputs) is not self.pipeline for outputs in given):
             raise ValueError(
                 "this prompt was shortened before, by other methods than those attached; give it to the model outside "
                 "of the block, or give its pixels here"
             )
-        made = compress(self.model, inputs, self.pipeline, **self.options)
-        if made.tokens:
-            self.last = made
-        elif filled(cache) and made.inputs.get("position_ids") is None:
-            positions = later_positions(cache, made.inputs, three=family_of(self.model).mrope, whole=whole)
+        compressed = compress(self.model, inputs, self.pipeline, **self.options)
+        if compressed.tokens:
+            self.last = compressed
+        elif filled(cache) and compressed.inputs.get("position_ids") is None:
+            positions = later_positions(cache, compressed.inputs, three=backend_of(self.model).mrope, whole=whole)
             if positions is not None:
-                made.inputs["position_ids"] = positions
-        return made.inputs
+                compressed.inputs["position_ids"] = positions
+        return compressed.inputs
 
     def generate(self, *args: Any, **inputs: Any) -> Any:
         """`model.generate` on the shorter prompt; sequences begin with its ids, `last.inputs["input_ids"]`.
@@ -99,17 +101,40 @@ def _chunked(model: Any, inputs: dict[str, Any]) -> bool:
     return any(config.get("prefill_chunk_size") is not None for config in configs)
 
 
-@contextmanager
-def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) -> Iterator[Attached]:
+class Attachment(AbstractContextManager[Attached]):
+    """What `attach` returns, for a `with` block; nothing is attached before it."""
+
+    def __init__(self, model: Any, spec: Methods, options: dict[str, Any]) -> None:
+        self._arguments = model, spec, options
+        self._block: AbstractContextManager[Attached] | None = None
+
+    def __enter__(self) -> Attached:
+        self._block = _attached(*self._arguments)
+        return self._block.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        assert self._block is not None
+        return self._block.__exit__(*error)
+
+    def _refuse(self, *args: Any, **inputs: Any) -> Any:
+        raise ValueError(
+            "nothing is attached yet; write `with attach(model, ...) as few:` and call few(...), few.generate(...) or "
+            "few.compress(...) inside of the block"
+        )
+
+    __call__ = generate = compress = _refuse
+
+
+def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
     """Few visual tokens in a video language model for the length of a `with` block.
 
     Args:
-        model: of a family in `FAMILIES`, with its language-model head; also wrapped by peft, torch.compile (what was
+        model: of a family in `BACKENDS`, with its language-model head; also wrapped by peft, torch.compile (what was
             compiled is then not used), DataParallel (one device is used) or DDP.
-        spec: a chain of methods, see `compress`; after them such as act inside the language model (`registry.layer_names()`),
-            for which its decoder layers are given forward pre-hooks. Those keep prompts, generated words and logits
-            as long as they are; hidden states, attention and caches get shorter. Only videos are reduced: an image is
-            left whole, and a warning says so.
+        spec: a chain of methods, see `compress`; after them such as act inside the language model
+            (`registry.layer_names()`), for which its decoder layers are given forward pre-hooks. Those keep prompts,
+            generated words and logits as long as they are; hidden states, attention and caches get shorter. Only videos
+            are reduced: an image is left whole, and a warning says so.
         options: layout, positions, items of `compress`.
 
     Raises:
@@ -117,15 +142,20 @@ def attach(model: Any, spec: str | Sequence[Method] | Pipeline, **options: Any) 
             have; and pixels that reach the model as they are, since the model itself was called instead of what
             `attach` gives.
     """
-    family_of(model)
-    inner = unwrapped(model)
+    check_options("attach", options)
+    return Attachment(model, spec, options)
+
+
+@contextmanager
+def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[Attached]:
+    backend, inner = backend_of(model), unwrapped(model)
     check_free(inner)
-    before, inside = split(spec, inner)
+    before, inside = split_chain(spec, inner)
     attached = Attached(model, as_pipeline(before, inner), options)
     hooks = []
     try:
         hooks.append(inner.register_forward_pre_hook(_check_reduced, with_kwargs=True))
-        hooks.append(inner.register_forward_hook(remember, with_kwargs=True))
+        hooks.append(backend.causal_lm(inner).register_forward_hook(remember, with_kwargs=True))
         with inside_of(inner, inside)():
             yield attached
     finally:
@@ -150,32 +180,16 @@ def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContex
     """
     if not methods:
         return nullcontext
-    from fewtokens.llm.layers import Inside
+    from fewtokens.llm.layers.hooks import LayerRuntime
 
-    return Inside(model, methods).attached
-
-
-def split(spec: str | Sequence[Method] | Pipeline, model: Any) -> tuple[Sequence[Method] | Pipeline, list[Any]]:
-    """A chain as what comes before the language model, and what acts inside it.
-
-    Raises:
-        ValueError: a method before the language model after one inside it.
-    """
-    if isinstance(spec, Pipeline):
-        return spec, []
-    methods = built(spec, model)
-    within = [method.stage == "llm" for method in methods]
-    if within != sorted(within):
-        late = methods[within.index(True) + within[within.index(True) :].index(False)].name
-        raise ValueError(f"{late} acts before the language model; put it before the methods inside it")
-    inner = sum(within)
-    return list(methods)[: len(within) - inner], list(methods)[len(within) - inner :]
+    return LayerRuntime(model, methods).attached
 
 
 def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
     given = (kwargs.get("mm_encoder_outputs") or {}).values()
-    pixels = [name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None]
-    if pixels or not all(map(reduced, given)):
+    names = (name for each in backend_of(model).pixel_inputs.values() for name in each)
+    pixels = [name for name in names if kwargs.get(name) is not None]
+    if pixels or not all(map(is_reduced, given)):
         raise ValueError(
             "pixels reached the model as they were, nothing was reduced: inside `with attach(model, ...) as few` call "
             "few.generate(...) or few(...) instead of the model"

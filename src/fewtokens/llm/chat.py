@@ -16,7 +16,7 @@ IGNORED = -100
 Turns = Sequence[tuple[str, str | None]]
 
 
-def encode_turns(tokenizer: Any, turns: Turns) -> tuple[Tensor, Tensor]:
+def encode_turns(tokenizer: Any, turns: Turns, cells: int = 1) -> tuple[Tensor, Tensor]:
     """The ids of a conversation about one video, int64 [L], and its labels [L].
 
     With the tokenizer's chat template where it has one, otherwise as "USER: ... ASSISTANT: ...". The video comes before
@@ -24,7 +24,8 @@ def encode_turns(tokenizer: Any, turns: Turns) -> tuple[Tensor, Tensor]:
 
     Args:
         tokenizer: of transformers.
-        turns: (question, answer); the last answer may be None, where it is asked for.
+        turns: (question, answer); the last answer may be None: it is what the model is asked for.
+        cells: how many marks stand for the video.
 
     Raises:
         ValueError: a question with a special token in it, or a template that rewrites earlier turns.
@@ -48,8 +49,8 @@ def encode_turns(tokenizer: Any, turns: Turns) -> tuple[Tensor, Tensor]:
         head, found, tail = (new, "", "") if number else new.partition(mark)
         say(head, False)
         if found:
-            ids.append(VIDEO_MARK)
-            labels.append(IGNORED)
+            ids.extend([VIDEO_MARK] * cells)
+            labels.extend([IGNORED] * cells)
             say(tail, False)
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
@@ -92,7 +93,7 @@ def _after(text: str, begin: str) -> str:
     if not text.startswith(begin):
         raise ValueError(
             "the chat template of this tokenizer writes earlier turns otherwise once there are later ones, so answers "
-            "cannot be told from questions; give conversations of one turn, or another template"
+            "cannot be separated from questions; give conversations of one turn, or another template"
         )
     return text[len(begin) :]
 

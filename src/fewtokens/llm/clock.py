@@ -40,11 +40,10 @@ class Clock:
         self.last = moment
 
 
-def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None, *, prompt: bool = True) -> Any:
+def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None) -> Any:
     """A streamer of transformers that keeps the pieces, and the moments at which the first and the last token came.
 
-    Args:
-        prompt: `generate` is given ids, which it puts in first; given embeddings it may put in nothing first.
+    `generate` puts in the prompt first, which is skipped, and after a prompt of embeddings an empty tensor.
     """
     from transformers import TextStreamer
 
@@ -54,7 +53,7 @@ def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None, *, prompt
             self.pieces: list[str] = []
             self.first = self.last = 0.0
             self.tokens = 0
-            self.skip = prompt
+            self.skip = True
 
         def put(self, value: Tensor) -> None:
             if self.skip or not value.numel():

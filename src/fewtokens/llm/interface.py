@@ -41,17 +41,17 @@ def attribute(owner: Any, name: str) -> Any:
     Raises:
         ValueError: it has none of this name.
     """
-    found = getattr(owner, name, None)
-    if found is None:
+    value = getattr(owner, name, None)
+    if value is None:
         raise changed(f"has no {name} in {type(owner).__name__}")
-    return found
+    return value
 
 
 def cache_of(given: Any) -> Any | None:
-    """The cache among the arguments of a model or in its output, under either name; None where there is none."""
+    """The cache among the arguments of a model or in its output, under either name, or None."""
     if isinstance(given, Mapping):  # outputs are mappings too
         return next((given[name] for name in CACHE_NAMES if name in given and given[name] is not None), None)
-    return next((found for name in CACHE_NAMES if (found := getattr(given, name, None)) is not None), None)
+    return next((value for name in CACHE_NAMES if (value := getattr(given, name, None)) is not None), None)
 
 
 def layer_cache(inputs: Mapping[str, Any]) -> Any | None:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewtokens.core.tokens import Tokens
+from fewtokens.core.layer_method import PlacedVideo
 
 
-@dataclass
-class Video:
-    """One video of a prompt.
-
-    Attributes:
-        row: the prompt of the batch it stands in.
-        columns: int64 [n], where each of its tokens stands.
-        tokens: what the language model was given of it, one video.
-    """
-
-    row: int
-    columns: Tensor
-    tokens: Tokens
+def asked_columns(prompt: dict[str, Any]) -> Tensor:
+    """Columns before the answer, bool [B,L]: no padding, and nothing from the first label on."""
+    ids, mask, labels = prompt["input_ids"], prompt.get("attention_mask"), prompt.get("labels")
+    asked = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return asked if labels is None else asked & ((labels != -100).long().cumsum(1) == 0)
 
 
 @dataclass
@@ -31,28 +25,28 @@ class Layout:
 
     Attributes:
         visual: bool [B,L], rows of an encoder: of images, of videos and what follows a video's cells.
-        ends: int64 [B], the last column of each question: before the first label where there are labels, otherwise the
+        ends: int64 [B], the last column of each question: before the first label if there are labels, otherwise the
             last one that is no padding.
         videos: in the order of `Compressed.tokens`.
     """
 
     visual: Tensor
     ends: Tensor
-    videos: list[Video]
+    videos: list[PlacedVideo]
 
     def video(self) -> Tensor:
         """The tokens of videos, bool [B,L]."""
-        found = self.visual.new_zeros(self.visual.shape)
+        marks = self.visual.new_zeros(self.visual.shape)
         for video in self.videos:
-            found[video.row, video.columns] = True
-        return found
+            marks[video.row, video.columns] = True
+        return marks
 
     def fitted(self, rows: int, length: int) -> Layout:
         """The same for every prompt repeated (beams), with text after it (a pass over what was generated too)."""
         times = rows // len(self.visual)
         visual = F.pad(self.visual, (0, length - self.visual.shape[1])).repeat_interleave(times, 0)
         videos = [
-            Video(video.row * times + again, video.columns, video.tokens)
+            PlacedVideo(video.row * times + again, video.columns, video.tokens)
             for video in self.videos
             for again in range(times)
         ]

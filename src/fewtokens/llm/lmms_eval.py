@@ -30,10 +30,10 @@ class Answers:
 
     Args:
         pretrained: folder or id of the model.
-        spec: methods, as on the command line; all tokens where not said. In --model_args in quotation marks, because
+        spec: methods, as on the command line; all tokens by default. In --model_args in quotation marks, because
             lmms-eval splits at commas.
         frames: of each video.
-        device: the first GPU where there is one and nothing is said.
+        device: by default the first GPU, if there is one.
         dtype: of the weights.
         batch_size: 1; videos are answered one by one.
 

@@ -8,14 +8,19 @@ from typing import Any
 import torch
 
 from fewtokens.encoders import from_hub, pick_device, pick_dtype
-from fewtokens.llm.backends.base import Family, family_named
-from fewtokens.llm.prompts import Processor
+from fewtokens.llm.attach import Attachment, attach
+from fewtokens.llm.backends.base import Backend, backend_named
+from fewtokens.llm.chains import Methods
+from fewtokens.llm.composed import is_video_llm, load_video_llm, saved_config
+from fewtokens.llm.prompts import ComposedProcessor, Processor
+from fewtokens.llm.session import Session
+from fewtokens.networks.base import read_config
 
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model")
 
 
-def find(name: str | Path) -> tuple[Path, Any, Family]:
-    """The folder of a model without its weights, its config, and its family.
+def find(name: str | Path) -> tuple[Path, Any, Backend]:
+    """The folder of a model without its weights, its config, and its backend.
 
     Raises:
         ValueError: no such folder or hub id, no config, a family that is not supported, no transformers.
@@ -24,6 +29,8 @@ def find(name: str | Path) -> tuple[Path, Any, Family]:
         from transformers import AutoConfig
     except ImportError:
         raise ValueError("a video language model needs transformers; pip install 'fewtokens[llm]'") from None
+    if is_video_llm(name):
+        return Path(name), saved_config(name), backend_named("composed")
     folder = Path(name) if Path(name).is_dir() else from_hub(str(name), _SMALL)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; a model is a folder as transformers saves it")
@@ -32,29 +39,74 @@ def find(name: str | Path) -> tuple[Path, Any, Family]:
     except Exception as error:  # whatever transformers says about a folder that it cannot load
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: transformers cannot read its config.json ({reason})") from None
-    return folder, config, family_named(config.model_type)
+    return folder, config, backend_named(config.model_type)
 
 
 def load(name: str | Path, device: str = "auto", dtype: str | None = None) -> tuple[Any, Processor]:
     """A model with its language-model head, and what makes prompts for it.
 
     Args:
-        name: a folder as transformers saves it, or a hub id such as "Qwen/Qwen2.5-VL-3B-Instruct".
+        name: a folder as transformers or `ComposedVideoLLM.save_pretrained` saves it, or a hub id such as
+            "Qwen/Qwen2.5-VL-3B-Instruct".
         device: "auto" (cuda, mps or cpu, the first there is), "cpu", "cuda", "cuda:1", "mps".
-        dtype: "float32", "float16" or "bfloat16"; where not said, float32 on a CPU and elsewhere the config's.
+        dtype: "float32", "float16" or "bfloat16"; by default float32 on a CPU and the config's elsewhere. Of a
+            composed model the language model takes it.
 
     Raises:
         ValueError: what `find` says; no weights in safetensors, or not all of them; no such device or dtype.
     """
+    if is_video_llm(name):
+        return _load_composed(Path(name), device, dtype)
     where = pick_device(device)
-    wanted: Any = pick_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else "auto"
+    weight_dtype: Any = pick_dtype(dtype) if dtype is not None else torch.float32 if where.type == "cpu" else "auto"
     folder, _, _ = find(name)
     if not Path(name).is_dir():
         folder = from_hub(str(name), (*_SMALL, "*.safetensors"))
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder}: no weights in it; a model is a folder with its .safetensors files")
-    model = _load_model(folder, wanted)
+    model = _load_model(folder, weight_dtype)
     return model.to(where).eval(), Processor(folder, model)
+
+
+def _load_composed(folder: Path, device: str, dtype: str | None) -> tuple[Any, Processor]:
+    model = load_video_llm(folder, device=device)
+    if dtype is not None:
+        model.llm.to(pick_dtype(dtype))
+    trained = read_config(folder).get("trained", {})
+    sizes = {"num_frames": trained.get("frames", 16), "read_size": trained.get("size", 224)}
+    return model, ComposedProcessor(folder, model, **sizes)
+
+
+class VideoLLM:
+    """A video language model with what makes its prompts.
+
+        model = VideoLLM.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
+        print(model.session("token_dynamics(keep=32)").ask("clip.mp4", "What happens?").text)
+
+    Attributes:
+        model: of transformers, or a `ComposedVideoLLM`.
+        processor: its `Processor`.
+    """
+
+    def __init__(self, model: Any, processor: Processor) -> None:
+        self.model, self.processor = model, processor
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, device: str = "auto", dtype: str | None = None) -> VideoLLM:
+        """Loads a model, see `load`.
+
+        Raises:
+            ValueError: what `load` says.
+        """
+        return cls(*load(name, device, dtype))
+
+    def session(self, spec: Methods | None = None, **options: Any) -> Session:
+        """Answers questions with few visual tokens, see `Session`."""
+        return Session(self.model, self.processor, spec, **options)
+
+    def attach(self, spec: Methods, **options: Any) -> Attachment:
+        """Few visual tokens for the length of a `with` block, see `attach`."""
+        return attach(self.model, spec, **options)
 
 
 def _load_model(folder: Path, dtype: Any) -> Any:
@@ -64,7 +116,7 @@ def _load_model(folder: Path, dtype: Any) -> Any:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        made: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True
         )
     except Exception as error:  # whatever transformers says about a folder that it cannot load
@@ -73,8 +125,8 @@ def _load_model(folder: Path, dtype: Any) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
-    model, told = made
+    model, report = loaded
     # transformers would draw them at random.
-    if missing := sorted(told["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder}: {len(missing)} weights are missing, {missing[0]} first; download it again")
     return model

@@ -22,11 +22,11 @@ _MOST_ASPECT = 200
 
 
 @dataclass
-class Prepared:
+class PreparedVideo:
     """A video as a model takes it.
 
     Attributes:
-        inputs: pixels and grids.
+        inputs: pixels [...] of the encoder, and what else describes the video (grids, times), by name.
         text: stands for the video in the prompt, with a placeholder for each row of features.
     """
 
@@ -53,20 +53,36 @@ def resize(frames: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> Te
     return F.interpolate(frames, size=size, mode=modes[resample], antialias=True, align_corners=False)
 
 
-def normalise(frames: Tensor, numbers: Mapping[str, Any]) -> Tensor:
-    """uint8 to float32, (frames * factor - mean) / std with the numbers `image_mean`, `image_std`, `rescale_factor`."""
-    scale = 1.0 / numbers.get("rescale_factor", 1 / 255)
-    mean, std = (torch.tensor(numbers[name])[:, None, None] * scale for name in ("image_mean", "image_std"))
+def square_frames(frames: Tensor, size: int, count: int = 0) -> Tensor:
+    """The middle square of frames uint8 [T,3,H,W], resized so that the short side fits: [T,3,size,size].
+
+    A video of fewer than `count` frames repeats its last one.
+    """
+    height, width = frames.shape[2:]
+    if min(height, width) != size:
+        scale = size / min(height, width)
+        shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+        resized = F.interpolate(frames.float(), size=shape, mode="bicubic", antialias=True, align_corners=False)
+        frames = resized.round().clamp(0, 255).to(torch.uint8)
+    top, left = (frames.shape[2] - size) // 2, (frames.shape[3] - size) // 2
+    frames = frames[:, :, top : top + size, left : left + size]
+    return torch.cat([frames, frames[-1:].expand(max(0, count - len(frames)), -1, -1, -1)])
+
+
+def normalize(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """uint8 to float32, (frames * factor - mean) / std with `image_mean`, `image_std` and `rescale_factor`."""
+    scale = 1.0 / config.get("rescale_factor", 1 / 255)
+    mean, std = (torch.tensor(config[name])[:, None, None] * scale for name in ("image_mean", "image_std"))
     return (frames.float() - mean) / std
 
 
-def fit(frames: Tensor, numbers: Mapping[str, Any]) -> Tensor:
+def fit(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
     """Frames at the fixed size of a model: `size` is height and width or the short side, `crop_size` cuts the middle.
 
     Raises:
         ValueError: `size` says neither.
     """
-    size, (height, width) = numbers["size"], frames.shape[-2:]
+    size, (height, width) = config["size"], frames.shape[-2:]
     if isinstance(size, int):
         size = {"shortest_edge": size}
     if size.get("height") and size.get("width"):
@@ -77,16 +93,16 @@ def fit(frames: Tensor, numbers: Mapping[str, Any]) -> Tensor:
         target = (long, short) if width <= height else (short, long)
     else:
         raise ValueError(f"the model's processor says size {size}; height and width, or shortest_edge, are known")
-    frames = resize(frames, target, numbers["resample"])
-    if numbers.get("do_center_crop") and numbers.get("crop_size"):
-        crop = numbers["crop_size"]
+    frames = resize(frames, target, config["resample"])
+    if config.get("do_center_crop") and config.get("crop_size"):
+        crop = config["crop_size"]
         crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
         frames = _crop(frames, crop["height"], crop["width"])
     return frames
 
 
 def _crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """The middle [height,width], with black around where there is less."""
+    """The middle [height,width], with black around if there is less."""
     missing = [max(0, wanted - here) for wanted, here in ((width, frames.shape[-1]), (height, frames.shape[-2]))]
     if any(missing):
         frames = F.pad(frames, [part for gap in missing for part in (gap // 2, (gap + 1) // 2)])
@@ -121,14 +137,14 @@ def whole_patches(
     return high, wide
 
 
-def budget(numbers: Mapping[str, Any]) -> tuple[float, float]:
+def budget(config: Mapping[str, Any]) -> tuple[float, float]:
     """Least and most pixels that a processor says, by either of its two ways.
 
     Raises:
         ValueError: it says none.
     """
-    size = numbers["size"]
-    least, most = numbers.get("min_pixels"), numbers.get("max_pixels")
+    size = config["size"]
+    least, most = config.get("min_pixels"), config.get("max_pixels")
     least = size.get("shortest_edge", size.get("min_pixels")) if least is None else least
     most = size.get("longest_edge", size.get("max_pixels")) if most is None else most
     if not least or not most:

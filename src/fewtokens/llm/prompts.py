@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from fewtokens.encoders.weights import read_json
-from fewtokens.llm.backends.base import Family, family_of
-from fewtokens.llm.chat import check_question
+from fewtokens.llm.backends.base import Backend, backend_of
+from fewtokens.llm.chat import check_question, encode_turns
 from fewtokens.llm.interface import unwrapped
-from fewtokens.llm.pixels import Prepared
+from fewtokens.llm.pixels import PreparedVideo
 from fewtokens.video import Video
 
 _PLAIN = "USER: {video}\n{question} ASSISTANT:"
@@ -29,68 +29,73 @@ class Processor:
 
     Args:
         folder: as transformers saves a model, with its tokenizer.
-        model: of a family in `FAMILIES`.
+        model: of a family in `BACKENDS`.
 
     Attributes:
-        numbers: of the video processor.
+        preprocess_config: of the video processor.
         placeholder: the token that stands for a row of features.
-        mark: what stands for the video in the chat template.
+        video_marker: what stands for the video in the chat template.
         specials: tokens of the family that no question may have in it, with those of the tokenizer.
+        num_frames: frames that are read of a video by default.
+        read_size: to which videos are read, the short side in pixels; None for their own size.
         notes: what a user should know of it.
 
     Raises:
         ValueError: no tokenizer, one that does not know the placeholder, numbers that are not supported.
     """
 
+    num_frames: int = 32
+    read_size: int | None = None
+
     def __init__(self, folder: str | Path, model: Any) -> None:
         self.folder = Path(folder)
         model = unwrapped(model)
-        self.family: Family = family_of(model)
+        self.backend: Backend = backend_of(model)
         self.tokenizer = _load_tokenizer(self.folder)
         self.notes: list[str] = []
-        modality = "image" if self.family.needs_items else "video"
-        number = self.family.placeholder(model, modality)
+        modality = "image" if self.backend.needs_items else "video"
+        number = self.backend.placeholder(model, modality)
         known = None if number is None else self.tokenizer.convert_ids_to_tokens(number)
         if known is None:
             raise ValueError(
                 f"{self.folder}: the tokenizer has no token {number}, which the config has for a {modality}"
             )
         self.placeholder: str = known
-        self.mark = self.family.mark or self.placeholder
+        self.video_marker = self.backend.video_marker or self.placeholder
         # Some tokenizers do not count all of these among their special ones.
         ids = {value for name, value in vars(model.config).items() if name.endswith("_token_id") and value is not None}
         named = self.tokenizer.convert_ids_to_tokens(sorted(id for id in ids if isinstance(id, int)))
-        self.specials = {self.mark, self.placeholder, *(token for token in named if token)}
-        self.numbers = self.family.defaults(model.config) | read_numbers(self.folder)
-        if off := [name for name in _MUST if not self.numbers.get(name, True)]:
+        self.specials = {self.video_marker, self.placeholder, *(token for token in named if token)}
+        self.preprocess_config = self.backend.defaults(model.config) | read_preprocess_config(self.folder)
+        if off := [name for name in _MUST if not self.preprocess_config.get(name, True)]:
             raise ValueError(f"{self.folder}: its processor says {off[0]} false, which is not supported")
-        self.template = self.family.template or read_template(self.folder, self.tokenizer)
+        self.template = self.backend.template or read_template(self.folder, self.tokenizer)
         if self.template is None:
             self.notes.append(f"{self.folder} has no chat template; the prompt is a plain USER: ... ASSISTANT:")
 
-    def token(self, name: str, usual: str) -> str:
+    def token(self, name: str, default: str) -> str:
         """A special token by the name that the tokenizer has for it."""
-        return getattr(self.tokenizer, name, None) or usual
+        return getattr(self.tokenizer, name, None) or default
 
-    def prepare(self, model: Any, video: Video) -> Prepared:
+    def prepare(self, model: Any, video: Video) -> PreparedVideo:
         """Frames as the model takes them, and the text that stands for them."""
-        return self.family.prepare(unwrapped(model), self, video)
+        return self.backend.prepare(unwrapped(model), self, video)
 
     def render(self, question: str) -> str:
-        """The prompt, in which `mark` stands for the video.
+        """The prompt, in which `video_marker` stands for the video.
 
         Raises:
             ValueError: a question with a special token in it, a template that does not work.
         """
         check_question(self.tokenizer, question, self.specials)
-        plain = _PLAIN.format(video=self.mark, question=question)
+        plain = _PLAIN.format(video=self.video_marker, question=question)
         if self.template is None:
             return plain
         parts = [{"type": "video"}, {"type": "text", "text": question}]
         # A template for text alone knows nothing of parts.
-        for content in (parts, f"{self.mark}\n{question}"):
+        for content in (parts, f"{self.video_marker}\n{question}"):
             text = self._filled([{"role": "user", "content": content}])
-            if self.mark in text and question.strip() in text:
+            if self.video_marker in text and question.strip() in text:
                 return text
         return plain
 
@@ -107,24 +112,55 @@ class Processor:
 
     def ids(self, question: str, standing: str) -> Tensor:
         """Token ids [1,L] of a question on a video for which the text `standing` stands."""
-        prompt = self.render(question).replace(self.mark, standing, 1)
+        prompt = self.render(question).replace(self.video_marker, standing, 1)
         begin = self.tokenizer.bos_token
         begun = begin is not None and prompt.startswith(begin)
         numbers = self.tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
         return torch.tensor([numbers], dtype=torch.int64)
 
     def __call__(self, model: Any, video: Video, question: str) -> dict[str, Tensor]:
-        """Inputs of a model for a question on a video, as transformers' own processor makes them."""
+        """Inputs of a model for a question on a video, as transformers' own processor makes them.
+
+        Raises:
+            ValueError: not one video and one question.
+        """
+        if not isinstance(video, Video) or not isinstance(question, str):
+            kinds = f"{type(video).__name__} and {type(question).__name__}"
+            raise ValueError(f"a processor takes one Video (fewtokens.video.read) and one question, got {kinds}")
         prepared = self.prepare(model, video)
         ids = self.ids(question, prepared.text)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}
-        if self.family.mrope:
+        if self.backend.mrope:
             # 2 for a video: by these the model finds positions.
             inputs["mm_token_type_ids"] = 2 * (ids == self.tokenizer.convert_tokens_to_ids(self.placeholder)).long()
         return inputs
 
 
-def read_numbers(folder: Path) -> dict[str, Any]:
+class ComposedProcessor(Processor):
+    """Makes prompts for a `ComposedVideoLLM`, whose tokenizer has no token for a video.
+
+    Args:
+        folder: where the model is saved.
+        model: the model.
+        num_frames, read_size: as it was trained.
+    """
+
+    placeholder = "<<cell of the video>>"
+
+    def __init__(self, folder: str | Path, model: Any, *, num_frames: int = 16, read_size: int = 224) -> None:
+        self.folder, self.backend, self.tokenizer = Path(folder), backend_of(model), model.tokenizer
+        self.num_frames, self.read_size, self.notes = num_frames, read_size, []
+
+    def render(self, question: str) -> str:
+        check_question(self.tokenizer, question)
+        return question
+
+    def ids(self, question: str, standing: str) -> Tensor:
+        ids, _ = encode_turns(self.tokenizer, [(question, None)], standing.count(self.placeholder))
+        return ids[None]
+
+
+def read_preprocess_config(folder: Path) -> dict[str, Any]:
     """What a folder says of its video processor, or else of its image processor; empty where it says nothing."""
     nested = read_json(folder / "processor_config.json").get("video_processor")
     said: dict[str, Any] = nested if isinstance(nested, dict) else {}

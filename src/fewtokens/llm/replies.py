@@ -6,25 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fewtokens.core import files
 from fewtokens.core.identity import identity
 from fewtokens.core.plain import conform
-from fewtokens.llm.session import Answer
-
-
-class Asked(Protocol):
-    """`Session` or `PartsSession`."""
-
-    def ask(self, video: Any, question: str, max_new_tokens: int = 128) -> Answer: ...
+from fewtokens.llm.session import Session
 
 
 @dataclass(frozen=True)
 class Reply:
     """A reply, and how many visual tokens it saw; `error` says why a video could not be asked about.
 
-    `source` is the identity of the video's file or folder, where it is one.
+    `source` is the identity of the video's file or folder, if it is one.
     """
 
     id: str
@@ -35,7 +29,7 @@ class Reply:
 
 
 def ask_all(
-    session: Asked,
+    session: Session,
     asked: Sequence[tuple[str, Any, str]],
     *,
     max_new_tokens: int = 32,
@@ -47,7 +41,7 @@ def ask_all(
 
     Args:
         asked: (id, video or what gives it when called, prompt); ids differ.
-        out: a .jsonl that is written to as replies come, and that a stopped run goes on from.
+        out: a .jsonl that is written to as replies come, and from which an interrupted run resumes.
         request: what the replies depend on, kept in its first line.
         progress: called with (done, in all).
 
@@ -65,7 +59,7 @@ def ask_all(
         if reply is not None and reply.error is not None:
             reply = None  # it may be readable by now
         if reply is not None and reply.source != source:
-            raise ValueError(f"{out}: holds a reply on {video} as it was before; it has changed. Give another --out")
+            raise ValueError(f"{out}: holds a reply on {video}, which has changed since. Give another --out")
         if reply is None:
             try:
                 answer = session.ask(video() if callable(video) else video, prompt, max_new_tokens)
@@ -82,7 +76,7 @@ def ask_all(
 
 
 def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
-    """What a file holds already; begins it where it is not there."""
+    """The replies in an existing file; writes a new one otherwise."""
     if out is None:
         return {}
     if not out.exists() or not out.stat().st_size:
@@ -91,23 +85,25 @@ def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
     # A cut may lie inside of a letter.
     lines = out.read_bytes().decode("utf-8", errors="replace").split("\n")
     try:
-        made = conform(files.parse_json(lines[0], str(out)), dict[str, dict[str, Any]], str(out))["request"]
+        earlier = conform(files.parse_json(lines[0], str(out)), dict[str, dict[str, Any]], str(out))["request"]
     except (ValueError, KeyError):
         raise ValueError(f"{out}: holds no replies of an earlier run; give another --out") from None
-    if made != json.loads(json.dumps(request)):
-        names = ", ".join(sorted(key for key in made.keys() | request.keys() if made.get(key) != request.get(key)))
+    if earlier != json.loads(json.dumps(request)):
+        names = ", ".join(
+            sorted(key for key in earlier.keys() | request.keys() if earlier.get(key) != request.get(key))
+        )
         raise ValueError(f"{out}: holds replies of a run with other settings ({names}); give another --out")
-    found, whole = {}, [lines[0]]
+    replies, whole = {}, [lines[0]]
     for line in filter(None, lines[1:]):
         try:
             reply = Reply(**conform(files.parse_json(line, str(out)), Reply, str(out)))
         except ValueError:
             continue  # the last line of a run that was killed
-        found[reply.id] = reply
+        replies[reply.id] = reply
         whole.append(line)
     if len(whole) < len(lines) - 1 or lines[-1]:
         files.write_text(out, "".join(line + "\n" for line in whole))
-    return found
+    return replies
 
 
 def _source(video: Any) -> str | None:

@@ -8,7 +8,7 @@ print(session.ask("clip.mp4", "What happens?").text)
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Pipeline
-from fewtokens.llm.attach import check_free, inside_of, split
-from fewtokens.llm.backends.base import family_of
+from fewtokens.llm.attach import check_free, inside_of
+from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.clock import Clock, stream_text
-from fewtokens.llm.interface import attribute, unwrapped
+from fewtokens.llm.cues import check_cues
+from fewtokens.llm.interface import unwrapped
+from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor
-from fewtokens.llm.splice import (
-    LAYOUTS,
-    POSITIONS,
-    Compressed,
-    as_pipeline,
-    splice,
-)
-from fewtokens.llm.visuals import Found, Short, check_cues, encode_visuals, reduce_visuals
-from fewtokens.profiling.cost import peak_memory
+from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
+from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
 
 
@@ -40,15 +34,15 @@ class Answer:
     """An answer, and what it cost.
 
     Attributes:
-        text: what the model said.
+        text: the answer.
         tokens: visual tokens that the language model was given, without rows that are no cells (a newline).
         cells: visual tokens there were before reduction.
         prompt_tokens: all that the language model was given.
-        new_tokens: how many it said.
+        new_tokens: how many tokens the answer has.
         seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" (with the prompt) and
             "prefill"; 0 for what was kept from an earlier question.
         later: seconds from the first token to the end of the answer.
-        speed: tokens a second after the first; None where there is no second one.
+        speed: tokens a second after the first; None if there is no second one.
         memory: bytes at most beyond weights and features while the question was answered; None on a CPU, where
             `ask(memory=True)` measures the prefill by running it once more.
     """
@@ -70,19 +64,19 @@ class Answer:
 
 
 @dataclass
-class _Encoded:
+class CachedVideo:
     """A video behind the encoder.
 
     Attributes:
         inputs: of the prompt beside pixels and ids.
         text: stands for the video.
-        found: its features; places are those of the question that came first.
+        encoded: its features by modality; places are those of the question that came first.
         source: the video object that was asked about, so that its id stays its own.
     """
 
     inputs: dict[str, Any]
     text: str
-    found: dict[str, Found]
+    encoded: dict[str, EncodedVisuals]
     source: Any = None
 
 
@@ -91,14 +85,14 @@ class Session:
 
     Args:
         model, processor: as `load` gives them; the model may be wrapped, see `attach`.
-        spec: a chain of methods, see `attach`; all tokens where not said.
-        frames: of each video, spread evenly.
+        spec: a chain of methods, see `attach`; "" keeps all tokens. By default the model's own methods, if it has some.
+        frames: of each video, spread evenly; by default as many as the processor says.
         fps: frames each second instead.
         layout, positions: see `compress`.
-        kept: videos whose features are kept, the last ones asked about.
+        kept: how many videos' features are kept, those asked about last.
 
     Attributes:
-        progress: called with what is being done, where it is set.
+        progress: called with what is being done, if set.
 
     Raises:
         ValueError: a spec that does not parse, acts inside the encoder or needs a cue that the family cannot give.
@@ -108,8 +102,8 @@ class Session:
         self,
         model: Any,
         processor: Processor,
-        spec: str | Sequence[Method] | Pipeline | None = None,
-        frames: int | None = 32,
+        spec: Methods | None = None,
+        frames: int | None = None,
         *,
         fps: float | None = None,
         layout: str = "per_frame",
@@ -123,21 +117,22 @@ class Session:
         if kept < 1:
             raise ValueError(f"kept must be at least 1 video, got {kept}")
         model = unwrapped(model)
-        self.model, self.processor, self.family = model, processor, family_of(model)
-        self.frames, self.fps, self.kept = (None if fps is not None else frames), fps, kept
+        self.model, self.processor, self.backend = model, processor, backend_of(model)
+        self.fps, self.kept = fps, kept
+        self.frames = None if fps is not None else processor.num_frames if frames is None else frames
         self.layout, self.positions = layout, positions
-        before, inside = split(spec or "", model)
+        before, inside = split_chain(self.backend.default_methods(model) if spec is None else spec, model)
         self.pipeline = as_pipeline(before, model)
         self.inside = inside_of(model, inside)
-        check_cues(self.family, self.pipeline)
+        check_cues(self.backend, self.pipeline)
         self.pixels, self.per_question = ("pixels" in self.pipeline.needs), ("text" in self.pipeline.needs)
         self.progress: Callable[[str], None] | None = None
-        self._encoded: OrderedDict[Hashable, _Encoded] = OrderedDict()
-        self._reduced: dict[Hashable, dict[str, list[Short]]] = {}
+        self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()
+        self._reduced: dict[Hashable, dict[str, list[ReducedVisual]]] = {}
 
     def unreduced(self) -> Session:
         """The same with all visual tokens; the two share what they read and encode."""
-        other = Session(self.model, self.processor, None, self.frames, fps=self.fps, kept=self.kept)
+        other = Session(self.model, self.processor, "", self.frames, fps=self.fps, kept=self.kept)
         other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
         return other
 
@@ -187,64 +182,65 @@ class Session:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
 
-    def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[_Encoded, dict[str, Any]]:
+    def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[CachedVideo, dict[str, Any]]:
         """The features of a video, kept or new, and the prompt without its pixels."""
         kept = self._encoded.get(key)
         if kept is not None:
             self._encoded.move_to_end(key)
             return kept, self._prompt(kept.text, question) | kept.inputs
-        self.processor.render(question)  # what is wrong with it is said before the work
+        self.processor.render(question)  # errors in it come before the work
         self._say("reading")
-        clip = video if isinstance(video, Video) else read(video, frames=self.frames, fps=self.fps)
+        clip = video if isinstance(video, Video) else self._read(video)
         prepared = self.processor.prepare(self.model, clip)
         clock.lap("decode")
         self._say("encoding")
         prompt = self._prompt(prepared.text, question)
         inputs = {name: self._moved(name, value) for name, value in prepared.inputs.items()}
-        items = [[("video", len(clip))]] if self.family.needs_items else None
-        found = encode_visuals(self.family, self.model, prompt | inputs, items, pixels=self.pixels)
+        items = [[("video", len(clip))]] if self.backend.needs_items else None
+        encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
         left = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        made = _Encoded(left, prepared.text, found, video)
-        self._encoded[key] = made
+        cached = CachedVideo(left, prepared.text, encoded, video)
+        self._encoded[key] = cached
         while len(self._encoded) > self.kept:
             self._encoded.popitem(last=False)
-        return made, prompt | left
+        return cached, prompt | left
+
+    def _read(self, video: str | Path) -> Video:
+        return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
 
     def _prompt(self, text: str, question: str) -> dict[str, Any]:
         ids = self.processor.ids(question, text).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def _moved(self, name: str, value: Tensor) -> Tensor:
-        is_pixels = name.startswith("pixel_values")
-        return value.to(self.model.device, self.model.dtype if is_pixels else value.dtype)
+        cast = name.startswith("pixel_values") and value.is_floating_point()
+        return value.to(self.model.device, self.model.dtype if cast else value.dtype)
 
-    def _reduce(self, key: Hashable, encoded: _Encoded, prompt: dict[str, Any]) -> Compressed:
+    def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """The short prompt. This is where the spec is applied, and nowhere else."""
-        found = {modality: self._placed(modality, here, prompt) for modality, here in encoded.found.items()}
-        shorts = self._reduced.get(key)
-        if shorts is None:
-            shorts = {
-                modality: reduce_visuals(self.family, self.model, self.pipeline, prompt, modality, found)
-                for modality in found
-            }
+        encoded = {modality: self._placed(modality, own, prompt) for modality, own in cached.encoded.items()}
+        reduced = self._reduced.get(key)
+        if reduced is None:
+            reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded)
             if not self.per_question:
-                self._reduced[key] = shorts
+                self._reduced[key] = reduced
                 self._reduced = {known: self._reduced[known] for known in self._reduced if known in self._encoded}
-        return splice(self.family, self.model, prompt, found, shorts, layout=self.layout, positions=self.positions)
+        options = {"layout": self.layout, "positions": self.positions}
+        return edit_prompts(self.backend, self.model, prompt, encoded, reduced, **options)  # type: ignore[arg-type]
 
-    def _placed(self, modality: str, here: Found, prompt: dict[str, Any]) -> Found:
+    def _placed(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
         """The features at their places in another question."""
-        at = (prompt["input_ids"][0] == self.family.placeholder(self.model, modality)).nonzero().squeeze(1)
-        return replace(here, places=[at])
+        at = (prompt["input_ids"][0] == self.backend.placeholder(self.model, modality)).nonzero().squeeze(1)
+        return replace(encoded, places=[at])
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
         """Raises ValueError where prompt and answer are longer than the context."""
-        most = attribute(self.model.config.get_text_config(), "max_position_embeddings")
+        most = self.backend.context_length(self.model)
         length = inputs["input_ids"].shape[1]
         at = inputs.get("position_ids")
         reach = length if at is None else max(length, int(at.max()) + 1)
-        if reach + max_new_tokens <= most:
+        if most is None or reach + max_new_tokens <= most:
             return
         why, what = f"has {length} tokens", "fewer frames or a smaller keep"
         if reach > length:
@@ -301,5 +297,5 @@ def video_key(video: Any) -> Hashable:
     path = Path(video)
     if not path.exists():
         return str(path)
-    told = path.stat()
-    return str(path.resolve()), told.st_size, told.st_mtime_ns
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns

@@ -23,7 +23,7 @@ class Passed:
     """The last pass over several columns that wrote to a cache.
 
     Attributes:
-        positions: int64 [B or 1,m] or [A,B or 1,m] of its columns; None where they are a count.
+        positions: int64 [B or 1,m] or [A,B or 1,m] of its columns; None if they are a count.
         end: columns in the cache after it.
     """
 
@@ -61,7 +61,7 @@ def later_positions(cache: Any, inputs: dict[str, Any], *, three: bool, whole: b
         three: positions are (t, h, w), with a count of the columns before them: [4,B,l], otherwise [B,l].
 
     Returns:
-        None where the cache was filled by something that is not known here.
+        None if the cache was filled by something that is not known here.
 
     Raises:
         ValueError: prompts side by side without a mask.

@@ -1,4 +1,4 @@
-"""The images and videos of a prompt: encoded, found in it, and the videos reduced."""
+"""The images and videos of prompts: encoded, assigned to their places, and the videos reduced."""
 
 from __future__ import annotations
 
@@ -9,68 +9,68 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.batch import collate
-from fewtokens.core.method import CUES
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, PIXELS, Family, Visual
+from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
+from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import attribute, cache_of, filled
 
 
 @dataclass
-class Short:
-    """A visual after reduction: its rows now, and where they come from.
+class ReducedVisual:
+    """An image or video after reduction.
 
     Attributes:
-        visual: with the rows that the language model is given: tokens, then the tail.
-        tokens: of a video; None where it is an image, whose rows are as they were.
+        visual: with the rows [n,D] that the language model is given: tokens, then the tail.
+        tokens: of a video, [1,N,D]; None for an image, whose rows are as they were.
     """
 
-    visual: Visual
+    visual: VisualFeatures
     tokens: Tokens | None = None
 
 
-def check_cues(family: Family, pipeline: Pipeline) -> None:
-    """Raises a ValueError where a method needs a cue that the family cannot give."""
-    for need in sorted(pipeline.needs - set(family.gives)):
-        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {family.name} cannot give")
-
-
 @dataclass
-class Found:
-    """The visuals of one modality, the encoder's output they came in, and each one's prompt and places in it."""
+class EncodedVisuals:
+    """The images or videos of one modality in a batch of prompts.
+
+    Attributes:
+        outputs: the encoder's output, as the model gave it.
+        visuals: in the order of the prompts.
+        row: the prompt of each.
+        places: int64 [n], the columns of each one's rows in its prompt.
+    """
 
     outputs: Any
-    visuals: list[Visual]
+    visuals: list[VisualFeatures]
     row: list[int]
     places: list[Tensor]
 
 
 def encode_visuals(
-    family: Family, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
-) -> dict[str, Found]:
-    """Encodes what a prompt holds; nothing where it is text alone.
+    backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
+) -> dict[str, EncodedVisuals]:
+    """Encodes what a prompt holds; nothing if it is text alone.
 
     Raises:
         ValueError: placeholders that do not fit the features, a video in a later turn.
     """
-    found = {}
+    encoded = {}
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
-        if not any(prompt.get(name) is not None for name in PIXELS[modality]):
-            _check_no_places(family, model, prompt, modality)
+        if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
+            _check_no_places(backend, model, prompt, modality)
             continue
         if ids is None:
             raise ValueError("a prompt is shortened by its input_ids; give them rather than inputs_embeds")
         if filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be spliced into a kept cache; begin a new one")
-        outputs = family.encode(model, modality, prompt)
+        outputs = backend.encode(model, modality, prompt)
         placeholder = attribute(model.config, f"{modality}_token_id")
         at = (ids == placeholder).nonzero()
-        if family.needs_items:
-            items = items if items is not None else _guess_items(family, model, outputs, at, len(ids))
+        if backend.needs_items:
+            items = items if items is not None else _guess_items(backend, model, outputs, at, len(ids))
         flat = [item for row in items or () for item in row]
-        visuals = family.visuals(model, modality, outputs, prompt, flat, pixels)
+        visuals = backend.visuals(model, modality, outputs, prompt, flat, pixels)
         lengths = [len(visual.features) for visual in visuals]
         if sum(lengths) != len(at):
             raise ValueError(
@@ -79,96 +79,81 @@ def encode_visuals(
             )
         parts = at.split(lengths)
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
-            raise ValueError(f"the places of one {modality} lie in two prompts of the batch")
-        found[modality] = Found(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
-    return found
+            raise ValueError(f"placeholders of one {modality} span two prompts in the batch")
+        encoded[modality] = EncodedVisuals(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
+    return encoded
 
 
-def _check_no_places(family: Family, model: Any, prompt: dict[str, Any], modality: str) -> None:
+def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modality: str) -> None:
     """Raises a ValueError where a prompt without pixels of a modality has places for some."""
-    ids, placeholder = prompt.get("input_ids"), family.placeholder(model, modality)
-    made = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
-    # What was said and read before may be anything.
-    if ids is None or placeholder is None or made or filled(cache_of(prompt)):
+    ids, placeholder = prompt.get("input_ids"), backend.placeholder(model, modality)
+    encoded = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
+    # Earlier turns may hold anything.
+    if ids is None or placeholder is None or encoded or filled(cache_of(prompt)):
         return
     if places := int((ids == placeholder).sum()):
-        (pixels,) = PIXELS[modality]
+        pixels = backend.pixel_inputs[modality][0]
         raise ValueError(
             f"the prompt has {places} places for {modality} features (token {placeholder}), but no {pixels}"
         )
 
 
-def _guess_items(family: Family, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
-    """All pictures of a prompt are one video where there are several."""
+def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
+    """All pictures of a prompt are one video if there are several."""
     size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
     counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
     return [[("video" if count > 1 else "image", count)] if count else [] for count in counts]
 
 
 def reduce_visuals(
-    family: Family, model: Any, pipeline: Pipeline, prompt: dict[str, Any], modality: str, found: dict[str, Found]
-) -> list[Short]:
-    """The visuals with their videos reduced.
+    backend: Backend, model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: dict[str, EncodedVisuals]
+) -> dict[str, list[ReducedVisual]]:
+    """The visuals of each modality with their videos reduced.
 
     Raises:
-        ValueError: a cue that the family cannot give, or a count that does not meet the budget.
+        ValueError: a cue that the backend cannot give, or a count that does not meet the budget.
     """
-    check_cues(family, pipeline)
-    wanted = pipeline.needs
-    here = found[modality]
-    shorts = [Short(visual) for visual in here.visuals]
-    videos = [number for number, visual in enumerate(here.visuals) if visual.grid is not None]
-    if not videos or not len(pipeline.methods):
-        for number in videos:
-            visual = here.visuals[number]
-            shorts[number].tokens = _tokens(visual)
-        return shorts
-    # Videos with frames of one size go together, unless each has a text of its own.
+    check_cues(backend, pipeline)
+    words = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
+    return {modality: _reduce(model, pipeline, prompt, own, words) for modality, own in encoded.items()}
+
+
+def _reduce(
+    model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: EncodedVisuals, words: Tensor | None
+) -> list[ReducedVisual]:
+    """The visuals of one modality; `words` are the columns of the cue "text"."""
+    visuals, needs = encoded.visuals, pipeline.needs
+    results = [ReducedVisual(visual) for visual in visuals]
+    # Videos go together if their frames and their cues have one size.
     groups: dict[tuple[int, ...], list[int]] = {}
-    for number in videos:
-        grid = here.visuals[number].grid
-        assert grid is not None
-        alone = "text" in wanted or "pixels" in wanted or "frame_global" in wanted
-        groups.setdefault((grid.H, grid.W, number if alone else -1), []).append(number)
+    for number, visual in enumerate(visuals):
+        if visual.grid is None:
+            continue
+        shape = cue_shape(needs, visual, None if words is None else words[encoded.row[number]])
+        groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(number)
     for numbers in groups.values():
-        group = [_tokens(here.visuals[number]) for number in numbers]
-        first = here.visuals[numbers[0]]
-        cues: dict[str, Tensor] = {}
-        if "frame_global" in wanted:
-            cues["frame_global"] = group[0].features.unflatten(1, (group[0].grid.T, -1)).mean(2)
-        if "pixels" in wanted:
-            assert first.pixels is not None
-            cues["pixels"] = first.pixels[None]
-        if "text" in wanted:
-            cues["text"] = _text(family, model, prompt, here.row[numbers[0]])
+        group = [_tokens(visuals[number]) for number in numbers]
+        if not len(pipeline.methods):
+            for number, tokens in zip(numbers, group, strict=True):
+                results[number].tokens = tokens
+            continue
         whole = group[0] if len(group) == 1 else collate(group)
-        reduced = pipeline(whole, **cues)
-        for number, before, after in zip(numbers, group, reduced, strict=True):
+        rows = [encoded.row[number] for number in numbers]
+        cues = make_cues(needs, model, prompt, [visuals[number] for number in numbers], whole, rows, words)
+        for number, before, after in zip(numbers, group, pipeline(whole, **cues), strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:
                 raise ValueError(f"{pipeline.spec} was to leave {planned} tokens of {before.N} and left {after.N}")
-            shorts[number] = Short(_shortened(here.visuals[number], before, after), after)
-    return shorts
+            results[number] = ReducedVisual(_shortened(visuals[number], before, after), after)
+    return results
 
 
-def _tokens(visual: Visual) -> Tokens:
+def _tokens(visual: VisualFeatures) -> Tokens:
     assert visual.grid is not None
     return Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
 
 
-def _text(family: Family, model: Any, prompt: dict[str, Any], row: int) -> Tensor:
-    """The embedded words of a prompt [1,L,D]; its placeholders and padding are left out."""
-    ids = prompt["input_ids"][row]
-    words = torch.ones_like(ids, dtype=torch.bool)
-    for modality in MODALITIES:
-        if (placeholder := family.placeholder(model, modality)) is not None:
-            words &= ids != placeholder
-    if prompt.get("attention_mask") is not None:
-        words &= prompt["attention_mask"][row].bool()
-    return model.get_input_embeddings()(ids[words])[None]
-
-
-def _shortened(visual: Visual, before: Tokens, after: Tokens) -> Visual:
+def _shortened(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFeatures:
     """The visual with the rows of `after`; what follows the cells, and DeepStack, along with it."""
     cells = before.N
     moved = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]

@@ -112,7 +112,7 @@ def preset(name: str) -> tuple[type[Model], dict[str, Any]]:
         settings |= {"learner": f"tokenlearner('{match['tokens']}/frame')", "at": int(match["at"])}
         settings["fuser"] = "fuser" if match["fuser"] else ""
         if name == "tokenlearner_vit_b16_16at9":
-            settings["learner"] = "tokenlearner(16, version='1.1')"
+            settings["learner"] = "tokenlearner('16/frame', version='1.1')"
     return VisionTransformer, settings
 
 

@@ -1,4 +1,4 @@
-"""Training a video language model of parts: conversations about videos to a folder that answers.
+"""Training a `ComposedVideoLLM`: conversations about videos to a folder that answers.
 
 The parts are named encoder, projector, compressor and llm; `Settings.rates` says how fast each learns, 0 freezes one.
 """
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fewtokens.data.qa_sets import Conversation
-from fewtokens.evaluation.videoqa import normalise
+from fewtokens.evaluation.videoqa import normalize
 from fewtokens.llm.chat import check_question, collate_turns, encode_turns
-from fewtokens.llm.parts_session import square
-from fewtokens.llm.video_llm import VideoLlm
+from fewtokens.llm.composed import ComposedVideoLLM
+from fewtokens.llm.pixels import square_frames
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, files_input, plain_input
 from fewtokens.train.loop import Evaluate, Progress, Report, fit
@@ -46,7 +46,7 @@ class Reading:
 class Conversations(Dataset[dict[str, Any]]):
     """Conversations with their videos, indexed by (epoch, number) or number.
 
-    A video that cannot be read, or a question with a special token in it, is told of in "broken" and left out of its
+    A video that cannot be read, or a question with a special token in it, is reported in "broken" and left out of its
     batch.
     """
 
@@ -65,16 +65,16 @@ class Conversations(Dataset[dict[str, Any]]):
         except (ValueError, OSError) as error:
             return {"broken": " ".join(str(error).split())}
         return {
-            "frames": square(video.frames, self.reading.size, self.reading.frames),
+            "pixel_values_videos": square_frames(video.frames, self.reading.size, self.reading.frames),
             "line": encode_turns(self.tokenizer, item.turns),
         }
 
 
 def conversation_inputs(items: Sequence[Conversation], reading: Reading) -> dict[str, Input]:
     """What `fit` notes of the data of a run."""
-    told = (f"{item.id} {item.turns}" for item in items)
+    texts = (f"{item.id} {item.turns}" for item in items)
     return {
-        "data": files_input([item.video for item in items], told),
+        "data": files_input([item.video for item in items], texts),
         "frames": plain_input(reading.frames),
         "size": plain_input(reading.size),
     }
@@ -98,7 +98,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
     """Scores a model by its first answers: % of them that are the expected words, but for case and punctuation."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        assert isinstance(model, VideoLlm)
+        assert isinstance(model, ComposedVideoLLM)
         right = asked = 0
         for start in range(0, len(items), batch):
             part, frames = [], []
@@ -109,13 +109,14 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
                 except (ValueError, OSError):
                     continue
                 part.append(item)
-                frames.append(square(video.frames, reading.size, reading.frames))
+                frames.append(square_frames(video.frames, reading.size, reading.frames))
             if not part:
                 continue
-            questions = model.ask([item.turns[0][0] for item in part])
-            answers = model.answer(questions | {"frames": torch.stack(frames).to(model.device)}, max_new_tokens=32)
+            questions = model.encode_questions([item.turns[0][0] for item in part])
+            videos = {"pixel_values_videos": torch.stack(frames).to(model.device)}
+            answers = model.answer(questions | videos, max_new_tokens=32)
             right += sum(
-                normalise(said) == normalise(item.turns[0][1]) for said, item in zip(answers, part, strict=True)
+                normalize(answer) == normalize(item.turns[0][1]) for answer, item in zip(answers, part, strict=True)
             )
             asked += len(part)
         return {"exact": 100 * right / max(1, asked)}
@@ -127,10 +128,10 @@ def answer_loss(
     model: nn.Module, batch: dict[str, Any], generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The objective: cross-entropy of the words of the answers."""
-    return model(batch), {}
+    return model(**batch).loss, {}
 
 
-def add_lora(model: VideoLlm, rank: int, alpha: int | None = None) -> None:
+def add_lora(model: ComposedVideoLLM, rank: int, alpha: int | None = None) -> None:
     """Puts low-rank adapters (arXiv 2106.09685, through peft) into every linear layer of the language model, which is
     frozen but for them. They are merged where the model is saved.
 
@@ -148,7 +149,7 @@ def add_lora(model: VideoLlm, rank: int, alpha: int | None = None) -> None:
 
 
 def train_video_llm(
-    model: VideoLlm,
+    model: ComposedVideoLLM,
     data: Dataset[dict[str, Any]],
     settings: Settings,
     out: str | Path,
@@ -164,7 +165,7 @@ def train_video_llm(
     """Trains a video language model and saves it in OUT/model.
 
     Args:
-        data: samples as `Conversations` gives them, or with "cells" encoded ahead in place of "frames".
+        data: samples as `Conversations` gives them, or with "video_cells" encoded before in place of pixels.
         collate: samples to a batch, where they are others.
         evaluate, inputs, resume, progress, device: as for `fit`.
         meta: plain values kept beside its config.

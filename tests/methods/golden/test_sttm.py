@@ -10,7 +10,8 @@ import torch
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.merging.sttm import Sttm, published_levels, quadtree
+from fewtokens.methods.merging.sttm import Sttm
+from fewtokens.methods.ops.quadtree import published_levels, quadtree
 from tests.helpers.clips import clip
 
 csgraph = pytest.importorskip("scipy.sparse.csgraph")

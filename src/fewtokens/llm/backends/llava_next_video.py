@@ -8,12 +8,20 @@ from typing import Any
 from torch import nn
 
 from fewtokens.core.grid import Grid
-from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Family, Visual, cell_pixels, side_of, to_unit_pixels
-from fewtokens.llm.pixels import Prepared, fit, normalise
+from fewtokens.llm.backends.base import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Backend,
+    VisualFeatures,
+    cell_pixels,
+    side_of,
+    to_unit_pixels,
+)
+from fewtokens.llm.pixels import PreparedVideo, fit, normalize
 from fewtokens.video import Video
 
 
-class LlavaNextVideo(Family):
+class LlavaNextVideo(Backend):
     """Rows of a video: T x 12 x 12."""
 
     name = "llava_next_video"
@@ -24,17 +32,19 @@ class LlavaNextVideo(Family):
         crop = {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
         return super().defaults(config) | {"size": {"shortest_edge": side}} | crop
 
-    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
-        frames = normalise(fit(video.frames, words.numbers), words.numbers)
+    def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
+        frames = normalize(fit(video.frames, processor.preprocess_config), processor.preprocess_config)
         patch = model.config.vision_config.patch_size
         patches = (frames.shape[2] // patch) * (frames.shape[3] // patch)
-        return Prepared({"pixel_values_videos": frames[None]}, words.placeholder * (patches // 4 * len(frames)))
+        return PreparedVideo(
+            {"pixel_values_videos": frames[None]}, processor.placeholder * (patches // 4 * len(frames))
+        )
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[Visual]:
+    ) -> list[VisualFeatures]:
         if modality == "image":
-            return [Visual("image", rows) for rows in outputs.pooler_output]
+            return [VisualFeatures("image", rows) for rows in outputs.pooler_output]
         frames = inputs["pixel_values_videos"]
         T = frames.shape[1]
         # Before transformers 5.20 a video's rows come frame by frame.
@@ -42,7 +52,7 @@ class LlavaNextVideo(Family):
         side = side_of(len(videos[0]) // T, self.name)
         grid = Grid(T, side, side)
         return [
-            Visual(
+            VisualFeatures(
                 "video",
                 rows,
                 grid,

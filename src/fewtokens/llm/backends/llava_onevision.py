@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fewtokens.core.grid import Grid
-from fewtokens.llm.backends.base import Family, Visual, cell_pixels, to_unit_pixels
-from fewtokens.llm.pixels import Prepared, fit, normalise
+from fewtokens.llm.backends.base import Backend, VisualFeatures, cell_pixels, to_unit_pixels
+from fewtokens.llm.pixels import PreparedVideo, fit, normalize
 from fewtokens.video import Video
 
 
-class LlavaOnevision(Family):
+class LlavaOnevision(Backend):
     """Rows of a video: T x 14 x 14, then the newline, which is no cell and stays."""
 
     name = "llava_onevision"
@@ -24,10 +24,10 @@ class LlavaOnevision(Family):
         side = config.vision_config.image_size
         return super().defaults(config) | {"size": {"height": side, "width": side}}
 
-    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
-        frames = normalise(fit(video.frames, words.numbers), words.numbers)
+    def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
+        frames = normalize(fit(video.frames, processor.preprocess_config), processor.preprocess_config)
         rows = len(frames) * self.side(model) ** 2 + 1
-        return Prepared({"pixel_values_videos": frames[None]}, words.placeholder * rows)
+        return PreparedVideo({"pixel_values_videos": frames[None]}, processor.placeholder * rows)
 
     def side(self, model: Any) -> int:
         """Cells along a side of a frame."""
@@ -36,14 +36,14 @@ class LlavaOnevision(Family):
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[Visual]:
+    ) -> list[VisualFeatures]:
         if modality == "image":
-            return [Visual("image", rows) for rows in outputs.pooler_output]
+            return [VisualFeatures("image", rows) for rows in outputs.pooler_output]
         side = self.side(model)
         frames = inputs["pixel_values_videos"]
         grid = Grid(frames.shape[1], side, side)
         return [
-            Visual(
+            VisualFeatures(
                 "video",
                 rows,
                 grid,

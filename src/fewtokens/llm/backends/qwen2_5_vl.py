@@ -18,7 +18,7 @@ class Qwen25VL(Qwen2VL):
 
     name = "qwen2_5_vl"
 
-    def more(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
+    def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
         # Of the frames at hand, which may be a part of their file: its length and rate say nothing of them.
         seconds = video.interval or _USUAL_SECONDS
         inputs["second_per_grid_ts"] = torch.tensor([tubelet * seconds])

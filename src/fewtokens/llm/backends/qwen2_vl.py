@@ -9,64 +9,66 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
-from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Family, Visual
+from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend, VisualFeatures
 from fewtokens.llm.interface import attribute
-from fewtokens.llm.pixels import Prepared, budget, normalise, pack, resize, whole_patches
+from fewtokens.llm.pixels import PreparedVideo, budget, normalize, pack, resize, whole_patches
 from fewtokens.video import Video
 
 
-class Qwen2VL(Family):
+class Qwen2VL(Backend):
     """Rows of a video: T/2 x H/28 x W/28, in raster order."""
 
     name = "qwen2_vl"
     mrope = True
     mean, std = CLIP_MEAN, CLIP_STD
-    numbers: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
+    preprocess_config: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
 
-    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
+    def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
         tubelet, patch = self.tubelet(model), model.config.vision_config.patch_size
-        merge = self.merge(model, words.numbers)
-        size = self.target(words.numbers, video, patch * merge, tubelet)
-        frames = normalise(resize(video.frames, size, words.numbers["resample"]), words.numbers)
+        merge = self.merge(model, processor.preprocess_config)
+        size = self.target(processor.preprocess_config, video, patch * merge, tubelet)
+        frames = normalize(
+            resize(video.frames, size, processor.preprocess_config["resample"]), processor.preprocess_config
+        )
         patches, shape = pack(frames, patch, merge, tubelet)
         cells = shape[1] * shape[2] // merge**2
-        prepared = Prepared({"pixel_values_videos": patches, "video_grid_thw": torch.tensor([shape])})
-        prepared.text = self.written(words, video, shape[0], cells, tubelet)
-        self.more(prepared.inputs, video, tubelet, merge)
+        prepared = PreparedVideo({"pixel_values_videos": patches, "video_grid_thw": torch.tensor([shape])})
+        prepared.text = self.placeholder_text(processor, video, shape[0], cells, tubelet)
+        self.extra_inputs(prepared.inputs, video, tubelet, merge)
         return prepared
 
     def tubelet(self, model: Any) -> int:
         """Frames in a step of the grid."""
         return attribute(model.config.vision_config, "temporal_patch_size")
 
-    def merge(self, model: Any, numbers: dict[str, Any]) -> int:
+    def merge(self, model: Any, config: dict[str, Any]) -> int:
         """By how much the patches of a video are merged along a side."""
         return model.config.vision_config.spatial_merge_size
 
-    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+    def target(self, config: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
         """Height and width that the frames are resized to."""
-        least, most = budget(numbers)
-        if numbers.get("cap_pixels_per_frame"):
-            share = int(numbers.get("max_video_tokens", 128000) * factor * factor * 0.9) * tubelet // len(video)
+        least, most = budget(config)
+        if config.get("cap_pixels_per_frame"):
+            share = int(config.get("max_video_tokens", 128000) * factor * factor * 0.9) * tubelet // len(video)
             most = max(min(most, share), int(least * 1.05))
         return whole_patches(*video.size, factor, least, most)
 
-    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+    def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
         """The text that stands for a video of so many steps of so many cells."""
-        return words.placeholder * (steps * cells)
+        return processor.placeholder * (steps * cells)
 
-    def more(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
+    def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
         """Adds what else the model takes."""
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[Visual]:
+    ) -> list[VisualFeatures]:
         shapes = inputs[f"{modality}_grid_thw"].tolist()
         merges = self.merges(model, modality, inputs)
         deepstack = [list(layers) for layers in zip(*self.deepstack(outputs), strict=True)]
         visuals, at = [], 0
         for number, (rows, (t, h, w), merge) in enumerate(zip(outputs.pooler_output, shapes, merges, strict=True)):
-            visual = Visual(modality, rows, deepstack=deepstack[number] if deepstack else [])
+            visual = VisualFeatures(modality, rows, deepstack=deepstack[number] if deepstack else [])
             if modality == "video":
                 visual.grid = Grid(t, h // merge, w // merge)
                 if pixels:

@@ -19,14 +19,14 @@ class Qwen3VL(Qwen2VL):
 
     name = "qwen3_vl"
     mean, std = HALF, HALF
-    numbers: ClassVar = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
+    preprocess_config: ClassVar = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
 
-    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+    def target(self, config: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
         # All frames share the budget here.
-        least, most = budget(numbers)
+        least, most = budget(config)
         T, (height, width) = len(video), video.size
-        if numbers.get("cap_pixels_per_frame"):
-            frame = min(numbers.get("max_video_tokens", 768) * factor * factor, most // T)
+        if config.get("cap_pixels_per_frame"):
+            frame = min(config.get("max_video_tokens", 768) * factor * factor, most // T)
             most = max(frame, int(least * 1.05)) * T
         if min(height, width) < factor:
             grow = max(factor / height, factor / width)
@@ -36,7 +36,7 @@ class Qwen3VL(Qwen2VL):
     def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
         return attribute(outputs, "deepstack_features")
 
-    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
-        start = words.token("vision_start_token", "<|vision_start|>")
-        run = start + words.placeholder * cells + words.token("vision_end_token", "<|vision_end|>")
+    def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+        start = processor.token("vision_start_token", "<|vision_start|>")
+        run = start + processor.placeholder * cells + processor.token("vision_end_token", "<|vision_end|>")
         return "".join(f"<{time:.1f} seconds>{run}" for time in pair_times(video.times.tolist(), tubelet))

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewtokens.llm.backends.base import Family, Visual, grouped_blocks, to_unit_pixels
+from fewtokens.llm.backends.base import Backend, VisualFeatures, grouped_blocks, to_unit_pixels
 from fewtokens.llm.interface import version
-from fewtokens.llm.pixels import LANCZOS, Prepared, normalise, resize
+from fewtokens.llm.pixels import LANCZOS, PreparedVideo, normalize, resize
 from fewtokens.video import Video
 
 _ONES = (
@@ -22,14 +22,14 @@ _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ni
 _MOST_SIDE = 4096
 
 
-class SmolVLM(Family):
+class SmolVLM(Backend):
     """Rows of a video: T runs of 8 x 8 (512 px), with words between them. Pictures of zeros are padding."""
 
     name = "smolvlm"
     needs_items = True
-    mark = "<video>"
+    video_marker = "<video>"
     without = ((5, 20),)
-    numbers: ClassVar = {
+    preprocess_config: ClassVar = {
         "size": {"longest_edge": 4 * 364},
         "max_image_size": {"longest_edge": 364},
         "resample": LANCZOS,
@@ -43,15 +43,15 @@ class SmolVLM(Family):
         "{% if add_generation_prompt %}Assistant:{% endif %}"
     )
 
-    def prepare(self, model: Any, words: Any, video: Video) -> Prepared:
-        numbers = words.numbers
-        side = numbers["max_image_size"]["longest_edge"]
-        frames = resize(video.frames, _first_size(numbers["size"], *video.size), numbers["resample"])
-        frames = normalise(resize(frames, (side, side), numbers["resample"]), numbers)
+    def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
+        config = processor.preprocess_config
+        side = config["max_image_size"]["longest_edge"]
+        frames = resize(video.frames, _first_size(config["size"], *video.size), config["resample"])
+        frames = normalize(resize(frames, (side, side), config["resample"]), config)
         times = video.times.tolist()
-        around = words.token("fake_image_token", "<fake_token_around_image>")
-        whole = words.token("global_image_token", "<global-img>")
-        picture = around + whole + words.placeholder * model.base_model.image_seq_len + around
+        around = processor.token("fake_image_token", "<fake_token_around_image>")
+        whole = processor.token("global_image_token", "<global-img>")
+        picture = around + whole + processor.placeholder * model.base_model.image_seq_len + around
         seconds = times[-1] if video.duration is None else video.duration
         text = (
             f"You are provided the following series of {in_words(len(frames))} frames from a "
@@ -59,9 +59,9 @@ class SmolVLM(Family):
         )
         for time in times:
             text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{picture}"
-        return Prepared({"pixel_values": frames[None]}, text + "\n\n")
+        return PreparedVideo({"pixel_values": frames[None]}, text + "\n\n")
 
-    def pack(self, modality: str, outputs: Any, visuals: Sequence[Visual]) -> Any:
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
         packed = super().pack(modality, outputs, visuals)
         if version() < (5, 20):
             # Pictures of one row each.
@@ -70,7 +70,7 @@ class SmolVLM(Family):
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[Visual]:
+    ) -> list[VisualFeatures]:
         size: int = model.base_model.image_seq_len  # type: ignore[union-attr, assignment]
         blocks = [block for row in outputs.pooler_output for block in row.split(size)]
         frames = None

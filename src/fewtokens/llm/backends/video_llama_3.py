@@ -29,16 +29,16 @@ class VideoLlama3(Qwen2VL):
     def tubelet(self, model: Any) -> int:
         return 1
 
-    def merge(self, model: Any, numbers: dict[str, Any]) -> int:
+    def merge(self, model: Any, config: dict[str, Any]) -> int:
         # The model takes it with each video; its config speaks of pictures.
-        return numbers.get("merge_size", 2)
+        return config.get("merge_size", 2)
 
-    def target(self, numbers: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
-        least, most = budget(numbers)
+    def target(self, config: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
+        least, most = budget(config)
         return whole_patches(*video.size, factor, least, most // len(video))
 
-    def written(self, words: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
-        return ",".join(f"Time {time:.1f}s:{words.placeholder * cells}" for time in video.times.tolist())
+    def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
+        return ",".join(f"Time {time:.1f}s:{processor.placeholder * cells}" for time in video.times.tolist())
 
-    def more(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
+    def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
         inputs["video_merge_sizes"] = torch.tensor([merge])

@@ -1,7 +1,7 @@
-"""Rows of attention, computed anew for the few queries that a method asks about.
+"""Rows of attention, recomputed for the few queries that a method asks about.
 
 A layer's own norm, projections and rotary embedding are used, so the rows are those of its eager attention, while the
-model itself goes on with whatever kernel it has. Nothing of queries times keys over the whole sequence is made.
+model itself keeps its own kernel. Nothing of the size queries x keys over the whole sequence is allocated.
 """
 
 from __future__ import annotations

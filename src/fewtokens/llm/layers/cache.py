@@ -1,7 +1,7 @@
 """A layer of a cache that stores fewer entries than it has seen.
 
 `Cache` of transformers keeps a list of layers of one interface; a layer with fewer entries takes the place of a
-`DynamicLayer` in it. It says the length of the prompt as it was (`get_seq_length`), so that positions and masks that
+`DynamicLayer` in it. It says the length of the original prompt (`get_seq_length`), so that positions and masks that
 `generate` prepares stay right, and knows which columns of the prompt it still has, so that a hook can cut the mask.
 """
 
@@ -20,7 +20,7 @@ class FewerLayer(DynamicLayer):
     """Keys and values [B,heads,n,d] of n of the `length` columns seen.
 
     Attributes:
-        columns: int64 [B,n], the column of each entry in the sequence as it was, ascending; -1 is padding and first.
+        columns: int64 [B,n], the column of each entry in the original sequence, ascending; -1 is padding and first.
         length: columns seen.
         padded: some entry is padding; known without a look at the columns, which would hold up a GPU at every word.
         away: keys, values and columns of entries that were moved to the host's memory, or None.
@@ -58,7 +58,7 @@ class FewerLayer(DynamicLayer):
         if not self.ready:
             raise ValueError(
                 "this cache holds fewer entries than the prompt has; go on inside `with attach(model, ...)` of the "
-                "same methods, or begin anew"
+                "same methods, or start with a new cache"
             )
         first = not self.is_initialized
         columns = self.incoming
@@ -172,10 +172,10 @@ def make_fewer(cache: Cache, number: int, columns: Tensor) -> FewerLayer:
 
 def cache_bytes(cache: Cache, *, away: bool = False) -> list[int]:
     """Bytes of keys and values of each layer where the model is; with `away`, those moved to the host's memory too."""
-    found = []
+    sizes = []
     for layer in cache.layers:
         parts = [attribute(layer, name) for name in ("keys", "values")] if layer.is_initialized else []  # type: ignore[union-attr]
         if away and isinstance(layer, FewerLayer) and layer.away is not None:
             parts += layer.away[:2]
-        found.append(sum(part.numel() * part.element_size() for part in parts))
-    return found
+        sizes.append(sum(part.numel() * part.element_size() for part in parts))
+    return sizes

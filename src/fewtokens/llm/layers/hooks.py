@@ -1,6 +1,6 @@
 """Hooks on decoder layers through which methods take tokens out: forward pre-hooks, put on and taken off again.
 
-A layer is given fewer columns by its pre-hook, which shortens what the model hands to every layer alike: hidden states,
+A layer is given fewer columns by its pre-hook, which shortens what the model hands to every layer: hidden states,
 rotary embeddings (so positions stay what they were) and masks. What goes is remembered, and put back behind the last
 layer, so that logits have the length that the caller expects; nothing but a layer's own cache is shorter.
 
@@ -16,15 +16,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewtokens.core.layer_method import InsideMethod, View
+from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PlacedVideo
+from fewtokens.llm.backends.base import backend_of
+from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, changed, filled, layer_cache
 from fewtokens.llm.layers.attention import attention_rows, check_layers
-from fewtokens.llm.layers.cache import fewer_layer, make_fewer, to_slots
+from fewtokens.llm.layers.cache import FewerLayer, fewer_layer, make_fewer, to_slots
 from fewtokens.llm.layers.masks import narrow
 from fewtokens.llm.layout import Layout
-from fewtokens.llm.splice import layout_of, reduced
 
 
 @dataclass
@@ -32,16 +33,16 @@ class Run:
     """One pass through the model.
 
     Attributes:
-        layout: of the prompt; None where words are generated or the prompt is text alone.
-        real: bool [B,K], columns that are no padding; None where all are.
+        layout: of the prompt; None while words are generated, or if the prompt is text alone.
+        real: bool [B,K], columns that are no padding; None if all are.
         deep: the prompt's features include DeepStack's.
         deepstack: how many of the first layers have features added after them.
-        columns: int64 [B,M], columns that are there, -1 is padding; None where all are.
+        columns: int64 [B,M], columns that are left, -1 is padding; None if all are.
         padded: some of them, or of `real`, are padding.
         rope, mask: of these columns, for the layers to come.
         full: [B,L,D], what each column was when it went.
-        scores: [B,L] by method and stop.
-        done: stops that were met, by method and stop.
+        scores: [B,L] by method and prune point.
+        done: prune points that were met, by method and prune point.
         finished: the last layer was left behind.
         active: bool [B,L], columns that a method wants in the caches of the layers to come; None leaves them alone.
     """
@@ -61,30 +62,32 @@ class Run:
     active: Tensor | None = None
 
 
-class Inside:
-    """Methods inside one model.
+class LayerRuntime:
+    """Carries out what methods inside one model decide.
 
     Args:
-        model: of a family in `FAMILIES`, with its language-model head.
+        model: of a family in `BACKENDS`, with its language-model head.
         methods: of the stage "llm", in order.
 
     Raises:
         ValueError: layers that the model does not have or that see a window.
     """
 
-    def __init__(self, model: Any, methods: Sequence[InsideMethod]) -> None:
-        self.model, self.methods = model, list(methods)
+    def __init__(self, model: Any, methods: Sequence[LayerMethod]) -> None:
+        self.model, self.methods, self.backend = model, list(methods), backend_of(model)
         self.text = language_model(model)
         self.depth = len(self.text.layers)
-        self.stops = [method.stops(self.depth) for method in self.methods]
+        self.prune_points = [method.prune_points(self.depth) for method in self.methods]
         check_layers(self.text)
         for method in self.methods:
-            for layer in method.asked_layers(self.depth):
-                if layer + method.later >= self.depth:
+            for layer, first in method.named_layers(self.depth):
+                if first >= self.depth:
+                    later = first - layer
                     raise ValueError(
                         f"{method.spec}: layer {layer} is beyond the model's {self.depth} layers; give one of "
-                        f"{1 - method.later} to {self.depth - 1 - method.later}"
+                        f"{1 - later} to {self.depth - 1 - later}"
                     )
+        self.cache_points = [method.cache_point(self.depth) for method in self.methods]
         self.run: Run | None = None
 
     @property
@@ -98,8 +101,9 @@ class Inside:
             hooks.callback(setattr, self, "run", None)
             # Each is entered as soon as it is on, so that it comes off whatever happens.
             enter = hooks.enter_context
-            enter(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-            enter(self.model.register_forward_hook(self._end, always_call=True))
+            causal_lm = self.backend.causal_lm(self.model)
+            enter(causal_lm.register_forward_pre_hook(self._begin, with_kwargs=True))
+            enter(causal_lm.register_forward_hook(self._end, always_call=True))
             enter(self.text.register_forward_pre_hook(self._note_deepstack, with_kwargs=True))
             enter(self.text.norm.register_forward_pre_hook(self._put_back))
             for number, layer in enumerate(self.text.layers):
@@ -108,8 +112,8 @@ class Inside:
             yield
 
     def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        given = (kwargs.get("mm_encoder_outputs") or {}).values()
-        if any(reduced(outputs) and layout_of(outputs) is None for outputs in given):
+        given = self.backend.features_given(self.model, kwargs).values()
+        if any(is_reduced(outputs) and layout_of(outputs) is None for outputs in given):
             raise ValueError("methods inside a language model need the prompt whole; leave out prefill_chunk_size")
         layouts = map(layout_of, given)
         layout = next((layout for layout in layouts if layout is not None and layout.videos), None)
@@ -136,12 +140,12 @@ class Inside:
         run, self.run = self.run, None
         if run is None or run.layout is None or not run.finished:
             return
-        for number, (method, stops) in enumerate(zip(self.methods, self.stops, strict=True)):
-            for stop, where in enumerate(stops):
-                if (number, stop) not in run.done:
+        for number, (method, prune_points) in enumerate(zip(self.methods, self.prune_points, strict=True)):
+            for which, point in enumerate(prune_points):
+                if (number, which) not in run.done:
                     raise ValueError(
-                        f"{method.spec}: nothing was dropped before layer {where.at}, which was not met; the model ran "
-                        "fewer layers than it has"
+                        f"{method.spec}: nothing was dropped before layer {point.layer}, which was not met; the model "
+                        "ran fewer layers than it has"
                     )
 
     def _note_deepstack(self, text: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -183,15 +187,15 @@ class Inside:
             if inputs["hidden_states"].shape[1] != run.columns.shape[1]:
                 inputs["hidden_states"] = _gathered(inputs["hidden_states"], run.columns)
             self._shorten(inputs, run)
-        for one, (method, stops) in enumerate(zip(self.methods, self.stops, strict=True)):
-            for which, stop in enumerate(stops):
-                if stop.measure == number:
+        for one, (method, prune_points) in enumerate(zip(self.methods, self.prune_points, strict=True)):
+            for which, point in enumerate(prune_points):
+                if point.score_layer == number:
                     run.scores[one, which] = self._measure(method, layer, inputs, run)
-                if stop.at == number:
+                if point.layer == number:
                     self._drop(method, one, which, number, inputs, run)
         cache = layer_cache(inputs)
-        cuts = [first for method in self.methods if (first := method.first_cut(self.depth)) is not None]
-        if cache is not None and (run.columns is not None or any(number >= first for first in cuts)):
+        cut = any(point is not None and number >= point.layer for point in self.cache_points)
+        if cache is not None and (run.columns is not None or cut):
             columns = _columns(run, inputs["hidden_states"])
             made = make_fewer(cache, number, columns)
             made.expect(columns, run.layout.visual.shape[1], run.padded)  # type: ignore[union-attr]
@@ -202,8 +206,9 @@ class Inside:
         cache = layer_cache(inputs)
         if cache is None:
             return
-        for method in self.methods:
-            method.decode(number, layer, inputs, self, run)
+        for method, point in zip(self.methods, self.cache_points, strict=True):
+            if point is not None:
+                self._cut_cache(method, point, number, layer, inputs, run)
         fewer = fewer_layer(cache, number)
         if fewer is None or not fewer.is_initialized:
             return
@@ -214,11 +219,58 @@ class Inside:
         inputs["attention_mask"] = narrow(mask, new, keys, first=fewer.length, flash=self.flash, padded=fewer.padded)
         fewer.ready = True
 
+    def _cut_cache(
+        self, method: LayerMethod, point: CachePoint, number: int, layer: Any, inputs: dict[str, Any], run: Run
+    ) -> None:
+        """What a method decides at its cache point, carried out from that layer on."""
+        cache: Any = layer_cache(inputs)
+        cut = fewer_layer(cache, point.layer)
+        # Several words at once are the next question, which is read with the entries that are left.
+        if cut is None or "video" not in cut.notes or inputs["hidden_states"].shape[1] != 1:
+            return
+        if number == point.score_layer:
+            run.active = self._choose_cached(method, point, layer, inputs, cache, cut, run)
+        elif number >= point.layer and run.active is not None:
+            fewer = fewer_layer(cache, number)
+            assert fewer is not None
+            fewer.select(run.active, revive=point.revive)
+
+    def _choose_cached(
+        self, method: LayerMethod, point: CachePoint, layer: Any, inputs: dict[str, Any], cache: Any, cut: FewerLayer,
+        run: Run,
+    ) -> Tensor | None:  # fmt: skip
+        """The columns that the layers to come shall hold, bool [B,length]; None if nothing changes."""
+        previous = cut.notes.get("scores")
+        if previous is not None and not point.revive:
+            return None
+        hidden, video = inputs["hidden_states"], cut.notes["video"]
+        own = fewer_layer(cache, point.score_layer)
+        stored = cache.layers[point.score_layer].keys
+        every = torch.arange(stored.shape[2], device=hidden.device).expand(len(hidden), -1)
+        columns = every if own is None else own.columns
+        real = columns >= 0
+        if run.real is not None:
+            real = real & run.real.gather(1, columns.clamp(min=0))
+        real = nn.functional.pad(real, (0, 1), value=True)
+        queries = torch.zeros_like(columns[:, :1])
+        scores = attention_rows(layer, hidden, inputs["position_embeddings"], queries, real, keys=stored)[:, :-1]
+        length = video.shape[1]
+        seen = video.gather(1, columns.clamp(min=0, max=length - 1)) & (columns < length) & (columns >= 0)
+        spare = columns.masked_fill(~seen, length)
+        scores = scores.new_zeros(len(scores), length + 1).scatter(1, spare, scores)[:, :-1]
+        held = video.new_zeros(len(scores), length + 1).scatter(1, spare, True)[:, :-1]
+        kept = method.choose_cached(CacheState(scores, video, held, previous, cut.notes.get("kept")))
+        cut.notes["scores"] = scores
+        if kept is None:
+            return None
+        cut.notes["kept"] = kept
+        return nn.functional.pad(kept | ~video, (0, cut.length - length), value=True)
+
     def _shorten(self, inputs: dict[str, Any], run: Run) -> None:
         # Positions are in the rotary embeddings; ids with gaps would look to flash attention like packed sequences.
         inputs.update(position_embeddings=run.rope, attention_mask=run.mask, position_ids=None)
 
-    def _measure(self, method: InsideMethod, layer: Any, inputs: dict[str, Any], run: Run) -> Tensor:
+    def _measure(self, method: LayerMethod, layer: Any, inputs: dict[str, Any], run: Run) -> Tensor:
         """The attention that a method asks for, by column of the whole prompt, float32 [B,L]."""
         assert run.layout is not None
         layout, hidden = run.layout, inputs["hidden_states"]
@@ -235,7 +287,7 @@ class Inside:
         scores = found.new_zeros(layout.visual.shape[0], len(place) + 1)
         return scores.scatter(1, columns.masked_fill(~real, len(place)), found)[:, :-1]
 
-    def _drop(self, method: InsideMethod, one: int, which: int, number: int, inputs: dict[str, Any], run: Run) -> None:
+    def _drop(self, method: LayerMethod, one: int, which: int, number: int, inputs: dict[str, Any], run: Run) -> None:
         assert run.layout is not None
         layout, hidden = run.layout, inputs["hidden_states"]
         columns = _columns(run, hidden)
@@ -249,24 +301,24 @@ class Inside:
         slot = torch.full((len(hidden), video.shape[1] + 1), -1, device=hidden.device)
         own = torch.arange(columns.shape[1], device=hidden.device).expand_as(columns)
         slot = slot.scatter(1, columns.masked_fill(~real, video.shape[1]), own)
-        videos = [(each, slot[each.row, each.columns]) for each in layout.videos]
-        view = View(hidden, rope, here, video.sum(1), scores, videos)
-        choice = method.choose(view, which)
+        videos = [PlacedVideo(each.row, slot[each.row, each.columns], each.tokens) for each in layout.videos]
+        state = LayerState(hidden, rope, here, video.sum(1), scores, videos)
+        decision = method.choose(state, which)
         run.done.add((one, which))
-        stays = real & (~here | choice.kept)
-        if choice.hidden is None and bool((stays | ~real).all()):
+        stays = real & (~here | decision.kept)
+        if decision.hidden is None and bool((stays | ~real).all()):
             if not method.keeps_all(which) and int(here.sum()) > int((here.sum(1) > 0).sum()):
                 raise ValueError(f"{method.spec}: nothing was dropped before layer {number}")
             return
-        if choice.hidden is not None and number < run.deepstack:
+        if decision.hidden is not None and number < run.deepstack:
             raise ValueError(
                 f"{method.spec}: DeepStack adds features of single tokens after the first {run.deepstack} layers, so "
                 f"tokens can be merged before layer {run.deepstack} at the earliest"
             )
         run.full = hidden if run.columns is None else _restored(run, hidden)
         slots = to_slots(stays)
-        hidden = hidden if choice.hidden is None else choice.hidden
-        run.rope = tuple(_gathered(part, slots) for part in (choice.rope or rope))  # type: ignore[assignment]
+        hidden = hidden if decision.hidden is None else decision.hidden
+        run.rope = tuple(_gathered(part, slots) for part in (decision.rope or rope))  # type: ignore[assignment]
         run.columns = columns.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         run.padded = bool((slots < 0).any())
         mask = inputs.get("attention_mask")

@@ -14,7 +14,7 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
         rows: int64 [B,q], columns of the queries; -1 is padding.
         keys: int64 [B,n], columns of the keys; -1 is padding.
         first: the column of the mask's first row.
-        flash: a flash kernel wants [B,n] where there is padding.
+        flash: a flash kernel, which takes [B,n] if there is padding.
         padded: some of the keys are padding.
 
     Returns:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from fewtokens.core.budget import Budget
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
+from fewtokens.core.layer_method import (
+    LayerDecision,
+    LayerMethod,
+    LayerState,
+    PrunePoint,
+    check_layer,
+    counts,
+    may_spare_all,
+    top,
+)
 
 
-class FastV(InsideMethod):
+class FastV(LayerMethod):
     """Before one layer keeps the tokens that the last word of the question looked at most in the layer before.
 
     FastV (arXiv 2403.06764). The score is the mean over heads of the attention in layer `layer` - 1; that row alone is
-    computed anew from what enters the layer. Tokens keep their positions. As in the paper, but that only tokens of
+    recomputed from what enters the layer. Tokens keep their positions. As in the paper, but that only tokens of
     videos go.
 
     Args:
@@ -24,14 +33,13 @@ class FastV(InsideMethod):
     cost = "one row of attention, O(L C^2 / groups) for its keys"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:
-        super().__init__()
-        self.keep, self.layer = Budget.parse(keep).value, check_layer(layer, "fastv")
+        self.keep, self.layer = Budget.parse(keep, units=("share", "count")).value, check_layer(layer, "fastv")
 
-    def stops(self, depth: int) -> list[Stop]:
-        return [Stop(self.layer, self.layer - 1)]
+    def prune_points(self, depth: int) -> list[PrunePoint]:
+        return [PrunePoint(self.layer, self.layer - 1)]
 
     def keeps_all(self, number: int) -> bool:
         return may_spare_all(self.keep)
 
-    def choose(self, view: View, number: int) -> Choice:
-        return Choice(top(view, counts(view, self.keep, nearest=True)))
+    def choose(self, state: LayerState, number: int) -> LayerDecision:
+        return LayerDecision(top(state, counts(state, self.keep, nearest=True)))

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from fewtokens.core.budget import Budget
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
+from fewtokens.core.layer_method import (
+    LayerDecision,
+    LayerMethod,
+    LayerState,
+    PrunePoint,
+    check_layer,
+    counts,
+    may_spare_all,
+    top,
+)
 
 
-class FlexSelect(InsideMethod):
+class FlexSelect(LayerMethod):
     """Keeps the tokens that some head and some word of the question looks at most in one reference layer.
 
     FlexSelect (arXiv 2506.00993), its ranking without training. The score is the attention in layer `layer`, over heads
-    and over the words after the last video, of which the rows are computed anew.
+    and over the words after the last video, of which the rows are recomputed.
 
     A variant: the paper runs the model up to the reference layer to rank, and then again from its first layer on what
-    was selected; here the pass goes on, so the layers before `layer` have seen all tokens, and are paid for. Only
+    was selected; here the pass continues, so the layers before `layer` have seen all tokens, and are paid for. Only
     tokens of videos go.
 
     Args:
@@ -28,17 +37,23 @@ class FlexSelect(InsideMethod):
     asks = "text"
 
     def __init__(self, keep: float | int = 0.25, *, layer: int = 19, by: str = "max") -> None:
-        super().__init__()
         if by not in ("max", "mean"):
             raise ValueError(f"flexselect: by must be 'max' or 'mean', got {by!r}")
-        self.keep, self.layer, self.by = Budget.parse(keep).value, check_layer(layer, "flexselect"), by
-        self.pool = by
+        self.keep, self.layer, self.by = (
+            Budget.parse(keep, units=("share", "count")).value,
+            check_layer(layer, "flexselect"),
+            by,
+        )
 
-    def stops(self, depth: int) -> list[Stop]:
-        return [Stop(self.layer, self.layer)]
+    @property
+    def pool(self) -> str:
+        return self.by
+
+    def prune_points(self, depth: int) -> list[PrunePoint]:
+        return [PrunePoint(self.layer, self.layer)]
 
     def keeps_all(self, number: int) -> bool:
         return may_spare_all(self.keep)
 
-    def choose(self, view: View, number: int) -> Choice:
-        return Choice(top(view, counts(view, self.keep)))
+    def choose(self, state: LayerState, number: int) -> LayerDecision:
+        return LayerDecision(top(state, counts(state, self.keep)))

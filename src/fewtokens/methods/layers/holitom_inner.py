@@ -7,14 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.budget import Budget
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
+from fewtokens.core.layer_method import (
+    LayerDecision,
+    LayerMethod,
+    LayerState,
+    PrunePoint,
+    check_layer,
+    counts,
+    may_spare_all,
+    top,
+)
 from fewtokens.methods.ops.segments import rank_within
 
 # Entries of a table of cosines made at once (64 MiB in float32).
 _AT_ONCE = 1 << 24
 
 
-class HoliTomInner(InsideMethod):
+class HoliTomInner(LayerMethod):
     """Before one layer keeps the tokens that the last word looked at in the layer before; the others merge into them.
 
     HoliTom (arXiv 2505.21334), its inner part. A token that goes is averaged into the kept one whose hidden state is
@@ -30,27 +39,29 @@ class HoliTomInner(InsideMethod):
     paper = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
     license = "written from the description; reference Apache-2.0"
     cost = "one row of attention, O(n^2 C) for the nearest, in blocks"
-    merges = True
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 18, merge: str = "sequential") -> None:
-        super().__init__()
         if merge not in ("sequential", "mean", "drop"):
             raise ValueError(f"holitom_inner: merge must be 'sequential', 'mean' or 'drop', got {merge!r}")
-        self.keep, self.layer, self.merge = Budget.parse(keep).value, check_layer(layer, "holitom_inner"), merge
+        self.keep, self.layer, self.merge = (
+            Budget.parse(keep, units=("share", "count")).value,
+            check_layer(layer, "holitom_inner"),
+            merge,
+        )
 
-    def stops(self, depth: int) -> list[Stop]:
-        return [Stop(self.layer, self.layer - 1)]
+    def prune_points(self, depth: int) -> list[PrunePoint]:
+        return [PrunePoint(self.layer, self.layer - 1)]
 
     def keeps_all(self, number: int) -> bool:
         return may_spare_all(self.keep)
 
-    def choose(self, view: View, number: int) -> Choice:
-        kept = top(view, counts(view, self.keep, nearest=True))
-        gone = view.video & ~kept
+    def choose(self, state: LayerState, number: int) -> LayerDecision:
+        kept = top(state, counts(state, self.keep, nearest=True))
+        gone = state.video & ~kept
         if self.merge == "drop" or not bool(gone.any()):
-            return Choice(kept)
-        rows = [self._merged(row, stays, goes) for row, stays, goes in zip(view.hidden, kept, gone, strict=True)]
-        return Choice(kept, torch.stack(rows))
+            return LayerDecision(kept)
+        rows = [self._merged(row, stays, goes) for row, stays, goes in zip(state.hidden, kept, gone, strict=True)]
+        return LayerDecision(kept, torch.stack(rows))
 
     def _merged(self, hidden: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
         """One prompt [M,D] with the tokens `gone` in those `kept`."""

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.budget import Budget
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, may_spare_all
+from fewtokens.core.layer_method import LayerDecision, LayerMethod, LayerState, PrunePoint, check_layer, may_spare_all
 from fewtokens.core.tokens import Tokens
 
 
-class PruneVidInner(InsideMethod):
+class PruneVidInner(LayerMethod):
     """After one layer keeps a share of each group of tokens, and takes the rest out of the earlier caches too.
 
     PruneVid (arXiv 2412.16117), stage B. The score is the largest attention over heads and words of the question (after
@@ -28,38 +28,42 @@ class PruneVidInner(InsideMethod):
     license = "written from the description; the reference code is CC BY-NC-SA 4.0"
     cost = "one row of attention for each word of the question"
     asks = "text"
-    pool = "max"
     prunes_earlier = True
-    later = 1
 
     def __init__(self, keep: float = 0.4, *, layer: int = 10) -> None:
-        super().__init__()
         if isinstance(keep, int) and not isinstance(keep, bool):
             raise ValueError(f"prunevid_inner: keep is a share of each group such as 0.4, not the count {keep}")
         self.keep, self.layer = Budget.parse(keep, units=("share",)).value, layer
         check_layer(layer + 1, "prunevid_inner")
 
-    def stops(self, depth: int) -> list[Stop]:
-        return [Stop(self.layer + 1, self.layer)]
+    @property
+    def pool(self) -> str:
+        return "max"
+
+    def prune_points(self, depth: int) -> list[PrunePoint]:
+        return [PrunePoint(self.layer + 1, self.layer)]
+
+    def named_layers(self, depth: int) -> list[tuple[int, int]]:
+        return [(self.layer, self.layer + 1)]
 
     def keeps_all(self, number: int) -> bool:
         # Groups of one token have nothing to give.
         return may_spare_all(self.keep) or self.may_keep_all
 
-    def choose(self, view: View, number: int) -> Choice:
-        assert view.scores is not None
-        kept = torch.zeros_like(view.video)
-        for video, place in view.videos:
-            there = place >= 0
-            own = place[there]
+    def choose(self, state: LayerState, number: int) -> LayerDecision:
+        assert state.scores is not None
+        kept = torch.zeros_like(state.video)
+        for video in state.videos:
+            there = video.columns >= 0
+            own = video.columns[there]
             group = spans(video.tokens)[there]
             size = torch.bincount(group)
             count = (size.double() * self.keep + 1e-6).long().clamp(min=1)
-            order = view.scores[video.row, own].argsort(descending=True, stable=True)
+            order = state.scores[video.row, own].argsort(descending=True, stable=True)
             order = order[group[order].argsort(stable=True)]  # by group, best first
             rank = torch.arange(len(own), device=own.device) - (size.cumsum(0) - size)[group[order]]
             kept[video.row, own[order[rank < count[group[order]]]]] = True
-        return Choice(kept)
+        return LayerDecision(kept)
 
 
 def spans(tokens: Tokens) -> Tensor:

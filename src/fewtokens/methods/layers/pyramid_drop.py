@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fewtokens.core.budget import Budget
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer, counts, may_spare_all, top
+from fewtokens.core.layer_method import (
+    LayerDecision,
+    LayerMethod,
+    LayerState,
+    PrunePoint,
+    check_layer,
+    counts,
+    may_spare_all,
+    top,
+)
 
 
-class PyramidDrop(InsideMethod):
+class PyramidDrop(LayerMethod):
     """At each of several layers keeps a smaller share of the tokens, those the last word of the question looks at.
 
     PyramidDrop (arXiv 2410.17247). The score is the mean over heads of the attention that the last word of the
@@ -29,10 +38,9 @@ class PyramidDrop(InsideMethod):
     def __init__(
         self, keep: Sequence[float | int] = (0.5, 0.25, 0.125), *, layers: Sequence[int] | None = None
     ) -> None:
-        super().__init__()
         if isinstance(keep, (int, float)) or not keep:
             raise ValueError(f"pyramid_drop takes a share for each stage, such as keep=(0.5, 0.25), got {keep!r}")
-        self.keep = tuple(Budget.parse(part).value for part in keep)
+        self.keep = tuple(Budget.parse(part, units=("share", "count")).value for part in keep)
         self.layers = None if layers is None else tuple(check_layer(layer, "pyramid_drop") for layer in layers)
         if self.layers is not None:
             if len(self.layers) != len(self.keep):
@@ -40,16 +48,16 @@ class PyramidDrop(InsideMethod):
             if list(self.layers) != sorted(set(self.layers)):
                 raise ValueError(f"pyramid_drop: layers must ascend, got {self.layers}")
 
-    def stops(self, depth: int) -> list[Stop]:
+    def prune_points(self, depth: int) -> list[PrunePoint]:
         parts = len(self.keep) + 1
         found = self.layers or tuple(depth * part // parts for part in range(1, parts))
         if found[0] < 1 or list(found) != sorted(set(found)):
             raise ValueError(f"pyramid_drop: {depth} layers are too few for {len(self.keep)} stages; give layers=")
-        return [Stop(layer, layer) for layer in found]
+        return [PrunePoint(layer, layer) for layer in found]
 
     def keeps_all(self, number: int) -> bool:
         earlier = self.keep[number - 1] if number else None
         return may_spare_all(self.keep[number]) or self.keep[number] == earlier or isinstance(earlier, int)
 
-    def choose(self, view: View, number: int) -> Choice:
-        return Choice(top(view, counts(view, self.keep[number])))
+    def choose(self, state: LayerState, number: int) -> LayerDecision:
+        return LayerDecision(top(state, counts(state, self.keep[number])))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtokens.core import registry
-from fewtokens.core.layer_method import Choice, InsideMethod, Stop, View, check_layer
-from fewtokens.core.tokens import Tokens
+from fewtokens.core.budget import Budget
+from fewtokens.core.layer_method import LayerDecision, LayerMethod, LayerState, PrunePoint, check_layer
+from fewtokens.methods.ops.quadtree import Squares
 
 
-class SttmInner(InsideMethod):
+class SttmInner(LayerMethod):
     """Merges the tokens of each video before one layer as `sttm` does, by what their hidden states are there.
 
     STTM (arXiv 2507.07990), which merges in layer 2 of 7B models. A merged token stands where its earliest, upper left
-    cell stood and has its position, as in the reference for Qwen2-VL. The reference for LLaVA counts positions anew;
+    cell stood and has its position, as in the reference for Qwen2-VL. The reference for LLaVA renumbers positions;
     then layers would disagree on where later words are, so that is not offered; "average" takes the mean rotary
     embedding of the cells instead.
 
@@ -25,9 +25,8 @@ class SttmInner(InsideMethod):
     """
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990, inside the language model"
-    license = "written from the description; the reference code has no licence"
+    license = "written from the description; the reference code has no license"
     cost = "O(levels * N C); with keep nine times that"
-    merges = True
     may_keep_all = True
 
     def __init__(
@@ -42,26 +41,30 @@ class SttmInner(InsideMethod):
         layer: int = 2,
         positions: str = "keep",
     ) -> None:
-        super().__init__()
         if positions not in ("keep", "average"):
             raise ValueError(f"sttm_inner: positions must be 'keep' or 'average', got {positions!r}")
-        outer = registry.get("sttm")
-        self.sttm = outer(tau, tau_time=tau_time, levels=levels, weighted=weighted, strips=strips, keep=keep)
-        self.tau, self.tau_time, self.levels, self.weighted, self.keep = tau, tau_time, levels, weighted, keep
+        # Of tau and tau_time both may be given.
+        instead = {"tau_time": tau_time} if tau is None else {"tau": tau}
+        self.budget = Budget.choose("sttm_inner", keep, units=("share", "count"), **instead)
+        self.squares = Squares(tau, tau_time, levels, bool(weighted), strips)
+        self.tau, self.tau_time, self.levels, self.weighted = tau, tau_time, levels, bool(weighted)
+        self.keep = keep
         self.strips = strips
         self.layer, self.positions = check_layer(layer, "sttm_inner"), positions
 
-    def stops(self, depth: int) -> list[Stop]:
-        return [Stop(self.layer)]
+    def prune_points(self, depth: int) -> list[PrunePoint]:
+        return [PrunePoint(self.layer)]
 
-    def choose(self, view: View, number: int) -> Choice:
-        kept, hidden, rope = view.video.clone(), view.hidden, view.rope
-        for video, place in view.videos:
+    def choose(self, state: LayerState, number: int) -> LayerDecision:
+        kept, hidden, rope = state.video.clone(), state.hidden, state.rope
+        for video in state.videos:
+            place = video.columns
             if bool((place < 0).any()):
                 raise ValueError("sttm_inner works on whole frames: put it before methods that drop or merge tokens")
             row = torch.full_like(place, video.row)
-            before = video.tokens.require_full_grid(self.name).replace(features=view.hidden[row, place][None])
-            after: Tokens = self.sttm(before)
+            before = video.tokens.require_full_grid(self.name).replace(features=state.hidden[row, place][None])
+            count = None if self.budget is None else place.new_tensor([self.budget.count(before.grid)])
+            after = self.squares.merge(before, count)
             source = after.assignment[0]
             cell = torch.arange(len(source), device=source.device)
             corner = torch.full_like(source[: after.N], len(source)).scatter_reduce(0, source, cell, "amin")
@@ -73,7 +76,7 @@ class SttmInner(InsideMethod):
             if self.positions == "average":
                 means = [_mean(part[row, place], source, after.N) for part in rope]
                 rope = tuple(part.index_put(at, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
-        return Choice(kept, None if bool(kept[view.video].all()) else hidden, rope)
+        return LayerDecision(kept, None if bool(kept[state.video].all()) else hidden, rope)
 
 
 def _mean(values: Tensor, source: Tensor, number: int) -> Tensor:

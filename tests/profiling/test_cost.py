@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from fewtokens import networks as models
-from fewtokens.profiling.cost import activation_bytes, count, count_torch_macs, latency, parameters
+from fewtokens.profiling.latency import latency
+from fewtokens.profiling.memory import activation_bytes
+from fewtokens.profiling.operations import count, count_torch_macs, parameters
 
 
 def block(N: int, d: int, h: int) -> tuple[int, int]:

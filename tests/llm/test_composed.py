@@ -1,4 +1,4 @@
-"""A video language model of parts: what it feeds the language model, how it is trained, saved, read and asked."""
+"""A composed video language model: what it feeds the language model, how it is trained, saved, read and asked."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fewtokens.cli import app
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.qa_sets import Conversation
 from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
-from fewtokens.llm.parts_session import PartsSession
-from fewtokens.llm.video_llm import VideoLlm, build_video_llm, is_video_llm, load_video_llm
+from fewtokens.llm.composed import ComposedVideoLLM, build_video_llm, is_video_llm, load_video_llm
+from fewtokens.llm.load import VideoLLM
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
 from fewtokens.train.video_llm import Conversations, Reading, add_lora, answer_loss
@@ -54,15 +54,15 @@ def parts(tmp_path_factory):
     return folder
 
 
-def build(parts, spec: str = "", **options) -> VideoLlm:
+def build(parts, spec: str = "", **options) -> ComposedVideoLLM:
     torch.manual_seed(0)
     return build_video_llm(parts / "vit", parts / "llm", spec=spec, pool=2, device="cpu", **options)
 
 
-def batch(model: VideoLlm, count: int = 3, frames: int = 4) -> dict:
+def batch(model: ComposedVideoLLM, count: int = 3, frames: int = 4) -> dict:
     lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)][:count]
     clips = torch.randint(0, 255, (count, frames, 3, 32, 32), generator=torch.Generator().manual_seed(1))
-    return collate_turns(lines, 0) | {"frames": clips.to(torch.uint8)}
+    return collate_turns(lines, 0) | {"pixel_values_videos": clips.to(torch.uint8)}
 
 
 class TestLines:
@@ -117,20 +117,21 @@ class TestEmbedding:
         given = batch(model)
         lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
         given |= collate_turns(lines, 0, left=left)
-        tokens = model.tokens(given)
-        made = model.embedded(given, tokens)
+        short = model.compress(given)
+        made = model.embed(short.inputs)
         words = model.llm.get_input_embeddings()
         for b, (ids, labels) in enumerate(lines):
             rows, wanted, places = [], [], []
             at = 0
             for id, label in zip(ids.tolist(), labels.tolist(), strict=True):
                 if id == VIDEO_MARK:
-                    for n in range(int(tokens.count[b])):
-                        rows.append(tokens.features[b, n])
+                    tokens = short.tokens[b]
+                    for n in range(tokens.N):
+                        rows.append(tokens.features[0, n])
                         wanted.append(IGNORED)
-                        t, y, x = tokens.positions[b, n].round().long().tolist()
+                        t, y, x = tokens.positions[0, n].round().long().tolist()
                         places.append(at + (n if positions == "renumber" else (t * 2 + y) * 2 + x))
-                    at += int(tokens.count[b]) if positions == "renumber" else tokens.grid.cells
+                    at += tokens.N if positions == "renumber" else tokens.grid.cells
                 else:
                     rows.append(words(torch.tensor(id)))
                     wanted.append(label)
@@ -146,25 +147,31 @@ class TestEmbedding:
     def test_alone_equals_in_a_batch(self, parts):
         model = build(parts, "kmeans(criterion='silhouette', k_min=2, k_max=7)").eval()
         given = batch(model)
-        ids = model.ask(QUESTIONS)
-        together = model.answer(ids | {"frames": given["frames"]}, max_new_tokens=4)
+        ids = model.encode_questions(QUESTIONS)
+        together = model.answer(ids | {"pixel_values_videos": given["pixel_values_videos"]}, max_new_tokens=4)
         for b, question in enumerate(QUESTIONS):
-            alone = model.answer(model.ask([question]) | {"frames": given["frames"][b : b + 1]}, max_new_tokens=4)
+            alone = model.answer(
+                model.encode_questions([question]) | {"pixel_values_videos": given["pixel_values_videos"][b : b + 1]},
+                max_new_tokens=4,
+            )
             assert alone == [together[b]]
 
     def test_cells_ahead_are_the_same(self, parts):
         model = build(parts, "scissor(keep=5)").eval()
         given = batch(model)
-        cells, grid = model.cells(given["frames"])
+        cells, grid = model.cells(given["pixel_values_videos"])
         assert grid.shape == (4, 2, 2)
-        ahead = {name: value for name, value in given.items() if name != "frames"} | {"cells": cells, "grid": grid}
-        assert torch.equal(model(given), model(ahead))
+        ahead = {name: value for name, value in given.items() if name != "pixel_values_videos"} | {
+            "video_cells": cells,
+            "video_grid": grid,
+        }
+        assert torch.equal(model(**given).loss, model(**ahead).loss)
 
     def test_pooling_is_a_pixel_shuffle(self, parts):
         model = build(parts)
         given = batch(model)
-        cells, _ = model.cells(given["frames"])
-        plain = model.frames(given["frames"])[0].features.reshape(3, 4, 4, 4, 16)
+        cells, _ = model.cells(given["pixel_values_videos"])
+        plain = model.video_encoder(given["pixel_values_videos"])[0].features.reshape(3, 4, 4, 4, 16)
         block = plain[1, 2, 2:4, 0:2].reshape(-1)
         torch.testing.assert_close(cells[1, 2 * 4 + 1 * 2 + 0], block)
         with pytest.raises(ValueError, match="cannot be pooled by 2"):
@@ -180,7 +187,7 @@ class TestEmbedding:
 
 
 class Items(torch.utils.data.Dataset):
-    def __init__(self, model: VideoLlm) -> None:
+    def __init__(self, model: ComposedVideoLLM) -> None:
         self.given = batch(model)
         self.lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
 
@@ -189,7 +196,7 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         number = key[1]
-        return {"line": self.lines[number], "frames": self.given["frames"][number]}
+        return {"line": self.lines[number], "pixel_values_videos": self.given["pixel_values_videos"][number]}
 
 
 def train(parts, out, steps, *, spec="token_dynamics(keep=4)", rates=None, lora=None):
@@ -211,13 +218,17 @@ class TestTraining:
         assert report.metrics[-1]["loss"] < 0.1
         model.eval()
         given = batch(model)
-        assert model.answer(model.ask(QUESTIONS) | {"frames": given["frames"]}) == list(ANSWERS)
+        assert model.answer(
+            model.encode_questions(QUESTIONS) | {"pixel_values_videos": given["pixel_values_videos"]}
+        ) == list(ANSWERS)
         assert is_video_llm(tmp_path / "model")
         again = load_video_llm(tmp_path / "model", device="cpu")
         assert again.compressor.spec == model.compressor.spec
-        assert again.answer(again.ask(QUESTIONS) | {"frames": given["frames"]}) == list(ANSWERS)
+        assert again.answer(
+            again.encode_questions(QUESTIONS) | {"pixel_values_videos": given["pixel_values_videos"]}
+        ) == list(ANSWERS)
         other = load_video_llm(tmp_path / "model", spec="uniform(keep=4)", device="cpu")
-        assert int(other.tokens(given).count[0]) == 4
+        assert [tokens.N for tokens in other.compress(given).tokens] == [4, 4, 4]
 
     def test_parts_learn_at_their_rates(self, parts, tmp_path):
         before = {
@@ -274,14 +285,14 @@ class TestTraining:
         )
         assert torch.equal(saved.llm.model.embed_tokens.weight, plain["model.embed_tokens.weight"])
         given = batch(model)
-        torch.testing.assert_close(saved(given), model.eval()(given), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(saved(**given).loss, model.eval()(**given).loss, rtol=1e-4, atol=1e-4)
 
     def test_query_aware_ones_learn_with_the_question(self, parts):
         model = build(parts, "llama_vid")
         given = batch(model)
-        model(given).backward()
+        model(**given).loss.backward()
         assert all(p.grad is not None for p in model.compressor.parameters())
-        assert isinstance(model.tokens(given), Tokens)
+        assert all(isinstance(tokens, Tokens) for tokens in model.compress(given).tokens)
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +376,7 @@ def asked(parts, tmp_path_factory):
 
 class TestAsking:
     def test_a_session_encodes_once_and_says_what_the_model_says(self, asked, talks):
-        session = PartsSession.load(asked, device="cpu")
+        session = VideoLLM.from_pretrained(asked, device="cpu").session()
         pieces: list[str] = []
         first = session.ask(talks / "0.mp4", QUESTIONS[0], 5, pieces.append)
         second = session.ask(talks / "0.mp4", QUESTIONS[1], 5)
@@ -375,7 +386,7 @@ class TestAsking:
         clip = read(talks / "0.mp4", frames=4, size=32)
         frames = clip.frames[None]
         model = session.model
-        batch = [model.ask([question]) | {"frames": frames} for question in QUESTIONS[:2]]
+        batch = [model.encode_questions([question]) | {"pixel_values_videos": frames} for question in QUESTIONS[:2]]
         said = [model.answer(one, max_new_tokens=5)[0] for one in batch]
         assert [first.text.strip(), second.text.strip()] == said
         whole = session.unreduced().ask(talks / "0.mp4", QUESTIONS[0], 5)
@@ -392,16 +403,16 @@ class TestAsking:
         assert "takes --frames" in " ".join(refused.output.split())
 
     def test_a_question_with_a_special_token(self, asked, talks):
-        session = PartsSession.load(asked, device="cpu")
+        session = VideoLLM.from_pretrained(asked, device="cpu").session()
         with pytest.raises(ValueError, match="has </s> in it, which is a special token"):
             session.ask(talks / "0.mp4", "what </s>")
-        assert not session._cells
+        assert not session._encoded
 
     def test_random_weights_are_told(self, asked):
         with pytest.warns(UserWarning, match="perceiver has random weights"):
-            PartsSession.load(asked, "perceiver(4)", device="cpu")
+            VideoLLM.from_pretrained(asked, device="cpu").session("perceiver(4)")
 
     def test_too_long(self, asked, talks):
-        session = PartsSession.load(asked, device="cpu")
+        session = VideoLLM.from_pretrained(asked, device="cpu").session()
         with pytest.raises(ValueError, match="takes 2048 in all"):
             session.ask(talks / "0.mp4", QUESTIONS[0], 2040)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.llm import FAMILIES as KNOWN
+from fewtokens.llm import BACKENDS as KNOWN
 from fewtokens.llm import attach, compress, compress_inputs
 from tests.llm.tiny import FAMILIES, IMAGE, MROPED, PARTED, VIDEO, batch, grid_of, kinds, prompt, tiny
 

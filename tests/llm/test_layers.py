@@ -10,12 +10,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewtokens.core import registry
+from fewtokens.core.layer_method import LayerMethod
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm import attach, compress
 from fewtokens.llm.interface import cache_of
-from fewtokens.llm.layers import FewerLayer, InsideMethod, cache_bytes, language_model
+from fewtokens.llm.layers.cache import FewerLayer, cache_bytes
+from fewtokens.llm.layers.hooks import language_model
 from fewtokens.llm.layers.masks import narrow
-from tests.llm.test_splice import GREEDY, generate, lengthened, logits_of, recomputed
+from tests.llm.test_compress import GREEDY, generate, lengthened, logits_of, recomputed
 from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 
 PARTS = (("text", 3), ("video", 4), ("text", 5))
@@ -581,7 +583,7 @@ def test_labels_padded_on_the_right(family):
 def test_the_table(family):
     for name in registry.layer_names():
         kind = registry.get(name)
-        assert issubclass(kind, InsideMethod)
+        assert issubclass(kind, LayerMethod)
         method = kind()
         assert method.stage == "llm" and method.name == name and method.paper and method.license and method.cost
         (again,) = registry.build(method.spec)

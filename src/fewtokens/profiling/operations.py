@@ -1,4 +1,4 @@
-"""What a network costs: operations by named conventions, parameters, activation memory, latency.
+"""Operations that a network does, by named conventions.
 
 Counted while the network runs (on tensors without memory, where it can), from the operations that it really
 calls; no formula knows the model.
@@ -9,7 +9,7 @@ Conventions, in units of 1e9 operations for one sample:
                  them (its FLOPs halved)
     paper        TokenLearner's image and ViViT tables (arXiv 2106.11297): (2 * MACs + elementwise) / 2, where a
                  convolution at a padded border counts only the taps that fall on pixels, and exp, tanh, rsqrt
-                 count nothing; the unoptimised XLA count, halved
+                 count nothing; the unoptimized XLA count, halved
     paper_video  its tables of video modules (12 and 13): 2 * MACs, border taps counted, 6 for each attention
                  logit; 6 in all for an entry of vector attention; no other elementwise operations
 """
@@ -17,10 +17,7 @@ Conventions, in units of 1e9 operations for one sample:
 from __future__ import annotations
 
 import math
-import statistics
-import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 CONVENTIONS = ("macs", "paper", "paper_video")
@@ -231,148 +227,3 @@ _FREE = set(
 def parameters(model: nn.Module) -> int:
     """Trainable numbers of a network."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that one forward pass keeps for its backward pass, parameters and inputs left out.
-
-    Works on tensors without memory ("meta") too. Each storage counts once.
-    """
-    # A storage is known by its object, for one without memory has no address.
-    own = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers(), *inputs)}
-    kept: dict[int, tuple[Tensor, int]] = {}
-
-    def pack(value: Tensor) -> Tensor:
-        storage = value.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = (value, storage.nbytes())
-        return value
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        out = model(*inputs)
-        del out
-    return sum(size for _, size in kept.values())
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one forward pass.
-
-    Attributes:
-        median, low, high: over the repeats; low and high are the quartiles.
-        repeats: how many after the warm-up.
-    """
-
-    median: float
-    low: float
-    high: float
-    repeats: int
-
-
-def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up: int = 2) -> Latency:
-    """Times `run(*inputs)` without gradient, after a warm-up; waits for a GPU to finish."""
-    with torch.inference_mode():
-        for _ in range(warm_up):
-            run(*inputs)
-        times = timings(lambda: run(*inputs), repeats, inputs[0].device)
-    quartiles = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
-    return Latency(statistics.median(times), quartiles[0], quartiles[2], repeats)
-
-
-def timings(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, ...]:
-    """Milliseconds of each of `repeats` runs; waits for a GPU to finish."""
-    times = []
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(1e3 * (time.perf_counter() - start))
-    return tuple(times)
-
-
-def half_range(times: Sequence[float]) -> float | None:
-    """The spread of a few repeats; one repeat has none."""
-    return (max(times) - min(times)) / 2 if len(times) > 1 else None
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """The shape of a language model, for the cost of reading visual tokens.
-
-    Attributes:
-        name: what tables say.
-        layers, width, hidden, keys: decoder layers, channels, channels inside the gated MLP, channels of the keys.
-    """
-
-    name: str
-    layers: int
-    width: int
-    hidden: int
-    keys: int
-
-
-# Qwen2-7B, inside LLaVA-OneVision-7B and LLaVA-Video-7B.
-QWEN2_7B = LanguageModel("Qwen2-7B", layers=28, width=3584, hidden=18944, keys=512)
-# By the names that `fewtokens cost --llm` knows; Qwen2-0.5B is inside LLaVA-OneVision-0.5B and VQToken.
-LANGUAGE_MODELS = {
-    "qwen2-0.5b": LanguageModel("Qwen2-0.5B", layers=24, width=896, hidden=4864, keys=128),
-    "qwen2.5-3b": LanguageModel("Qwen2.5-3B", layers=36, width=2048, hidden=11008, keys=256),
-    "qwen2-7b": QWEN2_7B,
-}
-
-
-def prefill_gflops(tokens: int, model: LanguageModel = QWEN2_7B) -> float:
-    """1e9 floating-point operations (2 for each multiply-accumulate) to read so many tokens, causal attention."""
-    weights = model.width * (2 * model.width + 2 * model.keys + 3 * model.hidden)
-    attention = tokens * (tokens + 1) // 2 * 2 * model.width
-    return 2 * model.layers * (tokens * weights + attention) / 1e9
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes of tensors that are alive at most while `run()` runs, beyond those before it.
-
-    On CUDA what its allocator says; elsewhere the storages that operations give out (what an operation needs inside is
-    not seen).
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _Alive() as alive:
-        run()
-    return alive.peak
-
-
-class _Alive(TorchDispatchMode):
-    """Follows storages from the operation that made them to their end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in given and key not in self.sizes:
-                    self.sizes[key] = storage.nbytes()
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, key)
-        return out

@@ -1,0 +1,121 @@
+"""Methods inside a language model decide on plain tensors: without a model, transformers or the runtime."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fewtokens.core import registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, PlacedVideo, PrunePoint, counts, highest
+from fewtokens.core.method import Method
+from fewtokens.core.spec import Spec
+from fewtokens.core.tokens import Tokens
+
+SPECS = {
+    "fastv": "fastv(keep=0.5)",
+    "pyramid_drop": "pyramid_drop(keep=(0.5, 0.25), layers=(1, 2))",
+    "holitom_inner": "holitom_inner(keep=0.5)",
+    "prunevid_inner": "prunevid_inner(keep=0.5)",
+    "flexselect": "flexselect(keep=0.5)",
+    "sttm_inner": "sttm_inner(keep=0.5)",
+}
+
+
+def state(seed: int = 0) -> LayerState:
+    """Two prompts of 3 words, 2 x 2 x 2 cells of a video and 2 words."""
+    generator = torch.Generator().manual_seed(seed)
+    grid, columns = Grid(2, 2, 2), torch.arange(3, 11)
+    hidden = torch.randn(2, 13, 16, generator=generator)
+    video = torch.zeros(2, 13, dtype=torch.bool)
+    video[:, columns] = True
+    videos = [PlacedVideo(b, columns, Tokens.from_cells(hidden[b : b + 1, columns], grid)) for b in range(2)]
+    scores = torch.rand(2, 13, generator=generator)
+    rope = torch.randn(2, 13, 4, generator=generator), torch.randn(2, 13, 4, generator=generator)
+    return LayerState(hidden, rope, video, video.sum(1), scores, videos)
+
+
+def test_every_layer_method_is_here():
+    assert {*SPECS, "dycoke_cache"} == set(registry.layer_names())
+
+
+@pytest.mark.parametrize("name", registry.layer_names())
+def test_a_spec_and_no_method(name):
+    kind = registry.get(name)
+    assert issubclass(kind, LayerMethod) and issubclass(kind, Spec) and not issubclass(kind, Method)
+    method = kind()
+    assert (method.name, repr(method)) == (name, method.spec)
+    assert registry.build(method.spec)[0].arguments == method.arguments
+    assert bool(method.cache_point(30)) != bool(method.prune_points(30))
+    for layer, first in method.named_layers(30):
+        assert 0 <= layer <= first < 30
+
+
+def test_one_budget_reaches_them():
+    """As `--keep`: at the end of a chain, and only where the spec leaves it open."""
+    assert [method.keep for method in registry.build("uniform | fastv(layer=1)", keep=0.25)] == [0.25, 0.25]
+    assert registry.build("fastv(keep=0.5)", keep=0.25)[0].keep == 0.5
+    assert registry.build("sttm_inner(tau=0.5)", keep=0.25)[0].keep is None
+    assert registry.build("sttm_inner", keep=0.25)[0].keep == 0.25
+
+
+@pytest.mark.parametrize("spec", SPECS.values())
+def test_a_decision_on_plain_tensors(spec):
+    (method,) = registry.build(spec)
+    given = state()
+    decision = method.choose(given, 0)
+    assert decision.kept.shape == given.video.shape and decision.kept.dtype == torch.bool
+    assert (decision.kept & given.video).sum(1).tolist() == [4, 4]
+    for part, before in ((decision.hidden, given.hidden), *zip(decision.rope or (), given.rope, strict=False)):
+        assert part is None or (part.shape == before.shape and torch.equal(part[~given.video], before[~given.video]))
+    if decision.hidden is None:
+        best = given.scores.masked_fill(~decision.kept, 2.0).amin(1)
+        if not spec.startswith("prunevid"):  # which chooses frame by frame
+            assert (best >= given.scores.masked_fill(decision.kept | ~given.video, -1.0).amax(1)).all()
+
+
+def test_the_cache_method_chooses_again_when_attention_moves():
+    (method,) = registry.build("dycoke_cache(keep=0.5, layer=2)")
+    assert method.cache_point(8).score_layer == 1
+    video = torch.tensor([[False, True, True, True, True]])
+    first = torch.tensor([[0.0, 0.4, 0.3, 0.2, 0.1]])
+    kept = method.choose_cached(CacheState(first, video, video, None, None))
+    assert kept.tolist() == [[False, True, True, False, False]]
+    similar = first + torch.tensor([[0.0, 0.0, 0.0, 0.01, 0.0]])
+    assert method.choose_cached(CacheState(similar, video, video, first, kept)) is None
+    moved = first.flip(1).roll(1, 1)
+    again = method.choose_cached(CacheState(moved, video, video, first, kept))
+    assert again.tolist() == [[False, False, False, True, True]]
+    # Of two prompts only the one whose attention moved.
+    both = CacheState(
+        torch.cat([similar, moved]), video.expand(2, -1), video.expand(2, -1), first.expand(2, -1), kept.expand(2, -1)
+    )
+    assert method.choose_cached(both).tolist() == [*kept.tolist(), *again.tolist()]
+
+
+def test_counts_and_ranks():
+    given = state()
+    assert counts(given, 0.3).tolist() == [2, 2] and counts(given, 0.32, nearest=True).tolist() == [3, 3]
+    assert counts(given, 100).tolist() == [8, 8] and counts(given, 0.01).tolist() == [1, 1]
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
+    allowed = torch.tensor([[True, True, True, False]])
+    assert highest(scores, allowed, torch.tensor([1])).tolist() == [[False, True, False, False]]
+    assert highest(scores, allowed, torch.tensor([4])).tolist() == allowed.tolist()
+    assert PrunePoint(3).score_layer is None
+
+
+def test_they_import_no_model():
+    """Neither directly nor through a string: what is built and asked here needs no room above the methods."""
+    code = (
+        "import sys; from fewtokens.core import registry\n"
+        "for name in registry.layer_names(): registry.get(name)()\n"
+        "rooms = ('fewtokens.llm', 'fewtokens.encoders', 'fewtokens.data', 'transformers')\n"
+        "sys.exit(', '.join(name for name in sys.modules if name.startswith(rooms)) or 0)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
