@@ -30,7 +30,7 @@ from fewtokens.evaluation.label_propagation import Protocol, first_labels, propa
 from fewtokens.profiling.cost import count, half_range, peak_memory, prefill_gflops, timings
 
 FULL = "full"
-# Other ways to run a method that `--methods all` compares too.
+# Other ways to run a method that `--with all` compares too.
 _ALSO = (
     "dtd(mode='pixel')",
     "tome(stage='encoder')",
@@ -92,7 +92,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
         ValueError: an unknown method, or one that this encoder cannot serve.
     """
     if methods.strip() != "all":
-        wanted = _split(methods)
+        wanted = split_specs(methods)
         for spec in wanted:
             Pipeline(registry.build(spec, dim=getattr(encoder, "width", 384)), encoder)
         return list(dict.fromkeys([*registry.BASELINES, *wanted]))
@@ -112,7 +112,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
     return fitting
 
 
-def _split(methods: str) -> list[str]:
+def split_specs(methods: str) -> list[str]:
     """Specs at commas that stand outside of brackets."""
     parts, depth = [""], 0
     for letter in methods:
