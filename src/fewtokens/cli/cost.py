@@ -129,7 +129,7 @@ def cost(
         _of_tokens(few, as_json)
         return
     if not names:
-        raise ValueError("give a network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
+        raise ValueError("say which network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
     import torch
 
     from fewtokens import networks as models

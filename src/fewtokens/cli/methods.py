@@ -71,7 +71,7 @@ def _list(rows: list[dict[str, Any]]) -> None:
 
 def summary_of(text: str) -> str:
     """The first sentence of a docstring, without its full stop."""
-    first = re.split(r"(?<=[^.A-Z]\.)\s", " ".join(text.split("\n\n")[0].split()))[0]
+    first = re.split(r"\.\s+(?=[A-Z`])", " ".join(text.split("\n\n")[0].split()))[0]
     return first.replace("`", "").rstrip(".")
 
 

@@ -41,10 +41,10 @@ def _part(title: str, rows: Sequence[dict[str, Any]], names: Sequence[str], widt
         pad_edge=False, padding=(0, _GAP - 1, 0, 0),
     )  # fmt: skip
     for name in names:
-        number = _is_number(name, rows)
+        # A column that may not be narrower than its longest entry is not for rich to narrow.
         part.add_column(
-            escape(name), justify="right" if number else "left", no_wrap=number, min_width=widths[name],
-            overflow="fold",
+            escape(name), justify="right" if _is_number(name, rows) else "left", min_width=widths[name],
+            no_wrap=widths[name] == _width(name, rows), overflow="fold",
         )  # fmt: skip
     for row in rows:
         part.add_row(*(escape(text(name, row[name])) for name in names))
@@ -55,8 +55,12 @@ def _is_number(name: str, rows: Sequence[dict[str, Any]]) -> bool:
     return any(isinstance(row[name], int | float) for row in rows)
 
 
+def _width(name: str, rows: Sequence[dict[str, Any]]) -> int:
+    return max(len(name), *(len(text(name, row[name])) for row in rows))
+
+
 def _least_width(name: str, rows: Sequence[dict[str, Any]]) -> int:
-    width = max(len(name), *(len(text(name, row[name])) for row in rows))
+    width = _width(name, rows)
     # A method is told from another by its whole name.
     whole = name == "method" and width <= 24
     return width if whole or _is_number(name, rows) else min(width, _NARROW)

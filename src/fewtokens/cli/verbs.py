@@ -75,6 +75,11 @@ def find(*names: str) -> Verb:
     return found
 
 
+def every_verb() -> list[tuple[str, ...]]:
+    """The names of every verb, such as ("eval", "davis")."""
+    return [(name, *sub) for name in VERBS for sub in ([(each,) for each in GROUPS[name]] if name in GROUPS else [()])]
+
+
 class Verbs(TyperGroup):
     """Lists its verbs from a table, and imports one when it is called."""
 
