@@ -404,6 +404,8 @@ def test_completion_is_offered_at_the_root_alone():
             "--chunk and --events belong to --chunked",
         ),
         (["show", "o.safetensors", "--with", "tome", "--keep", "3", "--out", "a.png"], "--with and --keep"),
+        (["tokenize", "CLIP", "--chunk", "8", "--out", "o"], "--chunk belongs to --chunked"),
+        (["tokenize", "CLIP", "--batch", "8", "--out", "o"], "--batch is for networks"),
         (["show", "CLIP", "--video", "CLIP", "--out", "a.png"], "--video"),
         (["show", "CLIP", "--style", "mean", "--out", "a.html"], "--style"),
         (["show", "CLIP", "--out", "CLIP"], "would be overwritten"),

@@ -159,8 +159,8 @@ class TestTables:
             ["cost", "tokenlearner_vit_l16_16at12", "vit_l16", "vit_s16"],
             ["cost", "--with", "token_dynamics(keep=32),tome(keep=0.1),kmeans(keep=0.1)"],
             ["demo", "--frames", "2", "--size", "32", "--out", "OUT"],
-            ["bench", "clip.mp4", "--with", "tome_video(within='frame')", "--keep", "0.5", "--frames", "2", "--size", "32",
-             "--repeats", "1", "--out", "OUT"],
+            ["bench", "clip.mp4", "--with", "tome_video(within='frame')", "--keep", "0.5", "--frames", "2",
+             "--size", "32", "--repeats", "1", "--out", "OUT"],
         ],
     )  # fmt: skip
     def test_verbs_fit_80_columns(self, words, tmp_path, monkeypatch):

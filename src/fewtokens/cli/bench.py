@@ -136,8 +136,8 @@ def bench(
         list[Path] | None, typer.Argument(metavar="[VIDEO_OR_FOLDER]...", help="Videos, or folders of videos.")
     ] = None,
     target: Annotated[
-        Path | None, typer.Option("--out", help="Output folder. Resumes if it already contains a run.",
-                                  rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option("--out", help="Output folder. Resumes if it already contains a run.", rich_help_panel=OUTPUT),
     ] = None,
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="Timed runs of everything.", rich_help_panel=RUN)
@@ -154,7 +154,7 @@ def bench(
         ),
     ] = False,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compare methods on your videos and your encoder: what they keep, what they cost.
 
     For each method, budget and clip: how much of the full features comes back, also in rare cells; on labelled

@@ -29,7 +29,7 @@ class Mode:
         name: as tests name it.
         chosen: whether these values, by parameter, choose it. Several modes may be chosen at once.
         unused: the parameters without a meaning in it.
-        why: ends the message, after the options: "belong to --chunked".
+        why: ends the message, after several options: "belong to --chunked".
     """
 
     name: str

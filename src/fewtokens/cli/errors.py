@@ -23,6 +23,7 @@ _MOST = {
     "repeats": 100_000, "batch": 1_000_000, "chunk": 1_000_000, "clips": 10_000, "crops": 10_000, "text": 10_000_000,
     "classes": 1_000_000, "workers": 1024, "seeds": 10_000, "side_by_side": 10_000, "rollouts": 1_000_000,
 }  # fmt: skip
+_SINGULAR = {"are": "is", "belong": "belongs", "have": "has", "need": "needs"}
 
 
 @contextmanager
@@ -106,13 +107,16 @@ def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
     Args:
         context: of the verb.
         names: of the parameters; those that were not given are passed over.
-        why: ends the message, after the options: "belong to --chunked".
+        why: ends the message, after several options: "belong to --chunked".
 
     Raises:
         ValueError: some of them were given.
     """
     flags = {param.name: param.opts[0] for param in context.command.params}
     given = [flags[name] for name in names if is_given(context, name)]
+    if len(given) == 1:
+        start, _, rest = why.partition(" ")
+        why = f"{_SINGULAR.get(start, start)} {rest}"
     if given:
         raise ValueError(f"{' and '.join(given)} {why}")
 

@@ -49,9 +49,6 @@ DataOption = Annotated[
 ListOption = Annotated[
     Path | None, typer.Option("--list", help="Text file with the names of what is scored.", rich_help_panel=INPUT)
 ]
-OnlyOption = Annotated[
-    str | None, typer.Option("--only", help="Comma-separated sequence names.", rich_help_panel=INPUT)
-]
 ProtocolOption = Annotated[str, typer.Option("--protocol", help="A; see --set.", rich_help_panel=PROTOCOL)]
 
 
@@ -79,7 +76,9 @@ class DenseOutput:
 class DenseOptions(EncoderOptions, MethodOptions, RunOptions, DenseOutput):
     """What all data sets share beside the data."""
 
-    only: OnlyOption = None
+    only: Annotated[
+        str | None, typer.Option("--only", help="Comma-separated sequence names.", rich_help_panel=INPUT)
+    ] = None
     settings: SettingsOption = None
     as_json: JsonOption = False
 
