@@ -406,6 +406,7 @@ def test_completion_is_offered_at_the_root_alone():
         (["show", "o.safetensors", "--with", "tome", "--keep", "3", "--out", "a.png"], "--with and --keep"),
         (["tokenize", "CLIP", "--chunk", "8", "--out", "o"], "--chunk belongs to --chunked"),
         (["tokenize", "CLIP", "--batch", "8", "--out", "o"], "--batch is for networks"),
+        (["train", "tobo", "CLIP", "--device", "tpu", "--out", "o"], "must be auto (a GPU if there is one) or cpu"),
         (["show", "CLIP", "--video", "CLIP", "--out", "a.png"], "--video"),
         (["show", "CLIP", "--style", "mean", "--out", "a.html"], "--style"),
         (["show", "CLIP", "--out", "CLIP"], "would be overwritten"),

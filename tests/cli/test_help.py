@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from fewtokens.cli import app
 from fewtokens.cli.options import PANELS
-from fewtokens.cli.root import _Root
-from fewtokens.cli.verbs import _EXAMPLES, GROUPS, VERBS, every_verb, find
+from fewtokens.cli.root import Root
+from fewtokens.cli.verbs import EXAMPLES, GROUPS, VERBS, every_verb, find
 from tests.cli.test_command import COMMAND, error_line, run
 from tests.helpers.command import parse
 
@@ -119,8 +119,8 @@ def test_every_verb_has_examples_that_its_own_parser_takes(names):
 
 
 def test_examples_of_groups_parse():
-    assert run("--help").stdout.count("\n  fewtokens ") == len(_Root.examples)
-    for example in (*_Root.examples, *(line for lines in _EXAMPLES.values() for line in lines)):
+    assert run("--help").stdout.count("\n  fewtokens ") == len(Root.examples)
+    for example in (*Root.examples, *(line for lines in EXAMPLES.values() for line in lines)):
         words = shlex.split(example)
         if words[-1] != "--help":
             parse(words)

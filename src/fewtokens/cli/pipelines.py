@@ -83,7 +83,8 @@ def make_pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptio
 
     parse_keep(method.keep)  # a wrong one is reported before weights are read
     encoder: Encoder = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
-    methods = make_methods(method, run.seed, getattr(encoder, "width", None))
+    dim = getattr(encoder, "dim", getattr(encoder, "width", None))
+    methods = make_methods(method, run.seed, dim)
     return Pipeline([each.to(pick_device(run.device)) for each in methods], encoder)
 
 

@@ -17,7 +17,7 @@ from fewtokens.version import __version__
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
-class _Root(Verbs):
+class Root(Verbs):
     examples = ("fewtokens demo", 'fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors')
 
     def main(
@@ -40,7 +40,7 @@ class _Root(Verbs):
 
 app = typer.Typer(
     name="fewtokens",
-    cls=_Root,
+    cls=Root,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -51,7 +51,7 @@ EVAL = {
     "videoqa": "Generated questions for video language models.",
 }
 GROUPS = {"train": TRAIN, "eval": EVAL}
-_EXAMPLES = {
+EXAMPLES = {
     "train": (
         "fewtokens train classify tokenlearner_vit_nano8_8at2 --data photos/ --out run --size 64 --epochs 30",
         "fewtokens train tobo videos/ --out run",
@@ -127,7 +127,7 @@ class Verbs(TyperGroup):
 
 def _group(name: str) -> TyperGroup:
     kind = type(
-        f"{name.capitalize()}Verbs", (Verbs,), {"prefix": (name,), "table": GROUPS[name], "examples": _EXAMPLES[name]}
+        f"{name.capitalize()}Verbs", (Verbs,), {"prefix": (name,), "table": GROUPS[name], "examples": EXAMPLES[name]}
     )
     app = typer.Typer(
         name=name, cls=kind, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False

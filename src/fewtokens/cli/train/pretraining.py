@@ -85,7 +85,7 @@ rsp = _verb("rsp", "RSP: draw a later frame from an earlier one and a latent.")
 crop_mae = _verb("crop-mae", "CropMAE: rebuild a crop of a frame from a few patches and the rest of the frame.")
 
 
-def _recipe(objective: str, preset: str, texts: list[str], flags: dict[str, Any], device: str | None) -> Any:
+def _recipe(objective: str, preset: str, texts: list[str], flags: dict[str, Any], device: str) -> Any:
     import torch
 
     from fewtokens.train.pretraining_presets import known_settings, make_pretraining, preset_names

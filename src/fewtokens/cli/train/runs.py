@@ -60,11 +60,14 @@ class TrainOptions(_Folder):
         bool, typer.Option("--dry-run", help="Show settings and data without training.", rich_help_panel=OUTPUT)
     ] = False
     device: Annotated[
-        str | None,
-        typer.Option("--device", help="Force cpu even if a GPU is available.", rich_help_panel=RUN),
-    ] = None
+        str, typer.Option("--device", help="auto, or cpu even if a GPU is available.", rich_help_panel=RUN)
+    ] = "auto"
     seed: Annotated[int | None, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)] = None
     as_json: JsonOption = False
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"--device of training must be auto (a GPU if there is one) or cpu, got {self.device!r}")
 
     def changes(self, **more: Any) -> dict[str, Any]:
         """The settings that have options of their own, as far as they are given."""
