@@ -157,7 +157,7 @@ def bench(
 ) -> None:
     """Compare methods on your videos and your encoder: what they keep, what they cost.
 
-    For each method, budget and clip: how much of the full features comes back, also in rare cells; on labelled
+    For each method, budget and clip: how much of the full features comes back, also in rare cells; on labeled
     sequences J and F of label propagation; tokens, operations, milliseconds, memory. random, uniform, fewer_frames,
     downsample and mean_pool always take part. A method that cannot go as low as a budget is merged down to it by tome.
 
@@ -318,12 +318,12 @@ def _check_sources(
 
 
 def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -> set[str]:
-    """The clips that are drawn: the first ones, a labelled one among them if there is any."""
+    """The clips that are drawn: the first ones, a labeled one among them if there is any."""
     names = [name for name, *_ in sources]
-    labelled = [name for name, _, masks in sources if masks]
+    labeled = [name for name, _, masks in sources if masks]
     first = names[:shown]
-    if shown and labelled and not set(first) & set(labelled):
-        first[-1] = labelled[0]
+    if shown and labeled and not set(first) & set(labeled):
+        first[-1] = labeled[0]
     return set(first)
 
 

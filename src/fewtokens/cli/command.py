@@ -119,10 +119,10 @@ class Verb:
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
         app.command(name, cls=_Command, help=self.help, short_help=short_help)(run)
-        made = typer.main.get_command(app)
-        assert isinstance(made, _Command)
-        made.examples = self.examples
-        return made
+        command = typer.main.get_command(app)
+        assert isinstance(command, _Command)
+        command.examples = self.examples
+        return command
 
 
 def verb(*examples: str, modes: Sequence[Mode] = ()) -> Callable[[Callable[..., None]], Verb]:

@@ -28,7 +28,7 @@ VERBS = {
     "doctor": "Check the installation and optional dependencies.",
 }
 TRAIN = {
-    "classify": "A classifier of images or videos, from labelled ones.",
+    "classify": "A classifier of images or videos, from labeled ones.",
     "tobo": "Token Bottleneck: an encoder from videos without labels.",
     "mae": "Masked autoencoder: an encoder from videos without labels.",
     "siam-mae": "SiamMAE: an encoder from pairs of frames.",

@@ -8,7 +8,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.eval.views import LabelledOptions, LoadOptions, ViewOptions, clip_data, make_views, tell_scores
+from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, tell_scores
 from fewtokens.cli.options import PROTOCOL, JsonOption
 from fewtokens.cli.progress import progress
 
@@ -19,7 +19,7 @@ from fewtokens.cli.progress import progress
 )
 def classify(
     model: Annotated[str, typer.Argument(help="Folder of a trained network.")],
-    labelled: LabelledOptions,
+    labeled: LabeledOptions,
     view: ViewOptions,
     load: LoadOptions,
     average: Annotated[
@@ -34,7 +34,7 @@ def classify(
 
     Tested on --val; or, of --data, on the folder val, or on what training held out, or on all of it.
     """
-    check_exists(labelled.data, labelled.validation)
+    check_exists(labeled.data, labeled.validation)
     from fewtokens import networks as models
     from fewtokens.data import read_listing
     from fewtokens.encoders import pick_device
@@ -48,13 +48,13 @@ def classify(
     network = models.load(model).to(pick_device(load.device))
     if "labels" not in meta:
         raise ValueError(f"{model}: its config.json names no labels; it was not trained by fewtokens train")
-    source = labelled.validation or labelled.data
+    source = labeled.validation or labeled.data
     for name in ("val", "validation", "test"):
-        if labelled.validation is None and (labelled.data / name).is_dir():
-            source = labelled.data / name
+        if labeled.validation is None and (labeled.data / name).is_dir():
+            source = labeled.data / name
             break
-    listing = read_listing(source, root=labelled.root, classes=meta["labels"])
-    if source == labelled.data and trained.get("held_back"):
+    listing = read_listing(source, root=labeled.root, classes=meta["labels"])
+    if source == labeled.data and trained.get("held_back"):
         # It was trained on a part of such data; on the rest it is tested.
         listing = listing.split(trained["held_back"], trained["seed"])[1]
     items = clip_data(listing, views)

@@ -221,7 +221,7 @@ def _is_drawn(task: Task, files: SequenceFiles, target: Path | None) -> bool:
     if target is None:
         return True
     try:
-        found = _labelled(target, task, files)
+        found = _labeled(target, task, files)
         return task.name == "jhmdb" or all(path.stat().st_size for path in found)
     except (OSError, ValueError):
         return False
@@ -315,7 +315,7 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
     score = {line["sequence"]: line[task.measure] for line in lines}
     pictures, captions = [], []
     for files in chosen[:: -(-len(chosen) // _SHEET_ROWS)]:
-        count = len(_labelled(target, task, files))
+        count = len(_labeled(target, task, files))
         picked = sorted({round(n * (count - 1) / (_SHEET_FRAMES - 1)) for n in range(_SHEET_FRAMES)})
         picked += [picked[-1]] * (_SHEET_FRAMES - len(picked))
         pictures.append(_drawn(target, task, files, picked))
@@ -324,12 +324,12 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
     for files in chosen if video else ():
         path = target / "videos" / f"{files.name}.mp4"
         if not path.exists():
-            every = range(len(_labelled(target, task, files)))
+            every = range(len(_labeled(target, task, files)))
             # VIP has one frame in 25.
             write(path, _drawn(target, task, files, every), 4 if task.name == "vip" else 24)
 
 
-def _labelled(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
+def _labeled(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
     """What was predicted, by frame: joints, or files of masks."""
     if task.name == "jhmdb":
         from fewtokens.core.files import read_json
@@ -348,7 +348,7 @@ def _drawn(target: Path, task: Task, files: SequenceFiles, picked: Sequence[int]
     from fewtokens.show.objects import overlay_joints, overlay_objects
 
     frames, _ = read_frames([files.pictures[n] for n in picked], None)
-    labels = _labelled(target, task, files)
+    labels = _labeled(target, task, files)
     if task.name == "jhmdb":
         index = list(picked)
         return overlay_joints(frames, torch.tensor(labels)[index], read_joints(files.labels[0])[index])

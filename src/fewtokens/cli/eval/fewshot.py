@@ -8,7 +8,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.eval.probe import MODES, ProbeOptions, run_probe
-from fewtokens.cli.eval.views import LabelledOptions
+from fewtokens.cli.eval.views import LabeledOptions
 from fewtokens.cli.options import PROTOCOL
 
 
@@ -19,7 +19,7 @@ from fewtokens.cli.options import PROTOCOL
 )
 def fewshot(
     context: typer.Context,
-    labelled: LabelledOptions,
+    labeled: LabeledOptions,
     options: ProbeOptions,
     shots: Annotated[int, typer.Option("--shots", min=1, help="Examples of each class.", rich_help_panel=PROTOCOL)] = 5,
 ) -> None:
@@ -30,4 +30,4 @@ def fewshot(
 
         return {f"{shots}-shot top1": 100 * few_shot(*sets, shots=shots)}
 
-    run_probe(context, "fewshot", labelled, options, fit)
+    run_probe(context, "fewshot", labeled, options, fit)

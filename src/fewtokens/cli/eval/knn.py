@@ -8,7 +8,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.eval.probe import MODES, ProbeOptions, run_probe
-from fewtokens.cli.eval.views import LabelledOptions
+from fewtokens.cli.eval.views import LabeledOptions
 from fewtokens.cli.options import PROTOCOL
 
 
@@ -19,7 +19,7 @@ from fewtokens.cli.options import PROTOCOL
 )
 def knn(
     context: typer.Context,
-    labelled: LabelledOptions,
+    labeled: LabeledOptions,
     options: ProbeOptions,
     k: Annotated[int, typer.Option("--k", min=1, help="Number of neighbors.", rich_help_panel=PROTOCOL)] = 20,
 ) -> None:
@@ -30,4 +30,4 @@ def knn(
 
         return {f"{k}-NN top1": 100 * nearest_neighbours(*sets, k=k)}
 
-    run_probe(context, "knn", labelled, options, fit)
+    run_probe(context, "knn", labeled, options, fit)

@@ -8,7 +8,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.eval.probe import MODES, ProbeOptions, run_probe
-from fewtokens.cli.eval.views import LabelledOptions
+from fewtokens.cli.eval.views import LabeledOptions
 
 
 @verb(
@@ -18,7 +18,7 @@ from fewtokens.cli.eval.views import LabelledOptions
 )
 def linear(
     context: typer.Context,
-    labelled: LabelledOptions,
+    labeled: LabeledOptions,
     options: ProbeOptions,
 ) -> None:
     """Top-1 accuracy of logistic regression on features of a frozen encoder."""
@@ -29,4 +29,4 @@ def linear(
         accuracy, penalty = linear_probe(*sets, seed=options.seed)
         return {"linear top1": 100 * accuracy, "penalty": penalty}
 
-    run_probe(context, "linear", labelled, options, fit)
+    run_probe(context, "linear", labeled, options, fit)

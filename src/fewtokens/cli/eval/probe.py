@@ -10,7 +10,7 @@ import typer
 
 from fewtokens.cli.command import Mode
 from fewtokens.cli.errors import check_exists, refuse
-from fewtokens.cli.eval.views import LabelledOptions, LoadOptions, ViewOptions, clip_data, make_views, tell_scores
+from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, tell_scores
 from fewtokens.cli.options import (
     ENCODER,
     INPUT,
@@ -62,11 +62,11 @@ MODES = (
 
 
 def run_probe(
-    context: typer.Context, task: str, labelled: LabelledOptions, options: ProbeOptions,
+    context: typer.Context, task: str, labeled: LabeledOptions, options: ProbeOptions,
     fit: Callable[..., dict[str, Any]],
 ) -> None:  # fmt: skip
     """Encodes both sets and prints what `fit` makes of (features, labels, test features, test labels)."""
-    check_exists(labelled.data, labelled.validation)
+    check_exists(labeled.data, labeled.validation)
     from fewtokens import networks as models
     from fewtokens.encoders import pick_device
     from fewtokens.evaluation.probes import features_of
@@ -78,7 +78,7 @@ def run_probe(
         refuse(context, ("spec", "keep"), "goes with an encoder; a trained network reduces as it was trained to")
     views = make_views(options, models.meta(options.encoder).get("trained", {}) if ours else {})
     listings = find_data(
-        labelled.data, validation=labelled.validation, share=options.share, root=labelled.root, seed=options.seed
+        labeled.data, validation=labeled.validation, share=options.share, root=labeled.root, seed=options.seed
     )
     if listings[0].multi_label:
         raise ValueError("probes are for one class an item; for several, train a network and take classify")

@@ -1,4 +1,4 @@
-"""What `eval classify` and the probes share: labelled data, its views, the table of scores."""
+"""What `eval classify` and the probes share: labeled data, its views, the table of scores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fewtokens.cli.tables import print_json, table
 
 
 @dataclass(frozen=True)
-class LabelledOptions:
-    """Labelled images or videos."""
+class LabeledOptions:
+    """Labeled images or videos."""
 
     data: Annotated[
         Path,
