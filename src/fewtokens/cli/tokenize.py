@@ -101,7 +101,8 @@ def tokenize(
     files.sweep(jobs[0][1].parent)
     done, failed = [], []
     assert pipeline.encoder is not None
-    with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
+    unit = "videos" if not single else "seconds of video" if chunked else "frames"
+    with progress(unit, None if single else len(jobs)) as advance:
         if single:
             pipeline.encoder.progress = advance
         for number, (video, path) in enumerate(jobs):

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def tokenize_chunks(
     pipeline: Pipeline, video: Path, folder: Path, reading: dict[str, Any], seed: int, overwrite: bool,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int, int | None], None] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Tokenizes one video of any length into a folder: a file for each chunk, the events, and at last stream.json.
 
     A folder without stream.json was not finished, and is made again; so is one that is damaged. `progress` is given
-    the number of frames so far.
+    the seconds so far, and of the whole video.
 
     Raises:
         ValueError: a chain, or a method that does not stream; a finished folder of another video or other settings;
@@ -86,7 +86,8 @@ def tokenize_chunks(
         totals["tokens"] += int(tokens.count[0])
         totals["bytes"] += (folder / name).stat().st_size
         if progress is not None:
-            progress(totals["frames"])
+            ends = [each for each in (reading["end"], part.duration) if each is not None]
+            progress(round(float(part.times[-1])), round(min(ends)) if ends else None)
     files.write_text(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
     finish(folder, names, pipeline.spec, {**request, "source": {**source, "name": video.stem}})
     seconds = round(time.perf_counter() - start, 3)
