@@ -51,7 +51,7 @@ def frames_of(video: Any, times: Tensor | None = None) -> tuple[Tensor, Tensor |
 
 def is_list_of_videos(video: Any) -> bool:
     """Whether this is a list of things that are videos each: PIL images in a list are the frames of one."""
-    return isinstance(video, list | tuple) and not all(isinstance(one, Image.Image) for one in video)
+    return isinstance(video, list | tuple) and not (video and all(isinstance(one, Image.Image) for one in video))
 
 
 def _from_images(images: Sequence[Image.Image]) -> Tensor:

@@ -38,14 +38,15 @@ def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
         small[small.index(max(small))] -= 1
     while True:
         # Give what is left of the budget to the axis that is shrunk most.
-        room = [
-            (small[axis] / n, axis)
-            for axis, n in enumerate(shape)
-            if small[axis] < n and math.prod(small) // small[axis] * (small[axis] + 1) <= budget
-        ]
-        if not room:
+        axis = -1
+        for each, n in enumerate(shape):
+            grown = math.prod(small) // small[each] * (small[each] + 1)
+            fits = small[each] < n and grown <= budget
+            if fits and (axis < 0 or small[each] / n < small[axis] / shape[axis]):
+                axis = each
+        if axis < 0:
             return tuple(small)
-        small[min(room)[1]] += 1
+        small[axis] += 1
 
 
 def window_for(shape: tuple[int, int, int], budget: int) -> tuple[int, int, int]:

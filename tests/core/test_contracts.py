@@ -1,0 +1,157 @@
+"""The contracts that methods are built on, by the smallest method of each kind."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quantizer, Reducer, Selection
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.plan import Plan
+from fewtokens.core.tokens import Tokens
+from tests.helpers.clips import clip, same
+
+
+class Signs(Quantizer):
+    """Two codes a token: the signs of the first two channels."""
+
+    codebook_sizes = (2, 2)
+
+    def quantize(self, features: Tensor) -> Quantized:
+        codes = (features[..., :2] > 0).long()
+        quantized = self.lookup(codes)
+        loss = (quantized - features[..., :2]).square().mean()
+        return Quantized(quantized, codes, {"commit": loss})
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return codes.float() * 2 - 1
+
+
+class TestQuantizer:
+    def test_codes_and_losses_travel_with_the_tokens(self, tmp_path):
+        tokens = clip(lengths=[4, 2])
+        out = Pipeline([Signs()])(tokens).check()
+        assert out.codes.shape == (2, tokens.N, 2)
+        assert torch.equal(out.features[out.mask], Signs().lookup(out.codes)[out.mask])
+        assert set(out.aux) == {"Signs.commit"}
+        again = Tokens.load(out.save(tmp_path / "a.safetensors"))
+        assert torch.equal(again.codes, out.codes)
+
+    def test_it_drops_nothing(self):
+        method = Signs()
+        assert method.planned_count(Grid(2, 3, 4)) == 24
+        assert method.bits == 2.0
+        assert torch.equal(method(clip()).assignment, clip().assignment)
+        # What wants every cell may stand behind it.
+        out = Pipeline("hourglass(0.5)").methods[0](method(clip()))
+        assert out.count.tolist() == [60, 60]
+
+
+class Newest(Memory):
+    """Remembers the last tokens, at most `keep` of them."""
+
+    def __init__(self, keep: int = 8) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def push(self, tokens: Tokens, state: Tokens | None = None, **cues: Tensor) -> Tokens:
+        newest = torch.arange(tokens.N, device=tokens.device) >= tokens.count[:, None] - self.keep
+        return tokens.apply(Plan.keep(newest & tokens.mask))
+
+    def read(self, state: Tokens, **cues: Tensor) -> Tokens:
+        return state
+
+    def max_bytes(self, grid: Grid, dim: int) -> int:
+        return self.keep * (dim * 4 + 30) + 8 * grid.cells
+
+
+class TestMemory:
+    def test_it_streams(self):
+        method, tokens = Newest(), clip(B=1)
+        whole = method(tokens)
+        parts = [clip(T=1, B=1, seed=seed) for seed in range(3)]
+        state, outputs = None, []
+        pipeline = Pipeline([method])
+        for part in parts:
+            out, state = pipeline.step(part, state)
+            outputs.append(out)
+        same(pipeline.join(outputs), method(parts[-1]))
+        assert whole.count.tolist() == [8]
+        assert method.causal
+
+    def test_the_state_is_as_small_as_it_says(self):
+        tokens = clip(B=1)
+        state = Newest().push(tokens)
+        values = [state.features, state.positions, state.sizes, state.mask, state.assignment]
+        assert sum(value.numel() * value.element_size() for value in values) <= Newest().max_bytes(tokens.grid, 24)
+
+
+class EveryOther(FrameSelector):
+    def __init__(self, step: int = 2) -> None:
+        self.step = step
+
+    def select(self, times: Tensor, thumbnails: Tensor, **cues: Tensor) -> Selection:
+        index = torch.arange(0, len(times), self.step)
+        return Selection(index, torch.zeros_like(index))
+
+
+def test_a_frame_selector():
+    selector = EveryOther(3)
+    chosen = selector.select(torch.arange(7) / 10, torch.zeros(7, 3, 8, 8, dtype=torch.uint8))
+    assert chosen.index.tolist() == [0, 3, 6]
+    assert selector.spec == "EveryOther(step=3)"
+    assert selector.stage == "frames"
+
+
+class TestMethod:
+    def test_a_method_without_a_decision_says_so(self):
+        class Nothing(Method):
+            def __init__(self) -> None:
+                super().__init__()
+
+        with pytest.raises(NotImplementedError, match="Nothing must extend Reducer or Resampler"):
+            Nothing()(clip())
+
+    def test_one_that_cannot_be_built_again_is_refused_when_it_is_saved(self, tmp_path):
+        class Half(Reducer):
+            def __init__(self) -> None:
+                super().__init__()
+
+            def plan(self, tokens: Tokens) -> Plan:
+                return Plan.keep(tokens.mask & (torch.arange(tokens.N) % 2 == 0))
+
+        pipeline = Pipeline([Half()])
+        assert pipeline(clip()).count.tolist() == [60, 60]
+        with pytest.raises(ValueError, match="Half cannot be built again by name"):
+            pipeline.save_pretrained(tmp_path / "p")
+        assert not (tmp_path / "p").exists()
+
+    def test_the_full_grid_is_asked_for_when_a_pipeline_is_built(self):
+        with pytest.raises(ValueError, match=r"dycoke works on whole frames: put it before .* such as tome"):
+            Pipeline("tome(0.5) | dycoke")
+        with pytest.raises(ValueError, match="grt works on whole frames"):
+            Pipeline("rlt | grt")
+        Pipeline("uniform(1.0) | dycoke")  # everything is still there
+
+    @pytest.mark.parametrize("spec", ["dtd(0.5)", "evs(0.3)", "dycoke"])
+    def test_saved_tokens_know_what_dropping_means(self, spec, tmp_path):
+        """A cell that did not change takes the token that stood there last, also after saving, alone and in a batch."""
+        method = Pipeline(spec).methods[0]
+        tokens = clip(T=6)
+        out = method(tokens)
+        again = Tokens.load(out.save(tmp_path / "a.safetensors"))
+        back = again.unmerge()
+        by_time = out.assignment.reshape(2, 6, 30)
+        for b, t, s in ((0, 3, 4), (1, 5, 29), (1, 1, 0)):
+            stands = [int(by_time[b, u, s]) for u in range(t + 1) if by_time[b, u, s] >= 0]
+            y, x = divmod(s, 6)
+            assert torch.equal(back[b, t, y, x], out.features[b, stands[-1]])
+        later = Pipeline("random(0.9)").methods[0](again)
+        assert later.dropped == "held"
+
+    def test_bits(self):
+        assert math.isclose(Signs().bits, sum(map(math.log2, Signs.codebook_sizes)))

@@ -1,0 +1,170 @@
+"""A pipeline takes a video as whatever it is; what it cannot take gets one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fewtokens
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders import Patches
+from tests.helpers.clips import same
+
+
+@pytest.fixture(scope="module")
+def frames() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline("uniform(0.5)", Patches(8))
+
+
+def test_frames_in_every_form(pipeline, frames):
+    expected = pipeline(frames[None])
+    array = frames.numpy()
+    images = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    forms = [frames, array, array.transpose(0, 2, 3, 1), array[None], images, tuple(images), frames.float() / 255]
+    for form in forms:
+        same(pipeline(form), expected)
+    # A video that has times keeps them.
+    video = fewtokens.Video(frames, torch.tensor([0.0, 0.4, 1.0]))
+    assert pipeline(video).grid.times.tolist() == pytest.approx([0.0, 0.4, 1.0])
+    one = pipeline(frames[:1])
+    for form in (frames[0], array[0], array[0].transpose(1, 2, 0), images[0], images[:1]):
+        same(pipeline(form), one)
+
+
+def test_files(pipeline, frames, tmp_path):
+    path = fewtokens.video.write(frames.repeat(8, 1, 1, 1), tmp_path / "a.mp4", fps=8)
+    read = fewtokens.read(path, frames=16, size=224)
+    for form in (path, str(path), Path(path)):
+        same(pipeline(form), pipeline(read))
+    Image.fromarray(frames[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
+    assert pipeline(tmp_path / "a.png").grid.T == 1
+
+
+def test_a_list_is_a_batch(pipeline, frames, tmp_path):
+    together = pipeline([frames, frames[:2], fewtokens.Video(frames, torch.arange(3.0))])
+    assert together.grid.lengths.tolist() == [3, 2, 3]
+    for mine, form in zip(together, (frames, frames[:2], frames), strict=True):
+        same(mine, pipeline(form))
+    tokens = pipeline(frames)
+    assert len(Pipeline("random(5)")([tokens, tokens])) == 2
+
+
+@pytest.mark.parametrize(
+    ("video", "says"),
+    [
+        (5, "cannot read a video from int: give a path, a Video, frames"),
+        (None, "cannot read a video from NoneType"),
+        ({"a": 1}, "cannot read a video from dict"),
+        ([], "no video in an empty list"),
+        ([1, 2], "cannot read a video from int"),
+        (torch.zeros(4, 32, 32, 3, dtype=torch.uint8), "channels come first, so permute"),
+        (torch.zeros(32, 32, dtype=torch.uint8), r"frames must be \[3,H,W\], .* got \[32, 32\]"),
+        (torch.zeros(4, 4, 32, 32, dtype=torch.uint8), r"got \[4, 4, 32, 32\]"),
+        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), "nothing in frames"),
+        (torch.zeros(3, 32, 32, dtype=torch.int64), "uint8, or float in 0..1, got torch.int64"),
+        (np.zeros((3, 32, 32), dtype=np.int32), "uint8, or float in 0..1, got int32"),
+        (np.zeros((3, 32, 32), dtype=object), "uint8, or float in 0..1"),
+        ([Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))], "need one size"),
+        ("no/such/clip.mp4", "no such file"),
+    ],
+)
+def test_what_is_no_video_is_one_line(pipeline, video, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        pipeline(video)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_call(frames, tmp_path):
+    path = fewtokens.video.write(frames.repeat(8, 1, 1, 1), tmp_path / "a.mp4", fps=8)
+    tokens = fewtokens.tokenize(path, "tome", keep=20, frames=4, size=32)
+    assert isinstance(tokens, Tokens)
+    assert (tokens.count.tolist(), tokens.grid.T) == ([20], 4)
+    assert fewtokens.tokenize(frames, "tokenlearner('2/frame')", encoder=Patches(8)).count.tolist() == [6]
+    with pytest.raises(ValueError, match="keep is for methods given as a spec string"):
+        fewtokens.tokenize(frames, fewtokens.build("tome"), keep=3)
+
+
+def test_methods_by_name():
+    merging = fewtokens.list_methods("*merge*")
+    assert merging == ["merge_windows", "merge_windows_in_encoder"]
+    assert fewtokens.list_methods()[:2] == ["random", "uniform"]
+    assert "fastv" in fewtokens.list_methods(stage="llm")
+    assert "fastv" not in fewtokens.list_methods()
+    assert "perceiver" in fewtokens.list_methods(learned=True)
+    assert "perceiver" not in fewtokens.list_methods(learned=False)
+    assert fewtokens.list_methods(stage="pixels", learned=True) == ["length_embedding"]
+    assert fewtokens.create_method("tome", keep=0.5).keep == 0.5
+    for wrong, says in (
+        ({"name": "tomme"}, "did you mean tome"),
+        ({"name": "tome", "kep": 3}, "tome takes keep; not kep"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            fewtokens.create_method(**wrong)
+    with pytest.raises(ValueError, match="a stage is one of"):
+        fewtokens.list_methods(stage="nowhere")
+
+
+class TestTokensAsData:
+    def test_indexing(self, pipeline, frames):
+        tokens = pipeline([frames, frames[:1], frames[:2]])
+        assert len(tokens) == 3
+        assert [one.grid.T for one in tokens] == [3, 1, 2]
+        assert tokens[-1].grid.T == 2
+        assert tokens[1:].grid.lengths.tolist() == [1, 2]
+        assert tokens[torch.tensor([True, False, True])].grid.lengths.tolist() == [3, 2]
+        assert tokens[[2, 0]].grid.lengths.tolist() == [2, 3]
+        for wrong in (3, -4, [5]):
+            with pytest.raises(IndexError, match="numbered 0 to 2"):
+                tokens[wrong]
+        with pytest.raises(IndexError, match=r"booleans must be \[B\]"):
+            tokens[torch.tensor([True])]
+
+    def test_one_line_each(self, pipeline, frames):
+        tokens = pipeline(frames)
+        assert repr(tokens) == "Tokens(B=1, N=36, C=192, grid=3 x 4 x 6, float32, cpu)"
+        assert repr(tokens.grid) == "Grid(3 x 4 x 6)"
+        plan = fewtokens.create_method("uniform", keep=3).decide(tokens)
+        assert repr(plan) == "Plan(B=1, N=36 -> M=3, copies)"
+
+    def test_arrays_and_tables(self, pipeline, frames):
+        pandas = pytest.importorskip("pandas")
+        tokens = pipeline(
+            [fewtokens.Video(frames, torch.tensor([0.0, 0.5, 1.0])), fewtokens.Video(frames[:1], torch.zeros(1))]
+        )
+        arrays = tokens.numpy()
+        assert arrays["features"].shape == tuple(tokens.features.shape)
+        assert tokens.to(torch.bfloat16).numpy()["features"].dtype == np.float32
+        table = tokens.to_pandas()
+        assert isinstance(table, pandas.DataFrame)
+        assert len(table) == int(tokens.count.sum())
+        assert list(table.columns[:7]) == ["video", "token", "seconds", "t", "y", "x", "size"]
+        last = table[(table.video == 0)].iloc[-1]
+        assert (last.seconds, last.t) == (1.0, 2.0)
+        np.testing.assert_array_equal(last.filter(like="f").to_numpy(dtype=np.float32)[:192], arrays["features"][0, 35])
+
+    def test_from_a_model_of_transformers(self):
+        hidden = torch.randn(4, 1 + 6, 8)  # four frames, a class token each
+
+        class Outputs:
+            last_hidden_state = hidden
+
+        tokens = Tokens.from_hf(Outputs(), (4, 2, 3))
+        assert tokens.features.shape == (1, 24, 8)
+        assert tokens.prefix.shape == (1, 4, 8)
+        assert torch.equal(tokens.unmerge()[0, 2].flatten(0, 1), hidden[2, 1:])
+        assert torch.equal(Tokens.from_hf(hidden[:, 1:].reshape(1, 24, 8), (4, 2, 3)).features, tokens.features)
+        with pytest.raises(ValueError, match="do not fit a grid of 4 x 3 x 3"):
+            Tokens.from_hf(Outputs(), (4, 3, 3))
+        with pytest.raises(ValueError, match="last_hidden_state"):
+            Tokens.from_hf(hidden[0], (4, 2, 3))
