@@ -134,7 +134,8 @@ def _read_stream(folder: Path, number: int) -> object:
 
 _SPECS = [
     "tome(keep=0.25)", "rlt(tau=0.1) | kmeans(keep=32)", "tome(0.5) | scissor(tau=0.9)", "dycoke(0.7)",
-    "visionzip(keep=16, dominant=0.8)", "tokenlearner('8/frame', version='1.1')", "holitom(keep=0.1) | mean_pool(keep=0.5)",
+    "visionzip(keep=16, dominant=0.8)", "tokenlearner('8/frame', version='1.1')",
+    "holitom(keep=0.1) | mean_pool(keep=0.5)",
     "sttm(tau=0.8) | random(keep=8, seed=3)", "token_dynamics(keep=32, adaptive=True)", "evs(keep=0.3)",
     "perceiver(keep=16, layers=2)", "downsample(keep=(1, 2, 2))", "fastvid(keep=0.25)", "prunevid(tau=0.8)",
 ]  # fmt: skip

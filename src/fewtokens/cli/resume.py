@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from fewtokens.cli.common import log
+from fewtokens.cli.console import log
 from fewtokens.core import files
 from fewtokens.core.identity import source_of, with_current_names
 from fewtokens.core.plain import conform
@@ -122,7 +122,7 @@ def check_request(result: Path | str, made: dict[str, Any], request: dict[str, A
     plain, made = json.loads(json.dumps(request)), with_current_names(made)
     if changed := [name for name in plain if made.get(name) != plain[name]]:
         raise ValueError(
-            f"{result} was made with other settings ({', '.join(changed)}); say --overwrite, or give another --out"
+            f"{result} was made with other settings ({', '.join(changed)}); give --overwrite, or another --out"
         )
 
 
@@ -141,6 +141,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: they differ; names what, and both values where they are short.
     """
+
     plain = json.loads(json.dumps(settings))
     if not path.exists():
         files.write_json(path, plain)
@@ -168,6 +169,7 @@ def read_rows(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
+
     left_out = 0
     # A cut may lie inside of a letter.
     for number, line in enumerate(path.read_bytes().split(b"\n")):

@@ -139,13 +139,15 @@ class Method(Spec, nn.Module):
 
     def counts(self, tokens: Tokens) -> Tensor:
         """`planned_count` of every video of a batch, int64 [B], at most the tokens at hand."""
-        wanted = [self.planned_count(grid) for grid in tokens.grid.videos(tokens.B)]
-        return torch.tensor(wanted, device=tokens.device).minimum(tokens.count)
+        return torch.tensor(self.planned(tokens), device=tokens.device).minimum(tokens.count)
+
+    def planned(self, tokens: Tokens) -> list[int]:
+        """`planned_count` of every video of a batch, known without a look at the data."""
+        return [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
 
     def max_slots(self, tokens: Tokens) -> int:
         """An upper bound of `counts` that needs no look at the data: M for a plan of exact counts."""
-        wanted = [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
-        return min(tokens.N, max(wanted))
+        return min(tokens.N, max(self.planned(tokens)))
 
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
         """The next frames of a video.

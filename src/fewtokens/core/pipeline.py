@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,6 +22,7 @@ from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
 from fewtokens.core.method import CUES, STAGES, Method, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.load import load_encoder
 
 # Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
 _PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
@@ -293,8 +293,8 @@ class Pipeline(Pushable, nn.Module):
         spec, named = wanted["spec"], wanted["encoder"]
         if named is not None:
             if encoder is None:
-                load = import_module("fewtokens.encoders").load_encoder
-                encoder = load(named["id"], **(named.get("options", {}) | options))
+                more: dict[str, Any] = {**named.get("options", {}), **options}
+                encoder = load_encoder(named["id"], **more)
             assert encoder is not None
             if encoder.describe()["fingerprint"] != named["fingerprint"]:
                 raise ValueError(f"{folder}: was made with other weights of {named['id']} than those at hand")

@@ -36,7 +36,7 @@ from fewtokens.profiling.operations import count
 from fewtokens.profiling.prefill import prefill_gflops
 
 FULL = "full"
-# Other ways to run a method that `--methods all` compares too.
+# Other ways to run a method that `--with all` compares too.
 _ALSO = (
     "dtd(mode='pixel')",
     "tome_video(within='frame')",
@@ -95,7 +95,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
         ValueError: an unknown method, or one that this encoder cannot serve.
     """
     if methods.strip() != "all":
-        wanted = _split(methods)
+        wanted = split_specs(methods)
         for spec in wanted:
             Pipeline(registry.build(spec, dim=encoder.dim), encoder)
         return list(dict.fromkeys([*registry.BASELINES, *wanted]))
@@ -115,7 +115,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
     return fitting
 
 
-def _split(methods: str) -> list[str]:
+def split_specs(methods: str) -> list[str]:
     """Specs at commas that stand outside of brackets."""
     parts, depth = [""], 0
     for letter in methods:

@@ -58,5 +58,6 @@ class KMeans(Reducer):
 
     def plan(self, tokens: Tokens) -> Plan:
         if self.budget:
-            return fixed(tokens, self.counts(tokens), self.seed, self.iterations, self.tol)
+            most = self.max_slots(tokens)
+            return fixed(tokens, self.counts(tokens), self.seed, self.iterations, self.tol, most=most)
         return adaptive(tokens, self.criterion, self.k_min, self.k_max, self.seed, self.iterations, self.tol)

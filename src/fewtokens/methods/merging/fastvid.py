@@ -126,7 +126,9 @@ class FastVid(Method):
         to = torch.full_like(tokens.assignment[:, :1], -1).expand(-1, tokens.N).clone()
         own = torch.arange(T, device=tokens.device)
         # The j-th anchor frame of every segment at once, counted from its end.
-        for j in range(-(-int((choice.last - choice.first + 1).max()) // self.stride)):
+        # As many as the longest segment has; a graph that is traced cannot look.
+        longest = T if torch.compiler.is_compiling() else int((choice.last - choice.first + 1).max())
+        for j in range(-(-longest // self.stride)):
             where = choice.last - j * self.stride  # [B,T]
             inside = where >= choice.first
             where = where.clamp(min=0)
@@ -147,7 +149,7 @@ class FastVid(Method):
         weight = (1 / (number + 2)).clamp(min=self.beta)[..., None]
         mixed = weight * wide + (1 - weight) * (gathered + wide) / (number[..., None] + 1)
         mixed = torch.where((number > 0)[..., None], mixed.to(tokens.features.dtype), tokens.features)
-        kept = Plan.keep(chosen)
+        kept = Plan.keep(chosen, self.max_slots(tokens))
         assert kept.dest is not None
         dest = torch.where(chosen | (to < 0), kept.dest, kept.dest.gather(1, to.clamp(min=0)))
         return tokens.apply(Plan(kept.count, kept.num_slots, dest)).replace(features=kept.move(mixed)).ordered()

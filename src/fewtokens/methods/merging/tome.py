@@ -31,4 +31,4 @@ class Tome(Reducer):
         self.take_budget(keep)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        return merge_to(tokens, self.counts(tokens))
+        return merge_to(tokens, self.counts(tokens), self.planned(tokens))

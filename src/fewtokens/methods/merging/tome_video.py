@@ -44,7 +44,7 @@ class TomeVideo(Reducer):
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         if self.within == "video":
             shifted = _shifted(tokens)
-            return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens)))
+            return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens), self.planned(tokens)))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         return merge_within(tokens, frame, share_out(self.counts(tokens), sizes_of(frame, tokens.grid.T)))
 

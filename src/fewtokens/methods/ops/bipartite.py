@@ -5,6 +5,8 @@ Token Merging (ToMe), arXiv 2210.09461, section 3. Written from the published al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,7 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor
     return torch.cat(best, dim=1), torch.cat(index, dim=1)
 
 
-def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
+def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: int | None = None) -> Plan:
     """Merges up to `r` tokens, each into its most similar one of the other half.
 
     Tokens at even places (set A) each choose their most similar token at an odd place (set B); the `r` best
@@ -53,6 +55,7 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     Args:
         metric: [B,N,D], what similarity is measured on; cosine, taken in float32.
         r: how many tokens to take away, one number or one for each video; at most half of them go.
+        num_slots: an upper bound of the tokens that are left, where it is known without a look at the data.
     """
     B, N = tokens.mask.shape
     metric = F.normalize(metric.float(), dim=2)
@@ -67,9 +70,10 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     best, match = best_match(a, b, None if dense else real_b)
     best = best.masked_fill(~real_a, -torch.inf)
 
-    # The longest video has no padding, so the width is known without a look at the data.
+    # The longest video has no padding, so the number of slots is known without a look at the data.
     merged = torch.as_tensor(r, device=metric.device).minimum(tokens.count // 2)[:, None]  # [B,1]
-    width = N - min(r, N // 2) if isinstance(r, int) else int((tokens.count - merged[:, 0]).max())
+    if num_slots is None:
+        num_slots = N - min(r, N // 2) if isinstance(r, int) else int((tokens.count - merged[:, 0]).max())
     order = best.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
@@ -83,18 +87,34 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     dest[:, 1 - first :: 2] = place_b
     # A video of which nothing goes stays in its order, whatever happens to the others of the batch.
     dest = torch.where(merged > 0, dest, torch.arange(N, device=metric.device))
-    return Plan(tokens.count - merged[:, 0], width, dest.masked_fill(~tokens.mask, -1))
+    return Plan(tokens.count - merged[:, 0], num_slots, dest.masked_fill(~tokens.mask, -1))
 
 
-def merge_to(tokens: Tokens, target: Tensor) -> Plan:
+def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = None) -> Plan:
     """Merges the most similar pairs, step by step, until no video has more than its `target` [B] tokens.
 
     Tokens come out in the order of their mean time, row and column.
+
+    Args:
+        tokens: [B,N,C].
+        target: int64 [B].
+        planned: the same numbers (or larger ones, where a video has fewer tokens) as far as they are known without a
+            look at the data; needed where a graph is traced, whose steps are then as many as the smallest one needs.
     """
     # Means of one step are matched in the next one: they are not rounded in between.
     half = tokens.features.dtype in (torch.float16, torch.bfloat16)
     merged = tokens.to(torch.float32) if half else tokens.replace(features=tokens.features.detach())
+    if planned is not None and torch.compiler.is_compiling():
+        bound, slots = tokens.N, tokens.N
+        while bound > min(planned):
+            bound = -(-bound // 2)
+            slots = max(min(max(planned), slots), -(-slots // 2))
+            merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged, slots))
+        return Plan.from_assignment(tokens, merged.ordered())
     while bool((merged.count > target).any()):
-        r = (merged.count - target).clamp(min=0)
-        merged = merged.apply(bipartite_plan(merged.features, r, merged))
+        merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged))
     return Plan.from_assignment(tokens, merged.ordered())
+
+
+def _excess(tokens: Tokens, target: Tensor) -> Tensor:
+    return (tokens.count - target).clamp(min=0)

@@ -31,7 +31,9 @@ def assign(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Assignment:
     B, K, C = centres.shape
     unused = torch.arange(K, device=x.device) >= k[:, None]
     labels, best, sums, counts = [], [], x.new_zeros(B, K, C), x.new_zeros(B, K)
-    masked, some_unused = not bool(real.all()), bool(unused.any())
+    # A graph that is traced cannot look, so it does everything that may be needed.
+    traced = torch.compiler.is_compiling()
+    masked, some_unused = traced or not bool(real.all()), traced or bool(unused.any())
     block = max(1, _ENTRIES_AT_ONCE // (B * max(C, K)))
     for rows, true in zip(x.split(block, 1), real.split(block, 1), strict=True):
         similarity = rows @ centres.transpose(1, 2)
@@ -44,9 +46,11 @@ def assign(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Assignment:
         best.append(value)
     label, value = torch.cat(labels, 1), torch.cat(best, 1)
     empty = (counts == 0) & ~unused
-    if bool(empty.any()):
-        label = _fill(label, value, real, empty)
-        sums = _add_by_label(torch.zeros_like(sums), x * real[..., None], label)
+    if traced or bool(empty.any()):
+        filled = _fill(label, value, real, empty)
+        again = _add_by_label(torch.zeros_like(sums), x * real[..., None], filled)
+        some = empty.any()
+        label, sums = torch.where(some, filled, label), torch.where(some, again, sums)
         counts = torch.zeros_like(counts).scatter_add_(1, label, real.to(x.dtype))
     distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
     return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
@@ -92,7 +96,8 @@ def lloyd(x: Tensor, real: Tensor, centres: Tensor, k: Tensor, iterations: int, 
         moved = torch.where(active[:, None, None], moved, centres)
         active = active & ((moved - centres).square().sum((1, 2)).sqrt() > tol)
         centres = moved
-        if not bool(active.any()):
+        # A graph that is traced cannot look; what has converged stays as it is.
+        if not torch.compiler.is_compiling() and not bool(active.any()):
             break
     return centres
 
@@ -108,7 +113,7 @@ def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
     """
     far = real.double()
     chosen: list[Tensor] = []
-    for row in draws.double():
+    for row in draws.double().unbind(0):
         # Where every row equals some centre already, draw among all of them.
         chance = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
         index = torch.searchsorted(chance, row * chance[:, -1:], right=True).clamp(max=x.shape[1] - 1)  # [B,L]

@@ -28,11 +28,16 @@ def check_bounds(k_min: int, k_max: int) -> None:
         raise ValueError(f"k_min and k_max must be 1 <= k_min <= k_max, got {k_min} and {k_max}")
 
 
-def fixed(tokens: Tokens, k: Tensor, seed: int = 0, iterations: int = 50, tol: float = 1e-4) -> Plan:
-    """Merges the tokens of each video into k [B] clusters, exactly so many wherever there are tokens enough."""
+def fixed(
+    tokens: Tokens, k: Tensor, seed: int = 0, iterations: int = 50, tol: float = 1e-4, *, most: int | None = None
+) -> Plan:
+    """Merges the tokens of each video into k [B] clusters, exactly that many if there are enough tokens.
+
+    `most` is an upper bound of k, where it is known without a look at the data.
+    """
     x, real = F.normalize(tokens.features.float(), dim=2), tokens.mask
-    centres = spherical.lloyd(x, real, _seed(x, real, k, seed), k, iterations, tol)
-    return _merge(tokens, x, centres, k)
+    centres = spherical.lloyd(x, real, _seed(x, real, most or int(k.max()), seed), k, iterations, tol)
+    return _merge(tokens, x, centres, k, exact=most is not None)
 
 
 def adaptive(
@@ -49,7 +54,7 @@ def adaptive(
     x = F.normalize(tokens.features.float(), dim=2)
     few, real = _sample(x, tokens.count)
     count = real.sum(1)
-    centres = _seed(few, real, torch.full_like(count, k_min), seed)
+    centres = _seed(few, real, k_min, seed)
     fits, scores = [], []
     for k in range(k_min, k_max + 1):
         limit = count.clamp(max=k)
@@ -66,12 +71,12 @@ def adaptive(
     return _merge(tokens, x, chosen, (best + k_min).minimum(count))
 
 
-def _merge(tokens: Tokens, x: Tensor, centres: Tensor, k: Tensor) -> Plan:
-    return Plan.group(spherical.assign(x, tokens.mask, centres, k).labels, tokens, centres.shape[1])
+def _merge(tokens: Tokens, x: Tensor, centres: Tensor, k: Tensor, *, exact: bool = False) -> Plan:
+    labels = spherical.assign(x, tokens.mask, centres, k).labels
+    return Plan.group(labels, tokens, centres.shape[1], num_slots=centres.shape[1] if exact else None)
 
 
-def _seed(x: Tensor, real: Tensor, k: Tensor, seed: int) -> Tensor:
-    centres = int(k.max())
+def _seed(x: Tensor, real: Tensor, centres: int, seed: int) -> Tensor:
     draws = uniform_hash(seed, centres * _DRAWS, x.device).reshape(centres, _DRAWS)
     return spherical.plus_plus(x, real, draws)
 
