@@ -377,6 +377,19 @@ def _read_pretraining(folder: Path, number: int) -> object:
     return list(model.state_dict().values())
 
 
+def _make_encoder(folder: Path) -> None:
+    from fewtokens.encoders import ViT, ViTConfig, VitEncoder
+
+    torch.manual_seed(0)
+    config = ViTConfig(dim=32, depth=1, num_heads=2, patch_size=8, image_size=(16, 16), num_registers=1)
+    VitEncoder(ViT(config)).save_pretrained(folder)
+
+
+def _read_encoder(folder: Path, number: int) -> object:
+    encoder = load_encoder(str(folder))
+    return [encoder.describe()["options"], *encoder.state_dict().values()]
+
+
 def _make_hf(folder: Path) -> None:
     import transformers
 
@@ -526,6 +539,10 @@ TARGETS = [
     ),
     Target(
         "pre-training folder", 200, _make_pretraining, _read_pretraining,
+        {"config.json": mutate.change_json, "*.safetensors": mutate.change_safetensors},
+    ),
+    Target(
+        "encoder folder", 200, _make_encoder, _read_encoder,
         {"config.json": mutate.change_json, "*.safetensors": mutate.change_safetensors},
     ),
     Target(

@@ -9,7 +9,7 @@ from fewtokens.core import registry
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder
 from fewtokens.encoders.export import FrameEncoder, export_onnx
 
-MERGING = "tome(keep=0.4, stage='encoder')"
+MERGING = "tome_in_encoder(keep=0.4)"
 
 
 def encoder(proportional: str = "channels") -> VitEncoder:
@@ -47,7 +47,7 @@ def test_is_the_encoder_frame_by_frame():
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("spec", "proportional"),
-    [(MERGING, "channels"), (MERGING, "bias"), ("tome(r=(5, -0.5), stage='encoder')", "none"), ("", "channels")],
+    [(MERGING, "channels"), (MERGING, "bias"), ("tome_in_encoder(r=(5, -0.5))", "none"), ("", "channels")],
 )
 def test_torch_export(spec, proportional):
     module = exportable(spec, proportional=proportional)

@@ -92,6 +92,20 @@ class TestMoves:
         assert (made.decode is None) == (kind != "patches")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_to_cuda_and_frames_from_the_cpu(kind, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pipeline = Pipeline("uniform(5)", encoder(kind, tmp_path).cpu())
+    wanted = pipeline(video()).features
+    features = pipeline.to("cuda")(video()).features
+    assert features.device.type == "cuda"
+    torch.testing.assert_close(features.cpu(), wanted, rtol=1e-3, atol=1e-3)
+    assert torch.equal(pipeline(video().cuda()).features, features)
+
+
 def test_patches_have_a_way_back_in_any_dtype():
     made = Patches(8)
     frames = video()

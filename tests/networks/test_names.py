@@ -164,7 +164,7 @@ class TestOneViT:
         ("changes", "says"),
         [
             ({"class_token": True}, "class token goes with head"), ({"antialias": True}, "antialias is for"),
-            ({"num_registers": 1, "learner": "tokenlearner(3)"}, "no registers"),
+            ({"num_registers": 1, "learner": "tokenlearner('3/frame')"}, "no registers"),
             ({"num_registers": 1, "attention": "factorised_self"}, "no registers"),
         ],
     )  # fmt: skip
@@ -173,7 +173,7 @@ class TestOneViT:
             self.config(**changes)
 
     def test_methods_act_between_plain_blocks(self):
-        model = models.VisionTransformer(self.config(learner="tokenlearner(3)"))
+        model = models.VisionTransformer(self.config(learner="tokenlearner('3/frame')"))
         with pytest.raises(ValueError, match="no learner"):
             model.walk(None)
 

@@ -134,7 +134,7 @@ def make_vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
     try:
         return ViTConfig(**current)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 
 def refuse_unknown(values: Mapping[str, Any], kind: Any, where: str) -> None:

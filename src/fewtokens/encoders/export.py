@@ -20,7 +20,7 @@ from fewtokens.encoders.vit_encoder import VitEncoder
 class FrameEncoder(nn.Module):
     """Frames in, few tokens of each out, without a look at the data: counts follow from shapes.
 
-        program = torch.export.export(FrameEncoder(encoder, build("tome(keep=0.25, stage='encoder')")), (frames,))
+        program = torch.export.export(FrameEncoder(encoder, build("tome_in_encoder(keep=0.25)")), (frames,))
         torch.onnx.export(FrameEncoder(encoder, methods), (frames,), "vit.onnx", dynamo=True)
 
     Args:

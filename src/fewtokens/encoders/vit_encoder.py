@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class _Saved(TypedDict):
     """The config.json of a saved encoder."""
 
     config: dict[str, Any]
-    proportional: str
+    proportional: Literal["channels", "bias", "none"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
