@@ -39,7 +39,7 @@ PIXELS = 32
 def random_encoder() -> VitEncoder:
     """A ViT-Ti/16 as it is drawn."""
     torch.manual_seed(0)
-    return VitEncoder(ViT(ViTConfig(width=192, depth=12, heads=3)).eval(), name="random ViT-Ti/16, seed 0")
+    return VitEncoder(ViT(ViTConfig(dim=192, depth=12, num_heads=3)).eval(), name="random ViT-Ti/16, seed 0")
 
 
 def recorded(task: str, protocol: Cloning, horizon: int, hold: int, path: Path) -> Path:

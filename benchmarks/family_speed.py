@@ -46,7 +46,7 @@ from fewtokens.video import read
 from reduce_speed import video_tokens
 
 KEEP = 0.25
-SIZES = {"ViT-S": {"width": 384, "heads": 6}, "ViT-B": {"width": 768, "heads": 12}}
+SIZES = {"ViT-S": {"dim": 384, "num_heads": 6}, "ViT-B": {"dim": 768, "num_heads": 12}}
 
 # name -> the loops, given features and the method; and whether they are quadratic in the video.
 Loops = Callable[[np.ndarray, "object"], list]
@@ -139,7 +139,7 @@ def _same(out: Tokens, expected: list) -> float:
 
 def _encoding(frames: int, device: str) -> float:
     """Milliseconds of ViT-S/14 for so many frames of 14x14 patches."""
-    vit = ViT(ViTConfig(patch=14)).eval().to(device)
+    vit = ViT(ViTConfig(patch_size=14)).eval().to(device)
     video = torch.rand(1, frames, 3, 196, 196)
     return time_side_by_side({"encode": lambda: VitEncoder(vit)(video)}, 3)["encode"]["median"]
 

@@ -69,21 +69,22 @@ class Case:
 _TRAINING = "--device cpu --set log_every=1 --set eval_every=1"
 CASES = (
     Case("tokenize", "tokenize IN/videos/*.mp4 --with tome(keep=0.2) --frames 12 --size 64 --out OUT"),
-    Case("tokenize --stream", "tokenize IN/long.mp4 --stream --chunk 8 --with evs(tau=0.3) --size 64 --out OUT"),
+    Case("tokenize --chunked", "tokenize IN/long.mp4 --chunked --chunk 8 --with evs(tau=0.3) --size 64 --out OUT"),
     Case(
-        "bench", "bench IN/videos --methods evs,rlt --keep 0.3,0.1 --frames 6 --size 64 --repeats 1 --out OUT",
+        "bench", "bench IN/videos --with evs,rlt --keep 0.3,0.1 --frames 6 --size 64 --repeats 1 --out OUT",
         measured=(".md", ".html", ".png", ".csv"),
     ),
-    Case("train", f"train vit_nano8 --data IN/pictures --size 16 --batch 8 --epochs 5 {_TRAINING} --set save_every=4 "
-         "--workers 2 --out OUT", trains=True),
+    Case("train", f"train classify vit_nano8 --data IN/pictures --size 16 --batch 8 --epochs 5 {_TRAINING} "
+         "--set save_every=4 --workers 2 --out OUT", trains=True),
     Case("train tobo", f"train tobo IN/frames --size 16 --batch 4 --steps 24 {_TRAINING} --set save_every=5 "
-         "--workers 1 --set patch=8 --set width=16 --set heads=2 --set depth=1 --set decoder_depth=1 --set shown=2 "
-         "--set visits=4 --set max_gap=4 --out OUT", trains=True),
+         "--workers 1 --set patch_size=8 --set dim=16 --set num_heads=2 --set depth=1 --set decoder_depth=1 "
+         "--set shown=2 --set visits=4 --set max_gap=4 --out OUT", trains=True),
     Case("train video-llm", "train video-llm --data IN/talks/train.jsonl --encoder IN/vit --llm IN/llm --pool 2 "
          f"--with tome(keep=4) --frames 4 --size 32 --batch 2 {_TRAINING} --set steps=16 --set save_every=4 "
          "--set lr=0.01 --set workers=1 --val IN/talks/train.jsonl --out OUT", trains=True),
     Case("train frames", "train frames IN/videos --size 32 --out OUT"),
-    Case("eval davis", "eval davis --data IN/DAVIS --encoder patches --size native --video --device cpu --out OUT"),
+    Case("eval davis", "eval davis --data IN/DAVIS --encoder patches --score-size native --write-videos --device cpu "
+         "--out OUT"),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`fewtokens tokenize --stream` over files of 1, 10 and 30 minutes: the memory stays, the tokens are the same.
+"""`fewtokens tokenize --chunked` over files of 1, 10 and 30 minutes: the memory stays, the tokens are the same.
 
     python benchmarks/stream_long.py
 
@@ -65,7 +65,7 @@ if __name__ == "__main__":
             # In a process of its own: what this one holds would count as the peak of those that it starts.
             subprocess.run([sys.executable, __file__, str(video), str(minutes)], check=True)
             words = ("--with", "rlt", "--size", "112")
-            seconds, peak = run("tokenize", str(video), "--stream", *words, "--out", str(folder / "s"))
+            seconds, peak = run("tokenize", str(video), "--chunked", *words, "--out", str(folder / "s"))
             tokens = load(folder / "s" / video.stem)
             row = {
                 "minutes": minutes,

@@ -67,7 +67,7 @@ def random_encoder(work: Path, seed: int) -> Path:
     folder = work / f"random-{seed}"
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(seed)
-        save_encoder(ToBo(ToBoConfig(**NETWORK, size=(64, 64))), folder)
+        save_encoder(ToBo(ToBoConfig(**NETWORK, image_size=(64, 64))), folder)
     return folder
 
 
@@ -113,8 +113,8 @@ def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int)
     pools = () if name in ABLATIONS else ("mean",) if encoder == "patches" else ("class", "mean")
     for pool in pools:
         found = asked(
-            folder / f"linear_{pool}.json", "eval", "linear", encoder, "--data", str(DATA / "sign_digits" / "Dataset"),
-            "--size", str(size), "--pool", pool,
+            folder / f"linear_{pool}.json", "eval", "linear", "--encoder", encoder, "--data",
+            str(DATA / "sign_digits" / "Dataset"), "--size", str(size), "--feature", pool,
         )  # fmt: skip
         scores[f"linear, {pool}"] = next(value for key, value in found.items() if key.endswith("top1"))
     if name in RUNS:

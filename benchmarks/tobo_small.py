@@ -55,8 +55,8 @@ SIDE, MADE, LENGTH, STEPS = 144, 1000, 64, 8_000
 TIMED = 50
 # Real clips are listed so many times, that half of what is seen is real.
 REAL_TIMES = 100
-NETWORK = {"width": 128, "depth": 4, "heads": 2, "patch": 8, "decoder_width": 96, "decoder_depth": 2,
-           "decoder_heads": 2}  # fmt: skip
+NETWORK = {"dim": 128, "depth": 4, "num_heads": 2, "patch_size": 8, "decoder_dim": 96, "decoder_depth": 2,
+           "decoder_num_heads": 2}  # fmt: skip
 
 # Ablations: name -> objective and what differs from its preset, in SHORT of the steps.
 SHORT = 1 / 4

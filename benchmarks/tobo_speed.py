@@ -30,19 +30,19 @@ from fewtokens.networks.pretraining import SiamMae, SiamMaeConfig, ToBo, ToBoCon
 from fewtokens.profiling.memory import peak_memory
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "small, 64 px": {"width": 192, "depth": 6, "heads": 3, "patch": 8, "size": (64, 64), "decoder_width": 128,
-                     "decoder_depth": 4, "decoder_heads": 4},
+    "small, 64 px": {"dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8, "image_size": (64, 64),
+                     "decoder_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4},
     "ViT-S/16, 224 px": {},
 }  # fmt: skip
-TINY = {"tiny": {"width": 32, "depth": 2, "heads": 2, "patch": 8, "size": (32, 32), "decoder_width": 32,
-                 "decoder_depth": 2, "decoder_heads": 2}}  # fmt: skip
+TINY = {"tiny": {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": (32, 32), "decoder_dim": 32,
+                 "decoder_depth": 2, "decoder_num_heads": 2}}  # fmt: skip
 
 
 def two_passes(model: ToBo, frames: Tensor, noise: Tensor) -> Tensor:
     """The same loss, each path from its own encodings and through the decoder by itself."""
     config, decoder = model.config, model.decoder
     source, target = model.split(frames)
-    wanted = pixel_targets(target, config.patch)
+    wanted = pixel_targets(target, config.patch_size)
     losses = []
     for path in ("tobo", "siam"):
         mask = random_mask(noise, config.mask_ratio)
@@ -75,7 +75,7 @@ def measure(shape: dict[str, Any], batch: int, precision: torch.dtype | None, re
     torch.manual_seed(0)
     model = ToBo(ToBoConfig(**shape)).to(device)
     siam = SiamMae(SiamMaeConfig(**shape, mask_ratio=model.config.mask_ratio)).to(device)
-    frames = torch.randint(256, (batch, 2, 3, *model.config.size), device=device).byte()
+    frames = torch.randint(256, (batch, 2, 3, *model.config.image_size), device=device).byte()
     noise = torch.rand(batch, model.config.patches, device=device)
     ways: dict[str, tuple[torch.nn.Module, Callable[[], Tensor]]] = {
         "fewtokens": (model, lambda: model(frames, noise)["loss"]),

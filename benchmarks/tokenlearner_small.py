@@ -53,7 +53,7 @@ PARTS = RESULTS / "tokenlearner_small"
 RUNS = Path(tempfile.gettempdir()) / "tokenlearner_small"
 SEEDS = (0, 1, 2)
 
-IMAGE = {"width": 64, "depth": 8, "heads": 4, "patch": 6, "size": (48, 48), "classes": 10}
+IMAGE = {"dim": 64, "depth": 8, "num_heads": 4, "patch_size": 6, "image_size": (48, 48), "num_classes": 10}
 IMAGES: dict[str, dict[str, Any]] = {
     "ViT": {},
     "8 tokens at 1/2": {"learner": "tokenlearner('8/frame')", "at": 4},
@@ -71,7 +71,8 @@ IMAGES: dict[str, dict[str, Any]] = {
     "pool + MLP 8 at 1/2": {"learner": "pool_mlp('8/frame')", "at": 4},
 }
 CLIP = {
-    "width": 64, "depth": 4, "heads": 4, "patch": 4, "tubelet": 2, "frames": 8, "size": (24, 24), "classes": 40,
+    "dim": 64, "depth": 4, "num_heads": 4, "patch_size": 4, "tubelet_size": 2, "num_frames": 8, "image_size": (24, 24),
+    "num_classes": 40,
 }  # fmt: skip
 VIDEOS: dict[str, dict[str, Any]] = {
     "ViViT, joint": {},

@@ -54,13 +54,13 @@ def whole(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any
             batch *= 16
         networks = {}
         for each in (plain_name, name):
-            network = models.build(each, size=(size, size)).to(device, dtype).eval()
+            network = models.build(each, image_size=(size, size)).to(device, dtype).eval()
             networks[each] = torch.compile(network) if compiled else network
-        clip = torch.rand(batch, networks[name].config.frames, 3, size, size, device=device)
+        clip = torch.rand(batch, networks[name].config.num_frames, 3, size, size, device=device)
         times = time_side_by_side({each: lambda n=network, c=clip: n(c) for each, network in networks.items()}, 7)
         flops, kept = {}, {}
         for each in (plain_name, name):
-            on_meta = models.on_meta(each, size=(size, size))
+            on_meta = models.on_meta(each, image_size=(size, size))
             one = torch.empty(1, *clip.shape[1:], device="meta")
             flops[each] = count(on_meta, one).by("paper")
             with torch.enable_grad():
@@ -107,8 +107,8 @@ def print_peaks() -> None:
     peaks = {}
     for plain_name, name, size, batch in NETWORKS:
         for each in (plain_name, name):
-            network = models.build(each, size=(size, size)).eval()
-            clip = torch.rand(batch, network.config.frames, 3, size, size)
+            network = models.build(each, image_size=(size, size)).eval()
+            clip = torch.rand(batch, network.config.num_frames, 3, size, size)
             network(clip)
             peaks[f"{each} {size} {batch}"] = _most(lambda n=network, c=clip: n(c))
     for version, shape in MODULES:
@@ -130,12 +130,12 @@ def _most(run: Any) -> float:
 def parts() -> list[dict[str, Any]]:
     """The pieces of one network, each timed on what it is given there."""
     size, batch = 224, 8
-    network = models.build("tokenlearner_vit_s16_8at6", size=(size, size)).eval()
+    network = models.build("tokenlearner_vit_s16_8at6", image_size=(size, size)).eval()
     clip = torch.rand(batch, 1, 3, size, size)
-    x = network.embed(clip).flatten(1, 3)
+    x = network.embed(network.prepare(clip)).flatten(1, 3)
     few, _ = network.learners["6"].learn(x.reshape(batch, 14, 14, -1))
     runs = {
-        "patch embedding": (lambda: network.embed(clip), 1),
+        "patch embedding": (lambda: network.embed(network.prepare(clip)), 1),
         "one block on 196 tokens": (lambda: network.blocks[0](x), 6),
         "the learner": (lambda: network.learners["6"].learn(x.reshape(batch, 14, 14, -1)), 1),
         "one block on 8 tokens": (lambda: network.blocks[6](few), 6),

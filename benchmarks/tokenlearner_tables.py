@@ -46,7 +46,7 @@ IMAGE_AND_VIDEO: list[tuple[str, str, str, int, dict[str, Any], float, float | N
     ("1", "S/32 (22) 384, 8-TL at 11 (remembered)", "tokenlearner_vit_s32_22_8at11", 384, {}, 3.3, None),
     ("1", "B/32 (20) 384, 8-TL at 10 (remembered)", "tokenlearner_vit_b32_20_8at10", 384, {}, 11.5, None),
     ("1", "B/16 (21) 384, 8-TL at 10 (remembered)", "tokenlearner_vit_b16_21_8at10", 384, {}, 47.1, None),
-    ("2", "L/8 24+11, 16-TL, 18,291 classes", "tokenlearner_vit_l8_35_16at18", 512, {"classes": 18291}, 0, 464),
+    ("2", "L/8 24+11, 16-TL, 18,291 classes", "tokenlearner_vit_l8_35_16at18", 512, {"num_classes": 18291}, 0, 464),
 ]
 # module, parameters in millions and GFLOPs as printed, whether the printed digits can be met
 MODULES = [
@@ -71,8 +71,8 @@ NOTES = {
 def image_and_video() -> list[dict[str, Any]]:
     rows = []
     for table, title, name, size, changes, printed, params in IMAGE_AND_VIDEO:
-        network = models.on_meta(name, size=(size, size), **changes)
-        counted = count(network, torch.empty(1, network.config.frames, 3, size, size, device="meta"))
+        network = models.on_meta(name, image_size=(size, size), **changes)
+        counted = count(network, torch.empty(1, network.config.num_frames, 3, size, size, device="meta"))
         assert not counted.unknown, counted.unknown
         ours = counted.by("paper")
         rows.append(
@@ -122,7 +122,7 @@ def avid() -> list[dict[str, Any]]:
     rows = []
     base = 0.0
     for module, printed in AVID:
-        network = models.on_meta("x2plus1d_m", module=module, classes=887)
+        network = models.on_meta("x2plus1d_m", module=module, num_classes=887)
         ours = count(network, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video")
         base = base or ours
         rows.append(

@@ -64,8 +64,9 @@ class Seer(nn.Module):
 
     def __init__(self, encoder: VitEncoder) -> None:
         super().__init__()
-        self.frames, self.encoder = encoder, encoder.vit
-        self.head = nn.Linear(encoder.width * POOL**2, len(LOOKS) + 1 + len(COLOURS) + 1 + 2)
+        self.encoder = encoder.vit
+        object.__setattr__(self, "frames", encoder)  # not registered, so that its ViT has one name
+        self.head = nn.Linear(encoder.dim * POOL**2, len(LOOKS) + 1 + len(COLOURS) + 1 + 2)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.frames(frames)[0].features

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import normalise, patchify
+from fewtokens.encoders.frames import normalize, patchify
 from fewtokens.methods.merging.visionzip import VisionZip
 from fewtokens.methods.merging.visual_words import CLIP_MEAN, CLIP_STD, VisualWords, fit_words, save_words
 from fewtokens.methods.pooling.dynamic_pool import DynamicPool
@@ -48,7 +48,7 @@ def _visionzip(peers: Path, features: Features, normalize: bool, why: str) -> Ag
 
     own = SimpleNamespace(vision_tower=Tower(), device="cpu", dtype=torch.float32)
     theirs, _ = code.CLIPVisionTower_VisionZip.forward(own, torch.zeros(T))
-    method = VisionZip(T * 64, contextual=10 / 64, normalize=normalise)
+    method = VisionZip(T * 64, contextual=10 / 64, normalize=normalize)
     ours = method(x, attention=features.cue("attention"), keys=features.cue("keys"))
     return Agreement(*same_rows(ours.features[0], theirs[:, 1:].flatten(0, 1)), why)
 
@@ -95,7 +95,7 @@ def _words(peers: Path, features: Features, inter: bool = False) -> tuple[torch.
     torch.nn.Module.__init__(module)
     module.patch_size = PATCH
     T, side = len(frames), frames.shape[2] // PATCH
-    return normalise(frames, CLIP_MEAN, CLIP_STD), Tokens.from_cells(torch.zeros(1, T, side, side, 1)), module
+    return normalize(frames, CLIP_MEAN, CLIP_STD), Tokens.from_cells(torch.zeros(1, T, side, side, 1)), module
 
 
 def dynamic_pool(peers: Path, features: Features) -> Agreement:

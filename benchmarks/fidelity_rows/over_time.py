@@ -9,7 +9,7 @@ import torch
 
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, patchify
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalize, patchify
 from fewtokens.methods.merging.holitom import HoliTom
 from fidelity_rows import PATCH, Agreement, Features, Row, load, same_places, same_rows
 
@@ -81,7 +81,7 @@ def _dtd(peers: Path, features: Features, spec: str, by: str, tau: float, absolu
     file = peers / "TimeChat-Online" / "eval" / "qwen2_5_vl" / "modeling_qwen2_5_vl_DTD.py"
     code = load(file, "transformers", "flash_attn")
     code.OPENAI_CLIP_MEAN, code.OPENAI_CLIP_STD = IMAGENET_MEAN, IMAGENET_STD
-    unit = normalise(frames, IMAGENET_MEAN, IMAGENET_STD).unflatten(0, (T, 2))  # t p c (y a q) (x b r)
+    unit = normalize(frames, IMAGENET_MEAN, IMAGENET_STD).unflatten(0, (T, 2))  # t p c (y a q) (x b r)
     unit = unit.unflatten(4, (side, 2, PATCH)).unflatten(3, (side, 2, PATCH))  # t p c y a q x b r
     flat = unit.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(T * side * side * 4, -1)
     ids = torch.tensor([[0, *[2] * x.N, 1]])
@@ -116,7 +116,7 @@ def rlt(peers: Path, features: Features) -> Agreement:
     frames = features.frames().float().div(255)
     T, side = frames.shape[1] // 2, frames.shape[3] // PATCH
     code = load(peers / "rlt" / "src" / "models" / "static_token_utils.py", "ipdb")
-    unit = normalise(frames, IMAGENET_MEAN, IMAGENET_STD).transpose(1, 2)
+    unit = normalize(frames, IMAGENET_MEAN, IMAGENET_STD).transpose(1, 2)
     mask = code.batched_find_idxs_to_keep(unit, threshold=0.1, tubelet_size=2, patch_size=PATCH)
     lengths = code.batched_get_token_lengths(mask, 1, (T, side, side))
     (method,) = registry.build("rlt(0.1)")

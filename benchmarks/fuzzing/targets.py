@@ -134,7 +134,8 @@ def _read_stream(folder: Path, number: int) -> object:
 
 _SPECS = [
     "tome(keep=0.25)", "rlt(tau=0.1) | kmeans(keep=32)", "tome(0.5) | scissor(tau=0.9)", "dycoke(0.7)",
-    "visionzip(keep=16, dominant=0.8)", "tokenlearner('8/frame', version='1.1')", "holitom(keep=0.1) | mean_pool(keep=0.5)",
+    "visionzip(keep=16, dominant=0.8)", "tokenlearner('8/frame', version='1.1')",
+    "holitom(keep=0.1) | mean_pool(keep=0.5)",
     "sttm(tau=0.8) | random(keep=8, seed=3)", "token_dynamics(keep=32, adaptive=True)", "evs(keep=0.3)",
     "perceiver(keep=16, layers=2)", "downsample(keep=(1, 2, 2))", "fastvid(keep=0.25)", "prunevid(tau=0.8)",
 ]  # fmt: skip
@@ -350,7 +351,7 @@ def _make_model(folder: Path) -> None:
     from fewtokens import networks as models
 
     torch.manual_seed(0)
-    models.build("tokenlearner_vit_nano8_8at2", size=(32, 32), classes=3).save_pretrained(folder)
+    models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32), num_classes=3).save_pretrained(folder)
 
 
 def _read_model(folder: Path, number: int) -> object:
@@ -365,8 +366,8 @@ def _make_pretraining(folder: Path) -> None:
     from fewtokens.networks.pretraining import ToBo, ToBoConfig
 
     torch.manual_seed(0)
-    sizes = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
-    ToBo(ToBoConfig(patch=8, size=(32, 32), **sizes)).save_pretrained(folder)
+    sizes = {"dim": 32, "depth": 1, "num_heads": 2, "decoder_dim": 32, "decoder_depth": 1, "decoder_num_heads": 2}
+    ToBo(ToBoConfig(patch_size=8, image_size=(32, 32), **sizes)).save_pretrained(folder)
 
 
 def _read_pretraining(folder: Path, number: int) -> object:

@@ -5,7 +5,7 @@
     pipeline = fewtokens.Pipeline("tome(keep=0.1)", fewtokens.load_encoder("patches"))
     tokens = pipeline(video.frames, video.times)
 
-Importing this loads torch and nothing heavier; what else is needed comes in on first use.
+Importing this loads nothing: each name comes in, and torch with it, on first use.
 """
 
 from __future__ import annotations
@@ -13,27 +13,69 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fewtokens.core.tokens import Grid, Plan, Tokens
 from fewtokens.version import __version__
 
 if TYPE_CHECKING:
-    from fewtokens.core.pipeline import Pipeline
-    from fewtokens.core.registry import build
-    from fewtokens.encoders import load_encoder
-    from fewtokens.video import read, synthetic
+    from fewtokens.core.budget import Budget as Budget
+    from fewtokens.core.encoder import Encoder as Encoder
+    from fewtokens.core.method import Method as Method
+    from fewtokens.core.method import Reducer as Reducer
+    from fewtokens.core.method import Resampler as Resampler
+    from fewtokens.core.pipeline import Pipeline as Pipeline
+    from fewtokens.core.registry import build as build
+    from fewtokens.core.registry import create_method as create_method
+    from fewtokens.core.registry import list_methods as list_methods
+    from fewtokens.core.streaming import Streaming as Streaming
+    from fewtokens.core.tokenize import tokenize as tokenize
+    from fewtokens.core.tokens import Grid as Grid
+    from fewtokens.core.tokens import Plan as Plan
+    from fewtokens.core.tokens import Tokens as Tokens
+    from fewtokens.encoders import load_encoder as load_encoder
+    from fewtokens.llm import Session as Session
+    from fewtokens.llm import VideoLLM as VideoLLM
+    from fewtokens.llm.attach import attach as attach
+    from fewtokens.llm.compress import compress as compress
+    from fewtokens.video import Video as Video
+    from fewtokens.video import read as read
+    from fewtokens.video import stream as stream
+    from fewtokens.video import synthetic as synthetic
 
-__all__ = ["Grid", "Pipeline", "Plan", "Tokens", "__version__", "build", "load_encoder", "read", "synthetic"]
-
-_ON_USE = {
+# name -> module, the one place that counts. Type checkers read the imports above; a test compares the two.
+_MODULES = {
+    "Budget": "fewtokens.core.budget",
+    "Encoder": "fewtokens.core.encoder",
+    "Grid": "fewtokens.core.tokens",
+    "Method": "fewtokens.core.method",
     "Pipeline": "fewtokens.core.pipeline",
+    "Plan": "fewtokens.core.tokens",
+    "Reducer": "fewtokens.core.method",
+    "Resampler": "fewtokens.core.method",
+    "Session": "fewtokens.llm",
+    "Streaming": "fewtokens.core.streaming",
+    "Tokens": "fewtokens.core.tokens",
+    "Video": "fewtokens.video",
+    "VideoLLM": "fewtokens.llm",
+    "attach": "fewtokens.llm",
     "build": "fewtokens.core.registry",
+    "compress": "fewtokens.llm",
+    "create_method": "fewtokens.core.registry",
+    "list_methods": "fewtokens.core.registry",
     "load_encoder": "fewtokens.encoders",
     "read": "fewtokens.video",
+    "stream": "fewtokens.video",
     "synthetic": "fewtokens.video",
+    "tokenize": "fewtokens.core.tokenize",
 }
+
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_USE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'fewtokens' has no attribute {name!r}")
-    return getattr(import_module(_ON_USE[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

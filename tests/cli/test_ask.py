@@ -32,7 +32,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _wide(monkeypatch):
-    monkeypatch.setattr("fewtokens.cli.common.out.width", 200)
+    monkeypatch.setattr("fewtokens.cli.console.out.width", 200)
 
 
 def ask(*words: object, code: int = 0) -> Result:

@@ -1,4 +1,4 @@
-"""`fewtokens bench` and `tokenize --stream` as a user runs them."""
+"""`fewtokens bench` and `tokenize --chunked` as a user runs them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
 def finished(folder):
     words = (
         *("bench", folder / "videos", "--davis", folder / "DAVIS", "--davis-size", 96, "--size", 64, "--frames", 6),
-        *("--methods", "evs,tome_video(within='frame'),rlt", "--keep", "0.3,0.1", "--repeats", 2),
+        *("--with", "evs,tome_video(within='frame'),rlt", "--keep", "0.3,0.1", "--repeats", 2),
     )
     out = folder / "out"
     return run(*words, "--out", out), out, words
@@ -117,7 +117,7 @@ def test_two_runs_side_by_side(finished, tmp_path):
 def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     good = folder / "videos" / "pan.mp4"
-    words = ("--frames", 4, "--size", 32, "--methods", "uniform", "--keep", "8", "--repeats", 1, "--json")
+    words = ("--frames", 4, "--size", 32, "--with", "uniform", "--keep", "8", "--repeats", 1, "--json")
     done = run("bench", tmp_path / "broken.mp4", good, *words, "--out", tmp_path / "out", code=1)
     found = json.loads(done.stdout)
     assert [failure["video"] for failure in found["failed"]] == [str(tmp_path / "broken.mp4")]
@@ -132,9 +132,9 @@ def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
         (["--out", "o"], "give videos"),
         (["VIDEO", "--out", "o", "--keep", "2.0"], "keep must be"),
         (["VIDEO", "--out", "o", "--keep", ","], "at least one budget"),
-        (["VIDEO", "--out", "o", "--methods", "tomme"], "did you mean"),
-        (["VIDEO", "--out", "o", "--methods", "visionzip"], "cannot give"),
-        (["VIDEO", "--out", "o", "--methods", "vid_tldr"], "between the blocks"),
+        (["VIDEO", "--out", "o", "--with", "tomme"], "did you mean"),
+        (["VIDEO", "--out", "o", "--with", "visionzip"], "cannot give"),
+        (["VIDEO", "--out", "o", "--with", "vid_tldr"], "between the blocks"),
         (["--davis", "nowhere", "--out", "o"], "no DAVIS folder"),
         (["missing.mp4", "--out", "o"], "no such file"),
         (["--compare", "VIDEO"], "takes two"),
@@ -151,7 +151,7 @@ class TestStream:
     def test_equals_the_whole(self, folder, tmp_path):
         video = folder / "videos" / "static.mp4"
         words = ("--with", "rlt", "--size", 64, "--fps", 10)
-        said = run("tokenize", video, *words, "--stream", "--chunk", 5, "--out", tmp_path / "s", "--json")
+        said = run("tokenize", video, *words, "--chunked", "--chunk", 5, "--out", tmp_path / "s", "--json")
         run("tokenize", video, *words, "--out", tmp_path / "whole.safetensors")
         whole, joined = Tokens.load(tmp_path / "whole.safetensors"), load(tmp_path / "s" / "static")
         assert torch.equal(joined.features, whole.features)
@@ -160,16 +160,16 @@ class TestStream:
         (row,) = json.loads(said.stdout)["done"]
         assert row["tokens"] == whole.N
         assert len(list((tmp_path / "s" / "static").glob("0*.safetensors"))) == 3
-        again = run("tokenize", video, *words, "--stream", "--chunk", 5, "--out", tmp_path / "s")
+        again = run("tokenize", video, *words, "--chunked", "--chunk", 5, "--out", tmp_path / "s")
         assert "skipped" in again.stderr
-        other = run("tokenize", video, *words, "--stream", "--chunk", 4, "--out", tmp_path / "s", code=2)
+        other = run("tokenize", video, *words, "--chunked", "--chunk", 4, "--out", tmp_path / "s", code=2)
         assert "other settings" in other.stderr
 
     def test_a_cut_is_an_event(self, tmp_path):
         still = synthetic("static", frames=40, size=(64, 96)).frames[:1].expand(40, -1, -1, -1).clone()
         still[25:] = 255 - still[25:]
         video = write(tmp_path / "cut.mp4", still, 10)
-        done = run("tokenize", video, "--stream", "--with", "dtd", "--out", tmp_path / "s", "--json")
+        done = run("tokenize", video, "--chunked", "--with", "dtd", "--out", tmp_path / "s", "--json")
         (event,) = json.loads(done.stdout)["done"][0]["events"]
         assert event["seconds"] == 2.5
         assert "00:02.50  scene changes" in done.stderr
@@ -181,14 +181,14 @@ class TestStream:
         [
             (["--with", "tome"], "looks at the whole video"),
             (["--with", "rlt | dtd"], "not the chain"),
-            (["--with", "rlt", "--frames", "4"], "with --stream say --fps"),
+            (["--with", "rlt", "--frames", "4"], "with --chunked say --fps"),
             (["--with", "rlt", "--events", "1"], "between 0 and 1"),
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),
         ],
     )
     def test_bad_input(self, folder, tmp_path, monkeypatch, words, says):
         monkeypatch.chdir(tmp_path)
-        assert says in refused("tokenize", str(folder / "videos" / "pan.mp4"), "--stream", "--out", "o", *words)
+        assert says in refused("tokenize", str(folder / "videos" / "pan.mp4"), "--chunked", "--out", "o", *words)
 
 
 def test_words(folder, tmp_path):
@@ -205,7 +205,7 @@ def test_rows_are_known_by_their_source(folder, tmp_path):
     for place, kind in (("a", "static"), ("b", "pan")):
         (tmp_path / place).mkdir()
         (tmp_path / place / "clip.mp4").write_bytes((folder / "videos" / f"{kind}.mp4").read_bytes())
-    words = ["--frames", "2", "--size", "32", "--methods", "uniform", "--keep", "0.5", "--repeats", "1"]
+    words = ["--frames", "2", "--size", "32", "--with", "uniform", "--keep", "0.5", "--repeats", "1"]
     words += ["--show", "0", "--out", str(tmp_path / "o")]
     first = CliRunner().invoke(app, ["bench", str(tmp_path / "a" / "clip.mp4"), *words])
     assert first.exit_code == 0, first.output

@@ -186,7 +186,7 @@ class TestTokenize:
             assert source["path"] == str(tmp_path / "w" / row["video"])
         again = json.loads(quick("tokenize", *inputs, *words).stdout)["done"]
         assert all(row["skipped"] for row in again)
-        streams = ("--fps", 5, "--size", 32, "--json", "--out", "s", "--stream", "--with", "rlt")
+        streams = ("--fps", 5, "--size", 32, "--json", "--out", "s", "--chunked", "--with", "rlt")
         made = json.loads(quick("tokenize", *inputs, *streams).stdout)["done"]
         assert len({row["out"].casefold() for row in made}) == 6
 
@@ -195,7 +195,7 @@ class TestTokenize:
         for folder, kind in (("a", "static"), ("b", "pan")):
             write(tmp_path / folder / "clip.mp4", synthetic(kind, frames=6, size=(32, 32)).frames, 10)
         out = tmp_path / ("o.safetensors" if mode == "file" else "o")
-        words = ("--size", 32, "--with", "rlt", "--out", out, *(["--stream"] if mode == "stream" else []))
+        words = ("--size", 32, "--with", "rlt", "--out", out, *(["--chunked"] if mode == "stream" else []))
         quick("tokenize", tmp_path / "a" / "clip.mp4", *words)
         assert "skipped" in quick("tokenize", tmp_path / "a" / "clip.mp4", *words).stderr
         line = error_line(quick("tokenize", tmp_path / "b" / "clip.mp4", *words, code=2))
@@ -237,7 +237,7 @@ class TestTokenize:
         assert out.read_bytes() == there
 
     def test_a_damaged_stream_is_made_again(self, clip, tmp_path):
-        words = ("tokenize", "--stream", clip, "--size", 32, "--with", "rlt", "--chunk", 8, "--out", tmp_path / "o")
+        words = ("tokenize", "--chunked", clip, "--size", 32, "--with", "rlt", "--chunk", 8, "--out", tmp_path / "o")
         folder = tmp_path / "o" / "clip"
         quick(*words)
         chunk = folder / "000001.safetensors"
@@ -334,7 +334,7 @@ class TestTokenize:
         run("tokenize", video, "--encoder", weights, *words, "--out", out)
         tokens = Tokens.load(out)
         assert tokens.features.shape == (1, 32, 384)
-        assert len(tokens.meta["encoder"]["weights"]) == 64
+        assert len(tokens.meta["encoder"]["fingerprint"]) == 64
         run("show", out, "--out", tmp_path / "a.html")
 
 
@@ -368,11 +368,11 @@ class TestShow:
     "words",
     [
         ["tokenize", "CLIP", "--out", "o.safetensors"],
-        ["tokenize", "--stream", "CLIP", "--with", "rlt", "--out", "o"],
+        ["tokenize", "--chunked", "CLIP", "--with", "rlt", "--out", "o"],
         ["show", "CLIP", "--out", "o.png"],
         ["show", "CLIP", "--out", "o.html"],
         ["words", "CLIP", "--words", "30", "--out", "o.safetensors"],
-        ["bench", "CLIP", "--methods", "uniform", "--keep", "0.5", "--repeats", "1", "--out", "o"],
+        ["bench", "CLIP", "--with", "uniform", "--keep", "0.5", "--repeats", "1", "--out", "o"],
     ],
 )
 def test_a_full_disk_is_one_line(clip, tmp_path, monkeypatch, words):
@@ -401,9 +401,12 @@ def test_completion_is_offered_at_the_root_alone():
     [
         (
             ["tokenize", "CLIP", "--chunk", "8", "--events", "0.2", "--out", "o"],
-            "--chunk and --events belong to --stream",
+            "--chunk and --events belong to --chunked",
         ),
         (["show", "o.safetensors", "--with", "tome", "--keep", "3", "--out", "a.png"], "--with and --keep"),
+        (["tokenize", "CLIP", "--chunk", "8", "--out", "o"], "--chunk belongs to --chunked"),
+        (["tokenize", "CLIP", "--batch", "8", "--out", "o"], "--batch is for networks"),
+        (["train", "tobo", "CLIP", "--device", "tpu", "--out", "o"], "must be auto (a GPU if there is one) or cpu"),
         (["show", "CLIP", "--video", "CLIP", "--out", "a.png"], "--video"),
         (["show", "CLIP", "--style", "mean", "--out", "a.html"], "--style"),
         (["show", "CLIP", "--out", "CLIP"], "would be overwritten"),
@@ -413,8 +416,8 @@ def test_completion_is_offered_at_the_root_alone():
         (["bench", "a.json", "b.json", "--compare", "--keep", "0.1"], "--keep"),
         (["bench", "CLIP", "--davis-size", "96", "--out", "o"], "--davis-size"),
         (["eval", "classify", "m", "--data", "d", "--shots", "3"], "--shots"),
-        (["eval", "knn", "patches", "--data", "d", "--average", "logits"], "--average"),
-        (["eval", "knn", "patches", "--data", "d", "--val", "d", "--val-share", "0.5"], "--val-share"),
+        (["eval", "knn", "--data", "d", "--average", "logits"], "--average"),
+        (["eval", "knn", "--data", "d", "--val", "d", "--val-share", "0.5"], "--val-share"),
         (["eval", "bc", "--task", "metaworld/hammer", "--write-demos", "o", "--seeds", "2"], "--seeds"),
         (["eval", "bc", "--data", "d", "--fresh"], "--fresh"),
     ],

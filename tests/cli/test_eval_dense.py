@@ -29,7 +29,7 @@ def done(*words: object, code: int = 0) -> str:
 
 def test_davis(tmp_path):
     root, out = make_davis(tmp_path / "D"), tmp_path / "out"
-    words = ("eval", "davis", "--data", root, "--size", "both", "--out", out, "--video", *NATIVE)
+    words = ("eval", "davis", "--data", root, "--score-size", "both", "--out", out, "--write-videos", *NATIVE)
     text = done(*words)
     for part in (
         "J&F-Mean",
@@ -123,12 +123,12 @@ def test_vip(tmp_path):
         (["davis", "--data", "nowhere"], "no DAVIS folder"),
         (["jhmdb", "--data", "nowhere"], "no JHMDB folder"),
         (["vip", "--data", "nowhere"], "no VIP folder"),
-        (["davis", "--data", "D", "--size", "large"], "native, 880 or both"),
+        (["davis", "--data", "D", "--score-size", "large"], "native, 880 or both"),
         (["davis", "--data", "D", "--protocol", "C"], "protocols A, B, B-rsp"),
         (["davis", "--data", "D", "--set", "top=0"], "top and multiple at least 1"),
         (["davis", "--data", "D", "--only", "three"], "--only names three"),
         (["davis", "--data", "D", "--split", "2016/val"], "no such list"),
-        (["davis", "--data", "D", "--video"], "--out FOLDER"),
+        (["davis", "--data", "D", "--write-videos"], "--out FOLDER"),
         (["davis", "--data", "D", "--with", "rlt", "--out", "D/ImageSets/2017/val.txt"], "is a file"),
         (["davis", "--data", "D", "--encoder", "./none"], "no such folder"),
     ],

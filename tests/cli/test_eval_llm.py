@@ -19,7 +19,20 @@ def run(*words):
 
 class TestMadeClips:
     def test_by_kind(self, asked):  # noqa: F811
-        made = run("videoqa", asked, "--with", "uniform(keep=5)", "--items", 20, "--frames", 8, "--size", 32, "--json")
+        made = run(
+            "videoqa",
+            "--model",
+            asked,
+            "--with",
+            "uniform(keep=5)",
+            "--limit",
+            20,
+            "--frames",
+            8,
+            "--size",
+            32,
+            "--json",
+        )
         assert made.exit_code == 0, made.output
         found = json.loads(made.stdout)
         assert found["tokens"] == 5
@@ -30,7 +43,21 @@ class TestMadeClips:
 
     def test_a_stopped_run_is_gone_on_with(self, asked, tmp_path):  # noqa: F811
         path = tmp_path / "replies.jsonl"
-        words = ("videoqa", asked, "--items", 6, "--frames", 8, "--size", 32, "--kinds", "shape,count", "--out", path)
+        words = (
+            "videoqa",
+            "--model",
+            asked,
+            "--limit",
+            6,
+            "--frames",
+            8,
+            "--size",
+            32,
+            "--kinds",
+            "shape,count",
+            "--out",
+            path,
+        )
         assert run(*words).exit_code == 0
         lines = path.read_text().splitlines()
         assert len(lines) == 7
@@ -56,7 +83,7 @@ class TestMadeClips:
         ],
     )
     def test_bad_input(self, asked, words, said):  # noqa: F811
-        made = run("videoqa", asked, "--items", 4, *words)
+        made = run("videoqa", "--model", asked, "--limit", 4, *words)
         assert made.exit_code == 2, made.output
         assert said in made.output
         assert "Traceback" not in made.output
@@ -89,22 +116,24 @@ class TestPublicSets:
         return tmp_path
 
     def test_accuracy(self, asked, nextqa):  # noqa: F811
-        made = run("qa", asked, "--set", "nextqa", "--data", nextqa, "--with", "kmeans(keep=3)", "--json")
+        made = run(
+            "qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--with", "kmeans(keep=3)", "--json"
+        )
         assert made.exit_code == 0, made.output
         found = json.loads(made.stdout)
         assert found["tokens"] == 3
         assert {"all", "CW", "TN"} <= found["accuracy"].keys()
-        table = run("qa", asked, "--set", "nextqa", "--data", nextqa, "--limit", 2)
+        table = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--limit", 2)
         assert table.exit_code == 0, table.output
         assert "TokDense" in table.output
 
     def test_broken_videos(self, asked, nextqa):  # noqa: F811
         (nextqa / "videos" / "11.mp4").write_bytes(b"no video")
-        made = run("qa", asked, "--set", "nextqa", "--data", nextqa)
+        made = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa)
         assert made.exit_code == 2
         assert "no question could be asked" in " ".join(made.output.split())
 
     def test_an_unknown_set(self, asked, nextqa):  # noqa: F811
-        made = run("qa", asked, "--set", "trivia", "--data", nextqa)
+        made = run("qa", "--model", asked, "--dataset", "trivia", "--data", nextqa)
         assert made.exit_code == 2
         assert "must be one of nextqa" in " ".join(made.output.split())

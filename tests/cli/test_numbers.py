@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from importlib import import_module
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fewtokens.cli import VERBS, app
+from fewtokens.cli import app
+from fewtokens.cli.verbs import GROUPS, every_verb, find
 from fewtokens.video import synthetic, write
 
 VALUES = ("nan", "inf", "-1", "1e308", "1000000000000000")
@@ -22,10 +22,11 @@ WORDS = {
     "cost": ["vit_ti16", "--size", "32"],
     "tokenize": ["CLIP", "--size", "32", "--out", "OUT"],
     "words": ["CLIP", "--size", "32", "--words", "4", "--out", "OUT.safetensors"],
-    "bench": ["CLIP", "--methods", "uniform", "--keep", "0.5", "--frames", "2", "--size", "32", "--repeats", "1",
+    "bench": ["CLIP", "--with", "uniform", "--keep", "0.5", "--frames", "2", "--size", "32", "--repeats", "1",
               "--out", "OUT"],
     "show": ["CLIP", "--size", "32", "--out", "OUT.png"],
-    "eval": ["TASK", "patches", "--data", "DATA", "--size", "32"],
+    "eval fewshot": ["--data", "DATA", "--size", "32"],
+    "eval knn": ["--data", "DATA", "--size", "32"],
 }  # fmt: skip
 # Options that need others beside them.
 BESIDE = {
@@ -33,16 +34,15 @@ BESIDE = {
     ("cost", "--accuracy"): ["--with", "uniform"],
     ("cost", "--batch"): ["--time"],
     ("cost", "--repeats"): ["--time"],
-    ("tokenize", "--chunk"): ["--stream", "--with", "rlt"],
-    ("tokenize", "--events"): ["--stream", "--with", "rlt"],
+    ("tokenize", "--chunk"): ["--chunked", "--with", "rlt"],
+    ("tokenize", "--events"): ["--chunked", "--with", "rlt"],
 }
 
 
 def numeric(verb: str) -> list[str]:
     """The options of a verb that take a number; budgets too, which are text to the parser."""
-    (command,) = import_module(f"fewtokens.cli.{verb}").app.registered_commands
     found = []
-    for hint in get_type_hints(command.callback, include_extras=True).values():
+    for hint in (parameter.annotation for parameter in find(*verb.split()).parameters):
         # Within Annotated the first name stands where a default would.
         said = [
             name for part in getattr(hint, "__metadata__", ()) for name in (part.default, *(part.param_decls or ()))
@@ -72,16 +72,19 @@ CASES = [(v, option) for v in WORDS for option in numeric(v) if (v, option) != (
 
 def test_every_verb_is_tried():
     numberless = {"methods", "models", "doctor"}
-    elsewhere = {"ask", "train"}  # they need a model, or train
-    assert set(WORDS) | numberless | elsewhere == set(VERBS)
+    elsewhere = {"ask", "eval classify", "eval qa", "eval videoqa"}  # they need a model
+    elsewhere |= {"eval linear"}  # as the other probes
+    data_sets = {f"eval {name}" for name in ("davis", "jhmdb", "vip", "bc")}
+    trains = {f"train {name}" for name in GROUPS["train"]}
+    every = {" ".join(names) for names in every_verb()}
+    assert set(WORDS) | numberless | elsewhere | data_sets | trains == every
     assert len(CASES) > 40
 
 
 @pytest.mark.parametrize(("verb", "option"), CASES)
 def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
     for number, value in enumerate(VALUES):
-        task = "fewshot" if option == "--shots" else "knn"
-        names = {"CLIP": str(inputs / "clip.mp4"), "DATA": str(inputs / "data"), "TASK": task}
+        names = {"CLIP": str(inputs / "clip.mp4"), "DATA": str(inputs / "data")}
         words = [names.get(word, word.replace("OUT", str(tmp_path / f"{number}"))) for word in WORDS[verb]]
         beside = BESIDE.get((verb, option), [])
         if "--with" in beside and verb == "cost":
@@ -90,7 +93,7 @@ def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
             at = words.index(option)
             del words[at : at + 2]
         began = time.monotonic()
-        done = CliRunner().invoke(app, [verb, *words, *beside, f"{option}={value}"])
+        done = CliRunner().invoke(app, [*verb.split(), *words, *beside, f"{option}={value}"])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise AssertionError(f"{option}={value}: {done.exception!r}") from done.exception
         assert done.exit_code in (0, 2), f"{option}={value}: exit {done.exit_code}, {done.output}"

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from fewtokens.cli import app, common
+from fewtokens.cli import app, progress
 from fewtokens.core import files
 from fewtokens.video import synthetic, write
 from tests.cli.test_command import COMMAND
@@ -58,7 +58,7 @@ def two_sets(tmp_path) -> tuple[Path, Path]:
 
 def test_other_data_or_another_start_is_another_run(two_sets, tmp_path):
     a, b = two_sets
-    words = ("train", "vit_nano8", "--out", tmp_path / "run", *SMALL)
+    words = ("train", "classify", "vit_nano8", "--out", tmp_path / "run", *SMALL)
     run(*words, "--data", a)
     model = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     refused = last(run(*words, "--data", b, code=2))
@@ -68,14 +68,14 @@ def test_other_data_or_another_start_is_another_run(two_sets, tmp_path):
     assert "has changed since" in last(run(*words, "--data", a, code=2))
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == model
     run(*words, "--data", b, "--fresh")
-    again = ("train", tmp_path / "run" / "model", "--data", b, "--out", tmp_path / "second", *SMALL)
+    again = ("train", "classify", tmp_path / "run" / "model", "--data", b, "--out", tmp_path / "second", *SMALL)
     run(*again)
     run(*words, "--data", b, "--fresh", "--lr", 0.01)
     assert "another network" in last(run(*again, "--data", b, code=2)) or "network" in last(run(*again, code=2))
 
 
 def test_it_is_trained_longer_and_says_how(two_sets, tmp_path):
-    words = ("train", "vit_nano8", "--data", two_sets[0], "--out", tmp_path / "run", *SMALL)
+    words = ("train", "classify", "vit_nano8", "--data", two_sets[0], "--out", tmp_path / "run", *SMALL)
     run(*words)
     done = run(*words, "--epochs", 4, "--json")
     assert "note:" in done.stderr
@@ -88,7 +88,7 @@ def test_it_is_trained_longer_and_says_how(two_sets, tmp_path):
 
 def test_a_signal_ends_in_one_line(two_sets, tmp_path):
     """A process of its own, with processes that read; they are interrupted with it, as by Ctrl-C in a terminal."""
-    words = ["train", "vit_nano8", "--data", two_sets[0], "--out", tmp_path / "run", *SMALL, "--workers", 2]
+    words = ["train", "classify", "vit_nano8", "--data", two_sets[0], "--out", tmp_path / "run", *SMALL, "--workers", 2]
     words += ["--epochs", 5000, "--set", "log_every=1", "--set", "eval_every=0", "--set", "save_every=100000"]
     process = subprocess.Popen(
         [str(COMMAND), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -169,8 +169,8 @@ def test_a_disk_that_is_full_leaves_the_model_of_before(parts, tmp_path, monkeyp
 class TestProgressWithoutATerminal:
     def lines(self, monkeypatch, capsys, moments, total=1000, start=0) -> list[str]:
         clock = [0.0]
-        monkeypatch.setattr(common.time, "monotonic", lambda: clock[0])
-        with common.progress("training", total) as advance:
+        monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+        with progress.progress("training", total) as advance:
             for done, now in moments:
                 clock[0] = now
                 advance(done + start, total, f"step {done + start}  loss 0.5")

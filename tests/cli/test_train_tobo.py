@@ -11,11 +11,23 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from fewtokens import Tokens
 from fewtokens.cli import app
 from fewtokens.video import synthetic, write
 
-SMALL = ["--size", 16, "--batch", 4, "--workers", 0, "--device", "cpu", "--set", "patch=8", "--set", "width=16"]
-SMALL += ["--set", "heads=2", "--set", "depth=1", "--set", "visits=2", "--set", "decoder_depth=1", "--set", "shown=2"]
+SMALL = ["--size", 16, "--batch", 4, "--workers", 0, "--device", "cpu", "--set", "patch_size=8", "--set", "dim=16"]
+SMALL += [
+    "--set",
+    "num_heads=2",
+    "--set",
+    "depth=1",
+    "--set",
+    "visits=2",
+    "--set",
+    "decoder_depth=1",
+    "--set",
+    "shown=2",
+]
 
 
 def run(*words: object, code: int = 0) -> Result:
@@ -54,6 +66,10 @@ def test_from_videos_to_an_encoder(videos, tmp_path):
     clip = write(tmp_path / "clip.mp4", synthetic("pan", frames=4, size=(32, 40)).frames, 10)
     run("tokenize", clip, "--encoder", tmp_path / "run" / "model", "--with", "tome(keep=0.5)", "--size", 32,
         "--out", tmp_path / "clip.safetensors")  # fmt: skip
+    # A learned method is built for the encoder's dim.
+    run("tokenize", clip, "--encoder", tmp_path / "run" / "model", "--with", "attentional_pool(4)", "--size", 32,
+        "--out", tmp_path / "learned.safetensors")  # fmt: skip
+    assert Tokens.load(tmp_path / "learned.safetensors").features.shape == (1, 4, 16)
     assert "costs are counted of" in error_line(run("cost", tmp_path / "run" / "model", code=2))
 
 
@@ -65,8 +81,8 @@ def test_a_pretrained_encoder_is_probed(videos, tmp_path):
             pixels = (torch.rand(16, 16, 3) * 90).byte()
             pixels[..., channel] += 150
             Image.fromarray(pixels.numpy()).save(tmp_path / "set" / label / f"{n}.png")
-    words = ["--data", tmp_path / "set", "--size", 16, "--pool", "class", "--shots", 2, "--json"]
-    said = json.loads(run("eval", "fewshot", tmp_path / "run" / "model", *words).stdout)
+    words = ["--data", tmp_path / "set", "--size", 16, "--feature", "class", "--shots", 2, "--json"]
+    said = json.loads(run("eval", "fewshot", "--encoder", tmp_path / "run" / "model", *words).stdout)
     assert said["2-shot top1"] >= 50
     refused = run("eval", "classify", tmp_path / "run" / "model", "--data", tmp_path / "set", code=2)
     assert "no trained network" in error_line(refused)

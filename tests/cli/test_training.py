@@ -39,7 +39,7 @@ def pictures(tmp_path_factory) -> Path:
 def trained(pictures, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     words = ["--data", pictures, "--out", out, *SMALL, "--epochs", 12, "--lr", 0.003, "--val-share", 0.3]
-    done = run("train", "tokenlearner_vit_nano8_2at2", *words)
+    done = run("train", "classify", "tokenlearner_vit_nano8_2at2", *words)
     assert "21 to train on, 9 to test on, 3 classes" in done.stderr
     assert "top1" in done.stdout
     return out
@@ -67,7 +67,7 @@ def test_cost(trained):
     assert row["input"] == "1x16x16"
     (row,) = json.loads(run("cost", "x2plus1d_m", "--size", 64, "--frames", 8, "--json").stdout)
     assert row["GFLOPs (paper_video)"] > 0
-    assert "holds no tubelet" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
+    assert "holds no patch" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
     assert "at least 1" in error_line(run("cost", "vit_nano8", "--time", "--repeats", 0, code=2))
 
 
@@ -81,10 +81,10 @@ def test_train_leaves_a_whole_run(trained):
 
 def test_a_dry_run_shows_and_writes_nothing(pictures, tmp_path):
     words = ["vit_nano8", "--data", pictures, "--out", tmp_path / "run", "--preset", "kinetics", "--dry-run"]
-    text = run("train", *words).stdout
+    text = run("train", "classify", *words).stdout
     assert "weight_decay" in text
     assert "32 TPU cores" in " ".join(text.split())
-    said = json.loads(run("train", *words, "--set", "lr=0.5", "--json").stdout)
+    said = json.loads(run("train", "classify", *words, "--set", "lr=0.5", "--json").stdout)
     assert said["settings"]["lr"] == 0.5
     assert not (tmp_path / "run").exists()
 
@@ -101,8 +101,10 @@ def test_eval_tests_on_what_was_held_back(trained, pictures):
 @pytest.mark.parametrize("task", ["fewshot", "linear", "knn"])
 def test_probes(trained, pictures, task):
     words = ["--data", pictures, "--val-share", 0.3, "--json"]
-    ours = json.loads(run("eval", task, trained / "model", *words).stdout)
-    patches = json.loads(run("eval", task, "patches", "--size", 32, "--with", "tome(keep=0.5)", *words).stdout)
+    ours = json.loads(run("eval", task, "--encoder", trained / "model", *words).stdout)
+    patches = json.loads(
+        run("eval", task, "--encoder", "patches", "--size", 32, "--with", "tome(keep=0.5)", *words).stdout
+    )
     for said in (ours, patches):
         (score,) = [value for name, value in said.items() if name.endswith("top1")]
         assert score > 60
@@ -112,8 +114,8 @@ def test_probes(trained, pictures, task):
 def test_a_stopped_run_is_gone_on_with(pictures, tmp_path):
     """Killed by a signal; the second call ends as one that was never stopped."""
     words = [
-        "train", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "6", "--set", "save_every=3",
-        "--set", "log_every=1",
+        "train", "classify", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "6",
+        "--set", "save_every=3", "--set", "log_every=1",
     ]  # fmt: skip
     run(*words, "--out", tmp_path / "whole")
     process = subprocess.Popen([COMMAND, *words, "--out", str(tmp_path / "parts")], stderr=subprocess.DEVNULL,
@@ -144,8 +146,8 @@ def test_videos(tmp_path):
     (tmp_path / "set" / "dark" / "broken.mp4").write_bytes(b"not a video")
     (tmp_path / "set" / "dark" / "empty.mp4").write_bytes(b"")
     done = run(
-        "train", "tokenlearner_vivit_nano8_2at2", "--data", tmp_path / "set", "--out", tmp_path / "run", *SMALL,
-        "--epochs", 3, "--frames", 4, "--set", "stride=2", "--set", "clips=2", "--val-share", 0.25,
+        "train", "classify", "tokenlearner_vivit_nano8_2at2", "--data", tmp_path / "set", "--out", tmp_path / "run",
+        *SMALL, "--epochs", 3, "--frames", 4, "--set", "stride=2", "--set", "clips=2", "--val-share", 0.25,
     )  # fmt: skip
     assert "could not be read" in done.stdout
     assert len((tmp_path / "run" / "broken.txt").read_text().splitlines()) <= 2
@@ -158,7 +160,7 @@ def test_videos(tmp_path):
 
 def test_several_processes(pictures, tmp_path):
     """torchrun and accelerate launch, as the README says."""
-    words = ["train", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "1"]
+    words = ["train", "classify", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for launcher in (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtokens"],
@@ -187,7 +189,7 @@ class TestWhatIsWrong:
         ],
     )
     def test_one_line(self, tmp_path, words, message):
-        done = run("train", *words, "--out", tmp_path / "run", code=2, cwd=tmp_path)
+        done = run("train", "classify", *words, "--out", tmp_path / "run", code=2, cwd=tmp_path)
         assert message in error_line(done)
         assert not (tmp_path / "run").exists()
 
@@ -195,15 +197,15 @@ class TestWhatIsWrong:
         (tmp_path / "val" / "violet").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "val" / "violet" / "0.png")
         words = ["--data", pictures, "--val", tmp_path / "val", "--out", tmp_path / "run"]
-        assert "not trained on: 'violet'" in error_line(run("train", "vit_nano8", *words, code=2))
+        assert "not trained on: 'violet'" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
     def test_lists_with_missing_files(self, pictures, tmp_path):
         lines = [f"{label}/{n}.png,{label}" for label in ("red", "green") for n in range(10)]
         (tmp_path / "list.csv").write_text("path,label\n" + "\n".join([*lines, "gone.png,red"]) + "\n")
         words = ["--data", tmp_path / "list.csv", "--out", tmp_path / "run", *SMALL, "--epochs", 1]
-        done = run("train", "vit_nano8", *words, "--root", pictures)
+        done = run("train", "classify", "vit_nano8", *words, "--root", pictures)
         assert "1 named and not there: gone.png" in done.stderr
-        assert "none of the 21 files" in error_line(run("train", "vit_nano8", *words, code=2))
+        assert "none of the 21 files" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
     def test_checkpoints(self, trained, pictures, tmp_path):
         words = ["--data", pictures, "--json"]
@@ -212,20 +214,22 @@ class TestWhatIsWrong:
         assert "names no labels" in error_line(run("eval", "classify", tmp_path / "m", *words, code=2))
         weights = tmp_path / "m" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
-        assert "cut short" in error_line(run("eval", "knn", tmp_path / "m", *words, code=2))
-        other = models.build("vit_nano8", size=(16, 16), classes=3)
+        assert "cut short" in error_line(run("eval", "knn", "--encoder", tmp_path / "m", *words, code=2))
+        other = models.build("vit_nano8", image_size=(16, 16), num_classes=3)
         other.save_pretrained(tmp_path / "other")
         (tmp_path / "other" / "config.json").write_text((trained / "model" / "config.json").read_text())
-        assert "does not fit this vit" in error_line(run("eval", "knn", tmp_path / "other", *words, code=2))
+        assert "does not fit this vit" in error_line(
+            run("eval", "knn", "--encoder", tmp_path / "other", *words, code=2)
+        )
 
     def test_tasks_and_options(self, trained, pictures):
         words = ["--data", pictures]
-        assert "the task must be" in error_line(run("eval", "guess", "patches", *words, code=2))
+        assert "no verb 'guess'" in error_line(run("eval", "guess", *words, code=2))
         assert "--with goes with an encoder" in error_line(
-            run("eval", "knn", trained / "model", "--with", "tome", *words, code=2)
+            run("eval", "knn", "--encoder", trained / "model", "--with", "tome", *words, code=2)
         )
-        assert "has no class token" in error_line(run("eval", "knn", "patches", "--pool", "class", *words, code=2))
-        assert "examples, 50 are needed" in error_line(run("eval", "fewshot", "patches", "--shots", 50, *words, code=2))
+        assert "has no class token" in error_line(run("eval", "knn", "--feature", "class", *words, code=2))
+        assert "examples, 50 are needed" in error_line(run("eval", "fewshot", "--shots", 50, *words, code=2))
 
 
 @pytest.mark.data
@@ -234,19 +238,19 @@ def test_a_real_encoder_on_real_photographs(tmp_path):
     lines = [f"{label}/{file.name},{label}" for label in "012" for file in sorted((photographs / label).iterdir())[:12]]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     words = ["--data", tmp_path / "list.csv", "--root", photographs, "--size", 98, "--val-share", 0.4, "--json"]
-    said = json.loads(run("eval", "linear", data_path("weights/dinov2-small"), *words).stdout)
+    said = json.loads(run("eval", "linear", "--encoder", data_path("weights/dinov2-small"), *words).stdout)
     assert said["linear top1"] > 50
 
 
 @pytest.mark.data
 def test_real_weights_begin_a_video_network(tmp_path):
     """An image ViT of transformers' layout initialises a ViViT."""
-    from fewtokens.networks.inflate import initialise_from, like
+    from fewtokens.networks.inflate import initialize_from, like
 
     source = data_path("weights/dinov2-small")
-    config = like(source, tubelet=2, frames=8, size=(98, 98), classes=5)
+    config = like(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
     model = models.VisionTransformer(config)
-    said = initialise_from(model, source, positions="resize_tile")
+    said = initialize_from(model, source, positions="resize_tile")
     assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100
     from fewtokens.encoders import load_encoder
 
@@ -254,10 +258,10 @@ def test_real_weights_begin_a_video_network(tmp_path):
     clip = image.expand(1, 8, -1, -1, -1)
     tokens = load_encoder(str(source))(image)[0].features
     # On a still clip the first block sees each patch as the image model does.
-    embedded = model.embed(clip)[0, 0].flatten(0, 1)
+    embedded = model.embed(model.prepare(clip))[0, 0].flatten(0, 1)
     encoder = load_encoder(str(source)).vit
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
-    expected = encoder.embed((image[0] - mean) / std)[0]
+    expected = encoder.embed((image[0] - mean) / std)[0].flatten(0, 1)
     assert tokens.shape[2] == embedded.shape[1]
     # Positions are resized bilinearly here and bicubically there, so nearly the same.
     assert torch.nn.functional.cosine_similarity(embedded, expected, dim=1).mean() > 0.95
@@ -267,7 +271,7 @@ def test_real_weights_begin_a_video_network(tmp_path):
 def test_training_begins_with_real_weights(tmp_path, pictures):
     words = ["--data", pictures, "--out", tmp_path, "--size", 28, "--frames", 2, "--batch", 9, "--workers", 0]
     done = run(
-        "train", "tokenlearner_vivit_s14_2at10", *words, "--set", "steps=1", "--device", "cpu", "--init",
+        "train", "classify", "tokenlearner_vivit_s14_2at10", *words, "--set", "steps=1", "--device", "cpu", "--init",
         data_path("weights/dinov2-small"),
     )  # fmt: skip
     assert "top1" in done.stdout

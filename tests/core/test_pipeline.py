@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core import files, registry
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer, Resampled, Resampler
 from fewtokens.core.pipeline import Pipeline
@@ -20,22 +21,21 @@ from fewtokens.encoders import Patches
 from tests.helpers.clips import clip, cues, same
 
 
-class Fake:
+class Fake(Encoder):
     """An encoder that gives the mean colour of 4x4 patches, and remembers what it was asked."""
 
     id = "fake"
-    gives = ("pixels",)
+    cues = ("pixels",)
+    dim = 48
 
-    def __init__(self, skips: bool = True, walks: bool = False, weights: str | None = None) -> None:
-        self.skips, self.walks, self.weights, self.asked = skips, walks, weights, {}
+    def __init__(self, skips: bool = True, walks: bool = False, fingerprint: str | None = None) -> None:
+        super().__init__()
+        self.skips_dropped_patches, self.exposes_blocks, self.fingerprint, self.asked = skips, walks, fingerprint, {}
 
     def grid(self, frames, height, width, times=None):
         return Grid(frames, height // 4, width // 4, times)
 
-    def describe(self):
-        return {"id": "fake", "options": {}, "weights": self.weights}
-
-    def __call__(self, frames, times=None, *, needs=(), before=(), inside=()) -> tuple[Tokens, dict[str, Tensor]]:
+    def forward(self, frames, times=None, *, needs=(), before=(), inside=()) -> tuple[Tokens, dict[str, Tensor]]:
         self.asked = {"needs": list(needs), "before": list(before), "inside": list(inside)}
         B, T, _, H, W = frames.shape
         x = frames.reshape(B, T, 3, H // 4, 4, W // 4, 4).permute(0, 1, 3, 5, 4, 6, 2).float() / 255
@@ -208,22 +208,22 @@ def test_what_is_wrong_is_said(make, says):
 
 def test_a_cue_that_the_encoder_cannot_give():
     encoder = Fake()
-    encoder.gives = ()
+    encoder.cues = ()
     with pytest.raises(ValueError, match="dtd needs pixels"):
         Pipeline("dtd(mode='pixel')", encoder)
 
 
 class TestFolder:
     def test_round_trip(self, tmp_path):
-        pipeline = Pipeline("rlt(tau=0.3) | kmeans(keep=5, seed=3)", Fake(weights="abc"))
-        again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "p"), encoder=Fake(weights="abc"))
+        pipeline = Pipeline("rlt(tau=0.3) | kmeans(keep=5, seed=3)", Fake(fingerprint="abc"))
+        again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "p"), encoder=Fake(fingerprint="abc"))
         assert again.spec == pipeline.spec
         same(again(frames()), pipeline(frames()), 0)
 
     def test_other_weights_are_refused(self, tmp_path):
-        Pipeline("uniform", Fake(weights="abc")).save_pretrained(tmp_path)
+        Pipeline("uniform", Fake(fingerprint="abc")).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="other weights"):
-            Pipeline.from_pretrained(tmp_path, encoder=Fake(weights="xyz"))
+            Pipeline.from_pretrained(tmp_path, encoder=Fake(fingerprint="xyz"))
 
     def test_what_is_wrong_is_said(self, tmp_path):
         with pytest.raises(ValueError, match=r"no config\.json"):
@@ -247,14 +247,20 @@ class TestFolder:
         [
             ({"spec": None}, "spec must be text"),
             ({"encoder": "patches"}, "encoder must be an object"),
-            ({"encoder": {"id": "patches"}}, "lacks encoder.weights"),
-            ({"encoder": {"id": 5, "weights": None}}, "encoder.id must be text"),
-            ({"encoder": {"id": "patches", "weights": 5}}, "encoder.weights must be text"),
-            ({"encoder": {"id": "patches", "weights": None, "options": []}}, "encoder.options must be an object"),
-            ({"encoder": {"id": "patches", "weights": None, "options": {"patch": "16"}}}, "patch must be a whole"),
-            ({"encoder": {"id": "patches", "weights": None, "options": {"patch": 10**30}}}, "patch and tubelet must"),
-            ({"encoder": {"id": "patches", "weights": None, "options": {"device": 3}}}, "device must be text"),
-            ({"encoder": {"id": "patches", "weights": None, "options": {"color": 3}}}, "not color"),
+            ({"encoder": {"id": "patches"}}, "lacks encoder.fingerprint"),
+            ({"encoder": {"id": 5, "fingerprint": None}}, "encoder.id must be text"),
+            ({"encoder": {"id": "patches", "fingerprint": 5}}, "encoder.fingerprint must be text"),
+            ({"encoder": {"id": "patches", "fingerprint": None, "options": []}}, "encoder.options must be an object"),
+            (
+                {"encoder": {"id": "patches", "fingerprint": None, "options": {"patch_size": "16"}}},
+                "patch_size must be a whole",
+            ),
+            (
+                {"encoder": {"id": "patches", "fingerprint": None, "options": {"patch_size": 10**30}}},
+                "patch_size and tubelet_size must",
+            ),
+            ({"encoder": {"id": "patches", "fingerprint": None, "options": {"device": 3}}}, "device must be text"),
+            ({"encoder": {"id": "patches", "fingerprint": None, "options": {"color": 3}}}, "not color"),
             ({"spec": "rlt(tau='x')"}, "tau must be"),
             ({"spec": "(" * 300}, "cannot read the spec"),
         ],

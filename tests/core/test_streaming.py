@@ -29,7 +29,7 @@ def frames(T=11, side=24):
 
 def encoders():
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(6, 6))).eval()
+    vit = ViT(ViTConfig(dim=16, depth=2, num_heads=2, patch_size=4, image_size=(24, 24))).eval()
     return {"patches": Patches(4), "vit": VitEncoder(vit)}
 
 

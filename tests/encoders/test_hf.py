@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def models():
+    torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     square = {"image_size": 32, "patch_size": 8}
     yield "Deit", transformers.DeiTModel(transformers.DeiTConfig(**small, **square)), (4, 16, 2)

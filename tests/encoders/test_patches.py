@@ -12,16 +12,16 @@ from fewtokens.encoders import Patches, load_encoder
 @pytest.mark.parametrize(("patch", "tubelet"), [(4, 1), (8, 2), (2, 3)])
 def test_there_and_back(patch, tubelet):
     frames = torch.rand(2, 6, 3, 16, 24)
-    encoder = Patches(patch, tubelet=tubelet)
+    encoder = Patches(patch, tubelet_size=tubelet)
     tokens, _ = encoder(frames)
-    assert encoder.width == tokens.C
+    assert encoder.dim == tokens.C
     assert tokens.grid.shape == (6 // tubelet, 16 // patch, 24 // patch)
     torch.testing.assert_close(encoder.decode(tokens.unmerge()), frames, rtol=1e-5, atol=1e-5)
 
 
 def test_a_cell_holds_its_own_pixels():
     frames = torch.rand(1, 4, 3, 8, 8)
-    tokens, cues = Patches(4, tubelet=2)(frames, needs=("pixels",))
+    tokens, cues = Patches(4, tubelet_size=2)(frames, needs=("pixels",))
     cell = (1 * 2 + 0) * 2 + 1  # second tubelet, first row, second column
     expected = frames[0, 2:4, :, 0:4, 4:8].permute(0, 2, 3, 1).reshape(2, 48)
     assert torch.equal(cues["pixels"][0, cell], expected)
@@ -29,7 +29,7 @@ def test_a_cell_holds_its_own_pixels():
 
 
 def test_odd_sizes_go_to_the_nearest_multiple():
-    tokens, _ = Patches(8, tubelet=2)(torch.rand(1, 5, 3, 21, 35), torch.arange(5.0))
+    tokens, _ = Patches(8, tubelet_size=2)(torch.rand(1, 5, 3, 21, 35), torch.arange(5.0))
     assert tokens.grid.shape == (3, 3, 4)
     assert tokens.grid.times.tolist() == [0, 2, 4]
     assert Patches(16)(torch.rand(1, 1, 3, 3, 3))[0].N == 1
@@ -47,14 +47,14 @@ def test_bytes_and_floats():
 
 def test_half_precision():
     frames = torch.rand(1, 2, 3, 8, 8)
-    encoder = load_encoder("patches", patch=4, dtype="float16")
+    encoder = load_encoder("patches", patch_size=4, dtype="float16")
     tokens, _ = encoder(frames)
     assert tokens.features.dtype == torch.float16
     torch.testing.assert_close(encoder.decode(tokens.unmerge()), frames, rtol=1e-2, atol=1e-2)
 
 
 def test_a_pipeline_through_a_folder(tmp_path):
-    pipeline = Pipeline("rlt | kmeans(4)", load_encoder("patches", patch=4))
+    pipeline = Pipeline("rlt | kmeans(4)", load_encoder("patches", patch_size=4))
     again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path), device="cpu")
     frames = torch.rand(1, 3, 3, 16, 16)
     assert torch.equal(again(frames).features, pipeline(frames).features)

@@ -58,7 +58,7 @@ def test_equals_transformers(family, changes, size, tmp_path):
         mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
         extra = {} if "Dinov2" in family else {"interpolate_pos_encoding": True}
         expected = model(pixel_values=(frames[0] - mean) / std, **extra).last_hidden_state
-    P = encoder.vit.config.class_token + encoder.vit.config.registers
+    P = encoder.vit.config.class_token + encoder.vit.config.num_registers
     torch.testing.assert_close(tokens.features[0].unflatten(0, (2, -1)), expected[:, P:], rtol=1e-4, atol=1e-4)
     if P:
         torch.testing.assert_close(tokens.prefix[0].unflatten(0, (2, -1)), expected[:, :P], rtol=1e-4, atol=1e-4)
@@ -92,13 +92,15 @@ def test_real_weights_equal_transformers():
         mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
         expected = model(pixel_values=(frames[0] - mean) / std).last_hidden_state
     torch.testing.assert_close(tokens.features, expected[:, 1:], rtol=1e-4, atol=1e-4)
-    assert len(encoder.describe()["weights"]) == 64
+    assert len(encoder.describe()["fingerprint"]) == 64
 
 
 @pytest.fixture
 def vit():
     torch.manual_seed(0)
-    made = ViT(ViTConfig(width=32, depth=4, heads=4, patch=4, positions=(6, 6), registers=2, qk_norm=True)).eval()
+    made = ViT(
+        ViTConfig(dim=32, depth=4, num_heads=4, patch_size=4, image_size=(24, 24), num_registers=2, qk_norm=True)
+    ).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -232,7 +234,7 @@ class TestEncoder:
 @torch.no_grad()
 def test_proportional_attention_equals_repeated_keys():
     """A key of size s weighs as s copies of it."""
-    config = ViTConfig(width=32, depth=1, heads=4)
+    config = ViTConfig(dim=32, depth=1, num_heads=4)
     torch.manual_seed(1)
     attention = ViT(config).blocks[0].attention
     x, sizes = torch.randn(1, 5, 32), torch.tensor([1, 3, 1, 2, 7])
@@ -245,7 +247,7 @@ def test_proportional_attention_equals_repeated_keys():
 
 def test_two_channels_save_half_precision():
     """One bfloat16 channel rounds the log of a size by percents; the second holds what was lost."""
-    from fewtokens.encoders.vit import _attend_with_channels
+    from fewtokens.encoders.transformer import _attend_with_channels
 
     torch.manual_seed(0)
     sizes = torch.randint(1, 1500, (1, 50)).float()
@@ -262,7 +264,7 @@ def test_two_channels_save_half_precision():
 def test_merging_inside_equals_a_slow_model():
     """The published algorithm inside a plain loop over frames, blocks and tokens, with a mask for the sizes."""
     torch.manual_seed(0)
-    config = ViTConfig(width=24, depth=3, heads=3, patch=4, positions=(4, 5))
+    config = ViTConfig(dim=24, depth=3, num_heads=3, patch_size=4, image_size=(16, 20))
     vit = ViT(config).eval()
     for parameter in vit.parameters():
         parameter.add_(0.3 * torch.randn_like(parameter))
@@ -303,7 +305,9 @@ def test_merging_inside_equals_a_slow_model():
 
 
 def test_gradients_reach_every_parameter():
-    vit = ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(3, 3), registers=1, layer_scale=True))
+    vit = ViT(
+        ViTConfig(dim=16, depth=2, num_heads=2, patch_size=4, image_size=(12, 12), num_registers=1, layer_scale=True)
+    )
     tokens, _ = VitEncoder(vit)(torch.rand(1, 2, 3, 16, 12), inside=[TomeInEncoder(r=2)])
     (tokens.features.square().sum() + tokens.prefix.square().sum()).backward()
     for name, parameter in vit.named_parameters():
@@ -358,7 +362,7 @@ class TestBadFolders:
         [
             ({"hidden_size": "wide"}, "hidden_size must be a whole number"), ({"hidden_size": 10**12}, "no vision"),
             ({"num_hidden_layers": 10**9}, "no vision transformer"), ({"num_attention_heads": 0}, "no vision"),
-            ({"num_attention_heads": 5}, "multiple of the heads"), ({"patch_size": 0}, "no vision transformer"),
+            ({"num_attention_heads": 5}, "multiple of num_heads"), ({"patch_size": 0}, "no vision transformer"),
             ({"patch_size": [4, 8]}, "not square"), ({"image_size": {"height": 16}}, "image_size must be"),
             ({"image_size": 10**9}, "at most"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
             ({"hidden_act": ["gelu"]}, "hidden_act must be text"), ({"model_type": 3}, "model_type must be text"),
@@ -407,8 +411,8 @@ class TestBadFolders:
             ("patches", {"device": "cuda:99"}, "no device"),
             ("patches", {"dtype": "int4"}, "dtype must be"),
             ("patches", {"batch": 0}, "batch must be"),
-            ("patches", {"tubelets": 2}, "patches takes patch, tubelet"),
-            ("patches", {"patch": 0}, "must be 1 to 1024"),
+            ("patches", {"tubelets": 2}, "patches takes patch_size, tubelet_size"),
+            ("patches", {"patch_size": 0}, "must be 1 to 1024"),
         ):
             with pytest.raises(ValueError, match=says):
                 load_encoder(name, **options)
@@ -436,7 +440,7 @@ def test_frames_of_unequal_counts_are_chunked_by_count():
 def test_skipped_patches_in_any_chunking(batch):
     """Trimmed and reordered, the frames give what they give in one padded pass."""
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(4, 4))).eval()
+    vit = ViT(ViTConfig(dim=16, depth=2, num_heads=2, patch_size=4, image_size=(16, 16))).eval()
     frames = torch.rand(2, 9, 3, 16, 16)
     frames[:, 3:6] = frames[:, 3:4]  # frames of no token at all among them
     frames[0, 7, :, :8] = frames[0, 6, :, :8]

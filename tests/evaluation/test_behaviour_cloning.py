@@ -37,7 +37,7 @@ def demos():
 
 def tiny_vit() -> VitEncoder:
     torch.manual_seed(0)
-    return VitEncoder(ViT(ViTConfig(width=16, depth=2, heads=2, patch=4, positions=(4, 4))).eval())
+    return VitEncoder(ViT(ViTConfig(dim=16, depth=2, num_heads=2, patch_size=4, image_size=(16, 16))).eval())
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from fewtokens.video import synthetic
 
 def vit():
     torch.manual_seed(0)
-    return VitEncoder(ViT(ViTConfig(width=16, depth=8, heads=2, patch=8, positions=(4, 4))).eval())
+    return VitEncoder(ViT(ViTConfig(dim=16, depth=8, num_heads=2, patch_size=8, image_size=(32, 32))).eval())
 
 
 def item(kind="static", frames=5):
@@ -102,7 +102,7 @@ class TestMeasure:
         again = encode(given, None or encoder, repeats=2, cache=tmp_path / "a.safetensors")
         assert torch.equal(first.tokens.features, again.tokens.features)
         assert first.milliseconds == again.milliseconds
-        assert set(first.cues) == set(again.cues) == set(encoder.gives)
+        assert set(first.cues) == set(again.cues) == set(encoder.cues)
         other = Item(given.name, 255 - given.frames, given.times)
         assert not torch.equal(encode(other, encoder, repeats=2, cache=tmp_path / "a.safetensors").full, first.full)
 

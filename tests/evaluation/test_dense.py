@@ -119,7 +119,7 @@ def test_mean_iou_by_hand():
 
 @pytest.fixture(scope="module")
 def encode():
-    return dense.encode_with(Pipeline("", load_encoder("patches", patch=8)))
+    return dense.encode_with(Pipeline("", load_encoder("patches", patch_size=8)))
 
 
 class TestSets:
@@ -208,11 +208,11 @@ class TestSets:
 
     def test_half_precision_and_few_tokens(self, tmp_path):
         files = davis_sequences(make_davis(tmp_path / "D"))[0][0]
-        half = dense.encode_with(Pipeline("", load_encoder("patches", patch=8, dtype="float16")))
+        half = dense.encode_with(Pipeline("", load_encoder("patches", patch_size=8, dtype="float16")))
         row = dense.davis(files, half, self.native).row
         assert row["scores"]["native"]["objects"][0]["J"] > 0.9
-        few = dense.encode_with(Pipeline("tome(keep=0.5)", load_encoder("patches", patch=8)))
+        few = dense.encode_with(Pipeline("tome(keep=0.5)", load_encoder("patches", patch_size=8)))
         assert dense.davis(files, few, self.native).row["tokens"] == 240
-        pairs = dense.encode_with(Pipeline("", load_encoder("patches", patch=8, tubelet=2)))
+        pairs = dense.encode_with(Pipeline("", load_encoder("patches", patch_size=8, tubelet_size=2)))
         with pytest.raises(ValueError, match="features for each frame"):
             dense.davis(files, pairs, self.native)

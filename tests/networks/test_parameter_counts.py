@@ -69,10 +69,10 @@ PRETRAINED = [
 
 @pytest.mark.parametrize(("kind", "size", "patch", "count"), PRETRAINED)
 def test_pre_training_to_the_parameter(kind, size, patch, count):
-    width, depth, heads = models.SIZES[size]
+    dim, depth, num_heads = models.SIZES[size]
     network = PRETRAINING[kind]
     with torch.device("meta"):
-        model = network(network.config_type(width=width, depth=depth, heads=heads, patch=patch))
+        model = network(network.config_type(dim=dim, depth=depth, num_heads=num_heads, patch_size=patch))
     assert learning(model) == count
 
 
@@ -82,8 +82,8 @@ MODULES = [
     ("tokenlearner", lambda: registry.build(f"tokenlearner('{S}/frame')", dim=C)[0], 2 * C + 9 * C * S + 27 * S * S),
     ("tokenlearner 1.1", lambda: registry.build(f"tokenlearner('{S}/frame', version='1.1')", dim=C)[0],
      2 * C + 64 * C + 64 + 64 * S + S),
-    ("fuser", lambda: TokenFuser(S, width=C), 6 * C + S * S + S + C * S),
-    ("fuser, mlp", lambda: TokenFuser(S, width=C, gate="mlp"), 6 * C + S * S + S + 64 * C + 64 + 64 * S + S),
+    ("fuser", lambda: TokenFuser(S, dim=C), 6 * C + S * S + S + C * S),
+    ("fuser, mlp", lambda: TokenFuser(S, dim=C, gate="mlp"), 6 * C + S * S + S + 64 * C + 64 + 64 * S + S),
     # xGen-MM-Vid's attentional pooling and scenic's token_turing summarize with TokenLearner 1.1; ours is without the
     # last bias, which a softmax does not feel.
     ("summary", lambda: Summary(C, S, 64), 2 * C + 64 * C + 64 + 64 * S),

@@ -16,15 +16,15 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.encoders import load_encoder
 from fewtokens.encoders.released import load_released
-from fewtokens.networks.inflate import initialise_from, like
+from fewtokens.networks.inflate import initialize_from, like
 from fewtokens.networks.masking import pixel_loss, pixel_targets, random_mask, sincos_positions
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining, save_encoder
 from fewtokens.networks.pretraining import Pretraining, ToBo, ToBoConfig
 from fewtokens.networks.rsp import balanced_divergence, draw
 from fewtokens.networks.vit import VisionTransformer
 
-TINY = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "size": (32, 40)}
-TINY |= {"decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+TINY = {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": (32, 40)}
+TINY |= {"decoder_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2}
 
 
 def network(kind: str = "tobo", **changes) -> Pretraining:
@@ -34,7 +34,7 @@ def network(kind: str = "tobo", **changes) -> Pretraining:
 
 def sample(model: Pretraining, batch: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (batch, model.frames, 3, *model.config.size)
+    shape = (batch, model.frames, 3, *model.config.image_size)
     frames = torch.randint(256, shape, generator=generator).byte()
     return frames, torch.rand(batch, model.config.patches, generator=generator)
 
@@ -48,9 +48,9 @@ def learning(module: nn.Module) -> int:
     [("s", 21_590_016, 21_665_664, 34_233_088), ("b", 85_647_360, 85_798_656, 34_429_696)],
 )
 def test_parameters_are_those_of_the_paper(size, encoder, whole, decoder):
-    width, depth, heads = models.SIZES[size]
+    dim, depth, num_heads = models.SIZES[size]
     with torch.device("meta"):
-        model = ToBo(ToBoConfig(width=width, depth=depth, heads=heads))
+        model = ToBo(ToBoConfig(dim=dim, depth=depth, num_heads=num_heads))
     assert learning(model.encoder) == encoder
     assert sum(p.numel() for p in model.encoder.parameters()) == whole
     assert learning(model.decoder) == decoder
@@ -220,8 +220,8 @@ RELEASED = (
 
 
 def released_rsp() -> dict[str, torch.Tensor]:
-    """All 94 tensors of a released RSP of width 32, 2 blocks, decoder 16 x 2, 3 variables of 4 values, 32 px in patches
-    of 8, in its names; values by a formula."""
+    """All 94 tensors of a released RSP of 32 channels, 2 blocks, decoder 16 x 2, 3 variables of 4 values, 32 px in
+    patches of 8, in its names; values by a formula."""
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, 32), "pos_embed": (1, 17, 32), "mask_token": (1, 1, 16), "decoder_pos_embed": (1, 17, 16),
         "patch_embed.proj.weight": (32, 3, 8, 8), "patch_embed.proj.bias": (32,),
@@ -265,8 +265,8 @@ def released_rsp() -> dict[str, torch.Tensor]:
 
 def test_rsp_gives_the_numbers_of_the_released_code():
     """Losses of huiwon-jang/RSP's RSP with these weights and frames, run in float32."""
-    config = {"width": 32, "depth": 2, "heads": 2, "patch": 8, "size": (32, 32), "decoder_width": 16,
-              "decoder_depth": 2, "decoder_heads": 2, "variables": 3, "values": 4, "noise": 0.0}  # fmt: skip
+    config = {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": (32, 32), "decoder_dim": 16,
+              "decoder_depth": 2, "decoder_num_heads": 2, "variables": 3, "values": 4, "noise": 0.0}  # fmt: skip
     model = network("rsp", **config).eval()
     state = {}
     for name, value in released_rsp().items():
@@ -379,7 +379,7 @@ def test_a_saved_network_is_an_encoder(kind, tmp_path):
 @pytest.mark.parametrize("decoder", [True, False])
 def test_released_checkpoints(tmp_path, decoder):
     """{"model": ...} under timm's names, with and without what the encoder does not need."""
-    model = network(size=(32, 32)).eval()
+    model = network(image_size=(32, 32)).eval()
     vit = model.encoder
     theirs = {"cls_token": vit.class_token[None, None],
               "pos_embed": torch.cat([vit.class_position[None], vit.positions.flatten(0, 1)])[None]}  # fmt: skip
@@ -398,7 +398,7 @@ def test_released_checkpoints(tmp_path, decoder):
     a, _ = load_encoder(tmp_path / "checkpoint.pth")(frames)
     b, _ = load_encoder(tmp_path / "ours")(frames)
     # timm's heads have 64 channels; this network is narrower than one of them, so it has a single one.
-    assert load_released(tmp_path / "checkpoint.pth").config.heads == 1
+    assert load_released(tmp_path / "checkpoint.pth").config.num_heads == 1
     assert a.features.shape == b.features.shape
     assert torch.equal(
         load_released(tmp_path / "checkpoint.pth").blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight
@@ -406,7 +406,7 @@ def test_released_checkpoints(tmp_path, decoder):
 
 
 def test_released_checkpoints_of_full_width_give_the_same_features(tmp_path):
-    model = network(width=128, heads=2, size=(32, 32)).eval()
+    model = network(dim=128, num_heads=2, image_size=(32, 32)).eval()
     vit = model.encoder
     state = {name: value for name, value in vit.state_dict().items() if name not in ("class_position", "positions")}
     state["pos_embed"] = torch.cat([vit.class_position[None], vit.positions.flatten(0, 1)])[None]
@@ -438,8 +438,8 @@ def test_bad_checkpoints(tmp_path, capsys):
 
 
 def released(changes: dict[str, torch.Tensor | None] | None = None) -> dict[str, torch.Tensor]:
-    """An encoder of width 64 in timm's names, with tensors changed, added, or (None) taken away."""
-    vit = network("mae", width=64, heads=1, size=(32, 32)).encoder
+    """An encoder of 64 channels in timm's names, with tensors changed, added, or (None) taken away."""
+    vit = network("mae", dim=64, num_heads=1, image_size=(32, 32)).encoder
     names = {"class_token": "cls_token", "patches.": "patch_embed.proj.", "norm_last.": "norm.",
              ".attention.out.": ".attn.proj.", ".attention.qkv.": ".attn.qkv."}  # fmt: skip
     state: dict[str, torch.Tensor] = {}
@@ -534,8 +534,8 @@ def test_a_checkpoint_that_unpacks_to_much_more(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"size": (30, 32)}, "whole patches"), ({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"),
-        ({"distance": "l1"}, "distance"), ({"decoder_width": 18}, "multiple of 4"),
+        ({"image_size": (30, 32)}, "whole patches"), ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"mask_ratio": 0.0}, "mask_ratio"), ({"distance": "l1"}, "distance"), ({"decoder_dim": 18}, "multiple of 4"),
         ({"bottleneck_tokens": 0}, "at least 1"),
         ({"bottleneck_position": "none"}, "bottleneck_position"), ({"auxiliary_weight": -1}, "at least 0"),
     ],
@@ -563,7 +563,7 @@ def test_an_rsp_of_an_earlier_version_is_refused_in_a_line(tmp_path):
 
 def test_how_parameters_are_drawn():
     """MAE's code: Xavier, tokens N(0, 0.02), biases 0; but the patches' bias stays as PyTorch draws a convolution's."""
-    model = network(width=128, patch=8)
+    model = network(dim=128, patch_size=8)
     bias, bound = model.encoder.patches.bias, (3 * 8 * 8) ** -0.5
     assert float(bias.detach().abs().max()) <= bound
     assert float(bias.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.2)
@@ -576,8 +576,8 @@ def test_how_parameters_are_drawn():
 def test_its_encoder_begins_a_classifier(tmp_path):
     """A network that begins with it sees a picture as it does."""
     save_encoder(network(), tmp_path)
-    classifier = VisionTransformer(like(tmp_path, classes=5)).eval()
-    said = initialise_from(classifier, tmp_path)
+    classifier = VisionTransformer(like(tmp_path, num_classes=5)).eval()
+    said = initialize_from(classifier, tmp_path)
     assert all(name.startswith("head.") for name in said["drawn"])
     picture = torch.rand(1, 1, 3, 32, 40)
     with torch.no_grad():

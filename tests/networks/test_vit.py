@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from fewtokens import networks as models
-from fewtokens.networks.inflate import initialise_from, spread
-from fewtokens.networks.vit import VisionConfig, VisionTransformer, resize_positions
+from fewtokens.encoders.vit import resize_positions
+from fewtokens.networks.inflate import initialize_from, spread
+from fewtokens.networks.vit import VisionConfig, VisionTransformer
 
-SMALL = {"width": 16, "depth": 3, "heads": 2, "patch": 4, "size": (16, 24), "classes": 5}
-CLIP = {**SMALL, "tubelet": 2, "frames": 8}
+SMALL = {"dim": 16, "depth": 3, "num_heads": 2, "patch_size": 4, "image_size": (16, 24), "num_classes": 5}
+CLIP = {**SMALL, "tubelet_size": 2, "num_frames": 8}
 VARIANTS = {
     "vit": {**SMALL},
     "token": {**SMALL, "head": "token"},
@@ -52,7 +53,7 @@ def awake(model: nn.Module) -> nn.Module:
 
 def frames(model: VisionTransformer, B: int = 2, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(B, model.config.frames, 3, *model.config.size, generator=generator)
+    return torch.rand(B, model.config.num_frames, 3, *model.config.image_size, generator=generator)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -80,7 +81,7 @@ class TestEveryVariant:
         model = awake(make(name))
         if model.config.fuser_mix == "clip":
             pytest.skip("mixes clips of one length")
-        t = 2 * model.config.frames if model.config.tubelet > 1 else 1
+        t = 2 * model.config.num_frames if model.config.tubelet_size > 1 else 1
         assert bool(model(torch.rand(1, t, 3, 21, 33)).isfinite().all())
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -124,9 +125,8 @@ def test_token_counts():
 def test_spec_shapes_of_the_encoder():
     """(2,64,192), T=4, S=8, 3 layers, L0=2: 32 tokens without fuser, 64 with."""
     for fuser, tokens in (("", 32), ("fuser", 64)):
-        config = VisionConfig(
-            192, 3, 3, patch=4, frames=4, size=(16, 16), learner="tokenlearner('8/frame')", at=2, fuser=fuser
-        )
+        learner = {"learner": "tokenlearner('8/frame')", "at": 2, "fuser": fuser}
+        config = VisionConfig(192, 3, 3, patch_size=4, num_frames=4, image_size=(16, 16), **learner)
         model = VisionTransformer(config)
         named = model.intermediates(torch.rand(2, 4, 3, 16, 16))
         assert named["block1"].shape == (2, 64, 192)
@@ -184,7 +184,7 @@ def test_the_factorised_encoder_shares_positions_over_frames(tmp_path):
     model = make("factorised_encoder token")
     assert model.positions.shape == (1, 4, 6, 16)
     still = torch.rand(1, 2, 3, 16, 24).repeat(1, 4, 1, 1, 1)
-    embedded = model.embed(still)
+    embedded = model.embed(model.prepare(still))
     assert torch.equal(embedded[:, 1:], embedded[:, :-1])
     assert model.temporal_positions.shape == (4, 16)
     assert model.temporal_token_position.shape == (16,)
@@ -212,20 +212,23 @@ class TestInflation:
     def test_central(self):
         """The second frame of each tubelet decides, and gives what the image model gives."""
         image, video = self.image(), make("joint")
-        said = initialise_from(video, image)
+        said = initialize_from(video, image)
         still = torch.rand(1, 1, 3, 16, 24)
         clip = torch.rand(1, 8, 3, 16, 24)
         clip[:, 1::2] = still
-        torch.testing.assert_close(video.embed(clip), image.embed(still).expand(1, 4, -1, -1, -1))
+        torch.testing.assert_close(
+            video.embed(video.prepare(clip)), image.embed(image.prepare(still)).expand(1, 4, -1, -1, -1)
+        )
         assert "head.weight" in said["drawn"]
         assert "blocks.2.mlp.fc2.weight" in said["taken"]
 
     def test_average(self):
         image, video = self.image(), make("joint")
-        initialise_from(video, image, how="average")
+        initialize_from(video, image, how="average")
         still = torch.rand(1, 1, 3, 16, 24)
         torch.testing.assert_close(
-            video.embed(still.expand(1, 8, -1, -1, -1)), image.embed(still).expand(1, 4, -1, -1, -1)
+            video.embed(video.prepare(still.expand(1, 8, -1, -1, -1))),
+            image.embed(image.prepare(still)).expand(1, 4, -1, -1, -1),
         )
 
     @pytest.mark.parametrize(
@@ -233,13 +236,13 @@ class TestInflation:
     )
     def test_into_every_video_network(self, name):
         image, video = self.image(), make(name)
-        initialise_from(video, image)
+        initialize_from(video, image)
         assert torch.equal(video.blocks[1].mlp.fc1.weight, image.blocks[1].mlp.fc1.weight)
 
     def test_from_a_folder_of_ours(self, tmp_path):
         self.image().save_pretrained(tmp_path)
         video = make("joint")
-        initialise_from(video, tmp_path)
+        initialize_from(video, tmp_path)
         assert torch.equal(video.norm_last.weight, self.image().norm_last.weight)
 
     def test_positions(self):
@@ -253,15 +256,15 @@ class TestInflation:
         torch.testing.assert_close(resize_positions(ramp, (1, 3, 2)).flatten(), torch.tensor([0.5, 2.5] * 3))
 
     def test_blocks_that_do_not_fit(self):
-        wide = VisionTransformer(VisionConfig(**{**SMALL, "width": 32}))
+        wide = VisionTransformer(VisionConfig(**{**SMALL, "dim": 32}))
         with pytest.raises(ValueError, match="has the shape"):
-            initialise_from(make("joint"), wide)
+            initialize_from(make("joint"), wide)
         scaled = VisionTransformer(VisionConfig(**{**SMALL, "layer_scale": True}))
         with pytest.raises(ValueError, match="has parts that this model lacks"):
-            initialise_from(make("joint"), scaled)
+            initialize_from(make("joint"), scaled)
         deep = VisionTransformer(VisionConfig(**{**CLIP, "depth": 5}))
         with pytest.raises(ValueError, match="fewer blocks"):
-            initialise_from(deep, make("vit"))
+            initialize_from(deep, make("vit"))
 
 
 @pytest.mark.parametrize(
@@ -274,8 +277,9 @@ class TestInflation:
         ({"fuser": "fuser"}, "needs a learner"),
         ({"learner": "tome(keep=0.5)"}, "not one per-frame learner"),
         ({"learner": "spatial_pool(2)", "fuser": "fuser"}, "known number of tokens"),
-        ({"size": (2, 2)}, "holds no tubelet"),
-        ({"classes": 0}, "at least 1"),
+        ({"image_size": (2, 2)}, "holds no patch"),
+        ({"tubelet_size": 2}, "holds no tubelet"),
+        ({"num_classes": 0}, "at least 1"),
     ],
 )
 def test_impossible_configs(changes, message):
@@ -322,14 +326,14 @@ class TestBrokenFolders:
     @pytest.mark.parametrize(
         ("changes", "says"),
         [
-            ({"width": 10**9}, "another shape|makes no network"), ({"width": 10**18}, "makes no network"),
-            ({"depth": 10**9}, "blocks, which its"), ({"depth": 0}, "at least 1"), ({"heads": 0}, "at least 1"),
-            ({"width": [16]}, "width must be a whole number"), ({"size": 16}, "size must be a list of 2"),
-            ({"size": [10**9, 10**9]}, "makes no network|in another shape"), ({"hidden": -4}, "at least 0"),
+            ({"dim": 10**9}, "another shape|makes no network"), ({"dim": 10**18}, "makes no network"),
+            ({"depth": 10**9}, "blocks, which its"), ({"depth": 0}, "at least 1"), ({"num_heads": 0}, "at least 1"),
+            ({"dim": [16]}, "dim must be a whole number"), ({"image_size": 16}, "image_size must be a list of 2"),
+            ({"image_size": [10**9, 10**9]}, "makes no network|in another shape"), ({"mlp_dim": -4}, "at least 0"),
             ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
-            ({"classes": True}, "classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
+            ({"num_classes": True}, "num_classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
             ({"learner": {"a": 1}}, "learner must be text"), ({"attention": ["joint"]}, "attention must be text"),
-            ({"mean": None}, "mean must be a list of 3"), ({"tubelet": -2}, "at least 1"),
+            ({"mean": None}, "mean must be a list of 3"), ({"tubelet_size": -2}, "at least 1"),
         ],
     )  # fmt: skip
     def test_what_a_config_says_is_checked(self, name, changes, says, tmp_path):

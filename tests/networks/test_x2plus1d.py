@@ -17,8 +17,8 @@ from fewtokens.networks.x2plus1d import (
 )
 
 TINY = {
-    "stem": 8, "depths": (1, 1, 1, 3), "widths": (8, 8, 8, 16), "inner": (8, 8, 8, 24), "last": 24, "hidden": 32,
-    "classes": 5, "frames": 4, "num_tokens": 3, "keys": 8, "heads": 4, "replaced": (0, 1, 2),
+    "stem": 8, "depths": (1, 1, 1, 3), "dims": (8, 8, 8, 16), "inner": (8, 8, 8, 24), "last": 24, "hidden": 32,
+    "num_classes": 5, "num_frames": 4, "num_tokens": 3, "keys": 8, "num_heads": 4, "replaced": (0, 1, 2),
 }  # fmt: skip
 MODULES = [
     "conv2d+conv1d", "joint", "conv2d+joint", "conv2d+temporal", "spatial+temporal", "conv2d+spatial+temporal",
@@ -72,7 +72,7 @@ def test_vector_attention_by_its_formula():
 @pytest.mark.parametrize("over", ["spatial", "temporal", "joint"])
 def test_attention_over_space_time_or_both(over):
     torch.manual_seed(0)
-    attention = GridAttention(8, over, keys=4, heads=2).double()
+    attention = GridAttention(8, over, keys=4, num_heads=2).double()
     x = torch.randn(2, 8, 3, 2, 2, dtype=torch.float64)
     rows = x.flatten(2).transpose(1, 2)  # [B,T*H*W,C]
     frame, place = torch.arange(12) // 4, torch.arange(12) % 4
@@ -90,7 +90,7 @@ def test_attention_over_space_time_or_both(over):
 def test_tokenlearner_module_by_hand():
     """paper_text, with loops over frames and pixels."""
     torch.manual_seed(0)
-    module = TokenLearnerModule(6, num_tokens=2, frames=3, reading="paper_text").double()
+    module = TokenLearnerModule(6, num_tokens=2, num_frames=3, reading="paper_text").double()
     nn.init.normal_(module.mixing.weight)
     x = torch.randn(1, 6, 3, 2, 2, dtype=torch.float64)
     alpha, beta = module.maps.weight[:, :, 0, 0], module.gate.weight[:, :, 0, 0]

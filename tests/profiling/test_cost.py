@@ -54,7 +54,7 @@ def vit(size: int, patch: int, d: int, depth: int, h: int, classes: int, S: int 
     ],
 )
 def test_the_counter_equals_the_formula(name, size, shape):
-    model = models.on_meta(name, size=(size, size))
+    model = models.on_meta(name, image_size=(size, size))
     counted = count(model, torch.empty(1, 1, 3, size, size, device="meta"))
     macs, each = vit(size, *shape)
     assert counted.unknown == ()
@@ -82,13 +82,13 @@ def test_the_counter_equals_the_formula(name, size, shape):
     ],
 )
 def test_the_papers_tables(name, size, printed, within):
-    model = models.on_meta(name, size=(size, size))
-    counted = count(model, torch.empty(1, model.config.frames, 3, size, size, device="meta"))
+    model = models.on_meta(name, image_size=(size, size))
+    counted = count(model, torch.empty(1, model.config.num_frames, 3, size, size, device="meta"))
     assert counted.by("paper") == pytest.approx(printed, rel=within)
 
 
 def test_the_misprint_is_not_met():
-    model = models.on_meta("tokenlearner_vit_l16_16at12", size=(512, 512))
+    model = models.on_meta("tokenlearner_vit_l16_16at12", image_size=(512, 512))
     counted = count(model, torch.empty(1, 1, 3, 512, 512, device="meta"))
     assert counted.by("paper") / 178.1 > 1.03
 
@@ -121,15 +121,15 @@ def test_groups_batches_and_devices():
     x = torch.ones(3, 4, 5, 5)
     assert count(conv, x).macs == int(conv(x).sum())
     model, on_meta = (
-        models.build("tokenlearner_vit_nano8_8at2", size=(32, 32)),
-        models.on_meta("tokenlearner_vit_nano8_8at2", size=(32, 32)),
+        models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
+        models.on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
     )
     assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(on_meta, torch.empty(2, 1, 3, 32, 32, device="meta"))
 
 
 def test_macs_agree_with_torch():
     for name in ("tokenlearner_vivit_nano8_8at2", "vivit_nano8_factorised_self", "vivit_nano8_factorised_dot"):
-        model = models.build(name, size=(32, 32), frames=4)
+        model = models.build(name, image_size=(32, 32), num_frames=4)
         clip = torch.rand(1, 4, 3, 32, 32)
         assert count_torch_macs(model, clip) == pytest.approx(count(model, clip).by("macs"), rel=1e-9)
 

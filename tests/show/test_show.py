@@ -20,7 +20,7 @@ from fewtokens.video import read, synthetic
 
 def example(spec: str, frames: int = 4, size=(32, 48), patch: int = 8, tubelet: int = 1) -> tuple[torch.Tensor, Tokens]:
     video = synthetic("static", frames=frames, size=size)
-    tokens, cues = Patches(patch, tubelet=tubelet)(video.frames[None], video.times, needs=("pixels",))
+    tokens, cues = Patches(patch, tubelet_size=tubelet)(video.frames[None], video.times, needs=("pixels",))
     for method in registry.build(spec):
         tokens = method(tokens, **{name: cues[name] for name in method.needs})
     return video.frames, tokens

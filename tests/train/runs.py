@@ -46,7 +46,10 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
 
 def network(**changes: Any) -> models.Model:
     torch.manual_seed(3)
-    shape = {"width": 16, "depth": 3, "heads": 2, "patch": 4, "size": (16, 16), "classes": 4, "stochastic_depth": 0.2}
+    shape = {
+        "dim": 16, "depth": 3, "num_heads": 2, "patch_size": 4, "image_size": (16, 16), "num_classes": 4,
+        "stochastic_depth": 0.2,
+    }  # fmt: skip
     config = models.VisionConfig(
         **{**shape, "learner": "tokenlearner('4/frame')", "at": 1, "fuser": "fuser", **changes}
     )

@@ -209,7 +209,7 @@ def test_a_loss_that_explodes_is_named(tmp_path):
 def test_another_network_in_the_folder(tmp_path):
     run(tmp_path)
     with pytest.raises(ValueError, match="holds another network"):
-        run(tmp_path, model=network(width=32))
+        run(tmp_path, model=network(dim=32))
 
 
 def test_a_truncated_checkpoint(tmp_path):

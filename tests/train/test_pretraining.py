@@ -20,7 +20,7 @@ from tests.helpers.data import data_path
 from tests.video.makers import moving
 
 SMALL = {
-    "size": 32, "width": 32, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2,
+    "size": 32, "dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2,
     "steps": 6, "batch": 6, "visits": 4, "workers": 0, "log_every": 2, "save_every": 3, "eval_every": 0.0, "shown": 3,
     "max_gap": 4, "warmup": 1.0,
 }  # fmt: skip
@@ -73,10 +73,10 @@ def test_presets_are_whole(name):
     made = make_pretraining(name)
     assert made.note
     config = made.config()
-    assert config.size == (made.size, made.size)
+    assert config.image_size == (made.size, made.size)
     assert made.pairing.frames == PRETRAINING[made.objective].frames
     changed = make_pretraining(name, mask_ratio=0.5, seed=7, size=64)
-    assert (changed.config().mask_ratio, changed.seed, changed.config().size) == (0.5, 7, (64, 64))
+    assert (changed.config().mask_ratio, changed.seed, changed.config().image_size) == (0.5, 7, (64, 64))
 
 
 def test_bad_recipes():
@@ -166,7 +166,7 @@ def test_four_real_pairs_are_learned_through_the_bottleneck(tmp_path):
     names = ("bedroom.mp4", "mmaction_demo.mp4", "sample_demo_1.mp4", "vtest.avi")
     packed = pack_frames([Footage(str(clips / name), end=1.0) for name in names], tmp_path, short=40)
     items = [Footage(str(path)) for path in packed.files]
-    wanted = recipe(width=64, depth=3, decoder_width=64, decoder_heads=4, patch=8)
+    wanted = recipe(dim=64, depth=3, decoder_dim=64, decoder_num_heads=4, patch_size=8)
     model = build_pretraining(wanted)
     data = PairData(items, Pairing(size=32, max_gap=8, area=(1.0, 1.0), flip=0.0))
     batch = collate_pairs([data[n] for n in range(4)])

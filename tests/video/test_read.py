@@ -158,11 +158,11 @@ class TestOddFiles:
                 for _ in range(3):
                     out.mux(track.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
                 out.mux(track.encode())
-        assert read(path, stream=0).size == (32, 32)
-        assert read(path, stream=1).size == (64, 64)
+        assert read(path, video_stream=0).size == (32, 32)
+        assert read(path, video_stream=1).size == (64, 64)
         assert read(path).size in ((64, 64), (32, 32))
         with pytest.raises(VideoError, match="has 2 video streams"):
-            read(path, stream=2)
+            read(path, video_stream=2)
 
     def test_no_duration_and_no_frame_count(self, tmp_path):
         path = make(tmp_path / "a.h264", moving(25))

@@ -5,67 +5,99 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import (
-    DeviceOption,
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import log, note, out
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import (
+    INPUT,
+    MODEL,
+    OUTPUT,
     FpsOption,
     FramesOption,
     JsonOption,
-    KeepOption,
-    SeedOption,
-    SpecOption,
-    log,
-    out,
-    parse_keep,
-    print_json,
-    table,
-    takes_keep,
-    verb,
-    warn_untrained,
+    MethodOptions,
+    RunOptions,
 )
+from fewtokens.cli.pipelines import make_methods
+from fewtokens.cli.progress import progress
+from fewtokens.cli.tables import print_json, table
 
 if TYPE_CHECKING:
-    from fewtokens.core.method import Method
     from fewtokens.llm import Answer, Session
 
-app = typer.Typer(add_completion=False)
+FRAMES = 32
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="M", help="A video language model: folder or hub id, also one of train video-llm.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
+ModelDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="float32, float16 or bfloat16; default: the model's own, float32 on a CPU.",
+        rich_help_panel=MODEL,
+    ),
+]  # fmt: skip
 
 
-@app.command(
-    epilog="Examples:  [bold]fewtokens ask clip.mp4 'What happens?' --model Qwen/Qwen2.5-VL-3B-Instruct "
-    '--with "token_dynamics(keep=64)"[/bold]   |   '
-    "[bold]fewtokens ask clip.mp4 'What happens?' 'How many people are there?' --model models/smolvlm2 "
-    '--with "tome(keep=0.1)" --frames 16 --compare[/bold]'
+@dataclass(frozen=True)
+class SessionOptions:
+    """A video language model, and how it is shown a video."""
+
+    model: ModelOption
+    frames: FramesOption = None
+    fps: FpsOption = None
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            help="per_frame keeps the words between frames, collapse removes them.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "per_frame"
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            "--positions",
+            help="keep, average or renumber; default: what suits the model.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
+    dtype: ModelDtypeOption = None
+
+
+@verb(
+    "fewtokens ask clip.mp4 'What happens?' --model Qwen/Qwen2.5-VL-3B-Instruct",
+    "fewtokens ask clip.mp4 'What happens?' --model models/smolvlm2 --with \"tome(keep=0.1)\" --frames 16 --compare",
+    "fewtokens ask clip.mp4 --questions questions.txt --model run/model --json",
 )
-@verb
 def ask(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, an image or a folder of images.")],
-    model: Annotated[str, typer.Option("--model", metavar="M", help="A folder, or a hub id.")],
+    session: SessionOptions,
+    run: RunOptions,
     questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION...", help="One or more.")] = None,
-    file: Annotated[Path | None, typer.Option("--questions", metavar="FILE", help="Questions, one a line.")] = None,
-    spec: SpecOption = "token_dynamics(keep=32)",
-    keep: KeepOption = None,
-    frames: FramesOption = None,
-    fps: FpsOption = None,
-    layout: Annotated[
-        str, typer.Option("--layout", help="per_frame keeps words between frames, collapse takes them out.")
-    ] = "per_frame",
-    positions: Annotated[
-        str | None, typer.Option("--positions", help="keep, average or renumber; what suits the model if not said.")
+    file: Annotated[
+        Path | None,
+        typer.Option("--questions", metavar="FILE", help="Text file, one question per line.", rich_help_panel=INPUT),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer at most.")] = 128,
-    compare: Annotated[bool, typer.Option("--compare", help="Answer with all tokens too: costs and answers.")] = False,
-    device: DeviceOption = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help="float32, float16 or bfloat16; the model's own, float32 on a CPU, if not said."),
-    ] = None,
-    seed: SeedOption = 0,
+    method: MethodOptions = MethodOptions(spec="token_dynamics(keep=32)"),
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Maximum length of an answer.", rich_help_panel=OUTPUT)
+    ] = 128,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Answer with all tokens too: costs and answers.", rich_help_panel=OUTPUT),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a video language model about a video, with few visual tokens.
@@ -74,27 +106,27 @@ def ask(
     with all tokens first, then with few: tokens, seconds to the first token, tokens a second, memory, both answers.
     Memory is what is needed beyond weights and features; on a CPU the prefill is run once more to measure it.
     """
+    check_exists(video, file)
     asked = _questions(questions or [], file)
-    if frames is not None and fps is not None:
-        raise ValueError("say --frames or --fps, not both")
-    if not video.exists():
-        raise ValueError(f"{video}: no such file")
-    with _spinner(as_json) as say:
-        session = open_session(model, spec, keep, frames, fps, layout, positions, device, dtype, seed, say)
-        full = session.unreduced() if compare else None
+    if session.frames is not None and session.fps is not None:
+        raise ValueError("give --frames or --fps, not both")
+    with _spinner(as_json) as say, progress("questions", len(asked), bar=False) as advance:
+        few = open_session(session, method, run, say)
+        full = few.unreduced() if compare else None
         if compare:
-            session.warm_up()  # or the first of the two would pay for it
+            few.warm_up()  # or the first of the two would pay for it
         rows = []
-        for question in asked:
+        for number, question in enumerate(asked):
+            advance(number)
             if len(asked) > 1 and not as_json:
                 say(None)
                 out.print(f"\n[bold]{escape(question)}[/bold]", soft_wrap=True, highlight=False)
             if full is None:
-                rows.append(_one(session, video, question, spec, max_new_tokens, False, as_json, say))
+                rows.append(_one(few, video, question, method.spec, max_new_tokens, False, as_json, say))
                 continue
             both = [
                 _one(asker, video, question, name, max_new_tokens, True, True, say)
-                for asker, name in ((full, "full"), (session, spec))
+                for asker, name in ((full, "full"), (few, method.spec))
             ]
             # They share one reading and one encoding, which each of them would have paid alone.
             both[1] |= {name: both[0][name] for name in ("decode", "encode")}
@@ -104,7 +136,7 @@ def ask(
             if not as_json:
                 _print_both(both)
     if as_json:
-        print_json({"video": str(video), "model": model, "with": spec, "answers": rows})
+        print_json({"video": str(video), "model": session.model, "with": method.spec, "answers": rows})
 
 
 def _questions(questions: list[str], file: Path | None) -> list[str]:
@@ -119,17 +151,7 @@ def _questions(questions: list[str], file: Path | None) -> list[str]:
 
 
 def open_session(
-    name: str,
-    spec: str,
-    keep: str | None,
-    frames: int | None,
-    fps: float | None,
-    layout: str,
-    positions: str | None,
-    device: str,
-    dtype: str | None,
-    seed: int,
-    say: Callable[[str | None], None],
+    options: SessionOptions, method: MethodOptions, run: RunOptions, say: Callable[[str | None], None]
 ) -> Session:
     """The session that the options describe, with a model of transformers or one that `train video-llm` saved."""
     from fewtokens.core.method import Method
@@ -138,44 +160,29 @@ def open_session(
     from fewtokens.llm.composed import is_video_llm
     from fewtokens.llm.cues import check_cues
 
+    name, frames = options.model, options.frames
     composed = is_video_llm(name)
-    if composed and (fps is not None or layout != "per_frame" or positions is not None or dtype is not None):
+    if composed and (options.fps, options.layout, options.positions, options.dtype) != (None, "per_frame", None, None):
         raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other models")
-    # What is wrong with the spec is said before weights are read, which may take minutes.
+    if frames is None and options.fps is None and not composed:
+        frames = FRAMES
+    # What is wrong with the spec is reported before weights are read, which may take minutes.
     _, config, backend = find(name)
-    methods = _methods(spec, keep, seed, config.get_text_config().hidden_size)
-    check_cues(backend, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
+    methods = make_methods(method, run.seed, config.get_text_config().hidden_size)
+    check_cues(backend, Pipeline([each for each in methods if each.stage in ("pixels", "tokens")]))
     say(f"loading {name}")
-    model, processor = load(name, device, dtype)
-    for note in processor.notes:
+    model, processor = load(name, run.device, options.dtype)
+    for text in processor.notes:
         say(None)
-        log.print(f"[yellow]note:[/yellow] {escape(note)}", soft_wrap=True, highlight=False)
-    for method in methods:
-        if isinstance(method, Method):
-            method.to(model.device)
-    session = Session(model, processor, methods, frames, fps=fps, layout=layout, positions=positions)
+        note("note:", text)
+    for each in methods:
+        if isinstance(each, Method):
+            each.to(model.device)
+    session = Session(
+        model, processor, methods, frames, fps=options.fps, layout=options.layout, positions=options.positions
+    )
     session.progress = say
     return session
-
-
-def _methods(spec: str, keep: str | None, seed: int, width: int) -> list[Method]:
-    """The methods of a spec, with what the command line adds."""
-    import torch
-
-    from fewtokens.core import registry
-    from fewtokens.core.method import Method
-
-    budget = parse_keep(keep)
-    if budget is not None and not takes_keep(spec):
-        raise ValueError(f"--keep {keep} would change nothing: no method in {spec!r} leaves its budget open")
-    torch.manual_seed(seed)
-    known = {"seed": seed, "dim": width} | ({} if budget is None else {"keep": budget})
-    methods = registry.build(spec, **known) if spec.strip() else []
-    modules = [method for method in methods if isinstance(method, Method)]
-    warn_untrained(modules)
-    for method in modules:
-        method.eval()
-    return methods
 
 
 def _one(

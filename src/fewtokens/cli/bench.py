@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -11,25 +12,23 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import (
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    EncoderOption,
+from fewtokens.cli.command import Mode, verb
+from fewtokens.cli.console import fail, log, note, out
+from fewtokens.cli.errors import check_exists, check_folder
+from fewtokens.cli.options import (
+    INPUT,
+    METHOD,
+    OUTPUT,
+    RUN,
+    EncoderOptions,
     JsonOption,
-    SeedOption,
+    ReadOptions,
+    RunOptions,
     SizeOption,
-    fail,
-    log,
-    out,
-    parse_keep,
-    print_json,
-    progress,
-    read_video,
-    table,
-    unused,
-    verb,
+    names_of,
 )
+from fewtokens.cli.pipelines import PATCHES, comma_separated, parse_keep, read_video
+from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import (
     append_row,
     check_settings,
@@ -39,11 +38,10 @@ from fewtokens.cli.resume import (
     read_rows,
     source_now,
 )
+from fewtokens.cli.tables import print_json, table
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.bench import Item
-
-app = typer.Typer(add_completion=False)
 
 
 class _Row(TypedDict):
@@ -65,65 +63,115 @@ _SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "total 
 _CHANGED = ("keep", "method", "Δ cosine", "Δ J&F", "Δ total ms")
 
 
-@app.command(
-    epilog="Examples:  [bold]fewtokens bench videos/ --encoder facebook/dinov2-small --keep 0.25,0.1,0.05,0.02 "
-    '--frames 32 --out bench/[/bold]   |   [bold]fewtokens bench clip.mp4 --methods "tome,kmeans,sttm(keep=0.1)" '
-    "--keep 0.1 --out bench/[/bold]   |   [bold]fewtokens bench --compare before/results.json "
-    "after/results.json[/bold]"
-)
-@verb
+@dataclass(frozen=True)
+class BudgetOptions:
+    """What is compared, and at which budgets."""
+
+    specs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="SPEC",
+            help="Comma-separated specs, or given several times; default: all. Baselines always take part.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep", metavar="K", help="Comma-separated budgets: 0.1 is a share, 32 a count.", rich_help_panel=METHOD
+        ),
+    ] = "0.25,0.1,0.05,0.02"
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """What is read."""
+
+    frames: Annotated[
+        int,
+        typer.Option("--frames", min=1, help="Frames of a clip, spread evenly over it.", rich_help_panel=INPUT),
+    ] = 32
+    size: SizeOption = 224
+    davis: Annotated[
+        Path | None,
+        typer.Option(
+            "--davis",
+            help="DAVIS folder: its sequences take part, with J and F of their masks.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
+    davis_size: Annotated[
+        int, typer.Option("--davis-size", min=16, help="Short side of the frames of --davis.", rich_help_panel=INPUT)
+    ] = 480
+
+
+@verb(
+    "fewtokens bench videos/ --encoder facebook/dinov2-small --frames 32 --out bench/",
+    'fewtokens bench clip.mp4 --with "tome,kmeans,sttm(keep=0.1)" --keep 0.1 --out bench/',
+    "fewtokens bench --compare before/results.json after/results.json",
+    modes=(
+        Mode(
+            "compare", lambda values: values["compare"],
+            (*names_of(ClipOptions, EncoderOptions, BudgetOptions, RunOptions), "target", "repeats", "shown"),
+            "have no meaning with --compare",
+        ),
+        Mode(
+            "without DAVIS", lambda values: not values["compare"] and values["davis"] is None, ("davis_size",),
+            "is the size of --davis",
+        ),
+        Mode(
+            "DAVIS alone", lambda values: values["davis"] is not None and not values["videos"], ("size",),
+            "is the size of videos; that of DAVIS is --davis-size",
+        ),
+        PATCHES,
+    ),
+)  # fmt: skip
 def bench(
-    context: typer.Context,
+    clip: ClipOptions,
+    encoding: EncoderOptions,
+    budget: BudgetOptions,
+    run: RunOptions,
     videos: Annotated[
         list[Path] | None, typer.Argument(metavar="[VIDEO_OR_FOLDER]...", help="Videos, or folders of videos.")
     ] = None,
-    target: Annotated[Path | None, typer.Option("--out", help="A folder; a stopped run goes on there.")] = None,
-    encoder: EncoderOption = "patches",
-    methods: Annotated[
-        str, typer.Option("--methods", help="all, or specs with commas between them; the baselines always take part.")
-    ] = "all",
-    keep: Annotated[str, typer.Option("--keep", help="Budgets with commas: 0.1 is a share, 32 a count.")] = (
-        "0.25,0.1,0.05,0.02"
-    ),
-    frames: Annotated[int, typer.Option("--frames", min=1, help="Frames of a clip, spread evenly over it.")] = 32,
-    size: SizeOption = 224,
-    davis: Annotated[
-        Path | None, typer.Option("--davis", help="DAVIS folder: its sequences take part, with J and F of their masks.")
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", help="Output folder. Resumes if it already contains a run.", rich_help_panel=OUTPUT),
     ] = None,
-    davis_size: Annotated[int, typer.Option("--davis-size", min=16, help="Short side of its frames.")] = 480,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed runs of everything.")] = 3,
-    shown: Annotated[int, typer.Option("--show", min=0, help="Clips whose tokens are drawn on the page.")] = 3,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Timed runs of everything.", rich_help_panel=RUN)
+    ] = 3,
+    shown: Annotated[
+        int, typer.Option("--show", min=0, help="Number of clips drawn on the page.", rich_help_panel=OUTPUT)
+    ] = 3,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Instead: what changed between two results.json, given as arguments.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Instead: what changed between two results.json, given as arguments.",
+            rich_help_panel=INPUT,
+        ),
     ] = False,
-    batch: BatchOption = 32,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Compare methods on your videos and your encoder: what they keep, what they cost.
 
-    For each method, budget and clip: how much of the full features comes back, also in rare cells; on labelled
+    For each method, budget and clip: how much of the full features comes back, also in rare cells; on labeled
     sequences J and F of label propagation; tokens, operations, milliseconds, memory. random, uniform, fewer_frames,
     downsample and mean_pool always take part. A method that cannot go as low as a budget is merged down to it by tome.
 
     Writes results.json, results.csv, results.md, plots and a page, index.html.
     """
     if compare:
-        others = [name for name in context.params if name not in ("videos", "compare", "as_json")]
-        unused(context, "have no meaning with --compare", *others)
         _compare(videos or [], as_json)
         return
-    if davis is None:
-        unused(context, "is the size of --davis", "davis_size")
-    if davis is not None and not videos:
-        unused(context, "is the size of videos; that of DAVIS is --davis-size", "size")
     if target is None:
-        raise ValueError("say where to write: --out FOLDER")
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"--out {target} is a file; give a folder")
-    budgets = [parse_keep(part.strip()) for part in keep.split(",") if part.strip()]
+        raise ValueError("give a folder to write to: --out FOLDER")
+    check_folder(target)
+    if len(videos or []) == 1:
+        check_exists(*(videos or []))
+    budgets = [parse_keep(part) for part in comma_separated(budget.keep)]
     if not budgets:
         raise ValueError("--keep needs at least one budget, such as 0.1")
 
@@ -131,16 +179,16 @@ def bench(
     from fewtokens.encoders import load_encoder, pick_device
     from fewtokens.evaluation.bench import encode, jobs, measure, specs_of
 
-    loaded = load_encoder(encoder, device=device, dtype=dtype, batch=batch)
-    specs = specs_of(methods, loaded)
-    sources = _sources(videos or [], davis)
+    loaded = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
+    specs = specs_of(",".join(budget.specs or ["all"]), loaded)
+    sources = _sources(videos or [], clip.davis)
     settings = {
         "encoder": loaded.describe(),
-        "dtype": dtype or "float32",
-        "frames": frames,
-        "size": size,
-        "davis size": davis_size,
-        "seed": seed,
+        "dtype": encoding.dtype or "float32",
+        "frames": clip.frames,
+        "size": clip.size,
+        "davis size": clip.davis_size,
+        "seed": run.seed,
     }
     files.sweep(target)
     files.sweep(target / "features")
@@ -152,7 +200,7 @@ def bench(
     failed: list[dict[str, str]] = []
     drawn = _drawn(sources, shown)
     pictures: dict[str, Any] = {}
-    where = pick_device(device)
+    where = pick_device(run.device)
     finished = sum(job in made for job in wanted)
     with progress("bench", len(wanted)) as advance:
         advance(finished)
@@ -163,7 +211,7 @@ def bench(
             try:
                 if name in broken:
                     raise ValueError(broken[name])
-                item = _read(name, path, masks, frames, davis_size if masks else size)
+                item = _read(name, path, masks, clip.frames, clip.davis_size if masks else clip.size)
                 if name in drawn:
                     pictures[name] = _pictures(item)
                 if not left:
@@ -177,15 +225,15 @@ def bench(
                 fail(error)
                 failed.append({"video": str(path), "error": " ".join(str(error).split())})
                 continue
-            options: dict[str, Any] = {"repeats": repeats, "seed": seed, "shown": name in drawn, "device": where}
+            options: dict[str, Any] = {"repeats": repeats, "seed": run.seed, "shown": name in drawn, "device": where}
             for job in left:
-                _, spec, budget = job
-                advance(finished, title=f"{name}: {spec} {budget:g}")
+                _, spec, share = job
+                advance(finished, title=f"{name}: {spec} {share:g}")
                 try:
-                    made[job] = measure(encoded, loaded, spec, budget, **options)
+                    made[job] = measure(encoded, loaded, spec, share, **options)
                 except ValueError as error:
                     # A budget that a method cannot reach in this encoder leaves a gap in the tables.
-                    fail(f"{name}, {spec} at {budget:g}: {error}")
+                    fail(f"{name}, {spec} at {share:g}: {error}")
                     continue
                 append_row(target / "rows.jsonl", made[job])
                 finished += 1
@@ -270,12 +318,12 @@ def _check_sources(
 
 
 def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -> set[str]:
-    """The clips that are drawn: the first ones, a labelled one among them if there is any."""
+    """The clips that are drawn: the first ones, a labeled one among them if there is any."""
     names = [name for name, *_ in sources]
-    labelled = [name for name, _, masks in sources if masks]
+    labeled = [name for name, _, masks in sources if masks]
     first = names[:shown]
-    if shown and labelled and not set(first) & set(labelled):
-        first[-1] = labelled[0]
+    if shown and labeled and not set(first) & set(labeled):
+        first[-1] = labeled[0]
     return set(first)
 
 
@@ -284,7 +332,7 @@ def _read(name: str, path: Path, masks: list[Path] | None, frames: int, size: in
     from fewtokens.data.masks import read_masks
     from fewtokens.evaluation.bench import Item
 
-    video = read_video(path, frames=frames, fps=None, size=size)
+    video = read_video(path, ReadOptions(frames=frames, size=size))
     truth = None
     if masks:
         # A folder of pictures has so many frames a second.
@@ -396,9 +444,9 @@ def _compare(files: Sequence[Path], as_json: bool) -> None:
 
     if len(files) != 2:
         raise ValueError(f"--compare takes two results.json, got {len(files)} files")
-    lines, unlike = changes(*files)
-    for said in unlike:
-        log.print(f"[yellow]unlike:[/yellow] {escape(said)}", highlight=False, soft_wrap=True)
+    lines, differences = changes(*files)
+    for difference in differences:
+        note("unlike:", difference)
     if as_json:
         print_json(lines)
         return

@@ -2,52 +2,120 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fewtokens.cli.common import DeviceOption, JsonOption, out, print_json, table, unused, verb
+from fewtokens.cli.command import Mode, verb
+from fewtokens.cli.console import out
+from fewtokens.cli.options import INPUT, METHOD, MODEL, RUN, DeviceOption, JsonOption, names_of
+from fewtokens.cli.tables import print_json, table
 
-app = typer.Typer(add_completion=False)
 
+@dataclass(frozen=True)
+class LanguageOptions:
+    """Few tokens in a language model."""
 
-@app.command(
-    epilog="Examples:  [bold]fewtokens cost tokenlearner_vit_l16_16at12 --size 512[/bold]   |   "
-    "[bold]fewtokens cost vit_s16 tokenlearner_vit_s16_8at6 --size 224 --time[/bold]   |   "
-    '[bold]fewtokens cost --with "token_dynamics(keep=32)" --grid 32x27x27 --llm qwen2-0.5b --accuracy 57.46[/bold]',
-)
-@verb
-def cost(
-    context: typer.Context,
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Names, or folders of saved models.")
-    ] = None,
     specs: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="SPEC", help="Few tokens in a language model instead; can be said again."),
-    ] = None,
-    grid: Annotated[str, typer.Option("--grid", help="With --with: cells of the video, frames x rows x columns.")] = (
-        "32x27x27"
-    ),
-    llm: Annotated[str, typer.Option("--llm", help="With --with: qwen2-0.5b, qwen2.5-3b, qwen2-7b or a folder.")] = (
-        "qwen2-0.5b"
-    ),
-    text: Annotated[int, typer.Option("--text", help="With --with: tokens of the prompt beside the video's.")] = 40,
-    pooled: Annotated[bool, typer.Option("--pooled", help="With --with: say that the grid was pooled.")] = False,
+        typer.Option(
+            "--with",
+            metavar="SPEC",
+            help="Few tokens in a language model instead; comma-separated, or given several times.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    grid: Annotated[
+        str,
+        typer.Option(
+            "--grid", help="With --with: cells of the video, frames x rows x columns.", rich_help_panel=METHOD
+        ),
+    ] = "32x27x27"
+    llm: Annotated[
+        str,
+        typer.Option(
+            "--llm", help="With --with: qwen2-0.5b, qwen2.5-3b, qwen2-7b or a folder.", rich_help_panel=METHOD
+        ),
+    ] = "qwen2-0.5b"
+    text: Annotated[
+        int,
+        typer.Option("--text", help="With --with: tokens of the prompt beside the video's.", rich_help_panel=METHOD),
+    ] = 40
+    pooled: Annotated[
+        bool,
+        typer.Option(
+            "--pooled", help="With --with: mark the grid as already pooled (TokDense).", rich_help_panel=METHOD
+        ),
+    ] = False
     accuracy: Annotated[
         list[float] | None,
-        typer.Option("--accuracy", help="With --with: measured %, one for each SPEC, for TokDense."),
-    ] = None,
+        typer.Option(
+            "--accuracy", help="With --with: measured %, once for each SPEC, for TokDense.", rich_help_panel=METHOD
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The network and its input."""
+
     size: Annotated[
-        int | None, typer.Option("--size", help="Side of the frames in pixels; its own if not said.")
+        int | None,
+        typer.Option(
+            "--size", help="Side of the frames, in pixels; default: the network's own.", rich_help_panel=INPUT
+        ),
+    ] = None
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", help="Frames of a clip; default: the network's own.", rich_help_panel=INPUT),
+    ] = None
+    classes: Annotated[
+        int | None, typer.Option("--classes", help="Outputs of the classifier.", rich_help_panel=MODEL)
+    ] = None
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """How time is measured."""
+
+    timed: Annotated[bool, typer.Option("--time", help="Also run it and measure the time.", rich_help_panel=RUN)] = (
+        False
+    )
+    batch: Annotated[int, typer.Option("--batch", help="With --time: clips at once.", rich_help_panel=RUN)] = 1
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="With --time: timed passes, after two to warm up.", rich_help_panel=RUN)
+    ] = 7
+    device: DeviceOption = "auto"
+
+
+@verb(
+    "fewtokens cost tokenlearner_vit_l16_16at12 --size 512",
+    "fewtokens cost vit_s16 tokenlearner_vit_s16_8at6 --size 224 --time",
+    'fewtokens cost --with "token_dynamics(keep=32)" --grid 32x27x27 --llm qwen2-0.5b --accuracy 57.46',
+    modes=(
+        Mode(
+            "few tokens", lambda values: bool(values["specs"]), names_of(NetworkOptions, TimeOptions),
+            "are for networks, not for --with",
+        ),
+        Mode(
+            "networks", lambda values: not values["specs"], names_of(LanguageOptions, without=("specs",)),
+            "have a meaning with --with SPEC only",
+        ),
+        Mode(
+            "networks without --time", lambda values: not values["specs"] and not values["timed"],
+            names_of(TimeOptions, without=("timed",)), "have a meaning with --time only",
+        ),
+    ),
+)  # fmt: skip
+def cost(
+    network: NetworkOptions,
+    few: LanguageOptions,
+    time: TimeOptions,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Names, or folders of saved networks.")
     ] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames of a clip; its own if not said.")] = None,
-    classes: Annotated[int | None, typer.Option("--classes", help="Outputs of the classifier.")] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Clips at once, for the time.")] = 1,
-    timed: Annotated[bool, typer.Option("--time", help="Also run it and measure the time.")] = False,
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed passes, after two to warm up.")] = 7,
-    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Count what a network costs for one image or clip, or what few tokens cost and save in a language model.
@@ -55,18 +123,13 @@ def cost(
     GFLOPs are given by two conventions: the paper's (2 MACs and all elementwise operations, halved) and plain
     multiply-accumulates. --time runs it with random weights; counting alone needs no memory.
     """
-    if specs:
+    if few.specs:
         if names:
             raise ValueError("give networks or --with SPEC, not both")
-        networks = ("size", "frames", "classes", "batch", "timed", "repeats", "device")
-        unused(context, "are for networks, not for --with", *networks)
-        _of_tokens(specs, grid, llm, text, pooled, accuracy or [], as_json)
+        _of_tokens(few, as_json)
         return
     if not names:
         raise ValueError("say which network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
-    unused(context, "have a meaning with --with SPEC only", "grid", "llm", "text", "pooled", "accuracy")
-    if not timed:
-        unused(context, "have a meaning with --time only", "batch", "repeats", "device")
     import torch
 
     from fewtokens import networks as models
@@ -75,30 +138,30 @@ def cost(
     from fewtokens.profiling.memory import activation_bytes
     from fewtokens.profiling.operations import count, count_torch_macs, parameters
 
-    if batch < 1 or repeats < 1:
-        raise ValueError(f"--batch and --repeats must be at least 1, got {batch} and {repeats}")
+    if time.batch < 1 or time.repeats < 1:
+        raise ValueError(f"--batch and --repeats must be at least 1, got {time.batch} and {time.repeats}")
     rows: list[dict[str, Any]] = []
     for name in names:
-        network, shape = _build(name, size, frames, classes, torch.device("meta"))
+        model, shape = _build(name, network, torch.device("meta"))
         clip = torch.empty(1, *shape, device="meta")
-        counted = count(network, clip)
+        counted = count(model, clip)
         row: dict[str, Any] = {
             "model": name,
             "input": "x".join(str(shape[axis]) for axis in (0, 2, 3)),
             "GFLOPs (paper)": counted.by("paper"),
-            "GMACs": count_torch_macs(network, clip),
-            "parameters": parameters(network),
-            "activations, MiB": activation_bytes(network.train(), clip) / 2**20,
+            "GMACs": count_torch_macs(model, clip),
+            "parameters": parameters(model),
+            "activations, MiB": activation_bytes(model.train(), clip) / 2**20,
         }
         if models.preset_kind(name) == "x2plus1d":
             row["GFLOPs (paper_video)"] = counted.by("paper_video")
         if counted.unknown:
             row["not counted"] = ", ".join(counted.unknown)
-        if timed:
-            where = pick_device(device)
-            network, _ = _build(name, size, frames, classes, where)
-            measured = latency(network.eval(), torch.rand(batch, *shape, device=where), repeats=repeats)
-            row |= {"ms": measured.median, "low": measured.low, "high": measured.high, "batch": batch}
+        if time.timed:
+            where = pick_device(time.device)
+            model, _ = _build(name, network, where)
+            measured = latency(model.eval(), torch.rand(time.batch, *shape, device=where), repeats=time.repeats)
+            row |= {"ms": measured.median, "low": measured.low, "high": measured.high, "batch": time.batch}
             row["device"] = str(where)
         rows.append(row)
     if as_json:
@@ -114,23 +177,23 @@ def cost(
     )
 
 
-def _of_tokens(
-    specs: list[str], grid: str, llm: str, text: int, pooled: bool, accuracies: list[float], as_json: bool
-) -> None:
+def _of_tokens(options: LanguageOptions, as_json: bool) -> None:
     from fewtokens.core.grid import Grid
+    from fewtokens.evaluation.bench import split_specs
     from fewtokens.evaluation.budget import language_model, token_cost
 
-    sides = grid.lower().split("x")
+    specs, text, accuracies = split_specs(",".join(options.specs or [])), options.text, options.accuracy or []
+    sides = options.grid.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
-        raise ValueError(f"--grid is written frames x rows x columns, such as 32x27x27, got {grid!r}")
+        raise ValueError(f"--grid is written frames x rows x columns, such as 32x27x27, got {options.grid!r}")
     if text < 0 or not all(0 <= value <= 100 for value in accuracies):
         raise ValueError(f"--text is a count from 0, --accuracy a percentage, got {text} and {accuracies}")
     if accuracies and len(accuracies) != len(specs):
         raise ValueError(f"--accuracy is said once for each --with: {len(accuracies)} for {len(specs)}")
-    cells, model = Grid(int(sides[0]), int(sides[1]), int(sides[2])), language_model(llm)
-    told = dict(zip(specs, accuracies, strict=False))
+    cells, model = Grid(int(sides[0]), int(sides[1]), int(sides[2])), language_model(options.llm)
+    measured = dict(zip(specs, accuracies, strict=False))
     costs = [
-        token_cost(spec, cells, model, text=text, pooled=pooled, accuracy=told.get(spec))
+        token_cost(spec, cells, model, text=text, pooled=options.pooled, accuracy=measured.get(spec))
         for spec in dict.fromkeys(["full", *specs])
     ]
     if as_json:
@@ -157,31 +220,31 @@ def _of_tokens(
     )
 
 
-def _build(name: str, size: int | None, frames: int | None, classes: int | None, device: Any) -> tuple[Any, list[int]]:
+def _build(name: str, options: NetworkOptions, device: Any) -> tuple[Any, list[int]]:
     """The network on a device with random weights, and the shape [T,3,H,W] of a clip for it."""
     import torch
 
     from fewtokens import networks as models
 
-    changes: dict[str, Any] = {} if classes is None else {"classes": classes}
+    changes: dict[str, Any] = {} if options.classes is None else {"num_classes": options.classes}
     if Path(name).is_dir():
-        said = models.read_config(name)
-        if said["fewtokens_model"] not in models.KINDS:
+        saved = models.read_config(name)
+        if saved["fewtokens_model"] not in models.KINDS:
             raise ValueError(
-                f"{name}: holds a {said['fewtokens_model']}; costs are counted of {', '.join(models.KINDS)}"
+                f"{name}: holds a {saved['fewtokens_model']}; costs are counted of {', '.join(models.KINDS)}"
             )
-        kind, settings = models.KINDS[said["fewtokens_model"]], said["config"]
+        kind, settings = models.KINDS[saved["fewtokens_model"]], saved["config"]
     else:
         kind, settings = models.preset(name)
-    if frames is not None:
-        changes["frames"] = frames
-    if size is not None and kind is models.VisionTransformer:
-        changes["size"] = (size, size)
+    if options.frames is not None:
+        changes["num_frames"] = options.frames
+    if options.size is not None and kind is models.VisionTransformer:
+        changes["image_size"] = (options.size, options.size)
     config = models.make_config(kind, settings | changes, name)
     with torch.device(device):
         network = kind(config)
-    side = config.size if kind is models.VisionTransformer else (size or 224, size or 224)
-    return network, [config.frames, 3, *side]
+    side = config.image_size if kind is models.VisionTransformer else (options.size or 224, options.size or 224)
+    return network, [config.num_frames, 3, *side]
 
 
 def _text(key: str, value: Any) -> str:

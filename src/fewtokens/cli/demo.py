@@ -8,26 +8,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import JsonOption, out, parse_keep, print_json, progress, table, verb
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import out
+from fewtokens.cli.options import INPUT, METHOD, OUTPUT, JsonOption, SeedOption
+from fewtokens.cli.pipelines import parse_keep
+from fewtokens.cli.progress import progress
+from fewtokens.cli.tables import print_json, table
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.compare import Row
     from fewtokens.show import Clip
 
-app = typer.Typer(add_completion=False)
-
 _CLIPS = {"static camera": "static", "moving camera": "pan"}
 _PATCH = 16
 
 
-@app.command(epilog="Examples:  [bold]fewtokens demo[/bold]   |   [bold]fewtokens demo --keep 0.05 --out few[/bold]")
-@verb
+@verb("fewtokens demo", "fewtokens demo --keep 0.05 --out few")
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the page.")] = Path("demo"),
-    keep: Annotated[str, typer.Option("--keep", help="Budget of every method: a share or a count.")] = "0.1",
-    frames: Annotated[int, typer.Option("--frames", help="Frames of each clip.")] = 16,
-    size: Annotated[int, typer.Option("--size", help="Side of the frames, in pixels.")] = 256,
-    seed: Annotated[int, typer.Option("--seed", help="Of the clips and of the methods that draw.")] = 0,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder for the pictures and the page.", rich_help_panel=OUTPUT)
+    ] = Path("demo"),
+    keep: Annotated[
+        str,
+        typer.Option("--keep", metavar="K", help="Budget of every method: a share or a count.", rich_help_panel=METHOD),
+    ] = "0.1",
+    frames: Annotated[int, typer.Option("--frames", help="Frames of each clip.", rich_help_panel=INPUT)] = 16,
+    size: Annotated[int, typer.Option("--size", help="Side of the frames, in pixels.", rich_help_panel=INPUT)] = 256,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """See videos turned into few tokens by every method: a table, a picture, a page. No weights needed."""

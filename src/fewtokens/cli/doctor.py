@@ -11,9 +11,10 @@ from typing import Any
 
 import typer
 
-from fewtokens.cli.common import JsonOption, log, out, print_json, table, verb
-
-app = typer.Typer(add_completion=False)
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import log, out
+from fewtokens.cli.options import JsonOption
+from fewtokens.cli.tables import print_json, table
 
 # Module names of the packages whose name differs from it.
 _MODULES = {
@@ -26,10 +27,9 @@ _MODULES = {
 _DECODERS = ("h264", "hevc", "av1", "vp9", "mpeg4", "gif", "ffv1")
 
 
-@app.command(epilog="Examples:  [bold]fewtokens doctor[/bold]   |   [bold]fewtokens doctor --json[/bold]")
-@verb
+@verb("fewtokens doctor", "fewtokens doctor --json")
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what this installation has, and what is missing and how to get it."""
+    """Check the installation and optional dependencies: what is missing, and how to get it."""
     report = examine()
     if as_json:
         print_json(report)
@@ -102,14 +102,7 @@ def _show(report: dict[str, Any]) -> None:
     for name, entry in report["packages"].items():
         extra = entry["extra"]
         get = f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
-        rows.append(
-            {
-                "package": name,
-                "for": extra or "everything",
-                "version": entry["version"] or "missing",
-                "how to get it": "" if entry["version"] else get,
-            }
-        )
+        rows.append({"package": name, "for": extra or "everything", "version": entry["version"] or f"missing: {get}"})
     out.print(table("Packages", rows))
     if report["missing"]:
         log.print(f"[red]missing:[/red] {', '.join(report['missing'])}")

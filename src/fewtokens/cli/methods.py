@@ -9,39 +9,34 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import JsonOption, out, print_json, table, verb
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import out
+from fewtokens.cli.options import JsonOption
+from fewtokens.cli.tables import print_json, table
 
-app = typer.Typer(add_completion=False)
+# In the order in which a video meets them.
+_STAGES = {
+    "frames": "which frames are encoded",
+    "pixels": "before the encoder",
+    "encoder": "between its blocks",
+    "tokens": "after it",
+    "llm": "inside the layers of a language model",
+}
 
 
-@app.command(
-    epilog="Examples:  [bold]fewtokens methods[/bold]   |   [bold]fewtokens methods tome[/bold]",
-    rich_help_panel=None,
-)
-@verb
+@verb("fewtokens methods", "fewtokens methods tome")
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None, as_json: JsonOption = False
+    name: Annotated[str | None, typer.Argument(help="Explain this method.")] = None, as_json: JsonOption = False
 ) -> None:
-    """List the methods, or explain one."""
+    """List the methods by stage, or explain one."""
     from fewtokens.core import registry
 
     if name is None:
-        rows = [describe(each) for each in registry.names()]
+        rows = [describe(each) for each in [*registry.names(), *registry.layer_names()]]
         if as_json:
             print_json(rows)
-            return
-        listed = [
-            {
-                "method": row["method"],
-                "stage": row["stage"] + (", trained" if row["trainable"] == "yes" else ""),
-                "count": row["count"],
-                "streaming": row["streaming"],
-                "from": _source(row["paper"]),
-            }
-            for row in rows
-        ]
-        out.print(table("", listed))
-        out.print('One of them: fewtokens methods NAME. A chain: --with "rlt | tome(keep=0.1)".', style="dim")
+        else:
+            _list(rows)
         return
     row = describe(name)
     if as_json:
@@ -51,16 +46,33 @@ def methods(
     out.print(escape(row["text"]), highlight=False)
     out.print()
     out.print(table("Defaults", [{"argument": key, "default": repr(value)} for key, value in row["arguments"].items()]))
-    for label in ("needs", "cost", "paper", "licence"):
+    for label in ("needs", "cost", "paper", "license"):
         if row[label]:
             value = ", ".join(row[label]) if isinstance(row[label], list) else row[label]
             out.print(f"[bold]{label}[/bold]  {escape(value)}", highlight=False)
 
 
-def _source(paper: str) -> str:
-    """The arXiv number of a paper, or its first words."""
-    found = re.search(r"\d{4}\.\d{5}", paper)
-    return found.group() if found else paper.partition(":")[0]
+def _list(rows: list[dict[str, Any]]) -> None:
+    stages = dict.fromkeys([*_STAGES, *(row["stage"] for row in rows)])
+    for stage in stages:
+        listed = [
+            {
+                "method": row["method"],
+                "what it does": row["summary"] + (" (trained)" if row["trainable"] == "yes" else ""),
+            }
+            for row in rows
+            if row["stage"] == stage
+        ]
+        if listed:
+            out.print(table(f"{stage}: {_STAGES.get(stage, '')}".rstrip(": "), listed))
+            out.print()
+    out.print('One of them: fewtokens methods NAME. A chain: --with "rlt | tome(keep=0.1)".', style="dim")
+
+
+def summary_of(text: str) -> str:
+    """The first sentence of a docstring, without its full stop."""
+    first = re.split(r"\.\s+(?=[A-Z`])", " ".join(text.split("\n\n")[0].split()))[0]
+    return first.replace("`", "").rstrip(".")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -68,22 +80,25 @@ def describe(name: str) -> dict[str, Any]:
     from fewtokens.core import registry
     from fewtokens.core.method import Method
 
-    method = registry.get(name)()
+    kind = registry.get(name)
+    method = kind()
     either = "threshold, or exact" if "keep" in method.arguments else "threshold"
     streams = "no"
     if isinstance(method, Method):
-        streams = "yes" if method.causal else "as an option" if type(method).step is not Method.step else "no"
+        streams = "yes" if method.causal else "as an option" if kind.step is not Method.step else "no"
+    text = inspect.getdoc(kind) or ""
     return {
         "method": name,
         "stage": method.stage,
+        "summary": summary_of(text),
         "count": "exact" if getattr(method, "budget", None) else either,
         "streaming": streams,
         "trainable": "yes" if getattr(method, "learned", False) else "no",
         "paper": method.paper,
         "baseline": name in registry.BASELINES,
-        "arguments": {key: parameter.default for key, parameter in inspect.signature(type(method)).parameters.items()},
+        "arguments": {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()},
         "needs": list(getattr(method, "needs", ())),
         "cost": method.cost,
-        "licence": method.license,
-        "text": inspect.getdoc(type(method)),
+        "license": method.license,
+        "text": text,
     }

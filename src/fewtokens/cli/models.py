@@ -7,15 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import JsonOption, out, print_json, table, verb
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import out
+from fewtokens.cli.options import JsonOption
+from fewtokens.cli.tables import print_json, table
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command(
-    epilog="Examples:  [bold]fewtokens models[/bold]   |   [bold]fewtokens models tokenlearner_vit_b16_8at6[/bold]",
-)
-@verb
+@verb("fewtokens models", "fewtokens models tokenlearner_vit_b16_8at6")
 def models(
     name: Annotated[str | None, typer.Argument(help="A name, or the folder of a saved model.")] = None,
     as_json: JsonOption = False,
@@ -34,7 +32,8 @@ def models(
         out.print(table("", rows))
         out.print(
             "Names are read, so other sizes and layers work too: tokenlearner_vit_l14_4at20, vivit_s8, ...\n"
-            "Its cost: fewtokens cost NAME. Training one: fewtokens train NAME --data FOLDER --out RUN.",
+            "Its cost: fewtokens cost NAME. Training one:\n"
+            "fewtokens train classify NAME --data FOLDER --out RUN.",
             style="dim",
         )
         return

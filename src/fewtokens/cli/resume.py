@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from fewtokens.cli.common import log
+from fewtokens.cli.console import log
 from fewtokens.core import files
-from fewtokens.core.identity import source_of
+from fewtokens.core.identity import source_of, with_current_names
 from fewtokens.core.plain import conform
 
 # File systems take so many bytes in a name; suffixes are added to what is named here.
@@ -119,10 +119,10 @@ def check_request(result: Path | str, made: dict[str, Any], request: dict[str, A
     Raises:
         ValueError: they differ; says in what.
     """
-    plain = json.loads(json.dumps(request))
+    plain, made = json.loads(json.dumps(request)), with_current_names(made)
     if changed := [name for name in plain if made.get(name) != plain[name]]:
         raise ValueError(
-            f"{result} was made with other settings ({', '.join(changed)}); say --overwrite, or give another --out"
+            f"{result} was made with other settings ({', '.join(changed)}); give --overwrite, or another --out"
         )
 
 
@@ -141,12 +141,13 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: they differ; names what, and both values where they are short.
     """
+
     plain = json.loads(json.dumps(settings))
     if not path.exists():
         files.write_json(path, plain)
         return
     try:
-        before = files.read_json(path, dict[str, Any])
+        before = with_current_names(files.read_json(path, dict[str, Any]))
     except ValueError as error:
         raise ValueError(
             f"{error}; remove it if the run beside it is of these settings, or give another --out"
@@ -168,6 +169,7 @@ def read_rows(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
+
     left_out = 0
     # A cut may lie inside of a letter.
     for number, line in enumerate(path.read_bytes().split(b"\n")):

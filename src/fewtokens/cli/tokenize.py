@@ -4,121 +4,114 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import (
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    EncoderOption,
-    EndOption,
-    FpsOption,
-    FramesOption,
+from fewtokens.cli.command import Mode, verb
+from fewtokens.cli.console import fail, log
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import (
+    INPUT,
+    OUTPUT,
+    EncoderOptions,
     JsonOption,
-    KeepOption,
-    SeedOption,
-    SizeOption,
-    SpecOption,
-    StartOption,
-    StreamOption,
-    TruncatedOption,
-    fail,
-    log,
-    make_pipeline,
-    print_json,
-    progress,
-    read_video,
-    unused,
-    verb,
+    MethodOptions,
+    OverwriteOption,
+    ReadOptions,
+    RunOptions,
+    VideosArgument,
 )
+from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video
+from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import check_request, check_source, distinct_names, one_each, source_now, tell_damaged
-from fewtokens.cli.tokenize_stream import stream_one
+from fewtokens.cli.tables import print_json
+from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command(
-    epilog='Examples:  [bold]fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors[/bold]   |   '
-    "[bold]fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 "
-    "--out tokens/[/bold]   |   "
-    "[bold]fewtokens tokenize --stream long.mp4 --fps 2 --with rlt --out long/[/bold]"
-)
-@verb
+@verb(
+    'fewtokens tokenize clip.mp4 --with "tome(keep=0.1)" --out clip.safetensors',
+    "fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 --out tokens/",
+    "fewtokens tokenize long.mp4 --chunked --fps 2 --with rlt --out long/",
+    modes=(
+        Mode("whole", lambda values: not values["chunked"], ("chunk", "events"), "belong to --chunked"),
+        Mode(
+            "chunked", lambda values: values["chunked"], ("frames",),
+            "spreads over a whole video; with --chunked say --fps, or nothing for every frame",
+        ),
+        PATCHES,
+    ),
+)  # fmt: skip
 def tokenize(
-    context: typer.Context,
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, images or folders of images.")],
-    target: Annotated[Path, typer.Option("--out", help="A .safetensors file for one video, or a folder.")],
-    encoder: EncoderOption = "patches",
-    spec: SpecOption = "tome",
-    keep: KeepOption = None,
-    frames: FramesOption = None,
-    fps: FpsOption = None,
-    size: SizeOption = 224,
-    start: StartOption = 0.0,
-    end: EndOption = None,
-    stream: StreamOption = None,
-    allow_truncated: TruncatedOption = False,
-    streaming: Annotated[
-        bool, typer.Option("--stream", help="Chunk by chunk in constant memory, for causal methods; a folder each.")
+    videos: VideosArgument,
+    target: Annotated[
+        Path,
+        typer.Option("--out", help="A .safetensors file for one video, or a folder.", rich_help_panel=OUTPUT),
+    ],
+    reading: ReadOptions,
+    encoding: EncoderOptions,
+    run: RunOptions,
+    method: MethodOptions = MethodOptions(spec="tome"),
+    chunked: Annotated[
+        bool,
+        typer.Option(
+            "--chunked",
+            help="Process in chunks with constant memory (causal methods only); writes one folder per video.",
+            rich_help_panel=INPUT,
+        ),
     ] = False,
-    chunk: Annotated[int, typer.Option("--chunk", min=1, help="Frames of a chunk of --stream.")] = 32,
+    chunk: Annotated[
+        int, typer.Option("--chunk", min=1, help="Frames of a chunk of --chunked.", rich_help_panel=INPUT)
+    ] = 32,
     events: Annotated[
-        float, typer.Option("--events", metavar="Q", help="With --stream: report the share Q of changing scenes.")
+        float,
+        typer.Option(
+            "--events", metavar="Q", help="With --chunked: report the share Q of scene changes.", rich_help_panel=OUTPUT
+        ),
     ] = 0.1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make files again that are there.")] = False,
-    batch: BatchOption = 32,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn videos into files of few tokens, one safetensors file each.
 
-    What was made of the same video already is skipped; what was made of another is an error, and a damaged file is
-    made again. With several videos a broken one does not stop the others: it is listed in failed.jsonl beside the
+    Existing outputs of the same video are skipped; those of another video are an error, and damaged files are written
+    again. Of several videos a broken one does not stop the others: it is listed in failed.jsonl beside the
     results, and the exit code is 1.
 
-    With --stream a video of any length is read in chunks; its tokens go to a folder of files as they come
-    (`fewtokens.core.streaming.load` puts them together), and moments when the scene changes are printed.
+    With --chunked a video of any length is read in chunks; its tokens go to a folder of files as they come
+    (fewtokens.core.streaming.load puts them together), and moments when the scene changes are printed.
     """
-    if not streaming:
-        unused(context, "belong to --stream", "chunk", "events")
-    jobs = _targets(videos, target, streaming)
+    jobs = _targets(videos, target, chunked)
+    single = len(jobs) == 1
+    if single:
+        check_exists(jobs[0][0])
     from fewtokens.core import files
 
-    pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
-    reading: dict[str, Any] = {
-        "frames": frames,
-        "fps": fps,
-        "size": size,
-        "start": start,
-        "end": end,
-        "stream": stream,
-        "allow_truncated": allow_truncated,
-    }
-    if streaming:
-        if frames is not None:
-            raise ValueError("--frames spreads over a whole video; with --stream say --fps, or nothing for every frame")
-        reading |= {"chunk": chunk, "events": events}
-        del reading["frames"]
+    pipeline = make_pipeline(method, encoding, run)
+    read: dict[str, Any] = asdict(reading)
+    if chunked:
+        read |= {"chunk": chunk, "events": events}
+        del read["frames"]
     files.sweep(jobs[0][1].parent)
     done, failed = [], []
     assert pipeline.encoder is not None
-    single = len(jobs) == 1
-    with progress("frames" if single else "videos", None if single else len(jobs)) as advance:
+    unit = "videos" if not single else "seconds of video" if chunked else "frames"
+    with progress(unit, None if single else len(jobs)) as advance:
         if single:
             pipeline.encoder.progress = advance
         for number, (video, path) in enumerate(jobs):
             try:
-                make = stream_one if streaming else _one
-                row = make(pipeline, video, path, reading, seed, overwrite)
+                if chunked:
+                    report = advance if single else None
+                    row = tokenize_chunks(pipeline, video, path, read, run.seed, overwrite, report)
+                else:
+                    row = _one(pipeline, video, path, reading, run.seed, overwrite)
             except (ValueError, OSError) as error:
                 if single:
                     raise
@@ -127,7 +120,7 @@ def tokenize(
             else:
                 done.append(row)
                 if not as_json:
-                    _say(row)
+                    _tell(row)
             if not single:
                 advance(number + 1)
     if not single:
@@ -139,45 +132,47 @@ def tokenize(
         raise typer.Exit(1)
 
 
-def _targets(videos: list[Path], target: Path, streaming: bool) -> list[tuple[Path, Path]]:
-    """Which file, or which folder of a stream, each video goes to.
+def _targets(videos: list[Path], target: Path, chunked: bool) -> list[tuple[Path, Path]]:
+    """Which file, or which folder of chunks, each video goes to.
 
     Raises:
         ValueError: several videos for one file, or a place that something else has taken.
     """
     videos = one_each(videos)
-    if streaming and target.suffix == ".safetensors":
-        raise ValueError(f"--stream writes a folder; give one as --out instead of {target}")
+    if chunked and target.suffix == ".safetensors":
+        raise ValueError(f"--chunked writes a folder; give one as --out instead of {target}")
     if target.suffix == ".safetensors" and not target.is_dir():
         if len(videos) > 1:
             raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
         return [(videos[0], target)]
     if target.exists() and not target.is_dir():
         raise ValueError(f"--out {target} is a file that does not end in .safetensors; give such a name, or a folder")
-    suffix = "" if streaming else ".safetensors"
+    suffix = "" if chunked else ".safetensors"
     jobs = [(video, target / f"{name}{suffix}") for video, name in zip(videos, distinct_names(videos), strict=True)]
     for _, path in jobs:
-        if path.exists() and path.is_dir() != streaming:
-            kind, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
-            raise ValueError(f"{path} is a {kind}, and a {wanted} of this name is to be written; give another --out")
+        if path.exists() and path.is_dir() != chunked:
+            kind, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise ValueError(f"{path} is a {kind}, and a {needed} of this name is to be written; give another --out")
     return jobs
 
 
 def _one(
-    pipeline: Pipeline, video: Path, path: Path, reading: dict[str, Any], seed: int, overwrite: bool
+    pipeline: Pipeline, video: Path, path: Path, reading: ReadOptions, seed: int, overwrite: bool
 ) -> dict[str, Any]:
     """Tokenizes one video; returns what to say of it."""
     import torch
 
     assert pipeline.encoder is not None
-    request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
+    request = {
+        "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": asdict(reading), "seed": seed,
+    }  # fmt: skip
     source = source_now(video)
-    if path.exists() and not overwrite and (made := _made(path)) is not None:
-        check_source(path, made.get("source"), source, "say --overwrite, or give another --out")
-        check_request(path, made, request)
+    if path.exists() and not overwrite and (earlier := _meta(path)) is not None:
+        check_source(path, earlier.get("source"), source, "give --overwrite, or another --out")
+        check_request(path, earlier, request)
         return {"video": str(video), "out": str(path), "skipped": True}
     start = time.perf_counter()
-    clip = read_video(video, **reading)
+    clip = read_video(video, reading)
     with torch.inference_mode():
         tokens = pipeline(clip.frames, clip.times)
     tokens.to("cpu").save(path, **request, source={**source, "name": clip.name})
@@ -193,8 +188,8 @@ def _one(
     }
 
 
-def _made(path: Path) -> dict[str, Any] | None:
-    """What a token file says it was made from and with; None where it is damaged."""
+def _meta(path: Path) -> dict[str, Any] | None:
+    """What a token file says it was made from and with; None if it is damaged."""
     from fewtokens.core import files
     from fewtokens.core.plain import conform
     from fewtokens.core.tokens import Header
@@ -202,17 +197,18 @@ def _made(path: Path) -> dict[str, Any] | None:
     try:
         header = files.load_header(path, "tokens")
         try:
-            return conform(header, Header, f"{path}: a damaged token file")["meta"]
+            meta = conform(header, Header, f"{path}: a damaged token file")["meta"]
         except ValueError as error:
             raise files.Damaged(str(error)) from None
     except files.Damaged as error:
         tell_damaged(error)
         return None
+    return meta | {"reading": current_names(meta["reading"])} if isinstance(meta.get("reading"), dict) else meta
 
 
-def _say(row: dict[str, Any]) -> None:
+def _tell(row: dict[str, Any]) -> None:
     if row["skipped"]:
-        log.print(f"{escape(row['out'])}: there already, skipped", highlight=False)
+        log.print(f"{escape(row['out'])}: already exists, skipped", highlight=False)
         return
     log.print(
         f"{escape(row['out'])}: {row['tokens']} tokens of {row['cells']} cells "

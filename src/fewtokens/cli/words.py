@@ -9,27 +9,33 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import FpsOption, FramesOption, SeedOption, SizeOption, log, progress, read_video, verb
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import log
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import METHOD, OUTPUT, ReadOptions, SeedOption, VideosArgument
+from fewtokens.cli.pipelines import read_video
+from fewtokens.cli.progress import progress
 
-app = typer.Typer(add_completion=False)
 
-
-@app.command(
-    epilog="Examples:  [bold]fewtokens words videos/*.mp4 --words 1000 --out words.safetensors[/bold]   |   "
-    "[bold]fewtokens words images/ --patch 14 --frames 64 --out words.safetensors[/bold]"
+@verb(
+    "fewtokens words videos/*.mp4 --words 1000 --out words.safetensors",
+    "fewtokens words images/ --patch 14 --frames 64 --out words.safetensors",
 )
-@verb
 def words(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, images or folders of images.")],
-    target: Annotated[Path, typer.Option("--out", help="A .safetensors file.")],
-    number: Annotated[int, typer.Option("--words", min=1, help="Words of the vocabulary.")] = 1000,
-    patch: Annotated[int, typer.Option("--patch", min=1, help="Side of a patch in pixels, as the encoder has.")] = 16,
-    frames: FramesOption = None,
-    fps: FpsOption = None,
-    size: SizeOption = 224,
+    videos: VideosArgument,
+    target: Annotated[Path, typer.Option("--out", help="A .safetensors file.", rich_help_panel=OUTPUT)],
+    reading: ReadOptions,
+    number: Annotated[
+        int, typer.Option("--words", min=1, help="Number of words in the vocabulary.", rich_help_panel=METHOD)
+    ] = 1000,
+    patch: Annotated[
+        int,
+        typer.Option("--patch", min=1, help="Side of a patch in pixels; that of the encoder.", rich_help_panel=METHOD),
+    ] = 16,
     seed: SeedOption = 0,
 ) -> None:
     """Fit visual words on the patches of videos, for the method visual_words."""
+    check_exists(*videos)
     import torch
 
     from fewtokens.encoders.frames import fit, patchify, to_unit
@@ -42,12 +48,12 @@ def words(
     def batches() -> Iterator[torch.Tensor]:
         with progress("videos", len(videos)) as advance:
             for done, video in enumerate(videos):
-                clip = read_video(video, frames=frames, fps=fps, size=size).frames
+                clip = read_video(video, reading).frames
                 for part in clip.split(16):
                     grid = Patches(patch).grid(len(part), *part.shape[2:])
                     yield patchify(fit(to_unit(part)[None], grid, 1, patch), 1, patch)[0]
                 advance(done + 1)
 
-    made = fit_words(batches(), number, seed)
-    save_words(made, target, patch=patch, videos=[str(video) for video in videos], seed=seed)
-    log.print(f"{escape(str(target))}: {len(made)} words of {patch}x{patch} pixels", highlight=False)
+    vocabulary = fit_words(batches(), number, seed)
+    save_words(vocabulary, target, patch=patch, videos=[str(video) for video in videos], seed=seed)
+    log.print(f"{escape(str(target))}: {len(vocabulary)} words of {patch}x{patch} pixels", highlight=False)

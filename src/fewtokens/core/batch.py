@@ -18,7 +18,8 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
     """One padded batch of videos that may differ in length and in their number of tokens.
 
     Args:
-        videos: of one video each, or of several; equal H, W, C and prefix. `aux` and `meta` are left behind.
+        videos: of one video each, or of several; equal H, W and C. `aux` and `meta` are left behind, and so are prefix
+            tokens, unless all videos have equally many.
 
     Raises:
         ValueError: no videos, or frames of different grids (a batch has one H and W).
@@ -34,7 +35,7 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
 
     def stack(name: str, *pads: int, fill: float = 0) -> Tensor | None:
         values = [getattr(v, name) for v in videos]
-        if any(value is None for value in values):
+        if any(value is None for value in values) or (not pads and len({value.shape[1] for value in values}) > 1):
             return None
         sizes = {0: N, 1: S}
         padded = []

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def identity(paths: Iterable[str | Path], extra: Iterable[str] = ()) -> str:
@@ -63,3 +64,30 @@ def source_of(path: str | Path) -> dict[str, object]:
         inside = [entry.stat() for entry in entries if not entry.name.startswith(".") and entry.is_file()]
     newest = max((one.st_mtime_ns for one in inside), default=found.st_mtime_ns)
     return {"path": place, "bytes": sum(one.st_size for one in inside), "mtime_ns": newest}
+
+
+# Keys of an encoder's description in files of earlier versions.
+_ENCODER = {"weights": "fingerprint"}
+_OPTIONS = {"patch": "patch_size", "tubelet": "tubelet_size"}
+
+
+def with_current_names(settings: Any) -> Any:
+    """Settings read from a file, with the description of their encoder under today's names.
+
+    Args:
+        settings: plain values; changed only where "encoder" is an object that an earlier version wrote.
+    """
+    encoder = settings.get("encoder") if isinstance(settings, dict) else None
+    if not isinstance(encoder, dict):
+        return settings
+    encoder = renamed(encoder, _ENCODER)
+    if isinstance(encoder.get("options"), dict):
+        encoder["options"] = renamed(encoder["options"], _OPTIONS)
+    return settings | {"encoder": encoder}
+
+
+def renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Values under new names, in their order; a value stays under its old name if the new one is taken."""
+    return {
+        names[name] if name in names and names[name] not in values else name: value for name, value in values.items()
+    }

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
 from fewtokens.core import files, registry
 from fewtokens.core.batch import collate, concatenate
+from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
+from fewtokens.core.hub import Pushable, from_hub
+from fewtokens.core.identity import with_current_names
 from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
 from fewtokens.core.method import CUES, STAGES, Method, Resampler
+from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.load import load_encoder
 
 # Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
 _PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
@@ -30,8 +34,8 @@ class _Options(TypedDict, total=False):
     device: str
     dtype: str
     batch: int
-    patch: int
-    tubelet: int
+    patch_size: int
+    tubelet_size: int
     proportional: str
 
 
@@ -43,7 +47,7 @@ class _Named(_MoreOfEncoder):
     """What `Encoder.describe` gives."""
 
     id: str
-    weights: str | None
+    fingerprint: str | None
 
 
 class _Config(TypedDict):
@@ -53,47 +57,7 @@ class _Config(TypedDict):
     encoder: _Named | None
 
 
-class Encoder(Protocol):
-    """What a pipeline asks of an encoder; `fewtokens.encoders` has several.
-
-    Attributes:
-        id: the name by which `load_encoder` finds it: "patches", a folder, a hub id.
-        gives: the cues it can give.
-        skips: pixels methods spare it work; otherwise they are applied to what it gives.
-        walks: encoder methods can act between its blocks.
-        progress: called with (frames encoded, frames in all) where it is set.
-    """
-
-    progress: Callable[[int, int], None] | None
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def gives(self) -> tuple[str, ...]: ...
-    @property
-    def skips(self) -> bool: ...
-    @property
-    def walks(self) -> bool: ...
-
-    def __call__(
-        self,
-        frames: Tensor,
-        times: Tensor | None = None,
-        *,
-        needs: Sequence[str] = (),
-        before: Sequence[Callable[..., Tokens]] = (),
-        inside: Sequence[Method] = (),
-    ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns tokens and the cues in `needs`."""
-
-    def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        """The cells it makes of a video of this size, in pixels."""
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values: "id", the options of `load_encoder` that differ, and "weights", their SHA-256 or None."""
-
-
-class Pipeline(nn.Module):
+class Pipeline(Pushable, nn.Module):
     """An encoder and a chain of methods.
 
     Args:
@@ -133,13 +97,13 @@ class Pipeline(nn.Module):
 
     def _check(self, encoder: Encoder) -> None:
         for method in self._at("encoder"):
-            if not encoder.walks:
+            if not encoder.exposes_blocks:
                 raise ValueError(
                     f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not allow; "
                     "use a ViT that fewtokens loads itself"
                 )
         for method in [*self._at("pixels"), *self._at("tokens")]:
-            for need in set(method.needs) - set(encoder.gives):
+            for need in set(method.needs) - set(encoder.cues):
                 raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {encoder.id} cannot give")
 
     def _at(self, stage: str) -> list[Method]:
@@ -249,7 +213,7 @@ class Pipeline(nn.Module):
                 raise ValueError("frames need an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
             frames, times = frames_of(video, times)
             before = self._at("pixels")
-            if not self.encoder.skips:
+            if not self.encoder.skips_dropped_patches:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
             tokens, given = self.encoder(
@@ -292,33 +256,47 @@ class Pipeline(nn.Module):
             files.write_json(place / "config.json", {"spec": self.spec, "encoder": encoder})
         return Path(folder)
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, message: str = ""
+    ) -> str:
+        """Saves it and uploads the folder, see `Pushable.push_to_hub`; the encoder is named, not copied.
+
+        Raises:
+            ValueError: its encoder is known on this machine alone.
+        """
+        if self.encoder is not None and (Path(self.encoder.id).exists() or " " in self.encoder.id):
+            raise ValueError(f"push the encoder first: {self.encoder.id} is known on this machine alone")
+        return super().push_to_hub(repo_id, private=private, token=token, message=message)
+
     @staticmethod
     def from_pretrained(folder: str | Path, encoder: Encoder | None = None, **options: Any) -> Pipeline:
         """Reads what `save_pretrained` wrote.
 
         Args:
-            folder: where.
+            folder: where; or a hub id.
             encoder: used instead of loading the one that is named; its weights must be the same.
             options: for `load_encoder`: device, dtype, batch.
 
         Raises:
             ValueError: what is missing, damaged or does not fit, in one line.
         """
+        if not Path(folder).exists():
+            folder = from_hub(str(folder))
         config = Path(folder) / "config.json"
         if not config.is_file():
             raise ValueError(f"{folder}: no config.json, so not a saved pipeline")
         try:
-            wanted: _Config = files.read_json(config, _Config)
+            wanted: _Config = conform(with_current_names(files.read_json(config)), _Config, str(config))
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{config}: ")
             raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None
         spec, named = wanted["spec"], wanted["encoder"]
         if named is not None:
             if encoder is None:
-                load = import_module("fewtokens.encoders").load_encoder
-                encoder = load(named["id"], **(named.get("options", {}) | options))
+                more: dict[str, Any] = {**named.get("options", {}), **options}
+                encoder = load_encoder(named["id"], **more)
             assert encoder is not None
-            if encoder.describe()["weights"] != named["weights"]:
+            if encoder.describe()["fingerprint"] != named["fingerprint"]:
                 raise ValueError(f"{folder}: was made with other weights of {named['id']} than those at hand")
         pipeline = Pipeline(spec, encoder)
         tensors, _ = files.load(Path(folder) / "methods.safetensors", "pipeline")

@@ -186,7 +186,9 @@ class Plan:
         assert self.dest is not None
         total = sums(sizes[..., None], self.dest, self.num_slots).squeeze(2)
         floor = torch.finfo(sizes.dtype).tiny
-        return sizes / total.gather(1, self.dest.clamp(min=0)).clamp(min=floor), total
+        # One more group, for the dropped ones: there may be no other.
+        own = F.pad(total, (0, 1), value=1.0).gather(1, self.dest.masked_fill(self.dest < 0, self.num_slots))
+        return sizes / own.clamp(min=floor), total
 
     def sum(self, values: Tensor, share: Tensor) -> Tensor:
         """Sums of share * values by group, [B,M,D]: a token alone in its group has share 1 and stays bit-equal."""

@@ -61,7 +61,7 @@ def read_facts(folder: str | Path) -> Facts:
 
 
 def load(folder: str | Path) -> Tokens:
-    """The tokens of a whole video from a folder that `fewtokens tokenize --stream` wrote.
+    """The tokens of a whole video from a folder that `fewtokens tokenize --chunked` wrote.
 
     Raises:
         ValueError: no such folder, one that was not finished, or a damaged file in it.

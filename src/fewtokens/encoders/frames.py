@@ -72,7 +72,7 @@ def unpatchify(pixels: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
     )  # fmt: skip
 
 
-def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(frames - mean) / std over the channel axis of [...,3,H,W]."""
     m, s = (torch.tensor(value, device=frames.device, dtype=frames.dtype)[:, None, None] for value in (mean, std))
     return (frames - m) / s

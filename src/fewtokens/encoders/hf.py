@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtokens.core import files
 from fewtokens.core.batch import join_frames
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
 from fewtokens.encoders.probe import find_cells
 from fewtokens.encoders.weights import fingerprint, read_config, read_scale, sides, vision_part
 
 
-class HfEncoder:
+class HfEncoder(Encoder):
     """Runs a model of transformers on single frames.
 
     Frames are resized to the square that its config names (`image_size`, or 224): most of these models know
@@ -36,16 +38,17 @@ class HfEncoder:
             one row for each cell in raster order.
     """
 
-    gives = ("pixels", "frame_global")
-    skips = False
-    walks = False
+    cues = ("pixels", "frame_global")
+    skips_dropped_patches = False
+    exposes_blocks = False
 
     def __init__(self, folder: Path, *, name: str, batch: int, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
         config = read_config(folder)
-        self.id, self.batch, self.device, self.dtype = name, batch, device, dtype
-        self.weights = fingerprint(folder)
-        self.progress: Callable[[int, int], None] | None = None
+        self.id, self.batch = name, batch
+        self.fingerprint = fingerprint(folder)
         self.model = _load(folder, dtype).to(device)
+        self.eval()
         part = vision_part(config)
         self.size = max(sides(part, "image_size", 224, str(folder)))
         self.mean, self.std = read_scale(folder, IMAGENET_MEAN, IMAGENET_STD)
@@ -58,8 +61,13 @@ class HfEncoder:
         self.patch = max(1, round(self.size / self.side))
 
     def _probe(self, patch: int) -> tuple[int, int]:
+        def run(frames: Tensor) -> Tensor:
+            hidden = self._run(frames.to(self.device))
+            self._dim = hidden.shape[1 if hidden.ndim == 4 else 2]
+            return hidden
+
         try:
-            return find_cells(lambda frames: self._run(frames.to(self.device)), self.size, patch)
+            return find_cells(run, self.size, patch)
         except Exception as error:  # whatever a model says to frames that it does not take
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.id}: is no encoder of single frames ({reason})") from None
@@ -70,19 +78,31 @@ class HfEncoder:
             raise ValueError("it gives no last hidden state of [B,N,C] or [B,C,H,W]")
         return hidden
 
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """As transformers saves the vision model alone, with the size and the normalization of its frames."""
+        save: Any = getattr(self.model, "save_pretrained", None)
+        if save is None:
+            raise ValueError(f"{self.id}: transformers does not save its vision part alone; save the whole model")
+        numbers = {"image_mean": list(self.mean), "image_std": list(self.std)}
+        with files.whole_folder(folder, last="config.json") as place:
+            save(place)
+            files.write_json(place / "preprocessor_config.json", numbers)
+        return Path(folder)
+
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
         return cells_of(frames, self.side, self.side, 1, 1, times)
 
-    def describe(self) -> dict[str, Any]:
-        return {"id": self.id, "options": {}, "weights": self.weights}
-
-    def __call__(
+    def forward(
         self,
         frames: Tensor,
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,T*side*side,C] and prefix tokens."""
@@ -93,7 +113,7 @@ class HfEncoder:
         rows = []
         for part in frames.flatten(0, 1).split(self.batch):
             square = fit(to_unit(part.to(self.device))[None], Grid(len(part), 1, 1), 1, self.size)[0]
-            hidden = self._run(normalise(square, self.mean, self.std))
+            hidden = self._run(normalize(square, self.mean, self.std))
             rows.append(hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden)
             if self.progress is not None:
                 self.progress(sum(len(row) for row in rows), B * T)

@@ -3,74 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fewtokens.core import files
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.devices import pick_device, pick_dtype
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, patchify, to_unit, unpatchify
 
 # A frame is scaled up to whole patches, a clip filled up to whole tubelets; past this nothing is a patch any more.
 _MOST = 1024
 
 
-class Patches:
-    """Each cell's feature is its own pixels, normalised: no weights, no network, and a way back.
+class Patches(Encoder):
+    """Each cell's feature is its own pixels, normalized: no weights, no network, and a way back.
 
     Args:
-        patch: side of a patch in pixels.
-        tubelet: frames in a cell.
+        patch_size: side of a patch in pixels.
+        tubelet_size: frames in a cell.
         device, dtype: of the features.
     """
 
     id = "patches"
-    gives = ("pixels",)
-    skips = True
-    walks = False
+    kind = "patches"  # in the config.json of a saved one
+    cues = ("pixels",)
+    skips_dropped_patches = True
+    exposes_blocks = False
 
     def __init__(
         self,
-        patch: int = 16,
+        patch_size: int = 16,
         *,
-        tubelet: int = 1,
+        tubelet_size: int = 1,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: str | torch.dtype = torch.float32,
     ) -> None:
-        if not (1 <= patch <= _MOST and 1 <= tubelet <= _MOST):
-            raise ValueError(f"patch and tubelet must be 1 to {_MOST}, got {patch} and {tubelet}")
-        self.patch, self.tubelet = patch, tubelet
-        self.device, self.dtype = torch.device(device), dtype
-        self.progress: Callable[[int, int], None] | None = None
+        super().__init__()
+        if not (1 <= patch_size <= _MOST and 1 <= tubelet_size <= _MOST):
+            raise ValueError(f"patch_size and tubelet_size must be 1 to {_MOST}, got {patch_size} and {tubelet_size}")
+        self.patch_size, self.tubelet_size = patch_size, tubelet_size
+        self.options = {"patch_size": patch_size, "tubelet_size": tubelet_size}
+        # Holds nothing but the device and the dtype, which follow `to` as those of a network do.
+        self.register_buffer(
+            "_place", torch.empty(0, device=pick_device(device), dtype=pick_dtype(dtype)), persistent=False
+        )
 
     @property
-    def width(self) -> int:
-        """Channels of a feature."""
-        return 3 * self.tubelet * self.patch**2
+    def dim(self) -> int:
+        return 3 * self.tubelet_size * self.patch_size**2
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, self.tubelet, self.patch, times)
+        return cells_of(frames, height, width, self.tubelet_size, self.patch_size, times)
 
-    def describe(self) -> dict[str, Any]:
-        return {"id": self.id, "options": {"patch": self.patch, "tubelet": self.tubelet}, "weights": None}
+    def save_pretrained(self, folder: str | Path) -> Path:
+        with files.whole_folder(folder, last="config.json") as place:
+            files.write_json(place / "config.json", {"fewtokens_model": self.kind, "config": self.options})
+        return Path(folder)
 
-    def __call__(
+    def forward(
         self,
         frames: Tensor,
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,S,tubelet*patch*patch*3]."""
         if inside:
             raise ValueError(f"{inside[0].name} acts between the blocks of an encoder; patches have none")
         grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
-        fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet, self.patch)
-        pixels = patchify(fitted, self.tubelet, self.patch)
+        fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet_size, self.patch_size)
+        pixels = patchify(fitted, self.tubelet_size, self.patch_size)
         mean, std = self._scale(pixels.device)
         features = ((pixels.unflatten(-1, (-1, 3)) - mean) / std).flatten(2)
         tokens = Tokens.from_cells(features.to(self.dtype), grid)
@@ -84,8 +93,8 @@ class Patches:
         """Features [B,T,H,W,C] back to frames [B,T*tubelet,3,height,width] in 0..1, where they were; exact."""
         grid = Grid(*features.shape[1:4])
         mean, std = self._scale(features.device)
-        pixels = features.float().flatten(1, 3).unflatten(-1, (self.tubelet, -1, 3)) * std + mean
-        return unpatchify(pixels.flatten(-2), grid, self.tubelet, self.patch)
+        pixels = features.float().flatten(1, 3).unflatten(-1, (self.tubelet_size, -1, 3)) * std + mean
+        return unpatchify(pixels.flatten(-2), grid, self.tubelet_size, self.patch_size)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.encoders.config import ViTConfig
+from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import check_tensors, count_blocks, filled, read_tensors
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
@@ -35,7 +36,7 @@ _OURS = re.compile(r"(class_token|class_position|positions|patches\.|norm_last\.
 
 
 def load_released(path: str | Path) -> ViT:
-    """Our ViT with the encoder of a released checkpoint, float32, in eval mode; frames are normalised as ImageNet's.
+    """Our ViT with the encoder of a released checkpoint, float32, in eval mode; frames are normalized as ImageNet's.
 
     Args:
         path: .pth, .pt, .ckpt, .bin or .safetensors, tensors at the top or under "model", "state_dict", "teacher".
@@ -70,15 +71,15 @@ def load_released(path: str | Path) -> ViT:
     if side < 1 or side * side != len(positions) - 1:
         raise ValueError(f"{path}: {len(positions)} positions are not a class token's and those of a square")
     state["class_position"], state["positions"] = positions[0], positions[1:].unflatten(0, (side, side))
-    width = len(patches)
+    dim, patch = len(patches), patches.shape[-1]
     # timm's heads have 64 channels, but for ViT-H, which has 16 of 80.
     config = ViTConfig(
-        width=width,
+        dim=dim,
         depth=count_blocks(state, str(path)),
-        heads=16 if width == 1280 else max(1, width // 64),
-        patch=patches.shape[-1],
-        positions=(side, side),
-        hidden=len(fc1),
+        num_heads=16 if dim == 1280 else max(1, dim // 64),
+        patch_size=patch,
+        image_size=(side * patch, side * patch),
+        mlp_dim=len(fc1),
         qkv_bias="blocks.0.attention.qkv.bias" in state,
         norm_last="norm_last.weight" in state,
     )

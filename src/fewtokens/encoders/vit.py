@@ -7,8 +7,7 @@ patches a forward: each block is its two halves, and a method stands between the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,189 +15,20 @@ from torch import Tensor, nn
 
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.config import ViTConfig
+from fewtokens.encoders.transformer import Block
 
 PROPORTIONAL = ("channels", "bias", "none")
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": F.silu,
-}
 
 # A key that no query may look at: large enough to vanish in the softmax, small enough for half precision.
 _HIDDEN = -3e4
 
 
-@dataclass(frozen=True)
-class ViTConfig:
-    """The shape of a ViT.
-
-    Attributes:
-        width, depth, heads: channels, blocks, attention heads.
-        patch: side of a patch in pixels.
-        positions: rows and columns of the learned position embedding; other grids resize it.
-        hidden: channels inside the MLP; 0 means 4 * width.
-        class_token: one prefix token; registers: that many more, without position.
-        qkv_bias, patch_bias: biases of these layers.
-        qk_norm: LayerNorm on queries and keys of each head.
-        layer_scale: learned scale of each residual branch.
-        norm_first, norm_last: LayerNorm before the first block (CLIP), after the last one.
-        gated: SwiGLU instead of the plain MLP.
-        activation: gelu, gelu_pytorch_tanh, quick_gelu or silu.
-        antialias: how positions shrink to a smaller grid.
-        eps: of every LayerNorm.
-    """
-
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    patch: int = 16
-    positions: tuple[int, int] = (14, 14)
-    hidden: int = 0
-    class_token: bool = True
-    registers: int = 0
-    qkv_bias: bool = True
-    patch_bias: bool = True
-    qk_norm: bool = False
-    layer_scale: bool = False
-    norm_first: bool = False
-    norm_last: bool = True
-    gated: bool = False
-    activation: str = "gelu"
-    antialias: bool = False
-    eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.heads, self.patch, *self.positions) < 1:
-            raise ValueError(
-                "width, depth, heads, patch and positions must be at least 1, got "
-                f"{self.width}, {self.depth}, {self.heads}, {self.patch} and {self.positions}"
-            )
-        if min(self.hidden, self.registers) < 0 or not self.eps > 0:
-            raise ValueError(
-                f"hidden and registers must be at least 0 and eps above 0, got {self.hidden}, {self.registers} and "
-                f"{self.eps}"
-            )
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of the heads {self.heads}")
-        if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {self.activation!r}")
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention that can weigh each key by how many patches it stands for."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
-        self.out = nn.Linear(config.width, config.width)
-        head = config.width // config.heads
-        self.q_norm = nn.LayerNorm(head, config.eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(head, config.eps) if config.qk_norm else nn.Identity()
-
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x [B,N,C], each [B,heads,N,C/heads]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.q_norm(q), self.k_norm(k), v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None, how: str = "channels") -> Tensor:
-        """softmax(q k^T / sqrt(d) + weight) v, projected: [B,N,C].
-
-        Args:
-            q: queries [B,heads,N,d]; k, v likewise.
-            weight: [B,N] float32 added to the logits of each key (log of its size; `_HIDDEN` hides it), or
-                None.
-            how: "bias" adds it as a mask; otherwise it goes into extra channels of queries and keys, so that
-                the fused kernels without a mask still serve. Both are the same function.
-        """
-        if weight is None:
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        elif how == "bias":
-            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight.to(q.dtype)[:, None, None])
-        else:
-            mixed = _attend_with_channels(q, k, v, weight)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-def _attend_with_channels(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-    """Attention with the weight of each key inside the dot product: q gets 1/scale, k gets the weight.
-
-    In half precision the weight is split into two channels, its rounded value and what rounding lost.
-    Channels are filled up with zeros to a multiple of 8, as the fused kernels want.
-    """
-    heads, d = q.shape[1], q.shape[3]
-    scale = d**-0.5
-    coarse = weight.to(k.dtype)
-    extra = [coarse]
-    if k.dtype != torch.float32:
-        extra.append((weight - coarse.float()).to(k.dtype))
-    fill = -(d + len(extra)) % 8
-    keys = torch.stack(extra, -1)[:, None].expand(-1, heads, -1, -1)
-    k = F.pad(torch.cat([k, keys], -1), (0, fill))
-    q = F.pad(F.pad(q, (0, len(extra)), value=1 / scale), (0, fill))
-    v = F.pad(v, (0, len(extra) + fill))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :d]
-
-
-class Mlp(nn.Module):
-    """Two layers, or SwiGLU."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        hidden = config.hidden or 4 * config.width
-        self.gated = config.gated
-        self.activation = _ACTIVATIONS["silu" if config.gated else config.activation]
-        self.fc1 = nn.Linear(config.width, 2 * hidden if config.gated else hidden)
-        self.fc2 = nn.Linear(hidden, config.width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        if self.gated:
-            gate, x = x.chunk(2, dim=-1)
-            return self.fc2(self.activation(gate) * x)
-        return self.fc2(self.activation(x))
-
-
-class Block(nn.Module):
-    """One block, in its two halves."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, config.eps)
-        self.attention = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, config.eps)
-        self.mlp = Mlp(config)
-        self.scale1 = nn.Parameter(torch.ones(config.width)) if config.layer_scale else None
-        self.scale2 = nn.Parameter(torch.ones(config.width)) if config.layer_scale else None
-
-    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
-        """Both halves, nothing in between. `drop` is the rate of stochastic depth (arXiv 1603.09382), in training."""
-        x = self.dropped(x, self.first(x, None, "none")[0], drop)
-        return self.dropped(x, self.second(x), drop)
-
-    def dropped(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
-        """What a half added is left out for some samples, and scaled up for the others."""
-        if not rate or not self.training:
-            return after
-        kept = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
-        return before + (after - before) * kept / (1 - rate)
-
-    def first(self, x: Tensor, weight: Tensor | None, how: str) -> tuple[Tensor, Tensor, Tensor]:
-        """After attention and its residual; also the queries and keys."""
-        q, k, v = self.attention.project(self.norm1(x))
-        y = self.attention.attend(q, k, v, weight, how)
-        return x + (y if self.scale1 is None else self.scale1 * y), q, k
-
-    def second(self, x: Tensor) -> Tensor:
-        """After the MLP and its residual."""
-        y = self.mlp(self.norm2(x))
-        return x + (y if self.scale2 is None else self.scale2 * y)
-
-
 class ViT(nn.Module):
     """The network. Frames in, tokens out, by `embed` and `walk`; `fewtokens.encoders.VitEncoder` runs it on videos.
+
+    A config with tubelets makes it a network for clips; `fewtokens.networks.vit` adds a head, learners and the
+    factorised attentions of ViViT.
 
     Args:
         config: its shape. Parameters are drawn as in the paper (truncated normal of 0.02).
@@ -206,40 +36,58 @@ class ViT(nn.Module):
             models; "none" for those trained with masked images and never with merging (ToMe, section 4).
     """
 
+    config: ViTConfig
+
     def __init__(self, config: ViTConfig, *, proportional: str = "channels") -> None:
         super().__init__()
         if proportional not in PROPORTIONAL:
             raise ValueError(f"proportional must be one of {', '.join(PROPORTIONAL)}, got {proportional!r}")
         self.config = config
         self.proportional = proportional
-        C = config.width
-        self.patches = nn.Conv2d(3, C, config.patch, config.patch, bias=config.patch_bias)
-        self.positions = nn.Parameter(torch.zeros(*config.positions, C))
+        C = config.dim
+        convolution = nn.Conv2d if len(config.kernel) == 2 else nn.Conv3d
+        self.patches: nn.Conv2d | nn.Conv3d = convolution(3, C, config.kernel, config.kernel, bias=config.patch_bias)  # type: ignore[arg-type]
+        self.positions = self._embedding(*config.position_grid, C)
         self.class_token = nn.Parameter(torch.zeros(C)) if config.class_token else None
-        self.class_position = nn.Parameter(torch.zeros(C)) if config.class_token else None
-        self.registers = nn.Parameter(torch.zeros(config.registers, C)) if config.registers else None
+        self.class_position = self._embedding(C) if config.class_token else None
+        self.registers = self._embedding(config.num_registers, C) if config.num_registers else None
         self.norm_first = nn.LayerNorm(C, config.eps) if config.norm_first else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self._make_block() for _ in range(config.depth))
         self.norm_last = nn.LayerNorm(C, config.eps) if config.norm_last else nn.Identity()
-        self.apply(_initialise)
+        self._parts()
+        self.reset_parameters()
+
+    def _embedding(self, *shape: int) -> nn.Parameter:
+        """Learned positions or registers, before `reset_parameters`."""
+        return nn.Parameter(torch.zeros(*shape))
+
+    def _make_block(self) -> nn.Module:
+        return Block(self.config)
+
+    def _parts(self) -> None:
+        """What a network has beside the encoder."""
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters."""
+        self.apply(_initialize)
         for parameter in (self.positions, self.class_token, self.class_position, self.registers):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Normalised frames [F,3,H,W] (whole patches) to embedded patches with positions, [F,H'*W',C]."""
-        x = self.patches(frames.to(self.patches.weight.dtype))
-        return x.flatten(2).transpose(1, 2) + self._positions(x.shape[2], x.shape[3])
+        """Embedded cells with positions, channels last.
 
-    def _positions(self, rows: int, columns: int) -> Tensor:
-        """The position embedding resized to a grid, [rows*columns,C]; bicubic, in float32."""
-        if (rows, columns) == self.config.positions:
-            return self.positions.flatten(0, 1)
-        grid = self.positions.permute(2, 0, 1)[None].float()
-        grid = F.interpolate(
-            grid, (rows, columns), mode="bicubic", align_corners=False, antialias=self.config.antialias
-        )
-        return grid[0].permute(1, 2, 0).flatten(0, 1).to(self.positions.dtype)
+        Args:
+            frames: normalized, of whole patches: images [F,3,H,W], in networks for clips [B,3,T,H,W].
+
+        Returns:
+            [F,H',W',C], or [B,T',H',W',C].
+        """
+        x = self.patches(frames.to(self.patches.weight.dtype)).movedim(1, -1)
+        grid = x.shape[1:-1]
+        if len(grid) == 3 and len(self.positions) == 1:
+            grid = (1, *grid[1:])  # one frame's positions serve all
+        return x + resize_positions(self.positions, grid, self.config.antialias)
 
     def prefix(self, frames: int) -> Tensor | None:
         """Class and register tokens for so many frames, [F,P,C], or None."""
@@ -269,8 +117,7 @@ class ViT(nn.Module):
         x = tokens.features if prefix is None else torch.cat([prefix.to(tokens.features.dtype), tokens.features], 1)
         x = self.norm_first(x)
         # Looked at once: whether keys must be weighed or hidden at all.
-        padded = _ragged(tokens)
-        weighed = bool((tokens.sizes != 1).logical_and(tokens.mask).any())
+        padded, weighed = _ragged(tokens), _weighed(tokens)
         cues: dict[str, Tensor] = {}
         shift: Tensor | None = None
         for layer, block in enumerate(self.blocks):
@@ -361,11 +208,32 @@ def _follow(cues: dict[str, Tensor], before: Tokens, after: Tokens) -> dict[str,
 
 
 def _ragged(tokens: Tokens) -> bool:
-    return not bool(tokens.mask.all())
+    """Whether a frame may have padding. A compiled or exported network cannot look, and always expects it."""
+    return torch.compiler.is_compiling() or not bool(tokens.mask.all())
 
 
-def _initialise(module: nn.Module) -> None:
+def _weighed(tokens: Tokens) -> bool:
+    """Whether a token may stand for more or less than one cell; see `_ragged`."""
+    return torch.compiler.is_compiling() or bool((tokens.sizes != 1).logical_and(tokens.mask).any())
+
+
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def resize_positions(positions: Tensor, grid: Sequence[int], antialias: bool = False) -> Tensor:
+    """A position embedding [H,W,C] or [T,H,W,C] for another grid.
+
+    Images bicubic, clips bilinear in space and linear in time; in float32, returned in the dtype of `positions`.
+    """
+    if tuple(positions.shape[:-1]) == tuple(grid):
+        return positions
+    rows = positions.movedim(-1, 0)[None].float()
+    if len(grid) == 2:
+        rows = F.interpolate(rows, tuple(grid), mode="bicubic", align_corners=False, antialias=antialias)
+    else:
+        rows = F.interpolate(rows, tuple(grid), mode="trilinear", align_corners=False)
+    return rows[0].movedim(0, -1).to(positions.dtype)

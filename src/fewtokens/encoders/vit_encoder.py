@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from fewtokens.core import files
 from fewtokens.core.batch import collate, join_frames, split_frames, trim
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalise, patchify, to_unit
+from fewtokens.encoders.config import make_vit_config
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
 from fewtokens.encoders.vit import ViT
+from fewtokens.encoders.weights import filled, fingerprint
 
 
-class VitEncoder:
+class _Saved(TypedDict):
+    """The config.json of a saved encoder."""
+
+    config: dict[str, Any]
+    proportional: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class VitEncoder(Encoder):
     """Runs a `ViT` over the frames of videos.
 
     Args:
         vit: the network, on its device, in its dtype.
         name: "id" in files; by default one that `load_encoder` cannot find.
         batch: frames in one forward pass; bounds the memory and changes nothing else.
-        mean, std: of the normalisation, RGB in 0..1.
-        weights: SHA-256 of the weight files, or None.
-        options: what `load_encoder` was told beside the name.
+        mean, std: of the normalization, RGB in 0..1.
+        fingerprint: SHA-256 of the weight files, or None.
+        options: arguments of `load_encoder` beside the name.
     """
 
-    gives = ("pixels", "keys", "attention", "shift", "frame_global")
-    skips = True
-    walks = True
+    kind = "vit_encoder"  # in the config.json of a saved one
+    cues = ("pixels", "keys", "attention", "shift", "frame_global")
+    skips_dropped_patches = True
+    exposes_blocks = True
 
     def __init__(
         self,
@@ -41,34 +57,65 @@ class VitEncoder:
         batch: int = 32,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        weights: str | None = None,
+        fingerprint: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         if batch < 1:
             raise ValueError(f"batch must be at least 1 frame, got {batch}")
+        if len(vit.config.kernel) != 2:
+            raise ValueError("a network for clips encodes no single frames; fewtokens.networks.encoder runs it")
         self.id, self.vit, self.batch = name, vit, batch
-        self.mean, self.std, self.weights = tuple(mean), tuple(std), weights
+        self.mean, self.std, self.fingerprint = tuple(mean), tuple(std), fingerprint
         self.options = dict(options or {})
-        self.progress: Callable[[int, int], None] | None = None
+        self.train(vit.training)
+
+    @classmethod
+    def from_folder(cls, folder: Path, *, name: str, batch: int = 32, proportional: str | None = None) -> VitEncoder:
+        """Reads what `save_pretrained` wrote, in float32 and eval mode.
+
+        Raises:
+            ValueError: what is missing, damaged or does not fit, in one line.
+        """
+        path = folder / "config.json"
+        saved: _Saved = files.read_json(path, _Saved)
+        if min(saved["std"]) <= 0:
+            raise ValueError(f"{path}: std must be above 0, not {saved['std']}")
+        config = make_vit_config(saved["config"], str(path))
+        tensors, _ = files.load(folder / "model.safetensors", "model")
+        if config.depth > len(tensors):
+            raise ValueError(f"{path}: says {config.depth} blocks, which {len(tensors)} tensors do not hold")
+        vit = filled(config, tensors, proportional or saved["proportional"], f"{folder}: does not fit its config.json")
+        options = {} if proportional is None else {"proportional": proportional}
+        return cls(
+            vit, name=name, batch=batch, mean=saved["mean"], std=saved["std"], fingerprint=fingerprint(folder),
+            options=options,
+        )  # fmt: skip
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        config = {
+            "config": asdict(self.vit.config), "proportional": self.vit.proportional,
+            "mean": self.mean, "std": self.std,
+        }  # fmt: skip
+        with files.whole_folder(folder, last="config.json") as place:
+            files.save(place / "model.safetensors", "model", self.vit.state_dict(), {"model": self.kind})
+            files.write_json(place / "config.json", {"fewtokens_model": self.kind, **config})
+        return Path(folder)
 
     @property
-    def width(self) -> int:
-        """Channels of a feature."""
-        return self.vit.config.width
+    def dim(self) -> int:
+        return self.vit.config.dim
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, 1, self.vit.config.patch, times)
+        return cells_of(frames, height, width, 1, self.vit.config.patch_size, times)
 
-    def describe(self) -> dict[str, Any]:
-        return {"id": self.id, "options": self.options, "weights": self.weights}
-
-    def __call__(
+    def forward(
         self,
         frames: Tensor,
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) one by one.
@@ -86,8 +133,8 @@ class VitEncoder:
         """
         B, T, _, height, width = frames.shape
         grid = self.grid(T, height, width, times)
-        if unknown := set(needs) - set(self.gives):
-            raise ValueError(f"a ViT gives {', '.join(self.gives)}; not {', '.join(sorted(unknown))}")
+        if unknown := set(needs) - set(self.cues):
+            raise ValueError(f"a ViT gives {', '.join(self.cues)}; not {', '.join(sorted(unknown))}")
         cells = self._reduced(frames, grid, before) if before else None
         chunks: list[Tokens] = []
         split = None if cells is None else split_frames(cells)
@@ -117,7 +164,7 @@ class VitEncoder:
         tokens = join_frames(encoded, T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
-        C, riders = self.width, tokens.features[..., self.width :]
+        C, riders = self.dim, tokens.features[..., self.dim :]
         tokens = tokens.replace(features=tokens.features[..., :C])
         given: dict[str, Tensor] = {}
         for name in from_last:
@@ -126,22 +173,22 @@ class VitEncoder:
         if "frame_global" in needs:
             given["frame_global"] = self._frame_global(tokens)
         if "pixels" in needs:
-            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch))
+            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch_size))
         return tokens, given
 
     def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
-        return fit(to_unit(frames.to(self.vit.positions.device)), grid, 1, self.vit.config.patch)
+        return fit(to_unit(frames.to(self.device)), grid, 1, self.vit.config.patch_size)
 
     def _embed(self, frames: Tensor, grid: Grid) -> Tensor:
         """Frames [F,3,H,W] to embedded patches [F,H'*W',C]."""
         fitted = self._fit(frames[None], Grid(len(frames), grid.H, grid.W))
-        return self.vit.embed(normalise(fitted[0], self.mean, self.std))
+        return self.vit.embed(normalize(fitted[0], self.mean, self.std)).flatten(1, 2)
 
-    def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Method]) -> Tokens:
+    def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Callable[..., Tokens]]) -> Tokens:
         """Embedded patches that the pixels methods leave, on the grid of the video."""
         embedded = torch.cat([self._embed(part, grid) for part in frames.flatten(0, 1).split(self.batch)])
         cells = Tokens.from_cells(embedded.reshape(len(frames), grid.cells, -1), grid)
-        pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch)
+        pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch_size)
         for method in before:
             reduced = method(cells, pixels=pixels)
             pixels = reduced.pool(pixels, cells)

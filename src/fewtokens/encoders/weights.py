@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.plain import conform
+from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD
-from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.encoders.vit import ViT
 
 _HALF = (0.5, 0.5, 0.5)
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -145,7 +146,7 @@ def read_scale(folder: Path, mean: Sequence[float], std: Sequence[float]) -> tup
 
 
 def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[Any, Any]]:
-    """Our ViT with the weights of a folder, in float32, and the mean and std of its normalisation.
+    """Our ViT with the weights of a folder, in float32, and the mean and std of its normalization.
 
     Args:
         folder: as transformers saves it.
@@ -163,7 +164,7 @@ def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[
     if not config.norm_last:
         # CLIP's last norm is for its pooled output alone.
         tensors = {name: value for name, value in tensors.items() if not name.startswith("norm_last.")}
-    rows, columns = config.positions
+    _, rows, columns = config.grid
     if rows * columns == len(tensors["positions"]):
         tensors["positions"] = tensors["positions"].unflatten(0, (rows, columns))
     vit = filled(
@@ -181,8 +182,11 @@ def filled(config: ViTConfig, tensors: dict[str, Tensor], proportional: str, say
     Raises:
         ValueError: tensors that are missing, left over or of another shape, named.
     """
-    with torch.device("meta"):
-        vit = ViT(config, proportional=proportional)
+    try:
+        with torch.device("meta"):
+            vit = ViT(config, proportional=proportional)
+    except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
+        raise ValueError(f"{says}; it makes no network ({files.in_a_line(error)})") from None
     files.check_fit(vit.state_dict(), tensors, says)
     vit.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return vit.eval()
@@ -225,24 +229,24 @@ def _shape(part: dict[str, Any], tensors: dict[str, Tensor], where: str) -> ViTC
         )
     height, wide = sides(part, "image_size", 224, where)
     count_blocks(tensors, where)
-    width, depth, heads = (
+    dim, depth, heads = (
         part.get(name, default)
         for name, default in (("hidden_size", 768), ("num_hidden_layers", 12), ("num_attention_heads", 12))
     )
-    if not (0 < width <= _MOST_CHANNELS and 0 < depth <= _MOST_BLOCKS and 0 < heads <= width and 0 < patch <= height):
+    if not (0 < dim <= _MOST_CHANNELS and 0 < depth <= _MOST_BLOCKS and 0 < heads <= dim and 0 < patch <= height):
         raise ValueError(
-            f"{where}: its config says {depth} blocks of {width} channels and {heads} heads, patches of {patch} in "
+            f"{where}: its config says {depth} blocks of {dim} channels and {heads} heads, patches of {patch} in "
             f"{height} pixels, which is no vision transformer"
         )
     return ViTConfig(
-        width=width,
+        dim=dim,
         depth=depth,
-        heads=heads,
-        patch=patch,
-        positions=(height // patch, wide // patch),
-        hidden=fc2.shape[1],
+        num_heads=heads,
+        patch_size=patch,
+        image_size=(height, wide),
+        mlp_dim=fc2.shape[1],
         class_token="class_token" in tensors,
-        registers=len(tensors["registers"]) if "registers" in tensors else 0,
+        num_registers=len(tensors["registers"]) if "registers" in tensors else 0,
         qkv_bias="blocks.0.attention.qkv.bias" in tensors,
         patch_bias="patches.bias" in tensors,
         layer_scale=dino,

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fewtokens.core import files, registry
 from fewtokens.core.budget import Budget
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
+from fewtokens.core.identity import with_current_names
 from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Encoder, Pipeline
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.masks import resize_masks
@@ -34,7 +36,7 @@ from fewtokens.profiling.operations import count
 from fewtokens.profiling.prefill import prefill_gflops
 
 FULL = "full"
-# Other ways to run a method that `--methods all` compares too.
+# Other ways to run a method that `--with all` compares too.
 _ALSO = (
     "dtd(mode='pixel')",
     "tome_video(within='frame')",
@@ -93,9 +95,9 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
         ValueError: an unknown method, or one that this encoder cannot serve.
     """
     if methods.strip() != "all":
-        wanted = _split(methods)
+        wanted = split_specs(methods)
         for spec in wanted:
-            Pipeline(registry.build(spec, dim=getattr(encoder, "width", 384)), encoder)
+            Pipeline(registry.build(spec, dim=encoder.dim), encoder)
         return list(dict.fromkeys([*registry.BASELINES, *wanted]))
     fitting = []
     for spec in [*registry.names(), *_ALSO]:
@@ -104,8 +106,8 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
         if kind.learned or "keep" not in known:
             continue
         (method,) = registry.build(spec, keep=0.5)
-        if (method.stage != "encoder" or encoder.walks) and (
-            method.stage == "encoder" or set(method.needs) <= set(encoder.gives)
+        if (method.stage != "encoder" or encoder.exposes_blocks) and (
+            method.stage == "encoder" or set(method.needs) <= set(encoder.cues)
         ):
             fitting.append(spec)
     # A method stands beside its other ways to run.
@@ -113,7 +115,7 @@ def specs_of(methods: str, encoder: Encoder) -> list[str]:
     return fitting
 
 
-def _split(methods: str) -> list[str]:
+def split_specs(methods: str) -> list[str]:
     """Specs at commas that stand outside of brackets."""
     parts, depth = [""], 0
     for letter in methods:
@@ -125,7 +127,7 @@ def _split(methods: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def chain(spec: str, keep: float | int, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
+def chain(spec: str, keep: float | int | str, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
     """The methods of a spec at a budget; where they cannot go so low, `tome` merges what is too much."""
     wanted = Budget.parse(keep).count(grid)
     methods = registry.build(spec, keep=keep, seed=seed, dim=dim)
@@ -156,7 +158,7 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
         counted = count(lambda: whole.append(encoder(frames, item.times)[0]))
         device = whole[0].device
         milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
-        tokens, cues = encoder(frames, item.times, needs=encoder.gives)
+        tokens, cues = encoder(frames, item.times, needs=encoder.cues)
     gflops = 2 * counted.by("macs")
     tokens = tokens.to("cpu")
     cues = {name: cue.cpu() for name, cue in cues.items()}
@@ -183,7 +185,7 @@ def _cached(cache: Path, item: Item, request: dict[str, Any]) -> Encoded | None:
     try:
         tensors, found = files.load(cache, "bench features")
         header: _Cache = conform(found, _Cache, str(cache))
-        if header["request"] != request:
+        if with_current_names(header["request"]) != request:
             return None
         grid = Grid(*header["grid"], item.times)
         tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
@@ -197,7 +199,7 @@ def measure(
     encoded: Encoded,
     encoder: Encoder,
     spec: str,
-    keep: float | int,
+    keep: float | int | str,
     *,
     repeats: int = 3,
     seed: int = 0,
@@ -282,8 +284,8 @@ def kept_of(out: Tokens, encoded: Encoded, encoder: Encoder) -> dict[str, float 
         "rel. error": relative_error(back, full),
         "rare cosine": mean_cosine(back[rare], full[rare]),
     }
-    if decode := getattr(encoder, "decode", None):
-        found["PSNR dB"] = psnr(decode(back[None]).clamp(0, 1), decode(full[None]))
+    if encoder.decode is not None:
+        found["PSNR dB"] = psnr(encoder.decode(back[None]).clamp(0, 1), encoder.decode(full[None]))
     if encoded.item.masks is not None:
         found |= labelled(back, encoded.item.masks)
     return found

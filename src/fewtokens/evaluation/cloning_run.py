@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fewtokens.core import files
-from fewtokens.core.pipeline import Encoder
+from fewtokens.core.encoder import Encoder
+from fewtokens.core.identity import with_current_names
 from fewtokens.data.demonstrations import Demonstration, read
 from fewtokens.evaluation.behaviour_cloning import clone, features_of, inputs_of, interval
 from fewtokens.evaluation.cloning_protocol import Cloning
@@ -178,7 +179,7 @@ def _same_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
     path = folder / "protocol.json"
     if path.is_file() and not fresh:
         try:
-            there = files.read_json(path, dict[str, Any])
+            there = with_current_names(files.read_json(path, dict[str, Any]))
         except ValueError as error:
             raise ValueError(f"{error}; --fresh begins again") from None
         if other := sorted(name for name in request if there.get(name) != request[name]):

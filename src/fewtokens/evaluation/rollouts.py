@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.core.pipeline import Encoder
+from fewtokens.core.encoder import Encoder
 from fewtokens.evaluation.cloning_protocol import FEATURES, Cloning
 from fewtokens.evaluation.simulate import Environment
 

@@ -25,7 +25,8 @@ from fewtokens.core import files, registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder, pick_device
+from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
+from fewtokens.encoders.config import make_vit_config
 from fewtokens.llm.chat import VIDEO_MARK, collate_turns, encode_turns
 from fewtokens.llm.compress import compress
 from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped
@@ -84,7 +85,7 @@ class ComposedVideoLLM(nn.Module):
         # Not a part of its own: its parameters are those of `encoder`.
         object.__setattr__(self, "video_encoder", encoder)
         self.width: int = llm.get_input_embeddings().weight.shape[1]
-        wide = encoder.width * pool**2
+        wide = encoder.dim * pool**2
         self.projector = nn.Sequential(nn.Linear(wide, self.width), nn.GELU(), nn.Linear(self.width, self.width))
         self.features_at_hand: dict[str, Any] = {}
         self._checkpointing = False
@@ -359,8 +360,7 @@ def load_video_llm(
         raise ValueError(f"{folder}: holds a {saved['fewtokens_model']!r}, not a video language model")
     config = saved["config"]
     shape = config["encoder"]
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape["vit"].items()}
-    vit = ViT(ViTConfig(**sizes))
+    vit = ViT(make_vit_config(shape["vit"], f"{folder / 'config.json'}: vit"))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
     model = ComposedVideoLLM(

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.encoders.vit import Attention, Block, ViTConfig
+from fewtokens.encoders.config import ViTConfig
+from fewtokens.encoders.transformer import Block, make_attention
 
 
 class FactorisedSelfBlock(Block):
@@ -19,15 +20,14 @@ class FactorisedSelfBlock(Block):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        self.norm_time = nn.LayerNorm(config.width, config.eps)
-        self.attention_time = Attention(config)
+        self.norm_time = nn.LayerNorm(config.dim, config.eps)
+        self.attention_time = make_attention(config)
 
     def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         B, T = x.shape[:2]
-        x = self.dropped(x, self.first(x.flatten(0, 1), None, "none")[0].unflatten(0, (B, T)), drop)
+        x = self.dropped(x, self.first(x.flatten(0, 1))[0].unflatten(0, (B, T)), drop)
         places = x.transpose(1, 2).flatten(0, 1)  # [B*N,T,C]
-        q, k, v = self.attention_time.project(self.norm_time(places))
-        places = places + self.attention_time.attend(q, k, v, None)
+        places = places + self.attention_time(self.norm_time(places))
         x = self.dropped(x, places.unflatten(0, (B, -1)).transpose(1, 2), drop)
         return self.dropped(x, self.second(x), drop)
 
@@ -41,12 +41,12 @@ class FactorisedDotBlock(Block):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
-        if config.heads % 2:
-            raise ValueError(f"factorised dot-product attention splits the heads in halves, got {config.heads}")
+        if config.num_heads % 2:
+            raise ValueError(f"factorised dot-product attention splits the heads in halves, got {config.num_heads}")
 
     def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         B, T, N, _ = x.shape
-        half = self.attention.heads // 2
+        half = self.attention.num_heads // 2
         # [B*T,heads,N,d], each of queries, keys and values
         parts = self.attention.project(self.norm1(x).flatten(0, 1))
         q, k, v = (part[:, :half] for part in parts)
@@ -55,5 +55,5 @@ class FactorisedDotBlock(Block):
         time = F.scaled_dot_product_attention(q, k, v)  # [B*N,h,T,d]
         time = time.unflatten(0, (B, N)).permute(0, 3, 2, 1, 4)  # [B,T,h,N,d]
         mixed = self.attention.out(torch.cat([space, time], 2).transpose(2, 3).flatten(3))
-        x = self.dropped(x, x + (mixed if self.scale1 is None else self.scale1 * mixed), drop)
+        x = self.dropped(x, self.scaled(x, mixed, self.scale1), drop)
         return self.dropped(x, self.second(x), drop)

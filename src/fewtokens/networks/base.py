@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core import files
+from fewtokens.core.hub import Pushable
 from fewtokens.core.plain import conform
+from fewtokens.encoders.config import OLD_NAMES, current_names, refuse_unknown
 from fewtokens.encoders.weights import read_json
 
 
-class Model(nn.Module):
+class Model(Pushable, nn.Module):
     """A network with a config that builds it again.
 
     Class attributes:
@@ -75,15 +77,17 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     said = read_json(path)
     if not isinstance(said.get("fewtokens_model"), str) or not isinstance(said.get("config"), dict):
         raise ValueError(f"{path}: not the config of a model of fewtokens")
-    return said
+    # X(2+1)D has a setting called hidden of its own.
+    current = current_names({name: value for name, value in said["config"].items() if name != "hidden"})
+    if "hidden" in said["config"]:
+        own = said["fewtokens_model"] == "x2plus1d"
+        current["hidden" if own else OLD_NAMES["hidden"]] = said["config"]["hidden"]
+    return said | {"config": current}
 
 
 def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     """The config dataclass from plain values; a ValueError in the name of `where` for unknown or bad ones."""
-    known = {field.name for field in fields(kind.config_type)}
-    if unknown := set(values) - known:
-        strange = files.in_a_line(", ".join(sorted(unknown)))
-        raise ValueError(f"{where}: unknown settings {strange}; known: {', '.join(sorted(known))}")
+    refuse_unknown(values, kind.config_type, where)
     conform(values, kind.config_type, where)
     try:
         return kind.config_type(**values)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewtokens import networks as models
 from fewtokens.core.batch import collate
+from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
@@ -21,7 +21,7 @@ from fewtokens.networks.pretrained import is_pretrained, load_pretrained_vit
 from fewtokens.networks.vit import VisionTransformer
 
 
-class ModelEncoder:
+class ModelEncoder(Encoder):
     """Runs a trained network over whole videos.
 
     A network made for single images sees each frame for itself; one made for clips sees the video as one clip, its
@@ -31,37 +31,42 @@ class ModelEncoder:
         model: the network, on its device, in its dtype.
         name: "id" in files.
         batch: frames in one pass, for networks made for images.
-        weights: SHA-256 of the weight files, or None.
+        fingerprint: SHA-256 of the weight files, or None.
     """
 
-    gives = ()
-    skips = False
-    walks = False
+    cues = ()
+    skips_dropped_patches = False
+    exposes_blocks = False
 
     def __init__(
-        self, model: VisionTransformer, *, name: str = "model (unnamed)", batch: int = 32, weights: str | None = None
+        self,
+        model: VisionTransformer,
+        *,
+        name: str = "model (unnamed)",
+        batch: int = 32,
+        fingerprint: str | None = None,
     ) -> None:
-        self.id, self.model, self.batch, self.weights = name, model, batch, weights
-        self.progress: Callable[[int, int], None] | None = None
+        super().__init__()
+        self.id, self.model, self.batch, self.fingerprint = name, model, batch, fingerprint
+        self.train(model.training)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        return self.model.save_pretrained(folder)
 
     @property
-    def width(self) -> int:
-        """Channels of a feature."""
-        return self.model.config.width
+    def dim(self) -> int:
+        return self.model.config.dim
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, self.model.config.tubelet, self.model.config.patch, times)
+        return cells_of(frames, height, width, self.model.config.tubelet_size, self.model.config.patch_size, times)
 
-    def describe(self) -> dict[str, Any]:
-        return {"id": self.id, "options": {}, "weights": self.weights}
-
-    def __call__(
+    def forward(
         self,
         frames: Tensor,
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Method] = (),
+        before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); gives no cues."""
@@ -70,12 +75,11 @@ class ModelEncoder:
         B, T, _, height, width = frames.shape
         config = self.model.config
         grid = self.grid(T, height, width, times)
-        device = self.model.positions.device
         videos = []
         for b, video in enumerate(frames):
-            fitted = fit(to_unit(video[None].to(device)), grid, config.tubelet, config.patch)
+            fitted = fit(to_unit(video[None].to(self.device)), grid, config.tubelet_size, config.patch_size)
             one = grid if grid.times is None or grid.times.ndim == 1 else grid.select(torch.tensor([b]))
-            if config.grid[0] == 1 and config.tubelet == 1:
+            if config.grid[0] == 1 and config.tubelet_size == 1:
                 parts = [self.model.tokens(part) for part in fitted[0].split(self.batch)]
                 videos.append(_one_video(collate(parts), one))
             else:
@@ -109,7 +113,7 @@ def _one_video(frames: Tokens, grid: Grid) -> Tokens:
 
 
 def load_model_encoder(
-    folder: Path, *, batch: int, device: torch.device, dtype: torch.dtype
+    folder: Path, *, name: str, batch: int, device: torch.device, dtype: torch.dtype
 ) -> ModelEncoder | VitEncoder:
     """The encoder of a saved network; of a pre-trained one its ViT, whether or not the decoder is still with it.
 
@@ -118,8 +122,8 @@ def load_model_encoder(
     """
     if is_pretrained(folder):
         vit = load_pretrained_vit(folder).to(device, dtype)
-        return VitEncoder(vit, name=str(folder), batch=batch, weights=fingerprint(folder))
+        return VitEncoder(vit, name=name, batch=batch, fingerprint=fingerprint(folder))
     model = models.load(folder)
     if not isinstance(model, VisionTransformer) or model.config.attention == "factorised_encoder":
         raise ValueError(f"{folder}: a {model.kind} whose last features are no tokens of a grid; take a ViT or ViViT")
-    return ModelEncoder(model.to(device, dtype), name=str(folder), batch=batch, weights=fingerprint(folder))
+    return ModelEncoder(model.to(device, dtype), name=name, batch=batch, fingerprint=fingerprint(folder))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewtokens import networks as models
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD
-from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import load_vit
 from fewtokens.networks.pretrained import is_pretrained, load_pretrained_vit
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
@@ -21,7 +21,7 @@ INFLATION = ("central", "average")
 POSITIONS = ("tile", "resize", "resize_tile")
 
 
-def initialise_from(
+def initialize_from(
     model: VisionTransformer, source: str | Path | VisionTransformer, *, how: str = "central", positions: str = "tile"
 ) -> dict[str, list[str]]:
     """Fills a ViT or ViViT with the weights of an image ViT, in place.
@@ -52,7 +52,7 @@ def initialise_from(
     if kernel.ndim == 5 and kernel.shape[2] == 1:
         kernel = kernel[:, :, 0]
     if kernel.ndim == 4:
-        kernel = inflate(kernel, model.config.tubelet, how)
+        kernel = inflate(kernel, model.config.tubelet_size, how)
     theirs["patches.weight"] = kernel
     if "patches.bias" not in theirs:
         theirs["patches.bias"] = torch.zeros(len(kernel))
@@ -88,23 +88,13 @@ def initialise_from(
 def like(source: str | Path, **changes: Any) -> VisionConfig:
     """The config of a network whose blocks fit a pre-trained encoder or the layout of transformers, with changes."""
     vit, (mean, std) = _image_vit(source)
-    shape: ViTConfig = vit.config
-    size = tuple(side * shape.patch for side in shape.positions)
-    config = VisionConfig(
-        width=shape.width,
-        depth=shape.depth,
-        heads=shape.heads,
-        hidden=shape.hidden,
-        patch=shape.patch,
-        size=(size[0], size[1]),
-        head="token" if shape.class_token else "gap",
-        activation=shape.activation,
-        layer_scale=shape.layer_scale,
-        eps=shape.eps,
-        mean=tuple(mean),
-        std=tuple(std),
-    )
-    return replace(config, **changes)
+    shape = vit.config
+    _, rows, columns = shape.grid
+    own = ("dim", "depth", "num_heads", "mlp_dim", "patch_size", "activation", "layer_scale", "eps")
+    settings: dict[str, Any] = {name: getattr(shape, name) for name in own}
+    settings["image_size"] = (rows * shape.patch_size, columns * shape.patch_size)
+    settings |= {"head": "token" if shape.class_token else "gap", "mean": tuple(mean), "std": tuple(std)}
+    return VisionConfig(**(settings | changes))
 
 
 def inflate(kernel: Tensor, frames: int, how: str) -> Tensor:
@@ -116,7 +106,7 @@ def inflate(kernel: Tensor, frames: int, how: str) -> Tensor:
     return deep
 
 
-def spread(positions: Tensor, grid: tuple[int, int, int], how: str) -> Tensor:
+def spread(positions: Tensor, grid: Sequence[int], how: str) -> Tensor:
     """Positions [T,H,W,C] of an image (T=1) or clip for another grid."""
     T, H, W = grid
     if how == "tile":

@@ -1,7 +1,7 @@
 """What every masked pre-training shares: which patches are seen, what is predicted, how far off it is.
 
 Masked autoencoders (arXiv 2111.06377): random patches are hidden before the encoder, and the loss is on the pixels of
-the hidden ones, each patch normalised by its own mean and spread.
+the hidden ones, each patch normalized by its own mean and spread.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ def pixel_loss(predicted: Tensor, wanted: Tensor, hidden: Tensor | None = None, 
     return each.mean() if hidden is None else torch.where(hidden, each, 0.0).sum() / hidden.sum()
 
 
-def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed positions, float32 [rows,columns,width]: sines and cosines of the column, then those of the row.
+def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
+    """Fixed positions, float32 [rows,columns,dim]: sines and cosines of the column, then those of the row.
 
     Raises:
-        ValueError: a width that is no multiple of 4.
+        ValueError: a dim that is no multiple of 4.
     """
-    if width % 4:
-        raise ValueError(f"sine and cosine positions need a width that is a multiple of 4, got {width}")
-    rates = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    if dim % 4:
+        raise ValueError(f"sine and cosine positions need a dim that is a multiple of 4, got {dim}")
+    rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def waves(count: int) -> Tensor:
         angles = torch.arange(count, dtype=torch.float64)[:, None] * rates
@@ -99,11 +99,11 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
 
     Args:
         vit: the encoder.
-        frames: normalised, [B,3,H,W] of whole patches.
+        frames: normalized, [B,3,H,W] of whole patches.
         visible: numbers of the patches that are seen [B,K], in the order in which they come out; all where None.
         recompute: activations in the backward pass instead of keeping them.
     """
-    x = vit.embed(frames)
+    x = vit.embed(frames).flatten(1, 2)
     if visible is not None:
         x = x.gather(1, visible[..., None].expand(-1, -1, x.shape[-1]))
     prefix = vit.prefix(len(x))
@@ -115,12 +115,12 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
 
 def fix_positions(vit: ViT) -> None:
     """Gives a ViT fixed sine and cosine positions, none for its class token; neither learns."""
-    vit.positions.requires_grad_(False).copy_(sincos_positions(*vit.config.positions, vit.config.width))
+    vit.positions.requires_grad_(False).copy_(sincos_positions(*vit.config.grid[1:], vit.config.dim))
     if vit.class_position is not None:
         vit.class_position.requires_grad_(False).zero_()
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """As the published codes: Xavier for every linear layer and for patches seen as one, tokens N(0, 0.02), biases 0.
 
     But for the bias of the patches, which those codes leave as PyTorch draws it: uniform within 1 / sqrt(fan-in).

@@ -12,25 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewtokens.encoders.vit import Block, ViTConfig
+from fewtokens.encoders.config import ViTConfig
+from fewtokens.encoders.transformer import Block, make_attention
 from fewtokens.networks.masking import Mask, sincos_positions
-
-
-class CrossAttention(nn.Module):
-    """Queries of one sequence, keys and values of another."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """x [B,L,D], memory [B,S,D] to [B,L,D]."""
-        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(memory).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class PairBlock(Block):
@@ -39,9 +23,9 @@ class PairBlock(Block):
     def __init__(self, config: ViTConfig, *, cross: bool) -> None:
         super().__init__(config)
         if cross:
-            self.norm_query = nn.LayerNorm(config.width, config.eps)
-            self.norm_memory = nn.LayerNorm(config.width, config.eps)
-            self.cross = CrossAttention(config.width, config.heads)
+            self.norm_query = nn.LayerNorm(config.dim, config.eps)
+            self.norm_memory = nn.LayerNorm(config.dim, config.eps)
+            self.cross = make_attention(config, cross=True)
 
     def forward(self, x: Tensor, drop: float = 0.0, memory: Tensor | None = None) -> Tensor:
         """The last len(memory) sequences look at theirs; those before them have none."""
@@ -58,25 +42,33 @@ class PairDecoder(nn.Module):
     Args:
         features: channels of the encoder.
         grid: rows and columns of patches.
-        patch: their side in pixels.
-        width, depth, heads: its own channels, blocks and attention heads.
+        patch_size: their side in pixels.
+        dim, depth, num_heads: its own channels, blocks and attention heads.
         cross: whether blocks have cross-attention; without it a memory is refused.
     """
 
     positions: Tensor
 
     def __init__(
-        self, features: int, *, grid: tuple[int, int], patch: int, width: int, depth: int, heads: int, cross: bool
+        self,
+        features: int,
+        *,
+        grid: tuple[int, int],
+        patch_size: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        cross: bool,
     ) -> None:
         super().__init__()
-        self.embed = nn.Linear(features, width)
+        self.embed = nn.Linear(features, dim)
         # Three axes, so that weight decay reaches it, as it does in the published code.
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", sincos_positions(*grid, width).flatten(0, 1), persistent=False)
-        config = ViTConfig(width=width, depth=depth, heads=heads, patch=patch)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("positions", sincos_positions(*grid, dim).flatten(0, 1), persistent=False)
+        config = ViTConfig(dim=dim, depth=depth, num_heads=num_heads)
         self.blocks = nn.ModuleList(PairBlock(config, cross=cross) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, config.eps)
-        self.pixels = nn.Linear(width, 3 * patch * patch)
+        self.norm = nn.LayerNorm(dim, config.eps)
+        self.pixels = nn.Linear(dim, 3 * patch_size**2)
         self.has_cross = cross
 
     def memory(self, features: Tensor) -> Tensor:

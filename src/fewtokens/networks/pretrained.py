@@ -9,7 +9,7 @@ from fewtokens.core import files
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import filled
 from fewtokens.networks.base import make_config, read_config, restore, save_model
-from fewtokens.networks.pretraining import CropMae, Mae, Pretraining, SiamMae, ToBo, vit_config
+from fewtokens.networks.pretraining import CropMae, Mae, Pretraining, SiamMae, ToBo
 from fewtokens.networks.rsp import Rsp
 
 PRETRAINING: dict[str, type[Pretraining]] = {each.kind: each for each in (ToBo, Mae, SiamMae, Rsp, CropMae)}
@@ -47,7 +47,7 @@ def load_pretrained_vit(folder: str | Path) -> ViT:
     if config.depth > len(state):
         raise ValueError(f"{folder}: its config says {config.depth} blocks, which its {len(state)} tensors do not hold")
     # Features of merged tokens were never seen in training, so sizes do not weigh (ToMe, section 4).
-    return filled(vit_config(config), state, "none", f"{folder}: does not fit its config.json")
+    return filled(config.encoder(), state, "none", f"{folder}: does not fit its config.json")
 
 
 def save_encoder(model: Pretraining, folder: str | Path, **meta: Any) -> Path:

@@ -17,6 +17,7 @@ CropMAE's checkpoints fit, their decoders do not.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,15 +26,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalise, to_unit
-from fewtokens.encoders.vit import ViT, ViTConfig
+from fewtokens.encoders.config import ViTConfig
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalize, to_unit
+from fewtokens.encoders.vit import ViT
 from fewtokens.networks.base import Model
 from fewtokens.networks.masking import (
     DISTANCES,
     Mask,
     encode,
     fix_positions,
-    initialise,
+    initialize,
     pixel_loss,
     pixel_targets,
     random_mask,
@@ -44,47 +46,43 @@ BOTTLENECK_POSITIONS = ("zero", "learned")
 
 
 @dataclass(frozen=True)
-class PretrainingConfig:
-    """What all of them are told.
+class PretrainingConfig(ViTConfig):
+    """The encoder's config, and what all objectives add.
 
     Attributes:
-        width, depth, heads, patch: of the encoder.
-        size: height and width of the frames, in pixels, multiples of the patch.
+        image_size: height and width of the frames, in pixels, multiples of the patch.
         mask_ratio: share of the target's patches that is hidden, in (0, 1).
-        decoder_width, decoder_depth, decoder_heads: of the decoder, which is thrown away afterwards.
-        distance: "mse" of normalised pixels (the published codes; the default), or "cosine" (what the paper of Token
+        decoder_dim, decoder_depth, decoder_num_heads: of the decoder, which is thrown away afterwards.
+        distance: "mse" of normalized pixels (the published codes; the default), or "cosine" (what the paper of Token
             Bottleneck names).
     """
 
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    patch: int = 16
-    size: tuple[int, int] = (224, 224)
     mask_ratio: float = 0.75
-    decoder_width: int = 512
+    decoder_dim: int = 512
     decoder_depth: int = 8
-    decoder_heads: int = 16
+    decoder_num_heads: int = 16
     distance: str = "mse"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(self.size))
-        counts = ("width", "depth", "heads", "patch", "decoder_width", "decoder_depth", "decoder_heads")
-        if small := [name for name in counts if getattr(self, name) < 1]:
-            raise ValueError(f"{small[0]} must be at least 1, got {getattr(self, small[0])}")
-        if any(side < self.patch or side % self.patch for side in self.size):
-            raise ValueError(f"frames of {self.size} pixels are not whole patches of {self.patch}")
+        super().__post_init__()
+        for name in ("decoder_dim", "decoder_depth", "decoder_num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(f"frames of {self.image_size} pixels are not whole patches of {self.patch_size}")
+        if not self.class_token:
+            raise ValueError("pre-training needs the class token")
         if not 0 < self.mask_ratio < 1 or self.patches < 2:
             raise ValueError(
                 f"mask_ratio must be in (0, 1), of two patches at least; got {self.mask_ratio} of {self.patches}"
             )
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {self.distance!r}")
-        for name, width, heads in (
-            ("width", self.width, self.heads), ("decoder_width", self.decoder_width, self.decoder_heads)
+        for name, dim, heads in (
+            ("dim", self.dim, self.num_heads), ("decoder_dim", self.decoder_dim, self.decoder_num_heads)
         ):  # fmt: skip
-            if width % heads or width % 4:
-                raise ValueError(f"{name} {width} must be a multiple of 4 and of its {heads} heads")
+            if dim % heads or dim % 4:
+                raise ValueError(f"{name} {dim} must be a multiple of 4 and of its {heads} heads")
 
     @property
     def blocks(self) -> int:
@@ -92,14 +90,9 @@ class PretrainingConfig:
         return self.depth + self.decoder_depth
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.size[0] // self.patch, self.size[1] // self.patch
-
-    @property
     def patches(self) -> int:
         """Patches of a frame."""
-        return self.grid[0] * self.grid[1]
+        return math.prod(self.grid)
 
 
 @dataclass(frozen=True)
@@ -143,6 +136,9 @@ class ToBoConfig(PretrainingConfig):
         if self.bottleneck_position not in BOTTLENECK_POSITIONS:
             known = ", ".join(BOTTLENECK_POSITIONS)
             raise ValueError(f"bottleneck_position must be one of {known}, got {self.bottleneck_position!r}")
+        if self.num_registers not in (0, self.bottleneck_tokens - 1):
+            raise ValueError("num_registers follows from bottleneck_tokens: the class token is the first of them")
+        object.__setattr__(self, "num_registers", self.bottleneck_tokens - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +146,7 @@ class Prediction:
     """What a network says of the target frame.
 
     Attributes:
-        paths: by name, normalised pixels [B,N,patch*patch*3] and the patches that count (bool [B,N], None = all).
+        paths: by name, normalized pixels [B,N,patch*patch*3] and the patches that count (bool [B,N], None = all).
         mask: of the target.
         extra: losses beside those of the paths, by name.
         weights: in the sum of all losses; 1 where not said.
@@ -176,19 +172,19 @@ class Pretraining(Model, ABC):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.checkpointing = False
-        self.encoder = ViT(vit_config(config), proportional="none")
+        self.encoder = ViT(config.encoder(), proportional="none")
         self.decoder = PairDecoder(
-            config.width,
-            grid=config.grid,
-            patch=config.patch,
-            width=config.decoder_width,
+            config.dim,
+            grid=config.grid[1:],
+            patch_size=config.patch_size,
+            dim=config.decoder_dim,
             depth=config.decoder_depth,
-            heads=config.decoder_heads,
+            num_heads=config.decoder_num_heads,
             cross=self.cross and getattr(config, "auxiliary_weight", 1) > 0,
         )
         self._parts()
         with torch.no_grad():
-            initialise(self)
+            initialize(self)
             fix_positions(self.encoder)
 
     def _parts(self) -> None:
@@ -196,20 +192,20 @@ class Pretraining(Model, ABC):
 
     @abstractmethod
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
-        """From normalised frames [B,3,H,W] and the noise [B,N] that hides patches."""
+        """From normalized frames [B,3,H,W] and the noise [B,N] that hides patches."""
 
     def split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised source and target [B,3,H,W] out of frames [B,F,3,H,W]; the same where F is 1.
+        """Normalized source and target [B,3,H,W] out of frames [B,F,3,H,W]; the same where F is 1.
 
         Raises:
             ValueError: another number of frames, or another size than the network's.
         """
-        if frames.ndim != 5 or frames.shape[1] != self.frames or tuple(frames.shape[3:]) != self.config.size:
-            height, width = self.config.size
+        if frames.ndim != 5 or frames.shape[1] != self.frames or tuple(frames.shape[3:]) != self.config.image_size:
+            height, width = self.config.image_size
             raise ValueError(
                 f"a {self.kind} of this size takes [B,{self.frames},3,{height},{width}], got {list(frames.shape)}"
             )
-        x = normalise(to_unit(frames), IMAGENET_MEAN, IMAGENET_STD)
+        x = normalize(to_unit(frames), IMAGENET_MEAN, IMAGENET_STD)
         return x[:, 0], x[:, -1]
 
     def forward(self, frames: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -227,7 +223,7 @@ class Pretraining(Model, ABC):
         """
         source, target = self.split(frames)
         said = self.predict(source, target, noise)
-        wanted = pixel_targets(target, self.config.patch)
+        wanted = pixel_targets(target, self.config.patch_size)
         losses = {
             name: pixel_loss(predicted, wanted, counts, self.config.distance)
             for name, (predicted, counts) in said.paths.items()
@@ -240,18 +236,6 @@ class Pretraining(Model, ABC):
 
     def _decode(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         return self.decoder(x, memory, recompute=self.checkpointing and self.training)
-
-
-def vit_config(config: Any) -> ViTConfig:
-    """The encoder of a pre-training config."""
-    return ViTConfig(
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        patch=config.patch,
-        positions=config.grid,
-        registers=getattr(config, "bottleneck_tokens", 1) - 1,
-    )
 
 
 class Mae(Pretraining):
@@ -298,8 +282,8 @@ class ToBo(Pretraining):
 
     def _parts(self) -> None:
         if self.config.bottleneck_position == "learned":
-            tokens, width = self.config.bottleneck_tokens, self.config.decoder_width
-            self.bottleneck_positions = nn.Parameter(torch.zeros(1, tokens, width))
+            tokens, dim = self.config.bottleneck_tokens, self.config.decoder_dim
+            self.bottleneck_positions = nn.Parameter(torch.zeros(1, tokens, dim))
 
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
         mask = random_mask(noise, self.config.mask_ratio)

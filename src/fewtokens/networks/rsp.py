@@ -23,7 +23,7 @@ class RspConfig(PretrainingConfig):
         kl_weight: of the divergence between posterior and prior.
         kl_balance: share of it that moves the posterior towards the prior; the rest moves the prior.
         free_nats: below which the divergence costs nothing.
-        noise: standard deviation of what is added to the target (after normalisation) that the posterior sees; 0.5 is
+        noise: standard deviation of what is added to the target (after normalization) that the posterior sees; 0.5 is
             the default of the released code, which its command leaves.
     """
 
@@ -55,11 +55,11 @@ class Rsp(Pretraining):
 
     def _parts(self) -> None:
         config = self.config
-        C, latent = config.width, config.variables * config.values
+        C, latent = config.dim, config.variables * config.values
         self.prior = nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, latent))
         self.posterior = nn.Sequential(nn.Linear(2 * C, 2 * C), nn.ReLU(), nn.Linear(2 * C, latent))
-        self.embed_source = nn.Linear(C, config.decoder_width)
-        self.embed_latent = nn.Linear(latent, config.decoder_width)
+        self.embed_source = nn.Linear(C, config.decoder_dim)
+        self.embed_latent = nn.Linear(latent, config.decoder_dim)
 
     def outdated(self, tensors: Mapping[str, Tensor]) -> str:
         if "prior.4.weight" not in tensors:
@@ -85,7 +85,7 @@ class Rsp(Pretraining):
         return Prediction(paths, mask, {"kl": kl}, {"kl": config.kl_weight})
 
     def imagine(self, source: Tensor) -> Tensor:
-        """A target drawn from the prior alone: normalised frames [B,3,H,W] to normalised pixels [B,N,p*p*3]."""
+        """A target drawn from the prior alone: normalized frames [B,3,H,W] to normalized pixels [B,N,p*p*3]."""
         before = self._encode(source)
         shape = (-1, self.config.variables, self.config.values)
         return self._future(before, draw(self.prior(before[:, 0]).float().view(shape)))

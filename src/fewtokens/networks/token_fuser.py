@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewtokens.encoders.transformer import Attention
 from fewtokens.methods.learned.tokenlearner import mlp
 
 
 class TokenFuser(nn.Module):
     """Mixes the tokens with one another, then gives every pixel its own gated sum of them.
 
-    TokenLearner (arXiv 2106.11297, section 3). The mixing matrix starts at zero, so that at initialisation
+    TokenLearner (arXiv 2106.11297, section 3). The mixing matrix starts at zero, so that at initialization
     learner, block and fuser together are the identity.
 
     The paper mixes the tokens of all frames (a matrix of num_tokens*frames squared); its code those of a
@@ -24,7 +25,7 @@ class TokenFuser(nn.Module):
 
     Args:
         num_tokens: tokens of each frame.
-        width: channels.
+        dim: channels.
         mix: "frame" or "clip".
         frames: of a clip; needed for mix="clip".
         gate: "linear" (no bias) or "mlp" (64 hidden channels).
@@ -35,7 +36,7 @@ class TokenFuser(nn.Module):
         self,
         num_tokens: int,
         *,
-        width: int,
+        dim: int,
         mix: str = "frame",
         frames: int = 1,
         gate: str = "linear",
@@ -48,13 +49,11 @@ class TokenFuser(nn.Module):
             raise ValueError(f"gate must be 'linear' or 'mlp', got {gate!r}")
         self.mix = mix
         mixed = num_tokens * (frames if mix == "clip" else 1)
-        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
+        self.norm_tokens = nn.LayerNorm(dim, eps=1e-6)
         self.mixing = nn.Linear(mixed, mixed)
-        self.norm_mixed = nn.LayerNorm(width, eps=1e-6)
-        self.norm_grid = nn.LayerNorm(width, eps=1e-6)
-        self.gate = (
-            nn.Linear(width, num_tokens, bias=False) if gate == "linear" else mlp(width, num_tokens, 64, dropout)
-        )
+        self.norm_mixed = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_grid = nn.LayerNorm(dim, eps=1e-6)
+        self.gate = nn.Linear(dim, num_tokens, bias=False) if gate == "linear" else mlp(dim, num_tokens, 64, dropout)
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.mixing.weight)
         nn.init.zeros_(self.mixing.bias)
@@ -82,9 +81,9 @@ class Unpool(nn.Module):
     The alternative of TokenLearner (arXiv 2106.11297) without a learned way back.
     """
 
-    def __init__(self, num_tokens: int, *, width: int) -> None:
+    def __init__(self, num_tokens: int, *, dim: int) -> None:
         super().__init__()
-        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
+        self.norm_tokens = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, y: Tensor, x: Tensor, maps: Tensor | None = None) -> Tensor:
         if maps is None:
@@ -93,7 +92,7 @@ class Unpool(nn.Module):
         return (maps.transpose(1, 2) @ y).reshape(x.shape)
 
 
-class Reproject(nn.Module):
+class Reproject(Attention):
     """One transformer layer in which every pixel asks the tokens: attention from the grid to the tokens, then an MLP.
 
     The alternative of TokenLearner (arXiv 2106.11297) with the largest way back. The last layer starts at zero,
@@ -101,20 +100,16 @@ class Reproject(nn.Module):
 
     Args:
         num_tokens: of a frame; any number serves.
-        width: channels, a multiple of 64 or one head is used.
+        dim: channels, a multiple of 64 or one head is used.
     """
 
-    def __init__(self, num_tokens: int, *, width: int) -> None:
-        super().__init__()
-        self.heads = width // 64 if width % 64 == 0 else 1
-        self.norm_grid = nn.LayerNorm(width, eps=1e-6)
-        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
-        self.norm_mixed = nn.LayerNorm(width, eps=1e-6)
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+    def __init__(self, num_tokens: int, *, dim: int) -> None:
+        super().__init__(dim, dim // 64 if dim % 64 == 0 else 1, cross=True)
+        self.norm_grid = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_tokens = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_mixed = nn.LayerNorm(dim, eps=1e-6)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
         for layer in (self.q, self.kv, self.fc1):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -122,11 +117,9 @@ class Reproject(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, y: Tensor, x: Tensor, maps: Tensor | None = None) -> Tensor:
+    def forward(self, y: Tensor, x: Tensor, maps: Tensor | None = None) -> Tensor:  # type: ignore[override]
         grid, y = x.reshape(-1, x.shape[2] * x.shape[3], x.shape[4]), y.flatten(0, 1)
-        q = self.q(self.norm_grid(grid)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(self.norm_tokens(y)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed = self.attend(*self.project(self.norm_grid(grid), self.norm_tokens(y)))
         mixed = mixed + self.fc2(F.gelu(self.fc1(self.norm_mixed(grid + mixed)), approximate="tanh"))
         return mixed.reshape(x.shape)
 

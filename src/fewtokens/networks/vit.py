@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,12 @@ from torch.utils.checkpoint import checkpoint
 
 from fewtokens.core import registry
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import normalise, to_unit
-from fewtokens.encoders.vit import Block, ViTConfig
+from fewtokens.encoders.config import ViTConfig
+from fewtokens.encoders.frames import normalize, to_unit
+from fewtokens.encoders.transformer import Block
+from fewtokens.encoders.vit import ViT
 from fewtokens.methods.ops.per_frame import resampled_frames
 from fewtokens.networks.attention import FactorisedDotBlock, FactorisedSelfBlock
 from fewtokens.networks.base import Model
@@ -34,16 +37,15 @@ HEADS = ("gap", "gmp", "gsp", "token")
 
 
 @dataclass(frozen=True)
-class VisionConfig:
-    """The shape of a ViT or ViViT.
+class VisionConfig(ViTConfig):
+    """The shape of a ViT or ViViT that classifies.
 
     Attributes:
-        width, depth, heads: channels, blocks, attention heads.
-        hidden: channels inside the MLP; 0 means 4 * width.
-        patch, tubelet: side of a patch in pixels, frames of a tubelet.
-        frames, size: of the clip that positions are learned for, in frames and pixels; others resize them.
-        classes: outputs.
-        head: what is classified: mean ("gap"), maximum ("gmp") or sum ("gsp") over the tokens, or a class token.
+        tubelet_size: frames of a tubelet.
+        num_frames: of the clip that positions are learned for; others resize them.
+        num_classes: outputs.
+        head: what is classified: mean ("gap"), maximum ("gmp") or sum ("gsp") over the tokens, or a class token. It
+            decides on `class_token`.
         attention: one of `ATTENTION`; the last three are ViViT's factorised ones (section 3.3 there). Positions are
             learned for every tubelet; in the factorised encoder once for the tubelets of a frame and once for the
             frames, as in the published code.
@@ -54,20 +56,16 @@ class VisionConfig:
         fuser_mix, fuser_gate: of the TokenFuser.
         stochastic_depth: rate at the last block, growing linearly from 0; in training.
         head_bias: initial bias of the classifier; -10 goes with the sigmoid loss.
-        activation: of the MLPs; the paper's code uses gelu_pytorch_tanh.
-        layer_scale, eps: as in `ViTConfig`; for weights that come from elsewhere.
-        mean, std: of the normalisation, RGB in 0..1.
+        mean, std: of the normalization, RGB in 0..1.
+
+    The other attributes are those of `ViTConfig`; the paper's code has another activation than its default.
     """
 
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    hidden: int = 0
-    patch: int = 16
-    tubelet: int = 1
-    frames: int = 1
-    size: tuple[int, int] = (224, 224)
-    classes: int = 1000
+    class_token: bool = False
+    activation: str = "gelu_pytorch_tanh"
+    tubelet_size: int = 1
+    num_frames: int = 1
+    num_classes: int = 1000
     head: str = "gap"
     attention: str = "joint"
     temporal_depth: int = 4
@@ -78,45 +76,53 @@ class VisionConfig:
     fuser_gate: str = "linear"
     stochastic_depth: float = 0.0
     head_bias: float = 0.0
-    activation: str = "gelu_pytorch_tanh"
-    layer_scale: bool = False
-    eps: float = 1e-6
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("size", "mean", "std"):
+        for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, known in (("head", HEADS), ("attention", ATTENTION), ("fuser", ("", *FUSERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
-        if min(self.width, self.depth, self.heads, self.patch, self.tubelet, self.frames, self.classes) < 1:
-            raise ValueError("width, depth, heads, patch, tubelet, frames and classes must be at least 1")
+        if self.class_token and self.head != "token":
+            raise ValueError("a class token goes with head='token'")
+        object.__setattr__(self, "class_token", self.head == "token")
+        if min(self.tubelet_size, self.num_frames, self.num_classes) < 1:
+            raise ValueError("tubelet_size, num_frames and num_classes must be at least 1")
         if self.temporal_depth < 1 or min(self.std) <= 0:
             raise ValueError(
                 f"temporal_depth must be at least 1 and std above 0, got {self.temporal_depth} and {self.std}"
             )
-        if min(self.size) < self.patch or self.frames < self.tubelet:
-            raise ValueError(
-                f"a clip of {self.frames} frames of {self.size[0]}x{self.size[1]} holds no tubelet of "
-                f"{self.tubelet}x{self.patch}x{self.patch}"
-            )
+        super().__post_init__()
+        if self.num_frames < self.tubelet_size:
+            raise ValueError(f"a clip of {self.num_frames} frames holds no tubelet of {self.tubelet_size}")
+        if self.antialias:
+            raise ValueError("antialias is for the positions of images; those of tubelets are resized without it")
         if self.learner and not 0 <= self.at < self.depth:
             raise ValueError(f"at must be a layer of 0 to {self.depth - 1}, got {self.at}")
-        if self.learner and (self.attention != "joint" or self.head == "token"):
-            raise ValueError("a learner goes with joint attention and a head over the tokens (gap, gmp, gsp)")
+        prefix = self.class_token or self.num_registers > 0
+        if self.learner and (self.attention != "joint" or prefix):
+            raise ValueError(
+                "a learner goes with joint attention, a head over the tokens (gap, gmp, gsp), no registers"
+            )
         if self.fuser and not self.learner:
             raise ValueError(f"the fuser {self.fuser!r} needs a learner")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}")
-        if self.attention in ("factorised_self", "factorised_dot") and self.head == "token":
-            raise ValueError(f"attention {self.attention!r} has no class token; take head='gap'")
-        _ = self.block  # says what no block can be
+        if self.attention in ("factorised_self", "factorised_dot") and prefix:
+            raise ValueError(f"attention {self.attention!r} has no class token and no registers; take head='gap'")
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """T, H, W of the tubelets; what is left over at the border is not seen."""
-        return self.frames // self.tubelet, self.size[0] // self.patch, self.size[1] // self.patch
+        _, H, W = super().grid
+        return self.num_frames // self.tubelet_size, H, W
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Frames, height and width of a tubelet."""
+        return self.tubelet_size, self.patch_size, self.patch_size
 
     @property
     def blocks(self) -> int:
@@ -124,25 +130,13 @@ class VisionConfig:
         return self.depth + (self.temporal_depth if self.attention == "factorised_encoder" else 0)
 
     @property
-    def position_grid(self) -> tuple[int, int, int]:
+    def position_grid(self) -> tuple[int, ...]:
         """The grid that positions are learned for; the frames of the factorised encoder share those in space."""
         T, H, W = self.grid
         return 1 if self.attention == "factorised_encoder" else T, H, W
 
-    @property
-    def block(self) -> ViTConfig:
-        """What one block needs to know."""
-        return ViTConfig(
-            width=self.width,
-            heads=self.heads,
-            hidden=self.hidden,
-            activation=self.activation,
-            layer_scale=self.layer_scale,
-            eps=self.eps,
-        )
 
-
-class VisionTransformer(Model):
+class VisionTransformer(Model, ViT):
     """A ViT or ViViT classifier.
 
     Frames [B,T,3,H,W] or images [B,3,H,W] in, uint8 or float in 0..1; logits [B,classes] out.
@@ -153,18 +147,18 @@ class VisionTransformer(Model):
     config: VisionConfig
 
     def __init__(self, config: VisionConfig) -> None:
-        super().__init__(config)
-        C = config.width
-        self.patches = nn.Conv3d(3, C, (config.tubelet, config.patch, config.patch), self._stride)
-        self.positions = nn.Parameter(torch.randn(*config.position_grid, C) * 0.02)
-        by_token = config.head == "token"
-        self.class_token = nn.Parameter(torch.zeros(C)) if by_token else None
-        self.class_position = nn.Parameter(torch.randn(C) * 0.02) if by_token else None
-        kind: Callable[[ViTConfig], nn.Module] = {
-            "factorised_self": FactorisedSelfBlock,
-            "factorised_dot": FactorisedDotBlock,
-        }.get(config.attention, Block)
-        self.blocks = nn.ModuleList(kind(config.block) for _ in range(config.depth))
+        ViT.__init__(self, config)
+        self.checkpointing = False
+
+    def _embedding(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.randn(*shape) * 0.02)
+
+    def _make_block(self) -> nn.Module:
+        kinds: dict[str, type[Block]] = {"factorised_self": FactorisedSelfBlock, "factorised_dot": FactorisedDotBlock}
+        return kinds.get(self.config.attention, Block)(self.config)
+
+    def _parts(self) -> None:
+        config, C = self.config, self.config.dim
         self.learners = nn.ModuleDict()
         self.fusers = nn.ModuleDict()
         if config.learner:
@@ -172,16 +166,14 @@ class VisionTransformer(Model):
             self.learners = nn.ModuleDict({str(layer): build_learner(config) for layer in layers})
         if config.fuser:
             self.fusers = nn.ModuleDict({str(layer): self._fuser() for layer in range(config.at, config.depth)})
-        self.norm_last = nn.LayerNorm(C, config.eps)
         if config.attention == "factorised_encoder":
-            self.temporal_positions = nn.Parameter(torch.randn(config.grid[0], C) * 0.02)
+            by_token = config.class_token
+            self.temporal_positions = self._embedding(config.grid[0], C)
             self.temporal_token = nn.Parameter(torch.zeros(C)) if by_token else None
-            self.temporal_token_position = nn.Parameter(torch.randn(C) * 0.02) if by_token else None
-            self.temporal_blocks = nn.ModuleList(Block(config.block) for _ in range(config.temporal_depth))
+            self.temporal_token_position = self._embedding(C) if by_token else None
+            self.temporal_blocks = nn.ModuleList(Block(config) for _ in range(config.temporal_depth))
             self.temporal_norm = nn.LayerNorm(C, config.eps)
-        self.head = nn.Linear(C, config.classes)
-        initialise(self)
-        self.checkpointing = False
+        self.head = nn.Linear(C, config.num_classes)
 
     def outdated(self, tensors: Mapping[str, Tensor]) -> str:
         positions = tensors.get("positions")
@@ -194,9 +186,8 @@ class VisionTransformer(Model):
             "one shares them over all frames, so train it again"
         )
 
-    @property
-    def _stride(self) -> tuple[int, int, int]:
-        return self.config.tubelet, self.config.patch, self.config.patch
+    def reset_parameters(self) -> None:
+        initialize(self)
 
     def _fuser(self) -> nn.Module:
         config = self.config
@@ -206,39 +197,46 @@ class VisionTransformer(Model):
                 raise ValueError(f"the fuser mixes a known number of tokens, which {config.learner!r} does not have")
             return TokenFuser(
                 num_tokens,
-                width=config.width,
+                dim=config.dim,
                 mix=config.fuser_mix,
                 frames=config.grid[0],
                 gate=config.fuser_gate,
             )
-        return FUSERS[config.fuser](num_tokens, width=config.width)
+        return FUSERS[config.fuser](num_tokens, dim=config.dim)
 
-    def embed(self, frames: Tensor) -> Tensor:
-        """Frames to embedded tubelets with positions, [B,T,H,W,C]."""
+    def prepare(self, frames: Tensor) -> Tensor:
+        """Normalized clips [B,3,T,H,W], for `embed`, of frames as `forward` takes them.
+
+        Raises:
+            ValueError: frames of another shape, or smaller than a tubelet.
+        """
         frames = frames[:, None] if frames.ndim == 4 else frames
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be [B,T,3,H,W] or [B,3,H,W], got {list(frames.shape)}")
-        smallest = (self.config.tubelet, self.config.patch, self.config.patch)
+        smallest = self.config.kernel
         if any(have < want for have, want in zip((frames.shape[1], *frames.shape[3:]), smallest, strict=True)):
             raise ValueError(f"clips must hold a tubelet of {'x'.join(map(str, smallest))}, got {list(frames.shape)}")
-        x = normalise(to_unit(frames), self.config.mean, self.config.std)
-        x = self.patches(x.transpose(1, 2).to(self.patches.weight.dtype)).permute(0, 2, 3, 4, 1)
-        shared = self.config.attention == "factorised_encoder"
-        grid = (1 if shared else x.shape[1], *x.shape[2:4])
-        return x + resize_positions(self.positions, grid).to(x.dtype)
+        return normalize(to_unit(frames), self.config.mean, self.config.std).transpose(1, 2)
+
+    def walk(
+        self, tokens: Tokens, inside: Sequence[Method] = (), needs: Sequence[str] = ()
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        if self.config.attention != "joint" or self.config.learner:
+            raise ValueError("methods act between plain blocks: joint attention, and no learner")
+        return super().walk(tokens, inside, needs)
 
     def intermediates(self, frames: Tensor) -> dict[str, Tensor]:
         """Everything by name: embedded, block0.., learner{i} (maps), tokens (last norm), pre_logits, logits."""
         named: dict[str, Tensor] = {}
-        x = self.embed(frames)
+        x = self.embed(self.prepare(frames))
         named["embedded"] = x
         grid = x.shape[1:4]
         x, prefix = self._walk(x, named)
         x = self.norm_last(x)
         named["tokens"] = x[:, prefix:] if x.ndim == 3 else x
         if self.config.attention == "factorised_encoder":
-            x = self._over_time(x, grid[0], named)
-        named["pre_logits"] = self._pool(x)
+            x, prefix = self._over_time(self._pool(x, prefix), grid[0], named), 0
+        named["pre_logits"] = self._pool(x, prefix)
         named["logits"] = self.head(named["pre_logits"])
         return named
 
@@ -258,9 +256,8 @@ class VisionTransformer(Model):
             raise ValueError("the factorised encoder ends with one token for each frame, not with cells of the grid")
         named = self.intermediates(frames)
         T, H, W = named["embedded"].shape[1:4]
-        seconds = (
-            None if times is None else torch.as_tensor(times)[..., : T * self.config.tubelet : self.config.tubelet]
-        )
+        step = self.config.tubelet_size
+        seconds = None if times is None else torch.as_tensor(times)[..., : T * step : step]
         cells = Tokens.from_cells(named["embedded"].flatten(1, 3), Grid(T, H, W, seconds))
         if self.config.learner and not self.config.fuser:
             maps = named[f"learner{self.config.at}"]
@@ -278,9 +275,9 @@ class VisionTransformer(Model):
             x = x.reshape(B * T, H * W, C)
         else:
             x = x.flatten(2, 3)
-        if self.class_token is not None and self.class_position is not None:
-            start = (self.class_token + self.class_position).to(x.dtype)
-            x, prefix = torch.cat([start.expand(len(x), 1, -1), x], 1), 1
+        if (start := self.prefix(len(x))) is not None:
+            x, prefix = torch.cat([start.to(x.dtype), x], 1), start.shape[1]
+        x = self.norm_first(x)
         for layer, block in enumerate(self.blocks):
             key = str(layer)
             if key in self.learners:
@@ -306,8 +303,8 @@ class VisionTransformer(Model):
         return block(x, rate)
 
     def _over_time(self, x: Tensor, frames: int, named: dict[str, Tensor]) -> Tensor:
-        """The factorised encoder's second half: [B*T,N,C] to [B,T(+1),C]."""
-        per_frame = self._pool(x).unflatten(0, (-1, frames))
+        """The factorised encoder's second half: frames [B*T,C] to [B,T(+1),C]."""
+        per_frame = x.unflatten(0, (-1, frames))
         positions: Tensor = self.temporal_positions
         if len(positions) != frames:
             positions = F.interpolate(positions.T[None], frames, mode="linear", align_corners=False)[0].T
@@ -321,17 +318,18 @@ class VisionTransformer(Model):
             named[f"temporal{layer}"] = x
         return self.temporal_norm(x)
 
-    def _pool(self, x: Tensor) -> Tensor:
+    def _pool(self, x: Tensor, prefix: int) -> Tensor:
+        """[B,C]: the class token, or what the head takes of the tokens after the prefix."""
         if self.config.head == "token":
             return x[:, 0]
-        x = x.flatten(1, -2)
+        x = x.flatten(1, -2)[:, prefix:]
         if self.config.head == "gmp":
             return x.amax(1)
         return x.mean(1) if self.config.head == "gap" else x.sum(1)
 
 
 def build_learner(config: VisionConfig) -> nn.Module:
-    """The learner of a spec, for this network's width and grid.
+    """The learner of a spec, for this network's dim and grid.
 
     Raises:
         ValueError: not one method, or one that does not work frame by frame.
@@ -344,37 +342,30 @@ def build_learner(config: VisionConfig) -> nn.Module:
     )
     takes = inspect.signature(registry.get(registry.parse(spec)[0][0])).parameters
     sized = {"side": max(config.grid[1:])} if "side" in takes else {}
-    (learner, *others) = registry.build(spec, dim=config.width, **sized)
+    (learner, *others) = registry.build(spec, dim=config.dim, **sized)
     if others or not hasattr(learner, "learn"):
         raise ValueError(f"{config.learner!r} is not one per-frame learner such as tokenlearner('8/frame')")
     return learner
 
 
-def resize_positions(positions: Tensor, grid: Sequence[int]) -> Tensor:
-    """A position embedding [T,H,W,C] for another grid: bilinear in space, linear in time; in float32."""
-    if tuple(positions.shape[:3]) == tuple(grid):
-        return positions
-    moved = positions.permute(3, 0, 1, 2)[None].float()
-    return F.interpolate(moved, tuple(grid), mode="trilinear", align_corners=False)[0].permute(1, 2, 3, 0)
-
-
-def initialise(model: VisionTransformer) -> None:
+def initialize(model: VisionTransformer) -> None:
     """As the paper's code: Xavier for attention and MLP, biases of the MLP near zero, the head zero."""
     for module in model.modules():
-        if isinstance(module, Block | FactorisedSelfBlock | FactorisedDotBlock):
+        if isinstance(module, Block):
             for linear in (layer for layer in module.modules() if isinstance(layer, nn.Linear)):
                 # Queries, keys and values are drawn each for themselves.
                 parts = linear.weight.chunk(3) if linear.out_features == 3 * linear.in_features else [linear.weight]
                 for part in parts:
                     nn.init.xavier_uniform_(part)
-                nn.init.zeros_(linear.bias)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
             nn.init.normal_(module.mlp.fc1.bias, std=1e-6)
             nn.init.normal_(module.mlp.fc2.bias, std=1e-6)
             if isinstance(module, FactorisedSelfBlock):
                 nn.init.zeros_(module.attention_time.out.weight)
     fan_in = model.patches.weight[0].numel()
     nn.init.trunc_normal_(model.patches.weight, std=fan_in**-0.5)
-    assert model.patches.bias is not None
-    nn.init.zeros_(model.patches.bias)
+    if model.patches.bias is not None:
+        nn.init.zeros_(model.patches.bias)
     nn.init.zeros_(model.head.weight)
     nn.init.constant_(model.head.bias, model.config.head_bias)

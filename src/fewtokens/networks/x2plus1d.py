@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewtokens.encoders.frames import normalise, to_unit
+from fewtokens.encoders.frames import normalize, to_unit
 from fewtokens.networks.base import Model
 
 PARTS = ("conv2d", "conv1d", "spatial", "temporal", "joint", "tokenlearner")
@@ -30,9 +30,9 @@ class X2plus1dConfig:
     """The shape of the network; defaults are M, as the paper's tables have it.
 
     Attributes:
-        stem, depths, widths, inner: channels and units of the stages.
+        stem, depths, dims, inner: channels and units of the stages.
         last, hidden: channels of the last convolution and of the layer before the classifier.
-        classes: outputs.
+        num_classes: outputs.
         module: what the replaced units hold, parts joined with "+".
         replaced: units of the last stage that hold it, 0-based. The paper's totals fit exactly three; which
             three is not said, the last ones are taken.
@@ -40,36 +40,45 @@ class X2plus1dConfig:
             (a value projection, 3x3 convolutions for both maps, mixing within a frame); "paper_text" is what the
             text says (no value projection, one 1x1 convolution, mixing over the clip).
         num_tokens: of each frame.
-        frames: of the clips; the mixing of "paper_text" is made for them.
+        num_frames: of the clips; the mixing of "paper_text" is made for them.
         keys: channels of queries and keys of the attention parts, over all heads.
-        heads: of the attention parts.
-        mean, std: of the normalisation, RGB in 0..1.
+        num_heads: of the attention parts.
+        mean, std: of the normalization, RGB in 0..1.
     """
 
     stem: int = 24
     depths: tuple[int, ...] = (3, 5, 11, 7)
-    widths: tuple[int, ...] = (24, 48, 96, 192)
+    dims: tuple[int, ...] = (24, 48, 96, 192)
     inner: tuple[int, ...] = (54, 108, 216, 432)
     last: int = 432
     hidden: int = 2048
-    classes: int = 157
+    num_classes: int = 157
     module: str = "conv2d+tokenlearner"
     replaced: tuple[int, ...] = (4, 5, 6)
     reading: str = "paper_fit"
     num_tokens: int = 8
-    frames: int = 64
+    num_frames: int = 64
     keys: int = 128
-    heads: int = 8
+    num_heads: int = 8
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("depths", "widths", "inner", "replaced", "mean", "std"):
+        for name in ("depths", "dims", "inner", "replaced", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not 0 < len(self.depths) == len(self.widths) == len(self.inner):
-            raise ValueError("depths, widths and inner must have an entry for each stage")
-        counts = (self.stem, self.last, self.hidden, self.classes, self.num_tokens, self.frames, self.keys, self.heads)
-        if min(*self.depths, *self.widths, *self.inner, *counts) < 1 or min(self.std) <= 0:
+        if not 0 < len(self.depths) == len(self.dims) == len(self.inner):
+            raise ValueError("depths, dims and inner must have an entry for each stage")
+        counts = (
+            self.stem,
+            self.last,
+            self.hidden,
+            self.num_classes,
+            self.num_tokens,
+            self.num_frames,
+            self.keys,
+            self.num_heads,
+        )
+        if min(*self.depths, *self.dims, *self.inner, *counts) < 1 or min(self.std) <= 0:
             raise ValueError("channels, units, classes, tokens, frames, keys and heads must be at least 1, std above 0")
         if self.reading not in READINGS:
             raise ValueError(f"reading must be one of {', '.join(READINGS)}, got {self.reading!r}")
@@ -77,8 +86,10 @@ class X2plus1dConfig:
             raise ValueError(f"module must join {', '.join(PARTS)} with '+', got {' '.join(unknown)!r}")
         if any(not 0 <= unit < self.depths[-1] for unit in self.replaced):
             raise ValueError(f"replaced must name units of 0 to {self.depths[-1] - 1}, got {self.replaced}")
-        if self.keys % self.heads or self.inner[-1] % self.heads:
-            raise ValueError(f"keys {self.keys} and inner {self.inner[-1]} must be multiples of the heads {self.heads}")
+        if self.keys % self.num_heads or self.inner[-1] % self.num_heads:
+            raise ValueError(
+                f"keys {self.keys} and inner {self.inner[-1]} must be multiples of num_heads {self.num_heads}"
+            )
 
     @property
     def blocks(self) -> int:
@@ -122,9 +133,9 @@ class GridAttention(nn.Module):
     no projection behind.
     """
 
-    def __init__(self, channels: int, over: str, *, keys: int, heads: int) -> None:
+    def __init__(self, channels: int, over: str, *, keys: int, num_heads: int) -> None:
         super().__init__()
-        self.over, self.heads = over, heads
+        self.over, self.num_heads = over, num_heads
         self.q = nn.Linear(channels, keys, bias=False)
         self.k = nn.Linear(channels, keys, bias=False)
         self.v = nn.Linear(channels, channels, bias=False)
@@ -136,7 +147,9 @@ class GridAttention(nn.Module):
             rows = x.flatten(2, 3).transpose(1, 2).flatten(0, 1)
         else:
             rows = x.reshape(B * T, H * W, -1) if self.over == "spatial" else x.flatten(1, 3)
-        q, k, v = (layer(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(rows).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
         rows = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         if self.over == "temporal":
             rows = rows.unflatten(0, (B, H * W)).transpose(1, 2)
@@ -164,23 +177,23 @@ class VectorAttention(nn.Module):
 class TokenLearnerModule(nn.Module):
     """TokenLearner, Vector Transformer, TokenFuser on [B,C,T,H,W] (arXiv 2106.11297, section 6 and figure 9)."""
 
-    def __init__(self, channels: int, *, num_tokens: int, frames: int, reading: str) -> None:
+    def __init__(self, channels: int, *, num_tokens: int, num_frames: int, reading: str) -> None:
         super().__init__()
         fit = reading == "paper_fit"
         side = 3 if fit else 1
-        self.num_tokens, self.frames, self.reading = num_tokens, frames, reading
+        self.num_tokens, self.num_frames, self.reading = num_tokens, num_frames, reading
         self.value = nn.Conv2d(channels, channels, 1, bias=False) if fit else nn.Identity()
         self.maps = nn.Conv2d(channels, num_tokens, side, padding=side // 2, bias=False)
         self.attention = VectorAttention(channels)
-        mixed = num_tokens * (1 if fit else frames)
+        mixed = num_tokens * (1 if fit else num_frames)
         self.mixing = nn.Linear(mixed, mixed, bias=False)
         self.gate = nn.Conv2d(channels, num_tokens, side, padding=side // 2, bias=False)
         nn.init.eye_(self.mixing.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, T, H, W = x.shape
-        if self.reading == "paper_text" and self.frames != T:
-            raise ValueError(f"paper_text mixes the tokens of clips of {self.frames} frames, got {T}")
+        if self.reading == "paper_text" and self.num_frames != T:
+            raise ValueError(f"paper_text mixes the tokens of clips of {self.num_frames} frames, got {T}")
         images = x.transpose(1, 2).flatten(0, 1)  # [B*T,C,H,W]
         maps = self.maps(images).flatten(2).sigmoid()  # [B*T,M,H*W]
         z = maps @ self.value(images).flatten(2).transpose(1, 2) / (H * W)  # the mean, as the text says
@@ -199,25 +212,27 @@ def make_part(name: str, channels: int, config: X2plus1dConfig) -> nn.Module:
     if name == "conv1d":
         return Conv1d(channels)
     if name == "tokenlearner":
-        return TokenLearnerModule(channels, num_tokens=config.num_tokens, frames=config.frames, reading=config.reading)
-    return GridAttention(channels, name, keys=config.keys, heads=config.heads)
+        return TokenLearnerModule(
+            channels, num_tokens=config.num_tokens, num_frames=config.num_frames, reading=config.reading
+        )
+    return GridAttention(channels, name, keys=config.keys, num_heads=config.num_heads)
 
 
 class Unit(nn.Module):
     """A bottleneck: 1x1x1 up, the parts, 1x1x1 down, residual; batch norm behind each, ReLU between them."""
 
-    def __init__(self, width_in: int, width: int, inner: int, stride: int, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, dim_in: int, dim: int, inner: int, stride: int, parts: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.up = nn.Conv3d(width_in, inner, 1, bias=False)
+        self.up = nn.Conv3d(dim_in, inner, 1, bias=False)
         self.norm_up = nn.BatchNorm3d(inner)
         self.parts = nn.ModuleList(parts)
         self.norms = nn.ModuleList(nn.BatchNorm3d(inner) for _ in parts)
-        self.down = nn.Conv3d(inner, width, 1, bias=False)
-        self.norm_down = nn.BatchNorm3d(width)
+        self.down = nn.Conv3d(inner, dim, 1, bias=False)
+        self.norm_down = nn.BatchNorm3d(dim)
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or width_in != width:
+        if stride > 1 or dim_in != dim:
             self.shortcut = nn.Sequential(
-                nn.Conv3d(width_in, width, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(width)
+                nn.Conv3d(dim_in, dim, 1, (1, stride, stride), bias=False), nn.BatchNorm3d(dim)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,8 +256,8 @@ class X2plus1d(Model):
         self.stem_time = nn.Conv3d(stem, stem, (5, 1, 1), padding=(2, 0, 0), bias=False)
         self.stem_norm = nn.BatchNorm3d(stem)
         stages = []
-        width_in = stem
-        for number, (depth, width, inner) in enumerate(zip(config.depths, config.widths, config.inner, strict=True)):
+        dim_in = stem
+        for number, (depth, dim, inner) in enumerate(zip(config.depths, config.dims, config.inner, strict=True)):
             units = []
             for unit in range(depth):
                 stride = 2 if unit == 0 else 1
@@ -254,14 +269,14 @@ class X2plus1d(Model):
                         parts.insert(0, HalfSize())
                 else:
                     parts = [Conv2d(inner, stride), Conv1d(inner)]
-                units.append(Unit(width_in, width, inner, stride, parts))
-                width_in = width
+                units.append(Unit(dim_in, dim, inner, stride, parts))
+                dim_in = dim
             stages.append(nn.Sequential(*units))
         self.stages = nn.ModuleList(stages)
-        self.last = nn.Conv3d(width_in, config.last, 1, bias=False)
+        self.last = nn.Conv3d(dim_in, config.last, 1, bias=False)
         self.last_norm = nn.BatchNorm3d(config.last)
         self.hidden = nn.Linear(config.last, config.hidden)
-        self.head = nn.Linear(config.hidden, config.classes)
+        self.head = nn.Linear(config.hidden, config.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -276,7 +291,7 @@ class X2plus1d(Model):
         """What the classifier sees, [B,hidden]."""
         if frames.ndim != 5 or frames.shape[2] != 3 or min(frames.shape[3:]) < 32:
             raise ValueError(f"clips must be [B,T,3,H,W] of at least 32 pixels, got {list(frames.shape)}")
-        x = normalise(to_unit(frames), self.config.mean, self.config.std).to(self.stem_space.weight.dtype)
+        x = normalize(to_unit(frames), self.config.mean, self.config.std).to(self.stem_space.weight.dtype)
         x = F.relu(self.stem_norm(self.stem_time(self.stem_space(x.transpose(1, 2)))))
         for stage in self.stages:
             for unit in stage:  # type: ignore[attr-defined]

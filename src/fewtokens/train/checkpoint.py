@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from fewtokens.core import files
 from fewtokens.core.plain import conform
+from fewtokens.encoders.config import current_names
 from fewtokens.train.settings import Settings, plain, total_steps
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -194,6 +195,8 @@ def check_same_run(head: Head, settings: Settings, items: int, out: Path) -> lis
         ValueError: it is of a run with other settings or other data, or is further than this run is to go.
     """
     before, now = head["settings"], plain(settings)
+    if isinstance(before.get("network"), dict):
+        before = before | {"network": current_names(before["network"])}
     skipped = {*_MAY_CHANGE, *_LENGTH}
     told, asked = ({k: v for k, v in each.items() if k not in skipped} for each in (before, now))
     if told != asked:

@@ -12,7 +12,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
 from fewtokens.evaluation.classify import evaluator, predict, scores_of
-from fewtokens.networks.inflate import initialise_from, like
+from fewtokens.networks.inflate import initialize_from, like
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
@@ -84,13 +84,13 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
     classes = len(training.classes)
     if models.is_saved(name):
         model = models.load(name)
-        if model.config.classes != classes:
+        if model.config.num_classes != classes:
             model = _new_head(model, classes, recipe.head_bias)
         return model
     kind, _ = models.preset(name)
-    changes: dict[str, Any] = {"classes": classes, "frames": recipe.frames}
+    changes: dict[str, Any] = {"num_classes": classes, "num_frames": recipe.frames}
     if kind is models.VisionTransformer:
-        changes |= {"size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
+        changes |= {"image_size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
     if start is not None:
         if kind is not models.VisionTransformer:
             raise ValueError(f"{name} is no ViT, so it cannot begin with the weights of one")
@@ -100,13 +100,13 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
             changes |= {part: getattr(theirs, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
     model = models.build(name, **changes)
     if isinstance(model, models.VisionTransformer) and start is not None:
-        initialise_from(model, start, positions="resize_tile")
+        initialize_from(model, start, positions="resize_tile")
     return model
 
 
 def _new_head(model: models.Model, classes: int, bias: float) -> models.Model:
     """The same network with a head for other classes."""
-    changed = type(model)(replace(model.config, classes=classes))
+    changed = type(model)(replace(model.config, num_classes=classes))
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     changed.load_state_dict(changed.state_dict() | state)
     nn.init.constant_(changed.classifier.bias, bias)

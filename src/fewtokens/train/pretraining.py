@@ -118,20 +118,20 @@ def reconstructions(model: Pretraining, frames: Tensor, noise: Tensor) -> list[t
     source, target = model.split(frames)
     said = model.predict(source, target, noise)
     config = model.config
-    pixels = patch_pixels(target, config.patch)
+    pixels = patch_pixels(target, config.patch_size)
     mean, spread = pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
-    grid = Grid(1, *config.grid)
+    grid = Grid(*config.grid)
     low, scale = (torch.tensor(value, device=target.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
 
     def picture(patches: Tensor) -> Tensor:
-        whole = unpatchify(patches[:, :, None], grid, 1, config.patch)[:, 0]
+        whole = unpatchify(patches[:, :, None], grid, 1, config.patch_size)[:, 0]
         return ((whole * scale + low).clamp(0, 1) * 255).round().byte().cpu()
 
     def kept(predicted: Tensor, hidden: Tensor | None) -> Tensor:
         whole = predicted.float() * spread + mean
         return picture(whole if hidden is None else torch.where(hidden[..., None], whole, pixels))
 
-    rows = [] if model.frames == 1 else [("source", picture(patch_pixels(source, config.patch)))]
+    rows = [] if model.frames == 1 else [("source", picture(patch_pixels(source, config.patch_size)))]
     rows += [("target", picture(pixels)), ("seen of it", kept(torch.zeros_like(pixels) - mean / spread,
                                                                said.mask.hidden))]  # fmt: skip
     names = {"tobo": "from one token\n(tobo)", "siam": "from all tokens\n(siam)", "mae": "from itself\n(mae)",

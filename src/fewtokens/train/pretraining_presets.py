@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fewtokens.data.pairs import Pairing
+from fewtokens.encoders.config import hint_for
 from fewtokens.networks import SIZES
 from fewtokens.networks.base import make_config
 from fewtokens.networks.pretrained import PRETRAINING
@@ -76,7 +77,7 @@ class PretrainingRecipe(Settings):
     def config(self) -> Any:
         """The network's config."""
         return make_config(
-            PRETRAINING[self.objective], {**self.network, "size": (self.size, self.size)}, self.objective
+            PRETRAINING[self.objective], {**self.network, "image_size": (self.size, self.size)}, self.objective
         )
 
     def lr_at(self, step: int, total: int) -> float:
@@ -113,11 +114,12 @@ _CROP_DECODERS = {"s": (256, 4, 8), "b": (512, 8, 16), "l": (1024, 12, 16)}
 _TINY: dict[str, Any] = {
     "steps": 3000, "batch": 64, "lr": 1e-3, "size": 64, "visits": 256, "log_every": 20, "eval_every": 5.0,
     "save_every": 200, "workers": 1, "max_gap": 8, "area": (0.3, 1.0),
-    "note": "ours: width 192, 6 blocks, 64 px, patches of 8. About 0.8 s a step on 2 cores, with --set precision=bf16 "
+    "note": "ours: dim 192, 6 blocks, 64 px, patches of 8. About 0.8 s a step on 2 cores, with --set precision=bf16 "
             "0.5 s where the CPU has it; frames decoded ahead (fewtokens train frames) keep it from waiting.",
 }  # fmt: skip
 _TINY_NETWORK: dict[str, Any] = {
-    "width": 192, "depth": 6, "heads": 3, "patch": 8, "decoder_width": 128, "decoder_depth": 3, "decoder_heads": 4,
+    "dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8, "decoder_dim": 128, "decoder_depth": 3,
+    "decoder_num_heads": 4,
 }  # fmt: skip
 # Of 64 patches as many are seen as of 196 in the papers, 19, 9 and 2: a tenth of 64 would be 6 (docs/tobo.md).
 _TINY_MASKS = {"tobo": 0.7, "siam_mae": 0.85, "crop_mae": 0.96}
@@ -146,22 +148,27 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
             network["mask_ratio"] = _TINY_MASKS[objective]
     else:
         recipe = dict(_PUBLISHED[objective])
-        width, depth, heads = SIZES[size]
-        network = {"width": width, "depth": depth, "heads": heads, "patch": int(patch)}
+        dim, depth, num_heads = SIZES[size]
+        network = {"dim": dim, "depth": depth, "num_heads": num_heads, "patch_size": int(patch)}
         if objective in ("siam_mae", "crop_mae"):
-            network |= dict(zip(("decoder_width", "decoder_depth", "decoder_heads"), _CROP_DECODERS[size], strict=True))
+            network |= dict(
+                zip(("decoder_dim", "decoder_depth", "decoder_num_heads"), _CROP_DECODERS[size], strict=True)
+            )
     known = {each.name for each in fields(PretrainingRecipe)} - {"network", "objective", "note"}
     inner = network_settings(objective)
-    if unknown := set(changes) - known - inner.keys():
-        names = ", ".join(sorted(known | inner.keys()))
-        raise ValueError(f"{objective} has no setting {', '.join(sorted(unknown))}; known: {names}")
+    if unknown := sorted(set(changes) - known - inner.keys()):
+        there = ", ".join(sorted(known | inner.keys()))
+        hint = hint_for(unknown, set(inner)) or f"{objective} has no setting {', '.join(unknown)}; known: {there}"
+        raise ValueError(hint)
     if "epochs" in changes and "steps" not in changes:
         recipe["steps"] = 0
     if "base_lr" in changes and "lr" not in changes:
         recipe["lr"] = 0.0
     for name, value in changes.items():
-        low, high = (1, 65536) if isinstance(inner.get(name), int) else (0, 1e6)
-        if name in inner and isinstance(value, int | float) and not low <= value <= high:
+        if name not in inner or isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high = (min(1, inner[name]), 65536) if isinstance(inner[name], int) else (0, 1e6)
+        if not low <= value <= high:
             raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
     recipe |= {name: value for name, value in changes.items() if name in known}
     network |= {name: value for name, value in changes.items() if name in inner}
@@ -170,7 +177,7 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
 
 def network_settings(objective: str) -> Mapping[str, Any]:
     """Settings of the network of an objective, with their defaults; its size is the recipe's."""
-    return setting_values(PRETRAINING[objective].config_type(), leave=("size",))
+    return setting_values(PRETRAINING[objective].config_type(), leave=("image_size",))
 
 
 def known_settings(objective: str) -> Mapping[str, Any]:

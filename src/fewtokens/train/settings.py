@@ -12,6 +12,7 @@ from typing import Any
 
 from fewtokens.core.files import write_json
 from fewtokens.core.plain import conform
+from fewtokens.encoders.config import hint_for
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -262,6 +263,8 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
     values = setting_values(Recipe()) if known is None else known
     types = {each: type(value) for each, value in values.items()}
     name = name.strip().replace("-", "_")
+    if sign and (hint := hint_for([name], set(types))):
+        raise ValueError(hint)
     if not sign or name not in types:
         raise ValueError(f"a setting is written name=value, such as lr=0.01, got {text!r}; known: {', '.join(types)}")
     kind = types[name]

@@ -56,7 +56,7 @@ def read(
     start: float = 0.0,
     end: float | None = None,
     pick: Picker | None = None,
-    stream: int | None = None,
+    video_stream: int | None = None,
     allow_truncated: bool = False,
     progress: Progress | None = None,
 ) -> Video:
@@ -76,7 +76,7 @@ def read(
         start, end: seconds from the first frame; frames in [start, end).
         pick: instead of all these: given the seconds of all frames, float64 [n], the numbers of those wanted, in any
             order, repeats included.
-        stream: which of several video streams, counted from 0; by default FFmpeg's best.
+        video_stream: which of several video streams, counted from 0; by default FFmpeg's best.
         allow_truncated: of a file that is cut or damaged, use all frames that the decoder gives, also those
             after the damage.
         progress: called with (frames done, frames in all).
@@ -97,7 +97,7 @@ def read(
         return choose(times, frames, fps, start, end, name) if pick is None else _picked(pick, times)
 
     with _one_line(name):
-        found = _source(source, stream, allow_truncated)
+        found = _source(source, video_stream, allow_truncated)
         try:
             return _gathered(found, choice(found.times), size, progress)
         except Doubt:

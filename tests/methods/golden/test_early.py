@@ -69,7 +69,7 @@ def test_rlt_adds_the_embedding_of_a_runs_length():
     torch.testing.assert_close(out.features[0], plain.features[0] + method.lengths[row])
     out.features.sum().backward()
     assert bool((method.lengths.grad != 0).any())
-    with pytest.raises(ValueError, match="length_embedding.* cannot be streamed"):
+    with pytest.raises(ValueError, match=r"length_embedding.* cannot be streamed"):
         Pipeline([Rlt(0.1), method]).step(tokens, None, pixels=pixels)
 
 
@@ -177,7 +177,7 @@ class TestVidTldr:
 @pytest.fixture
 def vit():
     torch.manual_seed(0)
-    made = ViT(ViTConfig(width=32, depth=4, heads=4, patch=4, positions=(6, 6), registers=1)).eval()
+    made = ViT(ViTConfig(dim=32, depth=4, num_heads=4, patch_size=4, image_size=(24, 24), num_registers=1)).eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -192,7 +192,7 @@ class TestCuesOfTheWalk:
 
     def embedded(self, vit) -> Tokens:
         frames = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-        return Tokens.from_cells(vit.embed(frames), Grid(1, 6, 6))
+        return Tokens.from_cells(vit.embed(frames).flatten(1, 2), Grid(1, 6, 6))
 
     def test_shift_is_what_the_last_mlp_added(self, vit):
         tokens = self.embedded(vit)

@@ -139,7 +139,7 @@ def test_a_share_inside_an_encoder_is_met(keep):
 
 def test_a_share_out_of_reach_is_an_error():
     tokens = Tokens.from_cells(torch.randn(1, 1, 14, 14, 4))
-    with pytest.raises(ValueError, match="tome_in_encoder.*cannot be reached"):
+    with pytest.raises(ValueError, match=r"tome_in_encoder.*cannot be reached"):
         for layer in range(2):
             tokens = TomeInEncoder(keep=0.01)(tokens, keys=tokens.features, layer=layer, depth=2)
 

@@ -55,7 +55,7 @@ def test_golden_values_of_version_1_1(dtype):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_golden_values_of_the_fuser(dtype):
-    fuser = TokenFuser(3, width=6, gate="mlp").to(dtype).eval()
+    fuser = TokenFuser(3, dim=6, gate="mlp").to(dtype).eval()
     set_as_in_the_golden_case(fuser)
     x, y = ramp((1, 1, 4, 4, 6), 0.37, torch.cos, dtype), ramp((1, 1, 3, 6), 0.23, torch.sin, dtype)
     out = fuser(y, x)[0, 0].flatten(0, 1).detach()
@@ -157,9 +157,9 @@ def test_learner_block_and_fuser_begin_as_the_identity():
     z, maps = learner.learn(x.flatten(0, 1))
     for mix in ("frame", "clip"):
         for gate in ("linear", "mlp"):
-            fuser = TokenFuser(4, width=8, mix=mix, frames=3, gate=gate)
+            fuser = TokenFuser(4, dim=8, mix=mix, frames=3, gate=gate)
             assert torch.equal(fuser(z.reshape(2, 3, 4, 8), x, maps), torch.zeros_like(x))
-    assert torch.equal(Reproject(4, width=8)(z.reshape(2, 3, 4, 8), x, maps), torch.zeros_like(x))
+    assert torch.equal(Reproject(4, dim=8)(z.reshape(2, 3, 4, 8), x, maps), torch.zeros_like(x))
 
 
 def test_mixing_over_the_clip_joins_frames_and_over_the_frame_does_not():
@@ -168,7 +168,7 @@ def test_mixing_over_the_clip_joins_frames_and_over_the_frame_does_not():
     changed = y.clone()
     changed[:, 2] += 1 + torch.randn(1, 4, 8)
     for mix, touched in (("frame", False), ("clip", True)):
-        fuser = TokenFuser(4, width=8, mix=mix, frames=3)
+        fuser = TokenFuser(4, dim=8, mix=mix, frames=3)
         nn.init.normal_(fuser.mixing.weight)
         difference = (fuser(y, x) - fuser(changed, x))[:, 0].abs().max()
         assert bool(difference > 1e-3) is touched
@@ -178,7 +178,7 @@ def test_mixing_over_the_clip_joins_frames_and_over_the_frame_does_not():
 
 def test_unpooling_is_the_maps_turned_round():
     x, y, maps = torch.randn(1, 2, 3, 4, 8), torch.randn(1, 2, 5, 8), torch.rand(2, 5, 12)
-    unpool = Unpool(5, width=8)
+    unpool = Unpool(5, dim=8)
     out = unpool(y, x, maps)
     z = nn.functional.layer_norm(y, (8,), eps=1e-6)
     for t in range(2):
@@ -191,7 +191,7 @@ def test_unpooling_is_the_maps_turned_round():
 def test_gradients_of_the_fusers(name):
     torch.manual_seed(0)
     x, y = torch.randn(2, 3, 4, 5, 8), torch.randn(2, 3, 4, 8)
-    fuser = FUSERS[name](4, width=8)
+    fuser = FUSERS[name](4, dim=8)
     for parameter in fuser.parameters():
         nn.init.normal_(parameter)
     fuser(y, x, torch.rand(6, 4, 20)).square().sum().backward()

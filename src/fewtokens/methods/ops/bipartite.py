@@ -29,6 +29,8 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor
     """
     best, index = [], []
     block = max(1, _ENTRIES_AT_ONCE // max(1, b.shape[0] * b.shape[1]))
+    if torch.compiler.is_compiling():
+        block = a.shape[1]  # so that an exported network takes any batch
     for rows in a.split(block, dim=1):
         similarity = rows @ b.transpose(1, 2)
         if real is not None:
@@ -59,8 +61,9 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens) -> Plan:
     real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
     if a.shape[1] == 0 or b.shape[1] == 0:
         return Plan.identity(tokens)
-    # Where every slot is real the mask is a pass over the table for nothing; on a GPU, looking would wait for it.
-    dense = not real_b.is_cuda and bool(real_b.all())
+    # Where every slot is real the mask is a pass over the table for nothing; on a GPU, looking would wait for it, and a
+    # compiled network cannot look.
+    dense = not real_b.is_cuda and not torch.compiler.is_compiling() and bool(real_b.all())
     best, match = best_match(a, b, None if dense else real_b)
     best = best.masked_fill(~real_a, -torch.inf)
 

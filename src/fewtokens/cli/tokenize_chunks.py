@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from fewtokens.cli.common import log
+from fewtokens.cli.console import log
+from fewtokens.cli.pipelines import current_names
 from fewtokens.cli.resume import check_request, check_source, source_now, tell_damaged
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
 
 
-def stream_one(
-    pipeline: Pipeline, video: Path, folder: Path, reading: dict[str, Any], seed: int, overwrite: bool
-) -> dict[str, Any]:
+def tokenize_chunks(
+    pipeline: Pipeline, video: Path, folder: Path, reading: dict[str, Any], seed: int, overwrite: bool,
+    progress: Callable[[int, int | None], None] | None,
+) -> dict[str, Any]:  # fmt: skip
     """Tokenizes one video of any length into a folder: a file for each chunk, the events, and at last stream.json.
 
-    A folder without stream.json was not finished, and is made again; so is one that is damaged.
+    A folder without stream.json was not finished, and is made again; so is one that is damaged. `progress` is given
+    the seconds so far, and of the whole video.
 
     Raises:
         ValueError: a chain, or a method that does not stream; a finished folder of another video or other settings;
@@ -38,7 +42,7 @@ def stream_one(
     source = source_now(video)
     files.sweep(folder)
     if (folder / "stream.json").exists() and not overwrite and (made := _made(folder)) is not None:
-        check_source(folder, made.get("source"), source, "say --overwrite, or give another --out")
+        check_source(folder, made.get("source"), source, "give --overwrite, or another --out")
         check_request(folder, made, request)
         return {"video": str(video), "out": str(folder), "skipped": True}
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,7 @@ def stream_one(
         size=reading["size"],
         start=reading["start"],
         end=reading["end"],
-        video_stream=reading["stream"],
+        video_stream=reading["video_stream"],
         allow_truncated=reading["allow_truncated"],
     )
     for part in chunks:
@@ -76,6 +80,9 @@ def stream_one(
         totals["cells"] += tokens.grid.cells
         totals["tokens"] += int(tokens.count[0])
         totals["bytes"] += (folder / name).stat().st_size
+        if progress is not None:
+            ends = [each for each in (reading["end"], part.duration) if each is not None]
+            progress(round(float(part.times[-1])), round(min(ends)) if ends else None)
     files.write_text(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
     finish(folder, names, pipeline.spec, {**request, "source": {**source, "name": video.stem}})
     seconds = round(time.perf_counter() - start, 3)
@@ -95,7 +102,8 @@ def _made(folder: Path) -> dict[str, Any] | None:
     except ValueError as error:
         tell_damaged(error)
         return None
-    return facts["meta"]
+    meta = facts["meta"]
+    return meta | {"reading": current_names(meta["reading"])} if isinstance(meta.get("reading"), dict) else meta
 
 
 def _old_chunks(folder: Path) -> list[Path]:
@@ -113,7 +121,7 @@ def _old_chunks(folder: Path) -> list[Path]:
         except (ValueError, KeyError):
             continue
         if isinstance(meta, dict) and "source" in meta:
-            raise ValueError(f"{path} holds the tokens of a whole video; give --stream another --out")
+            raise ValueError(f"{path} holds the tokens of a whole video; give --chunked another --out")
     return found
 
 

@@ -7,14 +7,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 from rich.markup import escape
 
-from fewtokens.cli.common import fail, log, make_pipeline, out, print_json, progress, table, to_json
+from fewtokens.cli.command import Mode
+from fewtokens.cli.console import fail, log, out
+from fewtokens.cli.errors import check_folder
+from fewtokens.cli.options import (
+    INPUT,
+    OUTPUT,
+    PROTOCOL,
+    EncoderOptions,
+    JsonOption,
+    MethodOptions,
+    RunOptions,
+    SettingsOption,
+)
+from fewtokens.cli.pipelines import PATCHES, comma_separated, make_pipeline
+from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import append_row, check_settings, read_rows
-from fewtokens.core.files import read_json, sweep, write_text
+from fewtokens.cli.tables import print_json, table, to_json
 from fewtokens.core.identity import identity
 
 if TYPE_CHECKING:
@@ -29,53 +43,98 @@ _SHORT = {"J&F-Mean": "J&F", "J-Mean": "J", "F-Mean": "F", "J-Decay": "J decay",
 _SHEET_FRAMES, _SHEET_ROWS = 4, 12
 
 
+DataOption = Annotated[
+    Path, typer.Option("--data", help="Folder of the data set, in its public layout.", rich_help_panel=INPUT)
+]
+ListOption = Annotated[
+    Path | None, typer.Option("--list", help="Text file with the names of what is scored.", rich_help_panel=INPUT)
+]
+ProtocolOption = Annotated[str, typer.Option("--protocol", help="A; see --set.", rich_help_panel=PROTOCOL)]
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """Where scores go."""
+
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Output folder for scores, labels and pictures. Resumes if it already contains a run.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    write_videos: Annotated[
+        bool,
+        typer.Option(
+            "--write-videos", help="Also write each sequence with its labels as a video.", rich_help_panel=OUTPUT
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class DenseOptions(EncoderOptions, MethodOptions, RunOptions, DenseOutput):
+    """What all data sets share beside the data."""
+
+    only: Annotated[
+        str | None, typer.Option("--only", help="Comma-separated sequence names.", rich_help_panel=INPUT)
+    ] = None
+    settings: SettingsOption = None
+    as_json: JsonOption = False
+
+
+# Options without a meaning, for all data sets.
+MODES = (
+    PATCHES,
+    Mode(
+        "nothing written", lambda values: values["target"] is None, ("write_videos",),
+        "needs a folder to write to: --out FOLDER",
+    ),
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Task:
     """What differs between the data sets.
 
     Attributes:
-        name: davis, jhmdb or vip. found: its sequences. said: the list that named them.
+        name: davis, jhmdb or vip. sequences: what it has. listing: the list that named them.
         judge: sequence, encode, protocol and progress to what came of it.
-        summarise: rows to a line for each sequence, the scores, and what must be said of them.
+        summarize: rows to a line for each sequence, the scores, and what must be said of them.
         measure: the column of a line that stands beside its pictures.
         more: settings of its own.
     """
 
     name: str
-    found: list[SequenceFiles]
-    said: str
+    sequences: list[SequenceFiles]
+    listing: str
     judge: Callable[..., Judged]
-    summarise: Callable[[Sequence[dict[str, Any]]], tuple[list[dict[str, Any]], dict[str, Any], list[str]]]
+    summarize: Callable[[Sequence[dict[str, Any]]], tuple[list[dict[str, Any]], dict[str, Any], list[str]]]
     measure: str
     more: dict[str, Any]
 
 
-def run(
-    task: Task, data: Path, only: str | None, encoder: str, protocol: str, changes: list[str] | None, spec: str,
-    keep: str | None, target: Path | None, video: bool, batch: int, device: str, dtype: str | None, seed: int,
-    as_json: bool,
-) -> None:  # fmt: skip
+def run_task(task: Task, data: Path, protocol: str, options: DenseOptions) -> None:
     """Judges one sequence after the other, those that an earlier run left; tells scores with their protocol.
 
     Raises:
         ValueError: options that do not fit, another run in the folder, no sequence that could be judged.
-        typer.Exit: with 1, where some could not.
+        typer.Exit: with 1, if some could not.
     """
+    from fewtokens.core.files import sweep, write_text
     from fewtokens.evaluation.label_propagation import make_protocol
 
-    if video and target is None:
-        raise ValueError("--video needs a folder to write to: --out FOLDER")
-    if target is not None and target.exists() and not target.is_dir():
-        raise ValueError(f"--out {target} is a file; give a folder")
-    how = make_protocol(task.name, protocol, changes or ())
-    chosen = _pick(task.found, only)
+    target = options.target
+    check_folder(target)
+    how = make_protocol(task.name, protocol, options.settings or ())
+    chosen = _pick(task.sequences, options.only)
     _check_names(chosen)
-    pipeline = make_pipeline(spec, keep, seed, encoder, device, dtype, batch)
+    pipeline = make_pipeline(options, options, options)
     assert pipeline.encoder is not None
     described = pipeline.encoder.describe()
     settings = {
-        "set": task.name, "data": str(data.resolve()), "encoder": described, "dtype": dtype or "float32",
-        "with": pipeline.spec, "protocol": asdict(how), "seed": seed, **task.more,
+        "set": task.name, "data": str(data.resolve()), "encoder": described, "dtype": options.dtype or "float32",
+        "with": pipeline.spec, "protocol": asdict(how), "seed": options.seed, **task.more,
     }  # fmt: skip
     made: dict[str, dict[str, Any]] = {}
     if target is not None:
@@ -87,26 +146,26 @@ def run(
     rows = [made[files.name] for files in chosen if files.name in made]
     if not rows:
         raise ValueError(f"none of {len(chosen)} sequences could be judged: {failed[0]['error']}")
-    lines, scores, notes = task.summarise(rows)
+    lines, scores, notes = task.summarize(rows)
     grids = sorted({tuple(row["grid"]) for row in rows})
     share = sum(row["tokens"] for row in rows) / sum(row["cells"] for row in rows)
-    weights = f"weights {described['weights'][:12]}" if described["weights"] else "no weights"
+    weights = f"weights {described['fingerprint'][:12]}" if described["fingerprint"] else "no weights"
     about = [
         how.describe(grids[0][0] if len(grids) == 1 else None, masks=task.name != "jhmdb"),
-        f"{encoder} ({weights}): its last features, L2-normalised, without class and register tokens; positions "
-        f"resized to the grid, {_grids(grids)}; frames normalised as the encoder says",
+        f"{options.encoder} ({weights}): its last features, L2-normalised, without class and register tokens; "
+        f"positions resized to the grid, {_grids(grids)}; frames normalised as the encoder says",
         f"{pipeline.spec or 'all tokens'}: {100 * share:.2f} % of the tokens",
-        f"{len(rows)} of {len(chosen)} sequences, list: {task.said}",
+        f"{len(rows)} of {len(chosen)} sequences, list: {task.listing}",
         *notes,
     ]
     report = {
-        "scores": scores, "about": about, "settings": settings, "list": task.said, "share": share, "sequences": lines,
-        "failed": failed,
+        "scores": scores, "about": about, "settings": settings, "list": task.listing, "share": share,
+        "sequences": lines, "failed": failed,
     }  # fmt: skip
     if target is not None:
         write_text(target / "results.json", to_json(report | {"rows": rows}))
-        _draw(target, task, [files for files in chosen if files.name in made], lines, video)
-    if as_json:
+        _draw(target, task, [files for files in chosen if files.name in made], lines, options.write_videos)
+    if options.as_json:
         print_json(report)
     else:
         _tell(task, lines, scores, about, target)
@@ -162,7 +221,7 @@ def _is_drawn(task: Task, files: SequenceFiles, target: Path | None) -> bool:
     if target is None:
         return True
     try:
-        found = _labelled(target, task, files)
+        found = _labeled(target, task, files)
         return task.name == "jhmdb" or all(path.stat().st_size for path in found)
     except (OSError, ValueError):
         return False
@@ -225,11 +284,11 @@ def _tell(
 def _pick(found: list[SequenceFiles], only: str | None) -> list[SequenceFiles]:
     if only is None:
         return found
-    wanted = [name.strip() for name in only.split(",") if name.strip()]
+    names = comma_separated(only)
     by_name = {files.name: files for files in found}
-    if absent := [name for name in wanted if name not in by_name]:
+    if absent := [name for name in names if name not in by_name]:
         raise ValueError(f"--only names {', '.join(absent)}; there are {', '.join(list(by_name)[:10])} ...")
-    return [by_name[name] for name in dict.fromkeys(wanted)]
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def _grids(grids: Sequence[tuple[int, ...]]) -> str:
@@ -237,6 +296,7 @@ def _grids(grids: Sequence[tuple[int, ...]]) -> str:
 
 
 def _write_labels(target: Path, files: SequenceFiles, judged: Judged) -> None:
+    from fewtokens.core.files import write_text
     from fewtokens.data.masks import write_masks
 
     if judged.masks is not None:
@@ -255,7 +315,7 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
     score = {line["sequence"]: line[task.measure] for line in lines}
     pictures, captions = [], []
     for files in chosen[:: -(-len(chosen) // _SHEET_ROWS)]:
-        count = len(_labelled(target, task, files))
+        count = len(_labeled(target, task, files))
         picked = sorted({round(n * (count - 1) / (_SHEET_FRAMES - 1)) for n in range(_SHEET_FRAMES)})
         picked += [picked[-1]] * (_SHEET_FRAMES - len(picked))
         pictures.append(_drawn(target, task, files, picked))
@@ -264,14 +324,16 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
     for files in chosen if video else ():
         path = target / "videos" / f"{files.name}.mp4"
         if not path.exists():
-            every = range(len(_labelled(target, task, files)))
+            every = range(len(_labeled(target, task, files)))
             # VIP has one frame in 25.
             write(path, _drawn(target, task, files, every), 4 if task.name == "vip" else 24)
 
 
-def _labelled(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
+def _labeled(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
     """What was predicted, by frame: joints, or files of masks."""
     if task.name == "jhmdb":
+        from fewtokens.core.files import read_json
+
         return read_json(target / "joints" / f"{files.name}.json", list[list[list[float]]])
     return [target / "masks" / files.name / f"{picture.stem}.png" for picture in files.pictures]
 
@@ -286,7 +348,7 @@ def _drawn(target: Path, task: Task, files: SequenceFiles, picked: Sequence[int]
     from fewtokens.show.objects import overlay_joints, overlay_objects
 
     frames, _ = read_frames([files.pictures[n] for n in picked], None)
-    labels = _labelled(target, task, files)
+    labels = _labeled(target, task, files)
     if task.name == "jhmdb":
         index = list(picked)
         return overlay_joints(frames, torch.tensor(labels)[index], read_joints(files.labels[0])[index])

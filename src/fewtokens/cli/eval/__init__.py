@@ -1,0 +1,1 @@
+"""The verbs of `fewtokens eval`, one a file."""

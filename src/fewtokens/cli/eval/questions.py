@@ -1,0 +1,79 @@
+"""What `eval qa` and `eval videoqa` share: questions asked of a video language model, with replies that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fewtokens.cli.ask import ModelDtypeOption, ModelOption, SessionOptions, open_session
+from fewtokens.cli.console import note, out
+from fewtokens.cli.options import INPUT, OUTPUT, JsonOption, MethodOptions, RunOptions
+from fewtokens.cli.progress import progress
+from fewtokens.core.identity import identity
+
+
+@dataclass(frozen=True)
+class _Model:
+    model: ModelOption
+
+
+@dataclass(frozen=True)
+class QuestionOptions(RunOptions, MethodOptions, _Model):
+    """A video language model, what it is shown, and where replies go."""
+
+    frames: Annotated[int, typer.Option("--frames", help="Frames of each video.", rich_help_panel=INPUT)] = 32
+    dtype: ModelDtypeOption = None
+    replies: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Output file (.jsonl) of replies. Resumes if it already contains some.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    as_json: JsonOption = False
+
+
+def ask_all(
+    options: QuestionOptions, questions: Sequence[tuple[str, Any, str]], length: int, request: dict[str, Any]
+) -> list[Any]:
+    """The replies to questions (id, video, prompt), each of at most `length` tokens."""
+    from fewtokens.llm import replies
+
+    model = options.model
+    session_options = SessionOptions(model, frames=options.frames, dtype=options.dtype)
+    session = open_session(session_options, options, options, lambda what: None)
+    request |= {"model": model, "files": _files_of(model), "dtype": options.dtype, "with": options.spec}
+    with progress("questions", len(questions)) as advance:
+        answers = replies.ask_all(
+            session, questions, max_new_tokens=length, out=options.replies, progress=advance,
+            request=request | {"keep": options.keep},
+        )  # fmt: skip
+    failed = [reply for reply in answers if reply.error]
+    if len(failed) == len(answers):
+        raise ValueError(f"no question could be asked: {failed[0].error}")
+    if failed:
+        note(f"{len(failed)} of {len(answers)} could not be asked", f"and count as wrong: {failed[0].error}")
+    return answers
+
+
+def _files_of(model: str) -> str | None:
+    """The identity of a model's folder, by which another model in its place is noticed; None for a hub id."""
+    folder = Path(model)
+    return identity(sorted(path for path in folder.rglob("*") if path.is_file())) if folder.is_dir() else None
+
+
+def mean_tokens(answers: Sequence[Any]) -> float:
+    """Visual tokens of a video."""
+    return sum(reply.tokens for reply in answers) / len(answers)
+
+
+def tell_tokens(tokens: float, accuracy: float) -> None:
+    """The line below the scores; `accuracy` in %."""
+    from fewtokens.evaluation.budget import tok_dense
+
+    out.print(f"{tokens:.2f} visual tokens a video, TokDense {tok_dense(accuracy, tokens):.3f}", highlight=False)

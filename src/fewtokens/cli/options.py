@@ -1,0 +1,116 @@
+"""The options that verbs share: one noun for one thing, in groups that a verb takes whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# The panels of the help, in their order.
+PANELS = ("Input", "Encoder", "Model", "Method", "Protocol", "Training", "Output", "Run")
+INPUT, ENCODER, MODEL, METHOD, PROTOCOL, TRAINING, OUTPUT, RUN = PANELS
+
+VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, images or folders of images.")]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", help="Number of frames, spread evenly over the video.", rich_help_panel=INPUT)
+]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", help="Frames per second, instead of --frames.", rich_help_panel=INPUT)
+]
+SizeOption = Annotated[int, typer.Option("--size", help="Short side of the frames, in pixels.", rich_help_panel=INPUT)]
+RootOption = Annotated[
+    Path | None, typer.Option("--root", help="Folder that the paths of a list are relative to.", rich_help_panel=INPUT)
+]
+DtypeOption = Annotated[
+    str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.", rich_help_panel=ENCODER)
+]
+BatchOption = Annotated[
+    int,
+    typer.Option("--batch", help="Frames in one forward pass of the encoder; bounds memory.", rich_help_panel=ENCODER),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=RUN)]
+SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.", rich_help_panel=OUTPUT)]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Change a setting; can be given several times.", rich_help_panel=PROTOCOL
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """Which frames of a video are read, and how large; also what a token file notes of its reading."""
+
+    frames: FramesOption = None
+    fps: FpsOption = None
+    size: SizeOption = 224
+    start: Annotated[float, typer.Option("--start", help="Start at this second.", rich_help_panel=INPUT)] = 0.0
+    end: Annotated[float | None, typer.Option("--end", help="Stop at this second.", rich_help_panel=INPUT)] = None
+    video_stream: Annotated[
+        int | None,
+        typer.Option(
+            "--video-stream", help="Index of the stream in a file with several video streams.", rich_help_panel=INPUT
+        ),
+    ] = None
+    allow_truncated: Annotated[
+        bool,
+        typer.Option("--allow-truncated", help="Use what can be decoded of a truncated file.", rich_help_panel=INPUT),
+    ] = False
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What turns frames into tokens."""
+
+    encoder: Annotated[
+        str,
+        typer.Option(
+            "--encoder",
+            help="patches (no weights), a folder, or a hub id such as facebook/dinov2-small.",
+            rich_help_panel=ENCODER,
+        ),
+    ] = "patches"
+    dtype: DtypeOption = None
+    batch: BatchOption = 32
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """What turns tokens into few."""
+
+    spec: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            metavar="SPEC",
+            help='Methods, such as "rlt | tome(keep=0.1)"; "" keeps all tokens.',
+            rich_help_panel=METHOD,
+        ),
+    ] = ""
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            metavar="K",
+            help="Budget of the methods that leave it open: 0.1 is a share, 32 a count.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where it runs, and what its random numbers follow from."""
+
+    device: DeviceOption = "auto"
+    seed: SeedOption = 0
+
+
+def names_of(*groups: type, without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The parameters of some groups of options."""
+    return tuple(field.name for group in groups for field in fields(group) if field.name not in without)

@@ -1,0 +1,114 @@
+"""What all training runs share: their options, what they print while they run and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.markup import escape
+
+from fewtokens.cli.console import log, out
+from fewtokens.cli.options import OUTPUT, RUN, TRAINING, JsonOption
+from fewtokens.cli.progress import progress
+
+if TYPE_CHECKING:
+    from fewtokens.train.loop import Report
+
+
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Processes that read data.", rich_help_panel=RUN)]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start over in a folder that contains a run.", rich_help_panel=OUTPUT)
+]
+
+
+@dataclass(frozen=True)
+class _Folder:
+    folder: Annotated[
+        Path,
+        typer.Option("--out", help="Output folder. Resumes if it already contains a run.", rich_help_panel=OUTPUT),
+    ]
+
+
+@dataclass(frozen=True)
+class TrainOptions(_Folder):
+    """How long and how fast something is trained, and where the run goes."""
+
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=TRAINING)
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", help="Samples of one step, over all processes.", rich_help_panel=TRAINING),
+    ] = None
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=TRAINING)] = None
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting; can be given several times (--dry-run lists them).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None
+    fresh: FreshOption = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show settings and data without training.", rich_help_panel=OUTPUT)
+    ] = False
+    device: Annotated[
+        str, typer.Option("--device", help="auto, or cpu even if a GPU is available.", rich_help_panel=RUN)
+    ] = "auto"
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)] = None
+    as_json: JsonOption = False
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"--device of training must be auto (a GPU if there is one) or cpu, got {self.device!r}")
+
+    def changes(self, **more: Any) -> dict[str, Any]:
+        """The settings that have options of their own, as far as they are given."""
+        flags = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "seed": self.seed, **more}
+        return {name: value for name, value in flags.items() if value is not None}
+
+
+@contextmanager
+def training_progress(title: str, total: int, shown: Sequence[str], main: bool) -> Iterator[Callable[..., None] | None]:
+    """Returns what the loop calls after each step with (done, total, numbers), on the main process alone."""
+    with progress(title, total) as advance:
+
+        def step(done: int, total: int, numbers: dict[str, float]) -> None:
+            text = "  ".join(f"{name} {value:.3g}" for name, value in numbers.items() if name in shown)
+            advance(done, total, f"step {done}  {text}")
+
+        yield step if main else None
+
+
+def run_values(folder: Path, report: Report) -> dict[str, Any]:
+    """What --json prints of every training run."""
+    return {
+        "out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
+        "seconds": report.seconds, "waiting": report.waiting, "broken": report.broken,
+    }  # fmt: skip
+
+
+def tell_run(report: Report, scores: RenderableType) -> None:
+    """What is printed of every training run: where it resumed, its scores, its time."""
+    if report.resumed_at:
+        out.print(f"resumed at step {report.resumed_at}/{report.steps}")
+    if report.scores:
+        out.print(scores)
+    out.print(
+        f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s, "
+        f"{100 * report.waiting / max(report.seconds, 1e-9):.0f} % of that waiting for data"
+    )
+
+
+def tell_some(what: str, lines: Sequence[str]) -> None:
+    """How many lines there are, and the first ones."""
+    if lines:
+        some = ", ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
+        log.print(f"[yellow]{len(lines)} {what}:[/yellow] {escape(some)}", soft_wrap=True)

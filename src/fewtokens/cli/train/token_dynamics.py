@@ -1,0 +1,53 @@
+"""`fewtokens train token-dynamics`: a compressor inside a trained video language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fewtokens.cli.command import verb
+from fewtokens.cli.errors import check_exists
+from fewtokens.cli.options import METHOD, MODEL, TRAINING
+from fewtokens.cli.train.language_model import LanguageTrainOptions, TalkOptions, check_talks, train_language_model
+
+if TYPE_CHECKING:
+    from fewtokens.llm.composed import ComposedVideoLLM
+    from fewtokens.train.inputs import Input
+
+
+@verb(
+    "fewtokens train token-dynamics --model run/model --data train.jsonl --out few",
+    "fewtokens train token-dynamics --model run/model --data train.jsonl --whole --with "
+    "\"token_dynamics(criterion='silhouette')\" --out few",
+)
+def token_dynamics(
+    model: Annotated[Path, typer.Option("--model", help="A folder that train video-llm saved.", rich_help_panel=MODEL)],
+    talks: TalkOptions,
+    options: LanguageTrainOptions,
+    spec: Annotated[
+        str,
+        typer.Option(
+            "--with", metavar="SPEC", help="Methods between encoder and language model.", rich_help_panel=METHOD
+        ),
+    ] = "token_dynamics(keep=32)",
+    whole: Annotated[
+        bool,
+        typer.Option("--whole", help="Train all parts, not the methods and projector alone.", rich_help_panel=TRAINING),
+    ] = False,
+) -> None:
+    """Train a compressor in a video language model that is trained already."""
+    check_talks(talks)
+    check_exists(model)
+    from fewtokens.llm.composed import load_video_llm
+    from fewtokens.train.inputs import folder_input, plain_input
+    from fewtokens.train.video_llm import COMPRESSOR_ONLY
+
+    base: dict[str, Any] = {} if whole else {"rates": COMPRESSOR_ONLY, "lr": 1e-4}
+
+    def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
+        inputs = {"--model": folder_input(model), "--with": plain_input(spec)}
+        return load_video_llm(model, spec=spec, device="cpu"), inputs
+
+    train_language_model(build, talks, options, base)

@@ -1,0 +1,59 @@
+"""`fewtokens train video-llm`: a video language model from a video encoder and a language model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fewtokens.cli.command import verb
+from fewtokens.cli.options import ENCODER, METHOD, MODEL
+from fewtokens.cli.train.language_model import LanguageTrainOptions, TalkOptions, check_talks, train_language_model
+
+if TYPE_CHECKING:
+    from fewtokens.llm.composed import ComposedVideoLLM
+    from fewtokens.train.inputs import Input
+
+
+@verb(
+    "fewtokens train video-llm --data train.jsonl --encoder facebook/dinov2-small --llm Qwen/Qwen2.5-0.5B-Instruct "
+    '--with "token_dynamics(keep=32)" --out run',
+    "fewtokens train video-llm --data train.jsonl --encoder dinov2/ --llm qwen/ --lora 16 --set rates=encoder=0 "
+    "--out run",
+)
+def video_llm(
+    talks: TalkOptions,
+    encoder: Annotated[str, typer.Option("--encoder", help="A ViT: folder or hub id.", rich_help_panel=ENCODER)],
+    llm: Annotated[
+        str,
+        typer.Option("--llm", help="A causal language model: folder, .gguf file or hub id.", rich_help_panel=MODEL),
+    ],
+    options: LanguageTrainOptions,
+    spec: Annotated[
+        str,
+        typer.Option(
+            "--with", metavar="SPEC", help='Methods between the two; "" keeps all tokens.', rich_help_panel=METHOD
+        ),
+    ] = "",
+    pool: Annotated[
+        int,
+        typer.Option("--pool", help="Patches along a side that become one token.", rich_help_panel=METHOD),
+    ] = 1,
+    positions: Annotated[str, typer.Option("--positions", help="keep or renumber.", rich_help_panel=MODEL)] = "keep",
+) -> None:
+    """Put a video encoder and a language model together and train them on conversations about videos.
+
+    The parts are named encoder, projector, compressor and llm; rates say by how much each learns slower than --lr, 0
+    freezes it. The settings begin as those of the Token Dynamics paper.
+    """
+    check_talks(talks)
+    from fewtokens.llm.composed import build_video_llm
+    from fewtokens.train.inputs import folder_input, plain_input
+
+    def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
+        model = build_video_llm(encoder, llm, spec=spec, pool=pool, positions=positions, device="cpu", batch=256)
+        values = {"--with": spec, "--pool": pool, "--positions": positions}
+        sources = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}
+        return model, sources | {name: plain_input(value) for name, value in values.items()}
+
+    train_language_model(build, talks, options, {})

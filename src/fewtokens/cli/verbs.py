@@ -1,0 +1,138 @@
+"""The verbs and groups of verbs, each with its line in the help; a verb is imported when it is called."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from fewtokens.cli.command import Verb, write_examples
+
+# A verb lies in the file of its name, a verb of a group in the group's folder; see `find` for the exception.
+VERBS = {
+    "demo": "See videos turned into few tokens by every method. No weights needed.",
+    "methods": "List the methods, or explain one.",
+    "models": "List the networks, or explain one.",
+    "cost": "Count what a network costs: operations, parameters, memory, time.",
+    "tokenize": "Turn videos into files of few tokens.",
+    "ask": "Ask a video language model about a video, with few visual tokens.",
+    "words": "Fit the vocabulary of the method visual_words.",
+    "bench": "Compare methods on your videos and your encoder.",
+    "show": "Draw which region of the video each token stands for.",
+    "train": "Train a network on your images or videos.",
+    "eval": "Score a trained network or a frozen encoder.",
+    "doctor": "Check the installation and optional dependencies.",
+}
+TRAIN = {
+    "classify": "A classifier of images or videos, from labeled ones.",
+    "tobo": "Token Bottleneck: an encoder from videos without labels.",
+    "mae": "Masked autoencoder: an encoder from videos without labels.",
+    "siam-mae": "SiamMAE: an encoder from pairs of frames.",
+    "rsp": "RSP: an encoder that predicts later frames.",
+    "crop-mae": "CropMAE: an encoder from crops of single frames.",
+    "frames": "Decode videos ahead of training.",
+    "video-llm": "A video language model from an encoder and a language model.",
+    "token-dynamics": "A compressor inside a trained video language model.",
+}
+EVAL = {
+    "davis": "J and F of object masks, by label propagation.",
+    "jhmdb": "PCK of human joints, by label propagation.",
+    "vip": "Mean IoU of human parts, by label propagation.",
+    "bc": "Robot tasks by behavior cloning on frozen features.",
+    "classify": "Accuracy of a trained classifier.",
+    "fewshot": "Few-shot probe of a frozen encoder.",
+    "linear": "Linear probe of a frozen encoder.",
+    "knn": "Nearest-neighbor probe of a frozen encoder.",
+    "qa": "Public question sets for video language models.",
+    "videoqa": "Generated questions for video language models.",
+}
+GROUPS = {"train": TRAIN, "eval": EVAL}
+EXAMPLES = {
+    "train": (
+        "fewtokens train classify tokenlearner_vit_nano8_8at2 --data photos/ --out run --size 64 --epochs 30",
+        "fewtokens train tobo videos/ --out run",
+        "fewtokens train tobo --help",
+    ),
+    "eval": (
+        "fewtokens eval davis --data DAVIS/ --encoder run/model --out scores/",
+        "fewtokens eval classify run/model --data photos/",
+        "fewtokens eval davis --help",
+    ),
+}
+_PRETRAINING = ("tobo", "mae", "siam-mae", "rsp", "crop-mae")
+
+
+def find(*names: str) -> Verb:
+    """The verb of these names, such as ("eval", "davis")."""
+    file = "pretraining" if names[0] == "train" and names[1] in _PRETRAINING else names[-1]
+    module = import_module(".".join(["fewtokens.cli", *names[:-1], file.replace("-", "_")]))
+    found = getattr(module, names[-1].replace("-", "_"))
+    assert isinstance(found, Verb)
+    return found
+
+
+def every_verb() -> list[tuple[str, ...]]:
+    """The names of every verb, such as ("eval", "davis")."""
+    return [(name, *sub) for name in VERBS for sub in ([(each,) for each in GROUPS[name]] if name in GROUPS else [()])]
+
+
+class Verbs(TyperGroup):
+    """Lists its verbs from a table, and imports one when it is called."""
+
+    prefix: tuple[str, ...] = ()
+    table: Mapping[str, str] = VERBS
+    examples: tuple[str, ...] = ()
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.table)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """What help and completion need of a verb: its name and line."""
+        if cmd_name not in self.table:
+            return None
+        return TyperCommand(cmd_name, callback=None, help=self.table[cmd_name], rich_markup_mode="rich")
+
+    def load(self, name: str) -> TyperCommand | TyperGroup:
+        """The verb itself."""
+        if name in GROUPS and not self.prefix:
+            return _group(name)
+        return find(*self.prefix, name).command(name, self.table[name])
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        write_examples(formatter, self.examples)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name in self.table:
+            return name, self.load(name), args[1:]
+        if ctx.resilient_parsing:
+            return None, None, args[1:]
+        close = difflib.get_close_matches(name, self.table, n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self.table)}"
+        if self.prefix == ("train",) and not close:
+            hint += f"; a network is trained by {ctx.command_path} classify {name}"
+        return ctx.fail(f"no verb {name!r} in {ctx.command_path}; {hint}")
+
+
+def _group(name: str) -> TyperGroup:
+    kind = type(
+        f"{name.capitalize()}Verbs", (Verbs,), {"prefix": (name,), "table": GROUPS[name], "examples": EXAMPLES[name]}
+    )
+    app = typer.Typer(
+        name=name, cls=kind, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False
+    )
+    app.callback(help=VERBS[name])(lambda: None)
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return group

@@ -1,0 +1,154 @@
+"""The one config of all vision transformers: encoders, classifiers, pre-training networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewtokens.core.identity import renamed
+from fewtokens.core.plain import conform, in_a_line
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+}
+
+# Names of earlier versions. Files with them are still read; arguments are refused with the new name.
+OLD_NAMES = {
+    "width": "dim", "heads": "num_heads", "hidden": "mlp_dim", "patch": "patch_size", "tubelet": "tubelet_size",
+    "size": "image_size", "frames": "num_frames", "classes": "num_classes", "registers": "num_registers",
+    "decoder_width": "decoder_dim", "decoder_heads": "decoder_num_heads", "widths": "dims",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The shape of a ViT. The configs of whole networks derive from it.
+
+    Attributes:
+        dim, depth, num_heads: channels, blocks, attention heads.
+        mlp_dim: channels inside the MLP; 0 means 4 * dim.
+        patch_size: side of a patch in pixels.
+        image_size: height and width in pixels that positions are learned for; other sizes resize them.
+        class_token: one prefix token; num_registers: number of further ones, without position.
+        qkv_bias, patch_bias: biases of these layers.
+        qk_norm: LayerNorm on queries and keys of each head.
+        layer_scale: learned scale of each residual branch.
+        norm_first, norm_last: LayerNorm before the first block (CLIP), after the last one.
+        gated: SwiGLU instead of the plain MLP.
+        activation: gelu, gelu_pytorch_tanh, quick_gelu or silu.
+        antialias: how positions shrink to a smaller grid; for images alone.
+        eps: of every LayerNorm.
+    """
+
+    dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp_dim: int = 0
+    patch_size: int = 16
+    image_size: tuple[int, int] = (224, 224)
+    class_token: bool = True
+    num_registers: int = 0
+    qkv_bias: bool = True
+    patch_bias: bool = True
+    qk_norm: bool = False
+    layer_scale: bool = False
+    norm_first: bool = False
+    norm_last: bool = True
+    gated: bool = False
+    activation: str = "gelu"
+    antialias: bool = False
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        for name in ("dim", "depth", "num_heads", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.mlp_dim, self.num_registers) < 0 or not self.eps > 0:
+            raise ValueError(
+                f"mlp_dim and num_registers must be at least 0 and eps above 0, got {self.mlp_dim}, "
+                f"{self.num_registers} and {self.eps}"
+            )
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+        if min(self.image_size) < self.patch_size:
+            raise ValueError(f"an image of {self.image_size} pixels holds no patch of {self.patch_size}")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """T, H, W of the cells that positions are learned for; pixels left over at the border are not seen."""
+        return 1, self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """What the patch embedding sees at once, in pixels: [height, width], in networks for clips [time, ...]."""
+        return self.patch_size, self.patch_size
+
+    @property
+    def position_grid(self) -> tuple[int, ...]:
+        """The grid of the position embedding."""
+        return self.grid[1:]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the whole network."""
+        return self.depth
+
+    def encoder(self) -> ViTConfig:
+        """The part that a plain `ViT` needs."""
+        return ViTConfig(**{field.name: getattr(self, field.name) for field in fields(ViTConfig)})
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config from a file, with the names of earlier versions replaced.
+
+    "positions", once the grid of the position embedding, becomes the size in pixels where the patch is known.
+    """
+    current = renamed(dict(values), OLD_NAMES)
+    grid, patch = current.get("positions"), current.get("patch_size")
+    if isinstance(grid, list | tuple) and isinstance(patch, int) and all(isinstance(side, int) for side in grid):
+        del current["positions"]
+        current["image_size"] = [side * patch for side in grid]
+    return current
+
+
+def make_vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
+    """A `ViTConfig` from a file, of this version or an earlier one.
+
+    Raises:
+        ValueError: unknown names, or values of another type or out of range; begins with `where`.
+    """
+    current = current_names(values)
+    refuse_unknown(current, ViTConfig, where)
+    conform(current, ViTConfig, where)
+    try:
+        return ViTConfig(**current)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def refuse_unknown(values: Mapping[str, Any], kind: Any, where: str) -> None:
+    """Raises a ValueError for names that a config does not have; says the new name of an old one."""
+    known = {field.name for field in fields(kind)}
+    unknown = sorted(set(values) - known)
+    if not unknown:
+        return
+    if hint := hint_for(unknown, known):
+        raise ValueError(f"{where}: {hint}")
+    raise ValueError(f"{where}: unknown settings {in_a_line(', '.join(unknown))}; known: {', '.join(sorted(known))}")
+
+
+def hint_for(unknown: list[str], known: set[str]) -> str:
+    """ "width is now called dim", for the first old name among unknown ones; "" for none."""
+    old = [name for name in unknown if OLD_NAMES.get(name) in known]
+    return f"{old[0]} is now called {OLD_NAMES[old[0]]}" if old else ""

@@ -1,0 +1,95 @@
+"""An encoder with methods inside, as a module of plain tensors for `torch.export` and ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.files import whole_file
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
+from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import normalize
+from fewtokens.encoders.vit_encoder import VitEncoder
+
+
+class FrameEncoder(nn.Module):
+    """Frames in, few tokens of each out, without a look at the data: counts follow from shapes.
+
+        program = torch.export.export(FrameEncoder(encoder, build("tome(keep=0.25, stage='encoder')")), (frames,))
+        torch.onnx.export(FrameEncoder(encoder, methods), (frames,), "vit.onnx", dynamo=True)
+
+    Args:
+        encoder: a ViT of ours, with the normalization of its frames.
+        inside: encoder methods that take the same number of tokens from every frame.
+
+    Raises:
+        ValueError: a method of another stage.
+    """
+
+    def __init__(self, encoder: VitEncoder, inside: Sequence[Method] = ()) -> None:
+        super().__init__()
+        for method in inside:
+            if method.stage != "encoder":
+                raise ValueError(f"{method.name} acts on {method.stage}; between the blocks act methods of 'encoder'")
+        self.vit, self.mean, self.std = encoder.vit, encoder.mean, encoder.std
+        self.inside = nn.ModuleList(inside)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encodes frames one by one.
+
+        Args:
+            frames: float [F,3,H,W] in 0..1, of whole patches.
+
+        Returns:
+            features [F,N,C] after the last norm, positions [F,N,3] as (0, row, column), sizes [F,N] in cells, and the
+            token of each cell, int64 [F,cells]; tokens by row, then column.
+        """
+        embedded = self.vit.embed(normalize(frames, self.mean, self.std))
+        grid = Grid(1, embedded.shape[1], embedded.shape[2])
+        tokens, _ = self.vit.walk(Tokens.from_cells(embedded.flatten(1, 2), grid), list(self.inside))  # type: ignore[arg-type]
+        return tokens.features, tokens.positions, tokens.sizes, tokens.assignment
+
+
+def export_onnx(module: FrameEncoder, frames: Tensor, path: str | Path) -> Path:
+    """Writes an ONNX model of this module, for any number of frames of the size of `frames`.
+
+    Inputs and outputs are named as `FrameEncoder.forward` has them.
+
+    Args:
+        module: in eval mode.
+        frames: an example, float [F,3,H,W]; F at least 2.
+        path: the file.
+
+    Raises:
+        ValueError: onnx or onnxscript is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        from onnxscript import opset18 as op
+    except ImportError:
+        raise ValueError("exporting to ONNX needs onnx and onnxscript; pip install 'fewtokens[onnx]'") from None
+
+    def sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+        # TopK takes the first of equals first, so it is stable.
+        count = op.Reshape(op.Gather(op.Shape(x), [dim]), [1])
+        return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+    with whole_file(path) as place:
+        torch.onnx.export(
+            module,
+            (frames,),
+            place,
+            dynamo=True,
+            verbose=False,
+            input_names=["frames"],
+            output_names=["features", "positions", "sizes", "assignment"],
+            dynamic_shapes=({0: torch.export.Dim("F", min=1)},),
+            custom_translation_table={torch.ops.aten.sort.stable: sort},
+            external_data=False,
+        )
+    return Path(path)

@@ -1,0 +1,164 @@
+"""Attention, MLP and block of every transformer here."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtokens.encoders.config import ACTIVATIONS, ViTConfig
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to each other or to a memory, which can weigh each key.
+
+    Args:
+        dim, num_heads: channels and heads.
+        cross: queries of one sequence, keys and values of another.
+        qkv_bias: bias of queries, keys and values.
+        qk_norm: LayerNorm on queries and keys of each head.
+        eps: of these norms.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        cross: bool = False,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.cross = num_heads, cross
+        if cross:
+            self.q = nn.Linear(dim, dim, bias=qkv_bias)
+            self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        else:
+            self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.out = nn.Linear(dim, dim)
+        self.q_norm = nn.LayerNorm(dim // num_heads, eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // num_heads, eps) if qk_norm else nn.Identity()
+
+    def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x [B,N,C], keys and values of x or of the memory [B,M,C]; each [B,heads,N or M,C/heads]."""
+        if self.cross:
+            assert memory is not None
+            q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        else:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None = None, how: str = "channels") -> Tensor:
+        """softmax(q k^T / sqrt(d) + weight) v, projected: [B,N,C].
+
+        Args:
+            q: queries [B,heads,N,d]; k, v likewise.
+            weight: [B,N] float32 added to the logits of each key (log of its size, or what hides it), or None.
+            how: "bias" adds it as a mask; otherwise it goes into extra channels of queries and keys, so that
+                the fused kernels without a mask still serve. Both are the same function.
+        """
+        if weight is None:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        elif how == "bias":
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight.to(q.dtype)[:, None, None])
+        else:
+            mixed = _attend_with_channels(q, k, v, weight)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        """x [B,N,C], and the memory [B,M,C] of cross-attention, to [B,N,C]."""
+        return self.attend(*self.project(x, memory))
+
+
+def _attend_with_channels(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    """Attention with the weight of each key inside the dot product: q gets 1/scale, k gets the weight.
+
+    In half precision the weight is split into two channels, its rounded value and what rounding lost.
+    Channels are filled up with zeros to a multiple of 8, as the fused kernels want.
+    """
+    heads, d = q.shape[1], q.shape[3]
+    scale = d**-0.5
+    coarse = weight.to(k.dtype)
+    extra = [coarse]
+    if k.dtype not in (torch.float32, torch.float64):
+        extra.append((weight - coarse.float()).to(k.dtype))
+    fill = -(d + len(extra)) % 8
+    keys = torch.stack(extra, -1)[:, None].expand(-1, heads, -1, -1)
+    k = F.pad(torch.cat([k, keys], -1), (0, fill))
+    q = F.pad(F.pad(q, (0, len(extra)), value=1 / scale), (0, fill))
+    v = F.pad(v, (0, len(extra) + fill))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :d]
+
+
+class Mlp(nn.Module):
+    """Two layers, or SwiGLU.
+
+    Args:
+        dim, hidden: channels outside and inside.
+        activation: one of `fewtokens.encoders.config.ACTIVATIONS`; a gated MLP always has silu.
+        gated: SwiGLU.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, activation: str = "gelu", gated: bool = False) -> None:
+        super().__init__()
+        self.gated = gated
+        self.activation = ACTIVATIONS["silu" if gated else activation]
+        self.fc1 = nn.Linear(dim, 2 * hidden if gated else hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        if self.gated:
+            gate, x = x.chunk(2, dim=-1)
+            return self.fc2(self.activation(gate) * x)
+        return self.fc2(self.activation(x))
+
+
+class Block(nn.Module):
+    """A pre-norm block, in its two halves."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim, config.eps)
+        self.attention = make_attention(config)
+        self.norm2 = nn.LayerNorm(config.dim, config.eps)
+        hidden = config.mlp_dim or 4 * config.dim
+        self.mlp = Mlp(config.dim, hidden, activation=config.activation, gated=config.gated)
+        self.scale1 = nn.Parameter(torch.ones(config.dim)) if config.layer_scale else None
+        self.scale2 = nn.Parameter(torch.ones(config.dim)) if config.layer_scale else None
+
+    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
+        """Both halves, nothing in between. `drop` is the rate of stochastic depth (arXiv 1603.09382), in training."""
+        x = self.dropped(x, self.first(x)[0], drop)
+        return self.dropped(x, self.second(x), drop)
+
+    def dropped(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
+        """What a half added is left out for some samples, and scaled up for the others."""
+        if not rate or not self.training:
+            return after
+        kept = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
+        return before + (after - before) * kept / (1 - rate)
+
+    def first(self, x: Tensor, weight: Tensor | None = None, how: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+        """After attention and its residual; also the queries and keys."""
+        q, k, v = self.attention.project(self.norm1(x))
+        return self.scaled(x, self.attention.attend(q, k, v, weight, how), self.scale1), q, k
+
+    def second(self, x: Tensor) -> Tensor:
+        """After the MLP and its residual."""
+        return self.scaled(x, self.mlp(self.norm2(x)), self.scale2)
+
+    @staticmethod
+    def scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+        """x and what a branch adds, times its layer scale."""
+        return x + (branch if scale is None else scale * branch)
+
+
+def make_attention(config: ViTConfig, *, cross: bool = False) -> Attention:
+    """The attention of a block of this config; cross-attention has no norm of queries and keys."""
+    if cross:
+        return Attention(config.dim, config.num_heads, cross=True)
+    return Attention(config.dim, config.num_heads, qkv_bias=config.qkv_bias, qk_norm=config.qk_norm, eps=config.eps)

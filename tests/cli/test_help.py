@@ -1,0 +1,212 @@
+"""What the command says before it does anything: quickly, in groups, with examples that can be copied."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+from typer.testing import CliRunner
+
+from fewtokens.cli import app
+from fewtokens.cli.options import PANELS
+from fewtokens.cli.root import Root
+from fewtokens.cli.verbs import EXAMPLES, GROUPS, VERBS, every_verb, find
+from tests.cli.test_command import COMMAND, error_line, run
+from tests.helpers.command import parse
+
+# Beside --help, which is tried of every verb.
+WITHOUT_TORCH = (
+    ["--help"],
+    ["--version"],
+    ["tokenzie"],
+    ["eval", "davi"],
+    ["tokenize", "clip.mp4", "--ouput", "o"],
+    ["tokenize", "clip.mp4"],
+    ["tokenize", "clip.mp4", "--chunk", "3", "--out", "o"],
+    ["tokenize", "missing.mp4", "--out", "o.safetensors"],
+    ["tokenize", "missing.mp4", "--chunked", "--out", "o"],
+    ["show", "missing.safetensors", "--out", "a.png"],
+    ["bench", "missing.mp4", "--out", "o"],
+    ["words", "missing.mp4", "--out", "w.safetensors"],
+    ["ask", "missing.mp4", "What happens?", "--model", "m"],
+    ["train", "classify", "vit_s16", "--data", "missing", "--out", "o"],
+    ["train", "tobo", "missing", "--out", "o"],
+    ["train", "frames", "missing", "--out", "o"],
+    ["train", "video-llm", "--data", "missing", "--encoder", "e", "--llm", "l", "--out", "o"],
+    ["eval", "davis", "--data", "missing"],
+    ["eval", "jhmdb", "--data", "missing"],
+    ["eval", "vip", "--data", "missing"],
+    ["eval", "bc", "--data", "missing", "--encoder", "patches"],
+    ["eval", "classify", "m", "--data", "missing"],
+    ["eval", "knn", "--data", "missing"],
+    ["eval", "qa", "--model", "m", "--dataset", "nextqa", "--data", "missing"],
+)
+
+
+def test_simple_answers_come_without_torch(tmp_path):
+    lines = [*WITHOUT_TORCH, *([*names, "--help"] for names in every_verb())]
+    code = (
+        "import sys\n"
+        "from fewtokens.cli import main\n"
+        f"for words in {lines!r}:\n"
+        "    sys.argv = ['fewtokens', *words]\n"
+        "    try:\n"
+        "        main()\n"
+        "    except SystemExit as ended:\n"
+        "        expected = 0 if words[-1] in ('--help', '--version') else 2\n"
+        "        assert (ended.code or 0) == expected, (words, ended.code)\n"
+        "    heavy = [name for name in ('torch', 'numpy', 'av', 'transformers') if name in sys.modules]\n"
+        "    assert not heavy, (words, heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mistakes = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(mistakes) == sum(words[-1] not in ("--help", "--version") for words in lines)
+    assert all(line.startswith("error: ") for line in mistakes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_itself_answers_without_torch():
+    """As installed, with what its start script imports."""
+    code = (
+        "import runpy, sys; sys.argv = [sys.argv[1], '--version']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as ended:\n    assert not ended.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(COMMAND)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("fewtokens 0.")
+
+
+def test_a_mistake_in_the_words_is_one_line_that_says_what_to_do():
+    for words, says in (
+        (["tokenzie"], "did you mean tokenize? see fewtokens --help"),
+        (["eval", "davi"], "did you mean davis? see fewtokens eval --help"),
+        (["train", "vit_nano8"], "fewtokens train classify vit_nano8"),
+        (["tokenize", "a.mp4", "--ouput", "o"], "--out"),
+        (["tokenize", "a.mp4"], "missing option '--out'; see fewtokens tokenize --help"),
+        (["tokenize", "a.mp4", "--out", "o", "--frames", "many"], "invalid value for '--frames'"),
+    ):
+        assert says in error_line(run(*words, code=2))
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_groups_list_their_verbs_with_a_line_each(group):
+    lines = run(group, "--help").stdout.splitlines()
+    for name, what in GROUPS[group].items():
+        (line,) = [line for line in lines if line.strip("│ ").startswith(f"{name} ")]
+        assert what in line
+    assert run(group, code=2).stdout.splitlines()[1:3] == lines[1:3]
+
+
+@pytest.mark.parametrize("names", every_verb(), ids=" ".join)
+def test_every_verb_has_examples_that_its_own_parser_takes(names):
+    examples = find(*names).examples
+    assert len(examples) >= 2
+    shown = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout
+    lines = [line.strip() for line in shown.splitlines()]
+    for example in examples:
+        assert example.startswith(f"fewtokens {' '.join(names)} ") or example == f"fewtokens {' '.join(names)}"
+        assert example in lines  # whole, however long
+        context = parse(shlex.split(example))
+        find(*names).check(context)
+
+
+def test_examples_of_groups_parse():
+    assert run("--help").stdout.count("\n  fewtokens ") == len(Root.examples)
+    for example in (*Root.examples, *(line for lines in EXAMPLES.values() for line in lines)):
+        words = shlex.split(example)
+        if words[-1] != "--help":
+            parse(words)
+
+
+@pytest.mark.parametrize("names", every_verb(), ids=" ".join)
+def test_options_stand_in_panels(names):
+    command = find(*names).command(names[-1], "")
+    panels = [param.rich_help_panel for param in command.params if param.param_type_name == "option"]
+    assert set(panels) <= set(PANELS)
+    assert panels == sorted(panels, key=PANELS.index)
+
+
+def test_one_noun_is_one_thing():
+    """An option of one name is a flag in all verbs or in none, and has one meaning, as far as its type tells."""
+    flags = defaultdict(set)
+    for names in every_verb():
+        for param in find(*names).command(names[-1], "").params:
+            for flag in param.opts if param.param_type_name == "option" else ():
+                flags[flag].add(param.is_flag)
+    assert not {flag for flag, kinds in flags.items() if len(kinds) > 1} - {"--compare"}
+    gone = {"--stream", "--methods", "--items", "--videos", "--video-size"}
+    assert not gone & flags.keys()
+    assert {"--encoder", "--model", "--with", "--chunked", "--video-stream"} <= flags.keys()
+
+
+def test_the_help_speaks_plainly():
+    banned = ("where not said", "gone on with", "goes on there", "if not said", "with commas", "that are there", "anew",
+              "although there", "be said again", "of everything drawn", "that draw")  # fmt: skip
+    for names in every_verb():
+        verb = find(*names)
+        texts = [
+            verb.help,
+            *(str(param.help) for param in verb.command(names[-1], "").params if hasattr(param, "help")),
+        ]
+        for text in texts:
+            assert not [phrase for phrase in banned if phrase in text.lower()], (names, text)
+
+
+class TestCompletion:
+    def complete(self, line: str, shell: str = "bash") -> list[str]:
+        """What a shell would offer at the end of a line, by the protocol that its completion script follows."""
+        words = line.split(" ")
+        environment = {**os.environ, "_FEWTOKENS_COMPLETE": f"complete_{shell}"}
+        environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+        environment |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        done = subprocess.run([str(COMMAND)], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("\n")[:-1]
+
+    def test_verbs(self):
+        assert set(self.complete("fewtokens ")) == set(VERBS)
+        assert self.complete("fewtokens tok") == ["tokenize"]
+
+    def test_verbs_of_groups(self):
+        assert set(self.complete("fewtokens eval ")) == set(GROUPS["eval"])
+        assert self.complete("fewtokens train to") == ["tobo", "token-dynamics"]
+
+    def test_options(self):
+        assert self.complete("fewtokens tokenize --chu") == ["--chunked", "--chunk"]
+        assert self.complete("fewtokens eval davis --prot") == ["--protocol"]
+        assert self.complete("fewtokens --ver") == ["--version"]
+
+    def test_other_shells(self):
+        assert any("tokenize" in line for line in self.complete("fewtokens tok", "fish"))
+        assert any("tokenize" in line for line in self.complete("fewtokens tok", "zsh"))
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+    def test_the_script_that_is_installed(self, tmp_path):
+        """Printed by the root, sourced by bash, asked as bash asks at a tab."""
+        environment = {**os.environ, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"}
+        environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # so that the shell is named, not guessed
+        script = subprocess.run(
+            [str(COMMAND), "--show-completion", "bash"], capture_output=True, text=True, env=environment, check=True
+        ).stdout
+        (tmp_path / "completion.sh").write_text(script)
+        ask = "source completion.sh; COMP_WORDS=(fewtokens eval da); COMP_CWORD=2; _fewtokens_completion fewtokens"
+        done = subprocess.run(
+            ["bash", "-c", f"{ask}; echo ${{COMPREPLY[@]}}"], capture_output=True, text=True, cwd=tmp_path,
+            env=environment,
+        )  # fmt: skip
+        assert done.stdout.split() == ["davis"], done.stderr
+
+    def test_it_is_offered_at_the_root_alone(self):
+        assert "--show-completion" in run("--help").stdout
+        for names in [*every_verb(), *((group,) for group in GROUPS)]:
+            assert "completion" not in CliRunner().invoke(app, [*names, "--help"]).stdout
+        done = CliRunner().invoke(app, ["eval", "--show-completion"])
+        assert done.exit_code == 2
