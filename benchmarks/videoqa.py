@@ -273,7 +273,7 @@ def with_methods(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> C
     torch.manual_seed(seed)
     if "(" in spec:
         return model.reduce_with(spec.format(k=k))
-    model.compressor = Pipeline(chain(spec, k, GRID, seed=seed, dim=model.width))
+    model.compressor = Pipeline(chain(spec, k, GRID, seed=seed, dim=model.dim))
     return model
 
 
@@ -423,8 +423,8 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
         "base + map": ("token_dynamics({k})", None),
         "base + map (paper)": ("token_dynamics({k}, mode='paper')", None),
         "base + map (reference)": ("vqtoken({k}, , side=4)", None),
-        "base + random map": ("kmeans", lambda model: RandomMap(32, dim=model.width)),
-        "random base + map": ("kmeans", lambda model: RandomBase(32, dim=model.width)),
+        "base + random map": ("kmeans", lambda model: RandomMap(32, dim=model.dim)),
+        "random base + map": ("kmeans", lambda model: RandomBase(32, dim=model.dim)),
     }
     for seed in seeds:
         path = work / f"ablation-{seed}.json"

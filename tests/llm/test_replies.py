@@ -32,5 +32,5 @@ def test_a_later_run_takes_good_replies_on_the_same_files(tmp_path):
     second = ask_all(SimpleNamespace(ask=lambda video, *_: Session().ask(bad, "?")), asked, out=out)
     assert [(reply.text, reply.error) for reply in second] == [("3", None), ("2", None)]
     good.write_bytes(b"abcd")
-    with pytest.raises(ValueError, match=r"good\.mp4 as it was before"):
+    with pytest.raises(ValueError, match=r"good\.mp4, which has changed since"):
         ask_all(Session(), asked, out=out)

@@ -84,9 +84,9 @@ class ComposedVideoLLM(nn.Module):
         self.encoder, self.llm = encoder.vit, llm
         # Not a part of its own: its parameters are those of `encoder`.
         object.__setattr__(self, "video_encoder", encoder)
-        self.width: int = llm.get_input_embeddings().weight.shape[1]
+        self.dim: int = llm.get_input_embeddings().weight.shape[1]
         wide = encoder.dim * pool**2
-        self.projector = nn.Sequential(nn.Linear(wide, self.width), nn.GELU(), nn.Linear(self.width, self.width))
+        self.projector = nn.Sequential(nn.Linear(wide, self.dim), nn.GELU(), nn.Linear(self.dim, self.dim))
         self.features_at_hand: dict[str, Any] = {}
         self._checkpointing = False
         self.reduce_with(spec)
@@ -146,7 +146,7 @@ class ComposedVideoLLM(nn.Module):
         Raises:
             ValueError: methods inside an encoder or a language model, or a cue that is not given here.
         """
-        methods: Sequence[Method] = registry.build(spec, dim=self.width) if spec.strip() else []
+        methods: Sequence[Method] = registry.build(spec, dim=self.dim) if spec.strip() else []
         for method in methods:
             if unknown := set(getattr(method, "needs", ())) - {"pixels", "text", "frame_global"}:
                 raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which is not given here")
