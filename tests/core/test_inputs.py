@@ -43,7 +43,7 @@ def test_frames_in_every_form(pipeline, frames):
 
 
 def test_files(pipeline, frames, tmp_path):
-    path = fewtokens.video.write(frames.repeat(8, 1, 1, 1), tmp_path / "a.mp4", fps=8)
+    path = fewtokens.video.write(tmp_path / "a.mp4", frames.repeat(8, 1, 1, 1), fps=8)
     read = fewtokens.read(path, frames=16, size=224)
     for form in (path, str(path), Path(path)):
         same(pipeline(form), pipeline(read))
@@ -86,7 +86,7 @@ def test_what_is_no_video_is_one_line(pipeline, video, says):
 
 
 def test_one_call(frames, tmp_path):
-    path = fewtokens.video.write(frames.repeat(8, 1, 1, 1), tmp_path / "a.mp4", fps=8)
+    path = fewtokens.video.write(tmp_path / "a.mp4", frames.repeat(8, 1, 1, 1), fps=8)
     tokens = fewtokens.tokenize(path, "tome", keep=20, frames=4, size=32)
     assert isinstance(tokens, Tokens)
     assert (tokens.count.tolist(), tokens.grid.T) == ([20], 4)

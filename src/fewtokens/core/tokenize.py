@@ -58,5 +58,6 @@ def tokenize(
     def opened(one: Any) -> Any:
         return read(os.fspath(one), frames=frames, size=size) if isinstance(one, str | os.PathLike) else one
 
+    frames_at_hand = [opened(one) for one in video] if isinstance(video, list | tuple) else opened(video)
     with torch.inference_mode():
-        return pipeline([opened(one) for one in video] if isinstance(video, list | tuple) else opened(video))
+        return pipeline(frames_at_hand)
