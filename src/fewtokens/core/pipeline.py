@@ -19,6 +19,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
 from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
+from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
@@ -290,7 +291,7 @@ class Pipeline(Pushable, nn.Module):
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{config}: ")
             raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None
-        spec, named = wanted["spec"], wanted["encoder"]
+        spec, named = current_spec(wanted["spec"]), wanted["encoder"]
         if named is not None:
             if encoder is None:
                 more: dict[str, Any] = {**named.get("options", {}), **options}

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.grid import Grid
+from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Dropped, Plan, by_position, follow, sums
 from fewtokens.core.pytree import register
@@ -549,6 +550,10 @@ class Tokens:
         more += ["dropped='held'"] if self.dropped == "held" else []
         grid = " x ".join(map(str, self.grid.shape))
         return f"Tokens({', '.join([shape, f'grid={grid}', dtype, str(self.device), *more])})"
+
+    def _repr_html_(self) -> str:
+        """Shown by notebooks: the regions that the tokens of each video stand for, frame by frame."""
+        return as_html(self)
 
     def check(self) -> Tokens:
         """Validates invariants, and returns the tokens; raises ValueError on violation."""
