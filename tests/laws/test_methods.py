@@ -184,13 +184,9 @@ class TestEveryMethod:
     def test_the_decision_is_data(self, spec):
         """A hard method's plan, applied to the tokens, leads to the assignment that the method gives."""
         method, tokens = build(spec), sample(spec)
+        given = {}
         if method.stage == "encoder":
-            tokens, given = (
-                split_frames(tokens),
-                {"layer": 0, "depth": 1} if method.name == "vid_tldr" else {"layer": 0, "depth": 3},
-            )
-        else:
-            given = {}
+            tokens, given = split_frames(tokens), {"layer": 0, "depth": 12}
         given |= {name: cues(tokens)[name] for name in method.needs}
         if isinstance(method, Resampler):
             with pytest.raises(ValueError, match=f"{method.name} makes new features"):
