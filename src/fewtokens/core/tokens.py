@@ -302,7 +302,13 @@ class Tokens:
         Merging conserves mass: `sizes` sums to the cells kept, and sum(sizes * features) stays the same.
         `assignment` is chained, so it always leads from the original cells to the tokens at hand.
         Differentiable in the features (and in soft weights).
+
+        Raises:
+            ValueError: a plan of other tokens.
         """
+        given, own = plan.shape, (self.B, self.N)
+        if given != own:
+            raise ValueError(f"this plan moves {given[1]} tokens of {given[0]} videos, here are {own[1]} of {own[0]}")
         if plan.weights is not None:
             return self._apply_soft(plan)
         assert plan.dest is not None
