@@ -306,9 +306,9 @@ class Tokens:
         Raises:
             ValueError: a plan of other tokens.
         """
-        given, own = plan.shape, (self.B, self.N)
-        if given != own:
-            raise ValueError(f"this plan moves {given[1]} tokens of {given[0]} videos, here are {own[1]} of {own[0]}")
+        B, N = plan.shape
+        if (B, N) != (self.B, self.N):
+            raise ValueError(f"this plan moves {N} tokens of {B} videos, here are {self.N} of {self.B}")
         if plan.weights is not None:
             return self._apply_soft(plan)
         assert plan.dest is not None
