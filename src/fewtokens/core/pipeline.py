@@ -20,7 +20,7 @@ from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
 from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
 from fewtokens.core.legacy import current_spec
-from fewtokens.core.method import CUES, STAGES, Method, Resampler
+from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
@@ -188,7 +188,18 @@ class Pipeline(Pushable, nn.Module):
         return self._run(video, times, cues, run), [states[id(method)] for method in self.methods]
 
     def check_causal(self) -> None:
-        """Raises a ValueError that names the first method that cannot be streamed, and those that can."""
+        """Raises a ValueError that names the first method that cannot be streamed, and those that can.
+
+        What compares frames cannot follow a method whose tokens live on over chunks (`rlt`): in a chunk they are absent.
+        """
+        joined = [
+            method for method in self.methods if isinstance(method, Reducer) and type(method).join is not Method.join
+        ]
+        for method in self.methods:
+            if joined and method is not joined[0] and isinstance(method, Reducer) and method.causal:
+                raise ValueError(
+                    f"{method.name} cannot be streamed behind {joined[0].name}, whose tokens live on from chunk to chunk"
+                )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
                 raise ValueError(

@@ -349,9 +349,10 @@ class Tokens:
         centre = owned / owned.sum(2, keepdim=True).clamp(min=1e-12)
         best = share.argmax(1).masked_fill(share.sum(1) == 0, -1)  # [B,N]
         if self.attribution is None:
-            per_cell = (weights / self.sizes.clamp(min=1e-12)[:, None]).gather(
-                2, self.assignment.clamp(min=0)[:, None].expand(-1, plan.num_slots, -1)
-            ) * (self.assignment >= 0)[:, None]
+            # One more token, of no weight, for the cells of none.
+            parts = F.pad(weights / self.sizes.clamp(min=1e-12)[:, None], (0, 1))
+            token = torch.where(self.assignment < 0, self.N, self.assignment)
+            per_cell = parts.gather(2, token[:, None].expand(-1, plan.num_slots, -1))
         else:
             per_cell = weights.to(self.attribution.dtype) @ self.attribution
         return replace(
@@ -360,7 +361,7 @@ class Tokens:
             positions=centre @ self.positions,
             sizes=(share @ self.sizes[..., None]).squeeze(2),
             mask=filled,
-            assignment=best.gather(1, self.assignment.clamp(min=0)).masked_fill(self.assignment < 0, -1),
+            assignment=follow(best, self.assignment),
             codes=None,
             attribution=per_cell,
         )
