@@ -190,15 +190,14 @@ class Pipeline(Pushable, nn.Module):
     def check_causal(self) -> None:
         """Raises a ValueError that names the first method that cannot be streamed, and those that can.
 
-        What compares frames cannot follow a method whose tokens live on over chunks (`rlt`): in a chunk they are absent.
+        What compares frames cannot follow a method whose tokens live on (`rlt`): later chunks do not have them.
         """
-        joined = [
-            method for method in self.methods if isinstance(method, Reducer) and type(method).join is not Method.join
-        ]
-        for method in self.methods:
-            if joined and method is not joined[0] and isinstance(method, Reducer) and method.causal:
+        reducers = [method for method in self.methods if isinstance(method, Reducer) and method.stage != "encoder"]
+        living = [method for method in reducers if type(method).join is not Method.join]
+        for method in reducers:
+            if living and method is not living[0] and method.causal:
                 raise ValueError(
-                    f"{method.name} cannot be streamed behind {joined[0].name}, whose tokens live on from chunk to chunk"
+                    f"{method.name} cannot be streamed behind {living[0].name}, whose tokens live on in later chunks"
                 )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
