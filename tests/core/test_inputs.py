@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,22 @@ class TestTokensAsData:
         assert repr(tokens.grid) == "Grid(3 x 4 x 6)"
         plan = fewtokens.create_method("uniform", keep=3).decide(tokens)
         assert repr(plan) == "Plan(B=1, N=36 -> M=3, copies)"
+
+    def test_in_a_notebook(self, pipeline, frames):
+        """Every frame as a picture in which the cells of one token have one color."""
+        tokens = fewtokens.create_method("evs", tau=0.5)(pipeline.encoder(frames[[0, 0, 1]][None])[0])
+        shown = tokens._repr_html_()
+        assert "24 tokens of 72 cells" not in shown
+        assert f"{int(tokens.count[0])} tokens of 72 cells" in shown
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(part.split('"')[0]))))
+            for part in shown.split("data:image/png;base64,")[1:]
+        ]
+        assert len(pictures) == 3
+        cells = [picture[9::18, 9::18] for picture in pictures]
+        assert cells[0].shape == (4, 6, 3)
+        assert len(np.unique(cells[0].reshape(-1, 3), axis=0)) > 20  # a token each
+        assert (cells[1] == 40).all()  # nothing changed, so all was dropped
 
     def test_arrays_and_tables(self, pipeline, frames):
         pandas = pytest.importorskip("pandas")

@@ -152,7 +152,9 @@ class TokenTuring(Resampler):
 
         new = Resampled(None, sort(seen_by_all(shares[..., 4:])), count)
         features = sort(maps.to(memory.dtype) @ memory).to(tokens.features.dtype)
-        read = tokens.apply(new.plan).replace(features=features, positions=sort(positions))
+        read = tokens.apply(new.plan)
+        # These frames may have no token at all.
+        read = read.replace(features=features, positions=sort(positions), sizes=read.sizes.clamp(min=1e-6))
         after = held[..., :4] + held[..., 4:] @ values
         return read, TuringState(memory.detach(), after, state.frames + tokens.grid.T)
 
