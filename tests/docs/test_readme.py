@@ -104,3 +104,18 @@ def test_links_lead_somewhere():
         text = (ROOT / name).read_text()
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             assert link.startswith("https://arxiv.org/") or (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def test_files_that_a_page_names_exist():
+    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
+        for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|md|json))`", (ROOT / name).read_text()):
+            if "loudest" not in path and "my_method" not in path:
+                assert (ROOT / path).exists() or (ROOT / "src" / "fewtokens" / path).exists(), (name, path)
+
+
+def test_methods_that_a_page_names_exist():
+    """Specs in code marks: `name(argument=value)`."""
+    for name in ("README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
+        for spec in re.findall(r"`(\w+\(\w+=[^`]+\))`", (ROOT / name).read_text()):
+            if spec.split("(")[0] in (*registry.names(), *registry.layer_names()):
+                registry.build(spec)
