@@ -14,7 +14,6 @@ from typing import Any
 from rich.markup import escape
 
 from fewtokens.cli.console import log
-from fewtokens.core import files
 from fewtokens.core.identity import source_of, with_current_names
 from fewtokens.core.plain import conform
 
@@ -141,6 +140,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: they differ; names what, and both values where they are short.
     """
+    from fewtokens.core import files
 
     plain = json.loads(json.dumps(settings))
     if not path.exists():
@@ -185,6 +185,7 @@ def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One line in one write, so that two runs may share a folder. A line cut before it stays a line of its own."""
+
     text = json.dumps(row) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
