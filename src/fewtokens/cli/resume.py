@@ -185,6 +185,7 @@ def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One line in one write, so that two runs may share a folder. A line cut before it stays a line of its own."""
+    from fewtokens.core import files
 
     text = json.dumps(row) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
