@@ -169,6 +169,7 @@ def read_rows(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
+    from fewtokens.core import files
 
     left_out = 0
     # A cut may lie inside of a letter.
@@ -185,8 +186,6 @@ def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """One line in one write, so that two runs may share a folder. A line cut before it stays a line of its own."""
-    from fewtokens.core import files
-
     text = json.dumps(row) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
