@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.helpers.components import exact
 
 from fewtokens.methods.ops import components as room
 from fewtokens.methods.ops.components import by_cosine
+from tests.helpers.components import exact
 
 
 @pytest.mark.parametrize("tau", [-1.0, 0.3, 0.6, 0.9, 1.0])

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import torch
-from tests.helpers.clips import clip
 
 from fewtokens.methods.clustering.kmeans import KMeans
 from fewtokens.methods.ops.cross_dynamics import (
     occupancy,
     statistics,
 )
+from tests.helpers.clips import clip
 
 
 def adaptive_pool(own: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers.planted import planted
 
 from fewtokens.methods.ops.density import density_peaks, nearest_centre
+from tests.helpers.planted import planted
 
 
 def slow_peaks(x: torch.Tensor, k: int) -> torch.Tensor:

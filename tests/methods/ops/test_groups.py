@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.helpers import naive
 
 from fewtokens.methods.ops.groups import share_out
+from tests.helpers import naive
 
 
 @pytest.mark.parametrize("total", [1, 3, 7, 12, 20])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.helpers.planted import planted
 
 from fewtokens.methods.ops import spherical
+from tests.helpers.planted import planted
 
 
 class TestKMeans:
