@@ -391,3 +391,59 @@ def same_tokens(out: Tokens, expected: list[Token], tolerance: float = 1e-4) -> 
     assert set(ours) == set(theirs)
     for members, value in theirs.items():
         np.testing.assert_allclose(ours[members], value, rtol=tolerance, atol=tolerance)
+
+
+def blocks(x: np.ndarray, shape: tuple[int, int, int]) -> list[Token]:
+    """Means over blocks, where cell i of n goes to block floor(i * m / n) of m along each axis."""
+    groups: dict[tuple[int, ...], list[Token]] = {}
+    for number, place in enumerate(np.ndindex(x.shape[:3])):
+        block = tuple(i * m // n for i, m, n in zip(place, shape, x.shape[:3], strict=True))
+        groups.setdefault(block, []).append((x[place], [number]))
+    return [mean_of(group) for group in groups.values()]
+
+
+def uniform_hash(seed: int, n: int) -> list[float]:
+    """MurmurHash3's 32-bit finalizer over place and seed in plain integers, the upper 24 bits as numbers in [0,1)."""
+    out = []
+    for place in range(n):
+        h = (place * 0x9E3779B1 + seed * 0x85EBCA77 + 0x165667B1) % 2**32
+        h ^= h >> 16
+        h = h * 0x85EBCA6B % 2**32
+        h ^= h >> 13
+        h = h * 0xC2B2AE35 % 2**32
+        h ^= h >> 16
+        out.append((h >> 8) / 2**24)
+    return out
+
+
+def plus_plus(x: np.ndarray, count: int, seed: int, draws: int = 5) -> np.ndarray:
+    """Greedy k-means++ by 1 - cosine on unit rows [N,C], of each `draws` candidates the one that fits best."""
+    numbers = iter(uniform_hash(seed, count * draws))
+    far, chosen = np.ones(len(x)), []
+    for _ in range(count):
+        chance = np.cumsum(far if far.sum() > 0 else np.ones(len(x)))
+        candidates = [x[min(int((chance <= next(numbers) * chance[-1]).sum()), len(x) - 1)] for _ in range(draws)]
+        after = []
+        for candidate in candidates:
+            distance = 1 - x @ candidate
+            distance[distance < 1e-6] = 0
+            after.append(np.minimum(far, distance) if chosen else distance)
+        best = int(np.argmin([row.sum() for row in after]))
+        chosen.append(candidates[best])
+        far = after[best]
+    return np.array(chosen)
+
+
+def kmeans(x: np.ndarray, count: int, seed: int) -> list[int]:
+    """The labels of spherical k-means from k-means++, cell by cell; no cluster may run empty."""
+    rows = unit(x.reshape(-1, x.shape[-1]))
+    centres = plus_plus(rows, count, seed)
+    for _ in range(50):
+        labels = [int((centres @ row).argmax()) for row in rows]
+        assert len(set(labels)) == count
+        moved = unit(np.stack([rows[np.array(labels) == k].sum(0) for k in range(count)]))
+        if np.linalg.norm(moved - centres) <= 1e-4:
+            centres = moved
+            break
+        centres = moved
+    return [int((centres @ row).argmax()) for row in rows]
