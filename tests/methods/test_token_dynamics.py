@@ -20,8 +20,10 @@ from fewtokens.methods.ops.cross_dynamics import (
     occupancy,
     statistics,
 )
+from tests.helpers import naive
 from tests.helpers.clips import clip
 from tests.helpers.dynamics import released, square
+from tests.helpers.planted import agree
 
 
 def trained(keep: int | None = 5, **options) -> TokenDynamics:
@@ -31,6 +33,14 @@ def trained(keep: int | None = 5, **options) -> TokenDynamics:
         if isinstance(module, CrossDynamics):
             nn.init.constant_(module.gate, 0.7)
     return method
+
+
+@pytest.mark.parametrize(("seed", "labels"), [(0, [0, 1, 2, 0, 2, 2, 3, 3]), (7, [0, 1, 2, 2, 3, 4, 1, 1])])
+def test_eight_labels_of_a_seed(seed, labels):
+    tokens, x = naive.video(seed=3)
+    out = TokenDynamics(6, dim=12, seed=seed)(tokens)
+    assert agree(out.assignment[0], torch.tensor(naive.kmeans(x, 6, seed)))
+    assert agree(out.assignment[0, :8], torch.tensor(labels))
 
 
 class TestDynamics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,8 +14,26 @@ from fewtokens.methods.ops.cross_dynamics import (
     ReferenceAttention,
 )
 from fewtokens.methods.ops.token_base import fixed
+from tests.helpers import naive
 from tests.helpers.clips import clip
 from tests.helpers.dynamics import released, square
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_clusters_are_those_of_the_seed(seed):
+    """Rows ask with the clusters' numbers and look at the clusters' means, here from the loops of k-means."""
+    tokens, x = naive.video(T=4, H=3, W=3, C=24, seed=3)
+    method = released(4, seed=seed)
+    labels = naive.kmeans(x, 4, seed)
+    rows = naive.unit(x.reshape(36, 24))
+    groups = [[(rows[cell], [cell]) for cell in range(36) if labels[cell] == k] for k in range(4)]
+    clusters = naive.by_place([naive.mean_of(group) for group in groups], (4, 3, 3))
+    number = torch.tensor([next(k for k, (_, cells) in enumerate(clusters) if cell in cells) for cell in range(36)])
+    means = torch.from_numpy(np.stack([mean for mean, _ in clusters])).float()
+    with torch.no_grad():
+        asking = method.attention.to_q_proj(number.reshape(4, 9).float())[None]
+        expected = method.attention.transformer_decoder(asking, means[None])
+        torch.testing.assert_close(method(tokens).features, expected, rtol=1e-4, atol=1e-5)
 
 
 class TestReference:
