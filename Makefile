@@ -9,10 +9,15 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo test test-newest test-lowest lint format docs bench clean
+.PHONY: demo check test test-newest test-lowest lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
+
+# Under a minute on 2 cores: lint, the core, each law once for each method, and all golden tests; without torch.compile.
+check: lint
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --one-spec \
+		--ignore tests/core/test_compile.py tests/core tests/laws tests/methods
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal

@@ -6,8 +6,8 @@
 Three tables, results/family_speed_loops.md, _encoder.md and _rlt.md:
 
 * loops: each method on [32,196,896] and [128,196,896] at a quarter of the tokens, against the loop for each token,
-  frame or segment that tests/methods/golden/naive.py writes down from the papers (quadratic loops, and the methods that
-  look at all pairs of a video, on the shorter one alone);
+  frame or segment that tests/helpers/naive.py writes down from the papers (quadratic loops, and the methods that look
+  at all pairs of a video, on the shorter one alone);
   beside it the time that ViT-S/14 takes for the same number of frames of 196 patches. The target is 2 % of that.
   Expected: the same tokens but for ties; loops 2 to 10 times slower (their inner steps are vectorised too), but for
   `max_min`, which is one long chain of products of a matrix with a vector, and which numpy does faster.
@@ -34,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.methods.golden import naive
+from tests.helpers import naive
 
 from common import time_side_by_side, write
 from fewtokens.core import registry

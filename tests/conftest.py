@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import os
 
+import pytest
+from hypothesis import HealthCheck, settings
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A process for each core: more threads would only stand in each other's way.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# A busy machine draws slowly, which is no fault of a test.
+settings.register_profile("all", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("few", settings.get_profile("all"), max_examples=2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-spec", action="store_true", help="laws at one spec and one case each, few drawn examples")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("few" if config.getoption("--one-spec") else "all")

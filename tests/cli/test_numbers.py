@@ -92,11 +92,11 @@ def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
         with contextlib.suppress(ValueError):  # said once
             at = words.index(option)
             del words[at : at + 2]
-        began = time.monotonic()
+        began = time.process_time()
         done = CliRunner().invoke(app, [*verb.split(), *words, *beside, f"{option}={value}"])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise AssertionError(f"{option}={value}: {done.exception!r}") from done.exception
         assert done.exit_code in (0, 2), f"{option}={value}: exit {done.exit_code}, {done.output}"
         if done.exit_code == 2:
             assert "Traceback" not in done.output
-        assert time.monotonic() - began < 300, f"{option}={value}"
+        assert time.process_time() - began < 300, f"{option}={value}"

@@ -117,21 +117,22 @@ def test_contents_are_checked(tmp_path, change):
 
 def test_what_a_kill_leaves_is_no_result_and_goes_with_the_next_write(tmp_path):
     writer = (
-        "import sys, time; from fewtokens.core.files import whole_file\n"
+        "import sys; from fewtokens.core.files import whole_file\n"
         "with whole_file(sys.argv[1]) as temporary:\n"
         "    temporary.write_bytes(b'half'); (temporary.parent / '.tmpforeign').write_bytes(b'')\n"
-        "    print('in it', flush=True); time.sleep(60)\n"
+        "    print('in it', flush=True); sys.stdin.read()\n"
     )
     path = tmp_path / "a.safetensors"
-    process = subprocess.Popen([sys.executable, "-c", writer, path], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", writer, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "in it\n"
     files._swept.discard(tmp_path)
     files.write_text(tmp_path / "b.txt", "x")
     assert len(list(tmp_path.glob(".*"))) == 1, "the file of a live writer stays"
     process.kill()
-    process.wait()
-    process.stdout.close()
+    process.communicate()
     assert list(tmp_path.rglob("*.safetensors")) == []
     files.sweep(tmp_path)
     assert os.listdir(tmp_path) == ["b.txt"]

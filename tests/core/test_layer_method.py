@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from fewtokens.core import registry
-from fewtokens.core.grid import Grid
-from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, PlacedVideo, PrunePoint, counts, highest
+from fewtokens.core.layer_method import LayerMethod, PrunePoint, counts, highest
 from fewtokens.core.method import Method
 from fewtokens.core.spec import Spec
-from fewtokens.core.tokens import Tokens
+from tests.helpers.layers import state
 
 SPECS = {
     "fastv": "fastv(keep=0.5)",
@@ -24,19 +23,6 @@ SPECS = {
     "flexselect": "flexselect(keep=0.5)",
     "sttm_inner": "sttm_inner(keep=0.5)",
 }
-
-
-def state(seed: int = 0) -> LayerState:
-    """Two prompts of 3 words, 2 x 2 x 2 cells of a video and 2 words."""
-    generator = torch.Generator().manual_seed(seed)
-    grid, columns = Grid(2, 2, 2), torch.arange(3, 11)
-    hidden = torch.randn(2, 13, 16, generator=generator)
-    video = torch.zeros(2, 13, dtype=torch.bool)
-    video[:, columns] = True
-    videos = [PlacedVideo(b, columns, Tokens.from_cells(hidden[b : b + 1, columns], grid)) for b in range(2)]
-    scores = torch.rand(2, 13, generator=generator)
-    rope = torch.randn(2, 13, 4, generator=generator), torch.randn(2, 13, 4, generator=generator)
-    return LayerState(hidden, rope, video, video.sum(1), scores, videos)
 
 
 def test_every_layer_method_is_here():
@@ -76,25 +62,6 @@ def test_a_decision_on_plain_tensors(spec):
         best = given.scores.masked_fill(~decision.kept, 2.0).amin(1)
         if not spec.startswith("prunevid"):  # which chooses frame by frame
             assert (best >= given.scores.masked_fill(decision.kept | ~given.video, -1.0).amax(1)).all()
-
-
-def test_the_cache_method_chooses_again_when_attention_moves():
-    (method,) = registry.build("dycoke_cache(keep=0.5, layer=2)")
-    assert method.cache_point(8).score_layer == 1
-    video = torch.tensor([[False, True, True, True, True]])
-    first = torch.tensor([[0.0, 0.4, 0.3, 0.2, 0.1]])
-    kept = method.choose_cached(CacheState(first, video, video, None, None))
-    assert kept.tolist() == [[False, True, True, False, False]]
-    similar = first + torch.tensor([[0.0, 0.0, 0.0, 0.01, 0.0]])
-    assert method.choose_cached(CacheState(similar, video, video, first, kept)) is None
-    moved = first.flip(1).roll(1, 1)
-    again = method.choose_cached(CacheState(moved, video, video, first, kept))
-    assert again.tolist() == [[False, False, False, True, True]]
-    # Of two prompts only the one whose attention moved.
-    both = CacheState(
-        torch.cat([similar, moved]), video.expand(2, -1), video.expand(2, -1), first.expand(2, -1), kept.expand(2, -1)
-    )
-    assert method.choose_cached(both).tolist() == [*kept.tolist(), *again.tolist()]
 
 
 def test_counts_and_ranks():

@@ -91,7 +91,6 @@ def test_the_kitchen():
 
 
 @metaworld
-@pytest.mark.timeout(120)
 def test_a_clone_opens_the_drawer(tmp_path):
     """Acceptance test of the protocol: the loss falls on scripted demonstrations, and the clone acts."""
     protocol = make_protocol(

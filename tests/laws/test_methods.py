@@ -309,7 +309,7 @@ class TestEveryMethod:
         on_cpu = run(method, tokens)
         same(run(method.to("cuda"), tokens.to("cuda")).to("cpu"), on_cpu, 1e-4)
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=min(8, settings.default.max_examples), deadline=None)
     @given(data=st.data())
     def test_any_shape(self, spec, data):
         T, H, W = (data.draw(st.integers(1, 5)) for _ in range(3))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 if TYPE_CHECKING:
     from fewtokens.core.tokens import Tokens
@@ -52,6 +51,8 @@ def _colors(count: int, sizes: np.ndarray) -> np.ndarray:
 
 
 def _picture(cells: np.ndarray) -> str:
+    from PIL import Image
+
     height, width = cells.shape[:2]
     scale = max(1, _SIDE // max(height, width))
     image = Image.fromarray(cells).resize((width * scale, height * scale), Image.Resampling.NEAREST)

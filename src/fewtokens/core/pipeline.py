@@ -194,10 +194,10 @@ class Pipeline(Pushable, nn.Module):
         """
         reducers = [method for method in self.methods if isinstance(method, Reducer) and method.stage != "encoder"]
         living = [method for method in reducers if type(method).join is not Method.join]
-        for method in reducers:
-            if living and method is not living[0] and method.causal:
+        for reducer in reducers:
+            if living and reducer is not living[0] and reducer.causal:
                 raise ValueError(
-                    f"{method.name} cannot be streamed behind {living[0].name}, whose tokens live on in later chunks"
+                    f"{reducer.name} cannot be streamed behind {living[0].name}, whose tokens live on in later chunks"
                 )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:

@@ -28,6 +28,7 @@ from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Dropped, Plan, by_position, follow, sums
 from fewtokens.core.pytree import register
+from fewtokens.core.shapes import by_shape
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 
@@ -67,6 +68,9 @@ class Packed(NamedTuple):
     features: Tensor
     cu_seqlens: Tensor
     max_count: int
+
+    def __repr__(self) -> str:
+        return by_shape(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.plan import by_position
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -43,6 +44,8 @@ class TuringState:
     memory: Tensor
     moments: Tensor
     frames: int
+
+    __repr__ = by_shape
 
 
 class TokenTuring(Resampler):

@@ -140,10 +140,11 @@ def silhouette(x: Tensor, real: Tensor, fit: Assignment) -> Tensor:
     """Mean silhouette of each video by cosine distance, [B]; exact, in O(N K C).
 
     The mean cosine to the members of a cluster is the inner product with their mean, so no pair of rows is
-    ever compared. Rows alone in their cluster score 0.
+    ever compared. Rows alone in their cluster score 0. In float64: a sum of many equal rows in float32 is off by more
+    than rounding of their distances, and a video of one color would seem to have structure.
     """
-    labels = fit.labels.clamp(min=0)
-    inner = x @ fit.sums.transpose(1, 2)  # [B,N,K]
+    labels, x = fit.labels.clamp(min=0), x.double()
+    inner = x @ _add_by_label(x.new_zeros(fit.sums.shape), x * real[..., None], labels).transpose(1, 2)  # [B,N,K]
     own_count = fit.counts.gather(1, labels)
     own = inner.gather(2, labels[..., None]).squeeze(2) - x.square().sum(2)
     a = 1 - own / (own_count - 1).clamp(min=1)
@@ -152,7 +153,7 @@ def silhouette(x: Tensor, real: Tensor, fit: Assignment) -> Tensor:
     larger = torch.maximum(a, b)
     # Equal rows are at distance 0 but for rounding: no structure, no score.
     score = torch.where((larger > 1e-6) & (own_count > 1) & b.isfinite(), (b - a) / larger, 0.0)
-    return (score * real).sum(1) / real.sum(1).clamp(min=1)
+    return ((score * real).sum(1) / real.sum(1).clamp(min=1)).float()
 
 
 def below_chord(curve: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 
 
@@ -20,6 +21,8 @@ class LastFrame:
 
     last: Tensor
     known: Tensor
+
+    __repr__ = by_shape
 
     @staticmethod
     def of(values: Tensor, tokens: Tokens) -> LastFrame:

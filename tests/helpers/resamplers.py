@@ -1,0 +1,117 @@
+"""Small learned resamplers in float64, and the pieces of their networks again in numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewtokens.core import registry
+from fewtokens.core.grid import Grid
+from fewtokens.core.tokens import Tokens
+from tests.helpers.clips import clip
+
+C, D = 8, 6
+SPECS = {
+    "perceiver": "perceiver(5, num_layers=2, heads=2)",
+    "qformer": "qformer(5, num_layers=3, heads=2)",
+    "attentional_pool": "attentional_pool(5, hidden=7)",
+    "token_turing": "token_turing(5, memory=6, read=3, num_layers=2, heads=2)",
+    "llama_vid": f"llama_vid('5/frame', text_dim={D})",
+    "ppllava": f"ppllava((2, 2, 3), tau=0.3, text_dim={D})",
+    "storm": "storm(2, spatial=2, state=3, num_layers=2)",
+    "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
+}
+GUIDED = [name for name, spec in SPECS.items() if "text_dim" in spec]
+
+
+def build(name: str):
+    torch.manual_seed(0)
+    (method,) = registry.build(SPECS[name], dim=C)
+    return method.double().eval()
+
+
+def video(T: int = 4, H: int = 3, W: int = 4, B: int = 2, seed: int = 0, lengths=None) -> Tokens:
+    return clip(T, H, W, C, B, seed=seed, lengths=lengths).to(torch.float64)
+
+
+def query(B: int = 2, seed: int = 0) -> torch.Tensor:
+    return torch.randn(B, 3, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def run(method, tokens: Tokens, text: torch.Tensor | None = None) -> Tokens:
+    text = query(tokens.B) if text is None else text
+    return method(tokens, **({"text": text} if "text" in method.needs else {}))
+
+
+def array(parameter: torch.Tensor) -> np.ndarray:
+    return parameter.detach().double().numpy()
+
+
+def linear(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
+    y = x @ array(layer.weight).T
+    return y if layer.bias is None else y + array(layer.bias)
+
+
+def norm(x: np.ndarray, layer: nn.LayerNorm) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * array(layer.weight) + array(layer.bias)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray, axis: int = -1) -> np.ndarray:
+    parts = np.exp(x - x.max(axis, keepdims=True))
+    return parts / parts.sum(axis, keepdims=True)
+
+
+def mlp(x: np.ndarray, layers: nn.Sequential) -> np.ndarray:
+    return linear(gelu(linear(x, layers[0])), layers[2])
+
+
+def attention(x: np.ndarray, seen: np.ndarray, layer, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Head by head, query by query, for one sample."""
+    q, k, v = linear(x, layer.query), linear(seen, layer.key), linear(seen, layer.value)
+    d = q.shape[1] // heads
+    mixed, weights = np.zeros_like(q), np.zeros((len(x), len(seen)))
+    for h in range(heads):
+        part = slice(h * d, (h + 1) * d)
+        for m in range(len(x)):
+            share = softmax(np.array([q[m, part] @ k[n, part] / math.sqrt(d) for n in range(len(seen))]))
+            mixed[m, part] = sum(share[n] * v[n, part] for n in range(len(seen)))
+            weights[m] += share / heads
+    return linear(mixed, layer.out), weights
+
+
+def places(positions: np.ndarray, H: int, W: int, layer) -> np.ndarray:
+    rows = []
+    for t, y, x in positions:
+        angles = [c * 10_000 ** (-k / 8) for c in (t, (y + 0.5) * 16 / H, (x + 0.5) * 16 / W) for k in range(8)]
+        rows.append([*np.sin(angles), *np.cos(angles)])
+    return np.array(rows) @ array(layer.layer.weight).T
+
+
+def summary(x: np.ndarray, layer) -> np.ndarray:
+    return softmax(mlp(norm(x, layer.norm), layer.mlp), 0).T
+
+
+def compare(out: Tokens, b: int, features: np.ndarray, weights: np.ndarray, positions: np.ndarray) -> None:
+    """Features and attribution, put in the order of mean time, row and column."""
+    weights = weights / weights.sum(1, keepdims=True)
+    where = np.round(weights @ positions * 1024)
+    order = np.lexsort((where[:, 2], where[:, 1], where[:, 0]))
+    np.testing.assert_allclose(array(out.features[b]), features[order], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(array(out.attribution[b]), weights[order], rtol=1e-4, atol=1e-6)
+
+
+def frames_of(tokens: Tokens) -> list[Tokens]:
+    _, H, W = tokens.grid.shape
+    return [Tokens.from_cells(frame, Grid(1, H, W)) for frame in tokens.features.split(H * W, 1)]

@@ -1,0 +1,99 @@
+"""Bipartite matching and merging against worked examples and a slow, obviously right version."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.bipartite import best_match, bipartite_plan
+
+
+def six_vectors(prefix: int = 0) -> Tokens:
+    """Unit vectors at 0, 10, 90, 95, 180 and 40 degrees."""
+    angle = torch.tensor([0.0, 10, 90, 95, 180, 40]).deg2rad()
+    x = torch.stack([angle.cos(), angle.sin()], 1)
+    extra = torch.zeros(1, prefix, 2) if prefix else None
+    return Tokens.from_cells(x.reshape(1, 1, 1, 6, 2), prefix=extra)
+
+
+def degrees(tokens: Tokens) -> list[float]:
+    return [abs(math.degrees(math.atan2(y, x))) for x, y in tokens.features[0].tolist()]
+
+
+def test_six_vectors_one_merge():
+    tokens = six_vectors()
+    out = tokens.apply(bipartite_plan(tokens.features, 1, tokens))
+    assert out.sizes.tolist() == [[1, 1, 1, 2, 1]]
+    assert degrees(out) == pytest.approx([0, 180, 10, 92.5, 40], abs=1e-3)
+    # The mean of two unit vectors is not itself of unit length.
+    assert out.features[0, 3].norm() == pytest.approx(math.cos(math.radians(2.5)), abs=1e-5)
+    assert out.assignment.tolist() == [[0, 2, 3, 3, 1, 4]]
+
+
+def test_six_vectors_two_merges():
+    tokens = six_vectors()
+    out = tokens.apply(bipartite_plan(tokens.features, 2, tokens))
+    assert out.sizes.tolist() == [[1, 2, 2, 1]]
+
+
+def test_at_most_half_and_none():
+    tokens = six_vectors()
+    assert bipartite_plan(tokens.features, 100, tokens).count.tolist() == [3]
+    out = tokens.apply(bipartite_plan(tokens.features, 0, tokens))
+    assert sorted(degrees(out)) == pytest.approx(sorted(degrees(tokens)))
+
+
+def test_class_token_shifts_the_halves_and_keeps_the_order():
+    """With a class token in front, patches 0, 2, 4 stand at odd places and are set B."""
+    tokens = six_vectors(prefix=1)
+    out = tokens.apply(bipartite_plan(tokens.features, 1, tokens))
+    # A = 10, 95, 40 degrees; 95 goes to 90; the rest of A stays in its order, then B.
+    assert degrees(out) == pytest.approx([10, 40, 0, 92.5, 180], abs=1e-3)
+    assert out.prefix is tokens.prefix
+
+
+def slow_tome(x: torch.Tensor, sizes: torch.Tensor, metric: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step for one sample without a class token, token by token."""
+    n = len(x)
+    if r == 0:
+        return x, sizes
+    m = metric / metric.norm(dim=1, keepdim=True)
+    a, b = list(range(0, n, 2)), list(range(1, n, 2))
+    pairs = []
+    for i in a:
+        similarity, j = max((float(m[i] @ m[j]), -j) for j in b)
+        pairs.append((similarity, i, -j))
+    pairs.sort(key=lambda pair: -pair[0])
+    r = min(r, n // 2)
+    total, mass = {j: x[j] * sizes[j] for j in b}, {j: sizes[j].clone() for j in b}
+    for _, i, j in pairs[:r]:
+        total[j] = total[j] + x[i] * sizes[i]
+        mass[j] = mass[j] + sizes[i]
+    rest = [i for _, i, _ in pairs[r:]]
+    features = torch.stack([x[i] for i in rest] + [total[j] / mass[j] for j in b])
+    return features, torch.stack([sizes[i] for i in rest] + [mass[j] for j in b])
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 31, 64])
+@pytest.mark.parametrize("r", [0, 1, 5, 100])
+def test_against_the_slow_version(n, r):
+    torch.manual_seed(n * 101 + r)
+    x, metric, sizes = torch.randn(n, 7), torch.randn(n, 5), torch.randint(1, 5, (n,)).float()
+    tokens = Tokens.from_cells(x.reshape(1, 1, 1, n, 7)).replace(sizes=sizes[None])
+    out = tokens.apply(bipartite_plan(metric[None], r, tokens))
+    features, mass = slow_tome(x, sizes, metric, r)
+    torch.testing.assert_close(out.features[0], features)
+    torch.testing.assert_close(out.sizes[0], mass)
+
+
+def test_best_match_in_blocks(monkeypatch):
+    a, b = F.normalize(torch.randn(2, 37, 6), dim=2), F.normalize(torch.randn(2, 29, 6), dim=2)
+    whole = (a @ b.transpose(1, 2)).max(2)
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._ENTRIES_AT_ONCE", 100)
+    value, index = best_match(a, b)
+    torch.testing.assert_close(value, whole.values)
+    assert torch.equal(index, whole.indices)

@@ -1,0 +1,42 @@
+"""Density peaks against slow versions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewtokens.methods.ops.density import density_peaks, nearest_centre
+from tests.helpers.planted import planted
+
+
+def slow_peaks(x: torch.Tensor, k: int) -> torch.Tensor:
+    n = len(x)
+    d = torch.cdist(x.double(), x.double()) / x.shape[1] ** 0.5
+    rho = [float((-d[i].sort().values[:k].square().mean()).exp()) for i in range(n)]
+    score = []
+    for i in range(n):
+        denser = [float(d[i, j]) for j in range(n) if rho[j] > rho[i] or (rho[j] == rho[i] and j < i)]
+        score.append(rho[i] * (min(denser) if denser else float(d.max())))
+    return torch.tensor(score)
+
+
+class TestDpcKnn:
+    @pytest.mark.parametrize("neighbors", [1, 4, 7])
+    def test_scores_against_a_double_loop(self, neighbors):
+        x = torch.randn(60, 6, generator=torch.Generator().manual_seed(neighbors))
+        scores = density_peaks(x[None], torch.ones(1, 60, dtype=torch.bool), neighbors)
+        torch.testing.assert_close(scores[0].exp(), slow_peaks(x, neighbors).float(), rtol=1e-3, atol=1e-5)
+
+    def test_blocks_change_nothing(self, monkeypatch):
+        x, mask = torch.randn(2, 50, 6), torch.ones(2, 50, dtype=torch.bool)
+        whole = density_peaks(x, mask, 5)
+        near = nearest_centre(x, x[:, :9], mask[:, :9])
+        monkeypatch.setattr("fewtokens.methods.ops.density._ENTRIES_AT_ONCE", 300)
+        torch.testing.assert_close(density_peaks(x, mask, 5), whole)
+        assert torch.equal(nearest_centre(x, x[:, :9], mask[:, :9]), near)
+
+    def test_large_features_do_not_underflow(self):
+        tokens, _ = planted(8)
+        big = tokens.replace(features=tokens.features * 1000)
+        scores = density_peaks(big.features, big.mask, 7)
+        assert len(scores.unique()) > 200

@@ -1,0 +1,59 @@
+"""Spherical k-means against scikit-learn, worked examples and planted structure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewtokens.methods.ops import spherical
+from tests.helpers.planted import planted
+
+
+class TestKMeans:
+    def test_lloyd_equals_scikit_learn_on_the_sphere(self):
+        """From equal starts, with assignments that agree for unit vectors, after one iteration."""
+        cluster = pytest.importorskip("sklearn.cluster")
+        x = F.normalize(torch.randn(1, 300, 16, generator=torch.Generator().manual_seed(3)), dim=2)
+        start, k = x[:, :7].clone(), torch.tensor([7])
+        fit = spherical.assign(x, torch.ones(1, 300, dtype=torch.bool), start, k)
+        other = cluster.KMeans(7, init=start[0].numpy(), n_init=1, max_iter=1).fit(x[0].numpy())
+        ours = fit.sums[0] / fit.counts[0][:, None]
+        np.testing.assert_allclose(ours.numpy(), other.cluster_centers_, atol=1e-5)
+
+    def test_never_worse_than_its_start(self):
+        tokens, _ = planted(20, noise=0.6)
+        x = F.normalize(tokens.features, dim=2)
+        real, k = tokens.mask, torch.tensor([10])
+        start = x[:, :10].clone()
+        values = [
+            float(spherical.assign(x, real, spherical.lloyd(x, real, start, k, n, 0.0), k).distortion)
+            for n in (1, 2, 4, 8, 30)
+        ]
+        assert values == sorted(values, reverse=True)
+
+    def test_silhouette_equals_scikit_learn(self):
+        metrics = pytest.importorskip("sklearn.metrics")
+        tokens, _ = planted(5, n=90, noise=0.4)
+        x = F.normalize(tokens.features, dim=2)
+        fit = spherical.assign(x, tokens.mask, x[:, :6].clone(), torch.tensor([6]))
+        expected = metrics.silhouette_score(x[0].numpy(), fit.labels[0].numpy(), metric="cosine")
+        assert float(spherical.silhouette(x, tokens.mask, fit)) == pytest.approx(expected, abs=1e-5)
+
+    def test_silhouette_sees_the_labels(self):
+        """The reference code's does not, and so always takes k_min."""
+        tokens, labels = planted(5)
+        x = F.normalize(tokens.features, dim=2)
+
+        def score(named: torch.Tensor) -> float:
+            one_hot = F.one_hot(named, 5).float()
+            fit = spherical.Assignment(named[None], (one_hot.T @ x[0])[None], one_hot.sum(0)[None], torch.zeros(1))
+            return float(spherical.silhouette(x, tokens.mask, fit))
+
+        shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+        assert score(labels) > 0.8 > 0.1 > score(shuffled)
+
+    def test_elbow_is_the_farthest_point_below_the_chord(self):
+        curve = torch.tensor([[10.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [3, 3, 3, 3, 3, 3]])
+        assert spherical.below_chord(curve).argmax(1).tolist() == [1, 0, 0]

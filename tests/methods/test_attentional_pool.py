@@ -1,0 +1,17 @@
+"""Attentional pooling against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.helpers.resamplers import array, build, compare, run, summary, video
+
+
+def test_attentional_pool_against_loops():
+    method, tokens = build("attentional_pool"), video()
+    out = run(method, tokens)
+    for b in range(2):
+        x = array(tokens.features[b])
+        maps = summary(x, method.summary)
+        features = np.array([sum(maps[m, n] * x[n] for n in range(len(x))) for m in range(5)])
+        compare(out, b, features, maps, array(tokens.positions[b]))

@@ -1,0 +1,122 @@
+"""FastVID against loops and the published code."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.merging.fastvid import FastVid
+from tests.helpers import naive
+from tests.helpers.clips import clip, cues
+from tests.helpers.published import reduced, sums, waves
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def plain_segments(frames: np.ndarray, segments: int, tau: float) -> list[tuple[int, int]]:
+    like = [cosine(a, b) for a, b in itertools.pairwise(frames)]
+    lowest = sorted(range(len(like)), key=lambda t: like[t])[: segments - 1]
+    out, start = [], 0
+    for t in range(len(frames)):
+        if t == len(frames) - 1 or t in lowest or like[t] < tau:
+            out.append((start, t))
+            start = t + 1
+    return out
+
+
+def plain(x, attention, frames, keep, *, segments, tau, context, stride, beta, neighbors) -> dict[int, np.ndarray]:
+    """x [T,n,C], budgets below 0.45: cell -> feature of every token that comes out."""
+    T, n, _ = x.shape
+    each = keep // T
+    few = int(each * context)
+    by_attention = [sorted(range(n), key=lambda p, t=t: -attention[t, p]) for t in range(T)]
+    salient = {(t, p) for t in range(T) for p in by_attention[t][: each - few]}
+    out = {t * n + p: x[t, p] for t, p in salient}
+    for s, e in plain_segments(frames, segments, tau):
+        anchor_frames = range(e, s - 1, -stride)
+        number = few * (e - s + 1) // len(anchor_frames)
+        for f in anchor_frames:
+            places = [p for p in range(n) if (f, p) not in salient]
+            score = dict(zip(places, naive.peaks(x[f, places], neighbors), strict=True))
+            mine = sorted(places, key=lambda p, score=score: -score[p])[:number]
+            members: dict[int, list[np.ndarray]] = {p: [x[f, p]] for p in mine}
+            for t in range(s, e + 1) if number != few else [f]:
+                for p in range(n):
+                    if mine and (t, p) not in salient and not (t == f and p in mine):
+                        members[max(mine, key=lambda q, t=t, p=p, f=f: cosine(x[t, p], x[f, q]))].append(x[t, p])
+            for p, rows in members.items():
+                w = max(1 / (len(rows) + 1), beta)
+                out[f * n + p] = w * x[f, p] + (1 - w) * np.mean(rows, 0)
+    # What rounding leaves goes to the next by attention, the best of every frame first.
+    for place, t in itertools.product(range(n), range(T)):
+        cell = t * n + by_attention[t][place]
+        if len(out) < keep and cell not in out:
+            out[cell] = x[t, by_attention[t][place]]
+    return out
+
+
+@pytest.mark.parametrize("keep", [6, 13, 40])
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("beta", "stride", "tau"), [(0.6, 2, 0.2), (0.1, 2, -1.0), (0.1, 1, -1.0), (0.3, 4, -1.0)])
+def test_against_loops(keep, seed, beta, stride, tau):
+    options = {"segments": 3, "tau": tau, "context": 0.4, "stride": stride, "beta": beta, "neighbors": 4}
+    tokens = clip(6, 4, 4, 12, 1, seed=seed)
+    given = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
+    x = tokens.features[0].double().numpy().reshape(6, 16, 12)
+    attention = given["attention"][0].numpy().reshape(6, 16)
+    expected = plain(x, attention, given["frame_global"][0].double().numpy(), keep, **options)
+    out = FastVid(keep, **options)(tokens, **given)
+    assert len(expected) == keep == int(out.count[0])
+    found = out.features[0].double().numpy()
+    assert all(np.abs(found - row).max(1).min() < 1e-4 for row in expected.values())
+    assert all(min(np.abs(row - other).max() for other in expected.values()) < 1e-4 for row in found)
+    # Everything is credited to some token: nothing is lost where every segment has an anchor.
+    if keep == 40:
+        assert float(out.sizes.sum()) == 96
+
+
+def test_segments_are_cut_where_frames_change():
+    a, b = torch.randn(1, 16), torch.randn(1, 16)
+    frames = torch.stack([a, a, a, b, b, a], 1)
+    x = frames[:, :, None, None].repeat(1, 1, 3, 3, 1) + 0.01 * torch.randn(1, 6, 3, 3, 16)
+    choice = FastVid(0.5, segments=1)._choose(Tokens.from_cells(x), torch.rand(1, 54), frames)
+    assert choice.first[0].tolist() == [0, 0, 0, 3, 3, 5]
+    assert choice.last[0].tolist() == [2, 2, 2, 4, 4, 5]
+
+
+@pytest.mark.parametrize("keep", [0.46, 0.6, 0.9])
+def test_budgets_at_which_the_published_code_fails(keep):
+    tokens = clip(4, 14, 14, 16, 1)
+    given = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
+    method = FastVid(keep)
+    assert int(method(tokens, **given).count[0]) == method.planned_count(tokens.grid)
+
+
+def test_fastvid():
+    """LunarShen/FastVID, fastvid_llavaonevision, at a40a109: segments of 4, 3 and 1 frames."""
+    x = waves(8, 5, 5)
+    attention = (torch.sin(torch.arange(200.0) * 2.7) + 1)[None]
+    spec = "fastvid(0.2, segments=3, tau=0.5, context=0.4, stride=2, beta=0.2)"
+    out = reduced(spec, x, attention=attention, frame_global=x.mean((2, 3)))
+    assert int(out.count[0]) == 40
+    assert sums(out) == pytest.approx([16.9853, 146.9844], abs=2e-3)
+    rows = {
+        3: [0.2680, 0.8096, -0.9948],
+        35: [0.6178, 0.7258, -0.6092],
+        68: [0.9236, 0.0969, -0.4157],
+        96: [1.0381, -0.2734, -0.6482],
+        117: [0.5315, -0.8521, 0.7776],
+        157: [0.2164, 0.1599, -0.5931],
+        182: [-0.1473, -1.0801, 0.5414],
+    }
+    for row in rows.values():
+        assert float((out.features[0, :, :3] - torch.tensor(row)).abs().amax(1).min()) < 1e-4
+    # Anchors gathered, and so are no longer what they were, at 16 of 40 places.
+    moved = torch.cdist(out.features[0], x.reshape(-1, 8), p=float("inf")).amin(1) > 1e-3
+    assert int(moved.sum()) == 16

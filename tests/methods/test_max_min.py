@@ -1,0 +1,35 @@
+"""Max-min selection against loops and the published code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewtokens.core import registry
+from fewtokens.methods.pruning.max_min import MaxMin
+from tests.helpers import naive
+from tests.helpers.clips import clip
+from tests.helpers.naive import cosine
+
+
+class TestMaxMin:
+    @pytest.mark.parametrize("keep", [1, 2, 9, 40])
+    def test_against_loops(self, keep):
+        tokens = clip(2, 4, 5, 8, 1)
+        x = torch.nn.functional.normalize(tokens.features[0].double(), dim=1).numpy()
+        mean = x.mean(0)
+        kept = [min(range(40), key=lambda n: cosine(x[n], mean))]
+        while len(kept) < keep:
+            rest = [n for n in range(40) if n not in kept]
+            kept.append(min(rest, key=lambda n: max(cosine(x[n], x[m]) for m in kept)))
+        out = MaxMin(keep)(tokens)
+        assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == sorted(kept)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("keep", [0.6, 0.25])
+def test_budgets_against_loops(keep, seed):
+    """In the form that the benchmark of speed times."""
+    tokens, x = naive.video(seed=seed)
+    (method,) = registry.build(f"max_min({keep})")
+    naive.same_tokens(method(tokens), naive.max_min(x, method.planned_count(tokens.grid)))

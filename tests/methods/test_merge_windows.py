@@ -1,0 +1,27 @@
+"""Merging in windows, against loops."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from fewtokens.core import registry
+from tests.helpers import naive
+from tests.helpers.naive import video
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("keep", [0.5, 0.2, 0.06])
+@pytest.mark.parametrize("window", [2, 3, 7])
+def test_against_loops(keep, seed, window):
+    tokens, x = video(H=5, W=6, seed=seed)
+    (method,) = registry.build(f"merge_windows({keep}, window={window})")
+    out = method(tokens)
+    # The most for each window that fit into the budget, at least 1.
+    sides = [[min(window, side - start) for start in range(0, side, window)] for side in (5, 6)]
+    whole = [a * b for a, b in itertools.product(*sides)]
+    fits = [k for k in range(1, window**2 + 1) if 6 * sum(min(k, n) for n in whole) <= int(keep * 6 * 30 + 1e-6)]
+    naive.same_tokens(out, naive.merge_windows(x, max(fits, default=1), window))
+    # Whole windows have equally many.
+    assert method.planned_count(tokens.grid) == out.N

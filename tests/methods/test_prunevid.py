@@ -1,0 +1,74 @@
+"""PruneVid against loops and the published code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.merging.prunevid import PruneVid, contiguous
+from tests.helpers import naive
+from tests.helpers.naive import video
+from tests.helpers.published import reduced, sums, waves
+
+
+class TestPruneVid:
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize(("segments", "tau"), [(0.25, 0.8), (0.5, 0.5), (0.1, 0.3), (1.0, 0.8)])
+    def test_against_loops(self, seed, segments, tau):
+        tokens, x = video(T=8, H=5, W=5, seed=seed)
+        method = PruneVid(tau=tau, segments=segments, neighbors=4)
+        naive.same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
+
+    def test_runs_become_contiguous(self):
+        """In one padded batch, so that videos with many stretches stand beside videos with few."""
+        generator = np.random.default_rng(0)
+        rows = []
+        for number in range(300):
+            labels = generator.integers(0, 1 + number % 4, generator.integers(1, 16))
+            rows.append(np.repeat(labels, generator.integers(1, 1 + number % 3 + 1, len(labels)))[:20].tolist())
+        T = max(len(row) for row in rows)
+        there = torch.tensor([[True] * len(row) + [False] * (T - len(row)) for row in rows])
+        ours = contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), there)
+        for row, first in zip(rows, ours.tolist(), strict=True):
+            assert first == naive.contiguous(row) + list(range(len(row), T))
+
+    def test_a_segment_of_one_frame_has_nothing_static(self):
+        """The reference code divides 0 by 0 there."""
+        tokens, _ = video(T=1)
+        assert PruneVid(ratio=1.0)(tokens).N == tokens.N
+
+    def test_a_still_video_is_one_frame_at_most(self):
+        one = torch.randn(1, 1, 4, 4, 8)
+        tokens = Tokens.from_cells(one.expand(-1, 6, -1, -1, -1).contiguous())
+        out = PruneVid(segments=0.1, ratio=1.0)(tokens)
+        assert out.N == 16
+        assert out.sizes[0].tolist() == [6.0] * 16
+
+    def test_deterministic_without_noise(self):
+        tokens = Tokens.from_cells(torch.ones(1, 6, 5, 5, 8))
+        first = PruneVid(keep=0.3)(tokens)
+        assert torch.equal(first.assignment, PruneVid(keep=0.3)(tokens).assignment)
+
+
+def test_prunevid():
+    """Visual-AI/PruneVid at b12600c: windows of 4 and 4 frames with 12 static tokens and 48 others."""
+    out = reduced("prunevid", waves(8, 5, 5))
+    assert int(out.count[0]) == 60
+    assert sums(out) == pytest.approx([35.1122, 245.2003], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "windows"),
+    [
+        ([0, 0, 1, 2, 1, 2, 1, 2, 1, 3, 3, 3, 4, 3, 3, 3, 4, 4, 4, 5, 5, 0, 5, 5, 5], [2, 14, 6, 3]),
+        ([0, 1, 0, 1, 2], [5]),
+        ([7, 7, 0, 1, 1, 2, 0, 0, 3, 1, 1, 5], [3, 3, 3, 3]),
+        ([0, 0, 0, 1, 0, 0, 0, 2, 2, 3, 2, 2], [7, 5]),
+    ],
+)
+def test_prunevid_windows(labels, windows):
+    """Visual-AI/PruneVid at b12600c, refine_clusters: clusters of single frames go, all longest runs stay."""
+    first = contiguous(torch.tensor([labels]), torch.ones(1, len(labels), dtype=torch.bool))
+    assert first[0].unique(return_counts=True)[1].tolist() == windows

@@ -1,0 +1,46 @@
+"""Representation Shift inside a ViT against the walk block by block."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewtokens.methods.pruning.representation_shift_in_encoder import RepresentationShiftInEncoder
+from tests.helpers.vits import embedded, small_vit
+
+
+def test_shift_is_what_the_last_mlp_added():
+    vit = small_vit()
+    tokens = embedded(vit)
+    _, cues = vit.walk(tokens, (), ("shift",))
+    x = torch.cat([vit.prefix(3), tokens.features], 1)
+    for block in vit.blocks:
+        before = block.first(x, None, "none")[0]
+        x = block.second(before)
+    torch.testing.assert_close(cues["shift"], (x - before)[:, 2:].norm(dim=2))
+
+
+@pytest.mark.parametrize(("layers", "layer"), [(1, 2), (3, 1)])
+def test_representation_shift_drops_what_moved_least(layers, layer):
+    """By the MLP of the block before."""
+    vit = small_vit()
+    seen = []
+
+    class Spy(RepresentationShiftInEncoder):
+        def plan(self, tokens, *, shift, layer=0, depth=1):
+            plan = super().plan(tokens, shift=shift, layer=layer, depth=depth)
+            seen.append((layer, shift, plan))
+            return plan
+
+    tokens = embedded(vit)
+    vit.walk(tokens, [Spy(0.5, layers=layers)])
+    x = torch.cat([vit.prefix(3), tokens.features], 1)
+    for block in vit.blocks[:layer]:
+        middle = block.first(x, None, "none")[0]
+        x = block.second(middle)
+    expected = (x - middle)[:, 2:].norm(dim=2)
+    at, shift, plan = next(entry for entry in seen if entry[2].num_slots < 36)
+    assert at == layer
+    torch.testing.assert_close(shift, expected)
+    kept = expected[0].argsort(descending=True)[: plan.num_slots].sort().values
+    assert plan.representative[0].tolist() == kept.tolist()

@@ -1,0 +1,57 @@
+"""Scissor against loops and the published code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.merging.scissor import Scissor
+from tests.helpers.clips import clip
+from tests.helpers.components import exact
+from tests.helpers.published import reduced, sums, waves
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.6, 0.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_scissor_against_loops(tau, seed):
+    tokens = clip(4, 3, 4, 8, 1, seed=seed)
+    x = tokens.features[0].double().numpy().reshape(4, 12, 8)
+    survivors = []
+    for t in range(4):
+        label = exact(x[t], tau)
+        survivors += [x[t][label == part].mean(0) for part in np.unique(label)]
+    survivors = np.stack(survivors)
+    # Plain means again, whatever a survivor stands for.
+    label = exact(survivors, tau)
+    reps = np.stack([survivors[label == p].mean(0) for p in np.unique(label)])
+    unit = reps / np.linalg.norm(reps, axis=1, keepdims=True)
+    flat = x.reshape(-1, 8)
+    nearest = (flat / np.linalg.norm(flat, axis=1, keepdims=True) @ unit.T).argmax(1)
+    expected = [
+        (reps[r] + flat[nearest == r].sum(0)) / ((nearest == r).sum() + 1)
+        for r in range(len(reps))
+        if (nearest == r).any()
+    ]
+    out = Scissor(tau)(tokens)
+    assert int(out.count[0]) == len(expected)
+    found = out.features[0].double().numpy()
+    assert all(np.abs(found - row).max(1).min() < 1e-4 for row in expected)
+
+
+def test_a_static_clip_leaves_no_more_than_one_frame():
+    x = torch.randn(1, 1, 4, 4, 16).repeat(1, 6, 1, 1, 1)
+    assert int(Scissor(0.99)(Tokens.from_cells(x)).count[0]) <= 16
+
+
+def test_budget_of_each_video_for_itself():
+    out = Scissor(keep=9)(clip(3, 4, 4, 8, 3))
+    assert out.count.tolist() == [9, 9, 9]
+
+
+def test_scissor():
+    """HumanMLLM/LLaVA-Scissor at b63354c."""
+    out = reduced("scissor(0.5)", waves(6, 5, 5))
+    assert int(out.count[0]) == 8
+    assert sums(out) == pytest.approx([5.9504, 28.7818], abs=1e-3)

@@ -1,0 +1,58 @@
+"""STORM against one step after another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.resamplers import C, array, build, linear, norm, run, sigmoid, video
+
+
+def scanned(u: np.ndarray, direction) -> np.ndarray:
+    """One direction of the mixer over [L,E], one token after another."""
+    taps = array(direction.convolution.weight)[:, 0]
+    h, given = np.zeros(direction.log_rate.shape), []
+    for place in range(len(u)):
+        v = array(direction.convolution.bias).copy()
+        for tap in range(4):
+            if place - 3 + tap >= 0:
+                v += taps[:, tap] * u[place - 3 + tap]
+        v = v * sigmoid(v)
+        chosen, r, s = linear(v, direction.select), direction.rank, direction.state
+        step = np.log1p(np.exp(linear(chosen[:r], direction.step)))
+        into, out = chosen[r : r + s], chosen[r + s :]
+        h = np.exp(-step[:, None] * np.exp(array(direction.log_rate))) * h + np.outer(step * v, into)
+        given.append(h @ out + array(direction.skip) * v)
+    return np.array(given)
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 3]])
+def test_storm_against_one_step_after_another(lengths):
+    method, tokens = build("storm"), video(lengths=lengths)
+    out = run(method, tokens)
+    for b, T in enumerate(lengths or [4, 4]):
+        x = array(tokens.features[b, : T * 12])
+        for layer in method.layers:
+            u, gate = np.split(linear(norm(x, layer.norm), layer.inside), 2, 1)
+            mixed = scanned(u, layer.onward) + scanned(u[::-1], layer.back)[::-1]
+            x = x + linear(mixed * gate * sigmoid(gate), layer.out)
+        cells = x.reshape(T, 3, 4, C)
+        # Four windows of each pair of frames; the last row, and the odd last frame, stand alone.
+        pooled = [
+            cells[t : t + 2, row : row + 2, column : column + 2].mean((0, 1, 2))
+            for t in range(0, T, 2)
+            for row in (0, 2)
+            for column in (0, 2)
+        ]
+        np.testing.assert_allclose(array(out[b].features[0]), np.array(pooled), rtol=1e-7, atol=1e-9)
+
+
+def test_storm_without_its_mixer_is_average_pooling():
+    method, tokens = build("storm"), video(T=6)
+    for layer in method.layers:
+        nn.init.zeros_(layer.out.weight)
+    pooled = tokens.features.reshape(2, 3, 2, 3, 4, C).mean(2)
+    expected = nn.functional.avg_pool2d(pooled.flatten(0, 1).permute(0, 3, 1, 2), 2, ceil_mode=True)
+    torch.testing.assert_close(run(method, tokens).features, expected.flatten(2).transpose(1, 2).reshape(2, 12, C))
