@@ -60,4 +60,6 @@ class MergeWindowsInEncoder(Reducer):
             raise ValueError(f"{self.spec} cannot be reached in {depth} blocks, each halves at most; keep more")
         evenly = -((left - now) // blocks)
         r = torch.maximum(evenly, now - (left << (blocks - 1))).clamp(min=0)
-        return regroup(parts.apply(bipartite_plan(parts.features, r, parts)), slot, group, tokens)
+        dest = bipartite_plan(parts.features, r, parts).dest
+        assert dest is not None
+        return regroup(dest.masked_fill(~parts.mask, -1), slot, group, tokens)

@@ -163,4 +163,4 @@ def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbors: int) -> P
     parts, slot = grouped(tokens, group, counts.shape[1])
     label, count = around_peaks(parts.features, parts.mask, counts.flatten(), neighbors)
     label = label.masked_fill(~parts.mask | (count == 0)[:, None], -1)
-    return regroup(parts.replace(assignment=label), slot, group, tokens)
+    return regroup(label, slot, group, tokens)

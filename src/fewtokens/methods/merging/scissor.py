@@ -95,4 +95,4 @@ def _within_frames(tokens: Tokens, tau: Tensor) -> Plan:
     frame = tokens.frame.masked_fill(~tokens.mask, -1)
     parts, slot = grouped(tokens, frame, tokens.grid.T)
     label = by_cosine(parts.features, parts.mask, tau.repeat_interleave(tokens.grid.T))
-    return regroup(parts.replace(assignment=label.masked_fill(~parts.mask, -1)), slot, frame, tokens)
+    return regroup(label.masked_fill(~parts.mask, -1), slot, frame, tokens)

@@ -56,11 +56,12 @@ class Testa(Reducer):
                 device=x.device,
             )
             frames = frames.replace(assignment=index)
-            merged = frames.apply(merge_to(frames, wanted))
-            frame = merged.assignment.repeat_interleave(n, 1)
+            merged = merge_to(frames, wanted)
+            assert merged.dest is not None
+            frame = merged.dest.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
-            by_frames = Plan.group(label, tokens, merged.N * n)
+            by_frames = Plan.group(label, tokens, merged.num_slots * n)
         fewer = tokens.apply(by_frames)
-        size = (torch.arange(merged.N, device=x.device) < wanted[:, None]) * n
+        size = (torch.arange(merged.num_slots, device=x.device) < wanted[:, None]) * n
         counts = share_out(self.counts(tokens), size)
         return by_frames.then(merge_within(fewer, follow(by_frames, frame, fewer), counts))

@@ -110,10 +110,15 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
             bound = -(-bound // 2)
             slots = max(min(max(planned), slots), -(-slots // 2))
             merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged, slots))
-        return Plan.from_assignment(tokens, merged.ordered())
+        return _in_order(tokens, merged)
     while bool((merged.count > target).any()):
         merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged))
-    return Plan.from_assignment(tokens, merged.ordered())
+    return _in_order(tokens, merged)
+
+
+def _in_order(before: Tokens, after: Tokens) -> Plan:
+    """The plan that leads there, in order of time; features are not needed for it."""
+    return Plan.from_assignment(before, after.replace(features=after.features[..., :0], prefix=None).ordered())
 
 
 def _excess(tokens: Tokens, target: Tensor) -> Tensor:

@@ -56,8 +56,8 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
         group: int64 [B,N], 0..groups-1; -1 is in none.
 
     Returns:
-        Tokens [B*groups,width,C] in the order they had, whose `source` counts places in the row; and where each token
-        went, int64 [B,N], as group * width + place (0 for those in no group).
+        Tokens [B*groups,width,C] in the order they had, whose `assignment` counts places in the row; and where each
+        token went, int64 [B,N], as group * width + place (0 for those in no group).
     """
     group = group.masked_fill(~tokens.mask, -1)
     count = sizes_of(group, groups)
@@ -82,11 +82,15 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
     ), slot.masked_fill(group < 0, 0)
 
 
-def regroup(reduced: Tokens, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
-    """The plan on `tokens` that does what led from `grouped(tokens, group, ...)` to `reduced`."""
-    source = reduced.assignment.reshape(tokens.B, -1).gather(1, slot)
-    label = (group.clamp(min=0) * reduced.N + source).masked_fill((source < 0) | (group < 0), -1)
-    return Plan.group(label, tokens, reduced.B // tokens.B * reduced.N)
+def regroup(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
+    """The plan on `tokens` that sends the rows of `grouped(tokens, group, ...)` to `dest` [B*groups,width], -1 to none.
+
+    No features are moved for it.
+    """
+    rows, width = dest.shape
+    place = dest.reshape(tokens.B, -1).gather(1, slot)
+    label = (group.clamp(min=0) * width + place).masked_fill((place < 0) | (group < 0), -1)
+    return Plan.group(label, tokens, rows // tokens.B * width)
 
 
 def follow(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
@@ -98,4 +102,6 @@ def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
     """Merges the most similar tokens within each group, pairwise, until it has `counts` [B,groups] of them."""
     with torch.no_grad():
         parts, slot = grouped(tokens, group, counts.shape[1])
-        return regroup(parts.apply(merge_to(parts, counts.flatten())), slot, group, tokens)
+        dest = merge_to(parts, counts.flatten()).dest
+        assert dest is not None
+        return regroup(dest, slot, group, tokens)
