@@ -174,6 +174,16 @@ def test_readers_of_a_batch_see_each_video(videos, seed, time_weight):
         assert bool((moved[b, mine.N :] == 0).all())
 
 
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("shares", "finer", "frame by frame")])
+@settings(max_examples=20, deadline=None)
+@given(videos=batches(), seed=st.integers(0, 999))
+def test_what_is_pooled_is_weighed_as_positions_are(name, videos, seed):
+    """So the pooled positions of the tokens before are the positions of those after; weights of both signs included."""
+    batch = collate(videos)
+    after = OPERATIONS[name](batch, padded([values(one, seed) for one in videos], batch.N, fill=1))
+    torch.testing.assert_close(after.pool(batch.positions, batch), after.positions, rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_a_video_in_chunks_is_the_video(data, seed):

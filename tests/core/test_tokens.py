@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewtokens.core import files
+from fewtokens.core import files, registry
 from fewtokens.core.batch import collate, concatenate, join_frames, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
@@ -349,3 +349,19 @@ class TestDamagedFiles:
         with pytest.raises(ValueError, match="a damaged token file") as caught:
             Tokens.load(path)
         assert "\n" not in str(caught.value)
+
+
+def test_times_of_long_videos_are_exact(tmp_path):
+    """A day at 30 frames a second: neighbouring frames are closer than float32 tells apart."""
+    times = torch.arange(4, dtype=torch.float64) / 30 + 86_400
+    tokens = Tokens.from_cells(torch.randn(1, 4, 2, 2, 3)).replace(grid=Grid(4, 2, 2, times))
+    after = Tokens.from_cells(torch.randn(1, 2, 2, 2, 3)).replace(grid=Grid(2, 2, 2, times[:2] + 1))
+    assert torch.equal(tokens.grid.times, times)
+    assert torch.equal(concatenate([tokens, after]).grid.times, torch.cat([times, times[:2] + 1]))
+    batch = collate([tokens, after])
+    for made in (batch, batch.to(torch.float16), batch.select([0, 1]), Tokens.load(batch.save(tmp_path / "a"))):
+        assert torch.equal(made.grid.times[0], times)
+        # A frame that is not there is shown when the last one was.
+        assert torch.equal(made.grid.times[1], torch.stack([times[0], times[1], times[1], times[1]]) + 1)
+        assert torch.equal(made[1].grid.times, times[:2] + 1)
+    assert torch.equal(registry.build("tome(0.5)")[0](tokens).grid.times, times)
