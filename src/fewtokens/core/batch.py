@@ -184,7 +184,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
     positions, assignments = [], []
     for chunk in chunks:
         shift = torch.tensor([frames, 0, 0], device=chunk.device)
-        positions.append(chunk.positions + shift * chunk.mask[..., None])
+        positions.append(chunk.positions + shift)
         assignments.append(torch.where(chunk.assignment < 0, chunk.assignment, chunk.assignment + tokens))
         frames, tokens = frames + chunk.grid.T, tokens + chunk.N
 
