@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo check test test-newest test-lowest lint format bench clean
+.PHONY: demo check test test-newest test-lowest lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
@@ -39,6 +39,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
 
 bench: $(READY)
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done

@@ -41,6 +41,7 @@ from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.methods.ops.groups import frames_for
+from fewtokens.methods.ops.windows import tokens_per_window
 from fewtokens.profiling.operations import count
 from fewtokens.video import read
 from reduce_speed import video_tokens
@@ -59,10 +60,10 @@ LOOPS: dict[str, tuple[Loops, bool]] = {
     "max_min": (lambda x, m: naive.max_min(x, m.target), True),
     "tome_video": (lambda x, m: naive.tome_video(x, m.target, "video"), True),
     "tome_video(within='frame')": (lambda x, m: naive.tome_video(x, m.target, "frame"), False),
-    "merge_windows": (lambda x, m: naive.merge_windows(x, m.method._of_each(m.grid), 7), False),
+    "merge_windows": (lambda x, m: naive.merge_windows(x, tokens_per_window(m.grid, 7, m.method.budget), 7), False),
     "tempme": (lambda x, m: naive.tempme(x, m.target, (2, 2, 3)), False),
-    "testa": (lambda x, m: naive.testa(x, m.target, frames_for(m.grid, KEEP, m.method.time)), False),
-    "lftr": (lambda x, m: naive.lftr(x, m.target, frames_for(m.grid, KEEP, m.method.time)), False),
+    "testa": (lambda x, m: naive.testa(x, m.target, frames_for(m.grid, m.target, m.method.time)), False),
+    "lftr": (lambda x, m: naive.lftr(x, m.target, frames_for(m.grid, m.target, m.method.time)), False),
     "metok": (lambda x, m: naive.metok(x, m.target, 5, 3, 6), False),
     "prunevid(ratio=0.5)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
 }
@@ -145,7 +146,7 @@ def _encoding(frames: int, device: str) -> float:
 
 
 def encoder(device: str) -> list[dict]:
-    specs = ("tome_in_encoder", "merge_windows_in_encoder", "vid_tldr", "representation_shift")
+    specs = ("tome_in_encoder", "merge_windows_in_encoder", "vid_tldr", "representation_shift_in_encoder")
     rows = []
     for size, shape in SIZES.items():
         torch.manual_seed(0)

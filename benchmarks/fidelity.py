@@ -38,6 +38,7 @@ import torch
 
 import fewtokens
 from common import RESULTS, machine, markdown_table
+from fewtokens.core import registry
 from fewtokens.core.files import whole_file
 from fidelity_rows import Features, Row, collect
 
@@ -102,8 +103,14 @@ def write(rows: list[dict[str, Any]]) -> None:
         for row in rows
     ]
     with whole_file(RESULTS / "fidelity.md") as path:
-        text = f"# {TITLE}\n\n`{COMMAND}`\n\n{facts}\n\n{markdown_table(table)}\n\n{NOTES}\n"
+        text = f"# {TITLE}\n\n`{COMMAND}`\n\n{facts}\n\n{markdown_table(table)}\n\n{NOTES}\n\n{without_row(rows)}\n"
         path.write_text(text, encoding="utf-8")
+
+
+def without_row(rows: list[dict[str, Any]]) -> str:
+    """A sentence that names the methods of the registry that the table lacks."""
+    missing = sorted({*registry.names(), *registry.layer_names()} - {row["method"] for row in rows})
+    return f"Methods without a row: {', '.join(f'`{name}`' for name in missing) or 'none'}."
 
 
 def result(row: Row, peers: Path, clips: list[Features], before: dict[str, Any] | None) -> tuple[dict[str, Any], bool]:

@@ -64,7 +64,7 @@ TUNE_STEPS, TUNE_ITEMS, SEEDS = 100, 6_400, (0, 1, 2)
 TRAINED = {
     "token_dynamics": "token_dynamics({k})",
     "token_dynamics (paper)": "token_dynamics({k}, mode='paper')",
-    "token_dynamics (reference)": "vqtoken({k}, , side=4)",
+    "token_dynamics (reference)": "vqtoken({k}, side=4)",
     "tokenlearner": "tokenlearner('2/frame')",
     "dense_tokens": "dense_tokens('2/frame')",
     "pool_mlp": "pool_mlp('2/frame')",
@@ -401,7 +401,7 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
 
     class RandomMap(TokenDynamics):
         def forward(self, tokens: Any, **cues: Any) -> Any:
-            base = tokens.apply(self.base(tokens))
+            base = tokens.apply(self.decide(tokens))
             generator = torch.Generator().manual_seed(self.seed)
             shuffled = base.assignment[:, torch.randperm(base.assignment.shape[1], generator=generator)]
             told = base.replace(assignment=shuffled)
@@ -410,7 +410,7 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
 
     class RandomBase(TokenDynamics):
         def forward(self, tokens: Any, **cues: Any) -> Any:
-            base = tokens.apply(self.base(tokens))
+            base = tokens.apply(self.decide(tokens))
             generator = torch.Generator().manual_seed(self.seed)
             drawn = torch.randn(base.features.shape, generator=generator) * base.features.std()
             made = self.attention(drawn, base)
@@ -422,7 +422,7 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
         "base alone": ("kmeans", None),
         "base + map": ("token_dynamics({k})", None),
         "base + map (paper)": ("token_dynamics({k}, mode='paper')", None),
-        "base + map (reference)": ("vqtoken({k}, , side=4)", None),
+        "base + map (reference)": ("vqtoken({k}, side=4)", None),
         "base + random map": ("kmeans", lambda model: RandomMap(32, dim=model.dim)),
         "random base + map": ("kmeans", lambda model: RandomBase(32, dim=model.dim)),
     }

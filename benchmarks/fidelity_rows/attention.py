@@ -131,5 +131,6 @@ ROWS = [
     Row("dynamic_pool", *_BYTE, "32 frames of 14x14", dynamic_pool_odd),
     Row("metok", "mnyuew/METok", "9697833", why="the published repository holds a README alone"),
     Row("representation_shift", why="code not to be had here"),
+    Row("representation_shift_in_encoder", why="code not to be had here"),
     Row("lftr", why="no code published"),
 ]

@@ -17,10 +17,11 @@ from fewtokens.methods.learned.llama_vid import LlamaVid
 from fewtokens.methods.learned.perceiver import Perceiver
 from fewtokens.methods.learned.ppllava import PpLlava
 from fewtokens.methods.learned.qformer import QFormer
-from fewtokens.methods.learned.token_dynamics import TokenDynamics
 from fewtokens.methods.learned.token_turing import TokenTuring
 from fewtokens.methods.learned.tokenlearner import TokenLearner
+from fewtokens.methods.learned.vqtoken import VqToken
 from fewtokens.methods.ops.spherical import plus_plus
+from fewtokens.methods.ops.token_base import fixed
 from fidelity_rows import Agreement, Features, Row, importing, load, same_rows
 from fidelity_rows.clusters import means
 
@@ -46,15 +47,15 @@ def kmeans(peers: Path, features: Features) -> Agreement:
     return Agreement(*same_rows(ours.features[0], means(x.features[0], label, 32)))
 
 
-def token_dynamics(peers: Path, features: Features) -> Agreement:
-    """The attention of the released code over the same clusters, mode "reference"."""
+def vqtoken(peers: Path, features: Features) -> Agreement:
+    """The attention of the released code over the same clusters."""
     torch.manual_seed(0)
     x = features.tokens()
-    method = TokenDynamics(32, dim=x.C, mode="reference", side=x.grid.H).eval()
+    method = VqToken(32, dim=x.C, side=x.grid.H).eval()
     code = load(peers / "VQToken" / "VQToken" / "vq_attn.py")
     theirs = code.VQAttn(x.grid.cells_per_frame, x.C, num_heads=8).eval()
     theirs.load_state_dict(method.attention.state_dict())
-    plan = method.base(x)
+    plan = fixed(x, torch.tensor([32]), method.seed)
     assert plan.dest is not None
     centres = means(F.normalize(x.features[0], dim=1), plan.dest[0], 32)
     frames = plan.dest[0].unflatten(0, (x.grid.T, -1)).float()
@@ -289,7 +290,8 @@ _VQ, _SCENIC = ("Hai-chao-Zhang/VQToken", "019f89f"), ("google-research/scenic",
 _PPLLAVA = "farewellthree/PPLLaVA", "d5766c8"
 ROWS = [
     Row("kmeans", *_VQ, "32 clusters, the same starts, until nothing moves", kmeans),
-    Row("token_dynamics", *_VQ, "mode='reference', 32 clusters, the same map and parameters", token_dynamics),
+    Row("vqtoken", *_VQ, "32 clusters, the same map and parameters", vqtoken),
+    Row("token_dynamics", why="the released code is `vqtoken`, see its row; the clusters are `kmeans`'s"),
     Row("tokenlearner", *_SCENIC, "version 1.0, 8 tokens a frame", tokenlearner),
     Row("tokenlearner", *_SCENIC, "version 1.1, 8 tokens a frame", tokenlearner_11),
     Row("token_turing", *_SCENIC, "8 frames, memory 64, 8 read, 4 layers, places left out", token_turing),

@@ -87,7 +87,9 @@ def vid_tldr(peers: Path, features: Features) -> Agreement:
 ROWS = [
     Row("tome", "facebookresearch/ToMe", "af95e4b", "one step, [6272,384], r = a quarter", tome),
     Row("tome_video", why="no code for videos published; its step is `tome`'s"),
+    Row("tome_in_encoder", why="its step is `tome`'s, see its row"),
     Row("merge_windows", why="ours, for windowed encoders; its step is `tome`'s"),
+    Row("merge_windows_in_encoder", why="ours, for windowed encoders; its step is `tome`'s"),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step within frames, r = a quarter", testa_patches),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step over frames, 8 of 32", testa_frames),
     Row("tempme", "LunarShen/TempMe", "e624930", "one round, pairs of frames, 30 %", tempme),

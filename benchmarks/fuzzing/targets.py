@@ -108,7 +108,7 @@ def _read_tokens(folder: Path, number: int) -> object:
 
 
 def _make_pipeline(folder: Path) -> None:
-    Pipeline("tome(keep=0.5) | tokenlearner('4/frame', dim=768)", load_encoder("patches")).save_pretrained(folder)
+    Pipeline("tokenlearner('4/frame', dim=768) | tome(keep=0.5)", load_encoder("patches")).save_pretrained(folder)
 
 
 def _read_pipeline(folder: Path, number: int) -> object:
@@ -123,7 +123,7 @@ def _make_stream(folder: Path) -> None:
     for start in (0, 4):
         tokens = run(video.frames[start : start + 4], video.times[start : start + 4])
         names.append(f"{start:06}.safetensors")
-        tokens.save(folder / names[-1], spec=run.spec)
+        tokens.save(folder / names[-1], spec=run.pipeline.spec)
     streaming.finish(folder, names, run.pipeline.spec, {"source": {"path": "a.mp4"}})
 
 

@@ -17,7 +17,6 @@ from fewtokens.version import __version__
 
 if TYPE_CHECKING:
     from fewtokens.core.budget import Budget as Budget
-    from fewtokens.core.encoder import Encoder as Encoder
     from fewtokens.core.method import Method as Method
     from fewtokens.core.method import Reducer as Reducer
     from fewtokens.core.method import Resampler as Resampler
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from fewtokens.core.tokens import Grid as Grid
     from fewtokens.core.tokens import Plan as Plan
     from fewtokens.core.tokens import Tokens as Tokens
+    from fewtokens.encoders import Encoder as Encoder
     from fewtokens.encoders import load_encoder as load_encoder
     from fewtokens.llm import Session as Session
     from fewtokens.llm import VideoLLM as VideoLLM
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 # name -> module, the one place that counts. Type checkers read the imports above; a test compares the two.
 _MODULES = {
     "Budget": "fewtokens.core.budget",
-    "Encoder": "fewtokens.core.encoder",
+    "Encoder": "fewtokens.encoders",
     "Grid": "fewtokens.core.tokens",
     "Method": "fewtokens.core.method",
     "Pipeline": "fewtokens.core.pipeline",
@@ -55,9 +55,9 @@ _MODULES = {
     "Tokens": "fewtokens.core.tokens",
     "Video": "fewtokens.video",
     "VideoLLM": "fewtokens.llm",
-    "attach": "fewtokens.llm",
+    "attach": "fewtokens.llm.attach",
     "build": "fewtokens.core.registry",
-    "compress": "fewtokens.llm",
+    "compress": "fewtokens.llm.compress",
     "create_method": "fewtokens.core.registry",
     "list_methods": "fewtokens.core.registry",
     "load_encoder": "fewtokens.encoders",

@@ -179,8 +179,8 @@ class TestStream:
     @pytest.mark.parametrize(
         ("words", "says"),
         [
-            (["--with", "tome"], "looks at the whole video"),
-            (["--with", "rlt | dtd"], "not the chain"),
+            (["--with", "tome"], "is not causal and cannot be streamed"),
+            (["--with", "rlt | dtd"], "dtd cannot be streamed behind rlt"),
             (["--with", "rlt", "--frames", "4"], "with --chunked say --fps"),
             (["--with", "rlt", "--events", "1"], "between 0 and 1"),
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),

@@ -183,9 +183,9 @@ class TestMethods:
         stages = [line.split(":")[0] for line in done.stdout.splitlines() if line.split(":")[0] in
                   ("pixels", "encoder", "tokens", "llm")]  # fmt: skip
         assert stages == ["pixels", "encoder", "tokens", "llm"]
-        for name in [*registry.names(), *registry.INSIDE]:
+        for name in [*registry.names(), *registry.layer_names()]:
             assert any(line.startswith(f"{name} ") for line in done.stdout.splitlines()), name
-        assert "Merges the most similar tokens pairwise" in done.stdout
+        assert "Merges the most similar tokens of a video pairwise" in done.stdout
 
     def test_layer_methods_are_explained(self):
         text = quick("methods", "fastv").stdout

@@ -153,5 +153,15 @@ class TestMethod:
         later = Pipeline("random(0.9)").methods[0](again)
         assert later.dropped == "held"
 
+    def test_a_plan_of_other_tokens_is_one_line(self):
+        plan = Plan.keep(torch.ones(2, 60, dtype=torch.bool))
+        with pytest.raises(ValueError, match="this plan moves 60 tokens of 2 videos, here are 120 of 2"):
+            clip().apply(plan)
+        soft = Plan(torch.tensor([1]), 1, weights=torch.ones(1, 1, 120))
+        with pytest.raises(ValueError, match="120 tokens of 1 videos"):
+            clip().apply(soft)
+        with pytest.raises(ValueError, match=r"shares must be \[2, 60\]"):
+            Plan(plan.count, 60, plan.dest, shares=torch.ones(2, 1))
+
     def test_bits(self):
         assert math.isclose(Signs().bits, sum(map(math.log2, Signs.codebook_sizes)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +139,36 @@ class TestTokensAsData:
         assert repr(tokens.grid) == "Grid(3 x 4 x 6)"
         plan = fewtokens.create_method("uniform", keep=3).decide(tokens)
         assert repr(plan) == "Plan(B=1, N=36 -> M=3, copies)"
+        video = fewtokens.Video(frames, torch.zeros(3), path="a.mp4")
+        assert repr(video) == "Video(frames=uint8[3, 3, 32, 48], times=float32[3], path='a.mp4')"
+        assert repr(tokens.packed()) == "Packed(features=float32[36, 192], cu_seqlens=int32[2], max_count=36)"
+
+    def test_no_type_prints_its_tensors(self):
+        """Every dataclass with a tensor in it says how it is printed."""
+        for path in Path(fewtokens.__file__).parent.rglob("*.py"):
+            for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(kind, ast.ClassDef):
+                    continue
+                is_dataclass = any("dataclass" in ast.unparse(one) for one in kind.decorator_list)
+                holds = any("Tensor" in ast.unparse(p.annotation) for p in kind.body if isinstance(p, ast.AnnAssign))
+                prints = any("__repr__" in ast.unparse(part) for part in kind.body)
+                assert prints or not (is_dataclass and holds), f"{path.name}: {kind.name}"
+
+    def test_in_a_notebook(self, pipeline, frames):
+        """Every frame as a picture in which the cells of one token have one color."""
+        tokens = fewtokens.create_method("evs", tau=0.5)(pipeline.encoder(frames[[0, 0, 1]][None])[0])
+        shown = tokens._repr_html_()
+        assert "24 tokens of 72 cells" not in shown
+        assert f"{int(tokens.count[0])} tokens of 72 cells" in shown
+        pictures = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(part.split('"')[0]))))
+            for part in shown.split("data:image/png;base64,")[1:]
+        ]
+        assert len(pictures) == 3
+        cells = [picture[9::18, 9::18] for picture in pictures]
+        assert cells[0].shape == (4, 6, 3)
+        assert len(np.unique(cells[0].reshape(-1, 3), axis=0)) > 20  # a token each
+        assert (cells[1] == 40).all()  # nothing changed, so all was dropped
 
     def test_arrays_and_tables(self, pipeline, frames):
         pandas = pytest.importorskip("pandas")

@@ -48,6 +48,39 @@ def test_chunks_equal_the_whole(name, spec, chunk):
     assert joined.grid == whole.grid
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 4, 11])
+@pytest.mark.parametrize(
+    "spec", ["evs(tau=0.2) | dtd(0.7)", "dtd(0.9) | evs(tau=0.1)", "dycoke(0.5, last_group='pruned') | dtd(0.8)"]
+)
+@torch.no_grad()
+def test_a_chain_streams(spec, chunk):
+    """What a method drops has no token for the next one to compare with, in a stream as in the whole."""
+    pipeline, video, times = Pipeline(spec, Patches(4)), frames(), torch.arange(11) / 4
+    run = Streaming(pipeline)
+    chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
+    same(pipeline.join(chunks), pipeline(video, times), 1e-4)
+
+
+@pytest.mark.parametrize("first", ["rlt", "dtd(0.7)", ""])
+@torch.no_grad()
+def test_a_chain_into_a_memory(first):
+    """Of constant size: the features and their places are those of the whole, however it was cut."""
+    torch.manual_seed(0)
+    spec = " | ".join(filter(None, [first, "token_turing(5, memory=6, read=2, num_layers=1)"]))
+    pipeline, video = Pipeline(spec, Patches(4)).eval(), frames()
+    whole = pipeline(video)
+    for chunk in (1, 4):
+        run = Streaming(pipeline)
+        joined = pipeline.join([run(part).check() for part in video.split(chunk)])
+        torch.testing.assert_close(joined.features, whole.features, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(joined.positions, whole.positions, rtol=1e-3, atol=1e-2)
+
+
+def test_what_lives_on_is_not_compared():
+    with pytest.raises(ValueError, match="dtd cannot be streamed behind rlt"):
+        Streaming(Pipeline("rlt | dtd(0.5)", Patches(4)))
+
+
 def test_files(tmp_path):
     run = Streaming(Pipeline("rlt", Patches(4)))
     video, times = frames(), torch.arange(11) / 4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,6 +57,12 @@ def test_a_pipeline_finds_a_saved_encoder_again(tmp_path):
     pipeline = Pipeline("uniform(5)", load_encoder(folder, device="cpu"))
     again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "pipeline"), device="cpu")
     assert torch.equal(again(video()).features, pipeline(video()).features)
+
+
+def test_from_the_top_of_the_package_alone():
+    code = "import fewtokens; print(fewtokens.Encoder.from_pretrained('patches', dtype='float16').dtype)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "torch.float16"
 
 
 class TestErrors:
@@ -180,6 +188,6 @@ class TestHub:
             Patches(4).push_to_hub("me/it")
 
     def test_without_huggingface_hub(self, monkeypatch):
-        monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
         with pytest.raises(ValueError, match=r"needs huggingface-hub; pip install"):
             Patches(4).push_to_hub("me/it")

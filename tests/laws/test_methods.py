@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewtokens.core import registry
-from fewtokens.core.batch import collate, concatenate
+from fewtokens.core.batch import collate, concatenate, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, STAGES, Method, Resampler
 from fewtokens.core.tokens import Tokens
@@ -180,6 +180,23 @@ class TestEveryMethod:
             # Pure pruning: what is kept is kept as it was.
             kept = tokens.features.gather(1, out.cell[..., None].expand(-1, -1, tokens.C))
             assert torch.equal(kept[out.mask], out.features[out.mask])
+
+    def test_the_decision_is_data(self, spec):
+        """A hard method's plan, applied to the tokens, leads to the assignment that the method gives."""
+        method, tokens = build(spec), sample(spec)
+        given = {}
+        if method.stage == "encoder":
+            tokens, given = split_frames(tokens), {"layer": 0, "depth": 12}
+        given |= {name: cues(tokens)[name] for name in method.needs}
+        if isinstance(method, Resampler):
+            with pytest.raises(ValueError, match=f"{method.name} makes new features"):
+                method.decide(tokens, **given)
+            return
+        plan, out = method.decide(tokens, **given), method(tokens, **given)
+        moved = tokens.apply(plan)
+        assert torch.equal(moved.assignment, out.assignment)
+        assert torch.equal(moved.count, out.count)
+        assert moved.dropped == out.dropped
 
     def test_order_by_time(self, spec):
         if name_of(spec) in UNORDERED:

@@ -97,7 +97,7 @@ class MethodOptions:
         typer.Option(
             "--keep",
             metavar="K",
-            help="Budget of the methods that leave it open: 0.1 is a share, 32 a count.",
+            help="Budget of the methods that leave it open: 0.1 is a share, 32 a count, 8/frame a count per frame.",
             rich_help_panel=METHOD,
         ),
     ] = None

@@ -14,7 +14,6 @@ from typing import Any
 from rich.markup import escape
 
 from fewtokens.cli.console import log
-from fewtokens.core import files
 from fewtokens.core.identity import source_of, with_current_names
 from fewtokens.core.plain import conform
 
@@ -141,6 +140,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: they differ; names what, and both values where they are short.
     """
+    from fewtokens.core import files
 
     plain = json.loads(json.dumps(settings))
     if not path.exists():
@@ -169,6 +169,7 @@ def read_rows(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
+    from fewtokens.core import files
 
     left_out = 0
     # A cut may lie inside of a letter.

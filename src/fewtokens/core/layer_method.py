@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.spec import Spec
 from fewtokens.core.tokens import Tokens
 
@@ -58,6 +59,8 @@ class PlacedVideo:
     columns: Tensor
     tokens: Tokens
 
+    __repr__ = by_shape
+
 
 @dataclass
 class LayerState:
@@ -79,6 +82,8 @@ class LayerState:
     scores: Tensor | None
     videos: list[PlacedVideo]
 
+    __repr__ = by_shape
+
 
 @dataclass
 class LayerDecision:
@@ -93,6 +98,8 @@ class LayerDecision:
     kept: Tensor
     hidden: Tensor | None = None
     rope: tuple[Tensor, Tensor] | None = None
+
+    __repr__ = by_shape
 
 
 @dataclass
@@ -112,6 +119,8 @@ class CacheState:
     held: Tensor
     previous_scores: Tensor | None
     previous: Tensor | None
+
+    __repr__ = by_shape
 
 
 class LayerMethod(Spec):

@@ -21,6 +21,7 @@ from fewtokens.core.batch import concatenate
 from fewtokens.core.budget import Budget, Unit
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.spec import Spec
 from fewtokens.core.tokens import Tokens
 
@@ -203,6 +204,8 @@ class Resampled:
     attribution: Tensor
     count: Tensor
 
+    __repr__ = by_shape
+
     @property
     def plan(self) -> Plan:
         """The soft plan that moves the earlier tokens by attribution."""
@@ -247,6 +250,9 @@ class Quantized(NamedTuple):
     features: Tensor
     codes: Tensor
     losses: dict[str, Tensor]
+
+    def __repr__(self) -> str:
+        return by_shape(self)
 
 
 class Quantizer(Method):
@@ -332,6 +338,8 @@ class Selection:
 
     index: Tensor
     sizes: Tensor
+
+    __repr__ = by_shape
 
 
 class FrameSelector(Spec):

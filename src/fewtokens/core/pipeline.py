@@ -19,7 +19,8 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
 from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
-from fewtokens.core.method import CUES, STAGES, Method, Resampler
+from fewtokens.core.legacy import current_spec
+from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
@@ -187,7 +188,17 @@ class Pipeline(Pushable, nn.Module):
         return self._run(video, times, cues, run), [states[id(method)] for method in self.methods]
 
     def check_causal(self) -> None:
-        """Raises a ValueError that names the first method that cannot be streamed, and those that can."""
+        """Raises a ValueError that names the first method that cannot be streamed, and those that can.
+
+        What compares frames cannot follow a method whose tokens live on (`rlt`): later chunks do not have them.
+        """
+        reducers = [method for method in self.methods if isinstance(method, Reducer) and method.stage != "encoder"]
+        living = [method for method in reducers if type(method).join is not Method.join]
+        for reducer in reducers:
+            if living and reducer is not living[0] and reducer.causal:
+                raise ValueError(
+                    f"{reducer.name} cannot be streamed behind {living[0].name}, whose tokens live on in later chunks"
+                )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
                 raise ValueError(
@@ -290,7 +301,7 @@ class Pipeline(Pushable, nn.Module):
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{config}: ")
             raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None
-        spec, named = wanted["spec"], wanted["encoder"]
+        spec, named = current_spec(wanted["spec"]), wanted["encoder"]
         if named is not None:
             if encoder is None:
                 more: dict[str, Any] = {**named.get("options", {}), **options}

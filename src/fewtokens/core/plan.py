@@ -55,6 +55,9 @@ class Plan:
             raise ValueError("representative, shares and sizes belong to a hard plan")
         if self.representative is not None and self.shares is not None:
             raise ValueError("a plan copies representatives or sums by shares, not both")
+        for name, value in (("shares", self.shares), ("sizes", self.sizes)):
+            if value is not None and self.dest is not None and value.shape != self.dest.shape:
+                raise ValueError(f"{name} must be {list(self.dest.shape)} as dest, got {list(value.shape)}")
 
     @staticmethod
     def identity(tokens: Tokens) -> Plan:
@@ -154,6 +157,13 @@ class Plan:
         return replace(self, dest=follow(order.argsort(dim=1), self.dest), representative=copies)
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """B videos and N tokens that go in."""
+        moved = self.dest if self.weights is None else self.weights
+        assert moved is not None
+        return moved.shape[0], moved.shape[-1]
+
+    @property
     def mask(self) -> Tensor:
         """Which slots are filled, bool [B,M]."""
         return torch.arange(self.num_slots, device=self.count.device) < self.count[:, None]
@@ -196,13 +206,12 @@ class Plan:
         return sums(share[..., None] * values.to(share.dtype), self.dest, self.num_slots).to(values.dtype)
 
     def __repr__(self) -> str:
-        shape = self.weights if self.weights is not None else self.dest
-        assert shape is not None
+        B, N = self.shape
         how = "soft" if self.weights is not None else "copies" if self.representative is not None else "means"
         if self.shares is not None:
             how = "sums by shares"
         held = ", dropped='held'" if self.dropped == "held" else ""
-        return f"Plan(B={shape.shape[0]}, N={shape.shape[-1]} -> M={self.num_slots}, {how}{held})"
+        return f"Plan(B={B}, N={N} -> M={self.num_slots}, {how}{held})"
 
 
 def sums(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:

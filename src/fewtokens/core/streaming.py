@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core import files
+from fewtokens.core.legacy import current_spec
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 
@@ -68,7 +69,7 @@ def load(folder: str | Path) -> Tokens:
     """
     folder = Path(folder)
     facts = read_facts(folder)
-    spec = facts["spec"]
+    spec = current_spec(facts["spec"])
     pipeline = Pipeline(spec)
     try:
         pipeline.check_causal()

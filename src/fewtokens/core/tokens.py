@@ -24,9 +24,11 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.grid import Grid
+from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
 from fewtokens.core.plan import Dropped, Plan, by_position, follow, sums
 from fewtokens.core.pytree import register
+from fewtokens.core.shapes import by_shape
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 
@@ -66,6 +68,9 @@ class Packed(NamedTuple):
     features: Tensor
     cu_seqlens: Tensor
     max_count: int
+
+    def __repr__(self) -> str:
+        return by_shape(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,7 +306,13 @@ class Tokens:
         Merging conserves mass: `sizes` sums to the cells kept, and sum(sizes * features) stays the same.
         `assignment` is chained, so it always leads from the original cells to the tokens at hand.
         Differentiable in the features (and in soft weights).
+
+        Raises:
+            ValueError: a plan of other tokens.
         """
+        B, N = plan.shape
+        if (B, N) != (self.B, self.N):
+            raise ValueError(f"this plan moves {N} tokens of {B} videos, here are {self.N} of {self.B}")
         if plan.weights is not None:
             return self._apply_soft(plan)
         assert plan.dest is not None
@@ -342,9 +353,10 @@ class Tokens:
         centre = owned / owned.sum(2, keepdim=True).clamp(min=1e-12)
         best = share.argmax(1).masked_fill(share.sum(1) == 0, -1)  # [B,N]
         if self.attribution is None:
-            per_cell = (weights / self.sizes.clamp(min=1e-12)[:, None]).gather(
-                2, self.assignment.clamp(min=0)[:, None].expand(-1, plan.num_slots, -1)
-            ) * (self.assignment >= 0)[:, None]
+            # One more token, of no weight, for the cells of none.
+            parts = F.pad(weights / self.sizes.clamp(min=1e-12)[:, None], (0, 1))
+            token = torch.where(self.assignment < 0, self.N, self.assignment)
+            per_cell = parts.gather(2, token[:, None].expand(-1, plan.num_slots, -1))
         else:
             per_cell = weights.to(self.attribution.dtype) @ self.attribution
         return replace(
@@ -353,7 +365,7 @@ class Tokens:
             positions=centre @ self.positions,
             sizes=(share @ self.sizes[..., None]).squeeze(2),
             mask=filled,
-            assignment=best.gather(1, self.assignment.clamp(min=0)).masked_fill(self.assignment < 0, -1),
+            assignment=follow(best, self.assignment),
             codes=None,
             attribution=per_cell,
         )
@@ -549,6 +561,10 @@ class Tokens:
         more += ["dropped='held'"] if self.dropped == "held" else []
         grid = " x ".join(map(str, self.grid.shape))
         return f"Tokens({', '.join([shape, f'grid={grid}', dtype, str(self.device), *more])})"
+
+    def _repr_html_(self) -> str:
+        """Shown by notebooks: the regions that the tokens of each video stand for, frame by frame."""
+        return as_html(self)
 
     def check(self) -> Tokens:
         """Validates invariants, and returns the tokens; raises ValueError on violation."""

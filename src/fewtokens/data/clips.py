@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.data.footage import list_pictures, told
 from fewtokens.data.listing import Item, Listing
 from fewtokens.data.pictures import read_picture
@@ -69,6 +70,8 @@ class Sample:
     index: int
     broken: str = ""
     enlarged: bool = False
+
+    __repr__ = by_shape
 
 
 class ClipData(Dataset[Sample]):

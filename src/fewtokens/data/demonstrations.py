@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.plain import conform
+from fewtokens.core.shapes import by_shape
 from fewtokens.data.pickles import Budget, RefusedError, read_pickle, to_array
 
 _KIND = "demonstrations"
@@ -50,6 +51,8 @@ class Demonstration:
     observations: Tensor
     actions: Tensor
     rewards: Tensor
+
+    __repr__ = by_shape
 
     def __len__(self) -> int:
         return len(self.actions)

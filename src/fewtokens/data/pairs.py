@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.data.clips import mix
 from fewtokens.data.footage import Footage, read_frames, told
 from fewtokens.data.transforms import random_part, resize
@@ -80,6 +81,8 @@ class PairSample:
     frames: Tensor | None
     seeds: tuple[int, ...]
     broken: str = ""
+
+    __repr__ = by_shape
 
 
 def draw_pair(length: int, min_gap: int, max_gap: int, generator: torch.Generator) -> list[int]:

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
+
 Floats = NDArray[np.float32]
 
 COLOURS = {
@@ -54,6 +56,8 @@ class Actor:
     path: NDArray[np.float64]
     shown: NDArray[np.bool_]
     writing: int = 0
+
+    __repr__ = by_shape
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.data.questions import FORMATS, KINDS, Question, SceneConfig, check_kinds, key_of, make_question
 from fewtokens.data.scenes import SPLITS, render
 from fewtokens.data.staging import stage
@@ -47,6 +48,8 @@ class Example(Question):
 
     frames: Tensor
     times: Tensor
+
+    __repr__ = by_shape
 
     # Equal is only what is the same object: equal questions may have other clips.
     __eq__ = object.__eq__

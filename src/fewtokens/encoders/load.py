@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,11 @@ def load_encoder(
         encoder = VitEncoder.from_folder(folder, name=str(name), batch=batch, **_only(options, str(name), *_VIT))
         return encoder.to(where, wanted)
     if kind is not None:
-        # A network of ours; its room lies above this one.
-        load = import_module("fewtokens.networks.encoder").load_model_encoder
+        # The one arrow upwards: a trained network is an encoder too, by the same name. pyproject.toml declares it.
+        from fewtokens.networks.encoder import load_model_encoder
+
         _only(options, str(name))
-        return load(folder, name=str(name), batch=batch, device=where, dtype=wanted)
+        return load_model_encoder(folder, name=str(name), batch=batch, device=where, dtype=wanted)
     part = weights.vision_part(weights.read_config(folder))
     if part["model_type"] not in weights.FAMILIES:
         from fewtokens.encoders.hf import HfEncoder

@@ -24,6 +24,7 @@ from fewtokens.core.identity import with_current_names
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.masks import resize_masks
 from fewtokens.evaluation.compare import TIME_WEIGHT
@@ -63,6 +64,8 @@ class Item:
     times: Tensor | None
     masks: Tensor | None = None
 
+    __repr__ = by_shape
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
@@ -78,6 +81,8 @@ class Encoded:
     gflops: float
     full: Tensor = field(init=False)  # [T,H,W,C]
     rare: Tensor = field(init=False)  # bool [T,H,W]
+
+    __repr__ = by_shape
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "full", self.tokens.unmerge()[0])

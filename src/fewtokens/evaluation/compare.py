@@ -14,6 +14,7 @@ from fewtokens.core import registry
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, Method
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, relative_error
 from fewtokens.profiling.latency import half_range, timings
@@ -47,6 +48,8 @@ class Row:
     cosine: float
     frames: Tensor | None
     psnr: float | None
+
+    __repr__ = by_shape
 
     @property
     def count(self) -> int:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
+
 # A boundary matches within this share of the frame's diagonal.
 _BOUND = 0.008
 
@@ -21,6 +23,8 @@ class Scores:
 
     j: Tensor
     f: Tensor
+
+    __repr__ = by_shape
 
     def numbers(self) -> dict[str, float]:
         """The official columns for one object: means, share of frames above 0.5, first quarter minus last."""

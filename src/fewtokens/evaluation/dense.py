@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.shapes import by_shape
 from fewtokens.data.dense_sets import SequenceFiles, paired
 from fewtokens.data.masks import read_masks, resize_masks
 from fewtokens.data.transforms import resize
@@ -45,6 +46,8 @@ class Judged:
     row: dict[str, Any]
     masks: Tensor | None = None
     joints: Tensor | None = None
+
+    __repr__ = by_shape
 
 
 def encode_with(pipeline: Pipeline) -> Encode:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.encoder import Encoder
+from fewtokens.core.shapes import by_shape
 from fewtokens.evaluation.cloning_protocol import FEATURES, Cloning
 from fewtokens.evaluation.simulate import Environment
 
@@ -94,6 +95,8 @@ class Rollout:
     ever: bool = False
     last: bool = False
     frames: list[Tensor] = field(default_factory=list)
+
+    __repr__ = by_shape
 
 
 def with_history(features: Tensor, history: int) -> Tensor:

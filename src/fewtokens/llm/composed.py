@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fewtokens.core import files, registry
 from fewtokens.core.grid import Grid
+from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
@@ -364,7 +365,7 @@ def load_video_llm(
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
     model = ComposedVideoLLM(
-        frames, llm, tokenizer, spec=config["spec"], pool=config["pool"], positions=config["positions"]
+        frames, llm, tokenizer, spec=current_spec(config["spec"]), pool=config["pool"], positions=config["positions"]
     )
     tensors, _ = files.load(folder / "parts.safetensors", "video_llm")
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("llm.")}

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewtokens.core.layer_method import PlacedVideo
+from fewtokens.core.shapes import by_shape
 
 
 def asked_columns(prompt: dict[str, Any]) -> Tensor:
@@ -33,6 +34,8 @@ class Layout:
     visual: Tensor
     ends: Tensor
     videos: list[PlacedVideo]
+
+    __repr__ = by_shape
 
     def video(self) -> Tensor:
         """The tokens of videos, bool [B,L]."""

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
+
 # Numbers of filters in preprocessor_config.json, which are Pillow's.
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
 _MOST_ASPECT = 200
@@ -32,6 +34,8 @@ class PreparedVideo:
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     text: str = ""
+
+    __repr__ = by_shape
 
 
 def resize(frames: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> Tensor:

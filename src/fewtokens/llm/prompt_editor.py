@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.layer_method import PlacedVideo
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.features import mark_reduced
@@ -52,6 +53,8 @@ class Compressed:
     shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     layout: Layout | None = None
 
+    __repr__ = by_shape
+
 
 @dataclass
 class EditedPrompt:
@@ -68,6 +71,8 @@ class EditedPrompt:
     positions: Tensor
     labels: Tensor
     columns: Sequence[Tensor]
+
+    __repr__ = by_shape
 
 
 class PromptEditor:

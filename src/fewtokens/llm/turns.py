@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.llm.interface import cache_of, filled
 
 _KEPT = "_positions_by_fewtokens"
@@ -29,6 +30,8 @@ class Passed:
 
     positions: Tensor | None
     end: int
+
+    __repr__ = by_shape
 
 
 def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewtokens.core.batch import collate
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
@@ -44,6 +45,8 @@ class EncodedVisuals:
     visuals: list[VisualFeatures]
     row: list[int]
     places: list[Tensor]
+
+    __repr__ = by_shape
 
 
 def encode_visuals(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.encoders.frames import patchify
 from fewtokens.encoders.vit import ViT
 
@@ -30,6 +31,8 @@ class Mask:
 
     visible: Tensor
     hidden: Tensor
+
+    __repr__ = by_shape
 
 
 def visible_count(patches: int, ratio: float) -> int:

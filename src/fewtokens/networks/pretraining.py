@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalize, to_unit
 from fewtokens.encoders.vit import ViT
@@ -156,6 +157,8 @@ class Prediction:
     mask: Mask
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    __repr__ = by_shape
 
 
 class Pretraining(Model, ABC):

@@ -10,7 +10,6 @@ chosen layers a learner makes few tokens of each frame:
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewtokens.core import registry
 from fewtokens.core.grid import Grid
+from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.config import ViTConfig
@@ -334,12 +334,7 @@ def build_learner(config: VisionConfig) -> nn.Module:
     Raises:
         ValueError: not one method, or one that does not work frame by frame.
     """
-    # Earlier versions wrote the tokens of a frame as tokenlearner(8).
-    spec = re.sub(
-        r"^(tokenlearner|dense_tokens|pool_mlp|grid_split)\((?:num_tokens=)?(\d+)(?=[,)])",
-        r"\1('\2/frame'",
-        config.learner,
-    )
+    spec = current_spec(config.learner)
     takes = inspect.signature(registry.get(registry.parse(spec)[0][0])).parameters
     sized = {"side": max(config.grid[1:])} if "side" in takes else {}
     (learner, *others) = registry.build(spec, dim=config.dim, **sized)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 
 
@@ -27,6 +28,8 @@ class Result:
     frames: Tensor | None
     numbers: dict[str, float | int | str]
 
+    __repr__ = by_shape
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -43,6 +46,8 @@ class Clip:
     frames: Tensor
     times: Tensor | None
     results: list[Result]
+
+    __repr__ = by_shape
 
     def caption(self, frame: int) -> str:
         """The time of a frame, or its number."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.video.select import MOST_PIXELS, check_pixels
 from fewtokens.video.types import VideoError
 
@@ -107,6 +108,8 @@ class Index:
     packets: int
     sound: bool
     headless: bool
+
+    __repr__ = by_shape
 
 
 def index_of(container: Any, stream: Any) -> Index:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.video.container import Index, index_of, is_cut, opened
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size
@@ -64,6 +65,8 @@ class Film:
     whole: int
     time_base: float
     rate: float | None
+
+    __repr__ = by_shape
 
     @staticmethod
     def open(path: Path, number: int | None, allow_truncated: bool) -> Film:

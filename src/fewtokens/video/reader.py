@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.video.container import reason
 from fewtokens.video.decode import USUAL_FPS, Doubt, Film
 from fewtokens.video.images import Animation, Folder, is_image
@@ -154,6 +155,8 @@ class _Shown:
     source: Source
     number: int
     left: int
+
+    __repr__ = by_shape
 
 
 def _in_order(found: Source, choice: Picker, scaler: Scaler) -> Iterator[_Shown]:

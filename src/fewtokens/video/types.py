@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
+
 
 class VideoError(ValueError):
     """A video that cannot be read as asked: one line that says what is wrong and what to do."""
@@ -34,6 +36,8 @@ class Video:
     fps: float | None = None
     path: str | None = None
     source_size: int | None = None
+
+    __repr__ = by_shape
 
     def __len__(self) -> int:
         return self.frames.shape[0]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
+from fewtokens.core.shapes import by_shape
 from fewtokens.llm import backends
 from fewtokens.llm.interface import CACHE_NAMES, attribute, changed, unwrapped, version
 from fewtokens.llm.pixels import PreparedVideo
@@ -52,6 +53,8 @@ class VisualFeatures:
     tail: int = 0
     deepstack: list[Tensor] = field(default_factory=list)
     pixels: Tensor | None = None
+
+    __repr__ = by_shape
 
 
 class Backend(ABC):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PlacedVideo
+from fewtokens.core.shapes import by_shape
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, changed, filled, layer_cache
@@ -60,6 +61,8 @@ class Run:
     done: set[tuple[int, int]] = field(default_factory=set)
     finished: bool = False
     active: Tensor | None = None
+
+    __repr__ = by_shape
 
 
 class LayerRuntime:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.plan import by_position
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -43,6 +44,8 @@ class TuringState:
     memory: Tensor
     moments: Tensor
     frames: int
+
+    __repr__ = by_shape
 
 
 class TokenTuring(Resampler):
@@ -152,7 +155,9 @@ class TokenTuring(Resampler):
 
         new = Resampled(None, sort(seen_by_all(shares[..., 4:])), count)
         features = sort(maps.to(memory.dtype) @ memory).to(tokens.features.dtype)
-        read = tokens.apply(new.plan).replace(features=features, positions=sort(positions))
+        read = tokens.apply(new.plan)
+        # These frames may have no token at all.
+        read = read.replace(features=features, positions=sort(positions), sizes=read.sizes.clamp(min=1e-6))
         after = held[..., :4] + held[..., 4:] @ values
         return read, TuringState(memory.detach(), after, state.frames + tokens.grid.T)
 

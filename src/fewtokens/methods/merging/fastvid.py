@@ -45,9 +45,12 @@ class FastVid(Method):
 
     Args:
         keep: share of the cells (float) or count (int).
-        segments: c of the paper; tau: likeness of frames below which there is always a cut.
-        context: d, share of the budget for anchors; stride: p, frames from anchor frame to anchor frame.
-        beta: smallest weight of an anchor; neighbors: of the density.
+        segments: c of the paper.
+        tau: similarity of frames below which there is always a cut.
+        context: d, share of the budget for anchors.
+        stride: p, frames from anchor frame to anchor frame.
+        beta: smallest weight of an anchor.
+        neighbors: of the density.
     """
 
     paper = "FastVID: Dynamic Density Pruning for Fast Video Large Language Models, arXiv 2503.11187"

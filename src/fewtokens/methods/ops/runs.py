@@ -23,7 +23,7 @@ def plan_runs(
     *,
     threshold: float | None = None,
     counts: Tensor | None = None,
-    last: Tensor | None = None,
+    last: LastFrame | None = None,
 ) -> Plan:
     """A patch starts a run where it has changed; the first frame always does. The run's first patch is the token.
 
@@ -36,7 +36,7 @@ def plan_runs(
             last one of the patch itself.
         threshold: a run starts where the change is above it.
         counts: [B], instead: as many runs, started where the change is largest.
-        last: [B,H*W,D], the frame before the first one of `tokens`.
+        last: the frame before the first one of `tokens`, in a stream.
     """
     before, known = with_previous(pixels[:, :, 0], tokens, last)
     difference = change(before.float(), pixels[:, :, -1].float())
@@ -51,7 +51,7 @@ def plan_runs(
 
 def last_frame(tokens: Tokens, pixels: Tensor) -> LastFrame:
     """What is remembered of a chunk: the first sub-frame of its last frame."""
-    return LastFrame(pixels[:, -tokens.grid.cells_per_frame :, 0].detach())
+    return LastFrame.of(pixels[:, :, 0], tokens)
 
 
 def join_runs(chunks: Sequence[Tokens]) -> Tokens:

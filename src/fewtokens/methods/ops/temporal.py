@@ -6,22 +6,38 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class LastFrame:
-    """What is remembered between chunks: the last frame, [B,H*W,...]. Its size never grows."""
+    """What is remembered between chunks: the last frame. Its size never grows.
+
+    Attributes:
+        last: [B,H*W,...], of each of its cells the values of the token that stands for it.
+        known: bool [B,H*W], which cells have such a token.
+    """
 
     last: Tensor
+    known: Tensor
+
+    __repr__ = by_shape
+
+    @staticmethod
+    def of(values: Tensor, tokens: Tokens) -> LastFrame:
+        """The last frame of tokens, with `values` [B,N,...]."""
+        token = tokens.assignment[:, -tokens.grid.cells_per_frame :]
+        rows = token.clamp(min=0).reshape(token.shape + (1,) * (values.ndim - 2))
+        return LastFrame(values.detach().gather(1, rows.expand(-1, -1, *values.shape[2:])), token >= 0)
 
 
-def with_previous(values: Tensor, tokens: Tokens, last: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def with_previous(values: Tensor, tokens: Tokens, last: LastFrame | None = None) -> tuple[Tensor, Tensor]:
     """The values of each token's predecessor in time.
 
     Args:
         values: [B,N,...], anything with a row for each token.
-        last: [B,H*W,...] values of the frame before the first one of `tokens` (streaming), or None.
+        last: the frame before the first one of `tokens`, in a stream.
 
     Returns:
         The predecessors' values [B,N,...] and which tokens have one, bool [B,N].
@@ -33,7 +49,8 @@ def with_previous(values: Tensor, tokens: Tokens, last: Tensor | None = None) ->
     if last is not None:
         first = tokens.mask & (tokens.frame == 0)
         place = (tokens.cell % tokens.grid.cells_per_frame).reshape(rows.shape)
-        earlier = last.gather(1, place.expand(-1, -1, *last.shape[2:]))
+        earlier = last.last.gather(1, place.expand(-1, -1, *last.last.shape[2:]))
+        first = first & last.known.gather(1, place.reshape(first.shape))
         before = before.where(~first.reshape(rows.shape), earlier.to(before.dtype))
         known = known | first
     return before, known

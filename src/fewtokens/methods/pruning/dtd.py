@@ -65,7 +65,7 @@ class Dtd(Reducer):
         n = grid.cells_per_frame
         return n + (grid.T - 1) * (n - int(n * self.threshold))
 
-    def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: Tensor | None = None) -> Plan:
+    def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: LastFrame | None = None) -> Plan:
         if pixels is not None:
             before, known = with_previous(pixels[:, :, 0], tokens, last)
             change = (before.float() - pixels[:, :, -1].float()).abs().mean(-1)
@@ -87,10 +87,9 @@ class Dtd(Reducer):
         """As `Method.step`, with tau; any chunking gives the offline result."""
         if not self.causal:
             return super().step(tokens, state, **cues)
-        tokens.require_full_grid(self.name)
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
-        plan = self.decide(tokens, last=None if state is None else state.last, **cues)
-        return tokens.apply(plan), LastFrame(values[:, -tokens.grid.cells_per_frame :].detach())
+        plan = self.decide(tokens, last=state, **cues)
+        return tokens.apply(plan), LastFrame.of(values, tokens)
 
 
 def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:

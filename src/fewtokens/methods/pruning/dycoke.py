@@ -11,6 +11,7 @@ from torch import Tensor
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
+from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import share_out
 from fewtokens.methods.ops.temporal import cosine
@@ -27,6 +28,8 @@ class DyCokeState:
 
     past: Tensor
     frames: int
+
+    __repr__ = by_shape
 
 
 class DyCoke(Reducer):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
@@ -50,7 +48,7 @@ class Evs(Reducer):
     def fewest(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
-    def plan(self, tokens: Tokens, *, last: torch.Tensor | None = None) -> Plan:
+    def plan(self, tokens: Tokens, *, last: LastFrame | None = None) -> Plan:
         before, known = with_previous(tokens.features, tokens, last)
         change = 1 - cosine(tokens.features, before)
         if self.tau is not None:
@@ -62,6 +60,5 @@ class Evs(Reducer):
         """As `Method.step`, with tau; any chunking gives the offline result."""
         if not self.causal:
             return super().step(tokens, state, **cues)
-        tokens.require_full_grid(self.name)
-        plan = self.decide(tokens, last=None if state is None else state.last)
-        return tokens.apply(plan), LastFrame(tokens.features[:, -tokens.grid.cells_per_frame :].detach())
+        plan = self.decide(tokens, last=state)
+        return tokens.apply(plan), LastFrame.of(tokens.features, tokens)

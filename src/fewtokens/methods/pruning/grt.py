@@ -68,7 +68,7 @@ class Grt(Reducer):
         length = 2 * (before - now).norm(dim=-1)
         return length if self.measure == "l2" else length / now.shape[-1] ** 0.5
 
-    def plan(self, tokens: Tokens, *, pixels: Tensor, last: Tensor | None = None) -> Plan:
+    def plan(self, tokens: Tokens, *, pixels: Tensor, last: LastFrame | None = None) -> Plan:
         counts = self.counts(tokens) if self.budget else None
         tokens = tokens.require_full_grid(self.name)
         return plan_runs(tokens, pixels, self.change, threshold=self.tau, counts=counts, last=last)
@@ -77,7 +77,7 @@ class Grt(Reducer):
         """As `Method.step`. A cell that holds from an earlier chunk counts as dropped; `join` credits it."""
         if not self.causal:
             return super().step(tokens, state, **cues)
-        plan = self.decide(tokens, last=None if state is None else state.last, **cues)
+        plan = self.decide(tokens, last=state, **cues)
         return tokens.apply(plan), last_frame(tokens, cues["pixels"])
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:

@@ -57,7 +57,7 @@ class Rlt(Reducer):
     def fewest(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
-    def plan(self, tokens: Tokens, *, pixels: Tensor, last: Tensor | None = None) -> Plan:
+    def plan(self, tokens: Tokens, *, pixels: Tensor, last: LastFrame | None = None) -> Plan:
         counts = self.counts(tokens) if self.budget else None
         tokens = tokens.require_full_grid(self.name)
         return plan_runs(tokens, pixels, difference, threshold=self.tau, counts=counts, last=last)
@@ -66,7 +66,7 @@ class Rlt(Reducer):
         """As `Method.step`. A cell whose run began in an earlier chunk counts as dropped; `join` credits it."""
         if not self.causal:
             return super().step(tokens, state, **cues)
-        plan = self.decide(tokens, last=None if state is None else state.last, **cues)
+        plan = self.decide(tokens, last=state, **cues)
         return tokens.apply(plan), last_frame(tokens, cues["pixels"])
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:

@@ -1,0 +1,33 @@
+"""How values that hold tensors are printed: in one line, by shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def by_shape(value: Any) -> str:
+    """`Name(field=float32[2, 120, 24], ...)`; fields that are None are left out. For `__repr__` of dataclasses."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    else:
+        names = list(value._fields)
+    shown = [f"{name}={_short(item)}" for name in names if (item := getattr(value, name)) is not None]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, list | tuple):
+        if len(value) > 3 or any(isinstance(item, torch.Tensor | np.ndarray) for item in value):
+            return f"{type(value).__name__} of {len(value)}"
+    elif isinstance(value, dict):
+        return f"{{{', '.join(map(str, value))}}}"
+    elif isinstance(value, Path):
+        return repr(str(value))
+    return " ".join(repr(value).split())
