@@ -365,3 +365,21 @@ def test_times_of_long_videos_are_exact(tmp_path):
         assert torch.equal(made.grid.times[1], torch.stack([times[0], times[1], times[1], times[1]]) + 1)
         assert torch.equal(made[1].grid.times, times[:2] + 1)
     assert torch.equal(registry.build("tome(0.5)")[0](tokens).grid.times, times)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_thousands_are_summed_wide(dtype):
+    """In half precision such a sum would stand still long before its end."""
+    g = torch.Generator().manual_seed(0)
+    values = torch.rand(1, 6000, 3, generator=g).to(dtype)
+    tokens = Tokens.from_cells(values.reshape(1, 60, 10, 10, 3))
+    plan = Plan.group((torch.arange(6000) % 2)[None], tokens)
+    expected = torch.stack([values[:, n::2].double().mean(1) for n in range(2)], 1)
+    soft = Plan(plan.count, 2, weights=torch.nn.functional.one_hot(torch.arange(6000) % 2).T[None] / 3000)
+    merged, resampled = tokens.apply(plan), tokens.apply(soft)
+    for out in (
+        merged.features, merged.pool(values, tokens), plan.move(values), plan.move(values, tokens.sizes),
+        resampled.features, resampled.pool(values, tokens), soft.move(values),
+    ):  # fmt: skip
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
