@@ -369,7 +369,7 @@ def test_times_of_long_videos_are_exact(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_means_of_thousands_are_summed_wide(dtype):
-    """In half precision such a sum would stand still long before its end."""
+    """Off by no more than the last rounding, which a share of 1 in 3000 in half precision would be."""
     g = torch.Generator().manual_seed(0)
     values = torch.rand(1, 6000, 3, generator=g).to(dtype)
     tokens = Tokens.from_cells(values.reshape(1, 60, 10, 10, 3))
@@ -382,4 +382,4 @@ def test_means_of_thousands_are_summed_wide(dtype):
         resampled.features, resampled.pool(values, tokens), soft.move(values),
     ):  # fmt: skip
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+        torch.testing.assert_close(out.double(), expected, rtol=0.51 * torch.finfo(dtype).eps, atol=0)
