@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fewtokens.core import files, registry
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import save_weights
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
+from fewtokens.train import checkpoint
+from fewtokens.version import __version__
 from tests.helpers.clips import clip
 
 
@@ -143,13 +149,50 @@ def test_names_of_the_longest_stem_are_written(tmp_path):
     assert Tokens.load(clip().save(path)).N == clip().N
 
 
-def test_files_get_the_mode_that_the_user_chose(tmp_path):
-    before = os.umask(0o027)
+def written_folder(folder: Path) -> None:
+    with files.whole_folder(folder, last="config.json") as place:
+        save_file({"x": torch.zeros(1)}, place / "x.safetensors")
+        (place / "config.json").write_text("{}")
+
+
+WRITERS = {
+    "tokens": lambda folder: clip().save(folder / "a.safetensors"),
+    "weights": lambda folder: save_weights(registry.build("pool_mlp('4/frame', dim=6)")[0], folder / "a.safetensors"),
+    "run": lambda folder: checkpoint.save(folder / "a.safetensors", {"x": torch.zeros(1)}, {"step": 3}),
+    "pipeline": lambda folder: Pipeline("pool_mlp('4/frame', dim=6)").save_pretrained(folder),
+    "JSON": lambda folder: files.write_json(folder / "a.json", {}),
+    "text": lambda folder: files.write_text(folder / "a.txt", "a"),
+    "rows": lambda folder: files.write_rows(folder / "a.jsonl", [1]),
+    "folder": written_folder,
+}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0o022, 0o644), (0o077, 0o600)])
+@pytest.mark.parametrize("what", WRITERS)
+def test_files_get_the_mode_that_the_user_chose(tmp_path, what, mask, mode):
+    before = os.umask(mask)
     try:
-        path = clip().save(tmp_path / "a.safetensors")
+        WRITERS[what](tmp_path)
+        assert os.umask(mask) == mask
     finally:
         os.umask(before)
-    assert path.stat().st_mode & 0o777 == 0o640
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert found and {path.stat().st_mode & 0o777 for path in found} == {mode}
+
+
+@pytest.mark.parametrize("what", ["tokens", "weights", "run", "pipeline"])
+def test_a_header_says_what_wrote_it(tmp_path, what):
+    WRITERS[what](tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"  # which transformers asks for
+    header = json.loads(metadata["fewtokens"])
+    assert header["version"] == files.FORMAT_VERSION == 2
+    versions = {"fewtokens": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    assert header["versions"] == versions
+    assert header["kind"] == {"weights": "method"}.get(what, what)
+    assert files.load_header(path, header["kind"]) == header
 
 
 @pytest.mark.parametrize("message", ["I/O error: No space left on device (os error 28)", "something new"])

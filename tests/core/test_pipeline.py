@@ -157,6 +157,39 @@ def test_cues_are_right_after_any_chain(chain):
     torch.testing.assert_close(watching.given["pixels"].flatten(2), expected[..., 1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("chain", [[Pairs], [Pairs, Pairs], [Pairs, Soft]])
+def test_cues_of_tokens_that_were_merged_before_weigh_by_their_sizes(chain, dtype):
+    """Tokens that go in stand for 1 to 6 cells each, in a padded batch."""
+    labels = torch.tensor([[0] * 6 + [1] * 3 + [2] * 2 + [3, 4, 5, 6] + [-1] * 3, [0, 1, 1, 2, 2, 2] + [3] * 12])
+    tokens = clip(T=3, H=2, W=3)
+    tokens = tokens.apply(Plan.group(labels, tokens))
+    assert tokens.count.tolist() == [7, 4]
+    pixels = torch.rand(2, 7, 2, 12).masked_fill(~tokens.mask[..., None, None], 0)
+    watching, steps = Watching(), [step() for step in chain]
+    Pipeline([*steps, watching])(tokens, attention=pixels[..., 0, 0], pixels=pixels.to(dtype))
+    out = Pipeline(steps)(tokens)
+    for b, m in itertools.product(range(2), range(out.N)):
+        share = torch.zeros(7)  # of each token that went in
+        for n in range(int(tokens.count[b])):
+            cells = (tokens.assignment[b] == n).nonzero()[:, 0]
+            if out.attribution is None:
+                share[n] = float((out.assignment[b, cells] == m).sum())
+            else:
+                share[n] = float(out.attribution[b, m, cells].sum())
+        expected = (share[:, None, None] * pixels[b]).sum(0) / share.sum().clamp(min=1e-12)
+        torch.testing.assert_close(watching.given["pixels"][b, m].float(), expected, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(watching.given["attention"][b, m], expected[0, 0])
+
+
+def test_a_cue_of_the_caller_comes_before_that_of_the_encoder():
+    encoder, watching, mine = Fake(), Watching(), torch.rand(2, 80)
+    encoder.cues = ("pixels", "attention")
+    Pipeline([watching], encoder)(frames(), attention=mine)
+    assert torch.equal(watching.given["attention"], mine)
+    assert watching.given["pixels"].shape == (2, 80, 1, 48)
+
+
 @pytest.mark.parametrize("spec", [name for name in registry.names() if issubclass(registry.get(name), Resampler)])
 def test_cues_after_every_resampler_are_those_of_the_cells_it_is_attributed_to(spec):
     tokens, watching = clip(T=3, H=5, W=6), Watching()

@@ -174,6 +174,32 @@ def test_readers_of_a_batch_see_each_video(videos, seed, time_weight):
         assert bool((moved[b, mine.N :] == 0).all())
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+@settings(max_examples=20, deadline=None)
+@given(videos=batches(), seed=st.integers(0, 999))
+def test_predecessors_by_loops(name, videos, seed):
+    """Who stands for the cell a frame before the nearest cell of each token; never the token itself."""
+    for one in videos:
+        after = OPERATIONS[name](one, values(one, seed))
+        T, H, W = after.grid.shape
+        assignment, expected = after.assignment[0].reshape(T, H, W), []
+        for n in range(after.N):
+            t, y, x = (round(value) for value in after.positions[0, n].tolist())
+            who = int(assignment[t - 1, y, x]) if t and n < int(after.count[0]) else -1
+            expected.append(-1 if who == n else who)
+        assert after.previous_frame_index()[0].tolist() == expected
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("shares", "finer", "frame by frame")])
+@settings(max_examples=20, deadline=None)
+@given(videos=batches(), seed=st.integers(0, 999))
+def test_what_is_pooled_is_weighed_as_positions_are(name, videos, seed):
+    """So the pooled positions of the tokens before are the positions of those after; weights of both signs included."""
+    batch = collate(videos)
+    after = OPERATIONS[name](batch, padded([values(one, seed) for one in videos], batch.N, fill=1))
+    torch.testing.assert_close(after.pool(batch.positions, batch), after.positions, rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 999))
 def test_a_video_in_chunks_is_the_video(data, seed):

@@ -11,11 +11,11 @@ from fewtokens.encoders.vit import ViT, ViTConfig
 
 def small_vit() -> ViT:
     torch.manual_seed(0)
-    made = ViT(ViTConfig(dim=32, depth=4, num_heads=4, patch_size=4, image_size=(24, 24), num_registers=1)).eval()
+    vit = ViT(ViTConfig(dim=32, depth=4, num_heads=4, patch_size=4, image_size=(24, 24), num_registers=1)).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in vit.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return made.requires_grad_(False)
+    return vit.requires_grad_(False)
 
 
 def embedded(vit: ViT) -> Tokens:

@@ -23,10 +23,10 @@ def test_functions(path: Path) -> list[str]:
     """The source of every test in a file, decorators included."""
     text = path.read_text()
     lines = text.splitlines()
-    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     return [
         "\n".join(lines[min([node.lineno, *(each.lineno for each in node.decorator_list)]) - 1 : node.end_lineno])
-        for node in found
+        for node in functions
         if node.name.startswith("test_")
     ]
 
@@ -38,8 +38,8 @@ test_functions.__test__ = False
 def test_every_method_has_tests_of_its_own(name):
     path = METHODS / f"test_{name}.py"
     assert path.exists(), f"{name} has no tests: write {path.name} with a small calculation that does not use our code"
-    said = re.compile(rf"\b({name}|{registry.get(name).__name__})\b")
-    assert any(said.search(source) for source in test_functions(path)), f"no test in {path.name} builds {name}"
+    pattern = re.compile(rf"\b({name}|{registry.get(name).__name__})\b")
+    assert any(pattern.search(source) for source in test_functions(path)), f"no test in {path.name} builds {name}"
 
 
 def test_nothing_is_left_of_methods_that_are_gone():

@@ -130,7 +130,7 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
     """The opposite of `split_frames`: B*T videos of one frame become B videos of T frames.
 
     Args:
-        frames: tokens on a one-frame grid; frame t of video b is number b*T + t.
+        frames: tokens on a one-frame grid; frame t of video b is number b*T + t, and has none past the video's length.
         T: frames of each video.
         grid: the video's grid where times or lengths are known; its shape must be (T, H, W).
     """
@@ -155,14 +155,7 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
         aux=frames.aux,
         meta=frames.meta,
     )
-    return joined.apply(Plan.keep(joined.mask & ~_absent(joined, grid)))
-
-
-def _absent(tokens: Tokens, grid: Grid) -> Tensor:
-    """Tokens that stand in frames past their video's length, bool [B,N]."""
-    if grid.lengths is None:
-        return torch.zeros_like(tokens.mask)
-    return tokens.positions[..., 0] >= grid.lengths.to(tokens.device)[:, None]
+    return joined.apply(Plan.keep(joined.mask))
 
 
 def concatenate(chunks: Sequence[Tokens]) -> Tokens:
@@ -184,7 +177,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
     positions, assignments = [], []
     for chunk in chunks:
         shift = torch.tensor([frames, 0, 0], device=chunk.device)
-        positions.append(chunk.positions + shift * chunk.mask[..., None])
+        positions.append(chunk.positions + shift)
         assignments.append(torch.where(chunk.assignment < 0, chunk.assignment, chunk.assignment + tokens))
         frames, tokens = frames + chunk.grid.T, tokens + chunk.N
 

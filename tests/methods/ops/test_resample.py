@@ -2,8 +2,40 @@
 
 from __future__ import annotations
 
-from fewtokens.methods.ops.resample import fitting_heads
+import pytest
+import torch
+
+from fewtokens.methods.ops.resample import Attention, Summary, fitting_heads
 
 
 def test_heads_divide_the_width():
     assert [fitting_heads(width, 8) for width in (12, 13, 16, 384, 4)] == [6, 1, 8, 8, 4]
+
+
+def look(heads: Attention, x: torch.Tensor, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return heads.look(x, seen, mask)[0]
+
+
+@pytest.mark.parametrize("attend", [Attention.forward, look], ids=["fused", "with weights"])
+def test_padded_keys_are_as_if_they_were_not_there(attend):
+    """Of 5 keys all, 3 and none are real; where none is, all are seen and nothing is NaN, forward and backward."""
+    torch.manual_seed(0)
+    heads, x = Attention(8, 2, seen=6), torch.randn(3, 4, 8)
+    seen = torch.randn(3, 5, 6, requires_grad=True)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [False] * 5])
+    out = attend(heads, x, seen, mask)
+    for b, real in enumerate((5, 3, 5)):
+        torch.testing.assert_close(out[b], attend(heads, x[b : b + 1], seen[b : b + 1, :real], None)[0])
+    out.sum().backward()
+    assert bool(seen.grad.isfinite().all())
+    assert bool((seen.grad[1, 3:] == 0).all())
+
+
+def test_maps_of_padded_tokens_are_zero():
+    torch.manual_seed(0)
+    summary, x = Summary(8, 2, 4), torch.randn(3, 5, 8)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [False] * 5])
+    maps = summary(x, mask)
+    for b, real in enumerate((5, 3, 5)):
+        torch.testing.assert_close(maps[b : b + 1, :, :real], summary(x[b : b + 1, :real]))
+        assert bool((maps[b, :, real:] == 0).all())

@@ -57,3 +57,22 @@ class TestKMeans:
     def test_elbow_is_the_farthest_point_below_the_chord(self):
         curve = torch.tensor([[10.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [3, 3, 3, 3, 3, 3]])
         assert spherical.below_chord(curve).argmax(1).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_silhouettes_of_a_padded_batch_equal_scikit_learn(seed):
+    """Of any labels, with clusters of one, on videos of unequal length."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(seed)
+    lengths, k = [30, 12, 9], 8
+    x = F.normalize(torch.randn(3, 30, 5, generator=generator), dim=2)
+    real = torch.arange(30) < torch.tensor(lengths)[:, None]
+    labels = torch.randint(0, 3, (3, 30), generator=generator)
+    labels[:, :5] = torch.tensor([3, 4, 5, 6, 7])  # one member each
+    one_hot = F.one_hot(labels, k).float() * real[..., None]
+    labels = labels.masked_fill(~real, -1)
+    fit = spherical.Assignment(labels, one_hot.transpose(1, 2) @ x, one_hot.sum(1), torch.zeros(3))
+    ours = spherical.silhouette(x, real, fit)
+    for b, n in enumerate(lengths):
+        expected = metrics.silhouette_score(x[b, :n].double().numpy(), labels[b, :n].numpy(), metric="cosine")
+        assert float(ours[b]) == pytest.approx(expected, abs=1e-5)

@@ -58,7 +58,6 @@ class VisionZip(Reducer):
         ends = t * total // lengths  # [B,T+1]
         budget = ends.diff(dim=1)[..., None]  # [B,T,1]
         few = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
-        few = few.masked_fill(budget >= n, 0)
         dominant = budget - few
         rank = attention.float().unflatten(1, (T, n)).argsort(dim=2, descending=True, stable=True).argsort(dim=2)
         chosen = rank < dominant  # [B,T,n]
