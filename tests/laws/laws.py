@@ -1,6 +1,7 @@
 """What each method promises beside the laws that hold for all.
 
-A method in none of these sets is held to the strictest law: what it keeps comes out bit for bit as it went in.
+A method in none of these sets is held to what its plan says: means by size conserve the mass of what is kept; anything
+else that it keeps comes out bit for bit as it went in.
 """
 
 from __future__ import annotations

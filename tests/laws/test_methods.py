@@ -176,6 +176,16 @@ class TestEveryMethod:
             before = (tokens.sizes[..., None] * tokens.features).sum(1)
             after = (out.sizes[..., None] * out.features).sum(1)
             torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+        if isinstance(method, Reducer) and method.stage != "encoder":
+            # Read off the plan: means by size conserve the mass of what is kept, whatever the method is called.
+            plan = method.decide(tokens, **{name: cues(tokens)[name] for name in method.needs})
+            if plan.representative is plan.shares is plan.sizes is None:
+                kept = tokens.sizes * (plan.dest >= 0)
+                before = (kept[..., None] * tokens.features).sum(1)
+                after = (out.sizes[..., None] * out.features).sum(1)
+                torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(out.sizes.sum(1), kept.sum(1))
+                return
         if method.name not in PARTITION | DROPS_AND_MERGES and not isinstance(method, Resampler):
             # Pure pruning: what is kept is kept as it was.
             kept = tokens.features.gather(1, out.cell[..., None].expand(-1, -1, tokens.C))
