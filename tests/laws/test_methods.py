@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fewtokens.core import registry
 from fewtokens.core.batch import collate, concatenate, split_frames
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import CUES, STAGES, Method, Resampler
+from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.tokens import Tokens
 from tests.helpers.clips import clip, cues, run, same
 from tests.laws.laws import (
