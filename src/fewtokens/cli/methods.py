@@ -82,7 +82,10 @@ def describe(name: str) -> dict[str, Any]:
 
     kind = registry.get(name)
     method = kind()
-    either = "threshold, or exact" if "keep" in method.arguments else "threshold"
+    takes_keep = "keep" in method.arguments
+    count = "threshold, or exact" if takes_keep else "threshold"
+    if getattr(method, "budget", None) or (takes_keep and not isinstance(method, Method)):
+        count = "exact"
     streams = "no"
     if isinstance(method, Method):
         streams = "yes" if method.causal else "as an option" if kind.step is not Method.step else "no"
@@ -91,7 +94,7 @@ def describe(name: str) -> dict[str, Any]:
         "method": name,
         "stage": method.stage,
         "summary": summary_of(text),
-        "count": "exact" if getattr(method, "budget", None) else either,
+        "count": count,
         "streaming": streams,
         "trainable": "yes" if getattr(method, "learned", False) else "no",
         "paper": method.paper,
