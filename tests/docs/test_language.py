@@ -73,6 +73,12 @@ BANNED = {
 PATTERNS = {phrase: re.compile(rf"\b(?:{phrase})\b", re.IGNORECASE) for phrase in BANNED}
 
 
+def readable(path: Path) -> str:
+    """The text of a file; of a page without its inline code, which may quote names of earlier versions."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"`[^`\n]+`", "`code`", text) if path.suffix == ".md" else text
+
+
 def findings(text: str) -> list[tuple[int, str, str]]:
     """(line, phrase, what to write instead) of every banned phrase; line breaks count as spaces."""
     lines = [0, *(match.end() for match in re.finditer("\n", text))]
@@ -107,7 +113,7 @@ def test_no_banned_phrase_in_code_and_pages():
     problems = [
         f"{path.relative_to(ROOT)}:{line}: {phrase!r}; better: {better}"
         for path in paths
-        for line, phrase, better in findings(path.read_text(encoding="utf-8"))
+        for line, phrase, better in findings(readable(path))
     ]
     assert not problems, "\n".join(problems)
 
