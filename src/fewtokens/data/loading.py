@@ -105,7 +105,7 @@ def _quiet_end(number: int) -> None:
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not isinstance(error, ConnectionError):
+        if not isinstance(error, ConnectionError | EOFError):
             usual(kind, error, trace)
 
     sys.excepthook = hook
