@@ -34,7 +34,7 @@ class TestGrid:
 
     def test_bad_grids(self):
         for wrong in ((0, 1, 1), (1, 1, -1)):
-            with pytest.raises(ValueError, match="at least one cell"):
+            with pytest.raises(ValueError, match="T, H and W must be at least 1"):
                 Grid(*wrong)
         with pytest.raises(ValueError, match="times"):
             Grid(3, 1, 1, torch.arange(4))

@@ -148,8 +148,8 @@ def test_bad_files(tmp_path):
         ("nowhere.pickle", "no such file"),
         ("cut.pickle", "not a whole pickle"),
         ("text.pickle", "not a whole pickle"),
-        ("cut.safetensors", "not a readable safetensors"),
-        ("other.safetensors", "holds tokens, not demonstrations"),
+        ("cut.safetensors", "invalid safetensors"),
+        ("other.safetensors", "contains tokens, not demonstrations"),
     ):
         with pytest.raises(ValueError, match=said):
             read(tmp_path / name)

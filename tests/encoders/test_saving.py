@@ -184,7 +184,7 @@ class TestHub:
 
     def test_what_the_hub_refuses_is_one_line(self, monkeypatch):
         Hub(monkeypatch, OSError("no\nway"))
-        with pytest.raises(ValueError, match=r"^me/it: the hub refuses it \(no way\)$"):
+        with pytest.raises(ValueError, match=r"^me/it: upload failed \(no way\)$"):
             Patches(4).push_to_hub("me/it")
 
     def test_without_huggingface_hub(self, monkeypatch):
