@@ -126,7 +126,7 @@ class TestMethod:
 
         pipeline = Pipeline([Half()])
         assert pipeline(clip()).count.tolist() == [60, 60]
-        with pytest.raises(ValueError, match="Half cannot be built again by name"):
+        with pytest.raises(ValueError, match="Half is not registered"):
             pipeline.save_pretrained(tmp_path / "p")
         assert not (tmp_path / "p").exists()
 

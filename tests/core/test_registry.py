@@ -67,7 +67,7 @@ def test_defaults_reach_whoever_takes_them():
         ("lambda: 1", "cannot read"),
         ("tome(keep=1, keep=2)", "only once"),
         ("tome({[]:1})", "plain values"),
-        ("rlt(tau='x')", "rlt: tau must be a finite number or null, not 'x'"),
+        ("rlt(tau='x')", "rlt: tau must be a finite number or null, got 'x'"),
         ("evs(tau=True)", "tau must be a finite number"),
         ("tome(keep=1e999)", "keep must be"),
         ("tome(keep=1e308)", "keep must be a share"),

@@ -290,7 +290,7 @@ def raw(path, tensors, header):
         ({}, {"count": -1, "about": {}}, "no demonstration in it"),
         ({}, {"count": 10**12, "about": {}}, "not whole demonstrations"),
         ({}, {"count": 1, "about": []}, "about in its header must be an object"),
-        ({}, {"count": 1, "about": {"task": 3}}, "about in its header: task must be text or null"),
+        ({}, {"count": 1, "about": {"task": 3}}, "about in its header: task must be a string or null"),
         ({}, {"count": 1, "about": {"proprio": "4"}}, "about in its header: proprio must be a whole number"),
         ({"0.actions": None}, {"count": 1, "about": {}}, "not whole demonstrations"),
         ({"0.actions": torch.zeros(())}, {"count": 1, "about": {}}, "actions must be numbers for 6 images"),

@@ -382,7 +382,7 @@ def test_tables_from_spreadsheets(tmp_path, mark, separator):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"question": {"a": 1}}, "'question' must be text or a whole number or a finite number"),
+        ({"question": {"a": 1}}, "'question' must be a string or a whole number or a finite number"),
         ({"question": True}, "'question' must be"),
         ({"candidates": "abc"}, "'candidates' must be a list of texts"),
         ({"candidates": [1, 2]}, "'candidates' must be a list of texts"),

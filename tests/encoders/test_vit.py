@@ -365,7 +365,7 @@ class TestBadFolders:
             ({"num_attention_heads": 5}, "multiple of num_heads"), ({"patch_size": 0}, "no vision transformer"),
             ({"patch_size": [4, 8]}, "not square"), ({"image_size": {"height": 16}}, "image_size must be"),
             ({"image_size": 10**9}, "at most"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
-            ({"hidden_act": ["gelu"]}, "hidden_act must be text"), ({"model_type": 3}, "model_type must be text"),
+            ({"hidden_act": ["gelu"]}, "hidden_act must be a string"), ({"model_type": 3}, "model_type must be text"),
         ],
     )  # fmt: skip
     def test_what_a_config_says_is_checked(self, change, says, tmp_path):

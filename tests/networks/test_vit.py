@@ -332,7 +332,7 @@ class TestBrokenFolders:
             ({"image_size": [10**9, 10**9]}, "makes no network|of a different shape"), ({"mlp_dim": -4}, "at least 0"),
             ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
             ({"num_classes": True}, "num_classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
-            ({"learner": {"a": 1}}, "learner must be text"), ({"attention": ["joint"]}, "attention must be text"),
+            ({"learner": {"a": 1}}, "learner must be a string"), ({"attention": ["joint"]}, "attention must be text"),
             ({"mean": None}, "mean must be a list of 3"), ({"tubelet_size": -2}, "at least 1"),
         ],
     )  # fmt: skip
@@ -365,7 +365,7 @@ class TestBrokenFolders:
 
     def test_what_stands_beside_the_config(self, tmp_path):
         make("vit").save_pretrained(tmp_path, labels=["a", 1], trained={})
-        with pytest.raises(ValueError, match=r"labels\[1\] must be text"):
+        with pytest.raises(ValueError, match=r"labels\[1\] must be a string"):
             models.meta(tmp_path)
         make("vit").save_pretrained(tmp_path, trained={"fps": "fast"})
         with pytest.raises(ValueError, match=r"trained\.fps must be a finite number"):
