@@ -94,7 +94,7 @@ def test_one_call(frames, tmp_path):
     assert isinstance(tokens, Tokens)
     assert (tokens.count.tolist(), tokens.grid.T) == ([20], 4)
     assert fewtokens.tokenize(frames, "tokenlearner('2/frame')", encoder=Patches(8)).count.tolist() == [6]
-    with pytest.raises(ValueError, match="keep is for methods given as a spec string"):
+    with pytest.raises(ValueError, match="keep requires a spec string"):
         fewtokens.tokenize(frames, fewtokens.build("tome"), keep=3)
 
 
@@ -110,11 +110,11 @@ def test_methods_by_name():
     assert fewtokens.create_method("tome", keep=0.5).keep == 0.5
     for wrong, says in (
         ({"name": "tomme"}, "did you mean tome"),
-        ({"name": "tome", "kep": 3}, "tome takes keep; not kep"),
+        ({"name": "tome", "kep": 3}, "tome has no argument kep; it accepts keep"),
     ):
         with pytest.raises(ValueError, match=says):
             fewtokens.create_method(**wrong)
-    with pytest.raises(ValueError, match="a stage is one of"):
+    with pytest.raises(ValueError, match="stage must be one of"):
         fewtokens.list_methods(stage="nowhere")
 
 
@@ -128,9 +128,9 @@ class TestTokensAsData:
         assert tokens[torch.tensor([True, False, True])].grid.lengths.tolist() == [3, 2]
         assert tokens[[2, 0]].grid.lengths.tolist() == [2, 3]
         for wrong in (3, -4, [5]):
-            with pytest.raises(IndexError, match="numbered 0 to 2"):
+            with pytest.raises(IndexError, match=r"must be in -3..2"):
                 tokens[wrong]
-        with pytest.raises(IndexError, match=r"booleans must be \[B\]"):
+        with pytest.raises(IndexError, match=r"a bool mask must be \[B\]"):
             tokens[torch.tensor([True])]
 
     def test_one_line_each(self, pipeline, frames):

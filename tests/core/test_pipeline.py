@@ -212,7 +212,7 @@ def test_rows_of_resampled_tokens_cannot_follow_a_later_method():
     watching = Watching()
     Pipeline([watching])(resampled, attention=attention, pixels=pixels)
     assert torch.equal(watching.given["attention"], attention)
-    with pytest.raises(ValueError, match="run the whole chain at once"):
+    with pytest.raises(ValueError, match="run the full chain in one call"):
         Pipeline([Pairs(), watching])(resampled, attention=attention, pixels=pixels)
 
 

@@ -84,7 +84,7 @@ class Budget:
         if len(present) > 1:
             names = [f"{name}=" for name in ("keep", *instead)]
             raise NotBoth(
-                f"{caller} accepts only one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}"
+                f"{caller} takes one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}"
             )
         if present and present != ["keep"]:
             return None

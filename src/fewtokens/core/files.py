@@ -385,7 +385,7 @@ def as_os_error(error: SafetensorError, path: str | Path) -> OSError:
     for code in (*NO_ROOM, errno.EACCES, errno.EIO):
         if f"os error {code}" in message or os.strerror(code) in message:
             return OSError(code, os.strerror(code), str(path))
-    return OSError(errno.EIO, f"cannot write the file ({message})", str(path))
+    return OSError(errno.EIO, f"cannot be written ({message})", str(path))
 
 
 def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -426,7 +426,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with _in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: invalid safetensors file ({in_a_line(error)}); it may be truncated") from None
+        raise Damaged(f"{path}: invalid safetensors file ({in_a_line(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file that was not written by fewtokens")
     try:
