@@ -236,7 +236,7 @@ class TestBatch:
     def test_frames_of_other_sizes_do_not_collate(self):
         with pytest.raises(ValueError, match="the same H and W"):
             collate([clip(B=1), clip(H=4, B=1)])
-        with pytest.raises(ValueError, match="chunks must not be empty"):
+        with pytest.raises(ValueError, match="videos must not be empty"):
             collate([])
 
     def test_packed_and_back(self):
