@@ -1,11 +1,11 @@
-"""Turns an image or a video into very few tokens, and shows what that keeps and what it costs.
+"""Turns an image or a video into very few tokens, and measures what that preserves and costs.
 
     import fewtokens
     video = fewtokens.read("clip.mp4", frames=16, size=224)
     pipeline = fewtokens.Pipeline("tome(keep=0.1)", fewtokens.load_encoder("patches"))
     tokens = pipeline(video.frames, video.times)
 
-Importing this loads nothing: each name comes in, and torch with it, on first use.
+Importing the package is fast: each public name, and torch with it, is imported on first use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fewtokens.video import stream as stream
     from fewtokens.video import synthetic as synthetic
 
-# name -> module, the one place that counts. Type checkers read the imports above; a test compares the two.
+# Module of each public name. Type checkers read the imports above; a test checks that the two agree.
 _MODULES = {
     "Budget": "fewtokens.core.budget",
     "Encoder": "fewtokens.encoders",

@@ -1,4 +1,4 @@
-"""`python -m fewtokens`, also under `torchrun -m fewtokens`."""
+"""The entry point of `python -m fewtokens` and `torchrun -m fewtokens`."""
 
 from fewtokens.cli import main
 

@@ -1,3 +1,3 @@
-"""The version, alone in its file so that anything may import it."""
+"""The version, in a separate module so that every module can import it."""
 
 __version__ = "0.1.0"

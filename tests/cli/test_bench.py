@@ -133,7 +133,7 @@ def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
         (["VIDEO", "--out", "o", "--keep", "2.0"], "keep must be"),
         (["VIDEO", "--out", "o", "--keep", ","], "at least one budget"),
         (["VIDEO", "--out", "o", "--with", "tomme"], "did you mean"),
-        (["VIDEO", "--out", "o", "--with", "visionzip"], "cannot give"),
+        (["VIDEO", "--out", "o", "--with", "visionzip"], "does not provide"),
         (["VIDEO", "--out", "o", "--with", "vid_tldr"], "between the blocks"),
         (["--davis", "nowhere", "--out", "o"], "no DAVIS folder"),
         (["missing.mp4", "--out", "o"], "no such file"),
@@ -180,7 +180,7 @@ class TestStream:
         ("words", "says"),
         [
             (["--with", "tome"], "is not causal and cannot be streamed"),
-            (["--with", "rlt | dtd"], "dtd cannot be streamed behind rlt"),
+            (["--with", "rlt | dtd"], "dtd cannot be streamed after rlt"),
             (["--with", "rlt", "--frames", "4"], "with --chunked say --fps"),
             (["--with", "rlt", "--events", "1"], "between 0 and 1"),
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),

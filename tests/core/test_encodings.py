@@ -11,7 +11,7 @@ import fewtokens
 
 SOURCE = Path(fewtokens.__file__).parent
 # open() of these is of no text file.
-OTHERS = {"av", "Image", "Film", "signals", "tarfile", "os", "webbrowser"}
+OTHERS = {"av", "Image", "VideoFile", "signals", "tarfile", "os", "webbrowser"}
 
 
 def unspecified(tree: ast.AST) -> list[int]:

@@ -84,16 +84,16 @@ def test_what_is_wrong_is_said(tmp_path):
     good = clip().save(tmp_path / "a.safetensors")
     cases = {
         "no such file": tmp_path / "missing.safetensors",
-        "not a readable safetensors": tmp_path / "text.safetensors",
+        "invalid safetensors": tmp_path / "text.safetensors",
         "cut short": tmp_path / "short.safetensors",
-        "not one that fewtokens wrote": tmp_path / "other.safetensors",
-        "holds pipeline, not tokens": tmp_path / "pipeline.safetensors",
+        "not written by fewtokens": tmp_path / "other.safetensors",
+        "contains pipeline, not tokens": tmp_path / "pipeline.safetensors",
         "update fewtokens": tmp_path / "newer.safetensors",
     }
-    cases["not a readable safetensors"].write_text("hello")
+    cases["invalid safetensors"].write_text("hello")
     cases["cut short"].write_bytes(good.read_bytes()[:-100])
-    save_file({"a": torch.ones(1)}, cases["not one that fewtokens wrote"])
-    files.save(cases["holds pipeline, not tokens"], "pipeline", {}, {})
+    save_file({"a": torch.ones(1)}, cases["not written by fewtokens"])
+    files.save(cases["contains pipeline, not tokens"], "pipeline", {}, {})
     header = json.dumps({"kind": "tokens", "version": 99})
     save_file({"a": torch.ones(1)}, cases["update fewtokens"], metadata={"fewtokens": header})
     for says, path in cases.items():

@@ -77,7 +77,7 @@ def test_a_chain_into_a_memory(first):
 
 
 def test_what_lives_on_is_not_compared():
-    with pytest.raises(ValueError, match="dtd cannot be streamed behind rlt"):
+    with pytest.raises(ValueError, match="dtd cannot be streamed after rlt"):
         Streaming(Pipeline("rlt | dtd(0.5)", Patches(4)))
 
 
@@ -105,15 +105,15 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"spec": None}, "spec must be text"),
+        ({"spec": None}, "spec must be a string"),
         ({"spec": "tome"}, "tome.* is not causal and cannot be streamed"),
         ({"spec": "rlt | evs"}, "evs.* is not causal and cannot be streamed"),
         ({"spec": "rlt(tau='x')"}, "tau must be"),
-        ({"chunks": []}, "names no chunks"),
+        ({"chunks": []}, "lists no chunks"),
         ({"chunks": "000000.safetensors"}, "chunks must be a list"),
-        ({"chunks": [0]}, r"chunks\[0\] must be text"),
+        ({"chunks": [0]}, r"chunks\[0\] must be a string"),
         ({"chunks": [""]}, "no such file"),
-        ({"chunks": ["x" * 5000]}, "x .* is no name of a chunk"),
+        ({"chunks": ["x" * 5000]}, "x .* is not a file name"),
         ({"meta": None}, "meta must be an object"),
     ],
 )
@@ -177,7 +177,7 @@ class TestTrigger:
         assert ratios[7] < ratios[1:7].min()
 
     def test_part(self):
-        with pytest.raises(ValueError, match="between 0 and 1"):
+        with pytest.raises(ValueError, match="fraction of steps that trigger must be in"):
             SceneTrigger(1.0)
 
 

@@ -148,8 +148,8 @@ def test_bad_files(tmp_path):
         ("nowhere.pickle", "no such file"),
         ("cut.pickle", "not a whole pickle"),
         ("text.pickle", "not a whole pickle"),
-        ("cut.safetensors", "not a readable safetensors"),
-        ("other.safetensors", "holds tokens, not demonstrations"),
+        ("cut.safetensors", "invalid safetensors"),
+        ("other.safetensors", "contains tokens, not demonstrations"),
     ):
         with pytest.raises(ValueError, match=said):
             read(tmp_path / name)
@@ -290,7 +290,7 @@ def raw(path, tensors, header):
         ({}, {"count": -1, "about": {}}, "no demonstration in it"),
         ({}, {"count": 10**12, "about": {}}, "not whole demonstrations"),
         ({}, {"count": 1, "about": []}, "about in its header must be an object"),
-        ({}, {"count": 1, "about": {"task": 3}}, "about in its header: task must be text or null"),
+        ({}, {"count": 1, "about": {"task": 3}}, "about in its header: task must be a string or null"),
         ({}, {"count": 1, "about": {"proprio": "4"}}, "about in its header: proprio must be a whole number"),
         ({"0.actions": None}, {"count": 1, "about": {}}, "not whole demonstrations"),
         ({"0.actions": torch.zeros(())}, {"count": 1, "about": {}}, "actions must be numbers for 6 images"),

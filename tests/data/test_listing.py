@@ -135,7 +135,7 @@ def test_avid(tmp_path):
     assert found.missing == ("lost.mp4",)
     assert found.left_out == ("ovpgieoc.mp4: has no class",)
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="not readable JSON"):
+    with pytest.raises(ValueError, match="invalid JSON"):
         read_listing(tmp_path / "broken.json")
 
 

@@ -86,9 +86,9 @@ def test_quotes_and_commas(here):
     found = said("l.csv", "path,label\na,b.png,cat\n0.png,dog\n")
     assert found == [("0.png", "dog")]
     assert "line 2: more cells than the header" in read_listing("l.csv").left_out[0]
-    with pytest.raises(ValueError, match=r"l.csv, line 4: not a readable CSV"):
+    with pytest.raises(ValueError, match=r"l.csv, line 4: invalid CSV"):
         said("l.csv", 'path,label\n0.png,cat\n"1.png,cat\n2.png,dog\n')
-    with pytest.raises(ValueError, match=r"l.csv, line 2: not a readable CSV"):
+    with pytest.raises(ValueError, match=r"l.csv, line 2: invalid CSV"):
         said("l.csv", "path,label\n" + "x" * 200_000 + ",cat\n")
 
 

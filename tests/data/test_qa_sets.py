@@ -254,13 +254,13 @@ def broken(folder: Path, name: str) -> str:
         return r"test.csv, line 2: has no 'a0'"
     if name == "json":
         (folder / "lvb_val.json").write_text('[\n{"id": 1},\n{"id" 2}]')
-        return r"lvb_val.json: not readable JSON .*line 3 column"
+        return r"lvb_val.json: invalid JSON .*line 3 column"
     if name == "key":
         put(folder / "lvb_val.json", [LONG, {"id": "2"}])
         return r"lvb_val.json, entry 2: has no 'candidates'"
     if name == "jsonl":
         (folder / "test.jsonl").write_text(json.dumps(MME) + "\n\nnot json\n")
-        return r"test.jsonl, line 3: not readable JSON"
+        return r"test.jsonl, line 3: invalid JSON"
     put(folder / "test.json", [{**MME, "answer": "E"}])
     return r"test.json, entry 1: 'answer' must be one of 4 letters, got 'E'"
 
@@ -382,7 +382,7 @@ def test_tables_from_spreadsheets(tmp_path, mark, separator):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"question": {"a": 1}}, "'question' must be text or a whole number or a finite number"),
+        ({"question": {"a": 1}}, "'question' must be a string or a whole number or a finite number"),
         ({"question": True}, "'question' must be"),
         ({"candidates": "abc"}, "'candidates' must be a list of texts"),
         ({"candidates": [1, 2]}, "'candidates' must be a list of texts"),

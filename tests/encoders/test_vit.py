@@ -324,7 +324,7 @@ class TestBadFolders:
         ("spoil", "says"),
         [
             (lambda d: (d / "config.json").unlink(), "no config.json"),
-            (lambda d: (d / "config.json").write_text("{"), "not readable JSON"),
+            (lambda d: (d / "config.json").write_text("{"), "invalid JSON"),
             (lambda d: (d / "config.json").write_text("{}"), "no model_type"),
             (lambda d: (d / "model.safetensors").unlink(), r"no model\.safetensors"),
             (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights"),
@@ -344,10 +344,10 @@ class TestBadFolders:
     @pytest.mark.parametrize(
         ("change", "says"),
         [
-            ({"num_hidden_layers": 5}, "lacks blocks.3"),
-            ({"num_hidden_layers": 2}, "of no use here, blocks.2"),
-            ({"hidden_size": 64}, "in another shape"),
-            ({"image_size": 20}, "in another shape positions"),
+            ({"num_hidden_layers": 5}, "missing: blocks.3"),
+            ({"num_hidden_layers": 2}, "unexpected: blocks.2"),
+            ({"hidden_size": 64}, "of a different shape"),
+            ({"image_size": 20}, "of a different shape: positions"),
         ],
     )
     def test_a_config_that_does_not_fit(self, change, says, tmp_path):
@@ -365,7 +365,7 @@ class TestBadFolders:
             ({"num_attention_heads": 5}, "multiple of num_heads"), ({"patch_size": 0}, "no vision transformer"),
             ({"patch_size": [4, 8]}, "not square"), ({"image_size": {"height": 16}}, "image_size must be"),
             ({"image_size": 10**9}, "at most"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
-            ({"hidden_act": ["gelu"]}, "hidden_act must be text"), ({"model_type": 3}, "model_type must be text"),
+            ({"hidden_act": ["gelu"]}, "hidden_act must be a string"), ({"model_type": 3}, "model_type must be text"),
         ],
     )  # fmt: skip
     def test_what_a_config_says_is_checked(self, change, says, tmp_path):
@@ -406,7 +406,7 @@ class TestBadFolders:
     def test_names_and_options(self, tmp_path):
         for name, options, says in (
             ("/no/such/folder", {}, "no such folder"),
-            ("nobody/nothing", {}, "hub does not give it"),
+            ("nobody/nothing", {}, "downloading it from the hub failed"),
             ("patches", {"device": "tpu"}, "device must be"),
             ("patches", {"device": "cuda:99"}, "no device"),
             ("patches", {"dtype": "int4"}, "dtype must be"),

@@ -214,7 +214,7 @@ def test_weights_are_saved_and_read(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keep": 8}, "tokenlearner: keep must be a count for each frame"),
+        ({"keep": 8}, "tokenlearner: keep must be a count per frame"),
         ({"version": "2"}, "version"),
         ({"pool": "max"}, "pool"),
         ({"version": "1.1", "pool": "mean"}, "1.1 pools with a softmax"),

@@ -477,16 +477,16 @@ WRONG = {
         {"blocks.1000000.norm1.weight": torch.ones(64)},
         "blocks, the last of which is number 1000000",
     ),
-    "no number": ({"blocks.99999999999999999999.norm1.weight": torch.ones(64)}, "of no use here"),
+    "no number": ({"blocks.99999999999999999999.norm1.weight": torch.ones(64)}, "unexpected: "),
     "patches of two axes": ({"patch_embed.proj.weight": torch.ones(64, 192)}, "no vision transformer's"),
     "no positions": ({"pos_embed": torch.ones(64)}, "no vision transformer's"),
     "a single position": ({"pos_embed": torch.ones(1, 1, 64)}, "those of a square"),
-    "another width": ({"pos_embed": torch.ones(1, 17, 32)}, "in another shape"),
+    "another width": ({"pos_embed": torch.ones(1, 17, 32)}, "of a different shape"),
     "bytes": ({"blocks.0.mlp.fc1.weight": torch.ones(256, 64, dtype=torch.int8)}, "is it quantized"),
     "sparse": ({"cls_token": torch.ones(1, 1, 64).to_sparse()}, "not weights in floating point"),
     "said and not stored": ({"cls_token": torch.ones(1).half().expand(10**6, 10**6)}, "than are stored"),
-    "a name of two lines": ({"blocks.0.mlp.a\nb": torch.ones(1)}, "of no use here, blocks.0.mlp.a b"),
-    "a list": ({"cls_token": [1.0]}, "lacks class_token"),
+    "a name of two lines": ({"blocks.0.mlp.a\nb": torch.ones(1)}, "unexpected: blocks.0.mlp.a b"),
+    "a list": ({"cls_token": [1.0]}, "missing: class_token"),
 }
 
 

@@ -150,7 +150,7 @@ class TestCheckpoints:
             ({"settings": []}, "settings must be an object"),
             ({"scores": {"a": []}}, "scores"),
             ({"sums": {"loss": None}}, "sums.loss must be a finite number"),
-            ({"broken": [1]}, r"broken\[0\] must be text"),
+            ({"broken": [1]}, r"broken\[0\] must be a string"),
             ({"inputs": {"data": "x"}}, "inputs.data must be a list"),
         ):
             files.save(path, "run", tensors, {**head, **change})

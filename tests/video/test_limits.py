@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewtokens.video import VideoError, read, stream, write
 from fewtokens.video.images import load_picture
-from fewtokens.video.select import MOST_PIXELS, choose
+from fewtokens.video.select import MAX_PIXELS, choose
 from tests.video.makers import make, moving, numbered
 
 
@@ -28,7 +28,7 @@ class TestLimits:
                 read(source, size=224)
 
     def test_a_small_file_of_a_large_picture(self, tmp_path):
-        side = int(MOST_PIXELS**0.5) + 1
+        side = int(MAX_PIXELS**0.5) + 1
         rows = zlib.compress(bytes((side // 8 + 2) * side), 9)
 
         def piece(kind: bytes, body: bytes) -> bytes:
@@ -48,7 +48,7 @@ class TestLimits:
 
     def test_a_chunk_is_counted_too(self, tmp_path, monkeypatch):
         path = make(tmp_path / "a.mp4", moving(20))
-        monkeypatch.setattr("fewtokens.video.select.MOST_BYTES", 48 * 64 * 3 * 10)
+        monkeypatch.setattr("fewtokens.video.select.MAX_BYTES", 48 * 64 * 3 * 10)
         assert sum(len(part) for part in stream(path, chunk=10)) == 20
         with pytest.raises(VideoError, match="20 frames of 64x48"):
             next(stream(path, chunk=1000))

@@ -311,7 +311,7 @@ class TestBadInput:
 
     def test_too_much_at_once(self, tmp_path, monkeypatch):
         path = make(tmp_path / "a.mp4", moving(20))
-        monkeypatch.setattr("fewtokens.video.select.MOST_BYTES", 20_000)
+        monkeypatch.setattr("fewtokens.video.select.MAX_BYTES", 20_000)
         with pytest.raises(VideoError, match="GiB"):
             read(path)
 

@@ -1,4 +1,4 @@
-"""Putting tokens together and taking them apart: videos into a batch, frames into a video, chunks in a row."""
+"""Joins and splits `Tokens`: videos into a batch, a video into frames and back, chunks into a video."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ from fewtokens.core.tokens import SLOTS, Tokens
 
 
 def collate(videos: Sequence[Tokens]) -> Tokens:
-    """One padded batch of videos that may differ in length and in their number of tokens.
+    """Collates videos, which may differ in length and in number of tokens, into one padded batch.
 
     Args:
-        videos: of one video each, or of several; equal H, W and C. `aux` and `meta` are left behind, and so are prefix
-            tokens, unless all videos have equally many.
+        videos: tokens of one or more videos each; H, W and C must be equal. `aux` and `meta` are discarded. Prefix
+            tokens are kept only if all videos have the same number of them.
+
+    Returns:
+        Tokens of all videos, [B,N,C] with the largest N among them.
 
     Raises:
-        ValueError: no videos, or frames of different grids (a batch has one H and W).
+        ValueError: `videos` is empty, the grids differ in H or W, or `dropped` differs.
     """
     if not videos:
-        raise ValueError("nothing to collate")
+        raise ValueError("videos must not be empty")
     first = videos[0]
     frames = {(v.grid.H, v.grid.W) for v in videos}
     if len(frames) > 1:
-        raise ValueError(f"videos of one batch need equal H and W, got {sorted(frames)}; resize, or run them alone")
+        raise ValueError(
+            f"videos of one batch must have the same H and W, got {sorted(frames)}; resize them or run them separately"
+        )
     T, N = max(v.grid.T for v in videos), max(v.N for v in videos)
     S = T * first.grid.cells_per_frame
 
@@ -42,16 +47,16 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
         for value in values:
             pad: list[int] = []
             for axis in range(value.ndim - 1, 0, -1):
-                wanted = sizes[pads[axis - 1]] if axis <= len(pads) else value.shape[axis]
-                pad += [0, wanted - value.shape[axis]]
+                target = sizes[pads[axis - 1]] if axis <= len(pads) else value.shape[axis]
+                pad += [0, target - value.shape[axis]]
             padded.append(F.pad(value, pad, value=fill))
         return torch.cat(padded)
 
     times = None
     if all(v.grid.times is not None for v in videos):
-        rows = [one.times for v in videos for one in v.grid.videos(v.B) if one.times is not None]
+        rows = [grid.times for v in videos for grid in v.grid.videos(v.B) if grid.times is not None]
         times = torch.stack([torch.cat([row, row[-1:].expand(T - len(row))]) for row in rows])
-    lengths = torch.tensor([one.T for v in videos for one in v.grid.videos(v.B)])
+    lengths = torch.tensor([grid.T for v in videos for grid in v.grid.videos(v.B)])
     grid = Grid(T, first.grid.H, first.grid.W, times, None if bool((lengths == T).all()) else lengths)
     return Tokens(
         features=stack("features", 0),  # type: ignore[arg-type]
@@ -63,20 +68,20 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
         prefix=stack("prefix"),
         codes=stack("codes", 0),
         attribution=stack("attribution", 0, 1),
-        dropped=_one_meaning(videos),
+        dropped=_common_dropped(videos),
     )
 
 
-def _one_meaning(parts: Sequence[Tokens]) -> Dropped:
-    """What dropping means in all of them."""
-    meanings = {part.dropped for part in parts}
-    if len(meanings) > 1:
-        raise ValueError("some tokens were dropped as 'lost', others as 'held'; say which by tokens.replace(dropped=)")
-    return meanings.pop()
+def _common_dropped(parts: Sequence[Tokens]) -> Dropped:
+    """Returns the value of `dropped` that all parts share."""
+    values = {part.dropped for part in parts}
+    if len(values) > 1:
+        raise ValueError("dropped must be equal, got 'lost' and 'held'; set it with tokens.replace(dropped=...)")
+    return values.pop()
 
 
 def trim(tokens: Tokens) -> Tokens:
-    """The same tokens without slots that no video of the batch needs (one stays where all are empty)."""
+    """Removes trailing slots that are padding in every video; at least one slot remains."""
     n = max(1, int(tokens.count.max()))
     if n == tokens.N:
         return tokens
@@ -84,71 +89,81 @@ def trim(tokens: Tokens) -> Tokens:
 
 
 def split_frames(tokens: Tokens) -> Tokens:
-    """Every frame of every video as a video of its own: B videos of T frames become B*T of one frame.
+    """Splits B videos of T frames into B*T videos of one frame.
 
-    A token belongs to the frame of its position (rounded). A cell whose token lives in another frame is
-    marked dropped, and a token counts only its cells of its own frame.
+    A token belongs to the frame of its rounded position. Its size counts only its cells in that frame; its cells in
+    other frames are marked as dropped. Prefix tokens, codes, `attribution`, `aux` and `meta` are discarded.
+
+    Returns:
+        Tokens of B*T videos; frame t of video b has index b*T + t.
     """
     B, T, HW = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
     frame = tokens.positions[..., 0].round().long().clamp(0, T - 1)
     frame = frame.masked_fill(~tokens.mask, T)
     count = F.one_hot(frame, T + 1)[..., :T].sum(1)  # [B,T]
-    width = int(count.max())
+    num_slots = int(count.max())
     order = frame.argsort(dim=1, stable=True)
     start = F.pad(count.cumsum(1), (1, 0))[:, :T]  # [B,T]
-    slots = torch.arange(width, device=tokens.device)
-    real = slots < count[..., None]  # [B,T,width]
+    slots = torch.arange(num_slots, device=tokens.device)
+    mask = slots < count[..., None]  # [B,T,num_slots]
     index = (start[..., None] + slots).clamp(max=tokens.N - 1).reshape(B, -1)
-    representative = order.gather(1, index).reshape(B, T, width)
+    representative = order.gather(1, index).reshape(B, T, num_slots)
 
-    place = torch.full((B, tokens.N + 1), -1, dtype=torch.int64, device=tokens.device)
+    # The slot of each token within its frame; the extra token at the end collects dropped cells.
+    slot_in_frame = torch.full((B, tokens.N + 1), -1, dtype=torch.int64, device=tokens.device)
     rank = torch.arange(tokens.N, device=tokens.device) - F.pad(start, (0, 1)).gather(1, frame.gather(1, order))
-    place[:, : tokens.N].scatter_(1, order, rank)
+    slot_in_frame[:, : tokens.N].scatter_(1, order, rank)
     cell_frame = (torch.arange(tokens.grid.cells, device=tokens.device) // HW).expand(B, -1)
     slot = tokens.assignment.masked_fill(tokens.assignment < 0, tokens.N)
-    at_home = F.pad(frame, (0, 1), value=T).gather(1, slot) == cell_frame
-    source = place.gather(1, slot).masked_fill(~at_home, -1).reshape(B * T, HW)
-    sizes = torch.zeros(B * T, width + 1, device=tokens.device)
-    sizes.scatter_add_(1, source.masked_fill(source < 0, width), torch.ones_like(source, dtype=torch.float32))
+    same_frame = F.pad(frame, (0, 1), value=T).gather(1, slot) == cell_frame
+    assignment = slot_in_frame.gather(1, slot).masked_fill(~same_frame, -1).reshape(B * T, HW)
+    sizes = torch.zeros(B * T, num_slots + 1, device=tokens.device)
+    sizes.scatter_add_(
+        1, assignment.masked_fill(assignment < 0, num_slots), torch.ones_like(assignment, dtype=torch.float32)
+    )
 
     def rows(values: Tensor) -> Tensor:
         moved = values.gather(1, representative.reshape(B, -1, 1).expand(-1, -1, values.shape[2]))
-        return moved.reshape(B * T, width, -1).masked_fill(~real.reshape(B * T, width, 1), 0)
+        return moved.reshape(B * T, num_slots, -1).masked_fill(~mask.reshape(B * T, num_slots, 1), 0)
 
     positions = rows(tokens.positions) * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
     return Tokens(
         features=rows(tokens.features),
         positions=positions,
-        sizes=sizes[:, :width].clamp(min=1) * real.reshape(B * T, width),
-        mask=real.reshape(B * T, width),
-        assignment=source,
+        sizes=sizes[:, :num_slots].clamp(min=1) * mask.reshape(B * T, num_slots),
+        mask=mask.reshape(B * T, num_slots),
+        assignment=assignment,
         grid=Grid(1, tokens.grid.H, tokens.grid.W),
     )
 
 
 def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
-    """The opposite of `split_frames`: B*T videos of one frame become B videos of T frames.
+    """Joins B*T videos of one frame into B videos of T frames; the inverse of `split_frames`.
 
     Args:
-        frames: tokens on a one-frame grid; frame t of video b is number b*T + t, and has none past the video's length.
-        T: frames of each video.
-        grid: the video's grid where times or lengths are known; its shape must be (T, H, W).
+        frames: tokens on a grid of one frame. Frame t of video b has index b*T + t, and no tokens if it is past the
+            video's length.
+        T: number of frames per video.
+        grid: the grid of the videos, with shape (T,H,W); needed only for times and lengths.
+
+    Raises:
+        ValueError: the frames do not fit the grid.
     """
     B, N, H, W = frames.B // T, frames.N, frames.grid.H, frames.grid.W
     grid = Grid(T, H, W) if grid is None else grid
     if frames.grid.T != 1 or grid.shape != (T, H, W) or B * T != frames.B:
-        raise ValueError(f"cannot join {frames.B} grids of {frames.grid.shape} to videos of {grid.shape}")
+        raise ValueError(f"cannot join {frames.B} grids of {frames.grid.shape} into videos of {grid.shape}")
     t = torch.arange(T, device=frames.device)
     positions = frames.positions.reshape(B, T, N, 3).clone()
     positions[..., 0] += t[:, None]
-    source = frames.assignment.reshape(B, T, H * W)
+    assignment = frames.assignment.reshape(B, T, H * W)
     prefix = frames.prefix
     joined = Tokens(
         features=frames.features.reshape(B, T * N, -1),
         positions=positions.reshape(B, T * N, 3),
         sizes=frames.sizes.reshape(B, T * N),
         mask=frames.mask.reshape(B, T * N),
-        assignment=torch.where(source < 0, source, source + t[:, None] * N).reshape(B, -1),
+        assignment=torch.where(assignment < 0, assignment, assignment + t[:, None] * N).reshape(B, -1),
         grid=grid,
         prefix=None if prefix is None else prefix.reshape(B, T * prefix.shape[1], -1),
         dropped=frames.dropped,
@@ -159,18 +174,23 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
 
 
 def concatenate(chunks: Sequence[Tokens]) -> Tokens:
-    """Chunks of the same videos, one after the other in time, as if they had been read at once.
+    """Concatenates consecutive chunks of the same videos along time.
+
+    Chunks of different resolutions are moved to one grid, whose H and W are the least common multiples of theirs (see
+    `Tokens.on`). Prefix tokens are concatenated too. `attribution` is discarded, and times are unless every chunk has
+    them; `meta` is that of the first chunk.
 
     Args:
-        chunks: equal B and C. Chunks of several resolutions are brought to one reference grid, whose rows and columns
-            are the least common multiples of theirs (`Tokens.on`). Prefix tokens are put in a row; `attribution` is
-            left behind, and times are unless all have them.
+        chunks: in order of time; B and C must be equal.
+
+    Returns:
+        Tokens on a grid of all frames.
 
     Raises:
-        ValueError: nothing to concatenate; chunks that differ in what dropping means.
+        ValueError: `chunks` is empty, or `dropped` differs.
     """
     if not chunks:
-        raise ValueError("nothing to concatenate")
+        raise ValueError("chunks must not be empty")
     H, W = (math.lcm(*(getattr(chunk.grid, axis) for chunk in chunks)) for axis in "HW")
     chunks = [chunk.replace(attribution=None).on(Grid(chunk.grid.T, H, W)) for chunk in chunks]
     frames = tokens = 0
@@ -186,17 +206,17 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         return None if any(value is None for value in values) else torch.cat(values, dim=1)
 
     times = [chunk.grid.times for chunk in chunks]
-    known = all(time is not None for time in times)
+    has_times = all(time is not None for time in times)
     joined = Tokens(
         features=row("features"),  # type: ignore[arg-type]
         positions=torch.cat(positions, dim=1),
         sizes=row("sizes"),  # type: ignore[arg-type]
         mask=row("mask"),  # type: ignore[arg-type]
         assignment=torch.cat(assignments, dim=1),
-        grid=Grid(frames, H, W, torch.cat(times, dim=-1) if known else None),  # type: ignore[arg-type]
+        grid=Grid(frames, H, W, torch.cat(times, dim=-1) if has_times else None),  # type: ignore[arg-type]
         prefix=row("prefix"),
         codes=row("codes"),
-        dropped=_one_meaning(chunks),
+        dropped=_common_dropped(chunks),
         meta=chunks[0].meta,
     )
     return joined.apply(Plan.keep(joined.mask))

@@ -1,4 +1,4 @@
-"""How many tokens a method leaves: the one place where a budget is read, checked and becomes a count."""
+"""Token budgets: parses and validates `keep`, and converts it into a number of tokens."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from fewtokens.core.grid import Grid
 Unit = Literal["share", "count", "per frame", "pruning rate"]
 
 _EXAMPLES = {
-    "share": "a share of the cells in (0, 1] such as 0.1",
+    "share": "a fraction of the cells in (0, 1] such as 0.1",
     "count": "a count of at least 1 such as 32",
-    "per frame": "a count for each frame such as '8/frame'",
+    "per frame": "a count per frame such as '8/frame'",
 }
 
 
 class NotBoth(ValueError):
-    """A budget beside an argument that says how much is left in another way."""
+    """Raised if `keep` is combined with an argument that replaces it."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How many tokens a method leaves of one video.
+    """The number of tokens that a method may keep of one video.
+
+        budget = Budget.parse("8/frame")
+        budget.count(Grid(16, 14, 14))  # 128
 
     Args:
-        value: the number.
-        unit: "share" of the grid's cells, in (0, 1]; "count" of tokens of the video, at least 1; tokens "per frame", at
-            least 1; or "pruning rate" in [0, 1), vLLM's share of the cells that go.
+        value: the amount, in `unit`.
+        unit: "share", a fraction of the grid's cells in (0, 1]; "count", tokens per video, at least 1; "per frame",
+            tokens per frame, at least 1; or "pruning rate", the fraction of cells to drop in [0, 1), as in vLLM.
     """
 
     value: float | int
@@ -35,21 +38,21 @@ class Budget:
 
     @staticmethod
     def parse(keep: Any, *, caller: str = "", units: tuple[Unit, ...] = ("share", "count", "per frame")) -> Budget:
-        """Reads a `keep` argument: 0.1 is a share, 32 a count, "8/frame" a count for each frame.
+        """Parses a `keep` argument: 0.1 is a fraction of the cells, 32 a count, "8/frame" a count per frame.
 
         Args:
             keep: float, int or str.
-            caller: the method's name, for the message.
-            units: what the caller takes.
+            caller: name of the method, for the error message.
+            units: the units that the caller accepts.
 
         Raises:
-            ValueError: not a budget, out of range, or of a unit that the caller does not take.
+            ValueError: `keep` is not a budget, out of range, or of a unit that the caller does not accept.
         """
         value, unit = _read(keep)
         if unit not in units or not (0 < value <= 1 if unit == "share" else value >= 1):
-            choices = [_EXAMPLES[one] for one in units]
-            who = f"{caller}: " if caller else ""
-            raise ValueError(f"{who}keep must be {' or '.join(choices)}, got {keep!r}")
+            choices = [_EXAMPLES[accepted] for accepted in units]
+            prefix = f"{caller}: " if caller else ""
+            raise ValueError(f"{prefix}keep must be {' or '.join(choices)}, got {keep!r}")
         return Budget(value, unit)
 
     @staticmethod
@@ -61,57 +64,63 @@ class Budget:
         units: tuple[Unit, ...] = ("share", "count", "per frame"),
         **instead: Any,
     ) -> Budget | None:
-        """The budget of a method that takes `keep` or says in another way how much is left.
+        """Returns the budget of a method that accepts `keep` or alternatives to it, such as a threshold.
 
         Args:
-            caller: the method's name, for the messages.
-            keep: None if not given.
-            default: the budget if neither is given; None where the method then works by its own default.
-            units: what the caller takes.
-            instead: the other arguments, None where not given.
+            caller: name of the method, for error messages.
+            keep: the budget, or None if not given.
+            default: the budget if no argument is given; None to leave the choice to the method.
+            units: the units that the caller accepts.
+            instead: alternatives to `keep`, by name; None if not given. At most one argument may be given.
 
         Returns:
-            The budget; None where one of the others, or the method's own default, decides.
+            The budget, or None if an alternative or the method's own default determines the number of tokens.
 
         Raises:
-            NotBoth: more than one is given.
-            ValueError: as `parse`.
+            NotBoth: more than one argument is given.
+            ValueError: `keep` is invalid, see `parse`.
         """
-        given = [name for name, value in {"keep": keep, **instead}.items() if value is not None]
-        if len(given) > 1:
-            takes = [f"{name}=" for name in ("keep", *instead)]
-            raise NotBoth(f"{caller} takes one of {', '.join(takes[:-1])} and {takes[-1]}, got {' and '.join(given)}")
-        if given and given != ["keep"]:
+        present = [name for name, value in {"keep": keep, **instead}.items() if value is not None]
+        if len(present) > 1:
+            names = [f"{name}=" for name in ("keep", *instead)]
+            raise NotBoth(
+                f"{caller} takes one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}"
+            )
+        if present and present != ["keep"]:
             return None
         keep = default if keep is None else keep
         return None if keep is None and instead else Budget.parse(keep, caller=caller, units=units)
 
     @staticmethod
     def pruning(rate: Any, *, caller: str) -> Budget:
-        """vLLM's pruning rate q: the share 1 - q of the cells stays, in double precision, cut off.
+        """Returns the budget for vLLM's pruning rate q, which keeps floor((1 - q) * cells) in double precision.
+
+        Args:
+            rate: the fraction of cells to drop, in [0, 1).
+            caller: name of the method, for the error message.
 
         Raises:
-            ValueError: not a number in [0, 1).
+            ValueError: `rate` is not a number in [0, 1).
         """
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise ValueError(f"{caller}: q is a pruning rate in [0, 1), got {rate!r}")
+            raise ValueError(f"{caller}: q must be a pruning rate in [0, 1), got {rate!r}")
         return Budget(rate, "pruning rate")
 
     def count(self, grid: Grid) -> int:
-        """Tokens of one video of this grid: at least 1, at most all cells.
+        """Returns the number of tokens for one video of this grid, clamped to 1..S (0..S for a pruning rate).
 
-        A share is rounded down but for the error of floating point (0.29 of 100 is 29). A pruning rate is not: 1 - 0.8
-        is a little less than 0.2, so 119 of 600 cells stay, and at a rate near 1 none may.
+        A fraction is rounded down, with a tolerance for floating-point error: 0.29 of 100 is 29. A pruning rate has no
+        such tolerance, as in vLLM: 1 - 0.8 is slightly less than 0.2, so 119 of 600 cells are kept.
         """
         if self.unit == "pruning rate":
             return min(int(grid.cells * (1 - self.value)), grid.cells)
         if self.unit == "per frame":
             return grid.T * min(int(self.value), grid.cells_per_frame)
-        wanted = int(self.value * grid.cells + 1e-6) if self.unit == "share" else int(self.value)
-        return max(1, min(wanted, grid.cells))
+        count = int(self.value * grid.cells + 1e-6) if self.unit == "share" else int(self.value)
+        return max(1, min(count, grid.cells))
 
     def amount(self, grid: Grid) -> float:
-        """The same before it is rounded and held to the cells there are."""
+        """Returns the number of tokens before rounding and clamping."""
         if self.unit == "pruning rate":
             return (1 - self.value) * grid.cells
         if self.unit == "share":
@@ -120,14 +129,14 @@ class Budget:
 
     @property
     def keep(self) -> float | int | str | None:
-        """The argument `keep` that gives this budget; None for a pruning rate."""
+        """The `keep` argument that `parse` reads as this budget; None for a pruning rate."""
         if self.unit == "pruning rate":
             return None
         return f"{self.value}/frame" if self.unit == "per frame" else self.value
 
 
 def _read(keep: Any) -> tuple[Any, Any]:
-    """The number and its unit; (None, None) for what is no budget."""
+    """Returns the number and its unit, or (None, None) if `keep` is not a budget."""
     number, per_frame = keep, False
     if isinstance(keep, str):
         text, slash, unit = keep.partition("/")

@@ -1,4 +1,4 @@
-"""What a pipeline asks of an encoder: frames in, one token for each cell of a grid out."""
+"""The base class of encoders: frames in, one token per grid cell out."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ _load: Callable[..., Encoder] | None = None
 
 
 def set_loader(load: Callable[..., Encoder]) -> None:
-    """Tells `Encoder.from_pretrained` how an encoder is loaded by its name; called by `fewtokens.encoders`."""
+    """Sets the function that `Encoder.from_pretrained` calls; `fewtokens.encoders` registers `load_encoder`."""
     global _load
     _load = load
 
 
 class Encoder(Pushable, nn.Module, ABC):
-    """Encodes frames; `fewtokens.encoders` has several.
+    """The base class of encoders; `fewtokens.encoders` contains several.
 
-    A module, so that `Pipeline.to`, `.half()` and `.eval()` reach it. Frames may come on any device and in uint8 or
-    any float dtype; tokens are on the encoder's device and in its dtype.
+    An encoder is a module, so `Pipeline.to`, `.half()` and `.eval()` apply to it. It accepts frames on any device, in
+    uint8 or any float dtype, and returns tokens on its own device and in its own dtype. A subclass defines `dim`,
+    `grid` and `forward`.
 
     Attributes:
-        id: the name by which `load_encoder` finds it: "patches", a folder, a hub id.
-        options: arguments of `load_encoder` beside the name.
-        fingerprint: SHA-256 of the weight files, or None.
-        cues: the cues it can return.
-        skips_dropped_patches: pixels methods run before it and spare it work; otherwise they run after it.
-        exposes_blocks: encoder methods can act between its blocks.
-        decode: features [B,T,H,W,C] of all cells back to frames [B,T',3,height,width] in 0..1; None where the encoder
-            has no way back.
-        progress: if set, called with (frames encoded, frames in all).
-        dim: channels of a feature.
+        id: the name that `load_encoder` accepts: "patches", a folder or a hub id.
+        options: other arguments of `load_encoder`, by name.
+        fingerprint: SHA-256 of the weight files, or None if there are none.
+        cues: names of the cues that it can return, see `fewtokens.core.method.CUES`.
+        skips_dropped_patches: whether methods of the stage "pixels" run before it, so that it encodes only the patches
+            they keep. If False, they run after it.
+        exposes_blocks: whether methods of the stage "encoder" can act between its blocks.
+        decode: maps features [B,T,H,W,C] of all cells to frames [B,T',3,height,width] in 0..1; None if the encoder
+            has no decoder.
+        progress: callback with (frames encoded, total frames), or None.
+        dim: number of channels C of a feature.
     """
 
     id: str
@@ -63,16 +65,16 @@ class Encoder(Pushable, nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs: the device of its first parameter or buffer."""
+        """The device of its first floating-point parameter or buffer."""
         return self._any_tensor().device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of its features: that of its first parameter or buffer."""
+        """The dtype of its features, that of its first floating-point parameter or buffer."""
         return self._any_tensor().dtype
 
     def _any_tensor(self) -> Tensor:
-        return next(each for each in chain(self.parameters(), self.buffers()) if each.is_floating_point())
+        return next(tensor for tensor in chain(self.parameters(), self.buffers()) if tensor.is_floating_point())
 
     @abstractmethod
     def forward(
@@ -90,44 +92,56 @@ class Encoder(Pushable, nn.Module, ABC):
             frames: [B,T,3,H,W], uint8 or float in 0..1.
             times: seconds of each frame, [T] or [B,T].
             needs: names of the cues to return.
-            before: pixels methods, if it skips dropped patches.
-            inside: encoder methods, if it exposes its blocks.
+            before: methods of the stage "pixels", applied in order; empty unless `skips_dropped_patches`.
+            inside: methods of the stage "encoder"; empty unless `exposes_blocks`.
 
         Returns:
-            Tokens [B,N,C] and the cues by name.
+            Tokens [B,N,C], and the cues by name.
         """
 
     @abstractmethod
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        """The cells of a video of this size in pixels."""
+        """Returns the grid of a video.
+
+        Args:
+            frames: number of frames.
+            height, width: size in pixels.
+            times: seconds of each frame, [T] or [B,T], or None.
+        """
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
-        """The encoder of this name, see `fewtokens.encoders.load_encoder`.
+        """Loads an encoder by name, see `fewtokens.encoders.load_encoder`.
 
         Args:
             name: "patches", a folder, a released checkpoint or a hub id.
-            options: device, dtype, batch, and the options of the encoder.
+            options: device, dtype, batch, and options of the encoder.
 
         Raises:
-            ValueError: it cannot be loaded, or is an encoder of another class than this one.
+            ValueError: the encoder cannot be loaded, or is not an instance of this class.
         """
         if _load is None:
-            raise ValueError("encoders are loaded by fewtokens.encoders; import it first")
+            raise ValueError("no loader is registered; import fewtokens.encoders first")
         encoder = _load(name, **options)
         if not isinstance(encoder, cls):
-            raise ValueError(f"{name}: is loaded as {type(encoder).__name__}, not as {cls.__name__}")
+            raise ValueError(f"{name}: is a {type(encoder).__name__}, not a {cls.__name__}")
         return encoder
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes a folder that `from_pretrained` reads; all of it or nothing.
+        """Writes a folder that `from_pretrained` can load. The write is atomic.
+
+        Args:
+            folder: created if needed.
+
+        Returns:
+            The folder.
 
         Raises:
-            ValueError: this encoder has no such form.
-            OSError: the disk is full, or the folder cannot be written to.
+            ValueError: this encoder does not support saving.
+            OSError: the disk is full, or the folder is not writable.
         """
         raise ValueError(f"{self.id}: a {type(self).__name__} cannot be saved")
 
     def describe(self) -> dict[str, Any]:
-        """Plain values that tell it from other encoders: "id", "options" and "fingerprint"."""
+        """Returns the values that identify the encoder: "id", "options" and "fingerprint"."""
         return {"id": self.id, "options": self.options, "fingerprint": self.fingerprint}

@@ -1,7 +1,7 @@
-"""Files that are never half written and never guessed at: safetensors with a JSON header, text, JSON.
+"""Reads and writes files: safetensors with a JSON header, text, CSV and JSON.
 
-A file is written in a private folder beside its place and renamed when it is whole. Reading never unpickles
-anything, and every mistake in a file is a ValueError of one line.
+Writes are atomic: a file is written in a temporary folder next to its path and renamed when it is complete. Reading
+never unpickles anything, and an invalid file raises a ValueError with a message of one line.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from fewtokens.version import __version__
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing tells a dead writer from a live one, so nothing is swept
+except ImportError:  # Windows: dead writers cannot be distinguished from live ones, so nothing is swept
     fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 2
 
-# What the system says where nothing more can be written, whatever the file.
+# Errors that mean that no file can be written.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Damaged(ValueError):
-    """A file that is cut short or otherwise not what its writer left; one of another kind is a plain ValueError."""
+    """Raised if a file is truncated or corrupt. A valid file of another type raises an ordinary ValueError."""
 
 
-# The private folder of one writer. It is locked while the writer lives; the name matches no pattern of results.
+# The temporary folder of one writer, locked while the writer is alive. Its name matches no pattern of results.
 _PREFIX, _SUFFIX = ".fewtokens-", ".partial"
 _swept: set[Path] = set()
 
@@ -52,55 +52,55 @@ _swept: set[Path] = set()
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` on success and is removed on failure.
 
-    The temporary file lies in a private folder beside `path`, so that what another library leaves there after a
-    kill goes with it. It has no suffix: tell the writer the format. The content reaches the disk before the name
-    does. What killed processes left in the folder is removed first, see `sweep`.
+    The temporary file is in a private folder next to `path`, so that partial files of other libraries are removed with
+    it. It has no suffix, so the writer must be given the format. The content is flushed to disk before the rename.
+    Leftovers of killed processes in the parent folder are removed first, see `sweep`.
     """
     path = Path(path)
-    with _private_place(path.parent) as folder:
+    with _temporary_folder(path.parent) as folder:
         temporary = folder / "file"
         yield temporary
-        _settle(temporary)
+        _flush_file(temporary)
         os.replace(temporary, path)
         _flush_folder(path.parent)
 
 
 @contextmanager
 def whole_folder(folder: str | Path, last: str) -> Iterator[Path]:
-    """Yields a private folder; on success what was written there moves into `folder`, on failure it is removed.
+    """Yields a temporary folder; its files move into `folder` on success and are removed on failure.
 
-    A kill between two moves must not leave files of two saves that look like one. So the file `last`, without which
-    `folder` means nothing, is removed before the first move and arrives after all others: until then the folder is
-    refused, not misread. The moves themselves take no space on the disk, and no time to speak of.
+    If the process is killed between two moves, files of two saves must not be mixed. So the file `last`, which every
+    reader requires, is removed before the first move and moved after all others. Until then the folder is rejected
+    instead of misread. Moving takes no disk space and almost no time.
 
     Args:
-        folder: made if needed; its other files stay, and a folder in it of the same name as a new one is replaced.
-        last: the name of that file, one of those that are written.
+        folder: created if needed. Its other files stay; existing files and subfolders of the same names are replaced.
+        last: name of the file that marks the folder as complete; it must be among those written.
     """
     folder = Path(folder)
-    with _private_place(folder) as private:
-        yield private
-        for file in private.rglob("*"):
+    with _temporary_folder(folder) as temporary:
+        yield temporary
+        for file in temporary.rglob("*"):
             if file.is_file():
-                _settle(file)
-        names = sorted(path.name for path in private.iterdir() if path.name != last)
+                _flush_file(file)
+        names = sorted(path.name for path in temporary.iterdir() if path.name != last)
         (folder / last).unlink(missing_ok=True)
         for name in names:
             if (folder / name).is_dir():
-                os.replace(folder / name, private / f"{name}.before")
-            os.replace(private / name, folder / name)
+                os.replace(folder / name, temporary / f"{name}.before")
+            os.replace(temporary / name, folder / name)
         _flush_folder(folder)
-        os.replace(private / last, folder / last)
+        os.replace(temporary / last, folder / last)
         _flush_folder(folder)
 
 
 @contextmanager
-def _private_place(parent: Path) -> Iterator[Path]:
-    """A locked folder in `parent`, removed at the end; what killed processes left in `parent` is removed first."""
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yields a locked folder in `parent`, removed at exit; leftovers of killed processes are removed first."""
     parent.mkdir(parents=True, exist_ok=True)
     if parent not in _swept:
         sweep(parent)
-    folder, lock = _private_folder(parent)
+    folder, lock = _locked_folder(parent)
     try:
         yield folder
     finally:
@@ -109,33 +109,33 @@ def _private_place(parent: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _settle(file: Path) -> None:
-    """Makes the content of a new file last, and gives it the permissions of any new file."""
+def _flush_file(file: Path) -> None:
+    """Flushes a new file to disk and sets its default permissions."""
     with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
     umask = os.umask(0)
     os.umask(umask)
-    os.chmod(file, 0o666 & ~umask)  # some writers make files for their owner alone
+    os.chmod(file, 0o666 & ~umask)  # some writers create files that only their owner can read
 
 
 def sweep(folder: str | Path) -> None:
-    """Removes what killed writers left in `folder`; files that a live process is writing stay."""
+    """Removes temporary folders of killed processes from `folder`; those of live processes stay."""
     folder = Path(folder)
     _swept.add(folder)
     if fcntl is None or not folder.is_dir():
         return
-    for left in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+    for leftover in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with contextlib.suppress(OSError):
-            lock = os.open(left, os.O_RDONLY)
+            lock = os.open(leftover, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
             finally:
                 os.close(lock)
 
 
-def _private_folder(parent: Path) -> tuple[Path, int | None]:
-    """A new locked folder in `parent` and the descriptor that holds its lock."""
+def _locked_folder(parent: Path) -> tuple[Path, int | None]:
+    """Creates a locked folder in `parent`; returns it and the descriptor of the lock, or None without locks."""
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=_PREFIX, suffix=_SUFFIX))
         if fcntl is None:
@@ -144,7 +144,7 @@ def _private_folder(parent: Path) -> tuple[Path, int | None]:
         try:
             lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # another process swept it before it was locked, or the file system has no locks
+        except OSError:  # another process swept it before it was locked, or the file system does not support locks
             if lock is not None:
                 os.close(lock)
             if folder.is_dir():
@@ -156,7 +156,7 @@ def _private_folder(parent: Path) -> tuple[Path, int | None]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last through a power cut, where the system can."""
+    """Flushes renames in `folder` to disk, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -166,14 +166,14 @@ def _flush_folder(folder: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes UTF-8 text as a whole file; file names that are not UTF-8 are kept in it as they are."""
+    """Writes UTF-8 text atomically; bytes of file names that are not UTF-8 are preserved (surrogateescape)."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     return Path(path)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
-    """Writes plain values as indented JSON, as a whole file."""
+    """Writes plain values as indented JSON, atomically."""
     return write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -181,8 +181,8 @@ def read_text(path: str | Path) -> str:
     """Reads UTF-8 text, with or without a byte order mark.
 
     Raises:
-        ValueError: no such file, or not UTF-8; one line that says what to do.
-        OSError: a file that the system refuses to read.
+        ValueError: the file does not exist or is not UTF-8.
+        OSError: the file cannot be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -199,9 +199,10 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 text that hold anything, without their ends, numbered from 1; raises as `read_text`.
+    """Yields (line number, line) for each non-blank line of a UTF-8 file; raises the errors of `read_text`.
 
-    Lines end with LF, CRLF or CR and with nothing else, so that the other separators of Unicode stay inside names.
+    Line numbers start at 1, and lines have no line break. Only LF, CRLF and CR end a line, so that other Unicode
+    separators may occur in names.
     """
     for number, line in enumerate(io.StringIO(read_text(path), newline=None), start=1):
         if line.strip():
@@ -212,9 +213,9 @@ class Record(NamedTuple):
     """A row of a table.
 
     Attributes:
-        line: where it ends in the file, counted from 1.
-        cells: text by name of the column, stripped; "" where the row is short.
-        surplus: cells without a column, or less than 0 where the row is short.
+        line: line number at which the row ends, from 1.
+        cells: text by column name, stripped; "" for missing cells.
+        surplus: number of cells beyond the last column; negative if cells are missing.
     """
 
     line: int
@@ -223,12 +224,13 @@ class Record(NamedTuple):
 
 
 def read_table(path: str | Path) -> Iterator[Record]:
-    """The rows of a CSV with a header, its columns separated by commas, semicolons or tabs, whichever the header has.
+    """Yields the rows of a CSV file with a header.
 
-    Blank rows are left out, and empty cells at the end of a row, which spreadsheets write, are no surplus.
+    The separator is the comma, semicolon or tab that is most frequent in the header. Blank rows are skipped. Empty
+    cells at the end of a row, which spreadsheets write, are not counted as surplus.
 
     Raises:
-        ValueError: as `read_text`; a quote that is never closed, or a cell too long to be one.
+        ValueError: the file does not exist, is not UTF-8, has an unclosed quote or a cell beyond the limit of `csv`.
     """
     rows = _rows(path)
     header = [name.strip() for name in next(rows, (0, []))[1]]
@@ -236,12 +238,12 @@ def read_table(path: str | Path) -> Iterator[Record]:
         cells = [cell.strip() for cell in row]
         while len(cells) > len(header) and not cells[-1]:
             cells.pop()
-        there = dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False))
-        yield Record(line, there, len(cells) - len(header))
+        by_column = dict(zip(header, cells + [""] * (len(header) - len(cells)), strict=False))
+        yield Record(line, by_column, len(cells) - len(header))
 
 
 def read_header(path: str | Path) -> list[str]:
-    """The names of the columns that a text has if it is a table; raises as `read_text`."""
+    """Returns the column names of a CSV file, or [] if the first line is not CSV; raises the errors of `read_text`."""
     first = next((line for _, line in read_lines(path)), "")
     try:
         return [name.strip() for name in next(csv.reader([first], delimiter=_separator(first)), [])]
@@ -250,8 +252,8 @@ def read_header(path: str | Path) -> list[str]:
 
 
 def _separator(header: str) -> str:
-    outside = "".join(header.split('"')[::2])  # of the quotes
-    return max(",;\t", key=outside.count)
+    unquoted = "".join(header.split('"')[::2])
+    return max(",;\t", key=unquoted.count)
 
 
 def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
@@ -263,87 +265,102 @@ def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
+        raise ValueError(f"{path}, line {reader.line_num}: invalid CSV ({error})") from None
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Reads JSON text; `what` begins the message.
+    """Parses JSON.
+
+    Args:
+        text: the JSON.
+        what: prefix of the error message, such as the path of the file.
 
     Raises:
-        ValueError: not JSON, nested too deeply to be anything of use, or with text that is not Unicode.
+        ValueError: invalid JSON, nesting too deep, or a string that is not valid Unicode.
     """
     try:
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:
-            # Half a character could be neither written nor shown; what stands for bytes of a file name can.
+            # A lone surrogate can be neither written nor printed, unless it represents a byte of a file name.
             json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     except RecursionError:
         raise ValueError(f"{what}: nested too deeply") from None
     except UnicodeEncodeError:
-        raise ValueError(f"{what}: not readable JSON (it has half of a surrogate pair)") from None
+        raise ValueError(f"{what}: invalid JSON (a string contains a lone surrogate)") from None
     except ValueError as error:
-        raise ValueError(f"{what}: not readable JSON ({error})") from None
+        raise ValueError(f"{what}: invalid JSON ({error})") from None
     return value
 
 
 def read_json(path: str | Path, kind: Any = Any) -> Any:
-    """Reads a JSON file and checks what it holds, see `fewtokens.core.plain.conform`.
+    """Reads a JSON file and validates its content.
+
+    Args:
+        path: the file.
+        kind: the expected type, see `fewtokens.core.plain.conform`.
 
     Raises:
-        ValueError: no such file, not JSON, or not of this kind; one line that names the file and the place.
-        OSError: a file that the system refuses to read.
+        ValueError: the file does not exist, is not JSON, or its content is not of this type.
+        OSError: the file cannot be read.
     """
     return conform(parse_json(read_text(path), str(path)), kind, str(path))
 
 
 def read_rows(path: str | Path, kind: Any = Any) -> list[Any]:
-    """Reads a file of a JSON value on each line, to which lines may then be added by `add_row`.
+    """Reads a JSON Lines file, to which `add_row` can then append.
 
-    A last line that was cut when its writer was killed is left out, and taken out of the file.
+    An incomplete last line, left by a killed process, is skipped and removed from the file.
+
+    Args:
+        path: the file.
+        kind: the expected type of each value, see `fewtokens.core.plain.conform`.
 
     Returns:
-        the values; none where there is no file.
+        The values; [] if the file does not exist.
 
     Raises:
-        ValueError: another line is not JSON, or not of this kind; one line that names it.
+        ValueError: any other line is not JSON, or not of this type; the message contains its number.
     """
     path = Path(path)
     if not path.exists():
         return []
     text = read_text(path)
-    *whole, rest = text.split("\n")
+    *complete, rest = text.split("\n")
     rows = [
-        conform(parse_json(line, f"{path}: line {n}"), kind, f"{path}: line {n}") for n, line in enumerate(whole, 1)
+        conform(parse_json(line, f"{path}: line {n}"), kind, f"{path}: line {n}") for n, line in enumerate(complete, 1)
     ]
     if rest:
-        with contextlib.suppress(ValueError):  # whole but for the end of the line
+        with contextlib.suppress(ValueError):  # it may be complete except for the line break
             rows.append(conform(parse_json(rest, str(path)), kind, str(path)))
         write_rows(path, rows)
     return rows
 
 
 def write_rows(path: str | Path, rows: Iterable[Any]) -> Path:
-    """Writes a JSON value on each line, as a whole file."""
+    """Writes a JSON Lines file atomically, one value per line."""
     return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def add_row(path: str | Path, row: Any) -> None:
-    """Adds a line of JSON to a file, made if needed."""
+    """Appends a value to a JSON Lines file, which is created if needed."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
-    """Writes `tensors` and a JSON `header` (plain values only) as one safetensors file.
+    """Writes tensors and a JSON header as one safetensors file, atomically.
 
     Args:
-        path: where to; the folder is made if needed.
-        kind: what the file holds ("tokens", "pipeline"); `load` asks for the same.
-        tensors: written as they are, on the CPU, contiguous.
-        header: must go through JSON; the versions of fewtokens, torch and Python are added.
+        path: output path; its folder is created if needed.
+        kind: type of the content, such as "tokens" or "pipeline"; `load` requires the same.
+        tensors: tensors by name, on any device.
+        header: plain values; the versions of fewtokens, torch and Python are added.
+
+    Returns:
+        `path`.
 
     Raises:
-        OSError: the disk is full, or the place cannot be written to.
+        OSError: the disk is full, or the path is not writable.
     """
     versions = {
         "fewtokens": __version__,
@@ -353,17 +370,17 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
     text = json.dumps({"kind": kind, "version": FORMAT_VERSION, "versions": versions, **header})
     path = Path(path)
     with whole_file(path) as temporary:
-        # Tensors that share storage (expanded views) are written out in full.
-        whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
+        # safetensors does not write tensors that share storage, such as expanded views.
+        copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         try:
-            save_file(whole, temporary, metadata={"format": "pt", "fewtokens": text})
+            save_file(copies, temporary, metadata={"format": "pt", "fewtokens": text})
         except SafetensorError as error:  # neither an OSError nor a ValueError
             raise as_os_error(error, path) from None
     return path
 
 
 def as_os_error(error: SafetensorError, path: str | Path) -> OSError:
-    """What safetensors says when it cannot write, as the system would have said it."""
+    """Converts an error of safetensors while writing to the OSError behind it."""
     message = str(error)
     for code in (*NO_ROOM, errno.EACCES, errno.EIO):
         if f"os error {code}" in message or os.strerror(code) in message:
@@ -372,23 +389,36 @@ def as_os_error(error: SafetensorError, path: str | Path) -> OSError:
 
 
 def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save` wrote: the tensors and the header.
+    """Reads a file written by `save`.
+
+    Args:
+        path: the file.
+        kind: the type of content that it must have.
+        device: device of the tensors.
+
+    Returns:
+        The tensors by name, and the header.
 
     Raises:
-        ValueError: one line that says what is wrong: no such file, not safetensors, truncated, written by
-            something else, another kind, a newer format.
+        Damaged: the file is truncated or corrupt.
+        ValueError: the file does not exist, was not written by fewtokens, is of another type or of a newer format.
     """
     header = load_header(path, kind)
     try:
         with _in_utf8(path) as readable, safe_open(readable, framework="pt", device=str(device)) as file:
-            # Copies, since mapped tensors end the process when somebody cuts the file short.
+            # Copies, since memory-mapped tensors crash the process if the file is truncated later.
             return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise Damaged(f"{path}: not a readable safetensors file ({in_a_line(error)})") from None
+        raise Damaged(f"{path}: invalid safetensors file ({in_a_line(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
-    """The JSON header alone, without reading the tensors; raises ValueError as `load` does."""
+    """Reads the JSON header of a file written by `save`, without its tensors; raises the errors of `load`.
+
+    Args:
+        path: the file.
+        kind: the type of content that it must have; None for any.
+    """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
@@ -396,9 +426,9 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with _in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: not a readable safetensors file ({in_a_line(error)}); was it cut short?") from None
+        raise Damaged(f"{path}: invalid safetensors file ({in_a_line(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
-        raise ValueError(f"{path}: a safetensors file, but not one that fewtokens wrote")
+        raise ValueError(f"{path}: a safetensors file that was not written by fewtokens")
     try:
         header = conform(
             parse_json(metadata["fewtokens"], f"{path}: its header"), dict[str, Any], f"{path}: its header"
@@ -408,16 +438,16 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         raise Damaged(str(error)) from None
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: written in format {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
+            f"{path}: has format version {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: holds {in_a_line(header.get('kind'))}, not {kind}")
+        raise ValueError(f"{path}: contains {in_a_line(header.get('kind'))}, not {kind}")
     return header
 
 
 @contextmanager
 def _in_utf8(path: str | Path) -> Iterator[Path]:
-    """A path to the same file that is UTF-8, which safetensors asks for: itself, or a link for the time being."""
+    """Yields a path to the same file that is valid UTF-8, as safetensors requires: `path` or a temporary symlink."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
@@ -429,14 +459,24 @@ def _in_utf8(path: str | Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def check_fit(wanted: dict[str, Tensor], found: dict[str, Tensor], says: str) -> None:
-    """Raises a ValueError, beginning with `says`, that names tensors missing, left over or of another shape."""
-    needed, there = ({name: tuple(value.shape) for name, value in part.items()} for part in (wanted, found))
+def check_fit(expected: dict[str, Tensor], tensors: dict[str, Tensor], message: str) -> None:
+    """Checks that tensors have the expected names and shapes.
+
+    Args:
+        expected: tensors by name, of which only the shapes are read.
+        tensors: the tensors to check.
+        message: prefix of the error message.
+
+    Raises:
+        ValueError: names up to 5 tensors that are missing, unexpected or of a different shape.
+    """
+    expected_shapes, shapes = ({name: tuple(value.shape) for name, value in t.items()} for t in (expected, tensors))
+    different = {name for name in expected_shapes.keys() & shapes.keys() if expected_shapes[name] != shapes[name]}
     for problem, names in (
-        ("lacks", needed.keys() - there.keys()),
-        ("has, of no use here,", there.keys() - needed.keys()),
-        ("has in another shape", {name for name in needed.keys() & there.keys() if needed[name] != there[name]}),
+        ("missing", expected_shapes.keys() - shapes.keys()),
+        ("unexpected", shapes.keys() - expected_shapes.keys()),
+        ("of a different shape", different),
     ):
         if names:
-            some = ", ".join(in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
-            raise ValueError(f"{says}; it {problem} {some}")
+            listing = ", ".join(in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            raise ValueError(f"{message}; {problem}: {listing}")

@@ -1,4 +1,4 @@
-"""The grid of source cells that an encoder makes of a video."""
+"""The grid of cells that an encoder divides a video into."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The cells that an encoder makes of one video: T frames of H rows and W columns.
+    """The grid of cells of one video, or of each video of a batch: T frames of H rows and W columns.
+
+        grid = Grid(16, 14, 14)
+        grid.cells  # 3136
 
     Args:
-        T, H, W: counts, each at least 1.
-        times: seconds at which each frame is shown, float64 [T], or [B,T] for videos of a batch, or None.
-        lengths: int64 [B], how many of the T frames are real where videos of unequal length share a batch;
-            None means all of them. Frames past a video's length have no tokens.
+        T: number of frames (or tubelets), at least 1.
+        H: number of rows, at least 1.
+        W: number of columns, at least 1.
+        times: seconds at which each frame is shown, [T], or [B,T] for the videos of a batch; None if unknown. Stored
+            as float64 on the CPU.
+        lengths: number of real frames of each video in a padded batch, [B], values in 1..T; None if all T are real.
+            Frames past a video's length have no tokens. Stored as int64 on the CPU.
+
+    Raises:
+        ValueError: a count is below 1, or `times` or `lengths` do not fit T.
     """
 
     T: int
@@ -27,7 +36,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if min(self.T, self.H, self.W) < 1:
-            raise ValueError(f"a grid needs at least one cell along each axis, got {self.T}x{self.H}x{self.W}")
+            raise ValueError(f"T, H and W must be at least 1, got {self.T}x{self.H}x{self.W}")
         if self.times is not None:
             if self.times.shape[-1] != self.T or self.times.ndim > 2:
                 raise ValueError(f"times must be [T] or [B,T] with T={self.T}, got {list(self.times.shape)}")
@@ -35,16 +44,17 @@ class Grid:
         if self.lengths is not None:
             lengths = self.lengths.detach().to("cpu", torch.int64)
             if lengths.ndim != 1 or not len(lengths) or lengths.min() < 1 or lengths.max() > self.T:
-                raise ValueError(f"lengths must be [B] with values of 1 to T={self.T}, got {lengths.tolist()}")
+                raise ValueError(f"lengths must be [B] with values in 1..{self.T}, got {lengths.tolist()}")
             object.__setattr__(self, "lengths", lengths)
 
     @property
     def cells_per_frame(self) -> int:
+        """The number of cells of one frame, H*W."""
         return self.H * self.W
 
     @property
     def cells(self) -> int:
-        """S, the number of source cells of one video (frames past its length included)."""
+        """The number of cells of one video, S = T*H*W; includes frames past its length."""
         return self.T * self.H * self.W
 
     @property
@@ -54,15 +64,20 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(T, H, W)."""
         return self.T, self.H, self.W
 
     def videos(self, batch: int) -> list[Grid]:
-        """One grid for each of `batch` videos, each with its own length and times."""
+        """Returns the grid of each of the `batch` videos, with its own length and times.
+
+        Raises:
+            ValueError: `lengths` or `times` describe another number of videos.
+        """
         lengths = [self.T] * batch if self.lengths is None else self.lengths.tolist()
         if len(lengths) != batch:
-            raise ValueError(f"the grid describes {len(lengths)} videos, asked for {batch}")
+            raise ValueError(f"the grid has lengths of {len(lengths)} videos, the batch has {batch}")
         if self.times is not None and self.times.ndim == 2 and len(self.times) != batch:
-            raise ValueError(f"the grid has times of {len(self.times)} videos, asked for {batch}")
+            raise ValueError(f"the grid has times of {len(self.times)} videos, the batch has {batch}")
         grids = []
         for b, length in enumerate(lengths):
             times = self.times if self.times is None or self.times.ndim == 1 else self.times[b]
@@ -70,19 +85,19 @@ class Grid:
         return grids
 
     def positions(self, device: torch.device | str | None = None) -> Tensor:
-        """(t, y, x) of every cell in raster order, float32 [S,3]."""
+        """Returns (t,y,x) of each cell in raster order, float32 [S,3]."""
         axes = [torch.arange(n, device=device, dtype=torch.float32) for n in self.shape]
         return torch.cartesian_prod(*axes).reshape(self.cells, 3)
 
     def exists(self, batch: int, device: torch.device | str | None = None) -> Tensor:
-        """Which cells belong to a real frame, bool [B,S]."""
+        """Returns whether each cell is in a real frame, bool [B,S]."""
         if self.lengths is None:
             return torch.ones(batch, self.cells, dtype=torch.bool, device=device)
         frame = torch.arange(self.cells, device=device) // self.cells_per_frame
         return frame[None] < self.lengths.to(frame.device)[:, None]
 
     def select(self, index: Tensor) -> Grid:
-        """The grid of the videos with these numbers, int64 [B']."""
+        """Returns the grid of the videos at `index`, int64 [B']."""
         index = index.cpu()
         times = self.times if self.times is None or self.times.ndim == 1 else self.times[index]
         return replace(self, times=times, lengths=None if self.lengths is None else self.lengths[index])

@@ -1,4 +1,4 @@
-"""How tokens look in a notebook: which region of each frame every token stands for."""
+"""The HTML view of tokens in a notebook: the region of each frame that a token stands for."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ import torch
 if TYPE_CHECKING:
     from fewtokens.core.tokens import Tokens
 
-# Videos and frames that are drawn, and the side of a frame in pixels.
+# The most videos and frames to show, and the side of a frame in pixels.
 _VIDEOS, _FRAMES, _SIDE = 4, 8, 112
 
 
 def as_html(tokens: Tokens) -> str:
-    """A fragment of HTML that needs nothing else: a row a video, a picture a frame, a color a token.
+    """Returns a self-contained HTML fragment: one row per video, one image per frame, one color per token.
 
-    Cells of one token have one color in every frame; dropped cells are dark. Where a token stands for several cells its
-    color is strong, where it stands for one it is pale.
+    The cells of a token have the same color in all frames: saturated if the token stands for several cells, pale if it
+    stands for one. Dropped cells are dark.
     """
     rows = []
-    for number in range(min(len(tokens), _VIDEOS)):
-        one = tokens[number].to(torch.device("cpu"))
-        T, H, W = one.grid.shape
-        shown = torch.linspace(0, T - 1, min(T, _FRAMES)).round().long().unique()
-        regions = one.assignment.reshape(T, H, W)[shown].numpy()
-        colors = _colors(one.N, one.sizes[0].numpy())
-        pictures = "".join(
-            f'<img alt="frame {int(t)}" title="frame {int(t)}" src="{_picture(colors[region])}">'
-            for t, region in zip(shown, regions, strict=True)
+    for index in range(min(len(tokens), _VIDEOS)):
+        video = tokens[index].to(torch.device("cpu"))
+        T, H, W = video.grid.shape
+        frames = torch.linspace(0, T - 1, min(T, _FRAMES)).round().long().unique()
+        regions = video.assignment.reshape(T, H, W)[frames].numpy()
+        colors = _colors(video.N, video.sizes[0].numpy())
+        images = "".join(
+            f'<img alt="frame {int(t)}" title="frame {int(t)}" src="{_image_url(colors[region])}">'
+            for t, region in zip(frames, regions, strict=True)
         )
-        facts = f"{int(one.count[0])} tokens of {one.grid.cells} cells"
-        rows.append(f"<div>{pictures}<br><small>video {number}: {facts}</small></div>")
+        summary = f"{int(video.count[0])} tokens of {video.grid.cells} cells"
+        rows.append(f"<div>{images}<br><small>video {index}: {summary}</small></div>")
     more = f"<small>and {len(tokens) - _VIDEOS} more</small>" if len(tokens) > _VIDEOS else ""
     return f"<div><code>{html.escape(repr(tokens))}</code>{''.join(rows)}{more}</div>"
 
 
 def _colors(count: int, sizes: np.ndarray) -> np.ndarray:
-    """uint8 [count+1,3]; the last row is that of dropped cells, which index -1 takes."""
+    """Returns one color per token and, at index -1, the color of dropped cells, uint8 [count+1,3]."""
     hue = (np.arange(count) * 0.6180339887498949) % 1
     strength = np.where(sizes > 1, 0.65, 0.2)
     channels = np.stack([(hue + shift) % 1 for shift in (0, 1 / 3, 2 / 3)], 1)
@@ -50,7 +50,7 @@ def _colors(count: int, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([colors, np.full((1, 3), 40.0)]).astype(np.uint8)
 
 
-def _picture(cells: np.ndarray) -> str:
+def _image_url(cells: np.ndarray) -> str:
     from PIL import Image
 
     height, width = cells.shape[:2]

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: folders down, and what can save itself up. huggingface-hub is imported on use."""
+"""Downloads from and uploads to the Hugging Face hub. huggingface-hub is imported on first use."""
 
 from __future__ import annotations
 
@@ -9,60 +9,69 @@ from typing import Any
 
 
 def from_hub(name: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
-    """The folder of a hub id; only files of these patterns are downloaded, and only those that are not there yet.
+    """Downloads a hub repository and returns its local folder.
+
+    Args:
+        name: hub id, such as "user/name".
+        patterns: glob patterns of the files to download; cached files are not downloaded again.
 
     Raises:
-        ValueError: no such folder, and the hub does not have it.
+        ValueError: `name` is not a hub id, huggingface-hub is not installed, or the download fails.
     """
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
-        raise ValueError(f"{name}: no such folder")
+        raise ValueError(f"no such folder: {name}")
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
-        raise ValueError(f"{name}: no such folder; for a hub id first pip install 'fewtokens[hf]'") from None
+        raise ValueError(
+            f"no such folder: {name}; if it is a hub id, install huggingface-hub with pip install 'fewtokens[hf]'"
+        ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: no such folder here, and the hub does not give it ({reason})") from None
+        raise ValueError(f"no such folder: {name}; downloading it from the hub failed ({reason})") from None
 
 
 class Pushable:
-    """Adds `push_to_hub` to what has a `save_pretrained`."""
+    """A mixin that adds `push_to_hub` to a class with `save_pretrained`."""
 
     def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes the object to a folder; defined by the class."""
         raise NotImplementedError
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, message: str = ""
     ) -> str:
-        """Saves it and uploads the folder in one commit.
+        """Saves the object and uploads the folder in one commit.
 
         Args:
-            repo_id: "user/name"; created if needed.
-            private: of a repository that is created; None takes the default of the account.
-            token: of the account; None takes the one that `hf auth login` stored.
-            message: of the commit.
+            repo_id: "user/name"; the repository is created if needed.
+            private: whether a new repository is private. None for the default of the account.
+            token: access token. None for the one stored by `hf auth login`.
+            message: commit message. Default: "Upload <class name>".
 
         Returns:
-            The address of the repository.
+            The URL of the repository.
 
         Raises:
-            ValueError: huggingface-hub is missing, or what the hub says, in one line.
+            ValueError: huggingface-hub is not installed, or the hub rejects the upload.
         """
         try:
             from huggingface_hub import HfApi
             from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
         except ImportError:
-            raise ValueError("pushing to the hub needs huggingface-hub; pip install 'fewtokens[hf]'") from None
+            raise ValueError(
+                "push_to_hub requires huggingface-hub; install it with pip install 'fewtokens[hf]'"
+            ) from None
         api: Any = HfApi(token=token)
-        with TemporaryDirectory() as place:
-            folder = self.save_pretrained(Path(place) / "model")
+        with TemporaryDirectory() as parent:
+            folder = self.save_pretrained(Path(parent) / "model")
             try:
-                address = api.create_repo(repo_id, private=private, exist_ok=True)
+                url = api.create_repo(repo_id, private=private, exist_ok=True)
                 message = message or f"Upload {type(self).__name__}"
                 api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
             except (HFValidationError, LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
-                raise ValueError(f"{repo_id}: the hub refuses it ({' '.join(str(error).split())[:200]})") from None
-        return str(address)
+                raise ValueError(f"{repo_id}: upload failed ({' '.join(str(error).split())[:200]})") from None
+        return str(url)

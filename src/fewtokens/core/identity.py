@@ -1,4 +1,4 @@
-"""What a result was made from: files and listings told apart by place, size and time of change, not by content."""
+"""Identifies the inputs of a result by path, size and modification time, without reading their content."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 
 
 def identity(paths: Iterable[str | Path], extra: Iterable[str] = ()) -> str:
-    """A digest that changes when a listing, or one of its files, does.
+    """Returns a digest that changes if the list of paths or the size or modification time of a file changes.
 
-    Reads no file: it takes about 10 microseconds a path, so a million files take ten seconds. The order of the paths
-    and of `extra` counts. A folder counts with the time of its last change, which is that of its names.
+    Reads no file content: about 10 microseconds per path, or 10 seconds for a million files. Depends on the order of
+    `paths` and of `extra`. The modification time of a folder changes if a file in it is added, removed or renamed.
 
     Args:
-        paths: files, or folders; one that is missing counts as missing.
-        extra: what else decides the result: labels, settings.
+        paths: files or folders; they may be missing.
+        extra: anything else that affects the result, such as labels and settings.
 
     Returns:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    here = os.getcwd()
+    cwd = os.getcwd()
     for path in paths:
-        place = os.path.normpath(os.path.join(here, path))
+        absolute = os.path.normpath(os.path.join(cwd, path))
         try:
-            found = os.stat(place)
-            told = f"{found.st_size} {found.st_mtime_ns}"
+            status = os.stat(absolute)
+            state = f"{status.st_size} {status.st_mtime_ns}"
         except (OSError, ValueError):  # ValueError: a name with a null character
-            told = "missing"
-        _add(digest, f"{place}\0{told}")
+            state = "missing"
+        _add(digest, f"{absolute}\0{state}")
     _add(digest, "")
     for text in extra:
         _add(digest, text)
@@ -40,42 +40,43 @@ def identity(paths: Iterable[str | Path], extra: Iterable[str] = ()) -> str:
 
 
 def _add(digest: hashlib._Hash, text: str) -> None:
-    """Adds a text and where it ends, so that no two lists run into the same bytes."""
+    """Adds the length and bytes of a text, so that different lists of texts never have equal bytes."""
     content = text.encode("utf-8", "surrogatepass")
     digest.update(len(content).to_bytes(8, "little"))
     digest.update(content)
 
 
 def source_of(path: str | Path) -> dict[str, object]:
-    """What one file, or one folder of images, was when a result was made from it.
+    """Returns the path, size and modification time of a file or of a folder of images.
 
     Returns:
-        path: absolute, links not followed; bytes: size of the file, or of all files directly in the folder;
-        mtime_ns: when it was last changed, in nanoseconds; the newest of those files, for a folder.
+        path: absolute path; symbolic links are not resolved.
+        bytes: size of the file, or total size of the files directly in the folder.
+        mtime_ns: modification time in nanoseconds; for a folder that of its newest file.
 
     Raises:
-        OSError: nothing is there, or it cannot be looked at.
+        OSError: the path does not exist or cannot be read.
     """
-    place = os.path.abspath(path)
-    found = os.stat(place)
-    if not stat.S_ISDIR(found.st_mode):
-        return {"path": place, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-    with os.scandir(place) as entries:
-        inside = [entry.stat() for entry in entries if not entry.name.startswith(".") and entry.is_file()]
-    newest = max((one.st_mtime_ns for one in inside), default=found.st_mtime_ns)
-    return {"path": place, "bytes": sum(one.st_size for one in inside), "mtime_ns": newest}
+    absolute = os.path.abspath(path)
+    status = os.stat(absolute)
+    if not stat.S_ISDIR(status.st_mode):
+        return {"path": absolute, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+    with os.scandir(absolute) as entries:
+        files = [entry.stat() for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    newest = max((file.st_mtime_ns for file in files), default=status.st_mtime_ns)
+    return {"path": absolute, "bytes": sum(file.st_size for file in files), "mtime_ns": newest}
 
 
-# Keys of an encoder's description in files of earlier versions.
+# Old and new keys of an encoder's description in saved files.
 _ENCODER = {"weights": "fingerprint"}
 _OPTIONS = {"patch": "patch_size", "tubelet": "tubelet_size"}
 
 
 def with_current_names(settings: Any) -> Any:
-    """Settings read from a file, with the description of their encoder under today's names.
+    """Returns settings read from a file with the keys of "encoder" renamed to the current ones.
 
     Args:
-        settings: plain values; changed only where "encoder" is an object that an earlier version wrote.
+        settings: plain values; returned unchanged unless "encoder" is an object.
     """
     encoder = settings.get("encoder") if isinstance(settings, dict) else None
     if not isinstance(encoder, dict):
@@ -87,7 +88,7 @@ def with_current_names(settings: Any) -> Any:
 
 
 def renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    """Values under new names, in their order; a value stays under its old name if the new one is taken."""
+    """Renames keys, keeping their order; a key whose new name already exists keeps its old name."""
     return {
         names[name] if name in names and names[name] not in values else name: value for name, value in values.items()
     }

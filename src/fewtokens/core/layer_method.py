@@ -1,6 +1,7 @@
-"""The base class of methods inside a language model: at which layers they act, and what they decide there.
+"""The base class of methods that act inside a language model, and the types of their inputs and decisions.
 
-A method decides on plain tensors; `fewtokens.llm.layers` measures attention, moves hidden states and cuts caches.
+A method only decides which columns to keep. `fewtokens.llm.layers` computes attention scores, moves hidden states and
+prunes key-value caches.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from fewtokens.core.tokens import Tokens
 
 @dataclass(frozen=True)
 class PrunePoint:
-    """A layer before which tokens are dropped.
+    """A layer before which tokens are dropped during prefill.
 
     Attributes:
-        layer: the first layer with fewer tokens.
-        score_layer: the layer whose attention scores the tokens, computed from what enters it; None for no scores.
+        layer: index of the first layer with fewer tokens.
+        score_layer: index of the layer whose attention scores the tokens; None for no scores.
     """
 
     layer: int
@@ -31,13 +32,13 @@ class PrunePoint:
 
 @dataclass(frozen=True)
 class CachePoint:
-    """A layer from which on caches hold fewer tokens while text is generated.
+    """The layer from which on key-value caches are pruned during generation.
 
     Attributes:
-        layer: the first layer whose cache is cut.
-        score_layer: the layer in which the latest word's attention scores the tokens.
-        revive: entries that are dropped move to the host's memory and may come back; otherwise they are lost, and the
-            first choice is final.
+        layer: index of the first layer whose cache is pruned.
+        score_layer: index of the layer in which attention from the newest text token scores the video tokens.
+        revive: whether dropped entries move to host memory and can be restored later. If False, they are discarded and
+            the first decision is final.
     """
 
     layer: int
@@ -47,12 +48,12 @@ class CachePoint:
 
 @dataclass
 class PlacedVideo:
-    """One video among columns.
+    """The position of one video's tokens in a batch of prompts.
 
     Attributes:
-        row: its prompt in the batch.
-        columns: int64 [n], the column of each of its tokens; -1 if the token was dropped.
-        tokens: what the language model was given of it, one video.
+        row: index of the prompt in the batch.
+        columns: int64 [n], the column of each token; -1 if the token was dropped.
+        tokens: the tokens of the video that entered the language model, B=1.
     """
 
     row: int
@@ -64,14 +65,14 @@ class PlacedVideo:
 
 @dataclass
 class LayerState:
-    """What a method sees at a prune point: the M columns that are still there.
+    """The input of `LayerMethod.choose` at a prune point, for the M columns that remain.
 
     Attributes:
-        hidden: [B,M,D], hidden states that would enter the layer.
-        rope: cos and sin [B,M,d] of each column.
-        video: bool [B,M], tokens of videos.
-        before: int64 [B], tokens of videos in each prompt at the first layer.
-        scores: float32 [B,M], attention to each column, or None.
+        hidden: [B,M,D], hidden states at the input of the layer.
+        rope: cos and sin of the rotary embedding, [B,M,d] each.
+        video: bool [B,M], whether each column is a video token.
+        before: int64 [B], number of video tokens of each prompt at the first layer.
+        scores: float32 [B,M], attention that each column receives, or None if the point has no `score_layer`.
         videos: each video and the columns of its tokens.
     """
 
@@ -87,12 +88,12 @@ class LayerState:
 
 @dataclass
 class LayerDecision:
-    """What a method decides at a prune point.
+    """The decision of a method at a prune point.
 
     Attributes:
-        kept: bool [B,M], which tokens of videos stay; other columns always stay.
-        hidden: [B,M,D], new hidden states, or None if they are unchanged.
-        rope: cos and sin [B,M,d], new positions, or None if they are unchanged.
+        kept: bool [B,M], whether each video token is kept. Other columns are always kept.
+        hidden: new hidden states [B,M,D], or None if unchanged.
+        rope: new cos and sin, [B,M,d] each, or None if unchanged.
     """
 
     kept: Tensor
@@ -104,14 +105,14 @@ class LayerDecision:
 
 @dataclass
 class CacheState:
-    """What a method sees at a cache point, for each word that is generated; columns are the L of the prompt.
+    """The input of `LayerMethod.choose_cached` at each generated token, for the L columns of the prompt.
 
     Attributes:
-        scores: float32 [B,L], the latest word's attention to tokens of videos; 0 elsewhere.
-        video: bool [B,L], tokens of videos.
-        held: bool [B,L], those that the scoring layer still holds.
-        previous_scores: the same for the word before, or None at the first word.
-        previous: bool [B,L], the latest decision, or None at the first word.
+        scores: float32 [B,L], attention from the newest text token to each video token; 0 in other columns.
+        video: bool [B,L], whether each column is a video token.
+        held: bool [B,L], whether the cache of the scoring layer still contains each video token.
+        previous_scores: `scores` at the previous generated token, or None at the first one.
+        previous: bool [B,L], the most recent decision, or None at the first generated token.
     """
 
     scores: Tensor
@@ -124,19 +125,30 @@ class CacheState:
 
 
 class LayerMethod(Spec):
-    """Acts inside the layers of a language model, see `fewtokens.llm.attach`.
+    """The base class of methods that act inside the layers of a language model, see `fewtokens.llm.attach`.
 
-    A method overrides `prune_points` and `choose`, or `cache_point` and `choose_cached`. Only tokens of videos are
-    dropped; images, and what follows a video's cells (a newline), stay. A share is of the tokens of videos that a
-    prompt had at the first layer.
+    A subclass overrides `prune_points` and `choose` to prune during prefill, or `cache_point` and `choose_cached` to
+    prune caches during generation:
+
+        class Half(LayerMethod):
+            def prune_points(self, depth):
+                return [PrunePoint(layer=3, score_layer=2)]
+
+            def choose(self, state, number):
+                return LayerDecision(top(state, counts(state, 0.5)))
+
+    Only video tokens are dropped. Images, text and separators of a video (such as newlines) are always kept. A
+    fractional budget is relative to the number of video tokens of the prompt at the first layer.
 
     Class attributes:
         stage: always "llm".
-        asks: whose attention scores tokens: the "last" token of the question, or its "text": all words after the last
-            video.
-        prunes_earlier: dropped tokens are also taken out of the caches of earlier layers.
-        may_keep_all: it is no error if nothing is dropped.
-        paper, license, cost: one line each, for `fewtokens methods`.
+        asks: the queries whose attention scores the tokens: "last", the last token of the question, or "text", all
+            text tokens after the last video.
+        prunes_earlier: whether dropped tokens are also removed from the caches of earlier layers.
+        may_keep_all: whether keeping all tokens is allowed; if False, dropping none is an error.
+        paper: citation, in one line.
+        license: license of the authors' code, in one line.
+        cost: computational cost, in one line.
     """
 
     stage: ClassVar[str] = "llm"
@@ -152,58 +164,76 @@ class LayerMethod(Spec):
 
     @property
     def pool(self) -> str:
-        """How attention is pooled over heads and queries, "mean" or "max"."""
+        """The reduction of attention over heads and queries, "mean" or "max"."""
         return "mean"
 
     def prune_points(self, depth: int) -> list[PrunePoint]:
-        """Where it drops tokens in a model of `depth` layers, in order."""
+        """Returns the points at which tokens are dropped, in order of layers.
+
+        Args:
+            depth: number of layers of the language model.
+        """
         return []
 
     def choose(self, state: LayerState, number: int) -> LayerDecision:
-        """Decides at prune point `number`."""
+        """Decides which video tokens to keep at a prune point.
+
+        Args:
+            state: the remaining columns.
+            number: index of the point in `prune_points`.
+        """
         raise NotImplementedError
 
     def cache_point(self, depth: int) -> CachePoint | None:
-        """From where on it cuts caches while text is generated; None if it does not."""
+        """Returns the point from which on caches are pruned during generation, or None.
+
+        Args:
+            depth: number of layers of the language model.
+        """
         return None
 
     def choose_cached(self, state: CacheState) -> Tensor | None:
-        """Which tokens of videos caches hold from now on, bool [B,L]; None if that does not change."""
+        """Decides which video tokens the caches contain from now on.
+
+        Returns:
+            bool [B,L], or None for no change.
+        """
         raise NotImplementedError
 
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
-        """Layers that the arguments name, each with the first layer that has fewer tokens because of it."""
+        """Returns (layer, first layer with fewer tokens) for each layer that an argument of the method specifies."""
         point = self.cache_point(depth)
         layers = [point.layer for point in self.prune_points(depth)] + ([] if point is None else [point.layer])
         return [(layer, layer) for layer in layers]
 
     def keeps_all(self, number: int) -> bool:
-        """Whether the budget of prune point `number` may leave every token."""
+        """Whether the budget of the prune point at index `number` may keep all tokens."""
         return self.may_keep_all
 
 
 def may_spare_all(keep: float | int) -> bool:
-    """Whether a budget may leave every token: all of them, or a count that may exceed those at hand."""
+    """Whether a budget may keep all tokens: a count, which may exceed the number of tokens, or the fraction 1."""
     return isinstance(keep, int) or keep == 1
 
 
 def check_layer(layer: int, caller: str) -> int:
-    """Returns a valid layer, at least 1: before the first layer methods of the stage tokens act.
+    """Returns `layer` if it is a valid index of at least 1 (before layer 0, methods of the stage "tokens" act).
 
     Raises:
-        ValueError: another value.
+        ValueError: `layer` is not an int or below 1.
     """
     if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
-        raise ValueError(f"{caller}: a layer is a count of at least 1, got {layer!r}")
+        raise ValueError(f"{caller}: a layer must be an int of at least 1, got {layer!r}")
     return layer
 
 
 def counts(state: LayerState, keep: float | int, *, nearest: bool = False) -> Tensor:
-    """How many tokens of videos stay in each prompt, int64 [B]; at least one, at most those at hand.
+    """Returns the number of video tokens to keep in each prompt, int64 [B], clamped to 1..the number that remain.
 
     Args:
-        keep: a share of those at the first layer, rounded down up to floating-point error (or to the `nearest` whole
-            number, halves up), or a count.
+        state: the remaining columns.
+        keep: a fraction (float) of the video tokens at the first layer, or a count (int).
+        nearest: whether a fraction is rounded half up, instead of down with a tolerance for floating-point error.
     """
     if isinstance(keep, int):
         budget = torch.full_like(state.before, keep)
@@ -213,12 +243,12 @@ def counts(state: LayerState, keep: float | int, *, nearest: bool = False) -> Te
 
 
 def top(state: LayerState, count: Tensor) -> Tensor:
-    """The `count` [B] tokens of videos with the highest scores, bool [B,M]; the first of equal ones."""
+    """Selects the `count` [B] video tokens with the highest scores, bool [B,M]; the first of equal ones wins."""
     assert state.scores is not None
     return highest(state.scores, state.video, count)
 
 
 def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """The `count` [B] highest of the `allowed` [B,M] scores [B,M], bool [B,M]; the first of equal ones."""
+    """Selects the `count` [B] highest `scores` [B,M] where `allowed` [B,M], bool [B,M]; the first of equal ones wins."""
     rank = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < count[:, None]) & allowed

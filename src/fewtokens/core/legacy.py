@@ -1,4 +1,4 @@
-"""Spec strings of earlier versions under the names of today."""
+"""Converts spec strings of earlier versions to current names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _TWO_STAGES = ("tome", "merge_windows", "representation_shift")
 
 
 def current_spec(spec: str) -> str:
-    """A spec that an earlier version wrote, as today's would be; others come back as they are.
+    """Converts a spec written by an earlier version; any other spec is returned unchanged.
 
-    Earlier versions wrote every argument that was not None, so that an old spec is told by the names in it.
+    Earlier versions wrote every argument that was not None, so an old spec is recognized by its argument names.
     """
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
@@ -25,7 +25,7 @@ def current_spec(spec: str) -> str:
             tree = tree.left
         return " | ".join(_current(link) for link in [tree, *links])
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return spec  # the reader of specs says what is wrong
+        return spec  # the parser of specs reports the error
 
 
 def _current(link: ast.expr) -> str:
@@ -36,25 +36,25 @@ def _current(link: ast.expr) -> str:
     old = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in link.keywords}
     if not old and not first:
         return ast.unparse(link)
-    given = {_RENAMED.get(key, key) if key != "step" or name == "fastvid" else key: v for key, v in old.items()}
-    if name in _TWO_STAGES and "stage" in given:
-        if given.pop("stage") == "encoder":
+    new = {_RENAMED.get(key, key) if key != "step" or name == "fastvid" else key: v for key, v in old.items()}
+    if name in _TWO_STAGES and "stage" in new:
+        if new.pop("stage") == "encoder":
             name += "_in_encoder"
         else:
-            given.pop("layers", None)
-    if "num_tokens" in given:
-        count = given.pop("num_tokens")
-        given = {"keep": f"{count}/frame" if name in _PER_FRAME else count, **given}
+            new.pop("layers", None)
+    if "num_tokens" in new:
+        count = new.pop("num_tokens")
+        new = {"keep": f"{count}/frame" if name in _PER_FRAME else count, **new}
     if name in _PER_FRAME and first and isinstance(first[0], int):
         first = [f"{first[0]}/frame"]
-    if name == "llama_vid" and isinstance(given.get("grid"), int):
-        given = {"keep": f"{1 + given.pop('grid') ** 2}/frame", **given}
-    if name == "rlt" and given.get("longest") == 0:
-        given = {key: value for key, value in given.items() if key not in ("longest", "dim")}
-    if name == "token_dynamics" and given.get("mode") == "reference":
+    if name == "llama_vid" and isinstance(new.get("grid"), int):
+        new = {"keep": f"{1 + new.pop('grid') ** 2}/frame", **new}
+    if name == "rlt" and new.get("longest") == 0:
+        new = {key: value for key, value in new.items() if key not in ("longest", "dim")}
+    if name == "token_dynamics" and new.get("mode") == "reference":
         name = "vqtoken"
-        given.pop("mode")
+        new.pop("mode")
     elif name == "token_dynamics":
-        given.pop("side", None)
-    arguments = [repr(value) for value in first] + [f"{key}={value!r}" for key, value in given.items()]
+        new.pop("side", None)
+    arguments = [repr(value) for value in first] + [f"{key}={value!r}" for key, value in new.items()]
     return f"{name}({', '.join(arguments)})"

@@ -1,8 +1,8 @@
-"""The base classes of methods: what each decides, where it acts, what it needs to know.
+"""The base classes of methods.
 
-Most methods are a `Reducer`, which decides a `Plan` (the shared `Tokens.apply` moves the tokens), or a `Resampler`,
-which makes new features and says which tokens they were made from. A method that is neither extends `Method` and
-overrides `forward`.
+Most methods extend `Reducer`, which decides a `Plan` that `Tokens.apply` carries out, or `Resampler`, which computes
+new features and their attribution. `Quantizer` assigns codes, `Memory` summarizes an endless stream, and
+`FrameSelector` chooses frames before decoding. Any other method extends `Method` and overrides `forward`.
 """
 
 from __future__ import annotations
@@ -26,39 +26,46 @@ from fewtokens.core.spec import Spec
 from fewtokens.core.tokens import Tokens
 
 STAGES = {
-    "frames": "which frames are read, before anything is decoded in full",
-    "pixels": "on raw patches, so that the encoder sees fewer",
-    "encoder": "between the attention and the MLP of every block",
-    "tokens": "on the features that an encoder gives",
+    "frames": "selects the frames to read, before full decoding",
+    "pixels": "on raw patches, before the encoder",
+    "encoder": "between the attention and the MLP of each encoder block",
+    "tokens": "on the features that the encoder returns",
     "llm": "inside the layers of a language model",
 }
 
-# What a method may ask for beside the tokens; N is the tokens that it is given.
+# Inputs that a method may need in addition to the tokens; N is the number of its input tokens.
 CUES = {
     "pixels": "[B,N,P,D] pixels of each cell in 0..1: P sub-frames, D = rows*columns*3 values, channel last",
     "keys": "[B,N,D] attention keys, averaged over heads",
     "attention": "[B,N] attention that each patch receives, averaged over heads and queries",
     "sharpness": "[B,N] sum over keys of A log A of each patch's attention A, averaged over heads, without sizes",
-    "shift": "[B,N] length of what the last MLP added to each token",
-    "frame_global": "[B,T,D] one vector for each frame",
-    "text": "[B,L,D] embedded words of the question: every word before the answer, without padding",
+    "shift": "[B,N] norm of the residual that the last MLP added to each token",
+    "frame_global": "[B,T,D] one vector per frame",
+    "text": "[B,L,D] embeddings of the question: all text tokens before the answer, without padding",
 }
 
 
 class Method(Spec, nn.Module):
-    """Tokens in, fewer tokens out.
+    """The base class of methods that map tokens to fewer tokens.
 
-    Class attributes, the same for all arguments:
-        stage: where it acts, one of `STAGES`.
-        learned: has parameters.
-        full_grid: wants a token for every cell, so it comes first in a chain.
-        paper, license, cost: one line each, for `fewtokens methods`.
+    A subclass usually extends `Reducer` or `Resampler`. Its constructor arguments are plain values, stored under their
+    own names, so that the spec string can be derived from the signature (see `Spec`).
 
-    Attributes of an instance:
-        budget: how many tokens it leaves; None where a threshold decides, or where the count follows from the grid.
-        keep: the budget as it stands in the spec.
-        needs: the cues that it is given by keyword, names out of `CUES`.
-        causal: a frame's tokens depend on no later frame; `step` gives the same result chunk by chunk.
+    Class attributes:
+        stage: where the method acts, a key of `STAGES`.
+        learned: whether it has trainable parameters.
+        full_grid: whether it requires one token per cell, and so must come before methods that drop or merge tokens.
+        paper: citation, in one line.
+        license: license of the authors' code, in one line.
+        cost: computational cost, in one line.
+
+    Attributes:
+        budget: the number of tokens to keep; None if a threshold or the grid determines it.
+        keep: the `keep` argument that specifies `budget`, or None.
+        needs: names of the cues that `forward` requires as keyword arguments, keys of `CUES`.
+        causal: whether the tokens of a frame are independent of later frames, so that `step` can process a video in
+            chunks with the same result.
+        untrained: whether the parameters are random, because no checkpoint is given.
     """
 
     stage: ClassVar[str] = "tokens"
@@ -69,7 +76,7 @@ class Method(Spec, nn.Module):
     cost: ClassVar[str] = ""
 
     budget: Budget | None
-    keep: Any  # float | int | str, or None where another argument says the budget
+    keep: Any  # float | int | str, or None if another argument replaces it
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,9 +90,18 @@ class Method(Spec, nn.Module):
         units: tuple[Unit, ...] = (),
         **instead: Any,
     ) -> None:
-        """Sets `budget` and `keep` from the constructor's arguments, see `Budget.choose`.
+        """Sets `budget` and `keep` from the arguments of the constructor.
 
-        Inside an encoder, which sees one frame at a time, a count of the whole video is refused.
+        Args:
+            keep: the budget, or None if not given.
+            default: the budget if no argument is given.
+            units: accepted units. Default: all but pruning rates; a method of the stage "encoder", which processes one
+                frame at a time, does not accept a count per video.
+            instead: alternatives to `keep` by name, None if not given.
+
+        Raises:
+            NotBoth: more than one argument is given.
+            ValueError: `keep` is invalid, see `Budget.parse`.
         """
         if not units:
             units = ("share", "per frame") if self.stage == "encoder" else ("share", "count", "per frame")
@@ -102,64 +118,74 @@ class Method(Spec, nn.Module):
 
     @property
     def untrained(self) -> bool:
-        """Whether its parameters are random, so that what it gives means nothing."""
+        """Whether its parameters are random, so that its output is meaningless."""
         return self.learned and not self.arguments.get("checkpoint")
 
     def __call__(self, tokens: Tokens, **cues: Any) -> Tokens:
         missing = [name for name in self.needs if cues.get(name) is None]
         if missing:
             raise ValueError(
-                f"{self.name} needs the cue {' and '.join(missing)}: "
+                f"{self.name} requires the cue {' and '.join(missing)}: "
                 + "; ".join(f"{name} is {CUES[name]}" for name in missing)
             )
         return super().__call__(tokens, **cues)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
+        """Reduces the tokens.
+
+        Args:
+            tokens: the input tokens.
+            cues: the cues named in `needs`, by name.
+        """
         raise NotImplementedError(f"{self.name} must extend Reducer or Resampler, or override forward")
 
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
-        """Where each token goes, [B,N]: the method's decision as data, to apply to anything that has a row a token.
+        """Returns the method's decision as a plan, which can be applied to any tensor with one row per token.
+
+        Args:
+            tokens: the input tokens.
+            cues: the cues named in `needs`, by name.
 
         Raises:
-            ValueError: the method makes new features, or a missing cue.
+            ValueError: the method computes new features, or a cue is missing.
         """
         return Plan.from_assignment(tokens, self(tokens, **cues))
 
     def fewest(self, grid: Grid) -> int:
-        """The fewest tokens that it can leave of one video of this grid, whatever the budget."""
+        """Returns the minimum number of tokens for one video of this grid, regardless of the budget."""
         return 1
 
     def planned_count(self, grid: Grid) -> int | None:
-        """Tokens that one video of this grid keeps, known before any feature exists; None if it depends."""
+        """Returns the number of tokens for one video of this grid, or None if it depends on the video."""
         if self.budget is None:
             return None
         if self.stage == "encoder":
-            # Encoders look at one frame at a time, and each frame meets the budget by itself.
+            # Encoders process one frame at a time, so the budget applies to each frame.
             return grid.T * max(self.fewest(grid.frame), self.budget.count(grid.frame))
         return max(self.fewest(grid), self.budget.count(grid))
 
     def counts(self, tokens: Tokens) -> Tensor:
-        """`planned_count` of every video of a batch, int64 [B], at most the tokens at hand."""
+        """Returns the number of tokens of each video of a batch, int64 [B], at most its number of input tokens."""
         return torch.tensor(self.planned(tokens), device=tokens.device).minimum(tokens.count)
 
     def planned(self, tokens: Tokens) -> list[int]:
-        """`planned_count` of every video of a batch, known without a look at the data."""
+        """Returns `planned_count` of each video of a batch (0 for None), without reading tensors."""
         return [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
 
     def max_slots(self, tokens: Tokens) -> int:
-        """An upper bound of `counts` that needs no look at the data: M for a plan of exact counts."""
+        """Returns an upper bound of `counts`, without reading tensors: `num_slots` of a plan of exact counts."""
         return min(tokens.N, max(self.planned(tokens)))
 
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
-        """The next frames of a video.
+        """Processes the next frames of a video.
 
         Args:
-            tokens: of these frames, one for each cell.
-            state: what the call before returned; None at the start. Its size is bounded.
-            cues: of these tokens.
+            tokens: the tokens of these frames, one per cell.
+            state: the state that the previous call returned, or None at the start. Its size is bounded.
+            cues: the cues of these tokens, by name.
 
         Returns:
-            Tokens on the grid of these frames, which `join` puts together, and the state.
+            Tokens on the grid of these frames, and the new state. `join` combines the tokens of all calls.
 
         Raises:
             ValueError: the method is not causal.
@@ -167,15 +193,24 @@ class Method(Spec, nn.Module):
         raise ValueError(f"{self.spec} is not causal and cannot be streamed")
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
-        """The outputs of `step`, put together as the offline result."""
+        """Combines the outputs of `step` into the result for the full video."""
         return concatenate(chunks)
 
 
 class Reducer(Method):
-    """A method that decides a plan; the plan is all that it does.
+    """A method that drops or merges tokens according to a `Plan`.
 
-    It overrides `plan(tokens, **cues)`: where each token goes. That is called without gradients; features flow through
-    `Tokens.apply`.
+    A subclass overrides `plan(tokens, **cues)`, which is called without gradients. Gradients flow through the features
+    in `Tokens.apply`.
+
+        class Norm(Reducer):
+            def __init__(self, keep=None):
+                super().__init__()
+                self.take_budget(keep, default=0.1)
+
+            def plan(self, tokens):
+                scores = tokens.features.norm(dim=-1)
+                return Plan.top(scores, self.counts(tokens), tokens)
     """
 
     plan: Callable[..., Plan]
@@ -192,12 +227,12 @@ class Reducer(Method):
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """What a resampler makes.
+    """The result of `Resampler.resample`: M new tokens for each video.
 
     Attributes:
-        features: [B,M,C] new features, in any float dtype; None where they are the sums by `attribution`.
-        attribution: [B,M,N] how much of each token went into each new one.
-        count: int64 [B], how many of the M are real.
+        features: [B,M,C], new features in any float dtype; None if they are the sums weighted by `attribution`.
+        attribution: [B,M,N], weight of each input token in each new token.
+        count: int64 [B], number of real tokens among the M.
     """
 
     features: Tensor | None
@@ -208,25 +243,25 @@ class Resampled:
 
     @property
     def plan(self) -> Plan:
-        """The soft plan that moves the earlier tokens by attribution."""
+        """The soft plan that moves the input tokens by `attribution`."""
         return Plan(self.count, self.attribution.shape[1], weights=self.attribution)
 
 
 class Resampler(Method):
-    """A method that makes new features, no mean of anything, and says which tokens each was made from.
+    """A method that computes new features, with the attribution of each to the input tokens.
 
-    It overrides `resample(tokens, **cues)`.
+    A subclass overrides `resample(tokens, **cues)`, which returns a `Resampled`.
     """
 
     resample: Callable[..., Resampled]
 
     def planned_count(self, grid: Grid) -> int | None:
-        # New features may be more than there are cells.
+        # There may be more new tokens than cells.
         return None if self.budget is None else max(self.fewest(grid), int(self.budget.amount(grid) + 1e-6))
 
     @final
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
-        raise ValueError(f"{self.name} makes new features; it decides no plan (see Tokens.attribution)")
+        raise ValueError(f"{self.name} computes new features, so it has no plan (see Tokens.attribution)")
 
     @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
@@ -239,12 +274,12 @@ class Resampler(Method):
 
 
 class Quantized(NamedTuple):
-    """What a quantizer makes of features [B,N,C].
+    """The result of `Quantizer.quantize`.
 
     Attributes:
-        features: [B,N,C] quantized, with a gradient to the features that went in.
-        codes: int64 [B,N,Q].
-        losses: named scalars, to be added in training.
+        features: [B,N,C], quantized features, with a gradient to the input features.
+        codes: int64 [B,N,Q], codes of each token.
+        losses: scalar training losses by name, to be summed.
     """
 
     features: Tensor
@@ -256,24 +291,27 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(Method):
-    """A method that gives every token Q discrete codes and the features that they stand for; none is dropped."""
+    """A method that replaces the features of each token with quantized ones and adds Q codes; it keeps all tokens.
+
+    A subclass overrides `codebook_sizes`, `quantize` and `lookup`.
+    """
 
     @property
     @abstractmethod
     def codebook_sizes(self) -> tuple[int, ...]:
-        """How many values each of the Q codes takes."""
+        """The number of values of each of the Q codes."""
 
     @abstractmethod
     def quantize(self, features: Tensor) -> Quantized:
-        """Codes and quantized features of features [B,N,C]."""
+        """Quantizes features [B,N,C]."""
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
-        """The features [B,N,C] that codes int64 [B,N,Q] stand for: those of `quantize`, bit for bit."""
+        """Returns the features [B,N,C] of codes, int64 [B,N,Q]; bit-identical to those of `quantize`."""
 
     @property
     def bits(self) -> float:
-        """Bits of one token: the sum of log2 of the codebooks' sizes."""
+        """The number of bits per token: the sum of log2 of the codebook sizes."""
         return float(sum(torch.tensor(size, dtype=torch.float64).log2() for size in self.codebook_sizes))
 
     @final  # type: ignore[misc]
@@ -295,19 +333,39 @@ class Quantizer(Method):
 
 
 class Memory(Method):
-    """A method that holds an endless stream in bounded bytes and can be read at any moment."""
+    """A method that summarizes an endless stream in bounded memory and can be read at any time.
+
+        state = None
+        for chunk in chunks:
+            state = memory.push(chunk, state)
+        tokens = memory.read(state)
+    """
 
     @abstractmethod
     def push(self, tokens: Tokens, state: Any = None, **cues: Any) -> Any:
-        """The state after the next frames of each video; None is the empty memory."""
+        """Adds the next frames of each video.
+
+        Args:
+            tokens: the tokens of these frames.
+            state: the state that the previous call returned, or None for an empty memory.
+            cues: the cues of these tokens, by name.
+
+        Returns:
+            The new state.
+        """
 
     @abstractmethod
     def read(self, state: Any, **cues: Any) -> Tokens:
-        """The tokens that stand for everything pushed so far."""
+        """Returns tokens that summarize all frames pushed so far."""
 
     @abstractmethod
     def max_bytes(self, grid: Grid, dim: int) -> int:
-        """The most bytes that the state of one video takes, for frames of this grid with `dim` channels in float32."""
+        """Returns an upper bound of the bytes of the state of one video.
+
+        Args:
+            grid: grid of a chunk; its H and W are those of the frames.
+            dim: number of channels, in float32.
+        """
 
     @property
     def causal(self) -> bool:
@@ -323,17 +381,17 @@ class Memory(Method):
         return self.read(state, **cues), state
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
-        """What was read last."""
+        """Returns the last output, which summarizes the full video."""
         return chunks[-1]
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which frames of a video are read.
+    """The frames of a video to read.
 
     Attributes:
-        index: int64 [K], numbers of frames, in order.
-        sizes: int64 [K], the shorter side of each in pixels; 0 leaves the size of the file.
+        index: int64 [K], frame indices in ascending order.
+        sizes: int64 [K], the short side of each frame in pixels; 0 for the original size.
     """
 
     index: Tensor
@@ -343,7 +401,14 @@ class Selection:
 
 
 class FrameSelector(Spec):
-    """Chooses frames from their times and thumbnails, before anything is decoded or encoded in full."""
+    """The base class of methods that select frames from their times and thumbnails, before full decoding.
+
+    Class attributes:
+        stage: always "frames".
+        paper: citation, in one line.
+        license: license of the authors' code, in one line.
+        cost: computational cost, in one line.
+    """
 
     stage: ClassVar[str] = "frames"
     paper: ClassVar[str] = ""
@@ -352,26 +417,32 @@ class FrameSelector(Spec):
 
     @abstractmethod
     def select(self, times: Tensor, thumbnails: Tensor, **cues: Any) -> Selection:
-        """The frames to read.
+        """Selects the frames to read.
 
         Args:
-            times: float64 [T], the second of each frame.
+            times: float64 [T], seconds of each frame.
             thumbnails: uint8 [T,3,h,w].
-            cues: what it needs beside these, names out of `CUES`.
+            cues: additional inputs, keys of `CUES`.
         """
 
 
 def load_weights(method: Method, path: str | None) -> None:
-    """Fills a method's parameters from a safetensors file written by `save_weights`.
+    """Loads a method's parameters from a file written by `save_weights`.
+
+    Args:
+        method: the method.
+        path: the file; None leaves the parameters unchanged.
 
     Raises:
-        ValueError: the file is missing, damaged, of another method, or of another shape.
+        ValueError: the file does not exist, is corrupt, is of another method, or its shapes differ.
     """
     if path is None:
         return
     tensors, header = files.load(path, "method")
     if header.get("method") != method.name:
-        raise ValueError(f"{path}: holds the weights of {files.in_a_line(header.get('method'))}, not of {method.name}")
+        raise ValueError(
+            f"{path}: contains the weights of {files.in_a_line(header.get('method'))}, not of {method.name}"
+        )
     try:
         method.load_state_dict(tensors)
     except RuntimeError as error:
@@ -379,5 +450,5 @@ def load_weights(method: Method, path: str | None) -> None:
 
 
 def save_weights(method: Method, path: str | Path) -> Path:
-    """Writes a method's parameters as one safetensors file, for its argument `checkpoint`."""
+    """Writes a method's parameters to a safetensors file, for its argument `checkpoint`."""
     return files.save(path, "method", method.state_dict(), {"method": method.name})

@@ -1,6 +1,6 @@
-"""Video in, few tokens out: an encoder and a chain of methods, each run at its stage.
+"""`Pipeline`: an encoder and a chain of methods, each run at its stage.
 
-video -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
+    video -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
-from fewtokens.core.inputs import TAKES, frames_of, is_list_of_videos
+from fewtokens.core.inputs import ACCEPTED, frames_of, is_list_of_videos
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
 
-# Cues with a row for each token; what a method is given belongs to the tokens that it is given (`Tokens.pool`).
+# Cues with one row per token; they are pooled to the tokens at the input of each method (`Tokens.pool`).
 _PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
 
 
 class _Options(TypedDict, total=False):
-    """Options of `load_encoder`; it refuses others itself."""
+    """Options of `load_encoder`, which rejects any others."""
 
     device: str
     dtype: str
@@ -40,12 +40,12 @@ class _Options(TypedDict, total=False):
     proportional: str
 
 
-class _MoreOfEncoder(TypedDict, total=False):
+class _EncoderOptions(TypedDict, total=False):
     options: _Options
 
 
-class _Named(_MoreOfEncoder):
-    """What `Encoder.describe` gives."""
+class _EncoderConfig(_EncoderOptions):
+    """The value of `Encoder.describe`."""
 
     id: str
     fingerprint: str | None
@@ -55,43 +55,53 @@ class _Config(TypedDict):
     """The config.json of a saved pipeline."""
 
     spec: str
-    encoder: _Named | None
+    encoder: _EncoderConfig | None
 
 
 class Pipeline(Pushable, nn.Module):
-    """An encoder and a chain of methods.
+    """An encoder followed by a chain of methods.
+
+        pipeline = Pipeline("rlt | tome(keep=0.25)", load_encoder("patches"))
+        tokens = pipeline(frames)
 
     Args:
-        methods: a spec string such as "rlt | tome(keep=0.25)", or methods. Their stages must come in the
-            order pixels, encoder, tokens. "" or () keeps every token.
-        encoder: needed for frames; tokens can be reduced without one.
+        methods: a spec string, or a sequence of methods. Their stages must be in the order pixels, encoder, tokens.
+            "" or () keeps all tokens.
+        encoder: required for frames; `Tokens` can be reduced without an encoder.
+
+    Attributes:
+        methods: the methods, a `ModuleList`.
+        encoder: the encoder, or None.
 
     Raises:
-        ValueError: stages out of order, a method of another stage, a cue that the encoder cannot give, a method that
-            wants a token for every cell behind one that leaves fewer.
+        ValueError: the spec is invalid, the stages are out of order, a method of stage "frames" or "llm", a cue that
+            the encoder does not provide, or a method that requires a full grid after one that drops or merges tokens.
     """
 
     def __init__(self, methods: str | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
         super().__init__()
         if isinstance(methods, str):
-            # Learned methods are built for the features of the encoder.
+            # Learned methods are built with the encoder's number of channels.
             dim = {} if getattr(encoder, "dim", None) is None else {"dim": encoder.dim}  # type: ignore[union-attr]
             methods = registry.build(methods, **dim) if methods.strip() else ()
         order = list(STAGES)
         stages = [method.stage for method in methods]
         for method in methods:
             if method.stage not in ("pixels", "encoder", "tokens"):
-                raise ValueError(f"{method.name} acts inside a language model; a pipeline ends before it")
+                raise ValueError(
+                    f"{method.name} has the stage {method.stage!r}, but a pipeline accepts only pixels, encoder and "
+                    "tokens; for the stage llm use fewtokens.attach"
+                )
         self.methods = nn.ModuleList(methods)
         self.encoder = encoder
         if stages != sorted(stages, key=order.index):
-            raise ValueError(f"stages must come in the order pixels, encoder, tokens; {self.spec!r} has {stages}")
-        for number, method in enumerate(methods):
-            earlier = [one for one in methods[:number] if not _keeps_every_token(one)]
-            if method.full_grid and earlier:
+            raise ValueError(f"stages must be in the order pixels, encoder, tokens; {self.spec!r} has {stages}")
+        for index, method in enumerate(methods):
+            reducing = [earlier for earlier in methods[:index] if not _keeps_all_tokens(earlier)]
+            if method.full_grid and reducing:
                 raise ValueError(
                     f"{method.name} works on whole frames: put it before methods that drop or merge tokens, "
-                    f"such as {earlier[0].name}"
+                    f"such as {reducing[0].name}"
                 )
         if encoder is not None:
             self._check(encoder)
@@ -100,196 +110,216 @@ class Pipeline(Pushable, nn.Module):
         for method in self._at("encoder"):
             if not encoder.exposes_blocks:
                 raise ValueError(
-                    f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not allow; "
+                    f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not support; "
                     "use a ViT that fewtokens loads itself"
                 )
         for method in [*self._at("pixels"), *self._at("tokens")]:
             for need in set(method.needs) - set(encoder.cues):
-                raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {encoder.id} cannot give")
+                raise ValueError(
+                    f"{method.name} requires the cue {need} ({CUES[need]}), which {encoder.id} does not provide"
+                )
 
     def _at(self, stage: str) -> list[Method]:
         return [method for method in self.methods if isinstance(method, Method) and method.stage == stage]
 
     @property
     def needs(self) -> set[str]:
-        """The cues that its methods need."""
+        """Names of the cues that the methods require."""
         return {need for method in self.methods if isinstance(method, Method) for need in method.needs}
 
     @property
     def spec(self) -> str:
-        """The spec string that builds the chain again."""
+        """The spec string of the chain."""
         return " | ".join(method.spec for method in self.methods if isinstance(method, Method))
 
     def planned_count(self, grid: Grid) -> int | None:
-        """Tokens that come out for one video of this grid, or None where that depends on the video."""
+        """Returns the number of tokens for one video of this grid, or None if it depends on the video."""
         count: int | None = grid.cells
         for method in self.methods:
             assert isinstance(method, Method)
             planned = method.planned_count(grid)
-            # A threshold method leaves an unknown number, a later budget may still be met by fewer.
+            # After a method with a threshold the count is unknown, even if a later method has a budget.
             count = None if planned is None or count is None else min(count, planned)
         return count
 
     def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:
-        """Runs the chain.
+        """Encodes and reduces videos.
 
         Args:
-            video: a path (16 frames of it, the short side 224 pixels; `fewtokens.read` reads otherwise), a `Video`,
-                frames [T,3,H,W] or [B,T,3,H,W] (uint8, or float in 0..1), an image [3,H,W], a NumPy array (channels
-                first or last), PIL images, or a list of videos; all these need an encoder. Or `Tokens`, which go
-                through the tokens methods (and pixels methods whose cue is given).
-            times: seconds of each frame, [T] or [B,T].
-            cues: what methods need beside tokens given as such; see `fewtokens.core.method.CUES`.
+            video: with an encoder: a path (16 frames are read, with a short side of 224 pixels; use `fewtokens.read`
+                for other settings), a `Video`, frames [T,3,H,W] or [B,T,3,H,W] (uint8, or float in 0..1), an image
+                [3,H,W], a NumPy array (channels first or last), PIL images, or a list of videos. Without an encoder:
+                `Tokens`, to which the methods of the stages "pixels" and "tokens" are applied.
+            times: seconds of each frame, [T] or [B,T]. Not accepted with a list of videos.
+            cues: cues that the encoder does not provide, or that `Tokens` need, by name; see
+                `fewtokens.core.method.CUES`. Not accepted with a list of videos.
 
         Returns:
-            Tokens of all videos; those of a list in one padded batch.
+            Tokens of all videos in one batch; `meta` contains the spec and the encoder.
 
         Raises:
-            ValueError: anything else, frames without an encoder, a missing cue.
+            ValueError: invalid input, frames without an encoder, or a missing cue.
         """
         if is_list_of_videos(video):
             if not video:
-                raise ValueError(f"there is no video in an empty list: give {TAKES}")
+                raise ValueError(f"empty list of videos; a video must be {ACCEPTED}")
             if times is not None or cues:
-                raise ValueError("times and cues belong to one video; run a list of videos without them")
-            return collate([self(one) for one in video])
+                raise ValueError("times and cues are not accepted with a list of videos; run each video separately")
+            return collate([self(item) for item in video])
 
-        def run(method: Method, tokens: Tokens, **given: Any) -> Tokens:
-            return method(tokens, **given)
+        def run(method: Method, tokens: Tokens, **cues: Any) -> Tokens:
+            return method(tokens, **cues)
 
         return self._run(video, times, cues, run)
 
     def step(
         self, video: Any, state: Sequence[Any] | None = None, times: Tensor | None = None, **cues: Tensor
     ) -> tuple[Tokens, list[Any]]:
-        """The next frames of a stream: each causal method goes on from its state.
+        """Processes the next frames of a stream.
+
+            state, chunks = None, []
+            for video in fewtokens.stream("clip.mp4", chunk=32):
+                tokens, state = pipeline.step(video, state)
+                chunks.append(tokens)
+            tokens = pipeline.join(chunks)
 
         Args:
-            video: the next frames or tokens, as in `forward`.
-            state: what the call before returned; None at the start. Its size is bounded.
-            times, cues: as in `forward`.
+            video: the next frames or tokens, see `forward`.
+            state: the state that the previous call returned, or None at the start. Its size is bounded.
+            times, cues: see `forward`.
 
         Returns:
-            Tokens on the grid of these frames. Cells whose token lies in an earlier chunk count as dropped; `join`
-            puts chunks together as the result for the whole video. And the state of each method.
+            Tokens on the grid of these frames, and the new state, one entry per method. Cells whose token is in an
+            earlier chunk count as dropped until `join` combines the chunks.
 
         Raises:
-            ValueError: a method that is not causal.
+            ValueError: a method is not causal.
         """
         self.check_causal()
         states = dict(zip(map(id, self.methods), state or [None] * len(self.methods), strict=True))
 
-        def run(method: Method, tokens: Tokens, **given: Any) -> Tokens:
-            if method.stage == "encoder":  # one frame at a time, so no state
-                return method(tokens, **given)
-            tokens, states[id(method)] = method.step(tokens, states[id(method)], **given)
+        def run(method: Method, tokens: Tokens, **cues: Any) -> Tokens:
+            if method.stage == "encoder":  # processes one frame at a time, so it has no state
+                return method(tokens, **cues)
+            tokens, states[id(method)] = method.step(tokens, states[id(method)], **cues)
             return tokens
 
         return self._run(video, times, cues, run), [states[id(method)] for method in self.methods]
 
     def check_causal(self) -> None:
-        """Raises a ValueError that names the first method that cannot be streamed, and those that can.
+        """Checks that all methods can be streamed.
 
-        What compares frames cannot follow a method whose tokens live on (`rlt`): later chunks do not have them.
+        A method that compares frames cannot follow one whose tokens extend into later chunks (`rlt`), since later
+        chunks do not contain these tokens.
+
+        Raises:
+            ValueError: a method cannot be streamed; the message lists the methods that can.
         """
         reducers = [method for method in self.methods if isinstance(method, Reducer) and method.stage != "encoder"]
-        living = [method for method in reducers if type(method).join is not Method.join]
+        extending = [method for method in reducers if type(method).join is not Method.join]
         for reducer in reducers:
-            if living and reducer is not living[0] and reducer.causal:
+            if extending and reducer is not extending[0] and reducer.causal:
                 raise ValueError(
-                    f"{reducer.name} cannot be streamed behind {living[0].name}, whose tokens live on in later chunks"
+                    f"{reducer.name} cannot be streamed after {extending[0].name}, whose tokens extend into later chunks"
                 )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
                 raise ValueError(
-                    f"{method.spec} is not causal and cannot be streamed. Streaming methods, by a threshold: "
+                    f"{method.spec} is not causal and cannot be streamed. Streaming methods (with a threshold): "
                     f"{', '.join(registry.streaming_names())}"
                 )
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
-        """The outputs of `step`, put together as the result for the whole video."""
-        own = [method for method in self.methods if isinstance(method, Method) and type(method).join is not Method.join]
-        return own[-1].join(chunks) if own else concatenate(chunks)
+        """Combines the outputs of `step` into the result for the full video."""
+        custom = [m for m in self.methods if isinstance(m, Method) and type(m).join is not Method.join]
+        return custom[-1].join(chunks) if custom else concatenate(chunks)
 
     def _run(self, video: Any, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]) -> Tokens:
-        """The chain, each method run by `run(method, tokens, **cues)`."""
+        """Encodes and reduces videos, calling `run(method, tokens, **cues)` for each method."""
         after = self._at("tokens")
         if isinstance(video, Tokens):
             tokens = video
             if inside := self._at("encoder"):
-                raise ValueError(f"{inside[0].name} acts inside an encoder; give frames, not tokens")
+                raise ValueError(f"{inside[0].name} acts inside an encoder; pass frames, not tokens")
             after = [*self._at("pixels"), *after]
         else:
             if self.encoder is None:
-                raise ValueError("frames need an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
+                raise ValueError("frames require an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
             frames, times = frames_of(video, times)
             before = self._at("pixels")
             if not self.encoder.skips_dropped_patches:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
-            tokens, given = self.encoder(
+            tokens, encoder_cues = self.encoder(
                 frames,
                 times,
                 needs=needs,
                 before=[partial(run, method) for method in before],
                 inside=self._at("encoder"),
             )
-            cues = given | cues
+            cues = encoder_cues | cues
         start = tokens
         for method in after:
-            given = {name: cues[name] for name in method.needs if name in cues}
-            moved = {name: tokens.pool(cue, start) for name, cue in given.items() if name in _PER_TOKEN}
-            tokens = run(method, tokens, **(given | moved))
+            own = {name: cues[name] for name in method.needs if name in cues}
+            pooled = {name: tokens.pool(cue, start) for name, cue in own.items() if name in _PER_TOKEN}
+            tokens = run(method, tokens, **(own | pooled))
         meta = dict(tokens.meta) | {"spec": self.spec}
         if self.encoder is not None:
             meta["encoder"] = self.encoder.describe()
         return tokens.replace(meta=meta)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes config.json and, where methods have parameters, methods.safetensors.
+        """Writes config.json and methods.safetensors. The write is atomic.
 
-        The encoder is named, with the SHA-256 of its weights, not copied.
+        The encoder is not copied; config.json contains its name, options and the SHA-256 of its weights.
+
+        Args:
+            folder: created if needed.
+
+        Returns:
+            The folder.
 
         Raises:
-            ValueError: a method that its spec would not build again.
+            ValueError: a method is not registered, so its spec cannot build it.
+            OSError: the disk is full, or the folder is not writable.
         """
         for method in self.methods:
             assert isinstance(method, Method)
             if not registry.is_registered(method):
                 raise ValueError(
-                    f"{method.name} cannot be built again by name: register it (entry point fewtokens.methods) or "
-                    "save its parameters yourself"
+                    f"{method.name} is not registered, so its spec cannot build it; register it with an entry point "
+                    "fewtokens.methods, or save its parameters yourself"
                 )
         encoder = None if self.encoder is None else self.encoder.describe()
         state = self.methods.state_dict()
-        with files.whole_folder(folder, last="config.json") as place:
-            files.save(place / "methods.safetensors", "pipeline", state, {"spec": self.spec})
-            files.write_json(place / "config.json", {"spec": self.spec, "encoder": encoder})
+        with files.whole_folder(folder, last="config.json") as temporary:
+            files.save(temporary / "methods.safetensors", "pipeline", state, {"spec": self.spec})
+            files.write_json(temporary / "config.json", {"spec": self.spec, "encoder": encoder})
         return Path(folder)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, message: str = ""
     ) -> str:
-        """Saves it and uploads the folder, see `Pushable.push_to_hub`; the encoder is named, not copied.
+        """Saves the pipeline and uploads the folder, see `Pushable.push_to_hub`. The encoder is not copied.
 
         Raises:
-            ValueError: its encoder is known on this machine alone.
+            ValueError: the encoder exists only on this machine, or the upload fails.
         """
         if self.encoder is not None and (Path(self.encoder.id).exists() or " " in self.encoder.id):
-            raise ValueError(f"push the encoder first: {self.encoder.id} is known on this machine alone")
+            raise ValueError(f"{self.encoder.id} exists only on this machine; push the encoder first")
         return super().push_to_hub(repo_id, private=private, token=token, message=message)
 
     @staticmethod
     def from_pretrained(folder: str | Path, encoder: Encoder | None = None, **options: Any) -> Pipeline:
-        """Reads what `save_pretrained` wrote.
+        """Loads a pipeline written by `save_pretrained`.
 
         Args:
-            folder: where; or a hub id.
-            encoder: used instead of loading the one that is named; its weights must be the same.
-            options: for `load_encoder`: device, dtype, batch.
+            folder: a folder, or a hub id.
+            encoder: an encoder to use instead of loading it; its weights must be the same. Default: None.
+            options: options of `load_encoder`: device, dtype, batch.
 
         Raises:
-            ValueError: what is missing, damaged or does not fit, in one line.
+            ValueError: a file is missing, corrupt or does not fit, or the weights of the encoder differ.
         """
         if not Path(folder).exists():
             folder = from_hub(str(folder))
@@ -297,18 +327,18 @@ class Pipeline(Pushable, nn.Module):
         if not config.is_file():
             raise ValueError(f"{folder}: no config.json, so not a saved pipeline")
         try:
-            wanted: _Config = conform(with_current_names(files.read_json(config)), _Config, str(config))
+            settings: _Config = conform(with_current_names(files.read_json(config)), _Config, str(config))
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{config}: ")
             raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None
-        spec, named = current_spec(wanted["spec"]), wanted["encoder"]
-        if named is not None:
+        spec, saved = current_spec(settings["spec"]), settings["encoder"]
+        if saved is not None:
             if encoder is None:
-                more: dict[str, Any] = {**named.get("options", {}), **options}
-                encoder = load_encoder(named["id"], **more)
+                encoder_options: dict[str, Any] = {**saved.get("options", {}), **options}
+                encoder = load_encoder(saved["id"], **encoder_options)
             assert encoder is not None
-            if encoder.describe()["fingerprint"] != named["fingerprint"]:
-                raise ValueError(f"{folder}: was made with other weights of {named['id']} than those at hand")
+            if encoder.describe()["fingerprint"] != saved["fingerprint"]:
+                raise ValueError(f"{folder}: was saved with different weights of the encoder {saved['id']}")
         pipeline = Pipeline(spec, encoder)
         tensors, _ = files.load(Path(folder) / "methods.safetensors", "pipeline")
         files.check_fit(pipeline.methods.state_dict(), tensors, f"{folder}: the parameters do not fit {spec!r}")
@@ -316,7 +346,7 @@ class Pipeline(Pushable, nn.Module):
         return pipeline
 
 
-def _keeps_every_token(method: Method) -> bool:
-    """Whether it surely leaves a token for each cell of any grid."""
-    few, many = Grid(2, 3, 5), Grid(64, 64, 64)
-    return not isinstance(method, Resampler) and all(method.planned_count(grid) == grid.cells for grid in (few, many))
+def _keeps_all_tokens(method: Method) -> bool:
+    """Whether it keeps one token per cell for any grid."""
+    small, large = Grid(2, 3, 5), Grid(64, 64, 64)
+    return not isinstance(method, Resampler) and all(method.planned_count(g) == g.cells for g in (small, large))

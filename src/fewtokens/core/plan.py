@@ -1,4 +1,4 @@
-"""What a method decides: where each token goes. Axis letters are explained in `tokens.py`."""
+"""`Plan`: the decision of a method as data. Axis letters are defined in `tokens.py`."""
 
 from __future__ import annotations
 
@@ -17,25 +17,31 @@ Dropped = Literal["lost", "held"]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a method decides: where each of N tokens goes. Data, so that it can be printed, saved, composed.
+    """The output index of each of N input tokens, as data that can be printed, saved and composed.
 
-    A plan is hard (`dest`) or soft (`weights`). It is reused on any tensor that has a row for each token
-    (keys, DeepStack features, position ids) by `plan.move`.
+    A plan is either hard (`dest`) or soft (`weights`). `Tokens.apply` carries it out; `Plan.move` applies it to any
+    other tensor with one row per token, such as keys, DeepStack features or position ids.
+
+        plan = Plan.top(scores, count, tokens)
+        fewer = tokens.apply(plan)
+        keys = plan.move(keys)
 
     Args:
-        count: int64 [B], how many tokens come out for each video.
-        num_slots: M, the slots that come out; at least `count.max()`. Stated, so that moving needs no look at
-            the data.
-        dest: int64 [B,N], the new index of each token, -1 where it is dropped.
-        representative: int64 [B,M] or None. If given, output m is a copy of token representative[m], and the other
-            tokens sent to m only count in its size (the first patch of a run stands for the run). If None, output m
-            is the mean of all tokens sent there, weighted by their sizes.
+        count: int64 [B], number of output tokens of each video.
+        num_slots: M, number of output slots, at least `count.max()`. Stored so that a plan can be carried out without
+            reading `count`.
+        dest: int64 [B,N], output index of each token; -1 if it is dropped.
+        representative: int64 [B,M], the token that output m copies; other tokens with the same output only add to its
+            size. If None, output m is the mean of its tokens, weighted by size.
         weights: float [B,M,N], for a soft plan: output m is sum_n weights[m,n] * token[n].
-        shares: float [B,N] or None, of a hard plan: output m is the sum of shares[n] * token[n] over the tokens sent
-            there, in place of the mean by size.
-        sizes: float [B,N] or None: what each token counts, in place of its own size.
-        dropped: what it means to drop a token: "lost", or "held" where nothing changed, so that the last token at the
-            same place still holds. `Tokens` remember it for `unmerge`.
+        shares: float [B,N], for a hard plan: output m is the sum of shares[n] * token[n] over its tokens, instead of
+            their mean.
+        sizes: float [B,N], for a hard plan: sizes used instead of those of the tokens.
+        dropped: the meaning of a dropped token for `Tokens.unmerge`: "lost", or "held" if the previous token at the
+            same position remains valid because nothing changed.
+
+    Raises:
+        ValueError: neither or both of `dest` and `weights` are given, or fields that do not fit them.
     """
 
     count: Tensor
@@ -49,30 +55,30 @@ class Plan:
 
     def __post_init__(self) -> None:
         if (self.dest is None) == (self.weights is None):
-            raise ValueError("a plan is either hard (dest) or soft (weights)")
+            raise ValueError("a plan must have either dest (hard) or weights (soft)")
         hard = (self.representative, self.shares, self.sizes)
         if self.weights is not None and any(value is not None for value in hard):
-            raise ValueError("representative, shares and sizes belong to a hard plan")
+            raise ValueError("a soft plan must not have representative, shares or sizes")
         if self.representative is not None and self.shares is not None:
-            raise ValueError("a plan copies representatives or sums by shares, not both")
+            raise ValueError("a plan must not have both representative and shares")
         for name, value in (("shares", self.shares), ("sizes", self.sizes)):
             if value is not None and self.dest is not None and value.shape != self.dest.shape:
-                raise ValueError(f"{name} must be {list(self.dest.shape)} as dest, got {list(value.shape)}")
+                raise ValueError(f"{name} must be {list(self.dest.shape)} like dest, got {list(value.shape)}")
 
     @staticmethod
     def identity(tokens: Tokens) -> Plan:
-        """Everything stays where it is."""
+        """Returns the plan that keeps all tokens in their slots."""
         index = torch.arange(tokens.N, device=tokens.device).expand(tokens.B, -1)
         return Plan(tokens.count, tokens.N, index.masked_fill(~tokens.mask, -1), index)
 
     @staticmethod
     def keep(kept: Tensor, num_slots: int | None = None, dropped: Dropped = "lost") -> Plan:
-        """Keeps the tokens marked True in `kept` [B,N], in their order, and drops the others.
+        """Keeps the tokens selected by a mask, in their order, and drops the others.
 
         Args:
-            kept: bool [B,N].
-            num_slots: at least the largest count, where it is known without a look at the data.
-            dropped: what dropping means.
+            kept: bool [B,N], True for the tokens to keep.
+            num_slots: M, at least the largest count. Default: the largest count, which reads the mask.
+            dropped: the meaning of a dropped token, see `Plan`.
         """
         count = kept.sum(1)
         num_slots = int(count.max()) if num_slots is None else num_slots
@@ -84,13 +90,13 @@ class Plan:
     def top(
         scores: Tensor, count: Tensor, tokens: Tokens, *, num_slots: int | None = None, dropped: Dropped = "lost"
     ) -> Plan:
-        """Keeps the `count` [B] real tokens with the highest `scores` [B,N], in their order; ties go to the first.
+        """Keeps the tokens with the highest scores, in their order; of equal scores the first wins.
 
         Args:
-            scores: [B,N].
-            count: [B].
-            tokens: that are chosen from.
-            num_slots, dropped: as in `keep`.
+            scores: [B,N], score of each token.
+            count: int64 [B], number of tokens to keep, at most the number of real tokens.
+            tokens: the N tokens to select from.
+            num_slots, dropped: see `keep`.
         """
         count = torch.minimum(count.to(tokens.device), tokens.count)
         scores = scores.float().masked_fill(~tokens.mask, -torch.inf)
@@ -99,48 +105,51 @@ class Plan:
 
     @staticmethod
     def group(labels: Tensor, tokens: Tokens, groups: int | None = None, *, num_slots: int | None = None) -> Plan:
-        """Merges the tokens with equal `labels` int64 [B,N] (0..groups-1, any order; -1 drops a token).
+        """Merges tokens with equal labels.
 
-        Groups come out in the order of their mean time, then row, then column; numbers that no token
-        carries leave no gap.
+        Output tokens are sorted by mean time, then row, then column. Unused labels leave no gap.
 
         Args:
-            labels: int64 [B,N].
-            tokens: that are merged.
-            groups: an upper bound of the labels, where it is known without a look at the data.
-            num_slots: at least the largest number of labels in use of one video, likewise.
+            labels: int64 [B,N], values in 0..groups-1; -1 drops a token.
+            tokens: the N tokens to merge.
+            groups: upper bound of the labels plus 1. Default: computed from `labels`.
+            num_slots: M, at least the largest number of distinct labels per video. Default: computed from `labels`.
         """
         groups = int(labels.max()) + 1 if groups is None else groups
         labels = labels.masked_fill(~tokens.mask, -1)
         sizes = sums(tokens.sizes[..., None], labels, groups)  # [B,groups,1]
         used = sums(torch.ones_like(tokens.sizes)[..., None], labels, groups).squeeze(2) > 0
-        where = sums(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
-        order = by_position(where, used)  # [B,groups]: place -> label
-        place = order.argsort(dim=1)
-        dest = place.gather(1, labels.clamp(min=0)).masked_fill(labels < 0, -1)
+        positions = sums(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
+        order = by_position(positions, used)  # [B,groups]: rank -> label
+        rank = order.argsort(dim=1)
+        dest = rank.gather(1, labels.clamp(min=0)).masked_fill(labels < 0, -1)
         count = used.sum(1)
         return Plan(count, int(count.max()) if num_slots is None else num_slots, dest)
 
     @staticmethod
     def from_assignment(before: Tokens, after: Tokens) -> Plan:
-        """The hard plan that leads from one set of tokens to a later one made from it.
+        """Returns the hard plan that leads from tokens to tokens reduced from them.
 
-        Known from the assignments alone, since all the cells of a token travel together.
+        The assignments determine it, since all cells of a token move together.
+
+        Args:
+            before: the tokens before reduction.
+            after: the tokens after it, by any number of methods.
         """
         slot = before.assignment.masked_fill(before.assignment < 0, before.N)
         dest = before.assignment.new_full((before.B, before.N + 1), -1).scatter(1, slot, after.assignment)
         return Plan(after.count, after.N, dest[:, : before.N], dropped=after.dropped)
 
     def then(self, later: Plan) -> Plan:
-        """This plan and a later one in one step. Both must be hard; means are taken in one step too.
+        """Composes this plan with a later one; both must be hard. Means are computed in one step.
 
         Raises:
-            ValueError: a soft plan, or one that does not move by sizes alone.
+            ValueError: a plan is soft, or has shares or sizes.
         """
         if self.dest is None or later.dest is None:
-            raise ValueError("only hard plans compose; apply soft plans one after the other")
+            raise ValueError("soft plans cannot be composed; apply one after the other")
         if any(value is not None for plan in (self, later) for value in (plan.shares, plan.sizes)):
-            raise ValueError("plans with shares or sizes of their own do not compose; apply one after the other")
+            raise ValueError("plans with shares or sizes cannot be composed; apply one after the other")
         dest = follow(later.dest, self.dest)
         representative = None
         if self.representative is not None and later.representative is not None:
@@ -149,7 +158,7 @@ class Plan:
         return Plan(later.count, later.num_slots, dest, representative, dropped=dropped)
 
     def ordered(self, tokens: Tokens) -> Plan:
-        """The same hard plan with its outputs sorted by mean time, then row, then column."""
+        """Returns this hard plan with its outputs sorted by mean time, then row, then column."""
         assert self.dest is not None
         sizes = tokens.sizes if self.sizes is None else self.sizes
         order = by_position(self.move(tokens.positions, sizes), self.mask)
@@ -158,23 +167,25 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """B videos and N tokens that go in."""
-        moved = self.dest if self.weights is None else self.weights
-        assert moved is not None
-        return moved.shape[0], moved.shape[-1]
+        """(B, N): the numbers of videos and input tokens."""
+        tensor = self.dest if self.weights is None else self.weights
+        assert tensor is not None
+        return tensor.shape[0], tensor.shape[-1]
 
     @property
     def mask(self) -> Tensor:
-        """Which slots are filled, bool [B,M]."""
+        """Whether each output slot has a token, bool [B,M]."""
         return torch.arange(self.num_slots, device=self.count.device) < self.count[:, None]
 
     def move(self, values: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Carries `values` [B,N,D] to [B,M,D] as decided; slots that stay empty are zero.
+        """Applies the plan to a tensor with one row per token; empty slots are zero. Differentiable.
 
         Args:
-            values: any tensor with a row for each token. Means are summed in float32 (float64 stays) and
-                returned in the dtype of `values`. Differentiable.
-            sizes: [B,N] weights of the tokens in a mean; None weighs them equally.
+            values: [B,N,D].
+            sizes: [B,N], weights of the tokens in a mean. None for equal weights.
+
+        Returns:
+            [B,M,D] in the dtype of `values`. Sums are accumulated in float32 (in float64 for float64 input).
         """
         wide = values.dtype if values.dtype == torch.float64 else torch.float32
         if self.weights is not None:
@@ -186,36 +197,36 @@ class Plan:
         return self.sum(values, share)
 
     def copy(self, values: Tensor) -> Tensor:
-        """The rows of the representatives of `values` [B,N,D], [B,M,D]; slots that stay empty are zero."""
+        """Returns the rows of `values` [B,N,D] at the representatives, [B,M,D]; empty slots are zero."""
         assert self.representative is not None
         moved = values.gather(1, self.representative[..., None].expand(-1, -1, values.shape[2]))
         return moved.masked_fill(~self.mask.to(values.device)[..., None], 0)
 
     def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a hard plan: the part of each token in its group's mean [B,N], and the groups' sizes [B,M]."""
+        """For a hard plan, returns the weight of each token in the mean of its group [B,N] and the group sizes [B,M]."""
         assert self.dest is not None
         total = sums(sizes[..., None], self.dest, self.num_slots).squeeze(2)
         floor = torch.finfo(sizes.dtype).tiny
-        # One more group, for the dropped ones: there may be no other.
-        own = F.pad(total, (0, 1), value=1.0).gather(1, self.dest.masked_fill(self.dest < 0, self.num_slots))
-        return sizes / own.clamp(min=floor), total
+        # One extra group for dropped tokens, since M may be 0.
+        own_total = F.pad(total, (0, 1), value=1.0).gather(1, self.dest.masked_fill(self.dest < 0, self.num_slots))
+        return sizes / own_total.clamp(min=floor), total
 
     def sum(self, values: Tensor, share: Tensor) -> Tensor:
-        """Sums of share * values by group, [B,M,D]: a token alone in its group has share 1 and stays bit-equal."""
+        """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
         assert self.dest is not None
         return sums(share[..., None] * values.to(share.dtype), self.dest, self.num_slots).to(values.dtype)
 
     def __repr__(self) -> str:
         B, N = self.shape
-        how = "soft" if self.weights is not None else "copies" if self.representative is not None else "means"
+        rule = "soft" if self.weights is not None else "copies" if self.representative is not None else "means"
         if self.shares is not None:
-            how = "sums by shares"
-        held = ", dropped='held'" if self.dropped == "held" else ""
-        return f"Plan(B={B}, N={N} -> M={self.num_slots}, {how}{held})"
+            rule = "sums by shares"
+        dropped = ", dropped='held'" if self.dropped == "held" else ""
+        return f"Plan(B={B}, N={N} -> M={self.num_slots}, {rule}{dropped})"
 
 
 def sums(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
-    """Sums rows by destination: [B,N,D] -> [B,num_slots,D]; destination -1 is left out."""
+    """Sums rows by destination: [B,N,D] -> [B,num_slots,D]. Rows with destination -1 are skipped."""
     B, _, D = values.shape
     slots = num_slots + 1
     rows = torch.arange(B, device=values.device)[:, None] * slots + dest.masked_fill(dest < 0, num_slots)
@@ -225,9 +236,9 @@ def sums(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
 
 
 def by_position(positions: Tensor, real: Tensor) -> Tensor:
-    """Sorts by (t, y, x), padding last: the order as indices, int64 [B,N].
+    """Returns the indices that sort positions [B,N,3] by (t, y, x), padding last, int64 [B,N].
 
-    To 1/1024 of a cell, so that the last digit of a mean, which depends on the order of summing, does not decide.
+    Positions are rounded to 1/1024 of a cell, since the last digits of a mean depend on the order of summation.
     """
     positions = (positions * 1024).round()
     order = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape[0], -1)
@@ -237,6 +248,6 @@ def by_position(positions: Tensor, real: Tensor) -> Tensor:
 
 
 def follow(dest: Tensor, assignment: Tensor) -> Tensor:
-    """Where each cell goes when its token goes to `dest` [B,N]; -1 stays. There may be no token at all."""
-    # One more place, for the cells of none.
+    """Maps an assignment [B,S] through `dest` [B,N], so that each cell follows its token; -1 stays -1. N may be 0."""
+    # One extra entry for dropped cells.
     return F.pad(dest, (0, 1), value=-1).gather(1, torch.where(assignment < 0, dest.shape[1], assignment))

@@ -1,4 +1,4 @@
-"""Our types as PyTorch's pytrees, so that `torch.compile`, `torch.export` and `tree_map` see the tensors in them."""
+"""Registers dataclasses as PyTorch pytrees, for `torch.compile`, `torch.export` and `tree_map`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils import _pytree
 
 
 def register(kind: type[Any], children: Sequence[str]) -> None:
-    """Registers a frozen dataclass.
+    """Registers a frozen dataclass as a pytree node.
 
     Args:
         kind: the dataclass.
-        children: its fields that hold tensors, or types that do. A field that is None is left out, so that functions
-            over leaves see tensors alone. The other fields are the context: plain values, compared by equality.
+        children: names of the fields that contain tensors or other nodes. Fields that are None are skipped, so that
+            all leaves are tensors. The other fields are the context: plain values, compared by equality.
     """
-    constants = [one.name for one in fields(kind) if one.name not in children]
+    constants = [field.name for field in fields(kind) if field.name not in children]
 
     def present(value: Any) -> list[str]:
         return [name for name in children if getattr(value, name) is not None]
@@ -34,15 +34,15 @@ def register(kind: type[Any], children: Sequence[str]) -> None:
 
     def unflatten(leaves: Iterable[Any], context: list[Any]) -> Any:
         names, values = context
-        # Not by the constructor, whose checks are of tensors: leaves may be anything.
-        made = object.__new__(kind)
+        # Bypasses the constructor, which validates tensors: leaves may be any object.
+        instance = object.__new__(kind)
         for name, value in {
             **dict.fromkeys(children),
             **dict(zip(constants, values, strict=True)),
             **dict(zip(names, leaves, strict=True)),
         }.items():
-            object.__setattr__(made, name, value)
-        return made
+            object.__setattr__(instance, name, value)
+        return instance
 
     _pytree.register_pytree_node(
         kind,

@@ -1,9 +1,9 @@
-"""Names of methods, and the spec strings that build them.
+"""The registry of methods, and the spec strings that build them.
 
     "tome(keep=0.25)"                  one method
-    "rlt(tau=0.1) | kmeans(keep=32)"   a chain, left to right
+    "rlt(tau=0.1) | kmeans(keep=32)"   a chain, applied from left to right
 
-Only literals are read (`ast.literal_eval`); nothing in a spec is ever executed.
+Arguments are parsed with `ast.literal_eval`; nothing in a spec is ever executed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import pkgutil
 import reprlib
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -32,56 +33,62 @@ from fewtokens.core.method import STAGES, Method
 from fewtokens.core.plain import conform
 from fewtokens.core.spec import Spec
 
-# A method is a file of one of these folders of `fewtokens.methods`, named like the file: the folders are the registry.
+# A method is a file in one of these folders of `fewtokens.methods` and has the name of the file.
 KINDS = ("baselines", "pruning", "merging", "clustering", "pooling", "learned", "selection", "memory", "quantizers")
 LAYER_KIND = "layers"
 
-# Printed by every comparison, at the same budget as the methods compared.
+# Included in every comparison, at the same budget as the compared methods.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
 
-# Defaults that `build` may be given for a chain in which no method takes them.
+# Defaults that `build` accepts even if no method of the chain has such an argument.
 _SHARED = ("keep", "seed", "dim", "text_dim")
-# More than any chain that is written on purpose.
+# Longer than any real chain: characters, and methods.
 MAX_LENGTH, MAX_LINKS = 10_000, 100
-# Whole numbers past these overflow in tensors; no machine holds larger layers.
+# Larger integers overflow in tensors; larger layers do not fit into the memory of any machine.
 _MAX_SEED, _MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 2**63 - 1, 2**31 - 1, 2**20, 1000
 _SIZES = ("dim", "text_dim", "hidden", "heads", "memory", "read", "state", "side", "grid", "num_layers")
 
 
 @cache
 def _folder(kind: str) -> tuple[str, ...]:
-    """Names of the methods of a kind, read off its folder; nothing is imported."""
+    """Returns the names of the methods of a kind by listing its folder, without importing them."""
     folder = Path(methods.__path__[0]) / kind
     return tuple(sorted(module.name for module in pkgutil.iter_modules([str(folder)])))
 
 
 def names() -> list[str]:
-    """All known methods but those of `layer_names`; those of other packages (entry points `fewtokens.methods`) last."""
+    """Returns the names of all methods except those of `layer_names`, baselines first.
+
+    Methods of other packages, which are entry points of the group `fewtokens.methods`, are last.
+    """
     own = [name for kind in KINDS for name in _folder(kind)]
     return [*BASELINES, *(name for name in own if name not in BASELINES), *sorted(_others())]
 
 
 def layer_names() -> list[str]:
-    """Methods inside the layers of a language model, for `fewtokens.llm.attach`.
+    """Returns the names of the methods that act inside a language model, for `fewtokens.llm.attach`.
 
-    They do not act on tokens alone, so they are no part of `names`, which comparisons and laws run over.
+    They need more than tokens, so `names`, which comparisons iterate over, does not contain them.
     """
     return list(_folder(LAYER_KIND))
 
 
 def list_methods(pattern: str = "*", *, stage: str | None = None, learned: bool | None = None) -> list[str]:
-    """Names of methods, the plain baselines first.
+    """Lists the names of methods, baselines first.
+
+        fewtokens.list_methods("*merge*")  # ["merge_windows", "merge_windows_in_encoder"]
 
     Args:
-        pattern: with `*` and `?`, such as "*merge*".
-        stage: one of `fewtokens.core.method.STAGES`; those at "llm" are not listed otherwise.
-        learned: True for those with parameters, False for those without.
+        pattern: a wildcard pattern with `*` and `?`. Default: all names.
+        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Methods of the stage "llm" are
+            listed only if it is given.
+        learned: True for only methods with trainable parameters, False for only those without.
 
     Raises:
-        ValueError: no such stage.
+        ValueError: `stage` is not a stage.
     """
     if stage is not None and stage not in STAGES:
-        raise ValueError(f"a stage is one of {', '.join(STAGES)}, got {stage!r}")
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
     candidates = layer_names() if stage == "llm" else names()
     return [
         name
@@ -92,31 +99,36 @@ def list_methods(pattern: str = "*", *, stage: str | None = None, learned: bool 
 
 
 def create_method(name: str, **arguments: Any) -> Any:
-    """One method by name.
+    """Creates a method by name.
+
+        method = fewtokens.create_method("tome", keep=0.1)
 
     Args:
-        name: see `list_methods`.
-        arguments: of its constructor.
+        name: the name, see `list_methods`.
+        arguments: arguments of its constructor.
+
+    Returns:
+        A `Method`, `LayerMethod` or `FrameSelector`.
 
     Raises:
-        ValueError: an unknown name or argument, or an argument of the wrong type or out of its range.
+        ValueError: the name or an argument is unknown, or an argument has the wrong type or is out of range.
     """
     parameters = inspect.signature(get(name)).parameters
     if unknown := sorted(set(arguments) - set(parameters)):
-        raise ValueError(f"{name} takes {', '.join(parameters) or 'no arguments'}; not {', '.join(unknown)}")
+        raise ValueError(_unknown_arguments(name, parameters, ", ".join(unknown)))
     return _make(name, arguments)
 
 
 def kind_of(name: str) -> str:
-    """The kind of a method, a folder of `fewtokens.methods`; "other packages" for those."""
+    """Returns the kind of a method, which is its folder in `fewtokens.methods`, or "other packages"."""
     return next((kind for kind in (*KINDS, LAYER_KIND) if name in _folder(kind)), "other packages")
 
 
 def get(name: str) -> type[Any]:
-    """The class of a method: a `Method`, or a `LayerMethod` for `layer_names`.
+    """Returns the class of a method.
 
     Raises:
-        ValueError: no method of this name; says which names are close.
+        ValueError: there is no method of this name; the message suggests similar names.
     """
     kind = kind_of(name)
     if kind in (*KINDS, LAYER_KIND):
@@ -125,19 +137,19 @@ def get(name: str) -> type[Any]:
         loaded = point.load()
         loaded.name = name
         return loaded
-    close = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names())}"
+    similar = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"known: {', '.join(names())}"
     raise ValueError(f"no method called {files.in_a_line(name)!r}; {hint}")
 
 
 def _class_of(module: ModuleType) -> type[Any]:
-    """The one class that a method's file defines for a spec."""
+    """Returns the only `Spec` that the module of a method defines."""
     own = [
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Spec) and value.__module__ == module.__name__
     ]
-    assert len(own) == 1, f"{module.__name__} must define one method, has {[one.__name__ for one in own]}"
+    assert len(own) == 1, f"{module.__name__} must define one method, has {[cls.__name__ for cls in own]}"
     return own[0]
 
 
@@ -150,12 +162,12 @@ def _others() -> dict[str, EntryPoint]:
 
 
 def streaming_names() -> list[str]:
-    """Methods that can be streamed, with some of their arguments, in alphabetical order."""
+    """Returns the names of methods that can be streamed, at least with some arguments, in alphabetical order."""
     return sorted(name for name in names() if get(name).step is not Method.step)
 
 
 def is_registered(method: Spec) -> bool:
-    """Whether a spec string with its name builds a method of this class."""
+    """Whether a spec string with the name of this method builds an object of its class."""
     try:
         return get(method.name) is type(method)
     except ValueError:
@@ -163,19 +175,20 @@ def is_registered(method: Spec) -> bool:
 
 
 def parse(spec: str) -> list[tuple[str, dict[str, Any]]]:
-    """Reads a spec string into names and arguments, left to right; builds nothing.
+    """Parses a spec string into names and arguments, from left to right, without building the methods.
 
-    A first argument without a name belongs to the method's first parameter: `tome(0.25)`. Every value is checked
-    against the annotation of its parameter.
+        parse("rlt(0.1) | tome(keep=0.25)")  # [("rlt", {"tau": 0.1}), ("tome", {"keep": 0.25})]
+
+    The first argument may be positional. All values are checked against the annotations of the parameters.
 
     Raises:
-        ValueError: says what in the spec cannot be read, or which argument is of the wrong type.
+        ValueError: the spec cannot be parsed, a name is unknown, or an argument has the wrong type.
     """
     if len(spec) > MAX_LENGTH:
-        raise ValueError(f"a spec has at most {MAX_LENGTH} characters, got {len(spec)}")
+        raise ValueError(f"a spec must have at most {MAX_LENGTH} characters, got {len(spec)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's doubts about literals are of no use to whoever wrote a spec
+            warnings.simplefilter("ignore")  # Python's warnings about literals do not help the author of a spec
             tree = ast.parse(spec.strip(), mode="eval").body
         links: list[ast.expr] = []
         while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
@@ -183,7 +196,7 @@ def parse(spec: str) -> list[tuple[str, dict[str, Any]]]:
             tree = tree.left
         links = [tree, *reversed(links)]
         if len(links) > MAX_LINKS:
-            raise ValueError(f"a chain has at most {MAX_LINKS} methods, got {len(links)}")
+            raise ValueError(f"a chain must have at most {MAX_LINKS} methods, got {len(links)}")
         return [_link(link, spec) for link in links]
     except SyntaxError:
         raise _unreadable(spec) from None
@@ -199,26 +212,31 @@ def _unreadable(spec: str) -> ValueError:
     return ValueError(f"cannot read the spec {_short(spec)}; write it like 'rlt(tau=0.1) | tome(keep=0.25)'")
 
 
+def _unknown_arguments(name: str, parameters: Iterable[str], unknown: str) -> str:
+    return f"{name} has no argument {unknown}; it accepts {', '.join(parameters) or 'no arguments'}"
+
+
 def _link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
     text = _short(ast.unparse(node))[1:-1]
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
-        raise ValueError(f"cannot read '{text}' in the spec {_short(spec)}; a method is written like tome(keep=0.25)")
+        raise ValueError(f"cannot read '{text}' in the spec {_short(spec)}; write a method like tome(keep=0.25)")
     name = call.func.id
     parameters = list(inspect.signature(get(name)).parameters)
     try:
         named = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords]
         values = [ast.literal_eval(value) for value in call.args]
     except (ValueError, TypeError):  # a call, a name; a list as the key of a dict
-        raise ValueError(f"only plain values may stand in a spec (numbers, strings, tuples, lists): {text}") from None
-    said = [argument for argument, _ in named] + parameters[: len(values)]
-    if len(values) > 1 or len(set(said)) < len(said):
-        raise ValueError(f"name the arguments after the first, and each only once: {text}")
+        raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {text}") from None
+    assigned = [argument for argument, _ in named] + parameters[: len(values)]
+    if len(values) > 1 or len(set(assigned)) < len(assigned):
+        raise ValueError(f"all arguments but the first must be named, and each given only once: {text}")
     arguments = dict(named)
     unknown = set(arguments) - set(parameters)
     if unknown or (values and not parameters):
-        takes = ", ".join(parameters) or "no arguments"
-        raise ValueError(f"{name} takes {takes}; not {files.in_a_line(', '.join(sorted(unknown)) or text)}")
+        raise ValueError(
+            _unknown_arguments(name, parameters, files.in_a_line(", ".join(sorted(unknown)) or repr(values[0])))
+        )
     arguments = dict(zip(parameters, values, strict=False)) | arguments
     check_arguments(name, arguments)
     return name, arguments
@@ -228,7 +246,7 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
     """Checks a method's arguments against the annotations of its constructor.
 
     Raises:
-        ValueError: names the argument, what it takes and what it got.
+        ValueError: an argument has the wrong type or is out of range.
     """
     kind = get(name)
     hints = get_type_hints(kind.__init__) if kind_of(name) != "other packages" else {}
@@ -236,11 +254,11 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
         conform(value, hints.get(argument, Any), f"{name}: {argument}")
         for number in _whole_numbers(value):
             if abs(number) > (_MAX_SEED if argument == "seed" else _MAX_COUNT):
-                raise ValueError(f"{name}: {argument} is too large a number, {reprlib.repr(number)}")
+                raise ValueError(f"{name}: {argument} is too large, got {reprlib.repr(number)}")
         if argument in _SIZES and value is not None:
-            most = _MAX_LAYERS if argument == "num_layers" else _MAX_SIZE
-            if not 1 <= value <= most:
-                raise ValueError(f"{name}: {argument} must be a count of 1 to {most}, got {value}")
+            maximum = _MAX_LAYERS if argument == "num_layers" else _MAX_SIZE
+            if not 1 <= value <= maximum:
+                raise ValueError(f"{name}: {argument} must be in 1..{maximum}, got {value}")
 
 
 def _whole_numbers(value: Any) -> list[int]:
@@ -250,31 +268,36 @@ def _whole_numbers(value: Any) -> list[int]:
 
 
 def build(spec: str, **defaults: Any) -> list[Any]:
-    """The methods of a spec string, in order: each a `Method`, or a `LayerMethod`.
+    """Builds the methods of a spec string.
+
+        rlt, tome = fewtokens.build("rlt | tome", keep=0.25)
 
     Args:
-        spec: see `parse`.
-        defaults: given to every method of the chain that takes such an argument and does not say it itself.
-            This is how one `--keep` reaches a chain: methods that work by a threshold get it only at its end, and
-            only where their threshold is not given.
+        spec: a method or a chain, such as "rlt(tau=0.1) | tome".
+        defaults: arguments for all methods of the chain that accept them and do not set them in the spec. A method
+            with a threshold receives `keep` only if it is the last of the chain and its threshold is not set.
+
+    Returns:
+        The methods in the order of the spec.
 
     Raises:
-        ValueError: an unknown method or argument, an argument of the wrong type or out of its range, or
-            parameters that are more than this machine has memory.
+        ValueError: the spec cannot be parsed, a method or argument is unknown, an argument has the wrong type or is
+            out of range, or the parameters exceed the memory of this machine.
     """
     links = parse(spec)
-    taken = {name for kind, _ in links for name in inspect.signature(get(kind)).parameters}
-    if unknown := sorted(set(defaults) - taken - set(_SHARED)):
+    accepted = {name for kind, _ in links for name in inspect.signature(get(kind)).parameters}
+    if unknown := sorted(set(defaults) - accepted - set(_SHARED)):
         raise ValueError(
-            f"no method of {_short(spec)} takes {', '.join(unknown)}; they take {', '.join(sorted(taken))}"
+            f"no method of {_short(spec)} has an argument {', '.join(unknown)}; they accept "
+            f"{', '.join(sorted(accepted))}"
         )
     chain = []
-    for number, (name, arguments) in enumerate(links):
-        known = inspect.signature(get(name)).parameters
-        fitting = {key: value for key, value in defaults.items() if key in known and key not in arguments}
-        budget = {"keep": fitting.pop("keep")} if "keep" in fitting else {}
-        arguments = fitting | arguments
-        if budget and leaves_keep_open(name, arguments, last=number == len(links) - 1):
+    for index, (name, arguments) in enumerate(links):
+        parameters = inspect.signature(get(name)).parameters
+        own = {key: value for key, value in defaults.items() if key in parameters and key not in arguments}
+        budget = {"keep": own.pop("keep")} if "keep" in own else {}
+        arguments = own | arguments
+        if budget and leaves_keep_open(name, arguments, last=index == len(links) - 1):
             arguments = budget | arguments
         chain.append(_make(name, arguments))
     return chain
@@ -285,30 +308,37 @@ def _make(name: str, arguments: dict[str, Any]) -> Any:
     kind = get(name)
     if getattr(kind, "learned", False):
         sketch = _sketch(name, arguments)
-        needed = sum(value.numel() * value.element_size() for value in sketch.parameters())
-        there = _memory()
-        if there is not None and needed > there:
+        required = sum(value.numel() * value.element_size() for value in sketch.parameters())
+        memory = _memory()
+        if memory is not None and required > memory:
             raise ValueError(
-                f"{sketch.spec} has {needed / 2**30:.0f} GiB of parameters, this machine {there / 2**30:.0f} of memory"
+                f"{sketch.spec} has {required / 2**30:.0f} GiB of parameters, this machine has "
+                f"{memory / 2**30:.0f} GiB of memory"
             )
     return kind(**arguments)
 
 
 def _sketch(name: str, arguments: dict[str, Any]) -> Method:
-    """The method without memory for its parameters, and without its checkpoint."""
+    """Builds the method on the meta device, without its checkpoint."""
     with torch.device("meta"):
         return get(name)(**(arguments | {"checkpoint": None} if "checkpoint" in arguments else arguments))
 
 
 def _memory() -> int | None:
-    """Bytes of memory that this machine has, where the system says it."""
+    """Returns the bytes of memory of this machine, or None if the system does not report them."""
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> bool:
-    """Whether a budget given from outside is for this link of a chain, see `build`."""
+    """Whether `build` passes a default `keep` to a method of a chain.
+
+    Args:
+        name: the method.
+        arguments: its arguments.
+        last: whether it is the last method of the chain.
+    """
     kind = get(name)
     if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
         return False
@@ -320,7 +350,7 @@ def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> boo
     except NotBoth:
         return False
     except ValueError:
-        pass  # a budget of another unit: its own message comes when it is built
+        pass  # a budget of another unit, which raises its own error when the method is built
     return True
 
 

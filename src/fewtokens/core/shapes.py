@@ -1,4 +1,4 @@
-"""How values that hold tensors are printed: in one line, by shape."""
+"""`__repr__` for values that contain tensors: one line, with shapes instead of elements."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 
 def by_shape(value: Any) -> str:
-    """`Name(field=float32[2, 120, 24], ...)`; fields that are None are left out. For `__repr__` of dataclasses."""
+    """Formats a dataclass or named tuple as `Name(field=float32[2, 120, 24], ...)`; fields that are None are skipped."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
     else:
         names = list(value._fields)
-    shown = [f"{name}={_short(item)}" for name in names if (item := getattr(value, name)) is not None]
-    return f"{type(value).__name__}({', '.join(shown)})"
+    parts = [f"{name}={_short(item)}" for name in names if (item := getattr(value, name)) is not None]
+    return f"{type(value).__name__}({', '.join(parts)})"
 
 
 def _short(value: Any) -> str:

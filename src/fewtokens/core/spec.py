@@ -1,4 +1,4 @@
-"""Constructor arguments, spec string and config, each made from the others."""
+"""`Spec`: derives the spec string and the config of a class from its constructor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 
 
 class Spec:
-    """Something that a spec string builds: `name(argument=value, ...)`.
+    """The base class of objects that a spec string `name(argument=value, ...)` can build.
 
-    Arguments are plain values, keyword-only after the first, each stored under its own name, so that the config, the
-    flag and the spec string are all made from the signature.
+    Constructor arguments are plain values, keyword-only after the first. Each is stored as an attribute of the same
+    name, so that the spec string, the config and the command-line flags can be derived from the signature.
 
     Attributes:
-        name: the name in spec strings. In `fewtokens.methods` it is the file's name; a class registered by an entry
-            point has the name of that; any other one has its class name, and is known to nobody else.
+        name: the name in spec strings: that of the file in `fewtokens.methods`, or of the entry point of another
+            package. A class that is not registered has its class name, which no spec string can refer to.
+        arguments: the constructor arguments and their values, by name.
+        spec: the spec string that builds the object; arguments that are None are omitted.
     """
 
     name: ClassVar[str]
@@ -26,13 +28,14 @@ class Spec:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments and their values here."""
+        """The constructor arguments and their values, by name."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
     def spec(self) -> str:
-        """The spec string that builds this again; arguments that are None are left out."""
+        """The spec string that builds the object; arguments that are None are omitted."""
         return f"{self.name}({self.extra_repr()})"
 
     def extra_repr(self) -> str:
+        """The arguments of the spec string; also shown by `repr` of modules."""
         return ", ".join(f"{name}={value!r}" for name, value in self.arguments.items() if value is not None)

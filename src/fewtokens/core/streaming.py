@@ -1,4 +1,4 @@
-"""A pipeline chunk by chunk: the tokens that it gives of the whole video, in memory that does not grow."""
+"""Runs a pipeline on a video in chunks, in constant memory, with the same result as on the full video."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from fewtokens.core.tokens import Tokens
 
 
 class Streaming:
-    """Runs a pipeline of causal methods over chunks of a video, in memory that does not grow.
+    """Runs a pipeline of causal methods on consecutive chunks of a video, in constant memory.
 
-    What `pipeline.join` makes of the chunks equals the pipeline on the whole video. Between chunks each method's state
-    is remembered, a frame or two, and nothing else.
+        stream = Streaming(Pipeline("rlt", load_encoder("patches")))
+        chunks = [stream(video.frames, video.times) for video in fewtokens.stream("clip.mp4")]
+        tokens = stream.pipeline.join(chunks)
+
+    `pipeline.join` returns the same tokens as the pipeline on the full video. Between chunks only the state of each
+    method is stored, which is a frame or two.
 
     Args:
-        pipeline: an encoder, which sees the frames of one chunk at a time, and causal methods.
+        pipeline: causal methods, and an encoder, which sees only the frames of one chunk.
 
     Raises:
-        ValueError: a method that is not causal; says which are.
+        ValueError: a method is not causal; the message lists the methods that are.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -36,7 +40,13 @@ class Streaming:
 
     @torch.inference_mode()
     def __call__(self, video: Tensor | Tokens, times: Tensor | None = None, **cues: Tensor) -> Tokens:
-        """The tokens of the next frames, on the grid of this chunk; arguments as `Pipeline.step`."""
+        """Returns the tokens of the next frames, on the grid of this chunk.
+
+        Args:
+            video: the next frames or tokens, see `Pipeline.forward`.
+            times: seconds of each frame, [T] or [B,T].
+            cues: cues by name, see `Pipeline.forward`.
+        """
         tokens, self._state = self.pipeline.step(video, self._state, times, **cues)
         return tokens
 
@@ -50,10 +60,10 @@ class Facts(TypedDict):
 
 
 def read_facts(folder: str | Path) -> Facts:
-    """The stream.json of a folder.
+    """Reads the stream.json of a folder.
 
     Raises:
-        ValueError: there is none, so the stream was not finished; or it is damaged.
+        ValueError: the file does not exist, because the stream is not finished, or is invalid.
     """
     path = Path(folder) / "stream.json"
     if not path.is_file():
@@ -62,10 +72,10 @@ def read_facts(folder: str | Path) -> Facts:
 
 
 def load(folder: str | Path) -> Tokens:
-    """The tokens of a whole video from a folder that `fewtokens tokenize --chunked` wrote.
+    """Loads the tokens of a full video from a folder written by `fewtokens tokenize --chunked`.
 
     Raises:
-        ValueError: no such folder, one that was not finished, or a damaged file in it.
+        ValueError: the folder does not exist, the stream is not finished, or a file is invalid.
     """
     folder = Path(folder)
     facts = read_facts(folder)
@@ -76,53 +86,60 @@ def load(folder: str | Path) -> Tokens:
     except ValueError as error:
         raise ValueError(f"{folder / 'stream.json'}: {error}") from None
     if not facts["chunks"]:
-        raise ValueError(f"{folder / 'stream.json'}: names no chunks")
-    if strange := [name for name in facts["chunks"] if Path(name).name != name or len(os.fsencode(name)) > 255]:
-        raise ValueError(f"{folder / 'stream.json'}: {files.in_a_line(strange[0])!r} is no name of a chunk")
+        raise ValueError(f"{folder / 'stream.json'}: lists no chunks")
+    if invalid := [name for name in facts["chunks"] if Path(name).name != name or len(os.fsencode(name)) > 255]:
+        raise ValueError(f"{folder / 'stream.json'}: {files.in_a_line(invalid[0])!r} is not a file name")
     chunks = [Tokens.load(folder / name) for name in facts["chunks"]]
-    kinds = {(c.B, c.C, c.grid.H, c.grid.W, c.num_prefix, c.codes is None) for c in chunks}
-    if len(kinds) > 1:
-        raise ValueError(f"{folder}: its chunks are of different videos")
+    shapes = {(c.B, c.C, c.grid.H, c.grid.W, c.num_prefix, c.codes is None) for c in chunks}
+    if len(shapes) > 1:
+        raise ValueError(f"{folder}: the chunks are from different videos")
     return pipeline.join(chunks).replace(meta=facts["meta"])
 
 
 def finish(folder: Path, chunks: list[str], spec: str, meta: dict[str, Any]) -> Path:
-    """Writes what says that the chunks in a folder are all there."""
+    """Writes stream.json, which marks a folder of chunks as complete, and returns its path."""
     files.write_json(folder / "stream.json", {"spec": spec, "chunks": chunks, "meta": meta})
     return folder / "stream.json"
 
 
 class SceneTrigger:
-    """Says when a scene changes: where fewer tokens are dropped than nearly ever before.
+    """Detects scene changes: steps at which fewer tokens are dropped than at nearly all earlier ones.
 
-    TimeChat-Online (arXiv 2504.17343) answers at the share `part` of a video's steps with the lowest drop ratio, which
-    only the end of the video can tell. Here the quantile is that of the steps so far, counted in `bins` equal bins, so
-    that memory stays and any chunking gives the same events. The first 1/part steps only fill it. Steps in a row that
-    are below it are one event, at the first of them.
+    TimeChat-Online (arXiv 2504.17343) answers at the fraction `part` of steps with the lowest drop ratios, which are
+    known only at the end of the video. Here the quantile is that of the steps so far, from a histogram, so that memory
+    is constant and any chunking produces the same events. The first 1/part steps only fill the histogram. Consecutive
+    steps below the quantile are one event, at the first of them.
 
     Args:
-        part: of the steps, in (0, 1).
-        bins: of the drop ratio.
+        part: fraction of the steps that trigger, in (0, 1).
+        bins: number of bins of the histogram of drop ratios.
+
+    Raises:
+        ValueError: `part` is out of range.
     """
 
     def __init__(self, part: float = 0.1, bins: int = 1000) -> None:
         if not 0 < part < 1:
-            raise ValueError(f"the part of the steps that trigger lies between 0 and 1, got {part}")
+            raise ValueError(f"the fraction of steps that trigger must be in (0, 1), got {part}")
         self.part = part
         self.counts = torch.zeros(bins + 1, dtype=torch.int64)
-        self._inside = False
+        self._below = False
 
     def __call__(self, drop: float) -> bool:
-        """Whether a scene begins with this step, whose drop ratio is in [0,1]."""
-        place = round(drop * (len(self.counts) - 1))
-        seen = int(self.counts.sum())
-        threshold = int((self.counts.cumsum(0) >= max(1, math.ceil(self.part * seen))).nonzero()[0]) if seen else 0
-        self.counts[place] += 1
-        before, self._inside = self._inside, seen >= 1 / self.part and place < threshold
-        return self._inside and not before
+        """Whether a scene begins at this step.
+
+        Args:
+            drop: the drop ratio of the step, in [0, 1].
+        """
+        index = round(drop * (len(self.counts) - 1))
+        steps = int(self.counts.sum())
+        threshold = int((self.counts.cumsum(0) >= max(1, math.ceil(self.part * steps))).nonzero()[0]) if steps else 0
+        self.counts[index] += 1
+        previous, self._below = self._below, steps >= 1 / self.part and index < threshold
+        return self._below and not previous
 
 
 def drop_ratios(tokens: Tokens) -> Tensor:
-    """The share of each frame's cells that have no token of their own, float64 [T], B=1."""
-    kept = torch.bincount(tokens.frame[0, tokens.mask[0]], minlength=tokens.grid.T).double()
-    return (1 - kept / tokens.grid.cells_per_frame).clamp(min=0).cpu()
+    """Returns 1 minus the number of tokens of each frame divided by its number of cells, float64 [T]; requires B=1."""
+    counts = torch.bincount(tokens.frame[0, tokens.mask[0]], minlength=tokens.grid.T).double()
+    return (1 - counts / tokens.grid.cells_per_frame).clamp(min=0).cpu()

@@ -1,4 +1,4 @@
-"""A video in, its few tokens out, in one call."""
+"""`tokenize`: reads, encodes and reduces a video in one call."""
 
 from __future__ import annotations
 
@@ -29,20 +29,27 @@ def tokenize(
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Tokens:
-    """The few tokens of a video: `fewtokens.tokenize("clip.mp4", "tome(keep=0.1)", encoder="facebook/dinov2-small")`.
+    """Reads, encodes and reduces a video, without gradients.
+
+        tokens = fewtokens.tokenize("clip.mp4", "tome(keep=0.1)", encoder="facebook/dinov2-small")
 
     Args:
-        video: whatever `Pipeline` takes; a path may also be a folder of images.
-        methods: a spec string, or methods.
-        encoder: a name for `load_encoder`, or an encoder.
-        keep: budget for the methods of the spec that leave it open: a share (0.1), a count (32) or a count for each
-            frame ("8/frame").
-        frames, size: of a path: frames, spread evenly, and their short side in pixels.
-        device: where encoder and methods run; by default where the encoder is.
-        seed: random seed of stochastic methods, and of the parameters of learned ones without a checkpoint.
+        video: any input of `Pipeline.forward`: a path (a video, an image or a folder of images), a `Video`, frames, or
+            a list of these.
+        methods: a spec string, or a sequence of methods. Default: "tome".
+        encoder: an encoder, or a name for `load_encoder`. Default: "patches", which needs no weights.
+        keep: budget of the methods in the spec that do not set one: a fraction of the cells (0.1), a count (32) or a
+            count per frame ("8/frame"). None for the default of each method.
+        frames: number of evenly spaced frames to read from a path. Default: 16.
+        size: short side of the frames read from a path, in pixels. Default: 224.
+        device: device of the encoder and the methods. Default: that of the encoder.
+        seed: random seed of stochastic methods, and of the initial parameters of learned methods without a checkpoint.
+
+    Returns:
+        Tokens of all videos in one batch.
 
     Raises:
-        ValueError: what is wrong, in one line.
+        ValueError: a video, the spec or the encoder is invalid, or `keep` is given with methods that are not a spec.
     """
     loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
     if isinstance(methods, str):
@@ -50,14 +57,14 @@ def tokenize(
         budget = {} if keep is None else {"keep": keep}
         methods = registry.build(methods, seed=seed, dim=loaded.dim, **budget) if methods.strip() else ()
     elif keep is not None:
-        raise ValueError("keep is for methods given as a spec string")
+        raise ValueError("keep requires a spec string; set the budget of the methods themselves")
     pipeline = Pipeline(methods, loaded).eval()
     if device is not None:
         pipeline.to(device)
 
-    def opened(one: Any) -> Any:
-        return read(os.fspath(one), frames=frames, size=size) if isinstance(one, str | os.PathLike) else one
+    def read_path(item: Any) -> Any:
+        return read(os.fspath(item), frames=frames, size=size) if isinstance(item, str | os.PathLike) else item
 
-    frames_at_hand = [opened(one) for one in video] if isinstance(video, list | tuple) else opened(video)
+    source = [read_path(item) for item in video] if isinstance(video, list | tuple) else read_path(video)
     with torch.inference_mode():
-        return pipeline(frames_at_hand)
+        return pipeline(source)

@@ -1,13 +1,14 @@
-"""The three types that everything is built on: Grid, Plan and Tokens. Start reading here.
+"""The three core types: `Grid`, `Plan` and `Tokens`. Start reading here.
 
-Every compressor decides which source cells go to which token (`Plan`); one function, `Tokens.apply`, moves
-the features. The axis letters, used in every shape comment of the project:
+An encoder divides a video into the cells of a `Grid` and computes one token per cell. A method decides which tokens to
+drop or merge (`Plan`), and `Tokens.apply` carries the plan out. Axis letters, used in all shape comments:
 
-    B  videos of a batch (always videos; time is inside the grid)
-    N  tokens that go in        M  tokens that come out
-    T  frames (or tubelets) of the grid, H rows, W columns
-    S  source cells, S = T*H*W, in raster order: cell = (t*H + y)*W + x
-    C  channels of a feature    P  prefix tokens (class and register tokens)
+    B  videos in a batch (always videos; time is an axis of the grid)
+    N  input tokens of a method, or slots of a batch; M output tokens
+    T  frames (or tubelets), H rows and W columns of the grid
+    S  cells of the grid, S = T*H*W, in raster order: cell = (t*H + y)*W + x
+    C  channels of a feature
+    P  prefix tokens (class and register tokens)
     Q  codes of a token (residual levels, product groups)
 """
 
@@ -32,10 +33,10 @@ from fewtokens.core.shapes import by_shape
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 
-# The nearest kept token is searched in blocks of cells, so that no distance table grows past this many
-# entries (64 MiB in float32).
-_DISTANCES_AT_ONCE = 1 << 24
-# Everything of Tokens that has a row for each video; `SLOTS` of these have a row for each token.
+# The nearest token is searched in blocks of cells, so that no distance matrix has more entries than this
+# (64 MiB in float32).
+_MAX_DISTANCES = 1 << 24
+# Fields of Tokens with one row per video; those in `SLOTS` also have one row per token.
 _TENSORS = ("features", "positions", "sizes", "mask", "assignment", "prefix", "codes", "attribution")
 SLOTS = ("features", "positions", "sizes", "mask", "codes", "attribution")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -56,14 +57,20 @@ class _Dropped(TypedDict, total=False):
 
 
 class Header(_Dropped):
-    """What the header of a token file says beside the versions. Files of format 1 have no `dropped`."""
+    """The header of a token file, without the versions. Files of format 1 have no `dropped`."""
 
     grid: _Shape
     meta: dict[str, Any]
 
 
 class Packed(NamedTuple):
-    """Ragged tokens without padding: `features` [sum of counts, C] and `cu_seqlens` int32 [B+1]."""
+    """Tokens of a batch without padding, in the form that variable-length attention kernels accept.
+
+    Attributes:
+        features: [sum of counts, C], the real tokens of all videos, concatenated.
+        cu_seqlens: int32 [B+1], cumulative counts; video b has the rows cu_seqlens[b]:cu_seqlens[b+1].
+        max_count: the largest count.
+    """
 
     features: Tensor
     cu_seqlens: Tensor
@@ -75,23 +82,34 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Tokens of a batch of videos, with what each stands for.
+    """The tokens of a batch of videos, and the cells that each token stands for.
+
+        tokens = Tokens.from_cells(torch.randn(2, 4, 14, 14, 64))  # one token per cell
+        fewer = fewtokens.create_method("tome", keep=0.1)(tokens)
+        fewer.features    # [2, 78, 64]
+        fewer.assignment  # [2, 784], the token of each cell
+        fewer.unmerge()   # [2, 4, 14, 14, 64]
+
+    Videos with fewer than N tokens are padded. Padded slots are zero in all fields. Instances are immutable; `replace`
+    returns a modified copy. `len`, indexing and iteration are over videos.
 
     Args:
-        features: [B,N,C] float. Padded slots are zero in every field.
-        positions: [B,N,3] float32, (t,y,x) in source cells; the size-weighted mean of the members.
-        sizes: [B,N] float32, how many source cells a token stands for.
-        mask: [B,N] bool, True = real; real ones come first.
-        assignment: [B,S] int64, which token each source cell went to; -1 = dropped.
-        grid: the source cells.
-        prefix: [B,P,C] class and register tokens, never reduced, or None.
-        codes: [B,N,Q] int64, Q discrete ids of each token, or None.
-        attribution: [B,N,S] float, how much each source cell gave to each token (soft attribution), or None
-            where `assignment` says it all.
-        dropped: what a dropped cell means, "lost", or "held" where nothing changed there, so that the last token at the
-            same place still holds; see `Plan`.
-        aux: named scalar losses and statistics.
-        meta: plain values that travel with the tokens into a file: spec, encoder, source file, seed.
+        features: [B,N,C] float.
+        positions: float32 [B,N,3], (t,y,x) in cells; the size-weighted mean of the token's cells.
+        sizes: float32 [B,N], number of cells that each token stands for.
+        mask: bool [B,N], True for real tokens, which come before padding.
+        assignment: int64 [B,S], index of the token that each cell went to; -1 if the cell was dropped.
+        grid: the grid of cells.
+        prefix: [B,P,C], class and register tokens, which are never reduced, or None.
+        codes: int64 [B,N,Q], discrete codes of each token, or None.
+        attribution: float [B,N,S], weight of each cell in each token, or None if `assignment` determines it.
+        dropped: the meaning of a dropped cell for `unmerge`: "lost", or "held" if the previous token at the same
+            position remains valid because nothing changed.
+        aux: scalar losses and statistics by name.
+        meta: plain values that are saved with the tokens, such as spec, encoder, source file and seed.
+
+    Raises:
+        ValueError: a tensor has the wrong shape. `check` validates the values too.
     """
 
     features: Tensor
@@ -117,25 +135,28 @@ class Tokens:
         if self.attribution is not None:
             expected["attribution"] = (B, N, self.grid.cells)
         if self.prefix is not None:
-            # A method may have given the tokens other channels than the class token has.
+            # A method may change the channels of the tokens, but not those of the prefix.
             expected["prefix"] = (B, *self.prefix.shape[1:]) if self.prefix.ndim == 3 else (B, 0, C)
         for name, shape in expected.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
-                raise ValueError(f"{name} must be {list(shape)}, got {list(found)}")
+            actual = tuple(getattr(self, name).shape)
+            if actual != shape:
+                raise ValueError(f"{name} must be {list(shape)}, got {list(actual)}")
 
     @staticmethod
     def from_cells(features: Tensor, grid: Grid | None = None, prefix: Tensor | None = None) -> Tokens:
-        """One token for each cell.
+        """Creates one token per cell.
 
         Args:
             features: [B,T,H,W,C], or [B,S,C] with a `grid`.
-            grid: needed for [B,S,C], or to give times and lengths.
-            prefix: [B,P,C] or None.
+            grid: the grid; required for [B,S,C], and to specify times or lengths.
+            prefix: class and register tokens [B,P,C], or None.
+
+        Raises:
+            ValueError: the features do not fit the grid.
         """
         if grid is None:
             if features.ndim != 5:
-                raise ValueError(f"features must be [B,T,H,W,C] without a grid, got {list(features.shape)}")
+                raise ValueError(f"features must be [B,T,H,W,C] if no grid is given, got {list(features.shape)}")
             grid = Grid(*features.shape[1:4])
         B, C = features.shape[0], features.shape[-1]
         features = features.reshape(B, -1, C)
@@ -157,69 +178,84 @@ class Tokens:
 
     @property
     def B(self) -> int:
+        """The number of videos."""
         return self.features.shape[0]
 
     @property
     def N(self) -> int:
+        """The number of slots per video, including padding."""
         return self.features.shape[1]
 
     @property
     def C(self) -> int:
+        """The number of channels."""
         return self.features.shape[2]
 
     @property
     def device(self) -> torch.device:
+        """The device of the features."""
         return self.features.device
 
     @property
     def count(self) -> Tensor:
-        """Real tokens of each video, int64 [B]."""
+        """The number of real tokens of each video, int64 [B]."""
         return self.mask.sum(1)
 
     @property
     def num_prefix(self) -> int:
+        """The number of prefix tokens, P."""
         return 0 if self.prefix is None else self.prefix.shape[1]
 
     @property
     def cell(self) -> Tensor:
-        """The source cell nearest to each token's position, int64 [B,N]; 0 in padded slots."""
+        """The cell nearest to the position of each token, int64 [B,N]; 0 in padded slots."""
         limit = torch.tensor(self.grid.shape, device=self.device) - 1
         t, y, x = self.positions.round().long().clamp(min=0).minimum(limit).unbind(2)
         return (t * self.grid.H + y) * self.grid.W + x
 
     @property
     def frame(self) -> Tensor:
-        """The frame of each token's position, int64 [B,N]; 0 in padded slots."""
+        """The frame nearest to the position of each token, int64 [B,N]; 0 in padded slots."""
         return self.cell // self.grid.cells_per_frame
 
     def previous_frame_index(self) -> Tensor:
-        """The token that covers the same place one frame before, int64 [B,N]; -1 where there is none.
+        """Returns the index of the token at the same position in the previous frame, int64 [B,N]; -1 if there is none.
 
-        Also right after an earlier reduction: the assignment says who stands for the cell before.
+        Works for reduced tokens too: it is the token to which the previous frame's cell is assigned, unless that is
+        the token itself.
         """
-        before = self.cell - self.grid.cells_per_frame
-        found = self.assignment.gather(1, before.clamp(min=0)).masked_fill((before < 0) | ~self.mask, -1)
-        itself = torch.arange(self.N, device=self.device)
-        return found.masked_fill(found == itself, -1)
+        previous_cell = self.cell - self.grid.cells_per_frame
+        index = self.assignment.gather(1, previous_cell.clamp(min=0))
+        index = index.masked_fill((previous_cell < 0) | ~self.mask, -1)
+        own = torch.arange(self.N, device=self.device)
+        return index.masked_fill(index == own, -1)
 
     def require_full_grid(self, caller: str) -> Tokens:
-        """These tokens if there is still one for every cell; otherwise a ValueError in the name of `caller`.
+        """Returns these tokens if there is one per cell. While compiling, only the number of tokens is checked.
 
-        While a graph is traced only the number of tokens is looked at.
+        Args:
+            caller: name of the method that requires it, for the error message.
+
+        Raises:
+            ValueError: tokens were dropped or merged.
         """
         index = torch.arange(self.grid.cells, device=self.device)
-        whole = self.grid.cells == self.N
-        if whole and not torch.compiler.is_compiling():
-            whole = bool(((self.assignment == index) | ~self.mask).all())
-        if not whole:
+        full = self.grid.cells == self.N
+        if full and not torch.compiler.is_compiling():
+            full = bool(((self.assignment == index) | ~self.mask).all())
+        if not full:
             raise ValueError(f"{caller} works on whole frames: put it before methods that drop or merge tokens")
         return self
 
     def replace(self, **changes: Any) -> Tokens:
+        """Returns a copy with some fields replaced."""
         return replace(self, **changes)
 
     def to(self, *args: Any, **kwargs: Any) -> Tokens:
-        """Moves to a device, or changes the dtype of the features (positions and sizes stay float32)."""
+        """Moves all tensors to a device, or casts features and prefix to a dtype; arguments as `Tensor.to`.
+
+        Positions and sizes stay float32, and the dtype of `attribution` does not change.
+        """
         features = self.features.to(*args, **kwargs)
         changes: dict[str, Any] = {"features": features}
         if self.prefix is not None:
@@ -231,13 +267,15 @@ class Tokens:
         return replace(self, **changes)
 
     def cpu(self) -> Tokens:
+        """Moves all tensors to the CPU."""
         return self.to("cpu")
 
     def cuda(self, device: int | str | torch.device = "cuda") -> Tokens:
+        """Moves all tensors to a CUDA device."""
         return self.to(f"cuda:{device}" if isinstance(device, int) else device)
 
     def numpy(self) -> dict[str, Any]:
-        """Every tensor by name as a NumPy array on the CPU; bfloat16, which NumPy lacks, as float32."""
+        """Returns all tensors by name as NumPy arrays; bfloat16 becomes float32. Fields that are None are skipped."""
         tensors = {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
         return {
             name: (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
@@ -245,18 +283,19 @@ class Tokens:
         }
 
     def to_pandas(self) -> Any:
-        """One row a token, without padding: video, token, seconds (if known), t, y, x, size, codes, features f0, f1 ...
+        """Converts to a pandas DataFrame with one row per real token.
 
         Returns:
-            A pandas DataFrame.
+            A DataFrame with the columns video, token, seconds (if times are known), t, y, x, size, code0, code1, ...
+            (if there are codes) and the features f0, f1, ...
 
         Raises:
-            ValueError: pandas is missing.
+            ValueError: pandas is not installed.
         """
         try:
             import pandas
         except ImportError:
-            raise ValueError("to_pandas needs pandas; pip install pandas") from None
+            raise ValueError("to_pandas requires pandas; install it with pip install pandas") from None
         video, token = (index.cpu().numpy() for index in self.mask.nonzero(as_tuple=True))
         columns: dict[str, Any] = {"video": video, "token": token}
         if self.grid.times is not None:
@@ -275,44 +314,51 @@ class Tokens:
 
     @staticmethod
     def from_hf(outputs: Any, grid: Grid | tuple[int, int, int], *, num_prefix: int | None = None) -> Tokens:
-        """The tokens of a vision model of transformers.
+        """Converts the output of a vision model of transformers.
 
         Args:
-            outputs: what the model returned, or its `last_hidden_state`, [frames,P+H*W,C], each frame one row, or
-                [B,P+T*H*W,C] for a video model.
-            grid: the cells, (T,H,W) or a `Grid`.
-            num_prefix: P, class and register tokens in front of each row; by default what does not fit the grid.
+            outputs: the output of the model, or its `last_hidden_state`: [B*T,P+H*W,C] for an image model, one row per
+                frame, or [B,P+T*H*W,C] for a video model.
+            grid: the grid, or (T,H,W).
+            num_prefix: number P of class and register tokens at the start of each row. Default: the number of tokens
+                that the grid leaves over.
 
         Raises:
-            ValueError: no last_hidden_state, or a number of tokens that does not fit the grid.
+            ValueError: there is no last_hidden_state, or the number of tokens does not fit the grid.
         """
         hidden = outputs if isinstance(outputs, Tensor) else getattr(outputs, "last_hidden_state", None)
         if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-            raise ValueError(f"outputs need a last_hidden_state [rows,tokens,C], got {type(outputs).__name__}")
+            raise ValueError(f"outputs must have a last_hidden_state [rows,tokens,C], got {type(outputs).__name__}")
         grid = grid if isinstance(grid, Grid) else Grid(*grid)
         rows, length, C = hidden.shape
         by_frame = rows % grid.T == 0 and length < grid.cells + (num_prefix or 0)
         cells = grid.cells_per_frame if by_frame or grid.T == 1 else grid.cells
         P = length - cells if num_prefix is None else num_prefix
         if P < 0 or length != P + cells:
-            raise ValueError(f"{length} tokens a row do not fit a grid of {grid.T} x {grid.H} x {grid.W} cells")
+            raise ValueError(f"{length} tokens per row do not fit a grid of {grid.T} x {grid.H} x {grid.W} cells")
         frames = grid.T if by_frame else 1
         prefix = hidden[:, :P].reshape(rows // frames, frames * P, C) if P else None
         return Tokens.from_cells(hidden[:, P:].reshape(rows // frames, grid.cells, C), grid, prefix)
 
     def apply(self, plan: Plan) -> Tokens:
-        """Moves the tokens as the plan says: the only place that gathers, averages or scatters features.
+        """Drops and merges tokens according to a plan. Differentiable in the features and in soft weights.
 
-        Merging conserves mass: `sizes` sums to the cells kept, and sum(sizes * features) stays the same.
-        `assignment` is chained, so it always leads from the original cells to the tokens at hand.
-        Differentiable in the features (and in soft weights).
+        Merging conserves mass: `sizes` sums to the number of assigned cells, and sum(sizes * features) is unchanged.
+        `assignment` is composed with the plan, so it always maps the original cells to the current tokens. Codes are
+        kept only if tokens are copied, not averaged. This is the only function that moves features.
+
+        Args:
+            plan: a plan for B videos and N tokens.
+
+        Returns:
+            Tokens with `plan.num_slots` slots, on the same grid.
 
         Raises:
-            ValueError: a plan of other tokens.
+            ValueError: the plan is for another number of videos or tokens.
         """
         B, N = plan.shape
         if (B, N) != (self.B, self.N):
-            raise ValueError(f"this plan moves {N} tokens of {B} videos, here are {self.N} of {self.B}")
+            raise ValueError(f"the plan is for {B} videos of {N} tokens, got {self.B} videos of {self.N}")
         if plan.weights is not None:
             return self._apply_soft(plan)
         assert plan.dest is not None
@@ -322,7 +368,7 @@ class Tokens:
         copied = plan.representative is not None
         if copied:
             sizes = sums(own[..., None], plan.dest, plan.num_slots).squeeze(2)
-            share = parts = own  # not looked at
+            share = parts = own  # unused
         else:
             share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own)
             parts = share if plan.shares is None else plan.shares.masked_fill(plan.dest < 0, 0)
@@ -337,7 +383,7 @@ class Tokens:
             sizes=sizes.to(self.sizes.dtype),
             mask=plan.mask.to(self.device),
             assignment=follow(plan.dest, self.assignment),
-            # Codes name what a token is, so they stay only where tokens are copied.
+            # The codes of a mean are undefined, so codes are kept only if tokens are copied.
             codes=plan.copy(self.codes) if copied and self.codes is not None else None,
             attribution=None if self.attribution is None else move(self.attribution, parts),
             dropped="held" if "held" in (self.dropped, plan.dropped) else "lost",
@@ -347,13 +393,13 @@ class Tokens:
         assert plan.weights is not None
         filled = plan.mask.to(self.device)
         weights = plan.weights * self.mask[:, None] * filled[..., None]  # [B,M,N]
-        # A token's size is spread over the outputs that use it, so that sizes still sum to the cells used.
-        owned = weights.detach().float().clamp(min=0)
-        share = owned / owned.sum(1, keepdim=True).clamp(min=1e-12)
-        centre = owned / owned.sum(2, keepdim=True).clamp(min=1e-12)
+        # The size of a token is distributed over the outputs that use it, so that sizes still sum to the used cells.
+        positive = weights.detach().float().clamp(min=0)
+        share = positive / positive.sum(1, keepdim=True).clamp(min=1e-12)
+        center = positive / positive.sum(2, keepdim=True).clamp(min=1e-12)
         best = share.argmax(1).masked_fill(share.sum(1) == 0, -1)  # [B,N]
         if self.attribution is None:
-            # One more token, of no weight, for the cells of none.
+            # One extra token of weight 0 for dropped cells.
             parts = F.pad(weights / self.sizes.clamp(min=1e-12)[:, None], (0, 1))
             token = torch.where(self.assignment < 0, self.N, self.assignment)
             per_cell = parts.gather(2, token[:, None].expand(-1, plan.num_slots, -1))
@@ -362,7 +408,7 @@ class Tokens:
         return replace(
             self,
             features=replace(plan, weights=weights).move(self.features),
-            positions=centre @ self.positions,
+            positions=center @ self.positions,
             sizes=(share @ self.sizes[..., None]).squeeze(2),
             mask=filled,
             assignment=follow(best, self.assignment),
@@ -371,19 +417,20 @@ class Tokens:
         )
 
     def pool(self, values: Tensor, before: Tokens | None = None) -> Tensor:
-        """Brings a tensor with a row for each earlier token to the tokens at hand, [B,N',...] to [B,N,...].
+        """Pools a tensor with one row per earlier token to one row per current token.
 
-        A row becomes the mean of the rows that its token was made from: weighted by their sizes where tokens were
-        dropped or merged, and by `attribution`, as positions are, where they were resampled. Rows of
-        padded slots, and of tokens that nothing is attributed to, are zero. Summed in float32 (float64 stays) and
-        given back in the dtype of `values`.
+        A row is the mean of the rows of the tokens that were merged into the current one, weighted by their sizes, or
+        by `attribution` if tokens were resampled. Rows of padded slots, and of tokens without attribution, are zero.
 
         Args:
-            values: [B,N',...], a row for each token of `before`, or for each source cell without it.
-            before: the tokens that these were made from, by any number of methods.
+            values: [B,N',...], one row per token of `before`, or per cell if `before` is None.
+            before: the tokens that these were reduced from, by any number of methods. Default: one token per cell.
+
+        Returns:
+            [B,N,...] in the dtype of `values`. Sums are accumulated in float32 (in float64 for float64 input).
 
         Raises:
-            ValueError: `before` was resampled itself, so that its cells do not say what became of its tokens.
+            ValueError: `before` is resampled, so its tokens cannot be traced to these.
         """
         if before is self:
             return values
@@ -391,37 +438,37 @@ class Tokens:
             before = Tokens.from_cells(self.features.new_zeros(self.B, self.grid.cells, 1), self.grid)
         if before.attribution is not None:
             raise ValueError(
-                "a resampled token is no set of cells, so what has a row for each one cannot follow later methods: "
-                "give rows for the tokens from before the resampler, and run the whole chain at once"
+                "rows of resampled tokens cannot be pooled after later methods: pass rows of the tokens before the "
+                "resampler, and run the full chain in one call"
             )
         rows = values.reshape(*values.shape[:2], -1)
         if self.attribution is None:
             moved = Plan.from_assignment(before, self).move(rows, before.sizes)
         else:
             wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-            there = self.mask[..., None] & (before.assignment >= 0)[:, None]
-            owned = self.attribution.to(wide).clamp(min=0) * there
+            valid = self.mask[..., None] & (before.assignment >= 0)[:, None]
+            weights = self.attribution.to(wide).clamp(min=0) * valid
             cells = rows[torch.arange(self.B, device=rows.device)[:, None], before.assignment.clamp(min=0)].to(wide)
-            moved = (owned / owned.sum(2, keepdim=True).clamp(min=1e-12) @ cells).to(values.dtype)
+            moved = (weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ cells).to(values.dtype)
         return moved.reshape(self.B, self.N, *values.shape[2:])
 
     def on(self, grid: Grid) -> Tokens:
-        """The same tokens on a finer grid: a cell becomes 2x2, 3x3 ... cells of the new one.
+        """Moves the tokens to a finer grid, in which each cell is split into y x x cells.
 
-        Frames of several resolutions in one video are brought to one reference grid by this; a token then stands for
-        as many of its cells as it covers. Features do not change.
+        Used to combine frames of different resolutions in one video. Features do not change; a token stands for all
+        cells of the new grid that it covers.
 
         Args:
-            grid: with the same T, and rows and columns that are multiples of the old ones. Times and lengths are taken
-                from it if given, else from the old grid.
+            grid: the new grid, with the same T and with H and W that are multiples of the old ones. Its times and
+                lengths are used if given, otherwise those of the old grid.
 
         Raises:
-            ValueError: a grid that is not a multiple.
+            ValueError: H or W is not a multiple, or T differs.
         """
         T, H, W = self.grid.shape
         if grid.T != T or grid.H % H or grid.W % W:
             raise ValueError(
-                f"a grid of {T} x {H} x {W} cells does not divide one of {' x '.join(map(str, grid.shape))}"
+                f"the new grid must be a multiple of {T} x {H} x {W} in H and W, got {' x '.join(map(str, grid.shape))}"
             )
         y, x = grid.H // H, grid.W // W
         grid = replace(
@@ -448,30 +495,32 @@ class Tokens:
         )
 
     def ordered(self) -> Tokens:
-        """The same tokens by mean time, then row, then column."""
+        """Sorts the tokens of each video by mean time, then row, then column."""
         order = by_position(self.positions, self.mask)
         dest = order.argsort(dim=1).masked_fill(~self.mask, -1)
         return self.apply(Plan(self.count, self.N, dest, order))
 
     def unmerge(self, *, time_weight: float = 1.0) -> Tensor:
-        """Back to the grid: each cell gets the feature of the token it went to, [B,T,H,W,C].
+        """Restores the grid: each cell gets the feature of the token that it is assigned to. Differentiable.
 
-        A dropped cell that is "lost" takes the nearest token, by Euclidean distance between the cell and the tokens'
-        positions, in cells; ties go to the first. If dropping means "held", it takes the most recent token at the same
-        place, and the nearest where there is none. Frames past a video's length are zero. Differentiable. Distances are
-        taken in blocks of bounded memory.
+        If `dropped` is "lost", a dropped cell gets the feature of the nearest token, by Euclidean distance in cells;
+        the first one wins ties. If it is "held", it gets the most recent token at the same position, or the nearest
+        token if there is none. Frames past a video's length are zero.
 
         Args:
-            time_weight: a step along time in cells, for the distance.
+            time_weight: distance between consecutive frames, in cells. Default: 1.
+
+        Returns:
+            Features of all cells, [B,T,H,W,C].
         """
         assignment = self.assignment
         exists = self.grid.exists(self.B, self.device)
         if self.dropped == "held":
             by_time = assignment.reshape(self.B, self.grid.T, -1)
             frame = torch.arange(self.grid.T, device=self.device)[:, None].expand_as(by_time)
-            last = frame.where(by_time >= 0, -1).cummax(dim=1).values
-            held = by_time.gather(1, last.clamp(min=0)).masked_fill(last < 0, -1)
-            assignment = held.reshape(assignment.shape).masked_fill(~exists, -1)
+            latest = frame.where(by_time >= 0, -1).cummax(dim=1).values
+            by_time = by_time.gather(1, latest.clamp(min=0)).masked_fill(latest < 0, -1)
+            assignment = by_time.reshape(assignment.shape).masked_fill(~exists, -1)
         lost = (assignment < 0) & exists
         if lost.any():
             assignment = torch.where(lost, self._nearest(lost, time_weight), assignment)
@@ -480,20 +529,20 @@ class Tokens:
         return cells.reshape(self.B, *self.grid.shape, self.C)
 
     def _nearest(self, lost: Tensor, time_weight: float) -> Tensor:
-        """Nearest real token of every cell that some video lost, int64 [B,S]."""
+        """Returns the nearest real token of each cell that is lost in any video, int64 [B,S]; -1 for other cells."""
         scale = torch.tensor([time_weight, 1.0, 1.0], device=self.device)
         cells = self.grid.positions(self.device) * scale
         tokens = (self.positions * scale).masked_fill(~self.mask[..., None], torch.inf)
         nearest = self.assignment.new_full(self.assignment.shape, -1)
-        wanted = lost.any(0).nonzero().squeeze(1)
-        for block in wanted.split(max(1, _DISTANCES_AT_ONCE // (self.B * self.N))):
-            # Not by matrix product: positions are small exact numbers, and ties must stay ties.
+        index = lost.any(0).nonzero().squeeze(1)
+        for block in index.split(max(1, _MAX_DISTANCES // (self.B * self.N))):
+            # Not as a matrix product, whose rounding errors would break ties.
             distance = sum((cells[block, axis][None, :, None] - tokens[:, None, :, axis]).square() for axis in range(3))
             nearest[:, block] = distance.argmin(2)  # type: ignore[union-attr]
         return nearest
 
     def packed(self) -> Packed:
-        """The real tokens of all videos one after the other, for kernels that take `cu_seqlens`."""
+        """Concatenates the real tokens of all videos, for attention kernels that accept `cu_seqlens`."""
         count = self.count
         return Packed(
             self.features[self.mask],
@@ -502,16 +551,27 @@ class Tokens:
         )
 
     def with_packed(self, features: Tensor) -> Tokens:
-        """These tokens with new features given in packed form, [sum of counts, C']."""
+        """Replaces the features by packed ones.
+
+        Args:
+            features: [sum of counts, C'], in the order of `packed`.
+        """
         padded = features.new_zeros(self.B, self.N, features.shape[1])
         padded[self.mask] = features
         return replace(self, features=padded)
 
     def select(self, index: Tensor | Sequence[int]) -> Tokens:
-        """The videos with these numbers, in this order; negative numbers count from the end."""
+        """Selects videos by index, in the given order; padding stays.
+
+        Args:
+            index: int64 [B']; negative indices count from the end.
+
+        Raises:
+            IndexError: an index is out of range.
+        """
         index = torch.as_tensor(index, dtype=torch.int64, device=self.device)
         if bool(((index < -self.B) | (index >= self.B)).any()):
-            raise IndexError(f"videos are numbered 0 to {self.B - 1}, got {index.tolist()}")
+            raise IndexError(f"video indices must be in {-self.B}..{self.B - 1}, got {index.tolist()}")
         index = index % max(1, self.B)
         changes: dict[str, Any] = {
             name: None if getattr(self, name) is None else getattr(self, name)[index] for name in _TENSORS
@@ -519,14 +579,17 @@ class Tokens:
         return replace(self, grid=self.grid.select(index), **changes)
 
     def __len__(self) -> int:
-        """How many videos there are."""
+        """The number of videos."""
         return self.B
 
     def __getitem__(self, video: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> Tokens:
-        """Some of the videos: `tokens[0]` is one alone, without padding; a slice or an index gives a batch.
+        """Selects videos. `tokens[0]` is a single video without padding; any other index returns a padded batch.
 
         Args:
-            video: a number (negative ones count from the end), a slice, numbers, or booleans [B].
+            video: an index (negative indices count from the end), a slice, a list of indices, or a bool mask [B].
+
+        Raises:
+            IndexError: an index is out of range, or a mask has the wrong length.
         """
         if isinstance(video, slice):
             return self.select(list(range(self.B))[video])
@@ -536,18 +599,18 @@ class Tokens:
             index = torch.as_tensor(video)
             if index.dtype == torch.bool:
                 if index.shape != (self.B,):
-                    raise IndexError(f"booleans must be [B] with B={self.B}, got {list(index.shape)}")
+                    raise IndexError(f"a bool mask must be [B] with B={self.B}, got {list(index.shape)}")
                 index = index.nonzero().squeeze(1)
             return self.select(index)
-        one = self.select([video])
-        (grid,) = one.grid.videos(1)
-        n = int(one.mask.sum())
+        single = self.select([video])
+        (grid,) = single.grid.videos(1)
+        n = int(single.mask.sum())
         changes: dict[str, Any] = {
-            name: None if getattr(one, name) is None else getattr(one, name)[:, :n] for name in SLOTS
+            name: None if getattr(single, name) is None else getattr(single, name)[:, :n] for name in SLOTS
         }
-        if one.attribution is not None:
-            changes["attribution"] = one.attribution[:, :n, : grid.cells]
-        return replace(one, grid=grid, assignment=one.assignment[:, : grid.cells], **changes)
+        if single.attribution is not None:
+            changes["attribution"] = single.attribution[:, :n, : grid.cells]
+        return replace(single, grid=grid, assignment=single.assignment[:, : grid.cells], **changes)
 
     def __iter__(self) -> Iterator[Tokens]:
         return (self[b] for b in range(self.B))
@@ -555,24 +618,29 @@ class Tokens:
     def __repr__(self) -> str:
         shape = f"B={self.B}, N={self.N}, C={self.C}"
         dtype = str(self.features.dtype).removeprefix("torch.")
-        more = [f"prefix={self.num_prefix}"] if self.prefix is not None else []
-        more += [f"codes={self.codes.shape[2]}"] if self.codes is not None else []
-        more += ["soft"] if self.attribution is not None else []
-        more += ["dropped='held'"] if self.dropped == "held" else []
+        extra = [f"prefix={self.num_prefix}"] if self.prefix is not None else []
+        extra += [f"codes={self.codes.shape[2]}"] if self.codes is not None else []
+        extra += ["soft"] if self.attribution is not None else []
+        extra += ["dropped='held'"] if self.dropped == "held" else []
         grid = " x ".join(map(str, self.grid.shape))
-        return f"Tokens({', '.join([shape, f'grid={grid}', dtype, str(self.device), *more])})"
+        return f"Tokens({', '.join([shape, f'grid={grid}', dtype, str(self.device), *extra])})"
 
     def _repr_html_(self) -> str:
-        """Shown by notebooks: the regions that the tokens of each video stand for, frame by frame."""
+        """The HTML view in notebooks: the region of each frame that a token stands for."""
         return as_html(self)
 
     def check(self) -> Tokens:
-        """Validates invariants, and returns the tokens; raises ValueError on violation."""
+        """Validates the values and returns the tokens.
+
+        Raises:
+            ValueError: real tokens do not come first, an assignment is out of range, a value is not finite, a size is
+                0, or a padded slot is not zero.
+        """
         self.grid.videos(self.B)
         padding = {name: value for name in SLOTS if name != "mask" and (value := getattr(self, name)) is not None}
         problems = {
-            "real tokens must come first in the mask": not bool((self.mask[:, :-1] >= self.mask[:, 1:]).all()),
-            "an assignment points past the real tokens": bool((self.assignment >= self.count[:, None]).any()),
+            "real tokens must come before padding": not bool((self.mask[:, :-1] >= self.mask[:, 1:]).all()),
+            "an assignment is not the index of a real token": bool((self.assignment >= self.count[:, None]).any()),
             "an assignment is below -1": bool((self.assignment < -1).any()),
             "features, positions or sizes of a real token are not finite": not all(
                 bool(value[self.mask].isfinite().all()) for value in (self.features, self.positions, self.sizes)
@@ -586,11 +654,17 @@ class Tokens:
         return self
 
     def save(self, path: str | Path, **meta: Any) -> Path:
-        """Writes one safetensors file with a JSON header, whole or not at all.
+        """Writes the tokens to a safetensors file with a JSON header. The write is atomic.
 
         Args:
-            path: where to; by custom it ends in `.safetensors`.
-            meta: plain values added to the header, beside what `self.meta` holds already.
+            path: output path, usually ending in `.safetensors`.
+            meta: plain values to save in addition to `self.meta`.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: the disk is full, or the path is not writable.
         """
         grid = {
             "shape": list(self.grid.shape),
@@ -607,9 +681,13 @@ class Tokens:
     def load(path: str | Path, device: str | torch.device = "cpu") -> Tokens:
         """Reads a file written by `save`.
 
+        Args:
+            path: the file.
+            device: device of the tensors. Default: "cpu".
+
         Raises:
-            ValueError: says what is wrong: missing, cut short, another kind of file, a newer format,
-                shapes that do not fit the grid, values that break a promise of `Tokens`.
+            ValueError: the file does not exist, is corrupt, is not a token file, has a newer format, or its values are
+                invalid (see `check`).
         """
         header: Header = conform(files.load_header(path, "tokens"), Header, f"{path}: a damaged token file")
         tensors, _ = files.load(path, "tokens", device)
@@ -624,17 +702,17 @@ class Tokens:
                 lengths=None if lengths is None else torch.tensor(lengths, dtype=torch.int64),
             )
             aux = {name[4:]: value for name, value in tensors.items() if name.startswith("aux.")}
-            rest = _current({name: value for name, value in tensors.items() if not name.startswith("aux.")})
-            _check_tensors(rest)
+            fields = _current_format({name: value for name, value in tensors.items() if not name.startswith("aux.")})
+            _check_tensors(fields)
             return Tokens(
-                **rest, grid=grid, dropped=header.get("dropped", "lost"), aux=aux, meta=header["meta"]
+                **fields, grid=grid, dropped=header.get("dropped", "lost"), aux=aux, meta=header["meta"]
             ).check()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: a damaged token file ({' '.join(str(error).split())})") from None
 
 
-def _current(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file under the names of today; format 1 had other ones, one code a token, and loose padding."""
+def _current_format(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Converts tensors of format 1, which had other names, one code per token and nonzero padding."""
     if "source" not in tensors:
         return tensors
     tensors = {{"source": "assignment", "weights": "attribution"}.get(name, name): v for name, v in tensors.items()}
@@ -649,12 +727,12 @@ def _current(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises a ValueError that names a tensor that is missing, of no use, or of the wrong dtype."""
-    if lacking := [name for name in _TENSORS[:5] if name not in tensors]:
-        raise ValueError(f"it lacks {', '.join(lacking)}")
+    """Raises a ValueError if a tensor is missing, unexpected or of the wrong dtype."""
+    if missing := [name for name in _TENSORS[:5] if name not in tensors]:
+        raise ValueError(f"missing tensors: {', '.join(missing)}")
     for name, value in tensors.items():
         if name not in _DTYPES:
-            raise ValueError(f"it has a tensor of no use, {name[:40]!r}")
+            raise ValueError(f"unexpected tensor {name[:40]!r}")
         if value.dtype not in _DTYPES[name]:
             raise ValueError(f"{name} must be {_DTYPES[name][0]}, got {value.dtype}")
 

@@ -1,4 +1,4 @@
-"""Videos in and out: reading, chunks, writing, and clips that are made rather than filmed."""
+"""Reads, streams, writes and synthesizes videos."""
 
 from fewtokens.video.clips import KINDS, synthetic
 from fewtokens.video.reader import read, stream

@@ -1,4 +1,4 @@
-"""Opening a video file, its packet index, and whether it was cut."""
+"""Opens video files, reads their packet index and detects truncated files."""
 
 from __future__ import annotations
 
@@ -14,92 +14,91 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewtokens.core.shapes import by_shape
-from fewtokens.video.select import MOST_PIXELS, check_pixels
+from fewtokens.video.select import MAX_PIXELS, check_pixels
 from fewtokens.video.types import VideoError
 
-# Decoders that see the transparency of VP8 and VP9; those of FFmpeg leave it out.
+# Decoders that support the transparency of VP8 and VP9; FFmpeg's own do not.
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def url(path: Path) -> str:
-    """The path as FFmpeg takes it: what comes before a colon in a file's name is no protocol."""
+    """Returns the path as a URL for FFmpeg, so that a colon in the file name does not denote a protocol."""
     return f"file:{path}"
 
 
 @contextmanager
-def opened(path: Path, number: int | None) -> Iterator[tuple[Any, Any, Any]]:
-    """The PyAV container, the video stream to read and its decoder; closed afterwards.
+def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any, Any]]:
+    """Opens a video file; yields the PyAV container, the video stream and its decoder.
 
-    The decoder has one thread. With several, what it does after an error is a matter of luck, and so are the marks of
-    frames in which it concealed errors: a damaged file would be another one each time.
+    The decoder uses one thread. With several, neither its recovery from errors nor the frames that it marks as corrupt
+    are deterministic, so a damaged file would be read differently each time.
 
     Args:
         path: the file.
-        number: which of its video streams, counted from 0; None = the one FFmpeg calls best, cover pictures
-            left out.
+        video_stream: index of the video stream; None for the one that FFmpeg ranks best, except for cover images.
 
     Raises:
-        VideoError: not a video, no such stream, frames of an impossible size.
+        VideoError: the file is not a video, the stream does not exist, or the frame size is invalid.
     """
     import av
     from av.stream import Disposition
 
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
-    # A playlist in disguise reaches no network, and a % in a name stands for itself.
+    # Prevents disguised playlists from accessing the network, and % in a name from denoting a pattern.
     options = {"protocol_whitelist": "file", "pattern_type": "none"}
     try:
         container = av.open(url(path), metadata_errors="replace", options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a video that can be opened ({reason(error)}); is it whole?") from None
+        raise VideoError(f"{path}: cannot be opened as a video ({reason(error)}); was it cut short?") from None
     with container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
-            what = "only sound" if container.streams.audio else "no video stream"
-            raise VideoError(f"{path}: has {what}, so there are no frames to read")
-        if number is None:
+            content = "only sound" if container.streams.audio else "no video stream"
+            raise VideoError(f"{path}: has {content}, so there are no frames to read")
+        if video_stream is None:
             best = container.streams.best("video")
             stream = best if best in streams else max(streams, key=lambda s: s.width * s.height)
-        elif 0 <= number < len(streams):
-            stream = streams[number]
+        elif 0 <= video_stream < len(streams):
+            stream = streams[video_stream]
         else:
-            raise VideoError(f"{path}: has {len(streams)} video streams, counted from 0; there is no {number}")
+            raise VideoError(f"{path}: video_stream must be in 0..{len(streams) - 1}, got {video_stream}")
         if stream.codec_context is None:
-            raise VideoError(f"{path}: no decoder for its video here")
+            raise VideoError(f"{path}: this build of PyAV has no decoder for its video")
         check_pixels(stream.width, stream.height, str(path))
         decoder = _decoder(stream, path)
-        decoder.options = {"max_pixels": str(MOST_PIXELS)}
+        decoder.options = {"max_pixels": str(MAX_PIXELS)}
         decoder.thread_count, decoder.thread_type = 1, "NONE"
         yield container, stream, decoder
 
 
 def _decoder(stream: Any, path: Path) -> Any:
-    """The decoder of a stream: another one than PyAV chose if there is transparency that it would leave out."""
+    """Returns the decoder of a stream; replaces PyAV's default one if it does not support the stream's transparency."""
     import av
 
-    own = stream.codec_context
-    said = {name.lower(): value for name, value in stream.metadata.items()}
-    if said.get("alpha_mode") != "1" or own.name not in _WITH_ALPHA:
-        return own
+    default = stream.codec_context
+    metadata = {name.lower(): value for name, value in stream.metadata.items()}
+    if metadata.get("alpha_mode") != "1" or default.name not in _WITH_ALPHA:
+        return default
     try:
-        decoder = av.CodecContext.create(_WITH_ALPHA[own.name], "r")
+        decoder = av.CodecContext.create(_WITH_ALPHA[default.name], "r")
     except (av.error.FFmpegError, ValueError):
-        raise VideoError(f"{path}: is transparent, and this build of PyAV lacks libvpx to decode that") from None
-    decoder.extradata = own.extradata
+        raise VideoError(f"{path}: is transparent, which requires a build of PyAV with libvpx") from None
+    decoder.extradata = default.extradata
     return decoder
 
 
 @dataclass(frozen=True)
 class Index:
-    """All frames of a stream, known from its packets without decoding.
+    """The frames of a stream according to its packets, without decoding.
 
     Attributes:
-        pts: time stamps in the order of showing, int64 [n].
-        keys: time stamps of the keyframes, rising.
-        end: time stamp at which the last frame is no longer shown, or None where the file does not say.
-        packets: how many there are.
-        sound: the stamps tell all frames apart, and nothing speaks against them: frames are found by them.
-        headless: begins with frames that refer to others before them.
+        pts: timestamps of all frames in presentation order, int64 [n].
+        keys: timestamps of the keyframes, ascending.
+        end: timestamp of the end of the last frame, or None if the file does not specify it.
+        packets: number of packets.
+        sound: whether the timestamps are unique and consistent, so that frames can be located by them.
+        headless: whether the stream starts with frames that depend on missing earlier ones.
     """
 
     pts: NDArray[np.int64]
@@ -112,13 +111,13 @@ class Index:
     __repr__ = by_shape
 
 
-def index_of(container: Any, stream: Any) -> Index:
-    """Reads through the packets of a stream: a few milliseconds a minute of video."""
+def read_index(container: Any, stream: Any) -> Index:
+    """Reads all packets of a stream, which takes a few milliseconds per minute of video."""
     import av
 
     stamps, keys = array("q"), array("q")
     count, end, headless = 0, None, False
-    # AVI keeps no time stamps; with frames out of order those that FFmpeg makes up depend on where one starts.
+    # AVI has no timestamps; with B-frames, those that FFmpeg generates depend on the position at which it starts.
     sound = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
     try:
         for packet in container.demux(stream):
@@ -137,14 +136,14 @@ def index_of(container: Any, stream: Any) -> Index:
     except (av.error.FFmpegError, OSError):
         sound = False
     pts = np.unique(np.array(stamps, dtype=np.int64))
-    # Stamps that are missing or come twice cannot tell frames apart; those of a hostile file may overflow.
+    # Missing or duplicate timestamps do not identify frames; those of a malicious file may overflow.
     sound = sound and 0 < len(pts) == count and len(keys) > 0 and pts[0] == min(keys)
     sound = sound and int(pts[-1]) - int(pts[0]) < 1 << 62
     return Index(pts, np.unique(np.array(keys, dtype=np.int64)), end, count, sound, headless)
 
 
 def is_cut(path: Path) -> bool:
-    """Whether the outer structure of an MP4, MOV, AVI, MKV or WebM file says that more should follow."""
+    """Whether an MP4, MOV, AVI, MKV or WebM file is shorter than its outer structure specifies."""
     length = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
@@ -152,7 +151,7 @@ def is_cut(path: Path) -> bool:
             return False
         if head[:4] == b"RIFF":
             size = struct.unpack("<I", head[4:8])[0]
-            return size != 0xFFFFFFFF and 8 + size > length  # all ones: written without knowing
+            return size != 0xFFFFFFFF and 8 + size > length  # all ones: size unknown when written
         if head[:4] == b"\x1a\x45\xdf\xa3":
             return _is_cut_ebml(head, length)
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
@@ -164,7 +163,7 @@ def is_cut(path: Path) -> bool:
                 if size == 1 and len(box) == 16:
                     size = struct.unpack(">Q", box[8:16])[0]
                 elif size == 0:
-                    return False  # to the end of the file
+                    return False  # extends to the end of the file
                 if size < 8:
                     return False
                 position += size
@@ -173,7 +172,7 @@ def is_cut(path: Path) -> bool:
 
 
 def _is_cut_ebml(head: bytes, length: int) -> bool:
-    """Matroska: the size of the segment that follows the EBML header."""
+    """Whether a Matroska file is shorter than the segment after the EBML header."""
     header = _ebml_number(head, 4)
     at = 4 + header[1] + header[0] if header else len(head)
     segment = _ebml_number(head, at + 4) if head[at : at + 4] == b"\x18\x53\x80\x67" else None
@@ -185,7 +184,7 @@ def _is_cut_ebml(head: bytes, length: int) -> bool:
 
 
 def _ebml_number(head: bytes, at: int) -> tuple[int, int] | None:
-    """A number of variable length: its value and its bytes; None where there is none."""
+    """Reads a variable-length number: its value and length in bytes, or None if there is none."""
     if at >= len(head) or head[at] == 0:
         return None
     width = 9 - head[at].bit_length()
@@ -196,5 +195,5 @@ def _ebml_number(head: bytes, at: int) -> tuple[int, int] | None:
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Returns the message of an exception in one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Decoding: exactly the wanted frames, by seeking where the packet index says that it is worth it."""
+"""Decodes selected frames of video files, with seeks where the packet index shows that they save time."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewtokens.core.shapes import by_shape
-from fewtokens.video.container import Index, index_of, is_cut, opened
+from fewtokens.video.container import Index, is_cut, open_stream, read_index
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size
 from fewtokens.video.types import VideoError
 
-# A seek empties the decoder; below this many frames to skip, decoding on is quicker.
-_WORTH_A_SEEK = 12
-# So many parts of a video are decoded at once, if there are as many threads.
+# A seek flushes the decoder; to skip at most this many frames, decoding them is faster.
+_MIN_SEEK = 12
+# The number of parts of a video that are decoded in parallel, given enough threads.
 _PARTS = 4
-# After so many errors in a row without a packet between them nothing more is to be had of a file.
-_LAST_ERROR = 16
-# Where a file does not say how many frames it shows in a second.
-USUAL_FPS = 25.0
+# Reading stops after this many consecutive errors without a packet.
+_MAX_ERRORS = 16
+# Frames per second if a file does not specify them.
+DEFAULT_FPS = 25.0
 
 
-class Doubt(Exception):
-    """A file does not keep to its packet index: `Film.counted` knows what is in it."""
+class IndexMismatch(Exception):
+    """Raised if the decoded frames of a file contradict its packet index; use `VideoFile.counted` instead."""
 
 
 @dataclass(frozen=True)
-class Film:
-    """A video file: the times of all its frames, and the way to them.
+class VideoFile:
+    """A video file: the times of all frames, and access to each.
 
-    A film is known by its packets as long as all that is decoded is what they promise. From the first doubt on it is
-    known by decoding all of it.
+    Frames are located by the packet index as long as the decoded frames agree with it. After the first mismatch the
+    file is decoded from the start, and frames are located by counting.
 
     Attributes:
-        path, number, allow_truncated: as in `read`.
-        times: seconds of all frames since the first, float64 [n], rising.
-        duration: seconds until the last frame is no longer shown, or None.
-        fps: average frames each second, or None.
-        aspect: width of a pixel over its height.
-        index: of its packets.
-        by_index: frames are found by the index; otherwise by counting.
-        declared: how many frames the file says it has, or None; `whole`: as well as that can be told.
-        time_base: seconds of a unit of the time stamps.
-        rate: frames each second that the file declares, or None.
+        path, video_stream, allow_truncated: see `read`.
+        times: seconds of all frames since the first, float64 [n], ascending.
+        duration: seconds until the end of the last frame, or None if unknown.
+        fps: average frames per second, or None if unknown.
+        aspect: pixel aspect ratio, width over height.
+        index: the packet index.
+        by_index: whether frames are located by the index instead of by counting.
+        declared: number of frames that the file declares, or None.
+        whole: estimated number of frames of the complete file.
+        time_base: seconds per unit of the timestamps.
+        rate: frames per second that the file declares, or None.
     """
 
     path: Path
-    number: int | None
+    video_stream: int | None
     allow_truncated: bool
     times: NDArray[np.float64]
     duration: float | None
@@ -69,16 +70,16 @@ class Film:
     __repr__ = by_shape
 
     @staticmethod
-    def open(path: Path, number: int | None, allow_truncated: bool) -> Film:
-        """Reads the packet index; decodes everything if it is not sound.
+    def open(path: Path, video_stream: int | None, allow_truncated: bool) -> VideoFile:
+        """Opens a file by its packet index, or by decoding all frames if the index is not sound.
 
         Raises:
-            VideoError: not a video, no frames; cut or damaged, and `allow_truncated` is not set.
+            VideoError: the file is not a video, has no frames, or is damaged and `allow_truncated` is False.
         """
-        with opened(path, number) as (container, stream, _):
+        with open_stream(path, video_stream) as (container, stream, _):
             time_base = float(stream.time_base or 1 / 90000)
             rate = float(stream.average_rate) if stream.average_rate else None
-            index = index_of(container, stream)
+            index = read_index(container, stream)
             length = (container.duration or 0) / 1e6 - max(0, container.start_time or 0) / 1e6
             declared = stream.frames or None
             whole = declared or max(index.packets, round(length * (rate or 0)))
@@ -86,11 +87,11 @@ class Film:
         by_index = index.sound and not is_cut(path)
         times = (index.pts - index.pts[0]) * time_base if by_index else np.empty(0)
         last = (index.end - int(index.pts[0])) * time_base if by_index and index.end is not None else None
-        film = Film(
-            path, number, allow_truncated, times, _duration(times, rate, last), _fps(times, rate), aspect, index,
+        file = VideoFile(
+            path, video_stream, allow_truncated, times, _duration(times, rate, last), _fps(times, rate), aspect, index,
             by_index, declared, whole, time_base, rate,
         )  # fmt: skip
-        return film if by_index else film.counted()
+        return file if by_index else file.counted()
 
     @property
     def name(self) -> str:
@@ -103,22 +104,22 @@ class Film:
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name, self.aspect)
 
-    def counted(self) -> Film:
-        """The same film, known by decoding all of it.
+    def counted(self) -> VideoFile:
+        """Decodes the full file and returns a `VideoFile` that locates frames by counting.
 
         Raises:
-            VideoError: no frame can be decoded; not all can be, and `allow_truncated` is not set.
+            VideoError: no frame can be decoded, or the file is damaged and `allow_truncated` is False.
         """
         stamps: list[int | None] = []
         damage = 0
-        for frame in every_frame(self.path, self.number):
-            # A recording that was begun in the middle lacks what its first frames refer to; it is whole.
+        for frame in every_frame(self.path, self.video_stream):
+            # A recording that starts mid-stream lacks the references of its first frames, but is not damaged.
             if (frame is None or frame.is_corrupt) and (stamps or not self.index.headless):
                 damage += 1
             if frame is not None:
                 stamps.append(frame.pts)
         if not stamps and not self.index.packets:
-            raise VideoError(f"{self.path}: holds no frames")
+            raise VideoError(f"{self.path}: contains no frames")
         if not stamps:
             raise VideoError(f"{self.path}: is cut short or damaged, and none of its frames can be decoded")
         cut = is_cut(self.path) and not (self.declared and len(stamps) >= self.declared)
@@ -128,75 +129,75 @@ class Film:
                 f"{self.path}: is cut short or damaged: {count} can be decoded without an error; "
                 "pass allow_truncated=True (--allow-truncated) to use what can be decoded"
             )
-        times = _rising(stamps, self.time_base, self.rate)
+        times = _ascending(stamps, self.time_base, self.rate)
         duration, fps = _duration(times, self.rate, None), _fps(times, self.rate)
         return replace(self, times=times, duration=duration, fps=fps, by_index=False)
 
-    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """The same numbers in parts that are decoded apart: each begins at another keyframe.
+    def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Splits frame indices into parts for parallel decoding, each starting at a different keyframe.
 
-        They do not depend on how many threads there are, so neither does what is read of a damaged file.
+        The parts do not depend on the number of threads, so that damaged files are read deterministically.
         """
-        if not self.by_index or len(numbers) < _PARTS:
-            return [numbers]
-        key = np.searchsorted(self.index.keys, self.index.pts[numbers], side="right")
+        if not self.by_index or len(indices) < _PARTS:
+            return [indices]
+        key = np.searchsorted(self.index.keys, self.index.pts[indices], side="right")
         borders = np.flatnonzero(np.diff(key)) + 1
-        even = np.arange(1, _PARTS) * len(numbers) / _PARTS
+        even = np.arange(1, _PARTS) * len(indices) / _PARTS
         nearest = {int(borders[np.abs(borders - at).argmin()]) for at in even if len(borders)}
-        return np.split(numbers, sorted(nearest))
+        return np.split(indices, sorted(nearest))
 
-    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """The frames with these numbers, rising, uint8 [3,H,W] each.
+    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        """Yields the frames at ascending indices, uint8 [3,H,W] each.
 
         Raises:
-            Doubt: the file does not keep to its index.
-            VideoError: a frame that is too large or cannot be converted.
+            IndexMismatch: the decoded frames contradict the packet index.
+            VideoError: a frame is too large or cannot be converted.
         """
-        return self._by_index(numbers, scaler) if self.by_index else self._by_count(numbers, scaler)
+        return self._by_index(indices, scaler) if self.by_index else self._by_count(indices, scaler)
 
-    def _by_count(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """By decoding all frames up to the last one."""
-        left = iter(numbers.tolist())
-        target = next(left, None)
-        good = (frame for frame in every_frame(self.path, self.number) if frame is not None)
-        for n, frame in enumerate(good):
+    def _by_count(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        """Decodes all frames up to the last index."""
+        remaining = iter(indices.tolist())
+        target = next(remaining, None)
+        frames = (frame for frame in every_frame(self.path, self.video_stream) if frame is not None)
+        for n, frame in enumerate(frames):
             if n == target:
                 yield scaler.frame(frame)
-                target = next(left, None)
+                target = next(remaining, None)
             if target is None:
                 return
-        raise VideoError(f"{self.path}: is not what it was a moment ago; is it being written?")
+        raise VideoError(f"{self.path}: changed while it was read; is it being written?")
 
-    def _by_index(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """By time stamp: seeks if a keyframe lies far enough ahead, and decodes on otherwise."""
+    def _by_index(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        """Locates frames by timestamp; seeks if the next keyframe is far enough ahead."""
         import av
 
         index = self.index
-        wanted = index.pts[numbers]
-        # The keyframe from which each wanted frame can be decoded, and its number in the order of showing.
-        key = np.searchsorted(index.keys, wanted, side="right") - 1
-        key_number = np.searchsorted(index.pts, index.keys[key])
-        needed = set(wanted.tolist())
-        with opened(self.path, self.number) as (container, stream, decoder):
+        targets = index.pts[indices]
+        # The last keyframe at or before each target, and its index in presentation order.
+        key = np.searchsorted(index.keys, targets, side="right") - 1
+        key_frame = np.searchsorted(index.pts, index.keys[key])
+        needed = set(targets.tolist())
+        with open_stream(self.path, self.video_stream) as (container, stream, decoder):
             source: Iterator[Any] = iter(())
-            at = -1  # number of the last frame that was decoded; -1 = nothing yet
-            for target, n, k, from_number in zip(wanted, numbers, key, key_number, strict=True):
+            at = -1  # index of the last decoded frame; -1 if none
+            for target, n, k, first in zip(targets, indices, key, key_frame, strict=True):
                 try:
-                    if at < 0 or from_number - at > _WORTH_A_SEEK:
+                    if at < 0 or first - at > _MIN_SEEK:
                         packets = _from_keyframe(container, stream, index.keys, int(k))
                         decoder.flush_buffers()
-                        source = _needed_first(packets, decoder, needed)
+                        source = _decode_needed(packets, decoder, needed)
                     frame = next((frame for frame in source if frame.pts is None or frame.pts >= target), None)
                 except (av.error.FFmpegError, OSError):
-                    raise Doubt from None
+                    raise IndexMismatch from None
                 if frame is None or frame.pts != target or frame.is_corrupt:
-                    raise Doubt
+                    raise IndexMismatch
                 at = int(n)
                 yield scaler.frame(frame)
 
 
 def _from_keyframe(container: Any, stream: Any, keys: NDArray[np.int64], k: int) -> Iterator[Any]:
-    """Packets from keyframe number k, or from one before it: a seek that lands too late is tried again further back."""
+    """Returns the packets from keyframe k or an earlier one; a seek that lands too late is retried further back."""
     import av
 
     back = 0
@@ -212,16 +213,16 @@ def _from_keyframe(container: Any, stream: Any, keys: NDArray[np.int64], k: int)
         if at == 0:
             break
         back = 2 * back + 1
-    # To the first byte.
+    # The last attempt: the start of the file.
     container.seek(0, unsupported_byte_offset=True)
     packets = _at_keyframe(container, stream, int(keys[k]))
     if packets is None:
-        raise Doubt
+        raise IndexMismatch
     return packets
 
 
 def _at_keyframe(container: Any, stream: Any, latest: int) -> Iterator[Any] | None:
-    """Packets from the next keyframe on; None where that comes after `latest`."""
+    """Returns the packets from the next keyframe on, or None if its timestamp is after `latest`."""
     packets = container.demux(stream)
     first = next((packet for packet in packets if packet.is_keyframe or packet.size == 0), None)
     if first is None or first.pts is None or first.pts > latest:
@@ -229,29 +230,29 @@ def _at_keyframe(container: Any, stream: Any, latest: int) -> Iterator[Any] | No
     return chain([first], packets)
 
 
-def _needed_first(packets: Iterator[Any], decoder: Any, needed: set[int]) -> Iterator[Any]:
-    """Decodes on, sparing frames that are neither needed nor referred to by others."""
+def _decode_needed(packets: Iterator[Any], decoder: Any, needed: set[int]) -> Iterator[Any]:
+    """Decodes packets, skipping frames that are neither needed nor references of others."""
     for packet in packets:
         decoder.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in needed else "NONREF"
         yield from decoder.decode(packet)
 
 
-def every_frame(path: Path, number: int | None) -> Iterator[Any | None]:
-    """Every frame in the order of showing, with None for each thing that cannot be decoded.
+def every_frame(path: Path, video_stream: int | None) -> Iterator[Any | None]:
+    """Yields all frames in presentation order, and None for each packet that cannot be decoded.
 
-    What comes after such a thing is decoded again. A frame that `is_corrupt` is one in which errors are concealed.
+    Decoding resumes after an error. Frames with concealed errors are marked as `is_corrupt` by the decoder.
     """
     import av
 
-    with opened(path, number) as (container, stream, decoder):
+    with open_stream(path, video_stream) as (container, stream, decoder):
         errors = 0
-        while errors < _LAST_ERROR:
+        while errors < _MAX_ERRORS:
             try:
                 for packet in container.demux(stream):
                     errors = 0
                     try:
                         frames = decoder.decode(packet)
-                    except av.error.EOFError:  # nothing is left in the decoder
+                    except av.error.EOFError:  # the decoder is empty
                         continue
                     except (av.error.FFmpegError, OSError):
                         yield None
@@ -263,24 +264,24 @@ def every_frame(path: Path, number: int | None) -> Iterator[Any | None]:
                 yield None
 
 
-def _rising(stamps: list[int | None], time_base: float, rate: float | None) -> NDArray[np.float64]:
-    """Seconds of all frames: their time stamps if there are any, otherwise their numbers over the frame rate.
+def _ascending(stamps: list[int | None], time_base: float, rate: float | None) -> NDArray[np.float64]:
+    """Returns the seconds of all frames from their timestamps, or from the frame rate if a timestamp is missing.
 
-    Where stamps fall or stand still, as in two files put together, the usual step goes on from there.
+    Steps that are not positive, as in concatenated files, are replaced by the median step.
     """
     if any(pts is None for pts in stamps):
-        return np.arange(len(stamps)) / (rate or USUAL_FPS)
-    known = np.array(stamps, dtype=np.int64)
-    steps = np.diff(known)
+        return np.arange(len(stamps)) / (rate or DEFAULT_FPS)
+    pts = np.array(stamps, dtype=np.int64)
+    steps = np.diff(pts)
     if (steps > 0).all():
-        return (known - known[0]) * time_base
+        return (pts - pts[0]) * time_base
     seconds = steps * time_base
-    usual = float(np.median(seconds[steps > 0])) if (steps > 0).any() else 1 / (rate or USUAL_FPS)
-    return np.concatenate([[0.0], np.cumsum(np.where(steps > 0, seconds, usual))])
+    median = float(np.median(seconds[steps > 0])) if (steps > 0).any() else 1 / (rate or DEFAULT_FPS)
+    return np.concatenate([[0.0], np.cumsum(np.where(steps > 0, seconds, median))])
 
 
 def _fps(times: NDArray[np.float64], declared: float | None) -> float | None:
-    """What the file declares if its frames bear it out, otherwise what they say."""
+    """Returns the declared frame rate if it is within 2% of the measured one, otherwise the measured one."""
     if len(times) < 2:
         return declared
     measured = (len(times) - 1) / float(times[-1])
@@ -288,7 +289,7 @@ def _fps(times: NDArray[np.float64], declared: float | None) -> float | None:
 
 
 def _duration(times: NDArray[np.float64], rate: float | None, end: float | None) -> float | None:
-    """Seconds until the last frame is no longer shown: `end`, or the usual step after it began."""
+    """Returns the seconds until the end of the last frame: `end` if valid, otherwise its time plus the median step."""
     if not len(times) or (end is not None and end > times[-1]):
         return end
     if len(times) > 1:
@@ -297,6 +298,6 @@ def _duration(times: NDArray[np.float64], rate: float | None, end: float | None)
 
 
 def _aspect(stream: Any) -> float:
-    """Width of a pixel over its height; 1 where the file says nothing, or nonsense."""
+    """Returns the pixel aspect ratio (width over height), or 1 if it is missing or implausible."""
     ratio = float(stream.sample_aspect_ratio or 1)
     return ratio if 0.05 < ratio < 20 else 1.0

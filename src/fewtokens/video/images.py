@@ -1,4 +1,4 @@
-"""Image files: one picture, all pictures of an animation, or a folder of them."""
+"""Reads image files: a single image, the frames of an animation, or a folder of images."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.video.decode import USUAL_FPS
+from fewtokens.video.decode import DEFAULT_FPS
 from fewtokens.video.scale import Scaler
-from fewtokens.video.select import MOST_PIXELS, Size, check_pixels
+from fewtokens.video.select import MAX_PIXELS, Size, check_pixels
 from fewtokens.video.types import Video, VideoError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-# What an image file may hold, whatever it is called. Pillow knows formats that start other programs (EPS).
+# Accepted formats, regardless of the file name. Pillow supports others that start external programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # GIF is read as a video.
 _SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"])
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name ends like that of an image file."""
+    """Whether the file name has the suffix of an image."""
     return path.suffix.lower() in _SUFFIXES
 
 
 class Animation:
-    """An image file: one picture, or those of an animated WebP or PNG, or the pages of a TIFF.
+    """An image file as a video: a single image, the frames of an animated WebP or PNG, or the pages of a TIFF.
 
-    Pictures keep the times that the file gives them; pages, and pictures without a duration, are shown 25 a second.
+    Frames have the durations that the file specifies. Pages, and frames without a duration, are shown at 25 per second.
     """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self.source_size: int | None = path.stat().st_size
         self._path = path
-        shown = [seconds for _, seconds in _pictures(path, self.name, pixels=False)]
-        self.times: NDArray[np.float64] = np.cumsum([0.0, *shown[:-1]])
+        durations = [seconds for _, seconds in _images(path, self.name, pixels=False)]
+        self.times: NDArray[np.float64] = np.cumsum([0.0, *durations[:-1]])
         self.duration: float | None = None
         self.fps: float | None = None
-        if len(shown) > 1:
-            self.duration = float(self.times[-1] + shown[-1])
-            self.fps = len(shown) / self.duration
+        if len(durations) > 1:
+            self.duration = float(self.times[-1] + durations[-1])
+            self.fps = len(durations) / self.duration
 
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name)
 
-    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return [numbers]
+    def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [indices]
 
-    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """Those with these numbers, rising, uint8 [3,H,W] each."""
-        left = iter(numbers.tolist())
-        target = next(left, None)
-        for n, (picture, _) in enumerate(_pictures(self._path, self.name, pixels=True)):
+    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        """Yields the frames at ascending indices, uint8 [3,H,W] each."""
+        remaining = iter(indices.tolist())
+        target = next(remaining, None)
+        for n, (image, _) in enumerate(_images(self._path, self.name, pixels=True)):
             if n == target:
-                assert picture is not None
-                yield scaler.array(picture)
-                target = next(left, None)
+                assert image is not None
+                yield scaler.array(image)
+                target = next(remaining, None)
             if target is None:
                 return
 
 
 class Folder:
-    """The images of a folder in natural order (2 before 10), 25 a second, all of the first one's size.
+    """The images of a folder as a video, in natural order (2 before 10), at 25 frames per second.
 
-    Of an animated image it takes the first picture.
+    All frames are scaled to the size of the first one. Only the first frame of an animated image is read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,65 +81,72 @@ class Folder:
         files = [file for file in path.iterdir() if is_image(file) and file.name[0] != "." and file.is_file()]
         if not files:
             raise VideoError(
-                f"{path}: a folder without images ({', '.join(sorted(_SUFFIXES))}); for videos give the files "
-                "themselves"
+                f"{path}: a folder without images ({', '.join(sorted(_SUFFIXES))}); pass video files one by one"
             )
         self._files = sorted(files, key=_natural)
-        self.times: NDArray[np.float64] = np.arange(len(files)) / USUAL_FPS
-        self.duration: float | None = len(files) / USUAL_FPS
-        self.fps: float | None = USUAL_FPS
+        self.times: NDArray[np.float64] = np.arange(len(files)) / DEFAULT_FPS
+        self.duration: float | None = len(files) / DEFAULT_FPS
+        self.fps: float | None = DEFAULT_FPS
 
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name)
 
-    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return [numbers]
+    def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [indices]
 
-    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """Those with these numbers, uint8 [3,H,W] each."""
-        for n in numbers.tolist():
+    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        """Yields the images at these indices, uint8 [3,H,W] each."""
+        for n in indices.tolist():
             yield scaler.array(load_picture(self._files[n], str(self._files[n])))
 
 
 def read_image(path: Path, size: Size | None) -> Video:
-    """The first picture of a file, at time 0; see `load_picture`."""
-    picture = Scaler(size, str(path)).array(load_picture(path, str(path)))
-    return Video(picture[None], torch.zeros(1, dtype=torch.float64), None, None, str(path), path.stat().st_size)
+    """Reads an image file, or the first frame of an animation, as a video of one frame at time 0.
+
+    Args:
+        path: the file.
+        size: see `read`.
+
+    Raises:
+        VideoError: see `load_picture`.
+    """
+    image = Scaler(size, str(path)).array(load_picture(path, str(path)))
+    return Video(image[None], torch.zeros(1, dtype=torch.float64), None, None, str(path), path.stat().st_size)
 
 
 def load_picture(source: Path | IO[bytes], name: str) -> NDArray[np.uint8]:
-    """The first picture of an image file, or of its bytes from elsewhere (`io.BytesIO`), uint8 [H,W,3].
+    """Reads an image, or the first frame of an animation, uint8 [H,W,3] in RGB.
 
-    Turned and mirrored as its EXIF says, transparency over black, 16 bits and gray made 8 and RGB. What the file
-    declares is held against `MOST_PIXELS` before memory is taken for it.
+    Applies the EXIF orientation, composites transparency over black, and converts grayscale and 16-bit images. The
+    declared size is compared with `MAX_PIXELS` before memory is allocated.
 
     Args:
-        source: of what.
-        name: what to call it in an error.
+        source: a path, or a binary stream such as `io.BytesIO`.
+        name: prefix of the error message.
 
     Raises:
-        VideoError: empty, not an image, cut, too large; one line that begins with `name`.
+        VideoError: the file is empty, not an image, truncated or too large.
     """
-    picture, _ = next(_pictures(source, name, pixels=True))
-    assert picture is not None
-    return picture
+    image, _ = next(_images(source, name, pixels=True))
+    assert image is not None
+    return image
 
 
-def _pictures(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
-    """All pictures of an image file, each with the seconds for which it is shown; None for those not asked for."""
+def _images(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[tuple[NDArray[np.uint8] | None, float]]:
+    """Yields each image of a file (None if `pixels` is False) and its duration in seconds."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Path) and source.stat().st_size == 0:
         raise VideoError(f"{name}: is empty (0 bytes)")
     try:
         with warnings.catch_warnings():
-            # What is checked below: Pillow warns of sizes that it reads all the same.
+            # Sizes are checked below; Pillow only warns.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(source, formats=FORMATS)
         with opened:
             check_pixels(*opened.size, name)
             count = getattr(opened, "n_frames", 1) if opened.format in ("WEBP", "PNG", "TIFF") else 1
-            # The still picture of an animated PNG, for programs that know no animation, may be none of its frames.
+            # The default image of an animated PNG may not be one of its frames.
             first = 1 if count > 1 and opened.info.get("default_image") else 0
             for n in range(first, count):
                 opened.seek(n)
@@ -147,18 +154,18 @@ def _pictures(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[
                 if pixels or count > 1:
                     opened.load()
                 milliseconds = float(opened.info.get("duration") or 0) if count > 1 else 0.0
-                yield (_rgb(opened) if pixels else None), milliseconds / 1000 or 1 / USUAL_FPS
+                yield (_rgb(opened) if pixels else None), milliseconds / 1000 or 1 / DEFAULT_FPS
     except VideoError:
         raise
     except Image.DecompressionBombError:
         raise VideoError(
-            f"{name}: declares more than {MOST_PIXELS:,} pixels (a decompression bomb?); it is not read"
+            f"{name}: declares more than {MAX_PIXELS:,} pixels, the limit (a decompression bomb?)"
         ) from None
     except UnidentifiedImageError:
-        raise VideoError(f"{name}: not an image that can be read") from None
-    except Exception as error:  # whatever a decoder may say of a damaged file
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise VideoError(f"{name}: is cut short or damaged ({said})") from None
+        raise VideoError(f"{name}: cannot be read as an image") from None
+    except Exception as error:  # decoders raise various exceptions on damaged files
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise VideoError(f"{name}: is cut short or damaged ({message})") from None
 
 
 def _rgb(opened: Image.Image) -> NDArray[np.uint8]:
@@ -167,7 +174,7 @@ def _rgb(opened: Image.Image) -> NDArray[np.uint8]:
 
     image: Any = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":
-        # 16 bits and more: the range of the type, not of the picture, becomes 0..255.
+        # 16 bits and more: the range of the type, not that of the values, is mapped to 0..255.
         values = np.asarray(image, dtype=np.float64) / (1 if image.mode == "F" else 257)
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""`read` and `stream`: from files, folders and arrays to frames with times."""
+"""`read` and `stream`: read frames and their times from files, folders and arrays."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from torch import Tensor
 
 from fewtokens.core.shapes import by_shape
 from fewtokens.video.container import reason
-from fewtokens.video.decode import USUAL_FPS, Doubt, Film
+from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, VideoFile
 from fewtokens.video.images import Animation, Folder, is_image
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size, check_bytes, check_request, choose
 from fewtokens.video.types import Video, VideoError
 
-# From the seconds of all frames to the numbers of those wanted.
+# Maps the seconds of all frames to the indices of the frames to read.
 Picker = Callable[[NDArray[np.float64]], NDArray[np.int64]]
 Progress = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Where frames come from: the times of all, and the way to each."""
+    """A source of frames: the times of all frames, and access to each."""
 
     @property
     def name(self) -> str: ...
@@ -44,8 +44,8 @@ class Source(Protocol):
     @property
     def source_size(self) -> int | None: ...
     def scaler(self, size: Size | None) -> Scaler: ...
-    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]: ...
-    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]: ...
+    def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]: ...
+    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]: ...
 
 
 def read(
@@ -63,51 +63,56 @@ def read(
 ) -> Video:
     """Reads frames of a video.
 
-    The same file and arguments always give the same frames, and the frames are those that `stream` gives.
+        video = fewtokens.read("clip.mp4", frames=16, size=224)
+        video.frames.shape  # [16, 3, 224, 398] for a video of 1280 x 720 pixels
+
+    Results are deterministic, and equal to those of `stream`. At most one of `frames`, `fps` and `pick` may be given;
+    without them all frames are read.
 
     Args:
-        source: a video file; an image (one frame, or all of an animated WebP or PNG, or all pages of a TIFF, which
-            come 25 a second); a folder of images (in natural order, 25 a second); or an array: [T,H,W,3] or
-            [T,3,H,W] (or one frame without T), uint8 or float in 0..1, 25 a second.
-        frames: that many, spread evenly from the first to the last (all, if there are fewer); or
-        fps: frames each second, each time the last one shown by then. Neither: every frame.
-        size: the short side in pixels (the aspect stays), or (height, width). Non-square pixels are made
-            square, and rotation and mirroring are applied before. All sources are scaled alike: smaller by the mean
-            of the area that each pixel covers, larger by a bicubic.
-        start, end: seconds from the first frame; frames in [start, end).
-        pick: instead of all these: given the seconds of all frames, float64 [n], the numbers of those wanted, in any
-            order, repeats included.
-        video_stream: which of several video streams, counted from 0; by default FFmpeg's best.
-        allow_truncated: of a file that is cut or damaged, use all frames that the decoder gives, also those
-            after the damage.
-        progress: called with (frames done, frames in all).
+        source: a video file; an image (one frame, all frames of an animated WebP or PNG, or all pages of a TIFF); a
+            folder of images, in natural order; or an array [T,H,W,3] or [T,3,H,W] (or one frame without T), uint8 or
+            float in 0..1. Folders, arrays and pages have 25 frames per second.
+        frames: number of frames, evenly spaced from the first to the last; all frames if there are fewer.
+        fps: frames per second. Each is the last frame shown at that time; no frame is repeated.
+        size: short side in pixels, which preserves the aspect ratio, or (height, width). Default: the original size.
+            Non-square pixels are made square, and rotation and mirroring are applied, before resizing. Images are
+            reduced by area averaging and enlarged by bicubic interpolation.
+        start: first second to read, from the first frame. Default: 0.
+        end: read frames before this second. Default: the end of the video.
+        pick: a function that maps the seconds of all frames, float64 [n], to the indices of the frames to read, in any
+            order, with or without repeats. Excludes `frames`, `fps`, `start` and `end`.
+        video_stream: index of the video stream, if the file has several. Default: the one that FFmpeg ranks best.
+        allow_truncated: whether to read all frames that can be decoded of a damaged file, including those after the
+            damage, instead of raising an error.
+        progress: callback with (frames done, total frames).
 
     Returns:
-        Frames with exact times from the file's time stamps. Transparency lies over black.
+        A `Video` with the exact times of its frames. Transparency is composited over black.
 
     Raises:
-        VideoError: missing, empty, not a video, only sound, cut, too large: one line that says what to do.
-        ValueError: values that fit no video.
+        VideoError: the source does not exist, is empty, is not a video, has no video stream, is damaged or too large.
+        ValueError: an argument is invalid.
     """
     check_request(frames, fps, size, start, end)
     if pick is not None and (frames is not None or fps is not None or start or end is not None):
-        raise ValueError("pick= stands alone; leave out frames, fps, start and end")
+        raise ValueError("pick= cannot be combined with frames, fps, start and end")
     name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
-    def choice(times: NDArray[np.float64]) -> NDArray[np.int64]:
-        return choose(times, frames, fps, start, end, name) if pick is None else _picked(pick, times)
+    def select(times: NDArray[np.float64]) -> NDArray[np.int64]:
+        return choose(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
 
     with _one_line(name):
-        found = _source(source, video_stream, allow_truncated)
+        opened = _open(source, video_stream, allow_truncated)
         try:
-            return _gathered(found, choice(found.times), size, progress)
-        except Doubt:
-            assert isinstance(found, Film)
+            return _read_parallel(opened, select(opened.times), size, progress)
+        except IndexMismatch:
+            assert isinstance(opened, VideoFile)
         if frames is None and pick is None:
-            shown = _in_order(found, choice, found.scaler(size))
-            return _piece(next(shown), shown, len(found.times))
-        found = found.counted()
-        return _gathered(found, choice(found.times), size, progress)
+            sequence = _read_sequential(opened, select, opened.scaler(size))
+            return _chunk(next(sequence), sequence, len(opened.times))
+        opened = opened.counted()
+        return _read_parallel(opened, select(opened.times), size, progress)
 
 
 def stream(
@@ -121,74 +126,80 @@ def stream(
     video_stream: int | None = None,
     allow_truncated: bool = False,
 ) -> Iterator[Video]:
-    """Reads a video in chunks, in memory that does not grow with its length, but for its times: 24 bytes a frame.
+    """Reads a video in chunks, in constant memory except for the times of all frames (24 bytes per frame).
+
+        for video in fewtokens.stream("clip.mp4", chunk=32, size=224):
+            print(video.times, video.frames.shape)
 
     Args:
-        path: as in `read`, but no array.
-        chunk: frames in each piece; the last one may have fewer.
-        fps, size, start, end, allow_truncated: as in `read`.
-        video_stream: which of several video streams, counted from 0.
+        path: a file or folder, see `read`.
+        chunk: number of frames per chunk; the last chunk may have fewer. Default: 32.
+        fps, size, start, end, video_stream, allow_truncated: see `read`.
 
     Yields:
-        Videos whose times go on from one to the next; together they are what `read` gives.
+        A `Video` for each chunk, with times relative to the first frame of the file. Concatenated, the chunks equal the
+        result of `read`.
 
     Raises:
-        VideoError: as `read`. A file that is cut is refused before the first chunk; damage in the middle may show only
-            when it is reached.
+        VideoError: see `read`. A truncated file is rejected before the first chunk; damage in the middle may be
+            detected only when it is reached.
+        ValueError: an argument is invalid.
     """
     check_request(None, fps, size, start, end)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be at least 1 frame, got {chunk!r}")
     name = str(path)
     with _one_line(name):
-        found = _source(Path(path), video_stream, allow_truncated)
-        shown = _in_order(found, lambda times: choose(times, None, fps, start, end, name), found.scaler(size))
-        for first in shown:
-            yield _piece(first, islice(shown, chunk - 1), chunk)
+        source = _open(Path(path), video_stream, allow_truncated)
+        sequence = _read_sequential(
+            source, lambda times: choose(times, None, fps, start, end, name), source.scaler(size)
+        )
+        for first in sequence:
+            yield _chunk(first, islice(sequence, chunk - 1), chunk)
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A frame, where it comes from, its number there, and how many there are with those that follow."""
+class _Frame:
+    """A frame, its source and index, and the number of frames from it to the last one."""
 
-    picture: Tensor
+    image: Tensor
     source: Source
-    number: int
-    left: int
+    index: int
+    remaining: int
 
     __repr__ = by_shape
 
 
-def _in_order(found: Source, choice: Picker, scaler: Scaler) -> Iterator[_Shown]:
-    """Frame by frame; after a doubt it goes on, by counting, with the frames that come after the last one given."""
-    given = -np.inf
+def _read_sequential(source: Source, select: Picker, scaler: Scaler) -> Iterator[_Frame]:
+    """Yields frames one by one; after an index mismatch it resumes, by counting, after the last yielded frame."""
+    latest = -np.inf
     while True:
-        numbers = choice(found.times)
-        numbers = numbers[found.times[numbers] > given]
-        pictures = chain.from_iterable(found.pictures(part, scaler) for part in found.parts(numbers))
+        indices = select(source.times)
+        indices = indices[source.times[indices] > latest]
+        images = chain.from_iterable(source.images(part, scaler) for part in source.parts(indices))
         try:
-            for at, picture in enumerate(pictures):
-                given = float(found.times[numbers[at]])
-                yield _Shown(picture, found, int(numbers[at]), len(numbers) - at)
+            for n, image in enumerate(images):
+                latest = float(source.times[indices[n]])
+                yield _Frame(image, source, int(indices[n]), len(indices) - n)
             return
-        except Doubt:
-            assert isinstance(found, Film)
-            found = found.counted()
+        except IndexMismatch:
+            assert isinstance(source, VideoFile)
+            source = source.counted()
 
 
-def _piece(first: _Shown, others: Iterator[_Shown], most: int) -> Video:
-    """The first frame and at most so many in all."""
-    height, width = first.picture.shape[1:]
-    check_bytes(min(most, first.left), height, width, first.source.name)
-    shown = [first, *others]
-    video = _video(shown[-1].source, torch.stack([one.picture for one in shown]), np.zeros(0, dtype=np.int64))
-    times = torch.tensor([float(one.source.times[one.number]) for one in shown], dtype=torch.float64)
+def _chunk(first: _Frame, others: Iterator[_Frame], length: int) -> Video:
+    """Stacks the first frame and the others into a video of at most `length` frames."""
+    height, width = first.image.shape[1:]
+    check_bytes(min(length, first.remaining), height, width, first.source.name)
+    frames = [first, *others]
+    video = _video(frames[-1].source, torch.stack([frame.image for frame in frames]), np.zeros(0, dtype=np.int64))
+    times = torch.tensor([float(frame.source.times[frame.index]) for frame in frames], dtype=torch.float64)
     return replace(video, times=times)
 
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Makes a VideoError of what the system, FFmpeg or the memory says."""
+    """Converts errors of the system, of FFmpeg and of memory allocation to VideoError."""
     import av
 
     try:
@@ -198,10 +209,10 @@ def _one_line(name: str) -> Iterator[None]:
     except (av.error.FFmpegError, OSError, UnicodeError) as error:
         raise VideoError(f"{name}: cannot be read ({reason(error)})") from None
     except MemoryError:
-        raise VideoError(f"{name}: takes more memory than there is; say frames=, fps= or size=") from None
+        raise VideoError(f"{name}: does not fit in memory; pass frames=, fps= or size=") from None
 
 
-def _source(source: str | Path | NDArray[Any] | Tensor, number: int | None, allow_truncated: bool) -> Source:
+def _open(source: str | Path | NDArray[Any] | Tensor, video_stream: int | None, allow_truncated: bool) -> Source:
     if not isinstance(source, str | os.PathLike):
         return _Array(source)
     path = Path(source)
@@ -209,69 +220,73 @@ def _source(source: str | Path | NDArray[Any] | Tensor, number: int | None, allo
         raise VideoError(f"{path}: no such file")
     if path.is_dir():
         return Folder(path)
-    return Animation(path) if is_image(path) else Film.open(path, number, allow_truncated)
+    return Animation(path) if is_image(path) else VideoFile.open(path, video_stream, allow_truncated)
 
 
-def _picked(pick: Picker, times: NDArray[np.float64]) -> NDArray[np.int64]:
-    numbers = np.asarray(pick(times), dtype=np.int64)
-    if not len(numbers) or numbers.min() < 0 or numbers.max() >= len(times):
-        raise ValueError(f"pick= must give numbers of frames, 0 to {len(times) - 1}, got {numbers.tolist()[:8]}")
-    return numbers
+def _call_picker(pick: Picker, times: NDArray[np.float64]) -> NDArray[np.int64]:
+    indices = np.asarray(pick(times), dtype=np.int64)
+    if not len(indices) or indices.min() < 0 or indices.max() >= len(times):
+        raise ValueError(f"pick= must return frame indices in 0..{len(times) - 1}, got {indices.tolist()[:8]}")
+    return indices
 
 
-def _gathered(found: Source, numbers: NDArray[np.int64], size: Size | None, progress: Progress | None) -> Video:
-    """Decodes parts of a video at once, as many as PyTorch has threads."""
-    once, place = np.unique(numbers, return_inverse=True)
-    scaler = found.scaler(size)
-    parts = found.parts(once)
-    own = found.pictures(parts[0], scaler)
-    first = next(own)
-    frames = _room(len(once), first, found.name, among=len(numbers))
+def _read_parallel(source: Source, indices: NDArray[np.int64], size: Size | None, progress: Progress | None) -> Video:
+    """Reads the frames at these indices, decoding up to as many parts in parallel as PyTorch has threads."""
+    unique, inverse = np.unique(indices, return_inverse=True)
+    scaler = source.scaler(size)
+    parts = source.parts(unique)
+    images = source.images(parts[0], scaler)
+    first = next(images)
+    frames = _allocate(len(unique), first, source.name, total=len(indices))
     lock, done, stop = Lock(), count(1), Event()
 
-    def fill(begin: int, pictures: Iterator[Tensor]) -> None:
-        for n, picture in enumerate(pictures, start=begin):
-            frames[n] = picture
+    def fill(start: int, images: Iterator[Tensor]) -> None:
+        for n, image in enumerate(images, start=start):
+            frames[n] = image
             if progress is not None:
                 with lock:
-                    progress(next(done), len(once))
+                    progress(next(done), len(unique))
             if stop.is_set():
                 return
 
-    begins = np.cumsum([0] + [len(part) for part in parts])
-    ways = [chain([first], own), *(found.pictures(part, scaler.again()) for part in parts[1:])]
+    starts = np.cumsum([0] + [len(part) for part in parts])
+    iterators = [chain([first], images), *(source.images(part, scaler.copy()) for part in parts[1:])]
     with ThreadPoolExecutor(min(len(parts), torch.get_num_threads())) as pool:
-        work = [pool.submit(fill, int(begin), way) for begin, way in zip(begins, ways, strict=False)]
+        futures = [pool.submit(fill, int(start), part) for start, part in zip(starts, iterators, strict=False)]
         try:
-            for one in work:
-                one.result()
-        except BaseException:  # an interrupt too
+            for future in futures:
+                future.result()
+        except BaseException:  # including KeyboardInterrupt
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    if len(once) != len(numbers) or (place[1:] < place[:-1]).any():
-        frames = frames[torch.from_numpy(place)]
-    return _video(found, frames, numbers)
+    if len(unique) != len(indices) or (inverse[1:] < inverse[:-1]).any():
+        frames = frames[torch.from_numpy(inverse)]
+    return _video(source, frames, indices)
 
 
-def _room(length: int, picture: Tensor, name: str, *, among: int = 0) -> Tensor:
-    """Memory for so many pictures of the size of this one, uint8 [length,3,H,W]: taken once, and checked before.
+def _allocate(length: int, image: Tensor, name: str, *, total: int = 0) -> Tensor:
+    """Allocates `length` images of the shape of `image`, uint8 [length,3,H,W], after checking the size.
 
-    `among`: how many there will be with repeats.
+    Args:
+        length: number of distinct images.
+        image: [3,H,W].
+        name: name of the video, for the error message.
+        total: number of images including repeats.
     """
-    height, width = picture.shape[1:]
-    check_bytes(max(length, among), height, width, name)
-    return torch.empty(length, *picture.shape, dtype=torch.uint8)
+    height, width = image.shape[1:]
+    check_bytes(max(length, total), height, width, name)
+    return torch.empty(length, *image.shape, dtype=torch.uint8)
 
 
-def _video(found: Source, frames: Tensor, numbers: NDArray[np.int64]) -> Video:
-    path = None if isinstance(found, _Array) else found.name
-    times = torch.from_numpy(found.times[numbers].astype(np.float64))
-    return Video(frames, times, found.duration, found.fps, path, found.source_size)
+def _video(source: Source, frames: Tensor, indices: NDArray[np.int64]) -> Video:
+    path = None if isinstance(source, _Array) else source.name
+    times = torch.from_numpy(source.times[indices].astype(np.float64))
+    return Video(frames, times, source.duration, source.fps, path, source.source_size)
 
 
 class _Array:
-    """Frames that are there already."""
+    """Frames in memory as a source."""
 
     name = "array"
     source_size = None
@@ -280,7 +295,7 @@ class _Array:
         try:
             pixels = torch.as_tensor(array)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise VideoError(f"an array of frames must hold numbers ({' '.join(str(error).split())})") from None
+            raise VideoError(f"an array of frames must contain numbers ({' '.join(str(error).split())})") from None
         shape = list(pixels.shape)
         pixels = pixels[None] if pixels.ndim == 3 else pixels
         if pixels.ndim != 4 or 0 in pixels.shape or 3 not in (pixels.shape[1], pixels.shape[3]):
@@ -289,23 +304,23 @@ class _Array:
             pixels = pixels.permute(0, 3, 1, 2)
         if pixels.is_floating_point():
             if not bool(((pixels >= -1e-3) & (pixels <= 1.001)).all()):
-                raise VideoError("an array of floats must lie in 0..1; divide by 255, or give uint8")
+                raise VideoError("an array of floats must be in 0..1; divide by 255, or pass uint8")
         elif pixels.dtype != torch.uint8:
             raise VideoError(f"an array of frames must be uint8, or float in 0..1, got {pixels.dtype}")
         self._pixels = pixels
-        self.times: NDArray[np.float64] = np.arange(len(pixels)) / USUAL_FPS
-        self.duration: float | None = len(pixels) / USUAL_FPS
-        self.fps: float | None = USUAL_FPS
+        self.times: NDArray[np.float64] = np.arange(len(pixels)) / DEFAULT_FPS
+        self.duration: float | None = len(pixels) / DEFAULT_FPS
+        self.fps: float | None = DEFAULT_FPS
 
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name)
 
-    def parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        return [numbers]
+    def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        return [indices]
 
-    def pictures(self, numbers: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        for n in numbers.tolist():
-            picture = self._pixels[n].detach().cpu()
-            if picture.is_floating_point():
-                picture = (picture.clamp(0, 1) * 255).round().byte()
-            yield scaler.array(picture.permute(1, 2, 0).numpy())
+    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+        for n in indices.tolist():
+            image = self._pixels[n].detach().cpu()
+            if image.is_floating_point():
+                image = (image.clamp(0, 1) * 255).round().byte()
+            yield scaler.array(image.permute(1, 2, 0).numpy())

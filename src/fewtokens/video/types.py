@@ -1,4 +1,4 @@
-"""What reading gives, and what it says when it cannot."""
+"""`Video`, the result of reading, and `VideoError`."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from fewtokens.core.shapes import by_shape
 
 
 class VideoError(ValueError):
-    """A video that cannot be read as asked: one line that says what is wrong and what to do."""
+    """Raised if a video cannot be read as requested; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames with the times at which they are shown.
+    """Frames and the times at which they are shown.
 
-    `duration` and `fps` belong to the source, of which the frames at hand may be a part, or one in many: for the
-    frames themselves ask `interval`.
+    `duration` and `fps` describe the source, of which `frames` may be a part or a sample; `interval` describes the
+    frames themselves.
 
     Attributes:
         frames: uint8 [T,3,H,W], RGB.
         times: float64 [T], seconds since the first frame of the source.
-        duration: seconds of the whole source, from its first frame until its last one is no longer shown, or None.
-        fps: average frames each second of the whole source, or None.
-        path: where it was read from, or None.
-        source_size: bytes of the file, or None.
+        duration: seconds from the first frame to the end of the last frame of the source, or None if unknown.
+        fps: average frames per second of the source, or None if unknown.
+        path: path of the source, or None for an array.
+        source_size: size of the file in bytes, or None if the source is not a file.
+        size: height and width in pixels.
+        name: file name of the source, or "array".
+        interval: average seconds between consecutive frames, or None if unknown.
     """
 
     frames: Tensor
@@ -40,6 +43,7 @@ class Video:
     __repr__ = by_shape
 
     def __len__(self) -> int:
+        """The number of frames."""
         return self.frames.shape[0]
 
     @property
@@ -49,12 +53,12 @@ class Video:
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """The file name of the source, or "array"."""
         return Path(self.path).name if self.path else "array"
 
     @property
     def interval(self) -> float | None:
-        """Seconds from one frame at hand to the next, on average; that of the source for a single one, or None."""
+        """Average seconds between consecutive frames; for a single frame that of the source, or None if unknown."""
         span = float(self.times[-1] - self.times[0])
         if span > 0:
             return span / (len(self) - 1)

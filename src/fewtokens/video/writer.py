@@ -1,4 +1,4 @@
-"""Writing frames as a video."""
+"""Writes frames to a video file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from fewtokens.core.files import whole_file
 from fewtokens.video.container import reason, url
 
-# Of each suffix the format and the codec.
-_CODED = {
+# Format and codec for each suffix.
+_FORMATS = {
     ".mp4": ("mp4", "libx264"),
     ".mov": ("mov", "libx264"),
     ".mkv": ("matroska", "libx264"),
@@ -24,17 +24,21 @@ _CODED = {
 
 
 def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, quality: int = 20) -> Path:
-    """Writes a video that browsers play, whole or not at all.
+    """Writes a video that browsers can play. The write is atomic.
 
     Args:
-        path: ends in .mp4, .mov, .mkv, .webm or .gif, in small or capital letters.
-        frames: [T,3,H,W] or [T,H,W,3], uint8 or float in 0..1. Odd sizes gain a row or column by repeating
-            the last one, for the codecs take even sizes only (a GIF takes any).
-        fps: frames each second, 0.01 to 10,000. Browsers slow down a GIF above 50, so that is what it gets.
-        quality: constant rate factor, 0 (best) to 51; not for GIF.
+        path: output path with the suffix .mp4, .mov, .mkv, .webm or .gif, in lower or upper case.
+        frames: [T,3,H,W] or [T,H,W,3], uint8 or float in 0..1. Since codecs accept only even sizes, the last row or
+            column is repeated for odd ones (except in a GIF).
+        fps: frames per second, 0.01 to 10,000. GIFs are limited to 50, because browsers slow down faster ones.
+        quality: constant rate factor, 0 (best) to 51. Default: 20. Ignored for GIF.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: another suffix, no frames, an impossible rate or quality, a size that the codec does not take.
+        ValueError: the suffix is not supported, there are no frames, `fps` or `quality` is out of range, or the codec
+            does not support the size.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -45,10 +49,10 @@ def write(path: str | Path, frames: Tensor | NDArray[Any], fps: float, *, qualit
         raise ValueError(f"quality must be 0 (best) to 51, got {quality}")
     if suffix == ".gif":
         _write_gif(path, pixels, fps)
-    elif suffix in _CODED:
-        _write_coded(path, pixels, fps, quality)
+    elif suffix in _FORMATS:
+        _write_video(path, pixels, fps, quality)
     else:
-        raise ValueError(f"{path}: videos are written as {', '.join([*_CODED, '.gif'])}, not {suffix or 'that'}")
+        raise ValueError(f"{path}: the suffix must be one of {', '.join([*_FORMATS, '.gif'])}, got {suffix!r}")
     return path
 
 
@@ -66,25 +70,25 @@ def _to_bytes(frames: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
     return x.contiguous().numpy()
 
 
-def _write_coded(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int) -> None:
+def _write_video(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int) -> None:
     import av
 
-    form, codec = _CODED[path.suffix.lower()]
+    container_format, codec = _FORMATS[path.suffix.lower()]
     H, W = pixels.shape[1:3]
     pixels = np.pad(pixels, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
     with whole_file(path) as temporary:
         try:
-            with av.open(url(temporary), "w", format=form) as container:
+            with av.open(url(temporary), "w", format=container_format) as container:
                 stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(60000))
                 stream.width, stream.height, stream.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
-                stream.options = {"crf": str(quality)} | ({"b:v": "0"} if form == "webm" else {})
+                stream.options = {"crf": str(quality)} | ({"b:v": "0"} if container_format == "webm" else {})
                 for image in pixels:
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
                 container.mux(stream.encode())
         except av.error.FFmpegError as error:
-            if isinstance(error, OSError):  # no space, no permission
+            if isinstance(error, OSError):  # such as a full disk or missing permission
                 raise
-            raise ValueError(f"{path}: {codec} does not take {W}x{H} at {fps} frames/s ({reason(error)})") from None
+            raise ValueError(f"{path}: {codec} does not support {W}x{H} at {fps} frames/s ({reason(error)})") from None
 
 
 def _write_gif(path: Path, pixels: NDArray[np.uint8], fps: float) -> None:
