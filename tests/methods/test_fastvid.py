@@ -85,9 +85,9 @@ def test_segments_are_cut_where_frames_change():
     a, b = torch.randn(1, 16), torch.randn(1, 16)
     frames = torch.stack([a, a, a, b, b, a], 1)
     x = frames[:, :, None, None].repeat(1, 1, 3, 3, 1) + 0.01 * torch.randn(1, 6, 3, 3, 16)
-    choice = FastVid(0.5, segments=1)._choose(Tokens.from_cells(x), torch.rand(1, 54), frames)
-    assert choice.first[0].tolist() == [0, 0, 0, 3, 3, 5]
-    assert choice.last[0].tolist() == [2, 2, 2, 4, 4, 5]
+    selection = FastVid(0.5, segments=1)._select(Tokens.from_cells(x), torch.rand(1, 54), frames)
+    assert selection.first[0].tolist() == [0, 0, 0, 3, 3, 5]
+    assert selection.last[0].tolist() == [2, 2, 2, 4, 4, 5]
 
 
 @pytest.mark.parametrize("keep", [0.46, 0.6, 0.9])

@@ -38,7 +38,7 @@ class TestKMeans:
     def test_blocks_change_nothing(self, monkeypatch):
         tokens, _ = planted(6, noise=0.3)
         whole = KMeans(6)(tokens)
-        monkeypatch.setattr("fewtokens.methods.ops.spherical._ENTRIES_AT_ONCE", 50)
+        monkeypatch.setattr("fewtokens.methods.ops.spherical._MAX_BLOCK_ENTRIES", 50)
         assert torch.equal(KMeans(6)(tokens).assignment, whole.assignment)
 
     def test_duplicates_still_give_exactly_k(self):
@@ -73,7 +73,7 @@ class TestKMeans:
         assert lengths[0] < lengths[-1]
 
     def test_adaptive_length_in_a_long_video_uses_a_sample(self, monkeypatch):
-        monkeypatch.setattr("fewtokens.methods.ops.token_base._SAMPLE", 100)
+        monkeypatch.setattr("fewtokens.methods.ops.token_base._MAX_SAMPLE", 100)
         tokens, labels = planted(6, n=1000)
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
         assert agree(out.assignment[0], labels)

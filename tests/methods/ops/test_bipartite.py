@@ -93,7 +93,7 @@ def test_against_the_slow_version(n, r):
 def test_best_match_in_blocks(monkeypatch):
     a, b = F.normalize(torch.randn(2, 37, 6), dim=2), F.normalize(torch.randn(2, 29, 6), dim=2)
     whole = (a @ b.transpose(1, 2)).max(2)
-    monkeypatch.setattr("fewtokens.methods.ops.bipartite._ENTRIES_AT_ONCE", 100)
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._MAX_BLOCK_ENTRIES", 100)
     value, index = best_match(a, b)
     torch.testing.assert_close(value, whole.values)
     assert torch.equal(index, whole.indices)

@@ -14,7 +14,7 @@ from tests.helpers.components import exact
 @pytest.mark.parametrize("tau", [-1.0, 0.3, 0.6, 0.9, 1.0])
 @pytest.mark.parametrize("block", [1, 1 << 22])
 def test_components_against_scipy(tau, block, monkeypatch):
-    monkeypatch.setattr(room, "_ENTRIES_AT_ONCE", block)
+    monkeypatch.setattr(room, "_MAX_BLOCK_ENTRIES", block)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 40, 4, generator=generator)
     mask = torch.ones(3, 40, dtype=torch.bool)

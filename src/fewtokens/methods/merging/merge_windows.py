@@ -1,4 +1,4 @@
-"""Merging within windows, equally many in each: for encoders whose attention works in windows."""
+"""Merging within windows, to the same count in each: for encoders with windowed attention."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from fewtokens.methods.ops.windows import tokens_per_window, window_cells, windo
 
 
 class MergeWindows(Reducer):
-    """Merges the most similar tokens of each window of a frame; every whole window keeps the same number.
+    """Merges the most similar tokens within each window of a frame, to the same count in every full window.
 
-    What users of windowed encoders (Swin, SAM, Qwen2.5-VL) ask of ToMe: windows stay, and stay equal, so that a batch
-    of windows needs no padding, and `unmerge` gives the grid back to a dense head. As many tokens for each window as
-    the budget has for all of them (windows cut by the border may have fewer). Between the blocks of an encoder:
-    `merge_windows_in_encoder`.
+    A variant of ToMe for windowed encoders (Swin, SAM, Qwen2.5-VL): windows keep their places and equal sizes, so a
+    batch of windows needs no padding, and `unmerge` restores the grid for a dense head. The count per window is the
+    largest that fits the budget for all windows (windows cut by the border may have fewer). Between the blocks of an
+    encoder: `merge_windows_in_encoder`.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        window: rows and columns of a window in cells; 7 in Swin, 8 in Qwen2.5-VL.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        window: side of a window in cells, at least 1. Default: 7, as in Swin (8 in Qwen2.5-VL).
     """
 
     paper = "variant of Token Merging, arXiv 2210.09461, for windows"
-    license = "ours"
-    cost = "O(N w C / 4) with w cells of a window"
+    license = "original to fewtokens"
+    cost = "O(N w C / 4) with w cells per window"
 
     def __init__(self, keep: float | int | str = 0.25, *, window: int = 7) -> None:
         super().__init__()

@@ -15,37 +15,39 @@ from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
 
 
 class Dtd(Reducer):
-    """Drops what is like the same place one frame before; the first frame whole.
+    """Drops patches similar to the same position in the previous frame; keeps the first frame in full.
 
-    The frame before is always the original one, kept or not, so a slow drift goes unseen (as in the paper).
+    The comparison is always with the original previous frame, whether or not its token was kept, so slow drift goes
+    undetected (as in the paper).
 
     Args:
-        tau: "feature": drop where the cosine is above tau (reference default 0.5). "relative": drop the
-            int(tau * tokens) most similar tokens of each frame. "pixel": drop where the mean absolute
-            difference between the last sub-frame and the first sub-frame of the patch before is below tau,
-            on values of 0..1. None: 0.5 for the first two, 0.1 for pixels (ours; the paper gives none).
-        mode: "feature", "relative" or "pixel".
-        keep: a budget instead of tau: as many tokens, those that change most; at least one frame.
+        tau: threshold. "feature": drop if the cosine is above tau; default 0.5, as in the reference code. "relative":
+            drop the int(tau * tokens) most similar tokens of each frame; default 0.5. "pixel": drop if the mean
+            absolute difference between the patch's last sub-frame and the first sub-frame of the previous patch is
+            below tau, for values in 0..1; default 0.1 (ours; the paper gives none).
+        mode: "feature" (default), "relative" or "pixel".
+        keep: budget in place of tau, a fraction of the cells (float), a count (int) or "8/frame": keeps the tokens that
+            change most, at least one frame. Not in "relative" mode.
     """
 
     paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
-    license = "written from the description; reference BSD-3, research use according to its README"
-    cost = "O(NC); streaming state of one frame"
+    license = "written from the description; reference code BSD-3, for research use according to its README"
+    cost = "O(NC); streaming state: one frame"
 
     def __init__(
         self, tau: float | None = None, *, mode: str = "feature", keep: float | int | str | None = None
     ) -> None:
         super().__init__()
         if mode not in ("feature", "relative", "pixel"):
-            raise ValueError(f"dtd has the modes feature, relative and pixel, not {mode!r}")
+            raise ValueError(f"mode must be 'feature', 'relative' or 'pixel', got {mode!r}")
         if keep is not None and mode == "relative":
-            raise NotBoth("dtd takes tau= in relative mode, where it is the budget, not keep=")
+            raise NotBoth("keep= is not allowed in dtd's relative mode, where tau= sets the budget")
         self.take_budget(keep, tau=tau)
         self.threshold = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
         self.tau = None if self.budget else self.threshold
         low = -1.0 if mode == "feature" else 0.0
         if not low <= self.threshold <= 1:
-            raise ValueError(f"tau must be in [{low:g}, 1] for dtd in {mode} mode, got {tau}")
+            raise ValueError(f"tau must be in [{low:g}, 1] in dtd's {mode} mode, got {tau}")
         self.mode = mode
 
     @property
@@ -84,7 +86,7 @@ class Dtd(Reducer):
         return Plan.keep(tokens.mask & ~(drop & known), dropped="held")
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Tensor) -> tuple[Tokens, LastFrame]:
-        """As `Method.step`, with tau; any chunking gives the offline result."""
+        """As `Method.step`; requires a threshold (tau). Any chunking gives the offline result."""
         if not self.causal:
             return super().step(tokens, state, **cues)
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
