@@ -29,10 +29,10 @@ class TestDpcKnn:
 
     def test_blocks_change_nothing(self, monkeypatch):
         x, mask = torch.randn(2, 50, 6), torch.ones(2, 50, dtype=torch.bool)
-        whole = density_peaks(x, mask, 5)
+        expected = density_peaks(x, mask, 5)
         near = nearest_center(x, x[:, :9], mask[:, :9])
         monkeypatch.setattr("fewtokens.methods.ops.density._MAX_BLOCK_ENTRIES", 300)
-        torch.testing.assert_close(density_peaks(x, mask, 5), whole)
+        torch.testing.assert_close(density_peaks(x, mask, 5), expected)
         assert torch.equal(nearest_center(x, x[:, :9], mask[:, :9]), near)
 
     def test_large_features_do_not_underflow(self):

@@ -56,7 +56,7 @@ class CenterClip(Reducer):
     ) -> None:
         super().__init__()
         if algorithm not in ("medoids", "spectral"):
-            raise ValueError(f"algorithm must be 'medoids' or 'spectral', got {algorithm!r}")
+            raise ValueError(f"centerclip: algorithm must be 'medoids' or 'spectral', got {algorithm!r}")
         if sigma is not None and (algorithm != "spectral" or sigma <= 0):
             raise ValueError(f"sigma requires algorithm='spectral' and must be above 0, got {sigma}")
         self.take_budget(keep)
@@ -172,8 +172,8 @@ def k_medoids(x: Tensor, real: Tensor, k: Tensor, iterations: int, weight: Tenso
 
     label = assign(medoids)
     for _ in range(iterations):
-        together = (label[:, :, None] == label[:, None]) & real[:, :, None]
-        cost = (distance * together).sum(1).masked_fill(~real, torch.inf)
+        same_cluster = (label[:, :, None] == label[:, None]) & real[:, :, None]
+        cost = (distance * same_cluster).sum(1).masked_fill(~real, torch.inf)
         least = torch.full((R, most), torch.inf, device=x.device).scatter_reduce(1, label, cost, "amin")
         position = torch.arange(m, device=x.device).expand(R, -1)
         best = torch.where(cost <= least.gather(1, label), position, m)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.density import around_peaks
+from fewtokens.methods.ops.density import cluster_around_peaks
 
 
 class DpcKnn(Reducer):
@@ -33,5 +33,5 @@ class DpcKnn(Reducer):
         self.neighbors = neighbors
 
     def plan(self, tokens: Tokens) -> Plan:
-        labels, count = around_peaks(tokens.features, tokens.mask, self.counts(tokens), self.neighbors)
+        labels, count = cluster_around_peaks(tokens.features, tokens.mask, self.counts(tokens), self.neighbors)
         return Plan.group(labels, tokens, int(count.max()))

@@ -47,7 +47,7 @@ class KMeans(Reducer):
     ) -> None:
         super().__init__()
         if criterion not in ("fixed", *CRITERIA):
-            raise ValueError(f"criterion must be 'fixed', 'silhouette' or 'elbow', got {criterion!r}")
+            raise ValueError(f"kmeans: criterion must be 'fixed', 'silhouette' or 'elbow', got {criterion!r}")
         check_bounds(k_min, k_max)
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")

@@ -9,7 +9,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks, nearest_center
-from fewtokens.methods.ops.segments import deal, rank_within
+from fewtokens.methods.ops.segments import proportional_order, rank_within
 from fewtokens.methods.ops.temporal import cosine
 
 
@@ -80,7 +80,7 @@ class HoliTom(Reducer):
         group = torch.where(dynamic, t, torch.where(at_first, T + t, -1)).flatten(1)
         score = torch.where(dynamic, attention.float().unflatten(1, (T, n)), peaks).flatten(1)
         size = torch.cat([dynamic.sum(2), at_first.sum(2)], 1).float()
-        order = deal(rank_within(-score, group, 2 * T), size.gather(1, group.clamp(min=0)))
+        order = proportional_order(rank_within(-score, group, 2 * T), size.gather(1, group.clamp(min=0)))
         candidates = group >= 0
         order = order.masked_fill(~candidates, torch.inf)
         selected = (order.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]).unflatten(1, (T, n))
@@ -128,9 +128,9 @@ def _least_similar(similar: Tensor, later: Tensor, spare: Tensor) -> Tensor:
         .masked_fill(~later, torch.inf)
         .flatten(1)
     )
-    room = spare + later.flatten(1).sum(1)
+    remaining = spare + later.flatten(1).sum(1)
     rank = value.argsort(dim=1, stable=True).argsort(dim=1)
-    return (rank < room[:, None]).unflatten(1, later.shape[1:]) & later
+    return (rank < remaining[:, None]).unflatten(1, later.shape[1:]) & later
 
 
 def _runs(same: Tensor, real_frames: Tensor) -> Tensor:
@@ -166,15 +166,15 @@ def best_windows(runs: Tensor, real_frames: Tensor) -> tuple[Tensor, Tensor]:
     steps = torch.arange(T, device=runs.device)
     gain = steps * static  # tokens saved by a window of l steps that ends at e
     best = torch.zeros(B, T + 1, device=runs.device)  # best[e + 1]: up to frame e
-    choice = torch.zeros(B, T, dtype=torch.int64, device=runs.device)
+    best_steps = torch.zeros(B, T, dtype=torch.int64, device=runs.device)
     for e in range(T):
         # A window of l steps starts at e - l.
         total = best[:, : e + 1].flip(1) + gain[:, e, : e + 1]
         value, _ = total.max(1)
         # Ties go to the shortest.
-        choice[:, e] = torch.where(total == value[:, None], steps[: e + 1], T).amin(1)
+        best_steps[:, e] = torch.where(total == value[:, None], steps[: e + 1], T).amin(1)
         best[:, e + 1] = value
-    first, last = torch.empty_like(choice), torch.empty_like(choice)
+    first, last = torch.empty_like(best_steps), torch.empty_like(best_steps)
     count = real_frames.sum(1)
     begin = torch.full((B,), T, device=runs.device)
     end = begin.clone()
@@ -183,6 +183,6 @@ def best_windows(runs: Tensor, real_frames: Tensor) -> tuple[Tensor, Tensor]:
         inside = e < count
         new_window = (e < begin) | ~inside
         end = torch.where(new_window, e, end)
-        begin = torch.where(new_window, torch.where(inside, e - choice[:, e], e), begin)
+        begin = torch.where(new_window, torch.where(inside, e - best_steps[:, e], e), begin)
         first[:, e], last[:, e] = begin, end
     return first, last

@@ -11,7 +11,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
-from fewtokens.methods.ops.groups import follow, frames_for, share_out
+from fewtokens.methods.ops.groups import allocate, carry_labels, frames_for
 from fewtokens.methods.ops.segments import rank_within
 from fewtokens.methods.ops.temporal import cosine
 
@@ -63,13 +63,13 @@ class Lftr(Reducer):
             by_frames = Plan.group((into * n + position).flatten(1).masked_fill(~tokens.mask, -1), tokens, T * n)
         reduced = tokens.apply(by_frames)
         with torch.no_grad():
-            group = follow(by_frames, into.flatten(1), reduced)
+            group = carry_labels(by_frames, into.flatten(1), reduced)
             # Full frames again: the kept ones, n tokens each.
             frames = int(num_frames.max())
             unit = F.normalize(reduced.features.detach().float(), dim=2).unflatten(1, (frames, n))
             total = unit.sum(2, keepdim=True)
             distinct = 1 - ((unit * total).sum(3) - unit.square().sum(3)) / max(1, n - 1)
-            counts = share_out(self.counts(tokens), frame_survives * n)
+            counts = allocate(self.counts(tokens), frame_survives * n)
             patch_survives = rank_within(-distinct.flatten(1), group, T) < counts.gather(1, group.clamp(min=0))
             patch_survives = (patch_survives & reduced.mask).reshape(B * frames, n)
             rows = unit.flatten(0, 1)

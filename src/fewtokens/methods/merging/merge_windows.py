@@ -9,13 +9,13 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import merge_within
-from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_of, window_targets
+from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_index, window_targets
 
 
 class MergeWindows(Reducer):
     """Merges the most similar tokens within each window of a frame, to the same count in every full window.
 
-    A variant of ToMe for windowed encoders (Swin, SAM, Qwen2.5-VL): windows keep their places and equal sizes, so a
+    A variant of ToMe for windowed encoders (Swin, SAM, Qwen2.5-VL): windows keep their positions and equal sizes, so a
     batch of windows needs no padding, and `unmerge` restores the grid for a dense head. The count per window is the
     largest that fits the budget for all windows (windows cut by the border may have fewer). Between the blocks of an
     encoder: `merge_windows_in_encoder`.
@@ -46,4 +46,4 @@ class MergeWindows(Reducer):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         limits = [self._per_window(grid) for grid in tokens.grid.videos(tokens.B)]
-        return merge_within(tokens, window_of(tokens, self.window), window_targets(tokens, self.window, limits))
+        return merge_within(tokens, window_index(tokens, self.window), window_targets(tokens, self.window, limits))

@@ -10,8 +10,8 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import bipartite_plan
-from fewtokens.methods.ops.groups import grouped, regroup
-from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_of, window_targets
+from fewtokens.methods.ops.groups import plan_from_groups, split_groups
+from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_index, window_targets
 
 
 class MergeWindowsInEncoder(Reducer):
@@ -50,10 +50,10 @@ class MergeWindowsInEncoder(Reducer):
         return grid.T * sum(min(k, n) for n in window_cells(grid, self.window))
 
     def plan(self, tokens: Tokens, *, keys: Tensor, layer: int = 0, depth: int = 1) -> Plan:
-        group = window_of(tokens, self.window)
+        group = window_index(tokens, self.window)
         limits = [self._per_window(grid) for grid in tokens.grid.videos(tokens.B)]
         target = window_targets(tokens, self.window, limits)
-        parts, slot = grouped(tokens.replace(features=keys), group, target.shape[1])
+        parts, slot = split_groups(tokens.replace(features=keys), group, target.shape[1])
         blocks = depth - layer
         goal = target.flatten()
         now = parts.count
@@ -65,4 +65,4 @@ class MergeWindowsInEncoder(Reducer):
         r = torch.maximum(evenly, now - (goal << (blocks - 1))).clamp(min=0)
         dest = bipartite_plan(parts.features, r, parts).dest
         assert dest is not None
-        return regroup(dest.masked_fill(~parts.mask, -1), slot, group, tokens)
+        return plan_from_groups(dest.masked_fill(~parts.mask, -1), slot, group, tokens)

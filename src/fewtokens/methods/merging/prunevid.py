@@ -9,8 +9,8 @@ from torch import Tensor
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.density import around_peaks
-from fewtokens.methods.ops.groups import follow, grouped, regroup, share_out, sizes_of
+from fewtokens.methods.ops.density import cluster_around_peaks
+from fewtokens.methods.ops.groups import allocate, carry_labels, group_sizes, plan_from_groups, split_groups
 
 # Sets of at most this many tokens are not clustered.
 _SMALL = 14
@@ -65,41 +65,41 @@ class PruneVid(Reducer):
         T, n = tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
-        number = (real_frames.sum(1) * self.segments + 1e-6).long().clamp(min=1)
-        first = frame_segments(x.mean(2), real_frames, number, self.neighbors)
+        num_segments = (real_frames.sum(1) * self.segments + 1e-6).long().clamp(min=1)
+        first = frame_segments(x.mean(2), real_frames, num_segments, self.neighbors)
         static = _static(x, first, real_frames, self.tau)
-        place = torch.arange(n, device=x.device)
+        position = torch.arange(n, device=x.device)
         t = torch.arange(T, device=x.device)[:, None]
         if self.budget is not None:
             # If the budget exceeds what averaging over time leaves, static positions remain separate, the last first.
             later = static & (first[..., None] < t)
-            room = self.counts(tokens) - tokens.count + later.flatten(1).sum(1)
+            remaining = self.counts(tokens) - tokens.count + later.flatten(1).sum(1)
             rank_from_end = later.flatten(1).flip(1).cumsum(1).flip(1)
-            static = static & ~((rank_from_end <= room[:, None]).unflatten(1, (T, n)) & later)
-        target = torch.where(static, first[..., None] * n + place, t * n + place).flatten(1)
+            static = static & ~((rank_from_end <= remaining[:, None]).unflatten(1, (T, n)) & later)
+        target = torch.where(static, first[..., None] * n + position, t * n + position).flatten(1)
         averaged = Plan.group(target.masked_fill(~tokens.mask, -1), tokens, T * n)
         # Sets: T + t for the dynamic tokens of frame t, t for the static tokens of the segment that starts at t.
         label = torch.where(static, first[..., None], T + t).flatten(1)
         reduced = tokens.apply(averaged)
-        group = follow(averaged, label, reduced)
-        size = sizes_of(group, 2 * T)
+        group = carry_labels(averaged, label, reduced)
+        size = group_sizes(group, 2 * T)
         if self.ratio is not None:
             counts = torch.where(size > _SMALL, (size * self.ratio + 1e-6).long().clamp(min=1), size)
         else:
-            counts = share_out(self.counts(tokens), size)
+            counts = allocate(self.counts(tokens), size)
         return averaged.then(_cluster(reduced, group, counts, self.neighbors))
 
 
-def frame_segments(vectors: Tensor, real_frames: Tensor, number: Tensor, neighbors: int) -> Tensor:
+def frame_segments(vectors: Tensor, real_frames: Tensor, num_segments: Tensor, neighbors: int) -> Tensor:
     """Contiguous clusters of frames by density peaks: the first frame of each frame's segment, int64 [B,T].
 
     Args:
         vectors: [B,T,C].
         real_frames: bool [B,T].
-        number: [B], number of clusters.
+        num_segments: [B].
         neighbors: number of nearest frames that define the density.
     """
-    label, _ = around_peaks(vectors, real_frames, number, neighbors)
+    label, _ = cluster_around_peaks(vectors, real_frames, num_segments, neighbors)
     return contiguous(label.masked_fill(~real_frames, vectors.shape[1]), real_frames)
 
 
@@ -129,8 +129,8 @@ def contiguous(label: Tensor, real_frames: Tensor) -> Tensor:
     begins = ~survives & F.pad(survives[:, :-1], (1, 0), value=True)
     out = label.masked_fill(~survives, -1)
     # A stretch that joins a run changes the left neighbor of the next stretch, so they are decided in order.
-    for number in range(int(begins.sum(1).max())):
-        stretch = (begins.cumsum(1) == number + 1) & ~survives & real_frames
+    for index in range(int(begins.sum(1).max())):
+        stretch = (begins.cumsum(1) == index + 1) & ~survives & real_frames
         start = stretch.to(torch.uint8).argmax(1, keepdim=True)
         labels_before = out.masked_fill(t >= start, -2)
         tail = (labels_before.gather(1, (start - 1).clamp(min=0)) != labels_before) & (t < start)
@@ -166,7 +166,7 @@ def _static(x: Tensor, first: Tensor, real_frames: Tensor, tau: float) -> Tensor
 
 def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbors: int) -> Plan:
     """Clusters each group around its `counts` [B,groups] density peaks; a group with a count of 0 is dropped."""
-    parts, slot = grouped(tokens, group, counts.shape[1])
-    label, count = around_peaks(parts.features, parts.mask, counts.flatten(), neighbors)
+    parts, slot = split_groups(tokens, group, counts.shape[1])
+    label, count = cluster_around_peaks(parts.features, parts.mask, counts.flatten(), neighbors)
     label = label.masked_fill(~parts.mask | (count == 0)[:, None], -1)
-    return regroup(label, slot, group, tokens)
+    return plan_from_groups(label, slot, group, tokens)

@@ -14,7 +14,7 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
 from fewtokens.methods.ops.components import by_cosine
-from fewtokens.methods.ops.groups import grouped, regroup
+from fewtokens.methods.ops.groups import plan_from_groups, split_groups
 from fewtokens.methods.ops.search import to_budget
 
 _ROUNDING = 1e-6
@@ -94,6 +94,6 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
 def _within_frames(tokens: Tokens, tau: Tensor) -> Plan:
     """Merges the components of each frame."""
     frame = tokens.frame.masked_fill(~tokens.mask, -1)
-    parts, slot = grouped(tokens, frame, tokens.grid.T)
+    parts, slot = split_groups(tokens, frame, tokens.grid.T)
     label = by_cosine(parts.features, parts.mask, tau.repeat_interleave(tokens.grid.T))
-    return regroup(label.masked_fill(~parts.mask, -1), slot, frame, tokens)
+    return plan_from_groups(label.masked_fill(~parts.mask, -1), slot, frame, tokens)

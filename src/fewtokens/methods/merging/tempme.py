@@ -11,7 +11,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.groups import merge_within, share_out, sizes_of
+from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
 
 
 class TempMe(Reducer):
@@ -56,10 +56,10 @@ class TempMe(Reducer):
         for round_index, frames in enumerate(rounds, 1):
             clips = -(-tokens.grid.T // frames)
             group = (tokens.frame // frames).masked_fill(~tokens.mask, -1)
-            size = sizes_of(group, clips)
+            size = group_sizes(group, clips)
             # The same factor in every round, at least one token per clip.
             share = start * (target / start) ** (round_index / len(rounds))
             total = share.ceil().long().maximum((size > 0).sum(1)).minimum(tokens.count)
             total = target if round_index == len(rounds) else torch.maximum(total, target)
-            tokens = tokens.apply(merge_within(tokens, group, share_out(total, size)))
+            tokens = tokens.apply(merge_within(tokens, group, allocate(total, size)))
         return Plan.from_assignment(before, tokens)

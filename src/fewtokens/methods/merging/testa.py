@@ -12,7 +12,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.groups import follow, frames_for, merge_within, share_out
+from fewtokens.methods.ops.groups import allocate, carry_labels, frames_for, merge_within
 
 
 class Testa(Reducer):
@@ -64,5 +64,5 @@ class Testa(Reducer):
             by_frames = Plan.group(label, tokens, merged.num_slots * n)
         reduced = tokens.apply(by_frames)
         size = (torch.arange(merged.num_slots, device=x.device) < num_frames[:, None]) * n
-        counts = share_out(self.counts(tokens), size)
-        return by_frames.then(merge_within(reduced, follow(by_frames, frame, reduced), counts))
+        counts = allocate(self.counts(tokens), size)
+        return by_frames.then(merge_within(reduced, carry_labels(by_frames, frame, reduced), counts))

@@ -10,7 +10,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import bipartite_plan
-from fewtokens.methods.ops.schedule import merges_to, schedule
+from fewtokens.methods.ops.schedule import num_to_remove, schedule
 
 
 class TomeInEncoder(Reducer):
@@ -50,5 +50,5 @@ class TomeInEncoder(Reducer):
         if self.r is not None:
             return bipartite_plan(keys, schedule(self.r, depth)[layer], tokens)
         assert self.budget is not None
-        r = merges_to(tokens.N, self.budget.count(tokens.grid), layer, depth, spec=self.spec)
+        r = num_to_remove(tokens.N, self.budget.count(tokens.grid), layer, depth, spec=self.spec)
         return bipartite_plan(keys, r, tokens)

@@ -11,7 +11,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.groups import merge_within, share_out, sizes_of
+from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
 
 
 class TomeVideo(Reducer):
@@ -36,7 +36,7 @@ class TomeVideo(Reducer):
         super().__init__()
         self.take_budget(keep)
         if within not in ("video", "frame"):
-            raise ValueError(f"within must be 'video' or 'frame', got {within!r}")
+            raise ValueError(f"tome_video: within must be 'video' or 'frame', got {within!r}")
         self.within = within
 
     def fewest(self, grid: Grid) -> int:
@@ -47,7 +47,7 @@ class TomeVideo(Reducer):
             shifted = _shifted(tokens)
             return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens), self.planned(tokens)))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
-        return merge_within(tokens, frame, share_out(self.counts(tokens), sizes_of(frame, tokens.grid.T)))
+        return merge_within(tokens, frame, allocate(self.counts(tokens), group_sizes(frame, tokens.grid.T)))
 
 
 def _shifted(tokens: Tokens) -> Plan:

@@ -55,14 +55,14 @@ class VisionZip(Reducer):
         t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
         ends = t * total // lengths  # [B,T+1]
         budget = ends.diff(dim=1)[..., None]  # [B,T,1]
-        few = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
-        dominant = budget - few
+        num_contextual = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
+        num_dominant = budget - num_contextual
         rank = attention.float().unflatten(1, (T, n)).argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-        is_dominant = rank < dominant  # [B,T,n]
+        is_dominant = rank < num_dominant  # [B,T,n]
         # Of the other tokens, in order, every stride-th is a target, one for each contextual token.
         order = (~is_dominant).cumsum(2) - 1
-        stride = ((n - dominant) // few.clamp(min=1)).clamp(min=1)
-        target = ~is_dominant & (order % stride == 0) & (order // stride < few)
+        stride = ((n - num_dominant) // num_contextual.clamp(min=1)).clamp(min=1)
+        target = ~is_dominant & (order % stride == 0) & (order // stride < num_contextual)
         keys = F.normalize(keys.float(), dim=2).unflatten(1, (T, n))
         similar = (keys @ keys.transpose(2, 3)).masked_fill(~target[:, :, None], -torch.inf)  # [B,T,n,n]
         # A target is assigned to itself; without a target in the frame, the rest is dropped.
@@ -71,7 +71,7 @@ class VisionZip(Reducer):
         survives = is_dominant | target
         nearest = torch.where(survives, own, nearest)
         slot = survives.cumsum(2) - 1 + ends[:, :-1, None]
-        dest = slot.gather(2, nearest).masked_fill(~survives & (few == 0), -1)
+        dest = slot.gather(2, nearest).masked_fill(~survives & (num_contextual == 0), -1)
         dest, survives = dest.flatten(1).masked_fill(~tokens.mask, -1), survives.flatten(1)
         plan = Plan(self.counts(tokens), self.max_slots(tokens), dest)
         if self.normalize:

@@ -37,8 +37,8 @@ def occupancy(base: Tokens) -> Tensor:
     block = max(1, _MAX_BLOCK_ENTRIES // (B * base.grid.cells))
     pooled = []
     for indices in torch.arange(K, device=base.device).split(block):
-        one_hot = (assignment == indices.view(1, -1, 1, 1, 1)).float()
-        pooled.append(torch.einsum("bkthw,bpt,qh,rw->bkpqr", one_hot, time, rows, columns).flatten(2))
+        members = (assignment == indices.view(1, -1, 1, 1, 1)).float()
+        pooled.append(torch.einsum("bkthw,bpt,qh,rw->bkpqr", members, time, rows, columns).flatten(2))
     return torch.cat(pooled, 1)
 
 
@@ -149,7 +149,7 @@ class ReferenceAttention(nn.Module):
         hidden = position >= count[:, None]  # [B,M]
         frames = base.assignment.reshape(base.B, base.grid.T, -1)
         queries = self.to_q_proj(_tiled(frames.to(centroids.dtype), position, lengths))
-        code = position % base.count[:, None]
+        centroid_index = position % base.count[:, None]
         memory = _tiled(centroids, position, base.count)
         layer: nn.TransformerDecoderLayer = self.transformer_decoder.layers[0]
         mixed = layer.self_attn(queries, queries, queries, key_padding_mask=hidden, need_weights=False)[0]
@@ -159,7 +159,7 @@ class ReferenceAttention(nn.Module):
         x = layer.norm3(x + layer.dropout3(layer.linear2(layer.dropout(layer.linear1(x).relu()))))
         # The attention to repeated centroids is summed.
         attention = weights.new_zeros(*weights.shape[:2], base.N)
-        return x, attention.scatter_add(2, code[:, None].expand_as(weights), weights), count
+        return x, attention.scatter_add(2, centroid_index[:, None].expand_as(weights), weights), count
 
 
 def _tiled(rows: Tensor, position: Tensor, count: Tensor) -> Tensor:

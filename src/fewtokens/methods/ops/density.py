@@ -73,13 +73,13 @@ def nearest_center(features: Tensor, centers: Tensor, real: Tensor) -> Tensor:
     return torch.cat(out, 1)
 
 
-def around_peaks(features: Tensor, mask: Tensor, number: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
     """Clusters tokens around the density peaks: each token joins its nearest peak, and a peak joins itself.
 
     Args:
         features: [B,N,C].
         mask: bool [B,N].
-        number: [B], number of clusters; 0 for none.
+        num_clusters: [B], 0 for none.
         neighbors: number of nearest tokens that define the density.
 
     Returns:
@@ -87,7 +87,7 @@ def around_peaks(features: Tensor, mask: Tensor, number: Tensor, neighbors: int)
         number of clusters, [B].
     """
     rank = density_peaks(features, mask, neighbors).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    peaks = Plan.keep((rank < number[:, None]) & mask)
+    peaks = Plan.keep((rank < num_clusters[:, None]) & mask)
     assert peaks.dest is not None
     real = torch.arange(peaks.num_slots, device=features.device) < peaks.count[:, None]
     label = nearest_center(features, peaks.move(features), real)

@@ -10,15 +10,15 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.segments import deal, rank_within
+from fewtokens.methods.ops.segments import proportional_order, rank_within
 
 
-def sizes_of(group: Tensor, groups: int) -> Tensor:
+def group_sizes(group: Tensor, groups: int) -> Tensor:
     """The number of tokens of each group, int64 [B,groups], from `group` [B,N] (-1 for no group)."""
     return F.one_hot(group.masked_fill(group < 0, groups), groups + 1)[..., :groups].sum(1)
 
 
-def share_out(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
+def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
     """The number of tokens that each group gets of a `total`, int64 [B,G]; the counts sum to the total.
 
     First one for every group, in their order until the total is reached; then in proportion by Sainte-Lague's method,
@@ -31,7 +31,7 @@ def share_out(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tens
     """
     weight = size if weight is None else weight
     slot = torch.arange(max(1, int(size.max())), device=size.device)
-    order = deal(slot.expand(*size.shape, -1), weight.float()[..., None].expand(*size.shape, len(slot)))
+    order = proportional_order(slot.expand(*size.shape, -1), weight.float()[..., None].expand(*size.shape, len(slot)))
     order = order.masked_fill(slot == 0, -1.0).masked_fill(slot >= size[..., None], torch.inf)
     rank = order.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
     return (rank < total[:, None]).reshape(order.shape).sum(2)
@@ -50,7 +50,7 @@ def frames_for(grid: Grid, budget: int, time: float) -> int:
     return min(budget, max(target, -(-budget // grid.cells_per_frame)))
 
 
-def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]:
+def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]:
     """Each group as a separate video, on a grid of one row; empty groups have no tokens.
 
     Args:
@@ -64,7 +64,7 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
         each token, int64 [B,N], as group * width + index (0 for tokens in no group).
     """
     group = group.masked_fill(~tokens.mask, -1)
-    count = sizes_of(group, groups)
+    count = group_sizes(group, groups)
     width = max(1, int(count.max()))
     column = rank_within(torch.zeros_like(tokens.sizes), group, groups)
     slot = (group * width + column).masked_fill(group < 0, groups * width)
@@ -86,8 +86,8 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
     ), slot.masked_fill(group < 0, 0)
 
 
-def regroup(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
-    """The plan on `tokens` that sends the rows of `grouped(tokens, group, ...)` to `dest` [B*groups,width]; -1 to drop.
+def plan_from_groups(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
+    """The plan on `tokens` that sends the rows of `split_groups(tokens, group, ...)` to `dest` [B*groups,width]; -1 to drop.
 
     No features are moved to compute it.
     """
@@ -97,7 +97,7 @@ def regroup(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
     return Plan.group(label, tokens, rows // tokens.B * width)
 
 
-def follow(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
+def carry_labels(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
     """Carries labels int64 [B,N], equal among tokens that a plan merges, to the tokens `after` it; -1 for padding."""
     return plan.move(label[..., None].float()).squeeze(2).round().long().masked_fill(~after.mask, -1)
 
@@ -105,7 +105,7 @@ def follow(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
 def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
     """Merges the most similar tokens of each group, pairwise, until it has `counts` [B,groups] tokens."""
     with torch.no_grad():
-        parts, slot = grouped(tokens, group, counts.shape[1])
+        parts, slot = split_groups(tokens, group, counts.shape[1])
         dest = merge_to(parts, counts.flatten()).dest
         assert dest is not None
-        return regroup(dest, slot, group, tokens)
+        return plan_from_groups(dest, slot, group, tokens)

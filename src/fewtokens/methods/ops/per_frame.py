@@ -17,10 +17,10 @@ from fewtokens.core.method import Resampled
 from fewtokens.core.tokens import Tokens
 
 
-def check_dim(name: str, found: int, dim: int) -> None:
+def check_dim(name: str, actual: int, dim: int) -> None:
     """Raises a ValueError if the features have a different number of channels than the method was built for."""
-    if found != dim:
-        raise ValueError(f"{name} was built for {dim} channels, but these tokens have {found}; set dim={found}")
+    if actual != dim:
+        raise ValueError(f"{name} was built for {dim} channels, but these tokens have {actual}; set dim={actual}")
 
 
 def frames_of(tokens: Tokens, name: str) -> Tensor:

@@ -46,24 +46,24 @@ def plan_runs(
     else:
         plan = Plan.top(difference.masked_fill(~has_previous, torch.inf), counts, tokens)
     assert plan.dest is not None
-    return replace(plan, dest=hold(plan.dest, tokens).masked_fill(~tokens.mask, -1))
+    return replace(plan, dest=fill_forward(plan.dest, tokens).masked_fill(~tokens.mask, -1))
 
 
 def last_frame(tokens: Tokens, pixels: Tensor) -> LastFrame:
     """The streaming state of a chunk: the first sub-frame of its last frame."""
-    return LastFrame.of(pixels[:, :, 0], tokens)
+    return LastFrame.from_tokens(pixels[:, :, 0], tokens)
 
 
 def join_runs(chunks: Sequence[Tokens]) -> Tokens:
     """Concatenates chunks; a cell whose run began in an earlier chunk is credited to that run."""
     tokens = concatenate(chunks)
-    assignment = hold(tokens.assignment, tokens)
+    assignment = fill_forward(tokens.assignment, tokens)
     sizes = torch.zeros_like(tokens.sizes)
     sizes = sizes.scatter_add(1, assignment, torch.ones_like(assignment, dtype=torch.float32))
     return tokens.replace(assignment=assignment, sizes=sizes)
 
 
-def hold(index: Tensor, tokens: Tokens) -> Tensor:
+def fill_forward(index: Tensor, tokens: Tokens) -> Tensor:
     """Fills each -1 in a [B,S] index with the last earlier entry at the same position.
 
     Indices grow in raster order, so at one position the last entry is the maximum so far.

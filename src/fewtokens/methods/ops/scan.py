@@ -35,12 +35,12 @@ def selective_scan(u: Tensor, step: Tensor, rate: Tensor, into: Tensor, out: Ten
     state = u.new_zeros(len(u), 1, *rate.shape)
     outputs = []
     for start in range(0, u.shape[1], block):
-        here = slice(start, start + block)
-        decay = (step[:, here, :, None] * rate).exp()
-        added = (step[:, here] * u[:, here])[..., None] * into[:, here, None]
+        rows = slice(start, start + block)
+        decay = (step[:, rows, :, None] * rate).exp()
+        added = (step[:, rows] * u[:, rows])[..., None] * into[:, rows, None]
         decay, added = _prefixes(decay, added)
         states = added + decay * state
-        outputs.append((states * out[:, here, None]).sum(-1))
+        outputs.append((states * out[:, rows, None]).sum(-1))
         state = states[:, -1:]
     return torch.cat(outputs, 1)
 
@@ -49,8 +49,8 @@ def _prefixes(decay: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
     """Prefix compositions of the maps h -> decay*h + added along dimension 1: the first, the first two, and so on."""
     reach = 1
     while reach < decay.shape[1]:
-        late = added[:, reach:] + decay[:, reach:] * added[:, :-reach]
-        added = torch.cat([added[:, :reach], late], 1)
+        composed = added[:, reach:] + decay[:, reach:] * added[:, :-reach]
+        added = torch.cat([added[:, :reach], composed], 1)
         decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], 1)
         reach *= 2
     return decay, added

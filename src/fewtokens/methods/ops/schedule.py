@@ -34,7 +34,7 @@ def schedule(r: int | tuple[int, float] | Sequence[int], depth: int) -> list[int
     return [*r, *[0] * depth][:depth]
 
 
-def merges_to(count: int, target: int, layer: int, depth: int, *, spec: str) -> int:
+def num_to_remove(count: int, target: int, layer: int, depth: int, *, spec: str) -> int:
     """The number of tokens to remove in this block so that `target` of `count` remain after the last block.
 
     Tokens are removed evenly over the blocks; more if the following blocks, each of which at most halves the count,

@@ -24,7 +24,7 @@ def rank_within(values: Tensor, group: Tensor, groups: int) -> Tensor:
     return torch.empty_like(rank).scatter_(1, by_group, rank)
 
 
-def deal(rank: Tensor, share: Tensor) -> Tensor:
+def proportional_order(rank: Tensor, share: Tensor) -> Tensor:
     """The order in which tokens are taken so that groups are represented in proportion to their shares, float [B,N].
 
     Sainte-Lague's method: rank r of a group with share s comes at (r + 1/2) / s. Taking the first K tokens in this

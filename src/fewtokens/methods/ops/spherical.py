@@ -42,22 +42,22 @@ def assign(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Assignment:
     traced = torch.compiler.is_compiling()
     masked, some_unused = traced or not bool(real.all()), traced or bool(unused.any())
     block = max(1, _MAX_BLOCK_ENTRIES // (B * max(C, K)))
-    for rows, true in zip(x.split(block, 1), real.split(block, 1), strict=True):
+    for rows, row_mask in zip(x.split(block, 1), real.split(block, 1), strict=True):
         similarity = rows @ centroids.transpose(1, 2)
         if some_unused:
             similarity.masked_fill_(unused[:, None], -torch.inf)
         value, label = similarity.max(2)
-        counts.scatter_add_(1, label, true.to(x.dtype))
-        _add_by_label(sums, rows * true[..., None] if masked else rows, label)
+        counts.scatter_add_(1, label, row_mask.to(x.dtype))
+        _add_by_label(sums, rows * row_mask[..., None] if masked else rows, label)
         labels.append(label)
         best.append(value)
     label, value = torch.cat(labels, 1), torch.cat(best, 1)
     empty = (counts == 0) & ~unused
     if traced or bool(empty.any()):
         filled = _fill_empty(label, value, real, empty)
-        again = _add_by_label(torch.zeros_like(sums), x * real[..., None], filled)
-        some = empty.any()
-        label, sums = torch.where(some, filled, label), torch.where(some, again, sums)
+        new_sums = _add_by_label(torch.zeros_like(sums), x * real[..., None], filled)
+        any_empty = empty.any()
+        label, sums = torch.where(any_empty, filled, label), torch.where(any_empty, new_sums, sums)
         counts = torch.zeros_like(counts).scatter_add_(1, label, real.to(x.dtype))
     distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
     return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
@@ -88,10 +88,10 @@ def _fill_empty(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor)
     slot = (empty.cumsum(1) - 1).clamp(min=0, max=N - 1)
     moved = order.gather(1, slot)
     free = ~is_best & real
-    takes = empty & free.gather(1, moved)
+    receives = empty & free.gather(1, moved)
     wide = F.pad(labels, (0, 1))
     cluster = torch.arange(K, device=labels.device).expand(B, -1)
-    return wide.scatter(1, moved.masked_fill(~takes, N), cluster)[:, :N]
+    return wide.scatter(1, moved.masked_fill(~receives, N), cluster)[:, :N]
 
 
 def lloyd(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, iterations: int, tol: float) -> Tensor:
@@ -137,7 +137,7 @@ def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
     return torch.cat(selected, 1)
 
 
-def farthest(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Tensor:
+def farthest_row(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Tensor:
     """The row least similar to its centroid, as one more centroid [B,1,C]."""
     used = torch.arange(centroids.shape[1], device=x.device) < k[:, None]
     similarity = (x @ centroids.transpose(1, 2)).masked_fill(~used[:, None], -torch.inf).amax(2)

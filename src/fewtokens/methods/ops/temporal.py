@@ -25,7 +25,7 @@ class LastFrame:
     __repr__ = by_shape
 
     @staticmethod
-    def of(values: Tensor, tokens: Tokens) -> LastFrame:
+    def from_tokens(values: Tensor, tokens: Tokens) -> LastFrame:
         """The last frame of `tokens`, with `values` [B,N,...]."""
         token = tokens.assignment[:, -tokens.grid.cells_per_frame :]
         rows = token.clamp(min=0).reshape(token.shape + (1,) * (values.ndim - 2))

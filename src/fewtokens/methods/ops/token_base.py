@@ -64,7 +64,7 @@ def adaptive(
     for k in range(k_min, k_max + 1):
         limit = count.clamp(max=k)
         if k > k_min:
-            centroids = torch.cat([centroids, spherical.farthest(sample, real, centroids, limit)], dim=1)
+            centroids = torch.cat([centroids, spherical.farthest_row(sample, real, centroids, limit)], dim=1)
         centroids = spherical.lloyd(sample, real, centroids, limit, iterations, tol)
         fit = spherical.assign(sample, real, centroids, limit)
         fits.append(F.pad(centroids, (0, 0, 0, k_max - k)))

@@ -24,7 +24,7 @@ def tokens_per_window(grid: Grid, side: int, budget: Budget) -> int:
     return fitting[-1] if fitting else 1
 
 
-def window_of(tokens: Tokens, side: int) -> Tensor:
+def window_index(tokens: Tokens, side: int) -> Tensor:
     """The index of each token's window within its video, int64 [B,N]; -1 in padded slots."""
     across, down = -(-tokens.grid.W // side), -(-tokens.grid.H // side)
     # The mean of positions within a window is within it.

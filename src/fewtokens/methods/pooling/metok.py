@@ -11,7 +11,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.groups import merge_within, share_out
+from fewtokens.methods.ops.groups import allocate, merge_within
 from fewtokens.methods.ops.segments import cut_where_frames_change, rank_within
 from fewtokens.methods.ops.temporal import cosine
 
@@ -102,7 +102,7 @@ class Metok(Reducer):
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         if self.budget is not None:
             weight = strides.float().pow(-2)
-            return merge_within(tokens, frame, share_out(self.counts(tokens), real_frames * n, weight))
+            return merge_within(tokens, frame, allocate(self.counts(tokens), real_frames * n, weight))
         y, column = tokens.cell % n // W, tokens.cell % W
         stride = strides.repeat_interleave(n, 1)
         label = frame * n + (y // stride) * W + column // stride

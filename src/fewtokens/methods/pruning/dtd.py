@@ -39,9 +39,9 @@ class Dtd(Reducer):
     ) -> None:
         super().__init__()
         if mode not in ("feature", "relative", "pixel"):
-            raise ValueError(f"mode must be 'feature', 'relative' or 'pixel', got {mode!r}")
+            raise ValueError(f"dtd: mode must be 'feature', 'relative' or 'pixel', got {mode!r}")
         if keep is not None and mode == "relative":
-            raise NotBoth("keep= is not allowed in dtd's relative mode, where tau= sets the budget")
+            raise NotBoth("dtd: keep= is not allowed in relative mode, where tau= sets the budget")
         self.take_budget(keep, tau=tau)
         self.threshold = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
         self.tau = None if self.budget else self.threshold
@@ -69,21 +69,21 @@ class Dtd(Reducer):
 
     def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: LastFrame | None = None) -> Plan:
         if pixels is not None:
-            before, known = with_previous(pixels[:, :, 0], tokens, last)
-            change = (before.float() - pixels[:, :, -1].float()).abs().mean(-1)
+            previous, has_previous = with_previous(pixels[:, :, 0], tokens, last)
+            change = (previous.float() - pixels[:, :, -1].float()).abs().mean(-1)
             drop = change < self.threshold
         else:
-            before, known = with_previous(tokens.features, tokens, last)
-            similarity = cosine(tokens.features, before)
+            previous, has_previous = with_previous(tokens.features, tokens, last)
+            similarity = cosine(tokens.features, previous)
             change = 1 - similarity
             if self.mode == "feature":
                 drop = similarity > self.threshold
             else:
-                drop = _most_similar(similarity.masked_fill(~known, -2), tokens, self.threshold)
+                drop = _most_similar(similarity.masked_fill(~has_previous, -2), tokens, self.threshold)
         if self.budget is not None:
-            change = change.masked_fill(~known, torch.inf)
+            change = change.masked_fill(~has_previous, torch.inf)
             return Plan.top(change, self.counts(tokens), tokens, num_slots=self.max_slots(tokens), dropped="held")
-        return Plan.keep(tokens.mask & ~(drop & known), dropped="held")
+        return Plan.keep(tokens.mask & ~(drop & has_previous), dropped="held")
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Tensor) -> tuple[Tokens, LastFrame]:
         """As `Method.step`; requires a threshold (tau). Any chunking gives the offline result."""
@@ -91,7 +91,7 @@ class Dtd(Reducer):
             return super().step(tokens, state, **cues)
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
         plan = self.decide(tokens, last=state, **cues)
-        return tokens.apply(plan), LastFrame.of(values, tokens)
+        return tokens.apply(plan), LastFrame.from_tokens(values, tokens)
 
 
 def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:

@@ -13,7 +13,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.groups import share_out
+from fewtokens.methods.ops.groups import allocate
 from fewtokens.methods.ops.temporal import cosine
 
 
@@ -93,10 +93,10 @@ class DyCoke(Reducer):
 
     def planned_count(self, grid: Grid) -> int:
         pruned = self._pruned(grid)
-        whole = (grid.T - pruned) * grid.cells_per_frame
+        in_full = (grid.T - pruned) * grid.cells_per_frame
         if self.budget is not None:
-            return max(whole, self.budget.count(grid))
-        return whole + pruned * self._survivors_per_frame(grid.cells_per_frame)
+            return max(in_full, self.budget.count(grid))
+        return in_full + pruned * self._survivors_per_frame(grid.cells_per_frame)
 
     def plan(self, tokens: Tokens, *, state: DyCokeState | None = None) -> Plan:
         x = tokens.require_full_grid(self.name).features.unflatten(1, (tokens.grid.T, -1))  # [B,T,n,C]
@@ -104,9 +104,9 @@ class DyCoke(Reducer):
         start = 0 if state is None else state.frames
         # The frame that each one is compared with depends on the length of its video.
         lengths = [start + grid.T for grid in tokens.grid.videos(B)]
-        table = [[self._compared(length, start + t) for t in range(T)] for length in lengths]
-        whole = torch.tensor([[t is None for t in row] for row in table], device=x.device)
-        earlier = torch.tensor([[start + t if e is None else e for t, e in enumerate(row)] for row in table])
+        compared = [[self._compared(length, start + t) for t in range(T)] for length in lengths]
+        in_full = torch.tensor([[t is None for t in row] for row in compared], device=x.device)
+        earlier = torch.tensor([[start + t if e is None else e for t, e in enumerate(row)] for row in compared])
         # The chunk is preceded by the first frame of its group and the last frame.
         past = x[:, :1].expand(-1, 2, -1, -1) if state is None else state.past.unflatten(1, (2, -1))
         index = torch.where(earlier >= start, earlier - start + 2, (earlier == start - 1).long()).to(x.device)
@@ -115,10 +115,10 @@ class DyCoke(Reducer):
         rank = similarity.argsort(dim=2, stable=True).argsort(dim=2)
         survivors = torch.full((B, T), self._survivors_per_frame(n), device=x.device)
         if self.budget is not None:
-            size = (~whole & tokens.mask.unflatten(1, (T, n))[..., 0]) * n
+            size = (~in_full & tokens.mask.unflatten(1, (T, n))[..., 0]) * n
             spare = self.counts(tokens) - (tokens.count - size.sum(1))
-            survivors = share_out(spare, size)
-        survives = (rank < survivors[..., None]) | whole[..., None]
+            survivors = allocate(spare, size)
+        survives = (rank < survivors[..., None]) | in_full[..., None]
         return Plan.keep(survives.flatten(1) & tokens.mask, dropped="held")
 
     def step(self, tokens: Tokens, state: DyCokeState | None = None, **cues: Any) -> tuple[Tokens, DyCokeState]:

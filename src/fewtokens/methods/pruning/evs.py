@@ -51,11 +51,11 @@ class Evs(Reducer):
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens, *, last: LastFrame | None = None) -> Plan:
-        before, known = with_previous(tokens.features, tokens, last)
-        change = 1 - cosine(tokens.features, before)
+        previous, has_previous = with_previous(tokens.features, tokens, last)
+        change = 1 - cosine(tokens.features, previous)
         if self.tau is not None:
-            return Plan.keep(tokens.mask & (~known | (change > self.tau)), dropped="held")
-        change = change.masked_fill(~known, 255)
+            return Plan.keep(tokens.mask & (~has_previous | (change > self.tau)), dropped="held")
+        change = change.masked_fill(~has_previous, 255)
         return Plan.top(change, self.counts(tokens), tokens, num_slots=self.max_slots(tokens), dropped="held")
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Any) -> tuple[Tokens, LastFrame]:
@@ -63,4 +63,4 @@ class Evs(Reducer):
         if not self.causal:
             return super().step(tokens, state, **cues)
         plan = self.decide(tokens, last=state)
-        return tokens.apply(plan), LastFrame.of(tokens.features, tokens)
+        return tokens.apply(plan), LastFrame.from_tokens(tokens.features, tokens)

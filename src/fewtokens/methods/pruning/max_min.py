@@ -34,7 +34,7 @@ class MaxMin(Reducer):
     def __init__(self, keep: float | int | str = 0.25, *, start: str = "mean") -> None:
         super().__init__()
         if start not in ("mean", "isolated"):
-            raise ValueError(f"start must be 'mean' or 'isolated', got {start!r}")
+            raise ValueError(f"max_min: start must be 'mean' or 'isolated', got {start!r}")
         self.take_budget(keep)
         self.start = start
 

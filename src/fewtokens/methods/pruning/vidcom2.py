@@ -68,14 +68,14 @@ class VidCom2(Reducer):
         size = count[..., 0]
         nonempty = size > 0
         weight = (dissimilarity[..., 0] / self.temperature).masked_fill(~nonempty, -torch.inf).softmax(1)
-        scale = self._share(tokens) * (1 + weight - 1 / nonempty.sum(1, keepdim=True))
+        scale = self._kept_fraction(tokens) * (1 + weight - 1 / nonempty.sum(1, keepdim=True))
         frame_counts = (scale.clamp(max=1) * size).round().clamp(min=1).minimum(size)
         survives = rank_within(similarity, frame, T) < frame_counts.gather(1, frame_index)
         # The total is corrected over all frames: survivors rank first, each part ordered by similarity.
         order = similarity.argsort(dim=1, stable=True).argsort(dim=1)
         return Plan.top(-(order + tokens.N * ~survives), self.counts(tokens), tokens, num_slots=self.max_slots(tokens))
 
-    def _share(self, tokens: Tokens) -> Tensor:
+    def _kept_fraction(self, tokens: Tokens) -> Tensor:
         """The fraction of the current tokens that the frames' counts are rounded from, float32 [B,1]."""
         assert self.budget is not None
         amounts = [self.budget.amount(grid) for grid in tokens.grid.videos(tokens.B)]
