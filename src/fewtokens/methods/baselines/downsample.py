@@ -10,7 +10,7 @@ from fewtokens.methods.ops.blocks import merge_blocks, shrink
 
 
 class Downsample(Reducer):
-    """Average-pools every frame to a coarser grid; the number of frames stays the same.
+    """Average-pools every frame to a coarser grid; keeps the number of frames.
 
     A simple baseline that beats many published compressors (VTC-Bench, arXiv 2510.07143). The count is known in advance
     and never exceeds the budget; it can be below it, since rows times columns must fit. Frames are pooled over time

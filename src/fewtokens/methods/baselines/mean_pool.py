@@ -12,7 +12,7 @@ from fewtokens.methods.ops.blocks import merge_blocks, shrink
 
 
 class MeanPool(Reducer):
-    """Average-pools space-time blocks; all three axes shrink by about the same factor.
+    """Average-pools space-time blocks; all axes shrink by about the same factor.
 
     The count is known in advance and never exceeds the budget. A budget of 1 gives the mean of the full video.
 

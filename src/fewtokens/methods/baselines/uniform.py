@@ -10,7 +10,9 @@ from fewtokens.core.tokens import Tokens
 
 
 class Uniform(Reducer):
-    """Keeps K evenly spaced tokens in raster order, the middle one of each of K equal stretches.
+    """Keeps K evenly spaced tokens in raster order.
+
+    The raster order is divided into K equal stretches, and the middle token of each is kept.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.

@@ -16,7 +16,7 @@ _MAX_BLOCK_ENTRIES = 1 << 24
 
 
 class CenterClip(Reducer):
-    """Clusters the tokens of each short segment of frames and keeps the medoid of each cluster.
+    """Clusters the tokens of each short segment and keeps the cluster medoids.
 
     CenterCLIP (arXiv 2205.00823), k-medoids with Euclidean distances, initialized by KKZ (the token with the largest
     norm, then repeatedly the token farthest from those selected) and iterated until nothing changes. The budget is

@@ -9,7 +9,7 @@ from fewtokens.methods.ops.density import cluster_around_peaks
 
 
 class DpcKnn(Reducer):
-    """Clusters all tokens of the video around density peaks and averages each cluster.
+    """Clusters the tokens of a video around density peaks and averages each cluster.
 
     The K tokens with the highest density times distance to anything denser are the centers; every other token joins its
     nearest center (Euclidean distance), and each cluster becomes its mean.

@@ -9,7 +9,7 @@ from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, f
 
 
 class KMeans(Reducer):
-    """Clusters all tokens of a video by cosine with k-means and averages each cluster.
+    """Clusters the tokens of a video by k-means on cosine and averages each cluster.
 
     Tokens are assigned by cosine to centroids initialized by greedy k-means++. The output is the mean of raw tokens:
     the reference code averages normalized tokens, which discards magnitudes and requires a fine-tuned language model.

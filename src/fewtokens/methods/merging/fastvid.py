@@ -26,7 +26,7 @@ class _Selection(NamedTuple):
 
 
 class FastVid(Method):
-    """Keeps the most attended tokens of each frame; the others merge into density-peak anchors of their segment.
+    """Keeps the most attended tokens; the others merge into density-peak anchors.
 
     FastVID (arXiv 2503.11187). The video is cut where consecutive frame vectors are among the `segments`-1 least
     similar pairs, or less similar than tau. In each frame a fraction `context` of the budget goes to anchors and the

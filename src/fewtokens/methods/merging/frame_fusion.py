@@ -12,10 +12,11 @@ from fewtokens.methods.ops.temporal import cosine, with_previous
 
 
 class FrameFusion(Reducer):
-    """Merges each token into the same position of the previous frame if they are similar; a chain becomes its mean.
+    """Merges each token into the same position of the previous frame if similar.
 
-    FrameFusion (arXiv 2501.01986): the merging of its early layers, applied to features here. Its second part, pruning
-    by the attention of a language model, is not included.
+    FrameFusion (arXiv 2501.01986): the merging of its early layers, applied to features here. Tokens that merge over
+    several frames form a chain, which becomes their mean. The second part of the paper, pruning by the attention of a
+    language model, is not included.
 
     Args:
         similarity: cosine from which tokens merge, in [-1, 1]. Default: 0.6, as in the paper.

@@ -14,13 +14,13 @@ from fewtokens.methods.ops.temporal import cosine
 
 
 class HoliTom(Reducer):
-    """Merges positions that stay the same over a window of frames; windows are chosen to merge the most.
+    """Merges positions that stay the same over a window of frames, then prunes.
 
     HoliTom (arXiv 2505.21334), the part before the language model. A position is static in a window if the cosine of
     each pair of consecutive frames exceeds tau; a window of l frames with c static positions saves (l-1)*c tokens, and
-    the best cut into windows is found exactly, by dynamic programming. Static positions are averaged over their window
-    and then clustered around density peaks (by default 0.6 of the center and 0.4 of the mean of its members); of the
-    other tokens, those that receive the most attention are kept.
+    the cut into windows that saves the most is found exactly, by dynamic programming. Static positions are averaged
+    over their window and then clustered around density peaks (by default 0.6 of the center and 0.4 of the mean of its
+    members); of the other tokens, those that receive the most attention are kept.
 
     The budget is split over frames and windows in proportion to their tokens (Sainte-Lague's method), so the count is
     exact; the published code rounds each part up or to the nearest, and overshoots by up to one token for each.

@@ -17,7 +17,7 @@ from fewtokens.methods.ops.temporal import cosine
 
 
 class Lftr(Reducer):
-    """Merges redundant frames, then redundant patches within frames (an approximation of LFTR).
+    """Merges redundant frames, then patches within frames (approximates LFTR).
 
     LFTR (arXiv 2501.17391) has no public code. Frames are scored by novelty, 1 - cosine of their mean to the mean of
     the previous frame; the others merge, position by position, into the last frame that is kept. In each kept frame,

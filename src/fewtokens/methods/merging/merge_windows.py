@@ -13,12 +13,12 @@ from fewtokens.methods.ops.windows import tokens_per_window, window_cells, windo
 
 
 class MergeWindows(Reducer):
-    """Merges the most similar tokens within each window of a frame, to the same count in every full window.
+    """Merges similar tokens within each window, to the same count per window.
 
     A variant of ToMe for windowed encoders (Swin, SAM, Qwen2.5-VL): windows keep their positions and equal sizes, so a
-    batch of windows needs no padding, and `unmerge` restores the grid for a dense head. The count per window is the
-    largest that fits the budget for all windows (windows cut by the border may have fewer). Between the blocks of an
-    encoder: `merge_windows_in_encoder`.
+    batch of windows needs no padding, and `unmerge` restores the grid for a dense head. Every full window of a frame
+    keeps the same count, the largest that fits the budget (windows cut by the border may have fewer). Between the
+    blocks of an encoder: `merge_windows_in_encoder`.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.

@@ -17,7 +17,7 @@ _SMALL = 14
 
 
 class PruneVid(Reducer):
-    """Averages the static positions of each segment over time, then clusters static and dynamic tokens.
+    """Averages static positions of each segment over time, then clusters tokens.
 
     PruneVid (arXiv 2412.16117), stage A. Frames are clustered by density peaks of their mean features, and the clusters
     made contiguous: the longest runs of each cluster (all of equal length) are kept unless they have only one frame;

@@ -21,7 +21,7 @@ _ROUNDING = 1e-6
 
 
 class Scissor(Method):
-    """Merges connected components of similar tokens: within each frame, then over the full video.
+    """Merges connected components of similar tokens: per frame, then per video.
 
     LLaVA-Scissor (arXiv 2506.21862). Two tokens of a frame are connected if their cosine exceeds tau; each connected
     component is averaged. The averages of all frames are connected and averaged in the same way, each with weight one

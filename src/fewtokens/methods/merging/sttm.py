@@ -10,7 +10,7 @@ from fewtokens.methods.ops.quadtree import Squares
 
 
 class Sttm(Method):
-    """Merges uniform regions of each frame into quadtree nodes, and nodes that stay similar over time.
+    """Merges uniform regions into quadtree nodes, and similar nodes over time.
 
     STTM (arXiv 2507.07990), multi-granular merging. Space: on a pyramid of 2x2 means, from the coarsest level down, a
     node is not split if it is similar to each of its children (cosine at least tau). Time: nodes of consecutive frames

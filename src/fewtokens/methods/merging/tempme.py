@@ -15,7 +15,7 @@ from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
 
 
 class TempMe(Reducer):
-    """Merges within frames, then within pairs of frames, then within larger and larger clips.
+    """Merges within frames, then within pairs of frames, then within longer clips.
 
     TempMe (arXiv 2409.01156), progressive multi-granularity merging, applied to features here and by its matching
     alone: the paper merges in the blocks of CLIP, adds a learned frame position before clips are joined, and trains 0.5

@@ -16,7 +16,7 @@ from fewtokens.methods.ops.groups import allocate, carry_labels, frames_for, mer
 
 
 class Testa(Reducer):
-    """Merges similar frames position by position, then similar patches within each frame.
+    """Merges similar frames position by position, then similar patches per frame.
 
     TESTA (arXiv 2310.19060), applied to features here: the paper alternates both in every block of a TimeSformer.
     Frames are matched by the mean similarity of their patches (in the reference code patches vote by the mode of

@@ -14,11 +14,11 @@ from fewtokens.methods.ops.schedule import num_to_remove, schedule
 
 
 class TomeInEncoder(Reducer):
-    """In every block, merges the r most similar pairs of tokens of each frame, between attention and MLP.
+    """In every block, merges the most similar tokens of each frame.
 
-    Token Merging (arXiv 2210.09461). Tokens are matched on the attention keys (mean over heads); class and register
-    tokens never merge, and by default the encoder weights attention by the sizes (proportional attention). On the
-    features of an encoder's output: `tome`.
+    Token Merging (arXiv 2210.09461), with r pairs per block merged between attention and MLP. Tokens are matched on the
+    attention keys (mean over heads); class and register tokens never merge, and by default the encoder weights
+    attention by the sizes (proportional attention). On the features of an encoder's output: `tome`.
 
     Args:
         keep: budget, reached evenly over the blocks: a fraction of the cells (float) or "8/frame". Default: 0.25.

@@ -15,7 +15,7 @@ from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
 
 
 class TomeVideo(Reducer):
-    """Merges the most similar tokens pairwise, within each frame or over the full video.
+    """Merges the most similar tokens pairwise, within frames or over the video.
 
     ToMe (arXiv 2210.09461) as video pipelines use it after the encoder. "frame": each frame meets its part of the
     budget separately. "video": all tokens are matched; unlike in `tome`, odd frames are shifted by one position before

@@ -17,14 +17,14 @@ from fewtokens.methods.ops.bipartite import bipartite_plan
 
 
 class VidTldr(Reducer):
-    """In the first blocks, merges tokens weighted by their saliency, so that the background fades.
+    """In the first blocks, merges tokens weighted by their saliency.
 
-    vid-TLDR (arXiv 2403.13347). A token is salient if its attention (mean over heads, ignoring sizes) is sharp: the sum
-    of A log A, scaled to 0..1 over the frame; tokens below the mean have saliency 0, the others their height above it.
-    Tokens are matched as in ToMe, but on their features after attention. A token that merges into another contributes
-    its features with its size times its saliency; the other keeps its own size. Sizes therefore no longer count cells.
-    If all rows are equally sharp, nothing is background. The paper processes the 12 frames of a clip in one pass; here
-    each frame is processed separately, as the encoders do.
+    vid-TLDR (arXiv 2403.13347) lets the background fade. A token is salient if its attention (mean over heads, ignoring
+    sizes) is sharp: the sum of A log A, scaled to 0..1 over the frame; tokens below the mean have saliency 0, the
+    others their height above it. Tokens are matched as in ToMe, but on their features after attention. A token that
+    merges into another contributes its features with its size times its saliency; the other keeps its own size. Sizes
+    therefore no longer count cells. If all rows are equally sharp, nothing is background. The paper processes the 12
+    frames of a clip in one pass; here each frame is processed separately, as the encoders do.
 
     Args:
         keep: budget, met by each frame separately: a fraction of the cells (float) or "8/frame". Default: 0.25.

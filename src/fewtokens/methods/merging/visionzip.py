@@ -14,7 +14,7 @@ from fewtokens.core.tokens import Tokens
 
 
 class VisionZip(Reducer):
-    """Keeps the most attended tokens of each frame; the rest merge into evenly spaced contextual tokens.
+    """Keeps the most attended tokens; the rest merge into contextual tokens.
 
     VisionZip (arXiv 2412.04467). Dominant tokens are those with the most attention in the encoder's last block. Of the
     others every n-th is a contextual token, which the rest join by cosine of the attention keys. The published code

@@ -26,7 +26,7 @@ _PIXELS = "normalized by CLIP's mean and deviation"
 
 
 class VisualWords(Reducer):
-    """Keeps the patches of highest variance, or one token per visual word of each frame, before the encoder.
+    """Keeps the highest-variance patches, or one token per visual word of a frame.
 
     VWT (arXiv 2411.15397). Without a vocabulary ("intra-image") the patches of each frame with the highest pixel
     variance are kept, about half of them in the paper. With a vocabulary ("inter-image") a patch whose nearest word is

@@ -87,7 +87,7 @@ def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Te
 
 
 def plan_from_groups(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
-    """The plan on `tokens` that sends the rows of `split_groups(tokens, group, ...)` to `dest` [B*groups,width]; -1 to drop.
+    """The plan on `tokens` that sends rows of `split_groups(tokens, ...)` to `dest` [B*groups,width]; -1 to drop.
 
     No features are moved to compute it.
     """

@@ -21,7 +21,7 @@ def rows_and_columns(num_tokens: int, height: int, width: int) -> tuple[int, int
 
 
 class GridSplit(Resampler):
-    """Divides each frame into equal rectangles, one per token of the budget, and averages each.
+    """Divides each frame into equal rectangles and averages each.
 
     "Fixed grid split", a baseline of TokenLearner (arXiv 2106.11297, appendix), without learned parameters. A patch
     that crosses the border of rectangles belongs to the one that contains its center; a frame with fewer patches than

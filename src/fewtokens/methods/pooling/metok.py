@@ -20,7 +20,7 @@ _STRIDES = {(True, True): 2, (True, False): 4, (False, True): 4, (False, False):
 
 
 class Metok(Reducer):
-    """Average-pools each frame with a stride that depends on its relevance (approximates METok, stage 1).
+    """Pools each frame with a stride set by its relevance (approximates METok).
 
     METok (arXiv 2506.02850). The video is cut into `events` segments at the frames least similar to the next one. The
     `key_events` events with the most relevant frame are key events; in every event the `key_frames` most relevant

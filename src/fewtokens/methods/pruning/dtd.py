@@ -15,10 +15,10 @@ from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
 
 
 class Dtd(Reducer):
-    """Drops patches similar to the same position in the previous frame; keeps the first frame in full.
+    """Drops patches similar to the same position in the previous frame.
 
-    The comparison is always with the original previous frame, whether or not its token was kept, so slow drift goes
-    undetected (as in the paper).
+    The first frame is kept in full. The comparison is always with the original previous frame, whether or not its token
+    was kept, so slow drift goes undetected (as in the paper).
 
     Args:
         tau: threshold. "feature": drop if the cosine is above tau; default 0.5, as in the reference code. "relative":

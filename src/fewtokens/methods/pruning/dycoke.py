@@ -33,11 +33,11 @@ class DyCokeState:
 
 
 class DyCoke(Reducer):
-    """Keeps every fourth frame in full; in the others, keeps the tokens least similar to an earlier frame.
+    """In groups of four frames, drops tokens similar to an earlier frame.
 
-    DyCoke (arXiv 2411.15024), its first stage (TTM). In each group of four frames, frames 1 and 3 are compared with the
-    previous frame (0 and 2) and frame 2 with frame 0, position by position; each keeps its int((1 - rate) * n) least
-    similar tokens. Despite its name nothing is merged: the rest is dropped.
+    DyCoke (arXiv 2411.15024), its first stage (TTM). The first frame of each group is kept in full; frames 1 and 3 are
+    compared with the previous frame (0 and 2) and frame 2 with frame 0, position by position; each keeps its
+    int((1 - rate) * n) least similar tokens. Despite its name nothing is merged: the rest is dropped.
 
     The published code loses the last frame of an odd number, fails below five frames, and never prunes the third frame
     of the last group. Here every frame is processed and any number of frames works; the third frame of the last group

@@ -13,11 +13,11 @@ from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
 
 
 class Evs(Reducer):
-    """Keeps the tokens that differ most from the previous frame; keeps the first frame in full.
+    """Keeps the tokens that differ most from the previous frame.
 
-    Efficient Video Sampling (arXiv 2510.14624). A token's score is 1 - cosine to the same position in the previous
-    frame (the original one, whether or not its token was kept), ranked over the full video. The count is exact and
-    known in advance: max(one frame, keep * cells).
+    Efficient Video Sampling (arXiv 2510.14624). The first frame is kept in full. A token's score is 1 - cosine to the
+    same position in the previous frame (the original one, whether or not its token was kept), ranked over the full
+    video. The count is exact and known in advance: max(one frame, keep * cells).
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.

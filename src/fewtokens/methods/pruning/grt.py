@@ -19,7 +19,7 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 class Grt(Reducer):
-    """Drops patches whose pixels match the same position in the previous frame, before the encoder.
+    """Drops patches unchanged since the previous frame, before the encoder.
 
     GRT of Dense Video Understanding (arXiv 2509.14199), the gate before the encoder; the first frame is kept in full.
     In the paper an unchanged patch reuses the previous embedding, and the sequence keeps its length; here the encoder

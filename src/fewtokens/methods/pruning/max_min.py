@@ -15,12 +15,12 @@ _MAX_BLOCK_ENTRIES = 1 << 22
 
 
 class MaxMin(Reducer):
-    """Keeps a diverse set of tokens: repeatedly the token farthest from all kept so far, by cosine.
+    """Keeps a diverse set of tokens: greedily the farthest from all kept so far.
 
-    The greedy solution of the max-min diversity problem, as in DivPrune (arXiv 2503.02175). DivPrune starts with the
-    token whose nearest other token is farthest, which requires all pairwise similarities; by default this method starts
-    with the token farthest from the mean of the video. Greedy selection depends on the first token, so the two keep
-    different tokens; start="isolated" is DivPrune.
+    The greedy solution of the max-min diversity problem by cosine distance, as in DivPrune (arXiv 2503.02175). DivPrune
+    starts with the token whose nearest other token is farthest, which requires all pairwise similarities; by default
+    this method starts with the token farthest from the mean of the video. Greedy selection depends on the first token,
+    so the two keep different tokens; start="isolated" is DivPrune.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.

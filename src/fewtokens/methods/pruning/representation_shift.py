@@ -10,11 +10,11 @@ from fewtokens.core.tokens import Tokens
 
 
 class RepresentationShift(Reducer):
-    """Keeps the tokens that the encoder's last MLP changes most; requires no attention maps.
+    """Keeps the tokens that the encoder's last MLP changes most.
 
     Representation Shift (arXiv 2508.00367): a token's importance is the L2 norm of what a branch adds to it, measured
-    best on the MLP. The paper's code was not available; where and how many tokens to drop is our choice. Between the
-    blocks of an encoder: `representation_shift_in_encoder`.
+    best on the MLP; no attention maps are required. The paper's code was not available; where and how many tokens to
+    drop is our choice. Between the blocks of an encoder: `representation_shift_in_encoder`.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.

@@ -10,7 +10,7 @@ from fewtokens.core.tokens import Tokens
 
 
 class RepresentationShiftInEncoder(Reducer):
-    """In selected blocks, keeps the tokens that the previous block's MLP changes most.
+    """In some blocks, keeps the tokens changed most by the previous MLP.
 
     Representation Shift (arXiv 2508.00367), see `representation_shift`. Tokens are dropped between attention and MLP,
     by the norm of what the MLP of the previous block added (in the first block, what its attention added). It requires

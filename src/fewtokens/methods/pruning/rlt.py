@@ -20,7 +20,7 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Rlt(Reducer):
-    """Keeps one token per run of unchanged patches, before the encoder; its size is the run's length.
+    """Keeps one token per run of unchanged patches; its size is the run's length.
 
     RLT (arXiv 2411.05222). A patch starts a run if the mean absolute difference between its last sub-frame and the
     first sub-frame of the previous patch exceeds tau; the first frame always starts runs. With one frame per patch this

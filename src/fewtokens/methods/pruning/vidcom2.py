@@ -17,7 +17,7 @@ _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 
 class VidCom2(Reducer):
-    """Keeps the tokens least similar to the mean of the video and of their frame; more in distinctive frames.
+    """Keeps the tokens least similar to the mean of the video and of their frame.
 
     Video Compression Commander (arXiv 2505.14454), as served by vLLM. On the normalized half of the channels with the
     lowest variance, a token's similarity to a mean is a sum of five Gaussians of their distance; a frame's part of the
