@@ -32,9 +32,9 @@ class FastVid(Method):
     similar pairs, or less similar than tau. In each frame a fraction `context` of the budget goes to anchors and the
     rest to the tokens with the most attention. Every `stride`-th frame of a segment, counted from its end, is an anchor
     frame: its anchors are the density peaks among its non-salient tokens. In each anchor frame every non-salient token
-    of the segment (including anchors of other frames) joins its most similar anchor, which becomes w * anchor + (1 - w)
-    * mean(the n tokens: itself and its members), w = max(1/(n+1), beta). An anchor frame with no more anchors than one
-    frame's part of the budget (stride=1) gathers only from itself, as in the published code.
+    of the segment (including anchors of other frames) joins its most similar anchor. An anchor of n tokens, itself
+    included, becomes w * anchor + (1 - w) * mean(tokens) with w = max(1/(n+1), beta). An anchor frame with no more
+    anchors than one frame's part of the budget (stride=1) gathers only from itself, as in the published code.
 
     The count is exact: the published code loses up to one token per frame and per anchor frame to rounding, and fails
     for budgets above about 0.45 or if a frame gets no anchors. Here the remaining budget goes to the next tokens by

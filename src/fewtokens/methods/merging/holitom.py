@@ -102,9 +102,7 @@ class HoliTom(Reducer):
         members = torch.zeros(B, int(counts.max()) + 1, device=x.device)
         outside = static.flatten(1) & ~is_center & (dest >= 0)
         members.scatter_add_(1, dest.masked_fill(~outside, int(counts.max())), outside.float())
-        num_members = members.gather(
-            1, dest.clamp(min=0)
-        )  # tokens of other positions in the same cluster, over all frames
+        num_members = members.gather(1, dest.clamp(min=0))  # of other positions in the same cluster, over all frames
         frames = length.flatten(1).clamp(min=1)
         alone = num_members == 0
         part = torch.where(

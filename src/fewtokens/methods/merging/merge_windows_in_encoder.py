@@ -17,7 +17,8 @@ from fewtokens.methods.ops.windows import tokens_per_window, window_cells, windo
 class MergeWindowsInEncoder(Reducer):
     """In every block, merges the most similar tokens of each window.
 
-    As `merge_windows`, between attention and MLP and matched on the attention keys; every full window keeps the same count.
+    As `merge_windows`, between attention and MLP and matched on the attention keys; every full window keeps the same
+    count.
 
     Args:
         keep: budget, met by each frame separately and reached evenly over the blocks: a fraction of the cells (float)
