@@ -79,7 +79,7 @@ def test_the_text_matters(name):
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_another_text_is_named(name):
-    with pytest.raises(ValueError, match="say text_dim"):
+    with pytest.raises(ValueError, match="set text_dim"):
         run(build(name), video(), torch.zeros(2, 3, D + 1).double())
     with pytest.raises(ValueError, match=r"text as \[B,L,D\]"):
         run(build(name), video(), torch.zeros(1, 3, D).double())
@@ -124,5 +124,5 @@ def test_weights_are_saved_and_read(name, tmp_path):
     tokens = video().to(torch.float32)
     text = query().float()
     assert torch.equal(run(method, tokens, text).features, run(again.eval(), tokens, text).features)
-    with pytest.raises(ValueError, match="say dim"):
+    with pytest.raises(ValueError, match="set dim"):
         run(method, clip(C=C + 1), text)

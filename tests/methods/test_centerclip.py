@@ -15,7 +15,7 @@ from tests.helpers.published import wave
 
 
 class TestCenterClip:
-    def plain(self, x: np.ndarray, k: int) -> list[int]:
+    def by_loops(self, x: np.ndarray, k: int) -> list[int]:
         """The medoid of each row, by loops."""
         n = len(x)
         d = np.linalg.norm(x[:, None] - x[None], axis=-1)
@@ -37,10 +37,10 @@ class TestCenterClip:
     @pytest.mark.parametrize("k", [1, 3, 9, 30])
     def test_against_loops(self, seed, k):
         x = torch.randn(1, 30, 5, generator=torch.Generator().manual_seed(seed))
-        found = k_medoids(x, torch.ones(1, 30, dtype=torch.bool), torch.tensor([k]), 100)[0].tolist()
-        assert found == self.plain(x[0].double().numpy(), k)
+        medoids = k_medoids(x, torch.ones(1, 30, dtype=torch.bool), torch.tensor([k]), 100)[0].tolist()
+        assert medoids == self.by_loops(x[0].double().numpy(), k)
 
-    def test_segments_are_apart(self):
+    def test_segments_are_clustered_separately(self):
         out = CenterClip(0.1, frames=2)(clip(6, 4, 5, 8, 1))
         assert out.N == 12
         for m in range(12):
@@ -55,20 +55,20 @@ class TestSpectral:
     def test_rows_span_the_lowest_eigenvectors(self):
         x = torch.randn(1, 30, 6, generator=torch.Generator().manual_seed(0))
         real = torch.ones(1, 30, dtype=torch.bool)
-        ours = spectral_rows(x, real, torch.tensor([4]), 5, 1.5)[0].double().numpy()
+        rows = spectral_rows(x, real, torch.tensor([4]), 5, 1.5)[0].double().numpy()
         d = torch.cdist(x[0].double(), x[0].double()).numpy()
         near = np.zeros((30, 30), dtype=bool)
         for i in range(30):
-            near[i, np.argsort(d[i])[:5]] = True  # itself first, as in the published code
+            near[i, np.argsort(d[i])[:5]] = True  # the token itself first, as in the published code
         weight = np.where(near | near.T, np.exp(-(d**2) / (2 * 1.5**2)), 0.0)
         degree = weight.sum(1)
         laplacian = np.eye(30) - weight / np.sqrt(degree[:, None] * degree[None])
         expected = np.linalg.eigh(laplacian)[1][:, :4]
-        # Eigenvectors are known up to a rotation; the projection is not.
-        np.testing.assert_allclose(ours @ ours.T, expected @ expected.T, atol=1e-4)
+        # Eigenvectors are unique only up to a rotation; the projection is unique.
+        np.testing.assert_allclose(rows @ rows.T, expected @ expected.T, atol=1e-4)
 
     def test_finds_rings(self):
-        """Two circles around each other: the spectral variant tells them apart, medoids cannot."""
+        """Two concentric circles: the spectral variant separates them, medoids cannot."""
         angle = torch.arange(24) * (2 * torch.pi / 24)
         ring = torch.stack([angle.cos(), angle.sin()], 1)
         tokens = Tokens.from_cells(torch.cat([ring, 4 * ring]).reshape(1, 1, 6, 8, 2))

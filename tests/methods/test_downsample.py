@@ -1,4 +1,4 @@
-"""Down-sampling against average pooling and loops."""
+"""Downsampling against average pooling and loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewtokens.methods.baselines.downsample import Downsample
 from tests.helpers import naive
 
 
-def test_where_it_divides_it_is_average_pooling():
+def test_is_average_pooling_if_the_sides_divide():
     x = torch.randn(2, 3, 6, 8, 5)
     pooled = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2).reshape(2, 36, 5)
     torch.testing.assert_close(Downsample(0.25)(Tokens.from_cells(x)).features, pooled)

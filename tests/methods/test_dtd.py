@@ -54,20 +54,20 @@ class TestDtd:
         assert Dtd(mode="pixel")(tokens, pixels=pixels).cell[0].tolist() == expected
         assert torch.equal(pixels, before)
 
-    def test_slow_drift_is_unseen(self):
-        """The frame before is the original one, kept or not: as published, and worth knowing."""
+    def test_slow_drift_is_undetected(self):
+        """The previous frame is the original one, kept or not, as published."""
         angle = torch.linspace(0, torch.pi / 2, 30)
         x = torch.stack([angle.cos(), angle.sin()], 1).reshape(1, 30, 1, 1, 2)
         assert Dtd(0.9)(Tokens.from_cells(x)).N == 1
 
     def test_bad_arguments(self):
         for wrong in ({"mode": "edges"}, {"tau": 2.0}, {"tau": -0.1, "mode": "pixel"}):
-            with pytest.raises(ValueError, match=r"tau|modes"):
+            with pytest.raises(ValueError, match=r"tau|mode"):
                 Dtd(**wrong)
 
 
 def test_after_an_earlier_reduction():
-    """What stands for the cell before is found through the source: a run is compared with its first patch."""
+    """The previous token is found through the assignment: a run is compared with its first patch."""
     tokens, pixels = pixel_clip(T=4, P=1)
     rlt, dtd = registry.build("rlt | dtd(0.5)")
     runs = rlt(tokens, pixels=pixels)
@@ -83,6 +83,6 @@ def test_after_an_earlier_reduction():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("value", [0.3, 0.8])
 def test_thresholds_against_loops(value, seed):
-    """In the form that the benchmark of speed times."""
+    """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
     naive.same_tokens(registry.build(f"dtd({value})")[0](tokens), naive.dtd(x, value))

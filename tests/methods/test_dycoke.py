@@ -25,11 +25,11 @@ class TestDyCoke:
     def test_against_loops(self, T, last_group):
         tokens = clip(T, 3, 4, 8, 1)
         x = tokens.features[0].double().numpy().reshape(T, 12, 8)
-        kept = np.ones((T, 12), bool)
+        survives = np.ones((T, 12), bool)
 
         def prune(t: int, earlier: int) -> None:
             order = sorted(range(12), key=lambda n: cosine(x[t, n], x[earlier, n]))
-            kept[t] = [n in order[:3] for n in range(12)]
+            survives[t] = [n in order[:3] for n in range(12)]
 
         for i in range(0, T - 1, 2):
             prune(i + 1, i)
@@ -37,7 +37,7 @@ class TestDyCoke:
             if i + 2 < T and (last_group == "pruned" or i < T - 4):
                 prune(i + 2, i)
         out = DyCoke(0.7, last_group=last_group)(tokens)
-        assert torch.equal(out.assignment[0] >= 0, torch.from_numpy(kept.reshape(-1)))
+        assert torch.equal(out.assignment[0] >= 0, torch.from_numpy(survives.reshape(-1)))
 
     def test_no_frame_is_lost(self):
         out = DyCoke(1.0)(clip(7, 3, 4, 8, 1))
@@ -47,6 +47,6 @@ class TestDyCoke:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("value", [0.3, 0.8])
 def test_thresholds_against_loops(value, seed):
-    """In the form that the benchmark of speed times."""
+    """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
     naive.same_tokens(registry.build(f"dycoke({value})")[0](tokens), naive.dycoke(x, value))

@@ -10,7 +10,7 @@ from fewtokens.methods.pooling.dynamic_pool import DynamicPool
 
 
 def test_dynamic_pool():
-    """T=32 gives 64 tokens a frame, T=200 gives 9; a frame that divides evenly is average pooling."""
+    """T=32 gives 64 tokens per frame, T=200 gives 9; if the sides divide, it is average pooling."""
     assert DynamicPool().planned_count(Grid(32, 24, 24)) == 32 * 64
     assert DynamicPool().planned_count(Grid(200, 24, 24)) == 200 * 9
     assert DynamicPool().planned_count(Grid(1, 24, 24)) == 144

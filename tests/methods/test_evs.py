@@ -54,7 +54,7 @@ def test_as_vllm():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("keep", [0.6, 0.25])
 def test_budgets_against_loops(keep, seed):
-    """In the form that the benchmark of speed times."""
+    """In the form timed by the speed benchmark."""
     tokens, x = naive.video(seed=seed)
     (method,) = registry.build(f"evs({keep})")
     naive.same_tokens(method(tokens), naive.evs(x, method.planned_count(tokens.grid)))

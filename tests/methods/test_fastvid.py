@@ -19,45 +19,45 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-def plain_segments(frames: np.ndarray, segments: int, tau: float) -> list[tuple[int, int]]:
-    like = [cosine(a, b) for a, b in itertools.pairwise(frames)]
-    lowest = sorted(range(len(like)), key=lambda t: like[t])[: segments - 1]
+def segments_by_loops(frames: np.ndarray, segments: int, tau: float) -> list[tuple[int, int]]:
+    similarity = [cosine(a, b) for a, b in itertools.pairwise(frames)]
+    lowest = sorted(range(len(similarity)), key=lambda t: similarity[t])[: segments - 1]
     out, start = [], 0
     for t in range(len(frames)):
-        if t == len(frames) - 1 or t in lowest or like[t] < tau:
+        if t == len(frames) - 1 or t in lowest or similarity[t] < tau:
             out.append((start, t))
             start = t + 1
     return out
 
 
-def plain(x, attention, frames, keep, *, segments, tau, context, stride, beta, neighbors) -> dict[int, np.ndarray]:
-    """x [T,n,C], budgets below 0.45: cell -> feature of every token that comes out."""
+def by_loops(x, attention, frames, keep, *, segments, tau, context, stride, beta, neighbors) -> dict[int, np.ndarray]:
+    """Maps the cell of every output token to its feature; x [T,n,C], budgets below 0.45."""
     T, n, _ = x.shape
-    each = keep // T
-    few = int(each * context)
+    per_frame = keep // T
+    num_context = int(per_frame * context)
     by_attention = [sorted(range(n), key=lambda p, t=t: -attention[t, p]) for t in range(T)]
-    salient = {(t, p) for t in range(T) for p in by_attention[t][: each - few]}
+    salient = {(t, p) for t in range(T) for p in by_attention[t][: per_frame - num_context]}
     out = {t * n + p: x[t, p] for t, p in salient}
-    for s, e in plain_segments(frames, segments, tau):
+    for s, e in segments_by_loops(frames, segments, tau):
         anchor_frames = range(e, s - 1, -stride)
-        number = few * (e - s + 1) // len(anchor_frames)
+        num_anchors = num_context * (e - s + 1) // len(anchor_frames)
         for f in anchor_frames:
             places = [p for p in range(n) if (f, p) not in salient]
             score = dict(zip(places, naive.peaks(x[f, places], neighbors), strict=True))
-            mine = sorted(places, key=lambda p, score=score: -score[p])[:number]
-            members: dict[int, list[np.ndarray]] = {p: [x[f, p]] for p in mine}
-            for t in range(s, e + 1) if number != few else [f]:
+            anchors = sorted(places, key=lambda p, score=score: -score[p])[:num_anchors]
+            members: dict[int, list[np.ndarray]] = {p: [x[f, p]] for p in anchors}
+            for t in range(s, e + 1) if num_anchors != num_context else [f]:
                 for p in range(n):
-                    if mine and (t, p) not in salient and not (t == f and p in mine):
-                        members[max(mine, key=lambda q, t=t, p=p, f=f: cosine(x[t, p], x[f, q]))].append(x[t, p])
+                    if anchors and (t, p) not in salient and not (t == f and p in anchors):
+                        members[max(anchors, key=lambda q, t=t, p=p, f=f: cosine(x[t, p], x[f, q]))].append(x[t, p])
             for p, rows in members.items():
                 w = max(1 / (len(rows) + 1), beta)
                 out[f * n + p] = w * x[f, p] + (1 - w) * np.mean(rows, 0)
-    # What rounding leaves goes to the next by attention, the best of every frame first.
-    for place, t in itertools.product(range(n), range(T)):
-        cell = t * n + by_attention[t][place]
+    # The budget lost to rounding goes to the next tokens by attention, the best of every frame first.
+    for rank, t in itertools.product(range(n), range(T)):
+        cell = t * n + by_attention[t][rank]
         if len(out) < keep and cell not in out:
-            out[cell] = x[t, by_attention[t][place]]
+            out[cell] = x[t, by_attention[t][rank]]
     return out
 
 
@@ -67,16 +67,16 @@ def plain(x, attention, frames, keep, *, segments, tau, context, stride, beta, n
 def test_against_loops(keep, seed, beta, stride, tau):
     options = {"segments": 3, "tau": tau, "context": 0.4, "stride": stride, "beta": beta, "neighbors": 4}
     tokens = clip(6, 4, 4, 12, 1, seed=seed)
-    given = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
+    inputs = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
     x = tokens.features[0].double().numpy().reshape(6, 16, 12)
-    attention = given["attention"][0].numpy().reshape(6, 16)
-    expected = plain(x, attention, given["frame_global"][0].double().numpy(), keep, **options)
-    out = FastVid(keep, **options)(tokens, **given)
+    attention = inputs["attention"][0].numpy().reshape(6, 16)
+    expected = by_loops(x, attention, inputs["frame_global"][0].double().numpy(), keep, **options)
+    out = FastVid(keep, **options)(tokens, **inputs)
     assert len(expected) == keep == int(out.count[0])
-    found = out.features[0].double().numpy()
-    assert all(np.abs(found - row).max(1).min() < 1e-4 for row in expected.values())
-    assert all(min(np.abs(row - other).max() for other in expected.values()) < 1e-4 for row in found)
-    # Everything is credited to some token: nothing is lost where every segment has an anchor.
+    features = out.features[0].double().numpy()
+    assert all(np.abs(features - row).max(1).min() < 1e-4 for row in expected.values())
+    assert all(min(np.abs(row - other).max() for other in expected.values()) < 1e-4 for row in features)
+    # If every segment has an anchor, every cell is credited to some token.
     if keep == 40:
         assert float(out.sizes.sum()) == 96
 
@@ -85,17 +85,17 @@ def test_segments_are_cut_where_frames_change():
     a, b = torch.randn(1, 16), torch.randn(1, 16)
     frames = torch.stack([a, a, a, b, b, a], 1)
     x = frames[:, :, None, None].repeat(1, 1, 3, 3, 1) + 0.01 * torch.randn(1, 6, 3, 3, 16)
-    choice = FastVid(0.5, segments=1)._choose(Tokens.from_cells(x), torch.rand(1, 54), frames)
-    assert choice.first[0].tolist() == [0, 0, 0, 3, 3, 5]
-    assert choice.last[0].tolist() == [2, 2, 2, 4, 4, 5]
+    selection = FastVid(0.5, segments=1)._select(Tokens.from_cells(x), torch.rand(1, 54), frames)
+    assert selection.first[0].tolist() == [0, 0, 0, 3, 3, 5]
+    assert selection.last[0].tolist() == [2, 2, 2, 4, 4, 5]
 
 
 @pytest.mark.parametrize("keep", [0.46, 0.6, 0.9])
 def test_budgets_at_which_the_published_code_fails(keep):
     tokens = clip(4, 14, 14, 16, 1)
-    given = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
+    inputs = {name: cues(tokens)[name] for name in ("attention", "frame_global")}
     method = FastVid(keep)
-    assert int(method(tokens, **given).count[0]) == method.planned_count(tokens.grid)
+    assert int(method(tokens, **inputs).count[0]) == method.planned_count(tokens.grid)
 
 
 def test_fastvid():
@@ -117,6 +117,6 @@ def test_fastvid():
     }
     for row in rows.values():
         assert float((out.features[0, :, :3] - torch.tensor(row)).abs().amax(1).min()) < 1e-4
-    # Anchors gathered, and so are no longer what they were, at 16 of 40 places.
-    moved = torch.cdist(out.features[0], x.reshape(-1, 8), p=float("inf")).amin(1) > 1e-3
-    assert int(moved.sum()) == 16
+    # 16 of the 40 tokens are anchors that gathered others, so their features changed.
+    changed = torch.cdist(out.features[0], x.reshape(-1, 8), p=float("inf")).amin(1) > 1e-3
+    assert int(changed.sum()) == 16

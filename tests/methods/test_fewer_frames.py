@@ -1,4 +1,4 @@
-"""Whole frames, and the rest of the budget in the last one, against loops."""
+"""Full frames, and the rest of the budget in the last one, against loops."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tests.helpers.clips import clip
 @pytest.mark.parametrize("count", [1, 5, 12, 13, 24, 31, 60, 84])
 def test_against_loops(count):
     tokens = clip(7, 3, 4, B=1)
-    number = math.ceil(count / 12)
-    frames = [int((i + 0.5) * 7 / number) for i in range(number)]
-    # In the last frame at multiples of the golden ratio, those with the smallest fractional parts.
-    spread = sorted(range(12), key=lambda place: place * (math.sqrt(5) - 1) / 2 % 1)[: count - 12 * (number - 1)]
-    expected = [12 * t + place for t in frames[:-1] for place in range(12)]
-    expected += [12 * frames[-1] + place for place in spread]
+    num_frames = math.ceil(count / 12)
+    frames = [int((i + 0.5) * 7 / num_frames) for i in range(num_frames)]
+    # In the last frame, the positions whose multiples of the golden ratio have the smallest fractional parts.
+    spread = sorted(range(12), key=lambda n: n * (math.sqrt(5) - 1) / 2 % 1)[: count - 12 * (num_frames - 1)]
+    expected = [12 * t + position for t in frames[:-1] for position in range(12)]
+    expected += [12 * frames[-1] + position for position in spread]
     assert FewerFrames(count)(tokens).cell[0].tolist() == sorted(expected)
 
 
-def test_each_video_by_its_own_length():
+def test_each_video_uses_its_own_length():
     out = FewerFrames(0.5)(clip(8, 1, 2, lengths=[8, 4]))
     assert sorted(set(out.frame[0].tolist())) == [1, 3, 5, 7]
     assert sorted(set(out.frame[1, :4].tolist())) == [1, 3]

@@ -17,21 +17,21 @@ def test_frame_fusion_against_loops(similarity):
     tokens = clip(7, 3, 4, 8, 1)
     x = tokens.features[0].double().numpy().reshape(7, 12, 8)
     chains = []
-    for place in range(12):
+    for position in range(12):
         for t in range(7):
-            if t and cosine(x[t, place], x[t - 1, place]) >= similarity:
-                chains[-1].append((t, place))
+            if t and cosine(x[t, position], x[t - 1, position]) >= similarity:
+                chains[-1].append((t, position))
             else:
-                chains.append([(t, place)])
+                chains.append([(t, position)])
     out = FrameFusion(similarity)(tokens)
-    found = {
+    features = {
         frozenset(np.flatnonzero(out.assignment[0].numpy() == m).tolist()): out.features[0, m].double().numpy()
         for m in range(int(out.count[0]))
     }
-    assert len(found) == len(chains)
+    assert len(features) == len(chains)
     for chain in chains:
         np.testing.assert_allclose(
-            found[frozenset(t * 12 + p for t, p in chain)], np.mean([x[c] for c in chain], 0), rtol=1e-5, atol=1e-6
+            features[frozenset(t * 12 + p for t, p in chain)], np.mean([x[c] for c in chain], 0), rtol=1e-5, atol=1e-6
         )
 
 
@@ -44,6 +44,6 @@ def test_frame_fusion_at_a_budget():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("value", [0.3, 0.8])
 def test_thresholds_against_loops(value, seed):
-    """In the form that the benchmark of speed times."""
+    """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
     naive.same_tokens(registry.build(f"frame_fusion({value})")[0](tokens), naive.frame_fusion(x, value))

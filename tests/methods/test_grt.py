@@ -17,10 +17,10 @@ class TestGrt:
     def test_against_a_double_loop(self, measure, tau):
         tokens, pixels = pixel_clip(P=1)
         p = pixels[0, :, 0].double().numpy().reshape(5, 12, 4, 3)
-        kept, holder = [], {}
+        survivors, holder = [], {}
         for t in range(5):
-            for place in range(12):
-                a, b = p[t - 1, place], p[t, place]
+            for position in range(12):
+                a, b = p[t - 1, position], p[t, position]
                 if measure == "ssim":
                     by_channel = []
                     for c in range(3):
@@ -32,13 +32,13 @@ class TestGrt:
                 else:
                     change = np.sqrt(((2 * (a - b)) ** 2).sum()) / (1 if measure == "l2" else math.sqrt(12))
                 if t == 0 or change > tau + 1e-9:
-                    holder[place] = len(kept)
-                    kept.append(t * 12 + place)
+                    holder[position] = len(survivors)
+                    survivors.append(t * 12 + position)
         out = Grt(max(tau, 1e-6) if tau == 0 else tau, measure=measure)(tokens, pixels=pixels)
-        assert out.cell[0].tolist() == kept
+        assert out.cell[0].tolist() == survivors
         assert out.sizes.sum() == 60
 
     def test_the_encoder_sees_fewer(self):
-        """The released code hands on the embedding before, and the sequence is as long as ever."""
+        """In the released code the sequence keeps its length: an unchanged patch reuses the previous embedding."""
         tokens, pixels = pixel_clip(P=1)
         assert Grt(keep=0.3)(tokens, pixels=pixels).N == 18

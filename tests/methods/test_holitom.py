@@ -1,4 +1,4 @@
-"""HoliTom: the windows against brute force, the whole method against loops."""
+"""HoliTom: the windows against brute force, the full method against loops."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.helpers import naive
 from tests.helpers.clips import clip, cues
 
 
-def static_places(same: np.ndarray, s: int, e: int) -> list[int]:
-    """Places that stay from frame s to e; same[t,n]: frame t is like t-1."""
+def static_positions(same: np.ndarray, s: int, e: int) -> list[int]:
+    """Positions that stay the same from frame s to e; same[t,n]: whether frame t is similar to t-1."""
     return [n for n in range(same.shape[1]) if all(same[t, n] for t in range(s + 1, e + 1))]
 
 
 def gain(same: np.ndarray, windows: list[tuple[int, int]]) -> int:
-    return sum((e - s) * len(static_places(same, s, e)) for s, e in windows)
+    return sum((e - s) * len(static_positions(same, s, e)) for s, e in windows)
 
 
 def cuts(T: int):
@@ -42,15 +42,15 @@ def test_windows_against_brute_force(seed):
     T = int(rng.integers(1, 9))
     same = rng.random((T, 6)) < rng.uniform(0.3, 0.95)
     first, last = best_windows(runs_of(same)[None], torch.ones(1, T, dtype=torch.bool))
-    found = sorted(set(zip(first[0].tolist(), last[0].tolist(), strict=True)))
-    assert found[0][0] == 0
-    assert found[-1][1] == T - 1
-    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(found))
-    assert gain(same, found) == max(gain(same, windows) for windows in cuts(T))
+    windows = sorted(set(zip(first[0].tolist(), last[0].tolist(), strict=True)))
+    assert windows[0][0] == 0
+    assert windows[-1][1] == T - 1
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(windows))
+    assert gain(same, windows) == max(gain(same, windows) for windows in cuts(T))
 
 
-def plain(x: np.ndarray, attention: np.ndarray, keep: int, tau: float, mix: float) -> list[np.ndarray]:
-    """x [T,n,C] of one video whose budget is below what merging leaves; the features, in any order."""
+def by_loops(x: np.ndarray, attention: np.ndarray, keep: int, tau: float, mix: float) -> list[np.ndarray]:
+    """The features in any order, for one video x [T,n,C] with a budget below what merging leaves."""
     T, n, _ = x.shape
     unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
     same = np.zeros((T, n), bool)
@@ -58,26 +58,28 @@ def plain(x: np.ndarray, attention: np.ndarray, keep: int, tau: float, mix: floa
     windows = max(cuts(T), key=lambda w: gain(same, w))
     groups: list[tuple[str, list, list[float]]] = []
     for s, e in windows:
-        stay = static_places(same, s, e) if e > s else []
-        if stay:
-            score = naive.peaks(x[s : e + 1, stay].mean(0), 7).tolist()
-            groups.append(("static", [(s, e, place) for place in stay], score))
+        static = static_positions(same, s, e) if e > s else []
+        if static:
+            score = naive.peaks(x[s : e + 1, static].mean(0), 7).tolist()
+            groups.append(("static", [(s, e, position) for position in static], score))
         for t in range(s, e + 1):
-            move = [place for place in range(n) if place not in stay]
-            groups.append(("dynamic", [(t, t, place) for place in move], [float(attention[t, p]) for p in move]))
-    # Sainte-Lague's rule in single precision; of equal claims the earlier cell's, static ones in their first frame.
+            dynamic = [position for position in range(n) if position not in static]
+            groups.append(
+                ("dynamic", [(t, t, position) for position in dynamic], [float(attention[t, p]) for p in dynamic])
+            )
+    # Sainte-Lague's method in single precision; ties go to the earlier cell, static ones in their first frame.
     claims = []
     for g, (_, cells, score) in enumerate(groups):
         order = sorted(range(len(cells)), key=lambda i, score=score: -score[i])
         for r, i in enumerate(order):
             claims.append((np.float32(r + 0.5) / np.float32(len(cells)), cells[i][0] * n + cells[i][2], g))
-    taken = [0] * len(groups)
+    counts = [0] * len(groups)
     for _, _, g in sorted(claims)[:keep]:
-        taken[g] += 1
+        counts[g] += 1
     out = []
-    for (kind, cells, score), count in zip(groups, taken, strict=True):
+    for (kind, cells, score), count in zip(groups, counts, strict=True):
         best = sorted(range(len(cells)), key=lambda i: -score[i])[:count]
-        value = [x[s : e + 1, place].mean(0) for s, e, place in cells]
+        value = [x[s : e + 1, position].mean(0) for s, e, position in cells]
         if kind == "dynamic":
             out += [value[i] for i in best]
             continue
@@ -98,11 +100,11 @@ def test_against_loops(seed, mix):
     attention = cues(tokens)["attention"]
     x = tokens.features[0].double().numpy().reshape(5, 20, 12)
     for keep in (7, 16, 31):
-        expected = plain(x, attention[0].numpy().reshape(5, 20), keep, 0.8, mix)
+        expected = by_loops(x, attention[0].numpy().reshape(5, 20), keep, 0.8, mix)
         out = HoliTom(keep, tau=0.8, centre=mix)(tokens, attention=attention)
         assert len(expected) == keep == int(out.count[0])
-        found = out.features[0].double().numpy()
-        assert all(np.abs(found - row).max(1).min() < 1e-4 for row in expected)
+        features = out.features[0].double().numpy()
+        assert all(np.abs(features - row).max(1).min() < 1e-4 for row in expected)
 
 
 def test_a_static_clip_is_one_window():
@@ -112,11 +114,11 @@ def test_a_static_clip_is_one_window():
     out = HoliTom(12, centre=1.0)(tokens, attention=attention)
     torch.testing.assert_close(out.features[0], x[0, 0].flatten(0, 1))
     assert out.sizes[0].tolist() == [6] * 12
-    # More budget than that gives cells back, one by one.
+    # A larger budget keeps cells separate, one by one.
     assert int(HoliTom(40)(tokens, attention=attention).count[0]) == 40
 
 
-def test_an_all_new_clip_has_no_static_place():
+def test_a_clip_of_new_frames_has_no_static_position():
     x = torch.randn(1, 6, 3, 4, 256, generator=torch.Generator().manual_seed(0))
     tokens = Tokens.from_cells(x)
     attention = torch.rand(1, 72)
@@ -127,9 +129,9 @@ def test_an_all_new_clip_has_no_static_place():
         assert set(best.tolist()) <= set((out.assignment[0] >= 0).nonzero().flatten().tolist())
 
 
-def test_holitom_takes_the_shorter_of_equal_windows():
+def test_ties_go_to_the_shorter_window():
     """cokeshao/HoliTom e9b2972, select_static_windows: [(0, 1), (2, 3)], which saves 3 as [(0, 3)] does."""
-    # One place stays over all four frames, another over the last two.
+    # One position stays the same over all four frames, another over the last two.
     runs = torch.tensor([[[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 1, 0]]])
     first, last = best_windows(runs, torch.ones(1, 4, dtype=torch.bool))
     assert first[0].tolist() == [0, 0, 2, 2]

@@ -13,7 +13,7 @@ from tests.helpers.clips import clip
 class TestHourglass:
     @pytest.mark.parametrize("seed", range(4))
     def test_against_loops(self, seed):
-        """k=2 with the frame itself among them: the density is that of the one nearest other frame."""
+        """k=2 includes the frame itself, so only the nearest other frame defines the density."""
         tokens = clip(8, 2, 3, 6, 1, seed=seed)
         frames = tokens.features[0].double().numpy().reshape(8, 6, 6).mean(1)
         distance = np.linalg.norm(frames[:, None] - frames[None], axis=-1) / np.sqrt(6)
@@ -33,8 +33,8 @@ class TestHourglass:
         tokens = clip(6, 2, 2, 8, 1)
         out = Hourglass(0.5)(tokens)
         back = out.unmerge()
-        kept = sorted(set(out.frame[0].tolist()))
+        survivors = sorted(set(out.frame[0].tolist()))
         full = tokens.features.reshape(1, 6, 2, 2, 8)
         for t in range(6):
-            nearest = min(kept, key=lambda k: (abs(k - t), k))
+            nearest = min(survivors, key=lambda k: (abs(k - t), k))
             torch.testing.assert_close(back[0, t], full[0, nearest])

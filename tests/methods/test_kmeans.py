@@ -13,12 +13,12 @@ from tests.helpers.planted import agree, planted
 
 @pytest.mark.parametrize(("seed", "labels"), [(0, [0, 1, 2, 0, 2, 2, 3, 3]), (7, [0, 1, 2, 2, 3, 4, 1, 1])])
 def test_eight_labels_of_a_seed(seed, labels):
-    """Of the loops, and written down: another hash or another start would change every published number."""
+    """Against loops and fixed labels: another hash or initialization would change every published number."""
     tokens, x = naive.video(seed=3)
     expected = torch.tensor(naive.kmeans(x, 6, seed))
-    ours = KMeans(6, seed=seed)(tokens).assignment[0]
-    assert agree(ours, expected)
-    assert agree(ours[:8], torch.tensor(labels))
+    assignment = KMeans(6, seed=seed)(tokens).assignment[0]
+    assert agree(assignment, expected)
+    assert agree(assignment[:8], torch.tensor(labels))
 
 
 class TestKMeans:
@@ -37,11 +37,11 @@ class TestKMeans:
 
     def test_blocks_change_nothing(self, monkeypatch):
         tokens, _ = planted(6, noise=0.3)
-        whole = KMeans(6)(tokens)
-        monkeypatch.setattr("fewtokens.methods.ops.spherical._ENTRIES_AT_ONCE", 50)
-        assert torch.equal(KMeans(6)(tokens).assignment, whole.assignment)
+        expected = KMeans(6)(tokens)
+        monkeypatch.setattr("fewtokens.methods.ops.spherical._MAX_BLOCK_ENTRIES", 50)
+        assert torch.equal(KMeans(6)(tokens).assignment, expected.assignment)
 
-    def test_duplicates_still_give_exactly_k(self):
+    def test_duplicates_give_exactly_k(self):
         x = torch.randn(3, 8)[torch.arange(40) % 3]
         out = KMeans(9)(Tokens.from_cells(x.reshape(1, 1, 1, 40, 8))).check()
         assert out.count.tolist() == [9]
@@ -61,7 +61,7 @@ class TestKMeans:
         assert abs(out.N - k) <= 1
 
     @pytest.mark.parametrize("criterion", ["silhouette", "elbow"])
-    def test_adaptive_length_of_one_colour_is_k_min(self, criterion):
+    def test_adaptive_length_of_one_color_is_k_min(self, criterion):
         for seed in range(12):
             color = torch.randn(1, 1, 1, 1, 16, generator=torch.Generator().manual_seed(seed))
             still = Tokens.from_cells(color.expand(1, 8, 6, 6, 16))
@@ -73,7 +73,7 @@ class TestKMeans:
         assert lengths[0] < lengths[-1]
 
     def test_adaptive_length_in_a_long_video_uses_a_sample(self, monkeypatch):
-        monkeypatch.setattr("fewtokens.methods.ops.token_base._SAMPLE", 100)
+        monkeypatch.setattr("fewtokens.methods.ops.token_base._MAX_SAMPLE", 100)
         tokens, labels = planted(6, n=1000)
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
         assert agree(out.assignment[0], labels)

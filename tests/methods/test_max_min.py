@@ -18,18 +18,18 @@ class TestMaxMin:
         tokens = clip(2, 4, 5, 8, 1)
         x = torch.nn.functional.normalize(tokens.features[0].double(), dim=1).numpy()
         mean = x.mean(0)
-        kept = [min(range(40), key=lambda n: cosine(x[n], mean))]
-        while len(kept) < keep:
-            rest = [n for n in range(40) if n not in kept]
-            kept.append(min(rest, key=lambda n: max(cosine(x[n], x[m]) for m in kept)))
+        survivors = [min(range(40), key=lambda n: cosine(x[n], mean))]
+        while len(survivors) < keep:
+            rest = [n for n in range(40) if n not in survivors]
+            survivors.append(min(rest, key=lambda n: max(cosine(x[n], x[m]) for m in survivors)))
         out = MaxMin(keep)(tokens)
-        assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == sorted(kept)
+        assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == sorted(survivors)
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("keep", [0.6, 0.25])
 def test_budgets_against_loops(keep, seed):
-    """In the form that the benchmark of speed times."""
+    """In the form timed by the speed benchmark."""
     tokens, x = naive.video(seed=seed)
     (method,) = registry.build(f"max_min({keep})")
     naive.same_tokens(method(tokens), naive.max_min(x, method.planned_count(tokens.grid)))

@@ -13,7 +13,7 @@ from fewtokens.methods.baselines.mean_pool import MeanPool
 from tests.helpers import naive
 
 
-def test_where_it_divides_it_is_average_pooling():
+def test_is_average_pooling_if_the_sides_divide():
     x = torch.randn(2, 4, 6, 8, 5)
     pooled = F.avg_pool3d(x.permute(0, 4, 1, 2, 3), 2).flatten(2).transpose(1, 2)
     torch.testing.assert_close(MeanPool(0.125)(Tokens.from_cells(x)).features, pooled)

@@ -1,4 +1,4 @@
-"""Merging in windows, against loops."""
+"""Merging within windows, against loops."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def test_against_loops(keep, seed, window):
     tokens, x = video(H=5, W=6, seed=seed)
     (method,) = registry.build(f"merge_windows({keep}, window={window})")
     out = method(tokens)
-    # The most for each window that fit into the budget, at least 1.
+    # The largest count per window that fits the budget, at least 1.
     sides = [[min(window, side - start) for start in range(0, side, window)] for side in (5, 6)]
-    whole = [a * b for a, b in itertools.product(*sides)]
-    fits = [k for k in range(1, window**2 + 1) if 6 * sum(min(k, n) for n in whole) <= int(keep * 6 * 30 + 1e-6)]
+    window_sizes = [a * b for a, b in itertools.product(*sides)]
+    fits = [k for k in range(1, window**2 + 1) if 6 * sum(min(k, n) for n in window_sizes) <= int(keep * 6 * 30 + 1e-6)]
     naive.same_tokens(out, naive.merge_windows(x, max(fits, default=1), window))
-    # Whole windows have equally many.
+    # The planned count is exact.
     assert method.planned_count(tokens.grid) == out.N

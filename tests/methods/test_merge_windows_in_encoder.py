@@ -1,4 +1,4 @@
-"""Merging in windows between the blocks of an encoder, against loops over windows."""
+"""Merging within windows between the blocks of an encoder, against loops over windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers import naive
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_against_loops(depth, seed):
-    """Windows of 4 cells go down to 2, at once or one in each of two blocks, matched on keys that are the features."""
+    """Windows of 4 cells shrink to 2, in one block or one per block in two, matched on keys that are the features."""
     x = torch.randn(1, 1, 4, 6, 8, generator=torch.Generator().manual_seed(seed))
     tokens = Tokens.from_cells(x)
     for layer in range(depth):
@@ -30,7 +30,7 @@ def test_against_loops(depth, seed):
 
 
 def test_keys_decide_and_features_are_averaged():
-    keys = torch.tensor([[1.0, 0], [0, 1], [0.1, 1], [1, 0.1]])  # of the window's cells 0 is like 3, 2 is like 1
+    keys = torch.tensor([[1.0, 0], [0, 1], [0.1, 1], [1, 0.1]])  # in the window, cell 0 is similar to 3 and 2 to 1
     features = torch.tensor([[1.0, 10], [2, 20], [3, 30], [4, 40]])
     out = MergeWindowsInEncoder(0.5, window=2)(
         Tokens.from_cells(features.reshape(1, 1, 2, 2, 2)), keys=keys[None], layer=0, depth=1
@@ -39,7 +39,7 @@ def test_keys_decide_and_features_are_averaged():
     np.testing.assert_array_equal(out.assignment[0, [0, 1]], out.assignment[0, [3, 2]])
 
 
-def test_what_cannot_be_reached_is_an_error():
+def test_an_unreachable_budget_is_an_error():
     tokens = Tokens.from_cells(torch.randn(1, 1, 4, 4, 8))
     with pytest.raises(ValueError, match=r"merge_windows_in_encoder.* cannot be reached in 1 blocks"):
         MergeWindowsInEncoder(0.25, window=4)(tokens, keys=tokens.features, layer=0, depth=1)

@@ -22,16 +22,16 @@ class TestPruneVid:
         naive.same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
 
     def test_runs_become_contiguous(self):
-        """In one padded batch, so that videos with many stretches stand beside videos with few."""
+        """In one padded batch of videos with many and with few stretches."""
         generator = np.random.default_rng(0)
         rows = []
-        for number in range(300):
-            labels = generator.integers(0, 1 + number % 4, generator.integers(1, 16))
-            rows.append(np.repeat(labels, generator.integers(1, 1 + number % 3 + 1, len(labels)))[:20].tolist())
+        for index in range(300):
+            labels = generator.integers(0, 1 + index % 4, generator.integers(1, 16))
+            rows.append(np.repeat(labels, generator.integers(1, 1 + index % 3 + 1, len(labels)))[:20].tolist())
         T = max(len(row) for row in rows)
-        there = torch.tensor([[True] * len(row) + [False] * (T - len(row)) for row in rows])
-        ours = contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), there)
-        for row, first in zip(rows, ours.tolist(), strict=True):
+        real_frames = torch.tensor([[True] * len(row) + [False] * (T - len(row)) for row in rows])
+        starts = contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), real_frames)
+        for row, first in zip(rows, starts.tolist(), strict=True):
             assert first == naive.contiguous(row) + list(range(len(row), T))
 
     def test_a_segment_of_one_frame_has_nothing_static(self):
@@ -40,8 +40,8 @@ class TestPruneVid:
         assert PruneVid(ratio=1.0)(tokens).N == tokens.N
 
     def test_a_still_video_is_one_frame_at_most(self):
-        one = torch.randn(1, 1, 4, 4, 8)
-        tokens = Tokens.from_cells(one.expand(-1, 6, -1, -1, -1).contiguous())
+        frame = torch.randn(1, 1, 4, 4, 8)
+        tokens = Tokens.from_cells(frame.expand(-1, 6, -1, -1, -1).contiguous())
         out = PruneVid(segments=0.1, ratio=1.0)(tokens)
         assert out.N == 16
         assert out.sizes[0].tolist() == [6.0] * 16

@@ -1,4 +1,4 @@
-"""Representation Shift: the tokens that moved most, against a sorted list."""
+"""Representation Shift: the tokens that changed most, against a sorted list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.clips import clip
 def test_against_a_sorted_list(keep, count):
     tokens = clip(4, 5, 6)
     shift = torch.rand(2, 120, generator=torch.Generator().manual_seed(0))
-    shift[:, 40] = shift[:, 90] = 2  # of equal ones the first
+    shift[:, 40] = shift[:, 90] = 2  # ties go to the first
     out = RepresentationShift(keep)(tokens, shift=shift)
     for b in range(2):
         row = shift[b].tolist()

@@ -1,4 +1,4 @@
-"""Representation Shift inside a ViT against the walk block by block."""
+"""Representation Shift inside a ViT, against a walk through its blocks."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def test_shift_is_what_the_last_mlp_added():
 
 
 @pytest.mark.parametrize(("layers", "layer"), [(1, 2), (3, 1)])
-def test_representation_shift_drops_what_moved_least(layers, layer):
-    """By the MLP of the block before."""
+def test_drops_the_tokens_that_changed_least(layers, layer):
+    """By the MLP of the previous block."""
     vit = small_vit()
-    seen = []
+    calls = []
 
     class Spy(RepresentationShiftInEncoder):
         def plan(self, tokens, *, shift, layer=0, depth=1):
             plan = super().plan(tokens, shift=shift, layer=layer, depth=depth)
-            seen.append((layer, shift, plan))
+            calls.append((layer, shift, plan))
             return plan
 
     tokens = embedded(vit)
@@ -39,8 +39,8 @@ def test_representation_shift_drops_what_moved_least(layers, layer):
         middle = block.first(x, None, "none")[0]
         x = block.second(middle)
     expected = (x - middle)[:, 2:].norm(dim=2)
-    at, shift, plan = next(entry for entry in seen if entry[2].num_slots < 36)
-    assert at == layer
+    call_layer, shift, plan = next(entry for entry in calls if entry[2].num_slots < 36)
+    assert call_layer == layer
     torch.testing.assert_close(shift, expected)
-    kept = expected[0].argsort(descending=True)[: plan.num_slots].sort().values
-    assert plan.representative[0].tolist() == kept.tolist()
+    survivors = expected[0].argsort(descending=True)[: plan.num_slots].sort().values
+    assert plan.representative[0].tolist() == survivors.tolist()

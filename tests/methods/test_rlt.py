@@ -23,23 +23,23 @@ class TestRlt:
         T, HW = 5, 12
         p = pixels[0].reshape(T, HW, P, 4, 3)
         lengths = {}
-        for place in range(HW):
+        for position in range(HW):
             head = None
             for t in range(T):
-                change = ((p[t, place, -1] - p[t - 1, place, 0]).abs() / STD).mean() if t else None
+                change = ((p[t, position, -1] - p[t - 1, position, 0]).abs() / STD).mean() if t else None
                 if t == 0 or change > tau:
-                    head = (t, place)
+                    head = (t, position)
                     lengths[head] = 0
                 lengths[head] += 1
         out = Rlt(tau)(tokens, pixels=pixels)
-        heads = sorted(lengths)  # by time, then place: the order of the tokens
+        heads = sorted(lengths)  # by time, then position: the order of the tokens
         assert out.sizes[0].tolist() == [lengths[h] for h in heads]
         assert torch.equal(out.features[0], tokens.features[0, [t * HW + s for t, s in heads]])
         assert out.cell[0].tolist() == [t * HW + s for t, s in heads]
         assert out.sizes.sum() == T * HW
 
     def test_the_last_sub_frame_is_compared_with_the_first_before(self):
-        """Frames 3 apart at tubelets of 2, not the means of neighbouring tubelets."""
+        """The two frames that are 3 apart with tubelets of 2, not the means of consecutive tubelets."""
         pixels = torch.zeros(1, 2, 2, 3)
         pixels[0, 0, 1] = 1.0  # only the second sub-frame of the first tubelet differs
         tokens = Tokens.from_cells(torch.randn(1, 2, 4), Grid(2, 1, 1))
@@ -54,7 +54,7 @@ class TestRlt:
         assert out.sizes.tolist() == [[7.0] * 9]
         assert torch.equal(out.features, tokens.features[:, :9])
 
-    def test_tau_is_on_the_normalised_scale(self):
+    def test_tau_is_on_the_normalized_scale(self):
         tokens = Tokens.from_cells(torch.randn(1, 2, 4), Grid(2, 1, 1))
         pixels = torch.zeros(1, 2, 1, 3)
         pixels[0, 1] = 0.99 * 0.1 * STD
@@ -68,7 +68,7 @@ class TestRlt:
         Rlt()(tokens, pixels=pixels)
         assert torch.equal(pixels, before)
 
-    def test_wants_whole_frames(self):
+    def test_requires_full_frames(self):
         tokens, pixels = pixel_clip()
         with pytest.raises(ValueError, match="before methods that drop"):
             Rlt()(registry.build("random(0.5)")[0](tokens), pixels=pixels[:, :30])

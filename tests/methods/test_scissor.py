@@ -23,21 +23,21 @@ def test_scissor_against_loops(tau, seed):
         label = exact(x[t], tau)
         survivors += [x[t][label == part].mean(0) for part in np.unique(label)]
     survivors = np.stack(survivors)
-    # Plain means again, whatever a survivor stands for.
+    # Plain means again, regardless of the number of tokens a survivor stands for.
     label = exact(survivors, tau)
-    reps = np.stack([survivors[label == p].mean(0) for p in np.unique(label)])
-    unit = reps / np.linalg.norm(reps, axis=1, keepdims=True)
+    representatives = np.stack([survivors[label == p].mean(0) for p in np.unique(label)])
+    unit = representatives / np.linalg.norm(representatives, axis=1, keepdims=True)
     flat = x.reshape(-1, 8)
     nearest = (flat / np.linalg.norm(flat, axis=1, keepdims=True) @ unit.T).argmax(1)
     expected = [
-        (reps[r] + flat[nearest == r].sum(0)) / ((nearest == r).sum() + 1)
-        for r in range(len(reps))
+        (representatives[r] + flat[nearest == r].sum(0)) / ((nearest == r).sum() + 1)
+        for r in range(len(representatives))
         if (nearest == r).any()
     ]
     out = Scissor(tau)(tokens)
     assert int(out.count[0]) == len(expected)
-    found = out.features[0].double().numpy()
-    assert all(np.abs(found - row).max(1).min() < 1e-4 for row in expected)
+    features = out.features[0].double().numpy()
+    assert all(np.abs(features - row).max(1).min() < 1e-4 for row in expected)
 
 
 def test_a_static_clip_leaves_no_more_than_one_frame():
@@ -45,7 +45,7 @@ def test_a_static_clip_leaves_no_more_than_one_frame():
     assert int(Scissor(0.99)(Tokens.from_cells(x)).count[0]) <= 16
 
 
-def test_budget_of_each_video_for_itself():
+def test_budget_is_per_video():
     out = Scissor(keep=9)(clip(3, 4, 4, 8, 3))
     assert out.count.tolist() == [9, 9, 9]
 

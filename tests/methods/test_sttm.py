@@ -1,4 +1,4 @@
-"""STTM: the quadtree and the joined nodes against loops and the published code."""
+"""STTM: the quadtree and the merged nodes against loops and the published code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.squares import plain
 
 
 def smooth(T: int, H: int, W: int, seed: int) -> Tokens:
-    """Regions that are alike in space, some of which stay."""
+    """Regions that are similar in space, some of which stay the same over time."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(T, 6, -(-H // 3), -(-W // 3), generator=generator)
     for t in range(1, T):
@@ -35,19 +35,21 @@ def test_against_loops(shape, taus, levels, strips, weighted):
     expected = plain(tokens.features[0].double().numpy().reshape(*shape, 6), *taus, levels, strips, weighted)
     out = Sttm(taus[0], tau_time=taus[1], levels=levels, strips=strips, weighted=weighted)(tokens)
     assert int(out.count[0]) == len(expected)
-    source = out.assignment[0].numpy()
-    found = {frozenset(np.flatnonzero(source == m).tolist()): out.features[0, m].double().numpy() for m in range(out.N)}
+    assignment = out.assignment[0].numpy()
+    features = {
+        frozenset(np.flatnonzero(assignment == m).tolist()): out.features[0, m].double().numpy() for m in range(out.N)
+    }
     for feature, cells in expected:
-        np.testing.assert_allclose(found[frozenset(cells)], feature, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(features[frozenset(cells)], feature, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "levels"), [(2, 0), (4, 0), (8, 1), (13, 2), (14, 2), (24, 3), (27, 3)])
 def test_levels_of_the_published_runs(side, levels):
-    """Root level 1 of sizes halved, rounded up, down to two: 14, 7, 4, (2); 24, 12, 6, 3, (2)."""
+    """Root level 1 of sides halved, rounded up, down to two: 14, 7, 4, (2); 24, 12, 6, 3, (2)."""
     assert published_levels(Grid(2, side, side)) == levels
 
 
-def test_a_static_plain_clip_ends_with_one_token():
+def test_a_static_uniform_clip_becomes_one_token():
     out = Sttm(0.9, levels=3)(Tokens.from_cells(torch.ones(1, 5, 8, 8, 6)))
     assert out.count.tolist() == [1]
     assert out.sizes.tolist() == [[320.0]]
@@ -82,8 +84,8 @@ def test_budgets():
     ],
 )
 def test_sttm(shape, taus, sizes, total):
-    """HYUNJS/STTM at 00736c7, root level 1; sides that are odd on the first and on the second level."""
+    """HYUNJS/STTM at 00736c7, root level 1; sides that are odd at the first and second level."""
     out = reduced(f"sttm({taus[0]}, tau_time={taus[1]})", waves(*shape))
-    found, number = out.sizes[0].unique(return_counts=True)
-    assert dict(zip(found.long().tolist(), number.tolist(), strict=True)) == sizes
+    values, counts = out.sizes[0].unique(return_counts=True)
+    assert dict(zip(values.long().tolist(), counts.tolist(), strict=True)) == sizes
     assert sums(out) == pytest.approx(total, abs=2e-3)

@@ -19,7 +19,7 @@ def test_against_loops(keep, seed, joins):
     naive.same_tokens(method(tokens), naive.tempme(x, method.planned_count(tokens.grid), joins))
 
 
-def test_tempme_keeps_class_tokens_out_of_the_matching():
+def test_class_tokens_are_not_matched():
     tokens = video()[0].replace(prefix=torch.randn(1, 6, 12))
     out = registry.build("tempme(0.2)")[0](tokens)
     assert torch.equal(out.prefix, tokens.prefix)

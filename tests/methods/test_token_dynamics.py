@@ -130,5 +130,5 @@ class TestDynamics:
         ):
             with pytest.raises(ValueError, match=said):
                 TokenDynamics(**options)
-        with pytest.raises(ValueError, match="say dim=24"):
+        with pytest.raises(ValueError, match="set dim=24"):
             TokenDynamics(5, dim=32)(clip())

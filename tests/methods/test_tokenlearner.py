@@ -228,5 +228,5 @@ def test_impossible_arguments(arguments, message):
 
 
 def test_other_channels_are_named():
-    with pytest.raises(ValueError, match="say dim=7"):
+    with pytest.raises(ValueError, match="set dim=7"):
         TokenLearner("4/frame", dim=6)(Tokens.from_cells(torch.randn(1, 1, 2, 2, 7)))

@@ -16,13 +16,13 @@ def test_bad_arguments():
 
 
 def test_merges_equal_frames_first():
-    """Two copies of a frame go down to one without error: at an odd frame size the copies alternate."""
+    """Two copies of a frame merge into one without error: with an odd frame size the copies alternate."""
     frame = torch.randn(1, 1, 5, 3, 32)
     out = Tome(keep=15)(Tokens.from_cells(frame.expand(1, 2, 5, 3, 32)))
     torch.testing.assert_close(out.unmerge()[0], frame[0].expand(2, 5, 3, 32), rtol=1e-5, atol=1e-5)
 
 
-def test_merged_rows_lie_within_their_members():
+def test_merged_rows_are_within_the_range_of_their_members():
     tokens = clip(B=1)
     out = Tome(keep=0.2)(tokens)
     for m in range(out.N):

@@ -9,7 +9,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 
 
-# Tokens after the last block, the class token counted: spec table of published models.
+# Tokens after the last block, including the class token, in published models.
 @pytest.mark.parametrize(
     ("patches", "depth", "r", "final"),
     [(196, 12, 13, 41), (196, 12, 16, 11), (196, 24, 7, 29), (196, 24, 8, 7), (256, 32, 7, 33), (1024, 24, 40, 65)],
@@ -23,7 +23,7 @@ def test_token_counts_of_published_models(patches, depth, r, final):
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.1, 0.013])
-def test_a_share_inside_an_encoder_is_met(keep):
+def test_a_fraction_is_met_exactly(keep):
     tokens = Tokens.from_cells(torch.randn(2, 1, 14, 14, 4))
     method = TomeInEncoder(keep=keep)
     for layer in range(12):
@@ -31,7 +31,7 @@ def test_a_share_inside_an_encoder_is_met(keep):
     assert tokens.count.tolist() == [int(keep * 196)] * 2
 
 
-def test_a_share_out_of_reach_is_an_error():
+def test_an_unreachable_budget_is_an_error():
     tokens = Tokens.from_cells(torch.randn(1, 1, 14, 14, 4))
     with pytest.raises(ValueError, match=r"tome_in_encoder.*cannot be reached"):
         for layer in range(2):

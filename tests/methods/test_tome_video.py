@@ -1,4 +1,4 @@
-"""ToMe over whole videos, against loops."""
+"""ToMe over full videos, against loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uniform places against exact fractions."""
+"""Uniform positions against exact fractions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_middle_of_each_stretch(count):
     assert out.features[0].tolist() == tokens.features[0, expected].tolist()
 
 
-def test_each_video_by_its_own_length():
+def test_each_video_uses_its_own_length():
     out = Uniform(0.5)(clip(4, 1, 2, lengths=[4, 2]))
     assert out.cell[0, :4].tolist() == [1, 3, 5, 7]
     assert out.cell[1, :2].tolist() == [1, 3]

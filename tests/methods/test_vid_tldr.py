@@ -1,4 +1,4 @@
-"""vid-TLDR against worked examples and the plain attention of a ViT."""
+"""vid-TLDR against worked examples and the explicit attention of a ViT."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class TestVidTldr:
             sharpness = torch.xlogy(torch.tensor(row), torch.tensor(row)).sum().expand(1, 4)
             assert saliency(sharpness, torch.ones(1, 4, dtype=torch.bool)).tolist() == [[1, 1, 1, 1]]
 
-    def test_what_merges_counts_by_its_saliency(self):
+    def test_merged_tokens_are_weighted_by_saliency(self):
         x = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.2, 0.9], [-1, 0.1], [0.3, -1]])
         tokens = Tokens.from_cells(x.reshape(1, 1, 1, 6, 2))
-        sharp = torch.tensor([[-1.0, -2, 0, -2, -2, -2]])  # of the sources 0 and 2 the second is the sharper one
+        sharp = torch.tensor([[-1.0, -2, 0, -2, -2, -2]])  # of the merging tokens 0 and 2, token 2 is sharper
         out = VidTldr(r=[2])(tokens, sharpness=sharp, layer=0, depth=1)
         score = saliency(sharp, tokens.mask)[0]
         assert 0 < score[0] < score[2] == 1
@@ -35,7 +35,7 @@ class TestVidTldr:
         torch.testing.assert_close(out.sizes[0], torch.stack([score[2], 1 + score[0], 2 * score[2], score[2]]))
 
     def test_the_papers_schedule(self):
-        """UMT-B: 2352 tokens, 600, 200 and 100 go."""
+        """UMT-B: of 2352 tokens, 600, 200 and 100 are removed."""
         tokens = Tokens.from_cells(torch.randn(1, 1, 1, 2352, 4))
         method, counts = VidTldr(r=(600, 200, 100)), []
         for layer in range(4):
@@ -44,13 +44,13 @@ class TestVidTldr:
         assert counts == [1752, 1552, 1452, 1452]
 
 
-def test_sharpness_is_of_the_plain_attention():
+def test_sharpness_matches_explicit_attention():
     vit = small_vit()
-    seen = []
+    calls = []
 
     class Spy(VidTldr):
-        def plan(self, tokens, **given):
-            seen.append((tokens, given["sharpness"]))
+        def plan(self, tokens, **cues):
+            calls.append((tokens, cues["sharpness"]))
             return Plan.identity(tokens)
 
     tokens = embedded(vit)
@@ -58,4 +58,4 @@ def test_sharpness_is_of_the_plain_attention():
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     q, k, _ = vit.blocks[0].attention.project(vit.blocks[0].norm1(x))
     a = (q @ k.transpose(2, 3) * 8**-0.5).softmax(-1).mean(1)
-    torch.testing.assert_close(seen[0][1], (a * a.log()).sum(-1)[:, 2:])
+    torch.testing.assert_close(calls[0][1], (a * a.log()).sum(-1)[:, 2:])

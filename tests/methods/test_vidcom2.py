@@ -22,7 +22,7 @@ class TestVidCom2:
         out = VidCom2(keep)(tokens)
         naive.same_tokens(out, naive.vidcom2(tokens.features[0].double().numpy().reshape(4, 5, 6, 16), keep))
 
-    def test_a_frame_that_stands_out_keeps_more(self):
+    def test_a_distinctive_frame_keeps_more(self):
         generator = torch.Generator().manual_seed(0)
         x = 1 + 0.3 * torch.randn(1, 1, 4, 4, 16, generator=generator).repeat(1, 6, 1, 1, 1)
         x[:, 3] = torch.randn(1, 4, 4, 16, generator=generator)
@@ -47,7 +47,7 @@ def test_as_vllm():
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("keep", [0.6, 0.25])
 def test_budgets_against_loops(keep, seed):
-    """In the form that the benchmark of speed times."""
+    """In the form timed by the speed benchmark."""
     tokens, x = naive.video(seed=seed)
     (method,) = registry.build(f"vidcom2({keep})")
     naive.same_tokens(method(tokens), naive.vidcom2(x, method.planned_count(tokens.grid)))

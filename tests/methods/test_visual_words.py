@@ -15,13 +15,13 @@ from tests.helpers.clips import clip, cues, run
 
 
 def as_clip(pixels):
-    """Pixels [B,N,P,D] of channels last in 0..1 as CLIP's processor normalizes them, float64 [B,N,P*D]."""
+    """Pixels [B,N,P,D] in 0..1, channel last, normalized by CLIP's processor, float64 [B,N,P*D]."""
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in (CLIP_MEAN, CLIP_STD))
     return ((pixels.double().unflatten(3, (-1, 3)) - mean) / std).flatten(2)
 
 
 class TestVisualWords:
-    def test_the_most_varied_patches_of_each_frame(self):
+    def test_patches_of_highest_variance_of_each_frame(self):
         tokens = clip(T=3, H=4, W=4, B=1)
         pixels = cues(tokens)["pixels"]
         out = run(VisualWords(0.5), tokens)
@@ -37,18 +37,18 @@ class TestVisualWords:
         words[:3] = pixels[0, [1, 8, 30]]
         path = save_words(words, tmp_path / "words.safetensors")
         out = run(VisualWords(words=str(path), distance=distance), tokens)
-        table = naive.unit(words.double().numpy())
+        unit_words = naive.unit(words.double().numpy())
         groups: dict[tuple[int, int], list[naive.Token]] = {}
         for cell, patch in enumerate(pixels[0].numpy()):
-            like = table @ naive.unit(patch)
-            alone = like.max() < 1 - distance - 1e-7
-            # A patch alone has a number that no word has.
-            key = (cell // 20, -1 - cell if alone else int(like.argmax()))
+            similarity = unit_words @ naive.unit(patch)
+            unmatched = similarity.max() < 1 - distance - 1e-7
+            # An unmatched patch has an id that no word has.
+            key = (cell // 20, -1 - cell if unmatched else int(similarity.argmax()))
             groups.setdefault(key, []).append((tokens.features[0, cell].double().numpy(), [cell]))
         naive.same_tokens(out, [naive.mean_of(group) for group in groups.values()])
 
-    def test_lonely_patches_do_not_meet_words(self, tmp_path):
-        """In the reference code their numbers begin at the values of a patch, which a larger vocabulary has too."""
+    def test_unmatched_patches_do_not_collide_with_words(self, tmp_path):
+        """In the reference code their ids start at the number of values of a patch, so they collide."""
         tokens = clip(T=1, H=4, W=5, B=1)
         words = torch.rand(500, 24, generator=torch.Generator().manual_seed(0))
         path = save_words(words, tmp_path / "words.safetensors")
@@ -66,9 +66,9 @@ class TestVisualWords:
         assert run(VisualWords(0.1, words=path), tokens).count.tolist() == [12, 12]
 
     def test_mistakes(self, tmp_path):
-        with pytest.raises(ValueError, match="too few"):
+        with pytest.raises(ValueError, match="at least 12 patches"):
             fit_words([torch.rand(3, 6)], 12)
-        with pytest.raises(ValueError, match="distance is for"):
+        with pytest.raises(ValueError, match="distance requires"):
             VisualWords(distance=0.1)
         files.save(tmp_path / "other.safetensors", "words", {"a": torch.ones(2)}, {})
         with pytest.raises(ValueError, match="no vocabulary"):
@@ -77,15 +77,15 @@ class TestVisualWords:
         with pytest.raises(ValueError, match="raw pixels"):
             load_words(tmp_path / "raw.safetensors")
         path = save_words(torch.rand(4, 7), tmp_path / "seven.safetensors")
-        with pytest.raises(ValueError, match="7 values, these patches 24"):
+        with pytest.raises(ValueError, match="7 values but patches have 24"):
             run(VisualWords(words=str(path)), clip())
 
 
 def test_visual_words_without_a_vocabulary():
-    """wearepal/visual-word-tokenizer d2d6759, top_k 6 of 16 patches of 2 x 2, on frames normalized as CLIP's."""
+    """wearepal/visual-word-tokenizer d2d6759, top_k 6 of 16 patches of 2 x 2, on frames normalized as for CLIP."""
     x = (torch.sin(torch.arange(2 * 3 * 8 * 8, dtype=torch.float64) ** 1.5 * 0.37) + 1) / 2
     frames = x.float().reshape(1, 2, 3, 8, 8)
     cells = Tokens.from_cells(torch.zeros(1, 2, 4, 4, 1))
     out = registry.build("visual_words(12)")[0](cells, pixels=patchify(frames, 1, 2))
-    # Of raw pixels it would be [4, 5, 6, 10, 12, 13, 18, 19, 20, 25, 29, 30].
+    # With raw pixels it would be [4, 5, 6, 10, 12, 13, 18, 19, 20, 25, 29, 30].
     assert out.cell[0].tolist() == [4, 6, 7, 10, 11, 12, 18, 20, 23, 25, 29, 30]

@@ -1,4 +1,4 @@
-"""Bipartite matching and merging against worked examples and a slow, obviously right version."""
+"""Bipartite matching and merging against worked examples and a slow, simple version."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_at_most_half_and_none():
 
 
 def test_class_token_shifts_the_halves_and_keeps_the_order():
-    """With a class token in front, patches 0, 2, 4 stand at odd places and are set B."""
+    """With a class token in front, patches 0, 2, 4 are at odd positions, in set B."""
     tokens = six_vectors(prefix=1)
     out = tokens.apply(bipartite_plan(tokens.features, 1, tokens))
-    # A = 10, 95, 40 degrees; 95 goes to 90; the rest of A stays in its order, then B.
+    # A = 10, 95, 40 degrees; 95 merges into 90; the rest of A keeps its order, then B.
     assert degrees(out) == pytest.approx([10, 40, 0, 92.5, 180], abs=1e-3)
     assert out.prefix is tokens.prefix
 
@@ -92,8 +92,8 @@ def test_against_the_slow_version(n, r):
 
 def test_best_match_in_blocks(monkeypatch):
     a, b = F.normalize(torch.randn(2, 37, 6), dim=2), F.normalize(torch.randn(2, 29, 6), dim=2)
-    whole = (a @ b.transpose(1, 2)).max(2)
-    monkeypatch.setattr("fewtokens.methods.ops.bipartite._ENTRIES_AT_ONCE", 100)
+    expected = (a @ b.transpose(1, 2)).max(2)
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._MAX_BLOCK_ENTRIES", 100)
     value, index = best_match(a, b)
-    torch.testing.assert_close(value, whole.values)
-    assert torch.equal(index, whole.indices)
+    torch.testing.assert_close(value, expected.values)
+    assert torch.equal(index, expected.indices)

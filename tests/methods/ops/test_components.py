@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewtokens.methods.ops import components as room
+from fewtokens.methods.ops import components as module
 from fewtokens.methods.ops.components import by_cosine
 from tests.helpers.components import exact
 
@@ -14,7 +14,7 @@ from tests.helpers.components import exact
 @pytest.mark.parametrize("tau", [-1.0, 0.3, 0.6, 0.9, 1.0])
 @pytest.mark.parametrize("block", [1, 1 << 22])
 def test_components_against_scipy(tau, block, monkeypatch):
-    monkeypatch.setattr(room, "_ENTRIES_AT_ONCE", block)
+    monkeypatch.setattr(module, "_MAX_BLOCK_ENTRIES", block)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 40, 4, generator=generator)
     mask = torch.ones(3, 40, dtype=torch.bool)
@@ -25,7 +25,7 @@ def test_components_against_scipy(tau, block, monkeypatch):
 
 
 def test_a_long_chain():
-    """Each is like the next one alone: the worst case for labels that run."""
+    """Each token is similar only to the next: the worst case for label propagation."""
     angle = torch.arange(300) * 0.01
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     x = torch.stack([angle.cos(), angle.sin()], 1)[order][None]

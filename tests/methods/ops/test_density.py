@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewtokens.methods.ops.density import density_peaks, nearest_centre
+from fewtokens.methods.ops.density import density_peaks, nearest_center
 from tests.helpers.planted import planted
 
 
@@ -29,11 +29,11 @@ class TestDpcKnn:
 
     def test_blocks_change_nothing(self, monkeypatch):
         x, mask = torch.randn(2, 50, 6), torch.ones(2, 50, dtype=torch.bool)
-        whole = density_peaks(x, mask, 5)
-        near = nearest_centre(x, x[:, :9], mask[:, :9])
-        monkeypatch.setattr("fewtokens.methods.ops.density._ENTRIES_AT_ONCE", 300)
-        torch.testing.assert_close(density_peaks(x, mask, 5), whole)
-        assert torch.equal(nearest_centre(x, x[:, :9], mask[:, :9]), near)
+        expected = density_peaks(x, mask, 5)
+        near = nearest_center(x, x[:, :9], mask[:, :9])
+        monkeypatch.setattr("fewtokens.methods.ops.density._MAX_BLOCK_ENTRIES", 300)
+        torch.testing.assert_close(density_peaks(x, mask, 5), expected)
+        assert torch.equal(nearest_center(x, x[:, :9], mask[:, :9]), near)
 
     def test_large_features_do_not_underflow(self):
         tokens, _ = planted(8)

@@ -1,4 +1,4 @@
-"""What the learned resamplers share."""
+"""Modules shared by the learned resamplers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def look(heads: Attention, x: torch.Tensor, seen: torch.Tensor, mask: torch.Tens
 
 
 @pytest.mark.parametrize("attend", [Attention.forward, look], ids=["fused", "with weights"])
-def test_padded_keys_are_as_if_they_were_not_there(attend):
-    """Of 5 keys all, 3 and none are real; where none is, all are seen and nothing is NaN, forward and backward."""
+def test_padded_keys_are_ignored(attend):
+    """5, 3 and 0 of 5 keys are real; with 0, all are visible and nothing is NaN, forward and backward."""
     torch.manual_seed(0)
     heads, x = Attention(8, 2, seen=6), torch.randn(3, 4, 8)
     seen = torch.randn(3, 5, 6, requires_grad=True)

@@ -1,4 +1,4 @@
-"""How many tokens go in each block."""
+"""The number of tokens to remove in each block."""
 
 from __future__ import annotations
 

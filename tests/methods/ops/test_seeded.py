@@ -1,4 +1,4 @@
-"""The hash behind every random seed, against plain integers: another hash would change every published number."""
+"""The hash behind every random seed, against pure-Python integers: another hash would change every published number."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.helpers import naive
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1, 2**40 + 3])
-def test_against_plain_integers(seed):
+def test_against_python_integers(seed):
     assert uniform_hash(seed, 1000).tolist() == naive.uniform_hash(seed, 1000)
     assert uniform_hash(seed, 8, start=500).tolist() == naive.uniform_hash(seed, 508)[500:]
 

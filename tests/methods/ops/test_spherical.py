@@ -13,7 +13,7 @@ from tests.helpers.planted import planted
 
 class TestKMeans:
     def test_lloyd_equals_scikit_learn_on_the_sphere(self):
-        """From equal starts, with assignments that agree for unit vectors, after one iteration."""
+        """From the same start, after one iteration; assignments by cosine and distance agree for unit vectors."""
         cluster = pytest.importorskip("sklearn.cluster")
         x = F.normalize(torch.randn(1, 300, 16, generator=torch.Generator().manual_seed(3)), dim=2)
         start, k = x[:, :7].clone(), torch.tensor([7])
@@ -41,14 +41,14 @@ class TestKMeans:
         expected = metrics.silhouette_score(x[0].numpy(), fit.labels[0].numpy(), metric="cosine")
         assert float(spherical.silhouette(x, tokens.mask, fit)) == pytest.approx(expected, abs=1e-5)
 
-    def test_silhouette_sees_the_labels(self):
-        """The reference code's does not, and so always takes k_min."""
+    def test_silhouette_depends_on_the_labels(self):
+        """The reference code's silhouette ignores them, and therefore always selects k_min."""
         tokens, labels = planted(5)
         x = F.normalize(tokens.features, dim=2)
 
-        def score(named: torch.Tensor) -> float:
-            one_hot = F.one_hot(named, 5).float()
-            fit = spherical.Assignment(named[None], (one_hot.T @ x[0])[None], one_hot.sum(0)[None], torch.zeros(1))
+        def score(labels: torch.Tensor) -> float:
+            one_hot = F.one_hot(labels, 5).float()
+            fit = spherical.Assignment(labels[None], (one_hot.T @ x[0])[None], one_hot.sum(0)[None], torch.zeros(1))
             return float(spherical.silhouette(x, tokens.mask, fit))
 
         shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
@@ -61,7 +61,7 @@ class TestKMeans:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_silhouettes_of_a_padded_batch_equal_scikit_learn(seed):
-    """Of any labels, with clusters of one, on videos of unequal length."""
+    """With arbitrary labels and clusters of one, on videos of unequal length."""
     metrics = pytest.importorskip("sklearn.metrics")
     generator = torch.Generator().manual_seed(seed)
     lengths, k = [30, 12, 9], 8

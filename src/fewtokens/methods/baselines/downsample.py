@@ -1,4 +1,4 @@
-"""Spatial down-sampling: every frame on a coarser grid."""
+"""Spatial downsampling: every frame on a coarser grid."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from fewtokens.methods.ops.blocks import merge_blocks, shrink
 
 
 class Downsample(Reducer):
-    """Area pooling of every frame to a coarser grid; time stays whole.
+    """Average-pools every frame to a coarser grid; keeps the number of frames.
 
-    The plain baseline that beats many published compressors (VTC-Bench, arXiv 2510.07143). The count is
-    known ahead and never over the budget, but the product of rows and columns that fits. Only a
-    budget of fewer tokens than frames pools frames too. It pools what the encoder gave; to spare the encoder
+    A simple baseline that beats many published compressors (VTC-Bench, arXiv 2510.07143). The count is known in advance
+    and never exceeds the budget; it can be below it, since rows times columns must fit. Frames are pooled over time
+    only if the budget has fewer tokens than the video has frames. The encoder's output is pooled; to save encoder time
     as well, read the video at a smaller size.
 
     Args:
-        keep: share of the cells (float) or count (int).
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
     """
 
     paper = "baseline"
@@ -30,7 +30,7 @@ class Downsample(Reducer):
         self.take_budget(keep)
 
     def shape(self, grid: Grid) -> tuple[int, int, int]:
-        """The coarser grid (T',H',W')."""
+        """The shape (T',H',W') of the coarser grid."""
         assert self.budget is not None
         budget = self.budget.count(grid)
         frames = min(grid.T, budget)

@@ -1,4 +1,4 @@
-"""Fewer frames: the baseline that users already have."""
+"""Temporal subsampling: the baseline that every video model already has."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fewtokens.core.tokens import Tokens
 
 
 class FewerFrames(Reducer):
-    """Keeps whole frames, spread evenly over the video.
+    """Keeps full frames, evenly spaced over the video.
 
-    Where the budget is not a multiple of the frame size, one more frame is taken and the last of them keeps
-    only evenly spread tokens, so that the count is met exactly.
+    If the budget is not a multiple of the frame size, one more frame is included and the last frame keeps only evenly
+    spread tokens, so that the count is exact.
 
     Args:
-        keep: share of the cells (float) or count (int).
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
     """
 
     paper = "baseline"
@@ -32,15 +32,15 @@ class FewerFrames(Reducer):
         per_frame = tokens.grid.cells_per_frame
         lengths = torch.tensor([grid.T for grid in tokens.grid.videos(tokens.B)], device=tokens.device)[:, None]
         frames = (count + per_frame - 1) // per_frame
-        place = torch.arange(int(frames.max()), device=tokens.device)
-        chosen = (2 * place + 1) * lengths // (2 * frames)
-        # Rank of each frame: its number among the chosen ones, or past them all.
+        index = torch.arange(int(frames.max()), device=tokens.device)
+        selected = (2 * index + 1) * lengths // (2 * frames)
+        # Rank of each frame: its index among the selected ones, or past them all.
         rank = torch.full((tokens.B, tokens.grid.T + 1), tokens.grid.T, device=tokens.device)
-        rank.scatter_(1, chosen.masked_fill(place >= frames, tokens.grid.T), place.expand(tokens.B, -1))
+        rank.scatter_(1, selected.masked_fill(index >= frames, tokens.grid.T), index.expand(tokens.B, -1))
         rank[:, -1] = tokens.grid.T
-        mine = rank.gather(1, tokens.frame)
-        # Multiples of the golden ratio, modulo 1: any first few of them lie evenly.
-        place = torch.arange(per_frame, device=tokens.device)
-        spread = ((place.double() * 0.6180339887498949) % 1).argsort().argsort() / per_frame
+        own_rank = rank.gather(1, tokens.frame)
+        # Multiples of the golden ratio, modulo 1: any prefix of the sequence is evenly spread.
+        position = torch.arange(per_frame, device=tokens.device)
+        spread = ((position.double() * 0.6180339887498949) % 1).argsort().argsort() / per_frame
         spread = spread[tokens.cell % per_frame]
-        return Plan.top(-(mine + spread), count.squeeze(1), tokens, num_slots=self.max_slots(tokens))
+        return Plan.top(-(own_rank + spread), count.squeeze(1), tokens, num_slots=self.max_slots(tokens))

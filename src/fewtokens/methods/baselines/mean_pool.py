@@ -12,12 +12,12 @@ from fewtokens.methods.ops.blocks import merge_blocks, shrink
 
 
 class MeanPool(Reducer):
-    """Average pooling over space-time blocks: all three axes shrink by about the same factor.
+    """Average-pools space-time blocks; all axes shrink by about the same factor.
 
-    The count is known ahead and never over the budget. A budget of 1 is the mean of the whole video.
+    The count is known in advance and never exceeds the budget. A budget of 1 gives the mean of the full video.
 
     Args:
-        keep: share of the cells (float) or count (int).
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
     """
 
     paper = "baseline"
@@ -29,7 +29,7 @@ class MeanPool(Reducer):
         self.take_budget(keep)
 
     def shape(self, grid: Grid) -> tuple[int, int, int]:
-        """The coarser grid (T',H',W')."""
+        """The shape (T',H',W') of the coarser grid."""
         assert self.budget is not None
         frames, rows, columns = shrink(grid.shape, self.budget.count(grid))
         return frames, rows, columns

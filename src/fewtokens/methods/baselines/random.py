@@ -1,4 +1,4 @@
-"""Random drop: the baseline that every method must beat."""
+"""Random dropping: the baseline that every method must beat."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from fewtokens.methods.ops.seeded import uniform_hash
 
 
 class Random(Reducer):
-    """Keeps tokens at random places, in their order.
+    """Keeps tokens at random positions, in their original order.
 
-    The places follow from the seed and the token's number alone: equal for every video of a batch, on every
-    device, padded or not.
+    The positions depend only on the seed and the token's index: they are the same for every video of a batch, on every
+    device, with or without padding.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        seed: another seed, other places.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        seed: random seed. Default: 0.
     """
 
     paper = "baseline"

@@ -1,4 +1,4 @@
-"""Uniform sampling of tokens: the baseline without any choice."""
+"""Uniform sampling of tokens: the baseline without any selection."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from fewtokens.core.tokens import Tokens
 
 
 class Uniform(Reducer):
-    """Keeps every (N/K)-th token of the raster, the middle one of each stretch.
+    """Keeps K evenly spaced tokens in raster order.
+
+    The raster order is divided into K equal stretches, and the middle token of each is kept.
 
     Args:
-        keep: share of the cells (float) or count (int).
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
     """
 
     paper = "baseline"
@@ -27,9 +29,9 @@ class Uniform(Reducer):
     def plan(self, tokens: Tokens) -> Plan:
         count = self.counts(tokens)
         slots = self.max_slots(tokens)
-        place = torch.arange(slots, device=tokens.device)
+        slot_index = torch.arange(slots, device=tokens.device)
         # floor((2i+1) * n / (2K)) in integers: exact for any size.
-        index = (2 * place + 1) * tokens.count[:, None] // (2 * count[:, None])
-        kept = torch.zeros(tokens.B, tokens.N + 1, dtype=torch.bool, device=tokens.device)
-        kept.scatter_(1, index.masked_fill(place >= count[:, None], tokens.N), True)
-        return Plan.keep(kept[:, :-1], slots)
+        index = (2 * slot_index + 1) * tokens.count[:, None] // (2 * count[:, None])
+        survivors = torch.zeros(tokens.B, tokens.N + 1, dtype=torch.bool, device=tokens.device)
+        survivors.scatter_(1, index.masked_fill(slot_index >= count[:, None], tokens.N), True)
+        return Plan.keep(survivors[:, :-1], slots)

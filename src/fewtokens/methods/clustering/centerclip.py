@@ -11,36 +11,37 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
-# Segments are clustered together as long as their tables of distances have at most this many entries (64 MiB).
-_ENTRIES_AT_ONCE = 1 << 24
+# Segments are clustered together in batches whose distance matrices have at most this many entries (64 MiB).
+_MAX_BLOCK_ENTRIES = 1 << 24
 
 
 class CenterClip(Reducer):
-    """All tokens of a few neighbouring frames are clustered, and each cluster is stood for by its medoid.
+    """Clusters the tokens of each short segment and keeps the cluster medoids.
 
-    CenterCLIP (arXiv 2205.00823), k-medoids: begun by KKZ (the token of the largest norm, then each time the one
-    farthest from those chosen), Euclidean distances, until nothing changes. The budget is dealt out evenly over the
-    segments, at least one token each.
+    CenterCLIP (arXiv 2205.00823), k-medoids with Euclidean distances, initialized by KKZ (the token with the largest
+    norm, then repeatedly the token farthest from those selected) and iterated until nothing changes. The budget is
+    split evenly over the segments, at least one token each.
 
-    "spectral" clusters the tokens by the eigenvectors of their likeness instead: W = exp(-d^2 / 2 sigma^2) over a graph
-    of each token's nearest `5 * frames` (5 more where a frame has 100 tokens), itself among them (symmetric), the
-    normalised Laplacian's lowest ones, rows of length 1, k-medoids. It begins with the token that weighs most in them:
-    the published code divides rows by their length plus 1e-6, which in float64 begins with the same token and in
-    float32 with any.
+    "spectral" clusters the tokens by the eigenvectors of their similarity graph instead: W = exp(-d^2 / 2 sigma^2) over
+    the symmetric graph of each token's `5 * frames` nearest neighbors (5 more if a frame has at least 100 tokens), the
+    token itself included; then k-medoids on the rows, scaled to length 1, of the eigenvectors of the normalized
+    Laplacian with the lowest eigenvalues. Initialization starts at the token whose row has the largest norm: the
+    published code divides rows by their norm plus 1e-6, which starts at the same token in float64 and at an arbitrary
+    one in float32.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        frames: of a segment; 2 in the paper (12 frames, 6 segments).
-        medoid: False gives the mean of each cluster instead.
-        algorithm: "medoids" or "spectral".
-        sigma: of the likeness; 2 in the paper, for the scale of CLIP's tokens. None is the median distance to the
-            neighbors in the graph, so that features of any scale will do.
-        iterations: at most.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        frames: frames per segment. Default: 2, as in the paper (12 frames, 6 segments).
+        medoid: keep medoids; False returns the mean of each cluster instead. Default: True.
+        algorithm: "medoids" (default) or "spectral".
+        sigma: scale of the similarity, for "spectral" only; 2 in the paper, which fits CLIP's features. Default: None,
+            the median distance between neighbors in the graph, which works for features of any scale.
+        iterations: maximum number of k-medoids iterations. Default: 80.
     """
 
     paper = "CenterCLIP: Token Clustering for Efficient Text-Video Retrieval, arXiv 2205.00823"
     license = "written from the description; the reference code is CC BY-NC 4.0"
-    cost = "O(T/frames * m^2 C) with m tokens of a segment; tables of m*m distances, in blocks of segments"
+    cost = "O(T/frames * m^2 C) with m tokens per segment; m x m distance matrices, in blocks of segments"
     full_grid = True
 
     def __init__(
@@ -55,9 +56,9 @@ class CenterClip(Reducer):
     ) -> None:
         super().__init__()
         if algorithm not in ("medoids", "spectral"):
-            raise ValueError(f"centerclip clusters by 'medoids' or 'spectral', not {algorithm!r}")
+            raise ValueError(f"centerclip: algorithm must be 'medoids' or 'spectral', got {algorithm!r}")
         if sigma is not None and (algorithm != "spectral" or sigma <= 0):
-            raise ValueError(f"sigma is for algorithm='spectral' and above 0, got {sigma}")
+            raise ValueError(f"sigma requires algorithm='spectral' and must be above 0, got {sigma}")
         self.take_budget(keep)
         if frames < 1 or iterations < 0:
             raise ValueError(f"frames must be at least 1 and iterations at least 0, got {frames} and {iterations}")
@@ -74,28 +75,28 @@ class CenterClip(Reducer):
         padding = S * m - tokens.N
         rows = F.pad(x, (0, 0, 0, padding)).reshape(B * S, m, -1)
         real = F.pad(tokens.mask, (0, padding)).reshape(B * S, m)
-        # Places in proportion to a segment's tokens, one of each beforehand.
+        # The budget is split in proportion to a segment's tokens, after one token for each.
         size = real.sum(1).reshape(B, S)
         counts = self.counts(tokens)[:, None]
         used = size > 0
         spare = (counts - used.sum(1, keepdim=True)) * (size - 1).clamp(min=0).cumsum(1)
         ends = spare // (size - 1).clamp(min=0).sum(1, keepdim=True).clamp(min=1)
         k = (ends.diff(dim=1, prepend=ends[:, :1] * 0) + used).flatten()
-        step = max(1, _ENTRIES_AT_ONCE // (m * m))
-        found = [self._medoids(*part) for part in zip(rows.split(step), real.split(step), k.split(step), strict=True)]
-        owner = torch.cat(found).reshape(B, S, m)
-        # Each token's medoid as a place in the video; medoids are their own.
+        step = max(1, _MAX_BLOCK_ENTRIES // (m * m))
+        blocks = zip(rows.split(step), real.split(step), k.split(step), strict=True)
+        owner = torch.cat([self._medoids(*block) for block in blocks]).reshape(B, S, m)
+        # Each token's medoid as an index into the video; a medoid is its own medoid.
         medoid = (owner + m * torch.arange(S, device=x.device)[:, None]).reshape(B, -1)[:, : tokens.N]
         if not self.medoid:
             return Plan.group(medoid, tokens, tokens.N)
         own = medoid == torch.arange(tokens.N, device=x.device)
-        kept = Plan.keep(own & tokens.mask)
-        assert kept.dest is not None
-        dest = kept.dest.gather(1, medoid).masked_fill(~tokens.mask, -1)
-        return Plan(kept.count, kept.num_slots, dest, kept.representative)
+        medoids = Plan.keep(own & tokens.mask)
+        assert medoids.dest is not None
+        dest = medoids.dest.gather(1, medoid).masked_fill(~tokens.mask, -1)
+        return Plan(medoids.count, medoids.num_slots, dest, medoids.representative)
 
     def _medoids(self, x: Tensor, real: Tensor, k: Tensor) -> Tensor:
-        """The medoid of each row's token, int64 [R,m]."""
+        """The index of each token's medoid within its row, int64 [R,m]."""
         if self.algorithm == "medoids":
             return k_medoids(x, real, k, self.iterations)
         neighbors = 5 * self.frames + (5 if x.shape[1] >= 100 * self.frames else 0)
@@ -105,74 +106,78 @@ class CenterClip(Reducer):
 
 
 def spectral_rows(x: Tensor, real: Tensor, k: Tensor, neighbors: int, sigma: float | None) -> Tensor:
-    """Each token's entries in the k eigenvectors of the lowest eigenvalues, [R,m,max(k)], zero beyond a row's own k.
+    """Each token's entries in the k eigenvectors with the lowest eigenvalues, [R,m,max(k)]; zero beyond a row's own k.
 
-    Of the normalised Laplacian of W = exp(-d^2 / 2 sigma^2) between tokens of which one is among the `neighbors`
-    nearest of the other; a token is its own first neighbour. Arguments as in `k_medoids` and `CenterClip`.
+    The eigenvectors are those of the normalized Laplacian of W = exp(-d^2 / 2 sigma^2) over pairs of tokens one of
+    which is among the `neighbors` nearest of the other; a token is its own first neighbor. Arguments as in `k_medoids`
+    and `CenterClip`.
     """
     m = x.shape[1]
     distance = torch.cdist(x, x)
-    distance.diagonal(dim1=1, dim2=2).zero_()  # a token is its own nearest neighbour, rounding or not
+    distance.diagonal(dim1=1, dim2=2).zero_()  # a token is its own nearest neighbor, even with rounding errors
     distance = distance.masked_fill(~(real[:, :, None] & real[:, None]), torch.inf)
     near, index = distance.topk(min(neighbors, m), dim=2, largest=False)
     linked = torch.zeros_like(distance, dtype=torch.bool).scatter_(2, index, near.isfinite())
     linked = linked | linked.transpose(1, 2)
     near = near[..., 1:]
     if sigma is None:
-        # The median of what is there: an even number gives the lower one, none gives 1.
-        there = near.isfinite().flatten(1).sum(1)
-        middle = near.flatten(1).sort(dim=1).values.gather(1, ((there - 1) // 2).clamp(min=0)[:, None])
+        # The median of the finite distances: the lower one of an even number, 1 if there are none.
+        finite = near.isfinite().flatten(1).sum(1)
+        middle = near.flatten(1).sort(dim=1).values.gather(1, ((finite - 1) // 2).clamp(min=0)[:, None])
         scale = torch.where(middle.isfinite() & (middle > 0), middle, 1.0)[..., None]
     else:
         scale = torch.full((len(x), 1, 1), sigma, device=x.device)
     weight = torch.where(linked, (-0.5 * (distance.masked_fill(~linked, 0) / scale).square()).exp(), 0.0)
     root = weight.sum(2).clamp(min=1e-12).rsqrt()
     laplacian = torch.diag_embed(torch.where(real, 1.0, 3.0)) - root[:, :, None] * weight * root[:, None]
-    # Eigenvalues of real tokens are at most 2, so those of padded slots (3) come last.
+    # Eigenvalues of real tokens are at most 2, so those of padded slots (3) sort last.
     vectors = torch.linalg.eigh(laplacian).eigenvectors[..., : max(1, int(k.max()))]
     return vectors * (torch.arange(vectors.shape[2], device=x.device) < k[:, None])[:, None]
 
 
 def k_medoids(x: Tensor, real: Tensor, k: Tensor, iterations: int, weight: Tensor | None = None) -> Tensor:
-    """The medoid of each row's token, int64 [R,m]: clusters of Euclidean distance, begun by KKZ.
+    """The index of each token's medoid, int64 [R,m]: clusters by Euclidean distance, initialized by KKZ.
 
     Args:
-        x: [R,m,C] float32. real: bool [R,m]. k: [R], clusters of each, at most its real tokens.
-        weight: [R,m], the largest of which begins; the norms where not given.
+        x: float32 [R,m,C].
+        real: bool [R,m], False for padded slots.
+        k: [R], clusters per row, at most its number of real tokens.
+        iterations: maximum number of iterations.
+        weight: [R,m], the largest of which selects the first medoid. Default: the norms.
     """
     R, m, _ = x.shape
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist" if m <= 64 else "use_mm_for_euclid_dist")
     distance.diagonal(dim1=1, dim2=2).zero_()
-    width = max(1, int(k.max()))
-    slot = torch.arange(width, device=x.device)
+    most = max(1, int(k.max()))
+    slot = torch.arange(most, device=x.device)
     valid = slot < k[:, None]
-    # KKZ: the largest norm, then farthest first.
-    medoids = torch.zeros(R, width, dtype=torch.int64, device=x.device)
+    # KKZ: the largest norm first, then the farthest token each time.
+    medoids = torch.zeros(R, most, dtype=torch.int64, device=x.device)
     medoids[:, 0] = (x.norm(dim=2) if weight is None else weight).masked_fill(~real, -1).argmax(1)
-    taken = torch.zeros_like(real).scatter_(1, medoids[:, :1], True)
+    selected = torch.zeros_like(real).scatter_(1, medoids[:, :1], True)
     near = distance.gather(1, medoids[:, :1, None].expand(-1, -1, m))[:, 0]
-    for number in range(1, width):
-        medoids[:, number] = near.masked_fill(~real | taken, -1).argmax(1)
-        chosen = medoids[:, number : number + 1]
-        taken = taken.scatter(1, chosen, True)
-        near = torch.minimum(near, distance.gather(1, chosen[..., None].expand(-1, -1, m))[:, 0])
+    for index in range(1, most):
+        medoids[:, index] = near.masked_fill(~real | selected, -1).argmax(1)
+        newest = medoids[:, index : index + 1]
+        selected = selected.scatter(1, newest, True)
+        near = torch.minimum(near, distance.gather(1, newest[..., None].expand(-1, -1, m))[:, 0])
 
     def assign(medoids: Tensor) -> Tensor:
         to = distance.gather(1, medoids[..., None].expand(-1, -1, m)).masked_fill(~valid[..., None], torch.inf)
         label = to.argmin(1)
-        # A medoid stays in its own cluster even where another one is equal to it.
-        mine = torch.full((R, m + 1), -1, dtype=torch.int64, device=x.device)
-        mine.scatter_(1, medoids.masked_fill(~valid, m), slot.expand(R, -1))
-        return torch.where(mine[:, :m] >= 0, mine[:, :m], label)
+        # A medoid stays in its own cluster even if another medoid is identical.
+        own_label = torch.full((R, m + 1), -1, dtype=torch.int64, device=x.device)
+        own_label.scatter_(1, medoids.masked_fill(~valid, m), slot.expand(R, -1))
+        return torch.where(own_label[:, :m] >= 0, own_label[:, :m], label)
 
     label = assign(medoids)
     for _ in range(iterations):
-        together = (label[:, :, None] == label[:, None]) & real[:, :, None]
-        cost = (distance * together).sum(1).masked_fill(~real, torch.inf)
-        least = torch.full((R, width), torch.inf, device=x.device).scatter_reduce(1, label, cost, "amin")
-        place = torch.arange(m, device=x.device).expand(R, -1)
-        best = torch.where(cost <= least.gather(1, label), place, m)
-        moved = torch.full((R, width), m, device=x.device).scatter_reduce(1, label, best, "amin")
+        same_cluster = (label[:, :, None] == label[:, None]) & real[:, :, None]
+        cost = (distance * same_cluster).sum(1).masked_fill(~real, torch.inf)
+        least = torch.full((R, most), torch.inf, device=x.device).scatter_reduce(1, label, cost, "amin")
+        position = torch.arange(m, device=x.device).expand(R, -1)
+        best = torch.where(cost <= least.gather(1, label), position, m)
+        moved = torch.full((R, most), m, device=x.device).scatter_reduce(1, label, best, "amin")
         moved = torch.where(valid, moved, medoids).clamp(max=m - 1)
         if bool((moved == medoids).all()):
             break

@@ -1,4 +1,4 @@
-"""The token base of Token Dynamics: k-means over the tokens of a video. arXiv 2503.16980, section 3."""
+"""The token base of Token Dynamics (arXiv 2503.16980, section 3): k-means over the tokens of a video."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, f
 
 
 class KMeans(Reducer):
-    """Merges all tokens of a video into K clusters by direction; each token out is a mean of raw tokens.
+    """Clusters the tokens of a video by k-means on cosine and averages each cluster.
 
-    Assignment is by cosine, seeded by greedy k-means++. The means are of the raw tokens: the reference code
-    averages normalised ones, which throws magnitudes away and needs a fine-tuned language model. Exactly K
-    tokens come out: a cluster that runs empty takes the token that fits worst elsewhere.
+    Tokens are assigned by cosine to centroids initialized by greedy k-means++. The output is the mean of raw tokens:
+    the reference code averages normalized tokens, which discards magnitudes and requires a fine-tuned language model.
+    The count is exactly K: a cluster that becomes empty takes the token that fits its own cluster worst.
 
-    The adaptive length fits K = k_min..k_max on up to 4096 evenly spaced tokens, each K started from the one
-    before, and takes the K of the best silhouette (cosine, exact) or of the elbow (farthest below the chord
-    of the distortion curve); then all tokens are assigned. Several repairs against the reference code, whose
-    silhouette ignores the labels and whose elbow always gives k_min.
+    With adaptive length, K = k_min..k_max are fitted on up to 4096 evenly spaced tokens, each initialized from the
+    previous K; the best K by silhouette (exact, by cosine) or by the elbow (farthest below the chord of the distortion
+    curve) is selected, and then all tokens are assigned. This differs from the reference code, whose silhouette ignores
+    the labels and whose elbow always selects k_min.
 
     Args:
-        keep: share of the cells (float) or count (int): K; 32 by default. Not for adaptive length.
-        criterion: "fixed", or "silhouette" or "elbow" for adaptive length.
-        k_min, k_max: bounds of the adaptive length.
-        iterations: of Lloyd's algorithm at most.
-        tol: stop where the centres (unit vectors) move by less, Frobenius norm.
-        seed: of k-means++.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame": K. Default: 32. Not with adaptive
+            length.
+        criterion: "fixed" (default), or "silhouette" or "elbow" for adaptive length.
+        k_min, k_max: bounds of the adaptive length. Default: 12 and 32.
+        iterations: maximum number of Lloyd iterations. Default: 50.
+        tol: stop if the centroids (unit vectors) move by less than this Frobenius norm. Default: 1e-4.
+        seed: random seed of k-means++. Default: 0.
     """
 
     paper = "Token Dynamics / VQToken, arXiv 2503.16980 (token base)"
     license = "written from the paper; reference code BSD-3"
-    cost = "O(N K C) an iteration, in blocks of bounded memory; adaptive length on at most 4096 tokens"
+    cost = "O(N K C) per iteration, in blocks of bounded memory; adaptive length on at most 4096 tokens"
 
     def __init__(
         self,
@@ -46,7 +47,7 @@ class KMeans(Reducer):
     ) -> None:
         super().__init__()
         if criterion not in ("fixed", *CRITERIA):
-            raise ValueError(f"kmeans chooses K by fixed, silhouette or elbow, not {criterion!r}")
+            raise ValueError(f"kmeans: criterion must be 'fixed', 'silhouette' or 'elbow', got {criterion!r}")
         check_bounds(k_min, k_max)
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")

@@ -1,4 +1,4 @@
-"""FrameFusion, its merging part: a patch that stays like itself over time is one token."""
+"""FrameFusion, its merging part: a patch that stays similar over time becomes one token."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from fewtokens.methods.ops.temporal import cosine, with_previous
 
 
 class FrameFusion(Reducer):
-    """A token merges into the one at the same place a frame before if they are alike; chains become their mean.
+    """Merges each token into the same position of the previous frame if similar.
 
-    FrameFusion (arXiv 2501.01986), the merging of its early layers, here on features. Its second part prunes by the
-    attention of a language model.
+    FrameFusion (arXiv 2501.01986): the merging of its early layers, applied to features here. Tokens that merge over
+    several frames form a chain, which becomes their mean. The second part of the paper, pruning by the attention of a
+    language model, is not included.
 
     Args:
-        similarity: cosine from which tokens merge; 0.6 in the paper.
-        keep: a budget instead: so many chains, broken where neighbors are least alike; the first frame always begins
-            one at each place, so it is at least one frame.
+        similarity: cosine from which tokens merge, in [-1, 1]. Default: 0.6, as in the paper.
+        keep: budget in place of `similarity`, a fraction of the cells (float), a count (int) or "8/frame": the number
+            of chains, cut where consecutive tokens are least similar. The first frame always starts one chain per
+            position, so at least one frame.
     """
 
     paper = "FrameFusion: Combining Similarity and Importance for Video Token Reduction, arXiv 2501.01986"
-    license = "written from the description; reference MIT or Apache-2.0 (its files disagree)"
+    license = "written from the description; reference code MIT or Apache-2.0 (its files disagree)"
     cost = "O(NC)"
 
     def __init__(self, similarity: float | None = None, *, keep: float | int | str | None = None) -> None:
         super().__init__()
         self.take_budget(keep, similarity=similarity)
         if similarity is not None and not -1 <= similarity <= 1:
-            raise ValueError(f"similarity is a cosine, in [-1, 1], got {similarity}")
+            raise ValueError(f"similarity must be a cosine in [-1, 1], got {similarity}")
         self.similarity = similarity
 
     def fewest(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens) -> Plan:
-        before, known = with_previous(tokens.features, tokens)
-        like = cosine(tokens.features, before).masked_fill(~known, -2)
+        previous, has_previous = with_previous(tokens.features, tokens)
+        similar = cosine(tokens.features, previous).masked_fill(~has_previous, -2)
         if self.budget is None:
-            begins = like < (0.6 if self.similarity is None else self.similarity)
+            begins = similar < (0.6 if self.similarity is None else self.similarity)
         else:
-            order = like.masked_fill(~tokens.mask, torch.inf).argsort(dim=1, stable=True)
+            order = similar.masked_fill(~tokens.mask, torch.inf).argsort(dim=1, stable=True)
             begins = order.argsort(dim=1) < self.counts(tokens)[:, None]
         own = torch.arange(tokens.N, device=tokens.device).expand_as(begins)
-        first = torch.where(begins | ~known, own, tokens.previous_frame_index().clamp(min=0))
-        # Each points to the one before it; jumping on until all point to where their chain begins.
+        first = torch.where(begins | ~has_previous, own, tokens.previous_frame_index().clamp(min=0))
+        # Each token points to its predecessor; pointer jumping until all point to the start of their chain.
         while bool((first.gather(1, first) != first).any()):
             first = first.gather(1, first)
         return Plan.group(first.masked_fill(~tokens.mask, -1), tokens, tokens.N)

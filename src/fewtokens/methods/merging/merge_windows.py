@@ -1,4 +1,4 @@
-"""Merging within windows, equally many in each: for encoders whose attention works in windows."""
+"""Merging within windows, to the same count in each: for encoders with windowed attention."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import merge_within
-from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_of, window_targets
+from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_index, window_targets
 
 
 class MergeWindows(Reducer):
-    """Merges the most similar tokens of each window of a frame; every whole window keeps the same number.
+    """Merges similar tokens within each window, to the same count per window.
 
-    What users of windowed encoders (Swin, SAM, Qwen2.5-VL) ask of ToMe: windows stay, and stay equal, so that a batch
-    of windows needs no padding, and `unmerge` gives the grid back to a dense head. As many tokens for each window as
-    the budget has for all of them (windows cut by the border may have fewer). Between the blocks of an encoder:
-    `merge_windows_in_encoder`.
+    A variant of ToMe for windowed encoders (Swin, SAM, Qwen2.5-VL): windows keep their positions and equal sizes, so a
+    batch of windows needs no padding, and `unmerge` restores the grid for a dense head. Every full window of a frame
+    keeps the same count, the largest that fits the budget (windows cut by the border may have fewer). Between the
+    blocks of an encoder: `merge_windows_in_encoder`.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        window: rows and columns of a window in cells; 7 in Swin, 8 in Qwen2.5-VL.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        window: side of a window in cells, at least 1. Default: 7, as in Swin (8 in Qwen2.5-VL).
     """
 
     paper = "variant of Token Merging, arXiv 2210.09461, for windows"
-    license = "ours"
-    cost = "O(N w C / 4) with w cells of a window"
+    license = "original to fewtokens"
+    cost = "O(N w C / 4) with w cells per window"
 
     def __init__(self, keep: float | int | str = 0.25, *, window: int = 7) -> None:
         super().__init__()
@@ -46,4 +46,4 @@ class MergeWindows(Reducer):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         limits = [self._per_window(grid) for grid in tokens.grid.videos(tokens.B)]
-        return merge_within(tokens, window_of(tokens, self.window), window_targets(tokens, self.window, limits))
+        return merge_within(tokens, window_index(tokens, self.window), window_targets(tokens, self.window, limits))

@@ -1,4 +1,4 @@
-"""Merging within windows between the blocks of an encoder, equally many in each window."""
+"""Merging within windows between the blocks of an encoder, to the same count in each window."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import bipartite_plan
-from fewtokens.methods.ops.groups import grouped, regroup
-from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_of, window_targets
+from fewtokens.methods.ops.groups import plan_from_groups, split_groups
+from fewtokens.methods.ops.windows import tokens_per_window, window_cells, window_index, window_targets
 
 
 class MergeWindowsInEncoder(Reducer):
-    """In every block merges the most similar tokens of each window, matched on the attention keys.
+    """In every block, merges the most similar tokens of each window.
 
-    As `merge_windows`, between attention and MLP; every whole window of a frame keeps the same number of tokens.
+    As `merge_windows`, between attention and MLP and matched on the attention keys; every full window keeps the same
+    count.
 
     Args:
-        keep: share of the cells, met by each frame, reached evenly over the blocks.
-        window: rows and columns of a window in cells; 7 in Swin, 8 in Qwen2.5-VL.
+        keep: budget, met by each frame separately and reached evenly over the blocks: a fraction of the cells (float)
+            or "8/frame". Default: 0.25.
+        window: side of a window in cells, at least 1. Default: 7, as in Swin (8 in Qwen2.5-VL).
     """
 
     stage = "encoder"
     paper = "variant of Token Merging, arXiv 2210.09461, for windows"
-    license = "ours"
-    cost = "O(n w C / 4) a frame and block, with w cells of a window"
+    license = "original to fewtokens"
+    cost = "O(n w C / 4) per frame and block, with w cells per window"
 
     def __init__(self, keep: float | str = 0.25, *, window: int = 7) -> None:
         super().__init__()
@@ -49,17 +51,19 @@ class MergeWindowsInEncoder(Reducer):
         return grid.T * sum(min(k, n) for n in window_cells(grid, self.window))
 
     def plan(self, tokens: Tokens, *, keys: Tensor, layer: int = 0, depth: int = 1) -> Plan:
-        group = window_of(tokens, self.window)
+        group = window_index(tokens, self.window)
         limits = [self._per_window(grid) for grid in tokens.grid.videos(tokens.B)]
         target = window_targets(tokens, self.window, limits)
-        parts, slot = grouped(tokens.replace(features=keys), group, target.shape[1])
+        parts, slot = split_groups(tokens.replace(features=keys), group, target.shape[1])
         blocks = depth - layer
-        left = target.flatten()
+        goal = target.flatten()
         now = parts.count
-        if bool((left << blocks < now).any()):
-            raise ValueError(f"{self.spec} cannot be reached in {depth} blocks, each halves at most; keep more")
-        evenly = -((left - now) // blocks)
-        r = torch.maximum(evenly, now - (left << (blocks - 1))).clamp(min=0)
+        if bool((goal << blocks < now).any()):
+            raise ValueError(
+                f"{self.spec} cannot be reached in {depth} blocks (each at most halves the count); increase keep"
+            )
+        evenly = -((goal - now) // blocks)
+        r = torch.maximum(evenly, now - (goal << (blocks - 1))).clamp(min=0)
         dest = bipartite_plan(parts.features, r, parts).dest
         assert dest is not None
-        return regroup(dest.masked_fill(~parts.mask, -1), slot, group, tokens)
+        return plan_from_groups(dest.masked_fill(~parts.mask, -1), slot, group, tokens)

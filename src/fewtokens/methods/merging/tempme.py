@@ -11,35 +11,36 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.groups import merge_within, share_out, sizes_of
+from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
 
 
 class TempMe(Reducer):
-    """Merges within frames, then within pairs of frames, then within pairs and triples of those clips.
+    """Merges within frames, then within pairs of frames, then within longer clips.
 
-    TempMe (arXiv 2409.01156), progressive multi-granularity merging, here on features and by its matching alone: the
-    paper merges in the blocks of CLIP, adds a learned frame position before clips are joined, and trains 0.5 M
-    parameters. The budget falls by the same factor in every round.
+    TempMe (arXiv 2409.01156), progressive multi-granularity merging, applied to features here and by its matching
+    alone: the paper merges in the blocks of CLIP, adds a learned frame position before clips are joined, and trains 0.5
+    M parameters. The count falls by the same factor in every round.
 
     Args:
-        keep: share of the cells (float) or count (int); at least one token for each clip of the last round.
-        joins: how many neighbouring clips are joined in each round after the first; (2, 2, 3) in the paper, which makes
-            one clip of its 12 frames.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame"; at least one token for each clip of
+            the last round. Default: 0.25.
+        joins: number of consecutive clips joined in each round after the first, each at least 1. Default: (2, 2, 3), as
+            in the paper, where it makes one clip of 12 frames.
     """
 
     paper = "TempMe: Video Temporal Token Merging, arXiv 2409.01156"
-    license = "written from the description; reference MIT, with files derived from a non-commercial one"
-    cost = "O(sum over rounds of N m C / 4) with m tokens of a clip"
+    license = "written from the description; reference code MIT, with files derived from a non-commercial source"
+    cost = "O(sum over rounds of N m C / 4) with m tokens per clip"
 
     def __init__(self, keep: float | int | str = 0.25, *, joins: Sequence[int] = (2, 2, 3)) -> None:
         super().__init__()
         self.take_budget(keep)
         if any(not isinstance(n, int) or n < 1 for n in joins):
-            raise ValueError(f"joins must be counts of clips of at least 1, got {joins!r}")
+            raise ValueError(f"joins must be integers of at least 1, got {joins!r}")
         self.joins = tuple(joins)
 
     def _frames(self) -> list[int]:
-        """Frames of a clip in each round."""
+        """The number of frames of a clip in each round."""
         frames = [1]
         for join in self.joins:
             frames.append(frames[-1] * join)
@@ -50,15 +51,15 @@ class TempMe(Reducer):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         before, tokens = tokens, tokens.replace(features=tokens.features.detach())
-        wanted, start = self.counts(tokens), tokens.count
+        target, start = self.counts(tokens), tokens.count
         rounds = self._frames()
-        for number, frames in enumerate(rounds, 1):
+        for round_index, frames in enumerate(rounds, 1):
             clips = -(-tokens.grid.T // frames)
             group = (tokens.frame // frames).masked_fill(~tokens.mask, -1)
-            size = sizes_of(group, clips)
-            # The same factor in every round; one token at least for each clip.
-            share = start * (wanted / start) ** (number / len(rounds))
+            size = group_sizes(group, clips)
+            # The same factor in every round, at least one token per clip.
+            share = start * (target / start) ** (round_index / len(rounds))
             total = share.ceil().long().maximum((size > 0).sum(1)).minimum(tokens.count)
-            total = wanted if number == len(rounds) else torch.maximum(total, wanted)
-            tokens = tokens.apply(merge_within(tokens, group, share_out(total, size)))
+            total = target if round_index == len(rounds) else torch.maximum(total, target)
+            tokens = tokens.apply(merge_within(tokens, group, allocate(total, size)))
         return Plan.from_assignment(before, tokens)

@@ -11,15 +11,15 @@ from fewtokens.methods.ops.bipartite import merge_to
 
 
 class Tome(Reducer):
-    """Merges the most similar tokens of a video pairwise, by bipartite matching, weighing each by its size.
+    """Merges the most similar tokens of a video pairwise, weighted by size.
 
-    Token Merging (arXiv 2210.09461), a variant: the paper works inside the encoder, see `tome_in_encoder`. All tokens
-    of the video are matched on their features, at most half of them merging in one step, until the budget is met. The
-    two halves alternate in raster order; if a frame has an even number of cells, equal places of all frames are in one
-    half and merge from the second step on.
+    A variant of Token Merging (arXiv 2210.09461), which works inside the encoder; see `tome_in_encoder`. All tokens of
+    the video are matched on their features (bipartite matching), and at most half of them merge per step, until the
+    budget is met. The two halves alternate in raster order; if a frame has an even number of cells, the same position
+    of all frames is in one half and merges from the second step on.
 
     Args:
-        keep: share of the cells (float) or count (int).
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
     """
 
     paper = "Token Merging: Your ViT But Faster, arXiv 2210.09461"

@@ -10,26 +10,27 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import bipartite_plan
-from fewtokens.methods.ops.schedule import merges_to, schedule
+from fewtokens.methods.ops.schedule import num_to_remove, schedule
 
 
 class TomeInEncoder(Reducer):
-    """In every block r tokens of each frame merge, between attention and MLP, as in the paper.
+    """In every block, merges the most similar tokens of each frame.
 
-    Token Merging (arXiv 2210.09461). Tokens are matched on the attention keys (mean over heads); class and register
-    tokens never merge, and by default the encoder weighs attention by the sizes. On the features that an encoder gives:
-    `tome`.
+    Token Merging (arXiv 2210.09461), with r pairs per block merged between attention and MLP. Tokens are matched on the
+    attention keys (mean over heads); class and register tokens never merge, and by default the encoder weights
+    attention by the sizes (proportional attention). On the features of an encoder's output: `tome`.
 
     Args:
-        keep: share of the cells, reached evenly over the blocks; 0.25 by default.
-        r: instead, tokens to take away in each block: a number; (r, inflection) for a linear schedule from
-            r*(1-inflection) to r*(1+inflection), as in the paper; or a list, one for each block, zeros after its end.
+        keep: budget, reached evenly over the blocks: a fraction of the cells (float) or "8/frame". Default: 0.25.
+        r: tokens removed per block in place of the budget: an integer; (r, inflection) for a linear schedule from
+            r*(1-inflection) to r*(1+inflection), as in the paper; or a list with one integer per block, zeros after its
+            end.
     """
 
     stage = "encoder"
     paper = "Token Merging: Your ViT But Faster, arXiv 2210.09461"
     license = "written from the paper; the reference code is CC BY-NC 4.0"
-    cost = "O(N^2 C / 4) a frame and block"
+    cost = "O(N^2 C / 4) per frame and block, with N tokens of a frame"
 
     def __init__(
         self, keep: float | str | None = None, *, r: int | tuple[int, float] | Sequence[int] | None = None
@@ -45,9 +46,9 @@ class TomeInEncoder(Reducer):
         return ("keys",)
 
     def plan(self, tokens: Tokens, *, keys: Tensor, layer: int, depth: int) -> Plan:
-        """One block's merging. `keys` [B,N,D]; `layer` counts from 0 of `depth` blocks."""
+        """Returns one block's merging plan, for `keys` [B,N,D]; `layer` counts from 0 of `depth` blocks."""
         if self.r is not None:
             return bipartite_plan(keys, schedule(self.r, depth)[layer], tokens)
         assert self.budget is not None
-        r = merges_to(tokens.N, self.budget.count(tokens.grid), layer, depth, spec=self.spec)
+        r = num_to_remove(tokens.N, self.budget.count(tokens.grid), layer, depth, spec=self.spec)
         return bipartite_plan(keys, r, tokens)

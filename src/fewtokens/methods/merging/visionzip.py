@@ -1,4 +1,4 @@
-"""VisionZip: the tokens that draw attention, and a few that stand for the rest."""
+"""VisionZip: the most attended tokens, and a few contextual tokens that stand for the rest."""
 
 from __future__ import annotations
 
@@ -14,35 +14,33 @@ from fewtokens.core.tokens import Tokens
 
 
 class VisionZip(Reducer):
-    """Of each frame the tokens that receive most attention stay; the rest merges into evenly spread ones of its own.
+    """Keeps the most attended tokens; the rest merge into contextual tokens.
 
-    VisionZip (arXiv 2412.04467). The dominant tokens are those with the most attention in the encoder's last block.
-    Of the others every n-th is a contextual token, to which the rest goes by cosine of the attention keys. The
-    published code takes keys and attention of the last block but one, and of the attention what the class token pays;
-    here it is the cue "attention", the mean over heads and queries.
+    VisionZip (arXiv 2412.04467). Dominant tokens are those with the most attention in the encoder's last block. Of the
+    others every n-th is a contextual token, which the rest join by cosine of the attention keys. The published code
+    takes keys and attention from the second-to-last block, and the attention of the class token; here the cue
+    "attention" is the mean over heads and queries.
 
-    The published code adds to a contextual token the mean of its members, so that its norm grows;
-    with normalize=True (the default) it is their common mean instead, weighted by sizes.
-
-    The budget of the video is dealt out evenly over its frames; a frame whose part is one token has a dominant one
-    alone, and what is left of it is dropped.
+    The published code adds the mean of its members to a contextual token, so that its norm grows; with normalize=True
+    (the default) the token is their common mean instead, weighted by sizes. The budget of the video is split evenly
+    over its frames; a frame with a budget of one token keeps one dominant token, and the rest of it is dropped.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        contextual: share of the budget that goes to contextual tokens; 10 of 64 in the paper.
-        normalize: mean, or the published sum.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        contextual: fraction of the budget for contextual tokens, in [0, 1). Default: 10/64, as in the paper.
+        normalize: True (default) for the mean, False for the published sum.
     """
 
     paper = "VisionZip: Longer is Better but Not Necessary in Vision Language Models, arXiv 2412.04467"
-    license = "written from the description; reference Apache-2.0"
-    cost = "O(n^2 D) a frame"
+    license = "written from the description; reference code Apache-2.0"
+    cost = "O(n^2 D) per frame of n cells"
     full_grid = True
 
     def __init__(self, keep: float | int | str = 0.25, *, contextual: float = 10 / 64, normalize: bool = True) -> None:
         super().__init__()
         self.take_budget(keep)
         if not 0 <= contextual < 1:
-            raise ValueError(f"contextual is a share of the budget in [0, 1), got {contextual}")
+            raise ValueError(f"contextual must be in [0, 1) (a fraction of the budget), got {contextual}")
         self.contextual, self.normalize = float(contextual), bool(normalize)
 
     @property
@@ -57,27 +55,27 @@ class VisionZip(Reducer):
         t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
         ends = t * total // lengths  # [B,T+1]
         budget = ends.diff(dim=1)[..., None]  # [B,T,1]
-        few = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
-        dominant = budget - few
+        num_contextual = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
+        num_dominant = budget - num_contextual
         rank = attention.float().unflatten(1, (T, n)).argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-        chosen = rank < dominant  # [B,T,n]
-        # The others in their order; every stride-th of them is a target, as many as there are contextual tokens.
-        order = (~chosen).cumsum(2) - 1
-        stride = ((n - dominant) // few.clamp(min=1)).clamp(min=1)
-        target = ~chosen & (order % stride == 0) & (order // stride < few)
+        is_dominant = rank < num_dominant  # [B,T,n]
+        # Of the other tokens, in order, every stride-th is a target, one for each contextual token.
+        order = (~is_dominant).cumsum(2) - 1
+        stride = ((n - num_dominant) // num_contextual.clamp(min=1)).clamp(min=1)
+        target = ~is_dominant & (order % stride == 0) & (order // stride < num_contextual)
         keys = F.normalize(keys.float(), dim=2).unflatten(1, (T, n))
         similar = (keys @ keys.transpose(2, 3)).masked_fill(~target[:, :, None], -torch.inf)  # [B,T,n,n]
-        # A target is its own; with no target in the frame the rest is dropped.
+        # A target is assigned to itself; without a target in the frame, the rest is dropped.
         nearest = similar.argmax(3)
         own = torch.arange(n, device=tokens.device).expand_as(nearest)
-        stays = chosen | target
-        nearest = torch.where(stays, own, nearest)
-        slot = stays.cumsum(2) - 1 + ends[:, :-1, None]
-        dest = slot.gather(2, nearest).masked_fill(~stays & (few == 0), -1)
-        dest, stays = dest.flatten(1).masked_fill(~tokens.mask, -1), stays.flatten(1)
+        survives = is_dominant | target
+        nearest = torch.where(survives, own, nearest)
+        slot = survives.cumsum(2) - 1 + ends[:, :-1, None]
+        dest = slot.gather(2, nearest).masked_fill(~survives & (num_contextual == 0), -1)
+        dest, survives = dest.flatten(1).masked_fill(~tokens.mask, -1), survives.flatten(1)
         plan = Plan(self.counts(tokens), self.max_slots(tokens), dest)
         if self.normalize:
             return plan
-        # The published sum: the target itself plus the mean of its members.
-        members = replace(plan, dest=dest.masked_fill(stays, -1)).parts(torch.ones_like(tokens.sizes))[0]
-        return replace(plan, shares=torch.where(stays, 1.0, members))
+        # As published: the target plus the mean of its members.
+        members = replace(plan, dest=dest.masked_fill(survives, -1)).parts(torch.ones_like(tokens.sizes))[0]
+        return replace(plan, shares=torch.where(survives, 1.0, members))

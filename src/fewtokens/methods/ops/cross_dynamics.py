@@ -1,7 +1,7 @@
-"""Cross-dynamics attention: how the map of a video's clusters, which cell went to which, reaches the few tokens.
+"""Cross-dynamics attention: passes the map of a video's clusters (which cell is in which) to the few tokens.
 
-Of Token Dynamics / VQToken, arXiv 2503.16980 (section 3). The map is `Tokens.assignment` after clustering. The text
-and the released code do different things, and neither says how T*H*W indices become K rows; so there are three.
+Token Dynamics / VQToken, arXiv 2503.16980 (section 3). The map is `Tokens.assignment` after clustering. The paper and
+the released code differ, and neither specifies how T*H*W indices become K rows; hence three variants.
 """
 
 from __future__ import annotations
@@ -15,57 +15,60 @@ from fewtokens.methods.ops.resample import fitting_heads, split_heads, visible
 
 # The grid that a cluster's cells are pooled to: time, rows, columns.
 POOLED = (8, 7, 7)
-_PLACES = POOLED[0] * POOLED[1] * POOLED[2]
+_NUM_BINS = POOLED[0] * POOLED[1] * POOLED[2]
 _STATISTICS = 8
 # One-hot maps are pooled in blocks of at most this many entries (64 MiB in float32).
-_ENTRIES_AT_ONCE = 1 << 24
+_MAX_BLOCK_ENTRIES = 1 << 24
 
 
 def occupancy(base: Tokens) -> Tensor:
-    """Where each cluster lies: its cells, adaptively averaged to 8 x 7 x 7 places, float32 [B,K,392].
+    """The occupancy map of each cluster: its cells, adaptively average-pooled to 8 x 7 x 7 bins, float32 [B,K,392].
 
-    Padded frames count nowhere, so a video has the same rows alone and in a batch.
+    Padded frames are ignored, so a video has the same rows alone and in a batch.
     """
     B, K = base.B, base.N
     T, H, W = base.grid.shape
-    lengths = torch.tensor([one.T for one in base.grid.videos(B)], device=base.device)
+    lengths = torch.tensor([grid.T for grid in base.grid.videos(B)], device=base.device)
     time = _windows(lengths, T, POOLED[0])
     rows, columns = (
         _windows(torch.tensor([n], device=base.device), n, p)[0] for n, p in zip((H, W), POOLED[1:], strict=True)
     )
-    source = base.assignment.reshape(B, 1, T, H, W)
-    block = max(1, _ENTRIES_AT_ONCE // (B * base.grid.cells))
+    assignment = base.assignment.reshape(B, 1, T, H, W)
+    block = max(1, _MAX_BLOCK_ENTRIES // (B * base.grid.cells))
     pooled = []
-    for numbers in torch.arange(K, device=base.device).split(block):
-        own = (source == numbers.view(1, -1, 1, 1, 1)).float()
-        pooled.append(torch.einsum("bkthw,bpt,qh,rw->bkpqr", own, time, rows, columns).flatten(2))
+    for indices in torch.arange(K, device=base.device).split(block):
+        members = (assignment == indices.view(1, -1, 1, 1, 1)).float()
+        pooled.append(torch.einsum("bkthw,bpt,qh,rw->bkpqr", members, time, rows, columns).flatten(2))
     return torch.cat(pooled, 1)
 
 
 def _windows(lengths: Tensor, size: int, parts: int) -> Tensor:
-    """What adaptive average pooling of `lengths` [B] of `size` places gives each of `parts`, [B,parts,size]."""
+    """The weights of adaptive average pooling of `lengths` [B] of `size` positions to `parts` bins, [B,parts,size]."""
     part = torch.arange(parts, device=lengths.device)
     begin = part * lengths[:, None] // parts
     end = -(-(part + 1) * lengths[:, None] // parts)
-    place = torch.arange(size, device=lengths.device)
-    inside = (place >= begin[..., None]) & (place < end[..., None])
+    position = torch.arange(size, device=lengths.device)
+    inside = (position >= begin[..., None]) & (position < end[..., None])
     return inside / (end - begin)[..., None]
 
 
 def statistics(base: Tokens) -> Tensor:
-    """Mean (t,y,x) and their deviation in parts of the video, log of the share of cells, and part of the time from its
-    first to its last frame, of each cluster: float32 [B,K,8]."""
+    """Statistics of each cluster, float32 [B,K,8].
+
+    Mean and standard deviation of (t,y,x) as fractions of the video, log of its fraction of the cells, and the fraction
+    of the video's duration from its first to its last frame.
+    """
     B, K = base.B, base.N
-    lengths = torch.tensor([one.T for one in base.grid.videos(B)], device=base.device).float()
+    lengths = torch.tensor([grid.T for grid in base.grid.videos(B)], device=base.device).float()
     size = torch.stack([lengths, *(torch.full_like(lengths, n) for n in base.grid.shape[1:])], 1)[:, None]
     cells = base.grid.positions(base.device).expand(B, -1, -1)
     slot = base.assignment.masked_fill(base.assignment < 0, K)
-    share = torch.zeros(B, K + 1, 7, device=base.device)
-    place = (cells + 0.5) / size
-    values = torch.cat([torch.ones_like(place[..., :1]), place, place.square()], 2)
-    share = share.scatter_add(1, slot[..., None].expand(-1, -1, 7), values)[:, :K]
-    count = share[..., :1].clamp(min=1)
-    mean, square = share[..., 1:4] / count, share[..., 4:] / count
+    moments = torch.zeros(B, K + 1, 7, device=base.device)
+    center = (cells + 0.5) / size
+    values = torch.cat([torch.ones_like(center[..., :1]), center, center.square()], 2)
+    moments = moments.scatter_add(1, slot[..., None].expand(-1, -1, 7), values)[:, :K]
+    count = moments[..., :1].clamp(min=1)
+    mean, square = moments[..., 1:4] / count, moments[..., 4:] / count
     deviation = (square - mean.square()).clamp(min=0).sqrt()
     frame = cells[..., 0].contiguous()
     first = torch.full((B, K + 1), float(base.grid.T), device=base.device).scatter_reduce(1, slot, frame, "amin")[:, :K]
@@ -76,45 +79,46 @@ def statistics(base: Tokens) -> Tensor:
 
 
 class CrossDynamics(nn.Module):
-    """The recommended module: B' = B + gate * Attention(Q = B, K = B, V = what the map says of each cluster).
+    """The recommended module: B' = B + gate * Attention(Q = B, K = B, V = description of each cluster's map).
 
-    K rows in, K rows out; numbering the clusters otherwise permutes the rows and nothing else; with the gate at 0,
-    where it begins, the tokens are the plain centres.
+    K rows in, K rows out; renumbering the clusters only permutes the rows. At initialization the gate is 0, so the
+    tokens are the plain centroids.
     """
 
     def __init__(self, dim: int, heads: int = 8) -> None:
         super().__init__()
         self.heads = fitting_heads(dim, heads)
-        self.norm, self.norm_map = nn.LayerNorm(dim), nn.LayerNorm(_PLACES + _STATISTICS)
-        self.describe = nn.Sequential(nn.Linear(_PLACES + _STATISTICS, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.norm, self.norm_map = nn.LayerNorm(dim), nn.LayerNorm(_NUM_BINS + _STATISTICS)
+        self.describe = nn.Sequential(nn.Linear(_NUM_BINS + _STATISTICS, dim), nn.GELU(), nn.Linear(dim, dim))
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, features: Tensor, base: Tokens) -> Tensor:
-        """[B,K,C] to [B,K,C]; `base` says which cells each row stands for."""
-        told = torch.cat([occupancy(base), statistics(base)], 2).to(features.dtype)
-        told = self.describe(self.norm_map(told))
+        """Maps [B,K,C] to [B,K,C]; `base` specifies the cells of each row."""
+        description = torch.cat([occupancy(base), statistics(base)], 2).to(features.dtype)
+        description = self.describe(self.norm_map(description))
         x = self.norm(features)
-        mixed = _attend(self.query(x), self.key(x), self.value(told), base.mask, self.heads)
+        mixed = _attend(self.query(x), self.key(x), self.value(description), base.mask, self.heads)
         return features + self.gate * self.out(mixed)
 
 
 class PaperAttention(nn.Module):
-    """The formula of the text: B' = MultiHead(Q = B W_Q, K = B W_K, V = MLP(Flatten(M)) W_V), without more.
+    """The formula of the paper: B' = MultiHead(Q = B W_Q, K = B W_K, V = MLP(Flatten(M)) W_V).
 
-    Row k of Flatten(M) is taken as the places of cluster k, pooled to one size, since the text does not say.
+    Row k of Flatten(M) is interpreted as the positions of cluster k, pooled to a fixed size, since the paper does not
+    specify it.
     """
 
     def __init__(self, dim: int, heads: int = 8) -> None:
         super().__init__()
         self.heads = fitting_heads(dim, heads)
-        self.describe = nn.Sequential(nn.Linear(_PLACES, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.describe = nn.Sequential(nn.Linear(_NUM_BINS, dim), nn.GELU(), nn.Linear(dim, dim))
         self.query, self.key, self.value = (nn.Linear(dim, dim, bias=False) for _ in range(3))
 
     def forward(self, features: Tensor, base: Tokens) -> Tensor:
-        """[B,K,C] to [B,K,C]; `base` says which cells each row stands for."""
-        told = self.describe(occupancy(base).to(features.dtype))
-        return _attend(self.query(features), self.key(features), self.value(told), base.mask, self.heads)
+        """Maps [B,K,C] to [B,K,C]; `base` specifies the cells of each row."""
+        description = self.describe(occupancy(base).to(features.dtype))
+        return _attend(self.query(features), self.key(features), self.value(description), base.mask, self.heads)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int) -> Tensor:
@@ -123,12 +127,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int) -> Tensor
 
 
 class ReferenceAttention(nn.Module):
-    """What the released code trained: frames of the map ask, the centres answer, max(T, K) rows come out.
+    """The module of the released code: frames of the map are queries, centroids are keys, max(T, K) rows are returned.
 
-    A frame's cluster numbers, as floats, go through one linear layer; a decoder layer of post-norm (self-attention,
-    cross-attention to the centres, ReLU) follows. The shorter of the two lists is repeated from its start to the length
-    of the longer. Its 20 tensors are those of `model.cross_attention.*` of the released checkpoint. Cluster numbers are
-    names, so numbering them otherwise changes the result: a defect of the reference.
+    A frame's cluster indices, as floats, pass through one linear layer and a post-norm decoder layer (self-attention,
+    cross-attention to the centroids, ReLU). The shorter of the two sequences is repeated from its start to the length
+    of the longer. The 20 tensors are those of `model.cross_attention.*` in the released checkpoint. Cluster indices are
+    arbitrary, so renumbering them changes the result: a defect of the reference code.
     """
 
     def __init__(self, dim: int, side: int) -> None:
@@ -137,28 +141,28 @@ class ReferenceAttention(nn.Module):
         self.transformer_decoder = nn.TransformerDecoder(layer, 1)
         self.to_q_proj = nn.Linear(side * side, dim)
 
-    def forward(self, centres: Tensor, base: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows [B,M,C], what each looked at [B,M,K], and how many are real, int64 [B]; M = max(T, K)."""
-        lengths = torch.tensor([one.T for one in base.grid.videos(base.B)], device=base.device)
+    def forward(self, centroids: Tensor, base: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns rows [B,M,C], their attention to the centroids [B,M,K], and real counts, int64 [B]; M = max(T, K)."""
+        lengths = torch.tensor([grid.T for grid in base.grid.videos(base.B)], device=base.device)
         count = base.count.maximum(lengths)
-        place = torch.arange(int(count.max()), device=base.device)
-        hidden = place >= count[:, None]  # [B,M]
+        position = torch.arange(int(count.max()), device=base.device)
+        hidden = position >= count[:, None]  # [B,M]
         frames = base.assignment.reshape(base.B, base.grid.T, -1)
-        asking = self.to_q_proj(_tiled(frames.to(centres.dtype), place, lengths))
-        code = place % base.count[:, None]
-        memory = _tiled(centres, place, base.count)
+        queries = self.to_q_proj(_tiled(frames.to(centroids.dtype), position, lengths))
+        centroid_index = position % base.count[:, None]
+        memory = _tiled(centroids, position, base.count)
         layer: nn.TransformerDecoderLayer = self.transformer_decoder.layers[0]
-        own = layer.self_attn(asking, asking, asking, key_padding_mask=hidden, need_weights=False)[0]
-        x = layer.norm1(asking + layer.dropout1(own))
-        seen, weights = layer.multihead_attn(x, memory, memory, key_padding_mask=hidden)
-        x = layer.norm2(x + layer.dropout2(seen))
+        mixed = layer.self_attn(queries, queries, queries, key_padding_mask=hidden, need_weights=False)[0]
+        x = layer.norm1(queries + layer.dropout1(mixed))
+        context, weights = layer.multihead_attn(x, memory, memory, key_padding_mask=hidden)
+        x = layer.norm2(x + layer.dropout2(context))
         x = layer.norm3(x + layer.dropout3(layer.linear2(layer.dropout(layer.linear1(x).relu()))))
-        # Centres that were repeated share what was looked at.
-        looked = weights.new_zeros(*weights.shape[:2], base.N)
-        return x, looked.scatter_add(2, code[:, None].expand_as(weights), weights), count
+        # The attention to repeated centroids is summed.
+        attention = weights.new_zeros(*weights.shape[:2], base.N)
+        return x, attention.scatter_add(2, centroid_index[:, None].expand_as(weights), weights), count
 
 
-def _tiled(rows: Tensor, place: Tensor, count: Tensor) -> Tensor:
-    """Rows [B,n,D] of which `count` [B] are real, repeated from their start to the places [M]."""
-    index = place % count[:, None]
+def _tiled(rows: Tensor, position: Tensor, count: Tensor) -> Tensor:
+    """Rows [B,n,D], `count` [B] of which are real, repeated from their start and read at the positions [M]."""
+    index = position % count[:, None]
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))

@@ -1,4 +1,4 @@
-"""Work on groups of tokens (frames, windows, clips) side by side; shared by several methods."""
+"""Processing groups of tokens (frames, windows, clips) in parallel; shared by several methods."""
 
 from __future__ import annotations
 
@@ -10,60 +10,64 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.segments import deal, rank_within
+from fewtokens.methods.ops.segments import proportional_order, rank_within
 
 
-def sizes_of(group: Tensor, groups: int) -> Tensor:
-    """How many tokens each group has, int64 [B,groups], from `group` [B,N] (-1 is in none)."""
+def group_sizes(group: Tensor, groups: int) -> Tensor:
+    """The number of tokens of each group, int64 [B,groups], from `group` [B,N] (-1 for no group)."""
     return F.one_hot(group.masked_fill(group < 0, groups), groups + 1)[..., :groups].sum(1)
 
 
-def share_out(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
-    """How many of `total` places each group gets, int64 [B,G]; they sum to the total.
+def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The number of tokens that each group gets of a `total`, int64 [B,G]; the counts sum to the total.
 
-    One for every group first (in their order, as far as they go), then in proportion by Sainte-Lague's rule, never more
-    than a group has tokens.
+    First one for every group, in their order until the total is reached; then in proportion by Sainte-Lague's method,
+    never more than a group has tokens.
 
     Args:
-        total: [B], at most the tokens there are.
+        total: [B], at most the number of tokens.
         size: [B,G], tokens of each group.
-        weight: [B,G], what the places are in proportion to; the sizes where not given.
+        weight: [B,G], proportions of the groups. Default: the sizes.
     """
     weight = size if weight is None else weight
     slot = torch.arange(max(1, int(size.max())), device=size.device)
-    order = deal(slot.expand(*size.shape, -1), weight.float()[..., None].expand(*size.shape, len(slot)))
+    order = proportional_order(slot.expand(*size.shape, -1), weight.float()[..., None].expand(*size.shape, len(slot)))
     order = order.masked_fill(slot == 0, -1.0).masked_fill(slot >= size[..., None], torch.inf)
     rank = order.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
     return (rank < total[:, None]).reshape(order.shape).sum(2)
 
 
 def frames_for(grid: Grid, budget: int, time: float) -> int:
-    """How many frames stay where a budget is met by fewer frames and fewer tokens of each.
+    """The number of frames to keep if a budget is met by keeping fewer frames and fewer tokens per frame.
 
     Args:
+        grid: the grid of the video.
         budget: tokens of the video.
-        time: of the reduction the part that falls to frames: keep**time of them stay, enough for the budget and no more
-            than it has tokens.
+        time: part of the reduction that applies to frames: a fraction keep**time of the frames is kept, enough for the
+            budget and no more than it has tokens.
     """
-    wanted = round(grid.T * (budget / grid.cells) ** time)
-    return min(budget, max(wanted, -(-budget // grid.cells_per_frame)))
+    target = round(grid.T * (budget / grid.cells) ** time)
+    return min(budget, max(target, -(-budget // grid.cells_per_frame)))
 
 
-def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]:
-    """Each group as a video of its own, on a grid of one row; empty groups have no tokens.
+def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]:
+    """Each group as a separate video, on a grid of one row; empty groups have no tokens.
 
     Args:
-        group: int64 [B,N], 0..groups-1; -1 is in none.
+        tokens: [B,N,C].
+        group: int64 [B,N], 0..groups-1; -1 for no group.
+        groups: the number of groups.
 
     Returns:
-        Tokens [B*groups,width,C] in the order they had, whose `assignment` counts places in the row; and where each
-        token went, int64 [B,N], as group * width + place (0 for those in no group).
+        Tokens [B*groups,width,C] in their original order, whose `assignment` is the index in the row; and the
+            destination of
+        each token, int64 [B,N], as group * width + index (0 for tokens in no group).
     """
     group = group.masked_fill(~tokens.mask, -1)
-    count = sizes_of(group, groups)
+    count = group_sizes(group, groups)
     width = max(1, int(count.max()))
-    place = rank_within(torch.zeros_like(tokens.sizes), group, groups)
-    slot = (group * width + place).masked_fill(group < 0, groups * width)
+    column = rank_within(torch.zeros_like(tokens.sizes), group, groups)
+    slot = (group * width + column).masked_fill(group < 0, groups * width)
     index = torch.zeros(tokens.B, groups * width + 1, dtype=torch.int64, device=tokens.device)
     own = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
     index = index.scatter(1, slot, own)[:, :-1]
@@ -82,26 +86,26 @@ def grouped(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Tensor]
     ), slot.masked_fill(group < 0, 0)
 
 
-def regroup(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
-    """The plan on `tokens` that sends the rows of `grouped(tokens, group, ...)` to `dest` [B*groups,width], -1 to none.
+def plan_from_groups(dest: Tensor, slot: Tensor, group: Tensor, tokens: Tokens) -> Plan:
+    """The plan on `tokens` that sends rows of `split_groups(tokens, ...)` to `dest` [B*groups,width]; -1 to drop.
 
-    No features are moved for it.
+    No features are moved to compute it.
     """
     rows, width = dest.shape
-    place = dest.reshape(tokens.B, -1).gather(1, slot)
-    label = (group.clamp(min=0) * width + place).masked_fill((place < 0) | (group < 0), -1)
+    column = dest.reshape(tokens.B, -1).gather(1, slot)
+    label = (group.clamp(min=0) * width + column).masked_fill((column < 0) | (group < 0), -1)
     return Plan.group(label, tokens, rows // tokens.B * width)
 
 
-def follow(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
-    """Labels int64 [B,N], equal among the tokens that a plan merges, for the tokens `after` it; -1 in padded slots."""
+def carry_labels(plan: Plan, label: Tensor, after: Tokens) -> Tensor:
+    """Carries labels int64 [B,N], equal among tokens that a plan merges, to the tokens `after` it; -1 for padding."""
     return plan.move(label[..., None].float()).squeeze(2).round().long().masked_fill(~after.mask, -1)
 
 
 def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
-    """Merges the most similar tokens within each group, pairwise, until it has `counts` [B,groups] of them."""
+    """Merges the most similar tokens of each group, pairwise, until it has `counts` [B,groups] tokens."""
     with torch.no_grad():
-        parts, slot = grouped(tokens, group, counts.shape[1])
+        parts, slot = split_groups(tokens, group, counts.shape[1])
         dest = merge_to(parts, counts.flatten()).dest
         assert dest is not None
-        return regroup(dest, slot, group, tokens)
+        return plan_from_groups(dest, slot, group, tokens)

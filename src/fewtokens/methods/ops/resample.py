@@ -1,7 +1,7 @@
-"""What the resamplers share: attention that says where it looked, places as embeddings, and the way to `Tokens`.
+"""Shared by the resamplers: attention that returns its weights, position embeddings, and conversion to `Tokens`.
 
-A resampler makes new features, which are no mean of anything. What it looked at becomes the soft weights of its
-tokens, and positions, sizes and `source` follow from those: attribution, not a promise that features were averaged.
+A resampler computes new features, which are not means of anything. Its attention becomes the soft weights of its tokens
+(attribution), from which positions, sizes and `assignment` follow; it does not mean that features were averaged.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from fewtokens.core.method import Resampled
 from fewtokens.core.plan import by_position
 from fewtokens.core.tokens import Tokens
 
-# Rows and columns are counted in these parts of a frame, so that a place means the same at any resolution.
+# Rows and columns are measured in this fraction of a frame, so that a position means the same at any resolution.
 PARTS = 16
 _WAVES = 8
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raises a ValueError that names the argument that is not a count of at least 1."""
+    """Raises a ValueError that names the first argument that is not an integer of at least 1."""
     for name, count in counts.items():
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be a count of at least 1, got {count!r}")
+            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}")
 
 
 def check_text(name: str, text: Tensor, tokens: Tokens, dim: int) -> None:
-    """Raises a ValueError where the cue "text" is not [B,L,D] with L >= 1 for these tokens and D = `dim`."""
+    """Raises a ValueError if the cue "text" is not [B,L,D] with L >= 1 for these tokens and D = `dim`."""
     if text.ndim != 3 or len(text) != tokens.B or text.shape[1] < 1:
-        raise ValueError(f"{name} wants text as [B,L,D] with B={tokens.B}, got {list(text.shape)}")
+        raise ValueError(f"{name} requires text of shape [B,L,D] with B={tokens.B}, got {list(text.shape)}")
     if text.shape[2] != dim:
-        raise ValueError(f"{name} was built for text of {dim} channels, got {text.shape[2]}; say text_dim=")
+        raise ValueError(
+            f"{name} was built for text of {dim} channels, got {text.shape[2]}; set text_dim={text.shape[2]}"
+        )
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32, where decisions are made; float64 stays."""
+    """Converts to float32, in which decisions are computed; float64 is unchanged."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -50,11 +52,11 @@ def counts_of(tokens: Tokens, count: int) -> Tensor:
 
 
 def by_time(tokens: Tokens, new: Resampled) -> Resampled:
-    """The same in the order of the new tokens' mean time, then row, then column."""
-    owned = new.attribution.detach().float().clamp(min=0) * tokens.mask[:, None]
-    centre = owned / owned.sum(2, keepdim=True).clamp(min=1e-12) @ tokens.positions
-    filled = torch.arange(centre.shape[1], device=tokens.device) < new.count[:, None]
-    order = by_position(centre, filled)[..., None]
+    """Sorts the new tokens by mean time, then row, then column."""
+    weights = new.attribution.detach().float().clamp(min=0) * tokens.mask[:, None]
+    center = weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ tokens.positions
+    filled = torch.arange(center.shape[1], device=tokens.device) < new.count[:, None]
+    order = by_position(center, filled)[..., None]
 
     def sort(rows: Tensor) -> Tensor:
         return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
@@ -63,12 +65,13 @@ def by_time(tokens: Tokens, new: Resampled) -> Resampled:
 
 
 def resampled(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:
-    """New tokens, attributed to the old ones by what they looked at, in the order of their mean time.
+    """New tokens, attributed to the old ones by their attention, in the order of their mean time.
 
     Args:
+        tokens: the old tokens.
         features: [B,M,C] new features, in any float dtype.
-        attention: [B,M,N] nonnegative; rows are scaled to sum to 1 over the real tokens. A token that nobody looks
-            at is dropped.
+        attention: [B,M,N], nonnegative; rows are scaled to sum to 1 over the real tokens. A token without any attention
+            is dropped.
         count: int64 [B], how many of the M are real.
     """
     attention = wide(attention) * tokens.mask[:, None]
@@ -77,9 +80,9 @@ def resampled(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor
 
 
 def seen_by_all(attention: Tensor) -> Tensor:
-    """Attention [B,M,N] in which every token is looked at: by all alike where hardly anyone does.
+    """Adds a small uniform attention to tokens that get almost none, [B,M,N].
 
-    Without it a cell whose softmax weights vanish in float32 would count nowhere.
+    Without it, a cell whose softmax weights underflow in float32 would not be part of any token.
     """
     return attention + 1e-9 * (attention.sum(1, keepdim=True) < 1e-9)
 
@@ -95,7 +98,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def visible(mask: Tensor) -> Tensor:
-    """A mask of keys [B,N] for attention, [B,1,1,N]; where no key is real all are seen, so that nothing is NaN."""
+    """A mask of keys [B,N] for attention, [B,1,1,N]; if no key is real, all are visible, to avoid NaN."""
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
 
 
@@ -106,15 +109,15 @@ def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 class Attention(nn.Module):
-    """Multi-head attention that leaves out padded keys.
+    """Multi-head attention that ignores padded keys.
 
-    Without biases: a softmax does not feel that of the keys, and the layers around have their own. Heads are
-    `fitting_heads`.
+    Without biases: a softmax is invariant to that of the keys, and the surrounding layers have their own. The number of
+    heads is `fitting_heads`.
 
     Args:
-        dim: channels of what asks and of what comes out.
-        heads: at most so many.
-        seen: channels of what is looked at; those of what asks where not given.
+        dim: channels of the queries and of the output.
+        heads: maximum number of heads.
+        seen: channels of the keys and values. Default: None, `dim`.
     """
 
     def __init__(self, dim: int, heads: int, seen: int | None = None) -> None:
@@ -128,13 +131,13 @@ class Attention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def look(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[B,M,C] and the weights averaged over heads, float32 [B,M,N], from x [B,M,C], seen [B,N,D], mask [B,N]."""
+        """Returns [B,M,C] and weights averaged over heads, float32 [B,M,N], for x [B,M,C], seen [B,N,D], mask [B,N]."""
         weights = attention_weights(*self._queries_and_keys(x, seen), mask)
         mixed = weights.to(seen.dtype) @ split_heads(self.value(seen), self.heads)
         return self.out(mixed.transpose(1, 2).flatten(2)), weights.mean(1)
 
     def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The same without the weights, [B,M,C], by PyTorch's fused attention."""
+        """As `look` without the weights, [B,M,C], with PyTorch's fused attention."""
         q, k = self._queries_and_keys(x, seen)
         v = split_heads(self.value(seen), self.heads)
         mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else visible(mask))
@@ -145,7 +148,7 @@ class Attention(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """Linear to four times the width, GELU, Linear."""
+    """A linear layer to four times the width, GELU, and a linear layer back."""
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
@@ -165,9 +168,9 @@ class Block(nn.Module):
 
 
 class Summary(nn.Module):
-    """TokenLearner over any set of tokens: softmax over the tokens of MLP(LayerNorm(x)), one map for each output.
+    """TokenLearner over a set of tokens: softmax over the tokens of MLP(LayerNorm(x)), one map per output.
 
-    The last layer has no bias, which the softmax would not feel.
+    The last layer has no bias, to which the softmax would be invariant.
     """
 
     def __init__(self, dim: int, outputs: int, hidden: int) -> None:
@@ -182,10 +185,10 @@ class Summary(nn.Module):
 
 
 class Places(nn.Module):
-    """Embeds positions: sines and cosines of time and place, then one learned layer.
+    """Embeds positions: sines and cosines of time, row and column, then one learned layer.
 
-    Frames are counted from the first, rows and columns in sixteenths of a frame; so any number of frames, any
-    resolution and any tokens that an earlier method left have a place, and no later frame changes it.
+    Time is counted in frames from the first one, rows and columns in sixteenths of a frame. So positions are defined
+    for any number of frames, any resolution and the tokens of any earlier method, and no later frame changes them.
     """
 
     def __init__(self, dim: int) -> None:
@@ -203,9 +206,9 @@ class Places(nn.Module):
 
 
 def by_frame(tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Which tokens stand in each frame: their indices int64 [B,T,n], and which of these are real, bool [B,T,n].
+    """The tokens of each frame: their indices, int64 [B,T,n], and which of these are real, bool [B,T,n].
 
-    n is the most that a frame has. Also for tokens that an earlier method left; a frame may then have none.
+    n is the largest number of tokens of a frame. Works after an earlier method; a frame may then have no tokens.
     """
     T = tokens.grid.T
     frame = tokens.frame.masked_fill(~tokens.mask, T)

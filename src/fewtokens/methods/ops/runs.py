@@ -1,4 +1,4 @@
-"""Runs of a patch that stays the same over time, one token each; what the pixels methods share."""
+"""Runs of a patch that stays the same over time, one token each; shared by the methods of stage "pixels"."""
 
 from __future__ import annotations
 
@@ -25,48 +25,48 @@ def plan_runs(
     counts: Tensor | None = None,
     last: LastFrame | None = None,
 ) -> Plan:
-    """A patch starts a run where it has changed; the first frame always does. The run's first patch is the token.
+    """Starts a run at each patch that has changed and in the first frame; a run's first patch is its token.
 
     Sizes are the lengths of the runs, which sum to T*H*W.
 
     Args:
         tokens: one for each cell.
         pixels: [B,N,P,D] in 0..1.
-        change: how much patches differ, [B,N], from the first sub-frame of the patch before, float32 [B,N,D], and the
-            last one of the patch itself.
-        threshold: a run starts where the change is above it.
-        counts: [B], instead: as many runs, started where the change is largest.
+        change: function that returns the difference of patches, [B,N], from the first sub-frame of the previous patch,
+            float32 [B,N,D], and the last sub-frame of the patch itself.
+        threshold: a run starts if the change is above it.
+        counts: [B], number of runs in place of the threshold, started where the change is largest.
         last: the frame before the first one of `tokens`, in a stream.
     """
-    before, known = with_previous(pixels[:, :, 0], tokens, last)
-    difference = change(before.float(), pixels[:, :, -1].float())
+    previous, has_previous = with_previous(pixels[:, :, 0], tokens, last)
+    difference = change(previous.float(), pixels[:, :, -1].float())
     if counts is None:
         assert threshold is not None
-        plan = Plan.keep(tokens.mask & (~known | (difference > threshold)))
+        plan = Plan.keep(tokens.mask & (~has_previous | (difference > threshold)))
     else:
-        plan = Plan.top(difference.masked_fill(~known, torch.inf), counts, tokens)
+        plan = Plan.top(difference.masked_fill(~has_previous, torch.inf), counts, tokens)
     assert plan.dest is not None
-    return replace(plan, dest=hold(plan.dest, tokens).masked_fill(~tokens.mask, -1))
+    return replace(plan, dest=fill_forward(plan.dest, tokens).masked_fill(~tokens.mask, -1))
 
 
 def last_frame(tokens: Tokens, pixels: Tensor) -> LastFrame:
-    """What is remembered of a chunk: the first sub-frame of its last frame."""
-    return LastFrame.of(pixels[:, :, 0], tokens)
+    """The streaming state of a chunk: the first sub-frame of its last frame."""
+    return LastFrame.from_tokens(pixels[:, :, 0], tokens)
 
 
 def join_runs(chunks: Sequence[Tokens]) -> Tokens:
-    """Chunks in a row, where a cell whose run began in an earlier chunk is credited to that run."""
-    joined = concatenate(chunks)
-    assignment = hold(joined.assignment, joined)
-    sizes = torch.zeros_like(joined.sizes)
+    """Concatenates chunks; a cell whose run began in an earlier chunk is credited to that run."""
+    tokens = concatenate(chunks)
+    assignment = fill_forward(tokens.assignment, tokens)
+    sizes = torch.zeros_like(tokens.sizes)
     sizes = sizes.scatter_add(1, assignment, torch.ones_like(assignment, dtype=torch.float32))
-    return joined.replace(assignment=assignment, sizes=sizes)
+    return tokens.replace(assignment=assignment, sizes=sizes)
 
 
-def hold(index: Tensor, tokens: Tokens) -> Tensor:
-    """Fills -1 in a [B,S] index with the last one before it at the same place.
+def fill_forward(index: Tensor, tokens: Tokens) -> Tensor:
+    """Fills each -1 in a [B,S] index with the last earlier entry at the same position.
 
-    Indices grow along the raster, so at one place the last one is the largest so far.
+    Indices grow in raster order, so at one position the last entry is the maximum so far.
     """
     by_time = index.reshape(index.shape[0], tokens.grid.T, -1)
     return by_time.cummax(dim=1).values.reshape(index.shape)

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba in plain PyTorch, and a mixer that runs it over the tokens both ways."""
+"""The selective scan of Mamba in pure PyTorch, and a mixer that runs it over the tokens in both directions."""
 
 from __future__ import annotations
 
@@ -14,49 +14,50 @@ _TAPS = 4
 
 
 def selective_scan(u: Tensor, step: Tensor, rate: Tensor, into: Tensor, out: Tensor, *, block: int = 64) -> Tensor:
-    """The recurrence h_l = exp(step_l * rate) * h_{l-1} + step_l * u_l * into_l, giving y_l = <h_l, out_l>.
+    """The recurrence h_l = exp(step_l * rate) * h_{l-1} + step_l * u_l * into_l, with output y_l = <h_l, out_l>.
 
-    Blocks one after the other; within a block all steps at once, by doubling: log2(block) operations on
-    [B,block,E,D] instead of a Python step for each token. Mamba, arXiv 2312.00752, as its code
-    makes it discrete (exact for the decay, Euler for the input). In float32; float64 stays. Differentiable.
+    Blocks are processed sequentially; within a block all steps are computed in parallel, by doubling: log2(block)
+    operations on [B,block,E,D] instead of a Python step per token. Discretized as in the code of Mamba, arXiv
+    2312.00752 (exact for the decay, Euler for the input). Computed in float32, or float64 for float64 inputs.
+    Differentiable.
 
     Args:
         u: [B,L,E] input.
-        step: [B,L,E], at least 0; where it is 0 the state stays and nothing is taken in.
+        step: [B,L,E], at least 0; if it is 0, the state is unchanged.
         rate: [E,D], negative.
         into, out: [B,L,D].
-        block: tokens of a block; it bounds the memory and does not change the result.
+        block: tokens per block; bounds the memory and does not change the result.
 
     Returns:
         y [B,L,E].
     """
     u, step, rate, into, out = (wide(value) for value in (u, step, rate, into, out))
     state = u.new_zeros(len(u), 1, *rate.shape)
-    given = []
+    outputs = []
     for start in range(0, u.shape[1], block):
-        here = slice(start, start + block)
-        decay = (step[:, here, :, None] * rate).exp()
-        added = (step[:, here] * u[:, here])[..., None] * into[:, here, None]
+        rows = slice(start, start + block)
+        decay = (step[:, rows, :, None] * rate).exp()
+        added = (step[:, rows] * u[:, rows])[..., None] * into[:, rows, None]
         decay, added = _prefixes(decay, added)
         states = added + decay * state
-        given.append((states * out[:, here, None]).sum(-1))
+        outputs.append((states * out[:, rows, None]).sum(-1))
         state = states[:, -1:]
-    return torch.cat(given, 1)
+    return torch.cat(outputs, 1)
 
 
 def _prefixes(decay: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the maps h -> decay*h + added along dimension 1: the first, the first two, ... composed."""
+    """Prefix compositions of the maps h -> decay*h + added along dimension 1: the first, the first two, and so on."""
     reach = 1
     while reach < decay.shape[1]:
-        late = added[:, reach:] + decay[:, reach:] * added[:, :-reach]
-        added = torch.cat([added[:, :reach], late], 1)
+        composed = added[:, reach:] + decay[:, reach:] * added[:, :-reach]
+        added = torch.cat([added[:, :reach], composed], 1)
         decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], 1)
         reach *= 2
     return decay, added
 
 
 class Direction(nn.Module):
-    """One direction of a mixer: a short causal convolution, then the selective scan with its skip."""
+    """One direction of a mixer: a short causal convolution, then the selective scan with its skip connection."""
 
     def __init__(self, inner: int, state: int) -> None:
         super().__init__()
@@ -66,13 +67,13 @@ class Direction(nn.Module):
         self.step = nn.Linear(self.rank, inner)
         self.log_rate = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
-        # Steps begin between 0.001 and 0.1, evenly in their logarithm: the inverse of softplus.
+        # Initial steps are log-uniform in 0.001..0.1; the bias is their inverse softplus.
         first = torch.exp(torch.rand(inner) * math.log(100) + math.log(0.001))
         with torch.no_grad():
             self.step.bias.copy_(first + torch.log(-torch.expm1(-first)))
 
     def forward(self, u: Tensor, mask: Tensor) -> Tensor:
-        """[B,L,E] to [B,L,E]; what is not real (mask [B,L]) is passed over as if it were not there, at either end."""
+        """Maps [B,L,E] to [B,L,E]; tokens that are not real (mask [B,L]) are skipped, at either end."""
         u = (u * mask[..., None]).transpose(1, 2)
         u = F.silu(self.convolution(F.pad(u, (_TAPS - 1, 0)))).transpose(1, 2)
         low, into, out = self.select(u).split([self.rank, self.state, self.state], 2)
@@ -92,7 +93,7 @@ class Mixer(nn.Module):
         self.out = nn.Linear(2 * dim, dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B,L,C] to [B,L,C] in the order of L and back; real tokens (mask [B,L]) come first."""
+        """Maps [B,L,C] to [B,L,C], in both directions along L; real tokens (mask [B,L]) come first."""
         u, gate = self.inside(self.norm(x)).chunk(2, 2)
         mixed = self.onward(u, mask) + self.back(u.flip(1), mask.flip(1)).flip(1)
         return x + self.out(mixed * F.silu(gate))

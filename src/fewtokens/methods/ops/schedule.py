@@ -1,4 +1,4 @@
-"""How many tokens merge in each block of an encoder."""
+"""The number of tokens to merge in each block of an encoder."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Sequence
 
 
 def schedule(r: int | tuple[int, float] | Sequence[int], depth: int) -> list[int]:
-    """Tokens to take away in each of `depth` blocks (ToMe, arXiv 2210.09461, appendix).
+    """The number of tokens to remove in each of `depth` blocks (ToMe, arXiv 2210.09461, appendix).
 
-    (8, -1) over 12 blocks gives 16,14,13,11,10,8,7,5,4,2,1,0: the line is cut to whole numbers, so its sum
-    (91) may be below that of the constant schedule (96).
+    (8, -1) over 12 blocks gives 16,14,13,11,10,8,7,5,4,2,1,0: the line is rounded down, so its sum (91) may be below
+    that of the constant schedule (96).
 
     Args:
-        r: a count; (count, inflection in [-1,1]) for a linear schedule from r*(1-inflection) to r*(1+inflection); or
-            one count for each block, zeros after the end.
+        r: an integer; (integer, inflection in [-1,1]) for a linear schedule from r*(1-inflection) to r*(1+inflection);
+            or one integer per block, zeros after the end.
+        depth: number of blocks.
 
     Raises:
         ValueError: none of these.
     """
-    problem = f"r must be a count, (count, inflection in [-1,1]) or a list of counts, got {r!r}"
+    problem = f"r must be an integer, (integer, inflection in [-1, 1]) or a list of integers, at least 0, got {r!r}"
     if isinstance(r, int):
         r = (r, 0.0)
     if isinstance(r, tuple) and len(r) == 2:
@@ -33,16 +34,17 @@ def schedule(r: int | tuple[int, float] | Sequence[int], depth: int) -> list[int
     return [*r, *[0] * depth][:depth]
 
 
-def merges_to(count: int, target: int, layer: int, depth: int, *, spec: str) -> int:
-    """Tokens to take away in this block so that `target` of `count` are left after the last, evenly over the blocks.
+def num_to_remove(count: int, target: int, layer: int, depth: int, *, spec: str) -> int:
+    """The number of tokens to remove in this block so that `target` of `count` remain after the last block.
 
-    More at once where the blocks that follow, each halving at most, would not reach the target.
+    Tokens are removed evenly over the blocks; more if the following blocks, each of which at most halves the count,
+    would not reach the target.
 
     Raises:
-        ValueError: the blocks that are left cannot reach it; `spec` begins the message.
+        ValueError: the remaining blocks cannot reach it; the message starts with `spec`.
     """
     blocks = depth - layer
     if target << blocks < count:
-        raise ValueError(f"{spec} cannot be reached in {depth} blocks, each halves at most; keep more")
+        raise ValueError(f"{spec} cannot be reached in {depth} blocks (each at most halves the count); increase keep")
     evenly = -(-(count - target) // blocks)
     return max(0, evenly, count - (target << (blocks - 1)))

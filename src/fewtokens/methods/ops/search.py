@@ -1,4 +1,4 @@
-"""Threshold methods at an exact budget: the threshold is searched, and what is still too much is merged."""
+"""Exact budgets for methods with a threshold: the threshold is searched, and excess tokens are merged."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 
-# Halvings of the range in which a threshold is sought.
+# Number of bisections of the threshold's range.
 _HALVINGS = 8
 
 
 def to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
-    """The fewest tokens that some threshold leaves and that are still enough, merged pairwise to the exact count.
+    """The fewest tokens that some threshold leaves without going below `target`, merged pairwise to the exact count.
 
     Args:
-        reduce: thresholds [B] to tokens; a higher threshold leaves more, and `high` leaves all.
-        target: [B], tokens of each video.
-        low, high: the range of thresholds.
+        reduce: maps thresholds [B] to tokens; a higher threshold leaves more, and `high` leaves all.
+        target: [B], number of tokens of each video.
+        low, high: range of thresholds.
     """
     below = torch.full(target.shape, low, device=target.device)
     above = torch.full(target.shape, high, device=target.device)

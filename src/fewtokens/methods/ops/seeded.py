@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and a place only, never on the batch, the padding or the device."""
+"""Random numbers that depend only on a seed and a position, never on the batch, the padding or the device."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LOW = 0xFFFFFFFF
 
 
 def uniform_hash(seed: int, n: int, device: torch.device | str | None = None, *, start: int = 0) -> Tensor:
-    """Uniform numbers in [0,1) for the places start..start+n-1, float32 [n].
+    """Uniform numbers in [0,1) for positions start..start+n-1, float32 [n].
 
-    The 32-bit finaliser of MurmurHash3 over place and seed; 24 bits are kept, so that float32 holds them
-    exactly. A longer row begins with the shorter one, which a generator's `rand` does not promise.
+    The 32-bit finalizer of MurmurHash3 over position and seed, of which 24 bits are used, so that float32 represents
+    them exactly. A longer row begins with the shorter one, which a generator's `rand` does not guarantee.
     """
     x = torch.arange(start, start + n, dtype=torch.int64, device=device)
     x = (x * 0x9E3779B1 + (seed & _LOW) * 0x85EBCA77 + 0x165667B1) & _LOW

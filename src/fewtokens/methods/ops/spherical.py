@@ -1,7 +1,7 @@
-"""Spherical k-means on batches of ragged videos, in blocks of bounded memory.
+"""Spherical k-means on batches of videos of unequal length, in blocks of bounded memory.
 
-Everywhere x is float32 [B,N,C] of unit (or zero) vectors, `real` bool [B,N] marks the true rows (first), and
-k int64 [B] says how many of the K centres [B,K,C] a video uses.
+Throughout, x is float32 [B,N,C] of unit (or zero) vectors, `real` bool [B,N] marks the real rows (which come first),
+and k int64 [B] is the number of the K centroids [B,K,C] that a video uses.
 """
 
 from __future__ import annotations
@@ -12,13 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows are taken in blocks of at most this many entries (4 MiB in float32), still in the cache when they are
-# read for the second time, for the sums.
-_ENTRIES_AT_ONCE = 1 << 20
+# Rows are processed in blocks of at most this many entries (4 MiB in float32), which are still in the cache when they
+# are read again for the sums.
+_MAX_BLOCK_ENTRIES = 1 << 20
 
 
 class Assignment(NamedTuple):
-    """labels int64 [B,N] (-1 in padded slots), sums [B,K,C] and counts [B,K] of the clusters, mean 1-cosine [B]."""
+    """The result of `assign`.
+
+    Attributes:
+        labels: int64 [B,N], -1 in padded slots.
+        sums: [B,K,C], sum of each cluster.
+        counts: [B,K], number of rows of each cluster.
+        distortion: [B], mean of 1 - cosine to the centroid.
+    """
 
     labels: Tensor
     sums: Tensor
@@ -26,31 +33,31 @@ class Assignment(NamedTuple):
     distortion: Tensor
 
 
-def assign(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Assignment:
-    """Every row to its most similar centre; no cluster in use stays empty while there are rows enough."""
-    B, K, C = centres.shape
+def assign(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Assignment:
+    """Assigns every row to its most similar centroid; no used cluster stays empty if there are enough rows."""
+    B, K, C = centroids.shape
     unused = torch.arange(K, device=x.device) >= k[:, None]
     labels, best, sums, counts = [], [], x.new_zeros(B, K, C), x.new_zeros(B, K)
-    # A graph that is traced cannot look, so it does everything that may be needed.
+    # A traced graph cannot branch on data, so it computes everything that may be needed.
     traced = torch.compiler.is_compiling()
     masked, some_unused = traced or not bool(real.all()), traced or bool(unused.any())
-    block = max(1, _ENTRIES_AT_ONCE // (B * max(C, K)))
-    for rows, true in zip(x.split(block, 1), real.split(block, 1), strict=True):
-        similarity = rows @ centres.transpose(1, 2)
+    block = max(1, _MAX_BLOCK_ENTRIES // (B * max(C, K)))
+    for rows, row_mask in zip(x.split(block, 1), real.split(block, 1), strict=True):
+        similarity = rows @ centroids.transpose(1, 2)
         if some_unused:
             similarity.masked_fill_(unused[:, None], -torch.inf)
         value, label = similarity.max(2)
-        counts.scatter_add_(1, label, true.to(x.dtype))
-        _add_by_label(sums, rows * true[..., None] if masked else rows, label)
+        counts.scatter_add_(1, label, row_mask.to(x.dtype))
+        _add_by_label(sums, rows * row_mask[..., None] if masked else rows, label)
         labels.append(label)
         best.append(value)
     label, value = torch.cat(labels, 1), torch.cat(best, 1)
     empty = (counts == 0) & ~unused
     if traced or bool(empty.any()):
-        filled = _fill(label, value, real, empty)
-        again = _add_by_label(torch.zeros_like(sums), x * real[..., None], filled)
-        some = empty.any()
-        label, sums = torch.where(some, filled, label), torch.where(some, again, sums)
+        filled = _fill_empty(label, value, real, empty)
+        new_sums = _add_by_label(torch.zeros_like(sums), x * real[..., None], filled)
+        any_empty = empty.any()
+        label, sums = torch.where(any_empty, filled, label), torch.where(any_empty, new_sums, sums)
         counts = torch.zeros_like(counts).scatter_add_(1, label, real.to(x.dtype))
     distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
     return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
@@ -60,78 +67,80 @@ def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     """Adds the rows [B,n,C] to the sums [B,K,C] of their labels, in place."""
     B, K, C = sums.shape
     if rows.is_cuda:
-        # Atomic additions to few rows stand in each other's way and come in any order; a product does not.
+        # Atomic additions to few rows are slow and unordered; a matrix product is neither.
         return sums.baddbmm_(F.one_hot(labels, K).to(rows.dtype).transpose(1, 2), rows)
     index = torch.arange(B, device=rows.device)[:, None] * K + labels
     sums.view(B * K, C).index_add_(0, index.flatten(), rows.reshape(-1, C))
     return sums
 
 
-def _fill(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor) -> Tensor:
-    """Gives each empty cluster the row that fits its own worst; the best row of a cluster never leaves it."""
+def _fill_empty(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor) -> Tensor:
+    """Gives each empty cluster the row that fits its own cluster worst; the best row of a cluster never leaves it."""
     B, N = labels.shape
     K = empty.shape[1]
     value = similarity.masked_fill(~real, -torch.inf)
     top = value.new_full((B, K), -torch.inf).scatter_reduce(1, labels, value, "amax")
-    place = torch.arange(N, device=labels.device).expand(B, -1)
+    index = torch.arange(N, device=labels.device).expand(B, -1)
     is_top = real & (value == top.gather(1, labels))
-    holder = place.new_full((B, K), N).scatter_reduce(1, labels, place.masked_fill(~is_top, N), "amin")
-    stays = holder.gather(1, labels) == place
-    order = similarity.masked_fill(stays | ~real, torch.inf).argsort(dim=1, stable=True)
+    best_row = index.new_full((B, K), N).scatter_reduce(1, labels, index.masked_fill(~is_top, N), "amin")
+    is_best = best_row.gather(1, labels) == index
+    order = similarity.masked_fill(is_best | ~real, torch.inf).argsort(dim=1, stable=True)
     slot = (empty.cumsum(1) - 1).clamp(min=0, max=N - 1)
     moved = order.gather(1, slot)
-    free = ~stays & real
-    takes = empty & free.gather(1, moved)
+    free = ~is_best & real
+    receives = empty & free.gather(1, moved)
     wide = F.pad(labels, (0, 1))
     cluster = torch.arange(K, device=labels.device).expand(B, -1)
-    return wide.scatter(1, moved.masked_fill(~takes, N), cluster)[:, :N]
+    return wide.scatter(1, moved.masked_fill(~receives, N), cluster)[:, :N]
 
 
-def lloyd(x: Tensor, real: Tensor, centres: Tensor, k: Tensor, iterations: int, tol: float) -> Tensor:
-    """Lloyd's algorithm from `centres`; a video that has converged stays as it is. Unit centres [B,K,C]."""
+def lloyd(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, iterations: int, tol: float) -> Tensor:
+    """Lloyd's algorithm from `centroids`; a video that has converged is not changed. Returns unit centroids [B,K,C]."""
     active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     for _ in range(iterations):
-        fit = assign(x, real, centres, k)
-        moved = torch.where(fit.sums.norm(dim=2, keepdim=True) > 0, F.normalize(fit.sums, dim=2), centres)
-        moved = torch.where(active[:, None, None], moved, centres)
-        active = active & ((moved - centres).square().sum((1, 2)).sqrt() > tol)
-        centres = moved
-        # A graph that is traced cannot look; what has converged stays as it is.
+        fit = assign(x, real, centroids, k)
+        moved = torch.where(fit.sums.norm(dim=2, keepdim=True) > 0, F.normalize(fit.sums, dim=2), centroids)
+        moved = torch.where(active[:, None, None], moved, centroids)
+        active = active & ((moved - centroids).square().sum((1, 2)).sqrt() > tol)
+        centroids = moved
+        # A traced graph cannot branch on data; converged videos do not change anyway.
         if not torch.compiler.is_compiling() and not bool(active.any()):
             break
-    return centres
+    return centroids
 
 
 def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
-    """Greedy k-means++: each next centre is drawn with a chance that grows with its distance to those before,
-    a few times, and the draw that brings the rows nearest to their centres is taken. Centres [B,K,C].
+    """Greedy k-means++: returns centroids [B,K,C].
+
+    For each next centroid a few candidates are sampled with probability proportional to their distance to the existing
+    centroids, and the one that leaves the smallest total distance is selected.
 
     Args:
         x: unit rows [B,N,C].
-        real: which are true, bool [B,N].
-        draws: numbers in [0,1), [K,L]: L draws for each centre.
+        real: bool [B,N].
+        draws: uniform numbers in [0,1), [K,L]: L candidates per centroid.
     """
     far = real.double()
-    chosen: list[Tensor] = []
+    selected: list[Tensor] = []
     for row in draws.double().unbind(0):
-        # Where every row equals some centre already, draw among all of them.
-        chance = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
-        index = torch.searchsorted(chance, row * chance[:, -1:], right=True).clamp(max=x.shape[1] - 1)  # [B,L]
-        drawn = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
-        distance = (1 - drawn @ x.transpose(1, 2)).double() * real[:, None]  # [B,L,N]
-        # What is within rounding of a centre counts as that centre.
+        # If every row already equals some centroid, sample among all rows.
+        cumulative = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
+        index = torch.searchsorted(cumulative, row * cumulative[:, -1:], right=True).clamp(max=x.shape[1] - 1)  # [B,L]
+        candidates = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+        distance = (1 - candidates @ x.transpose(1, 2)).double() * real[:, None]  # [B,L,N]
+        # Rows within rounding error of a centroid count as equal to it.
         distance = distance.masked_fill(distance < 1e-6, 0)
-        after = torch.minimum(far[:, None], distance) if chosen else distance
+        after = torch.minimum(far[:, None], distance) if selected else distance
         best = after.sum(2).argmin(1)[:, None, None]
         far = after.gather(1, best.expand(-1, -1, x.shape[1])).squeeze(1)
-        chosen.append(drawn.gather(1, best.expand(-1, -1, x.shape[2])))
-    return torch.cat(chosen, 1)
+        selected.append(candidates.gather(1, best.expand(-1, -1, x.shape[2])))
+    return torch.cat(selected, 1)
 
 
-def farthest(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Tensor:
-    """The row least similar to its centre, as one more centre [B,1,C]."""
-    used = torch.arange(centres.shape[1], device=x.device) < k[:, None]
-    similarity = (x @ centres.transpose(1, 2)).masked_fill(~used[:, None], -torch.inf).amax(2)
+def farthest_row(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Tensor:
+    """The row least similar to its centroid, as one more centroid [B,1,C]."""
+    used = torch.arange(centroids.shape[1], device=x.device) < k[:, None]
+    similarity = (x @ centroids.transpose(1, 2)).masked_fill(~used[:, None], -torch.inf).amax(2)
     index = similarity.masked_fill(~real, torch.inf).argmin(1)
     return x[torch.arange(x.shape[0], device=x.device), index][:, None]
 
@@ -139,9 +148,9 @@ def farthest(x: Tensor, real: Tensor, centres: Tensor, k: Tensor) -> Tensor:
 def silhouette(x: Tensor, real: Tensor, fit: Assignment) -> Tensor:
     """Mean silhouette of each video by cosine distance, [B]; exact, in O(N K C).
 
-    The mean cosine to the members of a cluster is the inner product with their mean, so no pair of rows is
-    ever compared. Rows alone in their cluster score 0. In float64: a sum of many equal rows in float32 is off by more
-    than rounding of their distances, and a video of one color would seem to have structure.
+    The mean cosine to the members of a cluster is the inner product with their mean, so no pair of rows is compared.
+    Rows alone in their cluster score 0. Computed in float64: in float32 the sum of many equal rows is off by more than
+    the rounding error of their distances, and a video of one color would appear to have structure.
     """
     labels, x = fit.labels.clamp(min=0), x.double()
     inner = x @ _add_by_label(x.new_zeros(fit.sums.shape), x * real[..., None], labels).transpose(1, 2)  # [B,N,K]
@@ -151,16 +160,16 @@ def silhouette(x: Tensor, real: Tensor, fit: Assignment) -> Tensor:
     others = (inner / fit.counts.clamp(min=1)[:, None]).masked_fill((fit.counts == 0)[:, None], -torch.inf)
     b = 1 - others.scatter(2, labels[..., None], -torch.inf).amax(2)
     larger = torch.maximum(a, b)
-    # Equal rows are at distance 0 but for rounding: no structure, no score.
+    # Equal rows are at distance 0 up to rounding: no structure, score 0.
     score = torch.where((larger > 1e-6) & (own_count > 1) & b.isfinite(), (b - a) / larger, 0.0)
     return ((score * real).sum(1) / real.sum(1).clamp(min=1)).float()
 
 
 def below_chord(curve: Tensor) -> Tensor:
-    """How far each point of the curves [B,n] lies below the line from first to last, axes scaled to 0..1."""
+    """The depth of each point of the curves [B,n] below the chord from first to last, with axes scaled to 0..1."""
     low, high = curve.amin(1, keepdim=True), curve.amax(1, keepdim=True)
     y = (curve - low) / (high - low).clamp(min=1e-12)
-    at = torch.linspace(0, 1, curve.shape[1], device=curve.device)
-    below = (1 - at) * y[:, :1] + at * y[:, -1:] - y
-    # A curve without a bend, or flat but for rounding, has its elbow at the start.
+    x_axis = torch.linspace(0, 1, curve.shape[1], device=curve.device)
+    below = (1 - x_axis) * y[:, :1] + x_axis * y[:, -1:] - y
+    # The elbow of a straight or flat curve (up to rounding) is its start.
     return below.masked_fill((below.abs() < 1e-6) | (high - low < 1e-5), 0)

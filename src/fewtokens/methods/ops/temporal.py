@@ -1,4 +1,4 @@
-"""Comparing each token with the one at the same place a frame before; shared by the temporal methods."""
+"""Comparison of each token with the same position in the previous frame; shared by the temporal methods."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fewtokens.core.tokens import Tokens
 
 @dataclass(frozen=True)
 class LastFrame:
-    """What is remembered between chunks: the last frame. Its size never grows.
+    """The streaming state between chunks: the last frame. Its size never grows.
 
     Attributes:
-        last: [B,H*W,...], of each of its cells the values of the token that stands for it.
+        last: [B,H*W,...], the values of the token that stands for each cell of the frame.
         known: bool [B,H*W], which cells have such a token.
     """
 
@@ -25,41 +25,43 @@ class LastFrame:
     __repr__ = by_shape
 
     @staticmethod
-    def of(values: Tensor, tokens: Tokens) -> LastFrame:
-        """The last frame of tokens, with `values` [B,N,...]."""
+    def from_tokens(values: Tensor, tokens: Tokens) -> LastFrame:
+        """The last frame of `tokens`, with `values` [B,N,...]."""
         token = tokens.assignment[:, -tokens.grid.cells_per_frame :]
         rows = token.clamp(min=0).reshape(token.shape + (1,) * (values.ndim - 2))
         return LastFrame(values.detach().gather(1, rows.expand(-1, -1, *values.shape[2:])), token >= 0)
 
 
 def with_previous(values: Tensor, tokens: Tokens, last: LastFrame | None = None) -> tuple[Tensor, Tensor]:
-    """The values of each token's predecessor in time.
+    """The values of the token at the same position in the previous frame.
 
     Args:
-        values: [B,N,...], anything with a row for each token.
+        values: [B,N,...], with one row per token.
+        tokens: the tokens of the rows.
         last: the frame before the first one of `tokens`, in a stream.
 
     Returns:
-        The predecessors' values [B,N,...] and which tokens have one, bool [B,N].
+        The previous values [B,N,...] and which tokens have them, bool [B,N].
     """
     index = tokens.previous_frame_index()
-    known = index >= 0
+    has_previous = index >= 0
     rows = index.clamp(min=0).reshape(index.shape + (1,) * (values.ndim - 2))
-    before = values.gather(1, rows.expand(-1, -1, *values.shape[2:]))
+    previous = values.gather(1, rows.expand(-1, -1, *values.shape[2:]))
     if last is not None:
         first = tokens.mask & (tokens.frame == 0)
-        place = (tokens.cell % tokens.grid.cells_per_frame).reshape(rows.shape)
-        earlier = last.last.gather(1, place.expand(-1, -1, *last.last.shape[2:]))
-        first = first & last.known.gather(1, place.reshape(first.shape))
-        before = before.where(~first.reshape(rows.shape), earlier.to(before.dtype))
-        known = known | first
-    return before, known
+        position = (tokens.cell % tokens.grid.cells_per_frame).reshape(rows.shape)
+        earlier = last.last.gather(1, position.expand(-1, -1, *last.last.shape[2:]))
+        first = first & last.known.gather(1, position.reshape(first.shape))
+        previous = previous.where(~first.reshape(rows.shape), earlier.to(previous.dtype))
+        has_previous = has_previous | first
+    return previous, has_previous
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine similarity over the last axis, in float32 and without a copy of either; 1 between two zeros.
+    """Cosine similarity over the last axis, in float32; 1 between two zero vectors.
 
-    Two zero vectors count as equal: a black patch that stays black has not changed.
+    It makes no normalized copy of either input. Two zero vectors count as equal: a black patch that stays black has not
+    changed.
     """
     a, b = a.float(), b.float()
     lengths = a.norm(dim=-1) * b.norm(dim=-1)

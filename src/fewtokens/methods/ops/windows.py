@@ -1,4 +1,4 @@
-"""Square windows of a frame, as in encoders whose attention works in windows."""
+"""Square windows of a frame, as in encoders with windowed attention."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from fewtokens.core.tokens import Tokens
 
 
 def window_cells(grid: Grid, side: int) -> list[int]:
-    """Cells of each window of a frame, row by row; windows at the border may be cut."""
+    """The number of cells of each window of a frame, row by row; windows at the border may be smaller."""
     rows, columns = ([min(side, n - at) for at in range(0, n, side)] for n in (grid.H, grid.W))
     return [row * column for row in rows for column in columns]
 
 
 def tokens_per_window(grid: Grid, side: int, budget: Budget) -> int:
-    """The most tokens of each window that fit into the budget of all windows of this grid, at least 1."""
+    """The largest number of tokens per window that fits the budget of all windows of this grid, at least 1."""
     cells = window_cells(grid, side)
     most = budget.count(grid)
     fitting = [k for k in range(1, max(cells) + 1) if grid.T * sum(min(k, n) for n in cells) <= most]
     return fitting[-1] if fitting else 1
 
 
-def window_of(tokens: Tokens, side: int) -> Tensor:
-    """The number of each token's window in its video, int64 [B,N]; -1 in padded slots."""
+def window_index(tokens: Tokens, side: int) -> Tensor:
+    """The index of each token's window within its video, int64 [B,N]; -1 in padded slots."""
     across, down = -(-tokens.grid.W // side), -(-tokens.grid.H // side)
-    # A mean of places within a window lies within it.
+    # The mean of positions within a window is within it.
     y, x = (tokens.positions[..., axis].floor().long() // side for axis in (1, 2))
     return ((tokens.frame * down + y) * across + x).masked_fill(~tokens.mask, -1)
 
 
 def window_targets(tokens: Tokens, side: int, limits: list[int]) -> Tensor:
-    """Tokens of each window of each video, int64 [B,windows], from the number that each video has for every window."""
+    """The number of tokens of each window of each video, int64 [B,windows], from each video's limit per window."""
     size = torch.tensor(window_cells(tokens.grid, side), device=tokens.device).repeat(tokens.grid.T)
     return torch.tensor(limits, device=tokens.device)[:, None].minimum(size)

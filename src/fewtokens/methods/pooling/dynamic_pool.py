@@ -12,16 +12,17 @@ from fewtokens.methods.ops.blocks import merge_blocks
 
 
 class DynamicPool(Reducer):
-    """Each frame is pooled to a square of at most `keep` / frames tokens, so that a video of any length fits.
+    """Average-pools each frame to a square grid of at most `keep` / frames tokens.
 
-    Dynamic-VLM (arXiv 2412.09530): n = min(keep // T, most) tokens a frame, as a square of floor(sqrt(n)) rows, never
-    finer than the frame itself. Cells are dealt to blocks without overlap, so each counts once; where a side is no
-    multiple that differs from adaptive pooling by a row.
+    Dynamic-VLM (arXiv 2412.09530): n = min(keep // T, most) tokens per frame, as a square of floor(sqrt(n)) rows and
+    columns, never finer than the frame itself; a video of any length stays within the budget. Cells are assigned to
+    blocks without overlap, so each is counted once; if a side is not a multiple of the number of blocks, this differs
+    from adaptive pooling by one row or column.
 
     Args:
-        keep: tokens of a video, share (float) or count (int), that all its frames together do not exceed; 2048 in the
-            paper. A frame has one token at least.
-        most: tokens of a frame, 144 in the paper.
+        keep: budget of the full video, a fraction of the cells (float), a count (int) or "8/frame"; each frame keeps at
+            least one token. Default: 2048, as in the paper.
+        most: maximum number of tokens per frame. Default: 144, as in the paper.
     """
 
     full_grid = True

@@ -1,4 +1,4 @@
-"""The plainest tokens of a frame: it is cut into as many rectangles, each is averaged."""
+"""Grid split: each frame is divided into equal rectangles, and each rectangle is averaged."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_fra
 
 
 def rows_and_columns(num_tokens: int, height: int, width: int) -> tuple[int, int]:
-    """The split into exactly `num_tokens` rectangles whose parts are nearest to squares."""
+    """The rows and columns of a split into exactly `num_tokens` rectangles that are as close to squares as possible."""
     pairs = [(rows, num_tokens // rows) for rows in range(1, num_tokens + 1) if num_tokens % rows == 0]
     return min(pairs, key=lambda pair: (abs(math.log(height * pair[1] / (width * pair[0]))), pair[0]))
 
 
 class GridSplit(Resampler):
-    """Each frame is cut into equal rectangles, as many as the budget has, and each is averaged.
+    """Divides each frame into equal rectangles and averages each.
 
-    "Fixed grid split", an alternative that TokenLearner (arXiv 2106.11297, appendix) is compared with. Nothing
-    is learned. Where a rectangle would not end on a patch, that patch belongs to the one that holds its centre; a
-    frame with fewer patches than rectangles repeats patches.
+    "Fixed grid split", a baseline of TokenLearner (arXiv 2106.11297, appendix), without learned parameters. A patch
+    that crosses the border of rectangles belongs to the one that contains its center; a frame with fewer patches than
+    rectangles repeats patches.
 
     Args:
-        keep: tokens of each frame, written "8/frame", or share of the cells (float).
+        keep: budget, tokens per frame (e.g. "8/frame") or a fraction of the cells (float). Default: "8/frame".
     """
 
     full_grid = True
     paper = "TokenLearner, arXiv 2106.11297, table 14"
-    license = "own"
+    license = "original to fewtokens"
     cost = "one pass over the features"
 
     def __init__(self, keep: float | str = "8/frame") -> None:
@@ -47,7 +47,7 @@ class GridSplit(Resampler):
         return tokens_per_frame(grid, self.budget)
 
     def maps(self, height: int, width: int, device: torch.device) -> Tensor:
-        """What each patch gives to each rectangle's mean, [M,H*W]; rows sum to 1."""
+        """The weight of each patch in each rectangle's mean, [M,H*W]; rows sum to 1."""
         rows, columns = rows_and_columns(self._per_frame(Grid(1, height, width)), height, width)
         y, x = (_parts(length, parts, device) for length, parts in ((height, rows), (width, columns)))
         return separable(y, x)
@@ -66,12 +66,12 @@ class GridSplit(Resampler):
 
 
 def _parts(length: int, parts: int, device: torch.device) -> Tensor:
-    """Which of `length` places belong to which of `parts` equal parts, [parts,length], rows sum to 1."""
-    place = torch.arange(length, device=device)
+    """The weights of `length` positions in `parts` equal parts, [parts,length]; rows sum to 1."""
+    position = torch.arange(length, device=device)
     if parts <= length:
-        owner = ((place + 0.5) * parts / length).long()
+        owner = ((position + 0.5) * parts / length).long()
         member = (owner == torch.arange(parts, device=device)[:, None]).float()
     else:
-        of = ((torch.arange(parts, device=device) + 0.5) * length / parts).long()
-        member = (of[:, None] == place).float()
+        source = ((torch.arange(parts, device=device) + 0.5) * length / parts).long()
+        member = (source[:, None] == position).float()
     return member / member.sum(1, keepdim=True)

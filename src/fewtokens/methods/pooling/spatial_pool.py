@@ -1,4 +1,4 @@
-"""Pooling each frame to a coarser grid, as pyramid networks do."""
+"""Pooling each frame to a coarser grid, as in pyramid networks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_fra
 
 
 class SpatialPool(Resampler):
-    """Each frame is pooled with a window of `side` patches that moves by `stride`.
+    """Average-pools each frame with windows of `side` x `side` patches at a given stride.
 
-    "Spatial pooling", which TokenLearner (arXiv 2106.11297, section 4) is compared with: the mean over windows,
-    at the border over what is there. Nothing is learned. The count follows from the frame: ceil(H/stride) *
-    ceil(W/stride).
+    "Spatial pooling", a baseline of TokenLearner (arXiv 2106.11297, section 4), without learned parameters: the mean
+    over each window, at the border over the patches inside the frame. The count follows from the frame:
+    ceil(H/stride) * ceil(W/stride).
 
     Args:
-        stride: patches from window to window, in both directions; 2 by default.
-        side: of a window; None is the stride. Windows larger than the stride overlap.
-        keep: a budget instead: tokens of each frame, written "8/frame", or share of the cells (float); the smallest
-            stride is taken that meets it.
+        stride: patches from one window to the next, in both directions. Default: 2.
+        side: side of a window in patches; windows larger than the stride overlap. Default: None, equal to the stride.
+        keep: budget in place of the stride, tokens per frame (e.g. "8/frame") or a fraction of the cells (float);
+            selects the smallest stride that meets it.
     """
 
     full_grid = True
     paper = "TokenLearner, arXiv 2106.11297, section 4"
-    license = "own"
+    license = "original to fewtokens"
     cost = "one pass over the features"
 
     def __init__(self, stride: int | None = None, *, side: int | None = None, keep: float | str | None = None) -> None:
@@ -49,7 +49,7 @@ class SpatialPool(Resampler):
         return next(s for s in range(1, max(height, width) + 1) if -(-height // s) * -(-width // s) <= most)
 
     def maps(self, height: int, width: int, device: torch.device) -> Tensor:
-        """What each patch gives to each window's mean, [M,H*W]; rows sum to 1."""
+        """The weight of each patch in each window's mean, [M,H*W]; rows sum to 1."""
         stride = self._stride(height, width)
         y, x = (_windows(length, stride, self.side or stride, device) for length in (height, width))
         return separable(y, x)
@@ -71,6 +71,6 @@ class SpatialPool(Resampler):
 def _windows(length: int, stride: int, side: int, device: torch.device) -> Tensor:
     """The weights of windows along one axis, [windows,length]; rows sum to 1."""
     start = torch.arange(0, length, stride, device=device)[:, None] - (side - stride) // 2
-    place = torch.arange(length, device=device)
-    member = ((place >= start) & (place < start + side)).float()
+    position = torch.arange(length, device=device)
+    member = ((position >= start) & (position < start + side)).float()
     return member / member.sum(1, keepdim=True)

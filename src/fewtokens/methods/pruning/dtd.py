@@ -15,37 +15,39 @@ from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
 
 
 class Dtd(Reducer):
-    """Drops what is like the same place one frame before; the first frame whole.
+    """Drops patches similar to the same position in the previous frame.
 
-    The frame before is always the original one, kept or not, so a slow drift goes unseen (as in the paper).
+    The first frame is kept in full. The comparison is always with the original previous frame, whether or not its token
+    was kept, so slow drift goes undetected (as in the paper).
 
     Args:
-        tau: "feature": drop where the cosine is above tau (reference default 0.5). "relative": drop the
-            int(tau * tokens) most similar tokens of each frame. "pixel": drop where the mean absolute
-            difference between the last sub-frame and the first sub-frame of the patch before is below tau,
-            on values of 0..1. None: 0.5 for the first two, 0.1 for pixels (ours; the paper gives none).
-        mode: "feature", "relative" or "pixel".
-        keep: a budget instead of tau: as many tokens, those that change most; at least one frame.
+        tau: threshold. "feature": drop if the cosine is above tau; default 0.5, as in the reference code. "relative":
+            drop the int(tau * tokens) most similar tokens of each frame; default 0.5. "pixel": drop if the mean
+            absolute difference between the patch's last sub-frame and the first sub-frame of the previous patch is
+            below tau, for values in 0..1; default 0.1 (ours; the paper gives none).
+        mode: "feature" (default), "relative" or "pixel".
+        keep: budget in place of tau, a fraction of the cells (float), a count (int) or "8/frame": keeps the tokens that
+            change most, at least one frame. Not in "relative" mode.
     """
 
     paper = "TimeChat-Online: 80% Visual Tokens are Naturally Redundant, arXiv 2504.17343"
-    license = "written from the description; reference BSD-3, research use according to its README"
-    cost = "O(NC); streaming state of one frame"
+    license = "written from the description; reference code BSD-3, for research use according to its README"
+    cost = "O(NC); streaming state: one frame"
 
     def __init__(
         self, tau: float | None = None, *, mode: str = "feature", keep: float | int | str | None = None
     ) -> None:
         super().__init__()
         if mode not in ("feature", "relative", "pixel"):
-            raise ValueError(f"dtd has the modes feature, relative and pixel, not {mode!r}")
+            raise ValueError(f"dtd: mode must be 'feature', 'relative' or 'pixel', got {mode!r}")
         if keep is not None and mode == "relative":
-            raise NotBoth("dtd takes tau= in relative mode, where it is the budget, not keep=")
+            raise NotBoth("dtd: keep= is not allowed in relative mode, where tau= sets the budget")
         self.take_budget(keep, tau=tau)
         self.threshold = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
         self.tau = None if self.budget else self.threshold
         low = -1.0 if mode == "feature" else 0.0
         if not low <= self.threshold <= 1:
-            raise ValueError(f"tau must be in [{low:g}, 1] for dtd in {mode} mode, got {tau}")
+            raise ValueError(f"tau must be in [{low:g}, 1] in dtd's {mode} mode, got {tau}")
         self.mode = mode
 
     @property
@@ -67,29 +69,29 @@ class Dtd(Reducer):
 
     def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: LastFrame | None = None) -> Plan:
         if pixels is not None:
-            before, known = with_previous(pixels[:, :, 0], tokens, last)
-            change = (before.float() - pixels[:, :, -1].float()).abs().mean(-1)
+            previous, has_previous = with_previous(pixels[:, :, 0], tokens, last)
+            change = (previous.float() - pixels[:, :, -1].float()).abs().mean(-1)
             drop = change < self.threshold
         else:
-            before, known = with_previous(tokens.features, tokens, last)
-            similarity = cosine(tokens.features, before)
+            previous, has_previous = with_previous(tokens.features, tokens, last)
+            similarity = cosine(tokens.features, previous)
             change = 1 - similarity
             if self.mode == "feature":
                 drop = similarity > self.threshold
             else:
-                drop = _most_similar(similarity.masked_fill(~known, -2), tokens, self.threshold)
+                drop = _most_similar(similarity.masked_fill(~has_previous, -2), tokens, self.threshold)
         if self.budget is not None:
-            change = change.masked_fill(~known, torch.inf)
+            change = change.masked_fill(~has_previous, torch.inf)
             return Plan.top(change, self.counts(tokens), tokens, num_slots=self.max_slots(tokens), dropped="held")
-        return Plan.keep(tokens.mask & ~(drop & known), dropped="held")
+        return Plan.keep(tokens.mask & ~(drop & has_previous), dropped="held")
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Tensor) -> tuple[Tokens, LastFrame]:
-        """As `Method.step`, with tau; any chunking gives the offline result."""
+        """As `Method.step`; requires a threshold (tau). Any chunking gives the offline result."""
         if not self.causal:
             return super().step(tokens, state, **cues)
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
         plan = self.decide(tokens, last=state, **cues)
-        return tokens.apply(plan), LastFrame.of(values, tokens)
+        return tokens.apply(plan), LastFrame.from_tokens(values, tokens)
 
 
 def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:

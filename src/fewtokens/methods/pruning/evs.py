@@ -13,22 +13,24 @@ from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
 
 
 class Evs(Reducer):
-    """Keeps the tokens that differ most from the same place one frame before; the first frame whole.
+    """Keeps the tokens that differ most from the previous frame.
 
-    The count is exact and known ahead: max(one frame, keep * cells). Which tokens they are is decided over
-    the whole video at once, by 1 - cosine to the frame before (the original one, kept or not).
+    Efficient Video Sampling (arXiv 2510.14624). The first frame is kept in full. A token's score is 1 - cosine to the
+    same position in the previous frame (the original one, whether or not its token was kept), ranked over the full
+    video. The count is exact and known in advance: max(one frame, keep * cells).
 
     Args:
-        keep: share of the cells (float) or count (int); 0.25 by default.
-        tau: a threshold instead, for streams: keeps what has 1 - cosine above it. The count then depends on the video.
-        q: vLLM's pruning rate instead, in [0, 1), for those who size placeholders with its count. That is
-            max(one frame, int(cells * (1 - q))) in double precision, cut off: 119 of 6 x 100 cells at q = 0.8, since
-            1 - 0.8 is a little less than 0.2, where keep=0.2 gives 120.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        tau: threshold in place of the budget, in [0, 2], for streaming: keeps tokens with 1 - cosine above it. The
+            count then depends on the video.
+        q: vLLM's pruning rate in place of the budget, in [0, 1), to match the number of placeholders in vLLM:
+            max(one frame, int(cells * (1 - q))), in double precision and rounded down. It can be one below keep=1-q:
+            119 of 6 x 100 cells at q = 0.8, since 1 - 0.8 is slightly less than 0.2, while keep=0.2 gives 120.
     """
 
     paper = "Efficient Video Sampling, arXiv 2510.14624; vLLM --video-pruning-rate"
-    license = "written from the description; vLLM's file carries two notices"
-    cost = "O(NC); with a threshold a streaming state of one frame"
+    license = "written from the description; vLLM's file carries two license notices"
+    cost = "O(NC); with tau, streaming state: one frame"
 
     def __init__(
         self, keep: float | int | str | None = None, *, tau: float | None = None, q: float | None = None
@@ -36,7 +38,7 @@ class Evs(Reducer):
         super().__init__()
         self.take_budget(keep, default=0.25, tau=tau, q=q)
         if tau is not None and not 0 <= tau <= 2:
-            raise ValueError(f"tau is 1 - cosine, in [0, 2], got {tau}")
+            raise ValueError(f"tau must be in [0, 2] (1 - cosine), got {tau}")
         if q is not None:
             self.budget = Budget.pruning(q, caller=self.name)
         self.tau, self.q = tau, q
@@ -49,16 +51,16 @@ class Evs(Reducer):
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens, *, last: LastFrame | None = None) -> Plan:
-        before, known = with_previous(tokens.features, tokens, last)
-        change = 1 - cosine(tokens.features, before)
+        previous, has_previous = with_previous(tokens.features, tokens, last)
+        change = 1 - cosine(tokens.features, previous)
         if self.tau is not None:
-            return Plan.keep(tokens.mask & (~known | (change > self.tau)), dropped="held")
-        change = change.masked_fill(~known, 255)
+            return Plan.keep(tokens.mask & (~has_previous | (change > self.tau)), dropped="held")
+        change = change.masked_fill(~has_previous, 255)
         return Plan.top(change, self.counts(tokens), tokens, num_slots=self.max_slots(tokens), dropped="held")
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Any) -> tuple[Tokens, LastFrame]:
-        """As `Method.step`, with tau; any chunking gives the offline result."""
+        """As `Method.step`; requires tau. Any chunking gives the offline result."""
         if not self.causal:
             return super().step(tokens, state, **cues)
         plan = self.decide(tokens, last=state)
-        return tokens.apply(plan), LastFrame.of(tokens.features, tokens)
+        return tokens.apply(plan), LastFrame.from_tokens(tokens.features, tokens)

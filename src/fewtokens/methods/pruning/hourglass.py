@@ -1,4 +1,4 @@
-"""Hourglass Tokenizer's selection: the frames that stand for the others."""
+"""Hourglass Tokenizer's selection: the representative frames of a video."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fewtokens.methods.ops.density import density_peaks
 
 
 class Hourglass(Reducer):
-    """Keeps whole frames: those at the density peaks of the video, in order of time.
+    """Keeps full frames: those at the density peaks of the video.
 
     Hourglass Tokenizer (HoT, arXiv 2311.12028), token pruning cluster (TPC): frames are clustered by their mean feature
-    around density peaks, and the peaks themselves stay. The way back to all frames is `unmerge`, which gives a dropped
-    frame the nearest one that stayed; the paper learns an attention layer for it.
-
-    As many frames as fit into the budget, at least one. Equal densities are ordered by place, not by noise.
+    around density peaks, and the peaks are kept in time order. The number of frames is the most that fit into the
+    budget, at least one. Frames are restored by `unmerge`, which fills a dropped frame with the nearest kept one; the
+    paper learns an attention layer for it. Equal densities are ordered by position, not by added noise.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        neighbors: frames, itself among them, that make up the density; 2 in the paper.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        neighbors: number of nearest frames that define the density, the frame itself included. Default: 2, as in the
+            paper.
     """
 
     paper = "Hourglass Tokenizer (HoT), arXiv 2311.12028, section 3.2"
-    license = "written from the description; reference MIT"
+    license = "written from the description; reference code MIT"
     cost = "O(NC + T^2 C)"
     full_grid = True
 
@@ -44,8 +44,8 @@ class Hourglass(Reducer):
     def plan(self, tokens: Tokens) -> Plan:
         n = tokens.grid.cells_per_frame
         frames = tokens.require_full_grid(self.name).features.float().unflatten(1, (tokens.grid.T, n)).mean(2)
-        there = tokens.mask.unflatten(1, (tokens.grid.T, n))[..., 0]
-        score = density_peaks(frames, there, self.neighbors)
+        real_frames = tokens.mask.unflatten(1, (tokens.grid.T, n))[..., 0]
+        score = density_peaks(frames, real_frames, self.neighbors)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        kept = (rank < self.counts(tokens)[:, None] // n) & there
-        return Plan.keep(torch.repeat_interleave(kept, n, dim=1))
+        survives = (rank < self.counts(tokens)[:, None] // n) & real_frames
+        return Plan.keep(torch.repeat_interleave(survives, n, dim=1))

@@ -1,4 +1,4 @@
-"""Max-min diversity: the tokens that are farthest from one another."""
+"""Max-min diversity: the tokens that are farthest apart."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
-# Similarities of all pairs are taken in blocks of at most this many entries (16 MiB in float32).
-_ENTRIES_AT_ONCE = 1 << 22
+# Pairwise similarities are computed in blocks of at most this many entries (16 MiB in float32).
+_MAX_BLOCK_ENTRIES = 1 << 22
 
 
 class MaxMin(Reducer):
-    """Keeps tokens one by one, each the farthest from all that are kept (cosine distance).
+    """Keeps a diverse set of tokens: greedily the farthest from all kept so far.
 
-    The greedy solution of the max-min diversity problem, which DivPrune (arXiv 2503.02175) prunes with. DivPrune begins
-    with the token whose nearest other token is farthest, which takes the similarities of all pairs; by default the
-    first one here is the token farthest from the mean of the video. Greedy choices depend on the first one, so the two
-    keep different tokens: start="isolated" is DivPrune.
+    The greedy solution of the max-min diversity problem by cosine distance, as in DivPrune (arXiv 2503.02175). DivPrune
+    starts with the token whose nearest other token is farthest, which requires all pairwise similarities; by default
+    this method starts with the token farthest from the mean of the video. Greedy selection depends on the first token,
+    so the two keep different tokens; start="isolated" is DivPrune.
 
     Args:
-        keep: share of the cells (float) or count (int).
-        start: the first token: "mean", the farthest from the mean; or "isolated", as published.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        start: first token: "mean" (default), the farthest from the mean, or "isolated", as published.
     """
 
     paper = "variant of DivPrune, arXiv 2503.02175"
-    license = "written from the published problem"
-    cost = "O(K N C): one pass over the tokens for each that is kept, one after the other; O(N^2 C) more if isolated"
+    license = "written from the published problem statement"
+    cost = "O(K N C): K sequential passes over the tokens; O(N^2 C) more with start='isolated'"
 
     def __init__(self, keep: float | int | str = 0.25, *, start: str = "mean") -> None:
         super().__init__()
         if start not in ("mean", "isolated"):
-            raise ValueError(f"max_min starts with 'mean' or 'isolated', got {start!r}")
+            raise ValueError(f"max_min: start must be 'mean' or 'isolated', got {start!r}")
         self.take_budget(keep)
         self.start = start
 
     def plan(self, tokens: Tokens) -> Plan:
         counts = self.counts(tokens)
         x = F.normalize(tokens.features.float(), dim=2) * tokens.mask[..., None]
-        # Nearness to what is kept; before anything is, to the mean or to the nearest other token.
+        # Similarity to the nearest kept token; at the start, to the mean or to the nearest other token.
         if self.start == "mean":
             near = (x * F.normalize(x.sum(1, keepdim=True), dim=2)).sum(2)
         else:
             near = _nearest_other(x, tokens.mask)
         near = near.masked_fill(~tokens.mask, torch.inf)
-        kept = torch.zeros_like(tokens.mask)
+        survives = torch.zeros_like(tokens.mask)
         for step in range(int(counts.max())):
-            chosen = near.masked_fill(kept, torch.inf).argmin(1, keepdim=True)  # [B,1]
-            kept = kept.scatter(1, chosen, (step < counts)[:, None] | kept.gather(1, chosen))
-            similar = (x @ x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2])).transpose(1, 2))[..., 0]
+            newest = near.masked_fill(survives, torch.inf).argmin(1, keepdim=True)  # [B,1]
+            survives = survives.scatter(1, newest, (step < counts)[:, None] | survives.gather(1, newest))
+            similar = (x @ x.gather(1, newest[..., None].expand(-1, -1, x.shape[2])).transpose(1, 2))[..., 0]
             near = similar.masked_fill(~tokens.mask, torch.inf) if step == 0 else torch.maximum(near, similar)
-        return Plan.keep(kept & tokens.mask)
+        return Plan.keep(survives & tokens.mask)
 
 
 def _nearest_other(x: Tensor, mask: Tensor) -> Tensor:
-    """The similarity of each token to its most similar other one, [B,N], of rows x [B,N,C] of length 1."""
-    block = max(1, _ENTRIES_AT_ONCE // (x.shape[0] * x.shape[1]))
+    """The similarity of each token to its most similar other token, [B,N], for unit rows x [B,N,C]."""
+    block = max(1, _MAX_BLOCK_ENTRIES // (x.shape[0] * x.shape[1]))
     nearest = []
     for start, rows in zip(range(0, x.shape[1], block), x.split(block, 1), strict=True):
         similar = (rows @ x.transpose(1, 2)).masked_fill_(~mask[:, None], -torch.inf)

@@ -1,4 +1,4 @@
-"""Representation Shift: tokens that a layer hardly moves are dropped."""
+"""Representation Shift: drops the tokens that a layer changes least."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fewtokens.core.tokens import Tokens
 
 
 class RepresentationShift(Reducer):
-    """Keeps the tokens that the last MLP of the encoder moved most; no attention map is needed.
+    """Keeps the tokens that the encoder's last MLP changes most.
 
-    Representation Shift (arXiv 2508.00367): the importance of a token is the L2 norm of what a branch adds to it, best
-    measured on the MLP. The paper's code was not at hand; where to drop, and how much each time, is ours. Between the
-    blocks of an encoder: `representation_shift_in_encoder`.
+    Representation Shift (arXiv 2508.00367): a token's importance is the L2 norm of what a branch adds to it, measured
+    best on the MLP; no attention maps are required. The paper's code was not available; where and how many tokens to
+    drop is our choice. Between the blocks of an encoder: `representation_shift_in_encoder`.
 
     Args:
-        keep: share of the cells (float) or count (int).
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
     """
 
     paper = "Representation Shift: Unifying Token Compression with FlashAttention, arXiv 2508.00367"

@@ -1,4 +1,4 @@
-"""Representation Shift between the blocks of an encoder: tokens that an MLP hardly moves are dropped."""
+"""Representation Shift between the blocks of an encoder: drops the tokens that an MLP changes least."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from fewtokens.core.tokens import Tokens
 
 
 class RepresentationShiftInEncoder(Reducer):
-    """In some blocks keeps the tokens that the MLP before moved most; fused attention kernels still serve.
+    """In some blocks, keeps the tokens changed most by the previous MLP.
 
     Representation Shift (arXiv 2508.00367), see `representation_shift`. Tokens are dropped between attention and MLP,
-    by what the MLP of the previous block added (in the first block, by what its attention added).
+    by the norm of what the MLP of the previous block added (in the first block, what its attention added). It requires
+    no attention maps, so fused attention kernels can be used.
 
     Args:
-        keep: share of the cells, met by each frame.
-        layers: how many blocks drop, spread evenly over the encoder's depth, each by the same factor.
+        keep: budget, met by each frame separately: a fraction of the cells (float) or "8/frame". Default: 0.25.
+        layers: number of blocks that drop tokens, evenly spaced over the encoder's depth, each by the same factor.
+            Default: 3.
     """
 
     stage = "encoder"
@@ -29,7 +31,7 @@ class RepresentationShiftInEncoder(Reducer):
         super().__init__()
         self.take_budget(keep)
         if layers < 1:
-            raise ValueError(f"layers counts the blocks that drop, at least 1, got {layers}")
+            raise ValueError(f"layers must be at least 1 (the number of blocks that drop tokens), got {layers}")
         self.layers = layers
 
     @property
@@ -37,11 +39,11 @@ class RepresentationShiftInEncoder(Reducer):
         return ("shift",)
 
     def plan(self, tokens: Tokens, *, shift: Tensor, layer: int = 0, depth: int = 1) -> Plan:
-        reached = [n for n in range(1, self.layers + 1) if depth * n // (self.layers + 1) == layer]
-        if not reached:
+        steps = [n for n in range(1, self.layers + 1) if depth * n // (self.layers + 1) == layer]
+        if not steps:
             return Plan.identity(tokens)
         counts = self.counts(tokens)
-        # From the count at hand to the budget, by the same factor in each step that is left.
-        part = 1 / (self.layers - reached[-1] + 1)
+        # From the current count to the budget, by the same factor in each remaining step.
+        part = 1 / (self.layers - steps[-1] + 1)
         step = tokens.count * (counts / tokens.count.clamp(min=1)) ** part
         return Plan.top(shift, counts if part == 1 else step.ceil().long(), tokens)

@@ -15,35 +15,36 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.runs import join_runs, last_frame, plan_runs
 from fewtokens.methods.ops.temporal import LastFrame
 
-# The scale on which the paper states tau.
+# The scale of the paper's tau.
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Rlt(Reducer):
-    """A patch that stays the same over time is one token, and its size says for how long.
+    """Keeps one token per run of unchanged patches; its size is the run's length.
 
-    A patch starts a run where the mean absolute difference between its last sub-frame and the first
-    sub-frame of the patch before exceeds tau; the first frame always does. With one frame to a patch that is
-    the plain difference of frames. The token is the run's first patch, at its original position; sizes are
-    the run lengths, which sum to T*H*W. Assumes a static camera; panning, noise and fades leave nothing to save.
-    The paper's learned embedding of run lengths, which needs fine-tuning, is `length_embedding`.
+    RLT (arXiv 2411.05222). A patch starts a run if the mean absolute difference between its last sub-frame and the
+    first sub-frame of the previous patch exceeds tau; the first frame always starts runs. With one frame per patch this
+    is the plain difference of frames. The token is the run's first patch, at its original position; sizes sum to T*H*W.
+    Assumes a static camera: with panning, noise or fades few tokens are saved. The paper's learned embedding of run
+    lengths, which requires fine-tuning, is `length_embedding`.
 
     Args:
-        tau: threshold on pixels divided by ImageNet's standard deviation (the paper's scale); None is 0.1, as there.
-        keep: a budget instead: as many runs, started where the change is largest; at least one frame.
+        tau: threshold, at least 0, on pixels divided by ImageNet's standard deviation. Default: 0.1, as in the paper.
+        keep: budget in place of tau, a fraction of the cells (float), a count (int) or "8/frame": the number of runs,
+            started where the change is largest; at least one frame.
     """
 
     stage = "pixels"
     full_grid = True
     paper = "Don't Look Twice: Faster Video Transformers with Run-Length Tokenization, arXiv 2411.05222"
     license = "written from the paper; reference code MIT"
-    cost = "O(pixels); streaming state of one frame"
+    cost = "O(pixels); streaming state: one frame"
 
     def __init__(self, tau: float | None = None, *, keep: float | int | str | None = None) -> None:
         super().__init__()
         self.take_budget(keep, tau=tau)
         if tau is not None and tau < 0:
-            raise ValueError(f"tau is a difference of pixels and cannot be negative, got {tau}")
+            raise ValueError(f"tau must be at least 0, got {tau}")
         self.tau = None if self.budget else 0.1 if tau is None else float(tau)
 
     @property
@@ -74,6 +75,6 @@ class Rlt(Reducer):
 
 
 def difference(before: Tensor, now: Tensor) -> Tensor:
-    """Mean absolute difference of patches [B,N,D] on the paper's scale, [B,N]."""
+    """Mean absolute difference of patches [B,N,D] in the paper's scale, [B,N]."""
     std = torch.tensor(_IMAGENET_STD, device=now.device)
     return ((before - now).abs().unflatten(-1, (-1, 3)) / std).mean((-1, -2))
