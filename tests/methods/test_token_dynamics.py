@@ -124,7 +124,7 @@ class TestDynamics:
     def test_wrong_arguments(self):
         for options, said in (
             ({"mode": "other"}, "mode must be"),
-            ({"criterion": "luck"}, "chooses K by"),
+            ({"criterion": "luck"}, "criterion must be one of"),
             ({"keep": 5, "criterion": "elbow"}, "takes one of keep= and criterion="),
             ({"criterion": "elbow", "between": (5, 3)}, "k_min"),
         ):

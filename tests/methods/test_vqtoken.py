@@ -71,9 +71,9 @@ class TestReference:
         assert torch.equal(again(square()).features, source(square()).features)
         tensors.popitem()
         save_file(tensors, path)
-        with pytest.raises(ValueError, match="holds no cross-attention"):
+        with pytest.raises(ValueError, match="no matching cross-attention"):
             VqToken(4, dim=24, side=3, checkpoint=path)
-        with pytest.raises(ValueError, match="not a safetensors file"):
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
             VqToken(4, dim=24, side=3, checkpoint=str(tmp_path / "none"))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -85,7 +85,7 @@ class TestReference:
         torch.testing.assert_close(out.features.float(), whole.features, rtol=0.05, atol=0.05)
 
     def test_frames_of_another_size(self):
-        with pytest.raises(ValueError, match="say side="):
+        with pytest.raises(ValueError, match="set side="):
             released(4, side=4)(square())
 
     def test_a_batch_of_unequal_lengths(self):
