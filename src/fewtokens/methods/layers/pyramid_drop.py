@@ -46,7 +46,8 @@ class PyramidDrop(LayerMethod):
         if self.layers is not None:
             if len(self.layers) != len(self.keep):
                 raise ValueError(
-                    f"pyramid_drop: keep and layers must be of the same length, got {len(self.keep)} and {len(self.layers)}"
+                    f"pyramid_drop: keep and layers must have the same length, got {len(self.keep)} and "
+                    f"{len(self.layers)}"
                 )
             if list(self.layers) != sorted(set(self.layers)):
                 raise ValueError(f"pyramid_drop: layers must be in ascending order, got {self.layers}")
