@@ -11,7 +11,7 @@ from fewtokens.methods.ops.resample import Summary, by_time, check_counts, count
 
 
 class AttentionalPool(Resampler):
-    """Pools all tokens of a video into `keep` weighted sums with learned weights.
+    """Pools all tokens of a video into a few weighted sums with learned weights.
 
     Attentional pooling of BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267), which is TokenLearner 1.1 over space and time
     jointly: W = softmax over tokens of MLP(LN(x)), y = W x. Attribution is exact: each output is the convex combination

@@ -19,7 +19,7 @@ from fewtokens.methods.ops.per_frame import (
 
 
 class DenseTokens(Resampler):
-    """Reduces each frame to `keep` tokens with one linear layer over its positions.
+    """Reduces each frame to a few tokens with one learned linear layer over its positions.
 
     "Direct dense generation", a baseline of TokenLearner (arXiv 2106.11297, table 14). The weights do not depend on the
     input: every frame and every channel uses the same sums. The layer is learned for a grid of `side` x `side` cells;

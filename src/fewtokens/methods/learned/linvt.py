@@ -29,7 +29,7 @@ from fewtokens.methods.ops.resample import (
 
 
 class LinVt(Resampler):
-    """Selects the highest-scoring tokens and aggregates them into `keep` text-conditioned ones.
+    """Selects the highest-scoring tokens and aggregates them into a few text-conditioned ones.
 
     LinVT (arXiv 2412.05185). The spatio-temporal visual token refiner applies attention within each frame and then over
     time at each position, scores tokens with a linear layer, selects the best `selected` in their original order, and

@@ -23,7 +23,7 @@ from fewtokens.methods.ops.resample import (
 
 
 class Perceiver(Resampler):
-    """Resamples a video to `keep` learned latents that attend to all its tokens in each layer.
+    """Resamples a video to learned latents that attend to all its tokens in each layer.
 
     Perceiver (arXiv 2103.03206) as the resampler of Flamingo (arXiv 2204.14198). Each layer computes latents +
     attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) with a hidden width of 4 * `dim`; a LayerNorm

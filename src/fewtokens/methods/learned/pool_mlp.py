@@ -12,7 +12,7 @@ from fewtokens.methods.ops.per_frame import check_dim, frames_of, resampled_fram
 
 
 class PoolMlp(Resampler):
-    """Predicts `keep` tokens per frame from the frame's mean feature with an MLP.
+    """Predicts the tokens of each frame from its mean feature with an MLP.
 
     "Pool + MLP", a baseline of TokenLearner (arXiv 2106.11297, table 14): LayerNorm, mean over the cells of the frame,
     then two linear layers. The tokens are new features, attributed equally to all cells of their frame.

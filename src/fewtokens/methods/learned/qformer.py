@@ -23,7 +23,7 @@ from fewtokens.methods.ops.resample import (
 
 
 class QFormer(Resampler):
-    """Resamples a video to `keep` learned queries with a BERT that cross-attends in every second layer.
+    """Resamples a video to learned queries with a BERT that cross-attends in every second layer.
 
     The Q-Former of BLIP-2 (arXiv 2301.12597), image part only: no text input, no pre-training objectives. Layers 0, 2,
     4, ... cross-attend to the video. As in BERT, a LayerNorm follows each residual. Differences from the paper: one

@@ -50,7 +50,7 @@ class TuringState:
 
 
 class TokenTuring(Resampler):
-    """Updates a memory of tokens frame by frame and reads `keep` tokens from it at the end; causal.
+    """Updates a memory of tokens frame by frame and reads the output from it at the end; causal.
 
     Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267). The memory M
     starts at zero. For each frame x_t: z = S_r([M; x_t]) reads, o = Transformer(z) processes, M <- S_m([M; x_t; o])

@@ -19,7 +19,7 @@ VERSIONS = ("1.0", "1.1")
 
 
 class TokenLearner(Resampler):
-    """Reduces each frame to `keep` weighted sums of its patches with learned spatial maps.
+    """Reduces each frame to a few weighted sums of its patches with learned spatial maps.
 
     TokenLearner: What Can 8 Learned Tokens Do for Images and Videos? (arXiv 2106.11297, section 2). Maps are computed
     from LayerNorm(x) and applied to x. Version 1.0, used for the paper's tables: four 3x3 convolutions without bias and
