@@ -43,9 +43,9 @@ class RspConfig(PretrainingConfig):
 
 
 class Rsp(Pretraining):
-    """RSP: predicts the full target from the source and a latent sampled from the posterior, plus MAE on the target.
+    """RSP: predicts the target from the source and a latent sampled from the posterior, plus MAE on the target.
 
-    Path "rsp" predicts all patches of the target from the source and the latent; path "mae" predicts the masked patches
+    Path "rsp" predicts all patches from the source and the latent; path "mae" predicts the masked patches
     from the visible ones. In both, the queries are mask tokens only, including one for the class token, and the decoder
     is the same. Each path has a separate linear layer from encoder to decoder.
     """
