@@ -68,7 +68,7 @@ def test_cost(trained):
     assert row["input"] == "1x16x16"
     (row,) = json.loads(run("cost", "x2plus1d_m", "--size", 64, "--frames", 8, "--json").stdout)
     assert row["GFLOPs (paper_video)"] > 0
-    assert "holds no patch" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
+    assert "must be at least patch_size" in error_line(run("cost", "vit_b16", "--size", 8, code=2))
     assert "at least 1" in error_line(run("cost", "vit_nano8", "--time", "--repeats", 0, code=2))
 
 

@@ -1,4 +1,4 @@
-"""Merging inside the encoder is exported: by torch.export and to ONNX, with the outputs of the network itself."""
+"""Export of merging inside the encoder with torch.export and to ONNX: outputs equal those of the network."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def frames(F: int = 3, H: int = 16, W: int = 24) -> torch.Tensor:
     return torch.rand(F, 3, H, W, generator=torch.Generator().manual_seed(F))
 
 
-def close(found, wanted) -> None:
-    for a, b in zip(found, wanted, strict=True):
+def close(actual, expected) -> None:
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()
-def test_is_the_encoder_frame_by_frame():
+def test_equals_the_encoder_frame_by_frame():
     features, positions, sizes, assignment = exportable()(frames())
     assert features.shape == (3, 9, 16)
     assert sizes.sum(1).tolist() == [24, 24, 24]
@@ -58,7 +58,7 @@ def test_torch_export(spec, proportional):
 
 
 @torch.no_grad()
-def test_compiled_as_one_graph():
+def test_compiles_to_one_graph():
     module = exportable()
     close(torch.compile(module, fullgraph=True, backend="eager")(frames()), module(frames()))
 
@@ -74,16 +74,20 @@ class TestOnnx:
         session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
         assert [each.name for each in session.get_outputs()] == ["features", "positions", "sizes", "assignment"]
         for number in (3, 1, 5):
-            found = session.run(None, {"frames": frames(number).numpy()})
-            close([torch.from_numpy(value) for value in found], module(frames(number)))
+            outputs = session.run(None, {"frames": frames(number).numpy()})
+            close([torch.from_numpy(value) for value in outputs], module(frames(number)))
 
     def test_without_onnx(self, monkeypatch, tmp_path):
         monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-        with pytest.raises(ValueError, match=r"needs onnx and onnxscript; pip install 'fewtokens\[onnx\]'"):
+        with pytest.raises(
+            ValueError, match=r"requires onnx and onnxscript; install them with pip install 'fewtokens\[onnx\]'"
+        ):
             export_onnx(exportable(), frames(), tmp_path / "vit.onnx")
         assert list(tmp_path.iterdir()) == []
 
 
 def test_methods_of_other_stages_are_refused():
-    with pytest.raises(ValueError, match="kmeans acts on tokens; between the blocks act methods of 'encoder'"):
+    with pytest.raises(
+        ValueError, match="kmeans acts at stage 'tokens'; only methods of stage 'encoder' act between blocks"
+    ):
         exportable("kmeans(3)")

@@ -1,4 +1,4 @@
-"""Other vision encoders of transformers, as they are."""
+"""Other vision encoders of transformers, run unchanged."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ SQUARE = {"image_size": 32, "patch_size": 8}
 
 @pytest.mark.parametrize("whole", [False, True])
 @torch.no_grad()
-def test_a_masked_autoencoder_sees_every_patch(whole, tmp_path):
-    """facebook/vit-mae-*: transformers' own forward hides three patches of four, others each time."""
+def test_a_masked_autoencoder_encodes_every_patch(whole, tmp_path):
+    """facebook/vit-mae-*: the forward of transformers masks three of four patches, different ones each time."""
     decoder = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 1,
                "decoder_intermediate_size": 16}  # fmt: skip
     config = transformers.ViTMAEConfig(**SMALL, **SQUARE, **decoder)
@@ -69,17 +69,17 @@ def test_a_masked_autoencoder_sees_every_patch(whole, tmp_path):
     tokens, again = encoder(frame)[0], encoder(frame)[0]
     assert tokens.grid.cells == 16
     assert torch.equal(tokens.features, again.features)
-    # The same by transformers, with nothing hidden and patches left in their order.
+    # The same with transformers, without masking and with patches in order.
     bare = model.vit if whole else model
     bare.config.mask_ratio = 0.0
     mean, std = (torch.tensor(value)[:, None, None] for value in (encoder.mean, encoder.std))
-    wanted = bare(pixel_values=(frame[0] - mean) / std, noise=torch.arange(16.0)[None]).last_hidden_state
-    torch.testing.assert_close(tokens.features, wanted[:, 1:], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(tokens.prefix, wanted[:, :1], rtol=1e-4, atol=1e-4)
+    expected = bare(pixel_values=(frame[0] - mean) / std, noise=torch.arange(16.0)[None]).last_hidden_state
+    torch.testing.assert_close(tokens.features, expected[:, 1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tokens.prefix, expected[:, :1], rtol=1e-4, atol=1e-4)
 
 
 def others():
-    """Models that are found to give one row for each cell, with their side and prefix."""
+    """Models whose output is one row per cell, with their side and prefix."""
     dino = transformers.DINOv3ViTConfig(**SMALL, **SQUARE, num_register_tokens=4)
     yield transformers.DINOv3ViTModel, dino, (4, 5)
     yield transformers.ViTMSNModel, transformers.ViTMSNConfig(**SMALL, **SQUARE), (4, 1)
@@ -101,7 +101,7 @@ def test_merged_windows_and_registers(kind, config, expected, tmp_path):
     kind(config).save_pretrained(tmp_path)
     encoder = load_encoder(tmp_path)
     assert (encoder.side, encoder.num_prefix) == expected
-    # A frame with one changed quarter changes that quarter most.
+    # Changing a quarter of the frame changes that quarter most.
     frame = torch.rand(1, 1, 3, 64, 64)
     changed = frame.clone()
     changed[..., :32, 32:] = 1 - changed[..., :32, 32:]
@@ -124,13 +124,13 @@ def refused():
 @pytest.mark.parametrize(("kind", "config"), list(refused()), ids=lambda value: getattr(value, "__name__", ""))
 def test_encoders_of_clips_text_and_packed_patches_are_refused(kind, config, tmp_path):
     kind(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no encoder of single frames") as caught:
+    with pytest.raises(ValueError, match="not an encoder of single frames") as caught:
         load_encoder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 class TestProbe:
-    """Made encoders: each patch of 8 pixels is its row, with what is said of them."""
+    """Synthetic encoders whose rows are patches of 8 pixels, with the expected error."""
 
     PERMUTED = torch.randperm(16, generator=torch.Generator().manual_seed(3))
 
@@ -138,37 +138,37 @@ class TestProbe:
         patches = frames.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         return patches + 0.1 * patches.mean(1, keepdim=True)
 
-    def test_found(self):
+    def test_finds_cells(self):
         token = torch.ones(1, 1, 192)
         assert find_cells(self.rows, 32) == (0, 4)
         assert find_cells(lambda x: torch.cat([token, token, self.rows(x)], 1), 32) == (2, 4)
-        # 25 rows may be five by five cells, or nine tokens before four by four; only one is where it should be.
+        # 25 rows may be 5 x 5 cells, or nine tokens before 4 x 4 cells; only one of them is in raster order.
         nine = token.expand(-1, 9, -1)
         assert find_cells(lambda x: torch.cat([nine, self.rows(x)], 1), 32) == (9, 4)
         assert find_cells(lambda x: self.rows(x).transpose(1, 2).unflatten(2, (4, 4)), 32) == (0, 4)
 
     @pytest.mark.parametrize(
-        ("made", "says"),
+        ("change", "message"),
         [
-            (lambda rows: rows[:, torch.randperm(16)[:4]], "other features each time"),
-            (lambda rows: torch.nn.functional.dropout(rows, 0.1), "other features each time"),
-            (lambda rows: rows[:, TestProbe.PERMUTED], "not its cells in raster order"),
-            (lambda rows: rows.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2), "not its cells in raster order"),
-            (lambda rows: torch.cat([rows, rows[:, :1]], 1), "not its cells in raster order"),
-            (lambda rows: rows[:, ::4], "not its cells in raster order"),
-            (lambda rows: rows.mean(1, keepdim=True), "no square grid"),
-            (lambda rows: rows[:, :, :12].unflatten(1, (4, 4)), "no square grid"),
-            (lambda rows: rows[:, :, :4].unflatten(1, (4, 4)), "not its cells in raster order"),
-            (lambda rows: rows * float("nan"), "other features each time|not finite"),
+            (lambda rows: rows[:, torch.randperm(16)[:4]], "differ between calls"),
+            (lambda rows: torch.nn.functional.dropout(rows, 0.1), "differ between calls"),
+            (lambda rows: rows[:, TestProbe.PERMUTED], "not cells in raster order"),
+            (lambda rows: rows.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2), "not cells in raster order"),
+            (lambda rows: torch.cat([rows, rows[:, :1]], 1), "not cells in raster order"),
+            (lambda rows: rows[:, ::4], "not cells in raster order"),
+            (lambda rows: rows.mean(1, keepdim=True), "not a square grid"),
+            (lambda rows: rows[:, :, :12].unflatten(1, (4, 4)), "not a square grid"),
+            (lambda rows: rows[:, :, :4].unflatten(1, (4, 4)), "not cells in raster order"),
+            (lambda rows: rows * float("nan"), "differ between calls|not finite"),
         ],
     )
-    def test_refused(self, made, says):
-        with pytest.raises(ValueError, match=says):
-            find_cells(lambda frames: made(self.rows(frames)), 32)
+    def test_refused(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            find_cells(lambda frames: change(self.rows(frames)), 32)
 
 
 @torch.no_grad()
-def test_pixels_methods_come_after(tmp_path):
+def test_pixels_methods_act_after_the_encoder(tmp_path):
     _, model, _ = next(models())
     model.eval().save_pretrained(tmp_path)
     tokens = Pipeline("rlt | tome(5)", load_encoder(tmp_path))(torch.zeros(1, 4, 3, 40, 50, dtype=torch.uint8))
@@ -178,12 +178,12 @@ def test_pixels_methods_come_after(tmp_path):
         Pipeline("tome_in_encoder(r=1)", load_encoder(tmp_path))
 
 
-def test_what_is_no_frame_encoder(tmp_path):
+def test_folders_that_are_not_frame_encoders(tmp_path):
     config = transformers.BertConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20
     )
     transformers.BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is no encoder of single frames"):
+    with pytest.raises(ValueError, match="not an encoder of single frames"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(ValueError, match="cannot load it"):

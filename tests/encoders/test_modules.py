@@ -1,4 +1,4 @@
-"""Encoders are modules: a pipeline moves them, and they say where and in which dtype they are."""
+"""Encoders are modules: a pipeline moves them, and they report their device and dtype."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fewtokens.networks.encoder import ModelEncoder
 
 
 def hf_encoder(folder):
-    """A network of transformers that is none of ours."""
+    """A transformers network without a counterpart in this library."""
     transformers = pytest.importorskip("transformers")
     config = transformers.DINOv3ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
@@ -52,14 +52,14 @@ class TestMoves:
     def test_the_pipeline_moves_its_encoder_to_another_dtype(self, kind, dtype, tmp_path):
         before = encoder(kind, tmp_path)
         pipeline = Pipeline("uniform(5)", before)
-        wanted = pipeline(video()).features
-        assert before.dtype == wanted.dtype == torch.float32
+        expected = pipeline(video()).features
+        assert before.dtype == expected.dtype == torch.float32
         features = pipeline.to(dtype)(video()).features
         assert pipeline.encoder is before
         assert before.dtype == features.dtype == dtype
         tolerance = {torch.float64: 1e-5, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
-        torch.testing.assert_close(features.float(), wanted, rtol=tolerance, atol=tolerance)
-        assert not torch.equal(features.double(), wanted.double()) or kind == "patches"
+        torch.testing.assert_close(features.float(), expected, rtol=tolerance, atol=tolerance)
+        assert not torch.equal(features.double(), expected.double()) or kind == "patches"
 
     def test_half_and_eval(self, kind, tmp_path):
         pipeline = Pipeline("uniform(5)", encoder(kind, tmp_path))
@@ -75,21 +75,21 @@ class TestMoves:
         assert pipeline.encoder.device == torch.device("cpu")
         assert pipeline.to("meta").encoder.device == torch.device("meta")
         if kind in ("vit", "hf"):
-            return  # They look at counts of tokens, which a tensor without data does not have.
+            return  # They read token counts, which meta tensors do not have.
         # Frames may be on another device.
         tokens, _ = pipeline.encoder(video())
         assert tokens.features.device == torch.device("meta")
         assert tokens.features.shape == (1, 32, pipeline.encoder.dim)
 
     def test_it_describes_itself(self, kind, tmp_path):
-        made = encoder(kind, tmp_path)
-        said = made.describe()
-        assert list(said) == ["id", "options", "fingerprint"]
-        assert json.loads(json.dumps(said)) == said
-        assert isinstance(said["fingerprint"], str) == (kind == "hf")
-        assert isinstance(made, HfEncoder) == (kind == "hf")
-        assert set(made.cues) <= {"pixels", "keys", "attention", "shift", "frame_global"}
-        assert (made.decode is None) == (kind != "patches")
+        loaded = encoder(kind, tmp_path)
+        description = loaded.describe()
+        assert list(description) == ["id", "options", "fingerprint"]
+        assert json.loads(json.dumps(description)) == description
+        assert isinstance(description["fingerprint"], str) == (kind == "hf")
+        assert isinstance(loaded, HfEncoder) == (kind == "hf")
+        assert set(loaded.cues) <= {"pixels", "keys", "attention", "shift", "frame_global"}
+        assert (loaded.decode is None) == (kind != "patches")
 
 
 @pytest.mark.gpu
@@ -99,54 +99,54 @@ def test_to_cuda_and_frames_from_the_cpu(kind, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     pipeline = Pipeline("uniform(5)", encoder(kind, tmp_path).cpu())
-    wanted = pipeline(video()).features
+    expected = pipeline(video()).features
     features = pipeline.to("cuda")(video()).features
     assert features.device.type == "cuda"
-    torch.testing.assert_close(features.cpu(), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(features.cpu(), expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(pipeline(video().cuda()).features, features)
 
 
-def test_patches_have_a_way_back_in_any_dtype():
-    made = Patches(8)
+def test_patches_decode_in_any_dtype():
+    loaded = Patches(8)
     frames = video()
-    tokens, _ = made(frames)
-    assert made.decode is not None
-    back = made.decode(tokens.unmerge())
+    tokens, _ = loaded(frames)
+    assert loaded.decode is not None
+    back = loaded.decode(tokens.unmerge())
     torch.testing.assert_close(back, frames / 255, rtol=0, atol=1e-6)
-    assert list(made.state_dict()) == []
+    assert list(loaded.state_dict()) == []
 
 
 class TestDevicesAndDtypes:
-    def test_as_text_or_as_torch_has_them(self):
+    def test_as_text_or_torch_objects(self):
         assert pick_device("cpu") == pick_device(torch.device("cpu")) == torch.device("cpu")
         assert pick_dtype("float16") == pick_dtype(torch.float16) == torch.float16
-        made = load_encoder("patches", device=torch.device("cpu"), dtype=torch.bfloat16)
-        assert (made.device, made.dtype) == (torch.device("cpu"), torch.bfloat16)
+        loaded = load_encoder("patches", device=torch.device("cpu"), dtype=torch.bfloat16)
+        assert (loaded.device, loaded.dtype) == (torch.device("cpu"), torch.bfloat16)
 
     @pytest.mark.parametrize("dtype", ["float8", "int64", torch.int64, torch.complex64])
     def test_others_are_refused(self, dtype):
         with pytest.raises(ValueError, match=r"dtype must be one of float32, float16, bfloat16, got '"):
             pick_dtype(dtype)
 
-    def test_a_device_that_is_not_there(self):
-        with pytest.raises(ValueError, match="machine has no device cuda:77"):
+    def test_an_unavailable_device(self):
+        with pytest.raises(ValueError, match="no device cuda:77; available: "):
             pick_device(torch.device("cuda:77"))
 
 
 class TestOldDescriptions:
-    """Files of earlier versions say weights, patch and tubelet."""
+    """Files of earlier versions contain weights, patch and tubelet."""
 
-    def test_are_read_under_todays_names(self):
+    def test_are_read_under_current_names(self):
         old = {"encoder": {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}, "seed": 0}
         assert with_current_names(old) == {"encoder": Patches(4).describe(), "seed": 0}
         assert "weights" in old["encoder"]
         assert with_current_names(with_current_names(old)) == with_current_names(old)
 
     @pytest.mark.parametrize("odd", [None, [], {}, {"encoder": None}, {"encoder": {"options": 3}}])
-    def test_what_is_none_stays(self, odd):
+    def test_other_values_are_unchanged(self, odd):
         assert with_current_names(odd) == odd
 
-    def test_runs_go_on(self, tmp_path):
+    def test_runs_resume(self, tmp_path):
         old = {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}
         now = {"encoder": Patches(4).describe(), "seed": 0}
         (tmp_path / "settings.json").write_text(json.dumps({"encoder": old, "seed": 0}))
@@ -160,9 +160,9 @@ class TestOldDescriptions:
 
     def test_a_pipeline(self, tmp_path):
         path = Pipeline("uniform(3)", Patches(4)).save_pretrained(tmp_path) / "config.json"
-        said = json.loads(path.read_text())
-        said["encoder"] = {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}
-        path.write_text(json.dumps(said))
+        config = json.loads(path.read_text())
+        config["encoder"] = {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}
+        path.write_text(json.dumps(config))
         pipeline = Pipeline.from_pretrained(tmp_path)
         assert isinstance(pipeline.encoder, Patches)
         assert pipeline.encoder.patch_size == 4

@@ -1,4 +1,4 @@
-"""Patches as features: exact both ways, at any size."""
+"""Patches as features: encoding and decoding are exact at any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fewtokens.encoders import Patches, load_encoder
 
 
 @pytest.mark.parametrize(("patch", "tubelet"), [(4, 1), (8, 2), (2, 3)])
-def test_there_and_back(patch, tubelet):
+def test_round_trip(patch, tubelet):
     frames = torch.rand(2, 6, 3, 16, 24)
     encoder = Patches(patch, tubelet_size=tubelet)
     tokens, _ = encoder(frames)
@@ -19,7 +19,7 @@ def test_there_and_back(patch, tubelet):
     torch.testing.assert_close(encoder.decode(tokens.unmerge()), frames, rtol=1e-5, atol=1e-5)
 
 
-def test_a_cell_holds_its_own_pixels():
+def test_a_cell_contains_its_pixels():
     frames = torch.rand(1, 4, 3, 8, 8)
     tokens, cues = Patches(4, tubelet_size=2)(frames, needs=("pixels",))
     cell = (1 * 2 + 0) * 2 + 1  # second tubelet, first row, second column
@@ -28,7 +28,7 @@ def test_a_cell_holds_its_own_pixels():
     torch.testing.assert_close(tokens.positions[0, cell], torch.tensor([1.0, 0, 1]))
 
 
-def test_odd_sizes_go_to_the_nearest_multiple():
+def test_odd_sizes_are_scaled_to_the_nearest_multiple():
     tokens, _ = Patches(8, tubelet_size=2)(torch.rand(1, 5, 3, 21, 35), torch.arange(5.0))
     assert tokens.grid.shape == (3, 3, 4)
     assert tokens.grid.times.tolist() == [0, 2, 4]
@@ -41,7 +41,7 @@ def test_bytes_and_floats():
     for wrong in (video.int(), torch.rand(1, 2, 1, 16, 16), torch.rand(3, 16)):
         with pytest.raises((ValueError, IndexError)):
             Patches()(wrong)
-    with pytest.raises(ValueError, match="2 times for 3 frames"):
+    with pytest.raises(ValueError, match=r"times must have one value per frame \(3\), got 2"):
         Patches()(torch.rand(1, 3, 3, 16, 16), torch.arange(2))
 
 

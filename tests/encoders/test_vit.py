@@ -1,4 +1,4 @@
-"""Our ViT: equal to transformers, and to a slow version of merging inside it."""
+"""Our ViT: equal to transformers, and to a slow reference of merging inside it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "i
 
 
 def tiny(family: str, **changes):
-    """A random model of transformers, every parameter drawn, so that nothing is hidden behind a zero or a one."""
+    """A transformers model with every parameter random, so that no zero or one hides an error."""
     transformers = pytest.importorskip("transformers")
     model = getattr(transformers, f"{family}Model")
     config = getattr(transformers, f"{family}Config")
     extra = {} if "Dinov2" in family else {"intermediate_size": 48}
     torch.manual_seed(0)
-    made = model(config(**SMALL, **extra, **changes)).eval()
+    network = model(config(**SMALL, **extra, **changes)).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return network
 
 
 CASES = [
@@ -98,13 +98,13 @@ def test_real_weights_equal_transformers():
 @pytest.fixture
 def vit():
     torch.manual_seed(0)
-    made = ViT(
+    network = ViT(
         ViTConfig(dim=32, depth=4, num_heads=4, patch_size=4, image_size=(24, 24), num_registers=2, qk_norm=True)
     ).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return made
+    return network
 
 
 def frames(B=2, T=3, H=24, W=20, seed=0):
@@ -127,10 +127,10 @@ class TestEncoder:
         torch.testing.assert_close(one.prefix, all_.prefix, rtol=1e-4, atol=1e-4)
 
     def test_progress(self, vit):
-        encoder, seen = VitEncoder(vit, batch=4), []
-        encoder.progress = lambda done, total: seen.append((done, total))
+        encoder, calls = VitEncoder(vit, batch=4), []
+        encoder.progress = lambda done, total: calls.append((done, total))
         encoder(frames())
-        assert seen == [(4, 6), (6, 6)]
+        assert calls == [(4, 6), (6, 6)]
 
     def test_grid_times_and_prefix(self, vit):
         encoder = VitEncoder(vit)
@@ -148,7 +148,7 @@ class TestEncoder:
         torch.testing.assert_close(tokens.features, same.features)
         assert encoder(torch.rand(1, 1, 3, 1, 1))[0].N == 1
 
-    def test_no_merging_is_the_plain_model(self, vit):
+    def test_without_merging_it_equals_the_model(self, vit):
         plain, _ = VitEncoder(vit)(frames())
         walked, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=0)])
         assert torch.equal(plain.assignment, walked.assignment)
@@ -166,7 +166,7 @@ class TestEncoder:
         t = tokens.positions[0, :, 0]
         assert bool((t[1:] >= t[:-1]).all())
 
-    def test_three_ways_to_weigh_attention(self, vit):
+    def test_three_ways_to_weight_attention(self, vit):
         out = {}
         for how in ("channels", "bias", "none"):
             vit.proportional = how
@@ -174,8 +174,8 @@ class TestEncoder:
         torch.testing.assert_close(out["channels"].features, out["bias"].features, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(out["channels"].features, out["none"].features, atol=1e-3)
 
-    def test_pixels_methods_spare_the_encoder_work(self, vit):
-        """Each frame's kept patches alone give the same features; runs are credited over the frames."""
+    def test_pixels_methods_reduce_the_work_of_the_encoder(self, vit):
+        """Each frame's cells patches alone give the same features; runs are assigned across frames."""
         video = frames()
         pipeline = Pipeline("rlt(tau=0.01)", VitEncoder(vit))
         tokens = pipeline(video)
@@ -186,8 +186,8 @@ class TestEncoder:
         encoder = VitEncoder(vit)
         for t in range(3):
             patches = encoder._embed(video[0, t : t + 1], Grid(1, 6, 5))
-            kept = tokens.cell[0][tokens.frame[0] == t] % 30
-            alone = Tokens.from_cells(patches[:, kept], Grid(1, 1, len(kept)))
+            cells = tokens.cell[0][tokens.frame[0] == t] % 30
+            alone = Tokens.from_cells(patches[:, cells], Grid(1, 1, len(cells)))
             expected, _ = vit.walk(alone)
             got = tokens.features[0][tokens.frame[0] == t]
             torch.testing.assert_close(got, expected.features[0], rtol=1e-4, atol=1e-4)
@@ -205,7 +205,7 @@ class TestEncoder:
         assert cues["frame_global"].shape == (2, 3, 32)
         assert cues["pixels"].shape == (2, 90, 1, 48)
         torch.testing.assert_close(cues["frame_global"][:, 1], tokens.prefix[:, 3])
-        # What all keys of a frame receive is 1; the class and register tokens take the rest.
+        # The attention to all keys of a frame sums to 1, including class and register tokens.
         received = cues["attention"].unflatten(1, (3, 30)).sum(2)
         assert bool((received > 0).all() and (received < 1).all())
         assert torch.equal(cues["pixels"][0, 31, 0, :3], frames()[0, 1, :, 0, 4])
@@ -214,7 +214,7 @@ class TestEncoder:
         _, full = VitEncoder(vit)(frames(), needs=("attention",))
         tokens, cues = VitEncoder(vit)(frames(), needs=("attention", "pixels"), inside=[TomeInEncoder(r=[0, 0, 0, 5])])
         assert cues["attention"].shape == (2, tokens.N)
-        # Merging after the last attention: a token's cue is the mean of its members'.
+        # After merging, the cue of a token is the mean over its members.
         members = full["attention"][0][tokens.assignment[0] == 7]
         torch.testing.assert_close(cues["attention"][0, 7], members.mean())
 
@@ -225,7 +225,7 @@ class TestEncoder:
         plain, _ = half(frames())
         assert plain.features.dtype == torch.bfloat16
         assert (plain.features.float() - wide.features).norm() / wide.features.norm() < 0.05
-        # Keys rounded to bfloat16 may pair tokens otherwise, but as many, and none is lost.
+        # Keys rounded to bfloat16 may pair tokens differently, but counts are equal and no token is lost.
         some, _ = half(frames(), inside=[TomeInEncoder(r=3)])
         assert some.check().N == merged.N
         assert some.sizes.sum(1).tolist() == [90, 90]
@@ -233,7 +233,7 @@ class TestEncoder:
 
 @torch.no_grad()
 def test_proportional_attention_equals_repeated_keys():
-    """A key of size s weighs as s copies of it."""
+    """A key of size s has the weight of s copies."""
     config = ViTConfig(dim=32, depth=1, num_heads=4)
     torch.manual_seed(1)
     attention = ViT(config).blocks[0].attention
@@ -245,8 +245,8 @@ def test_proportional_attention_equals_repeated_keys():
         torch.testing.assert_close(attention.attend(q, k, v, weight, how), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_two_channels_save_half_precision():
-    """One bfloat16 channel rounds the log of a size by percents; the second holds what was lost."""
+def test_two_channels_preserve_half_precision():
+    """One bfloat16 channel rounds the log of a size by percents; the second holds the rounding error."""
     from fewtokens.encoders.transformer import _attend_with_channels
 
     torch.manual_seed(0)
@@ -254,7 +254,7 @@ def test_two_channels_save_half_precision():
     q, k = torch.zeros(1, 1, 1, 64), torch.zeros(1, 1, 50, 64)
     v = torch.eye(50, 64)[None, None]
     probability = (sizes / sizes.sum())[0]
-    # The probabilities are read off the values; computed in float32 on operands rounded to bfloat16.
+    # The probabilities are read from the values, computed in float32 on operands rounded to bfloat16.
     half = torch.bfloat16
     got = _attend_with_channels(q.to(half), k.to(half), v.to(half), sizes.log())[0, 0, 0, :50].float()
     assert float(((got - probability) / probability).abs().max()) < 0.01
@@ -262,7 +262,7 @@ def test_two_channels_save_half_precision():
 
 @torch.no_grad()
 def test_merging_inside_equals_a_slow_model():
-    """The published algorithm inside a plain loop over frames, blocks and tokens, with a mask for the sizes."""
+    """The published algorithm in loops over frames, blocks and tokens, with an attention mask for the sizes."""
     torch.manual_seed(0)
     config = ViTConfig(dim=24, depth=3, num_heads=3, patch_size=4, image_size=(16, 20))
     vit = ViT(config).eval()
@@ -321,7 +321,7 @@ class TestBadFolders:
         return tmp_path
 
     @pytest.mark.parametrize(
-        ("spoil", "says"),
+        ("damage", "message"),
         [
             (lambda d: (d / "config.json").unlink(), "no config.json"),
             (lambda d: (d / "config.json").write_text("{"), "invalid JSON"),
@@ -330,19 +330,19 @@ class TestBadFolders:
             (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "pickled weights"),
             (
                 lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:999]),
-                "cut short",
+                "truncated",
             ),
         ],
     )
-    def test_what_is_wrong_is_said(self, spoil, says, tmp_path):
+    def test_errors_name_the_problem(self, damage, message, tmp_path):
         folder = self.folder(tmp_path)
-        spoil(folder)
-        with pytest.raises(ValueError, match=says) as caught:
+        damage(folder)
+        with pytest.raises(ValueError, match=message) as caught:
             load_encoder(folder)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("change", "says"),
+        ("change", "message"),
         [
             ({"num_hidden_layers": 5}, "missing: blocks.3"),
             ({"num_hidden_layers": 2}, "unexpected: blocks.2"),
@@ -350,73 +350,73 @@ class TestBadFolders:
             ({"image_size": 20}, "of a different shape: positions"),
         ],
     )
-    def test_a_config_that_does_not_fit(self, change, says, tmp_path):
+    def test_a_config_that_does_not_fit(self, change, message, tmp_path):
         folder = self.folder(tmp_path)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             load_encoder(folder)
 
     @pytest.mark.parametrize(
-        ("change", "says"),
+        ("change", "message"),
         [
-            ({"hidden_size": "wide"}, "hidden_size must be a whole number"), ({"hidden_size": 10**12}, "no vision"),
-            ({"num_hidden_layers": 10**9}, "no vision transformer"), ({"num_attention_heads": 0}, "no vision"),
-            ({"num_attention_heads": 5}, "multiple of num_heads"), ({"patch_size": 0}, "no vision transformer"),
-            ({"patch_size": [4, 8]}, "not square"), ({"image_size": {"height": 16}}, "image_size must be"),
-            ({"image_size": 10**9}, "at most"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
-            ({"hidden_act": ["gelu"]}, "hidden_act must be a string"), ({"model_type": 3}, "model_type must be text"),
+            ({"hidden_size": "wide"}, "hidden_size must be a whole number"), ({"hidden_size": 10**12}, "not a vision"),
+            ({"num_hidden_layers": 10**9}, "not a vision transformer"), ({"num_attention_heads": 0}, "not a vision"),
+            ({"num_attention_heads": 5}, "multiple of num_heads"), ({"patch_size": 0}, "not a vision transformer"),
+            ({"patch_size": [4, 8]}, "non-square"), ({"image_size": {"height": 16}}, "image_size must be"),
+            ({"image_size": 10**9}, "must be 0 to 4096 pixels"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
+            ({"hidden_act": ["gelu"]}, "hidden_act must be a string"), ({"model_type": 3}, "model_type must be a string"),
         ],
     )  # fmt: skip
-    def test_what_a_config_says_is_checked(self, change, says, tmp_path):
+    def test_config_values_are_checked(self, change, message, tmp_path):
         folder = self.folder(tmp_path)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ValueError, match=says) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             load_encoder(folder)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("said", "says"),
+        ("config", "message"),
         [
             ({"image_mean": [0.5, 0.5]}, "image_mean must be a list of 3"), ({"image_std": [0.5, 0, 0.5]}, "above 0"),
             ({"image_std": "half"}, "image_std must be a list of 3"), ([], "must be an object"),
         ],
     )  # fmt: skip
-    def test_what_a_preprocessor_says_is_checked(self, said, says, tmp_path):
+    def test_preprocessor_values_are_checked(self, config, message, tmp_path):
         folder = self.folder(tmp_path)
-        (folder / "preprocessor_config.json").write_text(json.dumps(said))
-        with pytest.raises(ValueError, match=says):
+        (folder / "preprocessor_config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
             load_encoder(folder)
 
-    def test_another_family_begins_no_network(self, tmp_path):
+    def test_another_family_is_refused(self, tmp_path):
         folder = self.folder(tmp_path)
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "deit"}))
-        with pytest.raises(ValueError, match="a 'deit', not one of vit"):
+        with pytest.raises(ValueError, match=r"model_type must be one of vit, .*, got 'deit'"):
             like(folder)
 
     def test_an_index_cannot_leave_its_folder(self, tmp_path):
         folder = self.folder(tmp_path)
         index = {"weight_map": {"a": "../../elsewhere.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match="outside of its folder"):
+        with pytest.raises(ValueError, match="outside its folder"):
             load_encoder(folder)
 
     def test_names_and_options(self, tmp_path):
-        for name, options, says in (
+        for name, options, message in (
             ("/no/such/folder", {}, "no such folder"),
             ("nobody/nothing", {}, "downloading it from the hub failed"),
             ("patches", {"device": "tpu"}, "device must be"),
             ("patches", {"device": "cuda:99"}, "no device"),
             ("patches", {"dtype": "int4"}, "dtype must be"),
             ("patches", {"batch": 0}, "batch must be"),
-            ("patches", {"tubelets": 2}, "patches takes patch_size, tubelet_size"),
+            ("patches", {"tubelets": 2}, "patches accepts patch_size, tubelet_size"),
             ("patches", {"patch_size": 0}, "must be 1 to 1024"),
         ):
-            with pytest.raises(ValueError, match=says):
+            with pytest.raises(ValueError, match=message):
                 load_encoder(name, **options)
-        with pytest.raises(ValueError, match="takes proportional"):
+        with pytest.raises(ValueError, match="accepts proportional"):
             load_encoder(self.folder(tmp_path), patch=3)
 
 
@@ -431,24 +431,24 @@ def test_frames_of_unequal_counts_are_chunked_by_count():
         widest = max(1, *(counts[number] for number in chunk))
         assert len(chunk) * widest <= 4 * 196
         assert widest <= 16 or min(counts[number] for number in chunk) >= widest * 2 / 3
-    # Little is padded: less than a quarter more slots than tokens.
+    # Little padding: slots exceed tokens by less than a quarter.
     slots = sum(len(chunk) * max(1, *(counts[number] for number in chunk)) for chunk in chunks)
     assert slots < 1.25 * sum(counts)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_skipped_patches_in_any_chunking(batch):
-    """Trimmed and reordered, the frames give what they give in one padded pass."""
+    """Trimmed and reordered frames return the same features as in one padded pass."""
     torch.manual_seed(0)
     vit = ViT(ViTConfig(dim=16, depth=2, num_heads=2, patch_size=4, image_size=(16, 16))).eval()
     frames = torch.rand(2, 9, 3, 16, 16)
-    frames[:, 3:6] = frames[:, 3:4]  # frames of no token at all among them
+    frames[:, 3:6] = frames[:, 3:4]  # includes frames without tokens
     frames[0, 7, :, :8] = frames[0, 6, :, :8]
     (rlt,) = registry.build("rlt(tau=0.3)")
     reference, cues = VitEncoder(vit, batch=10_000)(frames, before=[rlt], needs=("keys", "pixels"))
-    tokens, given = VitEncoder(vit, batch=batch)(frames, before=[rlt], needs=("keys", "pixels"))
+    tokens, returned = VitEncoder(vit, batch=batch)(frames, before=[rlt], needs=("keys", "pixels"))
     assert len(set(tokens.count.tolist())) == 2
     torch.testing.assert_close(tokens.features, reference.features, rtol=1e-4, atol=1e-5)
     assert torch.equal(tokens.assignment, reference.assignment)
-    torch.testing.assert_close(given["keys"], cues["keys"], rtol=1e-4, atol=1e-5)
-    assert torch.equal(given["pixels"], cues["pixels"])
+    torch.testing.assert_close(returned["keys"], cues["keys"], rtol=1e-4, atol=1e-5)
+    assert torch.equal(returned["pixels"], cues["pixels"])

@@ -1,4 +1,4 @@
-"""Dense tokens are one matrix."""
+"""Dense tokens equal one matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DyCoke's cache on hand-made attention."""
+"""DyCoke's cache on handmade attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fewtokens.core import registry
 from fewtokens.core.layer_method import CacheState
 
 
-def test_the_cache_method_chooses_again_when_attention_moves():
+def test_tokens_are_chosen_again_when_attention_changes():
     (method,) = registry.build("dycoke_cache(keep=0.5, layer=2)")
     assert method.cache_point(8).score_layer == 1
     video = torch.tensor([[False, True, True, True, True]])
@@ -20,7 +20,7 @@ def test_the_cache_method_chooses_again_when_attention_moves():
     moved = first.flip(1).roll(1, 1)
     again = method.choose_cached(CacheState(moved, video, video, first, kept))
     assert again.tolist() == [[False, False, False, True, True]]
-    # Of two prompts only the one whose attention moved.
+    # Of two prompts, only the one whose attention changed.
     both = CacheState(
         torch.cat([similar, moved]), video.expand(2, -1), video.expand(2, -1), first.expand(2, -1), kept.expand(2, -1)
     )

@@ -1,4 +1,4 @@
-"""FlexSelect on hand-made attention, against a sorted list."""
+"""FlexSelect on handmade attention, against a sorted list."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.helpers.layers import COLUMNS, best, chosen, state
 
 @pytest.mark.parametrize(("keep", "count"), [(0.5, 4), (0.32, 2), (0.375, 3), (0.01, 1), (1.0, 8), (5, 5), (100, 8)])
 def test_against_a_sorted_list(keep, count):
-    """A share of the 8 tokens is rounded down."""
-    given = state(1)
-    decision = FlexSelect(keep).choose(given, 0)
-    assert chosen(decision.kept) == [best(row, COLUMNS, count) for row in given.scores.tolist()]
+    """A fraction of the 8 tokens is rounded down."""
+    inputs = state(1)
+    decision = FlexSelect(keep).choose(inputs, 0)
+    assert chosen(decision.kept) == [best(row, COLUMNS, count) for row in inputs.scores.tolist()]
     assert decision.hidden is None
 
 
-def test_scores_are_of_the_reference_layer_itself():
+def test_scores_are_from_the_reference_layer():
     assert FlexSelect().prune_points(28) == [PrunePoint(19, 19)]
     assert FlexSelect.asks == "text"
     assert (FlexSelect().pool, FlexSelect(by="mean").pool) == ("max", "mean")

@@ -1,4 +1,4 @@
-"""The embedding of a run's length."""
+"""The embedding of run lengths."""
 
 from __future__ import annotations
 

@@ -21,18 +21,20 @@ def test_llama_vid_against_loops():
         for t in range(4):
             x = array(tokens.features[b]).reshape(4, 12, C)[t]
             q, k = linear(array(text[b]), method.query), linear(x, method.key)
-            looks = np.mean([softmax(k @ q[row] / math.sqrt(C)) for row in range(3)], 0)
-            made = [linear(looks @ x, method.context)]
+            probs = np.mean([softmax(k @ q[row] / math.sqrt(C)) for row in range(3)], 0)
+            features = [linear(probs @ x, method.context)]
             square = x.reshape(3, 4, C)
-            # Adaptive pooling of 3 rows to 2 shares the middle one.
+            # Adaptive pooling of 3 rows to 2 uses the middle row twice.
             for rows in (slice(0, 2), slice(1, 3)):
                 for columns in (slice(0, 2), slice(2, 4)):
-                    made.append(linear(square[rows, columns].mean((0, 1)), method.content))
-            np.testing.assert_allclose(array(out.features[b, t * 5 : t * 5 + 5]), np.array(made), rtol=1e-6, atol=1e-9)
-            np.testing.assert_allclose(array(out.attribution[b, t * 5, t * 12 : t * 12 + 12]), looks, rtol=1e-6)
+                    features.append(linear(square[rows, columns].mean((0, 1)), method.content))
+            np.testing.assert_allclose(
+                array(out.features[b, t * 5 : t * 5 + 5]), np.array(features), rtol=1e-6, atol=1e-9
+            )
+            np.testing.assert_allclose(array(out.attribution[b, t * 5, t * 12 : t * 12 + 12]), probs, rtol=1e-6)
 
 
-def test_two_tokens_for_each_frame():
+def test_two_tokens_per_frame():
     out = LlamaVid(dim=C)(clip(C=C), text=torch.randn(2, 1, C))
     assert out.count.tolist() == [8, 8]
     assert out.positions[0, :, 0].tolist() == pytest.approx([0, 0, 1, 1, 2, 2, 3, 3])

@@ -1,4 +1,4 @@
-"""The pooled MLP sees only the mean."""
+"""The pooled MLP depends only on the mean."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.learned.pool_mlp import PoolMlp
 
 
-def test_pool_mlp_sees_only_the_mean():
+def test_pool_mlp_depends_only_on_the_mean():
     learner = PoolMlp("5/frame", dim=8)
     x = torch.randn(1, 4, 4, 8)
     mixed = x.flatten(1, 2)[:, torch.randperm(16)].reshape(x.shape)

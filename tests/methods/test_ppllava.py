@@ -19,28 +19,28 @@ def test_ppllava_against_loops(lengths):
     out = run(method, tokens, text)
     for b, T in enumerate(lengths or [4, 4]):
         x = array(tokens.features[b])
-        asked = array(text[b]).mean(0)
+        prompt = array(text[b]).mean(0)
         logits = np.zeros(T * 12)
         for n in range(T * 12):
             y = linear(x[n], method.to_text)
-            logits[n] = y @ asked / math.sqrt((y @ y + 1e-6) * (asked @ asked + 1e-6)) / 0.3
-        whole = softmax(logits).reshape(T, 3, 4)  # over the whole video, as the paper writes it
+            logits[n] = y @ prompt / math.sqrt((y @ y + 1e-6) * (prompt @ prompt + 1e-6)) / 0.3
+        whole = softmax(logits).reshape(T, 3, 4)  # over the full video, as in the paper
         rows, cells = [], x[: T * 12].reshape(T, 3, 4, C)
         for t in range(0, T, 2):
             for row in range(0, 3, 2):
                 for column in range(0, 4, 3):
-                    here = np.zeros((T, 3, 4))
+                    weight = np.zeros((T, 3, 4))
                     window = (slice(t, t + 2), slice(row, row + 2), slice(column, column + 3))
-                    here[window] = whole[window] / whole[window].sum()
-                    rows.append(here.flatten())
+                    weight[window] = whole[window] / whole[window].sum()
+                    rows.append(weight.flatten())
         weights = np.array(rows)
         assert int(out.count[b]) == len(weights) == 8
         features = weights @ cells.reshape(-1, C)
         compare(out[b], 0, features, weights, array(tokens.positions[b, : T * 12]))
 
 
-def test_ppllava_far_from_the_text_is_still_a_mean():
-    """At tau=0.01 a softmax over the whole video is zero in float32 in windows unlike the text."""
+def test_ppllava_averages_windows_dissimilar_to_the_text():
+    """At tau=0.01 a softmax over the full video underflows in float32 in windows dissimilar to the text."""
     tokens = clip(2, 3, 6, C, 1)
     text = tokens.features[:, :1]
     tokens = tokens.replace(features=torch.cat([text.expand(-1, 18, -1), -text.expand(-1, 18, -1)], 1))

@@ -1,4 +1,4 @@
-"""PyramidDrop stage by stage on hand-made attention, against sorted lists."""
+"""PyramidDrop by stages on handmade attention, against sorted lists."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from fewtokens.methods.layers.pyramid_drop import PyramidDrop
 from tests.helpers.layers import COLUMNS, best, chosen, state
 
 
-def test_shares_are_of_what_was_there_at_first():
-    method, given = PyramidDrop((0.75, 0.5, 1), layers=(1, 2, 3)), state()
-    left = [list(COLUMNS)] * 2
+def test_fractions_are_of_the_tokens_at_the_first_layer():
+    method, inputs = PyramidDrop((0.75, 0.5, 1), layers=(1, 2, 3)), state()
+    survivors = [list(COLUMNS)] * 2
     for stage, count in enumerate((6, 4, 1)):
-        decision = method.choose(given, stage)
-        left = [best(row, columns, count) for row, columns in zip(given.scores.tolist(), left, strict=True)]
-        assert chosen(decision.kept) == left
-        # The next layer looks otherwise at those that are still there.
-        given = replace(given, video=decision.kept & given.video, scores=given.scores.flip(1))
+        decision = method.choose(inputs, stage)
+        survivors = [best(row, columns, count) for row, columns in zip(inputs.scores.tolist(), survivors, strict=True)]
+        assert chosen(decision.kept) == survivors
+        # The next layer scores the remaining tokens differently.
+        inputs = replace(inputs, video=decision.kept & inputs.video, scores=inputs.scores.flip(1))
 
 
 def test_the_papers_stages():

@@ -1,4 +1,4 @@
-"""STORM against one step after another."""
+"""STORM against a step-by-step scan."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import nn
 from tests.helpers.resamplers import C, array, build, linear, norm, run, sigmoid, video
 
 
-def scanned(u: np.ndarray, direction) -> np.ndarray:
-    """One direction of the mixer over [L,E], one token after another."""
+def scan(u: np.ndarray, direction) -> np.ndarray:
+    """One direction of the mixer over [L,E], token by token."""
     taps = array(direction.convolution.weight)[:, 0]
-    h, given = np.zeros(direction.log_rate.shape), []
-    for place in range(len(u)):
+    h, outputs = np.zeros(direction.log_rate.shape), []
+    for index in range(len(u)):
         v = array(direction.convolution.bias).copy()
         for tap in range(4):
-            if place - 3 + tap >= 0:
-                v += taps[:, tap] * u[place - 3 + tap]
+            if index - 3 + tap >= 0:
+                v += taps[:, tap] * u[index - 3 + tap]
         v = v * sigmoid(v)
-        chosen, r, s = linear(v, direction.select), direction.rank, direction.state
-        step = np.log1p(np.exp(linear(chosen[:r], direction.step)))
-        into, out = chosen[r : r + s], chosen[r + s :]
-        h = np.exp(-step[:, None] * np.exp(array(direction.log_rate))) * h + np.outer(step * v, into)
-        given.append(h @ out + array(direction.skip) * v)
-    return np.array(given)
+        selected, r, s = linear(v, direction.select), direction.rank, direction.state
+        step = np.log1p(np.exp(linear(selected[:r], direction.step)))
+        write, read = selected[r : r + s], selected[r + s :]
+        h = np.exp(-step[:, None] * np.exp(array(direction.log_rate))) * h + np.outer(step * v, write)
+        outputs.append(h @ read + array(direction.skip) * v)
+    return np.array(outputs)
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 3]])
-def test_storm_against_one_step_after_another(lengths):
+def test_storm_against_a_step_by_step_scan(lengths):
     method, tokens = build("storm"), video(lengths=lengths)
     out = run(method, tokens)
     for b, T in enumerate(lengths or [4, 4]):
         x = array(tokens.features[b, : T * 12])
         for layer in method.layers:
             u, gate = np.split(linear(norm(x, layer.norm), layer.inside), 2, 1)
-            mixed = scanned(u, layer.onward) + scanned(u[::-1], layer.back)[::-1]
+            mixed = scan(u, layer.onward) + scan(u[::-1], layer.back)[::-1]
             x = x + linear(mixed * gate * sigmoid(gate), layer.out)
         cells = x.reshape(T, 3, 4, C)
-        # Four windows of each pair of frames; the last row, and the odd last frame, stand alone.
+        # Four windows per pair of frames; the last row and an odd last frame form separate windows.
         pooled = [
             cells[t : t + 2, row : row + 2, column : column + 2].mean((0, 1, 2))
             for t in range(0, T, 2)
@@ -49,7 +49,7 @@ def test_storm_against_one_step_after_another(lengths):
         np.testing.assert_allclose(array(out[b].features[0]), np.array(pooled), rtol=1e-7, atol=1e-9)
 
 
-def test_storm_without_its_mixer_is_average_pooling():
+def test_storm_with_a_zero_mixer_is_average_pooling():
     method, tokens = build("storm"), video(T=6)
     for layer in method.layers:
         nn.init.zeros_(layer.out.weight)

@@ -1,4 +1,4 @@
-"""STTM inside the language model, on hand-made hidden states: the tokens of the loops stand at their first cells."""
+"""STTM inside the language model, on handmade hidden states: tokens are at their first cells."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tests.helpers.squares import plain
 @pytest.mark.parametrize("positions", ["keep", "average"])
 @pytest.mark.parametrize(("tau", "tau_time"), [(0.9, 0.1), (0.3, 0.2), (-0.2, -0.2), (-1.0, -1.0)])
 def test_against_loops(tau, tau_time, positions):
-    given = state(2)
+    inputs = state(2)
     method = SttmInner(tau, tau_time=tau_time, levels=1, weighted=True, positions=positions)
-    decision = method.choose(given, 0)
+    decision = method.choose(inputs, 0)
     for b in range(2):
-        x = given.hidden[b].double().numpy()
+        x = inputs.hidden[b].double().numpy()
         tokens = plain(x[COLUMNS].reshape(2, 2, 2, -1), tau, tau_time, 1, "first", True)
         assert chosen(decision.kept)[b] == sorted(3 + min(cells) for _, cells in tokens)
-        hidden = given.hidden[b] if decision.hidden is None else decision.hidden[b]
-        cos, sin = (part[b].double().numpy() for part in given.rope)
+        hidden = inputs.hidden[b] if decision.hidden is None else decision.hidden[b]
+        cos, sin = (part[b].double().numpy() for part in inputs.rope)
         for mean, cells in tokens:
             first, columns = 3 + min(cells), [3 + cell for cell in cells]
             np.testing.assert_allclose(hidden[first].numpy(), mean, rtol=1e-5, atol=1e-6)

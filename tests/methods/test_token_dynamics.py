@@ -1,4 +1,4 @@
-"""Token Dynamics: golden values by loops, the laws of its attentions."""
+"""Token Dynamics: reference values by loops, properties of its attentions."""
 
 from __future__ import annotations
 
@@ -44,33 +44,34 @@ def test_eight_labels_of_a_seed(seed, labels):
 
 
 class TestDynamics:
-    def test_it_begins_as_the_plain_centres(self):
+    def test_it_is_the_identity_on_centroids_at_initialization(self):
         tokens = clip()
-        made, plain = TokenDynamics(7, dim=24)(tokens), KMeans(7)(tokens)
-        assert torch.equal(made.features, plain.features)
-        assert torch.equal(made.assignment, plain.assignment)
+        out, plain = TokenDynamics(7, dim=24)(tokens), KMeans(7)(tokens)
+        assert torch.equal(out.features, plain.features)
+        assert torch.equal(out.assignment, plain.assignment)
 
     def test_golden_attention_by_loops(self):
         method, tokens = trained(), clip(B=1)
-        made, base = method(tokens), KMeans(5)(tokens)
+        out, base = method(tokens), KMeans(5)(tokens)
         module = method.attention
         x = module.norm(base.features)[0].detach()
-        told = module.describe(module.norm_map(torch.cat([occupancy(base), statistics(base)], 2)))[0].detach()
+        description = module.describe(module.norm_map(torch.cat([occupancy(base), statistics(base)], 2)))[0].detach()
         q, k, v = (
-            (layer.weight @ y.T).T.detach() for layer, y in ((module.query, x), (module.key, x), (module.value, told))
+            (layer.weight @ y.T).T.detach()
+            for layer, y in ((module.query, x), (module.key, x), (module.value, description))
         )
         d = 24 // module.heads
-        wanted = torch.zeros(5, 24)
+        expected = torch.zeros(5, 24)
         for h in range(module.heads):
             part = slice(h * d, (h + 1) * d)
             for i in range(5):
                 scores = torch.tensor([float(q[i, part] @ k[j, part]) / math.sqrt(d) for j in range(5)])
-                wanted[i, part] = sum(w * v[j, part] for j, w in enumerate(scores.softmax(0)))
-        wanted = base.features[0] + 0.7 * (module.out.weight.detach() @ wanted.T).T
-        torch.testing.assert_close(made.features[0], wanted, rtol=1e-4, atol=1e-5)
+                expected[i, part] = sum(w * v[j, part] for j, w in enumerate(scores.softmax(0)))
+        expected = base.features[0] + 0.7 * (module.out.weight.detach() @ expected.T).T
+        torch.testing.assert_close(out.features[0], expected, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("module", [CrossDynamics, PaperAttention])
-    def test_numbering_the_clusters_otherwise_permutes_the_rows(self, module):
+    def test_renumbering_the_clusters_permutes_the_rows(self, module):
         torch.manual_seed(0)
         attention = module(24).eval()
         if module is CrossDynamics:
@@ -81,12 +82,12 @@ class TestDynamics:
         with torch.no_grad():
             torch.testing.assert_close(attention(other.features, other), attention(base.features, base)[:, order])
 
-    def test_shuffled_frames_change_the_map_and_not_the_centres(self):
+    def test_shuffling_frames_changes_the_map_but_not_the_centroids(self):
         tokens = clip(T=6)
         order = torch.tensor([4, 1, 5, 0, 3, 2])
         shuffled = Tokens.from_cells(tokens.features.unflatten(1, (6, -1))[:, order].flatten(1, 2), tokens.grid)
         method = trained(6)
-        # From the same centres: k-means++ itself looks at the order of the tokens.
+        # From the same centroids: k-means++ itself depends on the order of the tokens.
         label = method.decide(tokens).dest.unflatten(1, (6, -1))[:, order].flatten(1)
         one, two = tokens.apply(method.decide(tokens)), shuffled.apply(Plan.group(label, shuffled, 6))
         same = (one.features[:, :, None] - two.features[:, None]).norm(dim=3).argmin(2)
@@ -105,7 +106,7 @@ class TestDynamics:
             assert float(parameter.grad.abs().sum()) > 0, name
 
     def test_adaptive_length(self):
-        """A video that stands still and is one colour takes fewest; many different things take more."""
+        """A static video of one color takes the fewest tokens; varied content takes more."""
         torch.manual_seed(0)
         kinds = torch.nn.functional.normalize(torch.randn(20, 24), dim=1)
         varied = kinds[torch.arange(4 * 30) % 20] * 3 + 0.01 * torch.randn(120, 24)
@@ -115,20 +116,20 @@ class TestDynamics:
         assert method(tokens).count.tolist() == [4, 20]
         assert method.planned_count(tokens.grid) is None
 
-    def test_saved_and_read(self, tmp_path):
+    def test_save_and_load(self, tmp_path):
         method, tokens = trained(), clip()
         path = save_weights(method, tmp_path / "few.safetensors")
         again = TokenDynamics(5, dim=24, checkpoint=str(path))
         assert torch.equal(again(tokens).features, method(tokens).features)
 
     def test_wrong_arguments(self):
-        for options, said in (
+        for options, message in (
             ({"mode": "other"}, "mode must be"),
-            ({"criterion": "luck"}, "chooses K by"),
+            ({"criterion": "luck"}, "criterion must be one of"),
             ({"keep": 5, "criterion": "elbow"}, "takes one of keep= and criterion="),
             ({"criterion": "elbow", "between": (5, 3)}, "k_min"),
         ):
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 TokenDynamics(**options)
         with pytest.raises(ValueError, match="set dim=24"):
             TokenDynamics(5, dim=32)(clip())

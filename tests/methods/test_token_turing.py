@@ -1,4 +1,4 @@
-"""The token Turing machine against loops, and frame by frame."""
+"""Token Turing Machine against loops, and frame by frame."""
 
 from __future__ import annotations
 
@@ -29,28 +29,30 @@ def test_token_turing_against_loops():
     method, tokens = build("token_turing"), video()
     out, m, n = run(method, tokens), 6, 12
     for b in range(2):
-        where = array(tokens.positions[b])
-        memory, held = np.zeros((m, C)), np.zeros((m, 4 * n))
+        positions = array(tokens.positions[b])
+        memory, weights = np.zeros((m, C)), np.zeros((m, 4 * n))
         for t in range(4):
             cells = slice(t * n, (t + 1) * n)
-            marks = np.concatenate([array(method.slots), places(where[cells] * [0, 1, 1], 3, 4, method.places)])
+            embeddings = np.concatenate(
+                [array(method.slots), places(positions[cells] * [0, 1, 1], 3, 4, method.places)]
+            )
             both = np.concatenate([memory, array(tokens.features[b, cells])])
-            of_cells = np.concatenate([held, np.eye(4 * n)[cells]])
-            reading = summary(both + marks, method.reader)
+            of_cells = np.concatenate([weights, np.eye(4 * n)[cells]])
+            reading = summary(both + embeddings, method.reader)
             o, of_outputs = reading @ both + array(method.order), reading @ of_cells
             for block in method.blocks:
                 y = norm(o, block.norm1)
                 o = o + attention(y, y, block.attention, 2)[0]
                 o = o + mlp(norm(o, block.norm2), block.mlp)
             o = norm(o, method.norm)
-            marks, both = np.concatenate([marks, array(method.outputs)]), np.concatenate([both, o])
-            writing = summary(both + marks, method.writer)
-            memory, held = writing @ both, writing @ np.concatenate([of_cells, of_outputs])
+            embeddings, both = np.concatenate([embeddings, array(method.outputs)]), np.concatenate([both, o])
+            writing = summary(both + embeddings, method.writer)
+            memory, weights = writing @ both, writing @ np.concatenate([of_cells, of_outputs])
         maps = summary(memory + array(method.slots), method.last)
-        compare(out, b, maps @ memory, maps @ held, where)
+        compare(out, b, maps @ memory, maps @ weights, positions)
 
 
-def test_the_turing_machine_frame_after_frame_is_the_whole():
+def test_frame_by_frame_equals_the_full_video():
     method, tokens = build("token_turing"), video()
     memory, memories = None, []
     for frame in frames_of(tokens):
@@ -60,7 +62,7 @@ def test_the_turing_machine_frame_after_frame_is_the_whole():
     maps = method.last(memory + method.slots)
     rows = run(method, tokens).features.detach()
     expected = (maps @ memory).detach()
-    # The same rows, in the order of time.
+    # The same rows, sorted by time.
     distance = (rows[:, :, None] - expected[:, None]).abs().amax(3)
     assert float(distance.amin(2).max()) < 1e-12
     assert sorted(distance.argmin(2)[0].tolist()) == list(range(5))
@@ -72,22 +74,22 @@ def test_the_turing_machine_frame_after_frame_is_the_whole():
         assert torch.equal(memory, memories[number]) is (number < 2)
 
 
-def test_a_frame_without_tokens_leaves_the_memory():
+def test_a_frame_without_tokens_leaves_the_memory_unchanged():
     method, tokens = build("token_turing"), video(T=3)
     (drop,) = registry.build("fewer_frames(24)")
-    two = drop(tokens)  # the middle or the last frame is gone
+    two = drop(tokens)  # without the middle or the last frame
     out = run(method, two)
-    kept = sorted(set(two.frame[0].tolist()))
-    assert len(kept) == 2
+    survivors = sorted(set(two.frame[0].tolist()))
+    assert len(survivors) == 2
     memory = None
-    for t in kept:
+    for t in survivors:
         memory, _ = method.advance(frames_of(tokens)[t], memory)
     expected = (method.last(memory + method.slots) @ memory).detach()
     distance = (out.features.detach()[:, :, None] - expected[:, None]).abs().amax(3)
     assert float(distance.amin(2).max()) < 1e-12
 
 
-def test_a_long_video_forgets_and_stays_sound():
+def test_weights_stay_valid_over_a_long_video():
     method = TokenTuring(4, dim=C, memory=4, read=2, num_layers=1)
     out = method(clip(120, 3, 3, C, 1)).check()
     assert float(out.sizes.sum()) == pytest.approx(120 * 9, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Golden values, laws of permutation and of initialization, for TokenLearner and TokenFuser."""
+"""Reference values, permutation and initialization properties of TokenLearner and TokenFuser."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def plain_version_1_0(x: np.ndarray, learner: TokenLearner) -> np.ndarray:
                     for b in range(3):
                         if 0 <= i + a - 1 < H and 0 <= j + b - 1 < W:
                             out[i, j] += kernel[:, :, a, b] @ y[i + a - 1, j + b - 1]
-        # The tanh approximation of GELU, behind all but the last.
+        # The tanh approximation of GELU, after all but the last.
         inner = np.sqrt(2 / np.pi) * (out + 0.044715 * out**3)
         y = 0.5 * out * (1 + np.tanh(inner)) if number < 3 else out
     gate = 1 / (1 + np.exp(-y))
@@ -99,7 +99,7 @@ def test_version_1_0_against_loops(shape, pool):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_permutation_of_the_pixels(dtype):
-    """1.1 does not care where a pixel is; 1.0 does, through its convolutions."""
+    """1.1 is invariant to the order of pixels; 1.0 is not, because of its convolutions."""
     torch.manual_seed(0)
     x = torch.randn(1, 4, 5, 8, dtype=dtype)
     mixed = x.flatten(1, 2)[:, torch.randperm(20)].reshape(x.shape)
@@ -148,7 +148,7 @@ def test_clips_of_unequal_length():
     torch.testing.assert_close(out.features[1, :4], alone.features[0])
 
 
-def test_learner_block_and_fuser_begin_as_the_identity():
+def test_learner_block_and_fuser_are_the_identity_at_initialization():
     x = torch.randn(2, 3, 4, 5, 8)
     learner = TokenLearner("4/frame", dim=8)
     z, maps = learner.learn(x.flatten(0, 1))
@@ -159,7 +159,7 @@ def test_learner_block_and_fuser_begin_as_the_identity():
     assert torch.equal(Reproject(4, dim=8)(z.reshape(2, 3, 4, 8), x, maps), torch.zeros_like(x))
 
 
-def test_mixing_over_the_clip_joins_frames_and_over_the_frame_does_not():
+def test_mixing_over_the_clip_joins_frames_and_mixing_over_the_frame_does_not():
     torch.manual_seed(0)
     x, y = torch.randn(1, 3, 2, 2, 8), torch.randn(1, 3, 4, 8)
     changed = y.clone()
@@ -173,7 +173,7 @@ def test_mixing_over_the_clip_joins_frames_and_over_the_frame_does_not():
         fuser(y[:, :2], x[:, :2])
 
 
-def test_unpooling_is_the_maps_turned_round():
+def test_unpooling_is_the_transpose_of_the_maps():
     x, y, maps = torch.randn(1, 2, 3, 4, 8), torch.randn(1, 2, 5, 8), torch.rand(2, 5, 12)
     unpool = Unpool(5, dim=8)
     out = unpool(y, x, maps)
@@ -193,12 +193,12 @@ def test_gradients_of_the_fusers(name):
         nn.init.normal_(parameter)
     fuser(y, x, torch.rand(6, 4, 20)).square().sum().backward()
     for label, parameter in fuser.named_parameters():
-        # A softmax does not feel a constant added to all of its logits by the bias of the keys.
+        # A softmax is invariant to the constant that the bias of the keys adds to all logits.
         assert parameter.grad is not None, label
         assert bool(parameter.grad.isfinite().all()), label
 
 
-def test_weights_are_saved_and_read(tmp_path):
+def test_save_and_load(tmp_path):
     learner = TokenLearner("4/frame", dim=6)
     path = save_weights(learner, tmp_path / "learner.safetensors")
     again = TokenLearner("4/frame", dim=6, checkpoint=str(path))
@@ -217,16 +217,16 @@ def test_weights_are_saved_and_read(tmp_path):
         ({"keep": 8}, "tokenlearner: keep must be a count per frame"),
         ({"version": "2"}, "version"),
         ({"pool": "max"}, "pool"),
-        ({"version": "1.1", "pool": "mean"}, "1.1 pools with a softmax"),
-        ({"hidden": 32}, "belong to version 1.1"),
-        ({"dropout": 0.1}, "belong to version 1.1"),
+        ({"version": "1.1", "pool": "mean"}, "requires version 1.0"),
+        ({"hidden": 32}, "require version 1.1"),
+        ({"dropout": 0.1}, "require version 1.1"),
     ],
 )
-def test_impossible_arguments(arguments, message):
+def test_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         TokenLearner(**arguments)
 
 
-def test_other_channels_are_named():
+def test_other_channels_are_refused():
     with pytest.raises(ValueError, match="set dim=7"):
         TokenLearner("4/frame", dim=6)(Tokens.from_cells(torch.randn(1, 1, 2, 2, 7)))

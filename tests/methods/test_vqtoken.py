@@ -1,4 +1,4 @@
-"""VQToken: golden values by loops, the released checkpoint's layout."""
+"""VQToken: reference values by loops, the layout of the released checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.dynamics import released, square
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_clusters_are_those_of_the_seed(seed):
-    """Rows ask with the clusters' numbers and look at the clusters' means, here from the loops of k-means."""
+    """Queries are rows of cluster numbers, keys are cluster means, here from a k-means in loops."""
     tokens, x = naive.video(T=4, H=3, W=3, C=24, seed=3)
     method = released(4, seed=seed)
     labels = naive.kmeans(x, 4, seed)
@@ -31,32 +31,32 @@ def test_the_clusters_are_those_of_the_seed(seed):
     number = torch.tensor([next(k for k, (_, cells) in enumerate(clusters) if cell in cells) for cell in range(36)])
     means = torch.from_numpy(np.stack([mean for mean, _ in clusters])).float()
     with torch.no_grad():
-        asking = method.attention.to_q_proj(number.reshape(4, 9).float())[None]
-        expected = method.attention.transformer_decoder(asking, means[None])
+        queries = method.attention.to_q_proj(number.reshape(4, 9).float())[None]
+        expected = method.attention.transformer_decoder(queries, means[None])
         torch.testing.assert_close(method(tokens).features, expected, rtol=1e-4, atol=1e-5)
 
 
 class TestReference:
     @pytest.mark.parametrize(("T", "keep"), [(4, 9), (4, 4), (7, 3), (1, 5), (5, 1)])
-    def test_equals_a_stock_decoder_on_tiled_rows(self, T, keep):
-        """max(T, K) rows, in the order of the frames; written with repeat and cut as one video at a time."""
+    def test_equals_a_standard_decoder_on_tiled_rows(self, T, keep):
+        """max(T, K) rows, in the order of the frames; with repeat and slicing, one video at a time."""
         method, tokens = released(keep), square(T)
         with torch.no_grad():
-            made = method(tokens)
-        assert made.count.tolist() == [max(T, keep)] * 2 == [method.planned_count(tokens.grid)] * 2
-        made.check()
+            out = method(tokens)
+        assert out.count.tolist() == [max(T, keep)] * 2 == [method.planned_count(tokens.grid)] * 2
+        out.check()
         unit = torch.nn.functional.normalize(tokens.features, dim=2)
         for b in range(2):
             label = fixed(tokens[b], torch.tensor([keep]), method.seed).dest[0]
-            centres = torch.stack([unit[b, label == k].mean(0) for k in range(keep)])
+            centroids = torch.stack([unit[b, label == k].mean(0) for k in range(keep)])
             rows = label.reshape(T, 9).float()
             longest = max(T, keep)
             rows = rows.repeat(longest // T + 1, 1)[:longest]
-            memory = centres.repeat(longest // keep + 1, 1)[:longest]
+            memory = centroids.repeat(longest // keep + 1, 1)[:longest]
             with torch.no_grad():
-                asking = method.attention.to_q_proj(rows)[None]
-                wanted = method.attention.transformer_decoder(asking, memory[None])
-            torch.testing.assert_close(made.features[b], wanted[0], rtol=1e-4, atol=1e-5)
+                queries = method.attention.to_q_proj(rows)[None]
+                expected = method.attention.transformer_decoder(queries, memory[None])
+            torch.testing.assert_close(out.features[b], expected[0], rtol=1e-4, atol=1e-5)
 
     def test_the_released_layout(self, tmp_path):
         """20 tensors under model.cross_attention.*, 10.76 M parameters at 896 channels and 27 x 27 cells."""
@@ -71,21 +71,21 @@ class TestReference:
         assert torch.equal(again(square()).features, source(square()).features)
         tensors.popitem()
         save_file(tensors, path)
-        with pytest.raises(ValueError, match="holds no cross-attention"):
+        with pytest.raises(ValueError, match="no matching cross-attention"):
             VqToken(4, dim=24, side=3, checkpoint=path)
-        with pytest.raises(ValueError, match="not a safetensors file"):
+        with pytest.raises(ValueError, match="not a readable safetensors file"):
             VqToken(4, dim=24, side=3, checkpoint=str(tmp_path / "none"))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_in_half_precision(self, dtype):
         tokens, method = square().to(dtype), released(4)
-        whole = method(tokens.to(torch.float32))
+        reference = method(tokens.to(torch.float32))
         out = method.to(dtype)(tokens).check()
         assert out.features.dtype == dtype
-        torch.testing.assert_close(out.features.float(), whole.features, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(out.features.float(), reference.features, rtol=0.05, atol=0.05)
 
     def test_frames_of_another_size(self):
-        with pytest.raises(ValueError, match="say side="):
+        with pytest.raises(ValueError, match="set side="):
             released(4, side=4)(square())
 
     def test_a_batch_of_unequal_lengths(self):

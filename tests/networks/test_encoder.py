@@ -1,4 +1,4 @@
-"""A trained network as an encoder: the same tokens, drawn over the video."""
+"""A trained network as an encoder: the same tokens, plotted over the video."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def test_clips(tmp_path):
     frames = torch.rand(1, 8, 3, 16, 24)
     tokens, _ = load_encoder(tmp_path)(frames)
     torch.testing.assert_close(tokens.features, model.tokens(frames).features)
-    # Other lengths and sizes are resized to whole tubelets.
+    # Other lengths and sizes are resized to multiples of the tubelet.
     assert load_encoder(tmp_path)(torch.rand(1, 5, 3, 19, 33))[0].check().grid.shape == (3, 5, 8)
 
 
-def test_in_a_pipeline_and_drawn(tmp_path):
+def test_in_a_pipeline_and_plotted(tmp_path):
     saved(tmp_path / "m", **SMALL, learner="tokenlearner('3/frame')", at=1)
     pipeline = Pipeline("kmeans(keep=4)", load_encoder(tmp_path / "m"))
     frames = torch.randint(256, (4, 3, 32, 48)).byte()
@@ -62,7 +62,7 @@ def test_in_a_pipeline_and_drawn(tmp_path):
 
 
 def test_networks_without_a_grid(tmp_path):
-    saved(tmp_path, **CLIP, attention="factorised_encoder", temporal_depth=1)
-    with pytest.raises(ValueError, match="no tokens of a grid"):
+    saved(tmp_path, **CLIP, attention="factorized_encoder", temporal_depth=1)
+    with pytest.raises(ValueError, match="not a grid of tokens"):
         load_encoder(tmp_path)
     assert models.is_saved(tmp_path)

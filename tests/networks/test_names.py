@@ -1,4 +1,4 @@
-"""One config for all: files of earlier versions are read under today's names, and their names are refused elsewhere."""
+"""One config for all networks: old names in files are read, and refused elsewhere with the new name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestFilesOfEarlierVersions:
         assert torch.equal(again(clip), model(clip))
 
     def test_convolutions(self, tmp_path):
-        """Whose config has a setting called hidden of its own, which stays."""
+        """Its config has a setting named hidden, which is kept."""
         values = current_names({name: value for name, value in OLD_CONVOLUTIONS.items() if name != "hidden"})
         model = models.X2plus1d(models.X2plus1dConfig(**values, hidden=32)).eval()
         with_config(model.save_pretrained(tmp_path), OLD_CONVOLUTIONS)
@@ -84,7 +84,7 @@ class TestFilesOfEarlierVersions:
         assert (config.dim, config.num_heads, config.num_registers, config.grid) == (32, 4, 2, (1, 3, 4))
         assert make_vit_config(json.loads(json.dumps(asdict(config))), "config.json") == config
 
-    def test_a_run_of_pre_training_goes_on(self, tmp_path):
+    def test_a_pre_training_run_resumes(self, tmp_path):
         recipe = make_pretraining("tobo_tiny")
         before = plain(recipe)
         old = {new: name for name, new in OLD_NAMES.items()}
@@ -97,20 +97,20 @@ class TestFilesOfEarlierVersions:
             check_same_run(head, recipe, 3, tmp_path)
 
     @pytest.mark.parametrize(
-        ("values", "says"),
+        ("values", "message"),
         [
-            ({"width": "wide"}, "vit: dim must be a whole number"), ({"colour": 3}, "vit: unknown settings colour"),
-            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"), ({"patch": 300}, "holds no patch"),
+            ({"width": "wide"}, "vit: dim must be a whole number"), ({"color": 3}, "vit: unknown settings color"),
+            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"), ({"patch": 300}, "must be at least patch_size"),
             ({"positions": [3, 4]}, "unknown settings positions"), ({"width": 3, "dim": 6}, "width is now called dim"),
         ],
     )  # fmt: skip
-    def test_what_they_say_is_checked(self, values, says):
-        with pytest.raises(ValueError, match=says):
+    def test_their_values_are_checked(self, values, message):
+        with pytest.raises(ValueError, match=message):
             make_vit_config(values, "vit")
 
 
 class TestOldNamesElsewhere:
-    def test_say_the_new_one(self):
+    def test_errors_contain_the_new_name(self):
         with pytest.raises(ValueError, match=r"^vit_s16: width is now called dim$"):
             models.build("vit_s16", width=64)
         with pytest.raises(ValueError, match=r"^x2plus1d_m: heads is now called num_heads$"):
@@ -121,11 +121,11 @@ class TestOldNamesElsewhere:
             with pytest.raises(ValueError, match=rf"^{name} is now called {new}$"):
                 parse_setting(f"{name}=8", known_settings("tobo"))
 
-    def test_what_never_was_a_name(self):
-        with pytest.raises(ValueError, match="unknown settings colour"):
-            models.build("vit_s16", colour=64)
-        with pytest.raises(ValueError, match="tobo has no setting colour"):
-            make_pretraining("tobo_tiny", colour=64)
+    def test_unknown_names(self):
+        with pytest.raises(ValueError, match="unknown settings color"):
+            models.build("vit_s16", color=64)
+        with pytest.raises(ValueError, match="tobo has no setting color"):
+            make_pretraining("tobo_tiny", color=64)
 
 
 class TestOneViT:
@@ -153,7 +153,7 @@ class TestOneViT:
         torch.testing.assert_close(named["tokens"], tokens.features, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(named["pre_logits"], tokens.prefix[:, 0], rtol=1e-4, atol=1e-5)
 
-    def test_a_pooling_head_leaves_registers_out(self):
+    def test_a_pooling_head_excludes_registers(self):
         model = models.VisionTransformer(self.config(num_registers=3)).eval()
         assert len(model.registers.unique(dim=0)) == 3
         named = model.intermediates(torch.rand(2, 1, 3, 16, 24))
@@ -161,24 +161,24 @@ class TestOneViT:
         torch.testing.assert_close(named["pre_logits"], named["tokens"].mean(1))
 
     @pytest.mark.parametrize(
-        ("changes", "says"),
+        ("changes", "message"),
         [
-            ({"class_token": True}, "class token goes with head"), ({"antialias": True}, "antialias is for"),
+            ({"class_token": True}, "requires head='token'"), ({"antialias": True}, "antialias is not supported"),
             ({"num_registers": 1, "learner": "tokenlearner('3/frame')"}, "no registers"),
-            ({"num_registers": 1, "attention": "factorised_self"}, "no registers"),
+            ({"num_registers": 1, "attention": "factorized_self"}, "no registers"),
         ],
     )  # fmt: skip
-    def test_what_does_not_go_together(self, changes, says):
-        with pytest.raises(ValueError, match=says):
+    def test_incompatible_settings(self, changes, message):
+        with pytest.raises(ValueError, match=message):
             self.config(**changes)
 
-    def test_methods_act_between_plain_blocks(self):
+    def test_methods_between_blocks_require_joint_attention(self):
         model = models.VisionTransformer(self.config(learner="tokenlearner('3/frame')"))
         with pytest.raises(ValueError, match="no learner"):
             model.walk(None)
 
-    def test_a_network_for_clips_is_no_encoder_of_frames(self):
-        with pytest.raises(ValueError, match="encodes no single frames"):
+    def test_a_network_for_clips_cannot_encode_frames(self):
+        with pytest.raises(ValueError, match="cannot encode single frames"):
             VitEncoder(models.VisionTransformer(self.config()))
 
     def test_every_config_is_a_vit_config(self):
@@ -193,8 +193,8 @@ class TestOneViT:
         assert recipe.config().encoder() == ViTConfig(
             dim=192, depth=6, num_heads=3, patch_size=8, image_size=(64, 64), num_registers=2, qk_norm=True
         )
-        with pytest.raises(ValueError, match="needs the class token"):
+        with pytest.raises(ValueError, match="requires class_token=True"):
             make_pretraining("mae_tiny", class_token=False)
-        with pytest.raises(ValueError, match="num_registers follows from bottleneck_tokens"):
+        with pytest.raises(ValueError, match="num_registers must be bottleneck_tokens - 1"):
             make_pretraining("tobo_tiny", num_registers=3)
         assert make_pretraining("tobo_tiny", bottleneck_tokens=3).config().num_registers == 2

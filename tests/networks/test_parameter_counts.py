@@ -1,4 +1,4 @@
-"""Parameters of every network whose authors published a number, or code that gives one.
+"""Parameter counts of every network with a published count or published code.
 
 Those of X(2+1)D (TokenLearner's tables 12 and 13) are in test_x2plus1d.py. Each number says where it is from: printed
 in a paper, or counted in the released code (its network built with its defaults, parameters that learn).
@@ -18,7 +18,7 @@ from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.networks.token_fuser import TokenFuser
 
 
-def learning(module: nn.Module) -> int:
+def trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
@@ -34,13 +34,13 @@ EXACT = [
     ("vit_h14", {"head": "token"}, 632_045_800),
     # scenic's ViViT and SpaceTimeViViT with the settings of configs/kinetics400, layer by layer.
     ("vivit_b16", {}, 88_954_000),
-    ("vivit_b16_factorised_encoder", {}, 115_062_928),
+    ("vivit_b16_factorized_encoder", {}, 115_062_928),
 ]
-# Printed in millions: network, number, a unit of its last digit.
+# Published in millions: network, count, unit of the last digit.
 PRINTED = [
-    # ViViT, arXiv 2103.15691, table 2: models 1 to 4, 32 frames of Kinetics-400. It cuts (88.95 is its 88.9).
-    ("vivit_b16", 88.9, 0.1), ("vivit_b16_factorised_encoder", 115.1, 0.1), ("vivit_b16_factorised_self", 117.3, 0.1),
-    ("vivit_b16_factorised_dot", 88.9, 0.1),
+    # ViViT, arXiv 2103.15691, table 2: models 1 to 4, 32 frames of Kinetics-400. It truncates (88.95 is its 88.9).
+    ("vivit_b16", 88.9, 0.1), ("vivit_b16_factorized_encoder", 115.1, 0.1), ("vivit_b16_factorized_self", 117.3, 0.1),
+    ("vivit_b16_factorized_dot", 88.9, 0.1),
     # TokenLearner, arXiv 2106.11297, table 7, Kinetics-400.
     ("vivit_l16", 308, 1), ("tokenlearner_vivit_l16_16at12", 308, 1),
 ]  # fmt: skip
@@ -48,12 +48,12 @@ PRINTED = [
 
 @pytest.mark.parametrize(("name", "changes", "count"), EXACT)
 def test_networks_to_the_parameter(name, changes, count):
-    assert learning(models.on_meta(name, **changes)) == count
+    assert trainable(models.on_meta(name, **changes)) == count
 
 
 @pytest.mark.parametrize(("name", "millions", "unit"), PRINTED)
 def test_networks_to_the_printed_digit(name, millions, unit):
-    assert abs(learning(models.on_meta(name)) / 1e6 - millions) < unit
+    assert abs(trainable(models.on_meta(name)) / 1e6 - millions) < unit
 
 
 # Counted in the released codes: facebookresearch/mae, huiwon-jang/RSP, naver-ai/tobo; ViT-S, B, L (and H/14) at 224 px.
@@ -62,7 +62,7 @@ PRETRAINED = [
     ("rsp", "s", 16, 59_006_208), ("rsp", "s", 8, 58_489_536), ("rsp", "b", 16, 127_685_376),
     ("rsp", "l", 16, 349_202_176),
     ("tobo", "s", 16, 55_823_104), ("tobo", "b", 16, 120_077_056), ("tobo", "l", 16, 337_660_672),
-    # The network of SiamMAE's path is Token Bottleneck's, whose code holds it as an auxiliary loss.
+    # SiamMAE is the auxiliary path in the code of Token Bottleneck.
     ("siam_mae", "s", 16, 55_823_104),
 ]  # fmt: skip
 
@@ -73,7 +73,7 @@ def test_pre_training_to_the_parameter(kind, size, patch, count):
     network = PRETRAINING[kind]
     with torch.device("meta"):
         model = network(network.config_type(dim=dim, depth=depth, num_heads=num_heads, patch_size=patch))
-    assert learning(model) == count
+    assert trainable(model) == count
 
 
 C, S = 768, 8
@@ -84,12 +84,12 @@ MODULES = [
      2 * C + 64 * C + 64 + 64 * S + S),
     ("fuser", lambda: TokenFuser(S, dim=C), 6 * C + S * S + S + C * S),
     ("fuser, mlp", lambda: TokenFuser(S, dim=C, gate="mlp"), 6 * C + S * S + S + 64 * C + 64 + 64 * S + S),
-    # xGen-MM-Vid's attentional pooling and scenic's token_turing summarize with TokenLearner 1.1; ours is without the
-    # last bias, which a softmax does not feel.
+    # xGen-MM-Vid's attentional pooling and scenic's token_turing summarize with TokenLearner 1.1; ours omits the
+    # last bias, to which a softmax is invariant.
     ("summary", lambda: Summary(C, S, 64), 2 * C + 64 * C + 64 + 64 * S),
-    # transformers' Blip2QFormerModel, 12 layers over features of 768 channels (99,239,424); ours is without biases in
-    # its 18 attentions, with the 32 queries, the norm of what is seen (BLIP-2's ln_vision) and the places of a video's
-    # tokens.
+    # transformers' Blip2QFormerModel, 12 layers over features of 768 channels (99,239,424); ours omits the biases of
+    # its 18 attentions and includes the 32 queries, the norm of the input (BLIP-2's ln_vision) and the position
+    # embedding.
     ("q-former", lambda: registry.build("qformer(32, num_layers=12)", dim=768)[0],
      99_239_424 - 18 * 4 * 768 + 32 * 768 + 2 * 768 + 48 * 768),
     # VQToken, VQToken/vq_attn.py: a linear layer of 27 * 27 cells, a post-norm decoder layer of 2048 hidden channels.
@@ -100,4 +100,4 @@ MODULES = [
 
 @pytest.mark.parametrize(("make", "count"), [row[1:] for row in MODULES], ids=[row[0] for row in MODULES])
 def test_modules_to_the_parameter(make, count):
-    assert learning(make()) == count
+    assert trainable(make()) == count

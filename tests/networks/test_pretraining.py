@@ -1,4 +1,4 @@
-"""ToBo and its relatives: sizes, who sees what, the loss, and what remains as an encoder."""
+"""Pre-training networks: sizes, information flow, losses, and the resulting encoder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fewtokens.networks.inflate import initialize_from, like
 from fewtokens.networks.masking import pixel_loss, pixel_targets, random_mask, sincos_positions
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining, save_encoder
 from fewtokens.networks.pretraining import Pretraining, ToBo, ToBoConfig
-from fewtokens.networks.rsp import balanced_divergence, draw
+from fewtokens.networks.rsp import balanced_divergence
+from fewtokens.networks.rsp import sample as sample_latent
 from fewtokens.networks.vit import VisionTransformer
 
 TINY = {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": (32, 40)}
@@ -39,7 +40,7 @@ def sample(model: Pretraining, batch: int = 3, seed: int = 0) -> tuple[torch.Ten
     return frames, torch.rand(batch, model.config.patches, generator=generator)
 
 
-def learning(module: nn.Module) -> int:
+def trainable(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
@@ -51,24 +52,24 @@ def test_parameters_are_those_of_the_paper(size, encoder, whole, decoder):
     dim, depth, num_heads = models.SIZES[size]
     with torch.device("meta"):
         model = ToBo(ToBoConfig(dim=dim, depth=depth, num_heads=num_heads))
-    assert learning(model.encoder) == encoder
+    assert trainable(model.encoder) == encoder
     assert sum(p.numel() for p in model.encoder.parameters()) == whole
-    assert learning(model.decoder) == decoder
-    assert learning(model) == encoder + decoder
-    assert learning(model.decoder.blocks[0]) == 4_205_056
+    assert trainable(model.decoder) == decoder
+    assert trainable(model) == encoder + decoder
+    assert trainable(model.decoder.blocks[0]) == 4_205_056
 
 
-@pytest.mark.parametrize(("ratio", "seen"), [(0.9, 19), (0.95, 9), (0.75, 49), (0.5, 98), (0.985, 2)])
-def test_how_many_patches_are_seen(ratio, seen):
+@pytest.mark.parametrize(("ratio", "visible"), [(0.9, 19), (0.95, 9), (0.75, 49), (0.5, 98), (0.985, 2)])
+def test_number_of_visible_patches(ratio, visible):
     noise = torch.rand(3, 196)
     mask = random_mask(noise, ratio)
-    assert mask.visible.shape == (3, seen)
-    assert mask.hidden.sum(1).tolist() == [196 - seen] * 3
+    assert mask.visible.shape == (3, visible)
+    assert mask.hidden.sum(1).tolist() == [196 - visible] * 3
     assert not mask.hidden.gather(1, mask.visible).any()
     assert noise.gather(1, mask.visible).amax(1).lt(noise.masked_fill(~mask.hidden, 2).amin(1)).all()
 
 
-def test_the_bottleneck_is_all_that_is_seen_of_the_source():
+def test_the_source_is_visible_only_through_the_bottleneck():
     model = network().eval()
     frames, noise = sample(model)
     source, target = model.split(frames)
@@ -82,7 +83,7 @@ def test_the_bottleneck_is_all_that_is_seen_of_the_source():
     assert torch.equal(changed["tobo"][0], before["tobo"][0])
     assert not torch.allclose(changed["siam"][0], before["siam"][0])
     assert not torch.allclose(model.expand(token, hints, mask).paths["tobo"][0], before["tobo"][0])
-    # The class token of the target is thrown away on this path.
+    # The class token of the target is discarded on this path.
     own = hints.clone()
     own[:, 0] += 1
     assert torch.equal(model.expand(whole, own, mask).paths["tobo"][0], before["tobo"][0])
@@ -99,8 +100,8 @@ def test_cross_attention_learns_from_the_auxiliary_path_alone():
     assert all(p.grad.any() for name, p in model.named_parameters() if "cross.kv.weight" in name)
 
 
-def test_both_paths_at_once_are_both_alone():
-    """One batch through the decoder against two passes of it, the source projected for each."""
+def test_joint_paths_equal_separate_paths():
+    """One batch through the decoder against two passes, with the source projected for each."""
     model = network(bottleneck_position="learned").eval()
     frames, noise = sample(model)
     source, target = model.split(frames)
@@ -114,7 +115,7 @@ def test_both_paths_at_once_are_both_alone():
 
 
 def test_a_decoder_written_out():
-    """One block, by plain matrix products."""
+    """One block, with matrix products."""
     model = network(decoder_depth=1).eval()
     (block,) = model.decoder.blocks
     x, memory = torch.randn(2, 7, 16), torch.randn(2, 5, 16)
@@ -133,14 +134,14 @@ def test_a_decoder_written_out():
 
 
 def test_positions_written_out():
-    found = sincos_positions(3, 4, 8)
+    actual = sincos_positions(3, 4, 8)
     for row in range(3):
         for column in range(4):
-            wanted = []
+            expected = []
             for place in (column, row):
                 angles = [place / 10000 ** (k / 2) for k in range(2)]
-                wanted += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-            assert found[row, column].tolist() == pytest.approx(wanted, abs=1e-6)
+                expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            assert actual[row, column].tolist() == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="multiple of 4"):
         sincos_positions(2, 2, 6)
     model = network()
@@ -151,28 +152,28 @@ def test_positions_written_out():
 def test_the_loss():
     torch.manual_seed(0)
     frames = torch.randn(2, 3, 32, 32)
-    wanted = pixel_targets(frames, 16)
-    assert wanted.shape == (2, 4, 768)
+    expected = pixel_targets(frames, 16)
+    assert expected.shape == (2, 4, 768)
     hidden = torch.tensor([[True, False, True, True]] * 2)
-    assert float(pixel_loss(wanted, wanted, hidden)) == 0
-    assert float(pixel_loss(torch.zeros_like(wanted), wanted, hidden)) == pytest.approx(767 / 768, abs=1e-5)
+    assert float(pixel_loss(expected, expected, hidden)) == 0
+    assert float(pixel_loss(torch.zeros_like(expected), expected, hidden)) == pytest.approx(767 / 768, abs=1e-5)
     constant = pixel_targets(torch.full((1, 3, 16, 16), 0.3), 16)
     assert constant.isfinite().all()
-    predicted = torch.randn_like(wanted)
+    predicted = torch.randn_like(expected)
     other = predicted.clone()
     other[:, 1] = float("nan")
-    assert pixel_loss(predicted, wanted, hidden) == pixel_loss(other, wanted, hidden)
-    by_hand = ((predicted - wanted) ** 2)[:, [0, 2, 3]].mean()
-    torch.testing.assert_close(pixel_loss(predicted, wanted, hidden), by_hand)
-    # Rows, columns, then channels, each patch by itself.
+    assert pixel_loss(predicted, expected, hidden) == pixel_loss(other, expected, hidden)
+    by_hand = ((predicted - expected) ** 2)[:, [0, 2, 3]].mean()
+    torch.testing.assert_close(pixel_loss(predicted, expected, hidden), by_hand)
+    # Rows, columns, then channels, for each patch separately.
     patch = frames[1, :, 16:, :16].permute(1, 2, 0).flatten()
-    torch.testing.assert_close(wanted[1, 2], (patch - patch.mean()) / (patch.var() + 1e-6).sqrt())
-    a, b = predicted[0, 0], wanted[0, 0]
+    torch.testing.assert_close(expected[1, 2], (patch - patch.mean()) / (patch.var() + 1e-6).sqrt())
+    a, b = predicted[0, 0], expected[0, 0]
     cosine = 1 - float(a @ b / (a.norm() * b.norm()))
-    assert float(pixel_loss(predicted[:1, :1], wanted[:1, :1], None, "cosine")) == pytest.approx(cosine, abs=1e-5)
+    assert float(pixel_loss(predicted[:1, :1], expected[:1, :1], None, "cosine")) == pytest.approx(cosine, abs=1e-5)
 
 
-def test_divergence_by_a_small_calculation():
+def test_divergence_by_hand():
     torch.manual_seed(0)
     posterior, prior = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     total = 0.0
@@ -184,7 +185,7 @@ def test_divergence_by_a_small_calculation():
     assert mean > 0.1
     assert float(balanced_divergence(posterior, prior, 0.2, 0.1)) == pytest.approx(mean, rel=1e-5)
     assert float(balanced_divergence(posterior, posterior, 0.2, 0.1)) == pytest.approx(0.1)
-    # The balance: a fifth of the gradient of KL moves the posterior, four fifths the prior; none below the free nats.
+    # Balance: a fifth of the KL gradient updates the posterior, four fifths the prior; none below the free nats.
     for leaf, share in ((posterior, 0.2), (prior, 0.8)):
         leaf.requires_grad_(True)
         grads = []
@@ -202,7 +203,7 @@ def test_divergence_by_a_small_calculation():
         leaf.requires_grad_(False)
 
 
-# Names of huiwon-jang/RSP's models_rsp.py -> ours.
+# Names in huiwon-jang/RSP's models_rsp.py -> names here.
 RELEASED = (
     (r"^cls_token", "encoder.class_token"), (r"^patch_embed\.proj", "encoder.patches"),
     (r"^norm\.", "encoder.norm_last."), (r"^blocks", "encoder.blocks"), (r"^to_prior", "prior"),
@@ -221,7 +222,7 @@ RELEASED = (
 
 def released_rsp() -> dict[str, torch.Tensor]:
     """All 94 tensors of a released RSP of 32 channels, 2 blocks, decoder 16 x 2, 3 variables of 4 values, 32 px in
-    patches of 8, in its names; values by a formula."""
+    patches of 8, with the released names and values from a formula."""
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, 32), "pos_embed": (1, 17, 32), "mask_token": (1, 1, 16), "decoder_pos_embed": (1, 17, 16),
         "patch_embed.proj.weight": (32, 3, 8, 8), "patch_embed.proj.bias": (32,),
@@ -263,7 +264,7 @@ def released_rsp() -> dict[str, torch.Tensor]:
     return tensors
 
 
-def test_rsp_gives_the_numbers_of_the_released_code():
+def test_rsp_equals_the_released_code():
     """Losses of huiwon-jang/RSP's RSP with these weights and frames, run in float32."""
     config = {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": (32, 32), "decoder_dim": 16,
               "decoder_depth": 2, "decoder_num_heads": 2, "variables": 3, "values": 4, "noise": 0.0}  # fmt: skip
@@ -279,24 +280,25 @@ def test_rsp_gives_the_numbers_of_the_released_code():
     model.load_state_dict(state)
     source, target = torch.sin(torch.arange(2 * 2 * 3 * 32 * 32) * 0.37).reshape(2, 2, 3, 32, 32)
     noise = torch.cos(torch.arange(32) * 1.3).reshape(2, 16)
-    wanted = pixel_targets(target, 8)
+    expected = pixel_targets(target, 8)
     latent = torch.eye(4)[torch.tensor([[0, 2, 3], [1, 1, 0]])]
     with torch.no_grad():
         future = model._future(model._encode(source), latent)
-        said = model.predict(source, target, noise)
-    masked, hidden = said.paths["mae"]
-    numbers = [float(pixel_loss(future, wanted)), float(pixel_loss(masked, wanted, hidden)), float(said.extra["kl"]),
+        prediction = model.predict(source, target, noise)
+    masked, hidden = prediction.paths["mae"]
+    losses = pixel_loss(future, expected), pixel_loss(masked, expected, hidden), prediction.extra["kl"]
+    numbers = [*map(float, losses),
                float(future[1, 3, 50]), float(masked[0, 15, 191])]  # fmt: skip
     assert numbers == pytest.approx([1.4029760, 1.3266233, 0.5419015, 0.6768342, -0.5941867], rel=1e-4)
 
 
-def test_latents_are_drawn_as_they_are_likely():
+def test_latents_follow_their_probabilities():
     torch.manual_seed(0)
     logits = torch.tensor([[[0.0, math.log(3.0)]]]).expand(4000, 1, 2).clone().requires_grad_(True)
-    drawn = draw(logits)
-    assert set(drawn.detach().unique().round(decimals=4).tolist()) == {0.0, 1.0}
-    assert float(drawn[..., 1].detach().mean()) == pytest.approx(0.75, abs=0.03)
-    drawn[..., 1].sum().backward()
+    latents = sample_latent(logits)
+    assert set(latents.detach().unique().round(decimals=4).tolist()) == {0.0, 1.0}
+    assert float(latents[..., 1].detach().mean()) == pytest.approx(0.75, abs=0.03)
+    latents[..., 1].sum().backward()
     assert float(logits.grad[0, 0, 1]) == pytest.approx(0.75 * 0.25, abs=1e-5)
 
 
@@ -340,8 +342,8 @@ def test_several_bottleneck_tokens(tokens, tmp_path):
     named = model(frames, noise)
     named["loss"].backward()
     model.save_pretrained(tmp_path)
-    found, _ = load_encoder(tmp_path)(frames[:, :1])
-    assert found.prefix.shape == (3, tokens, 32)
+    tokens_out, _ = load_encoder(tmp_path)(frames[:, :1])
+    assert tokens_out.prefix.shape == (3, tokens, 32)
     torch.testing.assert_close(named["loss"], named["tobo"] + named["siam"])
 
 
@@ -361,24 +363,24 @@ def test_a_saved_network_is_an_encoder(kind, tmp_path):
     model.save_pretrained(tmp_path / "whole")
     save_encoder(model, tmp_path / "few")
     frames = torch.randint(256, (2, 3, 3, 32, 40)).byte()
-    wanted = model._encode(model.split(frames[:, :1].expand(-1, model.frames, -1, -1, -1))[0])
+    expected = model._encode(model.split(frames[:, :1].expand(-1, model.frames, -1, -1, -1))[0])
     for folder in ("whole", "few"):
         tokens, _ = load_encoder(tmp_path / folder)(frames)
         assert tokens.features.shape == (2, 3 * 20, 32)
-        torch.testing.assert_close(tokens.prefix[:, 0], wanted[:, 0])
-        torch.testing.assert_close(tokens.features[:, :20], wanted[:, 1:])
-    # Other sizes resize the positions; methods act inside.
+        torch.testing.assert_close(tokens.prefix[:, 0], expected[:, 0])
+        torch.testing.assert_close(tokens.features[:, :20], expected[:, 1:])
+    # Positions are resized for other sizes; methods act between blocks.
     assert load_encoder(tmp_path / "few")(torch.rand(1, 1, 3, 64, 64))[0].features.shape == (1, 64, 32)
     again = load_pretraining(tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
-    with pytest.raises(ValueError, match="encoder alone"):
+    with pytest.raises(ValueError, match="contains only the encoder"):
         load_pretraining(tmp_path / "few")
     assert not models.is_saved(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("decoder", [True, False])
 def test_released_checkpoints(tmp_path, decoder):
-    """{"model": ...} under timm's names, with and without what the encoder does not need."""
+    """{"model": ...} with the names of timm, with and without tensors that the encoder does not use."""
     model = network(image_size=(32, 32)).eval()
     vit = model.encoder
     theirs = {"cls_token": vit.class_token[None, None],
@@ -397,7 +399,7 @@ def test_released_checkpoints(tmp_path, decoder):
     model.save_pretrained(tmp_path / "ours")
     a, _ = load_encoder(tmp_path / "checkpoint.pth")(frames)
     b, _ = load_encoder(tmp_path / "ours")(frames)
-    # timm's heads have 64 channels; this network is narrower than one of them, so it has a single one.
+    # Heads in timm have 64 channels; this network has fewer channels, so it has a single head.
     assert load_released(tmp_path / "checkpoint.pth").config.num_heads == 1
     assert a.features.shape == b.features.shape
     assert torch.equal(
@@ -429,16 +431,16 @@ def test_bad_checkpoints(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"x\.pth"):
         load_encoder(path)
     torch.save({"model": {"fc.weight": torch.zeros(2)}}, path)
-    with pytest.raises(ValueError, match="no vision transformer"):
+    with pytest.raises(ValueError, match="not a vision transformer"):
         load_encoder(path)
     torch.save({"model": Evil()}, path)
-    with pytest.raises(ValueError, match="can run any code"):
+    with pytest.raises(ValueError, match="could run arbitrary code"):
         load_encoder(path)
     assert "run" not in capsys.readouterr().out
 
 
 def released(changes: dict[str, torch.Tensor | None] | None = None) -> dict[str, torch.Tensor]:
-    """An encoder of 64 channels in timm's names, with tensors changed, added, or (None) taken away."""
+    """An encoder of 64 channels with the names of timm and tensors changed, added, or removed (None)."""
     vit = network("mae", dim=64, num_heads=1, image_size=(32, 32)).encoder
     names = {"class_token": "cls_token", "patches.": "patch_embed.proj.", "norm_last.": "norm.",
              ".attention.out.": ".attn.proj.", ".attention.qkv.": ".attn.qkv."}  # fmt: skip
@@ -453,8 +455,8 @@ def released(changes: dict[str, torch.Tensor | None] | None = None) -> dict[str,
     return changed
 
 
-def test_a_whole_training_checkpoint_as_mae_and_rsp_save_it(tmp_path):
-    """Decoder, optimizer, scaler, and the arguments of the run in a Namespace; under the prefixes of wrappers too."""
+def test_a_full_training_checkpoint_of_mae_and_rsp(tmp_path):
+    """Decoder, optimizer, scaler and the arguments in a Namespace; also with the prefixes of wrappers."""
     args = argparse.Namespace(lr=1.5e-4, output_dir=Path("run"), model="rsp_vit_small_patch16", betas=(0.9, 0.95))
     extra = {
         name: value for name, value in released_rsp().items() if not name.startswith(("blocks", "cls", "pos", "p"))
@@ -462,29 +464,29 @@ def test_a_whole_training_checkpoint_as_mae_and_rsp_save_it(tmp_path):
     extra = {name: value for name, value in extra.items() if not name.startswith("norm")}
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(3))]).state_dict()
     frames = torch.rand(1, 2, 3, 32, 32)
-    wanted = None
+    expected = None
     for prefix in ("", "module.", "module.backbone.", "base_encoder."):
         whole = {prefix + name: value for name, value in {**released(), **extra}.items()}
         path = tmp_path / "checkpoint-199.pth"
         torch.save({"model": whole, "optimizer": optimizer, "epoch": 199, "scaler": {}, "args": args}, path)
-        found = load_encoder(path)(frames)[0].features
-        wanted = found if wanted is None else wanted
-        assert torch.equal(found, wanted)
+        actual = load_encoder(path)(frames)[0].features
+        expected = actual if expected is None else expected
+        assert torch.equal(actual, expected)
 
 
 WRONG = {
     "a million blocks": (
         {"blocks.1000000.norm1.weight": torch.ones(64)},
-        "blocks, the last of which is number 1000000",
+        "blocks, the last with index 1000000",
     ),
     "no number": ({"blocks.99999999999999999999.norm1.weight": torch.ones(64)}, "unexpected: "),
-    "patches of two axes": ({"patch_embed.proj.weight": torch.ones(64, 192)}, "no vision transformer's"),
-    "no positions": ({"pos_embed": torch.ones(64)}, "no vision transformer's"),
-    "a single position": ({"pos_embed": torch.ones(1, 1, 64)}, "those of a square"),
+    "patches of two axes": ({"patch_embed.proj.weight": torch.ones(64, 192)}, "not a vision transformer"),
+    "no positions": ({"pos_embed": torch.ones(64)}, "not a vision transformer"),
+    "a single position": ({"pos_embed": torch.ones(1, 1, 64)}, "those of a square grid"),
     "another width": ({"pos_embed": torch.ones(1, 17, 32)}, "of a different shape"),
     "bytes": ({"blocks.0.mlp.fc1.weight": torch.ones(256, 64, dtype=torch.int8)}, "is it quantized"),
-    "sparse": ({"cls_token": torch.ones(1, 1, 64).to_sparse()}, "not weights in floating point"),
-    "said and not stored": ({"cls_token": torch.ones(1).half().expand(10**6, 10**6)}, "than are stored"),
+    "sparse": ({"cls_token": torch.ones(1, 1, 64).to_sparse()}, "must be dense floating point"),
+    "larger than stored": ({"cls_token": torch.ones(1).half().expand(10**6, 10**6)}, "than are stored"),
     "a name of two lines": ({"blocks.0.mlp.a\nb": torch.ones(1)}, "unexpected: blocks.0.mlp.a b"),
     "a list": ({"cls_token": [1.0]}, "missing: class_token"),
 }
@@ -492,16 +494,16 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("archive", [True, False])
-def test_what_a_checkpoint_says_is_checked(name, archive, tmp_path):
-    changes, says = WRONG[name]
+def test_checkpoint_tensors_are_checked(name, archive, tmp_path):
+    changes, message = WRONG[name]
     torch.save({"model": released(changes)}, tmp_path / "x.pth", _use_new_zipfile_serialization=archive)
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         load_encoder(tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_checkpoints(tmp_path):
-    """Whatever byte is changed, and wherever it is cut: features, or one line."""
+    """Changing any byte or truncating anywhere results in features or a one-line error."""
     generator = random.Random(0)
     for archive in (True, False):
         torch.save({"model": released()}, tmp_path / "whole.pth", _use_new_zipfile_serialization=archive)
@@ -511,12 +513,12 @@ def test_damaged_checkpoints(tmp_path):
             for _ in range(generator.choice([1, 3, 20])):
                 changed[generator.randrange(generator.choice([300, 3000, len(whole)]))] = generator.randrange(256)
             (tmp_path / "x.pth").write_bytes(changed[: generator.choice([200, 2000, len(whole), len(whole)])])
-            said = ""
+            message = ""
             try:
                 load_encoder(tmp_path / "x.pth")
             except ValueError as error:
-                said = str(error)
-            assert "\n" not in said
+                message = str(error)
+            assert "\n" not in message
 
 
 def test_a_checkpoint_that_unpacks_to_much_more(tmp_path):
@@ -532,37 +534,37 @@ def test_a_checkpoint_that_unpacks_to_much_more(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"image_size": (30, 32)}, "whole patches"), ({"mask_ratio": 1.0}, "mask_ratio"),
+        ({"image_size": (30, 32)}, "multiples of patch_size"), ({"mask_ratio": 1.0}, "mask_ratio"),
         ({"mask_ratio": 0.0}, "mask_ratio"), ({"distance": "l1"}, "distance"), ({"decoder_dim": 18}, "multiple of 4"),
         ({"bottleneck_tokens": 0}, "at least 1"),
         ({"bottleneck_position": "none"}, "bottleneck_position"), ({"auxiliary_weight": -1}, "at least 0"),
     ],
 )  # fmt: skip
-def test_bad_settings(changes, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
         network(**changes)
 
 
 def test_frames_of_another_shape():
     model = network()
-    with pytest.raises(ValueError, match=r"takes \[B,2,3,32,40\]"):
+    with pytest.raises(ValueError, match=r"must be \[B,2,3,32,40\]"):
         model(torch.zeros(1, 1, 3, 32, 40), torch.rand(1, 20))
 
 
-def test_an_rsp_of_an_earlier_version_is_refused_in_a_line(tmp_path):
-    """Its prior and posterior had a layer more; its encoder is the same."""
+def test_an_rsp_of_an_earlier_version_is_refused(tmp_path):
+    """Its prior and posterior had an additional layer; its encoder is the same."""
     model = network("rsp")
     model.prior = nn.Sequential(*model.prior, nn.ReLU(), nn.Linear(1024, 1024))
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="saved by an earlier fewtokens, whose RSP had a layer more"):
+    with pytest.raises(ValueError, match="saved by an earlier fewtokens, whose RSP had an additional layer"):
         load_pretraining(tmp_path)
     assert load_encoder(tmp_path)(torch.rand(1, 1, 3, 32, 40))[0].N == 20
 
 
-def test_how_parameters_are_drawn():
-    """MAE's code: Xavier, tokens N(0, 0.02), biases 0; but the patches' bias stays as PyTorch draws a convolution's."""
+def test_initialization():
+    """As in the code of MAE: Xavier, tokens N(0, 0.02), biases 0, and the default of PyTorch for the patch bias."""
     model = network(dim=128, patch_size=8)
     bias, bound = model.encoder.patches.bias, (3 * 8 * 8) ** -0.5
     assert float(bias.detach().abs().max()) <= bound
@@ -573,13 +575,13 @@ def test_how_parameters_are_drawn():
     assert float(model.encoder.class_token.detach().std()) == pytest.approx(0.02, rel=0.3)
 
 
-def test_its_encoder_begins_a_classifier(tmp_path):
-    """A network that begins with it sees a picture as it does."""
+def test_its_encoder_initializes_a_classifier(tmp_path):
+    """A network initialized from it encodes an image equally."""
     save_encoder(network(), tmp_path)
     classifier = VisionTransformer(like(tmp_path, num_classes=5)).eval()
-    said = initialize_from(classifier, tmp_path)
-    assert all(name.startswith("head.") for name in said["drawn"])
-    picture = torch.rand(1, 1, 3, 32, 40)
+    names = initialize_from(classifier, tmp_path)
+    assert all(name.startswith("head.") for name in names["drawn"])
+    image = torch.rand(1, 1, 3, 32, 40)
     with torch.no_grad():
-        wanted = classifier.head(load_encoder(str(tmp_path))(picture)[0].prefix.flatten(0, -2))
-        torch.testing.assert_close(classifier(picture), wanted)
+        expected = classifier.head(load_encoder(str(tmp_path))(image)[0].prefix.flatten(0, -2))
+        torch.testing.assert_close(classifier(image), expected)

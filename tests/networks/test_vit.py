@@ -10,7 +10,7 @@ from torch import nn
 
 from fewtokens import networks as models
 from fewtokens.encoders.vit import resize_positions
-from fewtokens.networks.inflate import initialize_from, spread
+from fewtokens.networks.inflate import expand_positions, initialize_from
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
 
 SMALL = {"dim": 16, "depth": 3, "num_heads": 2, "patch_size": 4, "image_size": (16, 24), "num_classes": 5}
@@ -30,10 +30,10 @@ VARIANTS = {
     "joint": {**CLIP, "head": "token"},
     "clip learner": {**CLIP, "learner": "tokenlearner('3/frame')", "at": 1},
     "clip fuser": {**CLIP, "learner": "tokenlearner('3/frame')", "at": 1, "fuser": "fuser", "fuser_mix": "clip"},
-    "factorised_encoder": {**CLIP, "attention": "factorised_encoder", "temporal_depth": 2},
-    "factorised_encoder token": {**CLIP, "attention": "factorised_encoder", "temporal_depth": 2, "head": "token"},
-    "factorised_self": {**CLIP, "attention": "factorised_self"},
-    "factorised_dot": {**CLIP, "attention": "factorised_dot"},
+    "factorized_encoder": {**CLIP, "attention": "factorized_encoder", "temporal_depth": 2},
+    "factorized_encoder token": {**CLIP, "attention": "factorized_encoder", "temporal_depth": 2, "head": "token"},
+    "factorized_self": {**CLIP, "attention": "factorized_self"},
+    "factorized_dot": {**CLIP, "attention": "factorized_dot"},
 }
 
 
@@ -43,7 +43,7 @@ def make(name: str) -> VisionTransformer:
 
 
 def awake(model: nn.Module) -> nn.Module:
-    """No parameter at zero, so that everything matters."""
+    """Moves all parameters away from zero, so that each affects the output."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,12 +67,12 @@ class TestEveryVariant:
             assert parameter.grad is not None, label
             assert bool(parameter.grad.isfinite().all()), label
 
-    def test_bytes_are_the_same_as_unit_floats(self, name):
+    def test_uint8_equals_unit_floats(self, name):
         model = awake(make(name))
         bytes_ = (frames(model) * 255).round().to(torch.uint8)
         torch.testing.assert_close(model(bytes_), model(bytes_.float() / 255))
 
-    def test_alone_equals_in_a_batch(self, name):
+    def test_single_samples_equal_a_batch(self, name):
         model = awake(make(name))
         x = frames(model, B=3)
         torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
@@ -88,9 +88,9 @@ class TestEveryVariant:
     def test_half_precision(self, name, dtype):
         model = awake(make(name))
         x = frames(model)
-        wide, made = model(x), model.to(dtype)(x.to(dtype))
-        assert made.dtype == dtype
-        torch.testing.assert_close(made.float(), wide, rtol=0.1, atol=0.1)
+        expected, actual = model(x), model.to(dtype)(x.to(dtype))
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.1)
 
     def test_checkpointing_changes_nothing(self, name):
         model = awake(make(name)).train()
@@ -107,7 +107,7 @@ class TestEveryVariant:
         assert torch.equal(again(frames(model)), model(frames(model)))
         assert models.meta(tmp_path)["labels"] == ["a", "b"]
 
-    def test_intermediates_are_named(self, name):
+    def test_names_of_intermediates(self, name):
         model = make(name)
         named = model.intermediates(frames(model))
         assert {"embedded", "block0", "block2", "tokens", "pre_logits", "logits"} <= named.keys()
@@ -123,7 +123,7 @@ def test_token_counts():
 
 
 def test_spec_shapes_of_the_encoder():
-    """(2,64,192), T=4, S=8, 3 layers, L0=2: 32 tokens without fuser, 64 with."""
+    """(2,64,192), T=4, S=8, 3 layers, L0=2: 32 tokens without fuser, 64 with fuser."""
     for fuser, tokens in (("", 32), ("fuser", 64)):
         learner = {"learner": "tokenlearner('8/frame')", "at": 2, "fuser": fuser}
         config = VisionConfig(192, 3, 3, patch_size=4, num_frames=4, image_size=(16, 16), **learner)
@@ -133,14 +133,14 @@ def test_spec_shapes_of_the_encoder():
         assert named["tokens"].shape == (2, tokens, 192)
 
 
-def test_a_unit_with_fuser_begins_as_the_identity():
+def test_a_unit_with_fuser_is_the_identity_at_initialization():
     model = make("fuser")
     named = model.intermediates(frames(model))
     assert torch.equal(named["block1"], named["block0"])
     assert torch.equal(named["block2"], named["block0"])
 
 
-def test_the_learner_stands_before_its_block():
+def test_the_learner_acts_before_its_block():
     model = make("learner")
     x = frames(model)
     named = model.intermediates(x)
@@ -161,9 +161,9 @@ def test_tokens_carry_the_maps():
     assert make("fuser").tokens(frames(make("fuser"))).check().N == 24
 
 
-def test_factorised_dot_product_by_hand():
-    """Every head of model 4 against attention with a mask: its own frame, or its own place."""
-    model = awake(make("factorised_dot"))
+def test_factorized_dot_product_by_hand():
+    """Every head of model 4 against masked attention: within the frame, or at the same position."""
+    model = awake(make("factorized_dot"))
     block = model.blocks[0]
     x = torch.randn(2, 4, 6, 16)
     q, k, v = block.attention.project(block.norm1(x).flatten(1, 2))
@@ -179,24 +179,24 @@ def test_factorised_dot_product_by_hand():
     torch.testing.assert_close(block(x), block.second(y), rtol=1e-4, atol=1e-5)
 
 
-def test_the_factorised_encoder_shares_positions_over_frames(tmp_path):
-    """As scenic's SpaceTimeViViT: one set for the places of all frames, one for class token and frames over time."""
-    model = make("factorised_encoder token")
+def test_the_factorized_encoder_shares_positions_over_frames(tmp_path):
+    """As SpaceTimeViViT in scenic: one set of spatial positions for all frames, one set of temporal positions."""
+    model = make("factorized_encoder token")
     assert model.positions.shape == (1, 4, 6, 16)
     still = torch.rand(1, 2, 3, 16, 24).repeat(1, 4, 1, 1, 1)
     embedded = model.embed(model.prepare(still))
     assert torch.equal(embedded[:, 1:], embedded[:, :-1])
     assert model.temporal_positions.shape == (4, 16)
     assert model.temporal_token_position.shape == (16,)
-    # Every frame had its own before.
+    # Earlier versions had separate positions for each frame.
     model.positions = nn.Parameter(torch.zeros(4, 4, 6, 16))
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="saved by an earlier fewtokens"):
         models.load(tmp_path)
 
 
-def test_factorised_self_begins_as_the_image_model():
-    image, video = make("vit"), make("factorised_self")
+def test_factorized_self_equals_the_image_model_at_initialization():
+    image, video = make("vit"), make("factorized_self")
     blocks = {name: value for name, value in image.state_dict().items() if name.startswith("blocks.")}
     video.load_state_dict(video.state_dict() | blocks)
     x = torch.randn(2, 4, 6, 16)
@@ -210,17 +210,17 @@ class TestInflation:
         return awake(make("vit"))
 
     def test_central(self):
-        """The second frame of each tubelet decides, and gives what the image model gives."""
+        """The output is that of the image model on the second frame of each tubelet."""
         image, video = self.image(), make("joint")
-        said = initialize_from(video, image)
+        names = initialize_from(video, image)
         still = torch.rand(1, 1, 3, 16, 24)
         clip = torch.rand(1, 8, 3, 16, 24)
         clip[:, 1::2] = still
         torch.testing.assert_close(
             video.embed(video.prepare(clip)), image.embed(image.prepare(still)).expand(1, 4, -1, -1, -1)
         )
-        assert "head.weight" in said["drawn"]
-        assert "blocks.2.mlp.fc2.weight" in said["taken"]
+        assert "head.weight" in names["drawn"]
+        assert "blocks.2.mlp.fc2.weight" in names["taken"]
 
     def test_average(self):
         image, video = self.image(), make("joint")
@@ -232,14 +232,14 @@ class TestInflation:
         )
 
     @pytest.mark.parametrize(
-        "name", ["clip learner", "clip fuser", "factorised_encoder", "factorised_self", "factorised_dot"]
+        "name", ["clip learner", "clip fuser", "factorized_encoder", "factorized_self", "factorized_dot"]
     )
     def test_into_every_video_network(self, name):
         image, video = self.image(), make(name)
         initialize_from(video, image)
         assert torch.equal(video.blocks[1].mlp.fc1.weight, image.blocks[1].mlp.fc1.weight)
 
-    def test_from_a_folder_of_ours(self, tmp_path):
+    def test_from_a_saved_folder(self, tmp_path):
         self.image().save_pretrained(tmp_path)
         video = make("joint")
         initialize_from(video, tmp_path)
@@ -247,20 +247,22 @@ class TestInflation:
 
     def test_positions(self):
         grid = torch.randn(1, 4, 6, 16)
-        assert torch.equal(spread(grid, (4, 4, 6), "tile"), grid.expand(4, -1, -1, -1))
-        assert spread(grid, (4, 8, 8), "resize_tile").shape == (4, 8, 8, 16)
-        torch.testing.assert_close(spread(grid, (4, 8, 8), "resize"), spread(grid, (4, 8, 8), "resize_tile"))
+        assert torch.equal(expand_positions(grid, (4, 4, 6), "tile"), grid.expand(4, -1, -1, -1))
+        assert expand_positions(grid, (4, 8, 8), "resize_tile").shape == (4, 8, 8, 16)
+        torch.testing.assert_close(
+            expand_positions(grid, (4, 8, 8), "resize"), expand_positions(grid, (4, 8, 8), "resize_tile")
+        )
         with pytest.raises(ValueError, match="resize_tile"):
-            spread(grid, (4, 8, 8), "tile")
+            expand_positions(grid, (4, 8, 8), "tile")
         ramp = torch.arange(4.0).reshape(1, 1, 4, 1).expand(1, 3, 4, 1)
         torch.testing.assert_close(resize_positions(ramp, (1, 3, 2)).flatten(), torch.tensor([0.5, 2.5] * 3))
 
     def test_blocks_that_do_not_fit(self):
         wide = VisionTransformer(VisionConfig(**{**SMALL, "dim": 32}))
-        with pytest.raises(ValueError, match="has the shape"):
+        with pytest.raises(ValueError, match="must have the shape"):
             initialize_from(make("joint"), wide)
         scaled = VisionTransformer(VisionConfig(**{**SMALL, "layer_scale": True}))
-        with pytest.raises(ValueError, match="has parts that this model lacks"):
+        with pytest.raises(ValueError, match="have parts that this model does not have"):
             initialize_from(make("joint"), scaled)
         deep = VisionTransformer(VisionConfig(**{**CLIP, "depth": 5}))
         with pytest.raises(ValueError, match="fewer blocks"):
@@ -272,17 +274,17 @@ class TestInflation:
     [
         ({"head": "cls"}, "head must be"),
         ({"attention": "axial"}, "attention must be"),
-        ({"learner": "tokenlearner('3/frame')", "at": 3}, "at must be a layer"),
-        ({"learner": "tokenlearner('3/frame')", "head": "token"}, "a learner goes with"),
-        ({"fuser": "fuser"}, "needs a learner"),
-        ({"learner": "tome(keep=0.5)"}, "not one per-frame learner"),
-        ({"learner": "spatial_pool(2)", "fuser": "fuser"}, "known number of tokens"),
-        ({"image_size": (2, 2)}, "holds no patch"),
-        ({"tubelet_size": 2}, "holds no tubelet"),
+        ({"learner": "tokenlearner('3/frame')", "at": 3}, "at must be a block index"),
+        ({"learner": "tokenlearner('3/frame')", "head": "token"}, "a learner requires"),
+        ({"fuser": "fuser"}, "requires a learner"),
+        ({"learner": "tome(keep=0.5)"}, "must be one per-frame learner"),
+        ({"learner": "spatial_pool(2)", "fuser": "fuser"}, "fixed number of tokens"),
+        ({"image_size": (2, 2)}, "must be at least patch_size"),
+        ({"tubelet_size": 2}, "must be at least tubelet_size"),
         ({"num_classes": 0}, "at least 1"),
     ],
 )
-def test_impossible_configs(changes, message):
+def test_invalid_configs(changes, message):
     with pytest.raises(ValueError, match=message):
         VisionTransformer(VisionConfig(**{**SMALL, **changes}))
 
@@ -290,11 +292,11 @@ def test_impossible_configs(changes, message):
 def test_frames_that_do_not_fit():
     with pytest.raises(ValueError, match="frames must be"):
         make("vit")(torch.rand(2, 3, 16))
-    with pytest.raises(ValueError, match="must hold a tubelet"):
+    with pytest.raises(ValueError, match="must be at least one tubelet"):
         make("joint")(torch.rand(1, 1, 3, 16, 24))
 
 
-def test_stochastic_depth_is_there_in_training_alone():
+def test_stochastic_depth_only_in_training():
     model = VisionTransformer(VisionConfig(**{**SMALL, "stochastic_depth": 0.9}))
     awake(model)
     x = frames(model)
@@ -304,7 +306,7 @@ def test_stochastic_depth_is_there_in_training_alone():
 
 
 class TestBrokenFolders:
-    def test_named(self, tmp_path):
+    def test_errors_name_the_problem(self, tmp_path):
         with pytest.raises(ValueError, match=r"no config\.json"):
             models.load(tmp_path)
         model = make("vit")
@@ -312,7 +314,7 @@ class TestBrokenFolders:
         weights = tmp_path / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match="cut short"):
+        with pytest.raises(ValueError, match="truncated|cut short"):
             models.load(tmp_path)
         make("token").save_pretrained(tmp_path / "other")
         (tmp_path / "other" / "model.safetensors").write_bytes(whole)
@@ -322,48 +324,48 @@ class TestBrokenFolders:
         with pytest.raises(ValueError, match="invalid JSON"):
             models.load(tmp_path)
 
-    @pytest.mark.parametrize("name", ["factorised_encoder", "fuser"])
+    @pytest.mark.parametrize("name", ["factorized_encoder", "fuser"])
     @pytest.mark.parametrize(
-        ("changes", "says"),
+        ("changes", "message"),
         [
-            ({"dim": 10**9}, "another shape|makes no network"), ({"dim": 10**18}, "makes no network"),
-            ({"depth": 10**9}, "blocks, which its"), ({"depth": 0}, "at least 1"), ({"num_heads": 0}, "at least 1"),
+            ({"dim": 10**9}, "of a different shape|cannot be built"), ({"dim": 10**18}, "cannot be built"),
+            ({"depth": 10**9}, "blocks, which do not fit"), ({"depth": 0}, "at least 1"), ({"num_heads": 0}, "at least 1"),
             ({"dim": [16]}, "dim must be a whole number"), ({"image_size": 16}, "image_size must be a list of 2"),
-            ({"image_size": [10**9, 10**9]}, "makes no network|of a different shape"), ({"mlp_dim": -4}, "at least 0"),
+            ({"image_size": [10**9, 10**9]}, "cannot be built|of a different shape"), ({"mlp_dim": -4}, "at least 0"),
             ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
             ({"num_classes": True}, "num_classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
-            ({"learner": {"a": 1}}, "learner must be a string"), ({"attention": ["joint"]}, "attention must be text"),
+            ({"learner": {"a": 1}}, "learner must be a string"), ({"attention": ["joint"]}, "attention must be a string"),
             ({"mean": None}, "mean must be a list of 3"), ({"tubelet_size": -2}, "at least 1"),
         ],
     )  # fmt: skip
-    def test_what_a_config_says_is_checked(self, name, changes, says, tmp_path):
+    def test_config_values_are_checked(self, name, changes, message, tmp_path):
         make(name).save_pretrained(tmp_path)
-        said = json.loads((tmp_path / "config.json").read_text())
-        said["config"] |= changes
-        (tmp_path / "config.json").write_text(json.dumps(said))
-        with pytest.raises(ValueError, match=says) as caught:
+        content = json.loads((tmp_path / "config.json").read_text())
+        content["config"] |= changes
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message) as caught:
             models.load(tmp_path)
         assert "\n" not in str(caught.value)
         assert str(tmp_path) in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("text", "says"),
+        ("text", "message"),
         [
             ("[]", "must be an object"), ("[" * 100_000, "nested too deeply"),
             ('{"fewtokens_model": ["vit"]}', "not the config"),
             ('{"fewtokens_model": "vit", "config": 3}', "not the config"), ('{"fewtokens_model": "gpt", "config": {}}',
-             "holds a 'gpt'"), ("", "invalid JSON"),
+             "got 'gpt'"), ("", "invalid JSON"),
         ],
     )  # fmt: skip
-    def test_what_is_no_config(self, text, says, tmp_path):
+    def test_invalid_config_files(self, text, message, tmp_path):
         make("vit").save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=says) as caught:
+        with pytest.raises(ValueError, match=message) as caught:
             models.load(tmp_path)
         assert "\n" not in str(caught.value)
         assert not models.is_saved(tmp_path)
 
-    def test_what_stands_beside_the_config(self, tmp_path):
+    def test_metadata_is_checked(self, tmp_path):
         make("vit").save_pretrained(tmp_path, labels=["a", 1], trained={})
         with pytest.raises(ValueError, match=r"labels\[1\] must be a string"):
             models.meta(tmp_path)
@@ -380,8 +382,14 @@ def test_presets_can_be_built(name):
     assert rebuilt[0] is type(model)
 
 
-def test_unknown_presets_are_answered():
+def test_the_spelling_of_earlier_versions():
+    kind, settings = models.preset("vivit_b16_factorised_encoder")
+    assert (kind, settings) == models.preset("vivit_b16_factorized_encoder")
+    assert models.VisionConfig(attention="factorised_self") == models.VisionConfig(attention="factorized_self")
+
+
+def test_unknown_presets():
     with pytest.raises(ValueError, match="did you mean"):
         models.build("tokenlearner_vit_b16_8at")
-    with pytest.raises(ValueError, match="unknown settings colour"):
-        models.build("vit_s16", colour=3)
+    with pytest.raises(ValueError, match="unknown settings color"):
+        models.build("vit_s16", color=3)

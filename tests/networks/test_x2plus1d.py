@@ -1,4 +1,4 @@
-"""X(2+1)D-M: its modules against plain calculations, its parameters against the paper's table."""
+"""X(2+1)D-M: its modules against direct calculations, its parameters against the paper's table."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_every_module_in_half_precision(module, reading, dtype):
     torch.manual_seed(0)
     model = X2plus1d(X2plus1dConfig(**TINY, module=module, reading=reading)).eval()
     clip = torch.rand(1, 4, 3, 32, 32)
-    wide, made = model(clip), model.to(dtype)(clip.to(dtype))
-    assert made.dtype == dtype
-    torch.testing.assert_close(made.float(), wide, rtol=0.1, atol=0.1)
+    expected, actual = model(clip), model.to(dtype)(clip.to(dtype))
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual.float(), expected, rtol=0.1, atol=0.1)
 
 
 def test_vector_attention_by_its_formula():
@@ -64,7 +64,7 @@ def test_vector_attention_by_its_formula():
     q, k, v = attention.q(z), attention.k(z), attention.v(z)
     expected = torch.zeros_like(z)
     for i in range(5):
-        weights = (q[:, i : i + 1] * k).softmax(1)  # over j, each channel for itself
+        weights = (q[:, i : i + 1] * k).softmax(1)  # over j, separately for each channel
         expected[:, i] = (weights * v).sum(1)
     torch.testing.assert_close(attention(z), expected)
 
@@ -108,7 +108,7 @@ def test_tokenlearner_module_by_hand():
                 gate = (beta @ x[0, :, t, y, u]).sigmoid()
                 expected = gate[0] * mixed[2 * t] + gate[1] * mixed[2 * t + 1]
                 torch.testing.assert_close(module(x)[0, :, t, y, u], expected)
-    with pytest.raises(ValueError, match="clips of 3 frames"):
+    with pytest.raises(ValueError, match="clips must have 3 frames"):
         module(torch.randn(1, 6, 2, 2, 2, dtype=torch.float64))
 
 
@@ -131,10 +131,10 @@ def test_parameters_of_table_13(module, millions):
     [
         ({"module": "conv3d"}, "module must join"),
         ({"reading": "mine"}, "reading must be"),
-        ({"replaced": (7,)}, "replaced must name"),
-        ({"depths": (1, 2)}, "an entry for each stage"),
+        ({"replaced": (7,)}, "replaced must be unit indices"),
+        ({"depths": (1, 2)}, "one entry per stage"),
     ],
 )
-def test_impossible_configs(changes, message):
+def test_invalid_configs(changes, message):
     with pytest.raises(ValueError, match=message):
         X2plus1dConfig(**changes)

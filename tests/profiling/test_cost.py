@@ -128,7 +128,7 @@ def test_groups_batches_and_devices():
 
 
 def test_macs_agree_with_torch():
-    for name in ("tokenlearner_vivit_nano8_8at2", "vivit_nano8_factorised_self", "vivit_nano8_factorised_dot"):
+    for name in ("tokenlearner_vivit_nano8_8at2", "vivit_nano8_factorized_self", "vivit_nano8_factorized_dot"):
         model = models.build(name, image_size=(32, 32), num_frames=4)
         clip = torch.rand(1, 4, 3, 32, 32)
         assert count_torch_macs(model, clip) == pytest.approx(count(model, clip).by("macs"), rel=1e-9)

@@ -1,4 +1,4 @@
-"""Encoders: from frames to one token for each cell of a grid."""
+"""Encoders: map frames to a grid of cells, one token per cell."""
 
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.hub import from_hub

@@ -1,4 +1,4 @@
-"""The one config of all vision transformers: encoders, classifiers, pre-training networks."""
+"""The config of all vision transformers: encoders, classifiers, pre-training networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
-# Names of earlier versions. Files with them are still read; arguments are refused with the new name.
+# Names of earlier versions. Files that contain them are still read; as arguments they raise an error with the new name.
 OLD_NAMES = {
     "width": "dim", "heads": "num_heads", "hidden": "mlp_dim", "patch": "patch_size", "tubelet": "tubelet_size",
     "size": "image_size", "frames": "num_frames", "classes": "num_classes", "registers": "num_registers",
@@ -30,22 +30,23 @@ OLD_NAMES = {
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The shape of a ViT. The configs of whole networks derive from it.
+    """Hyperparameters of a ViT. The configs of complete networks derive from it.
 
     Attributes:
-        dim, depth, num_heads: channels, blocks, attention heads.
-        mlp_dim: channels inside the MLP; 0 means 4 * dim.
+        dim, depth, num_heads: number of channels, blocks and attention heads.
+        mlp_dim: hidden channels of the MLP; 0 for 4 * dim.
         patch_size: side of a patch in pixels.
-        image_size: height and width in pixels that positions are learned for; other sizes resize them.
-        class_token: one prefix token; num_registers: number of further ones, without position.
-        qkv_bias, patch_bias: biases of these layers.
-        qk_norm: LayerNorm on queries and keys of each head.
-        layer_scale: learned scale of each residual branch.
-        norm_first, norm_last: LayerNorm before the first block (CLIP), after the last one.
-        gated: SwiGLU instead of the plain MLP.
+        image_size: height and width in pixels of the position embedding; it is resized for other sizes.
+        class_token: whether to prepend a class token.
+        num_registers: number of register tokens, which have no position embedding.
+        qkv_bias, patch_bias: whether these layers have biases.
+        qk_norm: whether to normalize queries and keys of each head (LayerNorm).
+        layer_scale: whether each residual branch has a learned scale.
+        norm_first, norm_last: LayerNorm before the first block (CLIP) and after the last one.
+        gated: SwiGLU instead of a two-layer MLP.
         activation: gelu, gelu_pytorch_tanh, quick_gelu or silu.
-        antialias: how positions shrink to a smaller grid; for images alone.
-        eps: of every LayerNorm.
+        antialias: whether to resize positions with antialiasing; only for images.
+        eps: epsilon of every LayerNorm.
     """
 
     dim: int = 384
@@ -82,16 +83,16 @@ class ViTConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if min(self.image_size) < self.patch_size:
-            raise ValueError(f"an image of {self.image_size} pixels holds no patch of {self.patch_size}")
+            raise ValueError(f"image_size must be at least patch_size {self.patch_size}, got {self.image_size}")
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """T, H, W of the cells that positions are learned for; pixels left over at the border are not seen."""
+        """T, H, W of the cells of the position embedding; remaining pixels at the border are ignored."""
         return 1, self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """What the patch embedding sees at once, in pixels: [height, width], in networks for clips [time, ...]."""
+        """Kernel of the patch embedding: (height, width) in pixels, preceded by frames in networks for clips."""
         return self.patch_size, self.patch_size
 
     @property
@@ -101,18 +102,18 @@ class ViTConfig:
 
     @property
     def blocks(self) -> int:
-        """Blocks of the whole network."""
+        """Number of blocks of the complete network."""
         return self.depth
 
     def encoder(self) -> ViTConfig:
-        """The part that a plain `ViT` needs."""
+        """Returns the `ViTConfig` part of this config."""
         return ViTConfig(**{field.name: getattr(self, field.name) for field in fields(ViTConfig)})
 
 
 def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config from a file, with the names of earlier versions replaced.
+    """Renames the keys of earlier versions in a config read from a file.
 
-    "positions", once the grid of the position embedding, becomes the size in pixels where the patch is known.
+    "positions", formerly the grid of the position embedding, becomes the size in pixels if the patch size is known.
     """
     current = renamed(dict(values), OLD_NAMES)
     grid, patch = current.get("positions"), current.get("patch_size")
@@ -123,10 +124,10 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
-    """A `ViTConfig` from a file, of this version or an earlier one.
+    """Builds a `ViTConfig` from a file of this or an earlier version.
 
     Raises:
-        ValueError: unknown names, or values of another type or out of range; begins with `where`.
+        ValueError: unknown names, or values of a wrong type or out of range; the message starts with `where`.
     """
     current = current_names(values)
     refuse_unknown(current, ViTConfig, where)
@@ -138,7 +139,7 @@ def make_vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
 
 
 def refuse_unknown(values: Mapping[str, Any], kind: Any, where: str) -> None:
-    """Raises a ValueError for names that a config does not have; says the new name of an old one."""
+    """Raises ValueError for unknown names; the message contains the new name of a renamed setting."""
     known = {field.name for field in fields(kind)}
     unknown = sorted(set(values) - known)
     if not unknown:
@@ -149,6 +150,6 @@ def refuse_unknown(values: Mapping[str, Any], kind: Any, where: str) -> None:
 
 
 def hint_for(unknown: list[str], known: set[str]) -> str:
-    """ "width is now called dim", for the first old name among unknown ones; "" for none."""
+    """Returns a hint such as "width is now called dim" for the first renamed setting; "" if there is none."""
     old = [name for name in unknown if OLD_NAMES.get(name) in known]
     return f"{old[0]} is now called {OLD_NAMES[old[0]]}" if old else ""

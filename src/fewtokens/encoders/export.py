@@ -1,4 +1,4 @@
-"""An encoder with methods inside, as a module of plain tensors for `torch.export` and ONNX."""
+"""Export of a ViT encoder with encoder methods: a module with tensor inputs and outputs for `torch.export` and ONNX."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ from fewtokens.encoders.vit_encoder import VitEncoder
 
 
 class FrameEncoder(nn.Module):
-    """Frames in, few tokens of each out, without a look at the data: counts follow from shapes.
+    """Maps frames to a fixed number of tokens per frame; output shapes depend only on input shapes.
 
         program = torch.export.export(FrameEncoder(encoder, build("tome_in_encoder(keep=0.25)")), (frames,))
         torch.onnx.export(FrameEncoder(encoder, methods), (frames,), "vit.onnx", dynamo=True)
 
     Args:
-        encoder: a ViT of ours, with the normalization of its frames.
-        inside: encoder methods that take the same number of tokens from every frame.
+        encoder: supplies the ViT and the normalization of its frames.
+        inside: encoder methods that remove the same number of tokens from every frame.
 
     Raises:
-        ValueError: a method of another stage.
+        ValueError: a method acts at another stage.
     """
 
     def __init__(self, encoder: VitEncoder, inside: Sequence[Method] = ()) -> None:
         super().__init__()
         for method in inside:
             if method.stage != "encoder":
-                raise ValueError(f"{method.name} acts on {method.stage}; between the blocks act methods of 'encoder'")
+                raise ValueError(
+                    f"{method.name} acts at stage {method.stage!r}; only methods of stage 'encoder' act between blocks"
+                )
         self.vit, self.mean, self.std = encoder.vit, encoder.mean, encoder.std
         self.inside = nn.ModuleList(inside)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Encodes frames one by one.
+        """Encodes each frame separately.
 
         Args:
-            frames: float [F,3,H,W] in 0..1, of whole patches.
+            frames: float [F,3,H,W] in 0..1, multiples of the patch size.
 
         Returns:
-            features [F,N,C] after the last norm, positions [F,N,3] as (0, row, column), sizes [F,N] in cells, and the
-            token of each cell, int64 [F,cells]; tokens by row, then column.
+            features [F,N,C] after the last norm, positions [F,N,3] as (0, row, column), sizes [F,N] in cells, and
+            assignment, the token of each cell, int64 [F,cells]. Tokens are sorted by row, then column.
         """
         embedded = self.vit.embed(normalize(frames, self.mean, self.std))
         grid = Grid(1, embedded.shape[1], embedded.shape[2])
@@ -56,34 +58,39 @@ class FrameEncoder(nn.Module):
 
 
 def export_onnx(module: FrameEncoder, frames: Tensor, path: str | Path) -> Path:
-    """Writes an ONNX model of this module, for any number of frames of the size of `frames`.
+    """Exports this module to ONNX, for any number of frames with the height and width of `frames`.
 
-    Inputs and outputs are named as `FrameEncoder.forward` has them.
+    Inputs and outputs have the names in `FrameEncoder.forward`.
 
     Args:
         module: in eval mode.
-        frames: an example, float [F,3,H,W]; F at least 2.
-        path: the file.
+        frames: example input, float [F,3,H,W]; F at least 2.
+        path: output file.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        ValueError: onnx or onnxscript is missing.
+        ValueError: onnx or onnxscript is not installed.
     """
     try:
         import onnx  # noqa: F401
         from onnxscript import opset18 as op
     except ImportError:
-        raise ValueError("exporting to ONNX needs onnx and onnxscript; pip install 'fewtokens[onnx]'") from None
+        raise ValueError(
+            "ONNX export requires onnx and onnxscript; install them with pip install 'fewtokens[onnx]'"
+        ) from None
 
     def sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-        # TopK takes the first of equals first, so it is stable.
+        # TopK returns the first of equal values first, so it is stable.
         count = op.Reshape(op.Gather(op.Shape(x), [dim]), [1])
         return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
-    with whole_file(path) as place:
+    with whole_file(path) as temporary:
         torch.onnx.export(
             module,
             (frames,),
-            place,
+            temporary,
             dynamo=True,
             verbose=False,
             input_names=["frames"],

@@ -1,4 +1,4 @@
-"""Frames on their way into an encoder: size, range, patches."""
+"""Preprocessing of frames for an encoder: size, range, patches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def to_unit(frames: Tensor) -> Tensor:
-    """Frames [...,3,H,W] as float in 0..1: uint8 is divided by 255, float stays (float32 at least).
+    """Converts frames [...,3,H,W] to float in 0..1: uint8 is divided by 255, float is returned as float32.
 
     Raises:
         ValueError: another dtype, or not three channels.
@@ -31,26 +31,25 @@ def to_unit(frames: Tensor) -> Tensor:
 
 
 def cells_of(frames: int, height: int, width: int, tubelet: int, patch: int, times: Tensor | None = None) -> Grid:
-    """The grid of a video of this size in pixels, as `fit` makes it; a tubelet is shown at its first frame."""
+    """Returns the grid of a video of this size in pixels after `fit`; a tubelet has the time of its first frame."""
     if times is not None:
         times = torch.as_tensor(times, dtype=torch.float64)
         if times.shape[-1] != frames:
-            raise ValueError(f"{times.shape[-1]} times for {frames} frames")
+            raise ValueError(f"times must have one value per frame ({frames}), got {times.shape[-1]}")
         times = times[..., ::tubelet]
     return Grid(-(-frames // tubelet), max(1, round(height / patch)), max(1, round(width / patch)), times)
 
 
 def fit(frames: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
-    """Frames [B,T,3,H,W] resized to whole patches, the last one repeated to whole tubelets; in 0..1.
+    """Resizes frames [B,T,3,H,W] to multiples of the patch size, and repeats the last one to fill the last tubelet.
 
-    Sizes that are no multiple of the patch go to the nearest one, so a few pixels are gained or lost by
-    scaling and none by cutting.
+    Heights and widths are scaled to the nearest multiple of the patch size; nothing is cropped. Values are in 0..1.
     """
     B, T = frames.shape[:2]
     size = (grid.H * patch, grid.W * patch)
     if tuple(frames.shape[-2:]) != size:
-        small = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
-        frames = small.clamp(0, 1).unflatten(0, (B, T))
+        resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
+        frames = resized.clamp(0, 1).unflatten(0, (B, T))
     missing = grid.T * tubelet - T
     if missing:
         frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
@@ -58,14 +57,14 @@ def fit(frames: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
 
 
 def patchify(frames: Tensor, tubelet: int, patch: int) -> Tensor:
-    """Pixels of each cell: [B,T*p,3,H*q,W*q] to [B,T*H*W,p,q*q*3], rows, columns, channel last."""
+    """Splits frames [B,T*p,3,H*q,W*q] into the pixels of each cell [B,T*H*W,p,q*q*3] (row, column, channel)."""
     return rearrange(
         frames, "b (t p) c (h q) (w r) -> b (t h w) p (q r c)", p=tubelet, q=patch, r=patch
     )  # fmt: skip
 
 
 def unpatchify(pixels: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
-    """The opposite of `patchify`."""
+    """Inverse of `patchify`."""
     T, H, W = grid.shape
     return rearrange(
         pixels, "b (t h w) p (q r c) -> b (t p) c (h q) (w r)", t=T, h=H, w=W, p=tubelet, q=patch, r=patch, c=3
@@ -73,6 +72,6 @@ def unpatchify(pixels: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
 
 
 def normalize(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(frames - mean) / std over the channel axis of [...,3,H,W]."""
+    """Returns (frames - mean) / std for frames [...,3,H,W], per channel."""
     m, s = (torch.tensor(value, device=frames.device, dtype=frames.dtype)[:, None, None] for value in (mean, std))
     return (frames - m) / s

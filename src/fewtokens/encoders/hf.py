@@ -1,4 +1,4 @@
-"""Any vision encoder of transformers, through its public API; methods act before it is run or after, not inside."""
+"""Any vision encoder of transformers through its public API; methods act only after it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
 from fewtokens.encoders.probe import find_cells
-from fewtokens.encoders.weights import fingerprint, read_config, read_scale, sides, vision_part
+from fewtokens.encoders.weights import fingerprint, height_and_width, read_config, read_normalization, vision_config
 
 
 class HfEncoder(Encoder):
-    """Runs a model of transformers on single frames.
+    """Runs a vision model of transformers frame by frame.
 
-    Frames are resized to the square that its config names (`image_size`, or 224): most of these models know
-    no other size. How many cells it makes, how many class and register tokens come before them, that they lie in
-    raster order and are the same each time is seen on a few first frames (`fewtokens.encoders.probe`).
+    Frames are resized to a square with the side in the config (`image_size`, default 224), because most of these models
+    accept no other size. A few probe frames (`fewtokens.encoders.probe`) determine the number of cells and of class and
+    register tokens, and check that cells are in raster order and that the output is deterministic.
 
     Args:
-        folder: as transformers saves it.
-        name: the id in files.
+        folder: a model folder saved by transformers.
+        name: id of the encoder in saved files.
         batch: frames in one forward pass.
-        device, dtype: where and how it runs.
+        device, dtype: device and dtype of the model.
 
     Raises:
-        ValueError: transformers is missing, does not load it as an encoder of single frames, or what it gives is not
-            one row for each cell in raster order.
+        ValueError: transformers is not installed or cannot load the model as an encoder of single frames, or its output
+            is not one row per cell in raster order.
     """
 
     cues = ("pixels", "frame_global")
@@ -49,15 +49,15 @@ class HfEncoder(Encoder):
         self.fingerprint = fingerprint(folder)
         self.model = _load(folder, dtype).to(device)
         self.eval()
-        part = vision_part(config)
-        self.size = max(sides(part, "image_size", 224, str(folder)))
-        self.mean, self.std = read_scale(folder, IMAGENET_MEAN, IMAGENET_STD)
+        vision = vision_config(config)
+        self.size = max(height_and_width(vision, "image_size", 224, str(folder)))
+        self.mean, self.std = read_normalization(folder, IMAGENET_MEAN, IMAGENET_STD)
         try:
-            patch = max(sides(part, "patch_size", 0, str(folder)))
-        except ValueError:  # some config says something else by this name; it is only where to begin
+            patch = max(height_and_width(vision, "patch_size", 0, str(folder)))
+        except ValueError:  # some configs use the name for something else; it is only a first guess
             patch = 0
         self.num_prefix, self.side = self._probe(patch)
-        # The pixels of a cell: exact where the model's patches tile the frame.
+        # Side of a cell in pixels: exact if the patches of the model tile the frame.
         self.patch = max(1, round(self.size / self.side))
 
     def _probe(self, patch: int) -> tuple[int, int]:
@@ -68,14 +68,14 @@ class HfEncoder(Encoder):
 
         try:
             return find_cells(run, self.size, patch)
-        except Exception as error:  # whatever a model says to frames that it does not take
+        except Exception as error:  # models raise all kinds of errors for unsupported frames
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.id}: is no encoder of single frames ({reason})") from None
+            raise ValueError(f"{self.id}: not an encoder of single frames ({reason})") from None
 
     def _run(self, frames: Tensor) -> Tensor:
         hidden = getattr(self.model(pixel_values=frames.to(self.dtype)), "last_hidden_state", None)
         if not isinstance(hidden, Tensor) or hidden.ndim not in (3, 4):
-            raise ValueError("it gives no last hidden state of [B,N,C] or [B,C,H,W]")
+            raise ValueError("no last_hidden_state of shape [B,N,C] or [B,C,H,W]")
         return hidden
 
     @property
@@ -83,14 +83,14 @@ class HfEncoder(Encoder):
         return self._dim
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """As transformers saves the vision model alone, with the size and the normalization of its frames."""
+        """Saves the vision model in the format of transformers, with the normalization of its frames."""
         save: Any = getattr(self.model, "save_pretrained", None)
         if save is None:
-            raise ValueError(f"{self.id}: transformers does not save its vision part alone; save the whole model")
-        numbers = {"image_mean": list(self.mean), "image_std": list(self.std)}
-        with files.whole_folder(folder, last="config.json") as place:
-            save(place)
-            files.write_json(place / "preprocessor_config.json", numbers)
+            raise ValueError(f"{self.id}: transformers cannot save its vision part separately; save the full model")
+        preprocessing = {"image_mean": list(self.mean), "image_std": list(self.std)}
+        with files.whole_folder(folder, last="config.json") as temporary:
+            save(temporary)
+            files.write_json(temporary / "preprocessor_config.json", preprocessing)
         return Path(folder)
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
@@ -105,9 +105,11 @@ class HfEncoder(Encoder):
         before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,T*side*side,C] and prefix tokens."""
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,T*side*side,C] with prefix tokens."""
         if before or inside:
-            raise ValueError(f"{self.id} runs as it is: methods act on what it gives")
+            raise ValueError(
+                f"{self.id} does not support methods before or between its blocks; use methods of stage 'tokens'"
+            )
         B, T, _, height, width = frames.shape
         grid = self.grid(T, height, width, times)
         rows = []
@@ -135,10 +137,10 @@ def _load(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     try:
         from transformers import AutoModel
     except ImportError:
-        raise ValueError(f"{folder}: needs transformers; pip install 'fewtokens[hf]'") from None
+        raise ValueError(f"{folder}: requires transformers; install it with pip install 'fewtokens[hf]'") from None
     try:
         model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # whatever transformers says about a folder that it cannot load
+    except Exception as error:  # transformers raises all kinds of errors for folders it cannot load
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: transformers cannot load it ({reason})") from None
     for part in ("vision_model", "vision_tower", "visual"):

@@ -1,4 +1,4 @@
-"""Encoders by name."""
+"""Loading of encoders by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewtokens.encoders.patches import Patches
 from fewtokens.encoders.released import SUFFIXES, load_released
 from fewtokens.encoders.vit_encoder import VitEncoder
 
-# Options of `load_encoder` beside device, dtype and batch.
+# Options of `load_encoder` in addition to device, dtype and batch.
 _PATCHES, _VIT = ("patch_size", "tubelet_size"), ("proportional",)
 
 
@@ -28,31 +28,34 @@ def load_encoder(
     batch: int = 32,
     **options: Any,
 ) -> Encoder:
-    """The encoder of this name.
+    """Loads an encoder by name.
 
     Args:
-        name: "patches" (pixel patches, no weights); a folder as transformers saves it (config.json and
-            safetensors), that `Encoder.save_pretrained` wrote, or that `fewtokens train` saved (its last tokens); a
-            released checkpoint of MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encoders.released`); or a hub
-            id such as "facebook/dinov2-small". ViT, DINOv2, CLIP and SigLIP become our own ViT, in which methods can
-            act; any other vision encoder of transformers runs as it is.
-        device: "auto" (cuda, mps or cpu, the first available), "cpu", "cuda", "cuda:1", "mps", or a `torch.device`.
-        dtype: "float32" (default), "float16" or "bfloat16", or the same as a `torch.dtype`.
+        name: one of
+            "patches" (pixel patches, no weights);
+            a folder saved by transformers (config.json and safetensors), by `Encoder.save_pretrained`, or by
+            `fewtokens train` (its last tokens);
+            a released checkpoint of MAE, RSP, CropMAE, ToBo or DINO (.pth, see `fewtokens.encoders.released`);
+            a Hugging Face Hub id such as "facebook/dinov2-small".
+            ViT, DINOv2, CLIP and SigLIP are loaded into the ViT of this library, so methods can act between its blocks;
+            other vision encoders of transformers run unchanged.
+        device: "auto" (the first available of cuda, mps and cpu), "cpu", "cuda", "cuda:1", "mps", or a `torch.device`.
+        dtype: "float32", "float16" or "bfloat16", or the `torch.dtype`. Default: "float32".
         batch: frames in one forward pass.
-        options: of patches: patch_size=16, tubelet_size=1. Of a ViT: proportional="channels", "bias" or "none".
+        options: for patches, patch_size=16 and tubelet_size=1; for a ViT, proportional="channels", "bias" or "none".
 
     Raises:
-        ValueError: no such encoder, weights that are not safetensors or do not fit, no such device.
+        ValueError: no such encoder or device, or weights that are not safetensors or do not fit.
     """
-    where = pick_device(device)
-    wanted = pick_dtype(dtype or "float32")
+    device = pick_device(device)
+    dtype = pick_dtype(dtype or "float32")
     if batch < 1:
         raise ValueError(f"batch must be at least 1 frame, got {batch}")
     if str(name) == "patches":
-        return Patches(device=where, dtype=wanted, **_only(options, "patches", *_PATCHES))
+        return Patches(device=device, dtype=dtype, **_only(options, "patches", *_PATCHES))
 
     if Path(name).suffix in SUFFIXES and Path(name).is_file():
-        vit = load_released(name).to(where, wanted)
+        vit = load_released(name).to(device, dtype)
         return VitEncoder(
             vit,
             name=str(name),
@@ -65,24 +68,24 @@ def load_encoder(
     if kind == Patches.kind:
         path = folder / "config.json"
         saved = conform(weights.read_json(path).get("config"), dict[str, int], f"{path}: config")
-        return Patches(device=where, dtype=wanted, **_only(saved | options, str(name), *_PATCHES))
+        return Patches(device=device, dtype=dtype, **_only(saved | options, str(name), *_PATCHES))
     if kind == VitEncoder.kind:
         encoder = VitEncoder.from_folder(folder, name=str(name), batch=batch, **_only(options, str(name), *_VIT))
-        return encoder.to(where, wanted)
+        return encoder.to(device, dtype)
     if kind is not None:
-        # The one arrow upwards: a trained network is an encoder too, by the same name. pyproject.toml declares it.
+        # The only upward import (declared in pyproject.toml): a trained network can be loaded as an encoder.
         from fewtokens.networks.encoder import load_model_encoder
 
         _only(options, str(name))
-        return load_model_encoder(folder, name=str(name), batch=batch, device=where, dtype=wanted)
-    part = weights.vision_part(weights.read_config(folder))
-    if part["model_type"] not in weights.FAMILIES:
+        return load_model_encoder(folder, name=str(name), batch=batch, device=device, dtype=dtype)
+    vision = weights.vision_config(weights.read_config(folder))
+    if vision["model_type"] not in weights.FAMILIES:
         from fewtokens.encoders.hf import HfEncoder
 
-        return HfEncoder(folder, name=str(name), batch=batch, device=where, dtype=wanted, **_only(options, str(name)))
+        return HfEncoder(folder, name=str(name), batch=batch, device=device, dtype=dtype, **_only(options, str(name)))
     vit, (mean, std) = weights.load_vit(folder, **_only(options, str(name), *_VIT))
     return VitEncoder(
-        vit.to(where, wanted),
+        vit.to(device, dtype),
         name=str(name),
         batch=batch,
         mean=mean,
@@ -92,10 +95,10 @@ def load_encoder(
     )
 
 
-def _only(options: dict[str, Any], who: str, *known: str) -> dict[str, Any]:
-    if unknown := set(options) - set(known):
-        takes = f"takes {', '.join(known)}" if known else "takes no options"
-        raise ValueError(f"{who} {takes}; not {in_a_line(', '.join(sorted(unknown)))}")
+def _only(options: dict[str, Any], name: str, *accepted: str) -> dict[str, Any]:
+    if unknown := set(options) - set(accepted):
+        accepts = f"accepts {', '.join(accepted)}" if accepted else "accepts no options"
+        raise ValueError(f"{name} {accepts}; got {in_a_line(', '.join(sorted(unknown)))}")
     return options
 
 

@@ -16,21 +16,21 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.devices import pick_device, pick_dtype
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, patchify, to_unit, unpatchify
 
-# A frame is scaled up to whole patches, a clip filled up to whole tubelets; past this nothing is a patch any more.
-_MOST = 1024
+# Upper limit of patch and tubelet size: small frames are scaled up to one patch, short clips padded to one tubelet.
+_MAX_SIZE = 1024
 
 
 class Patches(Encoder):
-    """Each cell's feature is its own pixels, normalized: no weights, no network, and a way back.
+    """Encodes each cell as its normalized pixels: no network, no weights, exactly invertible with `decode`.
 
     Args:
         patch_size: side of a patch in pixels.
-        tubelet_size: frames in a cell.
-        device, dtype: of the features.
+        tubelet_size: frames per cell.
+        device, dtype: device and dtype of the features.
     """
 
     id = "patches"
-    kind = "patches"  # in the config.json of a saved one
+    kind = "patches"  # in a saved config.json
     cues = ("pixels",)
     skips_dropped_patches = True
     exposes_blocks = False
@@ -44,11 +44,13 @@ class Patches(Encoder):
         dtype: str | torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if not (1 <= patch_size <= _MOST and 1 <= tubelet_size <= _MOST):
-            raise ValueError(f"patch_size and tubelet_size must be 1 to {_MOST}, got {patch_size} and {tubelet_size}")
+        if not (1 <= patch_size <= _MAX_SIZE and 1 <= tubelet_size <= _MAX_SIZE):
+            raise ValueError(
+                f"patch_size and tubelet_size must be 1 to {_MAX_SIZE}, got {patch_size} and {tubelet_size}"
+            )
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
         self.options = {"patch_size": patch_size, "tubelet_size": tubelet_size}
-        # Holds nothing but the device and the dtype, which follow `to` as those of a network do.
+        # Empty buffer that records device and dtype, so that `to` works as for any network.
         self.register_buffer(
             "_place", torch.empty(0, device=pick_device(device), dtype=pick_dtype(dtype)), persistent=False
         )
@@ -61,8 +63,8 @@ class Patches(Encoder):
         return cells_of(frames, height, width, self.tubelet_size, self.patch_size, times)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        with files.whole_folder(folder, last="config.json") as place:
-            files.write_json(place / "config.json", {"fewtokens_model": self.kind, "config": self.options})
+        with files.whole_folder(folder, last="config.json") as temporary:
+            files.write_json(temporary / "config.json", {"fewtokens_model": self.kind, "config": self.options})
         return Path(folder)
 
     def forward(
@@ -74,9 +76,9 @@ class Patches(Encoder):
         before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,S,tubelet*patch*patch*3]."""
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,S,tubelet*patch*patch*3]."""
         if inside:
-            raise ValueError(f"{inside[0].name} acts between the blocks of an encoder; patches have none")
+            raise ValueError(f"{inside[0].name} acts between encoder blocks; 'patches' has no blocks")
         grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
         fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet_size, self.patch_size)
         pixels = patchify(fitted, self.tubelet_size, self.patch_size)
@@ -90,7 +92,7 @@ class Patches(Encoder):
         return tokens, {"pixels": pixels} if "pixels" in needs else {}
 
     def decode(self, features: Tensor) -> Tensor:
-        """Features [B,T,H,W,C] back to frames [B,T*tubelet,3,height,width] in 0..1, where they were; exact."""
+        """Inverts the encoding: features [B,T,H,W,C] to frames [B,T*tubelet,3,height,width] in 0..1; exact."""
         grid = Grid(*features.shape[1:4])
         mean, std = self._scale(features.device)
         pixels = features.float().flatten(1, 3).unflatten(-1, (self.tubelet_size, -1, 3)) * std + mean

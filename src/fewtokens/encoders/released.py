@@ -1,7 +1,7 @@
-"""Encoders out of released training checkpoints: `{"model": ...}` files of MAE, SiamMAE, RSP, CropMAE, ToBo, DINO.
+"""Loads encoders from released training checkpoints: `{"model": ...}` files of MAE, SiamMAE, RSP, CropMAE, ToBo, DINO.
 
-Their names are timm's. A decoder, a momentum teacher, a head, an optimizer and the settings of the run may be there or
-not; the encoder is what is read. Files are unpickled with `weights_only=True`, which runs no code.
+Tensor names are those of timm. Only the encoder is read; a decoder, momentum teacher, head, optimizer and the settings
+of the run are ignored. Files are unpickled with `weights_only=True`, which runs no code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.vit import ViT
-from fewtokens.encoders.weights import check_tensors, count_blocks, filled, read_tensors
+from fewtokens.encoders.weights import build_vit, check_tensors, count_blocks, read_tensors
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _NESTED = ("model", "state_dict", "teacher")
@@ -36,18 +36,19 @@ _OURS = re.compile(r"(class_token|class_position|positions|patches\.|norm_last\.
 
 
 def load_released(path: str | Path) -> ViT:
-    """Our ViT with the encoder of a released checkpoint, float32, in eval mode; frames are normalized as ImageNet's.
+    """Loads the encoder of a released checkpoint as a `ViT`, float32, in eval mode; it expects ImageNet normalization.
 
     Args:
-        path: .pth, .pt, .ckpt, .bin or .safetensors, tensors at the top or under "model", "state_dict", "teacher".
+        path: .pth, .pt, .ckpt, .bin or .safetensors, with tensors at the top level or under "model", "state_dict" or
+            "teacher".
 
     Raises:
-        ValueError: not such a file, code in it, or tensors that make no ViT; one line that says which.
+        ValueError: not a checkpoint, it contains code, or its tensors are not those of a ViT; one line.
     """
     path = Path(path)
-    theirs = read_tensors([path]) if path.suffix == ".safetensors" else _unpickled(path)
+    tensors = read_tensors([path]) if path.suffix == ".safetensors" else _unpickle(path)
     state: dict[str, Tensor] = {}
-    for name, value in theirs.items():
+    for name, value in tensors.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             continue
         for pattern, replacement in _NAMES:
@@ -57,22 +58,26 @@ def load_released(path: str | Path) -> ViT:
     missing = [name for name in ("patches.weight", "positions", "class_token", "blocks.0.mlp.fc1.weight")
                if name not in state]  # fmt: skip
     if missing:
-        raise ValueError(f"{path}: no vision transformer under timm's names; it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"{path}: not a vision transformer with the tensor names of timm; missing: {', '.join(missing)}"
+        )
     check_tensors(state, str(path))
     patches, positions, fc1 = (state[name] for name in ("patches.weight", "positions", "blocks.0.mlp.fc1.weight"))
     if patches.ndim != 4 or positions.ndim < 2 or fc1.ndim != 2 or 0 in patches.shape:
         raise ValueError(
-            f"{path}: patches of the shape {list(patches.shape)} with positions of {list(positions.shape)} are no "
-            "vision transformer's"
+            f"{path}: not a vision transformer (patch embedding {list(patches.shape)}, positions "
+            f"{list(positions.shape)})"
         )
     state["class_token"] = state["class_token"].flatten()
     positions = positions.flatten(0, -2)
     side = round((len(positions) - 1) ** 0.5) if len(positions) > 1 else 0
     if side < 1 or side * side != len(positions) - 1:
-        raise ValueError(f"{path}: {len(positions)} positions are not a class token's and those of a square")
+        raise ValueError(
+            f"{path}: positions must be one of a class token and those of a square grid, got {len(positions)}"
+        )
     state["class_position"], state["positions"] = positions[0], positions[1:].unflatten(0, (side, side))
     dim, patch = len(patches), patches.shape[-1]
-    # timm's heads have 64 channels, but for ViT-H, which has 16 of 80.
+    # Heads in timm have 64 channels, except for ViT-H (16 heads of 80).
     config = ViTConfig(
         dim=dim,
         depth=count_blocks(state, str(path)),
@@ -83,42 +88,44 @@ def load_released(path: str | Path) -> ViT:
         qkv_bias="blocks.0.attention.qkv.bias" in state,
         norm_last="norm_last.weight" in state,
     )
-    return filled(config, state, "none", f"{path}: is no plain vision transformer")
+    return build_vit(config, state, "none", f"{path}: not a standard vision transformer")
 
 
-def _unpickled(path: Path) -> dict[Any, Any]:
+def _unpickle(path: Path) -> dict[Any, Any]:
     _check_zip(path)
     try:
-        # The settings of the run are beside the weights in all of these: plain values and paths in a Namespace.
+        # All these checkpoints also contain the settings of the run: a Namespace of simple values and paths.
         with torch.serialization.safe_globals([argparse.Namespace, pathlib.PosixPath]):
-            said = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler says of a damaged file whatever it stumbles over
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises all kinds of errors for damaged files
         reason = _reason(error)
         if isinstance(error, pickle.UnpicklingError):
-            raise ValueError(f"{path}: holds more than tensors, and such files can run any code ({reason})") from None
-        raise ValueError(f"{path}: not a checkpoint that can be read ({reason}); was it cut short?") from None
+            raise ValueError(
+                f"{path}: contains more than tensors; loading it could run arbitrary code ({reason})"
+            ) from None
+        raise ValueError(f"{path}: not a readable checkpoint ({reason}); is it truncated?") from None
     for name in _NESTED:
-        if isinstance(said, dict) and isinstance(said.get(name), dict):
-            said = said[name]
-    if not isinstance(said, dict):
-        raise ValueError(f"{path}: holds a {type(said).__name__}, not named tensors")
-    return said
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(name), dict):
+            checkpoint = checkpoint[name]
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path}: contains a {type(checkpoint).__name__} instead of named tensors")
+    return checkpoint
 
 
 def _reason(error: Exception) -> str:
-    """What torch says, without its advice to read the file all the same."""
-    said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2].partition(" Please use ")[0]
-    return said.partition(" Check the documentation")[0][:200].strip() or type(error).__name__
+    """The message of torch without its advice to load the file anyway."""
+    message = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2].partition(" Please use ")[0]
+    return message.partition(" Check the documentation")[0][:200].strip() or type(error).__name__
 
 
 def _check_zip(path: Path) -> None:
-    """Raises a ValueError for an archive that unpacks to more than it is: torch does not compress what it saves."""
+    """Raises ValueError if an archive is larger unpacked than on disk: torch does not compress its files."""
     try:
         if not zipfile.is_zipfile(path):
             return
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:  # a damaged directory of an archive
-        raise ValueError(f"{path}: not a checkpoint that can be read ({error}); was it cut short?") from None
+    except Exception as error:  # a damaged archive directory
+        raise ValueError(f"{path}: not a readable checkpoint ({error}); is it truncated?") from None
     if unpacked > 2 * path.stat().st_size + (1 << 20):
-        raise ValueError(f"{path}: unpacks to {unpacked} bytes from {path.stat().st_size}; torch saves no such files")
+        raise ValueError(f"{path}: unpacks to {unpacked} bytes from {path.stat().st_size}; not a file saved by torch")

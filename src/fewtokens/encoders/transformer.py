@@ -1,4 +1,4 @@
-"""Attention, MLP and block of every transformer here."""
+"""Attention, MLP and block of all vision transformers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fewtokens.encoders.config import ACTIVATIONS, ViTConfig
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to each other or to a memory, which can weigh each key.
+    """Multi-head self-attention or cross-attention, with an optional weight for each key.
 
     Args:
-        dim, num_heads: channels and heads.
-        cross: queries of one sequence, keys and values of another.
-        qkv_bias: bias of queries, keys and values.
-        qk_norm: LayerNorm on queries and keys of each head.
-        eps: of these norms.
+        dim, num_heads: number of channels and heads.
+        cross: cross-attention, with keys and values from a second sequence (the memory).
+        qkv_bias: whether queries, keys and values have biases.
+        qk_norm: whether to normalize queries and keys of each head (LayerNorm).
+        eps: epsilon of these norms.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // num_heads, eps) if qk_norm else nn.Identity()
 
     def project(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x [B,N,C], keys and values of x or of the memory [B,M,C]; each [B,heads,N or M,C/heads]."""
+        """Projects x [B,N,C] to queries, and x or the memory [B,M,C] to keys and values; each [B,heads,N or M,d]."""
         if self.cross:
             assert memory is not None
             q = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -51,33 +51,34 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         return self.q_norm(q), self.k_norm(k), v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None = None, how: str = "channels") -> Tensor:
-        """softmax(q k^T / sqrt(d) + weight) v, projected: [B,N,C].
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, weight: Tensor | None = None, mode: str = "channels") -> Tensor:
+        """Returns softmax(q k^T / sqrt(d) + weight) v after the output projection, [B,N,C].
 
         Args:
-            q: queries [B,heads,N,d]; k, v likewise.
-            weight: [B,N] float32 added to the logits of each key (log of its size, or what hides it), or None.
-            how: "bias" adds it as a mask; otherwise it goes into extra channels of queries and keys, so that
-                the fused kernels without a mask still serve. Both are the same function.
+            q, k, v: queries, keys and values [B,heads,N,d].
+            weight: float32 [B,N], added to the logits of each key (log of its size, or a large negative value to mask
+                it), or None.
+            mode: "bias" adds the weight as an attention mask; otherwise it is appended as extra channels of queries
+                and keys, so that fused kernels without a mask can be used. Both compute the same function.
         """
         if weight is None:
             mixed = F.scaled_dot_product_attention(q, k, v)
-        elif how == "bias":
+        elif mode == "bias":
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight.to(q.dtype)[:, None, None])
         else:
             mixed = _attend_with_channels(q, k, v, weight)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        """x [B,N,C], and the memory [B,M,C] of cross-attention, to [B,N,C]."""
+        """Attends from x [B,N,C] to itself, or to the memory [B,M,C] in cross-attention; returns [B,N,C]."""
         return self.attend(*self.project(x, memory))
 
 
 def _attend_with_channels(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-    """Attention with the weight of each key inside the dot product: q gets 1/scale, k gets the weight.
+    """Attention with the weight of each key inside the dot product: 1/scale is appended to q, the weight to k.
 
-    In half precision the weight is split into two channels, its rounded value and what rounding lost.
-    Channels are filled up with zeros to a multiple of 8, as the fused kernels want.
+    In half precision the weight is split into two channels, its rounded value and the rounding error. Channels are
+    padded with zeros to a multiple of 8, as fused kernels require.
     """
     heads, d = q.shape[1], q.shape[3]
     scale = d**-0.5
@@ -85,21 +86,21 @@ def _attend_with_channels(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Te
     extra = [coarse]
     if k.dtype not in (torch.float32, torch.float64):
         extra.append((weight - coarse.float()).to(k.dtype))
-    fill = -(d + len(extra)) % 8
+    padding = -(d + len(extra)) % 8
     keys = torch.stack(extra, -1)[:, None].expand(-1, heads, -1, -1)
-    k = F.pad(torch.cat([k, keys], -1), (0, fill))
-    q = F.pad(F.pad(q, (0, len(extra)), value=1 / scale), (0, fill))
-    v = F.pad(v, (0, len(extra) + fill))
+    k = F.pad(torch.cat([k, keys], -1), (0, padding))
+    q = F.pad(F.pad(q, (0, len(extra)), value=1 / scale), (0, padding))
+    v = F.pad(v, (0, len(extra) + padding))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :d]
 
 
 class Mlp(nn.Module):
-    """Two layers, or SwiGLU.
+    """A two-layer MLP or SwiGLU.
 
     Args:
-        dim, hidden: channels outside and inside.
-        activation: one of `fewtokens.encoders.config.ACTIVATIONS`; a gated MLP always has silu.
-        gated: SwiGLU.
+        dim, hidden: input (and output) and hidden channels.
+        activation: one of `fewtokens.encoders.config.ACTIVATIONS`; a gated MLP always uses silu.
+        gated: whether to use SwiGLU.
     """
 
     def __init__(self, dim: int, hidden: int, *, activation: str = "gelu", gated: bool = False) -> None:
@@ -118,7 +119,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm block, in its two halves."""
+    """A pre-norm block in two halves, so that a method can act between attention and MLP."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -131,34 +132,34 @@ class Block(nn.Module):
         self.scale2 = nn.Parameter(torch.ones(config.dim)) if config.layer_scale else None
 
     def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
-        """Both halves, nothing in between. `drop` is the rate of stochastic depth (arXiv 1603.09382), in training."""
+        """Applies both halves. `drop` is the rate of stochastic depth (arXiv 1603.09382) in training."""
         x = self.dropped(x, self.first(x)[0], drop)
         return self.dropped(x, self.second(x), drop)
 
     def dropped(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
-        """What a half added is left out for some samples, and scaled up for the others."""
+        """Stochastic depth: drops the residual branch of some samples and rescales the others."""
         if not rate or not self.training:
             return after
-        kept = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
-        return before + (after - before) * kept / (1 - rate)
+        mask = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
+        return before + (after - before) * mask / (1 - rate)
 
-    def first(self, x: Tensor, weight: Tensor | None = None, how: str = "none") -> tuple[Tensor, Tensor, Tensor]:
-        """After attention and its residual; also the queries and keys."""
+    def first(self, x: Tensor, weight: Tensor | None = None, mode: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+        """Attention with its residual; returns the output, the queries and the keys."""
         q, k, v = self.attention.project(self.norm1(x))
-        return self.scaled(x, self.attention.attend(q, k, v, weight, how), self.scale1), q, k
+        return self.scaled(x, self.attention.attend(q, k, v, weight, mode), self.scale1), q, k
 
     def second(self, x: Tensor) -> Tensor:
-        """After the MLP and its residual."""
+        """MLP with its residual."""
         return self.scaled(x, self.mlp(self.norm2(x)), self.scale2)
 
     @staticmethod
     def scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-        """x and what a branch adds, times its layer scale."""
+        """Adds a branch, multiplied by its layer scale, to x."""
         return x + (branch if scale is None else scale * branch)
 
 
 def make_attention(config: ViTConfig, *, cross: bool = False) -> Attention:
-    """The attention of a block of this config; cross-attention has no norm of queries and keys."""
+    """Builds the attention of a block; cross-attention does not normalize queries and keys."""
     if cross:
         return Attention(config.dim, config.num_heads, cross=True)
     return Attention(config.dim, config.num_heads, qkv_bias=config.qkv_bias, qk_norm=config.qk_norm, eps=config.eps)

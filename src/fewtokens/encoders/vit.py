@@ -1,8 +1,8 @@
-"""A plain vision transformer in which a method can act between attention and MLP at any block.
+"""A vision transformer in which methods can act between attention and MLP of any block.
 
-ViT (arXiv 2010.11929) with the numerics of the public checkpoints: pre-norm blocks; class token, register
-tokens (arXiv 2309.16588), layer scale, query-key norm, gated MLP as options. The walk never swaps a class or
-patches a forward: each block is its two halves, and a method stands between them.
+ViT (arXiv 2010.11929) with the numerics of the public checkpoints: pre-norm blocks; optional class token, register
+tokens (arXiv 2309.16588), layer scale, query-key norm and gated MLP. No class is replaced and no forward is patched:
+`walk` runs the two halves of each block separately and calls the methods in between.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from fewtokens.encoders.transformer import Block
 
 PROPORTIONAL = ("channels", "bias", "none")
 
-# A key that no query may look at: large enough to vanish in the softmax, small enough for half precision.
-_HIDDEN = -3e4
+# Added to the logits of masked keys: large enough to vanish in the softmax, small enough for half precision.
+_MASKED = -3e4
 
 
 class ViT(nn.Module):
-    """The network. Frames in, tokens out, by `embed` and `walk`; `fewtokens.encoders.VitEncoder` runs it on videos.
+    """A vision transformer; `embed` and `walk` map frames to tokens, `fewtokens.encoders.VitEncoder` runs it on videos.
 
-    A config with tubelets makes it a network for clips; `fewtokens.networks.vit` adds a head, learners and the
-    factorised attentions of ViViT.
+    With tubelets in its config it is a network for clips; `fewtokens.networks.vit` adds a head, learners and the
+    factorized attentions of ViViT.
 
     Args:
-        config: its shape. Parameters are drawn as in the paper (truncated normal of 0.02).
-        proportional: how attention weighs merged tokens by their size, one of `PROPORTIONAL`. On for most
-            models; "none" for those trained with masked images and never with merging (ToMe, section 4).
+        config: hyperparameters. Parameters are initialized as in the paper (truncated normal, std 0.02).
+        proportional: how attention weights merged tokens by their size: "channels" or "bias" (the same function, see
+            `Attention.attend`) or "none". Use "none" for models trained on masked images and never with merging (ToMe,
+            section 4).
     """
 
     config: ViTConfig
@@ -54,31 +55,31 @@ class ViT(nn.Module):
         self.norm_first = nn.LayerNorm(C, config.eps) if config.norm_first else nn.Identity()
         self.blocks = nn.ModuleList(self._make_block() for _ in range(config.depth))
         self.norm_last = nn.LayerNorm(C, config.eps) if config.norm_last else nn.Identity()
-        self._parts()
+        self._add_modules()
         self.reset_parameters()
 
     def _embedding(self, *shape: int) -> nn.Parameter:
-        """Learned positions or registers, before `reset_parameters`."""
+        """Creates a learned embedding (positions, registers), filled by `reset_parameters`."""
         return nn.Parameter(torch.zeros(*shape))
 
     def _make_block(self) -> nn.Module:
         return Block(self.config)
 
-    def _parts(self) -> None:
-        """What a network has beside the encoder."""
+    def _add_modules(self) -> None:
+        """Adds the modules of a subclass."""
 
     def reset_parameters(self) -> None:
-        """Draws all parameters."""
+        """Initializes all parameters."""
         self.apply(_initialize)
         for parameter in (self.positions, self.class_token, self.class_position, self.registers):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
     def embed(self, frames: Tensor) -> Tensor:
-        """Embedded cells with positions, channels last.
+        """Embeds patches and adds positions; channels last.
 
         Args:
-            frames: normalized, of whole patches: images [F,3,H,W], in networks for clips [B,3,T,H,W].
+            frames: normalized images [F,3,H,W], or [B,3,T,H,W] in networks for clips; multiples of the patch size.
 
         Returns:
             [F,H',W',C], or [B,T',H',W',C].
@@ -86,11 +87,11 @@ class ViT(nn.Module):
         x = self.patches(frames.to(self.patches.weight.dtype)).movedim(1, -1)
         grid = x.shape[1:-1]
         if len(grid) == 3 and len(self.positions) == 1:
-            grid = (1, *grid[1:])  # one frame's positions serve all
+            grid = (1, *grid[1:])  # the positions of one frame are used for all
         return x + resize_positions(self.positions, grid, self.config.antialias)
 
     def prefix(self, frames: int) -> Tensor | None:
-        """Class and register tokens for so many frames, [F,P,C], or None."""
+        """Returns class and register tokens for a number of frames, [F,P,C], or None."""
         rows = []
         if self.class_token is not None and self.class_position is not None:
             rows.append((self.class_token + self.class_position)[None])
@@ -101,22 +102,22 @@ class ViT(nn.Module):
     def walk(
         self, tokens: Tokens, inside: Sequence[Method] = (), needs: Sequence[str] = ()
     ) -> tuple[Tokens, dict[str, Tensor]]:
-        """All blocks over embedded patches, methods acting between attention and MLP of each.
+        """Runs all blocks on embedded patches, with methods between attention and MLP of each.
 
         Args:
-            tokens: one video a frame: [F,N,C] on grids of one frame; padding is hidden from attention. The
+            tokens: [F,N,C], one batch entry per frame, on grids of one frame; padding is masked in attention. The
                 prefix is added here.
-            inside: methods of the stage "encoder".
-            needs: cues of the last block to give: keys [F,N,d], attention [F,N], shift [F,N].
+            inside: methods of stage "encoder".
+            needs: cues of the last block to return: keys [F,N,d], attention [F,N], shift [F,N].
 
         Returns:
-            Tokens after the last norm, in the order of their positions, and the cues, in that order too.
+            Tokens after the last norm, sorted by position, and the cues in the same order.
         """
         prefix = self.prefix(tokens.B)
         P = 0 if prefix is None else prefix.shape[1]
         x = tokens.features if prefix is None else torch.cat([prefix.to(tokens.features.dtype), tokens.features], 1)
         x = self.norm_first(x)
-        # Looked at once: whether keys must be weighed or hidden at all.
+        # Checked once: whether keys must be weighted or masked at all.
         padded, weighed = _ragged(tokens), _weighed(tokens)
         cues: dict[str, Tensor] = {}
         shift: Tensor | None = None
@@ -126,24 +127,24 @@ class ViT(nn.Module):
             start = x
             x, q, k = block.first(x, weight, self.proportional)
             at_end = needs if layer == len(self.blocks) - 1 else ()
-            asked = {*at_end, *(name for method in inside for name in method.needs)}
-            cues = _cues(q, k, weight, tokens.mask, P, asked)
-            if "shift" in asked:
-                # Of the MLP before; the first block has none, so its attention stands in.
+            requested = {*at_end, *(name for method in inside for name in method.needs)}
+            cues = _cues(q, k, weight, tokens.mask, P, requested)
+            if "shift" in requested:
+                # Shift of the previous MLP; the first block has none and uses its attention instead.
                 cues["shift"] = _length(x - start, P) if shift is None else shift
             if inside:
                 tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
-                for number, method in enumerate(inside):
-                    wanted = {name: cues[name] for name in method.needs}
-                    before, tokens = tokens, method(tokens, **wanted, layer=layer, depth=len(self.blocks))
-                    if at_end or number < len(inside) - 1:
+                for index, method in enumerate(inside):
+                    needed = {name: cues[name] for name in method.needs}
+                    before, tokens = tokens, method(tokens, **needed, layer=layer, depth=len(self.blocks))
+                    if at_end or index < len(inside) - 1:
                         cues = _follow(cues, before, tokens)
-                # A method may leave frames of unequal counts, unless all had equal ones and it takes so many of each.
+                # After a method, frames may have unequal counts.
                 padded, weighed = padded or _ragged(tokens), True
                 x = tokens.features if tokens.prefix is None else torch.cat([tokens.prefix, tokens.features], 1)
             start = x
             x = block.second(x)
-            if "shift" in asked:
+            if "shift" in requested:
                 shift = _length(x - start, P)
         if shift is not None and "shift" in needs:
             cues["shift"] = shift
@@ -155,16 +156,16 @@ class ViT(nn.Module):
         return ordered, _follow({name: cues[name] for name in needs}, tokens, ordered)
 
     def _weight(self, tokens: Tokens, prefix: int, padded: bool, weighed: bool) -> Tensor | None:
-        """What attention adds for each key, [F,P+N] float32, or None: log sizes, and what hides padding."""
+        """Additive weight of each key, float32 [F,P+N]: its log size, or a mask for padding; None if not needed."""
         weighed = weighed and self.proportional != "none"
         if not weighed and not padded:
             return None
         weight = tokens.sizes.clamp(min=1e-6).log() if weighed else torch.zeros_like(tokens.sizes)
-        return F.pad(weight.masked_fill(~tokens.mask, _HIDDEN), (prefix, 0))
+        return F.pad(weight.masked_fill(~tokens.mask, _MASKED), (prefix, 0))
 
 
 def _length(added: Tensor, prefix: int) -> Tensor:
-    """How far a branch moved each patch token, float32 [F,N]."""
+    """Norm of the update of each patch token by a branch, float32 [F,N]."""
     return added[:, prefix:].float().norm(dim=-1)
 
 
@@ -180,7 +181,7 @@ def _cues(q: Tensor, k: Tensor, weight: Tensor | None, mask: Tensor, prefix: int
             ]
         )
     if "sharpness" in names:
-        hidden = F.pad(mask.logical_not() * _HIDDEN, (prefix, 0))
+        hidden = F.pad(mask.logical_not() * _MASKED, (prefix, 0))
         cues["sharpness"] = torch.cat(
             [_sharpness(*rows)[:, prefix:] for rows in zip(q.split(1), k.split(1), hidden.split(1), strict=True)]
         )
@@ -188,14 +189,14 @@ def _cues(q: Tensor, k: Tensor, weight: Tensor | None, mask: Tensor, prefix: int
 
 
 def _sharpness(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
-    """Sum over keys of A log A for each query, A the attention without sizes, mean over heads; [B,N], at most 0."""
+    """Sum over keys of A log A for each query, where A is the mean attention over heads without sizes; [B,N], <= 0."""
     logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5 + hidden[:, None, None]
     attention = logits.softmax(-1).mean(1)
     return torch.xlogy(attention, attention).sum(-1)
 
 
 def _received(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
-    """Attention that each key receives, mean over heads and queries (the class token's among them), [B,N]."""
+    """Attention that each key receives, mean over heads and queries (including the class token), [B,N]."""
     logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
     if weight is not None:
         logits = logits + weight[:, None, None]
@@ -203,12 +204,12 @@ def _received(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _follow(cues: dict[str, Tensor], before: Tokens, after: Tokens) -> dict[str, Tensor]:
-    """The cues of the tokens that came out."""
+    """Pools cues to the tokens after a method."""
     return {name: after.pool(cue, before) for name, cue in cues.items()}
 
 
 def _ragged(tokens: Tokens) -> bool:
-    """Whether a frame may have padding. A compiled or exported network cannot look, and always expects it."""
+    """Whether a frame may have padding; True in a compiled or exported network, which cannot inspect the data."""
     return torch.compiler.is_compiling() or not bool(tokens.mask.all())
 
 
@@ -225,9 +226,9 @@ def _initialize(module: nn.Module) -> None:
 
 
 def resize_positions(positions: Tensor, grid: Sequence[int], antialias: bool = False) -> Tensor:
-    """A position embedding [H,W,C] or [T,H,W,C] for another grid.
+    """Resizes a position embedding [H,W,C] or [T,H,W,C] to another grid.
 
-    Images bicubic, clips bilinear in space and linear in time; in float32, returned in the dtype of `positions`.
+    Bicubic for images, trilinear for clips; computed in float32 and returned in the dtype of `positions`.
     """
     if tuple(positions.shape[:-1]) == tuple(grid):
         return positions

@@ -1,4 +1,4 @@
-"""Our ViT as an encoder of videos: frame by frame, in bounded memory, methods before and inside it."""
+"""A ViT as an encoder of videos: frame by frame, in bounded memory, with methods before and between its blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.config import make_vit_config
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
 from fewtokens.encoders.vit import ViT
-from fewtokens.encoders.weights import filled, fingerprint
+from fewtokens.encoders.weights import build_vit, fingerprint
 
 
 class _Saved(TypedDict):
@@ -37,14 +37,14 @@ class VitEncoder(Encoder):
 
     Args:
         vit: the network, on its device, in its dtype.
-        name: "id" in files; by default one that `load_encoder` cannot find.
-        batch: frames in one forward pass; bounds the memory and changes nothing else.
-        mean, std: of the normalization, RGB in 0..1.
+        name: id in saved files; the default cannot be loaded with `load_encoder`.
+        batch: frames in one forward pass; affects only memory and speed.
+        mean, std: normalization of pixels, RGB in 0..1.
         fingerprint: SHA-256 of the weight files, or None.
-        options: arguments of `load_encoder` beside the name.
+        options: arguments of `load_encoder` other than the name.
     """
 
-    kind = "vit_encoder"  # in the config.json of a saved one
+    kind = "vit_encoder"  # in a saved config.json
     cues = ("pixels", "keys", "attention", "shift", "frame_global")
     skips_dropped_patches = True
     exposes_blocks = True
@@ -64,7 +64,9 @@ class VitEncoder(Encoder):
         if batch < 1:
             raise ValueError(f"batch must be at least 1 frame, got {batch}")
         if len(vit.config.kernel) != 2:
-            raise ValueError("a network for clips encodes no single frames; fewtokens.networks.encoder runs it")
+            raise ValueError(
+                "a network for clips cannot encode single frames; use fewtokens.networks.encoder.ModelEncoder"
+            )
         self.id, self.vit, self.batch = name, vit, batch
         self.mean, self.std, self.fingerprint = tuple(mean), tuple(std), fingerprint
         self.options = dict(options or {})
@@ -72,20 +74,22 @@ class VitEncoder(Encoder):
 
     @classmethod
     def from_folder(cls, folder: Path, *, name: str, batch: int = 32, proportional: str | None = None) -> VitEncoder:
-        """Reads what `save_pretrained` wrote, in float32 and eval mode.
+        """Loads a folder written by `save_pretrained`, in float32 and eval mode.
 
         Raises:
-            ValueError: what is missing, damaged or does not fit, in one line.
+            ValueError: a file is missing, damaged or does not fit; one line.
         """
         path = folder / "config.json"
         saved: _Saved = files.read_json(path, _Saved)
         if min(saved["std"]) <= 0:
-            raise ValueError(f"{path}: std must be above 0, not {saved['std']}")
+            raise ValueError(f"{path}: std must be above 0, got {saved['std']}")
         config = make_vit_config(saved["config"], str(path))
         tensors, _ = files.load(folder / "model.safetensors", "model")
         if config.depth > len(tensors):
-            raise ValueError(f"{path}: says {config.depth} blocks, which {len(tensors)} tensors do not hold")
-        vit = filled(config, tensors, proportional or saved["proportional"], f"{folder}: does not fit its config.json")
+            raise ValueError(f"{path}: depth {config.depth} does not match a file of {len(tensors)} tensors")
+        vit = build_vit(
+            config, tensors, proportional or saved["proportional"], f"{folder}: does not fit its config.json"
+        )
         options = {} if proportional is None else {"proportional": proportional}
         return cls(
             vit, name=name, batch=batch, mean=saved["mean"], std=saved["std"], fingerprint=fingerprint(folder),
@@ -97,9 +101,9 @@ class VitEncoder(Encoder):
             "config": asdict(self.vit.config), "proportional": self.vit.proportional,
             "mean": self.mean, "std": self.std,
         }  # fmt: skip
-        with files.whole_folder(folder, last="config.json") as place:
-            files.save(place / "model.safetensors", "model", self.vit.state_dict(), {"model": self.kind})
-            files.write_json(place / "config.json", {"fewtokens_model": self.kind, **config})
+        with files.whole_folder(folder, last="config.json") as temporary:
+            files.save(temporary / "model.safetensors", "model", self.vit.state_dict(), {"model": self.kind})
+            files.write_json(temporary / "config.json", {"fewtokens_model": self.kind, **config})
         return Path(folder)
 
     @property
@@ -118,15 +122,15 @@ class VitEncoder(Encoder):
         before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) one by one.
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1), each separately.
 
         Args:
-            frames: of B videos.
-            times: seconds, [T] or [B,T].
-            needs: cues to give: pixels; keys, attention and shift of the last block; frame_global (the class token,
+            frames: frames of B videos.
+            times: timestamps in seconds, [T] or [B,T].
+            needs: cues to return: pixels; keys, attention and shift of the last block; frame_global (the class token,
                 or the mean patch token).
-            before: pixels methods; what they drop is never seen by any block.
-            inside: encoder methods.
+            before: methods of stage "pixels"; no block processes the patches that they drop.
+            inside: methods of stage "encoder".
 
         Returns:
             Tokens [B,N,C] after the last norm, with prefix [B,T*P,C], and the cues.
@@ -134,8 +138,8 @@ class VitEncoder(Encoder):
         B, T, _, height, width = frames.shape
         grid = self.grid(T, height, width, times)
         if unknown := set(needs) - set(self.cues):
-            raise ValueError(f"a ViT gives {', '.join(self.cues)}; not {', '.join(sorted(unknown))}")
-        cells = self._reduced(frames, grid, before) if before else None
+            raise ValueError(f"needs must be among {', '.join(self.cues)}, got {', '.join(sorted(unknown))}")
+        cells = self._reduce_pixels(frames, grid, before) if before else None
         chunks: list[Tokens] = []
         split = None if cells is None else split_frames(cells)
         flat = frames.flatten(0, 1)
@@ -143,49 +147,50 @@ class VitEncoder(Encoder):
         done = 0
         from_last = [name for name in needs if name in ("keys", "attention", "shift")]
         widths: dict[str, torch.Size] = {}
-        for numbers in plan:
+        for indices in plan:
             if split is None:
-                embedded = self._embed(flat[numbers[0] : numbers[-1] + 1], grid)
+                embedded = self._embed(flat[indices[0] : indices[-1] + 1], grid)
                 chunk = Tokens.from_cells(embedded, Grid(1, grid.H, grid.W))
             else:
-                chunk = trim(split.select(numbers))
+                chunk = trim(split.select(indices))
             chunk, cues = self.vit.walk(chunk, inside, from_last)
-            # The cues ride along as channels until the frames stand in one video again.
+            # Cues are carried as extra channels until the frames are joined into videos.
             widths = {name: cues[name].shape[2:] for name in from_last}
-            riding = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in from_last]
-            chunks.append(chunk.replace(features=torch.cat([chunk.features, *riding], -1)))
-            done += len(numbers)
+            extra = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in from_last]
+            chunks.append(chunk.replace(features=torch.cat([chunk.features, *extra], -1)))
+            done += len(indices)
             if self.progress is not None:
                 self.progress(done, B * T)
         encoded = collate(chunks)
         if split is not None:
-            place = torch.tensor([number for numbers in plan for number in numbers])
-            encoded = encoded.select(place.argsort())
+            order = torch.tensor([index for indices in plan for index in indices])
+            encoded = encoded.select(order.argsort())
         tokens = join_frames(encoded, T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
-        C, riders = self.dim, tokens.features[..., self.dim :]
+        C, extra_channels = self.dim, tokens.features[..., self.dim :]
         tokens = tokens.replace(features=tokens.features[..., :C])
-        given: dict[str, Tensor] = {}
+        returned: dict[str, Tensor] = {}
         for name in from_last:
             size = widths[name].numel()  # 1 for a scalar cue
-            given[name], riders = riders[..., :size].reshape(*tokens.mask.shape, *widths[name]), riders[..., size:]
+            returned[name] = extra_channels[..., :size].reshape(*tokens.mask.shape, *widths[name])
+            extra_channels = extra_channels[..., size:]
         if "frame_global" in needs:
-            given["frame_global"] = self._frame_global(tokens)
+            returned["frame_global"] = self._frame_global(tokens)
         if "pixels" in needs:
-            given["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch_size))
-        return tokens, given
+            returned["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch_size))
+        return tokens, returned
 
     def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
         return fit(to_unit(frames.to(self.device)), grid, 1, self.vit.config.patch_size)
 
     def _embed(self, frames: Tensor, grid: Grid) -> Tensor:
-        """Frames [F,3,H,W] to embedded patches [F,H'*W',C]."""
+        """Embeds frames [F,3,H,W] to patches [F,H'*W',C]."""
         fitted = self._fit(frames[None], Grid(len(frames), grid.H, grid.W))
         return self.vit.embed(normalize(fitted[0], self.mean, self.std)).flatten(1, 2)
 
-    def _reduced(self, frames: Tensor, grid: Grid, before: Sequence[Callable[..., Tokens]]) -> Tokens:
-        """Embedded patches that the pixels methods leave, on the grid of the video."""
+    def _reduce_pixels(self, frames: Tensor, grid: Grid, before: Sequence[Callable[..., Tokens]]) -> Tokens:
+        """Embedded patches after the methods of stage "pixels", on the grid of the video."""
         embedded = torch.cat([self._embed(part, grid) for part in frames.flatten(0, 1).split(self.batch)])
         cells = Tokens.from_cells(embedded.reshape(len(frames), grid.cells, -1), grid)
         pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch_size)
@@ -196,7 +201,7 @@ class VitEncoder(Encoder):
         return cells
 
     def _frame_global(self, tokens: Tokens) -> Tensor:
-        """One vector for each frame, [B,T,C]."""
+        """One vector per frame, [B,T,C]: the class token, or the mean patch token."""
         T = tokens.grid.T
         if self.vit.class_token is not None and tokens.prefix is not None:
             return tokens.prefix.unflatten(1, (T, -1))[:, :, 0]
@@ -207,15 +212,15 @@ class VitEncoder(Encoder):
 
 
 def _in_order(frames: int, batch: int) -> list[list[int]]:
-    """Frames in chunks of a batch."""
+    """Splits frames into consecutive chunks of a batch."""
     return [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
 
 
 def _by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
-    """Frames in chunks of about equal counts, the fullest first, so that little of a padded chunk is padding.
+    """Groups frames into chunks of similar token counts, largest first, to limit padding.
 
-    A chunk holds at most as many tokens as a batch of whole frames, and no frame of less than two thirds of its
-    fullest one, but for frames of a few tokens.
+    A padded chunk has at most as many slots as a batch of full frames. Each of its frames has at least two thirds as
+    many tokens as the largest (frames of few tokens are exempt).
     """
     order = sorted(range(len(counts)), key=lambda n: -counts[n])
     chunks: list[list[int]] = []
@@ -231,11 +236,10 @@ def _by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
 
 
 def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
-    """Encoded tokens with the sources and sizes that the pixels methods gave them.
+    """Restores the assignment and sizes of the pixels methods in encoded tokens.
 
-    Frame by frame a token knows only the cells of its own frame; a run that goes on into later frames is
-    credited here.
+    During encoding a token is assigned only cells of its frame; here a run is assigned its cells in later frames too.
     """
     dest = encoded.assignment.gather(1, cells.cell)
-    whole = cells.apply(Plan(encoded.count, encoded.N, dest))
-    return whole.replace(features=encoded.features, prefix=encoded.prefix, aux=encoded.aux)
+    restored = cells.apply(Plan(encoded.count, encoded.N, dest))
+    return restored.replace(features=encoded.features, prefix=encoded.prefix, aux=encoded.aux)

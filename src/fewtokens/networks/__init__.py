@@ -1,4 +1,4 @@
-"""Whole networks of the papers: built by the name of a preset, saved and loaded as folders."""
+"""Complete networks of the papers: built from a preset name, saved to and loaded from folders."""
 
 from fewtokens.networks.base import Model, make_config, read_config
 from fewtokens.networks.presets import PRESETS, SIZES, build, names, on_meta, preset

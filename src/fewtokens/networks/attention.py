@@ -1,4 +1,4 @@
-"""Blocks whose attention is factorised over space and time (ViViT, arXiv 2103.15691, models 3 and 4)."""
+"""Blocks whose attention is factorized over space and time (ViViT, arXiv 2103.15691, models 3 and 4)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.transformer import Block, make_attention
 
 
-class FactorisedSelfBlock(Block):
-    """Attention within each frame, then across time at each place, then the MLP (model 3, in the paper's order; the
-    published code takes time first where its config does not say).
+class FactorizedSelfBlock(Block):
+    """Attention within each frame, then over time at each position, then the MLP (ViViT model 3).
 
-    The temporal attention starts at zero, so that a block with the weights of an image model begins as that model
-    on every frame. Tokens [B,T,N,C].
+    This is the order of the paper; the published code attends over time first by default. The temporal attention is
+    initialized to zero, so a block with the weights of an image model initially equals that model on every frame.
+    Tokens are [B,T,N,C].
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -26,28 +26,29 @@ class FactorisedSelfBlock(Block):
     def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         B, T = x.shape[:2]
         x = self.dropped(x, self.first(x.flatten(0, 1))[0].unflatten(0, (B, T)), drop)
-        places = x.transpose(1, 2).flatten(0, 1)  # [B*N,T,C]
-        places = places + self.attention_time(self.norm_time(places))
-        x = self.dropped(x, places.unflatten(0, (B, -1)).transpose(1, 2), drop)
+        columns = x.transpose(1, 2).flatten(0, 1)  # [B*N,T,C]
+        columns = columns + self.attention_time(self.norm_time(columns))
+        x = self.dropped(x, columns.unflatten(0, (B, -1)).transpose(1, 2), drop)
         return self.dropped(x, self.second(x), drop)
 
 
-class FactorisedDotBlock(Block):
-    """The first half of the heads attends within the frame, the other half across time at their place (model 4).
+class FactorizedDotBlock(Block):
+    """Half of the heads attend within the frame, the others over time at their position (ViViT model 4).
 
-    As many parameters as a plain block. Tokens [B,T,N,C]. The published code (scenic) gives the first half of the heads
-    to time: weights from there need the halves of queries, keys, values and of the output layer's columns swapped.
+    It has the same number of parameters as a standard block. Tokens are [B,T,N,C]. The first half of the heads is
+    spatial; in the published code (scenic) it is temporal, so its weights require swapping the halves of queries, keys,
+    values and of the columns of the output layer.
     """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         if config.num_heads % 2:
-            raise ValueError(f"factorised dot-product attention splits the heads in halves, got {config.num_heads}")
+            raise ValueError(f"num_heads must be even for factorized dot-product attention, got {config.num_heads}")
 
     def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
         B, T, N, _ = x.shape
         half = self.attention.num_heads // 2
-        # [B*T,heads,N,d], each of queries, keys and values
+        # queries, keys and values, each [B*T,heads,N,d]
         parts = self.attention.project(self.norm1(x).flatten(0, 1))
         q, k, v = (part[:, :half] for part in parts)
         space = F.scaled_dot_product_attention(q, k, v).unflatten(0, (B, T))  # [B,T,h,N,d]

@@ -1,4 +1,4 @@
-"""What all networks share: a config, saving, loading."""
+"""The base class of all networks: config, saving, loading."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fewtokens.encoders.weights import read_json
 
 
 class Model(Pushable, nn.Module):
-    """A network with a config that builds it again.
+    """A network that can be rebuilt from its config.
 
     Class attributes:
-        kind: its name in files.
-        config_type: the dataclass of its config.
+        kind: name of the network type in saved files.
+        config_type: dataclass of the config.
     """
 
     kind: ClassVar[str] = ""
     config_type: ClassVar[Any] = None
-    features: Callable[[Tensor], Tensor]  # what the classifier sees, [B,C]; frames as `forward` takes them
+    features: Callable[[Tensor], Tensor]  # input of the classifier, [B,C], from the same frames as `forward`
     checkpointing: bool  # recompute activations in the backward pass instead of keeping them
 
     def __init__(self, config: Any) -> None:
@@ -40,53 +40,61 @@ class Model(Pushable, nn.Module):
         return self.head  # type: ignore[return-value]
 
     def outdated(self, tensors: Mapping[str, Tensor]) -> str:
-        """What is wrong with tensors that an earlier version saved and this network cannot hold; "" where nothing."""
+        """Returns an error message if tensors are of an earlier version that does not fit this network, else ""."""
         return ""
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
-        """Writes config.json and model.safetensors, both or none.
+        """Writes config.json and model.safetensors, both or neither.
 
         Args:
-            folder: made if needed.
-            meta: plain values kept beside the config: class names, the run that trained it.
+            folder: output folder, created if needed.
+            meta: JSON values to store next to the config, such as class names or training settings.
+
+        Returns:
+            The folder.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; what it held before is still there.
+            OSError: the disk is full or the folder is not writable; its previous content is unchanged.
         """
         return save_model(self, self.state_dict(), folder, meta)
 
 
 def save_model(model: Model, state: dict[str, Tensor], folder: str | Path, meta: dict[str, Any]) -> Path:
-    """Writes a model with these of its parameters; see `Model.save_pretrained`."""
-    with files.whole_folder(folder, last="config.json") as place:
-        files.save(place / "model.safetensors", "model", state, {"model": model.kind})
+    """Writes the config of a model with the tensors `state`; see `Model.save_pretrained`."""
+    with files.whole_folder(folder, last="config.json") as temporary:
+        files.save(temporary / "model.safetensors", "model", state, {"model": model.kind})
         config = {"fewtokens_model": model.kind, "config": asdict(model.config), **meta}
-        files.write_json(place / "config.json", config)
+        files.write_json(temporary / "config.json", config)
     return Path(folder)
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a saved model.
+    """Reads config.json of a saved model.
 
     Raises:
-        ValueError: none there, or not one of a model of ours.
+        ValueError: no such file, or not the config of a fewtokens model.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no config.json, so not a saved model")
-    said = read_json(path)
-    if not isinstance(said.get("fewtokens_model"), str) or not isinstance(said.get("config"), dict):
-        raise ValueError(f"{path}: not the config of a model of fewtokens")
-    # X(2+1)D has a setting called hidden of its own.
-    current = current_names({name: value for name, value in said["config"].items() if name != "hidden"})
-    if "hidden" in said["config"]:
-        own = said["fewtokens_model"] == "x2plus1d"
-        current["hidden" if own else OLD_NAMES["hidden"]] = said["config"]["hidden"]
-    return said | {"config": current}
+    content = read_json(path)
+    config = content.get("config")
+    if not isinstance(content.get("fewtokens_model"), str) or not isinstance(config, dict):
+        raise ValueError(f"{path}: not the config of a fewtokens model")
+    # X(2+1)D has a setting named hidden; elsewhere it is the old name of mlp_dim.
+    current = current_names({name: value for name, value in config.items() if name != "hidden"})
+    if "hidden" in config:
+        is_current = content["fewtokens_model"] == "x2plus1d"
+        current["hidden" if is_current else OLD_NAMES["hidden"]] = config["hidden"]
+    return content | {"config": current}
 
 
 def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
-    """The config dataclass from plain values; a ValueError in the name of `where` for unknown or bad ones."""
+    """Builds a config dataclass from JSON values.
+
+    Raises:
+        ValueError: unknown names or invalid values; the message starts with `where`.
+    """
     refuse_unknown(values, kind.config_type, where)
     conform(values, kind.config_type, where)
     try:
@@ -95,35 +103,35 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
         ValueError,
         TypeError,
         ArithmeticError,
-    ) as error:  # 0 where something is divided by it, say
+    ) as error:  # for example, division by a setting of 0
         raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 
 def restore(kind: type[Model], config: Any, tensors: dict[str, Tensor], where: str) -> Model:
-    """A network of this config with these parameters, in eval mode.
+    """Builds a network from a config and its tensors, in eval mode.
 
-    It is built without memory first, so that a config that asks for more than the tensors hold asks for nothing.
+    It is first built on the meta device, so a config that does not match the tensors allocates no memory.
 
     Raises:
-        ValueError: what is missing, left over, of another shape, or of an old version.
+        ValueError: names the tensors that are missing, unexpected, of another shape, or of an old version.
     """
     if not 0 < config.blocks <= len(tensors):
-        raise ValueError(
-            f"{where}: its config says {config.blocks} blocks, which its {len(tensors)} tensors do not hold"
-        )
+        raise ValueError(f"{where}: the config has {config.blocks} blocks, which do not fit in {len(tensors)} tensors")
     try:
         with torch.device("meta"):
-            bare = kind(config)
-    except (RuntimeError, OverflowError) as error:  # sizes that no tensor can have
-        raise ValueError(f"{where}: its config makes no network ({' '.join(str(error).split())[:200]})") from None
-    check(bare, tensors, where)
+            empty = kind(config)
+    except (RuntimeError, OverflowError) as error:  # impossible tensor sizes
+        raise ValueError(
+            f"{where}: the network cannot be built from its config ({' '.join(str(error).split())[:200]})"
+        ) from None
+    check(empty, tensors, where)
     model = kind(config)
     model.load_state_dict(tensors)
     return model.eval()
 
 
 def check(model: Model, tensors: dict[str, Tensor], where: str) -> None:
-    """Raises a ValueError that names tensors missing, left over, of another shape, or of an old version."""
-    if told := model.outdated(tensors):
-        raise ValueError(f"{where}: {told}")
+    """Raises ValueError if tensors are missing, unexpected, of another shape, or of an old version."""
+    if message := model.outdated(tensors):
+        raise ValueError(f"{where}: {message}")
     files.check_fit(model.state_dict(), tensors, f"{where}: does not fit this {model.kind}")

@@ -1,4 +1,4 @@
-"""A trained ViT or ViViT of ours as an encoder: its last tokens, with the learner's maps as their weights."""
+"""A trained ViT or ViViT as an encoder: its last tokens, with the maps of its learner as attribution."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from fewtokens.networks.vit import VisionTransformer
 
 
 class ModelEncoder(Encoder):
-    """Runs a trained network over whole videos.
+    """Runs a trained network on full videos.
 
-    A network made for single images sees each frame for itself; one made for clips sees the video as one clip, its
-    positions resized to the video's length.
+    A network for images processes each frame separately. A network for clips processes the video as one clip, with
+    positions resized to its length.
 
     Args:
         model: the network, on its device, in its dtype.
-        name: "id" in files.
-        batch: frames in one pass, for networks made for images.
+        name: id in saved files.
+        batch: frames in one forward pass, for networks for images.
         fingerprint: SHA-256 of the weight files, or None.
     """
 
@@ -69,37 +69,37 @@ class ModelEncoder(Encoder):
         before: Sequence[Callable[..., Tokens]] = (),
         inside: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); gives no cues."""
+        """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns no cues."""
         if needs or before or inside:
-            raise ValueError(f"{self.id} is a whole network; methods come after it, and it gives no cues")
+            raise ValueError(f"{self.id} is a complete network: methods can act only after it, and it provides no cues")
         B, T, _, height, width = frames.shape
         config = self.model.config
         grid = self.grid(T, height, width, times)
         videos = []
         for b, video in enumerate(frames):
             fitted = fit(to_unit(video[None].to(self.device)), grid, config.tubelet_size, config.patch_size)
-            one = grid if grid.times is None or grid.times.ndim == 1 else grid.select(torch.tensor([b]))
+            video_grid = grid if grid.times is None or grid.times.ndim == 1 else grid.select(torch.tensor([b]))
             if config.grid[0] == 1 and config.tubelet_size == 1:
                 parts = [self.model.tokens(part) for part in fitted[0].split(self.batch)]
-                videos.append(_one_video(collate(parts), one))
+                videos.append(_join_frames(collate(parts), video_grid))
             else:
                 tokens = self.model.tokens(fitted)
-                videos.append(tokens.replace(grid=one))
+                videos.append(tokens.replace(grid=video_grid))
             if self.progress is not None:
                 self.progress((b + 1) * T, B * T)
         return collate(videos).replace(grid=grid), {}
 
 
-def _one_video(frames: Tokens, grid: Grid) -> Tokens:
-    """Tokens of single frames, equally many in each, as those of one video; their weights too."""
+def _join_frames(frames: Tokens, grid: Grid) -> Tokens:
+    """Joins single frames with equal token counts into one video, with their attribution."""
     T, M = frames.B, frames.N
     first = M * torch.arange(T, device=frames.device)[:, None]
     positions = frames.positions.clone()
     positions[..., 0] += torch.arange(T, device=frames.device)[:, None]
-    weights = None
+    attribution = None
     if frames.attribution is not None:
-        own = torch.eye(T, device=frames.device, dtype=frames.attribution.dtype)
-        weights = (frames.attribution[:, :, None] * own[:, None, :, None]).reshape(1, T * M, -1)
+        diagonal = torch.eye(T, device=frames.device, dtype=frames.attribution.dtype)
+        attribution = (frames.attribution[:, :, None] * diagonal[:, None, :, None]).reshape(1, T * M, -1)
     return frames.replace(
         features=frames.features.reshape(1, T * M, -1),
         positions=positions.reshape(1, T * M, 3),
@@ -108,22 +108,24 @@ def _one_video(frames: Tokens, grid: Grid) -> Tokens:
         assignment=torch.where(frames.assignment < 0, -1, frames.assignment + first).reshape(1, -1),
         grid=grid,
         prefix=None,
-        attribution=weights,
+        attribution=attribution,
     )
 
 
 def load_model_encoder(
     folder: Path, *, name: str, batch: int, device: torch.device, dtype: torch.dtype
 ) -> ModelEncoder | VitEncoder:
-    """The encoder of a saved network; of a pre-trained one its ViT, whether or not the decoder is still with it.
+    """Loads a saved network as an encoder; of a pre-training network only its ViT, with or without a saved decoder.
 
     Raises:
-        ValueError: a network that gives no tokens of a grid.
+        ValueError: the output of the network is not a grid of tokens.
     """
     if is_pretrained(folder):
         vit = load_pretrained_vit(folder).to(device, dtype)
         return VitEncoder(vit, name=name, batch=batch, fingerprint=fingerprint(folder))
     model = models.load(folder)
-    if not isinstance(model, VisionTransformer) or model.config.attention == "factorised_encoder":
-        raise ValueError(f"{folder}: a {model.kind} whose last features are no tokens of a grid; take a ViT or ViViT")
+    if not isinstance(model, VisionTransformer) or model.config.attention == "factorized_encoder":
+        raise ValueError(
+            f"{folder}: the last features of this {model.kind} are not a grid of tokens; use a ViT or ViViT"
+        )
     return ModelEncoder(model.to(device, dtype), name=name, batch=batch, fingerprint=fingerprint(folder))

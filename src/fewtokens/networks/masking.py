@@ -1,7 +1,7 @@
-"""What every masked pre-training shares: which patches are seen, what is predicted, how far off it is.
+"""Components of masked pre-training: masks, targets and losses.
 
-Masked autoencoders (arXiv 2111.06377): random patches are hidden before the encoder, and the loss is on the pixels of
-the hidden ones, each patch normalized by its own mean and spread.
+Masked autoencoders (arXiv 2111.06377): random patches are masked before the encoder, and the loss is on the pixels of
+the masked patches, each normalized by its mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ DISTANCES = ("mse", "cosine")
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Which patches of each sample are seen.
+    """Visible and masked patches of each sample.
 
     Attributes:
-        visible: their numbers, int64 [B,K], equally many in each sample.
-        hidden: bool [B,N], True = hidden.
+        visible: indices of the visible patches, int64 [B,K], the same number in each sample.
+        hidden: bool [B,N], True for masked patches.
     """
 
     visible: Tensor
@@ -36,56 +36,56 @@ class Mask:
 
 
 def visible_count(patches: int, ratio: float) -> int:
-    """Patches that stay visible: their share rounded down, as in the published code (19 of 196 at 0.9), at least 1."""
+    """Number of visible patches, rounded down as in the published code (19 of 196 at ratio 0.9), at least 1."""
     return max(1, int(patches * (1 - ratio)))
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:
-    """Hides a share of the patches; those of the least noise stay.
+    """Masks a fraction of the patches; those with the lowest noise stay visible.
 
     Args:
-        noise: [B,N], a number for each patch.
-        ratio: share to hide, in [0, 1).
+        noise: [B,N], one value per patch.
+        ratio: fraction of patches to mask, in [0, 1).
     """
     visible = noise.argsort(1)[:, : visible_count(noise.shape[1], ratio)]
     return Mask(visible, torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False))
 
 
 def patch_pixels(frames: Tensor, patch: int) -> Tensor:
-    """Pixels of each patch, [B,3,H,W] to float32 [B,N,patch*patch*3]: rows, columns, channel last."""
+    """Splits frames [B,3,H,W] into the pixels of each patch, float32 [B,N,patch*patch*3] (row, column, channel)."""
     return patchify(frames[:, None].float(), 1, patch)[:, :, 0]
 
 
 def pixel_targets(frames: Tensor, patch: int) -> Tensor:
-    """`patch_pixels` with each patch shifted to mean 0 and scaled to (unbiased) variance 1."""
+    """Returns `patch_pixels` with each patch normalized to mean 0 and (unbiased) variance 1."""
     pixels = patch_pixels(frames, patch)
     return (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def pixel_loss(predicted: Tensor, wanted: Tensor, hidden: Tensor | None = None, distance: str = "mse") -> Tensor:
-    """Mean distance of patches, in float32.
+def pixel_loss(predicted: Tensor, target: Tensor, hidden: Tensor | None = None, distance: str = "mse") -> Tensor:
+    """Mean distance between predicted and target patches, in float32.
 
     Args:
-        predicted, wanted: [B,N,pixels].
-        hidden: bool [B,N], the patches that count; all where None.
-        distance: "mse", the mean over the pixels of a patch; or "cosine", 1 - cosine of the angle between patches.
+        predicted, target: [B,N,pixels].
+        hidden: bool [B,N], the patches in the loss; None for all.
+        distance: "mse" (mean over the pixels of a patch) or "cosine" (1 - cosine similarity of patches).
     """
-    predicted, wanted = predicted.float(), wanted.float()
+    predicted, target = predicted.float(), target.float()
     if distance == "cosine":
-        each = 1 - F.cosine_similarity(predicted, wanted, dim=-1)
+        loss = 1 - F.cosine_similarity(predicted, target, dim=-1)
     else:
-        each = (predicted - wanted).square().mean(-1)
-    return each.mean() if hidden is None else torch.where(hidden, each, 0.0).sum() / hidden.sum()
+        loss = (predicted - target).square().mean(-1)
+    return loss.mean() if hidden is None else torch.where(hidden, loss, 0.0).sum() / hidden.sum()
 
 
 def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
-    """Fixed positions, float32 [rows,columns,dim]: sines and cosines of the column, then those of the row.
+    """Fixed sine-cosine positions, float32 [rows,columns,dim]: of the column, then of the row.
 
     Raises:
-        ValueError: a dim that is no multiple of 4.
+        ValueError: dim is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"sine and cosine positions need a dim that is a multiple of 4, got {dim}")
+        raise ValueError(f"dim must be a multiple of 4 for sine-cosine positions, got {dim}")
     rates = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
 
     def waves(count: int) -> Tensor:
@@ -98,13 +98,13 @@ def sincos_positions(rows: int, columns: int, dim: int) -> Tensor:
 
 
 def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute: bool = False) -> Tensor:
-    """Prefix and patch tokens after the last norm, [B,P+K,C]; hidden patches are never seen by any block.
+    """Encodes the visible patches; returns prefix and patch tokens after the last norm, [B,P+K,C].
 
     Args:
-        vit: the encoder.
-        frames: normalized, [B,3,H,W] of whole patches.
-        visible: numbers of the patches that are seen [B,K], in the order in which they come out; all where None.
-        recompute: activations in the backward pass instead of keeping them.
+        vit: the encoder. No block processes masked patches.
+        frames: normalized frames [B,3,H,W], multiples of the patch size.
+        visible: indices of the visible patches [B,K], in the order of the output; None for all.
+        recompute: recompute activations in the backward pass (activation checkpointing).
     """
     x = vit.embed(frames).flatten(1, 2)
     if visible is not None:
@@ -117,16 +117,17 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
 
 
 def fix_positions(vit: ViT) -> None:
-    """Gives a ViT fixed sine and cosine positions, none for its class token; neither learns."""
+    """Sets fixed sine-cosine positions in a ViT and zero for its class token; neither is trained."""
     vit.positions.requires_grad_(False).copy_(sincos_positions(*vit.config.grid[1:], vit.config.dim))
     if vit.class_position is not None:
         vit.class_position.requires_grad_(False).zero_()
 
 
 def initialize(module: nn.Module) -> None:
-    """As the published codes: Xavier for every linear layer and for patches seen as one, tokens N(0, 0.02), biases 0.
+    """Initializes as in the published codes: Xavier for linear layers and the patch embedding, tokens N(0, 0.02).
 
-    But for the bias of the patches, which those codes leave as PyTorch draws it: uniform within 1 / sqrt(fan-in).
+    Biases are 0, except for that of the patch embedding, which keeps the default of PyTorch: uniform within
+    1 / sqrt(fan-in).
     """
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):

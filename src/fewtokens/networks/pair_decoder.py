@@ -1,8 +1,8 @@
-"""The decoder of masked pre-training on pairs of frames: one block for all objectives.
+"""The decoder of masked pre-training on pairs of frames, shared by all objectives.
 
-A block is cross-attention to a memory, self-attention, MLP, all pre-norm (SiamMAE, arXiv 2305.14344; RSP, arXiv
-2406.07398; Token Bottleneck). Sequences without a memory go through the same blocks and skip the cross-attention: so
-Token Bottleneck's path and its auxiliary one share every other weight, and a batch of both runs through them at once.
+A block is cross-attention to a memory, self-attention and an MLP, all pre-norm (SiamMAE, arXiv 2305.14344; RSP, arXiv
+2406.07398; Token Bottleneck). Sequences without a memory skip the cross-attention. The main and auxiliary paths of
+Token Bottleneck therefore share all other weights and run as one batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fewtokens.networks.masking import Mask, sincos_positions
 
 
 class PairBlock(Block):
-    """Cross-attention where there is a memory, then self-attention and MLP."""
+    """Cross-attention if there is a memory, then self-attention and MLP."""
 
     def __init__(self, config: ViTConfig, *, cross: bool) -> None:
         super().__init__(config)
@@ -28,23 +28,23 @@ class PairBlock(Block):
             self.cross = make_attention(config, cross=True)
 
     def forward(self, x: Tensor, drop: float = 0.0, memory: Tensor | None = None) -> Tensor:
-        """The last len(memory) sequences look at theirs; those before them have none."""
+        """Applies the block; the last len(memory) sequences cross-attend to the memory, those before them do not."""
         if memory is None:
             return super().forward(x, drop)
-        alone, looking = x[: len(x) - len(memory)], x[len(x) - len(memory) :]
-        looking = looking + self.cross(self.norm_query(looking), self.norm_memory(memory))
-        return super().forward(torch.cat([alone, looking]) if len(alone) else looking, drop)
+        without, attending = x[: len(x) - len(memory)], x[len(x) - len(memory) :]
+        attending = attending + self.cross(self.norm_query(attending), self.norm_memory(memory))
+        return super().forward(torch.cat([without, attending]) if len(without) else attending, drop)
 
 
 class PairDecoder(nn.Module):
-    """Tokens of the encoder to pixels of patches.
+    """Decodes encoder tokens to the pixels of patches.
 
     Args:
         features: channels of the encoder.
         grid: rows and columns of patches.
-        patch_size: their side in pixels.
-        dim, depth, num_heads: its own channels, blocks and attention heads.
-        cross: whether blocks have cross-attention; without it a memory is refused.
+        patch_size: side of a patch in pixels.
+        dim, depth, num_heads: channels, blocks and attention heads of the decoder.
+        cross: whether blocks have cross-attention (required for a memory).
     """
 
     positions: Tensor
@@ -62,7 +62,7 @@ class PairDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(features, dim)
-        # Three axes, so that weight decay reaches it, as it does in the published code.
+        # Three axes, so that weight decay applies to it, as in the published code.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("positions", sincos_positions(*grid, dim).flatten(0, 1), persistent=False)
         config = ViTConfig(dim=dim, depth=depth, num_heads=num_heads)
@@ -72,32 +72,32 @@ class PairDecoder(nn.Module):
         self.has_cross = cross
 
     def memory(self, features: Tensor) -> Tensor:
-        """Encoded prefix and all patches [B,P+N,C] to what is looked at [B,P+N,D]: projected, patches with position."""
-        return self.placed(self.embed(features))
+        """Projects encoded prefix and all patches [B,P+N,C] to a memory [B,P+N,D], with positions added to patches."""
+        return self.add_positions(self.embed(features))
 
     def slots(self, hints: Tensor, mask: Mask) -> Tensor:
-        """Encoded prefix and visible patches [B,P+K,C] to [B,P+N,D]: each at its place, mask tokens at the others."""
+        """Projects encoded prefix and visible patches [B,P+K,C] to [B,P+N,D], with mask tokens for masked patches."""
         x = self.embed(hints)
         prefix = x.shape[1] - mask.visible.shape[1]
-        places = self.mask_token.to(x.dtype).expand(*mask.hidden.shape, -1)
-        places = places.scatter(1, mask.visible[..., None].expand(-1, -1, x.shape[-1]), x[:, prefix:])
-        return self.placed(torch.cat([x[:, :prefix], places], 1))
+        patches = self.mask_token.to(x.dtype).expand(*mask.hidden.shape, -1)
+        patches = patches.scatter(1, mask.visible[..., None].expand(-1, -1, x.shape[-1]), x[:, prefix:])
+        return self.add_positions(torch.cat([x[:, :prefix], patches], 1))
 
     def queries(self, batch: int) -> Tensor:
-        """Mask tokens in the place of the class token and of every patch, [B,1+N,D]."""
-        return self.placed(self.mask_token.expand(batch, 1 + len(self.positions), -1))
+        """Returns mask tokens for the class token and all patches, [B,1+N,D]."""
+        return self.add_positions(self.mask_token.expand(batch, 1 + len(self.positions), -1))
 
-    def placed(self, x: Tensor) -> Tensor:
-        """Projected tokens [B,P+N,D] with the positions of the N patches; what comes before them has none."""
+    def add_positions(self, x: Tensor) -> Tensor:
+        """Adds positions to the N patches of projected tokens [B,P+N,D]; the prefix has none."""
         return x + F.pad(self.positions, (0, 0, x.shape[1] - len(self.positions), 0))
 
     def forward(self, x: Tensor, memory: Tensor | None = None, *, recompute: bool = False) -> Tensor:
-        """Sequences [B,P+N,D] to the pixels of their patches [B,N,patch*patch*3].
+        """Decodes sequences [B,P+N,D] to the pixels of their patches [B,N,patch*patch*3].
 
         Args:
-            x: sequences; what comes before the last N tokens of each gives no pixels.
-            memory: [M,S,D] for the last M sequences; the others see nothing but themselves.
-            recompute: activations in the backward pass instead of keeping them.
+            x: sequences; only the last N tokens are decoded to pixels.
+            memory: [M,S,D] for the last M sequences; the others have none.
+            recompute: recompute activations in the backward pass (activation checkpointing).
         """
         assert memory is None or self.has_cross
 

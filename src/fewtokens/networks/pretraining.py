@@ -1,18 +1,18 @@
-"""Networks that learn an image encoder from videos without labels: ToBo and its relatives on the same parts.
+"""Networks for self-supervised pre-training of image encoders on videos: Token Bottleneck and related methods.
 
-    mae       Masked autoencoder (arXiv 2111.06377): one frame, its hidden patches from the visible ones
-    siam_mae  SiamMAE (arXiv 2305.14344): a later frame from a few of its patches and all of an earlier one
+    mae       masked autoencoder (arXiv 2111.06377): predicts masked patches of a frame from visible ones
+    siam_mae  SiamMAE (arXiv 2305.14344): predicts a later frame from a few of its patches and all of an earlier frame
     crop_mae  CropMAE (arXiv 2403.17823): the same network on two crops of one frame
-    tobo      Token Bottleneck: a later frame from a few of its patches and *one token* of an earlier one
+    tobo      Token Bottleneck: predicts a later frame from a few of its patches and *one token* of an earlier frame
     rsp       RSP (arXiv 2406.07398), in `fewtokens.networks.rsp`
 
-Each is an `encoder` (a ViT with fixed positions, which is what remains) and a `decoder`. A saved folder is an encoder
-for `fewtokens.load_encoder`; its class token, the bottleneck, comes first in `Tokens.prefix`.
+Each has an `encoder` (a ViT with fixed positions, kept after pre-training) and a `decoder`. `fewtokens.load_encoder`
+loads a saved folder as an encoder; its class token, the bottleneck, is first in `Tokens.prefix`.
 
-SiamMAE's own code was never released. The block of its decoder is here the pre-norm one of all the others, as in Token
-Bottleneck's auxiliary path; the re-implementation that came with CropMAE takes a post-norm one with the MLP (always of
-2048 hidden channels) in the middle and dropout of 0.1, and gives the source no positions in the decoder. So encoders of
-CropMAE's checkpoints fit, their decoders do not.
+The code of SiamMAE was never released. Its decoder block here is the same pre-norm block as in the other networks, as
+in the auxiliary path of Token Bottleneck. The reimplementation in CropMAE uses a post-norm block with the MLP (always
+2048 hidden channels) in the middle, dropout of 0.1, and no positions for the source in the decoder. Encoders of CropMAE
+checkpoints can therefore be loaded, decoders cannot.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ BOTTLENECK_POSITIONS = ("zero", "learned")
 
 @dataclass(frozen=True)
 class PretrainingConfig(ViTConfig):
-    """The encoder's config, and what all objectives add.
+    """Config of the encoder and the settings shared by all objectives.
 
     Attributes:
-        image_size: height and width of the frames, in pixels, multiples of the patch.
-        mask_ratio: share of the target's patches that is hidden, in (0, 1).
-        decoder_dim, decoder_depth, decoder_num_heads: of the decoder, which is thrown away afterwards.
-        distance: "mse" of normalized pixels (the published codes; the default), or "cosine" (what the paper of Token
-            Bottleneck names).
+        image_size: height and width of the frames in pixels, multiples of the patch size.
+        mask_ratio: fraction of the patches of the target to mask, in (0, 1).
+        decoder_dim, decoder_depth, decoder_num_heads: of the decoder, which is discarded after pre-training.
+        distance: "mse" of normalized pixels (as in the published codes) or "cosine" (as in the paper of Token
+            Bottleneck). Default: "mse".
     """
 
     mask_ratio: float = 0.75
@@ -70,12 +70,12 @@ class PretrainingConfig(ViTConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if any(side % self.patch_size for side in self.image_size):
-            raise ValueError(f"frames of {self.image_size} pixels are not whole patches of {self.patch_size}")
+            raise ValueError(f"image_size must be multiples of patch_size {self.patch_size}, got {self.image_size}")
         if not self.class_token:
-            raise ValueError("pre-training needs the class token")
+            raise ValueError("pre-training requires class_token=True")
         if not 0 < self.mask_ratio < 1 or self.patches < 2:
             raise ValueError(
-                f"mask_ratio must be in (0, 1), of two patches at least; got {self.mask_ratio} of {self.patches}"
+                f"mask_ratio must be in (0, 1) with at least two patches, got {self.mask_ratio} of {self.patches}"
             )
         if self.distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {self.distance!r}")
@@ -87,38 +87,38 @@ class PretrainingConfig(ViTConfig):
 
     @property
     def blocks(self) -> int:
-        """Blocks of encoder and decoder."""
+        """Number of blocks of encoder and decoder."""
         return self.depth + self.decoder_depth
 
     @property
     def patches(self) -> int:
-        """Patches of a frame."""
+        """Number of patches of a frame."""
         return math.prod(self.grid)
 
 
 @dataclass(frozen=True)
 class SiamMaeConfig(PretrainingConfig):
-    """SiamMAE hides 95 %."""
+    """Config of SiamMAE, which masks 95% of the patches."""
 
     mask_ratio: float = 0.95
 
 
 @dataclass(frozen=True)
 class CropMaeConfig(PretrainingConfig):
-    """CropMAE hides 98.5 %: two patches of 196 are seen."""
+    """Config of CropMAE, which masks 98.5% of the patches: two of 196 stay visible."""
 
     mask_ratio: float = 0.985
 
 
 @dataclass(frozen=True)
 class ToBoConfig(PretrainingConfig):
-    """Token Bottleneck's.
+    """Config of Token Bottleneck.
 
     Attributes:
-        auxiliary_weight: of the SiamMAE path beside the bottleneck's (1 in the code, one sentence in the paper's
-            appendix); 0 leaves it and all cross-attention out.
-        bottleneck_tokens: through which the source goes: the class token, and learned registers beside it.
-        bottleneck_position: "zero" (the code: it stands in the place of the class token, which has none) or
+        auxiliary_weight: weight of the auxiliary SiamMAE path (1 in the code; one sentence in the appendix of the
+            paper). 0 removes it and all cross-attention.
+        bottleneck_tokens: number of tokens that encode the source: the class token and learned registers.
+        bottleneck_position: "zero" (as in the code, where it replaces the class token, which has no position) or
             "learned".
     """
 
@@ -138,19 +138,22 @@ class ToBoConfig(PretrainingConfig):
             known = ", ".join(BOTTLENECK_POSITIONS)
             raise ValueError(f"bottleneck_position must be one of {known}, got {self.bottleneck_position!r}")
         if self.num_registers not in (0, self.bottleneck_tokens - 1):
-            raise ValueError("num_registers follows from bottleneck_tokens: the class token is the first of them")
+            raise ValueError(
+                "num_registers must be bottleneck_tokens - 1: the class token is the first bottleneck token"
+            )
         object.__setattr__(self, "num_registers", self.bottleneck_tokens - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network says of the target frame.
+    """Prediction of the target frame.
 
     Attributes:
-        paths: by name, normalized pixels [B,N,patch*patch*3] and the patches that count (bool [B,N], None = all).
-        mask: of the target.
-        extra: losses beside those of the paths, by name.
-        weights: in the sum of all losses; 1 where not said.
+        paths: for each path, normalized pixels [B,N,patch*patch*3] and the patches in the loss (bool [B,N], None for
+            all).
+        mask: mask of the target.
+        extra: additional losses by name.
+        weights: weight of each loss in the sum. Default: 1.
     """
 
     paths: Mapping[str, tuple[Tensor, Tensor | None]]
@@ -162,14 +165,14 @@ class Prediction:
 
 
 class Pretraining(Model, ABC):
-    """An encoder, a decoder, and a loss.
+    """Base class of pre-training networks: an encoder, a decoder and a loss.
 
     Args:
-        config: of the network.
+        config: hyperparameters of the network.
     """
 
     config_type: ClassVar[Any] = PretrainingConfig
-    frames: ClassVar[int] = 2  # of a sample: source and target, or one
+    frames: ClassVar[int] = 2  # per sample: source and target, or one
     cross: ClassVar[bool] = True
 
     def __init__(self, config: Any) -> None:
@@ -185,54 +188,54 @@ class Pretraining(Model, ABC):
             num_heads=config.decoder_num_heads,
             cross=self.cross and getattr(config, "auxiliary_weight", 1) > 0,
         )
-        self._parts()
+        self._add_modules()
         with torch.no_grad():
             initialize(self)
             fix_positions(self.encoder)
 
-    def _parts(self) -> None:
-        """What a network has beside encoder and decoder."""
+    def _add_modules(self) -> None:
+        """Adds the modules of a subclass."""
 
     @abstractmethod
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
-        """From normalized frames [B,3,H,W] and the noise [B,N] that hides patches."""
+        """Predicts the target from normalized frames [B,3,H,W] and the noise [B,N] that selects the masked patches."""
 
     def split(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized source and target [B,3,H,W] out of frames [B,F,3,H,W]; the same where F is 1.
+        """Splits frames [B,F,3,H,W] into normalized source and target [B,3,H,W], which are equal if F is 1.
 
         Raises:
-            ValueError: another number of frames, or another size than the network's.
+            ValueError: the number or size of frames differs from the network's.
         """
         if frames.ndim != 5 or frames.shape[1] != self.frames or tuple(frames.shape[3:]) != self.config.image_size:
             height, width = self.config.image_size
             raise ValueError(
-                f"a {self.kind} of this size takes [B,{self.frames},3,{height},{width}], got {list(frames.shape)}"
+                f"frames of this {self.kind} must be [B,{self.frames},3,{height},{width}], got {list(frames.shape)}"
             )
         x = normalize(to_unit(frames), IMAGENET_MEAN, IMAGENET_STD)
         return x[:, 0], x[:, -1]
 
     def forward(self, frames: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """The losses.
+        """Computes the losses.
 
         Args:
-            frames: [B,F,3,H,W], uint8 or float in 0..1: source, then target.
-            noise: [B,N], float; the patches of the target with the least noise are seen.
+            frames: source, then target, [B,F,3,H,W], uint8 or float in 0..1.
+            noise: float [B,N]; the patches of the target with the lowest noise stay visible.
 
         Returns:
-            "loss", and what it is the weighted sum of by name; scalars, float32.
+            "loss" and the terms of its weighted sum by name; float32 scalars.
 
         Raises:
             ValueError: frames of another shape.
         """
         source, target = self.split(frames)
-        said = self.predict(source, target, noise)
-        wanted = pixel_targets(target, self.config.patch_size)
+        prediction = self.predict(source, target, noise)
+        pixels = pixel_targets(target, self.config.patch_size)
         losses = {
-            name: pixel_loss(predicted, wanted, counts, self.config.distance)
-            for name, (predicted, counts) in said.paths.items()
-        } | dict(said.extra)
-        whole = torch.stack([said.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-        return {"loss": whole, **losses}
+            name: pixel_loss(predicted, pixels, patches, self.config.distance)
+            for name, (predicted, patches) in prediction.paths.items()
+        } | dict(prediction.extra)
+        total = torch.stack([prediction.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        return {"loss": total, **losses}
 
     def _encode(self, frames: Tensor, visible: Tensor | None = None) -> Tensor:
         return encode(self.encoder, frames, visible, recompute=self.checkpointing and self.training)
@@ -242,7 +245,7 @@ class Pretraining(Model, ABC):
 
 
 class Mae(Pretraining):
-    """One frame: hidden patches from visible ones, by self-attention alone."""
+    """Masked autoencoder: predicts masked patches of one frame from visible ones with self-attention only."""
 
     kind, frames, cross = "mae", 1, False
 
@@ -253,7 +256,7 @@ class Mae(Pretraining):
 
 
 class SiamMae(Pretraining):
-    """The target's hidden patches look at all of the source."""
+    """SiamMAE: masked patches of the target cross-attend to all patches of the source."""
 
     kind = "siam_mae"
     config_type: ClassVar[Any] = SiamMaeConfig
@@ -266,24 +269,25 @@ class SiamMae(Pretraining):
 
 
 class CropMae(SiamMae):
-    """SiamMAE's network; its source is a crop of one frame and its target a crop of that."""
+    """CropMAE: the network of SiamMAE; the source is a crop of a frame and the target a crop of the source."""
 
     kind = "crop_mae"
     config_type: ClassVar[Any] = CropMaeConfig
 
 
 class ToBo(Pretraining):
-    """Token Bottleneck: squeeze the source into one token, expand the target from it and a few hints.
+    """Token Bottleneck: squeezes the source into one token and expands it to the target, given a few target patches.
 
-    Two paths through the same decoder blocks. "tobo": the source's class token in the place of the target's, then the
-    target's patches; self-attention and MLP alone, so that the source's patches are never seen. "siam": the SiamMAE
-    path, which looks at all of the source by cross-attention. Both are one batch for all but the cross-attention.
+    It has two paths through the same decoder blocks. "tobo": the class token of the source replaces that of the target,
+    followed by the patches of the target; self-attention and MLP only, so the patches of the source are not available.
+    "siam": the SiamMAE path, which cross-attends to all of the source. Except for cross-attention, both run as one
+    batch.
     """
 
     kind = "tobo"
     config_type: ClassVar[Any] = ToBoConfig
 
-    def _parts(self) -> None:
+    def _add_modules(self) -> None:
         if self.config.bottleneck_position == "learned":
             tokens, dim = self.config.bottleneck_tokens, self.config.decoder_dim
             self.bottleneck_positions = nn.Parameter(torch.zeros(1, tokens, dim))
@@ -293,7 +297,7 @@ class ToBo(Pretraining):
         return self.expand(self._encode(source), self._encode(target, mask.visible), mask)
 
     def expand(self, source: Tensor, hints: Tensor, mask: Mask) -> Prediction:
-        """From the encoded source [B,P+N,C] and the encoded hints [B,P+K,C]."""
+        """Predicts the target from the encoded source [B,P+N,C] and the encoded visible patches [B,P+K,C]."""
         tokens, weight = self.config.bottleneck_tokens, self.config.auxiliary_weight
         slots = self.decoder.slots(hints, mask)
         memory = self.decoder.memory(source)

@@ -1,4 +1,4 @@
-"""RSP: a representation of the current frame from which a future one can be drawn (arXiv 2406.07398)."""
+"""RSP: learns a frame representation by stochastic prediction of a future frame (arXiv 2406.07398)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fewtokens.networks.pretraining import Prediction, Pretraining, PretrainingC
 
 @dataclass(frozen=True)
 class RspConfig(PretrainingConfig):
-    """RSP's.
+    """Config of RSP.
 
     Attributes:
-        variables, values: categorical latents and the values of each.
-        kl_weight: of the divergence between posterior and prior.
-        kl_balance: share of it that moves the posterior towards the prior; the rest moves the prior.
-        free_nats: below which the divergence costs nothing.
-        noise: standard deviation of what is added to the target (after normalization) that the posterior sees; 0.5 is
-            the default of the released code, which its command leaves.
+        variables, values: number of categorical latents, and of values of each.
+        kl_weight: weight of the KL divergence between posterior and prior.
+        kl_balance: fraction of the divergence that updates the posterior; the rest updates the prior.
+        free_nats: the divergence is clamped below at this value.
+        noise: standard deviation of the noise added to the normalized target for the posterior. Default: 0.5, as in the
+            released code and command.
     """
 
     variables: int = 32
@@ -43,17 +43,17 @@ class RspConfig(PretrainingConfig):
 
 
 class Rsp(Pretraining):
-    """The whole target from the source and a latent, the latent drawn by who knows the target; and MAE on the target.
+    """RSP: predicts the target from the source and a latent sampled from the posterior, plus MAE on the target.
 
-    "rsp" is the target from the posterior's latent, all patches; "mae" its hidden patches from the visible ones. In
-    both the queries are mask tokens alone, one in the place of the class token too, and the decoder is the same. Each
-    of the two has a linear layer of its own from the encoder to the decoder.
+    Path "rsp" predicts all patches from the source and the latent; path "mae" predicts the masked patches
+    from the visible ones. In both, the queries are mask tokens only, including one for the class token, and the decoder
+    is the same. Each path has a separate linear layer from encoder to decoder.
     """
 
     kind = "rsp"
     config_type: ClassVar[Any] = RspConfig
 
-    def _parts(self) -> None:
+    def _add_modules(self) -> None:
         config = self.config
         C, latent = config.dim, config.variables * config.values
         self.prior = nn.Sequential(nn.Linear(C, 2 * C), nn.ReLU(), nn.Linear(2 * C, latent))
@@ -65,8 +65,8 @@ class Rsp(Pretraining):
         if "prior.4.weight" not in tensors:
             return ""
         return (
-            "saved by an earlier fewtokens, whose RSP had a layer more in prior and posterior than the published one; "
-            "fewtokens.load_encoder still loads its encoder"
+            "saved by an earlier fewtokens, whose RSP had an additional layer in prior and posterior; its encoder can be "
+            "loaded with fewtokens.load_encoder"
         )
 
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:
@@ -77,7 +77,7 @@ class Rsp(Pretraining):
         shape = (-1, config.variables, config.values)
         prior = self.prior(before[:, 0]).float().view(shape)
         posterior = self.posterior(torch.cat([before[:, 0], after[:, 0]], -1)).float().view(shape)
-        future = self._future(before, draw(posterior))
+        future = self._future(before, sample(posterior))
         slots = self.decoder.slots(self._encode(target, mask.visible), mask)
         masked = self._decode(self.decoder.queries(len(target)), slots)
         kl = balanced_divergence(posterior, prior, config.kl_balance, config.free_nats)
@@ -85,32 +85,32 @@ class Rsp(Pretraining):
         return Prediction(paths, mask, {"kl": kl}, {"kl": config.kl_weight})
 
     def imagine(self, source: Tensor) -> Tensor:
-        """A target drawn from the prior alone: normalized frames [B,3,H,W] to normalized pixels [B,N,p*p*3]."""
+        """Predicts a target from frames [B,3,H,W] and a latent sampled from the prior: pixels [B,N,p*p*3]."""
         before = self._encode(source)
         shape = (-1, self.config.variables, self.config.values)
-        return self._future(before, draw(self.prior(before[:, 0]).float().view(shape)))
+        return self._future(before, sample(self.prior(before[:, 0]).float().view(shape)))
 
     def _future(self, before: Tensor, latent: Tensor) -> Tensor:
-        memory = self.decoder.placed(self.embed_source(before))
-        drawn = self.embed_latent(latent.flatten(1).to(self.embed_latent.weight.dtype))[:, None]
-        return self._decode(self.decoder.queries(len(before)), torch.cat([drawn, memory], 1))
+        memory = self.decoder.add_positions(self.embed_source(before))
+        embedded = self.embed_latent(latent.flatten(1).to(self.embed_latent.weight.dtype))[:, None]
+        return self._decode(self.decoder.queries(len(before)), torch.cat([embedded, memory], 1))
 
 
-def draw(logits: Tensor) -> Tensor:
-    """One value of each variable [B,V,K], one-hot; gradients go to the probabilities (straight through)."""
-    chances = logits.softmax(-1)
-    picked = torch.multinomial(chances.detach().flatten(0, 1), 1).view(chances.shape[:-1])
-    return F.one_hot(picked, chances.shape[-1]).to(chances.dtype) + chances - chances.detach()
+def sample(logits: Tensor) -> Tensor:
+    """Samples a one-hot value of each variable [B,V,K], with straight-through gradients to the probabilities."""
+    probs = logits.softmax(-1)
+    index = torch.multinomial(probs.detach().flatten(0, 1), 1).view(probs.shape[:-1])
+    return F.one_hot(index, probs.shape[-1]).to(probs.dtype) + probs - probs.detach()
 
 
 def divergence(posterior: Tensor, prior: Tensor) -> Tensor:
-    """KL(posterior || prior) in nats, of logits [B,V,K]: the sum over the variables, the mean over the batch."""
+    """KL(posterior || prior) in nats of logits [B,V,K], summed over variables, mean over the batch."""
     p, q = posterior.log_softmax(-1), prior.log_softmax(-1)
     return (p.exp() * (p - q)).sum((1, 2)).mean()
 
 
 def balanced_divergence(posterior: Tensor, prior: Tensor, balance: float, free: float) -> Tensor:
-    """The divergence, moving the posterior by a share `balance` and the prior by the rest; at least `free` nats."""
+    """KL divergence, of which `balance` updates the posterior and the rest the prior; at least `free` nats."""
     to_posterior = divergence(posterior, prior.detach()).clamp(min=free)
     to_prior = divergence(posterior.detach(), prior).clamp(min=free)
     return balance * to_posterior + (1 - balance) * to_prior

@@ -1,4 +1,4 @@
-"""Networks in folders: loaded, and told about."""
+"""Loading and describing saved networks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS: dict[str, type[Model]] = {"vit": VisionTransformer, "x2plus1d": X2plus1d}
 
 
 def describe(model: Model) -> dict[str, Any]:
-    """Plain values: kind, parameters, config."""
+    """Returns kind, number of parameters and config as a dict."""
     return {
         "kind": model.kind,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -26,7 +26,7 @@ def describe(model: Model) -> dict[str, Any]:
 
 
 def is_saved(folder: str | Path) -> bool:
-    """Whether a folder holds a network that `load` gives; pre-trained encoders are for `fewtokens.load_encoder`."""
+    """Whether a folder contains a network for `load`; pre-trained encoders are loaded with `fewtokens.load_encoder`."""
     try:
         return read_config(folder)["fewtokens_model"] in KINDS
     except ValueError:
@@ -34,26 +34,28 @@ def is_saved(folder: str | Path) -> bool:
 
 
 def load(folder: str | Path, **changes: Any) -> Model:
-    """A network from a folder written by `save_pretrained`, in eval mode.
+    """Loads a network from a folder written by `save_pretrained`, in eval mode.
 
     Args:
-        folder: where.
-        changes: settings that differ and change no shape, such as head or fuser_mix.
+        folder: path of the folder.
+        changes: settings to override that change no tensor shape, such as head or fuser_mix.
 
     Raises:
-        ValueError: what is missing, cut short, or does not fit, in one line.
+        ValueError: a file is missing, truncated or does not fit; one line.
     """
-    said = read_config(folder)
-    kind = KINDS.get(said["fewtokens_model"])
+    content = read_config(folder)
+    kind = KINDS.get(content["fewtokens_model"])
     if kind is None:
-        raise ValueError(f"{folder}: holds a {files.in_a_line(said['fewtokens_model'])!r}; known: {', '.join(KINDS)}")
-    config = make_config(kind, said["config"] | changes, str(folder))
+        raise ValueError(
+            f"{folder}: must be one of {', '.join(KINDS)}, got {files.in_a_line(content['fewtokens_model'])!r}"
+        )
+    config = make_config(kind, content["config"] | changes, str(folder))
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")
     return restore(kind, config, tensors, str(folder))
 
 
 class Trained(TypedDict, total=False):
-    """How a network was trained, as far as it matters to who uses it."""
+    """Training settings that matter for inference."""
 
     size: int
     resize: int
@@ -65,7 +67,7 @@ class Trained(TypedDict, total=False):
 
 
 class Meta(TypedDict, total=False):
-    """What is read of what was saved beside a config."""
+    """Metadata stored next to a config."""
 
     labels: list[str]
     multi_label: bool
@@ -73,17 +75,17 @@ class Meta(TypedDict, total=False):
 
 
 def meta(folder: str | Path) -> Mapping[str, Any]:
-    """What was saved beside the config: class names, how it was trained.
+    """Reads the metadata stored next to a config: class names, training settings.
 
     Raises:
-        ValueError: no saved model, or something else by these names.
+        ValueError: not a saved model, or metadata of a wrong type.
     """
-    said = {name: value for name, value in read_config(folder).items() if name not in ("fewtokens_model", "config")}
-    return conform(said, Meta, str(Path(folder) / "config.json"))
+    stored = {name: value for name, value in read_config(folder).items() if name not in ("fewtokens_model", "config")}
+    return conform(stored, Meta, str(Path(folder) / "config.json"))
 
 
 def preset_kind(name: str) -> str:
-    """The kind of network behind a name or the folder of a saved model."""
+    """Returns the network type of a preset name or the folder of a saved model."""
     if Path(name).is_dir():
         return str(read_config(name)["fewtokens_model"])
     return preset(name)[0].kind

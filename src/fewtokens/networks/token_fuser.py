@@ -1,7 +1,7 @@
-"""TokenFuser: from a few processed tokens back to the grid, and the alternatives that the paper compares.
+"""TokenFuser, which maps a few processed tokens back to the grid, and the alternatives compared in the paper.
 
-All take the tokens y [B,T,M,C], the frames x [B,T,H,W,C] that went into the learner, and the learner's maps
-[B*T,M,H*W]; all give [B,T,H,W,C], to which the caller adds x. Not methods: they lead to more tokens, not fewer.
+All take the tokens y [B,T,M,C], the input of the learner x [B,T,H,W,C] and the maps of the learner [B*T,M,H*W]; all
+return [B,T,H,W,C], to which the caller adds x. They are not methods, because they increase the number of tokens.
 """
 
 from __future__ import annotations
@@ -14,22 +14,20 @@ from fewtokens.methods.learned.tokenlearner import mlp
 
 
 class TokenFuser(nn.Module):
-    """Mixes the tokens with one another, then gives every pixel its own gated sum of them.
+    """Mixes the tokens linearly, then returns a gated sum of them for every pixel.
 
-    TokenLearner (arXiv 2106.11297, section 3). The mixing matrix starts at zero, so that at initialization
-    learner, block and fuser together are the identity.
-
-    The paper mixes the tokens of all frames (a matrix of num_tokens*frames squared); its code those of a
-    frame. Both are here, the code's is the default. The gate is linear in the paper and in the code of 2021,
-    an MLP in the code of today; linear is the default, because the paper's FLOPs are made with it.
+    TokenLearner (arXiv 2106.11297, section 3). The mixing matrix is initialized to zero, so that initially learner,
+    block and fuser together are the identity. The paper mixes the tokens of all frames (a square matrix of
+    num_tokens*frames), its code those of one frame. The gate is linear in the paper and in the code of 2021, an MLP in
+    the current code; the paper's FLOPs are those of the linear gate.
 
     Args:
-        num_tokens: tokens of each frame.
+        num_tokens: number of tokens per frame.
         dim: channels.
-        mix: "frame" or "clip".
-        frames: of a clip; needed for mix="clip".
+        mix: "frame" (as in the code) or "clip" (as in the paper).
+        frames: number of frames of a clip; required for mix="clip".
         gate: "linear" (no bias) or "mlp" (64 hidden channels).
-        dropout: of the MLP and of the output, in training.
+        dropout: rate in the MLP and on the output, in training.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class TokenFuser(nn.Module):
         if self.mix == "clip":
             if self.mixing.in_features != T * M:
                 raise ValueError(
-                    f"this fuser mixes clips of {self.mixing.in_features // M} frames, got {T}; mix='frame' takes any"
+                    f"clips must have {self.mixing.in_features // M} frames for mix='clip', got {T}; use mix='frame'"
                 )
             y = y.flatten(1, 2)
         y = self.mixing(y.transpose(-1, -2)).transpose(-1, -2)
@@ -76,9 +74,9 @@ class TokenFuser(nn.Module):
 
 
 class Unpool(nn.Module):
-    """Every pixel takes the tokens by the weights that it gave to them: sum over tokens of map * LayerNorm(token).
+    """Unpools tokens with the maps of the learner: for each pixel, the sum over tokens of map * LayerNorm(token).
 
-    The alternative of TokenLearner (arXiv 2106.11297) without a learned way back.
+    The alternative of TokenLearner (arXiv 2106.11297) without additional learned weights.
     """
 
     def __init__(self, num_tokens: int, *, dim: int) -> None:
@@ -87,20 +85,20 @@ class Unpool(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor, maps: Tensor | None = None) -> Tensor:
         if maps is None:
-            raise ValueError("unpooling needs the maps of the learner")
+            raise ValueError("unpooling requires the maps of the learner")
         y = self.norm_tokens(y).flatten(0, 1)
         return (maps.transpose(1, 2) @ y).reshape(x.shape)
 
 
 class Reproject(Attention):
-    """One transformer layer in which every pixel asks the tokens: attention from the grid to the tokens, then an MLP.
+    """One transformer layer with cross-attention from the grid to the tokens, then an MLP.
 
-    The alternative of TokenLearner (arXiv 2106.11297) with the largest way back. The last layer starts at zero,
-    so that it begins as the identity, as the fuser does.
+    The largest of the alternatives in TokenLearner (arXiv 2106.11297). The last layers are initialized to zero, so that
+    with the residual it is initially the identity, as the fuser.
 
     Args:
-        num_tokens: of a frame; any number serves.
-        dim: channels, a multiple of 64 or one head is used.
+        num_tokens: number of tokens per frame; not used.
+        dim: channels; heads of 64 channels if it is a multiple of 64, otherwise one head.
     """
 
     def __init__(self, num_tokens: int, *, dim: int) -> None:

@@ -1,10 +1,9 @@
-"""ViT and ViViT, plain or with TokenLearner: the networks of arXiv 2106.11297 and 2103.15691.
+"""ViT and ViViT, optionally with TokenLearner: the networks of arXiv 2106.11297 and 2103.15691.
 
-One network for images and clips: an image is a clip of one frame. Tubelets are embedded, blocks attend, and at
-chosen layers a learner makes few tokens of each frame:
+One network for images and clips: an image is a clip of one frame. A learner can reduce each frame to a few tokens:
 
-    without fuser   learner before block `at`, the blocks from there on see its tokens alone
-    with fuser      in every block from `at` on: learner, block, fuser back to the grid, residual
+    without fuser   the learner is before block `at`, and later blocks process only its tokens
+    with fuser      every block from `at` on: learner, block, fuser back to the grid, residual
 """
 
 from __future__ import annotations
@@ -28,37 +27,37 @@ from fewtokens.encoders.frames import normalize, to_unit
 from fewtokens.encoders.transformer import Block
 from fewtokens.encoders.vit import ViT
 from fewtokens.methods.ops.per_frame import resampled_frames
-from fewtokens.networks.attention import FactorisedDotBlock, FactorisedSelfBlock
+from fewtokens.networks.attention import FactorizedDotBlock, FactorizedSelfBlock
 from fewtokens.networks.base import Model
 from fewtokens.networks.token_fuser import FUSERS, TokenFuser
 
-ATTENTION = ("joint", "factorised_encoder", "factorised_self", "factorised_dot")
+ATTENTION = ("joint", "factorized_encoder", "factorized_self", "factorized_dot")
 HEADS = ("gap", "gmp", "gsp", "token")
 
 
 @dataclass(frozen=True)
 class VisionConfig(ViTConfig):
-    """The shape of a ViT or ViViT that classifies.
+    """Hyperparameters of a ViT or ViViT classifier.
 
     Attributes:
-        tubelet_size: frames of a tubelet.
-        num_frames: of the clip that positions are learned for; others resize them.
-        num_classes: outputs.
-        head: what is classified: mean ("gap"), maximum ("gmp") or sum ("gsp") over the tokens, or a class token. It
-            decides on `class_token`.
-        attention: one of `ATTENTION`; the last three are ViViT's factorised ones (section 3.3 there). Positions are
-            learned for every tubelet; in the factorised encoder once for the tubelets of a frame and once for the
-            frames, as in the published code.
-        temporal_depth: blocks over time of the factorised encoder.
+        tubelet_size: frames per tubelet.
+        num_frames: frames per clip of the position embedding; it is resized for other lengths.
+        num_classes: number of outputs.
+        head: input of the classifier: mean ("gap"), maximum ("gmp") or sum ("gsp") over tokens, or a class token
+            ("token"). Determines `class_token`.
+        attention: one of `ATTENTION`; the last three are the factorized attentions of ViViT (section 3.3 there).
+            Positions are learned for every tubelet; in the factorized encoder separately for the tubelets of a frame
+            and for the frames, as in the published code.
+        temporal_depth: number of temporal blocks of the factorized encoder.
         learner: spec of a per-frame learner such as "tokenlearner('8/frame')"; "" for none.
-        at: 0-based layer; the learner stands immediately before this block.
-        fuser: "", or fuser, unpool, reproject: back to the grid in every layer from `at` on.
-        fuser_mix, fuser_gate: of the TokenFuser.
-        stochastic_depth: rate at the last block, growing linearly from 0; in training.
-        head_bias: initial bias of the classifier; -10 goes with the sigmoid loss.
-        mean, std: of the normalization, RGB in 0..1.
+        at: index of the block that follows the learner.
+        fuser: "fuser", "unpool" or "reproject" to map back to the grid in every block from `at` on; "" for none.
+        fuser_mix, fuser_gate: arguments of `TokenFuser`.
+        stochastic_depth: rate at the last block, increasing linearly from 0; in training.
+        head_bias: initial bias of the classifier; -10 is used with the sigmoid loss.
+        mean, std: normalization of pixels, RGB in 0..1.
 
-    The other attributes are those of `ViTConfig`; the paper's code has another activation than its default.
+    The other attributes are those of `ViTConfig`; the default activation is that of the paper's code.
     """
 
     class_token: bool = False
@@ -82,11 +81,13 @@ class VisionConfig(ViTConfig):
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        # The spelling of earlier versions.
+        object.__setattr__(self, "attention", str(self.attention).replace("factorised", "factorized"))
         for name, known in (("head", HEADS), ("attention", ATTENTION), ("fuser", ("", *FUSERS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
         if self.class_token and self.head != "token":
-            raise ValueError("a class token goes with head='token'")
+            raise ValueError("class_token=True requires head='token'")
         object.__setattr__(self, "class_token", self.head == "token")
         if min(self.tubelet_size, self.num_frames, self.num_classes) < 1:
             raise ValueError("tubelet_size, num_frames and num_classes must be at least 1")
@@ -96,26 +97,24 @@ class VisionConfig(ViTConfig):
             )
         super().__post_init__()
         if self.num_frames < self.tubelet_size:
-            raise ValueError(f"a clip of {self.num_frames} frames holds no tubelet of {self.tubelet_size}")
+            raise ValueError(f"num_frames must be at least tubelet_size {self.tubelet_size}, got {self.num_frames}")
         if self.antialias:
-            raise ValueError("antialias is for the positions of images; those of tubelets are resized without it")
+            raise ValueError("antialias is not supported: positions of tubelets are resized without it")
         if self.learner and not 0 <= self.at < self.depth:
-            raise ValueError(f"at must be a layer of 0 to {self.depth - 1}, got {self.at}")
+            raise ValueError(f"at must be a block index from 0 to {self.depth - 1}, got {self.at}")
         prefix = self.class_token or self.num_registers > 0
         if self.learner and (self.attention != "joint" or prefix):
-            raise ValueError(
-                "a learner goes with joint attention, a head over the tokens (gap, gmp, gsp), no registers"
-            )
+            raise ValueError("a learner requires joint attention, a head over tokens (gap, gmp, gsp) and no registers")
         if self.fuser and not self.learner:
-            raise ValueError(f"the fuser {self.fuser!r} needs a learner")
+            raise ValueError(f"the fuser {self.fuser!r} requires a learner")
         if not 0 <= self.stochastic_depth < 1:
             raise ValueError(f"stochastic_depth must be in [0, 1), got {self.stochastic_depth}")
-        if self.attention in ("factorised_self", "factorised_dot") and prefix:
-            raise ValueError(f"attention {self.attention!r} has no class token and no registers; take head='gap'")
+        if self.attention in ("factorized_self", "factorized_dot") and prefix:
+            raise ValueError(f"attention {self.attention!r} supports no class token and no registers; use head='gap'")
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """T, H, W of the tubelets; what is left over at the border is not seen."""
+        """T, H, W of the tubelets; remaining frames and pixels at the border are ignored."""
         _, H, W = super().grid
         return self.num_frames // self.tubelet_size, H, W
 
@@ -126,20 +125,20 @@ class VisionConfig(ViTConfig):
 
     @property
     def blocks(self) -> int:
-        """Blocks over the tokens, and over the frames of the factorised encoder."""
-        return self.depth + (self.temporal_depth if self.attention == "factorised_encoder" else 0)
+        """Number of blocks, including the temporal ones of the factorized encoder."""
+        return self.depth + (self.temporal_depth if self.attention == "factorized_encoder" else 0)
 
     @property
     def position_grid(self) -> tuple[int, ...]:
-        """The grid that positions are learned for; the frames of the factorised encoder share those in space."""
+        """Grid of the position embedding; frames of the factorized encoder share spatial positions."""
         T, H, W = self.grid
-        return 1 if self.attention == "factorised_encoder" else T, H, W
+        return 1 if self.attention == "factorized_encoder" else T, H, W
 
 
 class VisionTransformer(Model, ViT):
     """A ViT or ViViT classifier.
 
-    Frames [B,T,3,H,W] or images [B,3,H,W] in, uint8 or float in 0..1; logits [B,classes] out.
+    Maps frames [B,T,3,H,W] or images [B,3,H,W] (uint8, or float in 0..1) to logits [B,classes].
     """
 
     kind = "vit"
@@ -154,10 +153,10 @@ class VisionTransformer(Model, ViT):
         return nn.Parameter(torch.randn(*shape) * 0.02)
 
     def _make_block(self) -> nn.Module:
-        kinds: dict[str, type[Block]] = {"factorised_self": FactorisedSelfBlock, "factorised_dot": FactorisedDotBlock}
+        kinds: dict[str, type[Block]] = {"factorized_self": FactorizedSelfBlock, "factorized_dot": FactorizedDotBlock}
         return kinds.get(self.config.attention, Block)(self.config)
 
-    def _parts(self) -> None:
+    def _add_modules(self) -> None:
         config, C = self.config, self.config.dim
         self.learners = nn.ModuleDict()
         self.fusers = nn.ModuleDict()
@@ -166,24 +165,24 @@ class VisionTransformer(Model, ViT):
             self.learners = nn.ModuleDict({str(layer): build_learner(config) for layer in layers})
         if config.fuser:
             self.fusers = nn.ModuleDict({str(layer): self._fuser() for layer in range(config.at, config.depth)})
-        if config.attention == "factorised_encoder":
-            by_token = config.class_token
+        if config.attention == "factorized_encoder":
+            has_token = config.class_token
             self.temporal_positions = self._embedding(config.grid[0], C)
-            self.temporal_token = nn.Parameter(torch.zeros(C)) if by_token else None
-            self.temporal_token_position = self._embedding(C) if by_token else None
+            self.temporal_token = nn.Parameter(torch.zeros(C)) if has_token else None
+            self.temporal_token_position = self._embedding(C) if has_token else None
             self.temporal_blocks = nn.ModuleList(Block(config) for _ in range(config.temporal_depth))
             self.temporal_norm = nn.LayerNorm(C, config.eps)
         self.head = nn.Linear(C, config.num_classes)
 
     def outdated(self, tensors: Mapping[str, Tensor]) -> str:
         positions = tensors.get("positions")
-        if self.config.attention != "factorised_encoder" or positions is None or positions.ndim != 4:
+        if self.config.attention != "factorized_encoder" or positions is None or positions.ndim != 4:
             return ""
         if len(positions) == 1 and ("temporal_token" in tensors) == ("temporal_token_position" in tensors):
             return ""
         return (
-            "saved by an earlier fewtokens, whose factorised encoder learned positions for each frame; the published "
-            "one shares them over all frames, so train it again"
+            "saved by an earlier fewtokens, whose factorized encoder had separate positions for each frame; retrain it "
+            "(frames now share positions, as published)"
         )
 
     def reset_parameters(self) -> None:
@@ -194,7 +193,7 @@ class VisionTransformer(Model, ViT):
         num_tokens = getattr(build_learner(config), "num_tokens", 0)
         if config.fuser == "fuser":
             if not num_tokens:
-                raise ValueError(f"the fuser mixes a known number of tokens, which {config.learner!r} does not have")
+                raise ValueError(f"the fuser requires a learner with a fixed number of tokens, got {config.learner!r}")
             return TokenFuser(
                 num_tokens,
                 dim=config.dim,
@@ -205,7 +204,7 @@ class VisionTransformer(Model, ViT):
         return FUSERS[config.fuser](num_tokens, dim=config.dim)
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """Normalized clips [B,3,T,H,W], for `embed`, of frames as `forward` takes them.
+        """Prepares the frames of `forward` for `embed`: normalized clips [B,3,T,H,W].
 
         Raises:
             ValueError: frames of another shape, or smaller than a tubelet.
@@ -214,19 +213,25 @@ class VisionTransformer(Model, ViT):
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames must be [B,T,3,H,W] or [B,3,H,W], got {list(frames.shape)}")
         smallest = self.config.kernel
-        if any(have < want for have, want in zip((frames.shape[1], *frames.shape[3:]), smallest, strict=True)):
-            raise ValueError(f"clips must hold a tubelet of {'x'.join(map(str, smallest))}, got {list(frames.shape)}")
+        if any(size < minimum for size, minimum in zip((frames.shape[1], *frames.shape[3:]), smallest, strict=True)):
+            raise ValueError(
+                f"clips must be at least one tubelet ({'x'.join(map(str, smallest))}), got {list(frames.shape)}"
+            )
         return normalize(to_unit(frames), self.config.mean, self.config.std).transpose(1, 2)
 
     def walk(
         self, tokens: Tokens, inside: Sequence[Method] = (), needs: Sequence[str] = ()
     ) -> tuple[Tokens, dict[str, Tensor]]:
         if self.config.attention != "joint" or self.config.learner:
-            raise ValueError("methods act between plain blocks: joint attention, and no learner")
+            raise ValueError("methods between blocks require joint attention and no learner")
         return super().walk(tokens, inside, needs)
 
     def intermediates(self, frames: Tensor) -> dict[str, Tensor]:
-        """Everything by name: embedded, block0.., learner{i} (maps), tokens (last norm), pre_logits, logits."""
+        """Returns all intermediate outputs by name.
+
+        Names: embedded, block0..., learner{i} (its maps), tokens (after the last norm), temporal{i}, pre_logits,
+            logits.
+        """
         named: dict[str, Tensor] = {}
         x = self.embed(self.prepare(frames))
         named["embedded"] = x
@@ -234,7 +239,7 @@ class VisionTransformer(Model, ViT):
         x, prefix = self._walk(x, named)
         x = self.norm_last(x)
         named["tokens"] = x[:, prefix:] if x.ndim == 3 else x
-        if self.config.attention == "factorised_encoder":
+        if self.config.attention == "factorized_encoder":
             x, prefix = self._over_time(self._pool(x, prefix), grid[0], named), 0
         named["pre_logits"] = self._pool(x, prefix)
         named["logits"] = self.head(named["pre_logits"])
@@ -244,16 +249,19 @@ class VisionTransformer(Model, ViT):
         return self.intermediates(frames)["logits"]
 
     def features(self, frames: Tensor) -> Tensor:
-        """What the classifier sees, [B,C]."""
+        """Returns the input of the classifier, [B,C]."""
         return self.intermediates(frames)["pre_logits"]
 
     def tokens(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
-        """The last tokens as `Tokens` [B,N,C], with the learner's maps as their weights where it has one.
+        """Returns the last tokens as `Tokens` [B,N,C], with the maps of a learner as attribution.
 
-        With a fuser these are the cells of the grid. Not for the factorised encoder, whose last tokens are frames.
+        With a fuser these are the cells of the grid.
+
+        Raises:
+            ValueError: the factorized encoder, whose last tokens are frames.
         """
-        if self.config.attention == "factorised_encoder":
-            raise ValueError("the factorised encoder ends with one token for each frame, not with cells of the grid")
+        if self.config.attention == "factorized_encoder":
+            raise ValueError("the factorized encoder returns one token per frame, not cells of a grid")
         named = self.intermediates(frames)
         T, H, W = named["embedded"].shape[1:4]
         step = self.config.tubelet_size
@@ -265,13 +273,13 @@ class VisionTransformer(Model, ViT):
         return cells.replace(features=named["tokens"].reshape(cells.B, cells.N, -1))
 
     def _walk(self, x: Tensor, named: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """All blocks; the tokens, and how many prefix tokens come first."""
+        """Runs all blocks; returns the tokens and the number of prefix tokens."""
         B, T, H, W, C = x.shape
         attention = self.config.attention
         prefix = 0
         if attention == "joint":
             x = x.flatten(1, 3)
-        elif attention == "factorised_encoder":
+        elif attention == "factorized_encoder":
             x = x.reshape(B * T, H * W, C)
         else:
             x = x.flatten(2, 3)
@@ -303,7 +311,7 @@ class VisionTransformer(Model, ViT):
         return block(x, rate)
 
     def _over_time(self, x: Tensor, frames: int, named: dict[str, Tensor]) -> Tensor:
-        """The factorised encoder's second half: frames [B*T,C] to [B,T(+1),C]."""
+        """Runs the temporal blocks of the factorized encoder: frames [B*T,C] to [B,T(+1),C]."""
         per_frame = x.unflatten(0, (-1, frames))
         positions: Tensor = self.temporal_positions
         if len(positions) != frames:
@@ -319,7 +327,7 @@ class VisionTransformer(Model, ViT):
         return self.temporal_norm(x)
 
     def _pool(self, x: Tensor, prefix: int) -> Tensor:
-        """[B,C]: the class token, or what the head takes of the tokens after the prefix."""
+        """Returns the class token, or pools the tokens after the prefix as `head` specifies, [B,C]."""
         if self.config.head == "token":
             return x[:, 0]
         x = x.flatten(1, -2)[:, prefix:]
@@ -329,26 +337,28 @@ class VisionTransformer(Model, ViT):
 
 
 def build_learner(config: VisionConfig) -> nn.Module:
-    """The learner of a spec, for this network's dim and grid.
+    """Builds the learner of a config, for its dim and grid.
 
     Raises:
-        ValueError: not one method, or one that does not work frame by frame.
+        ValueError: not a single method that works frame by frame.
     """
     spec = current_spec(config.learner)
-    takes = inspect.signature(registry.get(registry.parse(spec)[0][0])).parameters
-    sized = {"side": max(config.grid[1:])} if "side" in takes else {}
+    parameters = inspect.signature(registry.get(registry.parse(spec)[0][0])).parameters
+    sized = {"side": max(config.grid[1:])} if "side" in parameters else {}
     (learner, *others) = registry.build(spec, dim=config.dim, **sized)
     if others or not hasattr(learner, "learn"):
-        raise ValueError(f"{config.learner!r} is not one per-frame learner such as tokenlearner('8/frame')")
+        raise ValueError(
+            f"learner must be one per-frame learner such as tokenlearner('8/frame'), got {config.learner!r}"
+        )
     return learner
 
 
 def initialize(model: VisionTransformer) -> None:
-    """As the paper's code: Xavier for attention and MLP, biases of the MLP near zero, the head zero."""
+    """Initializes as the paper's code: Xavier for attention and MLP, MLP biases near zero, head zero."""
     for module in model.modules():
         if isinstance(module, Block):
             for linear in (layer for layer in module.modules() if isinstance(layer, nn.Linear)):
-                # Queries, keys and values are drawn each for themselves.
+                # Queries, keys and values are initialized separately.
                 parts = linear.weight.chunk(3) if linear.out_features == 3 * linear.in_features else [linear.weight]
                 for part in parts:
                     nn.init.xavier_uniform_(part)
@@ -356,7 +366,7 @@ def initialize(model: VisionTransformer) -> None:
                     nn.init.zeros_(linear.bias)
             nn.init.normal_(module.mlp.fc1.bias, std=1e-6)
             nn.init.normal_(module.mlp.fc2.bias, std=1e-6)
-            if isinstance(module, FactorisedSelfBlock):
+            if isinstance(module, FactorizedSelfBlock):
                 nn.init.zeros_(module.attention_time.out.weight)
     fan_in = model.patches.weight[0].numel()
     nn.init.trunc_normal_(model.patches.weight, std=fan_in**-0.5)

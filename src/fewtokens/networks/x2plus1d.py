@@ -1,12 +1,12 @@
 """X(2+1)D-M for videos, with TokenLearner, a Vector Transformer and TokenFuser inside its bottlenecks.
 
-The geometry of X3D-M (arXiv 2004.04730) with each 3-D convolution split into a 3x3 one in space and a 3 in time,
-dense, without squeeze-and-excitation, with ReLU (TokenLearner, arXiv 2106.11297, section 6). What stands between the
-two 1x1x1 convolutions of a unit is chosen by name, parts joined with "+":
+The geometry of X3D-M (arXiv 2004.04730) with each 3-D convolution split into a 3x3 spatial and a 3 temporal one,
+dense, without squeeze-and-excitation, with ReLU (TokenLearner, arXiv 2106.11297, section 6). The modules between the
+two 1x1x1 convolutions of a unit are specified by names joined with "+":
 
     conv2d  conv1d  spatial  temporal  joint  tokenlearner
 
-"conv2d+conv1d" is the plain network, "conv2d+tokenlearner" and "tokenlearner" the paper's.
+"conv2d+conv1d" is the baseline, "conv2d+tokenlearner" and "tokenlearner" are those of the paper.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ READINGS = ("paper_fit", "paper_text")
 
 @dataclass(frozen=True)
 class X2plus1dConfig:
-    """The shape of the network; defaults are M, as the paper's tables have it.
+    """Hyperparameters of the network; defaults are size M, as in the paper's tables.
 
     Attributes:
-        stem, depths, dims, inner: channels and units of the stages.
+        stem: channels of the stem.
+        depths, dims, inner: number of units, output channels and inner channels of each stage.
         last, hidden: channels of the last convolution and of the layer before the classifier.
-        num_classes: outputs.
-        module: what the replaced units hold, parts joined with "+".
-        replaced: units of the last stage that hold it, 0-based. The paper's totals fit exactly three; which
-            three is not said, the last ones are taken.
-        reading: of the TokenLearner module. "paper_fit" reproduces the parameters and FLOPs of the paper's tables
-            (a value projection, 3x3 convolutions for both maps, mixing within a frame); "paper_text" is what the
-            text says (no value projection, one 1x1 convolution, mixing over the clip).
-        num_tokens: of each frame.
-        num_frames: of the clips; the mixing of "paper_text" is made for them.
-        keys: channels of queries and keys of the attention parts, over all heads.
-        num_heads: of the attention parts.
-        mean, std: of the normalization, RGB in 0..1.
+        num_classes: number of outputs.
+        module: modules of the replaced units, joined with "+".
+        replaced: 0-based indices of the units of the last stage that use `module`. The paper's totals fit exactly
+            three; it does not specify which, so the last three are the default.
+        reading: interpretation of the TokenLearner module. "paper_fit" reproduces the parameters and FLOPs of the
+            paper's tables (a value projection, 3x3 convolutions for both maps, mixing within a frame); "paper_text"
+            follows the text (no value projection, one 1x1 convolution, mixing over the clip).
+        num_tokens: number of tokens per frame.
+        num_frames: frames per clip, which "paper_text" mixes.
+        keys: channels of queries and keys in attention modules, over all heads.
+        num_heads: heads of the attention modules.
+        mean, std: normalization of pixels, RGB in 0..1.
     """
 
     stem: int = 24
@@ -67,7 +68,7 @@ class X2plus1dConfig:
         for name in ("depths", "dims", "inner", "replaced", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 < len(self.depths) == len(self.dims) == len(self.inner):
-            raise ValueError("depths, dims and inner must have an entry for each stage")
+            raise ValueError("depths, dims and inner must have one entry per stage")
         counts = (
             self.stem,
             self.last,
@@ -85,7 +86,7 @@ class X2plus1dConfig:
         if unknown := [part for part in self.module.split("+") if part not in PARTS]:
             raise ValueError(f"module must join {', '.join(PARTS)} with '+', got {' '.join(unknown)!r}")
         if any(not 0 <= unit < self.depths[-1] for unit in self.replaced):
-            raise ValueError(f"replaced must name units of 0 to {self.depths[-1] - 1}, got {self.replaced}")
+            raise ValueError(f"replaced must be unit indices from 0 to {self.depths[-1] - 1}, got {self.replaced}")
         if self.keys % self.num_heads or self.inner[-1] % self.num_heads:
             raise ValueError(
                 f"keys {self.keys} and inner {self.inner[-1]} must be multiples of num_heads {self.num_heads}"
@@ -93,12 +94,12 @@ class X2plus1dConfig:
 
     @property
     def blocks(self) -> int:
-        """Units of all stages."""
+        """Number of units in all stages."""
         return sum(self.depths)
 
 
 class Conv2d(nn.Module):
-    """3x3 within each frame, on [B,C,T,H,W]."""
+    """A 3x3 spatial convolution on [B,C,T,H,W]."""
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -109,14 +110,14 @@ class Conv2d(nn.Module):
 
 
 class HalfSize(nn.Module):
-    """Means of 2x2 places of each frame, on [B,C,T,H,W]; in two dimensions, which all dtypes have on a CPU."""
+    """2x2 spatial average pooling on [B,C,T,H,W]; uses 2-D pooling, which supports all dtypes on CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x.flatten(1, 2), 2).unflatten(1, x.shape[1:3])
 
 
 class Conv1d(nn.Module):
-    """3 along time, on [B,C,T,H,W]."""
+    """A temporal convolution of size 3 on [B,C,T,H,W]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -127,10 +128,10 @@ class Conv1d(nn.Module):
 
 
 class GridAttention(nn.Module):
-    """Multi-head attention over places of a frame, over times of a place, or over both; [B,C,T,H,W].
+    """Multi-head attention over space, over time, or over both ("spatial", "temporal", "joint"); [B,C,T,H,W].
 
-    As the paper's tables have it: queries and keys of 128 channels in all, values of all channels, no bias and
-    no projection behind.
+    As in the paper's tables: queries and keys have 128 channels over all heads, values have all channels; no biases and
+    no output projection.
     """
 
     def __init__(self, channels: int, over: str, *, keys: int, num_heads: int) -> None:
@@ -157,10 +158,10 @@ class GridAttention(nn.Module):
 
 
 class VectorAttention(nn.Module):
-    """Attention with a weight for each channel: softmax over j of f_q(z_i) * f_k(z_j), on tokens [B,N,C].
+    """Attention with separate weights for each channel: softmax over j of f_q(z_i) * f_k(z_j), on tokens [B,N,C].
 
-    The same as multi-head attention with as many heads as channels, head dimension 1 and scale 1, and computed
-    as such, so that the [N,N,C] weights need not be kept where a fused kernel serves.
+    Computed as multi-head attention with one head per channel and scale 1, so that a fused kernel does not store the
+    [N,N,C] weights.
     """
 
     def __init__(self, channels: int) -> None:
@@ -193,10 +194,10 @@ class TokenLearnerModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, C, T, H, W = x.shape
         if self.reading == "paper_text" and self.num_frames != T:
-            raise ValueError(f"paper_text mixes the tokens of clips of {self.num_frames} frames, got {T}")
+            raise ValueError(f"clips must have {self.num_frames} frames for reading='paper_text', got {T}")
         images = x.transpose(1, 2).flatten(0, 1)  # [B*T,C,H,W]
         maps = self.maps(images).flatten(2).sigmoid()  # [B*T,M,H*W]
-        z = maps @ self.value(images).flatten(2).transpose(1, 2) / (H * W)  # the mean, as the text says
+        z = maps @ self.value(images).flatten(2).transpose(1, 2) / (H * W)  # the mean, as in the text
         z = self.attention(z.reshape(B, -1, C))
         if self.reading == "paper_fit":
             z = z.reshape(B * T, -1, C)
@@ -206,7 +207,7 @@ class TokenLearnerModule(nn.Module):
 
 
 def make_part(name: str, channels: int, config: X2plus1dConfig) -> nn.Module:
-    """One named part of a unit."""
+    """Builds a module of a unit by name."""
     if name == "conv2d":
         return Conv2d(channels)
     if name == "conv1d":
@@ -219,7 +220,7 @@ def make_part(name: str, channels: int, config: X2plus1dConfig) -> nn.Module:
 
 
 class Unit(nn.Module):
-    """A bottleneck: 1x1x1 up, the parts, 1x1x1 down, residual; batch norm behind each, ReLU between them."""
+    """A bottleneck: 1x1x1 expansion, the modules, 1x1x1 projection, residual; batch norm after each, ReLU between."""
 
     def __init__(self, dim_in: int, dim: int, inner: int, stride: int, parts: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -243,7 +244,7 @@ class Unit(nn.Module):
 
 
 class X2plus1d(Model):
-    """The network: clips [B,T,3,H,W], uint8 or float in 0..1, to logits [B,classes]."""
+    """X(2+1)D; maps clips [B,T,3,H,W] (uint8, or float in 0..1) to logits [B,classes]."""
 
     kind = "x2plus1d"
     config_type = X2plus1dConfig
@@ -281,14 +282,14 @@ class X2plus1d(Model):
             if isinstance(module, nn.Conv3d | nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Unit):
-                # A unit begins as its shortcut.
+                # Each unit initially equals its shortcut.
                 nn.init.zeros_(module.norm_down.weight)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         self.checkpointing = False
 
     def features(self, frames: Tensor) -> Tensor:
-        """What the classifier sees, [B,hidden]."""
+        """Returns the input of the classifier, [B,hidden]."""
         if frames.ndim != 5 or frames.shape[2] != 3 or min(frames.shape[3:]) < 32:
             raise ValueError(f"clips must be [B,T,3,H,W] of at least 32 pixels, got {list(frames.shape)}")
         x = normalize(to_unit(frames), self.config.mean, self.config.std).to(self.stem_space.weight.dtype)

@@ -1,4 +1,4 @@
-"""FastV: after a few layers most tokens of a video are no longer looked at, so they go."""
+"""FastV: drops the video tokens that receive little attention after a few layers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from fewtokens.core.layer_method import (
 
 
 class FastV(LayerMethod):
-    """Before one layer keeps the tokens that the last word of the question looked at most in the layer before.
+    """Before one layer, keeps the video tokens that the last question token attends to most.
 
-    FastV (arXiv 2403.06764). The score is the mean over heads of the attention in layer `layer` - 1; that row alone is
-    recomputed from what enters the layer. Tokens keep their positions. As in the paper, but that only tokens of
-    videos go.
+    FastV (arXiv 2403.06764). The score is the attention of the last question token in layer `layer` - 1, mean over
+    heads; only that row is recomputed, from the input of the layer. Kept tokens keep their positions. Difference from
+    the paper: only video tokens are dropped.
 
     Args:
-        keep: share (float, to the nearest whole number, as published) or count (int) of a prompt's video tokens; the
-            paper drops half.
-        layer: the first layer without the others; K = 2 in the paper.
+        keep: fraction (float in (0, 1], rounded to the nearest count, as published) or number (int) of a prompt's video
+            tokens. Default: 0.5, as in the paper.
+        layer: first layer with fewer tokens, at least 1. Default: 2, the paper's K.
     """
 
     paper = "An Image is Worth 1/2 Tokens After Layer 2 (FastV), arXiv 2403.06764"
-    license = "written from the description"
+    license = "written from the paper"
     cost = "one row of attention, O(L C^2 / groups) for its keys"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:

@@ -1,4 +1,4 @@
-"""FlexSelect without training: from a reference layer on, the tokens that the question's words look at."""
+"""FlexSelect without training: keeps the video tokens that the question attends to in a reference layer."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ from fewtokens.core.layer_method import (
 
 
 class FlexSelect(LayerMethod):
-    """Keeps the tokens that some head and some word of the question looks at most in one reference layer.
+    """Keeps the video tokens with the highest attention from the question in one reference layer.
 
-    FlexSelect (arXiv 2506.00993), its ranking without training. The score is the attention in layer `layer`, over heads
-    and over the words after the last video, of which the rows are recomputed.
-
-    A variant: the paper runs the model up to the reference layer to rank, and then again from its first layer on what
-    was selected; here the pass continues, so the layers before `layer` have seen all tokens, and are paid for. Only
-    tokens of videos go.
+    FlexSelect (arXiv 2506.00993), its training-free ranking. The score is the attention in layer `layer`, pooled over
+    heads and over the text tokens after the last video; only their rows are recomputed. Differences from the paper: it
+    runs the model up to the reference layer to rank the tokens, then reruns it from the first layer on those selected;
+    here the pass continues, so the layers before `layer` process all tokens. Only video tokens are dropped.
 
     Args:
-        keep: share (float) or count (int) of a prompt's video tokens. A quarter is ours; the paper gives counts.
-        layer: the reference layer; 19 is the one of LLaVA-Video-7B (28 layers) in the paper.
-        by: how heads and words are pooled, "max" (argmax in the published code) or "mean" (its default).
+        keep: fraction (float in (0, 1]) or number (int) of a prompt's video tokens. Default: 0.25, ours; the paper
+            gives numbers.
+        layer: reference layer, at least 1. Default: 19, the paper's choice for LLaVA-Video-7B (28 layers).
+        by: pooling over heads and text tokens: "max" (argmax in the published code) or "mean" (its default).
     """
 
     paper = "FlexSelect: Flexible Token Selection for Efficient Long Video Understanding, arXiv 2506.00993"
-    license = "written from the description; the reference code is CC BY-NC-SA 4.0"
-    cost = "one row of attention for each word of the question"
+    license = "written from the paper; reference code CC BY-NC-SA 4.0"
+    cost = "one row of attention per question token"
     asks = "text"
 
     def __init__(self, keep: float | int = 0.25, *, layer: int = 19, by: str = "max") -> None:

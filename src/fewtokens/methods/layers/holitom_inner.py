@@ -1,4 +1,4 @@
-"""HoliTom, inner part: late in the language model tokens go into the one most like them."""
+"""HoliTom, inner part: in a late layer, dropped tokens merge into the most similar kept token."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from fewtokens.core.layer_method import (
 )
 from fewtokens.methods.ops.segments import rank_within
 
-# Entries of a table of cosines made at once (64 MiB in float32).
-_AT_ONCE = 1 << 24
+# Entries of one block of the cosine similarity matrix (64 MiB in float32).
+_BLOCK = 1 << 24
 
 
 class HoliTomInner(LayerMethod):
-    """Before one layer keeps the tokens that the last word looked at in the layer before; the others merge into them.
+    """Before one layer, keeps the video tokens with the highest attention and merges the others into them.
 
-    HoliTom (arXiv 2505.21334), its inner part. A token that goes is averaged into the kept one whose hidden state is
-    most like its own (cosine), 1 to 1 and one after the other, so that later ones weigh more, as published; `merge`
-    "mean" counts each once, "drop" merges nothing. Kept tokens keep their positions. Only tokens of videos go.
+    HoliTom (arXiv 2505.21334), its inner part. The score is the attention of the last question token in the previous
+    layer. Each dropped token is averaged into the kept token whose hidden state is most similar (cosine): one after the
+    other at equal weight, so later tokens weigh more, as published. `merge="mean"` weights all members equally, "drop"
+    merges nothing. Kept tokens keep their positions. Only video tokens are dropped.
 
     Args:
-        keep: share, to the nearest whole number, or count of a prompt's video tokens; 0.5 in the paper.
-        layer: the first layer with fewer; 18 in the paper (of 28).
+        keep: fraction (float in (0, 1], rounded to the nearest count) or number (int) of a prompt's video tokens.
+            Default: 0.5, as in the paper.
+        layer: first layer with fewer tokens, at least 1. Default: 18 (of 28), as in the paper.
         merge: "sequential", "mean" or "drop".
     """
 
     paper = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
-    license = "written from the description; reference Apache-2.0"
-    cost = "one row of attention, O(n^2 C) for the nearest, in blocks"
+    license = "written from the paper; reference code Apache-2.0"
+    cost = "one row of attention; O(n^2 C) for the nearest tokens, in blocks"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 18, merge: str = "sequential") -> None:
         if merge not in ("sequential", "mean", "drop"):
@@ -57,33 +59,33 @@ class HoliTomInner(LayerMethod):
 
     def choose(self, state: LayerState, number: int) -> LayerDecision:
         kept = top(state, counts(state, self.keep, nearest=True))
-        gone = state.video & ~kept
-        if self.merge == "drop" or not bool(gone.any()):
+        dropped = state.video & ~kept
+        if self.merge == "drop" or not bool(dropped.any()):
             return LayerDecision(kept)
-        rows = [self._merged(row, stays, goes) for row, stays, goes in zip(state.hidden, kept, gone, strict=True)]
+        rows = [self._merge(*prompt) for prompt in zip(state.hidden, kept, dropped, strict=True)]
         return LayerDecision(kept, torch.stack(rows))
 
-    def _merged(self, hidden: Tensor, kept: Tensor, gone: Tensor) -> Tensor:
-        """One prompt [M,D] with the tokens `gone` in those `kept`."""
-        x, targets = hidden[gone].float(), hidden[kept].float()
+    def _merge(self, hidden: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+        """Hidden states of one prompt [M,D] after merging the tokens `dropped` into those `kept`."""
+        x, targets = hidden[dropped].float(), hidden[kept].float()
         if not len(x):
             return hidden
         with torch.no_grad():
-            near = nearest(x, targets)
-            members = torch.bincount(near, minlength=len(targets))
+            target = nearest(x, targets)
+            members = torch.bincount(target, minlength=len(targets))
             if self.merge == "mean":
-                own, share = 1 / (members + 1.0), 1 / (members[near] + 1.0)
+                own, weight = 1 / (members + 1.0), 1 / (members[target] + 1.0)
             else:
-                # Halved once for every token that comes after it.
-                order = rank_within(torch.zeros(1, len(near), device=near.device), near[None], len(targets))[0]
-                own, share = 0.5**members, 0.5 ** (members[near] - order)
-        merged = (own[:, None] * targets).index_add(0, near, share[:, None] * x)
+                # The weight halves with each token merged later.
+                order = rank_within(torch.zeros(1, len(target), device=target.device), target[None], len(targets))[0]
+                own, weight = 0.5**members, 0.5 ** (members[target] - order)
+        merged = (own[:, None] * targets).index_add(0, target, weight[:, None] * x)
         merged = torch.where(members[:, None] > 0, merged, targets)
         return hidden.index_put((kept.nonzero()[:, 0],), merged.to(hidden.dtype))
 
 
 def nearest(x: Tensor, targets: Tensor) -> Tensor:
-    """The target [m,D] of the largest cosine with each of x [n,D], the first of equals: int64 [n]."""
+    """Index of the target [m,D] with the largest cosine similarity to each x [n,D], first if tied: int64 [n]."""
     targets = F.normalize(targets, dim=1)
-    blocks = x.split(max(1, _AT_ONCE // len(targets)))
+    blocks = x.split(max(1, _BLOCK // len(targets)))
     return torch.cat([(F.normalize(block, dim=1) @ targets.T).argmax(1) for block in blocks])

@@ -1,4 +1,4 @@
-"""Space-time attentional pooling: weighted sums over all tokens of the video, the weights learned."""
+"""Attentional pooling (BLIP-3-Video): learned weighted sums over all tokens of a video."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fewtokens.methods.ops.resample import Summary, by_time, check_counts, count
 
 
 class AttentionalPool(Resampler):
-    """`keep` weighted sums over all the tokens of the video: W = softmax over tokens of MLP(LN(x)), y = W x.
+    """Pools all tokens of a video into a few weighted sums with learned weights.
 
-    BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267): TokenLearner 1.1 over space and time at once. Here
-    attention is not only attribution: the soft weights are exactly what made the features, so each token is a convex
-    combination of the video's. It differs from the paper: the tokens come in the order of their mean time, and a
-    token whose weights all vanish in float32 counts for all outputs alike (with a weight of 1e-9).
+    Attentional pooling of BLIP-3-Video (xGen-MM-Vid, arXiv 2410.16267), which is TokenLearner 1.1 over space and time
+    jointly: W = softmax over tokens of MLP(LN(x)), y = W x. Attribution is exact: each output is the convex combination
+    of the input tokens that its soft weights describe. Differences from the paper: outputs are sorted by their mean
+    time, and an input token whose weights all vanish in float32 enters every output with weight 1e-9.
 
     Args:
-        keep: tokens of the whole video, a count; 16, 32 and 128 in the paper.
+        keep: number of output tokens per video, at least 1. The paper uses 16, 32 and 128. Default: 32.
         dim: channels of the features.
-        hidden: channels of the hidden layer.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        hidden: channels of the hidden layer of the MLP.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True

@@ -1,4 +1,4 @@
-"""Tokens as learned, fixed sums over the places of a frame."""
+"""A learned linear layer over the positions of a frame, the same for every input."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from fewtokens.methods.ops.per_frame import (
 
 
 class DenseTokens(Resampler):
-    """One dense layer over the places of a frame makes `keep` tokens; the same sums for every frame.
+    """Reduces each frame to a few tokens with one learned linear layer over its positions.
 
-    "Direct dense generation", an alternative that TokenLearner (arXiv 2106.11297, table 14) is compared with. The
-    layer is learned for a grid of `side` x `side` places and shared by all channels; other grids resize it
-    (bilinear), keeping the sum of each row.
+    "Direct dense generation", a baseline of TokenLearner (arXiv 2106.11297, table 14). The weights do not depend on the
+    input: every frame and every channel uses the same sums. The layer is learned for a grid of `side` x `side` cells;
+    for other grids it is resized (bilinear) and each row keeps its sum. The soft weights are the absolute values of the
+    layer.
 
     Args:
-        keep: tokens of each frame, written "8/frame".
+        keep: number of tokens per frame, written "8/frame".
         dim: channels of the features.
         side: rows and columns of the grid that the layer is learned for.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "TokenLearner, arXiv 2106.11297, table 14"
-    license = "own"
-    cost = "H*W*C*num_tokens MACs a frame"
+    license = "written from the paper"
+    cost = "H*W*C*num_tokens MACs per frame"
 
     def __init__(
         self, keep: int | str = "8/frame", *, dim: int = 384, side: int = 14, checkpoint: str | None = None
@@ -51,7 +52,7 @@ class DenseTokens(Resampler):
         load_weights(self, checkpoint)
 
     def maps(self, height: int, width: int) -> Tensor:
-        """What each place gives to each token, [M,H*W]; may be negative."""
+        """Weight of each position in each token, [M,H*W]; may be negative."""
         layer: Tensor = self.layer
         if (height, width) != tuple(layer.shape[1:]):
             scale = layer.shape[1] * layer.shape[2] / (height * width)
@@ -59,9 +60,9 @@ class DenseTokens(Resampler):
         return layer.flatten(1)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        made, maps = learn_with(self.maps(x.shape[1], x.shape[2]), x)
-        return made + self.bias, maps
+        """Maps frames [F,H,W,C] to tokens [F,M,C] and their weights [F,M,H*W]."""
+        sums, maps = learn_with(self.maps(x.shape[1], x.shape[2]), x)
+        return sums + self.bias, maps
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
@@ -69,5 +70,5 @@ class DenseTokens(Resampler):
         maps = self.maps(tokens.grid.H, tokens.grid.W).expand(len(x), -1, -1)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         features = maps.to(wide) @ x.flatten(1, 2).to(wide) + self.bias
-        # Attribution by magnitude: a place with a negative weight is used as well.
+        # Attribution by magnitude: a position with a negative weight contributes too.
         return resampled_frames(tokens, maps.abs() + 1e-12 * (maps == 0), features)

@@ -1,4 +1,4 @@
-"""A learned embedding of how many cells each token stands for, added to it."""
+"""A learned embedding of the number of cells that each token stands for."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from fewtokens.core.tokens import Tokens
 
 
 class LengthEmbedding(Method):
-    """Adds a learned vector for a token's size, such as the length of a run: `rlt | length_embedding(32)`.
+    """Adds a learned embedding of each token's size (run length): `rlt | length_embedding(32)`.
 
-    Run-Length Tokenization (arXiv 2411.05222): a table of `longest` lengths; longer runs take the last one. It comes
-    between patch embedding and encoder, drops nothing, and needs fine-tuning.
+    The length encoding of Run-Length Tokenization (arXiv 2411.05222): a table with one vector for each length from 1 to
+    `longest`; longer runs use the last one. It acts between patch embedding and encoder and drops nothing. It needs
+    fine-tuning.
 
     Args:
-        longest: lengths with a vector of their own.
+        longest: number of lengths with a separate vector, at least 1. Default: 32.
         dim: channels of the features.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     stage = "pixels"
@@ -34,15 +35,15 @@ class LengthEmbedding(Method):
     def __init__(self, longest: int = 32, *, dim: int = 384, checkpoint: str | None = None) -> None:
         super().__init__()
         if longest < 1:
-            raise ValueError(f"longest counts the run lengths with an embedding, at least 1, got {longest}")
+            raise ValueError(f"longest must be at least 1, got {longest}")
         self.longest, self.dim, self.checkpoint = longest, dim, checkpoint
         self.lengths = nn.Parameter(nn.init.trunc_normal_(torch.empty(longest, dim), std=0.02))
         load_weights(self, checkpoint)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         row = tokens.sizes.long().clamp(1, self.longest) - 1
-        added = self.lengths.to(tokens.features.dtype)[row]
-        return tokens.replace(features=tokens.features + added * tokens.mask[..., None])
+        embedding = self.lengths.to(tokens.features.dtype)[row]
+        return tokens.replace(features=tokens.features + embedding * tokens.mask[..., None])
 
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         return Plan.identity(tokens)

@@ -1,4 +1,4 @@
-"""LinVT: the tokens that score highest, at several scales of time, asked by queries that know the text."""
+"""LinVT: selects the highest-scoring tokens, averages them at several time scales, aggregates them given the text."""
 
 from __future__ import annotations
 
@@ -29,37 +29,39 @@ from fewtokens.methods.ops.resample import (
 
 
 class LinVt(Resampler):
-    """Scores choose the `selected` best tokens of the video, which `keep` queries turn into few.
+    """Selects the highest-scoring tokens and aggregates them into a few text-conditioned ones.
 
-    LinVT (arXiv 2412.05185). Spatio-temporal visual token refiner: attention within each frame, then over
-    time at each place, a linear score, the best `selected` tokens in their order, and their averages over runs of
-    each of `scales`, put in a row. Text-conditioned token aggregation: queries look at one another, at these tokens
-    and at the text; then softmax(q k^T) V with neither value nor output projection, so that each head of a token is
-    a convex combination of what was selected. It differs from the released code, which mixes the samples of a batch
-    in its attention and gives its scores no gradient: here nothing mixes samples, and a token is multiplied by the
-    sigmoid of its score. The first two attentions have a norm and a residual here and neither there; the layers of
-    queries norm before each part and have an MLP here, norm after each part and have none there. So released
-    parameters do not fit. Places are added before the first attention. All L rows of the text count.
+    LinVT (arXiv 2412.05185). The spatio-temporal visual token refiner applies attention within each frame and then over
+    time at each position, scores tokens with a linear layer, selects the best `selected` in their original order, and
+    averages them over runs of each length in `scales`. The text-conditioned aggregation applies `num_layers` layers of
+    self-attention among queries and cross-attention to these averages and to the text, then softmax(q k^T) V without
+    value or output projection, so each head of an output token is a convex combination of selected tokens.
 
-    Attribution: the last attention, averaged over heads and spread over the runs, is the soft weights; what was not
-    selected is dropped. The tokens come in the order of their mean time.
+    Differences from the released code: samples of a batch do not attend to each other (there they do), and scores
+    receive a gradient, because tokens are multiplied by the sigmoid of their score. The two refiner attentions have a
+    norm and a residual; the query layers are pre-norm with an MLP (post-norm without one there). Released parameters
+    therefore do not fit. Position embeddings are added before the first attention. Every row of the text counts, so
+    remove padding.
+
+    Attribution: the soft weights are the last attention, averaged over heads and spread over the runs; tokens that were
+    not selected are dropped. Outputs are sorted by their mean time.
 
     Args:
-        keep: tokens of the whole video, a count.
+        keep: number of output tokens per video, at least 1. Default: 32.
         dim: channels of the features.
-        text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
-        selected: tokens that are chosen, 1024 in the paper; all where a video has fewer.
-        scales: lengths of the runs that are averaged.
-        num_layers: layers of the queries.
-        heads: of all attention; the largest number up to this that divides `dim`.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        text_dim: channels of the cue "text" [B,L,D]; None for `dim`.
+        selected: number of tokens to select per video (all tokens of a shorter video). Default: 1024, as in the paper.
+        scales: lengths of the runs to average over.
+        num_layers: number of query layers.
+        heads: maximum number of attention heads; the largest number up to this that divides `dim` is used.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "LinVT, arXiv 2412.05185"
     license = "written from the paper"
-    cost = "8*N*C*C + 2*N*(H*W+T)*C MACs, then K*C*(C + M) with K selected and averaged tokens"
+    cost = "8*N*C*C + 2*N*(H*W+T)*C MACs, then K*C*(C + M) for K selected and averaged tokens"
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class LinVt(Resampler):
         check_counts(selected=selected, num_layers=num_layers, heads=heads)
         scales = tuple(scales)
         if not scales or any(not isinstance(scale, int) or scale < 1 for scale in scales):
-            raise ValueError(f"scales must be lengths of at least 1 such as (1, 2, 4), got {scales!r}")
+            raise ValueError(f"scales must be run lengths of at least 1, such as (1, 2, 4), got {scales!r}")
         self.dim, self.text_dim, self.selected = dim, text_dim, selected
         self.scales, self.num_layers, self.heads, self.checkpoint = scales, num_layers, heads, checkpoint
         self.places = Places(dim)
@@ -96,7 +98,7 @@ class LinVt(Resampler):
         return ("text",)
 
     def refine(self, tokens: Tokens) -> Tensor:
-        """Attention within frames and over time, [B,N,C]."""
+        """Applies attention within frames, then over time; returns [B,N,C]."""
         B, (T, H, W) = tokens.B, tokens.grid.shape
         x = features_of(tokens.require_full_grid(self.name), self.queries.dtype) + self.places(tokens)
         x = x.reshape(B * T, H * W, -1)
@@ -113,34 +115,34 @@ class LinVt(Resampler):
         x = self.refine(tokens)
         score = self.score(x).squeeze(2)
         chosen = Plan.top(score.detach(), counts_of(tokens, self.selected), tokens)
-        kept = tokens.apply(chosen)
+        selected = tokens.apply(chosen)
         x = chosen.move(x * score.sigmoid()[..., None])
-        runs, real = self._runs(kept)
+        runs, real = self._runs(selected)
         pooled = runs.to(x.dtype) @ x  # [B,K,C]
         queries = self.queries.expand(tokens.B, -1, -1)
         for layer in self.layers:
             queries = layer(queries, pooled, real, text.to(x.dtype))
         heads = fitting_heads(self.dim, self.heads)
         q, k = self.query(self.norm_queries(queries)), self.key(pooled)
-        look = attention_weights(split_heads(q, heads), split_heads(k, heads), real)
-        made = (look.to(x.dtype) @ split_heads(pooled, heads)).transpose(1, 2).flatten(2)
-        attention = seen_by_all(look.mean(1) @ runs.to(look.dtype)) * kept.mask[:, None]
+        weights = attention_weights(split_heads(q, heads), split_heads(k, heads), real)
+        features = (weights.to(x.dtype) @ split_heads(pooled, heads)).transpose(1, 2).flatten(2)
+        attention = seen_by_all(weights.mean(1) @ runs.to(weights.dtype)) * selected.mask[:, None]
         assert chosen.representative is not None
         index = chosen.representative[:, None].expand_as(attention)
         attention = attention.new_zeros(*attention.shape[:2], tokens.N).scatter_add(2, index, attention)
-        return resampled(tokens, made, attention, counts_of(tokens, self.keep))
+        return resampled(tokens, features, attention, counts_of(tokens, self.keep))
 
-    def _runs(self, kept: Tokens) -> tuple[Tensor, Tensor]:
-        """The averages over runs of each scale as a matrix [B,K,N], and which of them are real, bool [B,K]."""
-        place = torch.arange(kept.N, device=kept.device)
-        rows = [F.one_hot(place // scale, -(-kept.N // scale)).T for scale in self.scales]
-        within = torch.cat(rows).float() * kept.mask[:, None]
+    def _runs(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Matrix [B,K,N] that averages the runs of every scale, and which of its rows are valid, bool [B,K]."""
+        index = torch.arange(tokens.N, device=tokens.device)
+        rows = [F.one_hot(index // scale, -(-tokens.N // scale)).T for scale in self.scales]
+        within = torch.cat(rows).float() * tokens.mask[:, None]
         total = within.sum(2)
         return within / total.clamp(min=1)[..., None], total > 0
 
 
 class Layer(nn.Module):
-    """Queries look at one another, at the video and at the text, then go through an MLP; LayerNorm before each."""
+    """Self-attention of the queries, cross-attention to the video and to the text, and an MLP; pre-norm."""
 
     def __init__(self, dim: int, heads: int, text_dim: int) -> None:
         super().__init__()
@@ -149,7 +151,7 @@ class Layer(nn.Module):
         self.text, self.mlp = Attention(dim, heads, text_dim), feed_forward(dim)
 
     def forward(self, queries: Tensor, x: Tensor, real: Tensor, text: Tensor) -> Tensor:
-        """[B,M,C] to [B,M,C], looking at x [B,K,C] where real [B,K], and at text [B,L,D]."""
+        """Updates queries [B,M,C] from x [B,K,C] (valid where `real` [B,K]) and text [B,L,D]."""
         own = self.norms[0](queries)
         queries = queries + self.own(own, own)
         queries = queries + self.video(self.norms[1](queries), x, real)

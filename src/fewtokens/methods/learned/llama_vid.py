@@ -1,4 +1,4 @@
-"""LLaMA-VID: two tokens for each frame, one guided by the text, one of the content."""
+"""LLaMA-VID: one text-guided context token and a few content tokens per frame."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from fewtokens.methods.ops.resample import attention_weights, check_text, featur
 
 
 class LlamaVid(Resampler):
-    """Each frame becomes a context token, what the text looks at, and g x g content tokens, plain averages.
+    """Reduces each frame to a text-guided context token and g x g average-pooled content tokens.
 
-    LLaMA-VID (arXiv 2311.17043). Context: mean over the queries q of softmax(q (W_k X)^T / sqrt(C)) X,
-    then W_v; content: adaptive average pooling of X to g x g, then a projector. It differs from the paper:
-    there the queries come from a Q-Former over text and frame; here the embedded text itself is projected to queries,
-    so that any text encoder will do; and where a side is no multiple of the grid, windows are those of adaptive pooling
-    (there a fixed stride, rounded down). All L rows of the text count: take padding away before.
+    LLaMA-VID (arXiv 2311.17043). The context token is the mean over text queries q of softmax(q (W_k X)^T / sqrt(C)) X,
+    projected by W_v; the content tokens are adaptive average pooling of X to g x g, projected. Differences from the
+    paper: queries are a linear projection of the embedded text instead of the output of a Q-Former over text and frame,
+    so any text encoder works; and if a side is no multiple of g, windows are those of adaptive pooling instead of a
+    fixed stride rounded down. Every row of the text counts, so remove padding.
 
-    Attribution: the attention, averaged over the queries, is the soft weights of the context token, the pooling those
-    of the content tokens. Frame after frame: the context token, then the content tokens in raster order.
+    Attribution: the context token has the attention, averaged over the queries, as soft weights; content tokens have
+    those of the pooling. Tokens of a frame are in this order: context, then content in raster order.
 
     Args:
-        keep: tokens of each frame, written "2/frame", or share of the cells (float): a context token, and the largest
-            square of content tokens that fits, at least one.
+        keep: tokens per frame, written "2/frame", or a fraction of the cells (float in (0, 1]): one context token and
+            the largest square of content tokens that fits, at least one. Default: "2/frame".
         dim: channels of the features.
-        text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        text_dim: channels of the cue "text" [B,L,D]; None for `dim`.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "LLaMA-VID, arXiv 2311.17043"
     license = "written from the paper; reference code Apache-2.0"
-    cost = "a frame: H*W*C*C + 2*L*H*W*C + (1 + g*g)*C*C MACs"
+    cost = "per frame: H*W*C*C + 2*L*H*W*C + (1 + g*g)*C*C MACs"
 
     def __init__(
         self,
@@ -70,18 +70,18 @@ class LlamaVid(Resampler):
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         B, (T, H, W) = tokens.B, tokens.grid.shape
         x = features_of(tokens.require_full_grid(self.name), self.key.weight.dtype).reshape(B, T, H * W, -1)
-        asked = self.query(text.to(x.dtype))[:, None]  # [B,1,L,C]
-        # The mean over queries is linear, so it may come before the sum over patches.
-        look = attention_weights(asked, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]
+        queries = self.query(text.to(x.dtype))[:, None]  # [B,1,L,C]
+        # The mean over queries is linear, so it can precede the sum over patches.
+        attention = attention_weights(queries, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]
         side = self._side(tokens.grid)
-        pools = separable(_windows(H, side, x), _windows(W, side, x)).expand(B, T, -1, -1)
-        seen = self.context(look.to(x.dtype) @ x)
-        features = torch.cat([seen, self.content(pools @ x)], 2)
-        maps = torch.cat([look, pools.to(look.dtype)], 2)
+        pools = separable(_pooling(H, side, x), _pooling(W, side, x)).expand(B, T, -1, -1)
+        context = self.context(attention.to(x.dtype) @ x)
+        features = torch.cat([context, self.content(pools @ x)], 2)
+        maps = torch.cat([attention, pools.to(attention.dtype)], 2)
         return resampled_frames(tokens, maps.flatten(0, 1), features.flatten(0, 1))
 
     def _side(self, grid: Grid) -> int:
-        """Rows and columns of content tokens."""
+        """Rows (and columns) of content tokens per frame."""
         assert self.budget is not None
         return max(1, math.isqrt(tokens_per_frame(grid, self.budget) - 1))
 
@@ -89,6 +89,6 @@ class LlamaVid(Resampler):
         return grid.T * (1 + self._side(grid) ** 2)
 
 
-def _windows(places: int, parts: int, like: Tensor) -> Tensor:
-    """The weights of adaptive average pooling of one axis, [parts,places]."""
-    return F.adaptive_avg_pool1d(torch.eye(places, dtype=like.dtype, device=like.device), parts).T
+def _pooling(size: int, parts: int, x: Tensor) -> Tensor:
+    """Weights of adaptive average pooling along one axis, [parts,size], in the dtype and on the device of `x`."""
+    return F.adaptive_avg_pool1d(torch.eye(size, dtype=x.dtype, device=x.device), parts).T

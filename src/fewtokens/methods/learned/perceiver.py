@@ -1,4 +1,4 @@
-"""Perceiver resampler: learned latents look at all tokens of the video, layer after layer."""
+"""Perceiver resampler: learned latents attend to all tokens of the video in each layer."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from fewtokens.methods.ops.resample import (
 
 
 class Perceiver(Resampler):
-    """`keep` learned latents for the whole video; in each layer they look at its tokens and at one another.
+    """Resamples a video to learned latents that attend to all its tokens in each layer.
 
-    Perceiver (arXiv 2103.03206) as the resampler of Flamingo (arXiv 2204.14198).
-    Layer: latents + attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) of four times the width;
-    at the end a LayerNorm. It differs from the paper: the place of a token is a learned layer of sines of time, row
-    and column in place of one learned vector for each frame, so any length and tokens that another method left will
-    do; heads share `dim` among them in place of 64 channels each; the MLP has biases (OpenFlamingo's has none).
+    Perceiver (arXiv 2103.03206) as the resampler of Flamingo (arXiv 2204.14198). Each layer computes latents +
+    attention(LN(latents), [LN(x), LN(latents)]), then + MLP(LN(latents)) with a hidden width of 4 * `dim`; a LayerNorm
+    follows the last layer. Differences from the paper: positions are a learned projection of sines of time, row and
+    column instead of one learned vector per frame, so any video length and the output of other methods work; the heads
+    split `dim` instead of having 64 channels each; the MLP has biases (OpenFlamingo's has none).
 
-    Attribution: the attention to the video's tokens, averaged over heads and layers, is the soft weights. The
-    tokens come in the order of their mean time.
+    Attribution: the soft weights are the attention to the tokens of the video, averaged over heads and layers. Outputs
+    are sorted by their mean time.
 
     Args:
-        keep: tokens of the whole video, a count.
+        keep: number of output tokens per video, at least 1. Default: 64.
         dim: channels of the features.
-        num_layers: layers, each with its own parameters.
-        heads: of the attention; the largest number up to this that divides `dim`.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        num_layers: number of layers, each with separate parameters.
+        heads: maximum number of attention heads; the largest number up to this that divides `dim` is used.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     paper = "Flamingo, arXiv 2204.14198; Perceiver, arXiv 2103.03206"
     license = "written from the papers"
-    cost = "a layer: 2*(N+M)*C*C + 2*M*(N+M)*C + 10*M*C*C MACs"
+    cost = "per layer: 2*(N+M)*C*C + 2*M*(N+M)*C + 10*M*C*C MACs"
 
     def __init__(
         self,
@@ -71,11 +71,11 @@ class Perceiver(Resampler):
         check_dim(self.name, tokens.C, self.dim)
         x = features_of(tokens, self.latents.dtype) + self.places(tokens)
         latents = self.latents.expand(tokens.B, -1, -1)
-        looks = []
+        weights = []
         for layer in self.layers:
-            latents, look = layer(latents, x, tokens.mask)
-            looks.append(look)
-        attention = seen_by_all(torch.stack(looks).mean(0))
+            latents, attention = layer(latents, x, tokens.mask)
+            weights.append(attention)
+        attention = seen_by_all(torch.stack(weights).mean(0))
         return resampled(tokens, self.norm(latents), attention, counts_of(tokens, self.keep))
 
 
@@ -89,10 +89,10 @@ class Layer(nn.Module):
         self.norm_mlp, self.mlp = nn.LayerNorm(dim), feed_forward(dim)
 
     def forward(self, latents: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """New latents [B,M,C], and how they looked at x: [B,M,N], what went to the latents themselves left out."""
-        asking = self.norm_latents(latents)
-        seen = torch.cat([self.norm_seen(x), asking], 1)
+        """Returns new latents [B,M,C] and their attention to x, [B,M,N] (attention to the latents is excluded)."""
+        queries = self.norm_latents(latents)
+        context = torch.cat([self.norm_seen(x), queries], 1)
         real = torch.cat([mask, mask.new_ones(latents.shape[:2])], 1)
-        mixed, look = self.attention.look(asking, seen, real)
+        mixed, attention = self.attention.look(queries, context, real)
         latents = latents + mixed
-        return latents + self.mlp(self.norm_mlp(latents)), look[..., : x.shape[1]]
+        return latents + self.mlp(self.norm_mlp(latents)), attention[..., : x.shape[1]]

@@ -1,4 +1,4 @@
-"""Tokens made from the mean of a frame by an MLP."""
+"""An MLP that predicts all tokens of a frame from its mean."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from fewtokens.methods.ops.per_frame import check_dim, frames_of, resampled_fram
 
 
 class PoolMlp(Resampler):
-    """The mean of a frame goes through an MLP that gives all its tokens at once.
+    """Predicts the tokens of each frame from its mean feature with an MLP.
 
-    "Pool + MLP", an alternative that TokenLearner (arXiv 2106.11297, table 14) is compared with. The tokens are new
-    features; their attribution is the whole frame, equally.
+    "Pool + MLP", a baseline of TokenLearner (arXiv 2106.11297, table 14): LayerNorm, mean over the cells of the frame,
+    then two linear layers. The tokens are new features, attributed equally to all cells of their frame.
 
     Args:
-        keep: tokens of each frame, written "8/frame".
+        keep: number of tokens per frame, written "8/frame".
         dim: channels of the features.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "TokenLearner, arXiv 2106.11297, table 14"
-    license = "own"
-    cost = "C*C*(1 + num_tokens) MACs a frame"
+    license = "written from the paper"
+    cost = "C*C*(1 + num_tokens) MACs per frame"
 
     def __init__(self, keep: int | str = "8/frame", *, dim: int = 384, checkpoint: str | None = None) -> None:
         super().__init__()
@@ -44,11 +44,11 @@ class PoolMlp(Resampler):
         load_weights(self, checkpoint)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
+        """Maps frames [F,H,W,C] to tokens [F,M,C] and their weights [F,M,H*W]."""
         mean = self.norm(x).mean((1, 2))
-        made = self.fc2(nn.functional.gelu(self.fc1(mean), approximate="tanh"))
+        features = self.fc2(nn.functional.gelu(self.fc1(mean), approximate="tanh"))
         maps = x.new_full((len(x), self.num_tokens, x.shape[1] * x.shape[2]), 1 / (x.shape[1] * x.shape[2]))
-        return made.unflatten(1, (self.num_tokens, self.dim)), maps
+        return features.unflatten(1, (self.num_tokens, self.dim)), maps
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)

@@ -1,4 +1,4 @@
-"""PPLLaVA: pooling in space-time windows, weighted by what the prompt asks for."""
+"""PPLLaVA: space-time pooling weighted by similarity to the prompt."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from fewtokens.methods.ops.resample import by_time, check_text, features_of, wid
 
 
 class PpLlava(Resampler):
-    """Each window of cells becomes its average, weighted by softmax(cos(text, f(x)) / tau).
+    """Averages each space-time window, weighted by softmax(cos(text, f(x)) / tau).
 
-    PPLLaVA (arXiv 2411.02327): prompt-guided pooling. The softmax over the whole video, made to sum to 1
-    within each window, is a softmax within each window, and so it is computed. The released code gives the softmax over
-    the video to a second one within each window, so that only a token with more than about `tau` of the whole video's
-    weight stands out and the rest is a plain average: softmax="twice". Written from the formula: f is one
-    linear layer into the space of the text, which begins as the identity where the widths are equal (features and
-    text of one space, such as CLIP's); vectors have length 1, as in CLIP; the text is the mean of its L rows (take
-    padding away before), the paper has CLIP's one vector. Windows that reach past an edge average what is there.
+    Prompt-guided pooling of PPLLaVA (arXiv 2411.02327). The paper's softmax over the full video, renormalized within
+    each window, equals a softmax within each window and is computed as one. The released code instead applies a second
+    softmax within each window to the weights of the first, so only a token with more than about `tau` of the video's
+    total weight stands out and the rest is nearly an unweighted average; `softmax="twice"` does this. Differences from
+    the paper: f is one linear layer into the text space, the identity at initialization if both dims are equal (for
+    features and text in one space, such as CLIP's), and the text is the mean of its L rows instead of CLIP's one
+    vector, so remove padding. Windows that extend past an edge average the cells inside.
 
-    Attribution is exact: the weights are those that made the features. The features are averaged as they are; a
-    weight below 1e-9 counts as 1e-9. The tokens come in the order of their mean time.
+    Attribution is exact: the soft weights are those of the average. Weights below 1e-9 are raised to 1e-9. Outputs are
+    sorted by their mean time.
 
     Args:
-        kernel: frames, rows and columns of a window; (2, 3, 3) by default, which takes 32 frames of 24 x 24 to 1024
+        kernel: frames, rows and columns of a window. Default: (2, 3, 3), which maps 32 frames of 24 x 24 cells to 1024
             tokens.
-        keep: a budget instead: share of the cells (float) or count (int).
+        keep: budget instead of `kernel`: fraction of the cells (float in (0, 1]) or number of tokens (int).
         tau: temperature, above 0.
-        softmax: "window", the formula; or "twice", as released.
+        softmax: "window" (the paper's formula) or "twice" (the released code).
         dim: channels of the features.
-        text_dim: channels of the cue "text" [B,L,D]; None means `dim`.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        text_dim: channels of the cue "text" [B,L,D]; None for `dim`.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "PPLLaVA, arXiv 2411.02327"
     license = "written from the paper"
-    cost = "N*C*D + N*M*C MACs, D the channels of the text"
+    cost = "N*C*D + N*M*C MACs for D channels of the text"
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class PpLlava(Resampler):
         self.take_budget(keep, kernel=kernel)
         kernel = (2, 3, 3) if kernel is None else kernel
         if len(kernel) != 3 or any(not isinstance(side, int) or side < 1 for side in kernel):
-            raise ValueError(f"kernel must be three counts of at least 1 (frames, rows, columns), got {kernel!r}")
+            raise ValueError(f"kernel must be three integers of at least 1 (frames, rows, columns), got {kernel!r}")
         if not tau > 0:
             raise ValueError(f"tau must be above 0, got {tau!r}")
         if softmax not in ("window", "twice"):
@@ -86,8 +86,8 @@ class PpLlava(Resampler):
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         tokens = tokens.require_full_grid(self.name)
         x = features_of(tokens, self.to_text.weight.dtype)
-        asked = _directions(text.to(x.dtype).mean(1))
-        logits = (_directions(self.to_text(x)) @ asked[..., None]).squeeze(2) / self.tau
+        prompt = _unit(text.to(x.dtype).mean(1))
+        logits = (_unit(self.to_text(x)) @ prompt[..., None]).squeeze(2) / self.tau
         logits = logits.masked_fill(~tokens.mask, -torch.inf)
         if self.softmax == "twice":
             logits = (logits.softmax(1) / self.tau).masked_fill(~tokens.mask, -torch.inf)
@@ -99,13 +99,13 @@ class PpLlava(Resampler):
         t, row, column = cells.unbind(2)  # [B,S]
         index = ((t * counts[:, None, 1] + row) * counts[:, None, 2] + column).masked_fill(~tokens.mask, 0)
         inside = F.one_hot(index, M).transpose(1, 2).bool()  # [B,M,S]
-        # The largest of each window is taken off, so that a window far from the text does not vanish.
-        most = torch.full_like(logits[:, :1], -torch.inf).repeat(1, M)
-        most = most.scatter_reduce(1, index, logits.detach(), "amax").nan_to_num(neginf=0.0)
-        parts = (logits - most.gather(1, index)).exp()
-        total = torch.zeros_like(most).scatter_add(1, index, parts)
-        share = (parts / total.clamp(min=1e-12).gather(1, index)).clamp(min=1e-9) * tokens.mask
-        return by_time(tokens, Resampled(None, share[:, None] * inside, counts.prod(1)))
+        # Subtract the maximum of each window, so that windows far from the text do not underflow.
+        peak = torch.full_like(logits[:, :1], -torch.inf).repeat(1, M)
+        peak = peak.scatter_reduce(1, index, logits.detach(), "amax").nan_to_num(neginf=0.0)
+        parts = (logits - peak.gather(1, index)).exp()
+        total = torch.zeros_like(peak).scatter_add(1, index, parts)
+        weights = (parts / total.clamp(min=1e-12).gather(1, index)).clamp(min=1e-9) * tokens.mask
+        return by_time(tokens, Resampled(None, weights[:, None] * inside, counts.prod(1)))
 
     def _window(self, grid: Grid) -> tuple[int, int, int]:
         if self.budget is not None:
@@ -117,7 +117,7 @@ class PpLlava(Resampler):
         return math.prod(windows_of(grid.shape, self._window(grid)))
 
 
-def _directions(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension, in float32; smooth at zero."""
+def _unit(x: Tensor) -> Tensor:
+    """Normalizes to length 1 along the last dimension, in float32; smooth at zero."""
     x = wide(x)
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

@@ -1,4 +1,4 @@
-"""Q-Former: learned queries that look at one another and, in every second layer, at the video."""
+"""Q-Former: learned queries with self-attention and, in every second layer, cross-attention to the video."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ from fewtokens.methods.ops.resample import (
 
 
 class QFormer(Resampler):
-    """`keep` queries for the whole video, through a BERT whose layers 0, 2, 4, ... also look at the video.
+    """Resamples a video to learned queries with a BERT that cross-attends in every second layer.
 
-    BLIP-2 (arXiv 2301.12597), its image part: no text, no pre-training objectives. As in BERT the
-    LayerNorm comes after each residual. It differs from the paper: one width throughout (there 768, with an encoder
-    of another), all tokens of the video at once, their places added to them as in `perceiver` (the paper has single
-    images), no dropout, attention without biases, an epsilon of 1e-5 in LayerNorms (1e-12 there).
+    The Q-Former of BLIP-2 (arXiv 2301.12597), image part only: no text input, no pre-training objectives. Layers 0, 2,
+    4, ... cross-attend to the video. As in BERT, a LayerNorm follows each residual. Differences from the paper: one
+    width throughout (768 there, next to an encoder of another width), attention to all tokens of the video with the
+    position embeddings of `perceiver` (single images there), no dropout, attention without biases, and a LayerNorm
+    epsilon of 1e-5 (1e-12 there).
 
-    Attribution: the attention to the video's tokens, averaged over heads and over the layers that look at it, is the
-    soft weights. The tokens come in the order of their mean time.
+    Attribution: the soft weights are the cross-attention, averaged over heads and layers. Outputs are sorted by their
+    mean time.
 
     Args:
-        keep: tokens of the whole video, a count.
+        keep: number of output tokens per video, at least 1. Default: 32.
         dim: channels of the features.
-        num_layers: layers; 12 in the paper.
-        heads: of the attention; the largest number up to this that divides `dim`.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        num_layers: number of layers. Default: 12, as in the paper.
+        heads: maximum number of attention heads; the largest number up to this that divides `dim` is used.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     paper = "BLIP-2, arXiv 2301.12597"
     license = "written from the paper; reference code BSD-3-Clause"
-    cost = "a layer: 12*M*C*C + 2*M*M*C MACs; every second one 2*(M+N)*C*C + 2*M*N*C more"
+    cost = "per layer: 12*M*C*C + 2*M*M*C MACs, plus 2*(M+N)*C*C + 2*M*N*C in every second one"
 
     def __init__(
         self,
@@ -63,37 +64,37 @@ class QFormer(Resampler):
         self.queries = nn.Parameter(0.02 * torch.randn(keep, dim))
         self.norm_queries, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.places = Places(dim)
-        self.layers = nn.ModuleList(Layer(dim, heads, looks=number % 2 == 0) for number in range(num_layers))
+        self.layers = nn.ModuleList(Layer(dim, heads, cross=number % 2 == 0) for number in range(num_layers))
         load_weights(self, checkpoint)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
         x = self.norm_seen(features_of(tokens, self.queries.dtype) + self.places(tokens))
         queries = self.norm_queries(self.queries).expand(tokens.B, -1, -1)
-        looks = []
+        weights = []
         for layer in self.layers:
-            queries, look = layer(queries, x, tokens.mask)
-            if look is not None:
-                looks.append(look)
-        attention = seen_by_all(torch.stack(looks).mean(0))
+            queries, attention = layer(queries, x, tokens.mask)
+            if attention is not None:
+                weights.append(attention)
+        attention = seen_by_all(torch.stack(weights).mean(0))
         return resampled(tokens, queries, attention, counts_of(tokens, self.keep))
 
 
 class Layer(nn.Module):
-    """One layer: among the queries, at the video where it `looks`, MLP; a LayerNorm after each."""
+    """Self-attention, cross-attention to the video if `cross`, and an MLP; post-norm."""
 
-    def __init__(self, dim: int, heads: int, *, looks: bool) -> None:
+    def __init__(self, dim: int, heads: int, *, cross: bool) -> None:
         super().__init__()
         self.attention, self.norm1 = Attention(dim, heads), nn.LayerNorm(dim)
-        self.cross = Attention(dim, heads) if looks else None
-        self.norm2 = nn.LayerNorm(dim) if looks else nn.Identity()
+        self.cross = Attention(dim, heads) if cross else None
+        self.norm2 = nn.LayerNorm(dim) if cross else nn.Identity()
         self.mlp, self.norm3 = feed_forward(dim), nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """New queries [B,M,C], and how they looked at x, [B,M,N], or None."""
+        """Returns new queries [B,M,C] and their attention to x, [B,M,N], or None without cross-attention."""
         queries = self.norm1(queries + self.attention(queries, queries))
-        look = None
+        attention = None
         if self.cross is not None:
-            mixed, look = self.cross.look(queries, x, mask)
+            mixed, attention = self.cross.look(queries, x, mask)
             queries = self.norm2(queries + mixed)
-        return self.norm3(queries + self.mlp(queries)), look
+        return self.norm3(queries + self.mlp(queries)), attention

@@ -1,4 +1,4 @@
-"""STORM: a state-space mixer over the whole video, then averages over time and space."""
+"""STORM: a state-space mixer over all tokens of the video, then average pooling over time and space."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from fewtokens.methods.ops.scan import Mixer
 
 
 class Storm(Method):
-    """Selective scans over all tokens, forwards and backwards, spread the video over each; then plain averages.
+    """Mixes all tokens with bidirectional selective scans, then averages over time and space.
 
-    STORM (arXiv 2503.04130): mixers with a residual between encoder and language model, which let
-    temporal average pooling lose less. The scan goes frame by frame, row by row, and back. Then the mean of `pool`
-    frames at each place and of `spatial` x `spatial` places; windows that reach past the end average what is there.
-    A variant: we know neither depth nor widths of the original (one mixer, inner width twice `dim`, the block of
-    Vision Mamba, arXiv 2401.09417), and the scan is plain PyTorch (`scan.py`), slower than a fused kernel. Its
-    sampling of tokens at test time is left to a method behind this one.
+    STORM (arXiv 2503.04130): Mamba mixers with a residual, between encoder and language model, so that temporal average
+    pooling loses less. The scan runs through frames and rows in raster order, forward and backward. Then `pool` frames
+    at each position and `spatial` x `spatial` cells are averaged; windows that extend past an edge average the cells
+    inside. Differences from the paper: its depth and widths are not published (here one mixer with an inner width of
+    twice `dim`, the block of Vision Mamba, arXiv 2401.09417), the scan is plain PyTorch and slower than a fused kernel,
+    and token sampling at test time is left to a subsequent method.
 
-    The plan is hard: a token stands for the cells of its window, from which its features were averaged after mixing.
+    The plan is hard: a token stands for the cells of its window, whose features were averaged after mixing.
 
     Args:
-        pool: frames that are averaged; 4 by default.
-        spatial: rows and columns that are averaged; 1, for none, by default.
-        keep: a budget instead of both: share of the cells (float) or count (int).
+        pool: number of frames to average. Default: 4.
+        spatial: rows and columns to average. Default: 1 (no spatial pooling).
+        keep: budget instead of both: fraction of the cells (float in (0, 1]) or number of tokens (int).
         dim: channels of the features.
-        state: numbers that each inner channel remembers.
-        num_layers: mixers.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        state: state size of each inner channel.
+        num_layers: number of mixers.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "STORM, arXiv 2503.04130"
     license = "written from the paper"
-    cost = "a mixer: N*C*(6.5*C + 72*state) MACs, in memory B*64*2*C*state at a time; pooling N*C"
+    cost = "per mixer: N*C*(6.5*C + 72*state) MACs, peak memory B*64*2*C*state values; pooling N*C"
 
     def __init__(
         self,
@@ -87,14 +87,14 @@ class Storm(Method):
         return pooled.replace(features=pooled.features.to(tokens.features.dtype))
 
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
-        """Which window each cell is averaged in; the mixing moves nothing."""
+        """Assigns each cell to its pooling window; mixing does not change the assignment."""
         grids = tokens.grid.videos(tokens.B)
         windows = [self._window(grid) for grid in grids]
         counts = torch.tensor(
             [windows_of(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=tokens.device
         )
-        place = tokens.positions.round().long() // torch.tensor(windows, device=tokens.device)[:, None]
-        t, y, x = place.unbind(2)
+        window = tokens.positions.round().long() // torch.tensor(windows, device=tokens.device)[:, None]
+        t, y, x = window.unbind(2)
         label = (t * counts[:, None, 1] + y) * counts[:, None, 2] + x
         return Plan.group(label, tokens, int(counts.prod(1).max()))
 

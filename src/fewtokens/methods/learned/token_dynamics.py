@@ -1,4 +1,4 @@
-"""A whole video as a few tokens that know where and when they were: centroids, and attention to their map."""
+"""Token Dynamics: centroids of a video, updated by attention to the space-time map of their clusters."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ MODES = ("dynamics", "paper")
 
 
 class TokenDynamics(Method):
-    """The token base of a video (clusters by direction, as `kmeans`), updated by attention to its dynamics map.
+    """Clusters a video into K centroids and updates them by attention to their space-time map.
 
-    Token Dynamics / VQToken (arXiv 2503.16980). The map says which cluster each cell went to, [T,H,W]: it is
-    `Tokens.assignment`. It is given to the tokens by "dynamics" (ours, the default: exactly K rows, indifferent to the
-    numbering of the clusters, the plain centroids before training) or by "paper" (the formula of the text). The
-    released code, which does something else, is `vqtoken`. Tokens are attributed by cluster.
+    Token Dynamics / VQToken (arXiv 2503.16980). The clusters are those of `kmeans` (by direction); the dynamics map
+    [T,H,W] holds the cluster of each cell, which is `Tokens.assignment`. Two ways to attend to it: "dynamics" (ours,
+    the default) returns exactly K tokens, does not depend on the numbering of the clusters, and is the identity on the
+    centroids at initialization; "paper" is the formula of the text. The released code differs from both and is
+    `vqtoken`. Attribution follows the clusters.
 
     Args:
-        keep: share of the cells (float) or count (int): K; 32 by default. Not for adaptive length.
-        dim: C, channels of the tokens.
+        keep: K, as a fraction of the cells (float in (0, 1]) or a number of tokens (int). Default: 32. Only for
+            criterion="fixed".
+        dim: C, channels of the features.
         mode: "dynamics" or "paper".
-        criterion: "fixed", or "silhouette" or "elbow" for adaptive length.
-        between: bounds of the adaptive length.
-        seed: of the clustering.
-        checkpoint: trained parameters, a safetensors file of `save_weights`; None leaves them as they begin.
+        criterion: "fixed", or "silhouette" or "elbow" to choose K for each video.
+        between: smallest and largest K if it is chosen for each video.
+        seed: random seed of the clustering.
+        checkpoint: path of a safetensors file with trained parameters; None leaves them at initialization.
     """
 
     learned = True
     paper = "Token Dynamics / VQToken, arXiv 2503.16980"
     license = "written from the paper; reference code BSD-3"
-    cost = "k-means, O(N K C) an iteration; then O(K^2 C + K C^2), whatever N is"
+    cost = "k-means, O(N K C) per iteration; then O(K^2 C + K C^2), independent of N"
 
     def __init__(
         self,
@@ -52,9 +54,9 @@ class TokenDynamics(Method):
     ) -> None:
         super().__init__()
         if mode not in MODES:
-            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}; the released code is vqtoken")
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}; for the released code use vqtoken")
         if criterion not in ("fixed", *CRITERIA):
-            raise ValueError(f"{self.name} chooses K by fixed, silhouette or elbow, not {criterion!r}")
+            raise ValueError(f"criterion must be one of fixed, {', '.join(CRITERIA)}, got {criterion!r}")
         self.take_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
         self.between = (int(between[0]), int(between[1]))
         check_bounds(*self.between)
@@ -65,11 +67,11 @@ class TokenDynamics(Method):
 
     @property
     def untrained(self) -> bool:
-        # Before training "dynamics" leaves the centroids as they are.
+        # "dynamics" is the identity on the centroids at initialization.
         return self.mode != "dynamics" and super().untrained
 
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
-        """The clusters: where each token goes."""
+        """Clusters the tokens."""
         if self.budget is not None:
             return fixed(tokens, self.counts(tokens), self.seed)
         return adaptive(tokens, self.criterion, *self.between, self.seed)

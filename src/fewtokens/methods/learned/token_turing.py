@@ -1,4 +1,4 @@
-"""Token Turing Machine: a memory of tokens that reads and writes frame after frame."""
+"""Token Turing Machine: a memory of tokens, read and written frame by frame."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ _HIDDEN = 64
 
 @dataclass(frozen=True)
 class TuringState:
-    """What is remembered between chunks; its size never grows.
+    """State between chunks; its size is constant.
 
     Attributes:
         memory: [B,m,C].
-        moments: float32 [B,m,4], of the tokens that each slot holds: their share, and their share times t, y and x.
-        frames: how many there were.
+        moments: float32 [B,m,4], for each slot of the memory: the total weight of its tokens, and that weight times
+            their t, y and x.
+        frames: number of frames so far.
     """
 
     memory: Tensor
@@ -49,35 +50,35 @@ class TuringState:
 
 
 class TokenTuring(Resampler):
-    """A memory M of tokens, zero at first, goes over the frames x_t; `keep` tokens are read from it at the end.
+    """Updates a memory of tokens frame by frame and reads the output from it at the end; causal.
 
-    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267).
-    Each frame: z = S_r([M; x_t]) reads, o = Transformer(z) works, M <- S_m([M; x_t; o]) writes, with S_k the summary
-    of TokenLearner 1.1 into k tokens (`resample.Summary`). The Transformer adds a learned place to each token that was
-    read and ends with a LayerNorm, as the released code does. It is causal in time: a memory never depends on later
-    frames, and `step` gives chunk by chunk what `forward` gives for the whole; a frame without tokens leaves the
-    memory as it is. It differs from the paper: what tells memory, places and outputs apart is added only to what is
-    scored, not to the tokens (it would pile up in the memory), and the places of a frame are a learned layer of sines.
-    Against the released code GELU is exact and the epsilon of LayerNorms 1e-5 (its tanh form and 1e-6 there).
+    Token Turing Machines (arXiv 2211.09119) as the temporal encoder of BLIP-3-Video (arXiv 2410.16267). The memory M
+    starts at zero. For each frame x_t: z = S_r([M; x_t]) reads, o = Transformer(z) processes, M <- S_m([M; x_t; o])
+    writes, where S_k is TokenLearner 1.1 with k outputs. The Transformer adds a learned position to each token read and
+    ends with a LayerNorm, as in the released code. The memory never depends on later frames, and `step` returns chunk
+    by chunk what `forward` returns for all frames; a frame without tokens leaves the memory unchanged. Differences from
+    the paper: the embeddings that distinguish memory, inputs and outputs are added only to the input of the scores, not
+    to the tokens (they would accumulate in the memory), and positions within a frame are a learned projection of sines.
+    Differences from the released code: GELU is exact (tanh there) and the LayerNorm epsilon is 1e-5 (1e-6 there).
 
-    Attribution: the summaries are linear in the tokens, so their weights are followed through all frames; the
-    Transformer is taken to leave its tokens where they are. The tokens come in the order of their mean time. Frames
-    long ago fade; those whose weight vanishes in float32 are shared by all tokens alike.
+    Attribution: each read and write is linear in the tokens, so their weights are followed through all frames, with the
+    Transformer treated as the identity. Frames long ago decay; tokens whose weights vanish in float32 are attributed to
+    all outputs equally. Outputs are sorted by their mean time.
 
     Args:
-        keep: tokens of the whole video, a count.
+        keep: number of output tokens per video, at least 1. Default: 32.
         dim: channels of the features.
-        memory: tokens of the memory.
-        read: tokens that are read and worked on at each frame.
-        num_layers: blocks of the Transformer.
-        heads: of its attention; the largest number up to this that divides `dim`.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        memory: number of tokens in the memory.
+        read: number of tokens read and processed at each frame.
+        num_layers: number of blocks of the Transformer.
+        heads: maximum number of its attention heads; the largest number up to this that divides `dim` is used.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     paper = "Token Turing Machines, arXiv 2211.09119; BLIP-3-Video, arXiv 2410.16267"
     license = "written from the papers; reference code Apache-2.0"
-    cost = "a frame of n: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
+    cost = "per frame of n tokens: (memory+n)*(128*C + (read+memory)*(64+C)) + 12*num_layers*read*C*C MACs"
 
     def __init__(
         self,
@@ -110,42 +111,42 @@ class TokenTuring(Resampler):
         return True
 
     def advance(self, frame: Tokens, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One frame further, for those who use what the Transformer gives at each frame.
+        """Processes one frame and returns the output of the Transformer, for models that use it at each frame.
 
         Args:
             frame: tokens of one frame of each video.
             memory: [B,m,C] after the previous frame; None before the first one.
 
         Returns:
-            The memory [B,m,C], and the output of this frame, [B,r,C].
+            The memory [B,m,C] after the frame, and the output of the frame, [B,r,C].
         """
-        x, where = features_of(frame, self.slots.dtype), self._where(frame)
-        memory, out, *_ = self._step(x, where, frame.mask, self._empty(frame.B) if memory is None else memory)
+        x, places = features_of(frame, self.slots.dtype), self._embed_places(frame)
+        memory, out, *_ = self._step(x, places, frame.mask, self._empty(frame.B) if memory is None else memory)
         return memory, out
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
-        memory, held = self._through(
+        memory, weights = self._process_frames(
             tokens, self._empty(tokens.B), self.slots.new_zeros(tokens.B, self.memory, 0).float()
         )
         maps = self.last(memory + self.slots)
-        attention = seen_by_all(maps.detach().float() @ held)
+        attention = seen_by_all(maps.detach().float() @ weights)
         return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.keep))
 
     def step(self, tokens: Tokens, state: TuringState | None = None, **cues: Any) -> tuple[Tokens, TuringState]:
-        """As `Method.step`: what is read after these frames, in constant memory.
+        """Returns the tokens read after these frames, in constant memory; see `Method.step`.
 
-        The features, their order and their positions are those of the whole video so far. Attribution, sizes and
-        assignment are known of these frames alone, since a memory of constant size does not say which earlier token it
-        holds; `join` returns what was read last, with earlier cells marked dropped.
+        Features, their order and their positions are those of all frames so far. Attribution, sizes and assignment
+        cover these frames only, because a memory of constant size does not record which earlier tokens it holds;
+        `join` returns the last read, with earlier cells marked as dropped.
         """
         if state is None:
             state = TuringState(self._empty(tokens.B), torch.zeros(tokens.B, self.memory, 4, device=tokens.device), 0)
-        memory, held = self._through(tokens, state.memory, state.moments)
+        memory, weights = self._process_frames(tokens, state.memory, state.moments)
         maps = self.last(memory + self.slots)
-        shares = maps.detach().float() @ held  # the moments of earlier tokens, then the tokens of these frames
+        read_weights = maps.detach().float() @ weights  # moments of earlier tokens, then tokens of these frames
         start = torch.tensor([state.frames, 0.0, 0.0], device=tokens.device)
         values = F.pad(tokens.positions + start, (1, 0), value=1.0) * tokens.mask[..., None]
-        moments = shares[..., :4] + shares[..., 4:] @ values
+        moments = read_weights[..., :4] + read_weights[..., 4:] @ values
         positions = moments[..., 1:] / moments[..., :1].clamp(min=1e-12) - start
         count = counts_of(tokens, self.keep)
         order = by_position(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))[..., None]
@@ -153,83 +154,86 @@ class TokenTuring(Resampler):
         def sort(rows: Tensor) -> Tensor:
             return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
 
-        new = Resampled(None, sort(seen_by_all(shares[..., 4:])), count)
+        new = Resampled(None, sort(seen_by_all(read_weights[..., 4:])), count)
         features = sort(maps.to(memory.dtype) @ memory).to(tokens.features.dtype)
         read = tokens.apply(new.plan)
-        # These frames may have no token at all.
+        # These frames may have no tokens at all.
         read = read.replace(features=features, positions=sort(positions), sizes=read.sizes.clamp(min=1e-6))
-        after = held[..., :4] + held[..., 4:] @ values
+        after = weights[..., :4] + weights[..., 4:] @ values
         return read, TuringState(memory.detach(), after, state.frames + tokens.grid.T)
 
     def join(self, chunks: Sequence[Tokens]) -> Tokens:
         last = chunks[-1]
         frames = sum(chunk.grid.T for chunk in chunks[:-1])
         times = [chunk.grid.times for chunk in chunks]
-        known = torch.cat([time for time in times if time is not None], -1) if None not in times else None
-        grid = Grid(frames + last.grid.T, last.grid.H, last.grid.W, known)
-        lost = last.assignment.new_full((last.B, grid.cells - last.grid.cells), -1)
+        joined = torch.cat([time for time in times if time is not None], -1) if None not in times else None
+        grid = Grid(frames + last.grid.T, last.grid.H, last.grid.W, joined)
+        dropped = last.assignment.new_full((last.B, grid.cells - last.grid.cells), -1)
         shift = torch.tensor([frames, 0.0, 0.0], device=last.device)
         return last.replace(
             grid=grid,
             positions=last.positions + shift,
-            assignment=torch.cat([lost, last.assignment], 1),
-            attribution=None if last.attribution is None else F.pad(last.attribution, (lost.shape[1], 0)),
+            assignment=torch.cat([dropped, last.assignment], 1),
+            attribution=None if last.attribution is None else F.pad(last.attribution, (dropped.shape[1], 0)),
         )
 
     def _empty(self, videos: int) -> Tensor:
         """The memory before the first frame, zeros [B,m,C]."""
         return self.slots.new_zeros(videos, *self.slots.shape)
 
-    def _through(self, tokens: Tokens, memory: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        """All frames of the tokens, one after the other.
+    def _process_frames(self, tokens: Tokens, memory: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Processes all frames of the tokens in order.
 
         Args:
             tokens: [B,N,C].
             memory: [B,m,C] before the first of these frames.
-            held: [B,m,k], linear in the earlier tokens; it fades as the memory does.
+            weights: [B,m,k], linear in the earlier tokens; they decay as the memory does.
 
         Returns:
-            The memory after the last frame, and `held` with the tokens behind it: how much of each the memory holds,
-            float32 [B,m,k+N].
+            The memory after the last frame, and `weights` extended by those of each token in the memory, float32
+            [B,m,k+N].
         """
         check_dim(self.name, tokens.C, self.dim)
-        x, where = features_of(tokens, self.slots.dtype), self._where(tokens)
+        x, places = features_of(tokens, self.slots.dtype), self._embed_places(tokens)
         index, real = by_frame(tokens)
-        earlier = held.shape[2]
-        held = F.pad(held, (0, tokens.N))
-        for frame, here in zip(index.unbind(1), real.unbind(1), strict=True):
+        earlier = weights.shape[2]
+        weights = F.pad(weights, (0, tokens.N))
+        for frame, valid in zip(index.unbind(1), real.unbind(1), strict=True):
             rows = frame[..., None].expand(-1, -1, tokens.C)
-            memory, _, reading, writing = self._step(x.gather(1, rows), where.gather(1, rows), here, memory)
-            held = self._follow(held, reading.detach().float(), writing.detach().float(), frame + earlier, here)
-        return memory, held
+            memory, _, reading, writing = self._step(x.gather(1, rows), places.gather(1, rows), valid, memory)
+            reading, writing = reading.detach().float(), writing.detach().float()
+            weights = self._update_weights(weights, reading, writing, frame + earlier, valid)
+        return memory, weights
 
-    def _where(self, tokens: Tokens) -> Tensor:
-        """Rows and columns embedded; time is what the memory is for, and a stream has no end."""
-        still = tokens.positions * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
-        return self.places(tokens.replace(positions=still))
+    def _embed_places(self, tokens: Tokens) -> Tensor:
+        """Embeds rows and columns only: the memory represents time, and a stream has no end."""
+        in_frame = tokens.positions * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
+        return self.places(tokens.replace(positions=in_frame))
 
-    def _step(self, x: Tensor, where: Tensor, real: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """New memory, output, and the maps [B,r,m+n] and [B,m,m+n+r] that read and wrote them."""
-        marks = torch.cat([self.slots.expand_as(memory), where], 1)
+    def _step(self, x: Tensor, places: Tensor, real: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Returns the new memory, the output, and the read and write maps [B,r,m+n] and [B,m,m+n+r]."""
+        places = torch.cat([self.slots.expand_as(memory), places], 1)
         both = torch.cat([memory, x], 1)
         mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
-        reading = self.reader(both + marks, mask)
+        reading = self.reader(both + places, mask)
         out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
-        marks = torch.cat([marks, self.outputs.expand_as(out)], 1)
+        places = torch.cat([places, self.outputs.expand_as(out)], 1)
         both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
-        writing = self.writer(both + marks, mask)
-        some = real.any(1)[:, None, None]
-        return torch.where(some, writing.to(x.dtype) @ both, memory), out, reading, writing
+        writing = self.writer(both + places, mask)
+        nonempty = real.any(1)[:, None, None]
+        return torch.where(nonempty, writing.to(x.dtype) @ both, memory), out, reading, writing
 
-    def _follow(self, held: Tensor, reading: Tensor, writing: Tensor, columns: Tensor, here: Tensor) -> Tensor:
-        """How much of each token the memory holds after the frame whose tokens have these columns [B,n], [B,m,k+N]."""
+    def _update_weights(
+        self, weights: Tensor, reading: Tensor, writing: Tensor, columns: Tensor, valid: Tensor
+    ) -> Tensor:
+        """Weights [B,m,k+N] of all tokens in the memory after a frame whose tokens have these columns [B,n]."""
         m, n = self.memory, columns.shape[1]
 
-        def along(maps: Tensor) -> Tensor:
-            own = maps[..., m : m + n] * here[:, None]
-            return (maps[..., :m] @ held).scatter_add(2, columns[:, None].expand(-1, maps.shape[1], -1), own)
+        def propagate(maps: Tensor) -> Tensor:
+            own = maps[..., m : m + n] * valid[:, None]
+            return (maps[..., :m] @ weights).scatter_add(2, columns[:, None].expand(-1, maps.shape[1], -1), own)
 
-        # Shares of tokens are summed in float32 where the networks around run in half precision.
-        with torch.autocast(held.device.type, enabled=False):
-            after = along(writing) + writing[..., m + n :] @ along(reading)
-        return torch.where(here.any(1)[:, None, None], after, held)
+        # Weights are accumulated in float32 even if the networks run in half precision.
+        with torch.autocast(weights.device.type, enabled=False):
+            after = propagate(writing) + writing[..., m + n :] @ propagate(reading)
+        return torch.where(valid.any(1)[:, None, None], after, weights)

@@ -1,4 +1,4 @@
-"""TokenLearner: a handful of tokens, each a learned spatial map over the frame."""
+"""TokenLearner: a few tokens per frame, each the sum under a learned spatial map."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ VERSIONS = ("1.0", "1.1")
 
 
 class TokenLearner(Resampler):
-    """Each frame becomes `keep` weighted sums of its patches; the weights are learned from the frame.
+    """Reduces each frame to a few weighted sums of its patches with learned spatial maps.
 
-    TokenLearner: What Can 8 Learned Tokens Do for Images and Videos? (arXiv 2106.11297, section 2). The maps
-    are computed from LayerNorm(x) and applied to the raw x. Version 1.0, with which the paper's tables were
-    made: four 3x3 convolutions without bias, a sigmoid for each map and pixel. Version 1.1, of the released
-    code since March 2022: two linear layers, a softmax over the pixels.
-
-    The paper writes an average over the pixels; its code sums, so that the size of a token grows with the
-    resolution. Both are here (`pool`), the sum is the default.
+    TokenLearner: What Can 8 Learned Tokens Do for Images and Videos? (arXiv 2106.11297, section 2). Maps are computed
+    from LayerNorm(x) and applied to x. Version 1.0, used for the paper's tables: four 3x3 convolutions without bias and
+    a sigmoid per map and pixel. Version 1.1, the released code since March 2022: two linear layers and a softmax over
+    pixels. The paper averages over the pixels, its code sums, so the norm of a token grows with the resolution; `pool`
+    selects one of them.
 
     Args:
-        keep: tokens of each frame, written "8/frame".
+        keep: number of tokens per frame, written "8/frame".
         dim: channels of the features.
         version: "1.0" or "1.1".
-        pool: "sum" or "mean" over the pixels; for 1.0 (a softmax sums to one already).
-        hidden: channels of the hidden layer of 1.1; None means 64.
-        dropout: behind both layers of 1.1, in training.
-        checkpoint: a safetensors file with trained parameters; None draws them.
+        pool: "sum" or "mean" over the pixels; "mean" only for 1.0 (a softmax already sums to 1). Default: "sum".
+        hidden: channels of the hidden layer, only for 1.1; None for 64.
+        dropout: rate after both layers in training, only for 1.1.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "TokenLearner, arXiv 2106.11297"
     license = "reference code Apache-2.0"
-    cost = "1.0: H*W*9*(C+3*num_tokens)*num_tokens MACs a frame; 1.1: H*W*64*(C+num_tokens); pooling H*W*C*num_tokens"
+    cost = (
+        "per frame: 1.0: H*W*9*(C+3*num_tokens)*num_tokens MACs; 1.1: H*W*64*(C+num_tokens); pooling H*W*C*num_tokens"
+    )
 
     def __init__(
         self,
@@ -65,9 +65,11 @@ class TokenLearner(Resampler):
         if pool not in ("sum", "mean"):
             raise ValueError(f"pool must be 'sum' or 'mean', got {pool!r}")
         if version == "1.1" and pool != "sum":
-            raise ValueError("version 1.1 pools with a softmax, whose sum is a mean already; pool='mean' is for 1.0")
+            raise ValueError(
+                "pool='mean' requires version 1.0; version 1.1 pools with a softmax, which is a mean already"
+            )
         if version == "1.0" and (hidden is not None or dropout):
-            raise ValueError("hidden and dropout belong to version 1.1")
+            raise ValueError("hidden and dropout require version 1.1")
         self.dim, self.version, self.pool = dim, version, pool
         self.hidden, self.dropout, self.checkpoint = hidden, dropout, checkpoint
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -75,7 +77,7 @@ class TokenLearner(Resampler):
         load_weights(self, checkpoint)
 
     def maps(self, x: Tensor) -> Tensor:
-        """The spatial maps of frames [F,H,W,C]: [F,M,H*W], in 0..1 for 1.0 (over H*W for the mean), sum 1 for 1.1."""
+        """Spatial maps [F,M,H*W] of frames [F,H,W,C]: in 0..1 for 1.0 (divided by H*W for the mean), sum 1 for 1.1."""
         y = self.norm(x)
         if self.version == "1.0":
             maps = self.scorer(y.permute(0, 3, 1, 2)).flatten(2).sigmoid()
@@ -83,7 +85,7 @@ class TokenLearner(Resampler):
         return self.scorer(y).flatten(1, 2).transpose(1, 2).softmax(-1)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
+        """Maps frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
         maps = self.maps(x)
         return maps @ x.flatten(1, 2), maps
 
@@ -102,7 +104,7 @@ def _convolutions(dim: int, num_tokens: int) -> nn.Sequential:
 
 
 def mlp(dim: int, out: int, hidden: int | None, dropout: float) -> nn.Sequential:
-    """Linear, GELU, Linear, with the initialisation of the released code."""
+    """Linear, GELU, Linear, initialized as in the released code."""
     layers = nn.Sequential(
         nn.Linear(dim, hidden or 64),
         nn.GELU(approximate="tanh"),

@@ -1,4 +1,4 @@
-"""VQToken as released: frames of the dynamics map ask, centroids answer."""
+"""VQToken as released: each frame of the dynamics map attends to the centroids."""
 
 from __future__ import annotations
 
@@ -17,36 +17,38 @@ from fewtokens.methods.ops.cross_dynamics import ReferenceAttention
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
 
-# Where the released checkpoint keeps the attention.
+# Prefix of the attention in the released checkpoint.
 _RELEASED = "model.cross_attention."
 
 
 class VqToken(Resampler):
-    """The released code of VQToken: each frame of the map of clusters asks, and max(T, K) rows come out.
+    """Attends from each frame's cluster map to K centroids, as the released VQToken code does.
 
-    VQToken (arXiv 2503.16980). Centroids are means of unit vectors; the map is given as cluster numbers, so numbering
-    the clusters otherwise changes the result (a defect of the reference); every frame has side x side cells. The text's
-    formula, and a module without these defects, are `token_dynamics`. The tokens come in the order of the frames that
-    asked, which a language model trained on them expects.
+    VQToken (arXiv 2503.16980), compatible with its released checkpoint; returns max(T, K) tokens. Each frame of the
+    dynamics map is a query that attends to the centroids, which are means of unit vectors. The map holds cluster
+    numbers, so renumbering the clusters changes the result (a defect of the reference), and every frame must have
+    `side` x `side` cells. For the formula of the text, or a module without these defects, use `token_dynamics`. Tokens
+    are in the order of the frames that query, as a language model trained on them expects.
 
-    Attribution: what a row looked at, spread evenly over the cells of each cluster.
+    Attribution: the attention of each query, spread evenly over the cells of each cluster.
 
     Args:
-        keep: share of the cells (float) or count (int): K; 32 by default. Not for adaptive length.
-        dim: C, channels of the tokens.
-        side: cells along a frame's side; 27 is LLaVA-OneVision's without pooling.
-        criterion: "fixed", or "silhouette" or "elbow" for adaptive length.
-        between: bounds of the adaptive length.
-        seed: of the clustering.
-        checkpoint: trained parameters: a safetensors file of `save_weights`, or the released checkpoint; None leaves
-            them random.
+        keep: K, as a fraction of the cells (float in (0, 1]) or a number of tokens (int). Default: 32. Only for
+            criterion="fixed".
+        dim: C, channels of the features.
+        side: rows and columns of cells of a frame. Default: 27, as LLaVA-OneVision without pooling.
+        criterion: "fixed", or "silhouette" or "elbow" to choose K for each video.
+        between: smallest and largest K if it is chosen for each video.
+        seed: random seed of the clustering.
+        checkpoint: path of a safetensors file with trained parameters, or of the released checkpoint; None initializes
+            them randomly.
     """
 
     learned = True
     full_grid = True
     paper = "Token Dynamics / VQToken, arXiv 2503.16980"
     license = "written from the paper; reference code BSD-3"
-    cost = "k-means, O(N K C) an iteration; then O(max(T, K)^2 C + max(T, K) C^2)"
+    cost = "k-means, O(N K C) per iteration; then O(max(T, K)^2 C + max(T, K) C^2)"
 
     def __init__(
         self,
@@ -61,13 +63,13 @@ class VqToken(Resampler):
     ) -> None:
         super().__init__()
         if criterion not in ("fixed", *CRITERIA):
-            raise ValueError(f"{self.name} chooses K by fixed, silhouette or elbow, not {criterion!r}")
+            raise ValueError(f"criterion must be one of fixed, {', '.join(CRITERIA)}, got {criterion!r}")
         self.take_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
         self.between = (int(between[0]), int(between[1]))
         check_bounds(*self.between)
         self.dim, self.side, self.criterion, self.seed, self.checkpoint = dim, side, criterion, seed, checkpoint
         self.attention = ReferenceAttention(dim, side)
-        if checkpoint is not None and not _is_ours(checkpoint):
+        if checkpoint is not None and not _is_saved_method(checkpoint):
             _load_released(self.attention, checkpoint)
         else:
             load_weights(self, checkpoint)
@@ -77,8 +79,8 @@ class VqToken(Resampler):
         tokens = tokens.require_full_grid(self.name)
         if (self.side, self.side) != (tokens.grid.H, tokens.grid.W):
             raise ValueError(
-                f"{self.name} was built for frames of {self.side} x {self.side} cells, these have "
-                f"{tokens.grid.H} x {tokens.grid.W}; say side= if they are square, or take token_dynamics"
+                f"{self.name} was built for frames of {self.side} x {self.side} cells, got {tokens.grid.H} x "
+                f"{tokens.grid.W}; set side= for square frames, or use token_dynamics"
             )
         with torch.no_grad():
             if self.budget is not None:
@@ -89,18 +91,18 @@ class VqToken(Resampler):
         unit = tokens.replace(features=F.normalize(tokens.features.float(), dim=2))
         base = unit.apply(plan)
         dtype = next(self.attention.parameters()).dtype
-        features, looked, count = self.attention(base.features.to(dtype), base)
+        features, attention, count = self.attention(base.features.to(dtype), base)
         assert plan.dest is not None
-        # What a row saw of a cluster falls to its cells in equal parts.
-        member = plan.dest.clamp(min=0)[:, None].expand(-1, looked.shape[1], -1)
-        share = (looked / base.sizes.clamp(min=1)[:, None]).gather(2, member) * (plan.dest >= 0)[:, None]
-        return Resampled(features, share, count)
+        # The attention to a cluster is divided equally among its cells.
+        member = plan.dest.clamp(min=0)[:, None].expand(-1, attention.shape[1], -1)
+        weights = (attention / base.sizes.clamp(min=1)[:, None]).gather(2, member) * (plan.dest >= 0)[:, None]
+        return Resampled(features, weights, count)
 
     def planned_count(self, grid: Grid) -> int | None:
         return None if self.budget is None else max(self.budget.count(grid), grid.T)
 
 
-def _is_ours(path: str | Path) -> bool:
+def _is_saved_method(path: str | Path) -> bool:
     try:
         files.load_header(path, "method")
     except ValueError:
@@ -109,24 +111,22 @@ def _is_ours(path: str | Path) -> bool:
 
 
 def _load_released(module: ReferenceAttention, path: str) -> None:
-    """Fills the attention from a checkpoint in the layout of the released one.
+    """Loads the attention from a checkpoint in the released layout.
 
     Raises:
-        ValueError: the file cannot be read, or lacks some of the 20 tensors or has them in other shapes.
+        ValueError: the file is not readable, or one of the 20 tensors is missing or has another shape.
     """
     from safetensors.torch import load_file
 
     try:
         tensors = load_file(path)
-    except Exception as error:  # SafetensorError, and whatever torch says of a dtype or a size
-        raise ValueError(f"{path}: not a safetensors file that can be read ({error})") from None
-    own: dict[str, Tensor] = {
+    except Exception as error:  # SafetensorError, or any error of torch about a dtype or a size
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    state: dict[str, Tensor] = {
         name.removeprefix(_RELEASED): value for name, value in tensors.items() if name.startswith(_RELEASED)
     }
     try:
-        module.load_state_dict(own)
+        module.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"{path}: holds no cross-attention of VQToken under {_RELEASED}* that fits ({reason})"
-        ) from None
+        raise ValueError(f"{path}: no matching cross-attention of VQToken under {_RELEASED}* ({reason})") from None
