@@ -3,7 +3,7 @@
     python examples/llava_onevision_0_5b.py clip.mp4 "What happens in this video?"
 
 Downloads about 1.8 GB once. Expect 3 GB of a GPU in half precision; on a CPU 5 GB of memory, and most of the time goes
-into encoding. Needs pip install 'fewtokens[llm]'. Inputs from transformers' AutoProcessor do as well.
+into encoding. Requires pip install 'fewtokens[llm]'. Inputs of transformers' AutoProcessor also work.
 """
 
 import sys

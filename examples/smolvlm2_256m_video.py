@@ -1,9 +1,9 @@
-"""SmolVLM2 256M on a video, its answer as it comes: small enough for a laptop without a GPU.
+"""SmolVLM2 256M on a video, with streamed answers: small enough for a laptop without a GPU.
 
     python examples/smolvlm2_256m_video.py clip.mp4 "What happens in this video?"
 
 Downloads about 1 GB once. Expect 2 to 3 GB of memory; most of the time goes into encoding 16 frames of 512 pixels,
-which a second question does not pay again. Needs pip install 'fewtokens[llm]'.
+which happens once for all questions. Requires pip install 'fewtokens[llm]'.
 """
 
 import sys

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from fewtokens.cli import app
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.qa_sets import Conversation
-from fewtokens.llm.chat import IGNORED, VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.chat import IGNORE_INDEX, VIDEO_MARKER, collate_turns, encode_turns
 from fewtokens.llm.composed import ComposedVideoLLM, build_video_llm, is_video_llm, load_video_llm
 from fewtokens.llm.load import VideoLLM
 from fewtokens.train.loop import fit
@@ -69,13 +69,13 @@ class TestLines:
     def test_labels_are_the_answers_alone(self, parts):
         tokenizer = build(parts).tokenizer
         ids, labels = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
-        assert (ids == VIDEO_MARK).sum() == 1
-        learned = ids[labels != IGNORED]
+        assert (ids == VIDEO_MARKER).sum() == 1
+        learned = ids[labels != IGNORE_INDEX]
         assert tokenizer.decode(learned).split() == ["a", "digit", "</s>", "up", "</s>"]
-        assert torch.equal(labels[labels != IGNORED], learned)
+        assert torch.equal(labels[labels != IGNORE_INDEX], learned)
         asked, none = encode_turns(tokenizer, [(QUESTIONS[0], None)])
         assert torch.equal(asked, ids[: len(asked)])
-        assert bool((none == IGNORED).all())
+        assert bool((none == IGNORE_INDEX).all())
 
     def test_a_chat_template(self, parts):
         tokenizer = build(parts).tokenizer
@@ -84,7 +84,7 @@ class TestLines:
             "{% if add_generation_prompt %}<s>assistant: {% endif %}"
         )
         ids, labels = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
-        assert tokenizer.decode(ids[labels != IGNORED]).split() == ["a", "digit", "</s>", "up", "</s>"]
+        assert tokenizer.decode(ids[labels != IGNORE_INDEX]).split() == ["a", "digit", "</s>", "up", "</s>"]
         tokenizer.chat_template = "{{ messages | length }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
         with pytest.raises(ValueError, match="conversations of one turn"):
             encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
@@ -97,7 +97,7 @@ class TestLines:
                 encode_turns(tokenizer, turns)
         # What marks the video's place here is a word like others in a question.
         ids, _ = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[0]), ("<<the video>> it", None)])
-        assert (ids == VIDEO_MARK).sum() == 1 and int((ids == VIDEO_MARK).nonzero()[0]) < 5
+        assert (ids == VIDEO_MARKER).sum() == 1 and int((ids == VIDEO_MARKER).nonzero()[0]) < 5
 
     def test_conversations_with_them_are_left_out_of_training(self, parts, talks):
         tokenizer = build(parts).tokenizer
@@ -124,11 +124,11 @@ class TestEmbedding:
             rows, wanted, places = [], [], []
             at = 0
             for id, label in zip(ids.tolist(), labels.tolist(), strict=True):
-                if id == VIDEO_MARK:
+                if id == VIDEO_MARKER:
                     tokens = short.tokens[b]
                     for n in range(tokens.N):
                         rows.append(tokens.features[0, n])
-                        wanted.append(IGNORED)
+                        wanted.append(IGNORE_INDEX)
                         t, y, x = tokens.positions[0, n].round().long().tolist()
                         places.append(at + (n if positions == "renumber" else (t * 2 + y) * 2 + x))
                     at += tokens.N if positions == "renumber" else tokens.grid.cells

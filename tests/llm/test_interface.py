@@ -1,4 +1,4 @@
-"""What is asked of transformers: other names are errors, wrapped models are unwrapped, old releases are told of."""
+"""What is asked of transformers: other names are errors, wrapped models are unwrap, old releases are told of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
 from fewtokens.llm.backends import base as backend_module
 from fewtokens.llm.backends.base import backend_named
-from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrapped
+from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrap
 from fewtokens.llm.layers.hooks import language_model
 from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
@@ -151,7 +151,7 @@ WRAPPERS = {
 def test_wrapped_models(family, wrapper):
     asked = prompt(family, *PARTS)
     model = WRAPPERS[wrapper](tiny(family))
-    inner = unwrapped(model)
+    inner = unwrap(model)
     assert backend_of(model).name == family
     with attach(inner, FEW, items=asked.items) as few, torch.no_grad():
         wanted = few(**asked.inputs).logits
@@ -175,8 +175,8 @@ def test_sessions_of_wrapped_models(wrapper):
     model, processor = loaded("qwen2_vl")
     model = WRAPPERS[wrapper](model)
     answer = Session(model, processor, FEW, 8).ask(CLIP, FIRST, 3)
-    assert answer.text == Session(unwrapped(model), processor, FEW, 8).ask(CLIP, FIRST, 3).text
-    assert processor(model, CLIP, FIRST).keys() == processor(unwrapped(model), CLIP, FIRST).keys()
+    assert answer.text == Session(unwrap(model), processor, FEW, 8).ask(CLIP, FIRST, 3).text
+    assert processor(model, CLIP, FIRST).keys() == processor(unwrap(model), CLIP, FIRST).keys()
 
 
 def test_adapters_that_act_on_prompts_are_refused():

@@ -14,7 +14,7 @@ from fewtokens.core.layer_method import LayerMethod
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm import attach, compress
 from fewtokens.llm.interface import cache_of
-from fewtokens.llm.layers.cache import FewerLayer, cache_bytes
+from fewtokens.llm.layers.cache import PrunedLayer, cache_bytes
 from fewtokens.llm.layers.hooks import language_model
 from fewtokens.llm.layers.masks import narrow
 from tests.llm.test_compress import GREEDY, generate, lengthened, logits_of, recomputed
@@ -60,7 +60,7 @@ def kept(out, length):
     found = []
     for layer in out.past_key_values.layers:
         marks = torch.ones(layer.keys.shape[0], length, dtype=torch.bool)
-        if isinstance(layer, FewerLayer):
+        if isinstance(layer, PrunedLayer):
             columns = layer.columns.masked_fill(layer.columns < 0, layer.length)
             marks = torch.zeros(layer.keys.shape[0], layer.length + 1, dtype=torch.bool)
             marks = marks.scatter(1, columns, True)[:, :length]

@@ -223,4 +223,4 @@ def test_cut(reply, until, left):
 
 
 def test_quotation_marks():
-    assert [plugin.unquoted(text) for text in ("'a, b'", '"a"', "a", "'")] == ["a, b", "a", "a", "'"]
+    assert [plugin.unquote(text) for text in ("'a, b'", '"a"', "a", "'")] == ["a, b", "a", "a", "'"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import compress
-from fewtokens.llm.chat import VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.chat import VIDEO_MARKER, collate_turns, encode_turns
 from tests.llm.test_composed import ANSWERS, QUESTIONS, build, parts  # noqa: F401, a fixture
 from tests.llm.tiny import FAMILIES, IMAGE, MROPED, VIDEO, Prompt, grid_of, kinds, prompt, tiny
 
@@ -209,13 +209,13 @@ def test_a_batch_of_a_composed_model(parts, positions, left, monkeypatch):  # no
     assert len({tokens.N for tokens in made.tokens}) > 1
     expected = []
     for (ids, labels), tokens in zip(lines, made.tokens, strict=True):
-        (mark,) = (ids == VIDEO_MARK).nonzero()[0].tolist()
+        (mark,) = (ids == VIDEO_MARKER).nonzero()[0].tolist()
         cells = tokens.grid.cells
-        wide = [*ids[:mark].tolist(), *[VIDEO_MARK] * cells, *ids[mark + 1 :].tolist()]
+        wide = [*ids[:mark].tolist(), *[VIDEO_MARKER] * cells, *ids[mark + 1 :].tolist()]
         wide_labels = [*labels[:mark].tolist(), *[-100] * cells, *labels[mark + 1 :].tolist()]
         columns = list(range(mark, mark + cells))
         at = [(n,) for n in range(len(wide))]
-        expected.append(edited(wide, at, wide_labels, [(columns, tokens)], VIDEO_MARK, "per_frame", positions))
+        expected.append(edited(wide, at, wide_labels, [(columns, tokens)], VIDEO_MARKER, "per_frame", positions))
     check(made, expected, left=left, pad=PAD_ID, counted=False)
 
 

@@ -1,19 +1,19 @@
-"""Few tokens inside video language models of transformers, on their public interface.
+"""Token reduction inside the video language models of transformers, through their public interface.
 
     with attach(model, "token_dynamics(keep=32)") as few:
         ids = few.generate(**inputs, max_new_tokens=64)
 
-or, for those who call `generate` themselves:
+or, to call `generate` yourself:
 
     short = compress_inputs(model, inputs, "token_dynamics(keep=32)")
     ids = model.generate(**short, max_new_tokens=64)
 
-or, from a folder and a video to an answer, where each video is encoded once:
+or, from a saved model and a video to an answer, with each video encoded once:
 
     model = VideoLLM.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
     print(model.session("token_dynamics(keep=32)").ask("clip.mp4", "What happens?").text)
 
-Methods inside the layers of the language model come after a chain, or alone; `registry.layer_names()` names them:
+Methods inside the layers of the language model come after a chain, or alone; `registry.layer_names()` lists them:
 
     with attach(model, "tome(keep=0.25) | fastv(keep=0.5, layer=2)") as few: ...
 """

@@ -1,4 +1,4 @@
-"""A model with few visual tokens for the length of a `with` block; nothing of it is changed, hooks are taken off again.
+"""Reduces the visual tokens of a model inside a `with` block, by hooks; the model is unchanged afterwards.
 
 with attach(model, "dycoke(keep=0.25)") as few:
     ids = few.generate(**inputs, max_new_tokens=64)     # as model.generate
@@ -22,77 +22,76 @@ from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.compress import check_options, compress
 from fewtokens.llm.features import is_reduced, pipeline_of
-from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped, version
+from fewtokens.llm.interface import CACHE_NAMES, cache_of, is_filled, unwrap, version
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.turns import later_positions, remember
 
 
 class Attached:
-    """What `attach` gives.
+    """A model whose prompts are shortened before it runs, as `attach` yields it.
 
     Attributes:
-        model: without what was wrapped around it, see `unwrapped`.
-        last: what became of the last prompt that held a video, see `Compressed`.
+        model: the model without its wrappers, see `unwrap`.
+        last: the result for the last prompt that contained a video, see `Compressed`.
     """
 
     def __init__(self, model: Any, pipeline: Pipeline, options: dict[str, Any]) -> None:
-        self.model, self.pipeline, self.options = unwrapped(model), pipeline, options
-        # DDP adds up gradients in its own forward only.
-        self._called = model if isinstance(model, DistributedDataParallel) else self.model
+        self.model, self.pipeline, self.options = unwrap(model), pipeline, options
+        # DDP sums gradients over processes only in its own forward.
+        self._callable = model if isinstance(model, DistributedDataParallel) else self.model
         self.last: Compressed | None = None
 
     def compress(self, **inputs: Any) -> dict[str, Any]:
-        """The shorter prompt, for `generate`.
+        """Returns the shortened prompt, for `generate`.
 
-        A later turn, which brings the cache of an earlier one, is given positions that go on from that one's, whatever
-        other conversations there were in between.
+        A later turn, which brings the cache of an earlier one, gets positions that continue from that turn, even if
+        other conversations took place in between.
 
         Raises:
-            ValueError: what `compress` says, and features that something else has made.
+            ValueError: as `compress`, or if the features were reduced by other methods.
         """
         return self._shortened(inputs, whole=True)
 
     def _shortened(self, inputs: dict[str, Any], *, whole: bool) -> dict[str, Any]:
         if (cache := cache_of(inputs)) is not None:
-            takes = inspect.signature(self.model.forward).parameters
-            name = next(name for name in CACHE_NAMES if name in takes)
+            parameters = inspect.signature(self.model.forward).parameters
+            name = next(name for name in CACHE_NAMES if name in parameters)
             inputs = {key: value for key, value in inputs.items() if key not in CACHE_NAMES} | {name: cache}
-        given = (inputs.get("mm_encoder_outputs") or {}).values()
-        if any(is_reduced(outputs) and pipeline_of(outputs) is not self.pipeline for outputs in given):
+        encoded = (inputs.get("mm_encoder_outputs") or {}).values()
+        if any(is_reduced(outputs) and pipeline_of(outputs) is not self.pipeline for outputs in encoded):
             raise ValueError(
-                "this prompt was shortened before, by other methods than those attached; give it to the model outside "
-                "of the block, or give its pixels here"
+                "this prompt was already shortened by methods other than those attached; pass it to the model outside "
+                "the block, or pass its pixels here"
             )
         compressed = compress(self.model, inputs, self.pipeline, **self.options)
         if compressed.tokens:
             self.last = compressed
-        elif filled(cache) and compressed.inputs.get("position_ids") is None:
+        elif is_filled(cache) and compressed.inputs.get("position_ids") is None:
             positions = later_positions(cache, compressed.inputs, three=backend_of(self.model).mrope, whole=whole)
             if positions is not None:
                 compressed.inputs["position_ids"] = positions
         return compressed.inputs
 
     def generate(self, *args: Any, **inputs: Any) -> Any:
-        """`model.generate` on the shorter prompt; sequences begin with its ids, `last.inputs["input_ids"]`.
+        """Runs `model.generate` on the shortened prompt; its sequences begin with the ids `last.inputs["input_ids"]`.
 
         Raises:
-            ValueError: what `compress` says, and `prefill_chunk_size` before transformers 5.23, which leaves out the
-                video then.
+            ValueError: as `compress`, or for `prefill_chunk_size` before transformers 5.23, which then skips the video.
         """
         inputs = _by_name(self.model.generate, args, inputs)
         if "inputs" in inputs:
             inputs["input_ids"] = inputs.pop("inputs")
         if version() < (5, 23) and _chunked(self.model, inputs):
-            raise ValueError("with prefill_chunk_size videos need transformers 5.23 or newer; leave it out")
+            raise ValueError("prefill_chunk_size with a video requires transformers 5.23 or newer; remove it")
         return self.model.generate(**self.compress(**inputs))
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        """`model(...)` on the shorter prompt; labels are shortened with it."""
-        return self._called(**self._shortened(_by_name(self.model.forward, args, inputs), whole=False))
+        """Runs `model(...)` on the shortened prompt; labels are shortened to match."""
+        return self._callable(**self._shortened(_by_name(self.model.forward, args, inputs), whole=False))
 
 
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with those without a name under the names that a function has for them."""
+    """The inputs with positional arguments added under the names of the function's parameters."""
     return inputs if not args else {**inspect.signature(function).bind_partial(*args).arguments, **inputs}
 
 
@@ -102,7 +101,7 @@ def _chunked(model: Any, inputs: dict[str, Any]) -> bool:
 
 
 class Attachment(AbstractContextManager[Attached]):
-    """What `attach` returns, for a `with` block; nothing is attached before it."""
+    """The context manager that `attach` returns; nothing is attached before its `with` block."""
 
     def __init__(self, model: Any, spec: Methods, options: dict[str, Any]) -> None:
         self._arguments = model, spec, options
@@ -119,28 +118,28 @@ class Attachment(AbstractContextManager[Attached]):
     def _refuse(self, *args: Any, **inputs: Any) -> Any:
         raise ValueError(
             "nothing is attached yet; write `with attach(model, ...) as few:` and call few(...), few.generate(...) or "
-            "few.compress(...) inside of the block"
+            "few.compress(...) inside the block"
         )
 
     __call__ = generate = compress = _refuse
 
 
 def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
-    """Few visual tokens in a video language model for the length of a `with` block.
+    """Reduces the visual tokens of a video language model inside a `with` block.
 
     Args:
-        model: of a family in `BACKENDS`, with its language-model head; also wrapped by peft, torch.compile (what was
-            compiled is then not used), DataParallel (one device is used) or DDP.
-        spec: a chain of methods, see `compress`; after them such as act inside the language model
-            (`registry.layer_names()`), for which its decoder layers are given forward pre-hooks. Those keep prompts,
-            generated words and logits as long as they are; hidden states, attention and caches get shorter. Only videos
-            are reduced: an image is left whole, and a warning says so.
-        options: layout, positions, items of `compress`.
+        model: a model of a family in `BACKENDS`, with its language-model head. It may be wrapped by peft, torch.compile
+            (the compiled code is not used), DataParallel (one device is used) or DDP.
+        spec: a chain of methods, see `compress`. It may end with methods that act inside the language model
+            (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of
+            prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. Only videos
+            are reduced: images are kept in full, with a warning.
+        options: layout, positions and items of `compress`.
 
     Raises:
-        ValueError: what `compress` says; a model that something is attached to already; layers that the model does not
-            have; and pixels that reach the model as they are, since the model itself was called instead of what
-            `attach` gives.
+        ValueError: as `compress`; methods are already attached to the model; the model does not have a layer of the
+            spec; or pixels reach the model unreduced, because it was called directly instead of through the object
+            that the block yields.
     """
     check_options("attach", options)
     return Attachment(model, spec, options)
@@ -148,7 +147,7 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
 
 @contextmanager
 def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[Attached]:
-    backend, inner = backend_of(model), unwrapped(model)
+    backend, inner = backend_of(model), unwrap(model)
     check_free(inner)
     before, inside = split_chain(spec, inner)
     attached = Attached(model, as_pipeline(before, inner), options)
@@ -156,7 +155,7 @@ def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[At
     try:
         hooks.append(inner.register_forward_pre_hook(_check_reduced, with_kwargs=True))
         hooks.append(backend.causal_lm(inner).register_forward_hook(remember, with_kwargs=True))
-        with inside_of(inner, inside)():
+        with layer_hooks(inner, inside)():
             yield attached
     finally:
         for hook in hooks:
@@ -164,33 +163,33 @@ def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[At
 
 
 def check_free(model: Any) -> None:
-    """Raises a ValueError where something is attached to a model: one of two reducers would do nothing."""
-    if any(hook is _check_reduced for hook in unwrapped(model)._forward_pre_hooks.values()):
+    """Raises a ValueError if methods are attached to a model: one of two reducers would have no effect."""
+    if any(hook is _check_reduced for hook in unwrap(model)._forward_pre_hooks.values()):
         raise ValueError(
-            "something is attached to this model already; leave that block first, or write one chain such as "
+            "methods are already attached to this model; leave that block first, or write one chain such as "
             "'tome(keep=0.5) | fastv(keep=0.5)'"
         )
 
 
-def inside_of(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContextManager[Any]]:
-    """What puts hooks on the layers of the language model for the length of a `with` block, for methods inside it.
+def layer_hooks(model: Any, methods: Sequence[Any]) -> Callable[[], AbstractContextManager[Any]]:
+    """Returns a context manager that hooks methods into the layers of the language model.
 
     Raises:
-        ValueError: layers that the model does not have.
+        ValueError: the model does not have a layer of the methods.
     """
     if not methods:
         return nullcontext
     from fewtokens.llm.layers.hooks import LayerRuntime
 
-    return LayerRuntime(model, methods).attached
+    return LayerRuntime(model, methods).attach
 
 
 def _check_reduced(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    given = (kwargs.get("mm_encoder_outputs") or {}).values()
-    names = (name for each in backend_of(model).pixel_inputs.values() for name in each)
+    encoded = (kwargs.get("mm_encoder_outputs") or {}).values()
+    names = (name for group in backend_of(model).pixel_inputs.values() for name in group)
     pixels = [name for name in names if kwargs.get(name) is not None]
-    if pixels or not all(map(is_reduced, given)):
+    if pixels or not all(map(is_reduced, encoded)):
         raise ValueError(
-            "pixels reached the model as they were, nothing was reduced: inside `with attach(model, ...) as few` call "
+            "the model was called directly, so no tokens were reduced; inside `with attach(model, ...) as few` call "
             "few.generate(...) or few(...) instead of the model"
         )

@@ -1,4 +1,4 @@
-"""From a spec to the methods before a language model, and those inside it."""
+"""Splits a spec into the methods before a language model and those inside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Methods: TypeAlias = str | Sequence[Method] | Pipeline
 
 
 def split_chain(spec: Methods, model: Any) -> tuple[Sequence[Method] | Pipeline, list[LayerMethod]]:
-    """A chain as what comes before the language model, and what acts inside it.
+    """Returns the part of a chain that comes before the language model, and the part that acts inside it.
 
     Raises:
-        ValueError: a method before the language model after one inside it.
+        ValueError: a method before the language model follows one inside it.
     """
     if isinstance(spec, Pipeline):
         return spec, []
@@ -28,16 +28,16 @@ def split_chain(spec: Methods, model: Any) -> tuple[Sequence[Method] | Pipeline,
     within = [method.stage == "llm" for method in methods]
     if within != sorted(within):
         late = methods[within.index(True) + within[within.index(True) :].index(False)].name
-        raise ValueError(f"{late} acts before the language model; put it before the methods inside it")
+        raise ValueError(f"{late} acts before the language model; put it before the methods that act inside it")
     inner = sum(within)
     return list(methods)[: len(within) - inner], list(methods)[len(within) - inner :]
 
 
 def as_pipeline(spec: Methods, model: Any) -> Pipeline:
-    """The chain, on the model's device; trainable methods are built for the width of the language model.
+    """Returns the chain as a pipeline on the model's device, built for the hidden size of the language model.
 
     Raises:
-        ValueError: a method that acts inside an encoder or the language model.
+        ValueError: a method acts inside an encoder or the language model.
     """
     if isinstance(spec, Pipeline):
         return spec
@@ -45,18 +45,18 @@ def as_pipeline(spec: Methods, model: Any) -> Pipeline:
     for method in methods:
         if method.stage not in ("pixels", "tokens"):
             raise ValueError(
-                f"{method.name} acts in the stage {method.stage!r}; what an encoder gives is reduced by methods of "
-                "the stages pixels and tokens"
+                f"{method.name} acts in the stage {method.stage!r}; only methods of the stages 'pixels' and 'tokens' "
+                "can reduce the output of an encoder"
             )
     return Pipeline(methods)
 
 
 def build_methods(spec: str | Sequence[Method], model: Any) -> Sequence[Any]:
-    """The methods of a spec string, in eval mode on the model's device and for its width; given ones as they are."""
+    """Builds the methods of a spec string for a model, in eval mode on its device; returns built methods unchanged."""
     if not isinstance(spec, str):
         return spec
-    width = model.get_input_embeddings().weight.shape[1]
-    methods = registry.build(spec, dim=width) if spec.strip() else []
+    dim = model.get_input_embeddings().weight.shape[1]
+    methods = registry.build(spec, dim=dim) if spec.strip() else []
     for method in methods:
         if isinstance(method, nn.Module):
             method.eval().to(model.device)
@@ -65,10 +65,11 @@ def build_methods(spec: str | Sequence[Method], model: Any) -> Sequence[Any]:
 
 
 def warn_untrained(methods: Sequence[Method]) -> None:
-    """Warns of methods whose weights are random and would give nonsense."""
+    """Warns about methods with random weights, whose output is meaningless."""
     for method in methods:
         if isinstance(method, Method) and method.untrained:
             warnings.warn(
-                f"{method.name} has random weights and gives nonsense; give it trained ones by checkpoint='FILE'",
+                f"{method.name} has random weights, so its output is meaningless; load trained weights with "
+                "checkpoint='FILE'",
                 stacklevel=2,
             )

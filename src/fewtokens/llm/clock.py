@@ -1,4 +1,4 @@
-"""Where the time of an answer goes: stages one after the other without gaps, and the moments of the words."""
+"""Where the time of an answer goes: consecutive stages without gaps, and the times of the first and last token."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ STAGES = ("decode", "encode", "reduce", "prefill")
 
 
 class Clock:
-    """Seconds of each stage; what lies between two laps belongs to one of them, so that they add up to the whole.
+    """Seconds of each stage. The time between two laps counts toward one stage, so that stages add up to the total.
 
     Args:
-        device: whose work is waited for, so that a lap ends when the work is done.
+        device: the device to synchronize, so that a lap ends when its work is done.
 
     Attributes:
-        seconds: by stage.
+        seconds: time by stage.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds = dict.fromkeys(STAGES, 0.0)
-        self.begun = self.last = time.perf_counter()
+        self.start = self.last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Counts what was done since the last lap as this stage's."""
+        """Counts the time since the last lap toward a stage."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.lap_at(stage, time.perf_counter())
 
-    def lap_at(self, stage: str, moment: float) -> None:
-        """The same up to a moment that was noted."""
-        self.seconds[stage] += moment - self.last
-        self.last = moment
+    def lap_at(self, stage: str, timestamp: float) -> None:
+        """Counts the time from the last lap to a recorded timestamp toward a stage."""
+        self.seconds[stage] += timestamp - self.last
+        self.last = timestamp
 
 
 def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None) -> Any:
-    """A streamer of transformers that keeps the pieces, and the moments at which the first and the last token came.
+    """Returns a streamer of transformers that collects the text, and the times of the first and the last token.
 
-    `generate` puts in the prompt first, which is skipped, and after a prompt of embeddings an empty tensor.
+    The prompt is put first and skipped; after a prompt of embeddings `generate` also puts an empty tensor.
     """
     from transformers import TextStreamer
 

@@ -1,10 +1,10 @@
-"""A video language model that is put together here: video encoder, projector, methods, causal language model.
+"""A video language model composed of a video encoder, a projector, methods and a causal language model.
 
-    frames -> encoder -> [pool x pool patches side by side] -> projector -> methods -> language model
+    frames -> encoder -> [pool x pool patches concatenated] -> projector -> methods -> language model
 
-The methods stand after the projector, in the width of the language model, as in VQToken (arXiv 2503.16980, section 4).
-To everything else (`compress`, `attach`, `Session`) it is one more backend: it takes prompts and features as the models
-of transformers do.
+The methods follow the projector and work at the hidden size of the language model, as in VQToken (arXiv 2503.16980,
+section 4). To everything else (`compress`, `attach`, `Session`) it is one more backend: it takes prompts and features
+as the models of transformers do.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
 from fewtokens.encoders.config import make_vit_config
-from fewtokens.llm.chat import VIDEO_MARK, collate_turns, encode_turns
+from fewtokens.llm.chat import VIDEO_MARKER, collate_turns, encode_turns
 from fewtokens.llm.compress import compress
-from fewtokens.llm.interface import CACHE_NAMES, cache_of, filled, unwrapped
+from fewtokens.llm.interface import CACHE_NAMES, cache_of, is_filled, unwrap
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.networks.base import read_config
 
 KIND = "video_llm"
-# Of a video in the inputs of a model, see `ComposedVideoLLM.forward`.
+# The inputs that describe a video, see `ComposedVideoLLM.forward`.
 VIDEO_INPUTS = ("pixel_values_videos", "video_times", "video_cells", "video_grid")
 
 
 @dataclass(frozen=True)
 class ComposedConfig:
-    """What `compress` and `Session` ask of a config: that of the language model, and the id at which a video stands."""
+    """The parts of a config that `compress` and `Session` read: the language model's config and the id of a video."""
 
     text_config: Any
     model_type: ClassVar[str] = "composed"
-    video_token_id: ClassVar[int] = VIDEO_MARK
+    video_token_id: ClassVar[int] = VIDEO_MARKER
 
     def get_text_config(self) -> Any:
         return self.text_config
 
 
 class ComposedVideoLLM(nn.Module):
-    """The parts, put together.
+    """A video encoder, a projector, methods and a causal language model.
 
     Args:
-        encoder: frame by frame.
+        encoder: a ViT that encodes frame by frame.
         llm: a causal language model of transformers.
         tokenizer: its tokenizer.
-        spec: methods of the stages pixels and tokens that need no other cues than pixels, text and frame_global; ""
-            keeps every token.
-        pool: patches along a side that become one token, their channels side by side (pixel shuffle).
-        positions: "keep" gives a token the position of the cell nearest to it, and the text its own; "renumber" counts
-            the columns of the prompt, as VQToken does.
+        spec: methods of the stages pixels and tokens that need no cues except pixels, text and frame_global; "" keeps
+            every token.
+        pool: pool x pool patches become one token, with their channels concatenated (pixel shuffle).
+        positions: "keep" gives a token the position of its nearest cell and leaves those of the text unchanged;
+            "renumber" counts the columns of the prompt, as in VQToken.
 
     Attributes:
-        video_encoder: the encoder; its network is `encoder`.
-        features_at_hand: the encoder's output that the language model reads at the moment, by modality.
+        video_encoder: the encoder, of which `encoder` is the network.
+        current_features: the encoder's output that the language model is reading, by modality.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ComposedVideoLLM(nn.Module):
         super().__init__()
         if not isinstance(encoder, VitEncoder):
             raise ValueError(
-                f"{encoder.id} cannot be trained in a video language model; take a ViT that is loaded here"
+                f"{encoder.id} cannot be trained in a video language model; use a ViT that fewtokens implements"
             )
         if pool < 1:
             raise ValueError(f"pool must be at least 1, got {pool}")
@@ -83,12 +83,12 @@ class ComposedVideoLLM(nn.Module):
             raise ValueError(f"positions must be 'keep' or 'renumber', got {positions!r}")
         self.tokenizer, self.pool, self.positions = tokenizer, pool, positions
         self.encoder, self.llm = encoder.vit, llm
-        # Not a part of its own: its parameters are those of `encoder`.
+        # Not registered as a module: its parameters are those of `encoder`.
         object.__setattr__(self, "video_encoder", encoder)
         self.dim: int = llm.get_input_embeddings().weight.shape[1]
-        wide = encoder.dim * pool**2
-        self.projector = nn.Sequential(nn.Linear(wide, self.dim), nn.GELU(), nn.Linear(self.dim, self.dim))
-        self.features_at_hand: dict[str, Any] = {}
+        cell_dim = encoder.dim * pool**2
+        self.projector = nn.Sequential(nn.Linear(cell_dim, self.dim), nn.GELU(), nn.Linear(self.dim, self.dim))
+        self.current_features: dict[str, Any] = {}
         self._checkpointing = False
         self.reduce_with(spec)
 
@@ -100,7 +100,7 @@ class ComposedVideoLLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the language model."""
+        """The dtype of the language model."""
         return self.llm.get_input_embeddings().weight.dtype
 
     @property
@@ -113,12 +113,12 @@ class ComposedVideoLLM(nn.Module):
 
     @property
     def causal_lm(self) -> Any:
-        """The language model with its head, without what adapters put around it."""
-        return unwrapped(self.llm)
+        """The language model with its head, without the wrapper of adapters."""
+        return unwrap(self.llm)
 
     @property
     def base_model(self) -> ComposedVideoLLM:
-        """Where the models of transformers have their encoder and their language model: here."""
+        """The module that has the encoder and the language model: this one."""
         return self
 
     @property
@@ -135,27 +135,29 @@ class ComposedVideoLLM(nn.Module):
         return self._checkpointing
 
     @checkpointing.setter
-    def checkpointing(self, wanted: bool) -> None:
-        self._checkpointing = wanted
-        # Called so since transformers 5.23, "gradient" before.
-        kind = "activation" if hasattr(self.llm, "activation_checkpointing_enable") else "gradient"
-        getattr(self.llm, f"{kind}_checkpointing_{'enable' if wanted else 'disable'}")()
+    def checkpointing(self, enabled: bool) -> None:
+        self._checkpointing = enabled
+        # "activation" since transformers 5.23, "gradient" before.
+        prefix = "activation" if hasattr(self.llm, "activation_checkpointing_enable") else "gradient"
+        getattr(self.llm, f"{prefix}_checkpointing_{'enable' if enabled else 'disable'}")()
 
     def reduce_with(self, spec: str) -> ComposedVideoLLM:
-        """Takes another chain of methods; parameters of learned ones start at random.
+        """Replaces the chain of methods; the parameters of learned methods start at random.
 
         Raises:
-            ValueError: methods inside an encoder or a language model, or a cue that is not given here.
+            ValueError: a method acts inside an encoder or a language model, or needs a cue that is not available.
         """
         methods: Sequence[Method] = registry.build(spec, dim=self.dim) if spec.strip() else []
         for method in methods:
             if unknown := set(getattr(method, "needs", ())) - {"pixels", "text", "frame_global"}:
-                raise ValueError(f"{method.name} needs {' and '.join(sorted(unknown))}, which is not given here")
+                raise ValueError(
+                    f"{method.name} needs {' and '.join(sorted(unknown))}, which composed models cannot provide"
+                )
         self.compressor = Pipeline(methods).to(self.device)
         return self
 
     def cells(self, frames: Tensor, times: Tensor | None = None) -> tuple[Tensor, Grid]:
-        """What the encoder gives for frames uint8 [B,T,3,H,W]: cells [B,S,pool*pool*C] and their grid.
+        """Encodes frames uint8 [B,T,3,H,W]; returns cells [B,S,pool*pool*C] and their grid.
 
         No gradient flows if the encoder is frozen.
         """
@@ -169,11 +171,11 @@ class ComposedVideoLLM(nn.Module):
     def _pooled(self, grid: Grid) -> Grid:
         p = self.pool
         if grid.H % p or grid.W % p:
-            raise ValueError(f"frames of {grid.H} x {grid.W} patches cannot be pooled by {p}; take another size")
+            raise ValueError(f"frames of {grid.H} x {grid.W} patches cannot be pooled by {p}; use another size")
         return Grid(grid.T, grid.H // p, grid.W // p, grid.times)
 
     def grid_of(self, inputs: dict[str, Any]) -> Grid:
-        """The cells of the videos in the inputs of `forward`."""
+        """The grid of the videos in the inputs of `forward`."""
         if inputs.get("video_grid") is not None:
             return inputs["video_grid"]
         frames = inputs["pixel_values_videos"]
@@ -181,47 +183,47 @@ class ComposedVideoLLM(nn.Module):
         return self._pooled(self.video_encoder.grid(T, height, width, inputs.get("video_times")))
 
     def project(self, cells: Tensor) -> Tensor:
-        """Cells [B,S,pool*pool*C] in the width of the language model, [B,S,D]."""
+        """Projects cells [B,S,pool*pool*C] to the hidden size of the language model, [B,S,D]."""
         first = self.projector[0]
         assert isinstance(first, nn.Linear)
         return self.projector(cells.to(first.weight.dtype))
 
     def compress(self, inputs: dict[str, Any]) -> Compressed:
-        """The prompts of `forward` with the few tokens that the model's own methods leave."""
-        return compress(self, self._spread(inputs), self.compressor)
+        """Shortens the prompts of `forward` with the model's own methods."""
+        return compress(self, self._expand_markers(inputs), self.compressor)
 
-    def _spread(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs in which a video that stands at one column of its prompt stands at a column for each of its cells."""
+    def _expand_markers(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Repeats the marker of a video for each of its cells, if each prompt has only one."""
         ids = inputs["input_ids"]
-        here = ids == VIDEO_MARK
-        times = self.grid_of(inputs).cells if bool((here.sum(1) == 1).all()) else 1
-        if times == 1:
+        marked = ids == VIDEO_MARKER
+        cells = self.grid_of(inputs).cells if bool((marked.sum(1) == 1).all()) else 1
+        if cells == 1:
             return inputs
-        repeats = torch.where(here, times, 1).flatten()
+        repeats = torch.where(marked, cells, 1).flatten()
         columns = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels") if name in inputs}
-        wide = {name: v.flatten().repeat_interleave(repeats).reshape(len(ids), -1) for name, v in columns.items()}
-        return inputs | wide
+        expanded = {name: v.flatten().repeat_interleave(repeats).reshape(len(ids), -1) for name, v in columns.items()}
+        return inputs | expanded
 
     def embed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Inputs of the language model: embeddings with the rows of `mm_encoder_outputs` at their places."""
+        """Returns the inputs of the language model: embeddings with the rows of `mm_encoder_outputs` inserted."""
         inputs = dict(inputs)
         ids, mask, outputs = inputs.pop("input_ids"), inputs.get("attention_mask"), inputs.pop("mm_encoder_outputs", {})
-        words = self.get_input_embeddings()(ids.clamp(min=0))
+        embedded = self.get_input_embeddings()(ids.clamp(min=0))
         if outputs:
-            rows = torch.cat(list(outputs["video"].pooler_output)).to(words.dtype)
-            words = words.masked_scatter((ids == VIDEO_MARK)[..., None], rows)
-        if inputs.get("position_ids") is None and mask is not None and not filled(cache_of(inputs)):
+            rows = torch.cat(list(outputs["video"].pooler_output)).to(embedded.dtype)
+            embedded = embedded.masked_scatter((ids == VIDEO_MARKER)[..., None], rows)
+        if inputs.get("position_ids") is None and mask is not None and not is_filled(cache_of(inputs)):
             inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-        return inputs | {"inputs_embeds": words}
+        return inputs | {"inputs_embeds": embedded}
 
     @contextmanager
     def _reading(self, outputs: dict[str, Any] | None) -> Iterator[None]:
-        """Lets methods inside the language model know what it reads."""
-        self.features_at_hand = outputs or {}
+        """Makes the features that the language model reads available to the methods inside it."""
+        self.current_features = outputs or {}
         try:
             yield
         finally:
-            self.features_at_hand = {}
+            self.current_features = {}
 
     def forward(
         self,
@@ -233,14 +235,14 @@ class ComposedVideoLLM(nn.Module):
         mm_encoder_outputs: Any = None,
         **inputs: Any,
     ) -> Any:
-        """The language model on prompts; videos that come as frames or cells are reduced by the model's own methods.
+        """Runs the language model on prompts; the model's own methods reduce videos given as frames or cells.
 
         Args:
-            input_ids: int64 [B,L]; `VIDEO_MARK` stands for the video of a prompt, once or once for each of its rows.
+            input_ids: int64 [B,L]; `VIDEO_MARKER` stands for the video of a prompt, once or once for each of its rows.
             attention_mask, position_ids, labels: [B,L].
-            mm_encoder_outputs: features of the videos, as `compress` gives them.
+            mm_encoder_outputs: features of the videos, as `compress` returns them.
             inputs: pixel_values_videos uint8 [B,T,3,H,W] and video_times [B,T], or video_cells [B,S,C] (of `cells`)
-                and their video_grid; and whatever else the language model takes.
+                and their video_grid; and any other input of the language model.
 
         Returns:
             The output of the language model, with the mean loss over the labels.
@@ -258,12 +260,12 @@ class ComposedVideoLLM(nn.Module):
             return self.llm(**self.embed(prompt))
 
     def _cache_name(self) -> str:
-        takes = inspect.signature(self.causal_lm.forward).parameters
-        return next(name for name in CACHE_NAMES if name in takes)
+        parameters = inspect.signature(self.causal_lm.forward).parameters
+        return next(name for name in CACHE_NAMES if name in parameters)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, *, streamer: Any = None, **inputs: Any) -> Any:
-        """`generate` of the language model on the prompts of `forward`; sequences begin with those of the prompt."""
+        """Runs the language model's `generate` on the prompts of `forward`; its sequences begin with the prompt."""
         options = {"pad_token_id": self.tokenizer.pad_token_id, "eos_token_id": self.tokenizer.eos_token_id} | inputs
         prompt = options | {"input_ids": input_ids}
         if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
@@ -271,32 +273,32 @@ class ComposedVideoLLM(nn.Module):
         if (cache := cache_of(prompt)) is not None:
             prompt = {name: v for name, v in prompt.items() if name not in CACHE_NAMES} | {self._cache_name(): cache}
         ids, outputs = prompt["input_ids"], prompt.get("mm_encoder_outputs")
-        # Rows of a video that was read before are in the cache; the ids at their places only count columns.
-        words = ids.masked_fill(ids == VIDEO_MARK, options["pad_token_id"] or 0)
+        # The rows of a video of an earlier turn are in the cache; its ids only count columns.
+        text_ids = ids.masked_fill(ids == VIDEO_MARKER, options["pad_token_id"] or 0)
         if outputs:
             if streamer is not None:
-                streamer.put(words.cpu())  # as for a prompt of ids
+                streamer.put(text_ids.cpu())  # as for a prompt of ids
             with self._reading(outputs):
                 output = self.llm.generate(**self.embed(prompt), streamer=streamer)
         else:
-            output = self.llm.generate(**prompt | {"input_ids": words}, streamer=streamer)
+            output = self.llm.generate(**prompt | {"input_ids": text_ids}, streamer=streamer)
         sequences = output if isinstance(output, Tensor) else output.sequences
         new = sequences if outputs else sequences[:, ids.shape[1] :]
-        whole = torch.cat([ids.repeat_interleave(len(new) // len(ids), 0), new], 1)
+        full = torch.cat([ids.repeat_interleave(len(new) // len(ids), 0), new], 1)
         if isinstance(output, Tensor):
-            return whole
-        output.sequences = whole
+            return full
+        output.sequences = full
         return output
 
     def answer(self, inputs: dict[str, Any], *, max_new_tokens: int = 8) -> list[str]:
-        """Greedy answers to questions (`encode_questions`) about the videos in the inputs of `forward`."""
+        """Answers questions (`encode_questions`) about the videos in the inputs of `forward` by greedy decoding."""
         with torch.no_grad():
             short = self.compress({name: value for name, value in inputs.items() if name != "labels"}).inputs
         ids = self.generate(**short, max_new_tokens=max_new_tokens, do_sample=False)[:, short["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def encode_questions(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Prompts of questions, one for each video, padded on the left: input_ids and attention_mask [B,L]."""
+        """Encodes questions as prompts, one per video, padded on the left: input_ids and attention_mask [B,L]."""
         lines = [encode_turns(self.tokenizer, [(question, None)]) for question in questions]
         batch = collate_turns(lines, self.tokenizer.pad_token_id or 0, left=True)
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
@@ -304,10 +306,10 @@ class ComposedVideoLLM(nn.Module):
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
         """Writes config.json, parts.safetensors (encoder, projector, methods) and the language model in llm/.
 
-        The folder needs no other one to be loaded. Adapters are merged. All of it is written, or nothing.
+        The folder is self-contained. Adapters are merged. Either all files are written or none.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; what it held before is still there.
+            OSError: the disk is full, or the folder is not writable; its previous content is unchanged.
         """
         llm = self.llm.merge_and_unload() if hasattr(self.llm, "merge_and_unload") else self.llm
         with files.whole_folder(folder, last="config.json") as place:
@@ -325,7 +327,7 @@ class ComposedVideoLLM(nn.Module):
 
 
 def is_video_llm(folder: str | Path) -> bool:
-    """Whether a folder holds a model that `ComposedVideoLLM.save_pretrained` wrote."""
+    """Whether a folder contains a model that `ComposedVideoLLM.save_pretrained` wrote."""
     try:
         return read_config(folder)["fewtokens_model"] == KIND
     except ValueError:
@@ -338,7 +340,7 @@ def saved_config(folder: str | Path) -> ComposedConfig:
 
     try:
         return ComposedConfig(AutoConfig.from_pretrained(Path(folder) / "llm", trust_remote_code=False))
-    except Exception as error:  # whatever transformers says about a folder that it cannot load
+    except Exception as error:  # transformers raises any type of error for a folder that it cannot load
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder}: transformers cannot read llm/config.json ({reason})") from None
 
@@ -346,19 +348,19 @@ def saved_config(folder: str | Path) -> ComposedConfig:
 def load_video_llm(
     folder: str | Path, *, spec: str | None = None, device: str = "auto", batch: int = 256
 ) -> ComposedVideoLLM:
-    """A model from a folder that `save_pretrained` wrote, in eval mode.
+    """Loads a model from a folder that `save_pretrained` wrote, in eval mode.
 
     Args:
-        spec: other methods than it was saved with; parameters of learned ones start at random.
-        batch: frames that the encoder sees at once.
+        spec: methods that replace the saved ones; the parameters of learned methods start at random.
+        batch: the number of frames that the encoder processes in one call.
 
     Raises:
-        ValueError: what is missing, damaged or does not fit.
+        ValueError: a file is missing, damaged or does not match the config.
     """
     folder = Path(folder)
     saved = read_config(folder)
     if saved["fewtokens_model"] != KIND:
-        raise ValueError(f"{folder}: holds a {saved['fewtokens_model']!r}, not a video language model")
+        raise ValueError(f"{folder}: contains a {saved['fewtokens_model']!r}, not a video language model")
     config = saved["config"]
     shape = config["encoder"]
     vit = ViT(make_vit_config(shape["vit"], f"{folder / 'config.json'}: vit"))
@@ -386,10 +388,12 @@ def build_video_llm(
     device: str = "auto",
     **options: Any,
 ) -> ComposedVideoLLM:
-    """A model of an encoder and a causal language model, each a folder or a hub id; the projector starts at random.
+    """Builds a model from an encoder and a causal language model, each a folder or a hub id.
+
+    The projector starts at random.
 
     Raises:
-        ValueError: one of them cannot be loaded, or has no weights in safetensors.
+        ValueError: one of them cannot be loaded, or has no safetensors weights.
     """
     frames: Any = load_encoder(encoder, device=device, **options)
     language, tokenizer = load_language_model(llm)
@@ -399,26 +403,30 @@ def build_video_llm(
 
 
 def load_language_model(name: str | Path) -> tuple[Any, Any]:
-    """A causal language model of transformers and its tokenizer, from a folder or by hub id (safetensors only), or from
-    a .gguf file, whose weights become float32.
+    """Loads a causal language model of transformers and its tokenizer.
+
+    Args:
+        name: a folder or a hub id (safetensors only), or a .gguf file, whose weights become float32.
 
     Raises:
-        ValueError: what transformers says, in one line.
+        ValueError: the model cannot be loaded; with the reason of transformers in one line.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        raise ValueError("a language model needs transformers; pip install 'fewtokens[llm]'") from None
-    packed = str(name).lower().endswith(".gguf")
+        raise ValueError(
+            "a language model requires transformers; install it with pip install 'fewtokens[llm]'"
+        ) from None
+    is_gguf = str(name).lower().endswith(".gguf")
     try:
-        if packed:
+        if is_gguf:
             llm, tokenizer = _from_gguf(Path(name))
         else:
             llm = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # whatever transformers says about a folder that it cannot load
+    except Exception as error:  # transformers raises any type of error for a folder that it cannot load
         raise ValueError(
-            f"{name}: no causal language model that can be loaded ({' '.join(str(error).split())[:200]})"
+            f"{name}: cannot be loaded as a causal language model ({' '.join(str(error).split())[:200]})"
         ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -426,7 +434,7 @@ def load_language_model(name: str | Path) -> tuple[Any, Any]:
 
 
 def _from_gguf(file: Path) -> tuple[Any, Any]:
-    """A model and its tokenizer out of a GGUF file."""
+    """Loads a model and its tokenizer from a GGUF file."""
     from importlib.util import find_spec
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -434,14 +442,14 @@ def _from_gguf(file: Path) -> tuple[Any, Any]:
     if not file.is_file():
         raise ValueError("no such file")
     if missing := [name for name in ("gguf", "accelerate") if find_spec(name) is None]:
-        raise ValueError(f"a .gguf file needs {' and '.join(missing)}; pip install 'fewtokens[gguf]'")
-    read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        raise ValueError(f"a .gguf file requires {' and '.join(missing)}; install with pip install 'fewtokens[gguf]'")
+    loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # transformers saves no model that it knows to come from such a file, although its weights are plain ones by now.
-    config = copy.deepcopy(read.config)
+    # transformers refuses to save a model loaded from GGUF, although its weights are now ordinary tensors.
+    config = copy.deepcopy(loaded.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    llm.load_state_dict(read.state_dict())
-    llm.generation_config = read.generation_config
+    llm.load_state_dict(loaded.state_dict())
+    llm.generation_config = loaded.generation_config
     return llm.eval(), tokenizer

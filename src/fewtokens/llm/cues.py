@@ -1,7 +1,7 @@
-"""The cues of methods in front of a language model, made in one place for every runtime.
+"""Computes the cues of methods before a language model, in one place for every runtime.
 
-`attach`, `compress`, `Session` and the training of a composed model all come here, so a method receives the same
-tensors in each of them.
+`attach`, `compress`, `Session` and the training of a composed model all use these functions, so a method receives the
+same tensors in each of them.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from fewtokens.core.method import CUES
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
-from fewtokens.llm.layout import asked_columns
+from fewtokens.llm.layout import prompt_columns
 
 
 def check_cues(backend: Backend, pipeline: Pipeline) -> None:
-    """Raises a ValueError if a method needs a cue that the backend cannot give."""
+    """Raises a ValueError if a method needs a cue that the backend cannot provide."""
     for need in sorted(pipeline.needs - set(backend.cues)):
         who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {backend.name} cannot give")
+        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {backend.name} cannot provide")
 
 
 def question_columns(backend: Backend, model: Any, prompt: dict[str, Any]) -> Tensor:
-    """The words of the cue "text", bool [B,L]: no placeholders, no padding, and nothing from the first label on."""
-    words = asked_columns(prompt)
+    """The columns of the cue "text", bool [B,L]: no placeholders, no padding, and nothing from the first label on."""
+    columns = prompt_columns(prompt)
     for modality in MODALITIES:
         if (placeholder := backend.placeholder(model, modality)) is not None:
-            words = words & (prompt["input_ids"] != placeholder)
-    return words
+            columns = columns & (prompt["input_ids"] != placeholder)
+    return columns
 
 
-def cue_shape(needs: Collection[str], visual: VisualFeatures, words: Tensor | None) -> tuple[int, ...]:
-    """What two videos must have in common so that their cues can be stacked, beside the size of their frames.
+def cue_shape(needs: Collection[str], visual: VisualFeatures, text: Tensor | None) -> tuple[int, ...]:
+    """The key that two videos must share, in addition to their frame size, for their cues to be stacked.
 
     Args:
         needs: names of cues.
         visual: the video.
-        words: bool [L], the words of its prompt, or None if no text is needed.
+        text: bool [L], the columns of the cue "text" in its prompt, or None if no text is needed.
     """
     assert visual.grid is not None
     frames = visual.grid.T if {"pixels", "frame_global"} & set(needs) else 0
-    return frames, 0 if words is None else int(words.sum())
+    return frames, 0 if text is None else int(text.sum())
 
 
 def make_cues(
@@ -55,20 +55,20 @@ def make_cues(
     videos: Sequence[VisualFeatures],
     tokens: Tokens,
     rows: Sequence[int],
-    words: Tensor | None,
+    text: Tensor | None,
 ) -> dict[str, Tensor]:
-    """The cues of videos whose `cue_shape` is the same, see `CUES`.
+    """Computes the cues of videos with the same `cue_shape`, see `CUES`.
 
     Args:
         needs: names of cues.
-        prompt: with its input_ids [B,L].
-        videos: V of them.
+        prompt: the inputs, with input_ids [B,L].
+        videos: V videos.
         tokens: their cells, [V,N,C].
-        rows: the prompt of each video.
-        words: see `question_columns`, or None if no text is needed.
+        rows: the index of each video's prompt.
+        text: see `question_columns`; None if no text is needed.
 
     Raises:
-        ValueError: a prompt has no word before its first label.
+        ValueError: a prompt has no text before its first label.
     """
     cues: dict[str, Tensor] = {}
     if "frame_global" in needs:
@@ -76,9 +76,11 @@ def make_cues(
     if "pixels" in needs:
         cues["pixels"] = torch.stack([visual.pixels for visual in videos if visual.pixels is not None])
     if "text" in needs:
-        assert words is not None
-        ids = torch.stack([prompt["input_ids"][row, words[row]] for row in rows])
+        assert text is not None
+        ids = torch.stack([prompt["input_ids"][row, text[row]] for row in rows])
         if not ids.shape[1]:
-            raise ValueError("a prompt has no words before its first label, so there is no question to reduce by")
+            raise ValueError(
+                "a prompt has no text before its first label, so there is no question for query-aware methods"
+            )
         cues["text"] = model.get_input_embeddings()(ids)
     return cues

@@ -1,4 +1,4 @@
-"""Features that were reduced, as objects that say so: what `generate` hands to the model carries them along."""
+"""Marks the outputs of encoders as reduced; the mark stays with them on their way through `generate`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from fewtokens.llm.layout import Layout
 
 
 def mark_reduced(outputs: Any, layout: Layout | None = None) -> Any:
-    """An encoder's output as an object that says that it was reduced, and where its rows stand, see `attach`.
+    """Returns an encoder's output marked as reduced, with the layout of its rows, see `attach`.
 
-    By its type, so that parts of it are marked too: `generate` cuts it for `prefill_chunk_size`. Those have no layout.
+    The mark is a type, so that it also applies to the parts into which `generate` splits the output for
+    `prefill_chunk_size`. Parts have no layout.
     """
     kind: Any = type(outputs)
-    marked = _marked(kind)(**outputs)
+    marked = _marked_type(kind)(**outputs)
     object.__setattr__(marked, "layout_by_fewtokens", layout)
     return marked
 
 
 @cache
-def _marked(kind: type) -> type:
+def _marked_type(kind: type) -> type:
     return dataclass(type(kind.__name__, (kind,), {"reduced_by_fewtokens": True, "__module__": __name__}))
 
 
@@ -32,15 +33,15 @@ def is_reduced(outputs: Any) -> bool:
 
 
 def layout_of(outputs: Any) -> Layout | None:
-    """Where the rows of an encoder's output stand; None for a part of it, or if it was not reduced."""
+    """The layout of an encoder's output; None for a part of it, or if it was not reduced."""
     return getattr(outputs, "layout_by_fewtokens", None)
 
 
 def note_pipeline(outputs: Any, pipeline: Pipeline) -> None:
-    """Keeps with an encoder's output what reduced it."""
+    """Stores the pipeline that reduced an encoder's output with it."""
     object.__setattr__(outputs, "pipeline_by_fewtokens", pipeline)
 
 
 def pipeline_of(outputs: Any) -> Pipeline | None:
-    """What reduced an encoder's output."""
+    """The pipeline that reduced an encoder's output."""
     return getattr(outputs, "pipeline_by_fewtokens", None)

@@ -1,4 +1,4 @@
-"""What is asked of transformers, in one place, so that another name in another release is an error and not a silence.
+"""The parts of transformers that fewtokens relies on, in one place, so that a name that changes raises an error.
 
 Tested at both ends of the range that pyproject.toml allows: `make test-lowest`, `make test-newest`.
 """
@@ -13,79 +13,80 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-# A cache as an argument and in an output: the first name since transformers 5.24, the other one before.
+# The cache as an argument and in an output: the first name since transformers 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
 
 
 def version() -> tuple[int, int]:
-    """Major and minor number of the installed transformers."""
+    """The major and minor version of the installed transformers."""
     import transformers
 
     major, minor = transformers.__version__.split(".")[:2]
     return int(major), int(minor)
 
 
-def changed(what: str) -> ValueError:
-    """The error for an interface of transformers that is not the one that is known here."""
+def unsupported(problem: str) -> ValueError:
+    """The error for an interface of transformers that differs from the supported one."""
     import transformers
 
     return ValueError(
-        f"transformers {transformers.__version__} {what}, as none of the releases does that fewtokens knows; install "
-        "one that its requirements allow (pip install 'fewtokens[llm]')"
+        f"transformers {transformers.__version__} is not supported: {problem}; install a supported release with "
+        "pip install 'fewtokens[llm]'"
     )
 
 
 def attribute(owner: Any, name: str) -> Any:
-    """An attribute of an object of transformers.
+    """Returns an attribute of an object of transformers.
 
     Raises:
-        ValueError: it has none of this name.
+        ValueError: the object has no such attribute.
     """
     value = getattr(owner, name, None)
     if value is None:
-        raise changed(f"has no {name} in {type(owner).__name__}")
+        raise unsupported(f"{type(owner).__name__} has no {name}")
     return value
 
 
-def cache_of(given: Any) -> Any | None:
-    """The cache among the arguments of a model or in its output, under either name, or None."""
-    if isinstance(given, Mapping):  # outputs are mappings too
-        return next((given[name] for name in CACHE_NAMES if name in given and given[name] is not None), None)
-    return next((value for name in CACHE_NAMES if (value := getattr(given, name, None)) is not None), None)
+def cache_of(source: Any) -> Any | None:
+    """Returns the cache in the arguments or the output of a model, under either name, or None."""
+    if isinstance(source, Mapping):  # outputs are mappings too
+        return next((source[name] for name in CACHE_NAMES if name in source and source[name] is not None), None)
+    return next((value for name in CACHE_NAMES if (value := getattr(source, name, None)) is not None), None)
 
 
 def layer_cache(inputs: Mapping[str, Any]) -> Any | None:
-    """The cache that a decoder layer is given.
+    """Returns the cache that a decoder layer receives.
 
     Raises:
-        ValueError: it is given none under a known name, though caches are in use.
+        ValueError: caches are in use, but the layer receives none under a known name.
     """
     if not any(name in inputs for name in CACHE_NAMES) and inputs.get("use_cache", True):
-        raise changed(f"hands its decoder layers a cache under another name than {' or '.join(CACHE_NAMES)}")
+        raise unsupported(f"decoder layers receive a cache under another name than {' or '.join(CACHE_NAMES)}")
     return cache_of(inputs)
 
 
-def filled(cache: Any | None) -> bool:
-    """Whether a cache holds columns of an earlier pass."""
+def is_filled(cache: Any | None) -> bool:
+    """Whether a cache contains columns of an earlier pass."""
     return cache is not None and int(cache.get_seq_length()) > 0
 
 
 def check_parameters(function: Callable[..., Any], known: tuple[str, ...], who: str) -> None:
-    """Raises a ValueError where a function of transformers takes what is not known here."""
+    """Raises a ValueError if a function of transformers has unknown parameters."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    takes = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind not in kinds]
-    if other := [name for name in takes if name not in known]:
-        raise changed(f"has {who} take {', '.join(other)}")
+    parameters = inspect.signature(function).parameters
+    names = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
+    if unknown := [name for name in names if name not in known]:
+        raise unsupported(f"{who} has unknown parameters {', '.join(unknown)}")
 
 
-def unwrapped(model: Any) -> Any:
-    """The model of transformers inside what peft, torch.compile, DataParallel and DDP put around it.
+def unwrap(model: Any) -> Any:
+    """Returns the model of transformers inside the wrappers of peft, torch.compile, DataParallel and DDP.
 
-    Adapters stay in its layers and act. A compiled model is taken as it was before: hooks that come later would not be
-    in what was compiled.
+    Adapters stay active in its layers. Of a compiled model the original is returned, because compiled code would not
+    contain hooks that are registered later.
 
     Raises:
-        ValueError: peft's adapters are of a kind that acts on prompts, outside of the layers.
+        ValueError: the peft adapters act on prompts, outside the layers.
     """
     while True:
         if isinstance(model, DataParallel | DistributedDataParallel):
@@ -95,8 +96,8 @@ def unwrapped(model: Any) -> Any:
         elif _is_peft(model):
             if model.active_peft_config.is_prompt_learning:
                 raise ValueError(
-                    f"adapters of the kind {model.active_peft_config.peft_type} put virtual tokens before the prompt, "
-                    "which is made here; adapters inside the layers (LoRA and its like) work"
+                    f"{model.active_peft_config.peft_type} adapters put virtual tokens before the prompt, which is not "
+                    "supported; use adapters inside the layers, such as LoRA"
                 )
             model = model.get_base_model()
         else:
@@ -104,6 +105,6 @@ def unwrapped(model: Any) -> Any:
 
 
 def _is_peft(model: Any) -> bool:
-    # Whoever has such a model has imported peft.
+    # A peft model exists only if peft has been imported.
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)

@@ -1,4 +1,4 @@
-"""Where the visual tokens of a shortened prompt stand, for methods that act inside the language model."""
+"""The columns of visual tokens in a shortened prompt, for methods that act inside the language model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fewtokens.core.layer_method import PlacedVideo
 from fewtokens.core.shapes import by_shape
 
 
-def asked_columns(prompt: dict[str, Any]) -> Tensor:
-    """Columns before the answer, bool [B,L]: no padding, and nothing from the first label on."""
+def prompt_columns(prompt: dict[str, Any]) -> Tensor:
+    """The columns before the answer, bool [B,L]: no padding, and nothing from the first label on."""
     ids, mask, labels = prompt["input_ids"], prompt.get("attention_mask"), prompt.get("labels")
-    asked = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
-    return asked if labels is None else asked & ((labels != -100).long().cumsum(1) == 0)
+    columns = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return columns if labels is None else columns & ((labels != -100).long().cumsum(1) == 0)
 
 
 @dataclass
@@ -25,9 +25,9 @@ class Layout:
     """The columns of prompts [B,L].
 
     Attributes:
-        visual: bool [B,L], rows of an encoder: of images, of videos and what follows a video's cells.
+        visual: bool [B,L], rows of an encoder: of images, of videos and of the tails of videos.
         ends: int64 [B], the last column of each question: before the first label if there are labels, otherwise the
-            last one that is no padding.
+            last one that is not padding.
         videos: in the order of `Compressed.tokens`.
     """
 
@@ -38,19 +38,19 @@ class Layout:
     __repr__ = by_shape
 
     def video(self) -> Tensor:
-        """The tokens of videos, bool [B,L]."""
+        """The columns of video tokens, bool [B,L]."""
         marks = self.visual.new_zeros(self.visual.shape)
         for video in self.videos:
             marks[video.row, video.columns] = True
         return marks
 
-    def fitted(self, rows: int, length: int) -> Layout:
-        """The same for every prompt repeated (beams), with text after it (a pass over what was generated too)."""
-        times = rows // len(self.visual)
-        visual = F.pad(self.visual, (0, length - self.visual.shape[1])).repeat_interleave(times, 0)
+    def expand(self, rows: int, length: int) -> Layout:
+        """Repeats each prompt (beams) and appends text columns (a pass that includes generated tokens)."""
+        repeats = rows // len(self.visual)
+        visual = F.pad(self.visual, (0, length - self.visual.shape[1])).repeat_interleave(repeats, 0)
         videos = [
-            PlacedVideo(video.row * times + again, video.columns, video.tokens)
+            PlacedVideo(video.row * repeats + copy, video.columns, video.tokens)
             for video in self.videos
-            for again in range(times)
+            for copy in range(repeats)
         ]
-        return Layout(visual, self.ends.repeat_interleave(times), videos)
+        return Layout(visual, self.ends.repeat_interleave(repeats), videos)

@@ -1,11 +1,11 @@
-"""The model "fewtokens" of lmms-eval: any family that this project knows, with any spec.
+"""The model "fewtokens" for lmms-eval: any supported family, with any spec.
 
     lmms-eval --model fewtokens --tasks videomme \\
         --model_args "pretrained=FOLDER,spec='token_dynamics(keep=32)',frames=32"
 
-lmms-eval finds `manifest` by the entry point group "lmms_eval.models", so it must be a version with
-lmms_eval/models/registry_v2.py; its older variable LMMS_EVAL_PLUGINS is deprecated there and knows no chat models. It
-is no dependency, and nothing here imports it before lmms-eval itself asks.
+lmms-eval finds `manifest` by the entry point group "lmms_eval.models", which requires a version with
+lmms_eval/models/registry_v2.py; the older variable LMMS_EVAL_PLUGINS is deprecated there and does not support chat
+models. lmms-eval is not a dependency, and is imported only when it asks for the manifest or the model.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ MAX_NEW_TOKENS = 128
 
 
 def manifest() -> Any:
-    """What lmms-eval registers: a chat model."""
+    """Returns the manifest that lmms-eval registers: that of a chat model."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="fewtokens", chat_class_path=f"{__name__}.FewTokens")
 
 
 class Answers:
-    """All of the model but its base class, which only lmms-eval has.
+    """The model without its base class, which only lmms-eval has.
 
     Args:
-        pretrained: folder or id of the model.
-        spec: methods, as on the command line; all tokens by default. In --model_args in quotation marks, because
-            lmms-eval splits at commas.
-        frames: of each video.
-        device: by default the first GPU, if there is one.
-        dtype: of the weights.
-        batch_size: 1; videos are answered one by one.
+        pretrained: a folder or hub id.
+        spec: methods, as on the command line; default: all tokens. Quote it in --model_args, because lmms-eval splits
+            at commas.
+        frames: the number of frames per video.
+        device: default: the first GPU, if available.
+        dtype: the dtype of the weights.
+        batch_size: must be 1; videos are processed one by one.
 
     Raises:
         ValueError: no `pretrained`, frames below 1, another batch size, or more than one process.
     """
 
     is_simple = False
-    # Filled by lmms-eval: task -> split -> documents.
+    # Set by lmms-eval: task -> split -> documents.
     task_dict: dict[str, Any]
     cache_hook: Any
 
@@ -60,30 +60,30 @@ class Answers:
 
         from fewtokens.llm import Session, load
 
-        # By this lmms-eval names its caches, and replies differ by all three.
+        # lmms-eval names its caches by this, and replies depend on all three.
         self.model_name = f"{pretrained} {spec} {frames}"
         super().__init__()
         if not pretrained:
-            raise ValueError("say which model: --model_args pretrained=FOLDER_OR_ID")
+            raise ValueError("pretrained is required: --model_args pretrained=FOLDER_OR_ID")
         if str(batch_size or 1) != "1" or str(max_batch_size or 1) != "1":
-            raise ValueError(f"fewtokens answers one video at a time; say --batch_size 1, got {batch_size}")
+            raise ValueError(f"batch_size must be 1, got {batch_size}; fewtokens processes one video at a time")
         if not str(frames).isdecimal() or int(frames) < 1:
-            raise ValueError(f"frames must be a whole number from 1, got {frames!r}")
+            raise ValueError(f"frames must be a whole number of at least 1, got {frames!r}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("fewtokens runs in one process under lmms-eval; start it without accelerate or torchrun")
-        spec = unquoted(spec) if spec else None
+        spec = unquote(spec) if spec else None
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, processor = load(unquoted(pretrained), device=device, dtype=dtype)
+        model, processor = load(unquote(pretrained), device=device, dtype=dtype)
         self.session = Session(model, processor, spec=spec, frames=int(frames))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Replies in the order of the requests.
+        """Returns replies in the order of the requests.
 
-        Of a task's generation settings `max_new_tokens` and `until` hold. Decoding is greedy, so a task that samples or
-        searches is refused; what remains of them concerns sampling, or images.
+        Of a task's generation settings, `max_new_tokens` and `until` are used. Decoding is greedy, so tasks that sample
+        or use beam search are refused; the other settings concern sampling or images.
 
         Raises:
-            ValueError: sampling or beams; a document that is not one question on one video.
+            ValueError: sampling or beam search; a document that is not one question about one video.
         """
         replies = []
         for request in requests:
@@ -115,21 +115,21 @@ def _model_class() -> type:
 
 
 def __getattr__(name: str) -> Any:
-    # Made when lmms-eval asks for it, so that the manifest can be read while lmms-eval is still being imported.
+    # Created when lmms-eval asks for it, so that the manifest can be read while lmms-eval is still being imported.
     if name == "FewTokens":
         return _model_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def read_messages(to_messages: Callable[[Any], Any], document: Any, where: str) -> tuple[str, str]:
-    """The video and the question of a document.
+    """Returns the video and the question of a document.
 
     Args:
-        to_messages: lmms-eval's, document to [{"role", "content": [{"type", "text" or "url"}]}].
-        where: how to call the document in an error.
+        to_messages: lmms-eval's function from a document to [{"role", "content": [{"type", "text" or "url"}]}].
+        where: the name of the document in errors.
 
     Raises:
-        ValueError: not exactly one video in a file, other media, or turns of an assistant.
+        ValueError: not exactly one video file, other media, or turns of an assistant.
     """
     texts: list[str] = []
     media: list[tuple[str, Any]] = []
@@ -142,13 +142,13 @@ def read_messages(to_messages: Callable[[Any], Any], document: Any, where: str) 
             else:
                 media.append((content["type"], content["url"]))
     if len(media) != 1 or media[0][0] != "video" or not isinstance(media[0][1], str | os.PathLike):
-        found = ", ".join(kind for kind, _ in media) or "none"
-        raise ValueError(f"{where}: fewtokens answers on one video file, got {found}; choose a task on videos")
+        kinds = ", ".join(kind for kind, _ in media) or "none"
+        raise ValueError(f"{where}: fewtokens requires one video file, got {kinds}; choose a video task")
     return os.fspath(media[0][1]), "\n".join(texts)
 
 
 def cut(reply: str, until: str | Sequence[str] | None) -> str:
-    """A reply up to the first of the texts at which a task ends it."""
+    """Cuts a reply at the first of the texts that end it."""
     reply = reply.strip()
     for end in (until,) if isinstance(until, str) else until or ():
         if end:
@@ -156,13 +156,13 @@ def cut(reply: str, until: str | Sequence[str] | None) -> str:
     return reply.strip()
 
 
-def unquoted(text: str) -> str:
-    """Without the quotation marks around it, which lmms-eval leaves."""
+def unquote(text: str) -> str:
+    """Removes the surrounding quotation marks, which lmms-eval keeps."""
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _check_greedy(settings: Mapping[str, Any], task: str) -> None:
     if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-        raise ValueError(f"{task}: fewtokens decodes greedily; say --gen_kwargs temperature=0,do_sample=False")
+        raise ValueError(f"{task}: fewtokens decodes greedily; set --gen_kwargs temperature=0,do_sample=False")
     if int(settings.get("num_beams") or 1) != 1:
-        raise ValueError(f"{task}: fewtokens decodes greedily; say --gen_kwargs num_beams=1")
+        raise ValueError(f"{task}: fewtokens decodes greedily; set --gen_kwargs num_beams=1")

@@ -1,6 +1,6 @@
-"""Frames on their way into a video language model, as transformers' video processors make them, without torchvision.
+"""Preprocesses frames for a video language model as transformers' video processors do, without torchvision.
 
-All of it runs on a CPU and on uint8 until the end, because that is what decides the last bit there.
+Everything runs on a CPU and on uint8 until the end, which is needed to match transformers bit for bit.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from fewtokens.core.shapes import by_shape
 
-# Numbers of filters in preprocessor_config.json, which are Pillow's.
+# The ids of filters in preprocessor_config.json, which are Pillow's.
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
-_MOST_ASPECT = 200
+_MAX_ASPECT = 200
 
 
 @dataclass
@@ -28,8 +28,8 @@ class PreparedVideo:
     """A video as a model takes it.
 
     Attributes:
-        inputs: pixels [...] of the encoder, and what else describes the video (grids, times), by name.
-        text: stands for the video in the prompt, with a placeholder for each row of features.
+        inputs: pixels [...] for the encoder, and other inputs that describe the video (grids, times), by name.
+        text: the text for the video in the prompt, with a placeholder for each row of features.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -39,26 +39,28 @@ class PreparedVideo:
 
 
 def resize(frames: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> Tensor:
-    """Frames uint8 [T,3,H,W] at (height, width), uint8, smoothed where they shrink.
+    """Resizes frames uint8 [T,3,H,W] to (height, width), uint8, with antialiasing.
 
     Raises:
-        ValueError: a filter other than Lanczos, bilinear and bicubic.
+        ValueError: a filter other than Lanczos, bilinear or bicubic.
     """
     if tuple(frames.shape[-2:]) == size:
         return frames
     if resample == LANCZOS:
-        # Torch knows it only of late.
-        pictures = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
-        small = [np.asarray(picture.resize(size[::-1], Image.Resampling.LANCZOS)) for picture in pictures]
-        return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).contiguous()
+        # Only recent versions of torch have it.
+        images = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+        resized = [np.asarray(image.resize(size[::-1], Image.Resampling.LANCZOS)) for image in images]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
     modes = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
     if resample not in modes:
-        raise ValueError(f"the model's processor resizes by the filter {resample}; only 1, 2 and 3 of Pillow are known")
+        raise ValueError(
+            f"the model's processor resizes with Pillow's filter {resample}; only 1, 2 and 3 are supported"
+        )
     return F.interpolate(frames, size=size, mode=modes[resample], antialias=True, align_corners=False)
 
 
 def square_frames(frames: Tensor, size: int, count: int = 0) -> Tensor:
-    """The middle square of frames uint8 [T,3,H,W], resized so that the short side fits: [T,3,size,size].
+    """Resizes the short side of frames uint8 [T,3,H,W] to `size` and crops the center: [T,3,size,size].
 
     A video of fewer than `count` frames repeats its last one.
     """
@@ -74,17 +76,19 @@ def square_frames(frames: Tensor, size: int, count: int = 0) -> Tensor:
 
 
 def normalize(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """uint8 to float32, (frames * factor - mean) / std with `image_mean`, `image_std` and `rescale_factor`."""
+    """Converts uint8 to float32: (frames * factor - mean) / std with `image_mean`, `image_std` and `rescale_factor`."""
     scale = 1.0 / config.get("rescale_factor", 1 / 255)
     mean, std = (torch.tensor(config[name])[:, None, None] * scale for name in ("image_mean", "image_std"))
     return (frames.float() - mean) / std
 
 
 def fit(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Frames at the fixed size of a model: `size` is height and width or the short side, `crop_size` cuts the middle.
+    """Resizes frames to the fixed size of a model: `size` is height and width, or the short side.
+
+    If `do_center_crop`, the center of size `crop_size` is cropped.
 
     Raises:
-        ValueError: `size` says neither.
+        ValueError: `size` specifies neither.
     """
     size, (height, width) = config["size"], frames.shape[-2:]
     if isinstance(size, int):
@@ -96,7 +100,7 @@ def fit(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
         long = int(short * max(height, width) / min(height, width))
         target = (long, short) if width <= height else (short, long)
     else:
-        raise ValueError(f"the model's processor says size {size}; height and width, or shortest_edge, are known")
+        raise ValueError(f"the model's processor specifies size {size}; supported: height and width, or shortest_edge")
     frames = resize(frames, target, config["resample"])
     if config.get("do_center_crop") and config.get("crop_size"):
         crop = config["crop_size"]
@@ -106,62 +110,69 @@ def fit(frames: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def _crop(frames: Tensor, height: int, width: int) -> Tensor:
-    """The middle [height,width], with black around if there is less."""
-    missing = [max(0, wanted - here) for wanted, here in ((width, frames.shape[-1]), (height, frames.shape[-2]))]
+    """Crops the center [height,width]; smaller frames are padded with black."""
+    missing = [max(0, target - side) for target, side in ((width, frames.shape[-1]), (height, frames.shape[-2]))]
     if any(missing):
         frames = F.pad(frames, [part for gap in missing for part in (gap // 2, (gap + 1) // 2)])
-    top, left = (int((here - wanted) / 2) for here, wanted in zip(frames.shape[-2:], (height, width), strict=True))
+    top, left = (int((side - target) / 2) for side, target in zip(frames.shape[-2:], (height, width), strict=True))
     return frames[..., top : top + height, left : left + width]
 
 
 def whole_patches(
-    height: int, width: int, factor: int, least: float, most: float, frames: int = 1, whole: int | None = None
+    height: int,
+    width: int,
+    factor: int,
+    min_pixels: float,
+    max_pixels: float,
+    frames: int = 1,
+    padded_frames: int | None = None,
 ) -> tuple[int, int]:
-    """The size nearest to (height, width) of whole multiples of `factor`, with `least` to `most` pixels.
+    """Returns the size nearest to (height, width) in multiples of `factor`, with `min_pixels` to `max_pixels` pixels.
 
     Args:
-        frames: that share the budget of pixels.
-        whole: frames with those that fill the last tubelet, which say whether the budget is kept; `frames` scale then.
+        frames: the number of frames that share the limits.
+        padded_frames: the number of frames including those that fill the last tubelet. It decides whether the limits
+            are met; the scale is computed from `frames`.
 
     Raises:
         ValueError: one side is more than 200 times the other.
     """
-    if max(height, width) > _MOST_ASPECT * min(height, width):
+    if max(height, width) > _MAX_ASPECT * min(height, width):
         raise ValueError(
-            f"frames of {width}x{height} are too narrow for this model, which takes up to 1:{_MOST_ASPECT}"
+            f"frames of {width}x{height} are too narrow for this model, which accepts up to 1:{_MAX_ASPECT}"
         )
     high, wide = round(height / factor) * factor, round(width / factor) * factor
-    whole = whole or frames
-    if whole * high * wide > most:
-        shrink = math.sqrt(frames * height * width / most)
+    padded_frames = padded_frames or frames
+    if padded_frames * high * wide > max_pixels:
+        shrink = math.sqrt(frames * height * width / max_pixels)
         high, wide = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif whole * high * wide < least:
-        grow = math.sqrt(least / (frames * height * width))
+    elif padded_frames * high * wide < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
         high, wide = (math.ceil(side * grow / factor) * factor for side in (height, width))
     return high, wide
 
 
-def budget(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Least and most pixels that a processor says, by either of its two ways.
+def pixel_limits(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Returns the minimum and maximum number of pixels that a processor specifies, in either of its two ways.
 
     Raises:
-        ValueError: it says none.
+        ValueError: it specifies neither.
     """
     size = config["size"]
-    least, most = config.get("min_pixels"), config.get("max_pixels")
-    least = size.get("shortest_edge", size.get("min_pixels")) if least is None else least
-    most = size.get("longest_edge", size.get("max_pixels")) if most is None else most
-    if not least or not most:
+    low, high = config.get("min_pixels"), config.get("max_pixels")
+    low = size.get("shortest_edge", size.get("min_pixels")) if low is None else low
+    high = size.get("longest_edge", size.get("max_pixels")) if high is None else high
+    if not low or not high:
         raise ValueError(
-            f"the model's processor says size {size}; shortest_edge and longest_edge, in pixels, are known"
+            f"the model's processor specifies size {size}; supported: shortest_edge and longest_edge, in pixels"
         )
-    return least, most
+    return low, high
 
 
 def pack(frames: Tensor, patch: int, merge: int, tubelet: int) -> tuple[Tensor, tuple[int, int, int]]:
-    """Frames [T,3,H,W] as patches [t*h*w, 3*tubelet*patch*patch] and (t, h, w).
+    """Splits frames [T,3,H,W] into patches [t*h*w, 3*tubelet*patch*patch]; returns them and (t, h, w).
 
-    The patches that are merged into a cell lie side by side; the last frame is repeated to whole tubelets.
+    The patches of a cell are consecutive; the last frame is repeated to fill the last tubelet.
     """
     if missing := -len(frames) % tubelet:
         frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
@@ -174,6 +185,6 @@ def pack(frames: Tensor, patch: int, merge: int, tubelet: int) -> tuple[Tensor, 
 
 
 def pair_times(times: Sequence[float], tubelet: int) -> list[float]:
-    """Seconds of each tubelet: the mean of its first and last frame."""
+    """Returns the time of each tubelet in seconds: the mean of its first and last frame."""
     times = list(times) + [times[-1]] * (-len(times) % tubelet)
     return [(times[at] + times[at + tubelet - 1]) / 2 for at in range(0, len(times), tubelet)]

@@ -1,8 +1,8 @@
-"""Prompts with few visual tokens: placeholders, masks, positions and labels are written again to fit them.
+"""Rewrites prompts for few visual tokens: placeholders, masks, positions and labels.
 
-Text stays as it is. A video's rows are replaced by its tokens, each of which stands where the cell nearest to its mean
-position stood. `mm_encoder_outputs` carries the features (and DeepStack features, moved by the same plan), so that the
-model puts them in itself, once for each beam.
+Text is unchanged. A video's rows are replaced by its tokens, each at the column of the cell nearest to its mean
+position. `mm_encoder_outputs` contains the features (and DeepStack features, reduced by the same plan), so that the
+model inserts them itself, once for each beam.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.features import mark_reduced
 from fewtokens.llm.interface import check_parameters
-from fewtokens.llm.layout import Layout, asked_columns
+from fewtokens.llm.layout import Layout, prompt_columns
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
 
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
-# Inputs that describe pixels or the original sequence; of no use once there are features.
+# Inputs that describe pixels or the original sequence, which features replace.
 _CONSUMED = (
     "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "image_sizes", "image_sizes_videos",
     "video_merge_sizes", "image_merge_sizes", "video_compression_mask", "pixel_attention_mask", "batch_num_images",
@@ -35,15 +35,15 @@ _CONSUMED = (
 
 @dataclass
 class Compressed:
-    """A shorter prompt.
+    """A shortened prompt.
 
     Attributes:
-        inputs: for `generate` or `forward`.
-        tokens: what became of each video, in the order of the prompt.
-        before, after: int64 [B], length of each prompt without padding.
-        shift: int64 [B], by how much positions of the text that follows are ahead of a count of the tokens (behind it
-            if negative); 0 if positions were renumbered.
-        layout: the columns of the visual tokens; None if the prompt is text alone.
+        inputs: the inputs of `generate` or `forward`.
+        tokens: the tokens of each video, in the order of the prompt.
+        before, after: int64 [B], the length of each prompt before and after, without padding.
+        shift: int64 [B], the offset of the positions of later text from a count of the columns (negative if behind);
+            0 if positions were renumbered.
+        layout: the columns of the visual tokens; None if the prompt is text only.
     """
 
     inputs: dict[str, Any]
@@ -64,7 +64,7 @@ class EditedPrompt:
         ids: int64 [L].
         positions: int64 [A,L] of A = 1 or 3 axes.
         labels: int64 [L], -100 at tokens of videos.
-        columns: int64 [n] of the tokens of each video, in the order in which the videos were replaced.
+        columns: int64 [n], the columns of the tokens of each video, in the order in which the videos were replaced.
     """
 
     ids: Tensor
@@ -76,79 +76,79 @@ class EditedPrompt:
 
 
 class PromptEditor:
-    """One prompt of a batch, as columns that stay, and new columns in the place of others.
+    """Edits one prompt of a batch: some columns are kept, others are replaced by new ones.
 
     Args:
         ids, mask: int64 [L] of the prompt.
         positions: int64 [A,L] of A = 1 or 3 axes.
-        prompt: the batch, with its labels [B,L], if it has some.
-        number: which of its rows this is.
+        prompt: the batch, with labels [B,L] if given.
+        row: the row of this prompt in the batch.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor, prompt: dict[str, Any], number: int) -> None:
+    def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor, prompt: dict[str, Any], row: int) -> None:
         self.ids, self.positions = ids, positions
         labels = prompt.get("labels")
-        self.labels = torch.full_like(ids, -100) if labels is None else labels[number]
-        self.kept = mask.bool().clone()
-        self.new: list[tuple[Tensor, int, Tensor]] = []  # place, id, positions of each group of columns
+        self.labels = torch.full_like(ids, -100) if labels is None else labels[row]
+        self.survivors = mask.bool().clone()
+        self.new: list[tuple[Tensor, int, Tensor]] = []  # column, id, positions of each group of columns
 
     def replace(
         self,
         visual: VisualFeatures,
         reduced: ReducedVisual,
-        places: Tensor,
+        columns: Tensor,
         placeholder: int,
         layout: str,
         positions: str,
     ) -> None:
-        """Puts the rows of a visual where its placeholders stood."""
+        """Replaces the placeholders of a visual, at `columns`, by its reduced rows."""
         if reduced.tokens is None:
             return
         assert visual.grid is not None
         cells = visual.grid.cells
-        own = places[:cells]
-        self.kept[own] = False
-        # A run is a row of placeholders without words between them.
+        own = columns[:cells]
+        self.survivors[own] = False
+        # A run is a sequence of placeholders without text between them.
         begins = torch.cat([own.new_ones(1, dtype=torch.bool), own[1:] != own[:-1] + 1])
         start = own[begins][begins.cumsum(0) - 1]
         if layout == "collapse":
-            self.kept[int(own[0]) : int(own[-1]) + 1] = False
+            self.survivors[int(own[0]) : int(own[-1]) + 1] = False
             start = own[:1].expand(cells)
         where = reduced.tokens.positions[0]
         nearest = nearest_cell(where, visual.grid.shape)
         at = self.positions[:, own]
-        new = at[:, nearest] if positions != "average" else _between(at, where, visual.grid.shape)
+        new = at[:, nearest] if positions != "average" else _interpolate(at, where, visual.grid.shape)
         self.new.append((start[nearest], placeholder, new))
 
     def result(self) -> EditedPrompt:
-        """The columns in order; new ones of one place stay in the order in which they were added."""
-        kept = self.kept.nonzero().squeeze(1)
-        place = torch.cat([kept, *(place for place, _, _ in self.new)])
-        ids = torch.cat([self.ids[kept], *(torch.full_like(place, id) for place, id, _ in self.new)])
-        at = torch.cat([self.positions[:, kept], *(new for _, _, new in self.new)], dim=1)
-        blank = [torch.full_like(place, -100) for place, _, _ in self.new]
-        labels = torch.cat([self.labels[kept], *blank])
-        order = place.argsort(stable=True)
-        columns = order.argsort()[len(kept) :].split([len(place) for place, _, _ in self.new])
+        """Returns the columns in order; new columns at one position keep the order in which they were added."""
+        survivors = self.survivors.nonzero().squeeze(1)
+        column = torch.cat([survivors, *(column for column, _, _ in self.new)])
+        ids = torch.cat([self.ids[survivors], *(torch.full_like(column, id) for column, id, _ in self.new)])
+        at = torch.cat([self.positions[:, survivors], *(new for _, _, new in self.new)], dim=1)
+        ignored = [torch.full_like(column, -100) for column, _, _ in self.new]
+        labels = torch.cat([self.labels[survivors], *ignored])
+        order = column.argsort(stable=True)
+        columns = order.argsort()[len(survivors) :].split([len(column) for column, _, _ in self.new])
         return EditedPrompt(ids[order], at[:, order], labels[order], columns)
 
 
 def nearest_cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """The number of the cell nearest to (t, y, x) [...,3], int64 [...]."""
+    """The index of the cell nearest to (t, y, x) [...,3], int64 [...]."""
     T, H, W = shape
     t, y, x = (where[..., axis].round().long().clamp(0, size - 1) for axis, size in enumerate((T, H, W)))
     return (t * H + y) * W + x
 
 
-def _between(at: Tensor, where: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Positions [A,S] of the cells, read between cells at (t, y, x) [n,3] and rounded: int64 [A,n]."""
+def _interpolate(at: Tensor, where: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Interpolates the positions [A,S] of cells at (t, y, x) [n,3], rounded: int64 [A,n]."""
     low = where.floor()
-    part = (where - low).double()
+    fraction = (where - low).double()
     total = torch.zeros(at.shape[0], len(where), dtype=torch.float64, device=at.device)
     for corner in range(8):
         step = where.new_tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
-        share = torch.where(step.bool(), part, 1 - part).prod(1)
-        total += share * at[:, nearest_cell(low + step, shape)]
+        weight = torch.where(step.bool(), fraction, 1 - fraction).prod(1)
+        total += weight * at[:, nearest_cell(low + step, shape)]
     return total.round().long()
 
 
@@ -162,7 +162,7 @@ def edit_prompts(
     layout: str = "per_frame",
     positions: str | None = None,
 ) -> Compressed:
-    """Prompts [B,L] with the rows of `reduced` where those of `encoded` were; see `compress`."""
+    """Replaces the rows of `encoded` in prompts [B,L] with those of `reduced`; see `compress`."""
     positions = positions or backend.default_positions(model)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
@@ -171,76 +171,77 @@ def edit_prompts(
     mask = torch.ones_like(ids) if mask is None else mask
     old = _positions(backend, model, prompt, mask)
     editors = [PromptEditor(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
-    placed: list[tuple[int, int]] = []  # prompt and number in it of each video
+    placed: list[tuple[int, int]] = []  # the prompt of each video, and its index in it
     for modality, own in encoded.items():
         placeholder = backend.placeholder(model, modality)
-        for before, after, b, places in zip(own.visuals, reduced[modality], own.row, own.places, strict=True):
-            editors[b].replace(before, after, places, int(placeholder or 0), layout, positions)
+        for before, after, b, columns in zip(own.visuals, reduced[modality], own.row, own.columns, strict=True):
+            editors[b].replace(before, after, columns, int(placeholder or 0), layout, positions)
             if after.tokens is not None:
                 placed.append((b, len(editors[b].new) - 1))
-    lines = [editor.result() for editor in editors]
-    width = max(len(line.ids) for line in lines)
+    edited = [editor.result() for editor in editors]
+    width = max(len(row.ids) for row in edited)
     left = not bool((mask[:, -1] == 0).any())
 
     def pad(values: list[Tensor], fill: int) -> Tensor:
         sides = [(width - value.shape[-1], 0) if left else (0, width - value.shape[-1]) for value in values]
         return torch.stack([nn.functional.pad(v, side, value=fill) for v, side in zip(values, sides, strict=True)])
 
-    lengths = mask.sum(1), torch.tensor([len(line.ids) for line in lines], device=ids.device)
+    lengths = mask.sum(1), torch.tensor([len(row.ids) for row in edited], device=ids.device)
     result = {name: value for name, value in prompt.items() if name not in _CONSUMED}
-    result["input_ids"] = pad([line.ids for line in lines], _pad_id(model))
-    result["attention_mask"] = pad([torch.ones_like(line.ids) for line in lines], 0).to(mask.dtype)
+    result["input_ids"] = pad([row.ids for row in edited], _pad_id(model))
+    result["attention_mask"] = pad([torch.ones_like(row.ids) for row in edited], 0).to(mask.dtype)
     if "labels" in prompt and prompt["labels"] is not None:
-        result["labels"] = pad([line.labels for line in lines], -100)
+        result["labels"] = pad([row.labels for row in edited], -100)
     shift = torch.zeros_like(lengths[1])
     if positions != "renumber":
         shift = lengths[0] - lengths[1]
     if backend.mrope:
-        counted = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
-        three = pad([line.positions for line in lines], 0).transpose(0, 1)
-        three = counted.expand(3, -1, -1) if positions == "renumber" else three
-        result["position_ids"] = torch.cat([counted[None], three])
-        # From the words at the end; the model's own delta is that of the largest position, which Qwen2.5-VL gives to
-        # the last frame of a video.
-        ends = torch.stack([line.positions[:, -1].amax() + 1 for line in lines])
+        count = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
+        three = pad([row.positions for row in edited], 0).transpose(0, 1)
+        three = count.expand(3, -1, -1) if positions == "renumber" else three
+        result["position_ids"] = torch.cat([count[None], three])
+        # From the text at the end; the model's own delta comes from the largest position, which in Qwen2.5-VL is
+        # that of a video's last frame.
+        ends = torch.stack([row.positions[:, -1].amax() + 1 for row in edited])
         shift = torch.zeros_like(shift) if positions == "renumber" else ends - lengths[1]
-        # Where the model looks when a later turn goes on without `attach`.
+        # The model reads this if a later turn continues without `attach`.
         model.base_model.rope_deltas = shift[:, None]
     elif positions != "renumber":
-        result["position_ids"] = pad([line.positions for line in lines], 0)[:, 0]
+        result["position_ids"] = pad([row.positions for row in edited], 0)[:, 0]
     tokens = [visual.tokens for modality in encoded for visual in reduced[modality] if visual.tokens is not None]
-    columns = _layout(backend, model, result, lines, placed, tokens)
+    token_layout = _layout(backend, model, result, edited, placed, tokens)
     result["mm_encoder_outputs"] = {
         modality: mark_reduced(
-            backend.pack(modality, own.outputs, [visual.visual for visual in reduced[modality]]), columns
+            backend.pack(modality, own.outputs, [visual.visual for visual in reduced[modality]]), token_layout
         )
         for modality, own in encoded.items()
     }
-    return Compressed(result, tokens, *lengths, shift, columns)
+    return Compressed(result, tokens, *lengths, shift, token_layout)
 
 
 def _layout(
-    backend: Backend, model: Any, result: dict[str, Any], lines: list[EditedPrompt], placed: Any, tokens: list[Tokens]
+    backend: Backend, model: Any, result: dict[str, Any], edited: list[EditedPrompt], placed: Any, tokens: list[Tokens]
 ) -> Layout:
     ids, mask = result["input_ids"], result["attention_mask"].bool()
     visual = torch.zeros_like(mask)
     for modality in MODALITIES:
         if (placeholder := backend.placeholder(model, modality)) is not None:
             visual |= ids == placeholder
-    asked = asked_columns(result)
+    before_answer = prompt_columns(result)
     column = torch.arange(ids.shape[1], device=ids.device)
-    # How far the padding on the left moved each prompt.
+    # The number of padding columns to the left of each prompt.
     offset = mask.long().argmax(1).tolist()
     videos = [
-        PlacedVideo(b, lines[b].columns[number] + offset[b], of) for (b, number), of in zip(placed, tokens, strict=True)
+        PlacedVideo(b, edited[b].columns[index] + offset[b], own)
+        for (b, index), own in zip(placed, tokens, strict=True)
     ]
-    return Layout(visual & mask, column.where(asked, 0).amax(1), videos)
+    return Layout(visual & mask, column.where(before_answer, 0).amax(1), videos)
 
 
 def _pad_id(model: Any) -> int:
     for config in (model.generation_config, model.config, model.config.get_text_config()):
-        if (number := getattr(config, "pad_token_id", None)) is not None:
-            return int(number)
+        if (pad_id := getattr(config, "pad_token_id", None)) is not None:
+            return int(pad_id)
     return 0
 
 
@@ -249,15 +250,15 @@ def _positions(backend: Backend, model: Any, prompt: dict[str, Any], mask: Tenso
     ids = prompt["input_ids"]
     if not backend.mrope:
         return (mask.long().cumsum(1) - 1).clamp(min=0)[None]
-    kinds = prompt.get("mm_token_type_ids")
-    if kinds is None:
-        kinds = sum(
-            (ids == backend.placeholder(model, modality)).long() * number
-            for number, modality in enumerate(MODALITIES, start=1)
+    token_types = prompt.get("mm_token_type_ids")
+    if token_types is None:
+        token_types = sum(
+            (ids == backend.placeholder(model, modality)).long() * token_type
+            for token_type, modality in enumerate(MODALITIES, start=1)
         )
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    index = model.base_model.get_rope_index
-    check_parameters(index, ("input_ids", "mm_token_type_ids", "attention_mask", *names), "get_rope_index")
-    known = {name: prompt[name] for name in names if prompt.get(name) is not None}
-    positions, _ = index(ids, mm_token_type_ids=kinds, attention_mask=mask, **known)
+    get_rope_index = model.base_model.get_rope_index
+    check_parameters(get_rope_index, ("input_ids", "mm_token_type_ids", "attention_mask", *names), "get_rope_index")
+    inputs = {name: prompt[name] for name in names if prompt.get(name) is not None}
+    positions, _ = get_rope_index(ids, mm_token_type_ids=token_types, attention_mask=mask, **inputs)
     return positions

@@ -1,7 +1,7 @@
-"""From a video and a question to a prompt, with nothing but what lies in the folder of a model.
+"""Makes a prompt from a video and a question, using only the files in a model's folder.
 
-The video processors of transformers need torchvision; this needs its tokenizers only. The chat template, the text that
-stands for a video, and the numbers of the preprocessing are theirs.
+The video processors of transformers require torchvision; this requires only its tokenizers. The chat template, the text
+that represents a video and the values of the preprocessing are theirs.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from torch import Tensor
 from fewtokens.encoders.weights import read_json
 from fewtokens.llm.backends.base import Backend, backend_of
 from fewtokens.llm.chat import check_question, encode_turns
-from fewtokens.llm.interface import unwrapped
+from fewtokens.llm.interface import unwrap
 from fewtokens.llm.pixels import PreparedVideo
 from fewtokens.video import Video
 
-_PLAIN = "USER: {video}\n{question} ASSISTANT:"
-_MUST = ("do_resize", "do_rescale", "do_normalize")
+_DEFAULT_PROMPT = "USER: {video}\n{question} ASSISTANT:"
+_REQUIRED = ("do_resize", "do_rescale", "do_normalize")
 
 
 class Processor:
-    """Tokenizer, chat template, and the numbers of the preprocessing of one model.
+    """The tokenizer, the chat template and the preprocessing of one model.
 
     Args:
-        folder: as transformers saves a model, with its tokenizer.
-        model: of a family in `BACKENDS`.
+        folder: a model as transformers saves it, with its tokenizer.
+        model: a model of a family in `BACKENDS`.
 
     Attributes:
-        preprocess_config: of the video processor.
+        preprocess_config: the config of the video processor.
         placeholder: the token that stands for a row of features.
-        video_marker: what stands for the video in the chat template.
-        specials: tokens of the family that no question may have in it, with those of the tokenizer.
-        num_frames: frames that are read of a video by default.
-        read_size: to which videos are read, the short side in pixels; None for their own size.
-        notes: what a user should know of it.
+        video_marker: the text for the video in the chat template.
+        specials: special tokens of the family, which questions must not contain, like those of the tokenizer.
+        num_frames: the number of frames read from a video by default.
+        read_size: the short side in pixels at which videos are read; None for their original size.
+        notes: messages for the user.
 
     Raises:
-        ValueError: no tokenizer, one that does not know the placeholder, numbers that are not supported.
+        ValueError: no tokenizer, a tokenizer without the placeholder, or unsupported preprocessing.
     """
 
     num_frames: int = 32
@@ -49,80 +49,78 @@ class Processor:
 
     def __init__(self, folder: str | Path, model: Any) -> None:
         self.folder = Path(folder)
-        model = unwrapped(model)
+        model = unwrap(model)
         self.backend: Backend = backend_of(model)
         self.tokenizer = _load_tokenizer(self.folder)
         self.notes: list[str] = []
         modality = "image" if self.backend.needs_items else "video"
-        number = self.backend.placeholder(model, modality)
-        known = None if number is None else self.tokenizer.convert_ids_to_tokens(number)
-        if known is None:
-            raise ValueError(
-                f"{self.folder}: the tokenizer has no token {number}, which the config has for a {modality}"
-            )
-        self.placeholder: str = known
+        id = self.backend.placeholder(model, modality)
+        placeholder = None if id is None else self.tokenizer.convert_ids_to_tokens(id)
+        if placeholder is None:
+            raise ValueError(f"{self.folder}: the tokenizer has no token {id}, the config's {modality}_token_id")
+        self.placeholder: str = placeholder
         self.video_marker = self.backend.video_marker or self.placeholder
-        # Some tokenizers do not count all of these among their special ones.
+        # Some tokenizers do not list all of these as special tokens.
         ids = {value for name, value in vars(model.config).items() if name.endswith("_token_id") and value is not None}
         named = self.tokenizer.convert_ids_to_tokens(sorted(id for id in ids if isinstance(id, int)))
         self.specials = {self.video_marker, self.placeholder, *(token for token in named if token)}
         self.preprocess_config = self.backend.defaults(model.config) | read_preprocess_config(self.folder)
-        if off := [name for name in _MUST if not self.preprocess_config.get(name, True)]:
-            raise ValueError(f"{self.folder}: its processor says {off[0]} false, which is not supported")
+        if off := [name for name in _REQUIRED if not self.preprocess_config.get(name, True)]:
+            raise ValueError(f"{self.folder}: its processor sets {off[0]} to false, which is not supported")
         self.template = self.backend.template or read_template(self.folder, self.tokenizer)
         if self.template is None:
-            self.notes.append(f"{self.folder} has no chat template; the prompt is a plain USER: ... ASSISTANT:")
+            self.notes.append(f"{self.folder} has no chat template; the prompt is USER: ... ASSISTANT:")
 
     def token(self, name: str, default: str) -> str:
-        """A special token by the name that the tokenizer has for it."""
+        """Returns the special token that the tokenizer has under a name, or `default`."""
         return getattr(self.tokenizer, name, None) or default
 
     def prepare(self, model: Any, video: Video) -> PreparedVideo:
-        """Frames as the model takes them, and the text that stands for them."""
-        return self.backend.prepare(unwrapped(model), self, video)
+        """Returns the frames as the model takes them, and the text that represents them."""
+        return self.backend.prepare(unwrap(model), self, video)
 
     def render(self, question: str) -> str:
-        """The prompt, in which `video_marker` stands for the video.
+        """Returns the prompt, in which `video_marker` represents the video.
 
         Raises:
-            ValueError: a question with a special token in it, a template that does not work.
+            ValueError: the question contains a special token, or the template fails.
         """
         check_question(self.tokenizer, question, self.specials)
-        plain = _PLAIN.format(video=self.video_marker, question=question)
+        default = _DEFAULT_PROMPT.format(video=self.video_marker, question=question)
         if self.template is None:
-            return plain
+            return default
         parts = [{"type": "video"}, {"type": "text", "text": question}]
-        # A template for text alone knows nothing of parts.
+        # A template for text only does not accept parts.
         for content in (parts, f"{self.video_marker}\n{question}"):
-            text = self._filled([{"role": "user", "content": content}])
+            text = self._apply_template([{"role": "user", "content": content}])
             if self.video_marker in text and question.strip() in text:
                 return text
-        return plain
+        return default
 
-    def _filled(self, messages: Sequence[dict[str, Any]]) -> str:
+    def _apply_template(self, messages: Sequence[dict[str, Any]]) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=True
             )
         except ImportError:
-            raise ValueError("chat templates need jinja2; pip install jinja2") from None
-        except Exception as error:  # whatever a template out of a folder may do
+            raise ValueError("chat templates require jinja2; install it with pip install jinja2") from None
+        except Exception as error:  # a template may raise any type of error
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{self.folder}: its chat template does not work ({reason})") from None
+            raise ValueError(f"{self.folder}: its chat template fails ({reason})") from None
 
-    def ids(self, question: str, standing: str) -> Tensor:
-        """Token ids [1,L] of a question on a video for which the text `standing` stands."""
-        prompt = self.render(question).replace(self.video_marker, standing, 1)
-        begin = self.tokenizer.bos_token
-        begun = begin is not None and prompt.startswith(begin)
-        numbers = self.tokenizer(prompt, add_special_tokens=not begun)["input_ids"]
-        return torch.tensor([numbers], dtype=torch.int64)
+    def ids(self, question: str, video_text: str) -> Tensor:
+        """Returns the token ids [1,L] of a question about a video that `video_text` represents."""
+        prompt = self.render(question).replace(self.video_marker, video_text, 1)
+        bos = self.tokenizer.bos_token
+        has_bos = bos is not None and prompt.startswith(bos)
+        ids = self.tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
+        return torch.tensor([ids], dtype=torch.int64)
 
     def __call__(self, model: Any, video: Video, question: str) -> dict[str, Tensor]:
-        """Inputs of a model for a question on a video, as transformers' own processor makes them.
+        """Returns the inputs of a model for a question about a video, as transformers' own processor makes them.
 
         Raises:
-            ValueError: not one video and one question.
+            ValueError: the arguments are not one video and one question.
         """
         if not isinstance(video, Video) or not isinstance(question, str):
             kinds = f"{type(video).__name__} and {type(question).__name__}"
@@ -131,7 +129,7 @@ class Processor:
         ids = self.ids(question, prepared.text)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}
         if self.backend.mrope:
-            # 2 for a video: by these the model finds positions.
+            # 2 means video; the model computes positions from these.
             inputs["mm_token_type_ids"] = 2 * (ids == self.tokenizer.convert_tokens_to_ids(self.placeholder)).long()
         return inputs
 
@@ -140,9 +138,9 @@ class ComposedProcessor(Processor):
     """Makes prompts for a `ComposedVideoLLM`, whose tokenizer has no token for a video.
 
     Args:
-        folder: where the model is saved.
+        folder: the folder of the model.
         model: the model.
-        num_frames, read_size: as it was trained.
+        num_frames, read_size: the values used in training.
     """
 
     placeholder = "<<cell of the video>>"
@@ -155,32 +153,32 @@ class ComposedProcessor(Processor):
         check_question(self.tokenizer, question)
         return question
 
-    def ids(self, question: str, standing: str) -> Tensor:
-        ids, _ = encode_turns(self.tokenizer, [(question, None)], standing.count(self.placeholder))
+    def ids(self, question: str, video_text: str) -> Tensor:
+        ids, _ = encode_turns(self.tokenizer, [(question, None)], video_text.count(self.placeholder))
         return ids[None]
 
 
 def read_preprocess_config(folder: Path) -> dict[str, Any]:
-    """What a folder says of its video processor, or else of its image processor; empty where it says nothing."""
+    """Reads the config of the video processor in a folder, or else of the image processor; empty if there is none."""
     nested = read_json(folder / "processor_config.json").get("video_processor")
-    said: dict[str, Any] = nested if isinstance(nested, dict) else {}
+    config: dict[str, Any] = nested if isinstance(nested, dict) else {}
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
-        said = said or read_json(folder / name)
-    sampling = said.get("video_sampling")
-    if "size" not in said and isinstance(sampling, dict) and "video_size" in sampling:
-        said = said | {"size": sampling["video_size"]}
-    # A number that is null is one that is not said.
-    return {name: value for name, value in said.items() if value is not None}
+        config = config or read_json(folder / name)
+    sampling = config.get("video_sampling")
+    if "size" not in config and isinstance(sampling, dict) and "video_size" in sampling:
+        config = config | {"size": sampling["video_size"]}
+    # null means that a value is not specified.
+    return {name: value for name, value in config.items() if value is not None}
 
 
 def read_template(folder: Path, tokenizer: Any) -> str | None:
-    """The chat template: the processor's, or else the tokenizer's."""
+    """Reads the chat template of the processor, or else of the tokenizer."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json"):
-        said = read_json(folder / name).get("chat_template")
-        if isinstance(said, str):
-            return said
+        template = read_json(folder / name).get("chat_template")
+        if isinstance(template, str):
+            return template
     own = getattr(tokenizer, "chat_template", None)
     own = own.get("default") if isinstance(own, dict) else own
     return own if isinstance(own, str) else None
@@ -191,6 +189,6 @@ def _load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever transformers says about a folder that it cannot load
+    except Exception as error:  # transformers raises any type of error for a folder that it cannot load
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder}: transformers finds no tokenizer in it ({reason})") from None
+        raise ValueError(f"{folder}: transformers cannot load the tokenizer ({reason})") from None

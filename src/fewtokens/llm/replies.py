@@ -1,4 +1,4 @@
-"""A list of questions on videos put to a session, one after the other; what was answered is kept in a file."""
+"""Asks a session a list of questions about videos, one after the other, and stores the replies in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewtokens.llm.session import Session
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply, and how many visual tokens it saw; `error` says why a video could not be asked about.
+    """A reply and the number of visual tokens that the model saw, or the `error` that prevented it.
 
     `source` is the identity of the video's file or folder, if it is one.
     """
@@ -30,36 +30,36 @@ class Reply:
 
 def ask_all(
     session: Session,
-    asked: Sequence[tuple[str, Any, str]],
+    questions: Sequence[tuple[str, Any, str]],
     *,
     max_new_tokens: int = 32,
     out: Path | None = None,
     request: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Reply]:
-    """Replies in the order of the questions.
+    """Returns replies in the order of the questions.
 
     Args:
-        asked: (id, video or what gives it when called, prompt); ids differ.
-        out: a .jsonl that is written to as replies come, and from which an interrupted run resumes.
-        request: what the replies depend on, kept in its first line.
-        progress: called with (done, in all).
+        questions: (id, video or a function that returns it, prompt); ids are unique.
+        out: a .jsonl file to which replies are appended, and from which an interrupted run resumes.
+        request: the settings that replies depend on, stored in the first line.
+        progress: called with (done, total).
 
     Raises:
-        ValueError: `out` holds replies to another request, or on a video that has changed since; or two questions
-            have one id.
+        ValueError: `out` contains replies to another request, or about a video that has changed since; or two questions
+            have the same id.
     """
-    if len({id for id, _, _ in asked}) < len(asked):
+    if len({id for id, _, _ in questions}) < len(questions):
         raise ValueError("two questions have the same id")
-    known = _read(out, request or {})
+    earlier = _read(out, request or {})
     replies = []
-    for number, (id, video, prompt) in enumerate(asked):
-        reply = known.get(id)
+    for index, (id, video, prompt) in enumerate(questions):
+        reply = earlier.get(id)
         source = None if callable(video) else _source(video)
         if reply is not None and reply.error is not None:
-            reply = None  # it may be readable by now
+            reply = None  # the video may be readable now
         if reply is not None and reply.source != source:
-            raise ValueError(f"{out}: holds a reply on {video}, which has changed since. Give another --out")
+            raise ValueError(f"{out}: contains a reply about {video}, which has changed since; use another --out")
         if reply is None:
             try:
                 answer = session.ask(video() if callable(video) else video, prompt, max_new_tokens)
@@ -71,38 +71,36 @@ def ask_all(
                     file.write(json.dumps(vars(reply)) + "\n")
         replies.append(reply)
         if progress is not None:
-            progress(number + 1, len(asked))
+            progress(index + 1, len(questions))
     return replies
 
 
 def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
-    """The replies in an existing file; writes a new one otherwise."""
+    """Reads the replies in an existing file, or writes a new file."""
     if out is None:
         return {}
     if not out.exists() or not out.stat().st_size:
         files.write_text(out, json.dumps({"request": request}) + "\n")
         return {}
-    # A cut may lie inside of a letter.
+    # A truncated file may end inside a character.
     lines = out.read_bytes().decode("utf-8", errors="replace").split("\n")
     try:
-        earlier = conform(files.parse_json(lines[0], str(out)), dict[str, dict[str, Any]], str(out))["request"]
+        stored = conform(files.parse_json(lines[0], str(out)), dict[str, dict[str, Any]], str(out))["request"]
     except (ValueError, KeyError):
-        raise ValueError(f"{out}: holds no replies of an earlier run; give another --out") from None
-    if earlier != json.loads(json.dumps(request)):
-        names = ", ".join(
-            sorted(key for key in earlier.keys() | request.keys() if earlier.get(key) != request.get(key))
-        )
-        raise ValueError(f"{out}: holds replies of a run with other settings ({names}); give another --out")
-    replies, whole = {}, [lines[0]]
+        raise ValueError(f"{out}: not a file of replies; use another --out") from None
+    if stored != json.loads(json.dumps(request)):
+        names = ", ".join(sorted(key for key in stored.keys() | request.keys() if stored.get(key) != request.get(key)))
+        raise ValueError(f"{out}: contains replies of a run with other settings ({names}); use another --out")
+    replies, complete = {}, [lines[0]]
     for line in filter(None, lines[1:]):
         try:
             reply = Reply(**conform(files.parse_json(line, str(out)), Reply, str(out)))
         except ValueError:
-            continue  # the last line of a run that was killed
+            continue  # the truncated last line of a killed run
         replies[reply.id] = reply
-        whole.append(line)
-    if len(whole) < len(lines) - 1 or lines[-1]:
-        files.write_text(out, "".join(line + "\n" for line in whole))
+        complete.append(line)
+    if len(complete) < len(lines) - 1 or lines[-1]:
+        files.write_text(out, "".join(line + "\n" for line in complete))
     return replies
 
 

@@ -1,4 +1,4 @@
-"""Questions on videos: each video is read and encoded once, each question is only spliced in.
+"""Answers questions about videos; each video is read and encoded once for all its questions.
 
 model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
 session = Session(model, processor, spec="token_dynamics(keep=32)")
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.llm.attach import check_free, inside_of
+from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.cues import check_cues
-from fewtokens.llm.interface import unwrapped
+from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
@@ -31,20 +31,20 @@ from fewtokens.video import Video, read
 
 @dataclass
 class Answer:
-    """An answer, and what it cost.
+    """An answer and its cost.
 
     Attributes:
         text: the answer.
-        tokens: visual tokens that the language model was given, without rows that are no cells (a newline).
-        cells: visual tokens there were before reduction.
-        prompt_tokens: all that the language model was given.
-        new_tokens: how many tokens the answer has.
-        seconds: to the first token: "decode" (reading and resizing), "encode", "reduce" (with the prompt) and
-            "prefill"; 0 for what was kept from an earlier question.
+        tokens: the number of visual tokens that the language model read, without rows that are not cells (a newline).
+        cells: the number of visual tokens before reduction.
+        prompt_tokens: the number of all tokens in the prompt.
+        new_tokens: the number of tokens in the answer.
+        seconds: the time to first token (TTFT) by stage: "decode" (reading and resizing), "encode", "reduce" (with
+            building the prompt) and "prefill"; 0 for stages whose result an earlier question left in memory.
         later: seconds from the first token to the end of the answer.
-        speed: tokens a second after the first; None if there is no second one.
-        memory: bytes at most beyond weights and features while the question was answered; None on a CPU, where
-            `ask(memory=True)` measures the prefill by running it once more.
+        speed: tokens per second after the first; None if there is only one.
+        memory: peak bytes beyond weights and features while answering; None on a CPU, unless `ask(memory=True)`
+            measures the prefill by running it a second time.
     """
 
     text: str
@@ -59,19 +59,19 @@ class Answer:
 
     @property
     def first_token(self) -> float:
-        """Seconds to the first token."""
+        """The time to first token (TTFT) in seconds."""
         return sum(self.seconds.values())
 
 
 @dataclass
 class CachedVideo:
-    """A video behind the encoder.
+    """An encoded video.
 
     Attributes:
-        inputs: of the prompt beside pixels and ids.
-        text: stands for the video.
-        encoded: its features by modality; places are those of the question that came first.
-        source: the video object that was asked about, so that its id stays its own.
+        inputs: the inputs of the prompt other than pixels and ids.
+        text: the text that represents the video.
+        encoded: its features by modality; their columns are those of the first question.
+        source: the video object, kept alive so that no other object gets its id.
     """
 
     inputs: dict[str, Any]
@@ -84,18 +84,18 @@ class Session:
     """Answers questions on videos with few visual tokens.
 
     Args:
-        model, processor: as `load` gives them; the model may be wrapped, see `attach`.
-        spec: a chain of methods, see `attach`; "" keeps all tokens. By default the model's own methods, if it has some.
-        frames: of each video, spread evenly; by default as many as the processor says.
-        fps: frames each second instead.
+        model, processor: as `load` returns them; the model may be wrapped, see `attach`.
+        spec: a chain of methods, see `attach`; "" keeps all tokens. Default: the model's own methods, if it has any.
+        frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
+        fps: frames per second, instead of `frames`.
         layout, positions: see `compress`.
-        kept: how many videos' features are kept, those asked about last.
+        kept: the number of videos, the last used ones, whose features stay in memory.
 
     Attributes:
-        progress: called with what is being done, if set.
+        progress: called with the name of each step, if set.
 
     Raises:
-        ValueError: a spec that does not parse, acts inside the encoder or needs a cue that the family cannot give.
+        ValueError: the spec is invalid, acts inside the encoder, or needs a cue that the family cannot provide.
     """
 
     def __init__(
@@ -115,15 +115,15 @@ class Session:
         if positions is not None and positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
         if kept < 1:
-            raise ValueError(f"kept must be at least 1 video, got {kept}")
-        model = unwrapped(model)
+            raise ValueError(f"kept must be at least 1, got {kept}")
+        model = unwrap(model)
         self.model, self.processor, self.backend = model, processor, backend_of(model)
         self.fps, self.kept = fps, kept
         self.frames = None if fps is not None else processor.num_frames if frames is None else frames
         self.layout, self.positions = layout, positions
         before, inside = split_chain(self.backend.default_methods(model) if spec is None else spec, model)
         self.pipeline = as_pipeline(before, model)
-        self.inside = inside_of(model, inside)
+        self.layer_hooks = layer_hooks(model, inside)
         check_cues(self.backend, self.pipeline)
         self.pixels, self.per_question = ("pixels" in self.pipeline.needs), ("text" in self.pipeline.needs)
         self.progress: Callable[[str], None] | None = None
@@ -131,14 +131,14 @@ class Session:
         self._reduced: dict[Hashable, dict[str, list[ReducedVisual]]] = {}
 
     def unreduced(self) -> Session:
-        """The same with all visual tokens; the two share what they read and encode."""
+        """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
         other = Session(self.model, self.processor, "", self.frames, fps=self.fps, kept=self.kept)
         other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
         return other
 
     @torch.no_grad()
     def warm_up(self) -> None:
-        """Says two words on one, so that what a first call costs is not part of the answer to come."""
+        """Generates two tokens, so that the next answer does not include one-time costs."""
         ids = torch.ones(1, 1, dtype=torch.int64, device=self.model.device)
         self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False)
 
@@ -152,18 +152,18 @@ class Session:
         *,
         memory: bool = False,
     ) -> Answer:
-        """Answers a question on a video, greedily.
+        """Answers a question about a video by greedy decoding.
 
         Args:
             video: a file, a folder of images, or frames with times.
-            question: one that does not name the tokens for videos.
-            max_new_tokens: at most.
-            on_text: called with each piece of the answer as it comes; together they are `Answer.text`.
-            memory: measure the prefill on a CPU too, which runs it twice.
+            question: the question, without special tokens of the model.
+            max_new_tokens: the maximum length of the answer.
+            on_text: called with each piece of the answer as it is generated; `Answer.text` is all pieces joined.
+            memory: also measure the memory of the prefill on a CPU, which runs it twice.
 
         Raises:
-            ValueError: a video that cannot be read, a question with a special token, a prompt and answer that are
-                longer than the context, or a model that something else is attached to.
+            ValueError: the video cannot be read, the question contains a special token, prompt and answer are longer
+                than the context, or methods are already attached to the model.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -171,40 +171,40 @@ class Session:
         clock = Clock(self.model.device)
         key = video_key(video)
         encoded, prompt = self._encode(key, video, question, clock)
-        self._say("reducing")
+        self._report("reducing")
         short = self._reduce(key, encoded, prompt)
         self._check_length(short.inputs, max_new_tokens)
         clock.lap("reduce")
-        self._say("answering")
-        with self.inside():
+        self._report("answering")
+        with self.layer_hooks():
             answer = self._generate(short, max_new_tokens, on_text, clock)
             if memory and answer.memory is None:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
 
     def _encode(self, key: Hashable, video: Any, question: str, clock: Clock) -> tuple[CachedVideo, dict[str, Any]]:
-        """The features of a video, kept or new, and the prompt without its pixels."""
-        kept = self._encoded.get(key)
-        if kept is not None:
+        """Returns the features of a video, cached or new, and the prompt without its pixels."""
+        cached = self._encoded.get(key)
+        if cached is not None:
             self._encoded.move_to_end(key)
-            return kept, self._prompt(kept.text, question) | kept.inputs
-        self.processor.render(question)  # errors in it come before the work
-        self._say("reading")
+            return cached, self._prompt(cached.text, question) | cached.inputs
+        self.processor.render(question)  # raises errors before the work
+        self._report("reading")
         clip = video if isinstance(video, Video) else self._read(video)
         prepared = self.processor.prepare(self.model, clip)
         clock.lap("decode")
-        self._say("encoding")
+        self._report("encoding")
         prompt = self._prompt(prepared.text, question)
-        inputs = {name: self._moved(name, value) for name, value in prepared.inputs.items()}
+        inputs = {name: self._to_model(name, value) for name, value in prepared.inputs.items()}
         items = [[("video", len(clip))]] if self.backend.needs_items else None
         encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
-        left = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        cached = CachedVideo(left, prepared.text, encoded, video)
+        rest = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        cached = CachedVideo(rest, prepared.text, encoded, video)
         self._encoded[key] = cached
         while len(self._encoded) > self.kept:
             self._encoded.popitem(last=False)
-        return cached, prompt | left
+        return cached, prompt | rest
 
     def _read(self, video: str | Path) -> Video:
         return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
@@ -213,40 +213,42 @@ class Session:
         ids = self.processor.ids(question, text).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _moved(self, name: str, value: Tensor) -> Tensor:
+    def _to_model(self, name: str, value: Tensor) -> Tensor:
         cast = name.startswith("pixel_values") and value.is_floating_point()
         return value.to(self.model.device, self.model.dtype if cast else value.dtype)
 
     def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
-        """The short prompt. This is where the spec is applied, and nowhere else."""
-        encoded = {modality: self._placed(modality, own, prompt) for modality, own in cached.encoded.items()}
+        """Returns the shortened prompt. This is the only place where the spec is applied."""
+        encoded = {modality: self._relocate(modality, own, prompt) for modality, own in cached.encoded.items()}
         reduced = self._reduced.get(key)
         if reduced is None:
             reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded)
             if not self.per_question:
                 self._reduced[key] = reduced
-                self._reduced = {known: self._reduced[known] for known in self._reduced if known in self._encoded}
+                self._reduced = {other: self._reduced[other] for other in self._reduced if other in self._encoded}
         options = {"layout": self.layout, "positions": self.positions}
         return edit_prompts(self.backend, self.model, prompt, encoded, reduced, **options)  # type: ignore[arg-type]
 
-    def _placed(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
-        """The features at their places in another question."""
+    def _relocate(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
+        """Returns the features with their columns in another prompt."""
         at = (prompt["input_ids"][0] == self.backend.placeholder(self.model, modality)).nonzero().squeeze(1)
-        return replace(encoded, places=[at])
+        return replace(encoded, columns=[at])
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
-        """Raises ValueError where prompt and answer are longer than the context."""
-        most = self.backend.context_length(self.model)
+        """Raises ValueError if prompt and answer are longer than the context."""
+        limit = self.backend.context_length(self.model)
         length = inputs["input_ids"].shape[1]
         at = inputs.get("position_ids")
         reach = length if at is None else max(length, int(at.max()) + 1)
-        if most is None or reach + max_new_tokens <= most:
+        if limit is None or reach + max_new_tokens <= limit:
             return
-        why, what = f"has {length} tokens", "fewer frames or a smaller keep"
+        size, remedy = f"has {length} tokens", "fewer frames or a smaller keep"
         if reach > length:
-            why, what = f"reaches position {reach}", "fewer frames, a smaller keep, or positions='renumber'"
-        asked = f"the prompt {why} and the answer may have {max_new_tokens}"
-        raise ValueError(f"{asked}, but this model takes {most} in all; take {what}")
+            size, remedy = f"reaches position {reach}", "fewer frames, a smaller keep, or positions='renumber'"
+        raise ValueError(
+            f"the prompt {size} and the answer may have {max_new_tokens}, but the context of this model is {limit}; "
+            f"use {remedy}"
+        )
 
     def _generate(
         self, short: Compressed, max_new_tokens: int, on_text: Callable[[str], None] | None, clock: Clock
@@ -264,7 +266,7 @@ class Session:
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
-            # Sampling that a checkpoint's generation_config asks for means nothing here.
+            # Unset what a checkpoint's generation_config may specify for sampling.
             temperature=None,
             top_p=None,
             top_k=None,
@@ -285,13 +287,13 @@ class Session:
             memory=torch.cuda.max_memory_allocated(device) - before if cuda else None,
         )
 
-    def _say(self, what: str) -> None:
+    def _report(self, step: str) -> None:
         if self.progress is not None:
-            self.progress(what)
+            self.progress(step)
 
 
 def video_key(video: Any) -> Hashable:
-    """What tells videos apart: a file by path, size and time of change, frames by being the same object."""
+    """Identifies a video: a file by path, size and modification time, frames by object identity."""
     if isinstance(video, Video):
         return id(video)
     path = Path(video)

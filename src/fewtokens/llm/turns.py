@@ -1,8 +1,8 @@
-"""Positions of a later turn: they go on from those of the conversation whose cache it brings.
+"""Positions of a later turn, which continue from those of the conversation whose cache it brings.
 
-Words after a shortened video stand further on than a count of the columns says, by a number that differs from
-conversation to conversation. It is kept with the cache. The models of transformers keep it on themselves, so that two
-conversations disturb each other, and Qwen2.5-VL's is that of the video's last frame and not of the words after it.
+The text after a shortened video has positions ahead of a count of the columns, by an offset that differs between
+conversations. It is stored with the cache. The models of transformers store it on themselves, so that two conversations
+disturb each other, and Qwen2.5-VL's is that of the video's last frame instead of the text after it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.shapes import by_shape
-from fewtokens.llm.interface import cache_of, filled
+from fewtokens.llm.interface import cache_of, is_filled
 
-_KEPT = "_positions_by_fewtokens"
+_ATTRIBUTE = "_positions_by_fewtokens"
 
 
 @dataclass
-class Passed:
+class LastPass:
     """The last pass over several columns that wrote to a cache.
 
     Attributes:
         positions: int64 [B or 1,m] or [A,B or 1,m] of its columns; None if they are a count.
-        end: columns in the cache after it.
+        end: the number of columns in the cache after it.
     """
 
     positions: Tensor | None
@@ -35,72 +35,74 @@ class Passed:
 
 
 def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-    """A forward hook that leaves the positions of a pass with the cache that it wrote to.
+    """A forward hook that stores the positions of a pass with the cache that it wrote to.
 
-    Not of single words, which only go on: they cost nothing then, and may be compiled.
+    Single tokens are skipped, since their positions only continue; so they add no cost and may be compiled.
     """
     cache = cache_of(kwargs)
     cache = cache_of(output) if cache is None else cache
     if cache is None:
         return
-    positions, known = kwargs.get("position_ids"), getattr(cache, _KEPT, None) is not None
+    positions, recorded = kwargs.get("position_ids"), getattr(cache, _ATTRIBUTE, None) is not None
     if positions is None:
-        given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-        # A count of the columns, where this pass is all that there is.
-        new = not known and given is not None and int(cache.get_seq_length()) == given.shape[1]
+        ids = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        # Positions are a count of the columns if this is the first pass.
+        new = not recorded and ids is not None and int(cache.get_seq_length()) == ids.shape[1]
     else:
-        new = not known or positions.shape[-1] > 1
+        new = not recorded or positions.shape[-1] > 1
     if new:
-        setattr(cache, _KEPT, Passed(positions, int(cache.get_seq_length())))
+        setattr(cache, _ATTRIBUTE, LastPass(positions, int(cache.get_seq_length())))
 
 
 def later_positions(cache: Any, inputs: dict[str, Any], *, three: bool, whole: bool) -> Tensor | None:
-    """Positions of the columns that a later turn brings, as `forward` and `generate` take them.
+    """Returns the positions of the columns of a later turn, as `forward` and `generate` take them.
 
     Args:
-        cache: with what was read before.
-        inputs: input_ids or inputs_embeds [B,l,...], all columns or the new ones; attention_mask [B,L] of all.
-        whole: without a mask the ids are of all columns, as `generate` takes them, and not of the new ones alone.
-        three: positions are (t, h, w), with a count of the columns before them: [4,B,l], otherwise [B,l].
+        cache: the cache of the earlier turns.
+        inputs: input_ids or inputs_embeds [B,l,...], of all columns or the new ones; attention_mask [B,L] of all.
+        whole: whether ids without a mask are those of all columns, as in `generate`, or only of the new ones.
+        three: whether positions are (t, h, w), after a count of the columns: [4,B,l]; otherwise [B,l].
 
     Returns:
-        None if the cache was filled by something that is not known here.
+        The positions, or None if no pass was recorded for the cache.
 
     Raises:
-        ValueError: prompts side by side without a mask.
+        ValueError: several prompts without a mask.
     """
-    passed: Passed | None = getattr(cache, _KEPT, None)
-    if passed is None or not filled(cache):
+    last: LastPass | None = getattr(cache, _ATTRIBUTE, None)
+    if last is None or not is_filled(cache):
         return None
-    given = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
-    B, length = given.shape[:2]
-    kept = int(cache.get_seq_length())
+    ids = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    B, length = ids.shape[:2]
+    cached = int(cache.get_seq_length())
     mask = inputs.get("attention_mask")
     if mask is None or mask.ndim != 2:
         if B > 1:
-            raise ValueError("a later turn of several prompts needs their attention_mask [B,L], of all columns so far")
-        mask = torch.ones(B, length if whole else kept + length, dtype=torch.int64, device=given.device)
+            raise ValueError(
+                "a later turn of several prompts requires their attention_mask [B,L] of all columns so far"
+            )
+        mask = torch.ones(B, length if whole else cached + length, dtype=torch.int64, device=ids.device)
     count = (mask.long().cumsum(1) - 1).clamp(min=0)
-    shift = _shift(passed, count, mask, kept)
+    shift = _shift(last, count, mask, cached)
     if three:
         new = count + shift.expand(3, -1)[..., None]
         return torch.cat([count[None], new])[..., -length:]
     return (count + shift[-1][:, None])[:, -length:]
 
 
-def _shift(passed: Passed, count: Tensor, mask: Tensor, kept: int) -> Tensor:
-    """By how much positions of words are ahead of a count of the columns, int64 [A,B] of A = 1 or 3 axes."""
+def _shift(last: LastPass, count: Tensor, mask: Tensor, cached: int) -> Tensor:
+    """The offset of text positions from a count of the columns, int64 [A,B] of A = 1 or 3 axes."""
     B = len(count)
-    if passed.positions is None:
+    if last.positions is None:
         return count.new_zeros(1, B)
-    at = passed.positions if passed.positions.ndim == 3 else passed.positions[None]
+    at = last.positions if last.positions.ndim == 3 else last.positions[None]
     at = at[-3:].to(count.device)
     # Beams are several rows of one prompt.
     at = at.repeat_interleave(B // at.shape[1], 1) if at.shape[1] < B else at[:, :: at.shape[1] // B]
-    # The last column of that pass that is there still (guessed words are taken back) and is no padding.
-    begin = passed.end - at.shape[2]
-    column = torch.arange(begin, passed.end, device=count.device)
-    there = (column < max(kept, begin + 1)) & mask[:, begin : passed.end].bool()
-    last = torch.where(there, column, begin).amax(1)
-    found = at.gather(2, (last - begin).expand(len(at), -1)[..., None]).squeeze(2)
-    return found - count.gather(1, last[:, None]).squeeze(1)
+    # The last column of that pass that is still cached (rejected draft tokens are removed) and is not padding.
+    begin = last.end - at.shape[2]
+    column = torch.arange(begin, last.end, device=count.device)
+    usable = (column < max(cached, begin + 1)) & mask[:, begin : last.end].bool()
+    end = torch.where(usable, column, begin).amax(1)
+    position = at.gather(2, (end - begin).expand(len(at), -1)[..., None]).squeeze(2)
+    return position - count.gather(1, end[:, None]).squeeze(1)

@@ -1,4 +1,4 @@
-"""The images and videos of prompts: encoded, assigned to their places, and the videos reduced."""
+"""Encodes the images and videos of prompts, locates their columns and reduces the videos."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewtokens.core.shapes import by_shape
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
-from fewtokens.llm.interface import attribute, cache_of, filled
+from fewtokens.llm.interface import attribute, cache_of, is_filled
 
 
 @dataclass
@@ -22,8 +22,8 @@ class ReducedVisual:
     """An image or video after reduction.
 
     Attributes:
-        visual: with the rows [n,D] that the language model is given: tokens, then the tail.
-        tokens: of a video, [1,N,D]; None for an image, whose rows are as they were.
+        visual: the rows [n,D] that the language model reads: tokens, then the tail.
+        tokens: the tokens of a video, [1,N,D]; None for an image, which is not reduced.
     """
 
     visual: VisualFeatures
@@ -35,16 +35,16 @@ class EncodedVisuals:
     """The images or videos of one modality in a batch of prompts.
 
     Attributes:
-        outputs: the encoder's output, as the model gave it.
-        visuals: in the order of the prompts.
-        row: the prompt of each.
-        places: int64 [n], the columns of each one's rows in its prompt.
+        outputs: the output of the encoder.
+        visuals: the images or videos, in the order of the prompts.
+        row: the index of each one's prompt.
+        columns: int64 [n], the columns of each one's rows in its prompt.
     """
 
     outputs: Any
     visuals: list[VisualFeatures]
     row: list[int]
-    places: list[Tensor]
+    columns: list[Tensor]
 
     __repr__ = by_shape
 
@@ -52,21 +52,21 @@ class EncodedVisuals:
 def encode_visuals(
     backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
 ) -> dict[str, EncodedVisuals]:
-    """Encodes what a prompt holds; nothing if it is text alone.
+    """Encodes the images and videos of a prompt, by modality; empty if it is text only.
 
     Raises:
-        ValueError: placeholders that do not fit the features, a video in a later turn.
+        ValueError: placeholders do not match the features, or a later turn contains a video.
     """
     encoded = {}
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
-            _check_no_places(backend, model, prompt, modality)
+            _check_no_placeholders(backend, model, prompt, modality)
             continue
         if ids is None:
-            raise ValueError("a prompt is shortened by its input_ids; give them rather than inputs_embeds")
-        if filled(cache_of(prompt)):
-            raise ValueError("pixels in a later turn cannot be spliced into a kept cache; begin a new one")
+            raise ValueError("shortening a prompt requires input_ids; pass them instead of inputs_embeds")
+        if is_filled(cache_of(prompt)):
+            raise ValueError("pixels in a later turn cannot be inserted into an existing cache; start with a new one")
         outputs = backend.encode(model, modality, prompt)
         placeholder = attribute(model.config, f"{modality}_token_id")
         at = (ids == placeholder).nonzero()
@@ -77,8 +77,8 @@ def encode_visuals(
         lengths = [len(visual.features) for visual in visuals]
         if sum(lengths) != len(at):
             raise ValueError(
-                f"the prompt has {len(at)} places for {modality} features, the encoder gives {sum(lengths)}; was it "
-                "made by the processor of this model?"
+                f"the prompt has {len(at)} placeholders for {modality} features, the encoder returned {sum(lengths)}; "
+                "was the prompt made by the processor of this model?"
             )
         parts = at.split(lengths)
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
@@ -87,22 +87,22 @@ def encode_visuals(
     return encoded
 
 
-def _check_no_places(backend: Backend, model: Any, prompt: dict[str, Any], modality: str) -> None:
-    """Raises a ValueError where a prompt without pixels of a modality has places for some."""
+def _check_no_placeholders(backend: Backend, model: Any, prompt: dict[str, Any], modality: str) -> None:
+    """Raises a ValueError if a prompt without pixels of a modality has placeholders for them."""
     ids, placeholder = prompt.get("input_ids"), backend.placeholder(model, modality)
     encoded = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
-    # Earlier turns may hold anything.
-    if ids is None or placeholder is None or encoded or filled(cache_of(prompt)):
+    # Earlier turns may contain placeholders.
+    if ids is None or placeholder is None or encoded or is_filled(cache_of(prompt)):
         return
-    if places := int((ids == placeholder).sum()):
+    if count := int((ids == placeholder).sum()):
         pixels = backend.pixel_inputs[modality][0]
         raise ValueError(
-            f"the prompt has {places} places for {modality} features (token {placeholder}), but no {pixels}"
+            f"the prompt has {count} placeholders for {modality} features (token {placeholder}), but no {pixels}"
         )
 
 
 def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
-    """All pictures of a prompt are one video if there are several."""
+    """Treats all images of a prompt as one video if there are several."""
     size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
     counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
     return [[("video" if count > 1 else "image", count)] if count else [] for count in counts]
@@ -111,43 +111,43 @@ def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts
 def reduce_visuals(
     backend: Backend, model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: dict[str, EncodedVisuals]
 ) -> dict[str, list[ReducedVisual]]:
-    """The visuals of each modality with their videos reduced.
+    """Reduces the videos of each modality.
 
     Raises:
-        ValueError: a cue that the backend cannot give, or a count that does not meet the budget.
+        ValueError: the backend cannot provide a cue, or the token count differs from the budget.
     """
     check_cues(backend, pipeline)
-    words = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
-    return {modality: _reduce(model, pipeline, prompt, own, words) for modality, own in encoded.items()}
+    text = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
+    return {modality: _reduce(model, pipeline, prompt, own, text) for modality, own in encoded.items()}
 
 
 def _reduce(
-    model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: EncodedVisuals, words: Tensor | None
+    model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: EncodedVisuals, text: Tensor | None
 ) -> list[ReducedVisual]:
-    """The visuals of one modality; `words` are the columns of the cue "text"."""
+    """Reduces the videos of one modality; `text` marks the columns of the cue "text"."""
     visuals, needs = encoded.visuals, pipeline.needs
     results = [ReducedVisual(visual) for visual in visuals]
-    # Videos go together if their frames and their cues have one size.
+    # Videos are batched if their frames and their cues have the same size.
     groups: dict[tuple[int, ...], list[int]] = {}
-    for number, visual in enumerate(visuals):
+    for index, visual in enumerate(visuals):
         if visual.grid is None:
             continue
-        shape = cue_shape(needs, visual, None if words is None else words[encoded.row[number]])
-        groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(number)
-    for numbers in groups.values():
-        group = [_tokens(visuals[number]) for number in numbers]
+        shape = cue_shape(needs, visual, None if text is None else text[encoded.row[index]])
+        groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(index)
+    for indices in groups.values():
+        group = [_tokens(visuals[index]) for index in indices]
         if not len(pipeline.methods):
-            for number, tokens in zip(numbers, group, strict=True):
-                results[number].tokens = tokens
+            for index, tokens in zip(indices, group, strict=True):
+                results[index].tokens = tokens
             continue
-        whole = group[0] if len(group) == 1 else collate(group)
-        rows = [encoded.row[number] for number in numbers]
-        cues = make_cues(needs, model, prompt, [visuals[number] for number in numbers], whole, rows, words)
-        for number, before, after in zip(numbers, group, pipeline(whole, **cues), strict=True):
+        batch = group[0] if len(group) == 1 else collate(group)
+        rows = [encoded.row[index] for index in indices]
+        cues = make_cues(needs, model, prompt, [visuals[index] for index in indices], batch, rows, text)
+        for index, before, after in zip(indices, group, pipeline(batch, **cues), strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:
-                raise ValueError(f"{pipeline.spec} was to leave {planned} tokens of {before.N} and left {after.N}")
-            results[number] = ReducedVisual(_shortened(visuals[number], before, after), after)
+                raise ValueError(f"{pipeline.spec} must leave {planned} of {before.N} tokens, got {after.N}")
+            results[index] = ReducedVisual(_shorten(visuals[index], before, after), after)
     return results
 
 
@@ -156,9 +156,9 @@ def _tokens(visual: VisualFeatures) -> Tokens:
     return Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
 
 
-def _shortened(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFeatures:
-    """The visual with the rows of `after`; what follows the cells, and DeepStack, along with it."""
+def _shorten(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFeatures:
+    """Replaces the cells of a visual with the tokens `after`, and its DeepStack rows by the same plan."""
     cells = before.N
-    moved = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]
+    deepstack = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]
     features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[cells:]])
-    return replace(visual, features=features, deepstack=moved, pixels=None)
+    return replace(visual, features=features, deepstack=deepstack, pixels=None)

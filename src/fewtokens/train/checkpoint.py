@@ -1,4 +1,4 @@
-"""The state of a run in one safetensors file: written whole or not at all, never pickled."""
+"""The state of a run in one safetensors file, written atomically and never pickled."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from fewtokens.core.plain import conform
 from fewtokens.encoders.config import current_names
 from fewtokens.train.settings import Settings, plain, total_steps
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-class _Later(TypedDict, total=False):
-    """What older versions did not write."""
+class _Optional(TypedDict, total=False):
+    """Keys that older versions did not write."""
 
     inputs: dict[str, list[str]]
     due: bool
     broken: list[str]
 
 
-class Head(_Later):
-    """What stands in the header of a checkpoint.
+class Head(_Optional):
+    """The header of a checkpoint.
 
     Keys:
-        step: steps done.
-        items: of the data.
+        step: the number of steps done.
+        items: the number of items of the data.
         settings: see `Settings`.
-        inputs: what else the run is made from, see `fewtokens.train.inputs`.
-        scores: of the last evaluation; due: whether one of this step is still to be made.
-        sums, counted: added up since the last line of metrics.jsonl.
+        inputs: what else the run depends on, see `fewtokens.train.inputs`.
+        scores: the scores of the last evaluation; due: whether an evaluation of this step is still due.
+        sums, counted: totals since the last line of metrics.jsonl, and the number of steps in them.
         broken: files that could not be read.
     """
 
@@ -55,22 +55,22 @@ class Head(_Later):
 def state_of(
     model: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor] | None, extra: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Everything as named tensors on the CPU, put together from all processes; whole in the first one alone.
+    """Returns the state as named CPU tensors, gathered from all processes; complete only in the first one.
 
     Args:
-        model: bare or sharded.
-        optimizer: of it.
+        model: the network, unwrapped or sharded.
+        optimizer: its optimizer.
         ema: averaged parameters by name, or None.
-        extra: more tensors, such as the scale of the loss.
+        extra: additional tensors, such as the scale of the loss.
     """
     tensors = {f"model.{name}": value for name, value in _parameters(model).items()}
-    # Of an optimizer that has not made a step torch would make one, which is not without traces.
-    states: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE) if optimizer.state else {}
+    # For an optimizer without steps torch would make one, which changes its state.
+    states: Any = get_optimizer_state_dict(model, optimizer, options=_FULL) if optimizer.state else {}
     for name, entry in states.get("state", {}).items():
         for key, value in entry.items():
             tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
     for name, value in (ema or {}).items():
-        tensors[f"ema.{name}"] = whole(value)
+        tensors[f"ema.{name}"] = full_tensor(value)
     return tensors | {f"extra.{name}": value for name, value in extra.items()}
 
 
@@ -79,10 +79,10 @@ def save(path: Path, tensors: dict[str, Tensor], head: Head) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], Head]:
-    """The tensors and the header.
+    """Reads the tensors and the header.
 
     Raises:
-        ValueError: the file is missing, cut, or of another kind; says what to do.
+        ValueError: the file is missing, truncated, or of another type; the message says what to do.
     """
     try:
         tensors, header = files.load(path, "run")
@@ -90,22 +90,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], Head]:
             {name: header.get(name) for name in Head.__annotations__ if name in header}, Head, str(path)
         )
         if not head["step"] >= 0 or head["items"] < 1 or head["counted"] < 0:
-            raise ValueError(f"{path}: step, items or counted in its header is below its least")
+            raise ValueError(f"{path}: step, items or counted in its header is below its minimum")
         if wrong := [name for name, value in head["scores"].items() if not isinstance(value, int | float)]:
-            raise ValueError(f"{path}: scores in its header are numbers, not {', '.join(wrong)}")
+            raise ValueError(f"{path}: scores in its header must be numbers, but {', '.join(wrong)} is not")
         return tensors, head
     except ValueError as error:
-        raise ValueError(f"{error}. Remove this checkpoint to start from step 0, or take --fresh") from None
+        raise ValueError(f"{error}; remove this checkpoint or use --fresh to start from step 0") from None
 
 
 def restore(
     tensors: dict[str, Tensor],
-    where: Path,
+    path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     ema: dict[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """Puts a state back, into a sharded network too; gives the extra tensors.
+    """Restores a state, also into a sharded network; returns the extra tensors.
 
     Raises:
         ValueError: it is the state of another network.
@@ -114,21 +114,23 @@ def restore(
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts:
-            raise ValueError(f"{where}: holds {name!r}, which is no part of a checkpoint; take --fresh")
+            raise ValueError(f"{path}: contains {name!r}, which is not part of a checkpoint; use --fresh")
         parts[part][rest] = value
-    learned = dict(parameter for parameter in model.named_parameters() if parameter[1].requires_grad)
-    kept = {f"{name}.{key}": value for name in learned for key, value in _kept(optimizer, learned[name])}
-    if not parts["optimizer"]:  # no step was made, or the optimizer remembers nothing
-        kept = {}
-    for part, wanted in (("model", model.state_dict()), ("optimizer", kept), ("ema", ema or {})):
-        shapes, found = ({name: tuple(value.shape) for name, value in each.items()} for each in (wanted, parts[part]))
-        if shapes != found:
-            strange = sorted(set(shapes.items()) ^ set(found.items()))[:3]
+    trainable = dict(parameter for parameter in model.named_parameters() if parameter[1].requires_grad)
+    state = {f"{name}.{key}": value for name in trainable for key, value in _state(optimizer, trainable[name])}
+    if not parts["optimizer"]:  # no step was made, or the optimizer has no state
+        state = {}
+    for part, expected in (("model", model.state_dict()), ("optimizer", state), ("ema", ema or {})):
+        shapes, saved = (
+            {name: tuple(value.shape) for name, value in tensors.items()} for tensors in (expected, parts[part])
+        )
+        if shapes != saved:
+            different = sorted(set(shapes.items()) ^ set(saved.items()))[:3]
             raise ValueError(
-                f"{where}: holds another network than the one to be trained; they differ in "
-                f"{', '.join(dict.fromkeys(name for name, _ in strange))}. Take another --out, or --fresh"
+                f"{path}: contains another network than the one to train; they differ in "
+                f"{', '.join(dict.fromkeys(name for name, _ in different))}; use another --out, or --fresh"
             )
-    set_model_state_dict(model, dict(parts["model"]), options=_WHOLE)
+    set_model_state_dict(model, dict(parts["model"]), options=_FULL)
     if parts["optimizer"]:
         states: dict[str, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():
@@ -140,7 +142,7 @@ def restore(
             model,
             optimizer,
             optim_state_dict={"state": states, "param_groups": groups},  # type: ignore[dict-item]
-            options=_WHOLE,
+            options=_FULL,
         )
     if ema is not None:
         for name, value in ema.items():
@@ -148,77 +150,78 @@ def restore(
     return parts["extra"]
 
 
-def _kept(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[tuple[str, Tensor]]:
-    """What an optimizer of `make_optimizer` keeps of a parameter, in its shape."""
+def _state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> list[tuple[str, Tensor]]:
+    """The names and shapes of the state that an optimizer of `make_optimizer` has for a parameter."""
     if isinstance(optimizer, torch.optim.SGD):
         return [("momentum_buffer", parameter)]
     return [("step", torch.empty(())), ("exp_avg", parameter), ("exp_avg_sq", parameter)]
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, whole, on the CPU."""
-    state: Any = get_model_state_dict(model, options=_WHOLE)
+    """Parameters and buffers, unsharded, on the CPU."""
+    state: Any = get_model_state_dict(model, options=_FULL)
     return state
 
 
-def whole(value: Any) -> Tensor:
-    """A tensor on the CPU, put together where it is sharded."""
+def full_tensor(value: Any) -> Tensor:
+    """Returns a tensor on the CPU, gathered if it is sharded."""
     return (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
 
 
-def fill(value: Any, whole_value: Tensor) -> None:
-    """Copies a whole tensor into one that may be sharded."""
+def fill(value: Any, full_value: Tensor) -> None:
+    """Copies a full tensor into one that may be sharded."""
     if hasattr(value, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
-        whole_value = distribute_tensor(
-            whole_value.to(value.device_mesh.device_type), value.device_mesh, value.placements
+        full_value = distribute_tensor(
+            full_value.to(value.device_mesh.device_type), value.device_mesh, value.placements
         )
-    value.copy_(whole_value)
+    value.copy_(full_value)
 
 
-# Settings that may differ when a run is resumed: they change nothing that is learned.
+# Settings that may differ when a run is resumed, because they do not affect the training result.
 _MAY_CHANGE = (
     "workers", "save_every", "save_minutes", "eval_every", "log_every", "tensorboard", "clips", "crops", "keep", "note",
 )  # fmt: skip
-# They say how long a run is.
+# Settings that determine the length of a run.
 _LENGTH = ("epochs", "steps")
 
 
 def check_same_run(head: Head, settings: Settings, items: int, out: Path) -> list[str]:
-    """Compares a checkpoint with the run that is to go on from it.
+    """Compares a checkpoint with the run that is to resume from it.
 
     Returns:
-        what the user should know of it.
+        Messages for the user.
 
     Raises:
-        ValueError: it is of a run with other settings or other data, or is further than this run is to go.
+        ValueError: it belongs to a run with other settings or other data, or has more steps than this run.
     """
     before, now = head["settings"], plain(settings)
     if isinstance(before.get("network"), dict):
         before = before | {"network": current_names(before["network"])}
     skipped = {*_MAY_CHANGE, *_LENGTH}
-    told, asked = ({k: v for k, v in each.items() if k not in skipped} for each in (before, now))
-    if told != asked:
-        names = ", ".join(sorted(k for k in asked.keys() | told.keys() if told.get(k) != asked.get(k)))
-        raise ValueError(f"{out}: holds a run with other settings ({names}); take another --out, or --fresh")
+    old, new = ({k: v for k, v in values.items() if k not in skipped} for values in (before, now))
+    if old != new:
+        names = ", ".join(sorted(k for k in new.keys() | old.keys() if old.get(k) != new.get(k)))
+        raise ValueError(f"{out}: contains a run with other settings ({names}); use another --out, or --fresh")
     if head["items"] != items:
         raise ValueError(
-            f"{out}: holds a run over {head['items']} items, there are {items} now; take another --out, or --fresh"
+            f"{out}: contains a run on {head['items']} items, but the data has {items}; use another --out, or --fresh"
         )
     length = {name: conform(before.get(name), float, f"{out}: {name} of its run") for name in _LENGTH}
-    old, new = total_steps(length["epochs"], int(length["steps"]), items, settings.batch), settings.total(items)
-    if new == old:
+    old_total = total_steps(length["epochs"], int(length["steps"]), items, settings.batch)
+    total = settings.total(items)
+    if total == old_total:
         return []
-    if new < head["step"]:
+    if total < head["step"]:
         raise ValueError(
-            f"{out}: holds a run that has done {head['step']} steps, {new} are asked for; raise --steps or --epochs, "
-            "take another --out, or --fresh"
+            f"{out}: contains a run with {head['step']} steps done, but {total} are requested; raise --steps or "
+            "--epochs, or use another --out, or --fresh"
         )
     schedule = (
-        "the learning rate stays as it was"
-        if settings.schedule == "constant" and settings.warmup_steps(old) == settings.warmup_steps(new)
-        else f"from here on the learning rate follows the {settings.schedule} schedule of {new} steps, so the result "
-        "is not that of a run which had them from the start"
+        "the learning rate is unchanged"
+        if settings.schedule == "constant" and settings.warmup_steps(old_total) == settings.warmup_steps(total)
+        else f"the learning rate now follows the {settings.schedule} schedule of {total} steps, so the result differs "
+        "from that of a run with this length from the start"
     )
-    return [f"{out}: a run of {old} steps goes on from step {head['step']} to {new}; {schedule}"]
+    return [f"{out}: resumed at step {head['step']}/{total} (previously {old_total} steps); {schedule}"]

@@ -1,4 +1,4 @@
-"""Training a classifier of images or videos: from files to a network, with `fewtokens.train.loop` in between."""
+"""Trains a classifier of images or videos: from files to a saved network, with `fewtokens.train.loop`."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ def find_data(
     data: str | Path, *, validation: str | Path | None = None, share: float = 0.1, root: str | Path | None = None,
     seed: int = 0,
 ) -> tuple[Listing, Listing]:  # fmt: skip
-    """What to train on and what to test on.
+    """Returns the training data and the test data.
 
     Args:
-        data: see `read_listing`; or a folder with folders train and val (or validation, or test) of that kind.
-        validation: the same for the test; where not said and not found, a share of `data` is held back.
-        share: of each class, drawn with the seed.
-        root: where the files of lists lie.
+        data: see `read_listing`; or a folder with folders train and val (or validation, or test) of that form.
+        validation: the test data, in the same form; if it is neither given nor found, a part of `data` is held out.
+        share: the fraction of each class that is held out, sampled with `seed`.
+        root: the folder of the files in lists.
+        seed: random seed.
 
     Raises:
-        ValueError: nothing found; classes in the test that are not trained on.
+        ValueError: no data, or classes in the test data that the training data does not have.
     """
-    data, found = _folders(Path(data), validation)
+    data, test = _folders(Path(data), validation)
     training = read_listing(data, root=root)
-    if found is None:
+    if test is None:
         return training.split(share, seed)
-    return training, read_listing(found, root=root, classes=training.classes)
+    return training, read_listing(test, root=root, classes=training.classes)
 
 
 def held_back(data: str | Path, validation: str | Path | None) -> bool:
-    """Whether `find_data` tests on a part of `data` itself."""
+    """Whether `find_data` holds out a part of `data` for testing."""
     return _folders(Path(data), validation)[1] is None
 
 
 def _folders(data: Path, validation: str | Path | None) -> tuple[Path, Path | None]:
     if validation is not None or not (data / "train").is_dir():
         return data, None if validation is None else Path(validation)
-    found = [data / name for name in ("val", "validation", "test") if (data / name).is_dir()]
-    return data / "train", found[0] if found else None
+    folders = [data / name for name in ("val", "validation", "test") if (data / name).is_dir()]
+    return data / "train", folders[0] if folders else None
 
 
 def datasets(training: Listing, test: Listing, recipe: Recipe) -> tuple[ClipData, ClipData]:
-    """Clips as the recipe draws them, and the views it tests on while training (one of each item)."""
+    """Returns the training clips of a recipe, and the views for evaluation during training (one per item)."""
     transform = Transform(
         size=recipe.size,
         resize=recipe.resize,
@@ -73,13 +74,13 @@ def datasets(training: Listing, test: Listing, recipe: Recipe) -> tuple[ClipData
 
 
 def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path | None = None) -> models.Model:
-    """A network for these classes and clips.
+    """Builds a network for these classes and clips.
 
     Args:
-        name: of a preset, or the folder of a saved network, which is trained further.
-        training: says the classes.
-        recipe: says size and frames.
-        start: an image network whose weights it begins with; see `fewtokens.networks.inflate`.
+        name: a preset, or the folder of a saved network to train further.
+        training: the training data, for its classes.
+        recipe: the recipe, for its size and frames.
+        start: an image network to initialize from; see `fewtokens.networks.inflate`.
     """
     classes = len(training.classes)
     if models.is_saved(name):
@@ -93,11 +94,11 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
         changes |= {"image_size": (recipe.size, recipe.size), "head_bias": recipe.head_bias}
     if start is not None:
         if kind is not models.VisionTransformer:
-            raise ValueError(f"{name} is no ViT, so it cannot begin with the weights of one")
+            raise ValueError(f"{name} is not a ViT and cannot be initialized from one")
         if not models.is_saved(start):
-            # What its blocks compute beside their weights.
-            theirs = like(start)
-            changes |= {part: getattr(theirs, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
+            # The settings of its blocks, which its weights depend on.
+            config = like(start)
+            changes |= {part: getattr(config, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
     model = models.build(name, **changes)
     if isinstance(model, models.VisionTransformer) and start is not None:
         initialize_from(model, start, positions="resize_tile")
@@ -105,7 +106,7 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
 
 
 def _new_head(model: models.Model, classes: int, bias: float) -> models.Model:
-    """The same network with a head for other classes."""
+    """Returns the same network with a new head for other classes."""
     changed = type(model)(replace(model.config, num_classes=classes))
     state = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
     changed.load_state_dict(changed.state_dict() | state)
@@ -126,22 +127,22 @@ def train_classifier(
     device: str | None = None,
     held_back: float | None = None,
 ) -> Report:
-    """Trains a network and saves it in OUT/model, with its curves beside it.
+    """Trains a network, saves it in OUT/model and plots its curves in OUT/curves.png.
 
-    The scores of the end are those of all views of the recipe.
+    The final scores are those of all views of the recipe.
 
     Args:
         model: see `prepare`.
         training, test: see `find_data`.
-        recipe: everything else.
-        out: the run's folder.
-        inputs: what the network was made from, by name; see `fit`. The data is noted anyway.
+        recipe: all settings.
+        out: output directory.
+        inputs: what the network was made from, by name; see `fit`. The data is always recorded.
         resume, progress, device: as for `fit`.
-        held_back: noted beside the network: the share of the data that `test` was split off as, so that it can be
-            found again.
+        held_back: the fraction of the data that was held out as `test`; saved with the network, so that the split can
+            be repeated.
 
     Raises:
-        ValueError, OSError, Stopped: what `fit` says.
+        ValueError, OSError, Stopped: as `fit`.
     """
     out = Path(out)
     if recipe.freeze:
@@ -176,7 +177,7 @@ def train_classifier(
     from accelerate import PartialState
 
     if recipe.shard:
-        # Sharded parameters are put together by the checkpoint, which every process takes part in.
+        # The checkpoint has gathered the sharded parameters, which requires all processes.
         _save_from_state(model, out, recipe, _meta(training, recipe, report.scores, held_back))
     elif PartialState().is_main_process:
         model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_back))
@@ -214,6 +215,6 @@ def _save_from_state(model: models.Model, out: Path, recipe: Recipe, meta: dict[
     part = "ema." if recipe.ema else "model."
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     state |= {name.removeprefix(part): value for name, value in tensors.items() if name.startswith(part)}
-    whole = type(model)(model.config)
-    whole.load_state_dict(state)
-    whole.save_pretrained(out / "model", **meta)
+    full = type(model)(model.config)
+    full.load_state_dict(state)
+    full.save_pretrained(out / "model", **meta)

@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""Plots the curves of a run."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from fewtokens.core.files import whole_file
 
-_COLOURS = ("#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0")
+_COLORS = ("#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0")
 
 
 def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequence[Sequence[str]] = ()) -> Path | None:
-    """Loss and scores over the steps, one panel each; None where matplotlib is not installed.
+    """Plots loss and scores over the steps, one panel each; returns None if matplotlib is not installed.
 
     Args:
-        metrics: lines of metrics.jsonl.
-        path: of the PNG.
-        panels: numbers that share a panel; each of the others has its own, after these.
+        metrics: the lines of metrics.jsonl.
+        path: the PNG file.
+        panels: names that share a panel; every other name gets a panel after these.
     """
     try:
         from matplotlib.figure import Figure  # without pyplot, whose backend is the caller's
@@ -25,17 +25,17 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequen
         return None
 
     names = list(dict.fromkeys(name for line in metrics for name in line if name not in ("step", "epoch")))
-    together = [[name for name in panel if name in names] for panel in panels]
-    shared = {name for panel in together for name in panel}
-    drawn = [panel for panel in together if panel] + [[name] for name in names if name not in shared]
-    if not drawn:
+    shared = [[name for name in panel if name in names] for panel in panels]
+    in_shared = {name for panel in shared for name in panel}
+    panels = [panel for panel in shared if panel] + [[name] for name in names if name not in in_shared]
+    if not panels:
         return None
-    figure = Figure(figsize=(3.2 * len(drawn), 2.8), layout="constrained")
-    axes = figure.subplots(1, len(drawn), squeeze=False)
-    for axis, panel in zip(axes[0], drawn, strict=True):
-        for number, name in enumerate(panel):
+    figure = Figure(figsize=(3.2 * len(panels), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for index, name in enumerate(panel):
             points = [(line["step"], line[name]) for line in metrics if name in line]
-            style = {"color": _COLOURS[number % len(_COLOURS)], "marker": "o" if len(points) < 15 else ""}
+            style = {"color": _COLORS[index % len(_COLORS)], "marker": "o" if len(points) < 15 else ""}
             axis.plot(*zip(*points, strict=True), label=name, markersize=3, **style)
         axis.set(title=panel[0] if len(panel) == 1 else "", xlabel="step")
         if len(panel) > 1:

@@ -1,4 +1,4 @@
-"""What a run is made from beside its settings: told to the user by name, told apart by its identity."""
+"""What a run depends on in addition to its settings: shown by name, compared by identity."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from fewtokens.data.footage import Footage
 from fewtokens.data.listing import Listing
 from fewtokens.encoders.weights import hash_of
 
-# (what the user calls it, what is compared). A list of two where it comes from a file.
+# (name for the user, identity for comparison); a list of two if it comes from a file.
 Input = tuple[str, str]
 
 
 def plain_input(value: object) -> Input:
-    """Something that is what it is called: a name, a number."""
+    """An input whose name is its identity, such as a number."""
     return str(value), str(value)
 
 
 def listing_input(listing: Listing) -> Input:
-    """Labelled files, by place, size, time of change and label."""
+    """Labeled files, identified by path, size, modification time and label."""
     items = listing.items
-    told = (f"{item.labels} {item.start} {item.end} {item.member} {item.offset} {item.size}" for item in items)
-    return files_input([item.path for item in items], [*listing.classes, *told])
+    details = (f"{item.labels} {item.start} {item.end} {item.member} {item.offset} {item.size}" for item in items)
+    return files_input([item.path for item in items], [*listing.classes, *details])
 
 
 def footage_input(items: Sequence[Footage]) -> Input:
-    """Videos, by place, size, time of change and part."""
+    """Videos, identified by path, size, modification time and part."""
     return files_input([item.path for item in items], [f"{item.start} {item.end} {item.members}" for item in items])
 
 
 def files_input(paths: Sequence[str | Path], extra: Iterable[str] = ()) -> Input:
-    """Files and what else is said of each; see `fewtokens.core.identity.identity`."""
-    place = os.path.commonpath([os.path.abspath(path) for path in paths])
-    return f"{place} ({len(paths)} item{'s' * (len(paths) != 1)})", identity(paths, extra)
+    """Files and further text about them; see `fewtokens.core.identity.identity`."""
+    folder = os.path.commonpath([os.path.abspath(path) for path in paths])
+    return f"{folder} ({len(paths)} item{'s' * (len(paths) != 1)})", identity(paths, extra)
 
 
 def folder_input(name: str | Path) -> Input:
-    """A saved model: by the content of its weights where it is a folder or a file, by its name otherwise."""
+    """A saved model, identified by its weights if it is a folder or a file, otherwise by its name."""
     path = Path(name)
     weights = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] * path.is_file()
     return str(name), hash_of(weights) if weights else str(name)
 
 
 def check_inputs(before: Mapping[str, Sequence[str]] | None, now: Mapping[str, Input], out: Path) -> list[str]:
-    """Compares what a checkpoint was made from with what the run is to go on with.
+    """Compares the inputs of a checkpoint with those of the run that resumes from it.
 
     Returns:
-        what the user should know of it.
+        Messages for the user.
 
     Raises:
-        ValueError: they differ; names both.
+        ValueError: they differ; the message names both.
     """
     if not now:
         return []
     if not before:
         return [
-            f"{out}: the run there was begun by an older fewtokens, which did not note its data; it goes on, and that "
-            "the data is the same is taken on trust"
+            f"{out}: this run was started by an older version, which did not record its data; resuming on the "
+            "assumption that the data is the same"
         ]
     for name in sorted(before.keys() | now.keys()):
-        told, asked = before.get(name), now.get(name)
-        if told is not None and len(told) != 2:
-            raise ValueError(f"{out}: its checkpoint names {name} in another form; take --fresh")
-        if told is None or asked is None or told[1] != asked[1]:
-            first, second = (each[0] if each else "none" for each in (told, asked))
-            differ = (
-                f"a run with another {name}: {first} there, {second} here"
+        old, new = before.get(name), now.get(name)
+        if old is not None and len(old) != 2:
+            raise ValueError(f"{out}: its checkpoint records {name} in an unknown format; use --fresh")
+        if old is None or new is None or old[1] != new[1]:
+            first, second = (entry[0] if entry else "none" for entry in (old, new))
+            difference = (
+                f"a run with another {name}: {first}, now {second}"
                 if first != second
-                else f"a run with {name} {first}, which has changed since: a file was added, removed or written again"
+                else f"a run with {name} {first}, which has changed since: a file was added, removed or modified"
             )
-            raise ValueError(f"{out}: holds {differ}; take another --out, or --fresh")
+            raise ValueError(f"{out}: contains {difference}; use another --out, or --fresh")
     return []

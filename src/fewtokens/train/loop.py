@@ -1,24 +1,24 @@
-"""The training loop, for every objective: one process or many, float32 or half, resumed without a trace.
+"""The training loop for every objective: one process or several, float32 or half precision, exact resuming.
 
     fit(model, objective, data, settings, out)
 
-The data of a step, and everything drawn in it, follow from the seed and the number of the step alone. So a run that
-was stopped and resumed ends bit-equal to one that was not (on a CPU; a GPU's sums have no fixed order).
+The data and the random numbers of a step depend only on the seed and the index of the step. So a resumed run ends
+bit-equal to an uninterrupted one (on a CPU; sums on a GPU have no fixed order).
 
 A checkpoint is written every `save_every` steps, every `save_minutes`, and on SIGINT, SIGTERM and SIGHUP, after which
-`Stopped` is raised. There is one, replaced as a whole; one that is damaged is refused, never guessed at.
+`Stopped` is raised. There is one checkpoint, replaced atomically; a damaged one is refused.
 
-A run goes on with the same settings, network and data. With more epochs or steps it is trained longer: the learning
-rate then follows the schedule of the new total from there on, so that only a constant schedule gives what a run of
-that length from the start would have given.
+A run resumes with the same settings, network and data. With more epochs or steps it is trained longer: the learning
+rate then follows the schedule of the new total, so that only a constant schedule gives the same result as a run of
+that length from the start.
 
-A run is a folder:
+The output directory contains:
 
-    settings.json    what was asked for
+    settings.json    the settings
     state.safetensors  the last checkpoint: parameters, averages, optimizer, step
-    metrics.jsonl    a line every `log_every` steps and after each evaluation; appended to, also by a resumed run
+    metrics.jsonl    one line every `log_every` steps and after each evaluation; a resumed run appends to it
     model/           the trained network, at the end (`fewtokens.networks.load`)
-    curves.png       loss and scores over the steps, where matplotlib is installed
+    curves.png       loss and scores over the steps, if matplotlib is installed
     broken.txt       files that could not be read
 """
 
@@ -53,31 +53,33 @@ from fewtokens.train.stopping import Break, Signals, Stopped
 
 
 class Objective(Protocol):
-    """What is minimised."""
+    """A function to minimize."""
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss of a batch (on its device), and named numbers to log."""
+        """Returns the mean loss of a batch (on its device), and named numbers to log."""
 
 
-# Scores of the network (its averaged weights, where there are some).
+# Returns scores of the network (with the averaged weights, if any).
 Evaluate = Callable[[nn.Module], dict[str, float]]
-# Called with (step, total, last numbers).
+# Called with (step, total, latest numbers).
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass
 class Report:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        steps: done in all, and `resumed_at` where this call began.
-        scores: of the last evaluation.
+        steps: the total number of steps done.
+        resumed_at: the step at which this call started.
+        scores: the scores of the last evaluation.
         metrics: the lines of metrics.jsonl.
         broken: files that could not be read, each once.
-        enlarged: pictures that are smaller than the crop and were scaled up.
-        seconds: of this call; waiting: of them, for data.
+        enlarged: the number of images that are smaller than the crop and were scaled up.
+        seconds: the duration of this call.
+        waiting: the part of `seconds` spent waiting for data.
     """
 
     steps: int
@@ -107,25 +109,25 @@ def fit(
     """Trains a network in place.
 
     Args:
-        model: in any dtype; its `checkpointing` and `save_pretrained` are used where it has them.
+        model: a network in any dtype; its `checkpointing` is set if requested.
         objective: the loss.
-        data: indexed by (epoch, number), with a length. Batches are dicts; "broken" lists files that could not be
-            read, and a batch of nothing else is passed over.
+        data: indexed by (epoch, index), with a length. Batches are dicts; "broken" lists files that could not be read,
+            and a batch with nothing else is skipped.
         settings: see `Settings`.
-        out: the run's folder.
-        collate: samples to a batch.
-        evaluate: scores, as often as the settings say and at the end.
-        inputs: what a run is made from beside its settings, by name, see `fewtokens.train.inputs`; one that resumes
-            must be made from the same. Where nothing is given, only the number of items is compared.
-        resume: go on from the folder's last checkpoint; otherwise start over.
+        out: output directory.
+        collate: combines samples into a batch.
+        evaluate: returns scores; called as often as the settings specify and at the end.
+        inputs: what a run depends on in addition to its settings, by name, see `fewtokens.train.inputs`; a resumed run
+            must have the same. If not given, only the number of items is compared.
+        resume: whether to resume from the last checkpoint in `out`; otherwise start from scratch.
         progress: called after each step.
-        device: "cpu" to stay there although there is a GPU.
+        device: "cpu" to force the CPU even if a GPU is available.
 
     Raises:
-        ValueError: the folder holds another run, a parameter that gets no gradient, a loss that is not finite, data
-            that cannot be loaded.
-        OSError: the disk is full; the last checkpoint stands.
-        Stopped: a KeyboardInterrupt: a signal came, and the state is saved.
+        ValueError: `out` contains another run, a parameter gets no gradient, the loss is not finite, or data cannot be
+            loaded.
+        OSError: the disk is full; the last checkpoint is unchanged.
+        Stopped: a signal arrived and the state is saved; a KeyboardInterrupt.
     """
     run = _Run(model, objective, data, settings, Path(out), collate, evaluate, inputs or {}, progress, device)
     devices = [run.device] if run.device.type == "cuda" else []
@@ -153,7 +155,7 @@ class _Run:
 
         self.bare, self.objective, self.data, self.settings, self.out = model, objective, data, settings, out
         self.collate, self.evaluate, self.inputs, self.progress = collate, evaluate, inputs, progress
-        # Its state is one for the whole process; a second run may want another precision.
+        # Its state is global to the process; a second run may have another precision.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             cpu=device == "cpu",
@@ -167,7 +169,7 @@ class _Run:
         self.signals = Signals(self.alone)
         items = len(data)  # type: ignore[arg-type]
         if items < 1:
-            raise ValueError("there is nothing to train on")
+            raise ValueError("the training data is empty")
         self.items, self.total = items, settings.total(items)
         self.broken: dict[str, None] = {}
         self.enlarged: set[int] = set()
@@ -176,7 +178,7 @@ class _Run:
         self.saved_at = time.monotonic()
         self.scores: dict[str, float] = {}
         self.due = False
-        # Added up since the last line of the log.
+        # Totals since the last line of the log.
         self.sums: dict[str, float] = {}
         self.counted = 0
         self.checked = False
@@ -186,7 +188,7 @@ class _Run:
         settings, model = self.settings, self.bare
         if settings.checkpointing:
             if not hasattr(model, "checkpointing"):
-                raise ValueError(f"{type(model).__name__} has no activation checkpointing")
+                raise ValueError(f"{type(model).__name__} does not support activation checkpointing")
             model.checkpointing = True  # type: ignore[assignment]
         model.to(self.device)
         freeze(model, settings)
@@ -195,7 +197,7 @@ class _Run:
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise ValueError("the network has no parameter to train")
+            raise ValueError("the network has no trainable parameters")
         self.average = Average(self.names, self.parameters, settings.ema)
         self.optimizer = make_optimizer(model, settings)
         trained: Any = model
@@ -213,40 +215,40 @@ class _Run:
 
     def train(self, resume: bool) -> Report:
         start = self._begin(resume)
-        began, self.waited = time.perf_counter(), 0.0
+        start_time, self.waited = time.perf_counter(), 0.0
         try:
             self._steps(start)
             if self.step == start == self.total and self.evaluate is not None and not self.scores:
                 self._score()
         except (Break, LoadingError) as error:
-            # Nothing of a step was begun when it came, so the state is that of the steps done.
+            # It is raised between steps, so the state is that of the steps done.
             if self.alone:
                 self._save()
             if not self.signals.number:
-                raise LoadingError(f"{error}. {self._standing()}; the same command resumes") from None
+                raise LoadingError(f"{error}. {self._last_checkpoint()}; rerun the same command to resume") from None
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise ValueError(
-                f"out of memory at step {self.step + 1}; take a smaller batch, or a larger accumulate, which computes "
-                f"it in parts. {self._standing()}"
+                f"out of memory at step {self.step + 1}; use a smaller batch, or a larger accumulate, which computes "
+                f"it in parts. {self._last_checkpoint()}"
             ) from None
-        self._heed()
+        self._check_signals()
         self.metrics.finish()
         broken = self._finish(self.out)
-        self._heed()
-        seconds = time.perf_counter() - began
+        self._check_signals()
+        seconds = time.perf_counter() - start_time
         return Report(
             self.total, start, self.scores, self.metrics.lines, broken, len(self.enlarged), seconds, self.waited
         )
 
-    def _standing(self) -> str:
-        return f"The checkpoint of step {self.saved} stands" if self.saved else "There is no checkpoint yet"
+    def _last_checkpoint(self) -> str:
+        return f"The last checkpoint is of step {self.saved}" if self.saved else "There is no checkpoint yet"
 
-    def _heed(self) -> None:
-        """Raises `Stopped` where a signal came; the state is saved."""
+    def _check_signals(self) -> None:
+        """Raises `Stopped` if a signal arrived; the state is saved."""
         if self.signals.number:
-            raise Stopped(f"stopped at step {self.step}; the same command resumes", self.signals.number)
+            raise Stopped(f"stopped at step {self.step}; rerun the same command to resume", self.signals.number)
 
     def _steps(self, start: int) -> None:
         settings = self.settings
@@ -254,7 +256,7 @@ class _Run:
             self.items, settings, self.total, start, self.accelerator.process_index, self.accelerator.num_processes
         )
         pin = self.device.type == "cuda"
-        loaded = load_batches(self.data, workers=settings.workers, collate=self.collate, sampler=sampler, pin=pin)
+        batches = load_batches(self.data, workers=settings.workers, collate=self.collate, sampler=sampler, pin=pin)
         per_epoch = max(1, round(self.items / settings.batch))
         save_every = settings.save_every or per_epoch
         eval_every = max(1, round(settings.eval_every * per_epoch)) if settings.eval_every else 0
@@ -262,9 +264,9 @@ class _Run:
         if self.due:
             self._score()
             self._save(again=True)
-        with closing(loaded):  # type: ignore[type-var]
+        with closing(batches):  # type: ignore[type-var]
             for step in range(start, self.total):
-                numbers = self._step(step, self._parts(loaded))
+                numbers = self._step(step, self._parts(batches))
                 for name, value in numbers.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counted += bool(numbers)
@@ -283,25 +285,25 @@ class _Run:
                     self.progress(done, self.total, numbers | self.scores)
 
     def _agreed(self) -> tuple[bool, bool]:
-        """Whether a process was told to stop, and whether a checkpoint is due by time: the same answers in all."""
+        """Whether to stop, and whether a checkpoint is due by time; the same for all processes."""
         minutes = self.settings.save_minutes
         late = bool(minutes) and time.monotonic() - self.saved_at >= 60 * minutes
         if self.alone:
             return bool(self.signals.number), late
-        said = self.accelerator.reduce(torch.tensor([bool(self.signals.number), late], device=self.device).int(), "sum")
-        stop, late = (said > 0).tolist()
+        flags = torch.tensor([bool(self.signals.number), late], device=self.device).int()
+        stop, late = (self.accelerator.reduce(flags, "sum") > 0).tolist()
         if stop and not self.signals.number:
-            self.signals.number = signal.SIGTERM  # another process was told
+            self.signals.number = signal.SIGTERM  # another process got a signal
         return stop, late
 
     def _begin(self, resume: bool) -> int:
-        """Restores the last checkpoint, where there is one; the step to begin with."""
+        """Restores the last checkpoint, if there is one; returns the step to start from."""
         state, log = self.out / "state.safetensors", self.out / "metrics.jsonl"
         self.accelerator.wait_for_everyone()
         if resume and state.exists():
             tensors, head = checkpoint.read(state)
-            said = checkpoint.check_same_run(head, self.settings, self.items, self.out)
-            said += check_inputs(head.get("inputs"), self.inputs, self.out)
+            messages = checkpoint.check_same_run(head, self.settings, self.items, self.out)
+            messages += check_inputs(head.get("inputs"), self.inputs, self.out)
             extra = checkpoint.restore(tensors, state, self.bare, self._inner, self.average.values)
             if self.accelerator.scaler is not None and "scale" in extra:
                 self.accelerator.scaler.load_state_dict(
@@ -313,8 +315,8 @@ class _Run:
             self.broken = dict.fromkeys(head.get("broken", ()))
             self.enlarged = set(extra["enlarged"].tolist()) if "enlarged" in extra else set()
             if self.main:
-                for line in said:
-                    warnings.warn(line, stacklevel=4)
+                for message in messages:
+                    warnings.warn(message, stacklevel=4)
         if self.main:
             self.out.mkdir(parents=True, exist_ok=True)
             if not resume:
@@ -326,13 +328,13 @@ class _Run:
         return self.step
 
     def _parts(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The parts of the next batch; a signal may break in here."""
+        """Returns the parts of the next batch; a signal may interrupt this."""
         parts: list[dict[str, Any]] = []
-        begun = time.perf_counter()
-        with self.signals.open():
+        start = time.perf_counter()
+        with self.signals.interruptible():
             for _ in range(self.settings.accumulate):
                 parts.append(next(batches))
-        self.waited += time.perf_counter() - begun
+        self.waited += time.perf_counter() - start
         for part in parts:
             for line in part.pop("broken", ()):
                 self.broken[line] = None
@@ -340,30 +342,32 @@ class _Run:
         return parts
 
     def _step(self, step: int, parts: list[dict[str, Any]]) -> dict[str, float]:
-        """One optimizer step; the numbers to log."""
+        """Runs one optimizer step; returns the numbers to log."""
         settings, accelerator = self.settings, self.accelerator
         seed = mix(settings.seed, step, accelerator.process_index)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(mix(seed, 1))
         sizes = [_size(batch) for batch in parts]
         numbers: dict[str, float] = {}
-        for number, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
-            last = number == len(parts) - 1
+        for index, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
+            last = index == len(parts) - 1
             if not size and self.alone:
                 continue
             if not size:
-                raise ValueError("a process was given nothing but broken files; clean the list, or take a larger batch")
-            with self._unsynced(not last), accelerator.autocast():
+                raise ValueError(
+                    "a process got only unreadable files; remove them from the data, or use a larger batch"
+                )
+            with self._no_sync(not last), accelerator.autocast():
                 loss, named = self.objective(self.trained, _to(batch, self.device), generator)
-                share = size / sum(sizes)
-                accelerator.backward(loss * share)
+                fraction = size / sum(sizes)
+                accelerator.backward(loss * fraction)
             for name, value in {"loss": loss, **named}.items():
-                numbers[name] = numbers.get(name, 0.0) + float(value.detach()) * share
+                numbers[name] = numbers.get(name, 0.0) + float(value.detach()) * fraction
         if not any(sizes):
             return {}
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError(
-                f"the loss is not finite at step {step + 1}; lower lr, or take precision=no. The last checkpoint stands"
+                f"the loss is not finite at step {step + 1}; lower lr, or use precision=no. {self._last_checkpoint()}"
             )
         if not self.checked:
             self._check_gradients()
@@ -378,48 +382,48 @@ class _Run:
         self.average.update(step)
         return numbers
 
-    def _unsynced(self, wanted: bool) -> Any:
-        """While parts of a batch are added up, processes need not agree on their gradients."""
-        return self.accelerator.no_sync(self.trained) if wanted and not self.settings.shard else nullcontext()
+    def _no_sync(self, enabled: bool) -> Any:
+        """Skips the synchronization of gradients, which only the last part of a batch needs."""
+        return self.accelerator.no_sync(self.trained) if enabled and not self.settings.shard else nullcontext()
 
     def _clip(self, limit: float) -> float:
         if self.settings.shard:
             norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-            return float(checkpoint.whole(norm))
+            return float(checkpoint.full_tensor(norm))
         return float(self.accelerator.clip_grad_norm_(self.parameters, limit))
 
     def _check_gradients(self) -> None:
         self.checked = True
-        without = [name for name, p in zip(self.names, self.parameters, strict=True) if p.grad is None]
-        if without:
-            some = ", ".join(without[:5]) + (" ..." if len(without) > 5 else "")
-            raise ValueError(f"these parameters get no gradient, so they would never learn: {some}")
+        names = [name for name, p in zip(self.names, self.parameters, strict=True) if p.grad is None]
+        if names:
+            listing = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            raise ValueError(f"these parameters get no gradient and would never be trained: {listing}")
 
     def _score(self) -> None:
-        """Evaluates and logs; a signal may break in, and the evaluation stays due."""
+        """Evaluates and logs; a signal may interrupt this, and the evaluation then stays due."""
         assert self.evaluate is not None
-        kept = self.average.swap()
+        trained = self.average.swap()
         self.bare.eval()
         try:
-            with self.signals.open(), torch.no_grad(), self.accelerator.autocast():
+            with self.signals.interruptible(), torch.no_grad(), self.accelerator.autocast():
                 scores = self.evaluate(self.bare)
         finally:
             self.bare.train()
-            self.average.swap(kept)
+            self.average.swap(trained)
         self.scores, self.due = scores, False
         self._log(self.step, scores)
 
-    def _over_processes(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Each number's mean over the processes."""
+    def _mean_over_processes(self, numbers: dict[str, float]) -> dict[str, float]:
+        """Returns the mean of each number over the processes."""
         if self.accelerator.num_processes == 1 or not numbers:
             return numbers
         mean = self.accelerator.reduce(torch.tensor(list(numbers.values()), device=self.device), "mean")
         return dict(zip(numbers, mean.tolist(), strict=True))
 
     def _log_sums(self) -> None:
-        """The means since the last line."""
+        """Logs the means since the last line."""
         done = self.step
-        line = self._over_processes({name: value / self.counted for name, value in self.sums.items()})
+        line = self._mean_over_processes({name: value / self.counted for name, value in self.sums.items()})
         rate = self.settings.lr_at(done - 1, self.total)
         self._log(done, line | {"lr": rate, "epoch": done * self.settings.batch / self.items})
         self.sums, self.counted = {}, 0
@@ -437,7 +441,7 @@ class _Run:
                 self.board.add_scalar(name, value, step)
 
     def _save(self, again: bool = False) -> None:
-        """Writes a checkpoint of the steps done; `again` also where there is one of that step."""
+        """Writes a checkpoint of the steps done; with `again` even if there is one of this step."""
         if not self.step or (self.step == self.saved and not again):
             return
         extra = {}
@@ -463,20 +467,20 @@ class _Run:
                 checkpoint.save(self.out / "state.safetensors", tensors, head)
             except OSError as error:
                 raise OSError(
-                    error.errno, f"{error.strerror}; step {self.step} could not be saved. {self._standing()}; once "
-                    "there is room the same command resumes", error.filename,
+                    error.errno, f"{error.strerror}; step {self.step} could not be saved. {self._last_checkpoint()}; "
+                    "free space and rerun the same command to resume", error.filename,
                 ) from None  # fmt: skip
         self.saved, self.saved_at = self.step, time.monotonic()
         self.accelerator.wait_for_everyone()
 
     def _all_broken(self) -> list[str]:
-        """What is wrong with the files of all processes."""
+        """The errors of unreadable files, from all processes."""
         from accelerate.utils import gather_object
 
         return list(dict.fromkeys(gather_object(list(self.broken))))
 
     def _finish(self, out: Path) -> list[str]:
-        """Leaves the averaged weights in the network; what is wrong with the files of all processes."""
+        """Leaves the averaged weights in the network; returns the errors of unreadable files, from all processes."""
         self.average.swap()
         self.bare.eval()
         broken = self._all_broken()

@@ -1,4 +1,4 @@
-"""Whether an error says that memory is full."""
+"""Detects out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU or of the machine; torch has no type of its own for the latter."""
+    """Whether an error means that GPU or host memory is full; torch has no separate type for the latter."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

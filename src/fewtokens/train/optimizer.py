@@ -1,4 +1,4 @@
-"""What updates the parameters, and how they are laid over several processes."""
+"""The optimizer, and the sharding of parameters over processes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from fewtokens.train.settings import Settings
 
 
 def shard(model: nn.Module, precision: str, device: str) -> None:
-    """Shards a network over all processes (FSDP2): each block for itself, then the rest.
+    """Shards a network over all processes (FSDP2): each block separately, then the rest.
 
     Raises:
-        ValueError: there is one process only.
+        ValueError: there is only one process.
     """
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not dist.is_initialized() or dist.get_world_size() < 2:
-        raise ValueError("sharding needs several processes: torchrun --nproc-per-node 2 -m fewtokens ...")
+        raise ValueError("sharding requires several processes: torchrun --nproc-per-node 2 -m fewtokens ...")
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if precision == "bf16" else MixedPrecisionPolicy()
     for name in ("blocks", "temporal_blocks", "stages"):
@@ -31,24 +31,26 @@ def shard(model: nn.Module, precision: str, device: str) -> None:
 
 
 def freeze(model: nn.Module, settings: Settings) -> None:
-    """Freezes the parts of rate 0.
+    """Freezes the parts with rate 0.
 
     Raises:
         ValueError: a rate for a part that the network does not have.
     """
-    # A part may have no parameters, as a chain of methods that learn nothing.
+    # A part may have no parameters, such as a chain of methods without learned ones.
     parts = {name.partition(".")[0] for name, _ in [*model.named_parameters(), *model.named_children()]}
     if unknown := sorted(set(settings.rates) - parts):
-        raise ValueError(f"rates name {', '.join(unknown)}; the parts of this network are {', '.join(sorted(parts))}")
+        raise ValueError(
+            f"unknown parts in rates: {', '.join(unknown)}; the parts of this network are {', '.join(sorted(parts))}"
+        )
     for name, parameter in model.named_parameters():
         if settings.rates.get(name.partition(".")[0]) == 0:
             parameter.requires_grad_(False)
 
 
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    """The optimizer of the settings; what has one dimension is not decayed, and parts learn at their own rates.
+    """Builds the optimizer of the settings. Parameters with one dimension are not decayed; rates apply to parts.
 
-    A group's "rate" is by how much its learning rate differs from that of the step.
+    The learning rate of a group is that of the step times its "rate".
     """
     parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

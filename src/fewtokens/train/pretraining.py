@@ -1,12 +1,12 @@
-"""Pre-training of an encoder on videos: from footage to a folder that `load_encoder` takes.
+"""Pre-trains an encoder on videos: from footage to a folder that `load_encoder` reads.
 
-Beside what `fit` leaves (see `fewtokens.train.loop`) a run's folder holds
+In addition to the files of `fit` (see `fewtokens.train.loop`) the output directory contains
 
-    reconstructions.png   the fixed batch: source, target, what is seen of it, and what each path makes of it
+    reconstructions.png   the fixed batch: source, target, its visible patches, and the prediction of each path
     index.html            curves, reconstructions and numbers on one page
 
-and in metrics.jsonl, at each evaluation, the losses of the fixed batch: `tobo_own` with each sample's own source,
-`tobo_swapped` with that of another video. Where these are equal, the bottleneck carries nothing.
+and metrics.jsonl contains, for each evaluation, the losses of the fixed batch: `tobo_own` with each sample's own
+source, `tobo_swapped` with that of another video. If these are equal, the bottleneck carries no information.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from fewtokens.train.loop import Progress, Report, fit
 from fewtokens.train.pretraining_presets import PretrainingRecipe
 from fewtokens.train.settings import plain
 
-# Another seed than that of any step's samples.
+# Added to the seed, so that the fixed batch differs from the samples of every step.
 _FIXED = 1_000_003
 
 
 @dataclass(frozen=True)
 class MaskedPairs:
-    """The objective of all five networks: their own loss, with masks drawn from the seeds of the samples.
+    """The objective of all five networks: their own loss, with masks that depend on the seeds of the samples.
 
     Attributes:
-        patches: of a frame.
+        patches: the number of patches of a frame.
     """
 
     patches: int
@@ -58,21 +58,21 @@ class MaskedPairs:
         return named.pop("loss"), named
 
 
-class Watch:
-    """Looks at a fixed batch, one sample of each of several videos: losses as they are and with swapped sources.
+class FixedBatchEvaluator:
+    """Evaluates a fixed batch, with one sample per video: losses with own sources and with swapped ones.
 
     Args:
-        data: what is trained on.
-        shown: samples.
-        out: the run's folder.
+        data: the training data.
+        shown: the number of samples.
+        out: output directory.
     """
 
     def __init__(self, data: PairData, shown: int, out: Path) -> None:
-        # A video that is listed more than once is still one, and a swapped source must be of another.
+        # A video may be listed more than once, but a swapped source must be of another video.
         items = list(dict.fromkeys(data.items))
         fixed = PairData(items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(data.seed))
-        samples = (fixed[number] for number in order.tolist())
+        samples = (fixed[index] for index in order.tolist())
         batch = collate_pairs(list(islice((sample for sample in samples if sample.frames is not None), shown)))
         self.frames: Tensor = batch["frames"]
         self.seeds: list[int] = batch["seeds"]
@@ -92,58 +92,58 @@ class Watch:
 
 
 def own_and_swapped(model: Pretraining, frames: Tensor, noise: Tensor) -> dict[str, float]:
-    """The loss of each path, PATH_own, and with the source of the sample before, PATH_swapped.
+    """Returns the loss of each path, PATH_own, and with the source of the previous sample, PATH_swapped.
 
     Args:
         model: the network.
-        frames: uint8 [n,F,3,H,W], neighbours of different videos.
-        noise: of the masks, [n,patches].
+        frames: uint8 [n,F,3,H,W], consecutive samples of different videos.
+        noise: [n,patches], for the masks.
     """
     own = {name: float(value) for name, value in model(frames, noise).items() if name not in ("loss", "kl")}
     scores = {f"{name}_own": value for name, value in own.items()}
     if model.frames > 1 and len(frames) > 1:
         swapped = torch.stack([frames[:, 0].roll(1, 0), frames[:, 1]], 1)
-        # What is predicted from the target alone does not care.
+        # Predictions from the target alone do not depend on the source.
         other = model(swapped, noise)
         scores |= {f"{name}_swapped": float(other[name]) for name in own if name != "mae"}
     return scores
 
 
 def reconstructions(model: Pretraining, frames: Tensor, noise: Tensor) -> list[tuple[str, Tensor]]:
-    """Named rows of pictures uint8 [n,3,H,W]: source, target, what is seen of it, and each path's prediction.
+    """Returns named rows of images uint8 [n,3,H,W]: source, target, its visible patches, and the path's predictions.
 
-    A prediction says how the pixels of a patch differ among themselves; its mean and spread are the target's. Patches
-    that are seen are shown as they are, but for paths that predict all of them.
+    A prediction contains the normalized pixels of a patch; mean and standard deviation are the target's. Visible
+    patches are shown unchanged, except for paths that predict all patches.
     """
     source, target = model.split(frames)
-    said = model.predict(source, target, noise)
+    prediction = model.predict(source, target, noise)
     config = model.config
     pixels = patch_pixels(target, config.patch_size)
     mean, spread = pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
     grid = Grid(*config.grid)
     low, scale = (torch.tensor(value, device=target.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def picture(patches: Tensor) -> Tensor:
-        whole = unpatchify(patches[:, :, None], grid, 1, config.patch_size)[:, 0]
-        return ((whole * scale + low).clamp(0, 1) * 255).round().byte().cpu()
+    def to_image(patches: Tensor) -> Tensor:
+        image = unpatchify(patches[:, :, None], grid, 1, config.patch_size)[:, 0]
+        return ((image * scale + low).clamp(0, 1) * 255).round().byte().cpu()
 
-    def kept(predicted: Tensor, hidden: Tensor | None) -> Tensor:
-        whole = predicted.float() * spread + mean
-        return picture(whole if hidden is None else torch.where(hidden[..., None], whole, pixels))
+    def fill(predicted: Tensor, hidden: Tensor | None) -> Tensor:
+        full = predicted.float() * spread + mean
+        return to_image(full if hidden is None else torch.where(hidden[..., None], full, pixels))
 
-    rows = [] if model.frames == 1 else [("source", picture(patch_pixels(source, config.patch_size)))]
-    rows += [("target", picture(pixels)), ("seen of it", kept(torch.zeros_like(pixels) - mean / spread,
-                                                               said.mask.hidden))]  # fmt: skip
+    rows = [] if model.frames == 1 else [("source", to_image(patch_pixels(source, config.patch_size)))]
+    rows += [("target", to_image(pixels)), ("visible patches", fill(torch.zeros_like(pixels) - mean / spread,
+                                                               prediction.mask.hidden))]  # fmt: skip
     names = {"tobo": "from one token\n(tobo)", "siam": "from all tokens\n(siam)", "mae": "from itself\n(mae)",
              "rsp": "posterior\n(rsp)"}  # fmt: skip
-    rows += [(names[name], kept(*path)) for name, path in said.paths.items()]
+    rows += [(names[name], fill(*path)) for name, path in prediction.paths.items()]
     if isinstance(model, Rsp):
-        rows.append(("prior\n(rsp)", kept(model.imagine(source), None)))
+        rows.append(("prior\n(rsp)", fill(model.imagine(source), None)))
     return rows
 
 
 def build_pretraining(recipe: PretrainingRecipe) -> Pretraining:
-    """The network of a recipe, its parameters drawn with the recipe's seed."""
+    """Builds the network of a recipe; its parameters are initialized with the recipe's seed."""
     torch.manual_seed(recipe.seed)
     return PRETRAINING[recipe.objective](recipe.config())
 
@@ -162,14 +162,14 @@ def pretrain(
 
     Args:
         items: videos; see `fewtokens.data.footage.find_footage`.
-        recipe: everything else.
-        out: the run's folder; a run that was stopped continues.
-        model: instead of `build_pretraining(recipe)`.
+        recipe: all settings.
+        out: output directory; an interrupted run in it is resumed.
+        model: the network, instead of `build_pretraining(recipe)`.
         resume, progress, device: as for `fit`.
 
     Raises:
-        ValueError: no video that gives a sample.
-        ValueError, OSError, Stopped: what `fit` says.
+        ValueError: no video provides a sample.
+        ValueError, OSError, Stopped: as `fit`.
     """
     out = Path(out)
     model = build_pretraining(recipe) if model is None else model
@@ -183,7 +183,7 @@ def pretrain(
         recipe,
         out,
         collate=collate_pairs,
-        evaluate=Watch(data, recipe.shown, out),
+        evaluate=FixedBatchEvaluator(data, recipe.shown, out),
         inputs={"data": footage_input(items)},
         resume=resume,
         progress=progress,
@@ -192,35 +192,35 @@ def pretrain(
     from accelerate import PartialState
 
     if PartialState().is_main_process:
-        told = {"objective": recipe.objective, "size": recipe.size, "seed": recipe.seed, "steps": report.steps}
-        model.save_pretrained(out / "model", trained={**told, "scores": report.scores})
+        details = {"objective": recipe.objective, "size": recipe.size, "seed": recipe.seed, "steps": report.steps}
+        model.save_pretrained(out / "model", trained={**details, "scores": report.scores})
         write_report(out, recipe, report)
     return report
 
 
 def write_report(out: Path, recipe: PretrainingRecipe, report: Report) -> Path:
-    """Draws the curves and writes the page of a run."""
+    """Plots the curves and writes the report page of a run."""
     paths = [name.removesuffix("_own") for name in report.scores if name.endswith("_own")]
-    used = [[f"{path}_own", f"{path}_swapped"] for path in paths]
+    pairs = [[f"{path}_own", f"{path}_swapped"] for path in paths]
     lines = [{name: value for name, value in line.items() if name != "loss"} for line in report.metrics]
-    draw_curves(lines, out / "curves.png", panels=[paths, *used])
+    draw_curves(lines, out / "curves.png", panels=[paths, *pairs])
     last: dict[str, Any] = {}
     for line in report.metrics:
         last |= line
     waited = 100 * report.waiting / max(report.seconds, 1e-9)
-    last |= {"waiting for data, %": round(waited, 1), "videos or visits that could not be used": len(report.broken)}
+    last |= {"waiting for data, %": round(waited, 1), "videos or visits that could not be pairs": len(report.broken)}
     settings = plain(recipe)
     return write_run_page(
         out / "index.html",
         title=f"{recipe.objective}, {report.steps} steps",
-        note="A path's loss with its own source and with that of another video: where they are equal, the source "
-        "carries nothing.",
+        note="The loss of each path with its own source and with that of another video: if they are equal, the "
+        "source carries no information.",
         numbers=last,
         pictures=[
-            ("Losses", "Of each path while training; then on the fixed batch, sources own and swapped.",
+            ("Losses", "Of each path during training; then on the fixed batch, with own and swapped sources.",
              out / "curves.png"),
-            ("A fixed batch", "Predictions have the mean and spread of the target's patches; seen patches are shown "
-             "as they are.", out / "reconstructions.png"),
+            ("A fixed batch", "Predictions have the mean and standard deviation of the target's patches; visible patches "
+             "are shown unchanged.", out / "reconstructions.png"),
         ],
         settings={**settings, **settings.pop("network")},
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""How an encoder is pre-trained: the published settings as presets, and small ones that run on a laptop.
+"""Presets for pre-training an encoder: the published settings, and small ones that run on a laptop.
 
-`tobo_vit_s16_k400`, `mae_vit_b16_k400`, ... are the published ones; `tobo_tiny`, `rsp_tiny`, ... are ours. Names are
-read: an objective (tobo, mae, siam_mae, rsp, crop_mae), a size (vit_s16, vit_b16, vit_l16) and k400, or tiny.
+`tobo_vit_s16_k400`, `mae_vit_b16_k400`, ... are the published ones; `tobo_tiny`, `rsp_tiny`, ... are ours. A name is an
+objective (tobo, mae, siam_mae, rsp, crop_mae), then a size (vit_s16, vit_b16, vit_l16) and k400, or tiny.
 """
 
 from __future__ import annotations
@@ -24,17 +24,23 @@ _MODES = {"mae": "frame", "crop_mae": "crops"}
 
 @dataclass(frozen=True)
 class PretrainingRecipe(Settings):
-    """Pre-training on videos: the loop's settings, the data's, and the network's.
+    """Settings of pre-training on videos: of the loop, the data and the network.
 
     Attributes:
         objective: one of `OBJECTIVES`.
-        lr: 0 takes base_lr * batch / 256. A batch counts videos, not the repeats of them.
-        base_lr: learning rate of a batch of 256.
-        size, short, min_gap, max_gap, area, local, flip, repeats: see `fewtokens.data.pairs.Pairing`.
-        visits: of each video in an epoch.
+        lr: learning rate; 0 means base_lr * batch / 256. A batch counts videos, not their repeats.
+        base_lr: learning rate for a batch of 256.
+        size: side of the crop in pixels.
+        short: short side in pixels before the crop; 0 keeps the size of the frames.
+        min_gap, max_gap: distance between source and target in frames.
+        area: range of the area of a random crop, as a fraction of the frame.
+        local: range of the area of the target, as a fraction of the source (crop_mae).
+        flip: probability of a horizontal flip.
+        repeats: samples per decoded video.
+        visits: visits of each video per epoch.
         network: settings of the network's config.
-        shown: samples of the fixed batch that is looked at while training.
-        note: what it cost where it was published.
+        shown: samples of the fixed batch that is evaluated during training.
+        note: origin and cost of the published settings.
     """
 
     objective: str = "tobo"
@@ -68,7 +74,7 @@ class PretrainingRecipe(Settings):
 
     @property
     def pairing(self) -> Pairing:
-        """How samples are drawn."""
+        """How samples are taken from videos."""
         return Pairing(
             mode=_MODES.get(self.objective, "pair"),
             **{each.name: getattr(self, each.name) for each in fields(Pairing) if each.name != "mode"},
@@ -81,7 +87,7 @@ class PretrainingRecipe(Settings):
         )
 
     def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of a step, counted from 0; the rise begins at 0, as in the published codes."""
+        """The learning rate of a step, counted from 0; the warmup starts at 0, as in the published code."""
         warmup = self.warmup_steps(total)
         return self.lr * step / warmup if step < warmup else super().lr_at(step, total)
 
@@ -93,20 +99,20 @@ _K400: dict[str, Any] = {
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "tobo": {
         **_K400, "max_gap": 96,
-        "note": "Token Bottleneck's code: 240,000 videos of Kinetics-400, 8 GPUs; 400 epochs in the paper's count are "
-                "200 passes with 2 pairs of each decoding. About 17.6 GMACs a pair and pass for ViT-S/16. The paper "
-                "draws gaps of 4..96 (--set min_gap=4).",
+        "note": "Token Bottleneck's code: 240,000 videos of Kinetics-400, 8 GPUs; the paper's 400 epochs are 200 "
+                "passes with 2 pairs per decoded video. About 17.6 GMACs per pair and pass for ViT-S/16. The paper samples "
+                "gaps of 4 to 96 frames (--set min_gap=4).",
     },
-    "mae": {**_K400, "repeats": 2, "note": "MAE on single frames of Kinetics-400, at the settings of the others."},
+    "mae": {**_K400, "repeats": 2, "note": "MAE on single frames of Kinetics-400, with the settings of the others."},
     "siam_mae": {
         **_K400, "batch": 2048, "base_lr": 1e-4, "warmup": 0.05, "min_gap": 4, "max_gap": 48,
-        "note": "SiamMAE has no official code; these are the settings of CropMAE's re-implementation, 16 GPUs. Their "
-                "gap is below 48.",
+        "note": "SiamMAE has no official code; these are the settings of CropMAE's re-implementation, 16 GPUs. Its "
+                "gaps are below 48 frames.",
     },
-    "rsp": {**_K400, "min_gap": 4, "max_gap": 48, "note": "RSP's code: 8 GPUs; about twice the time of ToBo a step."},
+    "rsp": {**_K400, "min_gap": 4, "max_gap": 48, "note": "RSP's code: 8 GPUs; about twice the time of ToBo per step."},
     "crop_mae": {
         **_K400, "batch": 2048, "base_lr": 1e-4, "warmup": 0.05,
-        "note": "CropMAE's settings for Kinetics-400, 16 GPUs; one frame of a video, two crops of it.",
+        "note": "CropMAE's settings for Kinetics-400, 16 GPUs; two crops of one frame per video.",
     },
 }  # fmt: skip
 # CropMAE's re-implementation scales its decoder with the encoder.
@@ -114,33 +120,33 @@ _CROP_DECODERS = {"s": (256, 4, 8), "b": (512, 8, 16), "l": (1024, 12, 16)}
 _TINY: dict[str, Any] = {
     "steps": 3000, "batch": 64, "lr": 1e-3, "size": 64, "visits": 256, "log_every": 20, "eval_every": 5.0,
     "save_every": 200, "workers": 1, "max_gap": 8, "area": (0.3, 1.0),
-    "note": "ours: dim 192, 6 blocks, 64 px, patches of 8. About 0.8 s a step on 2 cores, with --set precision=bf16 "
-            "0.5 s where the CPU has it; frames decoded ahead (fewtokens train frames) keep it from waiting.",
+    "note": "ours: dim 192, 6 blocks, 64 px, patches of 8 px. About 0.8 s per step on 2 cores, 0.5 s with --set "
+            "precision=bf16 if the CPU supports it; frames decoded in advance (fewtokens train frames) avoid waiting.",
 }  # fmt: skip
 _TINY_NETWORK: dict[str, Any] = {
     "dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8, "decoder_dim": 128, "decoder_depth": 3,
     "decoder_num_heads": 4,
 }  # fmt: skip
-# Of 64 patches as many are seen as of 196 in the papers, 19, 9 and 2: a tenth of 64 would be 6 (docs/tobo.md).
+# As many of 64 patches are visible as of 196 in the papers: 19, 9 and 2; a tenth of 64 would be 6 (docs/tobo.md).
 _TINY_MASKS = {"tobo": 0.7, "siam_mae": 0.85, "crop_mae": 0.96}
 _NAME = re.compile(rf"({'|'.join(sorted(OBJECTIVES, key=len, reverse=True))})_(?:vit_([sbl])(\d+)_k400|tiny)")
 
 
 def preset_names() -> list[str]:
-    """The presets that are listed."""
+    """Returns the names of the listed presets."""
     sizes = ("tiny", *(f"vit_{size}16_k400" for size in _CROP_DECODERS))
     return [f"{objective}_{size}" for objective in OBJECTIVES for size in sizes]
 
 
 def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
-    """A preset with changes, to the recipe or to the network's config.
+    """Returns a preset with changes to the recipe or to the network's config.
 
     Raises:
         ValueError: an unknown preset or setting, or a value out of range.
     """
     match = _NAME.fullmatch(preset)
     if match is None:
-        raise ValueError(f"no preset called {preset!r}; there are {', '.join(preset_names())}")
+        raise ValueError(f"no preset called {preset!r}; available: {', '.join(preset_names())}")
     objective, size, patch = match.groups()
     if size is None:
         recipe, network = dict(_TINY), dict(_TINY_NETWORK)
@@ -157,8 +163,10 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
     known = {each.name for each in fields(PretrainingRecipe)} - {"network", "objective", "note"}
     inner = network_settings(objective)
     if unknown := sorted(set(changes) - known - inner.keys()):
-        there = ", ".join(sorted(known | inner.keys()))
-        hint = hint_for(unknown, set(inner)) or f"{objective} has no setting {', '.join(unknown)}; known: {there}"
+        available = ", ".join(sorted(known | inner.keys()))
+        hint = (
+            hint_for(unknown, set(inner)) or f"{objective} has no setting {', '.join(unknown)}; available: {available}"
+        )
         raise ValueError(hint)
     if "epochs" in changes and "steps" not in changes:
         recipe["steps"] = 0
@@ -176,11 +184,11 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
 
 
 def network_settings(objective: str) -> Mapping[str, Any]:
-    """Settings of the network of an objective, with their defaults; its size is the recipe's."""
-    return setting_values(PRETRAINING[objective].config_type(), leave=("image_size",))
+    """Returns the settings of an objective's network with their defaults; its size is the recipe's."""
+    return setting_values(PRETRAINING[objective].config_type(), exclude=("image_size",))
 
 
 def known_settings(objective: str) -> Mapping[str, Any]:
-    """Every setting that --set may name, with a value of its type."""
-    recipe = setting_values(PretrainingRecipe(objective=objective), leave=("network", "objective", "note"))
+    """Returns every setting that --set accepts, with a value of its type."""
+    recipe = setting_values(PretrainingRecipe(objective=objective), exclude=("network", "objective", "note"))
     return {**recipe, **network_settings(objective)}

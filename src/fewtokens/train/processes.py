@@ -1,4 +1,4 @@
-"""The end of a process of several."""
+"""Ends the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch.distributed as dist
 
 
 def end_process() -> None:
-    """Ends a process of a run under `torchrun` that went well; does nothing outside of a group of processes.
+    """Ends a process of a successful run under `torchrun`; does nothing outside a process group.
 
-    The group is destroyed once all have come this far, and the process ends without tearing Python down: DTensor's
-    caches keep gloo's group alive, and a thread of it that frees a tensor while Python is torn down aborts the process
-    ("terminate called without an active exception", pytorch/pytorch#179291), so that `torchrun` would report a run
-    that is whole as failed.
+    The group is destroyed once all processes have arrived, and the process exits without shutting Python down:
+    DTensor's caches keep gloo's group alive, and a thread of it that frees a tensor during shutdown aborts the process
+    ("terminate called without an active exception", pytorch/pytorch#179291), so that `torchrun` would report a
+    successful run as failed.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return

@@ -1,4 +1,4 @@
-"""How a run is trained: plain values, and the published settings as presets."""
+"""Training settings, and the published ones as presets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("no", "bf16", "fp16")
 
 
-# What a number may be where it is not named here: at least 0, and not so large that nothing real is meant.
+# The maximum of numbers that `RANGES` does not list; their minimum is 0. No useful value is larger.
 HUGE = 1e9
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (0, 1e6), "batch": (1, 1e6), "accumulate": (1, 1e6), "lr": (0, 1e30), "lr_end": (0, 1e30),
@@ -33,37 +33,42 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def total_steps(epochs: float, steps: int, items: int, batch: int) -> int:
-    """Optimizer steps of so many epochs, or of so many `steps` where these are above 0."""
+    """Returns the number of optimizer steps: `steps` if above 0, otherwise that of `epochs`."""
     return steps or max(1, round(epochs * items / batch))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the loop needs to know; the same for every objective.
+    """Settings of the training loop, the same for every objective.
 
     Attributes:
-        epochs: passes over the data; may be a part of one.
-        steps: optimizer steps, instead of epochs, where above 0.
-        batch: samples of one optimizer step, over all processes and accumulated parts.
-        accumulate: parts in which a batch is computed.
-        optimizer, lr, momentum, beta1, beta2, weight_decay: of it; momentum is SGD's. Norms and biases and what has
-            one dimension are not decayed.
-        schedule, warmup, lr_end: after `warmup` (a share of the steps below 1, else steps) of linear rise.
-        rates: by how much parts of the network, named by the first word of their parameters' names, learn faster or
-            slower than `lr`; 0 freezes a part.
-        clip: largest norm of the gradient; 0 is off.
-        ema: decay of the averaged weights that are evaluated and saved; 0 is off.
-        precision: no (float32), bf16 or fp16 (with scaled loss).
-        compile: torch.compile.
+        epochs: passes over the data; may be fractional.
+        steps: optimizer steps; replaces epochs if above 0.
+        batch: samples per optimizer step, over all processes and accumulated parts.
+        accumulate: number of parts in which a batch is computed.
+        optimizer: sgd, adam or adamw.
+        lr: maximum learning rate.
+        momentum: momentum of sgd.
+        beta1, beta2: betas of adam and adamw.
+        weight_decay: weight decay; parameters with one dimension (norms, biases) are not decayed.
+        schedule: cosine, linear or constant.
+        warmup: linear warmup in steps, or as a fraction of all steps if below 1.
+        lr_end: learning rate at the end of the schedule.
+        rates: factors of `lr` for parts of the network, by the first component of their parameters' names; 0 freezes a
+            part.
+        clip: maximum norm of the gradient; 0 is off.
+        ema: decay of the averaged weights, which are evaluated and saved; 0 is off.
+        precision: no (float32), bf16 or fp16 (with loss scaling).
+        compile: use torch.compile.
         checkpointing: recompute activations in the backward pass.
         shard: shard parameters, gradients and optimizer over the processes (FSDP2) instead of copying them (DDP).
-        seed: of everything drawn.
-        workers: processes that read data; 0 reads in this one.
-        save_every: steps between checkpoints; 0 means once an epoch.
-        save_minutes: minutes between checkpoints, whatever the steps; 0 is off.
-        eval_every: epochs between evaluations; 0 means at the end alone.
+        seed: random seed.
+        workers: processes that load data; 0 loads in the main process.
+        save_every: steps between checkpoints; 0 means once per epoch.
+        save_minutes: minutes between checkpoints, in addition to save_every; 0 is off.
+        eval_every: epochs between evaluations; 0 means only at the end.
         log_every: steps between lines of metrics.jsonl.
-        tensorboard: also write its event files.
+        tensorboard: also write TensorBoard event files.
     """
 
     epochs: float = 10
@@ -108,14 +113,16 @@ class Settings:
         if any(not 0 <= rate <= HUGE for rate in self.rates.values()):
             raise ValueError(f"rates must be at least 0, got {self.rates}")
         if self.shard and self.precision == "fp16":
-            raise ValueError("sharding goes with bf16 or float32; fp16 needs a scaled loss, which is not sharded here")
+            raise ValueError(
+                "shard requires precision bf16 or no, got fp16, whose loss scaling is not supported with sharding"
+            )
 
     def check_values(self) -> None:
-        """Raises a ValueError where a value has another type than its setting, is not finite or out of `RANGES`."""
+        """Raises a ValueError if a value has the wrong type, is not finite, or is outside `RANGES`."""
         conform(dataclasses.asdict(self), type(self), "settings")
         for each in fields(self):
             value = getattr(self, each.name)
-            # True is no number here, and what is called a number elsewhere is unlimited.
+            # A bool is not a number here.
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     continue
@@ -124,41 +131,48 @@ class Settings:
                     raise ValueError(f"{each.name} must be in [{low:g}, {high:g}], got {number:g}")
 
     def total(self, items: int) -> int:
-        """Optimizer steps for so many items."""
+        """Returns the number of optimizer steps for a number of items."""
         return total_steps(self.epochs, self.steps, items, self.batch)
 
     def warmup_steps(self, total: int) -> int:
-        """Steps in which the learning rate rises."""
+        """Returns the number of warmup steps."""
         return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
 
     def lr_at(self, step: int, total: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """Returns the learning rate of a step, counted from 0."""
         warmup = self.warmup_steps(total)
         if step < warmup:
             return self.lr * (step + 1) / warmup
-        share = (step - warmup) / max(1, total - warmup)
+        progress = (step - warmup) / max(1, total - warmup)
         if self.schedule == "cosine":
-            return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * share))
-        return self.lr if self.schedule == "constant" else self.lr + (self.lr_end - self.lr) * share
+            return self.lr_end + (self.lr - self.lr_end) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr if self.schedule == "constant" else self.lr + (self.lr_end - self.lr) * progress
 
 
 @dataclass(frozen=True)
 class Recipe(Settings):
-    """Classification of images or videos: the loop's settings, the data's and the loss's.
+    """Settings of classification of images or videos: of the loop, the data and the loss.
 
     Attributes:
-        size, resize: crop and short side before it, in pixels; resize 0 is the size.
-        scale: jitter of the short side (videos). area: share of a random part (images).
-        flip, colour, grey: probabilities.
-        frames, stride, fps: of a clip; fps instead of stride where above 0.
-        loss: softmax (cross-entropy) or sigmoid (one yes-or-no question for each class); several classes to an item
-            always take sigmoid.
-        label_smoothing, mixup, cutmix: mixup and cutmix are the alphas of their Beta distributions; 0 is off.
-        head_bias: where a head drawn anew begins; -10 goes with sigmoid over many classes.
-        freeze: train the last layer alone.
-        clips, crops: views of the final test.
-        keep: hold decoded images in memory.
-        note: what it cost where it was published.
+        size: side of the crop in pixels.
+        resize: short side in pixels before the crop; 0 means size.
+        scale: range of the random scale of the short side (videos).
+        area: range of the area of a random crop, as a fraction of the image (images).
+        flip: probability of a horizontal flip.
+        colour: probability of color jitter.
+        grey: probability of conversion to grayscale.
+        frames: frames per clip.
+        stride: frames from one frame of a clip to the next.
+        fps: frames per second of a clip; replaces stride if above 0.
+        loss: softmax (cross-entropy) or sigmoid (binary cross-entropy per class); items with several classes always use
+            sigmoid.
+        label_smoothing: fraction of a target that is spread over all classes.
+        mixup, cutmix: alphas of their Beta distributions; 0 is off.
+        head_bias: initial bias of a new head; use -10 with sigmoid over many classes.
+        freeze: train only the last layer.
+        clips, crops: views per item in the final test: clips in time, crops in space.
+        keep: keep decoded images in memory.
+        note: origin and cost of the published settings.
     """
 
     size: int = 224
@@ -194,22 +208,22 @@ class Recipe(Settings):
                 raise ValueError(f"{name} must be a range above 0, got {low} and {high}")
 
 
-# The published settings. Batches are global; lower `batch` and `lr` together where the machine is smaller.
+# The published settings. Batches are global; lower `batch` and `lr` together on a smaller machine.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
-        "note": "ours: a small network on a small set, from scratch, on a CPU; minutes",
+        "note": "ours: a small network on a small data set, from scratch; minutes on a CPU",
     },
     "imagenet_finetune": {
         "epochs": 8, "batch": 512, "optimizer": "sgd", "lr": 0.03, "weight_decay": 0.0, "warmup": 500,
         "size": 384, "area": (0.05, 1.0), "precision": "bf16",
         "note": "TokenLearner and ViT: 20,000 steps at 384 px (512 for L) on 32 TPU cores; lr swept over "
-                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (JFT there).",
+                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (in the papers: JFT).",
     },
     "imagenet_scratch": {
         "epochs": 90, "batch": 4096, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.3, "schedule": "linear",
         "lr_end": 1e-5, "warmup": 10000, "size": 224, "area": (0.05, 1.0), "loss": "sigmoid", "head_bias": -10.0,
         "precision": "bf16",
-        "note": "the one released configuration (B/16, version 1.1, 16 tokens at 9); no accuracy was published",
+        "note": "the only released configuration (B/16, version 1.1, 16 tokens at 9); no accuracy was published",
     },
     "kinetics": {
         "epochs": 30, "batch": 64, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0, "warmup": 1 / 12,
@@ -222,42 +236,42 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 100000, "batch": 256, "optimizer": "sgd", "lr": 0.8, "weight_decay": 0.0, "loss": "sigmoid",
         "size": 224, "resize": 256, "scale": (1.0, 1.25), "frames": 64, "fps": 12.0, "clips": 10, "precision": "bf16",
         "workers": 8,
-        "note": "X(2+1)D-M from scratch: about 16 hours on 32 TPUv3 cores; the paper gives lr 0.8 for a core of 4 "
-                "clips, taken here as the rate of the whole batch",
+        "note": "X(2+1)D-M from scratch: about 16 hours on 32 TPUv3 cores; the paper gives lr 0.8 per core of 4 "
+                "clips, used here for the full batch",
     },
     "avid": {
         "steps": 100000, "batch": 512, "optimizer": "sgd", "lr": 0.025, "weight_decay": 0.0, "label_smoothing": 0.2,
         "size": 224, "resize": 256, "scale": (1.0, 1.25), "frames": 64, "stride": 2, "precision": "bf16", "workers": 8,
-        "note": "X(2+1)D-M from scratch, about 125 epochs; the paper gives lr 0.025 for a core of 8 clips",
+        "note": "X(2+1)D-M from scratch, about 125 epochs; the paper gives lr 0.025 per core of 8 clips",
     },
 }  # fmt: skip
 
 
 def make_recipe(preset: str = "small", **changes: Any) -> Recipe:
-    """A preset with changes.
+    """Returns a preset with changes.
 
     Raises:
         ValueError: an unknown preset or setting, or a value out of range.
     """
     if preset not in PRESETS:
-        raise ValueError(f"no recipe called {preset!r}; there are {', '.join(PRESETS)}")
+        raise ValueError(f"no recipe called {preset!r}; available: {', '.join(PRESETS)}")
     known = {each.name for each in fields(Recipe)}
     if unknown := set(changes) - known:
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; available: {', '.join(sorted(known))}")
     if "epochs" in changes and "steps" not in changes:
         changes["steps"] = 0
     return Recipe(**(PRESETS[preset] | changes))
 
 
 def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[str, Any]:
-    """One "name=value" of the command line, in the type of the setting.
+    """Parses one "name=value" of the command line into the type of the setting.
 
     Args:
         text: such as "lr=0.01".
-        known: settings with a value each; those of classification where not said.
+        known: the settings, with a value of each; default: those of classification.
 
     Raises:
-        ValueError: not of this form, or a value of another type.
+        ValueError: not of this form, an unknown setting, or a value of another type.
     """
     name, sign, value = text.partition("=")
     values = setting_values(Recipe()) if known is None else known
@@ -266,7 +280,9 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
     if sign and (hint := hint_for([name], set(types))):
         raise ValueError(hint)
     if not sign or name not in types:
-        raise ValueError(f"a setting is written name=value, such as lr=0.01, got {text!r}; known: {', '.join(types)}")
+        raise ValueError(
+            f"a setting is written name=value, such as lr=0.01, got {text!r}; available: {', '.join(types)}"
+        )
     kind = types[name]
     try:
         if kind is bool:
@@ -279,20 +295,20 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
             return name, (low, high)
         return name, kind(value)
     except (ValueError, KeyError):
-        raise ValueError(f"{name} takes a {kind.__name__}, got {value!r}") from None
+        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}") from None
 
 
-def setting_values(made: Any, leave: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a dataclass but for some; a whole number that may also be a fraction as a float."""
+def setting_values(settings: Any, exclude: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the fields of a dataclass except some; whole numbers of float fields as floats."""
     return {
-        each.name: float(getattr(made, each.name)) if each.type == "float" else getattr(made, each.name)
-        for each in fields(made)
-        if each.name not in leave
+        each.name: float(getattr(settings, each.name)) if each.type == "float" else getattr(settings, each.name)
+        for each in fields(settings)
+        if each.name not in exclude
     }
 
 
 def plain(settings: Settings) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Returns the settings as they are read back from JSON."""
     return json.loads(json.dumps(dataclasses.asdict(settings)))
 
 

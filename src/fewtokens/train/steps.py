@@ -1,4 +1,4 @@
-"""Which items a step sees: from the seed and the number of the step alone."""
+"""The items of each step, which depend only on the seed and the index of the step."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fewtokens.train.settings import Settings
 
 
 class Steps(Sampler[list[tuple[int, int]]]):
-    """The (epoch, number) of the items of each part of each step that falls to one process.
+    """Samples the (epoch, index) of the items of one process, for each part of each step.
 
-    Every epoch is one permutation; they follow one another without a gap, so every step is full, also where the
-    items are no multiple of the batch or fewer than it.
+    Every epoch is one permutation; epochs follow one another without a gap, so every step is full, even if the number
+    of items is not a multiple of the batch or is smaller.
     """
 
     def __init__(self, items: int, settings: Settings, total: int, start: int, rank: int, world: int) -> None:
         part = settings.batch // settings.accumulate
         if part % world:
             raise ValueError(
-                f"batch {settings.batch} in {settings.accumulate} parts cannot be shared by {world} processes"
+                f"batch {settings.batch} in {settings.accumulate} parts cannot be divided among {world} processes"
             )
         self.items, self.settings, self.total, self.start = items, settings, total, start
         self.part, self.rank, self.world = part, rank, world
@@ -32,11 +32,11 @@ class Steps(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         orders: dict[int, list[int]] = {}
-        for number in range(self.start * self.settings.accumulate, self.total * self.settings.accumulate):
-            first = number * self.part
+        for part in range(self.start * self.settings.accumulate, self.total * self.settings.accumulate):
+            first = part * self.part
             keys = []
-            for place in range(first + self.rank, first + self.part, self.world):
-                epoch, index = divmod(place, self.items)
+            for position in range(first + self.rank, first + self.part, self.world):
+                epoch, index = divmod(position, self.items)
                 if epoch not in orders:
                     generator = torch.Generator().manual_seed(mix(self.settings.seed, epoch, -1))
                     orders = {e: order for e, order in orders.items() if e >= epoch - 1}

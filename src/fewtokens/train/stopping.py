@@ -1,4 +1,4 @@
-"""Signals that end a run, noted while a step is computed and heeded where nothing is half done."""
+"""Signals that end a run: recorded during a step, and handled once it is complete."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ class Stopped(KeyboardInterrupt):
 
 
 class Break(BaseException):
-    """Leaves a place that `Signals.open` marks."""
+    """Leaves a block that `Signals.interruptible` marks."""
 
 
 class Signals:
-    """Notes SIGINT, SIGTERM and SIGHUP from `with` to its end; the handlers of before are put back then.
+    """Records SIGINT, SIGTERM and SIGHUP inside a `with` block, and restores the previous handlers at its end.
 
-    Signals that are ignored (nohup) stay ignored. Outside of the main thread nothing is noted. A second SIGINT raises
-    KeyboardInterrupt at once.
+    Signals that are ignored (nohup) stay ignored. Outside the main thread nothing is recorded. A second SIGINT raises
+    KeyboardInterrupt immediately.
 
     Args:
-        alone: whether this process runs by itself. Of several, none leaves a place alone: the others would wait for it.
+        alone: whether this is the only process. If there are several, none leaves a block by itself: the others would
+            wait for it.
 
     Attributes:
-        number: of the first signal that came, 0 before.
+        number: the number of the first signal, 0 before.
     """
 
     def __init__(self, alone: bool) -> None:
         self.alone, self.number = alone, 0
-        self._open = False
+        self._interruptible = False
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -54,7 +55,7 @@ class Signals:
             for name in _NAMES:
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._note)
+                    self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -64,19 +65,19 @@ class Signals:
             signal.signal(number, handler)
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """A place, such as waiting for data, that a signal may leave by `Break`."""
+    def interruptible(self) -> Iterator[None]:
+        """Marks a block, such as waiting for data, that a signal may leave by `Break`."""
         try:
-            self._open = self.alone
+            self._interruptible = self.alone
             if self.number and self.alone:
                 raise Break
             yield
         finally:
-            self._open = False
+            self._interruptible = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A process that reads data and was forked with this handler. An interrupt is for its parent to heed.
+            # A data-loading process that was forked with this handler. Its parent handles an interrupt.
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -84,6 +85,6 @@ class Signals:
         if self.number and number == signal.SIGINT and self.alone:
             raise KeyboardInterrupt
         self.number = self.number or number
-        if self._open:
-            self._open = False
+        if self._interruptible:
+            self._interruptible = False
             raise Break

@@ -1,6 +1,7 @@
-"""Training a `ComposedVideoLLM`: conversations about videos to a folder that answers.
+"""Trains a `ComposedVideoLLM` on conversations about videos.
 
-The parts are named encoder, projector, compressor and llm; `Settings.rates` says how fast each learns, 0 freezes one.
+The parts are named encoder, projector, compressor and llm; `Settings.rates` scales the learning rate of each, 0 freezes
+a part.
 """
 
 from __future__ import annotations
@@ -25,29 +26,29 @@ from fewtokens.train.loop import Evaluate, Progress, Report, fit
 from fewtokens.train.settings import Settings
 from fewtokens.video import read
 
-# What the paper of Token Dynamics trains with (arXiv 2503.16980, section 5): 1e-5 for the attention and the language
-# model, 2e-6 for the encoder, cosine, AdamW without decay, one epoch; the projector as the language model.
+# The settings of the Token Dynamics paper (arXiv 2503.16980, section 5): 1e-5 for the attention and the language model,
+# 2e-6 for the encoder, cosine, AdamW without decay, one epoch; the projector learns like the language model.
 PAPER = {
     "epochs": 1.0, "batch": 8, "lr": 1e-5, "rates": {"encoder": 0.2}, "warmup": 0.03, "weight_decay": 0.0,
     "precision": "bf16", "checkpointing": True,
 }  # fmt: skip
-# For the compressor and the projector alone, the rest frozen.
+# Rates for training only the compressor and the projector.
 COMPRESSOR_ONLY = {"encoder": 0.0, "llm": 0.0}
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a video is read: frames spread evenly over it, and the short side in pixels (frames become squares)."""
+    """How a video is read: the number of evenly spaced frames, and the side of the square frames in pixels."""
 
     frames: int = 16
     size: int = 224
 
 
 class Conversations(Dataset[dict[str, Any]]):
-    """Conversations with their videos, indexed by (epoch, number) or number.
+    """Conversations with their videos, indexed by (epoch, index) or index.
 
-    A video that cannot be read, or a question with a special token in it, is reported in "broken" and left out of its
-    batch.
+    A video that cannot be read, or a question that contains a special token, is reported in "broken" and excluded from
+    its batch.
     """
 
     def __init__(self, items: Sequence[Conversation], reading: Reading, tokenizer: Any) -> None:
@@ -71,7 +72,7 @@ class Conversations(Dataset[dict[str, Any]]):
 
 
 def conversation_inputs(items: Sequence[Conversation], reading: Reading) -> dict[str, Input]:
-    """What `fit` notes of the data of a run."""
+    """Returns the inputs that `fit` records for the data of a run."""
     texts = (f"{item.id} {item.turns}" for item in items)
     return {
         "data": files_input([item.video for item in items], texts),
@@ -81,7 +82,7 @@ def conversation_inputs(items: Sequence[Conversation], reading: Reading) -> dict
 
 
 def collate_with(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
-    """Conversations side by side; what stands in them beside "line" is stacked."""
+    """Returns a function that pads the "line" of each conversation to one length and stacks the other tensors."""
 
     def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         good = [sample for sample in samples if "broken" not in sample]
@@ -95,11 +96,11 @@ def collate_with(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any
 
 
 def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8) -> Evaluate:
-    """Scores a model by its first answers: % of them that are the expected words, but for case and punctuation."""
+    """Scores the first answers of a model: % that equal the expected text, ignoring case and punctuation."""
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         assert isinstance(model, ComposedVideoLLM)
-        right = asked = 0
+        correct = total = 0
         for start in range(0, len(items), batch):
             part, frames = [], []
             for item in items[start : start + batch]:
@@ -115,11 +116,11 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
             questions = model.encode_questions([item.turns[0][0] for item in part])
             videos = {"pixel_values_videos": torch.stack(frames).to(model.device)}
             answers = model.answer(questions | videos, max_new_tokens=32)
-            right += sum(
+            correct += sum(
                 normalize(answer) == normalize(item.turns[0][1]) for answer, item in zip(answers, part, strict=True)
             )
-            asked += len(part)
-        return {"exact": 100 * right / max(1, asked)}
+            total += len(part)
+        return {"exact": 100 * correct / max(1, total)}
 
     return evaluate
 
@@ -127,21 +128,22 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
 def answer_loss(
     model: nn.Module, batch: dict[str, Any], generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective: cross-entropy of the words of the answers."""
+    """The objective: cross-entropy of the answer tokens."""
     return model(**batch).loss, {}
 
 
 def add_lora(model: ComposedVideoLLM, rank: int, alpha: int | None = None) -> None:
-    """Puts low-rank adapters (arXiv 2106.09685, through peft) into every linear layer of the language model, which is
-    frozen but for them. They are merged where the model is saved.
+    """Adds low-rank adapters (arXiv 2106.09685, from peft) to every linear layer of the language model.
+
+    The rest of the language model is frozen. Adapters are merged when the model is saved.
 
     Raises:
-        ValueError: peft is not installed, or a rank below 1.
+        ValueError: peft is not installed, or the rank is below 1.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ValueError("adapters need peft; pip install 'fewtokens[lora]'") from None
+        raise ValueError("adapters require peft; install it with pip install 'fewtokens[lora]'") from None
     if rank < 1:
         raise ValueError(f"the rank of the adapters must be at least 1, got {rank}")
     config = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -165,13 +167,13 @@ def train_video_llm(
     """Trains a video language model and saves it in OUT/model.
 
     Args:
-        data: samples as `Conversations` gives them, or with "video_cells" encoded before in place of pixels.
-        collate: samples to a batch, where they are others.
+        data: samples as `Conversations` returns them, or with encoded "video_cells" instead of pixels.
+        collate: combines samples into a batch, if they have another format.
         evaluate, inputs, resume, progress, device: as for `fit`.
-        meta: plain values kept beside its config.
+        meta: JSON values saved with its config.
 
     Raises:
-        ValueError, OSError, Stopped: what `fit` says.
+        ValueError, OSError, Stopped: as `fit`.
     """
     report = fit(
         model,

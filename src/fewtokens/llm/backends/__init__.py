@@ -1,1 +1,1 @@
-"""Video language models, one family a file."""
+"""Video language models, one family per file."""

@@ -1,4 +1,4 @@
-"""Our own model: a video encoder, a projector and a causal language model, see `fewtokens.llm.composed`."""
+"""Composed models: a video encoder, a projector and a causal language model, see `fewtokens.llm.composed`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fewtokens.llm.backends.base import Backend, VisualFeatures, cell_pixels
-from fewtokens.llm.interface import cache_of, filled
+from fewtokens.llm.interface import cache_of, is_filled
 from fewtokens.llm.pixels import PreparedVideo, square_frames
 from fewtokens.video import Video
 
@@ -38,16 +38,18 @@ class Composed(Backend):
     ) -> list[VisualFeatures]:
         rows, frames = outputs.pooler_output, inputs.get("pixel_values_videos")
         if pixels and frames is None:
-            raise ValueError("methods that look at pixels need the frames, not cells that were encoded before")
+            raise ValueError(
+                "methods that read pixels require the frames (pixel_values_videos), not encoded cells (video_cells)"
+            )
         grids = model.grid_of(inputs).videos(len(rows))  # type: ignore[operator]
         return [
             VisualFeatures(
                 "video",
                 row,
                 grid,
-                pixels=cell_pixels(frames[number].float() / 255, grid) if pixels and frames is not None else None,
+                pixels=cell_pixels(frames[index].float() / 255, grid) if pixels and frames is not None else None,
             )
-            for number, (row, grid) in enumerate(zip(rows, grids, strict=True))
+            for index, (row, grid) in enumerate(zip(rows, grids, strict=True))
         ]
 
     def default_positions(self, model: Any) -> str:
@@ -57,11 +59,11 @@ class Composed(Backend):
         return model.compressor
 
     def context_length(self, model: Any) -> int | None:
-        # A language model of any kind, some of which have no limit.
+        # Any causal language model; some have no limit.
         return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
     def causal_lm(self, model: Any) -> Any:
         return model.causal_lm
 
-    def features_given(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {} if filled(cache_of(inputs)) else model.features_at_hand
+    def input_features(self, model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {} if is_filled(cache_of(inputs)) else model.current_features

@@ -1,4 +1,4 @@
-"""InternVL 3: a video is pictures in a row, "Frame 1: ..." before each. arXiv 2504.10479."""
+"""InternVL 3: a video is a sequence of images, each after "Frame 1: ..." and so on. arXiv 2504.10479."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewtokens.llm.backends.base import (
     IMAGENET_STD,
     Backend,
     VisualFeatures,
-    grouped_blocks,
+    group_blocks,
     to_unit_pixels,
 )
 from fewtokens.llm.pixels import PreparedVideo, fit, normalize
@@ -20,7 +20,7 @@ from fewtokens.video import Video
 
 
 class InternVL(Backend):
-    """Rows of a video: T runs of 16 x 16, with words between them. Frames and images share one placeholder."""
+    """Rows of a video: T runs of 16 x 16, with text between them. Frames and images share one placeholder."""
 
     name = "internvl"
     needs_items = True
@@ -50,4 +50,4 @@ class InternVL(Backend):
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
     ) -> list[VisualFeatures]:
         frames = to_unit_pixels(inputs["pixel_values"], self.mean, self.std) if pixels else None
-        return grouped_blocks(list(outputs.pooler_output), items, frames, self.name)
+        return group_blocks(list(outputs.pooler_output), items, frames, self.name)

@@ -56,7 +56,7 @@ class LlavaNextVideo(Backend):
                 "video",
                 rows,
                 grid,
-                pixels=cell_pixels(to_unit_pixels(frames[number], self.mean, self.std), grid) if pixels else None,
+                pixels=cell_pixels(to_unit_pixels(frames[index], self.mean, self.std), grid) if pixels else None,
             )
-            for number, rows in enumerate(videos)
+            for index, rows in enumerate(videos)
         ]

@@ -15,7 +15,7 @@ from fewtokens.video import Video
 
 
 class LlavaOnevision(Backend):
-    """Rows of a video: T x 14 x 14, then the newline, which is no cell and stays."""
+    """Rows of a video: T x 14 x 14, then the newline, which is not a cell and is always kept."""
 
     name = "llava_onevision"
     stacked: ClassVar = ("video",)
@@ -30,7 +30,7 @@ class LlavaOnevision(Backend):
         return PreparedVideo({"pixel_values_videos": frames[None]}, processor.placeholder * rows)
 
     def side(self, model: Any) -> int:
-        """Cells along a side of a frame."""
+        """The number of cells along a side of a frame."""
         vision = model.config.vision_config
         return math.ceil(vision.image_size // vision.patch_size / 2)
 
@@ -48,7 +48,7 @@ class LlavaOnevision(Backend):
                 rows,
                 grid,
                 tail=1,
-                pixels=cell_pixels(to_unit_pixels(frames[number], self.mean, self.std), grid) if pixels else None,
+                pixels=cell_pixels(to_unit_pixels(frames[index], self.mean, self.std), grid) if pixels else None,
             )
-            for number, rows in enumerate(outputs.pooler_output)
+            for index, rows in enumerate(outputs.pooler_output)
         ]

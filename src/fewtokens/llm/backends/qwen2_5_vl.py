@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: as Qwen2-VL, with windows in the encoder and positions in absolute time. arXiv 2502.13923."""
+"""Qwen2.5-VL: Qwen2-VL with window attention in the encoder and positions in absolute time. arXiv 2502.13923."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from fewtokens.llm.backends.qwen2_vl import Qwen2VL
 from fewtokens.video import Video
 
-# Between frames that do not say when they are shown, as transformers has it.
-_USUAL_SECONDS = 1 / 24
+# The interval of frames without timestamps, as in transformers.
+_DEFAULT_SECONDS = 1 / 24
 
 
 class Qwen25VL(Qwen2VL):
@@ -19,6 +19,6 @@ class Qwen25VL(Qwen2VL):
     name = "qwen2_5_vl"
 
     def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
-        # Of the frames at hand, which may be a part of their file: its length and rate say nothing of them.
-        seconds = video.interval or _USUAL_SECONDS
+        # The interval of these frames, not of their file, of which they may be a part.
+        seconds = video.interval or _DEFAULT_SECONDS
         inputs["second_per_grid_ts"] = torch.tensor([tubelet * seconds])

@@ -1,4 +1,4 @@
-"""Qwen2-VL: any picture size, tubelets of two frames, 2 x 2 patches merged, positions (t, h, w). arXiv 2409.12191."""
+"""Qwen2-VL: any image size, tubelets of two frames, 2 x 2 patches merged, positions (t, h, w). arXiv 2409.12191."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend, VisualFeatures
 from fewtokens.llm.interface import attribute
-from fewtokens.llm.pixels import PreparedVideo, budget, normalize, pack, resize, whole_patches
+from fewtokens.llm.pixels import PreparedVideo, normalize, pack, pixel_limits, resize, whole_patches
 from fewtokens.video import Video
 
 
@@ -38,27 +38,27 @@ class Qwen2VL(Backend):
         return prepared
 
     def tubelet(self, model: Any) -> int:
-        """Frames in a step of the grid."""
+        """The number of frames in a step of the grid."""
         return attribute(model.config.vision_config, "temporal_patch_size")
 
     def merge(self, model: Any, config: dict[str, Any]) -> int:
-        """By how much the patches of a video are merged along a side."""
+        """The number of patches of a video that are merged along each side."""
         return model.config.vision_config.spatial_merge_size
 
     def target(self, config: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
-        """Height and width that the frames are resized to."""
-        least, most = budget(config)
+        """The height and width to which frames are resized."""
+        min_pixels, max_pixels = pixel_limits(config)
         if config.get("cap_pixels_per_frame"):
-            share = int(config.get("max_video_tokens", 128000) * factor * factor * 0.9) * tubelet // len(video)
-            most = max(min(most, share), int(least * 1.05))
-        return whole_patches(*video.size, factor, least, most)
+            per_frame = int(config.get("max_video_tokens", 128000) * factor * factor * 0.9) * tubelet // len(video)
+            max_pixels = max(min(max_pixels, per_frame), int(min_pixels * 1.05))
+        return whole_patches(*video.size, factor, min_pixels, max_pixels)
 
     def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
-        """The text that stands for a video of so many steps of so many cells."""
+        """The text that represents a video of `steps` steps with `cells` cells each."""
         return processor.placeholder * (steps * cells)
 
     def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
-        """Adds what else the model takes."""
+        """Adds further inputs of the model."""
 
     def visuals(
         self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
@@ -67,8 +67,8 @@ class Qwen2VL(Backend):
         merges = self.merges(model, modality, inputs)
         deepstack = [list(layers) for layers in zip(*self.deepstack(outputs), strict=True)]
         visuals, at = [], 0
-        for number, (rows, (t, h, w), merge) in enumerate(zip(outputs.pooler_output, shapes, merges, strict=True)):
-            visual = VisualFeatures(modality, rows, deepstack=deepstack[number] if deepstack else [])
+        for index, (rows, (t, h, w), merge) in enumerate(zip(outputs.pooler_output, shapes, merges, strict=True)):
+            visual = VisualFeatures(modality, rows, deepstack=deepstack[index] if deepstack else [])
             if modality == "video":
                 visual.grid = Grid(t, h // merge, w // merge)
                 if pixels:
@@ -79,15 +79,15 @@ class Qwen2VL(Backend):
         return visuals
 
     def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
-        """More rows of each picture or video, by layer of the language model."""
+        """Additional rows of each image or video, by layer of the language model."""
         return ()
 
     def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
-        """By how much the patches of each picture or video are merged along a side."""
+        """The number of patches of each image or video that are merged along each side."""
         return [model.config.vision_config.spatial_merge_size] * len(inputs[f"{modality}_grid_thw"])
 
     def packed_pixels(self, packed: Tensor, merge: int, model: Any) -> Tensor:
-        """The cue `pixels` out of patches as they are packed for the encoder: those of a cell lie side by side."""
+        """The cue `pixels` from patches as packed for the encoder, where those of a cell are consecutive."""
         frames, side = self.tubelet(model), model.config.vision_config.patch_size
         patches = packed.float().reshape(-1, merge, merge, 3, frames, side, side)
         mean, std = (patches.new_tensor(part).reshape(3, 1, 1, 1) for part in (self.mean, self.std))

@@ -1,4 +1,4 @@
-"""Qwen3-VL: seconds in words between the frames, and DeepStack features for the first layers. arXiv 2511.21631."""
+"""Qwen3-VL: timestamps as text between the frames, and DeepStack features for the first layers. arXiv 2511.21631."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 from fewtokens.llm.backends.base import HALF
 from fewtokens.llm.backends.qwen2_vl import Qwen2VL
 from fewtokens.llm.interface import attribute
-from fewtokens.llm.pixels import budget, pair_times, whole_patches
+from fewtokens.llm.pixels import pair_times, pixel_limits, whole_patches
 from fewtokens.video import Video
 
 
 class Qwen3VL(Qwen2VL):
-    """Rows of a video: T/2 runs of H/32 x W/32, with time stamps between them; DeepStack is merged by the same plan."""
+    """Rows of a video: T/2 runs of H/32 x W/32, with timestamps between them. The plan also merges DeepStack rows."""
 
     name = "qwen3_vl"
     mean, std = HALF, HALF
     preprocess_config: ClassVar = {"size": {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}}
 
     def target(self, config: dict[str, Any], video: Video, factor: int, tubelet: int) -> tuple[int, int]:
-        # All frames share the budget here.
-        least, most = budget(config)
+        # Here the pixel limits are those of all frames together.
+        min_pixels, max_pixels = pixel_limits(config)
         T, (height, width) = len(video), video.size
         if config.get("cap_pixels_per_frame"):
-            frame = min(config.get("max_video_tokens", 768) * factor * factor, most // T)
-            most = max(frame, int(least * 1.05)) * T
+            frame = min(config.get("max_video_tokens", 768) * factor * factor, max_pixels // T)
+            max_pixels = max(frame, int(min_pixels * 1.05)) * T
         if min(height, width) < factor:
             grow = max(factor / height, factor / width)
             height, width = int(height * grow), int(width * grow)
-        return whole_patches(height, width, factor, least, most, T, round(T / tubelet) * tubelet)
+        return whole_patches(height, width, factor, min_pixels, max_pixels, T, round(T / tubelet) * tubelet)
 
     def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
         return attribute(outputs, "deepstack_features")

@@ -1,4 +1,4 @@
-"""SmolVLM: a video is pictures in a row with their time before each. arXiv 2504.05299."""
+"""SmolVLM: a video is a sequence of images, each after its time. arXiv 2504.05299."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from fewtokens.llm.backends.base import Backend, VisualFeatures, grouped_blocks, to_unit_pixels
+from fewtokens.llm.backends.base import Backend, VisualFeatures, group_blocks, to_unit_pixels
 from fewtokens.llm.interface import version
 from fewtokens.llm.pixels import LANCZOS, PreparedVideo, normalize, resize
 from fewtokens.video import Video
@@ -19,22 +19,22 @@ _ONES = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_MOST_SIDE = 4096
+_MAX_SIDE = 4096
 
 
 class SmolVLM(Backend):
-    """Rows of a video: T runs of 8 x 8 (512 px), with words between them. Pictures of zeros are padding."""
+    """Rows of a video: T runs of 8 x 8 (512 px), with text between them. Images of zeros are padding."""
 
     name = "smolvlm"
     needs_items = True
     video_marker = "<video>"
-    without = ((5, 20),)
+    unsupported_versions = ((5, 20),)
     preprocess_config: ClassVar = {
         "size": {"longest_edge": 4 * 364},
         "max_image_size": {"longest_edge": 364},
         "resample": LANCZOS,
     }
-    # transformers takes this one for videos, whatever the folder says; those of the folders write images.
+    # transformers uses this one for videos, whatever the folder contains; the folders' own templates are for images.
     template = (
         "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
         "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
@@ -49,22 +49,22 @@ class SmolVLM(Backend):
         frames = resize(video.frames, _first_size(config["size"], *video.size), config["resample"])
         frames = normalize(resize(frames, (side, side), config["resample"]), config)
         times = video.times.tolist()
-        around = processor.token("fake_image_token", "<fake_token_around_image>")
-        whole = processor.token("global_image_token", "<global-img>")
-        picture = around + whole + processor.placeholder * model.base_model.image_seq_len + around
+        boundary = processor.token("fake_image_token", "<fake_token_around_image>")
+        start = processor.token("global_image_token", "<global-img>")
+        image = boundary + start + processor.placeholder * model.base_model.image_seq_len + boundary
         seconds = times[-1] if video.duration is None else video.duration
         text = (
             f"You are provided the following series of {in_words(len(frames))} frames from a "
             f"{timedelta(seconds=int(seconds))} [H:MM:SS] video.\n"
         )
         for time in times:
-            text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{picture}"
+            text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{image}"
         return PreparedVideo({"pixel_values": frames[None]}, text + "\n\n")
 
     def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
         packed = super().pack(modality, outputs, visuals)
         if version() < (5, 20):
-            # Pictures of one row each.
+            # One image per row.
             packed["pooler_output"] = torch.cat(packed["pooler_output"])[:, None]
         return packed
 
@@ -75,16 +75,16 @@ class SmolVLM(Backend):
         blocks = [block for row in outputs.pooler_output for block in row.split(size)]
         frames = None
         if pixels:
-            pictures = inputs["pixel_values"].flatten(0, 1)
-            frames = to_unit_pixels(pictures[pictures.flatten(1).any(1)], self.mean, self.std)
-        return grouped_blocks(blocks, items, frames, self.name)
+            images = inputs["pixel_values"].flatten(0, 1)
+            frames = to_unit_pixels(images[images.flatten(1).any(1)], self.mean, self.std)
+        return group_blocks(blocks, items, frames, self.name)
 
 
 def _first_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
-    """The size before frames are made square: the long side as said, the short one even."""
+    """The size before frames are made square: the long side as specified, the short side even."""
     if not size.get("longest_edge"):
         return size["height"], size["width"]
-    long = min(_MOST_SIDE, size["longest_edge"])
+    long = min(_MAX_SIDE, size["longest_edge"])
     aspect = width / height
     short = int(long / aspect) if width >= height else int(long * aspect)
     short = max(1, short + short % 2)
@@ -92,14 +92,14 @@ def _first_size(size: dict[str, int], height: int, width: int) -> tuple[int, int
 
 
 def in_words(number: int) -> str:
-    """A whole number below a million as English writes it, as the package num2words does."""
+    """Spells out a whole number below a million in English, as the package num2words does."""
     if number < 20:
         return _ONES[number]
     if number < 100:
         return _TENS[number // 10 - 2] + (f"-{_ONES[number % 10]}" if number % 10 else "")
     if number < 1000:
-        rest = f" and {in_words(number % 100)}" if number % 100 else ""
-        return f"{_ONES[number // 100]} hundred{rest}"
-    left = number % 1000
-    join = " and " if left < 100 else ", "
-    return f"{in_words(number // 1000)} thousand" + (join + in_words(left) if left else "")
+        tens = f" and {in_words(number % 100)}" if number % 100 else ""
+        return f"{_ONES[number // 100]} hundred{tens}"
+    rest = number % 1000
+    join = " and " if rest < 100 else ", "
+    return f"{in_words(number // 1000)} thousand" + (join + in_words(rest) if rest else "")

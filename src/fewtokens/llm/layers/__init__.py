@@ -3,5 +3,5 @@
 with attach(model, "fastv(keep=0.5, layer=2)") as few: ...
 with attach(model, "tome(keep=0.25) | fastv(keep=0.5, layer=2)") as few: ...     # before the model, then inside
 
-`fewtokens.core.layer_method` says what such a method decides; the modules here carry it out.
+`fewtokens.core.layer_method` defines what such a method decides; the modules here carry out the decision.
 """

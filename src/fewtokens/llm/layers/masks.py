@@ -1,4 +1,4 @@
-"""Attention masks for layers that see fewer columns than the model's own mask has."""
+"""Attention masks for layers that see fewer columns than the model's own mask."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash: bool, padded: bool) -> Tensor | None:
-    """The mask of some queries and keys out of the model's own.
+    """Cuts the model's own mask to some queries and keys.
 
     Args:
-        mask: as the model gives it to its layers: None (causal, no padding), [B,K], or [B,heads,Q,K] of bool or to add.
+        mask: as the model passes it to its layers: None (causal, no padding), [B,K] or [B,heads,Q,K], bool or additive.
         rows: int64 [B,q], columns of the queries; -1 is padding.
         keys: int64 [B,n], columns of the keys; -1 is padding.
         first: the column of the mask's first row.
-        flash: a flash kernel, which takes [B,n] if there is padding.
-        padded: some of the keys are padding.
+        flash: whether the kernel is flash attention, which takes [B,n] if there is padding.
+        padded: whether some of the keys are padding.
 
     Returns:
-        None wherever it may be, so that fused kernels stay.
+        The mask; None wherever possible, so that fused kernels can be used.
 
     Raises:
-        ValueError: a mask of another kind (flex attention).
+        ValueError: a mask of another type (flex attention).
     """
     real = keys >= 0
     if mask is None:
@@ -31,7 +31,7 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
             return real
         return _open(real[:, None] & (keys[:, None] <= rows[..., None]), rows)[:, None]
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        raise ValueError("methods inside a language model know masks of sdpa, eager and flash attention, no others")
+        raise ValueError("methods inside a language model support only masks of sdpa, eager and flash attention")
     if mask.ndim == 2:
         return mask.expand(len(keys), -1).gather(1, keys.clamp(min=0)).bool() & real
     mask = mask.expand(len(keys), -1, -1, -1)
@@ -43,5 +43,5 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
 
 
 def _open(allowed: Tensor, rows: Tensor) -> Tensor:
-    """Padding may see anything, since a softmax over nothing is not a number; nobody sees padding."""
+    """Lets padding see every key, since a softmax over nothing is NaN; no other query sees padding."""
     return allowed | (rows < 0)[..., None]
