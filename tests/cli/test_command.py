@@ -101,16 +101,16 @@ def test_demo_for_machines(tmp_path):
 def test_a_perfect_copy_is_still_json(tmp_path):
     done = run("demo", "--out", tmp_path, "--frames", 2, "--size", 32, "--keep", "1.0", "--json")
     report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert report["clips"][0]["rows"][0]["PSNR dB"] is None
+    assert report["clips"][0]["rows"][0]["psnr_db"] is None
 
 
 def test_methods():
     rows = json.loads(run("methods", "--json").stdout)
-    by_name = {row["method"]: row for row in rows}
+    by_name = {row["name"]: row for row in rows}
     assert by_name["rlt"]["stage"] == "pixels"
-    assert by_name["rlt"]["count"] == "threshold, or exact"
+    assert by_name["rlt"]["budget"] == "threshold, or exact"
     assert by_name["rlt"]["streaming"] == "yes"
-    assert by_name["tome"]["count"] == "exact"
+    assert by_name["tome"]["budget"] == "exact"
     assert "kmeans" in run("methods").stdout
     text = run("methods", "tome").stdout
     assert "arXiv 2210.09461" in text

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fewtokens.llm import Answer, Session
 
 FRAMES = 32
+# What happens until the first token, each timed.
+STAGES = ("decode", "encode", "reduce", "prefill")
 
 ModelOption = Annotated[
     str,
@@ -129,14 +131,14 @@ def ask(
                 for asker, name in ((full, "full"), (few, method.spec))
             ]
             # They share one reading and one encoding, which each of them would have paid alone.
-            both[1] |= {name: both[0][name] for name in ("decode", "encode")}
-            both[1]["first"] = sum(both[1][name] for name in ("decode", "encode", "reduce", "prefill"))
+            both[1] |= {key: both[0][key] for key in ("decode_seconds", "encode_seconds")}
+            both[1]["first_token_seconds"] = sum(both[1][f"{stage}_seconds"] for stage in STAGES)
             rows += both
             say(None)
             if not as_json:
                 _print_both(both)
     if as_json:
-        print_json({"video": str(video), "model": session.model, "with": method.spec, "answers": rows})
+        print_json({"video": str(video), "model": session.model, "spec": method.spec, "answers": rows})
 
 
 def _questions(questions: list[str], file: Path | None) -> list[str]:
@@ -214,15 +216,15 @@ def _one(
 
 def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
     return {
-        "with": name,
+        "spec": name,
         "question": question,
         "answer": answer.text,
-        "tokens": answer.tokens,
+        "visual_tokens": answer.tokens,
         "cells": answer.cells,
-        "prompt": answer.prompt_tokens,
-        "new": answer.new_tokens,
-        "first": answer.first_token,
-        **answer.seconds,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+        "first_token_seconds": answer.first_token,
+        **{f"{stage}_seconds": answer.seconds[stage] for stage in STAGES},
         "tokens_per_second": answer.speed,
         "memory_bytes": answer.memory,
     }
@@ -232,22 +234,24 @@ def _print_both(rows: list[dict[str, Any]]) -> None:
     # Two tables, since one would not fit a narrow terminal.
     counts = [
         {
-            "with": row["with"],
-            "visual tokens": row["tokens"],
-            "prompt tokens": row["prompt"],
+            "method": row["spec"],
+            "visual tokens": row["visual_tokens"],
+            "prompt tokens": row["prompt_tokens"],
             "tokens/s": row["tokens_per_second"],
             "MiB": None if row["memory_bytes"] is None else row["memory_bytes"] / 2**20,
         }
         for row in rows
     ]
-    stages = ("decode", "encode", "reduce", "prefill")
     seconds = [
-        {"with": row["with"], **{name: row[name] for name in stages}, "first token": row["first"]} for row in rows
+        {"method": row["spec"]}
+        | {stage: row[f"{stage}_seconds"] for stage in STAGES}
+        | {"first token": row["first_token_seconds"]}
+        for row in rows
     ]
     out.print(table("tokens, speed, memory", counts))
     out.print(table("seconds to the first token", seconds))
     for row in rows:
-        out.print(f"[bold]{escape(row['with'])}:[/bold] {escape(row['answer'])}", soft_wrap=True, highlight=False)
+        out.print(f"[bold]{escape(row['spec'])}:[/bold] {escape(row['answer'])}", soft_wrap=True, highlight=False)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import out
 from fewtokens.cli.options import INPUT, METHOD, MODEL, RUN, DeviceOption, JsonOption, names_of
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.keys import heading
 
 
 @dataclass(frozen=True)
@@ -146,30 +147,32 @@ def cost(
         clip = torch.empty(1, *shape, device="meta")
         counted = count(model, clip)
         row: dict[str, Any] = {
-            "model": name,
+            "name": name,
             "input": "x".join(str(shape[axis]) for axis in (0, 2, 3)),
-            "GFLOPs (paper)": counted.by("paper"),
-            "GMACs": count_torch_macs(model, clip),
+            "gflops_paper": counted.by("paper"),
+            "gmacs": count_torch_macs(model, clip),
             "parameters": parameters(model),
-            "activations, MiB": activation_bytes(model.train(), clip) / 2**20,
+            "activations_mib": activation_bytes(model.train(), clip) / 2**20,
         }
         if models.preset_kind(name) == "x2plus1d":
-            row["GFLOPs (paper_video)"] = counted.by("paper_video")
+            row["gflops_paper_video"] = counted.by("paper_video")
         if counted.unknown:
-            row["not counted"] = ", ".join(counted.unknown)
+            row["uncounted"] = list(counted.unknown)
         if time.timed:
             where = pick_device(time.device)
             model, _ = _build(name, network, where)
             measured = latency(model.eval(), torch.rand(time.batch, *shape, device=where), repeats=time.repeats)
-            row |= {"ms": measured.median, "low": measured.low, "high": measured.high, "batch": time.batch}
-            row["device"] = str(where)
+            row |= {
+                "latency_ms": measured.median, "latency_ms_low": measured.low, "latency_ms_high": measured.high,
+                "batch": time.batch, "device": str(where),
+            }  # fmt: skip
         rows.append(row)
     if as_json:
         print_json(rows)
         return
     # A column for each network: names are long, and there are more figures than networks.
-    keys = list(dict.fromkeys(key for row in rows for key in row if key != "model"))
-    out.print(table("", [{"": key} | {row["model"]: _text(key, row.get(key)) for row in rows} for key in keys]))
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
+    out.print(table("", [{"": heading(key)} | {row["name"]: _text(key, row.get(key)) for row in rows} for key in keys]))
     out.print(
         "For one image or clip. paper: (2 MACs + elementwise) / 2, as TokenLearner's tables; activations: what a "
         "forward pass keeps for the backward pass in float32.",
@@ -252,6 +255,8 @@ def _text(key: str, value: Any) -> str:
         return "-"
     if key == "parameters":
         return f"{value / 1e6:.2f} M"
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, float):
         return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
     return str(value)

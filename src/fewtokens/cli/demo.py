@@ -14,6 +14,7 @@ from fewtokens.cli.options import INPUT, METHOD, OUTPUT, JsonOption, SeedOption
 from fewtokens.cli.pipelines import parse_keep
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.keys import headed
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.compare import Row
@@ -105,10 +106,11 @@ def _result(row: Row) -> Any:
 
     assert row.frames is not None
     frames = (row.frames * 255).round().byte()
-    return Result(row.method.name, row.method.spec, row.tokens, frames, row.numbers())
+    numbers = {name: value for name, value in row.numbers().items() if value is not None}
+    return Result(row.method.name, row.method.spec, row.tokens, frames, numbers)
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The columns that the terminal shows."""
-    names = ("method", "tokens", "share", "PSNR dB", "ms", "± ms")
-    return [{name: row[name] for name in names} for row in rows]
+    names = ("method", "tokens", "retention", "psnr_db", "method_ms", "method_ms_spread")
+    return [headed({name: row[name] for name in names}) for row in rows]

@@ -42,8 +42,8 @@ def methods(
     if as_json:
         print_json(row)
         return
-    out.print(f"[bold]{name}[/bold]  [dim]stage {row['stage']}, {row['count']} count[/dim]\n")
-    out.print(escape(row["text"]), highlight=False)
+    out.print(f"[bold]{name}[/bold]  [dim]stage {row['stage']}, {row['budget']} count[/dim]\n")
+    out.print(escape(row["description"]), highlight=False)
     out.print()
     out.print(table("Defaults", [{"argument": key, "default": repr(value)} for key, value in row["arguments"].items()]))
     for label in ("needs", "cost", "paper", "license"):
@@ -57,8 +57,8 @@ def _list(rows: list[dict[str, Any]]) -> None:
     for stage in stages:
         listed = [
             {
-                "method": row["method"],
-                "what it does": row["summary"] + (" (trained)" if row["trainable"] == "yes" else ""),
+                "method": row["name"],
+                "what it does": row["summary"] + (" (trained)" if row["trainable"] else ""),
             }
             for row in rows
             if row["stage"] == stage
@@ -83,25 +83,25 @@ def describe(name: str) -> dict[str, Any]:
     kind = registry.get(name)
     method = kind()
     takes_keep = "keep" in method.arguments
-    count = "threshold, or exact" if takes_keep else "threshold"
+    budget = "threshold, or exact" if takes_keep else "threshold"
     if getattr(method, "budget", None) or (takes_keep and not isinstance(method, Method)):
-        count = "exact"
+        budget = "exact"
     streams = "no"
     if isinstance(method, Method):
         streams = "yes" if method.causal else "as an option" if kind.step is not Method.step else "no"
     text = inspect.getdoc(kind) or ""
     return {
-        "method": name,
+        "name": name,
         "stage": method.stage,
         "summary": summary_of(text),
-        "count": count,
+        "budget": budget,
         "streaming": streams,
-        "trainable": "yes" if getattr(method, "learned", False) else "no",
+        "trainable": bool(getattr(method, "learned", False)),
         "paper": method.paper,
         "baseline": name in registry.BASELINES,
         "arguments": {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()},
         "needs": list(getattr(method, "needs", ())),
         "cost": method.cost,
         "license": method.license,
-        "text": text,
+        "description": text,
     }

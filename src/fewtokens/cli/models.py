@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -23,13 +23,13 @@ def models(
 
     if name is None:
         rows = [
-            {"model": each, "parameters": millions(room.on_meta(each)), "what": room.PRESETS[each]}
+            {"name": each, "parameters": room.describe(room.on_meta(each))["parameters"], "summary": room.PRESETS[each]}
             for each in room.names()
         ]
         if as_json:
             print_json(rows)
             return
-        out.print(table("", rows))
+        out.print(table("", [row | {"parameters": millions(row["parameters"])} for row in rows]))
         out.print(
             "Names are read, so other sizes and layers work too: tokenlearner_vit_l14_4at20, vivit_s8, ...\n"
             "Its cost: fewtokens cost NAME. Training one:\n"
@@ -42,12 +42,14 @@ def models(
     if as_json:
         print_json(described)
         return
-    out.print(f"[bold]{escape(name)}[/bold]  [dim]{described['kind']}, {millions(network)} parameters[/dim]")
+    out.print(
+        f"[bold]{escape(name)}[/bold]  [dim]{described['kind']}, {millions(described['parameters'])} parameters[/dim]"
+    )
     if name in room.PRESETS:
         out.print(escape(room.PRESETS[name]), highlight=False)
     out.print(table("Settings", [{"setting": key, "value": str(value)} for key, value in described["config"].items()]))
 
 
-def millions(network: Any) -> str:
-    """Parameters, as tables print them."""
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M"
+def millions(parameters: int) -> str:
+    """A number of parameters as tables print it."""
+    return f"{parameters / 1e6:.2f} M"

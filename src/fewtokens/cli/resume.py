@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from fewtokens.cli.console import log
 from fewtokens.core.identity import source_of, with_current_names
+from fewtokens.core.keys import current_keys
 from fewtokens.core.plain import conform
 
 # File systems take so many bytes in a name; suffixes are added to what is named here.
@@ -147,7 +148,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         files.write_json(path, plain)
         return
     try:
-        before = with_current_names(files.read_json(path, dict[str, Any]))
+        before = with_current_names(current_keys(files.read_json(path, dict[str, Any])))
     except ValueError as error:
         raise ValueError(
             f"{error}; remove it if the run beside it is of these settings, or give another --out"

@@ -119,7 +119,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
                 normalize(answer) == normalize(item.turns[0][1]) for answer, item in zip(answers, part, strict=True)
             )
             asked += len(part)
-        return {"exact": 100 * right / max(1, asked)}
+        return {"exact_match": 100 * right / max(1, asked)}
 
     return evaluate
 
