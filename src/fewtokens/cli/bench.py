@@ -34,7 +34,7 @@ from fewtokens.cli.resume import (
     check_settings,
     check_source,
     distinct_names,
-    one_each,
+    unique_paths,
     read_rows,
     source_now,
 )
@@ -273,7 +273,7 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
         if not inside:
             raise ValueError(f"{video}: a folder without videos ({', '.join(sorted(VIDEOS))})")
         files += inside
-    found: list[tuple[Path, list[Path] | None]] = [(file, None) for file in one_each(files)]
+    found: list[tuple[Path, list[Path] | None]] = [(file, None) for file in unique_paths(files)]
     if davis is not None:
         sequences, _ = davis_sequences(davis, "all")
         for one in sequences:
