@@ -23,10 +23,11 @@ import sys
 from pathlib import Path
 
 from common import RESULTS, machine, markdown_table
+from fewtokens.core.keys import heading
 from fewtokens.core.registry import BASELINES
 from fewtokens.evaluation.summary import best, read_results, summarise
 
-MEASURES = ("cosine", "rare cosine", "J&F", "total ms")
+MEASURES = ("cosine", "rare_cosine", "j_and_f", "total_ms")
 
 
 def main() -> None:
@@ -51,12 +52,12 @@ def report(folder: Path) -> None:
     rows = [row | {"vector": [1.0]} for row in found["rows"]]
     tables = {
         "all": found["summary"],
-        "clips": summarise([row for row in rows if "J&F" not in row]),
-        "sequences": summarise([row for row in rows if "J&F" in row]),
+        "clips": summarise([row for row in rows if "j_and_f" not in row]),
+        "sequences": summarise([row for row in rows if "j_and_f" in row]),
     }
     for name in ("clips", "sequences"):
         for line in tables[name]:
-            line.pop("nearest", None), line.pop("ranks", None)
+            line.pop("neighbor_agreement", None), line.pop("rank_correlation", None)
     where = machine()
     plain = {"machine": where, "settings": found["settings"], "about": found["about"], **tables}
     (RESULTS / "family.json").write_text(json.dumps(plain, indent=1) + "\n")
@@ -64,7 +65,11 @@ def report(folder: Path) -> None:
     text = "# The training-free family on real clips\n\n`python benchmarks/family.py`\n\n" + facts
     text += f"\n\n{found['about']}\n"
     first = [
-        {"budget": f"{100 * keep:g} %", "measure": measure, "best five": ", ".join(f"`{name}`" for name in names)}
+        {
+            "budget": f"{100 * keep:g} %",
+            "measure": heading(measure),
+            "best five": ", ".join(f"`{name}`" for name in names),
+        }
         for measure in MEASURES
         for keep, names in best(found["summary"], measure).items()
     ]
@@ -72,8 +77,9 @@ def report(folder: Path) -> None:
     text += "\n## Against the baselines\n\n" + markdown_table(standing(found["summary"])) + "\n"
     _, head, rest = (folder / "results.md").read_text().partition("\n## ")
     text += head + rest
-    for name in ("cosine", "rare_cosine", "JF"):
-        shutil.copy(folder / f"{name}.png", RESULTS / f"family_{name}.png")
+    for measure in MEASURES[:3]:
+        name = measure.replace("j_and_f", "JF")
+        shutil.copy(folder / f"{measure}.png", RESULTS / f"family_{name}.png")
         text += f"\n![{name}](family_{name}.png)\n"
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
@@ -95,8 +101,8 @@ def standing(summary: list[dict]) -> list[dict]:
                 rivals = {name: at[keep, name][measure] for name in BASELINES}
                 above["two"] += own > max(rivals["random"], rivals["downsample"])
                 above["five"] += own > max(rivals.values())
-            row[f"{measure}: above random, downsample"] = f"{above['two']} of {len(budgets)}"
-            row[f"{measure}: above all five"] = f"{above['five']} of {len(budgets)}"
+            row[f"{heading(measure)}: above random, downsample"] = f"{above['two']} of {len(budgets)}"
+            row[f"{heading(measure)}: above all five"] = f"{above['five']} of {len(budgets)}"
         rows.append(row)
     return rows
 

@@ -108,8 +108,8 @@ def judge(work: Path, name: str, seed: int, encoder: str, patch: int, size: int)
             "all", "--encoder", encoder, "--dtype", "bfloat16", "--protocol", protocol, "--set",
             f"size={rows}x{columns}", "--out", str(folder / protocol),
         )  # fmt: skip
-        scores[f"J&F, {protocol}"] = found["scores"]["native"]["J&F-Mean"]
-        scores[f"sequences, {protocol}"] = {line["sequence"]: line["J&F-Mean"] for line in found["sequences"]}
+        scores[f"J&F, {protocol}"] = found["scores"]["native"]["j_and_f_mean"]
+        scores[f"sequences, {protocol}"] = {line["sequence"]: line["j_and_f_mean"] for line in found["sequences"]}
     pools = () if name in ABLATIONS else ("mean",) if encoder == "patches" else ("class", "mean")
     for pool in pools:
         found = asked(

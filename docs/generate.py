@@ -65,9 +65,9 @@ def page(name: str) -> str:
         "kind": registry.kind_of(name),
         "stage": f"{about['stage']}, {STAGES[about['stage']]}",
         "needs": "; ".join(f"`{cue}`, {CUES[cue]}" for cue in about["needs"]) or "nothing beside the tokens",
-        "count": "" if about["stage"] == "llm" else about["count"],
+        "count": "" if about["stage"] == "llm" else about["budget"],
         "streaming": "" if about["stage"] == "llm" else about["streaming"],
-        "trained": about["trainable"],
+        "trained": "yes" if about["trainable"] else "no",
         "paper": about["paper"],
         "cost": about["cost"],
         "license": about["license"],
@@ -79,7 +79,7 @@ def page(name: str) -> str:
 {signature(name)}
 ```
 
-{markdown(about["text"])}
+{markdown(about["description"])}
 
 | | |
 |---|---|

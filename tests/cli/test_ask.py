@@ -49,8 +49,8 @@ def test_every_family_answers(family, clip, tmp_path):
     words = (clip, FIRST, "--model", folder, "--with", FEW, "--frames", 6, "--max-new-tokens", 5)
     done = ask(*words)
     told = json.loads(ask(*words, "--json").stdout)["answers"]
-    assert [row["with"] for row in told] == [FEW]
-    assert told[0]["tokens"] == 5 and told[0]["new"] == 5 and told[0]["cells"] > 5
+    assert [row["spec"] for row in told] == [FEW]
+    assert told[0]["visual_tokens"] == 5 and told[0]["new_tokens"] == 5 and told[0]["cells"] > 5
     assert done.stdout == told[0]["answer"] + "\n"
     assert f"5 visual tokens of {told[0]['cells']}, first token after" in done.stderr
 
@@ -58,14 +58,14 @@ def test_every_family_answers(family, clip, tmp_path):
 def test_compare(clip, model):
     words = (clip, FIRST, "--model", model, "--with", "kmeans", "--keep", 4, "--frames", 6, "--max-new-tokens", 5)
     full, few = json.loads(ask(*words, "--compare", "--json").stdout)["answers"]
-    assert (full["with"], few["with"]) == ("full", "kmeans")
-    assert full["tokens"] == full["cells"] == few["cells"] == 6 * 16 and few["tokens"] == 4
-    assert full["prompt"] - few["prompt"] == 92
-    for name in ("decode", "encode"):
+    assert (full["spec"], few["spec"]) == ("full", "kmeans")
+    assert full["visual_tokens"] == full["cells"] == few["cells"] == 6 * 16 and few["visual_tokens"] == 4
+    assert full["prompt_tokens"] - few["prompt_tokens"] == 92
+    for name in ("decode_seconds", "encode_seconds"):
         assert few[name] == full[name] > 0
     for row in (full, few):
-        parts = sum(row[name] for name in ("decode", "encode", "reduce", "prefill"))
-        assert row["first"] == pytest.approx(parts) and row["tokens_per_second"] > 0
+        parts = sum(row[f"{stage}_seconds"] for stage in ("decode", "encode", "reduce", "prefill"))
+        assert row["first_token_seconds"] == pytest.approx(parts) and row["tokens_per_second"] > 0
     assert 0 < few["memory_bytes"] < full["memory_bytes"]
     shown = ask(*words, "--compare").stdout
     for word in ("visual tokens", "decode", "encode", "reduce", "prefill", "first token", "tokens/s", "MiB"):
@@ -86,7 +86,7 @@ def test_several_questions_encode_once(clip, model, tmp_path, monkeypatch):
     assert done.stdout.index(FIRST) < done.stdout.index(SECOND)
     told = json.loads(ask(*words, "--json", "--compare", "--with", "", "--layout", "collapse").stdout)["answers"]
     assert [row["question"] for row in told] == [FIRST, FIRST, SECOND, SECOND]
-    assert told[0]["encode"] > 0 == told[2]["encode"] and told[0]["answer"] == told[1]["answer"]
+    assert told[0]["encode_seconds"] > 0 == told[2]["encode_seconds"] and told[0]["answer"] == told[1]["answer"]
 
 
 def test_a_folder_without_a_template_says_so(clip, tmp_path):

@@ -63,10 +63,10 @@ def test_everything_is_written(finished):
     by_key = {(row["clip"], row["method"], row["keep"]): row for row in results["rows"]}
     for (clip, method, keep), row in by_key.items():
         assert 0 < row["tokens"] <= max(1, keep * row["cells"])
-        assert row["total ms"] > 0
-        assert ("J&F" in row) == (clip == "square")
-        assert (row["method ms"] is None) == (method in ("full", "rlt"))
-    assert by_key["square", "full", 1.0]["J&F"] > 0.5
+        assert row["total_ms"] > 0
+        assert ("j_and_f" in row) == (clip == "square")
+        assert (row["method_ms"] is None) == (method in ("full", "rlt"))
+    assert by_key["square", "full", 1.0]["j_and_f"] > 0.5
     # evs keeps a whole frame at least, so tome takes it down to a tenth.
     assert by_key["pan", "evs", 0.1]["spec"].startswith("evs(keep=0.1) | tome(keep=0.1")
     assert by_key["pan", "evs", 0.3]["spec"] == "evs(keep=0.3)"
@@ -79,8 +79,8 @@ def test_everything_is_written(finished):
     line = summary[0.3, "random"]
     rows = [by_key[clip, "random", 0.3] for clip in ("static", "pan", "square")]
     assert line["cosine"] == pytest.approx(sum(row["cosine"] for row in rows) / 3)
-    assert summary[1.0, "full"]["nearest"] == 1
-    for name in ("cosine", "rare_cosine", "JF", "PSNR_dB", "ranks"):
+    assert summary[1.0, "full"]["neighbor_agreement"] == 1
+    for name in ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation"):
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 1000
     page = (out / "index.html").read_text()
@@ -110,7 +110,7 @@ def test_two_runs_side_by_side(finished, tmp_path):
         line["cosine"] -= 0.125
     (tmp_path / "later.json").write_text(json.dumps(results))
     done = run("bench", "--compare", out / "results.json", tmp_path / "later.json", "--json")
-    assert {line["Δ cosine"] for line in json.loads(done.stdout)} == {-0.125}
+    assert {line["delta_cosine"] for line in json.loads(done.stdout)} == {-0.125}
     assert "Δ cosine" in run("bench", "--compare", out / "results.json", tmp_path / "later.json").stdout
 
 
@@ -181,7 +181,7 @@ class TestStream:
         [
             (["--with", "tome"], "is not causal and cannot be streamed"),
             (["--with", "rlt | dtd"], "dtd cannot be streamed after rlt"),
-            (["--with", "rlt", "--frames", "4"], "with --chunked say --fps"),
+            (["--with", "rlt", "--frames", "4"], "with --chunked; use --fps"),
             (["--with", "rlt", "--events", "1"], "between 0 and 1"),
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),
         ],
@@ -213,4 +213,4 @@ def test_rows_are_known_by_their_source(folder, tmp_path):
     assert str(tmp_path / "a" / "clip.mp4") in line
     assert str(tmp_path / "b" / "clip.mp4") in line
     row = json.loads((tmp_path / "o" / "results.json").read_text())["rows"][0]
-    assert row["total ± ms"] is None  # one repeat has no spread
+    assert row["total_ms_spread"] is None  # one repeat has no spread

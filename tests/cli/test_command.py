@@ -101,16 +101,16 @@ def test_demo_for_machines(tmp_path):
 def test_a_perfect_copy_is_still_json(tmp_path):
     done = run("demo", "--out", tmp_path, "--frames", 2, "--size", 32, "--keep", "1.0", "--json")
     report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert report["clips"][0]["rows"][0]["PSNR dB"] is None
+    assert report["clips"][0]["rows"][0]["psnr_db"] is None
 
 
 def test_methods():
     rows = json.loads(run("methods", "--json").stdout)
-    by_name = {row["method"]: row for row in rows}
+    by_name = {row["name"]: row for row in rows}
     assert by_name["rlt"]["stage"] == "pixels"
-    assert by_name["rlt"]["count"] == "threshold, or exact"
+    assert by_name["rlt"]["budget"] == "threshold, or exact"
     assert by_name["rlt"]["streaming"] == "yes"
-    assert by_name["tome"]["count"] == "exact"
+    assert by_name["tome"]["budget"] == "exact"
     assert "kmeans" in run("methods").stdout
     text = run("methods", "tome").stdout
     assert "arXiv 2210.09461" in text
@@ -219,7 +219,7 @@ class TestTokenize:
         tokens = Tokens.load(out)
         before = {"path": "clip.mp4", "name": "clip", "bytes": clip.stat().st_size}
         tokens.replace(meta={**tokens.meta, "source": before}).save(out)
-        assert "does not say which file" in error_line(quick(*words, code=2))
+        assert "does not specify its source file" in error_line(quick(*words, code=2))
 
     def test_a_damaged_result_is_made_again_and_another_file_is_not_touched(self, clip, tmp_path):
         words = ("tokenize", clip, "--frames", 2, "--size", 32, "--with", "rlt", "--out", tmp_path / "o")
@@ -401,10 +401,10 @@ def test_completion_is_offered_at_the_root_alone():
     [
         (
             ["tokenize", "CLIP", "--chunk", "8", "--events", "0.2", "--out", "o"],
-            "--chunk and --events belong to --chunked",
+            "--chunk and --events require --chunked",
         ),
         (["show", "o.safetensors", "--with", "tome", "--keep", "3", "--out", "a.png"], "--with and --keep"),
-        (["tokenize", "CLIP", "--chunk", "8", "--out", "o"], "--chunk belongs to --chunked"),
+        (["tokenize", "CLIP", "--chunk", "8", "--out", "o"], "--chunk requires --chunked"),
         (["tokenize", "CLIP", "--batch", "8", "--out", "o"], "--batch is for networks"),
         (["train", "tobo", "CLIP", "--device", "tpu", "--out", "o"], "must be auto (a GPU if there is one) or cpu"),
         (["show", "CLIP", "--video", "CLIP", "--out", "a.png"], "--video"),

@@ -48,7 +48,7 @@ def test_held_out(demos):
     assert made.exit_code == 0, made.output
     found = json.loads(made.stdout)
     assert found["score"] == "held-out error"
-    assert found["mean"] < found["error of the mean action"]
+    assert found["mean"] < found["mean_action_error"]
     assert found["protocol"]["proprio"] == 2  # as the file says
     assert len(found["seeds"]) == 2
     assert found["ci95"] > 0
@@ -67,7 +67,7 @@ def test_a_task(dots, demos, tmp_path):
     assert (tmp_path / "seed_1.mp4").is_file()
     before = (tmp_path / "seed_0.json").read_bytes()
     again = run(*words, "--demos", 6, "--json")
-    assert json.loads(again.stdout)["pictures"] == [str(tmp_path / f"seed_{n}.png") for n in (0, 1)]
+    assert json.loads(again.stdout)["sheets"] == [str(tmp_path / f"seed_{n}.png") for n in (0, 1)]
     assert (tmp_path / "seed_0.json").read_bytes() == before
     other = run(*words, "--demos", 5)
     assert other.exit_code == 2

@@ -47,7 +47,7 @@ def test_davis(tmp_path):
     # The masks that were written give the score that was told.
     ours = read_masks(sorted((out / "masks" / "one").iterdir()))
     truth = read_masks(sorted((root / "Annotations" / "480p" / "one").iterdir()))
-    assert 100 * mean_numbers(score(ours, truth))["J&F"] == pytest.approx(report["sequences"][0]["J&F-Mean"])
+    assert 100 * mean_numbers(score(ours, truth))["j_and_f"] == pytest.approx(report["sequences"][0]["j_and_f_mean"])
     assert (ours[0] == truth[0]).all()
     with Image.open(out / "masks" / "one" / "00001.png") as image:
         assert image.mode == "P" and image.size == (96, 64)
@@ -69,9 +69,9 @@ def test_a_reducer_costs_something(tmp_path):
     words = ("eval", "davis", "--data", root, "--only", "one", "--json", *NATIVE)
     full = json.loads(done(*words))
     few = json.loads(done(*words, "--with", "downsample", "--keep", "0.1"))
-    assert full["share"] == 1 and few["share"] <= 0.1
-    assert few["settings"]["with"].startswith("downsample(")
-    assert few["scores"]["native"]["J&F-Mean"] < full["scores"]["native"]["J&F-Mean"]
+    assert full["retention"] == 1 and few["retention"] <= 0.1
+    assert few["settings"]["spec"].startswith("downsample(")
+    assert few["scores"]["native"]["j_and_f_mean"] < full["scores"]["native"]["j_and_f_mean"]
     b = json.loads(done(*words, "--protocol", "B"))
     assert b["settings"]["protocol"]["temperature"] == 0.1
     assert b["about"][0].startswith("protocol B with size=native: ")
@@ -95,8 +95,8 @@ def test_jhmdb(tmp_path):
     pytest.importorskip("scipy")
     root, out = make_jhmdb(tmp_path / "jhmdb"), tmp_path / "out"
     report = json.loads(done("eval", "jhmdb", "--data", root, "--out", out, "--json", "--device", "cpu"))
-    assert report["scores"]["joints counted"] == 2 * 3 * 15
-    assert 0 < report["scores"]["PCK@0.1"] <= report["scores"]["PCK@0.2"] <= 100
+    assert report["scores"]["joints_counted"] == 2 * 3 * 15
+    assert 0 < report["scores"]["pck_0_1"] <= report["scores"]["pck_0_2"] <= 100
     assert "joints as maps" in report["about"][0] and "20x20" in report["about"][1]
     joints = json.loads((out / "joints" / "jump" / "first.json").read_text())
     assert np.array(joints).shape == (4, 15, 2)
@@ -110,7 +110,7 @@ def test_jhmdb(tmp_path):
 def test_vip(tmp_path):
     root, out = make_vip(tmp_path / "VIP"), tmp_path / "out"
     report = json.loads(done("eval", "vip", "--data", root, "--out", out, "--json", *NATIVE))
-    assert report["scores"]["mIoU"] > 50
+    assert report["scores"]["mean_iou"] > 50
     assert report["settings"]["protocol"]["top"] == 10
     masks = read_masks(sorted((out / "masks" / "videos2").iterdir()))
     assert masks.unique().tolist() == [0, 5, 13]

@@ -35,7 +35,7 @@ class TestMadeClips:
         )
         assert made.exit_code == 0, made.output
         found = json.loads(made.stdout)
-        assert found["tokens"] == 5
+        assert found["visual_tokens"] == 5
         assert found["all"]["count"] == 20
         assert sum(part["count"] for part in found["kinds"].values()) == 20
         # Random weights say nothing of use.
@@ -121,7 +121,7 @@ class TestPublicSets:
         )
         assert made.exit_code == 0, made.output
         found = json.loads(made.stdout)
-        assert found["tokens"] == 3
+        assert found["visual_tokens"] == 3
         assert {"all", "CW", "TN"} <= found["accuracy"].keys()
         table = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--limit", 2)
         assert table.exit_code == 0, table.output

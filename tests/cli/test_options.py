@@ -147,7 +147,9 @@ class TestTables:
         assert text.count("method_1") == text.count("method_2") > 1
 
     def test_numbers_and_names_of_methods_are_not_broken(self, monkeypatch):
-        rows = [{"method": "representation_shift", "what": "long " * 40, "share": 0.123, "none": None, "n": 12345.6}]
+        rows = [
+            {"method": "representation_shift", "what": "long " * 40, "retention": 0.123, "none": None, "n": 12345.6}
+        ]
         text = self.lines(monkeypatch, rows, 60)
         assert max(map(len, text)) <= 60
         assert any("representation_shift" in line and "12.30 %" in line and "12346" in line for line in text)

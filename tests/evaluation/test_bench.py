@@ -75,16 +75,16 @@ class TestMeasure:
     def test_everything_kept_is_everything_given_back(self):
         encoder = vit()
         row = measure(encode(item(), encoder, repeats=1), encoder, FULL, 1.0)
-        assert (row["cosine"], row["rel. error"], row["rare cosine"]) == pytest.approx((1, 0, 1), abs=1e-6)
+        assert (row["cosine"], row["relative_error"], row["rare_cosine"]) == pytest.approx((1, 0, 1), abs=1e-6)
         assert row["tokens"] == row["cells"]
 
     def test_encoder_operations_fall_with_the_tokens(self):
         encoder = vit()
         encoded = encode(item(), encoder, repeats=1)
-        full = measure(encoded, encoder, FULL, 1.0, repeats=1)["encoder GFLOPs"]
-        after = measure(encoded, encoder, "tome", 0.1, repeats=1)["encoder GFLOPs"]
-        inside = measure(encoded, encoder, "tome_in_encoder", 0.1, repeats=1)["encoder GFLOPs"]
-        before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder GFLOPs"]
+        full = measure(encoded, encoder, FULL, 1.0, repeats=1)["encoder_gflops"]
+        after = measure(encoded, encoder, "tome", 0.1, repeats=1)["encoder_gflops"]
+        inside = measure(encoded, encoder, "tome_in_encoder", 0.1, repeats=1)["encoder_gflops"]
+        before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder_gflops"]
         assert full == after > inside > before > 0
         macs = count(lambda: encoder(encoded.item.frames[None])).by("macs")
         assert full == pytest.approx(2 * macs)
@@ -94,7 +94,7 @@ class TestMeasure:
         encoded = encode(item(frames=20), encoder, repeats=1)
         row = measure(encoded, encoder, "uniform", 0.5, repeats=1, shown=True)
         assert row["grid"] == [8, 4, 6]
-        assert unpacked(row["source"]).shape == (8 * 24,)
+        assert unpacked(row["assignment"]).shape == (8 * 24,)
 
     def test_features_are_read_back(self, tmp_path):
         encoder, given = vit(), item()
@@ -162,7 +162,7 @@ def test_operations_are_counted_in_inference_mode_too():
 
 def test_summary_and_best(tmp_path):
     def row(clip, method, keep, cosine, ms):
-        return {"clip": clip, "method": method, "keep": keep, "cosine": cosine, "total ms": ms, "vector": [cosine, 1.0]}
+        return {"clip": clip, "method": method, "keep": keep, "cosine": cosine, "total_ms": ms, "vector": [cosine, 1.0]}
 
     rows = [row(c, FULL, 1.0, 1.0, 9) for c in "abc"]
     rows += [row(c, "x", 0.1, v, 3) for c, v in zip("abc", (0.2, 0.4, 0.6), strict=True)]
@@ -171,7 +171,7 @@ def test_summary_and_best(tmp_path):
     assert [(line["method"], line["clips"]) for line in summary] == [(FULL, 3), ("x", 3), ("y", 3)]
     assert summary[1]["cosine"] == pytest.approx(0.4)
     assert best(summary, "cosine") == {0.1: ["y", "x"]}
-    assert best(summary, "total ms", 1) == {0.1: ["y"]}
+    assert best(summary, "total_ms", 1) == {0.1: ["y"]}
     with pytest.raises(ValueError, match="cannot be read"):
         changes_of(tmp_path / "a.json", tmp_path / "b.json")
 
@@ -189,15 +189,15 @@ def test_a_sum_of_times_has_the_spreads_of_its_parts(monkeypatch):
     encoded = replace(encode(item(), encoder, repeats=3), milliseconds=(10.0, 12.0, 14.0))
     monkeypatch.setattr("fewtokens.evaluation.bench.timings", lambda *_: (100.0, 900.0, 300.0))
     row = measure(encoded, encoder, "kmeans", 0.1, repeats=3)
-    assert row["method ± ms"] == 400
-    assert (row["total ms"], row["total ± ms"]) == (312, 402)
+    assert row["method_ms_spread"] == 400
+    assert (row["total_ms"], row["total_ms_spread"]) == (312, 402)
     alone = measure(encoded, encoder, FULL, 1.0, repeats=3)
-    assert (alone["total ms"], alone["total ± ms"]) == (12, 2)
+    assert (alone["total_ms"], alone["total_ms_spread"]) == (12, 2)
     monkeypatch.setattr("fewtokens.evaluation.bench.timings", lambda *_: (100.0,))
     once = measure(replace(encoded, milliseconds=(10.0,)), encoder, "kmeans", 0.1, repeats=1)
-    assert once["total ms"] == 110
-    assert once["method ± ms"] is None
-    assert once["total ± ms"] is None
+    assert once["total_ms"] == 110
+    assert once["method_ms_spread"] is None
+    assert once["total_ms_spread"] is None
 
 
 def test_kept_features_belong_to_their_frames(tmp_path):
@@ -234,7 +234,7 @@ def results(tmp_path: Path, name: str, **changes: Any) -> Path:
 )
 def test_runs_that_are_unlike_say_so(tmp_path, changes, says):
     lines, unlike = changes_of(results(tmp_path, "a.json"), results(tmp_path, "b.json", **changes))
-    assert [line["Δ cosine"] for line in lines] == [0]
+    assert [line["delta_cosine"] for line in lines] == [0]
     assert unlike == says
 
 
@@ -246,7 +246,7 @@ class TestPlots:
         pyplot = pytest.importorskip("matplotlib.pyplot")
         kept: list[Any] = []
         monkeypatch.setattr(pyplot, "close", kept.append)
-        measures = ("cosine", "ranks")
+        measures = ("cosine", "rank_correlation")
         styles = styles_of(summary, measures, baselines=("random",), full=FULL)
         draw_trade_off(summary, measure, tmp_path / "a.png", styles, baselines=("random",), full=FULL)
         (figure,) = kept
@@ -255,19 +255,19 @@ class TestPlots:
 
     @staticmethod
     def summary(keeps: tuple[float, ...]) -> list[dict[str, Any]]:
-        rows = [{"method": FULL, "keep": 1.0, "tokens": 100, "total ms": 9, "cosine": 1.0, "ranks": 1.0}]
+        rows = [{"method": FULL, "keep": 1.0, "tokens": 100, "total_ms": 9, "cosine": 1.0, "rank_correlation": 1.0}]
         for number, name in enumerate(["random", *(f"m{n}" for n in range(9))]):
             for keep in keeps:
                 # A smaller budget takes longer, so that time and budget order the points differently.
                 rows.append(
-                    {"method": name, "keep": keep, "tokens": 100 * keep, "total ms": 1 / keep, "method ms": 1.0,
-                     "cosine": keep - number / 100, "ranks": keep + number / 100}
+                    {"method": name, "keep": keep, "tokens": 100 * keep, "total_ms": 1 / keep, "method_ms": 1.0,
+                     "cosine": keep - number / 100, "rank_correlation": keep + number / 100}
                 )  # fmt: skip
         return rows
 
     def test_colors_stay_from_plot_to_plot(self, monkeypatch, tmp_path):
         one = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "cosine")["lines"]
-        other = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "ranks")["lines"]
+        other = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "rank_correlation")["lines"]
         shared = {name for name in one.keys() & other.keys() if not name.startswith("_")}
         assert len(shared) >= 4
         assert all(one[name].get_color() == other[name].get_color() for name in shared)
@@ -281,10 +281,10 @@ class TestPlots:
 
     def test_one_budget_shows_every_method(self, monkeypatch, tmp_path):
         summary = self.summary((0.1,))
-        summary[1]["ranks"] = math.inf  # it is not drawn, and warns nobody
+        summary[1]["rank_correlation"] = math.inf  # it is not drawn, and warns nobody
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            every = self.drawn(monkeypatch, tmp_path, summary, "ranks")["all"]
+            every = self.drawn(monkeypatch, tmp_path, summary, "rank_correlation")["all"]
         points = [line for line in every if len(line.get_xdata()) == 1]
         assert len(points) == 9
         assert all(line.get_marker() not in ("", "None", None) for line in points)

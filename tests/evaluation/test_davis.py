@@ -45,7 +45,7 @@ def assert_oracle(name):
     expected = ORACLE[name]
     found = mean_numbers(score(osvos, truth))
     still = mean_numbers(score(truth[:1].expand_as(truth), truth))
-    ours = (found["J"], found["F"], found["J recall"], found["J decay"], still["J"], still["F"])
+    ours = (found["j"], found["f"], found["j_recall"], found["j_decay"], still["j"], still["f"])
     assert ours == pytest.approx(expected, abs=1e-4)
 
 
@@ -96,9 +96,9 @@ def test_several_objects_are_scored_apart():
     predicted = truth.clone()
     predicted[1:, 15:25, 15:25] = 0
     first, second = score(predicted, truth)
-    assert first.numbers()["J&F"] == 1
-    assert second.numbers()["J"] == second.numbers()["F"] == 0
-    assert mean_numbers([first, second])["J&F"] == 0.5
+    assert first.numbers()["j_and_f"] == 1
+    assert second.numbers()["j"] == second.numbers()["f"] == 0
+    assert mean_numbers([first, second])["j_and_f"] == 0.5
     with pytest.raises(ValueError, match="takes three"):
         score(truth[:2], truth[:2])
 
@@ -113,12 +113,12 @@ def test_the_official_table_and_void():
     table = official_table([one.numbers()])
     assert tuple(table) == TABLE
     # 8 frames count, 4 of them right; quarters overlap by one frame, as in the official code.
-    assert table["J-Mean"] == table["J-Recall"] == 0.5
-    assert table["J-Decay"] == table["F-Decay"] == 1
+    assert table["j_mean"] == table["j_recall"] == 0.5
+    assert table["j_decay"] == table["f_decay"] == 1
     void = torch.zeros_like(truth, dtype=torch.bool)
     void[5:] = True
     (without,) = score(predicted, truth, void)
-    assert without.numbers()["J&F"] == 1
+    assert without.numbers()["j_and_f"] == 1
     predicted[:, 5:15, 5:10] = 0
     void = torch.zeros_like(void)
     void[:, 5:15, 5:10] = True

@@ -62,16 +62,16 @@ class TestJoints:
         predicted[3, 0, 0] += 7
         predicted[4, 1] = -1  # not seen, left out
         counts = count_found(predicted, truth, (100, 100))
-        assert counts == {"counted": [4, 3], "unseen": [0, 1], "found 0.1": [2, 3], "found 0.2": [3, 3]}
-        assert pck([counts]) == {"PCK@0.1": 75.0, "PCK@0.2": 87.5}
+        assert counts == {"counted": [4, 3], "unseen": [0, 1], "found_0_1": [2, 3], "found_0_2": [3, 3]}
+        assert pck([counts]) == {"pck_0_1": 75.0, "pck_0_2": 87.5}
         # The mean of the joints' percentages, not the share of all: joint 0 is now 2 of 4 and 4 of 4 together.
-        more = {"counted": [4, 0], "unseen": [0, 0], "found 0.1": [4, 0], "found 0.2": [4, 0]}
-        assert pck([counts, more])["PCK@0.1"] == pytest.approx((100 * 6 / 8 + 100) / 2)
+        more = {"counted": [4, 0], "unseen": [0, 0], "found_0_1": [4, 0], "found_0_2": [4, 0]}
+        assert pck([counts, more])["pck_0_1"] == pytest.approx((100 * 6 / 8 + 100) / 2)
         # A joint outside of the frame neither counts nor widens the box.
         truth[:, 1, 0] = 120
         outside = count_found(predicted, truth, (100, 100))
         assert outside["counted"] == [0, 0]
-        assert math.isnan(pck([outside])["PCK@0.1"])
+        assert math.isnan(pck([outside])["pck_0_1"])
 
     def test_reading(self, tmp_path):
         scipy_io = pytest.importorskip("scipy.io")
@@ -139,12 +139,12 @@ class TestSets:
         for row in (one, two):
             assert [row["scores"][size]["tolerance"] for size in dense.SIZES] == [1, 9]
             # Only the corners of the squares are rounded, on the way to the grid and back.
-            assert all(numbers["J"] > 0.9 for size in dense.SIZES for numbers in row["scores"][size]["objects"])
+            assert all(numbers["j"] > 0.9 for size in dense.SIZES for numbers in row["scores"][size]["objects"])
         assert judged[0].masks.unique().tolist() == [0, 1, 2]
         lines, tables = dense.davis_summary([one, two])
         assert [line["sequence"] for line in lines] == ["one", "two"]
-        every = [numbers["J"] for row in (one, two) for numbers in row["scores"]["native"]["objects"]]
-        assert len(every) == 3 and tables["native"]["J-Mean"] == pytest.approx(100 * sum(every) / 3)
+        every = [numbers["j"] for row in (one, two) for numbers in row["scores"]["native"]["objects"]]
+        assert len(every) == 3 and tables["native"]["j_mean"] == pytest.approx(100 * sum(every) / 3)
 
     def test_objects_that_come_later_are_ignored(self, tmp_path, encode):
         root = make_davis(tmp_path / "D")
@@ -189,9 +189,9 @@ class TestSets:
         assert judged.joints.shape == (4, 15, 2)
         assert judged.row["counted"] == [3] * 15 and judged.row["grid"] == [16, 20]
         lines, scores = dense.jhmdb_summary([judged.row])
-        assert scores == {"PCK@0.1": 100, "PCK@0.2": 100, "joints counted": 45, "joints not seen": 0}
+        assert scores == {"pck_0_1": 100, "pck_0_2": 100, "joints_counted": 45, "joints_unseen": 0}
         torch.testing.assert_close(judged.joints, read_joints(files.labels[0]), atol=1e-3, rtol=0)
-        assert lines[0]["PCK@0.1"] == scores["PCK@0.1"]
+        assert lines[0]["pck_0_1"] == scores["pck_0_1"]
         files.pictures.pop()
         with pytest.raises(ValueError, match="4 frames, 3 pictures"):
             dense.jhmdb(files, encode, protocol)
@@ -202,7 +202,7 @@ class TestSets:
         judged = [dense.vip(files, encode, protocol) for files in found]
         assert judged[0].masks.unique().tolist() == [0, 5, 13]
         lines, scores = dense.vip_summary([each.row for each in judged])
-        assert scores["mIoU"] > 95 and lines[0]["mIoU"] == pytest.approx(scores["mIoU"])
+        assert scores["mean_iou"] > 95 and lines[0]["mean_iou"] == pytest.approx(scores["mean_iou"])
         # 16 pixels are of no class.
         assert sum(map(sum, judged[0].row["confusion"])) == 4 * 64 * 96 - 16
 
@@ -210,7 +210,7 @@ class TestSets:
         files = davis_sequences(make_davis(tmp_path / "D"))[0][0]
         half = dense.encode_with(Pipeline("", load_encoder("patches", patch_size=8, dtype="float16")))
         row = dense.davis(files, half, self.native).row
-        assert row["scores"]["native"]["objects"][0]["J"] > 0.9
+        assert row["scores"]["native"]["objects"][0]["j"] > 0.9
         few = dense.encode_with(Pipeline("tome(keep=0.5)", load_encoder("patches", patch_size=8)))
         assert dense.davis(files, few, self.native).row["tokens"] == 240
         pairs = dense.encode_with(Pipeline("", load_encoder("patches", patch_size=8, tubelet_size=2)))

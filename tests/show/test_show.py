@@ -104,8 +104,10 @@ def clips() -> list[Clip]:
         frames, tokens = example("tome(0.2)")
         _, kept = example("random(0.2)")
         results = [
-            Result("tome", "tome(0.2)</script>", tokens, frames, {"tokens": 19, "share": 0.2, "PSNR dB": float("inf")}),
-            Result("random", "random(0.2)", kept, None, {"tokens": 19, "share": 0.2, "PSNR dB": 9.5}),
+            Result(
+                "tome", "tome(0.2)</script>", tokens, frames, {"tokens": 19, "retention": 0.2, "psnr_db": float("inf")}
+            ),
+            Result("random", "random(0.2)", kept, None, {"tokens": 19, "retention": 0.2, "psnr_db": 9.5}),
         ]
         made.append(Clip(name, frames, torch.arange(4) / 8, results))
     return made

@@ -1,4 +1,4 @@
-"""`fewtokens ask`: questions on a video to a video language model."""
+"""`fewtokens ask`: asks a video language model about a video."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ if TYPE_CHECKING:
     from fewtokens.llm import Answer, Session
 
 FRAMES = 32
+# What happens until the first token, each timed.
+STAGES = ("decode", "encode", "reduce", "prefill")
 
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", metavar="M", help="A video language model: folder or hub id, also one of train video-llm.",
+        "--model", metavar="M", help="Video language model: hub id, or folder (also one written by train video-llm).",
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
 ModelDtypeOption = Annotated[
     str | None,
     typer.Option(
-        "--dtype", help="float32, float16 or bfloat16; default: the model's own, float32 on a CPU.",
+        "--dtype", help="float32, float16 or bfloat16. Default: that of the model; float32 on a CPU.",
         rich_help_panel=MODEL,
     ),
 ]  # fmt: skip
@@ -52,7 +54,7 @@ ModelDtypeOption = Annotated[
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """A video language model, and how it is shown a video."""
+    """A video language model, and how it reads a video."""
 
     model: ModelOption
     frames: FramesOption = None
@@ -61,7 +63,7 @@ class SessionOptions:
         str,
         typer.Option(
             "--layout",
-            help="per_frame keeps the words between frames, collapse removes them.",
+            help="per_frame keeps the text between frames, collapse removes it.",
             rich_help_panel=MODEL,
         ),
     ] = "per_frame"
@@ -69,7 +71,7 @@ class SessionOptions:
         str | None,
         typer.Option(
             "--positions",
-            help="keep, average or renumber; default: what suits the model.",
+            help="Position ids of the tokens: keep, average or renumber. Default: depends on the model.",
             rich_help_panel=MODEL,
         ),
     ] = None
@@ -85,40 +87,43 @@ def ask(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, an image or a folder of images.")],
     session: SessionOptions,
     run: RunOptions,
-    questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION...", help="One or more.")] = None,
+    questions: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="One or more questions.")] = None,
     file: Annotated[
         Path | None,
         typer.Option("--questions", metavar="FILE", help="Text file, one question per line.", rich_help_panel=INPUT),
     ] = None,
     method: MethodOptions = MethodOptions(spec="token_dynamics(keep=32)"),
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Maximum length of an answer.", rich_help_panel=OUTPUT)
+        int, typer.Option("--max-new-tokens", help="Maximum length of an answer, in tokens.", rich_help_panel=OUTPUT)
     ] = 128,
     compare: Annotated[
         bool,
-        typer.Option("--compare", help="Answer with all tokens too: costs and answers.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--compare", help="Also answer with all tokens, and compare costs and answers.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a video language model about a video, with few visual tokens.
 
-    Answers are greedy and appear as they come. Several questions read and encode the video once. --compare answers
-    with all tokens first, then with few: tokens, seconds to the first token, tokens a second, memory, both answers.
-    Memory is what is needed beyond weights and features; on a CPU the prefill is run once more to measure it.
+    Decoding is greedy, and answers are printed as they are generated. The video is read and encoded once for all
+    questions. --compare answers first with all tokens, then with few, and prints tokens, time to the first token,
+    tokens per second, memory and both answers. Memory excludes weights and features; on a CPU, the prefill runs a
+    second time to measure it.
     """
     check_exists(video, file)
-    asked = _questions(questions or [], file)
+    prompts = _questions(questions or [], file)
     if session.frames is not None and session.fps is not None:
         raise ValueError("give --frames or --fps, not both")
-    with _spinner(as_json) as say, progress("questions", len(asked), bar=False) as advance:
+    with _spinner(as_json) as say, progress("questions", len(prompts), bar=False) as advance:
         few = open_session(session, method, run, say)
         full = few.unreduced() if compare else None
         if compare:
-            few.warm_up()  # or the first of the two would pay for it
+            few.warm_up()  # otherwise only the first of the two would include it
         rows = []
-        for number, question in enumerate(asked):
+        for number, question in enumerate(prompts):
             advance(number)
-            if len(asked) > 1 and not as_json:
+            if len(prompts) > 1 and not as_json:
                 say(None)
                 out.print(f"\n[bold]{escape(question)}[/bold]", soft_wrap=True, highlight=False)
             if full is None:
@@ -128,15 +133,15 @@ def ask(
                 _one(asker, video, question, name, max_new_tokens, True, True, say)
                 for asker, name in ((full, "full"), (few, method.spec))
             ]
-            # They share one reading and one encoding, which each of them would have paid alone.
-            both[1] |= {name: both[0][name] for name in ("decode", "encode")}
-            both[1]["first"] = sum(both[1][name] for name in ("decode", "encode", "reduce", "prefill"))
+            # They share one reading and one encoding, which each would need alone.
+            both[1] |= {key: both[0][key] for key in ("decode_seconds", "encode_seconds")}
+            both[1]["first_token_seconds"] = sum(both[1][f"{stage}_seconds"] for stage in STAGES)
             rows += both
             say(None)
             if not as_json:
                 _print_both(both)
     if as_json:
-        print_json({"video": str(video), "model": session.model, "with": method.spec, "answers": rows})
+        print_json({"video": str(video), "model": session.model, "spec": method.spec, "answers": rows})
 
 
 def _questions(questions: list[str], file: Path | None) -> list[str]:
@@ -146,14 +151,14 @@ def _questions(questions: list[str], file: Path | None) -> list[str]:
         questions = questions + [line.strip() for _, line in read_lines(file)]
     questions = [question for question in questions if question.strip()]
     if not questions:
-        raise ValueError('ask something: fewtokens ask VIDEO "What happens?" --model M, or --questions FILE')
+        raise ValueError('no question; use fewtokens ask VIDEO "What happens?" --model M, or --questions FILE')
     return questions
 
 
 def open_session(
-    options: SessionOptions, method: MethodOptions, run: RunOptions, say: Callable[[str | None], None]
+    options: SessionOptions, method_options: MethodOptions, run: RunOptions, say: Callable[[str | None], None]
 ) -> Session:
-    """The session that the options describe, with a model of transformers or one that `train video-llm` saved."""
+    """Opens a session with a model of transformers, or with one that `train video-llm` wrote."""
     from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
@@ -163,21 +168,23 @@ def open_session(
     name, frames = options.model, options.frames
     composed = is_video_llm(name)
     if composed and (options.fps, options.layout, options.positions, options.dtype) != (None, "per_frame", None, None):
-        raise ValueError(f"{name} takes --frames; --fps, --layout, --positions and --dtype are for other models")
+        raise ValueError(
+            f"{name} was written by train video-llm: --fps, --layout, --positions and --dtype have no effect"
+        )
     if frames is None and options.fps is None and not composed:
         frames = FRAMES
-    # What is wrong with the spec is reported before weights are read, which may take minutes.
+    # Errors in the spec are reported before weights are read, which may take minutes.
     _, config, backend = find(name)
-    methods = make_methods(method, run.seed, config.get_text_config().hidden_size)
-    check_cues(backend, Pipeline([each for each in methods if each.stage in ("pixels", "tokens")]))
+    methods = make_methods(method_options, run.seed, config.get_text_config().hidden_size)
+    check_cues(backend, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
     say(f"loading {name}")
     model, processor = load(name, run.device, options.dtype)
     for text in processor.notes:
         say(None)
         note("note:", text)
-    for each in methods:
-        if isinstance(each, Method):
-            each.to(model.device)
+    for method in methods:
+        if isinstance(method, Method):
+            method.to(model.device)
     session = Session(
         model, processor, methods, frames, fps=options.fps, layout=options.layout, positions=options.positions
     )
@@ -195,7 +202,7 @@ def _one(
     quiet: bool,
     say: Callable[[str | None], None],
 ) -> dict[str, Any]:
-    """Answers one question; prints the answer as it comes unless it is quiet."""
+    """Answers one question; prints the answer while it is generated, unless `quiet`."""
 
     def write(text: str) -> None:
         say(None)
@@ -214,55 +221,57 @@ def _one(
 
 def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
     return {
-        "with": name,
+        "spec": name,
         "question": question,
         "answer": answer.text,
-        "tokens": answer.tokens,
+        "visual_tokens": answer.tokens,
         "cells": answer.cells,
-        "prompt": answer.prompt_tokens,
-        "new": answer.new_tokens,
-        "first": answer.first_token,
-        **answer.seconds,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+        "first_token_seconds": answer.first_token,
+        **{f"{stage}_seconds": answer.seconds[stage] for stage in STAGES},
         "tokens_per_second": answer.speed,
         "memory_bytes": answer.memory,
     }
 
 
 def _print_both(rows: list[dict[str, Any]]) -> None:
-    # Two tables, since one would not fit a narrow terminal.
+    # Two tables, because one would not fit a narrow terminal.
     counts = [
         {
-            "with": row["with"],
-            "visual tokens": row["tokens"],
-            "prompt tokens": row["prompt"],
+            "method": row["spec"],
+            "visual tokens": row["visual_tokens"],
+            "prompt tokens": row["prompt_tokens"],
             "tokens/s": row["tokens_per_second"],
             "MiB": None if row["memory_bytes"] is None else row["memory_bytes"] / 2**20,
         }
         for row in rows
     ]
-    stages = ("decode", "encode", "reduce", "prefill")
     seconds = [
-        {"with": row["with"], **{name: row[name] for name in stages}, "first token": row["first"]} for row in rows
+        {"method": row["spec"]}
+        | {stage: row[f"{stage}_seconds"] for stage in STAGES}
+        | {"first token": row["first_token_seconds"]}
+        for row in rows
     ]
     out.print(table("tokens, speed, memory", counts))
     out.print(table("seconds to the first token", seconds))
     for row in rows:
-        out.print(f"[bold]{escape(row['with'])}:[/bold] {escape(row['answer'])}", soft_wrap=True, highlight=False)
+        out.print(f"[bold]{escape(row['spec'])}:[/bold] {escape(row['answer'])}", soft_wrap=True, highlight=False)
 
 
 @contextmanager
 def _spinner(quiet: bool) -> Iterator[Callable[[str | None], None]]:
-    """Says on a terminal what is being done; gives the function that sets it, and stops it by None."""
+    """Shows the current activity on a terminal; returns the function that sets it (None stops the spinner)."""
     status = log.status("")
     shown = log.is_terminal and not quiet
 
-    def say(what: str | None) -> None:
+    def say(activity: str | None) -> None:
         if not shown:
             return
-        if what is None:
+        if activity is None:
             status.stop()
         else:
-            status.update(escape(what))
+            status.update(escape(activity))
             status.start()
 
     try:

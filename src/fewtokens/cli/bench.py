@@ -34,11 +34,12 @@ from fewtokens.cli.resume import (
     check_settings,
     check_source,
     distinct_names,
-    one_each,
+    unique_paths,
     read_rows,
     source_now,
 )
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.keys import change, current_keys, headed
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.bench import Item
@@ -59,8 +60,8 @@ class _Noted(TypedDict):
 
 
 # What a table in the terminal has room for.
-_SHORT = ("method", "tokens", "cosine", "rare cosine", "J&F", "PSNR dB", "total ms")
-_CHANGED = ("keep", "method", "Δ cosine", "Δ J&F", "Δ total ms")
+_SHORT = ("method", "tokens", "cosine", "rare_cosine", "j_and_f", "psnr_db", "total_ms")
+_CHANGED = ("keep", "method", *map(change, ("cosine", "j_and_f", "total_ms")))
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def bench(
         "dtype": encoding.dtype or "float32",
         "frames": clip.frames,
         "size": clip.size,
-        "davis size": clip.davis_size,
+        "davis_size": clip.davis_size,
         "seed": run.seed,
     }
     files.sweep(target)
@@ -195,7 +196,9 @@ def bench(
     check_settings(target / "settings.json", settings)
     noted, broken = _check_sources(target, sources)
     # A row by its clip, method and budget; two runs that share a folder may both have made one.
-    made = {(row["clip"], row["method"], row["keep"]): row for row in read_rows(target / "rows.jsonl", _Row)}
+    made = {
+        (row["clip"], row["method"], row["keep"]): row for row in current_keys(read_rows(target / "rows.jsonl", _Row))
+    }
     wanted = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
     failed: list[dict[str, str]] = []
     drawn = _drawn(sources, shown)
@@ -270,7 +273,7 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
         if not inside:
             raise ValueError(f"{video}: a folder without videos ({', '.join(sorted(VIDEOS))})")
         files += inside
-    found: list[tuple[Path, list[Path] | None]] = [(file, None) for file in one_each(files)]
+    found: list[tuple[Path, list[Path] | None]] = [(file, None) for file in unique_paths(files)]
     if davis is not None:
         sequences, _ = davis_sequences(davis, "all")
         for one in sequences:
@@ -384,7 +387,9 @@ def _write(
     from fewtokens.show.plots import draw_trade_off, styles_of
 
     summary = summarise(rows)
-    bare = [{name: value for name, value in row.items() if name not in ("vector", "source", "grid")} for row in rows]
+    bare = [
+        {name: value for name, value in row.items() if name not in ("vector", "assignment", "grid")} for row in rows
+    ]
     settings = told["settings"]
     encoder = settings["encoder"]["id"]
     clips = len({row["clip"] for row in rows})
@@ -405,11 +410,12 @@ def _write(
     plots = []
     if find_spec("matplotlib") is None:
         log.print("no plots: they need matplotlib, pip install 'fewtokens[show]'", highlight=False)
-    measures = ("cosine", "rare cosine", "J&F", "PSNR dB", "ranks")
+    measures = ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation")
     styles = styles_of(summary, measures, baselines=registry.BASELINES, full=FULL)
     for measure in measures:
-        path = target / f"{measure.replace('&', '').replace(' ', '_')}.png"
-        drawn = draw_trade_off(summary, measure, path, styles, baselines=registry.BASELINES, full=FULL)
+        drawn = draw_trade_off(
+            summary, measure, target / f"{measure}.png", styles, baselines=registry.BASELINES, full=FULL
+        )
         plots += [] if drawn is None else [drawn]
     full = {row["clip"]: row for row in rows if row["method"] == FULL}
     frames = {name: (*drawn, full[name]["grid"]) for name, drawn in pictures.items() if "grid" in full.get(name, {})}
@@ -434,7 +440,7 @@ def _print(summary: list[dict[str, Any]], target: Path) -> None:
         lines = [*full, *(line for line in summary if line["keep"] == budget and line["method"] != FULL)]
         names = [name for name in _SHORT if any(line.get(name) is not None for line in lines)]
         title = f"{100 * budget:g} % of the tokens" if isinstance(budget, float) else f"{budget} tokens"
-        out.print(table(title, [{name: line.get(name) for name in names} for line in lines]))
+        out.print(table(title, [headed({name: line.get(name) for name in names}) for line in lines]))
     out.print(f"[bold]Page[/bold]   {escape(str(target / 'index.html'))}", highlight=False)
     out.print(f"[bold]Tables[/bold] {escape(str(target / 'results.md'))}, .csv, .json", highlight=False)
 
@@ -451,5 +457,5 @@ def _compare(files: Sequence[Path], as_json: bool) -> None:
         print_json(lines)
         return
     names = [name for name in _CHANGED if any(name in line for line in lines)]
-    rows = [{name: line.get(name) for name in names} for line in lines]
+    rows = [headed({name: line.get(name) for name in names}) for line in lines]
     out.print(table(f"{files[0]} → {files[1]}", rows))

@@ -12,26 +12,25 @@ from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import out
 from fewtokens.cli.options import INPUT, METHOD, MODEL, RUN, DeviceOption, JsonOption, names_of
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.keys import heading
 
 
 @dataclass(frozen=True)
 class LanguageOptions:
-    """Few tokens in a language model."""
+    """Cost of few tokens in a language model."""
 
     specs: Annotated[
         list[str] | None,
         typer.Option(
             "--with",
             metavar="SPEC",
-            help="Few tokens in a language model instead; comma-separated, or given several times.",
+            help="Specs to count in a language model, instead of networks; comma-separated or repeated.",
             rich_help_panel=METHOD,
         ),
     ] = None
     grid: Annotated[
         str,
-        typer.Option(
-            "--grid", help="With --with: cells of the video, frames x rows x columns.", rich_help_panel=METHOD
-        ),
+        typer.Option("--grid", help="With --with: grid of the video, frames x rows x columns.", rich_help_panel=METHOD),
     ] = "32x27x27"
     llm: Annotated[
         str,
@@ -41,7 +40,7 @@ class LanguageOptions:
     ] = "qwen2-0.5b"
     text: Annotated[
         int,
-        typer.Option("--text", help="With --with: tokens of the prompt beside the video's.", rich_help_panel=METHOD),
+        typer.Option("--text", help="With --with: number of text tokens in the prompt.", rich_help_panel=METHOD),
     ] = 40
     pooled: Annotated[
         bool,
@@ -52,7 +51,9 @@ class LanguageOptions:
     accuracy: Annotated[
         list[float] | None,
         typer.Option(
-            "--accuracy", help="With --with: measured %, once for each SPEC, for TokDense.", rich_help_panel=METHOD
+            "--accuracy",
+            help="With --with: measured accuracy in %, for TokDense; repeat for each SPEC.",
+            rich_help_panel=METHOD,
         ),
     ] = None
 
@@ -64,28 +65,26 @@ class NetworkOptions:
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", help="Side of the frames, in pixels; default: the network's own.", rich_help_panel=INPUT
+            "--size", help="Side of the frames, in pixels. Default: that of the network.", rich_help_panel=INPUT
         ),
     ] = None
     frames: Annotated[
         int | None,
-        typer.Option("--frames", help="Frames of a clip; default: the network's own.", rich_help_panel=INPUT),
+        typer.Option("--frames", help="Frames per clip. Default: those of the network.", rich_help_panel=INPUT),
     ] = None
-    classes: Annotated[
-        int | None, typer.Option("--classes", help="Outputs of the classifier.", rich_help_panel=MODEL)
-    ] = None
+    classes: Annotated[int | None, typer.Option("--classes", help="Number of classes.", rich_help_panel=MODEL)] = None
 
 
 @dataclass(frozen=True)
 class TimeOptions:
-    """How time is measured."""
+    """Whether and how time is measured."""
 
-    timed: Annotated[bool, typer.Option("--time", help="Also run it and measure the time.", rich_help_panel=RUN)] = (
-        False
-    )
-    batch: Annotated[int, typer.Option("--batch", help="With --time: clips at once.", rich_help_panel=RUN)] = 1
+    timed: Annotated[
+        bool, typer.Option("--time", help="Also measure the time of a forward pass.", rich_help_panel=RUN)
+    ] = False
+    batch: Annotated[int, typer.Option("--batch", help="With --time: clips per batch.", rich_help_panel=RUN)] = 1
     repeats: Annotated[
-        int, typer.Option("--repeats", help="With --time: timed passes, after two to warm up.", rich_help_panel=RUN)
+        int, typer.Option("--repeats", help="With --time: timed passes, after two for warm-up.", rich_help_panel=RUN)
     ] = 7
     device: DeviceOption = "auto"
 
@@ -97,15 +96,15 @@ class TimeOptions:
     modes=(
         Mode(
             "few tokens", lambda values: bool(values["specs"]), names_of(NetworkOptions, TimeOptions),
-            "are for networks, not for --with",
+            "have no effect with --with",
         ),
         Mode(
             "networks", lambda values: not values["specs"], names_of(LanguageOptions, without=("specs",)),
-            "have a meaning with --with SPEC only",
+            "require --with SPEC",
         ),
         Mode(
             "networks without --time", lambda values: not values["specs"] and not values["timed"],
-            names_of(TimeOptions, without=("timed",)), "have a meaning with --time only",
+            names_of(TimeOptions, without=("timed",)), "require --time",
         ),
     ),
 )  # fmt: skip
@@ -114,14 +113,14 @@ def cost(
     few: LanguageOptions,
     time: TimeOptions,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL...]", help="Names, or folders of saved networks.")
+        list[str] | None, typer.Argument(metavar="[MODEL]", help="Names of networks, or folders of saved ones.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count what a network costs for one image or clip, or what few tokens cost and save in a language model.
+    """Count the cost of a network for one image or clip, or of few tokens in a language model.
 
-    GFLOPs are given by two conventions: the paper's (2 MACs and all elementwise operations, halved) and plain
-    multiply-accumulates. --time runs it with random weights; counting alone needs no memory.
+    GFLOPs follow the convention of TokenLearner: (2 MACs + elementwise operations) / 2. GMACs are multiply-accumulates.
+    --time runs the network with random weights; counting alone allocates no memory.
     """
     if few.specs:
         if names:
@@ -129,7 +128,7 @@ def cost(
         _of_tokens(few, as_json)
         return
     if not names:
-        raise ValueError("say which network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
+        raise ValueError("give a network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
     import torch
 
     from fewtokens import networks as models
@@ -146,33 +145,35 @@ def cost(
         clip = torch.empty(1, *shape, device="meta")
         counted = count(model, clip)
         row: dict[str, Any] = {
-            "model": name,
+            "name": name,
             "input": "x".join(str(shape[axis]) for axis in (0, 2, 3)),
-            "GFLOPs (paper)": counted.by("paper"),
-            "GMACs": count_torch_macs(model, clip),
+            "gflops_paper": counted.by("paper"),
+            "gmacs": count_torch_macs(model, clip),
             "parameters": parameters(model),
-            "activations, MiB": activation_bytes(model.train(), clip) / 2**20,
+            "activations_mib": activation_bytes(model.train(), clip) / 2**20,
         }
         if models.preset_kind(name) == "x2plus1d":
-            row["GFLOPs (paper_video)"] = counted.by("paper_video")
+            row["gflops_paper_video"] = counted.by("paper_video")
         if counted.unknown:
-            row["not counted"] = ", ".join(counted.unknown)
+            row["uncounted"] = list(counted.unknown)
         if time.timed:
             where = pick_device(time.device)
             model, _ = _build(name, network, where)
             measured = latency(model.eval(), torch.rand(time.batch, *shape, device=where), repeats=time.repeats)
-            row |= {"ms": measured.median, "low": measured.low, "high": measured.high, "batch": time.batch}
-            row["device"] = str(where)
+            row |= {
+                "latency_ms": measured.median, "latency_ms_low": measured.low, "latency_ms_high": measured.high,
+                "batch": time.batch, "device": str(where),
+            }  # fmt: skip
         rows.append(row)
     if as_json:
         print_json(rows)
         return
-    # A column for each network: names are long, and there are more figures than networks.
-    keys = list(dict.fromkeys(key for row in rows for key in row if key != "model"))
-    out.print(table("", [{"": key} | {row["model"]: _text(key, row.get(key)) for row in rows} for key in keys]))
+    # One column per network: names are long, and there are more numbers than networks.
+    keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
+    out.print(table("", [{"": heading(key)} | {row["name"]: _text(key, row.get(key)) for row in rows} for key in keys]))
     out.print(
-        "For one image or clip. paper: (2 MACs + elementwise) / 2, as TokenLearner's tables; activations: what a "
-        "forward pass keeps for the backward pass in float32.",
+        "For one image or clip. paper: (2 MACs + elementwise) / 2, as in TokenLearner's tables; activations: float32 "
+        "values kept for the backward pass.",
         style="dim",
     )
 
@@ -185,11 +186,11 @@ def _of_tokens(options: LanguageOptions, as_json: bool) -> None:
     specs, text, accuracies = split_specs(",".join(options.specs or [])), options.text, options.accuracy or []
     sides = options.grid.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
-        raise ValueError(f"--grid is written frames x rows x columns, such as 32x27x27, got {options.grid!r}")
+        raise ValueError(f"--grid must be frames x rows x columns, such as 32x27x27, got {options.grid!r}")
     if text < 0 or not all(0 <= value <= 100 for value in accuracies):
-        raise ValueError(f"--text is a count from 0, --accuracy a percentage, got {text} and {accuracies}")
+        raise ValueError(f"--text must be at least 0 and --accuracy from 0 to 100, got {text} and {accuracies}")
     if accuracies and len(accuracies) != len(specs):
-        raise ValueError(f"--accuracy is said once for each --with: {len(accuracies)} for {len(specs)}")
+        raise ValueError(f"--accuracy must be given once per SPEC, got {len(accuracies)} for {len(specs)}")
     cells, model = Grid(int(sides[0]), int(sides[1]), int(sides[2])), language_model(options.llm)
     measured = dict(zip(specs, accuracies, strict=False))
     costs = [
@@ -199,10 +200,10 @@ def _of_tokens(options: LanguageOptions, as_json: bool) -> None:
     if as_json:
         print_json([cost.row() for cost in costs])
         return
-    names = {
+    columns = {
         "tokens (K)": lambda c: str(c.tokens),
-        "of (N)": lambda c: str(c.cells),
-        "share": lambda c: f"{100 * c.share:.3f} %",
+        "cells (N)": lambda c: str(c.cells),
+        "retention": lambda c: f"{100 * c.share:.3f} %",
         "frames, pooled": lambda c: f"{c.frames}, {'yes' if c.pooled else 'no'}",
         "module": lambda c: c.module,
         "module, GFLOPs": lambda c: f"{c.module_gflops:.2f}",
@@ -211,17 +212,17 @@ def _of_tokens(options: LanguageOptions, as_json: bool) -> None:
         "accuracy, %": lambda c: "-" if c.accuracy is None else f"{c.accuracy:.2f}",
         "TokDense": lambda c: "-" if c.tokdense is None else f"{c.tokdense:.3f}",
     }
-    out.print(table("", [{"": name} | {cost.spec: tell(cost) for cost in costs} for name, tell in names.items()]))
+    out.print(table("", [{"": name} | {cost.spec: column(cost) for cost in costs} for name, column in columns.items()]))
     out.print(
-        f"One video and {text} tokens of text in {model.name}; 2 operations for each multiply-accumulate. Module and "
-        "LLM as in the table of Token Dynamics, which leaves out iterations; GFLOPs are counted as it runs. TokDense "
-        "rewards keeping next to nothing: read it beside the accuracy.",
+        f"One video and {text} text tokens in {model.name}; 2 operations per multiply-accumulate. Module and LLM: "
+        "complexities from the table of Token Dynamics, which excludes iterations; GFLOPs are counted while it runs. "
+        "TokDense rewards keeping almost nothing: read it together with the accuracy.",
         style="dim",
     )
 
 
 def _build(name: str, options: NetworkOptions, device: Any) -> tuple[Any, list[int]]:
-    """The network on a device with random weights, and the shape [T,3,H,W] of a clip for it."""
+    """Builds a network with random weights on a device; also returns the shape [T,3,H,W] of its input clip."""
     import torch
 
     from fewtokens import networks as models
@@ -231,7 +232,7 @@ def _build(name: str, options: NetworkOptions, device: Any) -> tuple[Any, list[i
         saved = models.read_config(name)
         if saved["fewtokens_model"] not in models.KINDS:
             raise ValueError(
-                f"{name}: holds a {saved['fewtokens_model']}; costs are counted of {', '.join(models.KINDS)}"
+                f"{name}: contains a {saved['fewtokens_model']}; costs can be counted for {', '.join(models.KINDS)}"
             )
         kind, settings = models.KINDS[saved["fewtokens_model"]], saved["config"]
     else:
@@ -252,6 +253,8 @@ def _text(key: str, value: Any) -> str:
         return "-"
     if key == "parameters":
         return f"{value / 1e6:.2f} M"
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, float):
         return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
     return str(value)

@@ -1,4 +1,4 @@
-"""`fewtokens demo`: what this is about, in a minute, with no network and no weights."""
+"""`fewtokens demo`: every method on two generated videos, in a minute, without network access or weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fewtokens.cli.options import INPUT, METHOD, OUTPUT, JsonOption, SeedOption
 from fewtokens.cli.pipelines import parse_keep
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.keys import headed
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.compare import Row
@@ -26,18 +27,20 @@ _PATCH = 16
 @verb("fewtokens demo", "fewtokens demo --keep 0.05 --out few")
 def demo(
     folder: Annotated[
-        Path, typer.Option("--out", help="Folder for the pictures and the page.", rich_help_panel=OUTPUT)
+        Path, typer.Option("--out", help="Output folder for images and the page.", rich_help_panel=OUTPUT)
     ] = Path("demo"),
     keep: Annotated[
         str,
-        typer.Option("--keep", metavar="K", help="Budget of every method: a share or a count.", rich_help_panel=METHOD),
+        typer.Option(
+            "--keep", metavar="K", help="Budget of every method: a fraction or a count.", rich_help_panel=METHOD
+        ),
     ] = "0.1",
-    frames: Annotated[int, typer.Option("--frames", help="Frames of each clip.", rich_help_panel=INPUT)] = 16,
+    frames: Annotated[int, typer.Option("--frames", help="Frames per clip.", rich_help_panel=INPUT)] = 16,
     size: Annotated[int, typer.Option("--size", help="Side of the frames, in pixels.", rich_help_panel=INPUT)] = 256,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """See videos turned into few tokens by every method: a table, a picture, a page. No weights needed."""
+    """Run every method on two generated videos: a table, images and a page. No weights needed."""
     from fewtokens.core import registry
     from fewtokens.encoders import Patches
     from fewtokens.evaluation.compare import at_one_budget
@@ -45,10 +48,10 @@ def demo(
 
     budget = parse_keep(keep)
     assert budget is not None
-    # Pixel patches give no attention and no keys, which some methods ask for.
+    # Pixel patches have no attention and no keys, which some methods need.
     grid = Patches(_PATCH).grid(frames, size, size)
     methods = at_one_budget(budget, grid, seed, gives=("pixels",))
-    # These decide by a threshold of their own, so they are shown beside, not at the budget.
+    # These decide by thresholds, so they do not meet the budget.
     threshold = registry.build("rlt | dtd(mode='pixel')")
     clips: list[Clip] = []
     report: list[dict[str, Any]] = []
@@ -64,10 +67,10 @@ def demo(
     if as_json:
         print_json({"page": str(page), "clips": report})
         return
-    out.print("[dim]rlt and dtd keep what exceeds their thresholds; all others meet the budget.[/dim]")
+    out.print("[dim]rlt and dtd keep the tokens above their thresholds; all others meet the budget.[/dim]")
     out.print(f"\n[bold]Page[/bold]      {escape(str(page))}   (step through frames, switch methods)", highlight=False)
     for entry in report:
-        out.print(f"[bold]Pictures[/bold]  {escape(entry['sheet'])}", highlight=False)
+        out.print(f"[bold]Image[/bold]     {escape(entry['sheet'])}", highlight=False)
     out.print(
         "\n[bold]Now try[/bold]\n"
         '  fewtokens tokenize YOUR.mp4 --with "tome(keep=0.1)" --out tokens.safetensors\n'
@@ -82,7 +85,7 @@ def demo(
 def _run(
     title: str, kind: str, methods: list[Any], frames: int, size: int, seed: int
 ) -> tuple[Clip, list[dict[str, Any]]]:
-    """One clip through all methods: what to draw, and the rows of the table."""
+    """Runs all methods on one clip; returns what to draw and the rows of the table."""
     from fewtokens.encoders import Patches
     from fewtokens.evaluation.compare import compare
     from fewtokens.show import Clip
@@ -105,10 +108,11 @@ def _result(row: Row) -> Any:
 
     assert row.frames is not None
     frames = (row.frames * 255).round().byte()
-    return Result(row.method.name, row.method.spec, row.tokens, frames, row.numbers())
+    numbers = {name: value for name, value in row.numbers().items() if value is not None}
+    return Result(row.method.name, row.method.spec, row.tokens, frames, numbers)
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The columns that the terminal shows."""
-    names = ("method", "tokens", "share", "PSNR dB", "ms", "± ms")
-    return [{name: row[name] for name in names} for row in rows]
+    """The columns that fit the terminal."""
+    names = ("method", "tokens", "retention", "psnr_db", "method_ms", "method_ms_spread")
+    return [headed({name: row[name] for name in names}) for row in rows]

@@ -1,4 +1,4 @@
-"""`fewtokens methods`: what there is."""
+"""`fewtokens methods`: lists the methods."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from fewtokens.cli.console import out
 from fewtokens.cli.options import JsonOption
 from fewtokens.cli.tables import print_json, table
 
-# In the order in which a video meets them.
+# In the order in which a video passes them.
 _STAGES = {
-    "frames": "which frames are encoded",
+    "frames": "select the frames to encode",
     "pixels": "before the encoder",
-    "encoder": "between its blocks",
-    "tokens": "after it",
+    "encoder": "between the blocks of the encoder",
+    "tokens": "after the encoder",
     "llm": "inside the layers of a language model",
 }
 
 
 @verb("fewtokens methods", "fewtokens methods tome")
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Explain this method.")] = None, as_json: JsonOption = False
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Method to describe.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """List the methods by stage, or explain one."""
+    """List all methods by stage, or describe one."""
     from fewtokens.core import registry
 
     if name is None:
-        rows = [describe(each) for each in [*registry.names(), *registry.layer_names()]]
+        rows = [describe(method) for method in [*registry.names(), *registry.layer_names()]]
         if as_json:
             print_json(rows)
         else:
@@ -42,8 +43,8 @@ def methods(
     if as_json:
         print_json(row)
         return
-    out.print(f"[bold]{name}[/bold]  [dim]stage {row['stage']}, {row['count']} count[/dim]\n")
-    out.print(escape(row["text"]), highlight=False)
+    out.print(f"[bold]{name}[/bold]  [dim]stage {row['stage']}, {row['budget']} count[/dim]\n")
+    out.print(escape(row["description"]), highlight=False)
     out.print()
     out.print(table("Defaults", [{"argument": key, "default": repr(value)} for key, value in row["arguments"].items()]))
     for label in ("needs", "cost", "paper", "license"):
@@ -57,8 +58,8 @@ def _list(rows: list[dict[str, Any]]) -> None:
     for stage in stages:
         listed = [
             {
-                "method": row["method"],
-                "what it does": row["summary"] + (" (trained)" if row["trainable"] == "yes" else ""),
+                "method": row["name"],
+                "what it does": row["summary"] + (" (trained)" if row["trainable"] else ""),
             }
             for row in rows
             if row["stage"] == stage
@@ -66,42 +67,42 @@ def _list(rows: list[dict[str, Any]]) -> None:
         if listed:
             out.print(table(f"{stage}: {_STAGES.get(stage, '')}".rstrip(": "), listed))
             out.print()
-    out.print('One of them: fewtokens methods NAME. A chain: --with "rlt | tome(keep=0.1)".', style="dim")
+    out.print('To describe one: fewtokens methods NAME. To chain several: --with "rlt | tome(keep=0.1)".', style="dim")
 
 
 def summary_of(text: str) -> str:
-    """The first sentence of a docstring, without its full stop."""
+    """Returns the first sentence of a docstring, without its full stop."""
     first = re.split(r"\.\s+(?=[A-Z`])", " ".join(text.split("\n\n")[0].split()))[0]
     return first.replace("`", "").rstrip(".")
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Everything that a method says of itself."""
+    """Returns what is known about a method, as plain values (see docs/formats.md)."""
     from fewtokens.core import registry
     from fewtokens.core.method import Method
 
     kind = registry.get(name)
     method = kind()
-    takes_keep = "keep" in method.arguments
-    count = "threshold, or exact" if takes_keep else "threshold"
-    if getattr(method, "budget", None) or (takes_keep and not isinstance(method, Method)):
-        count = "exact"
+    has_keep = "keep" in method.arguments
+    budget = "threshold, or exact" if has_keep else "threshold"
+    if getattr(method, "budget", None) or (has_keep and not isinstance(method, Method)):
+        budget = "exact"
     streams = "no"
     if isinstance(method, Method):
         streams = "yes" if method.causal else "as an option" if kind.step is not Method.step else "no"
     text = inspect.getdoc(kind) or ""
     return {
-        "method": name,
+        "name": name,
         "stage": method.stage,
         "summary": summary_of(text),
-        "count": count,
+        "budget": budget,
         "streaming": streams,
-        "trainable": "yes" if getattr(method, "learned", False) else "no",
+        "trainable": bool(getattr(method, "learned", False)),
         "paper": method.paper,
         "baseline": name in registry.BASELINES,
         "arguments": {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()},
         "needs": list(getattr(method, "needs", ())),
         "cost": method.cost,
         "license": method.license,
-        "text": text,
+        "description": text,
     }

@@ -1,4 +1,4 @@
-"""The options that verbs share: one noun for one thing, in groups that a verb takes whole."""
+"""The options that verbs share, in groups; each name has one meaning in all verbs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-# The panels of the help, in their order.
+# The panels of the help, in order.
 PANELS = ("Input", "Encoder", "Model", "Method", "Protocol", "Training", "Output", "Run")
 INPUT, ENCODER, MODEL, METHOD, PROTOCOL, TRAINING, OUTPUT, RUN = PANELS
 
-VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Videos, images or folders of images.")]
+VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Videos, images or folders of images.")]
 FramesOption = Annotated[
     int | None, typer.Option("--frames", help="Number of frames, spread evenly over the video.", rich_help_panel=INPUT)
 ]
@@ -28,7 +28,7 @@ DtypeOption = Annotated[
 ]
 BatchOption = Annotated[
     int,
-    typer.Option("--batch", help="Frames in one forward pass of the encoder; bounds memory.", rich_help_panel=ENCODER),
+    typer.Option("--batch", help="Frames per forward pass of the encoder; limits memory.", rich_help_panel=ENCODER),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=RUN)]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)]
@@ -36,21 +36,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_hel
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.", rich_help_panel=OUTPUT)]
 SettingsOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Change a setting; can be given several times.", rich_help_panel=PROTOCOL
-    ),
+    typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; can be repeated.", rich_help_panel=PROTOCOL),
 ]
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Which frames of a video are read, and how large; also what a token file notes of its reading."""
+    """Which frames of a video are read, and at which size; also saved in token files ("reading")."""
 
     frames: FramesOption = None
     fps: FpsOption = None
     size: SizeOption = 224
-    start: Annotated[float, typer.Option("--start", help="Start at this second.", rich_help_panel=INPUT)] = 0.0
-    end: Annotated[float | None, typer.Option("--end", help="Stop at this second.", rich_help_panel=INPUT)] = None
+    start: Annotated[float, typer.Option("--start", help="Start time, in seconds.", rich_help_panel=INPUT)] = 0.0
+    end: Annotated[float | None, typer.Option("--end", help="End time, in seconds.", rich_help_panel=INPUT)] = None
     video_stream: Annotated[
         int | None,
         typer.Option(
@@ -59,13 +57,15 @@ class ReadOptions:
     ] = None
     allow_truncated: Annotated[
         bool,
-        typer.Option("--allow-truncated", help="Use what can be decoded of a truncated file.", rich_help_panel=INPUT),
+        typer.Option(
+            "--allow-truncated", help="Use the frames of a truncated file that can be decoded.", rich_help_panel=INPUT
+        ),
     ] = False
 
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What turns frames into tokens."""
+    """The encoder, which turns frames into tokens."""
 
     encoder: Annotated[
         str,
@@ -81,14 +81,14 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """What turns tokens into few."""
+    """The methods, which reduce tokens."""
 
     spec: Annotated[
         str,
         typer.Option(
             "--with",
             metavar="SPEC",
-            help='Methods, such as "rlt | tome(keep=0.1)"; "" keeps all tokens.',
+            help='Spec of the methods, such as "rlt | tome(keep=0.1)"; "" keeps all tokens.',
             rich_help_panel=METHOD,
         ),
     ] = ""
@@ -97,7 +97,7 @@ class MethodOptions:
         typer.Option(
             "--keep",
             metavar="K",
-            help="Budget of the methods that leave it open: 0.1 is a share, 32 a count, 8/frame a count per frame.",
+            help="Budget of methods whose spec sets none: 0.1 is a fraction, 32 a count, 8/frame a count per frame.",
             rich_help_panel=METHOD,
         ),
     ] = None
@@ -105,12 +105,12 @@ class MethodOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where it runs, and what its random numbers follow from."""
+    """The device and the random seed."""
 
     device: DeviceOption = "auto"
     seed: SeedOption = 0
 
 
 def names_of(*groups: type, without: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The parameters of some groups of options."""
+    """Returns the parameter names of groups of options."""
     return tuple(field.name for group in groups for field in fields(group) if field.name not in without)

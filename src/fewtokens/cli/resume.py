@@ -1,4 +1,4 @@
-"""What a run finds of an earlier one: which results are there, what they were made from, and what may be kept."""
+"""Resuming: which results of an earlier run exist, from which sources and settings, and whether they can be kept."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from rich.markup import escape
 
 from fewtokens.cli.console import log
 from fewtokens.core.identity import source_of, with_current_names
+from fewtokens.core.keys import current_keys
 from fewtokens.core.plain import conform
 
-# File systems take so many bytes in a name; suffixes are added to what is named here.
-_MOST_BYTES = 255 - len(".safetensors")
-# Names that a run gives to files of its own.
+# File systems limit the bytes of a name; a suffix is added to these names.
+_MAX_BYTES = 255 - len(".safetensors")
+# Names of files that a run writes in addition to its results.
 _RESERVED = ("failed.jsonl",)
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name for the result of each path, unlike all others also where case or composed letters do not count.
+    """Returns a distinct name for the result of each path, ignoring case and Unicode composition.
 
-    The stem; where two stems are equal, all parts of the path; where that is not enough, or too long for a file, also
-    some digits of a digest of the absolute path.
+    The name is the stem; if two stems are equal, all parts of the path; if that is ambiguous, or too long for a file
+    name, a digest of the absolute path is appended.
     """
     stems = Counter(_folded(path.stem) for path in paths)
     names = [
@@ -36,9 +37,9 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         else "_".join(part for part in path.parts if part not in (path.anchor, "..", "."))
         for path in paths
     ]
-    taken = Counter(_folded(name) for name in names)
+    counts = Counter(_folded(name) for name in names)
     return [
-        name if taken[_folded(name)] == 1 and _is_free(name) else _with_digest(name, path)
+        name if counts[_folded(name)] == 1 and _is_free(name) else _with_digest(name, path)
         for name, path in zip(names, paths, strict=True)
     ]
 
@@ -49,7 +50,7 @@ def _folded(name: str) -> str:
 
 def _is_free(name: str) -> bool:
     return (
-        len(os.fsencode(name)) <= _MOST_BYTES
+        len(os.fsencode(name)) <= _MAX_BYTES
         and _folded(name) not in _RESERVED
         and not name.startswith(".fewtokens-")
         and bool(name.strip(". "))
@@ -59,24 +60,24 @@ def _is_free(name: str) -> bool:
 def _with_digest(name: str, path: Path) -> str:
     digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:10]
     name = name.lstrip(".")
-    while len(os.fsencode(name)) > _MOST_BYTES - len(digest) - 1:
+    while len(os.fsencode(name)) > _MAX_BYTES - len(digest) - 1:
         name = name[:-1]
     return f"{name}-{digest}"
 
 
-def one_each(paths: Iterable[Path]) -> list[Path]:
-    """The paths in their order, each place once."""
-    found: dict[str, Path] = {}
+def unique_paths(paths: Iterable[Path]) -> list[Path]:
+    """Returns the paths in their order, without repetitions of a location."""
+    unique: dict[str, Path] = {}
     for path in paths:
-        found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
+        unique.setdefault(os.path.abspath(path), path)
+    return list(unique.values())
 
 
 def source_now(path: Path) -> dict[str, Any]:
-    """What `source_of` says of a video at hand.
+    """Returns `source_of` of an input.
 
     Raises:
-        ValueError: nothing is there.
+        ValueError: no such file.
     """
     try:
         return source_of(path)
@@ -84,61 +85,61 @@ def source_now(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file") from None
 
 
-def check_source(result: Path | str, made: Any, now: dict[str, Any], advice: str) -> None:
-    """Compares what an earlier result says of its source with the source at hand.
+def check_source(result: Path | str, before: Any, now: dict[str, Any], advice: str) -> None:
+    """Compares the source noted in an earlier result with the current source.
 
-    A source that has moved, so that nothing is left in the old place, fits by its name, size and time of change.
+    A source that was moved (nothing is left at the old path) matches by name, size and modification time.
 
     Args:
-        result: begins the message.
-        made: "source" of the result. now: what `source_of` says.
-        advice: ends the message.
+        result: start of the message.
+        before: "source" of the result. now: from `source_of`.
+        advice: end of the message.
 
     Raises:
-        ValueError: another source, or the same one changed; names both.
+        ValueError: another source, or a source that has changed; names both.
     """
-    if not isinstance(made, dict) or not {"path", "bytes", "mtime_ns"} <= made.keys():
-        raise ValueError(f"{result} does not say which file it was made from (an earlier version wrote it); {advice}")
-    same = all(made[name] == now[name] for name in ("bytes", "mtime_ns"))
-    if made["path"] == now["path"]:
+    if not isinstance(before, dict) or not {"path", "bytes", "mtime_ns"} <= before.keys():
+        raise ValueError(f"{result} does not specify its source file (an earlier version wrote it); {advice}")
+    same = all(before[name] == now[name] for name in ("bytes", "mtime_ns"))
+    if before["path"] == now["path"]:
         if not same:
             raise ValueError(
-                f"{result} was made from {now['path']} as it was before ({_said(made)}), which has changed "
-                f"({_said(now)}); {advice}"
+                f"{result} was made from {now['path']}, which has changed since ({_describe(before)}, now "
+                f"{_describe(now)}); {advice}"
             )
         return
-    moved = same and os.path.basename(str(made["path"])) == os.path.basename(now["path"])
-    if not moved or os.path.lexists(str(made["path"])):
-        raise ValueError(f"{result} was made from {made['path']}, not from {now['path']}; {advice}")
+    moved = same and os.path.basename(str(before["path"])) == os.path.basename(now["path"])
+    if not moved or os.path.lexists(str(before["path"])):
+        raise ValueError(f"{result} was made from {before['path']}, not from {now['path']}; {advice}")
 
 
-def check_request(result: Path | str, made: dict[str, Any], request: dict[str, Any]) -> None:
-    """Compares what an earlier result was made with and what is asked for.
+def check_request(result: Path | str, before: dict[str, Any], request: dict[str, Any]) -> None:
+    """Compares the settings of an earlier result with those requested.
 
     Raises:
-        ValueError: they differ; says in what.
+        ValueError: they differ; names the settings.
     """
-    plain, made = json.loads(json.dumps(request)), with_current_names(made)
-    if changed := [name for name in plain if made.get(name) != plain[name]]:
+    plain, before = json.loads(json.dumps(request)), with_current_names(before)
+    if changed := [name for name in plain if before.get(name) != plain[name]]:
         raise ValueError(
             f"{result} was made with other settings ({', '.join(changed)}); give --overwrite, or another --out"
         )
 
 
-def _said(source: dict[str, Any]) -> str:
-    return f"{source['bytes']} bytes, changed at {source['mtime_ns']} ns"
+def _describe(source: dict[str, Any]) -> str:
+    return f"{source['bytes']} bytes, modified at {source['mtime_ns']} ns"
 
 
 def tell_damaged(error: Exception) -> None:
-    """The line that says that a damaged result is made again."""
+    """Prints that a damaged result is made again."""
     log.print(f"{escape(' '.join(str(error).split()))}; it is made again", highlight=False, soft_wrap=True)
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings of a new run, or compares them with those of the one that goes on.
+    """Writes the settings of a new run, or compares them with those of the run that is resumed.
 
     Raises:
-        ValueError: they differ; names what, and both values where they are short.
+        ValueError: they differ; names the settings, and both values if they are short.
     """
     from fewtokens.core import files
 
@@ -147,15 +148,15 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         files.write_json(path, plain)
         return
     try:
-        before = with_current_names(files.read_json(path, dict[str, Any]))
+        before = with_current_names(current_keys(files.read_json(path, dict[str, Any])))
     except ValueError as error:
         raise ValueError(
-            f"{error}; remove it if the run beside it is of these settings, or give another --out"
+            f"{error}; remove it if the run in this folder has the same settings, or give another --out"
         ) from None
     if before != plain:
         names = [name for name in {**plain, **before} if before.get(name) != plain.get(name)]
         changed = ", ".join(_change(name, before.get(name), plain.get(name)) for name in names)
-        raise ValueError(f"{path.parent} holds a run with another {changed}; give another --out")
+        raise ValueError(f"{path.parent} contains a run with another {changed}; give another --out")
 
 
 def _change(name: str, before: Any, now: Any) -> str:
@@ -164,28 +165,28 @@ def _change(name: str, before: Any, now: Any) -> str:
 
 
 def read_rows(path: Path, kind: Any = dict[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier run wrote; a line that was cut when it was stopped, or is otherwise no row, is left out."""
+    """Reads the rows of an earlier run; lines that were cut off when it was stopped, or are damaged, are skipped."""
     return list(_lines(path, kind)) if path.exists() else []
 
 
 def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
     from fewtokens.core import files
 
-    left_out = 0
-    # A cut may lie inside of a letter.
+    damaged = 0
+    # A line may be cut off inside a character.
     for number, line in enumerate(path.read_bytes().split(b"\n")):
         if not line.strip():
             continue
         try:
             yield conform(files.parse_json(line.decode("utf-8"), f"line {number + 1}"), kind, f"line {number + 1}")
         except ValueError:
-            left_out += 1
-    if left_out:
-        log.print(f"{escape(str(path))}: {left_out} damaged lines left out; what they held is made again")
+            damaged += 1
+    if damaged:
+        log.print(f"{escape(str(path))}: {damaged} damaged lines skipped; their results are computed again")
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One line in one write, so that two runs may share a folder. A line cut before it stays a line of its own."""
+    """Appends a line in one write, so that two runs can share a folder. A line that was cut off before is ended."""
     text = json.dumps(row) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
@@ -193,8 +194,8 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         end = os.lseek(handle, 0, os.SEEK_END)
         if end and os.pread(handle, 1, end - 1) != b"\n":
             text = "\n" + text
-        left = text.encode()
-        while left:  # a disk that fills up takes a part, and says so at the next write
-            left = left[os.write(handle, left) :]
+        rest = text.encode()
+        while rest:  # a full disk takes a part, and raises at the next write
+            rest = rest[os.write(handle, rest) :]
     finally:
         os.close(handle)

@@ -13,7 +13,7 @@ from fewtokens.cli.console import fail
 from fewtokens.cli.verbs import Verbs
 from fewtokens.version import __version__
 
-# What the parser raises. typer has no name for it, and brings its own copy of click in later versions.
+# Raised by the parser. typer does not export it, and bundles its own copy of click in later versions.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
@@ -24,7 +24,7 @@ class Root(Verbs):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
         standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
     ) -> Any:  # fmt: skip
-        """A mistake in the command line is one line, as every other mistake."""
+        """Reports a wrong command line in one line, like every other error."""
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except _UsageError as error:
@@ -57,19 +57,19 @@ def _version(requested: bool) -> None:
 def fewtokens(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Turns an image or a video into very few tokens, and shows what that keeps and what it costs."""
+    """Turn an image or a video into very few tokens; measure what is preserved and what it costs."""
 
 
 def main() -> None:
     """The entry point."""
     for stream in (sys.stdout, sys.stderr):
-        # A file name that is not UTF-8 is printed escaped rather than being the end of a run.
+        # A file name that is not UTF-8 is printed escaped instead of raising an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as ended:
-        # Only training runs in a group of processes.
+        # Only training runs in several processes.
         if not ended.code and "fewtokens.train.loop" in sys.modules:
             from fewtokens.train.processes import end_process
 

@@ -154,7 +154,7 @@ def _clip(name: str, video: Video, tokens: Tokens) -> Clip:
     from fewtokens.show import Clip, Result
 
     count = int(tokens.count[0])
-    numbers: dict[str, Any] = {"tokens": count, "share": count / tokens.grid.cells}
+    numbers: dict[str, Any] = {"tokens": count, "retention": count / tokens.grid.cells}
     spec = str(tokens.meta.get("spec", "")) or "all tokens"
     result = Result(name=spec.split("(")[0], spec=spec, tokens=tokens, frames=None, numbers=numbers)
     return Clip(name=name, frames=video.frames, times=video.times, results=[result])

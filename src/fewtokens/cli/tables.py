@@ -70,7 +70,7 @@ def text(name: str, value: Any) -> str:
     """A value as the tables print it."""
     if value is None:
         return "-"
-    if name == "share":
+    if name == "retention":
         return f"{100 * value:.2f} %"
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,4 +1,4 @@
-"""`fewtokens tokenize`: videos to files of few tokens."""
+"""`fewtokens tokenize`: turns videos into files of few tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import check_request, check_source, distinct_names, one_each, source_now, tell_damaged
+from fewtokens.cli.resume import check_request, check_source, distinct_names, unique_paths, source_now, tell_damaged
 from fewtokens.cli.tables import print_json
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     "fewtokens tokenize videos/*.mp4 --encoder facebook/dinov2-small --with kmeans --keep 32 --out tokens/",
     "fewtokens tokenize long.mp4 --chunked --fps 2 --with rlt --out long/",
     modes=(
-        Mode("whole", lambda values: not values["chunked"], ("chunk", "events"), "belong to --chunked"),
+        Mode("whole", lambda values: not values["chunked"], ("chunk", "events"), "require --chunked"),
         Mode(
             "chunked", lambda values: values["chunked"], ("frames",),
-            "spreads over a whole video; with --chunked say --fps, or nothing for every frame",
+            "has no effect with --chunked; use --fps, or neither for every frame",
         ),
         PATCHES,
     ),
@@ -52,7 +52,7 @@ def tokenize(
     videos: VideosArgument,
     target: Annotated[
         Path,
-        typer.Option("--out", help="A .safetensors file for one video, or a folder.", rich_help_panel=OUTPUT),
+        typer.Option("--out", help="Output .safetensors file (one video), or output folder.", rich_help_panel=OUTPUT),
     ],
     reading: ReadOptions,
     encoding: EncoderOptions,
@@ -67,25 +67,28 @@ def tokenize(
         ),
     ] = False,
     chunk: Annotated[
-        int, typer.Option("--chunk", min=1, help="Frames of a chunk of --chunked.", rich_help_panel=INPUT)
+        int, typer.Option("--chunk", min=1, help="With --chunked: frames per chunk.", rich_help_panel=INPUT)
     ] = 32,
     events: Annotated[
         float,
         typer.Option(
-            "--events", metavar="Q", help="With --chunked: report the share Q of scene changes.", rich_help_panel=OUTPUT
+            "--events",
+            metavar="Q",
+            help="With --chunked: fraction of frames reported as scene changes.",
+            rich_help_panel=OUTPUT,
         ),
     ] = 0.1,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn videos into files of few tokens, one safetensors file each.
+    """Turn videos into few tokens, one safetensors file per video.
 
-    Existing outputs of the same video are skipped; those of another video are an error, and damaged files are written
-    again. Of several videos a broken one does not stop the others: it is listed in failed.jsonl beside the
-    results, and the exit code is 1.
+    Existing outputs are skipped if they were made from the same video, and are an error if not; damaged files are
+    written again. If one of several videos cannot be read, the others are still processed; it is listed in
+    failed.jsonl in the output folder, and the exit code is 1.
 
-    With --chunked a video of any length is read in chunks; its tokens go to a folder of files as they come
-    (fewtokens.core.streaming.load puts them together), and moments when the scene changes are printed.
+    With --chunked, a video of any length is read in chunks. Each chunk is written to a file in a folder (load them with
+    fewtokens.core.streaming.load), and times of scene changes are printed.
     """
     jobs = _targets(videos, target, chunked)
     single = len(jobs) == 1
@@ -94,10 +97,8 @@ def tokenize(
     from fewtokens.core import files
 
     pipeline = make_pipeline(method, encoding, run)
-    read: dict[str, Any] = asdict(reading)
-    if chunked:
-        read |= {"chunk": chunk, "events": events}
-        del read["frames"]
+    chunk_reading: dict[str, Any] = asdict(reading) | {"chunk": chunk, "events": events}
+    del chunk_reading["frames"]
     files.sweep(jobs[0][1].parent)
     done, failed = [], []
     assert pipeline.encoder is not None
@@ -109,7 +110,7 @@ def tokenize(
             try:
                 if chunked:
                     report = advance if single else None
-                    row = tokenize_chunks(pipeline, video, path, read, run.seed, overwrite, report)
+                    row = tokenize_chunks(pipeline, video, path, chunk_reading, run.seed, overwrite, report)
                 else:
                     row = _one(pipeline, video, path, reading, run.seed, overwrite)
             except (ValueError, OSError) as error:
@@ -128,38 +129,38 @@ def tokenize(
     if as_json:
         print_json({"done": done, "failed": failed})
     if failed:
-        log.print(f"{len(failed)} of {len(jobs)} failed, listed in {escape(str(target / 'failed.jsonl'))}")
+        log.print(f"{len(failed)} of {len(jobs)} videos failed; see {escape(str(target / 'failed.jsonl'))}")
         raise typer.Exit(1)
 
 
 def _targets(videos: list[Path], target: Path, chunked: bool) -> list[tuple[Path, Path]]:
-    """Which file, or which folder of chunks, each video goes to.
+    """Returns each video with its output file or folder of chunks.
 
     Raises:
-        ValueError: several videos for one file, or a place that something else has taken.
+        ValueError: several videos for one file, or a path that is taken by something else.
     """
-    videos = one_each(videos)
+    videos = unique_paths(videos)
     if chunked and target.suffix == ".safetensors":
-        raise ValueError(f"--chunked writes a folder; give one as --out instead of {target}")
+        raise ValueError(f"--chunked writes a folder, so --out must be a folder, got {target}")
     if target.suffix == ".safetensors" and not target.is_dir():
         if len(videos) > 1:
             raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
         return [(videos[0], target)]
     if target.exists() and not target.is_dir():
-        raise ValueError(f"--out {target} is a file that does not end in .safetensors; give such a name, or a folder")
+        raise ValueError(f"--out must be a .safetensors file or a folder, got the file {target}")
     suffix = "" if chunked else ".safetensors"
     jobs = [(video, target / f"{name}{suffix}") for video, name in zip(videos, distinct_names(videos), strict=True)]
     for _, path in jobs:
         if path.exists() and path.is_dir() != chunked:
-            kind, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
-            raise ValueError(f"{path} is a {kind}, and a {needed} of this name is to be written; give another --out")
+            existing, needed = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise ValueError(f"{path} is a {existing}, but a {needed} must be written there; give another --out")
     return jobs
 
 
 def _one(
     pipeline: Pipeline, video: Path, path: Path, reading: ReadOptions, seed: int, overwrite: bool
 ) -> dict[str, Any]:
-    """Tokenizes one video; returns what to say of it."""
+    """Tokenizes one video; returns its entry in the report."""
     import torch
 
     assert pipeline.encoder is not None
@@ -189,7 +190,7 @@ def _one(
 
 
 def _meta(path: Path) -> dict[str, Any] | None:
-    """What a token file says it was made from and with; None if it is damaged."""
+    """Returns the source and settings saved in a token file, or None if it is damaged."""
     from fewtokens.core import files
     from fewtokens.core.plain import conform
     from fewtokens.core.tokens import Header
@@ -219,7 +220,7 @@ def _tell(row: dict[str, Any]) -> None:
 
 
 def _write_failures(path: Path, failed: list[dict[str, str]]) -> None:
-    """The failures of this run; a list from an earlier one goes."""
+    """Writes the failures of this run, or removes the list of an earlier one if there are none."""
     from fewtokens.core.files import write_text
 
     if not failed:

@@ -1,4 +1,4 @@
-"""The part of `fewtokens tokenize` that reads a video chunk by chunk."""
+"""`fewtokens tokenize --chunked`: reads a video chunk by chunk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def tokenize_chunks(
     pipeline: Pipeline, video: Path, folder: Path, reading: dict[str, Any], seed: int, overwrite: bool,
     progress: Callable[[int, int | None], None] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Tokenizes one video of any length into a folder: a file for each chunk, the events, and at last stream.json.
+    """Tokenizes one video of any length into a folder: one file per chunk, events.jsonl and, at the end, stream.json.
 
-    A folder without stream.json was not finished, and is made again; so is one that is damaged. `progress` is given
-    the seconds so far, and of the whole video.
+    A folder without stream.json is unfinished and is written again, as is a damaged one. `progress` is called with
+    the seconds processed and the seconds in total.
 
     Raises:
-        ValueError: a chain, or a method that does not stream; a finished folder of another video or other settings;
-            a folder with files that are no chunks.
+        ValueError: a method that is not causal, or a chain that cannot be streamed; a finished folder of another video
+            or of other settings; a folder with other .safetensors files.
     """
     from fewtokens.core import files
     from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish
@@ -41,9 +41,9 @@ def tokenize_chunks(
     request = {"spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": reading, "seed": seed}
     source = source_now(video)
     files.sweep(folder)
-    if (folder / "stream.json").exists() and not overwrite and (made := _made(folder)) is not None:
-        check_source(folder, made.get("source"), source, "give --overwrite, or another --out")
-        check_request(folder, made, request)
+    if (folder / "stream.json").exists() and not overwrite and (earlier := _meta(folder)) is not None:
+        check_source(folder, earlier.get("source"), source, "give --overwrite, or another --out")
+        check_request(folder, earlier, request)
         return {"video": str(video), "out": str(folder), "skipped": True}
     folder.mkdir(parents=True, exist_ok=True)
     for old in [folder / "stream.json", *_old_chunks(folder), folder / "events.jsonl"]:
@@ -71,7 +71,7 @@ def tokenize_chunks(
         tokens.save(folder / name, spec=pipeline.spec)
         assert tokens.grid.times is not None
         for second, drop in zip(tokens.grid.times.tolist(), drop_ratios(tokens).tolist(), strict=True):
-            # The first frame of a video has nothing before it to drop.
+            # The first frame of a video has no previous frame, so nothing in it can be dropped.
             if (totals["frames"] or second > float(tokens.grid.times[0])) and trigger(drop):
                 events.append({"seconds": round(second, 3), "drop": round(drop, 4)})
                 log.print(f"{_clock(second)}  scene changes ({100 * drop:.0f} % dropped)", highlight=False)
@@ -81,7 +81,7 @@ def tokenize_chunks(
         totals["tokens"] += int(tokens.count[0])
         totals["bytes"] += (folder / name).stat().st_size
         if progress is not None:
-            ends = [each for each in (reading["end"], part.duration) if each is not None]
+            ends = [end for end in (reading["end"], part.duration) if end is not None]
             progress(round(float(part.times[-1])), round(min(ends)) if ends else None)
     files.write_text(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
     finish(folder, names, pipeline.spec, {**request, "source": {**source, "name": video.stem}})
@@ -90,8 +90,8 @@ def tokenize_chunks(
     return {"video": str(video), "out": str(folder), "skipped": False, **totals, "events": events, "seconds": seconds}
 
 
-def _made(folder: Path) -> dict[str, Any] | None:
-    """What a finished stream was made from and with; None where a part of it is damaged or missing."""
+def _meta(folder: Path) -> dict[str, Any] | None:
+    """Returns the source and settings of a finished folder, or None if a part of it is damaged or missing."""
     from fewtokens.core import files
     from fewtokens.core.streaming import read_facts
 
@@ -107,22 +107,22 @@ def _made(folder: Path) -> dict[str, Any] | None:
 
 
 def _old_chunks(folder: Path) -> list[Path]:
-    """The chunks of an earlier run in a folder.
+    """Returns the chunks of an earlier run in a folder.
 
     Raises:
-        ValueError: a file that has the name of a chunk holds the tokens of a whole video.
+        ValueError: a file with the name of a chunk contains the tokens of a whole video.
     """
     from fewtokens.core import files
 
-    found = [path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9]{6,}", path.stem)]
-    for path in found:
+    chunks = [path for path in folder.glob("*.safetensors") if re.fullmatch(r"[0-9]{6,}", path.stem)]
+    for path in chunks:
         try:
             meta = files.load_header(path)["meta"]
         except (ValueError, KeyError):
             continue
         if isinstance(meta, dict) and "source" in meta:
-            raise ValueError(f"{path} holds the tokens of a whole video; give --chunked another --out")
-    return found
+            raise ValueError(f"{path} contains the tokens of a whole video; give --chunked another --out")
+    return chunks
 
 
 def _clock(seconds: float) -> str:

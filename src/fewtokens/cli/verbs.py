@@ -1,4 +1,4 @@
-"""The verbs and groups of verbs, each with its line in the help; a verb is imported when it is called."""
+"""The verbs and groups of verbs, with one line of help each; a verb is imported when it is called."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typer.core import TyperCommand, TyperGroup
 
 from fewtokens.cli.command import Verb, write_examples
 
-# A verb lies in the file of its name, a verb of a group in the group's folder; see `find` for the exception.
+# A verb is in the file of its name, a verb of a group in the folder of the group; see `find` for the exception.
 VERBS = {
-    "demo": "See videos turned into few tokens by every method. No weights needed.",
-    "methods": "List the methods, or explain one.",
-    "models": "List the networks, or explain one.",
-    "cost": "Count what a network costs: operations, parameters, memory, time.",
-    "tokenize": "Turn videos into files of few tokens.",
+    "demo": "Run every method on two generated videos. No weights needed.",
+    "methods": "List the methods, or describe one.",
+    "models": "List the networks, or describe one.",
+    "cost": "Count operations, parameters, memory and time of a network.",
+    "tokenize": "Turn videos into few tokens and save them.",
     "ask": "Ask a video language model about a video, with few visual tokens.",
     "words": "Fit the vocabulary of the method visual_words.",
-    "bench": "Compare methods on your videos and your encoder.",
-    "show": "Draw which region of the video each token stands for.",
+    "bench": "Compare methods on your videos with your encoder.",
+    "show": "Draw the region of the video that each token stands for.",
     "train": "Train a network on your images or videos.",
     "eval": "Score a trained network or a frozen encoder.",
     "doctor": "Check the installation and optional dependencies.",
 }
 TRAIN = {
-    "classify": "A classifier of images or videos, from labeled ones.",
-    "tobo": "Token Bottleneck: an encoder from videos without labels.",
-    "mae": "Masked autoencoder: an encoder from videos without labels.",
+    "classify": "A classifier of labeled images or videos.",
+    "tobo": "Token Bottleneck: an encoder from unlabeled videos.",
+    "mae": "Masked autoencoder: an encoder from unlabeled videos.",
     "siam-mae": "SiamMAE: an encoder from pairs of frames.",
     "rsp": "RSP: an encoder that predicts later frames.",
     "crop-mae": "CropMAE: an encoder from crops of single frames.",
-    "frames": "Decode videos ahead of training.",
+    "frames": "Decode videos before training.",
     "video-llm": "A video language model from an encoder and a language model.",
-    "token-dynamics": "A compressor inside a trained video language model.",
+    "token-dynamics": "A compressor for a trained video language model.",
 }
 EVAL = {
     "davis": "J and F of object masks, by label propagation.",
@@ -47,8 +47,8 @@ EVAL = {
     "fewshot": "Few-shot probe of a frozen encoder.",
     "linear": "Linear probe of a frozen encoder.",
     "knn": "Nearest-neighbor probe of a frozen encoder.",
-    "qa": "Public question sets for video language models.",
-    "videoqa": "Generated questions for video language models.",
+    "qa": "Public question sets, for video language models.",
+    "videoqa": "Generated questions, for video language models.",
 }
 GROUPS = {"train": TRAIN, "eval": EVAL}
 EXAMPLES = {
@@ -67,21 +67,21 @@ _PRETRAINING = ("tobo", "mae", "siam-mae", "rsp", "crop-mae")
 
 
 def find(*names: str) -> Verb:
-    """The verb of these names, such as ("eval", "davis")."""
+    """Returns the verb with these names, such as ("eval", "davis")."""
     file = "pretraining" if names[0] == "train" and names[1] in _PRETRAINING else names[-1]
     module = import_module(".".join(["fewtokens.cli", *names[:-1], file.replace("-", "_")]))
-    found = getattr(module, names[-1].replace("-", "_"))
-    assert isinstance(found, Verb)
-    return found
+    verb = getattr(module, names[-1].replace("-", "_"))
+    assert isinstance(verb, Verb)
+    return verb
 
 
 def every_verb() -> list[tuple[str, ...]]:
-    """The names of every verb, such as ("eval", "davis")."""
+    """Returns the names of every verb, such as ("eval", "davis")."""
     return [(name, *sub) for name in VERBS for sub in ([(each,) for each in GROUPS[name]] if name in GROUPS else [()])]
 
 
 class Verbs(TyperGroup):
-    """Lists its verbs from a table, and imports one when it is called."""
+    """A group that lists its verbs from a table, and imports a verb when it is called."""
 
     prefix: tuple[str, ...] = ()
     table: Mapping[str, str] = VERBS
@@ -91,13 +91,13 @@ class Verbs(TyperGroup):
         return list(self.table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """What help and completion need of a verb: its name and line."""
+        """Returns what help and completion need: the name of a verb and its line of help."""
         if cmd_name not in self.table:
             return None
         return TyperCommand(cmd_name, callback=None, help=self.table[cmd_name], rich_markup_mode="rich")
 
     def load(self, name: str) -> TyperCommand | TyperGroup:
-        """The verb itself."""
+        """Imports a verb or builds a group."""
         if name in GROUPS and not self.prefix:
             return _group(name)
         return find(*self.prefix, name).command(name, self.table[name])
@@ -119,9 +119,9 @@ class Verbs(TyperGroup):
         if ctx.resilient_parsing:
             return None, None, args[1:]
         close = difflib.get_close_matches(name, self.table, n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(self.table)}"
+        hint = f"did you mean {' or '.join(close)}?" if close else f"verbs: {', '.join(self.table)}"
         if self.prefix == ("train",) and not close:
-            hint += f"; a network is trained by {ctx.command_path} classify {name}"
+            hint += f"; to train a network: {ctx.command_path} classify {name}"
         return ctx.fail(f"no verb {name!r} in {ctx.command_path}; {hint}")
 
 

@@ -23,18 +23,20 @@ from fewtokens.cli.progress import progress
 )
 def words(
     videos: VideosArgument,
-    target: Annotated[Path, typer.Option("--out", help="A .safetensors file.", rich_help_panel=OUTPUT)],
+    target: Annotated[Path, typer.Option("--out", help="Output .safetensors file.", rich_help_panel=OUTPUT)],
     reading: ReadOptions,
     number: Annotated[
         int, typer.Option("--words", min=1, help="Number of words in the vocabulary.", rich_help_panel=METHOD)
     ] = 1000,
     patch: Annotated[
         int,
-        typer.Option("--patch", min=1, help="Side of a patch in pixels; that of the encoder.", rich_help_panel=METHOD),
+        typer.Option(
+            "--patch", min=1, help="Side of a patch in pixels, equal to that of the encoder.", rich_help_panel=METHOD
+        ),
     ] = 16,
     seed: SeedOption = 0,
 ) -> None:
-    """Fit visual words on the patches of videos, for the method visual_words."""
+    """Fit the vocabulary of the method visual_words on the patches of videos."""
     check_exists(*videos)
     import torch
 
@@ -43,7 +45,7 @@ def words(
     from fewtokens.methods.merging.visual_words import fit_words, save_words
 
     if target.suffix != ".safetensors":
-        raise ValueError(f"--out {target} must end in .safetensors")
+        raise ValueError(f"--out must end in .safetensors, got {target}")
 
     def batches() -> Iterator[torch.Tensor]:
         with progress("videos", len(videos)) as advance:

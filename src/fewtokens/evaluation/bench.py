@@ -259,23 +259,23 @@ def measure(
         "spec": pipeline.spec,
         "tokens": int(out.count[0]),
         "cells": tokens.grid.cells,
-        "share": int(out.count[0]) / tokens.grid.cells,
+        "retention": int(out.count[0]) / tokens.grid.cells,
     }
     row |= kept_of(out.to("cpu"), encoded, encoder)
     row |= {
-        "method ms": statistics.median(method_ms) if method_ms and methods else None,
-        "method ± ms": half_range(method_ms) if method_ms and methods else None,
-        "encoder ms": encoder_ms if method_ms else None,
-        "total ms": statistics.median(total_ms),
-        "total ± ms": spread,
-        "encoder GFLOPs": gflops,
-        "prefill GFLOPs": prefill_gflops(int(out.count[0])),
-        "peak MiB": memory[0] / 2**20 if memory else None,
+        "method_ms": statistics.median(method_ms) if method_ms and methods else None,
+        "method_ms_spread": half_range(method_ms) if method_ms and methods else None,
+        "encoder_ms": encoder_ms if method_ms else None,
+        "total_ms": statistics.median(total_ms),
+        "total_ms_spread": spread,
+        "encoder_gflops": gflops,
+        "prefill_gflops": prefill_gflops(int(out.count[0])),
+        "peak_mib": memory[0] / 2**20 if memory else None,
         "repeats": repeats,
         "vector": [round(float(v), 5) for v in out.features[0, out.mask[0]].float().mean(0).cpu()],
     }
     if shown:
-        row["source"] = _packed(out)
+        row["assignment"] = _packed(out)
         row["grid"] = [len(shown_frames(tokens.grid.T)), tokens.grid.H, tokens.grid.W]
     return row
 
@@ -286,11 +286,11 @@ def kept_of(out: Tokens, encoded: Encoded, encoder: Encoder) -> dict[str, float 
     full, rare = encoded.full, encoded.rare
     found: dict[str, float | None] = {
         "cosine": mean_cosine(back, full),
-        "rel. error": relative_error(back, full),
-        "rare cosine": mean_cosine(back[rare], full[rare]),
+        "relative_error": relative_error(back, full),
+        "rare_cosine": mean_cosine(back[rare], full[rare]),
     }
     if encoder.decode is not None:
-        found["PSNR dB"] = psnr(encoder.decode(back[None]).clamp(0, 1), encoder.decode(full[None]))
+        found["psnr_db"] = psnr(encoder.decode(back[None]).clamp(0, 1), encoder.decode(full[None]))
     if encoded.item.masks is not None:
         found |= labelled(back, encoded.item.masks)
     return found
@@ -312,8 +312,8 @@ def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
     height, width = masks.shape[1:]
     native = mean_numbers(score(resize_masks(predicted, (height, width)), masks))
     resized = mean_numbers(score(predicted, resize_masks(masks, _RESIZED)))
-    names = ("J&F", "J", "F")
-    return {name: native[name] for name in names} | {f"{name} 880": resized[name] for name in names}
+    names = ("j_and_f", "j", "f")
+    return {name: native[name] for name in names} | {f"{name}_880": resized[name] for name in names}
 
 
 def shown_frames(frames: int) -> list[int]:

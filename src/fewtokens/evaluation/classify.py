@@ -98,7 +98,7 @@ def average_precision(scores: Tensor, targets: Tensor) -> float:
 def scores_of(scores: Tensor, targets: Tensor) -> dict[str, float]:
     """The usual numbers: top-1 and top-5 for one class an item, mAP for several; in percent."""
     if targets.ndim == 2:
-        return {"mAP": 100 * mean_average_precision(scores, targets)}
+        return {"map": 100 * mean_average_precision(scores, targets)}
     named = {"top1": 100 * accuracy(scores, targets)}
     if scores.shape[1] > 5:
         named["top5"] = 100 * accuracy(scores, targets, 5)

@@ -15,6 +15,7 @@ from torch import Tensor
 from fewtokens.core import files
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.identity import with_current_names
+from fewtokens.core.keys import current_keys
 from fewtokens.data.demonstrations import Demonstration, read
 from fewtokens.evaluation.behaviour_cloning import clone, features_of, inputs_of, interval
 from fewtokens.evaluation.cloning_protocol import Cloning
@@ -248,7 +249,7 @@ def _kept(folder: Path | None, seed: int) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        return files.read_json(path, _Seed)
+        return current_keys(files.read_json(path, _Seed))
     except ValueError:
         return None  # damaged: made again
 
@@ -269,7 +270,7 @@ def _clone_one(
     )  # fmt: skip
     at = next((one.step for one in made.evaluations if one.score == made.best), None)
     said = {
-        "seed": seed, "best": made.best, "at step": at, "loss": made.evaluations[-1].loss,
+        "seed": seed, "best": made.best, "best_step": at, "loss": made.evaluations[-1].loss,
         "evaluations": [asdict(one) for one in made.evaluations],
         "episodes": [{"seed": one.seed, "steps": one.steps, "ever": one.ever, "last": one.last, "return": one.total}
                      for one in made.rollouts],

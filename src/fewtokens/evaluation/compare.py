@@ -68,16 +68,16 @@ class Row:
         """Half the range over the repeats; None for one."""
         return half_range(self.milliseconds)
 
-    def numbers(self) -> dict[str, float | int | str]:
+    def numbers(self) -> dict[str, float | int | str | None]:
         """The columns of a table."""
-        numbers: dict[str, float | int | str] = {"tokens": self.count, "share": self.share}
+        numbers: dict[str, float | int | str | None] = {"tokens": self.count, "retention": self.share}
         if self.psnr is not None:
-            numbers["PSNR dB"] = self.psnr
+            numbers["psnr_db"] = self.psnr
         return numbers | {
             "cosine": self.cosine,
-            "rel. error": self.error,
-            "ms": self.median_ms,
-            "± ms": "" if self.spread_ms is None else self.spread_ms,
+            "relative_error": self.error,
+            "method_ms": self.median_ms,
+            "method_ms_spread": self.spread_ms,
         }
 
 

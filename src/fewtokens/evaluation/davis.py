@@ -28,23 +28,23 @@ class Scores:
 
     def numbers(self) -> dict[str, float]:
         """The official columns for one object: means, share of frames above 0.5, first quarter minus last."""
-        found: dict[str, float] = {"J&F": float((self.j.mean() + self.f.mean()) / 2)}
-        for name, values in (("J", self.j), ("F", self.f)):
+        found: dict[str, float] = {"j_and_f": float((self.j.mean() + self.f.mean()) / 2)}
+        for name, values in (("j", self.j), ("f", self.f)):
             found[name] = float(values.mean())
-            found[f"{name} recall"] = float((values > 0.5).double().mean())
+            found[f"{name}_recall"] = float((values > 0.5).double().mean())
             ids = (np.round(np.linspace(1, len(values), 5) + 1e-10) - 1).astype(int)
             quarters = [values[ids[i] : ids[i + 1] + 1].mean() for i in range(4)]
-            found[f"{name} decay"] = float(quarters[0] - quarters[3])
+            found[f"{name}_decay"] = float(quarters[0] - quarters[3])
         return found
 
 
 # The columns of the official table.
-TABLE = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+TABLE = ("j_and_f_mean", "j_mean", "j_recall", "j_decay", "f_mean", "f_recall", "f_decay")
 
 
 def official_table(objects: Sequence[dict[str, float]]) -> dict[str, float]:
     """The official table from the numbers of each object (`Scores.numbers`) of all sequences: means over objects."""
-    ours = ("J&F", "J", "J recall", "J decay", "F", "F recall", "F decay")
+    ours = ("j_and_f", "j", "j_recall", "j_decay", "f", "f_recall", "f_decay")
     return {
         name: sum(numbers[key] for numbers in objects) / len(objects) for name, key in zip(TABLE, ours, strict=True)
     }

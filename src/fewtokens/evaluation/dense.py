@@ -26,7 +26,7 @@ from fewtokens.video.images import read_image
 RESIZED = (480, 880)
 SIZES = ("native", "880")
 # What is told of each sequence; the rest of the official table is about all of them.
-_OF_SEQUENCE = ("J&F-Mean", "J-Mean", "F-Mean", "J-Decay")
+_OF_SEQUENCE = ("j_and_f_mean", "j_mean", "f_mean", "j_decay")
 
 # Frames uint8 [T,3,H,W] to features [T,h,w,C] and how many tokens they came from.
 Encode = Callable[[Tensor], tuple[Tensor, int]]
@@ -150,7 +150,7 @@ def davis_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
         for size in sizes:
             numbers = official_table(row["scores"][size]["objects"])
             names = _OF_SEQUENCE if size == sizes[0] else TABLE[:1]
-            line |= {name if size == sizes[0] else f"{name} {size}": 100 * numbers[name] for name in names}
+            line |= {name if size == sizes[0] else f"{name}_{size}": 100 * numbers[name] for name in names}
         lines.append(line)
     tables = {
         size: {
@@ -193,8 +193,8 @@ def jhmdb_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
     """A line for each clip, and PCK over all of them."""
     lines = [{"sequence": row["sequence"], "frames": row["frames"]} | pck([row]) for row in rows]
     return lines, pck(rows) | {
-        "joints counted": sum(sum(row["counted"]) for row in rows),
-        "joints not seen": sum(sum(row["unseen"]) for row in rows),
+        "joints_counted": sum(sum(row["counted"]) for row in rows),
+        "joints_unseen": sum(sum(row["unseen"]) for row in rows),
     }
 
 
@@ -220,10 +220,10 @@ def vip(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: P
 def vip_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """A line for each video, and the mean IoU of the confusion of all of them."""
     lines = [
-        {"sequence": row["sequence"], "frames": row["frames"], "mIoU": mean_iou(torch.tensor(row["confusion"]))}
+        {"sequence": row["sequence"], "frames": row["frames"], "mean_iou": mean_iou(torch.tensor(row["confusion"]))}
         for row in rows
     ]
-    return lines, {"mIoU": mean_iou(torch.tensor([row["confusion"] for row in rows]).sum(0))}
+    return lines, {"mean_iou": mean_iou(torch.tensor([row["confusion"] for row in rows]).sum(0))}
 
 
 def _propagated(

@@ -86,7 +86,7 @@ def count_found(predicted: Tensor, truth: Tensor, size: tuple[int, int]) -> dict
         predicted, truth: [T,J,2] as (x,y) in pixels. size: rows and columns of the frame.
 
     Returns:
-        "counted", "unseen" (in the frame, and not predicted), "found 0.1", "found 0.2": a number for each joint.
+        "counted", "unseen" (in the frame, and not predicted), "found_0_1", "found_0_2": a number for each joint.
     """
     predicted, truth = predicted[1:].double().cpu(), truth[1:].double().cpu()
     limit = torch.tensor([size[1], size[0]])
@@ -99,12 +99,12 @@ def count_found(predicted: Tensor, truth: Tensor, size: tuple[int, int]) -> dict
     counted = inside & seen & (person > 0)[:, None]
     found = {"counted": counted.sum(0).tolist(), "unseen": (inside & ~seen).sum(0).tolist()}
     for share in SHARES:
-        found[f"found {share}"] = (counted & (error <= share * person[:, None])).sum(0).tolist()
+        found[_key("found", share)] = (counted & (error <= share * person[:, None])).sum(0).tolist()
     return found
 
 
 def pck(counts: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """PCK@0.1 and PCK@0.2 in percent over clips: the mean over joints of each joint's own percentage.
+    """PCK@0.1 and PCK@0.2 in percent over clips ("pck_0_1", "pck_0_2"): the mean over joints of each joint's own.
 
     A joint that was never counted is left out.
 
@@ -115,4 +115,11 @@ def pck(counts: Sequence[dict[str, Any]]) -> dict[str, float]:
     def total(name: str) -> Tensor:
         return torch.tensor([one[name] for one in counts]).sum(0).double()
 
-    return {f"PCK@{share}": float((100 * total(f"found {share}") / total("counted")).nanmean()) for share in SHARES}
+    return {
+        _key("pck", share): float((100 * total(_key("found", share)) / total("counted")).nanmean()) for share in SHARES
+    }
+
+
+def _key(name: str, share: float) -> str:
+    """The key of a number at a threshold: "pck_0_1"."""
+    return f"{name}_{share}".replace(".", "_")

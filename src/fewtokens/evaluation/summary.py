@@ -14,26 +14,31 @@ from typing import Any, TypedDict
 import torch
 
 from fewtokens.core import files
+from fewtokens.core.keys import change, current_keys, heading
 from fewtokens.evaluation.bench import FULL
 from fewtokens.evaluation.fidelity import neighbour_agreement
 
 # Columns of measured time: the mean over clips of each row's median; the rest are means of exact values.
-_TIMES = ("method ms", "total ms")
+_TIMES = ("method_ms", "total_ms")
 _MEANS = (
-    "tokens", "share", "cosine", "rel. error", "rare cosine", "PSNR dB", "J&F", "J", "F", "J&F 880", "J 880", "F 880",
-    "method ms", "method ± ms", "total ms", "total ± ms", "encoder GFLOPs", "prefill GFLOPs", "peak MiB",
+    "tokens", "retention", "cosine", "relative_error", "rare_cosine", "psnr_db", "j_and_f", "j", "f", "j_and_f_880",
+    "j_880", "f_880", "method_ms", "method_ms_spread", "total_ms", "total_ms_spread", "encoder_gflops",
+    "prefill_gflops", "peak_mib",
 )  # fmt: skip
 # Where less is better; of the others more is.
-_LESS = {"tokens", "share", "rel. error", "method ms", "total ms", "encoder GFLOPs", "prefill GFLOPs", "peak MiB"}
+_LESS = {
+    "tokens", "retention", "relative_error", "method_ms", "total_ms", "encoder_gflops", "prefill_gflops", "peak_mib",
+}  # fmt: skip
 # What two runs are compared in.
-_COMPARED = ("cosine", "rel. error", "rare cosine", "PSNR dB", "J&F", "tokens", *_TIMES, "peak MiB")
+_COMPARED = ("cosine", "relative_error", "rare_cosine", "psnr_db", "j_and_f", "tokens", *_TIMES, "peak_mib")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each budget and method: means over the clips, in the order of the rows; everything kept comes first.
 
-    "nearest" is the share of clips whose nearest other clip is found by few tokens too, "ranks" the mean rank
-    correlation of the likenesses; a clip's vector is the plain mean of its tokens. Both need three clips or more.
+    "neighbor_agreement" is the share of clips whose nearest other clip is found by few tokens too, "rank_correlation"
+    the mean rank correlation of the likenesses; a clip's vector is the plain mean of its tokens. Both need three clips
+    or more.
     """
     full = {row["clip"]: row["vector"] for row in rows if row["method"] == FULL}
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
@@ -51,7 +56,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         together = [row for row in part if row["clip"] in full]
         if len(together) >= 3:
             few = torch.tensor([row["vector"] for row in together])
-            line["nearest"], line["ranks"] = neighbour_agreement(
+            line["neighbor_agreement"], line["rank_correlation"] = neighbour_agreement(
                 few, torch.tensor([full[row["clip"]] for row in together])
             )
         found.append(line)
@@ -88,13 +93,15 @@ def as_markdown(summary: Sequence[dict[str, Any]]) -> str:
     """A table for each budget."""
     parts = []
     names = [
-        name for name in columns_of(summary) if name not in ("keep", "share", "clips", "method ± ms", "total ± ms")
+        name
+        for name in columns_of(summary)
+        if name not in ("keep", "retention", "clips", "method_ms_spread", "total_ms_spread")
     ]
     full = [line for line in summary if line["method"] == FULL]
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [*full, *(line for line in summary if line["keep"] == keep and line["method"] != FULL)]
         head = f"## {100 * keep:g} % of the tokens" if isinstance(keep, float) else f"## {keep} tokens"
-        table = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
+        table = ["| " + " | ".join(map(heading, names)) + " |", "|---|" + "---:|" * (len(names) - 1)]
         table += ["| " + " | ".join(_text(name, line) for name in names) + " |" for line in lines]
         parts.append(head + "\n\n" + "\n".join(table))
     return "\n\n".join(parts) + "\n"
@@ -106,8 +113,8 @@ def _text(name: str, line: dict[str, Any]) -> str:
         return "-"
     if name == "method":
         return f"`{value}`"
-    if f"{name.removesuffix(' ms')} ± ms" in line and name.endswith(" ms"):
-        spread = line[f"{name.removesuffix(' ms')} ± ms"]
+    if f"{name}_spread" in line:
+        spread = line[f"{name}_spread"]
         return f"{value:.1f} ± {spread:.1f}" if spread is not None else f"{value:.1f}"
     if isinstance(value, int) or name == "tokens":
         return f"{value:.0f}"
@@ -136,7 +143,7 @@ def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]
             old, new = first[key].get(name), second[key].get(name)
             if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):
                 line[name] = new
-                line[f"Δ {name}"] = new - old
+                line[change(name)] = new - old
         found.append(line)
     if not found:
         raise ValueError(f"{before} and {after} share no method at the same budget")
@@ -199,9 +206,13 @@ def read_results(path: Path) -> Results:
     if not Path(path).is_file():
         raise ValueError(f"{path}: cannot be read (no such file)")
     try:
-        return files.read_json(path, Results)
+        results = files.read_json(path, Results)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not the results.json of fewtokens bench ({reason})") from None
+    for part in ("settings", "summary", "rows"):
+        if part in results:
+            results[part] = current_keys(results[part])
+    return results

@@ -10,6 +10,7 @@ from typing import Any
 
 from fewtokens.core import files
 from fewtokens.core.identity import identity
+from fewtokens.core.keys import current_keys
 from fewtokens.core.plain import conform
 from fewtokens.llm.session import Session
 
@@ -88,6 +89,7 @@ def _read(out: Path | None, request: dict[str, Any]) -> dict[str, Reply]:
         stored = conform(files.parse_json(lines[0], str(out)), dict[str, dict[str, Any]], str(out))["request"]
     except (ValueError, KeyError):
         raise ValueError(f"{out}: not a file of replies; use another --out") from None
+    stored = current_keys(stored)
     if stored != json.loads(json.dumps(request)):
         names = ", ".join(sorted(key for key in stored.keys() | request.keys() if stored.get(key) != request.get(key)))
         raise ValueError(f"{out}: contains replies of a run with other settings ({names}); use another --out")

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fewtokens.core.keys import heading
 from fewtokens.show.page import as_jpeg, plain, write_data
 
 
@@ -31,10 +32,10 @@ def write_bench_page(
         plots: PNG files.
         path: of the page.
         title: its heading. note: a line below.
-        unpack: a row's "source" to int32 [n*rows*columns].
+        unpack: a row's "assignment" to int32 [n*rows*columns].
     """
-    hidden = {"clip", "method", "spec", "keep", "vector", "source", "grid", "cells", "clips", "repeats", "share"}
-    hidden |= {"method ± ms", "total ± ms"}
+    hidden = {"clip", "method", "spec", "keep", "vector", "assignment", "grid", "cells", "clips", "repeats"}
+    hidden |= {"retention", "method_ms_spread", "total_ms_spread"}
     by_clip: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_clip.setdefault(row["clip"], []).append(row)
@@ -57,7 +58,7 @@ def write_bench_page(
                 "size": [] if pictures is None else list(pictures.shape[2:]),
                 "frames": [] if pictures is None else [as_jpeg(frame) for frame in pictures],
                 "results": [
-                    _result(row, hidden, grid, unpack(row["source"]) if shown and "source" in row else None)
+                    _result(row, hidden, grid, unpack(row["assignment"]) if shown and "assignment" in row else None)
                     for row in part
                 ],
             }
@@ -74,7 +75,9 @@ def _result(row: dict[str, Any], hidden: set[str], grid: Any, source: Any) -> di
         "grid": grid,
         "source": None if source is None else base64.b64encode(source.tobytes()).decode(),
         "frames": None,
-        "numbers": {name: plain(value) for name, value in row.items() if name not in hidden and value is not None},
+        "numbers": {
+            heading(name): plain(value) for name, value in row.items() if name not in hidden and value is not None
+        },
     }
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewtokens.core.files import write_text
+from fewtokens.core.keys import heading
 from fewtokens.show.types import Clip, Result
 
 
@@ -72,7 +73,7 @@ def _result(result: Result) -> dict[str, Any]:
         "grid": list(result.tokens.grid.shape),
         "source": base64.b64encode(np.ascontiguousarray(source).tobytes()).decode(),
         "frames": None if result.frames is None else [as_jpeg(frame) for frame in result.frames],
-        "numbers": {name: plain(value) for name, value in result.numbers.items()},
+        "numbers": {heading(name): plain(value) for name, value in result.numbers.items()},
     }
 
 

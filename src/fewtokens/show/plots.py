@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewtokens.core.files import whole_file
+from fewtokens.core.keys import heading
 
 _BASELINE = ("#1b1b1b", "#5a5a5a", "#8a8a8a", "#6d4c41", "#37474f")
 _COLOURS = (
@@ -58,7 +59,7 @@ def _named(lines: dict[str, list[dict[str, Any]]], measure: str, baselines: Sequ
         (name for name in lines if name not in baselines),
         key=lambda name: -sum(row[measure] for row in lines[name]) / len(lines[name]),
     )
-    within = [name for name in others if all(row.get("method ms") is None for row in lines[name])]
+    within = [name for name in others if all(row.get("method_ms") is None for row in lines[name])]
     after = [name for name in others if name not in within]
     return [*after[:_AFTER], *within[:_WITHIN]]
 
@@ -78,7 +79,7 @@ def draw_trade_off(
     inside it. The rest is grey. Lines follow the budget in both panels.
 
     Args:
-        summary: rows with "keep", "method", "tokens", "total ms" and the measure.
+        summary: rows with "keep", "method", "tokens", "total_ms" and the measure.
         measure: more is better.
         path: of the PNG.
         styles: of `styles_of`.
@@ -99,7 +100,7 @@ def draw_trade_off(
     named = [*(name for name in baselines if name in lines), *_named(lines, measure, baselines)]
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), sharey=True, layout="constrained")
     for axis, x, label in zip(
-        axes, ("tokens", "total ms"), ("tokens of a clip (mean)", "milliseconds, frames to tokens (mean)"), strict=True
+        axes, ("tokens", "total_ms"), ("tokens of a clip (mean)", "milliseconds, frames to tokens (mean)"), strict=True
     ):
         for name in (name for name in lines if name not in named):
             # A point of its own where there is only one budget.
@@ -112,7 +113,7 @@ def draw_trade_off(
             axis.annotate("all tokens", (0.01, whole[measure]), xycoords=("axes fraction", "data"), fontsize=8)
         axis.set(xscale="log", xlabel=label)
         axis.grid(alpha=0.25, which="both")
-    axes[0].set(ylabel=measure)
+    axes[0].set(ylabel=heading(measure))
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

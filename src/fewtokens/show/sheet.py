@@ -106,10 +106,10 @@ def _facts(result: Result) -> str:
     parts = []
     if "tokens" in result.numbers:
         parts.append(f"{result.numbers['tokens']} tokens")
-    if "share" in result.numbers:
-        parts.append(f"{100 * float(result.numbers['share']):.1f} %")
-    if "PSNR dB" in result.numbers:
-        parts.append(f"{float(result.numbers['PSNR dB']):.1f} dB")
+    if "retention" in result.numbers:
+        parts.append(f"{100 * float(result.numbers['retention']):.1f} %")
+    if "psnr_db" in result.numbers:
+        parts.append(f"{float(result.numbers['psnr_db']):.1f} dB")
     return "   ".join(parts)
 
 

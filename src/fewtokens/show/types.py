@@ -19,7 +19,7 @@ class Result:
         spec: the spec string that ran.
         tokens: what came out, B=1.
         frames: what the tokens give back, uint8 [T,3,H,W], or None where features are not pixels.
-        numbers: columns of the table by name; "tokens", "share" and "PSNR dB" are shown on the sheet too.
+        numbers: columns of the table by name; "tokens", "retention" and "psnr_db" are shown on the sheet too.
     """
 
     name: str

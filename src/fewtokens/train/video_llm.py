@@ -120,7 +120,7 @@ def evaluator(items: Sequence[Conversation], reading: Reading, *, batch: int = 8
                 normalize(answer) == normalize(item.turns[0][1]) for answer, item in zip(answers, part, strict=True)
             )
             total += len(part)
-        return {"exact": 100 * correct / max(1, total)}
+        return {"exact_match": 100 * correct / max(1, total)}
 
     return evaluate
 

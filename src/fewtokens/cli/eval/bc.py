@@ -277,15 +277,15 @@ def _tell(report: Report, task: str | None, pictures: list[Path], as_json: bool)
     score = "held-out error" if task is None else _SCORES[report.request["criterion"]]
     summary: dict[str, Any] = {"score": score, "mean": report.mean, "ci95": report.half}
     if report.baseline is not None:
-        summary["error of the mean action"] = report.baseline
+        summary["mean_action_error"] = report.baseline
     if as_json:
         note = {"note": NOTE} if task is not None else {}
         print_json(
-            {**summary, **note, "seeds": report.seeds, "protocol": report.request, "pictures": list(map(str, pictures))}
+            {**summary, **note, "seeds": report.seeds, "protocol": report.request, "sheets": list(map(str, pictures))}
         )
         return
     rows = [
-        {"seed": one["seed"], f"best {score}": one["best"], "at step": one["at step"], "training error": one["loss"]}
+        {"seed": one["seed"], f"best {score}": one["best"], "at step": one["best_step"], "training error": one["loss"]}
         for one in report.seeds
     ]
     out.print(table(task or "held-out demonstrations", rows))

@@ -74,5 +74,5 @@ def davis(
             notes.append("F at 480x880 is not comparable with F at the native size, which is stricter")
         return lines, tables, notes
 
-    task = Task("davis", sequences, listing, judge, summarize, "J&F-Mean", {"sizes": list(sizes)})
+    task = Task("davis", sequences, listing, judge, summarize, "j_and_f_mean", {"sizes": list(sizes)})
     run_task(task, data, protocol, options)

@@ -30,6 +30,7 @@ from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import append_row, check_settings, read_rows
 from fewtokens.cli.tables import print_json, table, to_json
 from fewtokens.core.identity import identity
+from fewtokens.core.keys import current_keys, heading
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from fewtokens.evaluation.label_propagation import Protocol
 
 # Names that a terminal has room for.
-_SHORT = {"J&F-Mean": "J&F", "J-Mean": "J", "F-Mean": "F", "J-Decay": "J decay", "J&F-Mean 880": "J&F 880"}
+_SHORT = {
+    "j_and_f_mean": "J&F", "j_mean": "J", "f_mean": "F", "j_decay": "J decay", "j_and_f_mean_880": "J&F 880",
+}  # fmt: skip
 # Frames of a sequence, and sequences, on the sheet.
 _SHEET_FRAMES, _SHEET_ROWS = 4, 12
 
@@ -133,14 +136,14 @@ def run_task(task: Task, data: Path, protocol: str, options: DenseOptions) -> No
     assert pipeline.encoder is not None
     described = pipeline.encoder.describe()
     settings = {
-        "set": task.name, "data": str(data.resolve()), "encoder": described, "dtype": options.dtype or "float32",
-        "with": pipeline.spec, "protocol": asdict(how), "seed": options.seed, **task.more,
+        "dataset": task.name, "data": str(data.resolve()), "encoder": described, "dtype": options.dtype or "float32",
+        "spec": pipeline.spec, "protocol": asdict(how), "seed": options.seed, **task.more,
     }  # fmt: skip
     made: dict[str, dict[str, Any]] = {}
     if target is not None:
         check_settings(target / "settings.json", settings)
         sweep(target)
-        made = {row["sequence"]: row for row in read_rows(target / "rows.jsonl", _Row)}
+        made = {row["sequence"]: row for row in current_keys(read_rows(target / "rows.jsonl", _Row))}
         _check_files(chosen, made, target)
     failed = _judge(task, chosen, pipeline, how, made, target)
     rows = [made[files.name] for files in chosen if files.name in made]
@@ -159,7 +162,7 @@ def run_task(task: Task, data: Path, protocol: str, options: DenseOptions) -> No
         *notes,
     ]
     report = {
-        "scores": scores, "about": about, "settings": settings, "list": task.listing, "share": share,
+        "scores": scores, "about": about, "settings": settings, "sequence_list": task.listing, "retention": share,
         "sequences": lines, "failed": failed,
     }  # fmt: skip
     if target is not None:
@@ -270,10 +273,10 @@ def _report(advance: Callable[..., None], before: int, title: str, now: int, in_
 def _tell(
     task: Task, lines: list[dict[str, Any]], scores: dict[str, Any], about: list[str], target: Path | None
 ) -> None:
-    out.print(table("", [{_SHORT.get(name, name): value for name, value in line.items()} for line in lines]))
+    out.print(table("", [{_SHORT.get(name, heading(name)): value for name, value in line.items()} for line in lines]))
     columns = scores if task.name == "davis" else {task.name: scores}
     measures = next(iter(columns.values()))
-    rows = [{"measure": name} | {at: part[name] for at, part in columns.items()} for name in measures]
+    rows = [{"measure": heading(name)} | {at: part[name] for at, part in columns.items()} for name in measures]
     out.print(table("", rows))
     for line in about:
         out.print(line, style="dim", highlight=False, markup=False)
@@ -319,7 +322,10 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
         picked = sorted({round(n * (count - 1) / (_SHEET_FRAMES - 1)) for n in range(_SHEET_FRAMES)})
         picked += [picked[-1]] * (_SHEET_FRAMES - len(picked))
         pictures.append(_drawn(target, task, files, picked))
-        captions += [f"{files.name}, {task.measure} {score[files.name]:.1f}", *(f"frame {n}" for n in picked[1:])]
+        captions += [
+            f"{files.name}, {heading(task.measure)} {score[files.name]:.1f}",
+            *(f"frame {n}" for n in picked[1:]),
+        ]
     draw_contact_sheet(fitted(pictures), captions, target / "sheet.png", columns=_SHEET_FRAMES, most=len(captions))
     for files in chosen if video else ():
         path = target / "videos" / f"{files.name}.mp4"

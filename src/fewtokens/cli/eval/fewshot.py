@@ -28,6 +28,6 @@ def fewshot(
     def fit(*sets: Any) -> dict[str, Any]:
         from fewtokens.evaluation.probes import few_shot
 
-        return {f"{shots}-shot top1": 100 * few_shot(*sets, shots=shots)}
+        return {"top1": 100 * few_shot(*sets, shots=shots)}
 
-    run_probe(context, "fewshot", labeled, options, fit)
+    run_probe(context, "fewshot", labeled, options, fit, {"shots": shots})

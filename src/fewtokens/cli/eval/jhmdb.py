@@ -38,5 +38,5 @@ def jhmdb(
     def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
         return dense.jhmdb(files, encode, how, progress=report)
 
-    task = Task("jhmdb", sequences, source, judge, lambda rows: (*dense.jhmdb_summary(rows), []), "PCK@0.1", {})
+    task = Task("jhmdb", sequences, source, judge, lambda rows: (*dense.jhmdb_summary(rows), []), "pck_0_1", {})
     run_task(task, data, protocol, options)

@@ -28,6 +28,6 @@ def knn(
     def fit(*sets: Any) -> dict[str, Any]:
         from fewtokens.evaluation.probes import nearest_neighbours
 
-        return {f"{k}-NN top1": 100 * nearest_neighbours(*sets, k=k)}
+        return {"top1": 100 * nearest_neighbours(*sets, k=k)}
 
-    run_probe(context, "knn", labeled, options, fit)
+    run_probe(context, "knn", labeled, options, fit, {"k": k})

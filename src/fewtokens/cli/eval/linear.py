@@ -27,6 +27,6 @@ def linear(
         from fewtokens.evaluation.probes import linear_probe
 
         accuracy, penalty = linear_probe(*sets, seed=options.seed)
-        return {"linear top1": 100 * accuracy, "penalty": penalty}
+        return {"top1": 100 * accuracy, "penalty": penalty}
 
     run_probe(context, "linear", labeled, options, fit)

@@ -63,7 +63,7 @@ MODES = (
 
 def run_probe(
     context: typer.Context, task: str, labeled: LabeledOptions, options: ProbeOptions,
-    fit: Callable[..., dict[str, Any]],
+    fit: Callable[..., dict[str, Any]], settings: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Encodes both sets and prints what `fit` makes of (features, labels, test features, test labels)."""
     check_exists(labeled.data, labeled.validation)
@@ -94,8 +94,9 @@ def run_probe(
             )  # fmt: skip
         sets += [x, y]
         broken += bad
-    scores = fit(*sets) | {"items": len(sets[3]), "trained on": len(sets[1])}
-    more = {"with": options.spec, "feature": "its own" if ours else options.feature, "seed": options.seed}
+    scores = fit(*sets) | {"items": len(sets[3]), "training_items": len(sets[1])}
+    more = {"spec": options.spec, "feature": "its own" if ours else options.feature, "seed": options.seed}
+    more |= settings or {}
     tell_scores(task, options.encoder, views, more, scores, broken, options.as_json)
 
 

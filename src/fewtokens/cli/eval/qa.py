@@ -57,7 +57,7 @@ def qa(
     ]
     listed = identity((), [text for id, _, words in asked for text in (id, words)])
     request = {
-        "set": name, "split": split, "limit": limit, "frames": options.frames, "seed": options.seed,
+        "dataset": name, "split": split, "limit": limit, "frames": options.frames, "seed": options.seed,
         "questions": listed,
     }  # fmt: skip
     answers = ask_all(options, asked, 32, request)
@@ -65,7 +65,7 @@ def qa(
     tokens = mean_tokens(answers)
     if options.as_json:
         print_json({
-            "model": options.model, "set": name, "with": options.spec, "tokens": tokens, "accuracy": scores,
+            "model": options.model, "dataset": name, "spec": options.spec, "visual_tokens": tokens, "accuracy": scores,
         })  # fmt: skip
         return
     rows = [{"part": part, "right, %": 100 * share} for part, share in scores.items()]

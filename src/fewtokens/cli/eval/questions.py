@@ -47,7 +47,7 @@ def ask_all(
     model = options.model
     session_options = SessionOptions(model, frames=options.frames, dtype=options.dtype)
     session = open_session(session_options, options, options, lambda what: None)
-    request |= {"model": model, "files": _files_of(model), "dtype": options.dtype, "with": options.spec}
+    request |= {"model": model, "files": _files_of(model), "dtype": options.dtype, "spec": options.spec}
     with progress("questions", len(questions)) as advance:
         answers = replies.ask_all(
             session, questions, max_new_tokens=length, out=options.replies, progress=advance,

@@ -52,12 +52,12 @@ def videoqa(
 
     questions = data.questions()
     asked = [(str(number), clip(number), prompt(question)) for number, question in enumerate(questions)]
-    request = {"set": "videoqa", "split": split, "frames": frames, "size": size, "seed": seed, "kinds": kinds}
+    request = {"dataset": "videoqa", "split": split, "frames": frames, "size": size, "seed": seed, "kinds": kinds}
     answers = ask_all(options, asked, 8, request)
     summary = summarize([row(reply.text, question) for reply, question in zip(answers, questions, strict=True)])
     tokens = mean_tokens(answers)
     if options.as_json:
-        print_json({"model": options.model, "with": spec, "tokens": tokens, **summary})
+        print_json({"model": options.model, "spec": spec, "visual_tokens": tokens, **summary})
         return
     rows = [
         {"kind": kind, "right, %": 100 * part["accuracy"], "guess, %": 100 * part["chance"], "questions": part["count"]}

@@ -12,6 +12,7 @@ from rich.markup import escape
 from fewtokens.cli.console import log, out
 from fewtokens.cli.options import INPUT, RUN, DeviceOption, RootOption
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.keys import heading
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def tell_scores(
         print_json({"protocol": protocol, "broken": broken, **scores})
         return
     out.print(f"[bold]{task}[/bold]  {escape(model)}", highlight=False)
-    out.print(table("", [{"score": name, "value": value} for name, value in scores.items()]))
+    out.print(table("", [{"score": heading(name), "value": value} for name, value in scores.items()]))
     out.print(
         "  ".join(f"{name}={value}" for name, value in list(protocol.items())[2:]), style="dim", highlight=False,
         markup=False,

@@ -38,5 +38,5 @@ def vip(
     def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
         return dense.vip(files, encode, how, progress=report)
 
-    task = Task("vip", sequences, source, judge, lambda rows: (*dense.vip_summary(rows), []), "mIoU", {})
+    task = Task("vip", sequences, source, judge, lambda rows: (*dense.vip_summary(rows), []), "mean_iou", {})
     run_task(task, data, protocol, options)

@@ -22,8 +22,9 @@ from fewtokens.cli.train.runs import (
     tell_some,
     training_progress,
 )
+from fewtokens.core.keys import heading
 
-_SHOWN = ("loss", "top1", "mAP")
+_SHOWN = ("loss", "top1", "map")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ def classify(
     if options.as_json:
         print_json(run_values(folder, report) | {"missing": list(training.missing)})
         return
-    tell_run(report, table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
+    tell_run(report, table("Test", [{"score": heading(name), "%": value} for name, value in report.scores.items()]))
     if report.broken:
         out.print(f"[yellow]{len(report.broken)} files could not be read[/yellow], listed in {folder / 'broken.txt'}")
     if report.enlarged:

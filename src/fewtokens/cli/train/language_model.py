@@ -15,6 +15,7 @@ from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import INPUT, TRAINING
 from fewtokens.cli.tables import print_json, table
 from fewtokens.cli.train.runs import TrainOptions, run_values, tell_run, training_progress
+from fewtokens.core.keys import heading
 
 if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
@@ -113,7 +114,7 @@ def train_language_model(
         if main:
             _show(model, asdict(chosen), total, len(training), len(test), options.as_json)
         return
-    with training_progress("training", total, ("loss", "exact"), main) as step:
+    with training_progress("training", total, ("loss", "exact_match"), main) as step:
         report = train_video_llm(
             model,
             Conversations(training, reading, model.tokenizer),
@@ -132,7 +133,7 @@ def train_language_model(
     if options.as_json:
         print_json(run_values(folder, report) | {"loss": loss})
         return
-    tell_run(report, table("Test", [{"score": name, "%": value} for name, value in report.scores.items()]))
+    tell_run(report, table("Test", [{"score": heading(name), "%": value} for name, value in report.scores.items()]))
     if loss is not None:
         out.print(f"loss {loss:.3f}")
     if report.broken:
@@ -146,7 +147,9 @@ def _show(model: Any, settings: dict[str, Any], total: int, training: int, test:
         part = name.partition(".")[0]
         parts[part] = parts.get(part, 0) + parameter.numel()
     if as_json:
-        print_json({"parameters": parts, "steps": total, "train": training, "test": test, "settings": settings})
+        print_json(
+            {"parameters": parts, "steps": total, "training_items": training, "test_items": test, "settings": settings}
+        )
         return
     out.print(table("", [{"setting": name, "value": str(value)} for name, value in settings.items()]))
     numbers = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items())

@@ -91,7 +91,7 @@ def run_values(folder: Path, report: Report) -> dict[str, Any]:
     """What --json prints of every training run."""
     return {
         "out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
-        "seconds": report.seconds, "waiting": report.waiting, "broken": report.broken,
+        "seconds": report.seconds, "waiting_seconds": report.waiting, "broken": report.broken,
     }  # fmt: skip
 
 
