@@ -1,9 +1,24 @@
-"""Pictures and pages: which region of a video each token stands for, and what comes back from the tokens."""
+"""Figures and pages: the region of a video that each token represents, and the video rebuilt from the tokens."""
 
+from fewtokens.show.colors import method_color, method_styles
+from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.overlay import STYLES, heat, overlay
 from fewtokens.show.page import write_page
 from fewtokens.show.sheet import draw_sheet
 from fewtokens.show.types import Clip, Result
 from fewtokens.show.write import check_overlay, write_overlay
 
-__all__ = ["STYLES", "Clip", "Result", "check_overlay", "draw_sheet", "heat", "overlay", "write_overlay", "write_page"]
+__all__ = [
+    "STYLES",
+    "Clip",
+    "Result",
+    "check_overlay",
+    "draw_comparison",
+    "draw_sheet",
+    "heat",
+    "method_color",
+    "method_styles",
+    "overlay",
+    "write_overlay",
+    "write_page",
+]

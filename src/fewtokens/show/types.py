@@ -1,4 +1,4 @@
-"""What is shown."""
+"""What the figures and pages are drawn from."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Result:
     Attributes:
         name: of the method.
         spec: the spec string that ran.
-        tokens: what came out, B=1.
-        frames: what the tokens give back, uint8 [T,3,H,W], or None where features are not pixels.
-        numbers: columns of the table by name; "tokens", "retention" and "psnr_db" are shown on the sheet too.
+        tokens: the tokens that remain, B=1.
+        frames: rebuilt from the tokens, uint8 [T,3,H,W]; None if features are not pixels.
+        numbers: columns of the table by name; "tokens", "retention" and "psnr_db" are also shown on the sheet.
     """
 
     name: str
@@ -30,10 +30,21 @@ class Result:
 
     __repr__ = by_shape
 
+    def facts(self, separator: str = "   ") -> str:
+        """Tokens, retention and PSNR in one line, as far as `numbers` has them."""
+        parts = []
+        if "tokens" in self.numbers:
+            parts.append(f"{self.numbers['tokens']} tokens")
+        if "share" in self.numbers:
+            parts.append(f"{100 * float(self.numbers['share']):.1f} %")
+        if "PSNR dB" in self.numbers:
+            parts.append(f"{float(self.numbers['PSNR dB']):.1f} dB")
+        return separator.join(parts)
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A video and what several methods made of it.
+    """A video and the results of several methods on it.
 
     Attributes:
         name: shown as the title.
@@ -49,6 +60,17 @@ class Clip:
 
     __repr__ = by_shape
 
+    @property
+    def cells(self) -> int:
+        """Cells of the encoder's grid over the whole clip; 0 without results."""
+        return self.results[0].tokens.grid.cells if self.results else 0
+
     def caption(self, frame: int) -> str:
-        """The time of a frame, or its number."""
+        """The time of a frame, or its index."""
         return f"frame {frame}" if self.times is None else f"{float(self.times[frame]):.2f} s"
+
+    def describe(self) -> str:
+        """Frames, their size and the cells of the clip in one line."""
+        T, _, height, width = self.frames.shape
+        size = f"{T} frames of {width} x {height} pixels"
+        return f"{size}, {self.cells:,} cells" if self.cells else size
