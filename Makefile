@@ -1,10 +1,10 @@
-# Each target sets up .venv when it is needed. Python 3.11 or newer; another one: make PYTHON=python3.12 test
+# Each target sets up .venv if needed. Requires Python 3.11 or newer; to choose one: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# The ends of what pyproject.toml allows: the newest releases on the index, also beyond an upper bound; the lowest
+# Both ends of what pyproject.toml allows: the newest releases on the index, also above an upper bound, and the lowest
 # transformers. On a machine with a fixed torch: make NEWEST="transformers av accelerate" test-newest
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
@@ -33,6 +33,7 @@ test-lowest: .venv-lowest/.ready
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell src tests docs benchmarks examples *.md *.toml Makefile
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
@@ -46,14 +47,14 @@ docs: $(READY)
 bench: $(READY)
 	for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do $(BIN)/python "$$script" || exit 1; done
 
-# Made anew when the requirements change; nothing to do otherwise.
+# Rebuilt if the requirements change.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fewtokens needs Python 3.11 or newer; say make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fewtokens needs Python 3.11 or newer; run make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Not tied to a date: remove the folder to take what is newest today.
+# Not tied to a date: remove the folder to install the releases that are newest today.
 .venv-newest/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable '.[dev]'

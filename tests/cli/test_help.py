@@ -147,19 +147,6 @@ def test_one_noun_is_one_thing():
     assert {"--encoder", "--model", "--with", "--chunked", "--video-stream"} <= flags.keys()
 
 
-def test_the_help_speaks_plainly():
-    banned = ("where not said", "gone on with", "goes on there", "if not said", "with commas", "that are there", "anew",
-              "although there", "be said again", "of everything drawn", "that draw")  # fmt: skip
-    for names in every_verb():
-        verb = find(*names)
-        texts = [
-            verb.help,
-            *(str(param.help) for param in verb.command(names[-1], "").params if hasattr(param, "help")),
-        ]
-        for text in texts:
-            assert not [phrase for phrase in banned if phrase in text.lower()], (names, text)
-
-
 class TestCompletion:
     def complete(self, line: str, shell: str = "bash") -> list[str]:
         """What a shell would offer at the end of a line, by the protocol that its completion script follows."""
