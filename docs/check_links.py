@@ -3,8 +3,8 @@
     python docs/check_links.py [SITE]     # default: site; "-" checks the Markdown files only
 
 In the site every `href` and `src` of every page leads to a file, and every fragment to an element with that id. In
-README.md, CONTRIBUTING.md and docs/ every relative link leads to a file, and every fragment to a heading. Addresses of other hosts are
-checked for their form only, and the site may not load anything from them.
+README.md, CONTRIBUTING.md and docs/ every relative link leads to a file, and every fragment to a heading. Addresses of
+other hosts are checked for their form only, and the site may not load anything from them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class _Page(HTMLParser):
         values = dict(attrs)
         self.ids |= {value for key in ("id", "name") if (value := values.get(key))}
         # A canonical address loads nothing.
-        loads = tag in _LOADS or (tag == "link" and values.get("rel") in ("stylesheet", "preload", "icon", "preconnect"))
+        loads = tag in _LOADS or (
+            tag == "link" and values.get("rel") in ("stylesheet", "preload", "icon", "preconnect")
+        )
         for key in ("href", "src"):
             if (value := values.get(key)) is not None:
                 self.links.append(("load" if loads else "link", value))

@@ -61,9 +61,9 @@ def bench(name: str) -> str:
         for row in rows
     ]
     about = (
-        "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: features that come back against all features; rare "
-        "cosine: in the 5 % of cells least similar to the mean of their frame; J&F: label propagation on eight sequences "
-        "of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
+        "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: similarity of the features that come back to all "
+        "features; rare cosine: in the 5 % of cells least similar to the mean of their frame; J&F: label propagation on "
+        "eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
         "[The training-free methods compared](../studies/comparison.md).\n\n"
     )
     return about + _table(["budget", "method", *_BENCH], lines, text=2)
@@ -75,7 +75,9 @@ def questions(name: str) -> str:
     lines = []
     for count in (12, 32, 64):
         without = results["zeroshot"].get(f"{name}@{count}")
-        runs = [f"{name}@{count}#{seed}" for seed in range(3)] + ([f"{name}#{s}" for s in range(3)] if count == 32 else [])
+        runs = [f"{name}@{count}#{seed}" for seed in range(3)] + (
+            [f"{name}#{s}" for s in range(3)] if count == 32 else []
+        )
         trained = [results["finetune"][run]["accuracy"] for run in runs if run in results["finetune"]]
         if without or trained:
             lines.append(
@@ -89,8 +91,8 @@ def questions(name: str) -> str:
         return ""
     about = (
         "Correct answers in percent on 2,000 questions about synthetic clips, by a small video language model that has "
-        f"{100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; a blind guess has 18.4 %. How "
-        "it was measured: [In a video language model](../studies/video_llm.md).\n\n"
+        f"{100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; a blind guess has 18.4 %. "
+        "How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
     )
     return about + _table(["tokens of 256", "without retraining", "after 100 further steps"], lines)
 

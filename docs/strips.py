@@ -74,7 +74,7 @@ def strip(name: str) -> Strip:
     if reason := _why_not(kind, needs):
         return Strip(None, reason)
     method, clip, patches = _method(name, kind.stage), _clip(), Patches(PATCH)
-    at_budget = method.spec != registry.create_method(name).spec
+    budget = f"keep={KEEP}" if method.spec != registry.create_method(name).spec else ""
     full, cues = patches(clip.frames[None], clip.times, needs=("pixels",))
     encoder = ""
     if "keys" in needs:
@@ -90,7 +90,7 @@ def strip(name: str) -> Strip:
     back = (patches.decode(tokens.unmerge(time_weight=TIME_WEIGHT))[0].clamp(0, 1) * 255).round().byte()
     count, cells = int(tokens.count[0]), int(full.count[0])
     text = (
-        f"`{name}({f'keep={KEEP}' if at_budget else ''})`{encoder}: {count:,} tokens of {cells:,} patches ({100 * count / cells:.1f} %), "
+        f"`{name}({budget})`{encoder}: {count:,} tokens of {cells:,} patches ({100 * count / cells:.1f} %), "
         f"`synthetic({CLIP!r})`, {FRAMES} frames of {SIDE} x {SIDE} pixels. "
         "Top: frames. Middle: regions of the tokens (a color is one token of several patches; dark is dropped). "
         "Bottom: the frames that come back."
