@@ -48,7 +48,7 @@ def signature(name: str) -> str:
 
 
 def sections(docstring: str) -> tuple[str, list[tuple[str, str]]]:
-    """A docstring as its text and the entries of its "Args:", each the names and what is said of them."""
+    """A docstring as its text and the entries of its "Args:", as (names, description)."""
     text, _, arguments = docstring.partition("\nArgs:\n")
     entries: list[tuple[str, str]] = []
     rest: list[str] = []

@@ -62,7 +62,7 @@ def bench(name: str) -> str:
     ]
     about = (
         "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: similarity of the features that come back to all "
-        "features; rare cosine: in the 5 % of cells least similar to the mean of their frame; J&F: label propagation on "
+        "features; rare cosine: in the 5 % of cells least similar to their frame's mean; J&F: label propagation on "
         "eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
         "[The training-free methods compared](../studies/comparison.md).\n\n"
     )
