@@ -41,10 +41,17 @@ KINDS = {
 
 
 def signature(name: str) -> str:
-    """How the class is called: `Tome(keep: float | int | str = 0.25)`."""
+    """The call of the class: `Tome(keep: float | int | str = 0.25)`."""
     kind = registry.get(name)
     inside = inspect.signature(kind, eval_str=True).replace(return_annotation=inspect.Signature.empty)
-    return f"{kind.__name__}{inside}"
+    line = f"{kind.__name__}{inside}"
+    if len(line) <= 80:
+        return line
+    star = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in inside.parameters.values())
+    parts = [f"    {parameter},\n" for parameter in inside.parameters.values()]
+    if star:
+        parts.insert(sum(p.kind is not p.KEYWORD_ONLY for p in inside.parameters.values()), "    *,\n")
+    return f"{kind.__name__}(\n{''.join(parts)})"
 
 
 def sections(docstring: str) -> tuple[str, list[tuple[str, str]]]:
@@ -74,13 +81,14 @@ def arguments_table(name: str, entries: Sequence[tuple[str, str]]) -> str:
         first = next(iter(re.findall(r"\w+", names)))
         if first != each:
             words = f"see `{first}`"
-        cells = (f"`{each}`", f"`{parameter.annotation}`", f"`{parameter.default!r}`", words)
+        types = " or ".join(f"`{part}`" for part in str(parameter.annotation).split(" | "))
+        cells = (f"`{each}`", types, f"`{parameter.default!r}`", words)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n" if parameters else "None.\n"
 
 
 def facts(name: str) -> dict[str, str]:
-    """What a method says of itself, by label; labels without a value are excluded."""
+    """The properties that a method declares, by label; labels without a value are excluded."""
     about = describe(name)
     inside_llm = about["stage"] == "llm"
     values = {
@@ -110,7 +118,7 @@ def page(name: str, image: strips.Strip | None = None) -> str:
     table = "\n".join(f"| {label} | {value.replace('|', chr(92) + '|')} |" for label, value in about.items() if value)
     parts = [f"# {name}", first]
     if image is not None and image.image is not None:
-        parts.append(f"![{name} on a clip]({name}.webp)\n\n*{image.text}*")
+        parts.append(f"![{name} on a clip]({name}.webp)\n\n*{image.text}*{{ .caption }}")
     elif image is not None:
         parts.append(image.text)
     if rest:

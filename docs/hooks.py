@@ -30,23 +30,27 @@ def _by_title(path: Path) -> tuple[bool, str]:
 
 
 def pages_of(folder: str) -> list[Any]:
-    """The entries of the navigation for a folder: of the methods grouped by kind, else sorted by file name."""
+    """The entries of the navigation for a folder: grouped by the headings of its index.md, else sorted by name."""
     if folder == "results":
         return [{title_of(path): f"results/{path.name}"} for path in sorted(RESULTS.glob("*.md"))]
     if folder == "notebooks":
         return [f"notebooks/{path.stem}.md" for path in sorted((DOCS / folder).glob("*.ipynb"), key=_by_title)]
     paths = sorted((DOCS / folder).glob("*.md"))
     index = [f"{folder}/index.md"] if (DOCS / folder / "index.md") in paths else []
-    if folder != "methods":
-        return index + [f"{folder}/{path.name}" for path in paths if path.stem != "index"]
     text = (DOCS / folder / "index.md").read_text(encoding="utf-8") if index else ""
     groups: dict[str, list[str]] = {}
     for line in text.splitlines():
         if line.startswith("## "):
             groups[line[3:]] = []
-        elif entry := re.match(r"\* \[`\w+`\]\((\w+\.md)\)", line):
+        elif groups and (entry := re.match(r"\* \[.+?\]\((\w+\.md)\)", line)):
             groups[list(groups)[-1]].append(f"{folder}/{entry[1]}")
-    return index + [{kind: pages} for kind, pages in groups.items()]
+    listed = {page for pages in groups.values() for page in pages}
+    others = [f"{folder}/{path.name}" for path in paths if path.stem != "index"]
+    return [
+        *index,
+        *({title: pages} for title, pages in groups.items() if pages),
+        *(p for p in others if p not in listed),
+    ]
 
 
 def expand(nav: list[Any]) -> list[Any]:
@@ -140,7 +144,7 @@ def rewrite_links(text: str, page: str, repository: str | None) -> str:
             return label
         return f"{mark}[{label}]({repository.rstrip('/')}/blob/main/{resolved.relative_to(ROOT).as_posix()}{anchor})"
 
-    # Fenced code is left alone.
+    # Fenced code stays unchanged.
     parts = re.split(r"(^```.*?^```$)", text, flags=re.S | re.M)
     return "".join(part if n % 2 else _LINK.sub(replace, part) for n, part in enumerate(parts))
 
@@ -160,5 +164,15 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def plain_pipes(text: str) -> str:
+    """Tables whose code spans have `|` where GitHub requires an escaped one; Python-Markdown would show the escape."""
+    return re.sub(
+        r"^\|.*\|$",
+        lambda row: re.sub(r"`[^`]+`", lambda code: code[0].replace("\\|", "|"), row[0]),
+        text,
+        flags=re.M,
+    )
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    return rewrite_links(markdown, page.file.src_uri, config.repo_url)
+    return plain_pipes(rewrite_links(markdown, page.file.src_uri, config.repo_url))

@@ -31,7 +31,7 @@ def test_every_method_has_a_page_and_a_line_of_the_index(tmp_path):
         page, kind = (tmp_path / f"{name}.md").read_text(encoding="utf-8"), registry.get(name)
         assert page.startswith(f"# {name}\n") and f"{kind.__name__}(" in page
         for argument in inspect.signature(kind).parameters:
-            assert re.search(rf"^\| `{argument}` \| `[^`]+` \| `[^`]+` \| \S", page, re.M), (name, argument)
+            assert re.search(rf"^\| `{argument}` \| `[^|]+` \| `[^`]+` \| \S", page, re.M), (name, argument)
         facts = dict(re.findall(r"^\| (\w+) \| (.*) \|$", page, re.M))
         assert facts["kind"] == registry.kind_of(name) and facts["stage"].startswith(kind.stage)
         for fact in ("paper", "cost", "license"):
