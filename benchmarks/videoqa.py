@@ -19,7 +19,7 @@ say otherwise.
 
 Expected: 47.7 % with all tokens where a blind guess has 18.4 %; not retrained, at 32 tokens, hourglass 44,
 fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 46, fewer_frames 44, token_dynamics
-43, kmeans 42. What is made of them: docs/video_llm.md.
+43, kmeans 42. What is made of them: docs/studies/video_llm.md.
 """
 
 from __future__ import annotations

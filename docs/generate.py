@@ -1,17 +1,23 @@
-"""Writes a page for each method, and an index of them by kind, from the registry.
+"""Writes a page for each method, and an index by kind, from the registry and the committed results.
 
-    python docs/generate.py [FOLDER]     # docs/methods if not given; or: make docs
+    python docs/generate.py [FOLDER] [--no-images]     # default: docs/methods; or: make docs
 
-A few seconds. The pages are not committed: what a method says of itself stands in its file alone.
+About a minute, most of it for the images. The pages are not committed: the text of a method is in its file alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import measured
+import strips
 
 from fewtokens.cli.methods import describe
 from fewtokens.core import registry
@@ -20,14 +26,14 @@ from fewtokens.core.method import CUES, STAGES
 
 FOLDER = Path(__file__).parent / "methods"
 KINDS = {
-    "baselines": "Plain baselines, which every comparison runs at the same budget.",
-    "pruning": "Keep some tokens as they are and drop the others.",
+    "baselines": "Simple methods that every comparison runs at the same budget.",
+    "pruning": "Keep some tokens unchanged and drop the others.",
     "merging": "Replace similar tokens by their mean.",
-    "clustering": "Group all tokens of a video, and let one stand for each group.",
+    "clustering": "Group all tokens of a video, and keep one for each group.",
     "pooling": "Average fixed regions.",
-    "learned": "Make new tokens with parameters that are trained.",
+    "learned": "Compute new tokens with trained parameters.",
     "selection": "Choose the frames that are read.",
-    "memory": "Hold an endless stream in bounded memory.",
+    "memory": "Keep an endless stream in bounded memory.",
     "quantizers": "Give each token discrete codes.",
     "layers": "Drop or merge visual tokens inside the layers of a language model.",
     "other packages": "Registered by installed packages.",
@@ -35,65 +41,107 @@ KINDS = {
 
 
 def signature(name: str) -> str:
-    """How the class is called: `Tome(keep: float | int | str = 0.25)`."""
+    """The call of the class: `Tome(keep: float | int | str = 0.25)`."""
     kind = registry.get(name)
     inside = inspect.signature(kind, eval_str=True).replace(return_annotation=inspect.Signature.empty)
-    return f"{kind.__name__}{inside}"
+    line = f"{kind.__name__}{inside}"
+    if len(line) <= 80:
+        return line
+    star = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in inside.parameters.values())
+    parts = [f"    {parameter},\n" for parameter in inside.parameters.values()]
+    if star:
+        parts.insert(sum(p.kind is not p.KEYWORD_ONLY for p in inside.parameters.values()), "    *,\n")
+    return f"{kind.__name__}(\n{''.join(parts)})"
 
 
-def markdown(docstring: str) -> str:
-    """A docstring as Markdown: its sections ("Args:") become headings, their entries lists."""
-    lines = []
-    in_section = False
-    for line in docstring.splitlines():
-        entry = re.fullmatch(r" {4}(\w[\w, ]*): (.*)", line)
-        if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
-            in_section = True
-            lines += [f"**{line[:-1]}**", ""]
-        elif in_section and entry:
-            lines.append(f"* `{entry[1]}`: {entry[2]}")
-        else:
-            in_section = in_section and (not line or line.startswith(" "))
-            lines.append(f"  {line.strip()}" if in_section and line else line)
-    return "\n".join(lines)
+def sections(docstring: str) -> tuple[str, list[tuple[str, str]]]:
+    """A docstring as its text and the entries of its "Args:", as (names, description)."""
+    text, _, arguments = docstring.partition("\nArgs:\n")
+    entries: list[tuple[str, str]] = []
+    rest: list[str] = []
+    for line in arguments.splitlines():
+        if entry := re.fullmatch(r" {4}(\w[\w, ]*): (.*)", line):
+            entries.append((entry[1], entry[2]))
+        elif line.startswith("     ") and entries and not rest:
+            names, words = entries[-1]
+            entries[-1] = (names, f"{words} {line.strip()}")
+        elif rest or line.strip():
+            rest.append(line)
+    text = "\n".join([text, "", *rest]).strip()
+    return re.sub(r"^(Attributes|Returns|Raises|Shape|Note):$", r"**\1**\n", text, flags=re.M), entries
 
 
-def page(name: str) -> str:
-    """The page of one method."""
+def arguments_table(name: str, entries: Sequence[tuple[str, str]]) -> str:
+    """The arguments with their types, defaults and meanings."""
+    lines = ["| argument | type | default | meaning |", "|---|---|---|---|"]
+    parameters = inspect.signature(registry.get(name), eval_str=False).parameters
+    meanings = {each: (names, words) for names, words in entries for each in re.findall(r"\w+", names)}
+    for each, parameter in parameters.items():
+        names, words = meanings.get(each, (each, ""))
+        first = next(iter(re.findall(r"\w+", names)))
+        if first != each:
+            words = f"see `{first}`"
+        types = " or ".join(f"`{part}`" for part in str(parameter.annotation).split(" | "))
+        cells = (f"`{each}`", types, f"`{parameter.default!r}`", words)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n" if parameters else "None.\n"
+
+
+def facts(name: str) -> dict[str, str]:
+    """The properties that a method declares, by label; labels without a value are excluded."""
     about = describe(name)
-    facts = {
+    inside_llm = about["stage"] == "llm"
+    values = {
         "kind": registry.kind_of(name),
-        "stage": f"{about['stage']}, {STAGES[about['stage']]}",
-        "needs": "; ".join(f"`{cue}`, {CUES[cue]}" for cue in about["needs"]) or "nothing beside the tokens",
-        "count": "" if about["stage"] == "llm" else about["budget"],
-        "streaming": "" if about["stage"] == "llm" else about["streaming"],
+        "stage": f"{about['stage']}: {STAGES[about['stage']]}",
+        "needs": "; ".join(f"`{cue}`: {CUES[cue]}" for cue in about["needs"]) or "nothing but the tokens",
+        "count": "" if inside_llm else about["budget"],
+        "streaming": "" if inside_llm else about["streaming"],
         "trained": "yes" if about["trainable"] else "no",
         "paper": about["paper"],
         "cost": about["cost"],
         "license": about["license"],
     }
-    table = "\n".join(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in facts.items() if value)
-    return f"""# {name}
+    return {label: value for label, value in values.items() if value}
 
-```python
-{signature(name)}
-```
 
-{markdown(about["description"])}
+def linked(paper: str) -> str:
+    """A paper with its arXiv id as a link."""
+    return re.sub(r"(?:arXiv[: ])?\b(\d{4}\.\d{4,5})\b", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
 
-| | |
-|---|---|
-{table}
-"""
+
+def page(name: str, image: strips.Strip | None = None) -> str:
+    """The page of one method."""
+    text, entries = sections(describe(name)["description"])
+    first, _, rest = text.partition("\n\n")
+    about = facts(name) | {"paper": linked(facts(name).get("paper", ""))}
+    table = "\n".join(f"| {label} | {value.replace('|', chr(92) + '|')} |" for label, value in about.items() if value)
+    parts = [f"# {name}", first]
+    if image is not None and image.image is not None:
+        parts.append(f"![{name} on a clip]({name}.webp)\n\n*{image.text}*{{ .caption }}")
+    elif image is not None:
+        parts.append(image.text)
+    if rest:
+        parts.append(rest)
+    parts += [f"| | |\n|---|---|\n{table}", "## Arguments", f"```python\n{signature(name)}\n```"]
+    parts.append(arguments_table(name, entries))
+    for heading, measurement in (
+        ("Measured", measured.bench(name)),
+        ("In a video language model", measured.questions(name)),
+        ("Fidelity", measured.fidelity(name)),
+    ):
+        if measurement:
+            parts += [f"## {heading}", measurement]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def index(names: list[str]) -> str:
     """All methods by kind, each with its first sentence."""
-    parts = ["# Methods\n"]
-    for kind, what in KINDS.items():
+    parts = ["# Methods\n", "Which one to take: [Choose a method](../guides/choose_a_method.md).\n"]
+    for kind, meaning in KINDS.items():
         rows = [f"* [`{name}`]({name}.md): {describe(name)['summary']}" for name in names if kind_of(name) == kind]
         if rows:
-            parts += [f"## {kind.capitalize()}\n", f"{what}\n", *rows, ""]
+            parts += [f"## {kind.capitalize()}\n", f"{meaning}\n", *rows, ""]
     return "\n".join(parts)
 
 
@@ -104,20 +152,36 @@ def kind_of(name: str) -> str:
     return kind
 
 
-def write(folder: Path) -> list[str]:
-    """Writes all pages and the index, and removes pages of methods that are gone; returns the names."""
+def write(folder: Path, *, images: bool = True, only: Sequence[str] = ()) -> list[str]:
+    """Writes the pages and the index, and removes pages of methods that no longer exist; returns the names.
+
+    Args:
+        folder: where to write.
+        images: whether to draw what each method does to a clip.
+        only: names of the methods whose pages are written; empty for all of them.
+    """
     names = [*registry.names(), *registry.layer_names()]
     folder.mkdir(parents=True, exist_ok=True)
-    texts: dict[str, Any] = {f"{name}.md": page(name) for name in names} | {"index.md": index(names)}
+    texts = {"index.md": index(names)}
+    pictures = set()
+    for name in only or names:
+        image = strips.strip(name) if images else None
+        if image is not None and image.image is not None:
+            strips.save(image.image, folder / f"{name}.webp")
+            pictures.add(f"{name}.webp")
+        texts[f"{name}.md"] = page(name, image)
     for name, text in texts.items():
         with whole_file(folder / name) as path:
             path.write_text(text, encoding="utf-8")
-    for old in folder.glob("*.md"):
-        if old.name not in texts:
+    for old in (*folder.glob("*.md"), *folder.glob("*.webp")):
+        if old.name not in texts and old.name not in pictures:
             old.unlink()
     return names
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else FOLDER
-    print(f"{target}: {len(write(target))} methods")
+    parser = argparse.ArgumentParser(description="Writes a page for each method.")
+    parser.add_argument("folder", nargs="?", type=Path, default=FOLDER)
+    parser.add_argument("--no-images", action="store_true")
+    given = parser.parse_args()
+    print(f"{given.folder}: {len(write(given.folder, images=not given.no_images))} methods")

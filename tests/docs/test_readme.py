@@ -1,61 +1,94 @@
-"""The README is true: its code runs, its commands exist, the methods that it names too."""
+"""The README and the pages of docs/ are true: their code runs, their commands, files and methods exist."""
 
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from fewtokens.cli.methods import describe
 from fewtokens.core import registry
 from fewtokens.video import synthetic, write
 from tests.helpers.command import parse
+from tests.helpers.pages import ROOT, blocks, commands, name, pages
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+COMMANDS = [(name(page), words) for page in pages() for words in commands(page)]
+PYTHON = {
+    name(page): [block for block in blocks(page) if block.language == "python"]
+    for page in pages()
+    if page.is_relative_to(ROOT / "docs") and page.name not in ("architecture.md", "add_a_method.md")
+}
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of a language, "" for those without one; a closing fence opens nothing."""
-    return [text for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M) if name == language]
+def clip(folder):
+    write(folder / "clip.mp4", synthetic("static", frames=8, size=(64, 96)).frames, 8)
 
 
-def test_the_python_blocks_run(tmp_path):
-    write(tmp_path / "clip.mp4", synthetic("static", frames=8, size=(64, 96)).frames, 8)
-    *_, whole, parts = blocks("python")
-    printed = [
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        for code in (whole, parts)
-    ]
+def test_the_first_block_of_the_readme_runs_by_itself(tmp_path):
+    clip(tmp_path)
+    code = next(block.text for block in blocks(README) if block.language == "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    # A tenth of 16 frames of 8 x 8 patches.
+    assert "torch.Size([1, 102, 768])" in done.stdout
     assert (tmp_path / "clip.safetensors").exists()
-    # A tenth of 8 frames of 14 x 21 patches; 16 frames of 8 x 8.
-    assert "torch.Size([1, 235, 768])" in printed[0]
-    assert "torch.Size([1, 102, 768])" in printed[1] and "'merge_windows'" in printed[1]
 
 
-def test_the_block_on_language_models_runs():
-    code, *_ = blocks("python")
+def tiny_model():
     from tests.llm.tiny import prompt, tiny
 
-    names = {"model": tiny("llava_onevision")}
-    names["inputs"] = prompt("llava_onevision", ("text", 5), ("video", 8), ("text", 5)).inputs
-    exec(code, names)
-    # 10 words, a tenth of 8 x 16 cells, the newline, and what was generated.
-    assert names["ids"].shape[1] == 10 + 12 + 1 + 64
+    inputs = prompt("llava_onevision", ("text", 5), ("video", 8), ("text", 5)).inputs
+    return {"model": tiny("llava_onevision"), "inputs": inputs}
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("") for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("fewtokens ")]
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/compress_a_video_llm.md"])
+def test_blocks_on_language_models_run(page):
+    codes = [block.text for block in blocks(ROOT / page) if block.language == "python" and "attach(" in block.text]
+    assert codes
+    for code in codes:
+        names = tiny_model()
+        exec(code, names)
+        # 10 words, a tenth of 8 x 16 cells or 32 of them, the newline, and what was generated.
+        left = 12 if "tome(keep=0.1)" in code else 32
+        assert names["ids"].shape[1] == 10 + left + 1 + 64
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_the_commands_exist(words):
+@pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if found])
+def test_python_blocks_run_in_order(page, tmp_path, monkeypatch, capsys):
+    """All blocks of a page in one namespace; those that need weights must at least compile."""
+    clip(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in PYTHON[page]:
+        code = compile(block.text, page, "exec")
+        if "needs weights" in block.note or "tiny language model" in block.note:
+            continue
+        exec(code, names)
+    printed = capsys.readouterr().out
+    if page == "docs/quickstart.md":
+        # A tenth of 8 frames of 14 x 21 patches.
+        assert "torch.Size([1, 235, 768])" in printed and "'merge_windows'" in printed
+    if page == "docs/guides/write_your_own_encoder.md":
+        assert "torch.Size([2, 156, 384])" in printed and "torch.Size([1, 51, 32])" in printed
+
+
+def test_a_stream_of_the_guide_is_the_full_video(tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in PYTHON["docs/guides/stream.md"]:
+        exec(block.text, names)
+    full = names["pipeline"](names["fewtokens"].read("camera.mp4"))
+    assert torch.equal(names["whole"].features, full.features)
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)}" for page, words in COMMANDS])
+def test_the_commands_exist(page, words):
+    if "loudest" in " ".join(words):
+        return  # the method that the guide adds
     parse(words)
     for word in words[2:]:
         if re.fullmatch(r"[a-z_]+\(.*\)", word):
@@ -64,13 +97,15 @@ def test_the_commands_exist(words):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_has_the_targets():
-    for target in re.findall(r"^make (\w+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.M):
-        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    for page in (*pages(), ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"^make ([\w-]+)", page.read_text(encoding="utf-8"), re.M):
+            done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, (name(page), done.stderr)
 
 
 def test_the_kinds_are_the_folders():
-    rows = dict(re.findall(r"^\| (\w+) \| [^|]+ \| (`.*) \|$", README, re.M))
+    page = (ROOT / "docs" / "guides" / "choose_a_method.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| [^|]+ \| (`[^|]*) \|$", page, re.M))
     known = [*registry.names(), *registry.layer_names()]
     kinds = [
         kind for kind in (*registry.KINDS, registry.LAYER_KIND) if any(registry.kind_of(name) == kind for name in known)
@@ -80,42 +115,16 @@ def test_the_kinds_are_the_folders():
         assert {registry.kind_of(name) for name in re.findall(r"`(\w+)`", examples)} == {kind}
 
 
-def test_the_list_of_methods_is_what_the_command_says():
-    """The first lines as text, folded to the width of a terminal."""
-    (block,) = blocks("text")
-    lines = block.splitlines()
-    assert lines[0] == "pixels: before the encoder" and lines[1].split() == ["method", "what", "it", "does"]
-    entries: dict[str, list[str]] = {}
-    for line in lines[3:-1]:
-        name, *words = line.split()
-        if line[0] != " ":
-            entries[name] = words
-        else:
-            entries[list(entries)[-1]] += [name, *words]
-    assert entries
-    for name, words in entries.items():
-        trained = " (trained)" if registry.get(name).learned else ""
-        assert " ".join(words) == describe(name)["summary"] + trained
-        assert registry.get(name).stage == "pixels"
-
-
-def test_links_lead_somewhere():
-    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
-        text = (ROOT / name).read_text()
-        for link in re.findall(r"\]\(([^)#]+)\)", text):
-            assert link.startswith("https://arxiv.org/") or (ROOT / name).parent.joinpath(link).exists(), link
-
-
 def test_files_that_a_page_names_exist():
-    for name in ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
-        for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|md|json))`", (ROOT / name).read_text()):
+    for page in (*pages(), ROOT / "CONTRIBUTING.md"):
+        for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|md|json))`", page.read_text(encoding="utf-8")):
             if "loudest" not in path and "my_method" not in path:
-                assert (ROOT / path).exists() or (ROOT / "src" / "fewtokens" / path).exists(), (name, path)
+                assert (ROOT / path).exists() or (ROOT / "src" / "fewtokens" / path).exists(), (name(page), path)
 
 
 def test_methods_that_a_page_names_exist():
-    """Specs in code marks: `name(argument=value)`."""
-    for name in ("README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))):
-        for spec in re.findall(r"`(\w+\(\w+=[^`]+\))`", (ROOT / name).read_text()):
+    """Specs in code marks: `name(argument=value)`; decisions also name what they replaced."""
+    for page in [page for page in pages() if page.parent.name != "decisions"]:
+        for spec in re.findall(r"`(\w+\(\w+=[^`]+\))`", page.read_text(encoding="utf-8")):
             if spec.split("(")[0] in (*registry.names(), *registry.layer_names()):
                 registry.build(spec)

@@ -35,10 +35,10 @@ class Result:
         parts = []
         if "tokens" in self.numbers:
             parts.append(f"{self.numbers['tokens']} tokens")
-        if "share" in self.numbers:
+        if "retention" in self.numbers:
             parts.append(f"{100 * float(self.numbers['share']):.1f} %")
-        if "PSNR dB" in self.numbers:
-            parts.append(f"{float(self.numbers['PSNR dB']):.1f} dB")
+        if "psnr_db" in self.numbers:
+            parts.append(f"{float(self.numbers['psnr_db']):.1f} dB")
         return separator.join(parts)
 
 

@@ -127,7 +127,8 @@ _TINY_NETWORK: dict[str, Any] = {
     "dim": 192, "depth": 6, "num_heads": 3, "patch_size": 8, "decoder_dim": 128, "decoder_depth": 3,
     "decoder_num_heads": 4,
 }  # fmt: skip
-# As many of 64 patches are visible as of 196 in the papers: 19, 9 and 2; a tenth of 64 would be 6 (docs/tobo.md).
+# Of 64 patches the same number is visible as of 196 in the papers (19, 9, 2): a tenth of 64 would be 6. See
+# docs/studies/tobo.md.
 _TINY_MASKS = {"tobo": 0.7, "siam_mae": 0.85, "crop_mae": 0.96}
 _NAME = re.compile(rf"({'|'.join(sorted(OBJECTIVES, key=len, reverse=True))})_(?:vit_([sbl])(\d+)_k400|tiny)")
 

@@ -1,0 +1,124 @@
+"""The rows of a method in the committed results: benchmarks, questions on videos, fidelity to published code."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fewtokens.core.legacy import current_spec
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+# What family.json calls by a name that another method has today.
+_EARLIER = {"representation_shift": "representation_shift_in_encoder"}
+# The columns of the page and the keys of family.json.
+_BENCH = {
+    "tokens kept": "share",
+    "cosine": "cosine",
+    "rare cosine": "rare cosine",
+    "J&F": "J&F",
+    "method, ms": "method ms",
+    "frames to tokens, ms": "total ms",
+}
+
+
+@cache
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _spec(name: str) -> str:
+    return current_spec(_EARLIER.get(name, name))
+
+
+def _cell(column: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if column in ("tokens kept", "J&F"):
+        return f"{100 * value:.1f}" + (" %" if column == "tokens kept" else "")
+    return f"{value:.3f}" if "cosine" in column else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _table(head: list[str], rows: list[list[str]], *, text: int = 1) -> str:
+    """A Markdown table whose first `text` columns are text, the others numbers."""
+    lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def bench(name: str) -> str:
+    """The rows of the method and of `random` in the comparison of the training-free methods, or ""."""
+    rows = [row for row in _read("family")["all"] if _spec(row["method"]).split("(")[0] == name]
+    if not rows:
+        return ""
+    if name != "random":
+        budgets = {row["keep"] for row in rows}
+        rows += [row for row in _read("family")["all"] if row["method"] == "random" and row["keep"] in budgets]
+    rows.sort(key=lambda row: (-row["keep"], row["method"] == "random", row["method"]))
+    lines = [
+        [f"{100 * row['keep']:g} %", f"`{_spec(row['method'])}`", *(_cell(c, row.get(k)) for c, k in _BENCH.items())]
+        for row in rows
+    ]
+    about = (
+        "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: similarity of the features that come back to all "
+        "features; rare cosine: in the 5 % of cells least similar to their frame's mean; J&F: label propagation on "
+        "eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
+        "[The training-free methods compared](../studies/comparison.md).\n\n"
+    )
+    return about + _table(["budget", "method", *_BENCH], lines, text=2)
+
+
+def questions(name: str) -> str:
+    """The accuracy of a small video language model with tokens of this method, or ""."""
+    results = _read("videoqa")
+    lines = []
+    for count in (12, 32, 64):
+        without = results["zeroshot"].get(f"{name}@{count}")
+        runs = [f"{name}@{count}#{seed}" for seed in range(3)] + (
+            [f"{name}#{s}" for s in range(3)] if count == 32 else []
+        )
+        trained = [results["finetune"][run]["accuracy"] for run in runs if run in results["finetune"]]
+        if without or trained:
+            lines.append(
+                [
+                    str(count),
+                    f"{100 * without['accuracy']:.1f}" if without else "",
+                    f"{100 * statistics.mean(trained):.1f}" if trained else "",
+                ]
+            )
+    if not lines:
+        return ""
+    about = (
+        "Correct answers in percent on 2,000 questions about synthetic clips, by a small video language model that has "
+        f"{100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; a blind guess has 18.4 %. "
+        "How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
+    )
+    return about + _table(["tokens of 256", "without retraining", "after 100 further steps"], lines)
+
+
+def fidelity(name: str) -> str:
+    """The comparison of the method with its published code, or a sentence that there is none."""
+    rows = [row for row in _read("fidelity")["rows"] if row["method"] == name]
+    measured = [row for row in rows if row["equal"] is not None]
+    if not measured:
+        reason = rows[0]["why"] if rows else "not compared"
+        return f"No comparison with published code: {reason}.\n"
+    lines = [
+        [
+            f"`{row['reference']}` @{row['commit']}",
+            row["settings"],
+            "100 %" if row["equal"] == 1 else f"{100 * row['equal']:.2f} %",
+            f"{row['difference']:.1e}",
+            row["why"] or "no difference",
+        ]
+        for row in measured
+    ]
+    about = (
+        "Both run on the same features of three real clips. Equal tokens: the fraction of tokens that both have; "
+        "difference: the largest absolute difference between equal tokens. How it was measured: "
+        "[Fidelity to published code](../studies/fidelity.md).\n\n"
+    )
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    head = ["published code", "settings", "equal tokens", "difference", "reason for the difference"]
+    return about + _table(head, lines, text=len(head))
