@@ -1,6 +1,6 @@
 """Draws docs/images/hero.png: five methods on one synthetic clip at the same budget.
 
-    python docs/figures/hero.py
+python docs/figures/hero.py
 """
 
 from __future__ import annotations

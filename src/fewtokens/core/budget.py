@@ -83,9 +83,7 @@ class Budget:
         present = [name for name, value in {"keep": keep, **instead}.items() if value is not None]
         if len(present) > 1:
             names = [f"{name}=" for name in ("keep", *instead)]
-            raise NotBoth(
-                f"{caller} takes one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}"
-            )
+            raise NotBoth(f"{caller} takes one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}")
         if present and present != ["keep"]:
             return None
         keep = default if keep is None else keep

@@ -1,6 +1,6 @@
 """`Pipeline`: an encoder and a chain of methods, each run at its stage.
 
-    video -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
+video -> pixels methods -> encoder (encoder methods inside) -> tokens methods -> Tokens
 """
 
 from __future__ import annotations

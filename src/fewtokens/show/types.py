@@ -36,7 +36,7 @@ class Result:
         if "tokens" in self.numbers:
             parts.append(f"{self.numbers['tokens']} tokens")
         if "retention" in self.numbers:
-            parts.append(f"{100 * float(self.numbers['share']):.1f} %")
+            parts.append(f"{100 * float(self.numbers['retention']):.1f} %")
         if "psnr_db" in self.numbers:
             parts.append(f"{float(self.numbers['psnr_db']):.1f} dB")
         return separator.join(parts)

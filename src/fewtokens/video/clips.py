@@ -171,9 +171,7 @@ def _digits(rng: np.random.Generator, frames: int, height: int, width: int) -> I
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError(
-            "kind='digits' requires scikit-learn; install it with pip install 'fewtokens[eval]'"
-        ) from None
+        raise ValueError("kind='digits' requires scikit-learn; install it with pip install 'fewtokens[eval]'") from None
     import torch.nn.functional as F
 
     images = load_digits().images
