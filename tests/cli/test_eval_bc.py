@@ -102,19 +102,19 @@ class Payload:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        (("--encoder", "patches"), "say a task, or a file"),
+        (("--encoder", "patches"), "specify a task or a file"),
         (("--data", "DEMOS"), "say --encoder"),
         (("--data", "DEMOS", "--encoder", "patches", "--feature", "none"), "say --encoder"),
         (("--data", "DEMOS", "--encoder", "patches", "--camera", "corner"), "belongs to a --task"),
         (("--data", "DEMOS", "--encoder", "patches", "--demos", "11"), "holds 10 demonstrations, 11 are wanted"),
-        (("--data", "DEMOS", "--encoder", "patches", "--preset", "rlbench"), "there are r3m"),
-        (("--data", "DEMOS", "--encoder", "patches", "--set", "speed=3"), "known: feature"),
+        (("--data", "DEMOS", "--encoder", "patches", "--preset", "rlbench"), "must be one of r3m"),
+        (("--data", "DEMOS", "--encoder", "patches", "--set", "speed=3"), "settings: feature"),
         (("--data", "DEMOS", "--encoder", "patches", "--task", "metaworld/hammer"), "demonstrations of dots/reach"),
         (("--data", "DEMOS", "--task", "dots/reach", "--encoder", "patches", "--camera", "below"), "camera above"),
         (("--data", "nowhere.pickle", "--encoder", "patches"), "no such file"),
         (("--data", "EVIL", "--encoder", "patches"), "only numpy arrays and plain values"),
         (("--data", "BLIND", "--encoder", "patches"), "has no images"),
-        (("--task", "hammer", "--encoder", "patches"), "say metaworld/TASK or kitchen/TASK"),
+        (("--task", "hammer", "--encoder", "patches"), "must be metaworld/TASK or kitchen/TASK"),
         (("--task", "metaworld/hammer", "--encoder", "patches", "--seeds", "0"), "at least 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The simulators, where they are installed: Meta-World's experts and views, the kitchen's tasks, a real clone."""
+"""The simulators, if installed: Meta-World's experts and cameras, the kitchen's tasks, and a cloned policy."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from fewtokens.evaluation.simulate import CORTEXBENCH, KITCHEN, make, record
 
 pytestmark = pytest.mark.sim
 
-
-# Looked for and not imported, for what they import reads from the environment how to render.
+# Searched without importing: their imports read from the environment how to render.
 metaworld = pytest.mark.skipif(find_spec("metaworld") is None, reason="metaworld is not installed")
 kitchen = pytest.mark.skipif(find_spec("gymnasium_robotics") is None, reason="gymnasium-robotics is not installed")
 
@@ -38,32 +37,33 @@ def test_experts_succeed(task):
 
 
 @metaworld
-def test_a_seed_is_a_beginning():
+def test_a_seed_determines_the_initial_state():
     environment = make("metaworld/drawer-open")
     try:
-        seen = []
+        states, images = [], []
         for seed in (0, 1, 0):
             environment.reset(seed)
-            seen.append((environment.state.copy(), environment.render(48)))
-        assert np.array_equal(seen[0][0], seen[2][0])
-        assert np.array_equal(seen[0][1], seen[2][1])
-        assert not np.array_equal(seen[0][0], seen[1][0])
-        assert seen[0][1].shape == (48, 48, 3)
-        assert seen[0][1].dtype == np.uint8
-        assert seen[0][1].std() > 20  # not a black picture
+            states.append(environment.state.copy())
+            images.append(environment.render(48))
+        assert np.array_equal(states[0], states[2])
+        assert np.array_equal(images[0], images[2])
+        assert not np.array_equal(states[0], states[1])
+        assert images[0].shape == (48, 48, 3)
+        assert images[0].dtype == np.uint8
+        assert images[0].std() > 20  # the image is not black
     finally:
         environment.close()
 
 
 @metaworld
 def test_cameras_and_horizons():
-    with pytest.raises(ValueError, match="no camera 'left'; it has topview"):
+    with pytest.raises(ValueError, match="no camera 'left'; cameras: topview"):
         make("metaworld/hammer", camera="left")
-    with pytest.raises(ValueError, match="ends after 500 steps"):
+    with pytest.raises(ValueError, match="at most 500 steps"):
         make("metaworld/hammer", horizon=501)
     with pytest.raises(ValueError, match="at least 1 step"):
         make("metaworld/hammer", horizon=0)
-    with pytest.raises(ValueError, match="no task 'juggling'; it has assembly"):
+    with pytest.raises(ValueError, match="no task 'juggling'; tasks: assembly"):
         make("metaworld/juggling")
 
 
@@ -76,7 +76,7 @@ def test_the_kitchen():
         assert environment.render(48).std() > 20
         assert environment.step(np.zeros(9, np.float32)) == 0
         assert not environment.success
-        # The lamp's joint where it should be is success.
+        # The task is done once the lamp's joint is at its goal.
         environment.env.unwrapped.data.qpos[17:19] = [-0.69, -0.05]
         environment.step(np.zeros(9, np.float32))
         assert environment.success
@@ -84,7 +84,7 @@ def test_the_kitchen():
             record(environment, 1, 48)
     finally:
         environment.close()
-    with pytest.raises(ValueError, match="the kitchen has no task 'oven'; it has microwave"):
+    with pytest.raises(ValueError, match="the kitchen has no task 'oven'; tasks: microwave"):
         make("kitchen/oven")
     for name in KITCHEN:
         assert make(f"kitchen/{name}").actions == 9

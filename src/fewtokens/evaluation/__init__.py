@@ -1,1 +1,1 @@
-"""What few tokens keep, and what they cost."""
+"""What few tokens preserve, and what they cost."""

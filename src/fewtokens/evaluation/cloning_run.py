@@ -1,4 +1,4 @@
-"""Behaviour cloning from beginning to end: demonstrations, features kept in a folder, seeds, episodes in video."""
+"""Runs behavior cloning end to end: demonstrations, saved features, seeds, and videos of episodes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fewtokens.core.encoder import Encoder
 from fewtokens.core.identity import with_current_names
 from fewtokens.core.keys import current_keys
 from fewtokens.data.demonstrations import Demonstration, read
-from fewtokens.evaluation.behaviour_cloning import clone, features_of, inputs_of, interval
+from fewtokens.evaluation.behavior_cloning import clone, confidence_interval, encode_demonstrations, policy_inputs
 from fewtokens.evaluation.cloning_protocol import Cloning
-from fewtokens.evaluation.rollouts import Eye, filmstrip
+from fewtokens.evaluation.rollouts import FrameEncoder, filmstrip
 from fewtokens.evaluation.simulate import Environment, make, record
 from fewtokens.video import write
 
@@ -28,13 +28,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Source:
-    """What is cloned, and where the clone acts.
+    """The demonstrations to clone, and the task in which the clone acts.
 
     Attributes:
-        task: of a simulator, see `simulate.make`; None: the score is the error on a fifth of the demonstrations.
-        data: a file of demonstrations; None: the task's scripted expert gives them.
-        camera, horizon: of the task.
-        hold: steps recorded after an expert's success; to the horizon where None.
+        task: a simulated task, see `simulate.make`; None to score by the error on a fifth of the demonstrations.
+        data: a file of demonstrations; None to record them with the task's scripted expert.
+        camera, horizon: camera and horizon of the task.
+        hold: steps recorded after the expert's success; None to record to the horizon.
     """
 
     task: str | None = None
@@ -46,13 +46,13 @@ class Source:
 
 @dataclass
 class Report:
-    """What the seeds said.
+    """The results of all seeds.
 
     Attributes:
-        request: protocol, encoder, source: everything that a score depends on.
-        seeds: of each: seed, best score, the step it was at, evaluations, seconds.
-        mean, half: over the seeds' best, and half the width of its 95 % interval (None for one seed).
-        baseline: the error of always acting like the mean of the demonstrations, where the score is an error.
+        request: protocol, encoder and source: everything that a score depends on.
+        seeds: for each seed: its number, best score and the step of it, loss, evaluations and episodes.
+        mean, half: mean of the seeds' best scores, and half the width of its 95 % interval (None for one seed).
+        baseline: error of always returning the mean action of the demonstrations; None if the score is no error.
     """
 
     request: dict[str, Any]
@@ -77,92 +77,98 @@ def run(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Report:
-    """Clones with several seeds.
+    """Trains and evaluates policies with several seeds.
 
     Args:
-        protocol: of the cloning.
-        encoder: frozen; None for the feature "none".
-        source: of demonstrations, and the task.
-        seeds: 0, 1, ...
-        side_by_side: episodes that go on at once; more need memory and encode faster.
-        film: episodes of each seed's best evaluation that are written as video.
-        folder: where features, scores, policies and videos are kept; a stopped run goes on there.
-        fresh: begin anew there.
-        own_states: `protocol.proprio`, where above 0, becomes the number of the robot's own states that the task or the
-            file names; False takes it as it stands.
-        batch: frames that the encoder sees at once.
-        device: of the policy.
-        progress: called with (what is done, done, in all).
+        protocol: settings of training and evaluation.
+        encoder: a frozen encoder; None for the feature "none".
+        source: the demonstrations and the task.
+        seeds: number of random seeds: 0, 1, ...
+        side_by_side: number of episodes that run side by side; more need more memory and encode faster.
+        film: number of episodes of each seed's best evaluation that are written as video.
+        folder: output directory for features, scores, policies and videos; resumes an interrupted run. None to write
+            nothing.
+        fresh: start from scratch even if `folder` contains a run.
+        own_states: replace a positive `protocol.proprio` with the number of robot states that the task or the file
+            specifies.
+        batch: frames per pass of the encoder.
+        device: device of the policy.
+        progress: called with (title of the current step, done, total).
 
     Raises:
-        ValueError: neither task nor file, a file that does not fit the task, other settings in the folder, or what
-            `read`, `make` and `record` raise.
+        ValueError: neither task nor file, a file that does not fit the task, a folder with other settings, or an
+            error of `read`, `make` or `record`.
     """
     if source.task is None and source.data is None:
-        raise ValueError("nothing to clone: say a task, or a file of demonstrations")
+        raise ValueError("no demonstrations: specify a task or a file of demonstrations")
     if seeds < 1 or side_by_side < 1:
-        raise ValueError(f"seeds and episodes side by side must be at least 1, got {seeds} and {side_by_side}")
-    source, demonstrations, protocol = _settle(source, protocol, own_states)
+        raise ValueError(f"seeds and side_by_side must be at least 1, got {seeds} and {side_by_side}")
+    source, demonstrations, protocol = _resolve_source(source, protocol, own_states)
     environments: list[Environment] = []
     if source.task is not None:
-        many = min(side_by_side, max(1, protocol.rollouts))
-        environments = [make(source.task, camera=source.camera, horizon=source.horizon) for _ in range(many)]
+        count = min(side_by_side, max(1, protocol.rollouts))
+        environments = [make(source.task, camera=source.camera, horizon=source.horizon) for _ in range(count)]
         source = replace(source, camera=environments[0].camera, horizon=environments[0].horizon)
         if own_states and protocol.proprio:
             protocol = replace(protocol, proprio=environments[0].proprio)
     request = _request(protocol, encoder, source)
     if folder is not None:
-        _same_request(folder, request, fresh)
-    # An episode is rendered as large as the demonstrations are, so that both are shrunk alike.
-    eye = Eye(encoder, protocol, batch=batch, size=demonstrations[0].images.shape[1] if demonstrations else None)
+        _check_request(folder, request, fresh)
+    # Frames of episodes are rendered at the size of the demonstrations, so that both are resized in the same way.
+    frame_encoder = FrameEncoder(
+        encoder, protocol, batch=batch, size=demonstrations[0].images.shape[1] if demonstrations else None
+    )
     try:
-        rows = _rows(folder, eye, demonstrations, environments, source, progress)
-        _check_fit(rows, environments)
+        rows = _policy_inputs(folder, frame_encoder, demonstrations, environments, source, progress)
+        _check_action_dim(rows, environments)
         held_out = None
         if not environments:
-            # The last demonstrations, the same ones for every encoder and seed.
+            # The last demonstrations, the same for every encoder and seed.
             cut = len(rows) - max(1, len(rows) // 5)
-            held_out = _joined(rows[cut:])
+            held_out = _concatenate(rows[cut:])
             rows = rows[:cut]
-        x, actions = _joined(rows)
-        found = []
+        x, actions = _concatenate(rows)
+        results = []
         for seed in range(seeds):
-            said = _kept(folder, seed)
-            if said is None:
-                said = _clone_one(
-                    x, actions, protocol, seed, held_out, environments, eye, film, folder, device, progress
+            result = _read_seed(folder, seed)
+            if result is None:
+                result = _run_seed(
+                    x, actions, protocol, seed, held_out, environments, frame_encoder, film, folder, device, progress
                 )  # fmt: skip
-            found.append(said)
+            results.append(result)
     finally:
         for environment in environments:
             environment.close()
-    best = [one["best"] for one in found if one["best"] is not None]
-    mean, half = interval(best) if best else (None, None)
+    best = [result["best"] for result in results if result["best"] is not None]
+    mean, half = confidence_interval(best) if best else (None, None)
     baseline = None if held_out is None else float((held_out[1] - actions.mean(0)).square().mean())
-    return Report(request, found, mean, half, baseline)
+    return Report(request, results, mean, half, baseline)
 
 
-def _settle(source: Source, protocol: Cloning, own_states: bool) -> tuple[Source, list[Demonstration], Cloning]:
-    """Demonstrations of a file, with what it says of itself filled in; none yet where an expert gives them."""
+def _resolve_source(source: Source, protocol: Cloning, own_states: bool) -> tuple[Source, list[Demonstration], Cloning]:
+    """Reads the file of demonstrations, if there is one, and completes source and protocol with its metadata.
+
+    The list of demonstrations is empty if an expert is to record them.
+    """
     if source.data is None:
         return source, [], protocol
-    demonstrations, about = read(source.data, protocol.demos)
-    if source.task is not None and about.get("task", source.task) != source.task:
-        raise ValueError(f"{source.data}: demonstrations of {about['task']}, not of {source.task}")
-    camera = about.get("camera")
+    demonstrations, metadata = read(source.data, protocol.demos)
+    if source.task is not None and metadata.get("task", source.task) != source.task:
+        raise ValueError(f"{source.data}: demonstrations of {metadata['task']}, not of {source.task}")
+    camera = metadata.get("camera")
     if source.task is not None and camera is not None and source.camera not in (None, camera):
-        raise ValueError(f"{source.data}: seen by camera {camera}, the policy would see by {source.camera}")
-    sides = {side for one in demonstrations for side in one.images.shape[1:3]}
+        raise ValueError(f"{source.data}: demonstrations from camera {camera}, not from {source.camera}")
+    sides = {side for demonstration in demonstrations for side in demonstration.images.shape[1:3]}
     if source.task is not None and len(sides) > 1:
         raise ValueError(
-            f"{source.data}: frames of {sorted(sides)} pixels; where a policy acts they must be squares of one size"
+            f"{source.data}: with a task, frames must be square and of one size, got sides {sorted(sides)}"
         )
     source = replace(source, camera=source.camera or camera)
     if source.task is None:
         if len(demonstrations) < 2:
-            raise ValueError(f"{source.data}: one demonstration leaves none to hold out; give two, or a task")
-        if own_states and protocol.proprio and "proprio" in about:
-            protocol = replace(protocol, proprio=int(about["proprio"]))
+            raise ValueError(f"{source.data}: with one demonstration none can be held out; add another, or a task")
+        if own_states and protocol.proprio and "proprio" in metadata:
+            protocol = replace(protocol, proprio=int(metadata["proprio"]))
     return source, demonstrations, protocol
 
 
@@ -171,48 +177,54 @@ def _request(protocol: Cloning, encoder: Encoder | None, source: Source) -> dict
     if source.data is not None:
         with source.data.open("rb") as file:
             data = {"name": source.data.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    told = {**asdict(protocol), "encoder": None if encoder is None else encoder.describe(), **asdict(source)}
-    return json.loads(json.dumps(told | {"data": data}, default=str))
+    settings = {**asdict(protocol), "encoder": None if encoder is None else encoder.describe(), **asdict(source)}
+    return json.loads(json.dumps(settings | {"data": data}, default=str))
 
 
-def _same_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
-    """Writes what is asked for; raises where the folder holds a run of something else."""
+def _check_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
+    """Writes the request; raises ValueError if the folder contains a run with another one."""
     path = folder / "protocol.json"
     if path.is_file() and not fresh:
         try:
-            there = with_current_names(files.read_json(path, dict[str, Any]))
+            existing = with_current_names(files.read_json(path, dict[str, Any]))
         except ValueError as error:
-            raise ValueError(f"{error}; --fresh begins again") from None
-        if other := sorted(name for name in request if there.get(name) != request[name]):
-            raise ValueError(f"{folder} holds a run with other settings ({', '.join(other)}); --fresh begins anew")
+            raise ValueError(f"{error}; start from scratch with --fresh") from None
+        if names := sorted(name for name in request if existing.get(name) != request[name]):
+            raise ValueError(
+                f"{folder} contains a run with other settings ({', '.join(names)}); start from scratch with --fresh"
+            )
         return
-    for old in (*folder.glob("seed_*"), *folder.glob("features.safetensors")):
-        old.unlink()
+    for output in (*folder.glob("seed_*"), *folder.glob("features.safetensors")):
+        output.unlink()
     files.write_json(path, request)
 
 
-def _rows(
-    folder: Path | None, eye: Eye, demonstrations: Sequence[Demonstration], environments: Sequence[Environment],
-    source: Source, progress: Progress | None,
+def _policy_inputs(
+    folder: Path | None, frame_encoder: FrameEncoder, demonstrations: Sequence[Demonstration],
+    environments: Sequence[Environment], source: Source, progress: Progress | None,
 ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Inputs and actions of each demonstration, kept in the folder."""
+    """Inputs and actions of each demonstration, read from the folder or computed and saved there."""
     path = None if folder is None else folder / "features.safetensors"
     if path is not None and path.is_file():
         try:
             tensors, header = files.load(path, "cloning features")
             return [(tensors[f"{n}.inputs"], tensors[f"{n}.actions"]) for n in range(header["count"])]
         except (files.Damaged, KeyError, TypeError):
-            path.unlink()  # damaged: made again below
+            path.unlink()  # damaged: computed again below
 
-    def told(title: str) -> Callable[[int, int], None] | None:
+    def titled(title: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(title, done, total)
 
+    protocol = frame_encoder.protocol
     if not demonstrations:
         demonstrations = record(
-            environments[0], eye.protocol.demos, eye.size, hold=source.hold, progress=told("demonstrations")
-        )  # fmt: skip
-    seen = features_of(eye, demonstrations, told("encoding frames"))
-    rows = [inputs_of([one], [demo], eye.protocol) for one, demo in zip(seen, demonstrations, strict=True)]
+            environments[0], protocol.demos, frame_encoder.size, hold=source.hold, progress=titled("demonstrations")
+        )
+    features = encode_demonstrations(frame_encoder, demonstrations, titled("encoding frames"))
+    rows = [
+        policy_inputs([frames], [demonstration], protocol)
+        for frames, demonstration in zip(features, demonstrations, strict=True)
+    ]
     if path is not None:
         tensors = {f"{n}.{name}": part for n, row in enumerate(rows) for name, part in zip(_NAMES, row, strict=True)}
         files.save(path, "cloning features", tensors, {"count": len(rows)})
@@ -222,64 +234,67 @@ def _rows(
 _NAMES = ("inputs", "actions")
 
 
-def _check_fit(rows: Sequence[tuple[Tensor, Tensor]], environments: Sequence[Environment]) -> None:
-    wide = rows[0][1].shape[1]
+def _check_action_dim(rows: Sequence[tuple[Tensor, Tensor]], environments: Sequence[Environment]) -> None:
+    dim = rows[0][1].shape[1]
     for environment in environments[:1]:
-        if wide != environment.actions:
+        if dim != environment.actions:
             raise ValueError(
-                f"the demonstrations have actions of {wide} numbers, {environment.task} takes {environment.actions}"
+                f"the demonstrations have actions of {dim} dimensions, {environment.task} expects {environment.actions}"
             )
 
 
-def _joined(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _concatenate(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in rows]), torch.cat([actions for _, actions in rows])
 
 
 class _Seed(TypedDict):
-    """What is asked for of a seed's file."""
+    """The keys that a seed's file must have."""
 
     seed: int
     best: Any
     loss: Any
 
 
-def _kept(folder: Path | None, seed: int) -> dict[str, Any] | None:
-    """What an earlier run found with this seed."""
+def _read_seed(folder: Path | None, seed: int) -> dict[str, Any] | None:
+    """The result of an earlier run with this seed; None if there is none."""
     path = None if folder is None else folder / f"seed_{seed}.json"
     if path is None or not path.is_file():
         return None
     try:
         return current_keys(files.read_json(path, _Seed))
     except ValueError:
-        return None  # damaged: made again
+        return None  # damaged: trained again
 
 
-def _clone_one(
+def _run_seed(
     x: Tensor, actions: Tensor, protocol: Cloning, seed: int, held_out: tuple[Tensor, Tensor] | None,
-    environments: Sequence[Environment], eye: Eye, film: int, folder: Path | None, device: str | torch.device,
-    progress: Progress | None,
+    environments: Sequence[Environment], frame_encoder: FrameEncoder, film: int, folder: Path | None,
+    device: str | torch.device, progress: Progress | None,
 ) -> dict[str, Any]:  # fmt: skip
-    def told(done: int, total: int, numbers: dict[str, float]) -> None:
+    def report(done: int, total: int, values: dict[str, float]) -> None:
         if progress is not None:
-            parts = [f"{name} {numbers[name]:.3g}" for name in ("best", "episode") if name in numbers]
+            parts = [f"{name} {values[name]:.3g}" for name in ("best", "episode") if name in values]
             progress(", ".join([f"seed {seed}", *parts]), done, total)
 
-    made = clone(
-        x, actions, protocol, seed=seed, held_out=held_out, environments=environments, eye=eye,
-        film=film if folder is not None else 0, device=device, progress=told,
+    trained = clone(
+        x, actions, protocol, seed=seed, held_out=held_out, environments=environments, frame_encoder=frame_encoder,
+        film=film if folder is not None else 0, device=device, progress=report,
     )  # fmt: skip
-    at = next((one.step for one in made.evaluations if one.score == made.best), None)
-    said = {
-        "seed": seed, "best": made.best, "best_step": at, "loss": made.evaluations[-1].loss,
-        "evaluations": [asdict(one) for one in made.evaluations],
-        "episodes": [{"seed": one.seed, "steps": one.steps, "ever": one.ever, "last": one.last, "return": one.total}
-                     for one in made.rollouts],
+    best_step = next((evaluation.step for evaluation in trained.evaluations if evaluation.score == trained.best), None)
+    result = {
+        "seed": seed, "best": trained.best, "best_step": best_step, "loss": trained.evaluations[-1].loss,
+        "evaluations": [asdict(evaluation) for evaluation in trained.evaluations],
+        "episodes": [
+            {"seed": rollout.seed, "steps": rollout.steps, "ever": rollout.any_success, "last": rollout.final_success,
+             "return": rollout.total_reward}
+            for rollout in trained.rollouts
+        ],
     }  # fmt: skip
     if folder is not None:
-        tensors = {name: value.cpu() for name, value in made.policy.state_dict().items()}
+        tensors = {name: value.cpu() for name, value in trained.policy.state_dict().items()}
         files.save(folder / f"seed_{seed}.safetensors", "cloned policy", tensors, {"seed": seed})
-        if any(one.frames for one in made.rollouts):
-            write(folder / f"seed_{seed}.mp4", filmstrip(made.rollouts), fps=20)
-        # Last, for it says that the seed is done.
-        files.write_json(folder / f"seed_{seed}.json", said)
-    return said
+        if any(rollout.frames for rollout in trained.rollouts):
+            write(folder / f"seed_{seed}.mp4", filmstrip(trained.rollouts), fps=20)
+        # Written last: its existence means that the seed is done.
+        files.write_json(folder / f"seed_{seed}.json", result)
+    return result

@@ -1,4 +1,4 @@
-"""Episodes of a policy that sees by a frozen encoder."""
+"""Episodes of a policy that acts on the features of a frozen encoder."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from fewtokens.evaluation.cloning_protocol import FEATURES, Cloning
 from fewtokens.evaluation.simulate import Environment
 
 
-class Eye:
-    """Frames to features, by a frozen encoder.
+class FrameEncoder:
+    """Computes features of frames with a frozen encoder.
 
     Args:
-        encoder: of `load_encoder`, which says where and how finely it computes; None where the feature is "none".
-        protocol: says size and feature.
-        batch: frames in one pass.
-        size: side to which frames are rendered, that of the demonstrations; `protocol.render` where None.
+        encoder: an encoder of `load_encoder`, which sets its device and dtype; None for the feature "none".
+        protocol: specifies size and feature.
+        batch: frames per pass.
+        size: side of rendered frames, that of the demonstrations. Defaults to `protocol.render`.
     """
 
     def __init__(self, encoder: Encoder | None, protocol: Cloning, *, batch: int = 32, size: int | None = None) -> None:
         if (encoder is None) != (protocol.feature == "none"):
-            raise ValueError("feature none goes without an encoder, any other with one")
+            raise ValueError("feature none does not accept an encoder, all other features require one")
         self.encoder, self.protocol, self.batch = encoder, protocol, batch
         self.size = size or protocol.render
 
     @property
     def blind(self) -> bool:
-        """Whether frames are not looked at."""
+        """Whether frames are ignored."""
         return self.encoder is None
 
     @torch.no_grad()
     def __call__(self, images: Tensor, progress: Callable[[int], None] | None = None) -> Tensor:
-        """Features float32 [n,C] on the CPU of frames uint8 [n,H,W,3]; C is 0 for the feature "none".
+        """Returns features float32 [n,C] on the CPU of frames uint8 [n,H,W,3]; C is 0 for the feature "none".
 
         Raises:
-            ValueError: the encoder has no such feature.
+            ValueError: the encoder does not provide this feature.
         """
         if self.encoder is None:
             return torch.zeros(len(images), 0)
-        made = []
+        features = []
         for part in images.split(self.batch):
-            # Each frame is a video of its own, so that no encoder mixes them.
+            # Each frame is a separate video, so that no encoder mixes frames.
             tokens, _ = self.encoder(self._fit(part)[:, None])
-            made.append(self._feature(tokens).float().cpu())
+            features.append(self._feature(tokens).float().cpu())
             if progress is not None:
                 progress(len(part))
-        return torch.cat(made)
+        return torch.cat(features)
 
     def _fit(self, images: Tensor) -> Tensor:
-        """Frames float in 0..1 [n,3,crop,crop]: short side to `render`, the middle cut out."""
+        """Frames float in 0..1 [n,3,crop,crop]: short side resized to `render`, then cropped at the center."""
         x = images.permute(0, 3, 1, 2).float() / 255
         short = min(x.shape[-2:])
         if short != self.protocol.render:
@@ -69,7 +69,7 @@ class Eye:
         kind = self.protocol.feature
         if kind in ("class", "prefix"):
             if tokens.prefix is None or not tokens.prefix.shape[1]:
-                raise ValueError(f"this encoder gives no class token; take the feature {' or '.join(FEATURES[2:4])}")
+                raise ValueError(f"this encoder has no class token; use feature {' or '.join(FEATURES[2:4])}")
             return tokens.prefix[:, 0] if kind == "class" else tokens.prefix.flatten(1)
         if kind == "mean":
             weight = (tokens.sizes * tokens.mask)[..., None]
@@ -82,40 +82,44 @@ class Rollout:
     """One episode.
 
     Attributes:
-        seed: of its beginning.
-        steps: it took.
-        total: sum of its rewards.
-        ever, last: whether the task was done in any step, and in the last.
-        frames: uint8 [H,W,3] of each step, where it was filmed.
+        seed: random seed of the initial state.
+        steps: length of the episode.
+        total_reward: sum of the rewards.
+        any_success, final_success: whether the task was done in any step, and in the last step.
+        frames: uint8 [H,W,3] of each step, if the episode was filmed.
     """
 
     seed: int
     steps: int = 0
-    total: float = 0.0
-    ever: bool = False
-    last: bool = False
+    total_reward: float = 0.0
+    any_success: bool = False
+    final_success: bool = False
     frames: list[Tensor] = field(default_factory=list)
 
     __repr__ = by_shape
 
 
-def with_history(features: Tensor, history: int) -> Tensor:
-    """The last `history` features at each step, oldest first: [T,C] to [T,history,C]; the first one stands in early."""
-    back = torch.arange(len(features))[:, None] - torch.arange(history - 1, -1, -1)
-    return features[back.clamp(min=0)]
+def stack_history(features: Tensor, history: int) -> Tensor:
+    """Stacks the last `history` features at each step, oldest first: [T,C] to [T,history,C].
+
+    In the early steps the first feature is repeated.
+    """
+    index = torch.arange(len(features))[:, None] - torch.arange(history - 1, -1, -1)
+    return features[index.clamp(min=0)]
 
 
 def fuse(features: Tensor, fusion: str) -> Tensor:
-    """Features of some frames [...,h,C], oldest first, as one vector.
+    """Combines the features of h frames [...,h,C], oldest first, into one vector.
 
-    "flare", the default, is what CortexBench's code has: the h-1 differences of neighbors, then the last feature, h*C
-    numbers. "flare_full" is the text of FLARE (arXiv 2101.01857): all h features, then the differences, (2h-1)*C.
-    "concat": the features, h*C.
+    Args:
+        fusion: "flare" (the default of protocols): the h-1 differences of consecutive features, then the last feature,
+            h*C values, as in CortexBench's code. "flare_full": all h features, then the differences, (2h-1)*C values,
+            as in the text of FLARE (arXiv 2101.01857). "concat": the features, h*C values.
     """
-    change = features[..., 1:, :] - features[..., :-1, :]
+    differences = features[..., 1:, :] - features[..., :-1, :]
     parts = {
-        "flare": (change, features[..., -1:, :]),
-        "flare_full": (features, change),
+        "flare": (differences, features[..., -1:, :]),
+        "flare_full": (features, differences),
         "concat": (features,),
     }[fusion]
     return torch.cat(parts, -2).flatten(-2)
@@ -124,87 +128,89 @@ def fuse(features: Tensor, fusion: str) -> Tensor:
 @torch.no_grad()
 def roll_out(
     policy: nn.Module,
-    eye: Eye,
+    frame_encoder: FrameEncoder,
     environments: Sequence[Environment],
     seeds: Sequence[int],
     protocol: Cloning,
     film: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Rollout]:
-    """Lets a policy act, one episode for each seed.
+    """Runs a policy for one episode per seed.
 
     Args:
-        policy: inputs [n,D] to actions [n,A], in evaluation mode.
-        eye: by which it sees.
-        environments: equal ones; so many episodes go on side by side, encoded in one pass.
-        seeds: of the beginnings.
-        protocol: history, fusion, proprio. An episode ends with its success where "any" step counts, else at the
-            horizon.
-        film: of so many episodes the frames are kept.
-        progress: called with (episodes done, in all).
+        policy: maps inputs [n,D] to actions [n,A]; must be in evaluation mode.
+        frame_encoder: computes the features of rendered frames.
+        environments: identical environments; as many episodes run side by side, and their frames are encoded in one
+            pass.
+        seeds: random seeds of the initial states.
+        protocol: specifies history, fusion, proprio and criterion. With the criterion "any" an episode ends at its
+            first success, otherwise at the horizon.
+        film: the number of episodes whose frames are kept.
+        progress: called with (episodes done, total).
     """
     assert not policy.training, "batch statistics of a rollout would leak into its actions"
     device = next(policy.parameters()).device
-    done: list[Rollout] = []
+    rollouts: list[Rollout] = []
     for start in range(0, len(seeds), len(environments)):
-        wave = [Rollout(seed) for seed in seeds[start : start + len(environments)]]
-        running = list(range(len(wave)))
+        batch = [Rollout(seed) for seed in seeds[start : start + len(environments)]]
+        running = list(range(len(batch)))
         for number in running:
-            environments[number].reset(wave[number].seed)
-        past: list[Tensor] = [torch.empty(0)] * len(wave)
+            environments[number].reset(batch[number].seed)
+        histories: list[Tensor] = [torch.empty(0)] * len(batch)
         while running:
             frames = {
-                number: torch.from_numpy(environments[number].render(eye.size))
+                number: torch.from_numpy(environments[number].render(frame_encoder.size))
                 for number in running
-                if not eye.blind or start + number < film
+                if not frame_encoder.blind or start + number < film
             }
-            if eye.blind:
-                seen = torch.zeros(len(running), 0)
+            if frame_encoder.blind:
+                features = torch.zeros(len(running), 0)
             else:
-                seen = eye(torch.stack([frames[number] for number in running]))
+                features = frame_encoder(torch.stack([frames[number] for number in running]))
             rows = []
-            for number, feature in zip(running, seen, strict=True):
-                known = past[number] if wave[number].steps else feature.expand(protocol.history, -1)
-                past[number] = torch.cat([known[1:], feature[None]])
+            for number, feature in zip(running, features, strict=True):
+                history = histories[number] if batch[number].steps else feature.expand(protocol.history, -1)
+                histories[number] = torch.cat([history[1:], feature[None]])
                 state = torch.from_numpy(environments[number].state[: protocol.proprio])
-                rows.append(torch.cat([fuse(past[number], protocol.fusion), state]))
-            acts = policy(torch.stack(rows).to(device)).float().cpu().numpy()
-            for number, action in zip(list(running), acts, strict=True):
-                one, environment = wave[number], environments[number]
+                rows.append(torch.cat([fuse(histories[number], protocol.fusion), state]))
+            actions = policy(torch.stack(rows).to(device)).float().cpu().numpy()
+            for number, action in zip(list(running), actions, strict=True):
+                rollout, environment = batch[number], environments[number]
                 if start + number < film:
-                    one.frames.append(frames[number])
-                one.total += environment.step(action)
-                one.steps += 1
-                one.last = environment.success
-                one.ever |= one.last
-                if one.steps >= environment.horizon or (one.ever and protocol.criterion == "any"):
+                    rollout.frames.append(frames[number])
+                rollout.total_reward += environment.step(action)
+                rollout.steps += 1
+                rollout.final_success = environment.success
+                rollout.any_success |= rollout.final_success
+                if rollout.steps >= environment.horizon or (rollout.any_success and protocol.criterion == "any"):
                     running.remove(number)
-        done += wave
+        rollouts += batch
         if progress is not None:
-            progress(len(done), len(seeds))
-    return done
+            progress(len(rollouts), len(seeds))
+    return rollouts
 
 
 def filmstrip(rollouts: Sequence[Rollout], columns: int = 4) -> Tensor:
-    """Filmed episodes side by side, uint8 [T,3,H,W]; those that end early stay on their last frame.
+    """Tiles the filmed episodes into one video, uint8 [T,3,H,W]; shorter episodes hold their last frame.
 
-    At the end of an episode its edge turns green where the task is done, else red.
+    At the end of an episode its border turns green if the task is done, otherwise red.
 
     Raises:
-        ValueError: none was filmed.
+        ValueError: no episode was filmed.
     """
-    filmed = [one for one in rollouts if one.frames]
-    if not filmed:
+    rollouts = [rollout for rollout in rollouts if rollout.frames]
+    if not rollouts:
         raise ValueError("no episode was filmed")
-    length = max(len(one.frames) for one in filmed)
+    length = max(len(rollout.frames) for rollout in rollouts)
     tiles = []
-    for one in filmed:
-        video = torch.stack([*one.frames, *[one.frames[-1]] * (length - len(one.frames))])
-        edge = max(2, video.shape[1] // 40)
-        colour = torch.tensor([46, 160, 67] if one.last else [200, 50, 50], dtype=torch.uint8)
-        over = video[len(one.frames) - 1 :]
-        over[:, :edge] = over[:, -edge:] = colour
-        over[:, :, :edge] = over[:, :, -edge:] = colour
+    for rollout in rollouts:
+        steps = len(rollout.frames)
+        video = torch.stack([*rollout.frames, *[rollout.frames[-1]] * (length - steps)])
+        border = max(2, video.shape[1] // 40)
+        color = torch.tensor([46, 160, 67] if rollout.final_success else [200, 50, 50], dtype=torch.uint8)
+        final_frames = video[steps - 1 :]
+        final_frames[:, :border] = final_frames[:, -border:] = color
+        final_frames[:, :, :border] = final_frames[:, :, -border:] = color
         tiles.append(video)
     columns = min(columns, len(tiles))
     tiles += [torch.zeros_like(tiles[0])] * (-len(tiles) % columns)

@@ -1,11 +1,11 @@
 """Simulated robots: Meta-World with its scripted experts, and the Franka kitchen of Gymnasium-Robotics.
 
 Neither is the environment of a published table: R3M, CortexBench and Token Bottleneck used older Meta-World tasks (v2)
-with cameras of their own and the kitchen of an old RoboHive, so success rates here compare encoders with each other and
-with nothing else. RLBench needs CoppeliaSim, which no package index has, and is not here.
+with custom cameras and the kitchen of an old RoboHive, so use success rates here only to compare encoders with each
+other. RLBench is not supported: it needs CoppeliaSim, which is in no package index.
 
-Needs `pip install 'fewtokens[sim]'`. Frames are rendered off screen, by EGL unless MUJOCO_GL or DISPLAY is set, without
-shadows, reflections and multisampling, which on a CPU saves most of the time.
+Requires `pip install 'fewtokens[sim]'`. Frames are rendered off screen, with EGL unless MUJOCO_GL or DISPLAY is set,
+without shadows, reflections and multisampling, which take most of the time on a CPU.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from fewtokens.data.demonstrations import Demonstration
 
-NOTE = "not the environments of the papers: success here does not compare with their tables"
+NOTE = "not the environments of the papers: success rates are not comparable with their tables"
 
 # The five Meta-World tasks of CortexBench.
 CORTEXBENCH = ("assembly", "bin-picking", "button-press-topdown", "drawer-open", "hammer")
 
-# Our name -> that of Gymnasium-Robotics, and the task of R3M on the same thing (kitchen_*-v3), where there is one. Its
-# knob1_on turns the knob of the bottom right burner, which Gymnasium's kitchen does not score; the left one is nearest.
+# Task -> its name in Gymnasium-Robotics, and R3M's task on the same object (kitchen_*-v3) or None. R3M's knob1_on turns
+# the knob of the bottom right burner, which Gymnasium's kitchen does not score; the left one is the closest.
 KITCHEN = {
     "microwave": ("microwave", "micro_open"),
     "light-switch": ("light switch", "light_on"),
@@ -43,14 +43,14 @@ KITCHEN = {
 
 
 class Environment(Protocol):
-    """A task that a policy acts in.
+    """An environment in which a policy acts.
 
     Attributes:
-        task: its name.
-        actions: numbers of an action, each in -1..1.
-        proprio: how many of the first states are the robot's own.
+        task: the name of the task.
+        actions: the number of action dimensions, each in -1..1.
+        proprio: the number of leading states that describe the robot itself.
         horizon: steps after which an episode ends.
-        camera: the name of its view.
+        camera: the name of the camera.
     """
 
     task: str
@@ -60,62 +60,64 @@ class Environment(Protocol):
     camera: str
 
     def reset(self, seed: int) -> None:
-        """Begins an episode; one seed, one beginning."""
+        """Starts an episode; the seed determines the initial state."""
         ...
 
     def step(self, action: NDArray[np.float32]) -> float:
-        """Acts for one step and gives the reward."""
+        """Acts for one step and returns the reward."""
         ...
 
     def render(self, size: int) -> NDArray[np.uint8]:
-        """What the camera sees, [size,size,3]."""
+        """Renders the view of the camera, [size,size,3]."""
         ...
 
     @property
     def state(self) -> NDArray[np.float32]:
-        """The states, [S]."""
+        """The state vector, [S]."""
         ...
 
     @property
     def success(self) -> bool:
-        """Whether the task is done at this moment."""
+        """Whether the task is done after the last step."""
         ...
 
     def close(self) -> None:
-        """Frees what rendering holds."""
+        """Frees the renderer."""
         ...
 
 
 def make(task: str, *, camera: str | None = None, horizon: int | None = None) -> Environment:
-    """The environment of a task such as "metaworld/drawer-open" or "kitchen/microwave".
+    """Creates the environment of a task such as "metaworld/drawer-open" or "kitchen/microwave".
 
     Args:
-        task: any task of Meta-World (without its version), or one of `KITCHEN`.
-        camera: of Meta-World: corner, corner2, corner3, corner4 (default), topview, behindGripper, gripperPOV; of the
+        task: any task of Meta-World (without the version), or one of `KITCHEN`.
+        camera: in Meta-World: corner, corner2, corner3, corner4 (default), topview, behindGripper, gripperPOV; in the
             kitchen: free (default), left_cap, right_cap.
-        horizon: steps of an episode; 500 (Meta-World, its most) or 280 (kitchen) where not said.
+        horizon: steps per episode. Default: 500 (Meta-World, the maximum) or 280 (kitchen).
 
     Raises:
-        ValueError: no such task or camera, an impossible horizon, or the simulators are not installed.
+        ValueError: no such task or camera, a horizon out of range, or the simulators are not installed.
     """
     suite, _, name = task.partition("/")
     if suite not in ("metaworld", "kitchen") or not name:
-        raise ValueError(f"no task {task!r}; say metaworld/TASK or kitchen/TASK, such as metaworld/drawer-open")
+        raise ValueError(f"task must be metaworld/TASK or kitchen/TASK, such as metaworld/drawer-open, got {task!r}")
     if horizon is not None and horizon < 1:
-        raise ValueError(f"the horizon must be at least 1 step, got {horizon}")
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
     return (MetaWorld if suite == "metaworld" else Kitchen)(name, camera, horizon)
 
 
 def _simulator(name: str) -> Any:
-    """A module of the extra [sim]."""
+    """Imports a module of the extra [sim]."""
     if sys.platform == "linux" and "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ:
-        if "mujoco" in sys.modules:  # it reads the variable when it is imported
-            raise ValueError("mujoco was imported before MUJOCO_GL was set: set MUJOCO_GL=egl before Python starts")
+        if "mujoco" in sys.modules:  # it reads the variable at import
+            raise ValueError("mujoco was imported before MUJOCO_GL was set; set MUJOCO_GL=egl before starting Python")
         os.environ["MUJOCO_GL"] = "egl"
     try:
         return import_module(name)
     except ImportError as error:
-        raise ValueError(f"simulators are not installed ({error}): pip install 'fewtokens[sim]'") from None
+        raise ValueError(
+            f"the simulators are not installed ({error}); install them with pip install 'fewtokens[sim]'"
+        ) from None
 
 
 class _Camera:
@@ -146,7 +148,7 @@ class _Camera:
 
 
 class _Simulated:
-    """What both simulators have: a view by one camera, and what the last step left."""
+    """Base of both simulators: renders one camera, and stores state and success of the last step."""
 
     env: Any
     _camera: _Camera
@@ -169,50 +171,50 @@ class _Simulated:
 
 
 class MetaWorld(_Simulated):
-    """A task of Meta-World 3 (arXiv 1910.10897): 39 states, of which hand and gripper are the robot's; 4 actions.
+    """A task of Meta-World 3 (arXiv 1910.10897): 39 states, the first 4 those of hand and gripper; 4 actions.
 
-    Seeds lead to the library's own beginnings: 50 of each of its seeds.
+    A seed selects one of the library's initial states, which come in groups of 50 per library seed.
     """
 
     actions, proprio = 4, 4
 
     def __init__(self, name: str, camera: str | None = None, horizon: int | None = None) -> None:
         library = _simulator("metaworld")
-        known = sorted(key.removesuffix("-v3") for key in library.ALL_V3_ENVIRONMENTS)
-        if name not in known:
-            raise ValueError(f"Meta-World has no task {name!r}; it has {', '.join(known)}")
+        tasks = sorted(key.removesuffix("-v3") for key in library.ALL_V3_ENVIRONMENTS)
+        if name not in tasks:
+            raise ValueError(f"Meta-World has no task {name!r}; tasks: {', '.join(tasks)}")
         self.task, self._name = f"metaworld/{name}", f"{name}-v3"
         self.env = library.ALL_V3_ENVIRONMENTS[self._name]()
-        most = int(self.env.max_path_length)
-        if horizon is not None and horizon > most:
-            raise ValueError(f"an episode of Meta-World ends after {most} steps, got a horizon of {horizon}")
-        self.horizon = horizon or most
+        max_steps = int(self.env.max_path_length)
+        if horizon is not None and horizon > max_steps:
+            raise ValueError(f"horizon must be at most {max_steps} steps in Meta-World, got {horizon}")
+        self.horizon = horizon or max_steps
         cameras = [self.env.model.camera(number).name for number in range(self.env.model.ncam)]
         self.camera = camera or "corner4"
         if self.camera not in cameras:
-            raise ValueError(f"Meta-World has no camera {camera!r}; it has {', '.join(cameras)}")
-        # Its corner cameras hang upside down.
+            raise ValueError(f"Meta-World has no camera {camera!r}; cameras: {', '.join(cameras)}")
+        # The corner cameras are mounted upside down.
         self._camera = _Camera(self.env.model, self.camera, upside_down=self.camera.startswith("corner"))
         self._state, self._success = np.zeros(39, np.float32), False
 
     def reset(self, seed: int) -> None:
-        family, number = divmod(seed, 50)
-        self.env.set_task(_beginnings(self._name, family)[number])
+        group, number = divmod(seed, 50)
+        self.env.set_task(_initial_states(self._name, group)[number])
         state, _ = self.env.reset()
         self._state, self._success = np.asarray(state, np.float32), False
 
     def step(self, action: NDArray[np.float32]) -> float:
-        state, reward, _, _, said = self.env.step(np.clip(action, -1, 1))
-        self._state, self._success = np.asarray(state, np.float32), bool(said["success"])
+        state, reward, _, _, info = self.env.step(np.clip(action, -1, 1))
+        self._state, self._success = np.asarray(state, np.float32), bool(info["success"])
         return float(reward)
 
     def expert(self) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-        """The library's scripted expert: states to an action."""
+        """Returns the library's scripted expert, which maps a state to an action."""
         policy = _simulator("metaworld.policies").ENV_POLICY_MAP[self._name]()
 
         def act(state: NDArray[np.float32]) -> NDArray[np.float32]:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that its gains are high
+                warnings.simplefilter("ignore")  # it warns of high gains
                 action = policy.get_action(state.astype(np.float64))
             return np.clip(action, -1, 1).astype(np.float32)
 
@@ -220,24 +222,25 @@ class MetaWorld(_Simulated):
 
 
 @lru_cache(maxsize=64)
-def _beginnings(name: str, seed: int) -> list[Any]:
-    """The 50 that the library draws from a seed."""
+def _initial_states(name: str, seed: int) -> list[Any]:
+    """The 50 initial states that the library samples with a seed."""
     tasks = _simulator("metaworld").MT1(name, seed=seed).train_tasks
     assert len(tasks) == 50
     return tasks
 
 
 class Kitchen(_Simulated):
-    """FrankaKitchen-v1 of Gymnasium-Robotics with one task: 59 states, the first 9 the arm's joints; 9 actions.
+    """FrankaKitchen-v1 of Gymnasium-Robotics with one task: 59 states, the first 9 those of the arm; 9 actions.
 
-    It has no expert; demonstrations come from a file. Every episode begins alike but for noise on what is felt.
+    It has no expert; demonstrations come from a file. All episodes start in the same state, except for noise on the
+    observations.
     """
 
     actions, proprio = 9, 9
 
     def __init__(self, name: str, camera: str | None = None, horizon: int | None = None) -> None:
         if name not in KITCHEN:
-            raise ValueError(f"the kitchen has no task {name!r}; it has {', '.join(KITCHEN)}")
+            raise ValueError(f"the kitchen has no task {name!r}; tasks: {', '.join(KITCHEN)}")
         library = _simulator("gymnasium_robotics")
         gymnasium = _simulator("gymnasium")
         gymnasium.register_envs(library)
@@ -250,23 +253,23 @@ class Kitchen(_Simulated):
         cameras = [model.camera(number).name for number in range(model.ncam)]
         self.camera = camera or "free"
         if self.camera not in ("free", *cameras):
-            raise ValueError(f"the kitchen has no camera {camera!r}; it has free, {', '.join(cameras)}")
+            raise ValueError(f"the kitchen has no camera {camera!r}; cameras: free, {', '.join(cameras)}")
         self._camera = _Camera(model, _free_camera() if self.camera == "free" else self.camera)
         self._state, self._success = np.zeros(59, np.float32), False
 
     def reset(self, seed: int) -> None:
-        seen, _ = self.env.reset(seed=seed)
-        self._state, self._success = np.asarray(seen["observation"], np.float32), False
+        observation, _ = self.env.reset(seed=seed)
+        self._state, self._success = np.asarray(observation["observation"], np.float32), False
 
     def step(self, action: NDArray[np.float32]) -> float:
-        seen, reward, _, _, said = self.env.step(np.clip(action, -1, 1))
-        self._state = np.asarray(seen["observation"], np.float32)
-        self._success = self._goal in said["episode_task_completions"]
+        observation, reward, _, _, info = self.env.step(np.clip(action, -1, 1))
+        self._state = np.asarray(observation["observation"], np.float32)
+        self._success = self._goal in info["episode_task_completions"]
         return float(reward)
 
 
 def _free_camera() -> Any:
-    """The view that Gymnasium-Robotics itself renders."""
+    """The default camera of Gymnasium-Robotics."""
     view = _simulator("gymnasium_robotics.envs.franka_kitchen.franka_env").DEFAULT_CAMERA_CONFIG
     camera = _simulator("mujoco").MjvCamera()
     camera.distance, camera.azimuth, camera.elevation = view["distance"], view["azimuth"], view["elevation"]
@@ -282,26 +285,26 @@ def record(
     hold: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Demonstration]:
-    """Demonstrations of a scripted expert, from the beginnings of seeds 0, 1, ...; failed ones are left out.
+    """Records demonstrations of a scripted expert with seeds 0, 1, ...; failed episodes are skipped.
 
     Args:
-        environment: one with an expert.
-        count: how many.
-        size: side of the frames, in pixels.
-        hold: steps that are still recorded after the task is done; to the horizon where None.
-        progress: called with (done, in all).
+        environment: an environment with an expert.
+        count: the number of demonstrations.
+        size: side of the frames in pixels.
+        hold: steps recorded after the task is done; None to record to the horizon.
+        progress: called with (demonstrations done, total).
 
     Raises:
-        ValueError: no expert, or one that fails at more than two of three beginnings.
+        ValueError: the environment has no expert, or the expert fails in more than two of three episodes.
     """
     if not hasattr(environment, "expert"):
-        raise ValueError(f"{environment.task} has no scripted expert; give demonstrations by --data FILE")
+        raise ValueError(f"{environment.task} has no scripted expert; pass demonstrations with --data FILE")
     expert = environment.expert()
-    made: list[Demonstration] = []
+    demonstrations: list[Demonstration] = []
     for seed in range(3 * count + 2):
         environment.reset(seed)
         images, states, actions, rewards = list[Any](), list[Any](), list[Any](), list[Any]()
-        done_for = 0
+        steps_done = 0
         for _ in range(environment.horizon):
             state = environment.state
             action = expert(state)
@@ -309,18 +312,18 @@ def record(
             states.append(state)
             actions.append(action)
             rewards.append(environment.step(action))
-            done_for += environment.success or done_for > 0
-            if hold is not None and done_for > hold:
+            steps_done += environment.success or steps_done > 0
+            if hold is not None and steps_done > hold:
                 break
-        if not done_for:
+        if not steps_done:
             continue
-        seen, felt, done = (torch.from_numpy(np.stack(part)) for part in (images, states, actions))
-        made.append(Demonstration(seen, felt, done, torch.tensor(rewards)))
+        arrays = (torch.from_numpy(np.stack(part)) for part in (images, states, actions))
+        demonstrations.append(Demonstration(*arrays, torch.tensor(rewards)))
         if progress is not None:
-            progress(len(made), count)
-        if len(made) == count:
-            return made
+            progress(len(demonstrations), count)
+        if len(demonstrations) == count:
+            return demonstrations
     raise ValueError(
-        f"the expert of {environment.task} succeeds in only {len(made)} of {3 * count + 2} episodes of "
-        f"{environment.horizon} steps; allow longer ones"
+        f"the expert of {environment.task} succeeds in only {len(demonstrations)} of {3 * count + 2} episodes of "
+        f"{environment.horizon} steps; increase the horizon"
     )
