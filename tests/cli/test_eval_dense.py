@@ -124,7 +124,7 @@ def test_vip(tmp_path):
         (["jhmdb", "--data", "nowhere"], "no JHMDB folder"),
         (["vip", "--data", "nowhere"], "no VIP folder"),
         (["davis", "--data", "D", "--score-size", "large"], "native, 880 or both"),
-        (["davis", "--data", "D", "--protocol", "C"], "protocols A, B, B-rsp"),
+        (["davis", "--data", "D", "--protocol", "C"], "must be one of A, B, B-rsp"),
         (["davis", "--data", "D", "--set", "top=0"], "top and multiple at least 1"),
         (["davis", "--data", "D", "--only", "three"], "--only names three"),
         (["davis", "--data", "D", "--split", "2016/val"], "no such list"),

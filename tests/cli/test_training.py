@@ -229,7 +229,7 @@ class TestWhatIsWrong:
             run("eval", "knn", "--encoder", trained / "model", "--with", "tome", *words, code=2)
         )
         assert "has no class token" in error_line(run("eval", "knn", "--feature", "class", *words, code=2))
-        assert "examples, 50 are needed" in error_line(run("eval", "fewshot", "--shots", 50, *words, code=2))
+        assert "the number of examples of class" in error_line(run("eval", "fewshot", "--shots", 50, *words, code=2))
 
 
 @pytest.mark.data

@@ -1,4 +1,4 @@
-"""The parts of a bench, each against a small calculation of its own."""
+"""The parts of the benchmark, each against a small reference calculation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
-from fewtokens.evaluation.fidelity import neighbour_agreement, rare_cells
+from fewtokens.evaluation.fidelity import neighbor_agreement, rare_cells
 from fewtokens.evaluation.summary import best, summarise
 from fewtokens.evaluation.summary import changes as changes_of
 from fewtokens.profiling.memory import peak_memory
@@ -47,38 +47,38 @@ def static():
 
 
 class TestSpecs:
-    def test_all_that_an_encoder_serves(self):
-        all_of_them = specs_of("all", vit())
-        assert all_of_them[:5] == list(registry.BASELINES)
-        assert {"vid_tldr", "tome_in_encoder", "rlt", "visionzip", "dynamic_pool"} <= set(all_of_them)
-        assert not {"tokenlearner", "pool_mlp"} & set(all_of_them)
+    def test_all_methods_that_an_encoder_supports(self):
+        specs = specs_of("all", vit())
+        assert specs[:5] == list(registry.BASELINES)
+        assert {"vid_tldr", "tome_in_encoder", "rlt", "visionzip", "dynamic_pool"} <= set(specs)
+        assert not {"tokenlearner", "pool_mlp"} & set(specs)
         fewer = set(specs_of("all", Patches(8)))
         assert "rlt" in fewer
         assert not {"vid_tldr", "visionzip", "tome_in_encoder"} & fewer
 
-    def test_a_list_has_the_baselines_and_commas_inside_brackets(self):
+    def test_a_list_includes_the_baselines_and_commas_inside_brackets(self):
         specs = specs_of("tempme(joins=(2, 2)), kmeans", Patches(8))
         assert specs == [*registry.BASELINES, "tempme(joins=(2, 2))", "kmeans"]
 
     @pytest.mark.parametrize("spec", specs_of("all", vit()))
     @pytest.mark.parametrize("keep", [0.5, 0.1, 0.02])
     def test_every_method_meets_every_budget(self, spec, keep, static):
-        """From below where it counts in blocks or frames, never from above."""
+        """Methods that count in blocks or frames may stay below the budget; none exceeds it."""
         encoder, encoded = static
         row = measure(encoded, encoder, spec, keep, repeats=1)
-        wanted = Budget.parse(keep).count(encoded.tokens.grid)
+        budget = Budget.parse(keep).count(encoded.tokens.grid)
         per_frame = encoded.tokens.grid.T if chain(spec, keep, encoded.tokens.grid)[0].stage == "encoder" else 1
-        assert 1 <= row["tokens"] <= max(wanted, per_frame)
+        assert 1 <= row["tokens"] <= max(budget, per_frame)
 
 
 class TestMeasure:
-    def test_everything_kept_is_everything_given_back(self):
+    def test_all_tokens_reconstruct_the_features(self):
         encoder = vit()
         row = measure(encode(item(), encoder, repeats=1), encoder, FULL, 1.0)
         assert (row["cosine"], row["relative_error"], row["rare_cosine"]) == pytest.approx((1, 0, 1), abs=1e-6)
         assert row["tokens"] == row["cells"]
 
-    def test_encoder_operations_fall_with_the_tokens(self):
+    def test_encoder_operations_decrease_with_the_tokens(self):
         encoder = vit()
         encoded = encode(item(), encoder, repeats=1)
         full = measure(encoded, encoder, FULL, 1.0, repeats=1)["encoder_gflops"]
@@ -89,21 +89,21 @@ class TestMeasure:
         macs = count(lambda: encoder(encoded.item.frames[None])).by("macs")
         assert full == pytest.approx(2 * macs)
 
-    def test_regions_are_kept_for_the_page(self):
+    def test_the_assignment_is_saved_for_the_report(self):
         encoder = Patches(8)
         encoded = encode(item(frames=20), encoder, repeats=1)
         row = measure(encoded, encoder, "uniform", 0.5, repeats=1, shown=True)
         assert row["grid"] == [8, 4, 6]
         assert unpacked(row["assignment"]).shape == (8 * 24,)
 
-    def test_features_are_read_back(self, tmp_path):
-        encoder, given = vit(), item()
-        first = encode(given, encoder, repeats=2, cache=tmp_path / "a.safetensors")
-        again = encode(given, None or encoder, repeats=2, cache=tmp_path / "a.safetensors")
+    def test_features_are_cached(self, tmp_path):
+        encoder, clip = vit(), item()
+        first = encode(clip, encoder, repeats=2, cache=tmp_path / "a.safetensors")
+        again = encode(clip, encoder, repeats=2, cache=tmp_path / "a.safetensors")
         assert torch.equal(first.tokens.features, again.tokens.features)
         assert first.milliseconds == again.milliseconds
         assert set(first.cues) == set(again.cues) == set(encoder.cues)
-        other = Item(given.name, 255 - given.frames, given.times)
+        other = Item(clip.name, 255 - clip.frames, clip.times)
         assert not torch.equal(encode(other, encoder, repeats=2, cache=tmp_path / "a.safetensors").full, first.full)
 
 
@@ -116,22 +116,22 @@ def test_jobs_come_clip_by_clip():
     ]
 
 
-def test_rare_cells_are_least_like_their_frame():
+def test_rare_cells_are_least_similar_to_their_frame():
     x = torch.randn(4, 5, 6, 8, generator=torch.Generator().manual_seed(0)) + 2
     rare = rare_cells(x, 0.05)
     rows = x.reshape(4, 30, 8).double().numpy()
-    like = []
+    similarity = []
     for frame in rows:
         mean = frame.mean(0)
-        like += [float(c @ mean / np.linalg.norm(c) / np.linalg.norm(mean)) for c in frame]
-    assert set(np.flatnonzero(rare.flatten().numpy())) == set(np.argsort(like)[:6])
+        similarity += [float(c @ mean / np.linalg.norm(c) / np.linalg.norm(mean)) for c in frame]
+    assert set(np.flatnonzero(rare.flatten().numpy())) == set(np.argsort(similarity)[:6])
 
 
-def test_neighbours():
+def test_neighbor_agreement():
     full = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0.9, 0.2]])
-    assert neighbour_agreement(full, full) == pytest.approx((1, 1))
+    assert neighbor_agreement(full, full) == pytest.approx((1, 1))
     swapped = full[[0, 2, 1, 3]]
-    nearest, ranks = neighbour_agreement(swapped, full)
+    nearest, ranks = neighbor_agreement(swapped, full)
     assert nearest < 1
     assert ranks < 1
 
@@ -139,16 +139,16 @@ def test_neighbours():
 def test_prefill_against_a_sum_over_matrices():
     tokens, m = 100, QWEN2_7B
     layer = tokens * (m.width * m.width * 2 + m.width * m.keys * 2 + 3 * m.width * m.hidden)
-    layer += sum(2 * m.width * (t + 1) for t in range(tokens))  # each token looks back
+    layer += sum(2 * m.width * (t + 1) for t in range(tokens))  # each token attends to itself and the previous ones
     assert prefill_gflops(tokens) == pytest.approx(2 * m.layers * layer / 1e9)
 
 
-def test_peak_memory_is_what_is_alive_at_once():
+def test_peak_memory_is_the_memory_in_use_at_one_time():
     def run():
         a = torch.zeros(1000)  # 4,000 bytes
         b = a + 1  # 8,000
         del a
-        c = b * 2  # 8,000 still
+        c = b * 2  # still 8,000
         return c.sum()
 
     assert 8000 <= peak_memory(run, torch.device("cpu")) < 8100
@@ -176,14 +176,14 @@ def test_summary_and_best(tmp_path):
         changes_of(tmp_path / "a.json", tmp_path / "b.json")
 
 
-def test_a_budget_below_what_a_method_can_do_is_reached_by_merging():
+def test_a_budget_that_a_method_cannot_reach_is_reached_by_merging():
     grid = Grid(10, 4, 4)
     assert [method.name for method in chain("evs", 0.05, grid)] == ["evs", "tome"]
     assert [method.name for method in chain("evs", 0.5, grid)] == ["evs"]
     assert [method.name for method in chain("dycoke", 0.1, grid)] == ["dycoke", "tome"]
 
 
-def test_a_sum_of_times_has_the_spreads_of_its_parts(monkeypatch):
+def test_the_spread_of_a_sum_of_times_is_the_sum_of_spreads(monkeypatch):
     """The encoder's three runs and the method's: 10, 12, 14 and 100, 900, 300 ms."""
     encoder = Patches(8)
     encoded = replace(encode(item(), encoder, repeats=3), milliseconds=(10.0, 12.0, 14.0))
@@ -200,56 +200,56 @@ def test_a_sum_of_times_has_the_spreads_of_its_parts(monkeypatch):
     assert once["total_ms_spread"] is None
 
 
-def test_kept_features_belong_to_their_frames(tmp_path):
-    """Equal sums of equal shapes are no identity; a damaged file is made again."""
-    encoder, given = Patches(8), item()
+def test_cached_features_belong_to_their_frames(tmp_path):
+    """Frames of the same shape and sum are still distinguished; a damaged cache is overwritten."""
+    encoder, clip = Patches(8), item()
     cache = tmp_path / "a.safetensors"
-    first = encode(given, encoder, repeats=1, cache=cache)
-    turned = Item(given.name, given.frames.flip(0), given.times)
-    assert torch.equal(encode(turned, encoder, repeats=1, cache=cache).full, first.full.flip(0))
+    first = encode(clip, encoder, repeats=1, cache=cache)
+    reversed_clip = Item(clip.name, clip.frames.flip(0), clip.times)
+    assert torch.equal(encode(reversed_clip, encoder, repeats=1, cache=cache).full, first.full.flip(0))
     cache.write_bytes(cache.read_bytes()[:100])
-    assert torch.equal(encode(given, encoder, repeats=1, cache=cache).full, first.full)
+    assert torch.equal(encode(clip, encoder, repeats=1, cache=cache).full, first.full)
     assert cache.stat().st_size > 100
 
 
 def results(tmp_path: Path, name: str, **changes: Any) -> Path:
     rows = [{"clip": clip, "method": FULL, "keep": 1.0, "repeats": 3} for clip in "ab"]
-    told = {"settings": {"frames": 8}, "machine": {"cores": 2}, "sources": {"a": {"bytes": 1, "mtime_ns": 5}}}
+    context = {"settings": {"frames": 8}, "machine": {"cores": 2}, "sources": {"a": {"bytes": 1, "mtime_ns": 5}}}
     summary = [{"keep": 1.0, "method": FULL, "cosine": 1.0}]
     path = tmp_path / name
-    path.write_text(json.dumps({**told, "summary": summary, "rows": rows} | changes))
+    path.write_text(json.dumps({**context, "summary": summary, "rows": rows} | changes))
     return path
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "expected"),
     [
         ({}, []),
         ({"settings": {"frames": 16}}, ["frames: 8 and 16"]),
         ({"machine": {"cores": 64}}, ["cores: 2 and 64"]),
         ({"rows": [{"clip": "a", "repeats": 3}]}, ["clips: a, b and a"]),
         ({"rows": [{"clip": c, "repeats": 1} for c in "ab"]}, ["repeats: 3 and 1"]),
-        ({"sources": {"a": {"bytes": 1, "mtime_ns": 6}}}, ["other files behind the same names: a"]),
+        ({"sources": {"a": {"bytes": 1, "mtime_ns": 6}}}, ["different files with the same name: a"]),
     ],
 )
-def test_runs_that_are_unlike_say_so(tmp_path, changes, says):
-    lines, unlike = changes_of(results(tmp_path, "a.json"), results(tmp_path, "b.json", **changes))
+def test_differences_between_runs_are_reported(tmp_path, changes, expected):
+    lines, differences = changes_of(results(tmp_path, "a.json"), results(tmp_path, "b.json", **changes))
     assert [line["delta_cosine"] for line in lines] == [0]
-    assert unlike == says
+    assert differences == expected
 
 
 class TestPlots:
-    """What is drawn, read back from matplotlib's axes."""
+    """Plots, read from matplotlib's axes."""
 
     @staticmethod
-    def drawn(monkeypatch, tmp_path: Path, summary: list[dict[str, Any]], measure: str) -> dict[str, Any]:
+    def plot(monkeypatch, tmp_path: Path, summary: list[dict[str, Any]], measure: str) -> dict[str, Any]:
         pyplot = pytest.importorskip("matplotlib.pyplot")
-        kept: list[Any] = []
-        monkeypatch.setattr(pyplot, "close", kept.append)
+        figures: list[Any] = []
+        monkeypatch.setattr(pyplot, "close", figures.append)
         measures = ("cosine", "rank_correlation")
         styles = styles_of(summary, measures, baselines=("random",), full=FULL)
         draw_trade_off(summary, measure, tmp_path / "a.png", styles, baselines=("random",), full=FULL)
-        (figure,) = kept
+        (figure,) = figures
         lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
         return {"lines": lines, "all": figure.axes[0].get_lines()}
 
@@ -265,26 +265,26 @@ class TestPlots:
                 )  # fmt: skip
         return rows
 
-    def test_colors_stay_from_plot_to_plot(self, monkeypatch, tmp_path):
-        one = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "cosine")["lines"]
-        other = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "rank_correlation")["lines"]
+    def test_colors_are_the_same_in_all_plots(self, monkeypatch, tmp_path):
+        one = self.plot(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "cosine")["lines"]
+        other = self.plot(monkeypatch, tmp_path, self.summary((0.1, 0.5)), "rank_correlation")["lines"]
         shared = {name for name in one.keys() & other.keys() if not name.startswith("_")}
         assert len(shared) >= 4
         assert all(one[name].get_color() == other[name].get_color() for name in shared)
-        looks = {(line.get_color(), line.get_marker()) for name, line in one.items() if name.startswith("m")}
-        assert len(looks) == len([name for name in one if name.startswith("m")])
+        styles = {(line.get_color(), line.get_marker()) for name, line in one.items() if name.startswith("m")}
+        assert len(styles) == len([name for name in one if name.startswith("m")])
 
-    def test_lines_follow_the_budget(self, monkeypatch, tmp_path):
-        lines = self.drawn(monkeypatch, tmp_path, self.summary((0.1, 0.5, 0.25)), "cosine")["lines"]
+    def test_lines_are_in_the_order_of_the_budget(self, monkeypatch, tmp_path):
+        lines = self.plot(monkeypatch, tmp_path, self.summary((0.1, 0.5, 0.25)), "cosine")["lines"]
         assert lines["m0"].get_xdata().tolist() == pytest.approx([10, 4, 2])
         assert lines["m0"].get_ydata().tolist() == pytest.approx([0.09, 0.24, 0.49])
 
     def test_one_budget_shows_every_method(self, monkeypatch, tmp_path):
         summary = self.summary((0.1,))
-        summary[1]["rank_correlation"] = math.inf  # it is not drawn, and warns nobody
+        summary[1]["rank_correlation"] = math.inf  # not plotted, without a warning
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            every = self.drawn(monkeypatch, tmp_path, summary, "rank_correlation")["all"]
-        points = [line for line in every if len(line.get_xdata()) == 1]
+            lines = self.plot(monkeypatch, tmp_path, summary, "rank_correlation")["all"]
+        points = [line for line in lines if len(line.get_xdata()) == 1]
         assert len(points) == 9
         assert all(line.get_marker() not in ("", "None", None) for line in points)

@@ -1,4 +1,4 @@
-"""What few tokens cost: the figures of the paper's tables, shares told with what they are shares of, the command."""
+"""The cost of few tokens: the values of the paper's tables, retention with its denominator, the command."""
 
 from __future__ import annotations
 
@@ -22,71 +22,71 @@ def test_tokdense_of_the_published_rows(accuracy, tokens, published):
     assert tok_dense(accuracy, tokens) == pytest.approx(published, abs=5e-4)
 
 
-def test_no_token_has_no_density():
-    with pytest.raises(ValueError, match="divides by the tokens kept"):
+def test_tokdense_requires_a_token():
+    with pytest.raises(ValueError, match="TokDense requires at least one token"):
         tok_dense(50, 0)
 
 
-def test_a_row():
+def test_token_cost():
     grid = Grid(4, 9, 9)
     cost = token_cost("token_dynamics(keep=32)", grid, SMALL, text=10, pooled=True, accuracy=50.0)
     assert (cost.tokens, cost.cells, cost.frames, cost.pooled) == (32, 324, 4, True)
     assert cost.share == 32 / 324
     assert cost.tokdense == 50 / 32
     assert (cost.module, cost.llm) == ("O((n + m^2) d)", "O(m^2 d L)")
-    # At least one step of k-means: every token with every centre, in the seeding and again in each iteration.
+    # At least one step of k-means: every token with every centroid, in the seeding and again in each iteration.
     assert cost.module_gflops > 2 * 2 * 324 * 32 * 32 / 1e9
-    # Weights of two layers on 42 tokens, and a triangle of attention.
+    # Weights of two layers on 42 tokens, and causal attention.
     weights = 32 * (2 * 32 + 2 * 32 + 3 * 64)
     assert cost.prefill_gflops == pytest.approx(2 * 2 * (42 * weights + 42 * 43 // 2 * 2 * 32) / 1e9)
     full = token_cost("full", grid, SMALL, text=10)
     assert (full.tokens, full.share, full.module, full.module_gflops, full.tokdense) == (324, 1.0, "0", 0.0, None)
 
 
-def test_reading_is_linear_and_a_little_more():
+def test_prefill_grows_faster_than_linearly():
     grid = Grid(32, 27, 27)
     model = LANGUAGE_MODELS["qwen2-0.5b"]
     full = token_cost("full", grid, model).prefill_gflops
-    # 23,328 tokens at 2 operations for each of about 0.36 G weights, and attention on top.
+    # 23,328 tokens at 2 operations for each of about 0.36 G weights, plus attention.
     assert full > 2 * 23_328 * 0.357
 
 
 def test_language_models_by_folder(tmp_path):
-    said = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": said | {"num_key_value_heads": 2}}))
+    config = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": config | {"num_key_value_heads": 2}}))
     model = language_model(tmp_path)
     assert (model.layers, model.width, model.hidden, model.keys) == (3, 64, 96, 32)
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
-    with pytest.raises(ValueError, match="says no num_attention_heads"):
+    with pytest.raises(ValueError, match="num_attention_heads is missing"):
         language_model(tmp_path)
-    with pytest.raises(ValueError, match=r"known names: qwen2-0\.5b"):
+    with pytest.raises(ValueError, match=r"a folder with a config.json or one of qwen2-0\.5b"):
         language_model("gpt")
 
 
 class TestCommand:
-    def run(self, *words):
-        return CliRunner().invoke(app, ["cost", *words])
+    def run(self, *arguments):
+        return CliRunner().invoke(app, ["cost", *arguments])
 
     def test_json(self):
-        made = self.run("--with", "uniform(keep=8)", "--with", "kmeans(keep=4)", "--grid", "2x4x4", "--accuracy", "40",
-                        "--accuracy", "50", "--json")  # fmt: skip
-        assert made.exit_code == 0, made.output
-        rows = json.loads(made.stdout)
+        result = self.run("--with", "uniform(keep=8)", "--with", "kmeans(keep=4)", "--grid", "2x4x4",
+                          "--accuracy", "40", "--accuracy", "50", "--json")  # fmt: skip
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)
         assert [row["spec"] for row in rows] == ["full", "uniform(keep=8)", "kmeans(keep=4)"]
         assert [row["tokens"] for row in rows] == [32, 8, 4]
         assert [row["tokdense"] for row in rows] == [None, 5.0, 12.5]
 
-    def test_a_table(self):
-        made = self.run("--with", "kmeans(keep=4)", "--grid", "2x4x4", "--pooled")
-        assert made.exit_code == 0, made.output
-        for said in ("TokDense", "12.500 %", "2, yes", "O((n + m^2) d)"):
-            assert said in made.stdout
+    def test_table(self):
+        result = self.run("--with", "kmeans(keep=4)", "--grid", "2x4x4", "--pooled")
+        assert result.exit_code == 0, result.output
+        for text in ("TokDense", "12.500 %", "2, yes", "O((n + m^2) d)"):
+            assert text in result.stdout
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("arguments", "message"),
         [
             (("--with", "kmeans", "--grid", "4x4"), "frames x rows x columns"),
-            (("--with", "kmeans", "--llm", "gpt"), "known names"),
+            (("--with", "kmeans", "--llm", "gpt"), "config.json or one of"),
             (("--with", "visionzip"), "needs attention and keys"),
             (("--with", "kmeans", "--accuracy", "1", "--accuracy", "2"), "once for each"),
             (("vit_s16", "--with", "kmeans"), "not both"),
@@ -94,32 +94,32 @@ class TestCommand:
             (("--with", "nosuch"), "no method called"),
         ],
     )
-    def test_bad_input(self, words, said):
-        made = self.run(*words)
-        assert made.exit_code == 2, made.output
-        assert said in " ".join(made.output.split())
+    def test_invalid_input(self, arguments, message):
+        result = self.run(*arguments)
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"hidden_size": "64"}, "hidden_size must be a whole number"),
         ({"hidden_size": 64.5}, "hidden_size must be a whole number"),
         ({"num_attention_heads": 0}, "num_attention_heads must be at least 1"),
         ({"num_attention_heads": 65}, "head_dim must be at least 1"),
         ({"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
-        ({"num_hidden_layers": None}, "says no num_hidden_layers"),
+        ({"num_hidden_layers": None}, "num_hidden_layers is missing"),
         ({"head_dim": []}, "head_dim must be a whole number"),
         ({"text_config": [1]}, "text_config must be an object"),
     ],
 )
-def test_configs_of_other_types(tmp_path, change, says):
+def test_invalid_configs(tmp_path, change, message):
     sizes = {"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(sizes), encoding="utf-8-sig")
     assert language_model(tmp_path).width == 64
     path.write_text(json.dumps(sizes | change))
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         language_model(tmp_path)
     for text in ("[]", "{", "3"):
         path.write_text(text)

@@ -1,4 +1,4 @@
-"""J and F against the official numbers and against loops."""
+"""J and F against the official values and against loops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fewtokens.evaluation.davis import (
 )
 from tests.helpers.data import data_path
 
-# J, F, recall and decay of J of OSVOS; J and F of the first mask held still. By the official code.
+# J, F, recall and decay of J of OSVOS; J and F of the first mask on all frames. Computed with the official code.
 ORACLE = {
     "blackswan": (0.9430, 0.9741, 1.0, 0.0014, 0.5450, 0.3340),
     "car-roundabout": (0.8895, 0.8269, 1.0, 0.1368, 0.7308, 0.4403),
@@ -33,20 +33,20 @@ ORACLE = {
 
 
 @pytest.mark.parametrize("name", ["car-shadow", "drift-straight"])
-def test_the_official_numbers(name):
+def test_against_official_values(name):
     assert_oracle(name)
 
 
 def assert_oracle(name):
     root = data_path("davis2016", "DAVIS")
-    (files,) = [one for one in davis_sequences(root)[0] if one.name == name]
+    (files,) = [sequence for sequence in davis_sequences(root)[0] if sequence.name == name]
     truth = read_masks(files.labels)
     osvos = read_masks(sorted(data_path("osvos", name).glob("*.png")))
     expected = ORACLE[name]
-    found = mean_numbers(score(osvos, truth))
-    still = mean_numbers(score(truth[:1].expand_as(truth), truth))
-    ours = (found["j"], found["f"], found["j_recall"], found["j_decay"], still["j"], still["f"])
-    assert ours == pytest.approx(expected, abs=1e-4)
+    scores = mean_numbers(score(osvos, truth))
+    static = mean_numbers(score(truth[:1].expand_as(truth), truth))
+    values = (scores["j"], scores["f"], scores["j_recall"], scores["j_decay"], static["j"], static["f"])
+    assert values == pytest.approx(expected, abs=1e-4)
 
 
 def slow_boundary(mask):
@@ -57,8 +57,8 @@ def slow_boundary(mask):
         for x in range(W):
             right = mask[y, x + 1] if x + 1 < W else mask[y, x]
             below = mask[y + 1, x] if y + 1 < H else mask[y, x]
-            beside = mask[y + 1, x + 1] if y + 1 < H and x + 1 < W else mask[y, x]
-            out[y, x] = (mask[y, x] ^ right) | (mask[y, x] ^ below) | (mask[y, x] ^ beside)
+            diagonal = mask[y + 1, x + 1] if y + 1 < H and x + 1 < W else mask[y, x]
+            out[y, x] = (mask[y, x] ^ right) | (mask[y, x] ^ below) | (mask[y, x] ^ diagonal)
     return out
 
 
@@ -90,7 +90,7 @@ def test_empty_masks():
     assert boundary_f(something, something).item() == 1
 
 
-def test_several_objects_are_scored_apart():
+def test_objects_are_scored_separately():
     truth = torch.zeros(4, 30, 30, dtype=torch.uint8)
     truth[:, 2:10, 2:10], truth[:, 15:25, 15:25] = 1, 2
     predicted = truth.clone()
@@ -99,20 +99,20 @@ def test_several_objects_are_scored_apart():
     assert first.numbers()["j_and_f"] == 1
     assert second.numbers()["j"] == second.numbers()["f"] == 0
     assert mean_numbers([first, second])["j_and_f"] == 0.5
-    with pytest.raises(ValueError, match="takes three"):
+    with pytest.raises(ValueError, match="at least 3 frames"):
         score(truth[:2], truth[:2])
 
 
 def test_the_official_table_and_void():
-    """Decay is the first quarter less the last; pixels of void count neither way."""
+    """Decay is the mean of the first quarter minus that of the last; void pixels do not count."""
     truth = torch.zeros(10, 20, 20, dtype=torch.uint8)
     truth[:, 5:15, 5:15] = 1
     predicted = truth.clone()
     predicted[5:] = 0
-    (one,) = score(predicted, truth)
-    table = official_table([one.numbers()])
+    (scores,) = score(predicted, truth)
+    table = official_table([scores.numbers()])
     assert tuple(table) == TABLE
-    # 8 frames count, 4 of them right; quarters overlap by one frame, as in the official code.
+    # 8 frames are scored, 4 of them are correct; quarters overlap by one frame, as in the official code.
     assert table["j_mean"] == table["j_recall"] == 0.5
     assert table["j_decay"] == table["f_decay"] == 1
     void = torch.zeros_like(truth, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Propagation against a slow version written from the published descriptions, and by its laws."""
+"""Label propagation against slow reference implementations of the published descriptions, and its invariants."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ A, B = PROTOCOLS["davis"]["A"], PROTOCOLS["davis"]["B"]
 
 
 def slow_a(x, labels, protocol):
-    """Protocol A cell by cell: the softmax of the top cosines over T; the first frame stands in before the start."""
+    """Protocol A cell by cell: softmax of the top cosines over T; the first frame replaces frames before the start."""
     T, h, w, _ = x.shape
     unit = x / np.linalg.norm(x, axis=3, keepdims=True)
-    places = [(i, j) for i in range(h) for j in range(w)]
+    cells = [(i, j) for i in range(h) for j in range(w)]
     soft = [labels.reshape(h * w, -1)]
     for t in range(1, T):
-        now = []
-        for y, column in places:
+        current = []
+        for y, column in cells:
             voters = []
             for number, s in enumerate([0, *(max(0, s) for s in range(t - protocol.context, t))]):
-                for place, (i, j) in enumerate(places):
+                for cell, (i, j) in enumerate(cells):
                     if number == 0 or math.hypot(i - y, j - column) < protocol.radius:
-                        voters.append((-float(unit[t, y, column] @ unit[s, i, j]), number, place, s))
+                        voters.append((-float(unit[t, y, column] @ unit[s, i, j]), number, cell, s))
             voters.sort()
             best = voters[: protocol.top]
             weight = np.exp(np.array([-v[0] for v in best]) / protocol.temperature)
             weight /= weight.sum()
-            now.append(sum(p * soft[s][place] for p, (_, _, place, s) in zip(weight, best, strict=True)))
-        soft.append(np.stack(now))
+            current.append(sum(p * soft[s][cell] for p, (_, _, cell, s) in zip(weight, best, strict=True)))
+        soft.append(np.stack(current))
     return np.stack(soft).reshape(T, h, w, -1)
 
 
 def slow_b(x, labels, protocol):
-    """Protocol B with whole matrices: exp(cosine / T), times the window, the top kept, made to sum to 1."""
+    """Protocol B with full matrices: exp(cosine / T) within the window; the top values, normalized to sum 1."""
     T, h, w, _ = x.shape
     unit = (x / np.linalg.norm(x, axis=3, keepdims=True)).reshape(T, h * w, -1)
     y, column = np.divmod(np.arange(h * w), w)
@@ -50,8 +50,8 @@ def slow_b(x, labels, protocol):
     for t in range(1, T):
         sources = [0, *range(max(1, t - protocol.context), t)]
         weight = np.concatenate([np.exp(unit[t] @ unit[s].T / protocol.temperature) * square for s in sources], 1)
-        least = np.sort(weight, 1)[:, -protocol.top, None]
-        weight = np.where(weight < least, 0, weight)
+        threshold = np.sort(weight, 1)[:, -protocol.top, None]
+        weight = np.where(weight < threshold, 0, weight)
         weight /= weight.sum(1, keepdims=True)
         soft.append(weight @ np.concatenate([soft[s] for s in sources]))
     return np.stack(soft).reshape(T, h, w, -1)
@@ -69,14 +69,14 @@ def test_a_against_loops(context, radius, shape, monkeypatch):
     protocol = dataclasses.replace(A, context=context, radius=radius, top=4)
     expected = slow_a(x.double().numpy(), labels.double().numpy(), protocol)
     np.testing.assert_allclose(propagate(x, labels, protocol).numpy(), expected, atol=1e-5)
-    # However little memory there is, the result is the same.
-    monkeypatch.setattr(label_propagation, "_AT_ONCE", 30)
+    # The result does not depend on the memory limit.
+    monkeypatch.setattr(label_propagation, "_MAX_SIMILARITIES", 30)
     np.testing.assert_allclose(propagate(x, labels, protocol).numpy(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (7, 3)])
 @pytest.mark.parametrize(("context", "radius", "top"), [(2, 1, 4), (7, 2, 5), (3, 30, 7)])
-def test_b_against_whole_matrices(context, radius, top, shape):
+def test_b_against_full_matrices(context, radius, top, shape):
     x, labels = clip(7, *shape)
     protocol = dataclasses.replace(B, context=context, radius=radius, top=top)
     expected = slow_b(x.double().numpy(), labels.double().numpy(), protocol)
@@ -92,29 +92,29 @@ def test_one_frame_one_cell_and_half_precision():
     for dtype in (torch.float16, torch.bfloat16):
         half = propagate(1000 * x.to(dtype), labels.to(dtype), A)
         assert half.dtype == torch.float32 and bool(half.isfinite().all())
-        # Cosines are taken in float32, so half precision only rounds what comes in.
+        # Cosines are computed in float32, so half precision only rounds the inputs.
         torch.testing.assert_close(half, propagate((1000 * x.to(dtype)).float(), labels.to(dtype).float(), A))
     with pytest.raises(ValueError, match="labels"):
         propagate(x, labels[:4])
 
 
 class TestScenes:
-    """Acceptance: what must come out where the answer is known."""
+    """Scenes with known results."""
 
     def scene(self, h=12, w=16):
-        """Every place has a feature of its own."""
+        """A frame in which every cell has a different feature."""
         return torch.randn(h, w, 64, generator=torch.Generator().manual_seed(0))
 
     @pytest.mark.parametrize("protocol", [dataclasses.replace(A, top=1), A, B, PROTOCOLS["davis"]["B-rsp"]])
-    def test_a_still_scene_gives_the_mask_back(self, protocol):
+    def test_a_static_scene_preserves_the_mask(self, protocol):
         mask = torch.zeros(192, 256, dtype=torch.uint8)
         mask[48:112, 64:192] = 1
-        # Every earlier frame holds the same cell again, so the top voters are all of the right place.
+        # Every previous frame contains the same cell, so all top voters are at the correct position.
         features = self.scene().expand(9, -1, -1, -1)
         first = first_labels(mask, 1, (192, 256), (12, 16), protocol.labels)
-        found = to_masks(propagate(features, first, protocol), (192, 256), rescale=protocol.rescale)
-        least = float(jaccard(found == 1, (mask == 1).expand(9, -1, -1))[1:-1].min())
-        assert least > 0.97, least
+        masks = to_masks(propagate(features, first, protocol), (192, 256), rescale=protocol.rescale)
+        minimum = float(jaccard(masks == 1, (mask == 1).expand(9, -1, -1))[1:-1].min())
+        assert minimum > 0.97, minimum
 
     @pytest.mark.parametrize("protocol", [dataclasses.replace(A, top=1), B])
     @pytest.mark.parametrize("cells", [1, 2])
@@ -125,12 +125,12 @@ class TestScenes:
         mask[48:112, 64:128] = 1
         soft = propagate(features, first_labels(mask, 1, (192, 256), (12, 16), "nearest"), protocol)
         for n in range(4):
-            # What was rolled in at the left may be out of reach.
+            # Cells that were rolled in at the left may be beyond the radius.
             new, old = soft[n, :, n * cells :], soft[0, :, : 16 - n * cells]
             assert torch.equal(new.argmax(2), old.argmax(2))
 
     def far_voter(self):
-        """A cell whose only likeness is far away in the first frame."""
+        """A cell whose only similar cell is far away in the first frame."""
         features = torch.zeros(2, 4, 12, 2)
         features[..., 0] = 1
         features[0, 0, 11] = features[1, 0, 0] = torch.tensor([0.0, 1])
@@ -157,11 +157,11 @@ class TestScenes:
         assert propagate(features, labels, square)[1, 2, 2].tolist() == [0, 1]
         assert propagate(features, labels, dataclasses.replace(square, window="disk"))[1, 2, 2].tolist() == [1, 0]
 
-    def test_identity_features_name_their_cells(self):
+    def test_one_hot_features_preserve_the_labels(self):
         features = torch.eye(24).reshape(1, 4, 6, 24).expand(5, -1, -1, -1)
         labels = torch.rand(4, 6, 3)
-        found = propagate(features, labels, dataclasses.replace(A, top=1))
-        torch.testing.assert_close(found, labels.expand(5, -1, -1, -1))
+        soft = propagate(features, labels, dataclasses.replace(A, top=1))
+        torch.testing.assert_close(soft, labels.expand(5, -1, -1, -1))
 
 
 def test_memory_does_not_grow_with_the_video():
@@ -205,12 +205,12 @@ def test_presets_and_changes():
 
 
 @pytest.mark.parametrize(
-    ("data", "name", "changes", "says"),
+    ("data", "name", "changes", "message"),
     [
-        ("davis", "C", [], "protocols A, B, B-rsp"),
-        ("jhmdb", "B", [], "for jhmdb there are the protocols A"),
-        ("davis", "A", ["speed=3"], "--set takes NAME=VALUE"),
-        ("davis", "A", ["top"], "--set takes NAME=VALUE"),
+        ("davis", "C", [], "for davis must be one of A, B, B-rsp"),
+        ("jhmdb", "B", [], "for jhmdb must be one of A"),
+        ("davis", "A", ["speed=3"], "--set must be NAME=VALUE"),
+        ("davis", "A", ["top"], "--set must be NAME=VALUE"),
         ("davis", "A", ["top=many"], "top must be a whole number"),
         ("davis", "A", ["radius=wide"], "radius must be a number"),
         ("davis", "A", ["radius=inf"], "must be finite"),
@@ -218,28 +218,28 @@ def test_presets_and_changes():
         ("davis", "A", ["temperature=0"], "temperature above 0"),
         ("davis", "A", ["size=big"], "size must be"),
         ("davis", "A", ["window=hexagon"], "disk or square"),
-        ("davis", "A", ["multiple=32"], "would change nothing"),
-        ("davis", "A", ["radius=0", "window=square"], "would change nothing"),
-        ("jhmdb", "A", ["labels=nearest"], "would change nothing"),
+        ("davis", "A", ["multiple=32"], "has no effect"),
+        ("davis", "A", ["radius=0", "window=square"], "has no effect"),
+        ("jhmdb", "A", ["labels=nearest"], "has no effect"),
     ],
 )
-def test_bad_protocols(data, name, changes, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_protocols(data, name, changes, message):
+    with pytest.raises(ValueError, match=message):
         make_protocol(data, name, changes)
 
 
-def test_labels_in_and_out():
+def test_labels_to_the_grid_and_back():
     mask = torch.zeros(32, 48, dtype=torch.uint8)
     mask[:, 20:] = 1
     soft = first_labels(mask, 1, (32, 48), (2, 3))
     hard = first_labels(mask, 1, (32, 48), (2, 3), "nearest")
-    # Bilinear looks at the two middle pixels of a cell, nearest at one.
+    # Bilinear interpolates the two central pixels of a cell, nearest takes one.
     assert soft[0, :, 1].tolist() == hard[0, :, 1].tolist() == [0, 1, 1]
     mask[:, 7] = 1
     assert first_labels(mask, 1, (32, 48), (2, 3))[0, 0].tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match="254"):
         first_labels(mask, 300, (32, 48), (2, 3))
-    # A faint label wins only where its map is stretched.
+    # A weak label wins only if its map is stretched.
     maps = torch.tensor([[[[1.0, 0.0], [0.6, 0.4]]]])
     assert to_masks(maps, (1, 2))[0].tolist() == [[0, 0]]
     assert to_masks(maps, (1, 2), rescale=True)[0].tolist() == [[0, 1]]

@@ -1,4 +1,4 @@
-"""Scores and probes against scikit-learn or plain calculations."""
+"""Scores and probes against scikit-learn or reference calculations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_average_precision_as_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     scores = rng.normal(size=(50, 6)).round(1)  # with ties
     targets = (rng.random((50, 6)) < 0.3).astype(float)
-    targets[:, 5] = 0  # a class that never occurs is left out
+    targets[:, 5] = 0  # a class that never occurs is excluded
     expected = [metrics.average_precision_score(targets[:, c], scores[:, c]) for c in range(5)]
-    found = [average_precision(torch.tensor(scores[:, c]), torch.tensor(targets[:, c])) for c in range(5)]
-    assert found == pytest.approx(expected)
-    whole = mean_average_precision(torch.tensor(scores), torch.tensor(targets))
-    assert whole == pytest.approx(np.mean(expected))
-    with pytest.raises(ValueError, match="no class has a positive"):
+    precisions = [average_precision(torch.tensor(scores[:, c]), torch.tensor(targets[:, c])) for c in range(5)]
+    assert precisions == pytest.approx(expected)
+    mean = mean_average_precision(torch.tensor(scores), torch.tensor(targets))
+    assert mean == pytest.approx(np.mean(expected))
+    with pytest.raises(ValueError, match="requires a class with a positive"):
         mean_average_precision(torch.tensor(scores), torch.zeros(50, 6))
 
 
@@ -72,7 +72,7 @@ def test_views_are_averaged(tmp_path):
         predict(model, data, average="votes")
 
 
-def test_broken_items_are_left_out(tmp_path):
+def test_broken_items_are_skipped(tmp_path):
     for n in range(3):
         picture(tmp_path / "a" / f"{n}.png", 10)
         picture(tmp_path / "b" / f"{n}.png", 200)
@@ -88,34 +88,34 @@ def test_broken_items_are_left_out(tmp_path):
 
 
 def blobs(n: int, seed: int, spread: float = 0.7) -> tuple[torch.Tensor, torch.Tensor]:
-    centres = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % 4
-    return centres[y] + spread * torch.randn(n, 10, generator=generator), y
+    return centers[y] + spread * torch.randn(n, 10, generator=generator), y
 
 
 class TestProbes:
     @pytest.mark.parametrize("shots", [1, 5, 20])
     def test_few_shot_is_ridge_regression(self, shots):
-        """Against scikit-learn's ridge, with the constant feature given as one more column."""
+        """Against scikit-learn's ridge regression, with the constant feature as an additional column."""
         from sklearn.linear_model import Ridge
 
         (x, y), (x_test, y_test) = blobs(100, 1), blobs(400, 2)
-        found = few_shot(x, y, x_test, y_test, shots=shots)
+        score = few_shot(x, y, x_test, y_test, shots=shots)
         index = np.concatenate([np.flatnonzero(y.numpy() == c)[:shots] for c in range(4)])
         support = x.double().numpy()[index]
         mean, deviation = support.mean(0), support.std(0) + 1e-5
-        standard = lambda a: np.c_[(a - mean) / deviation, np.full(len(a), 100.0)]  # noqa: E731
+        standardize = lambda a: np.c_[(a - mean) / deviation, np.full(len(a), 100.0)]  # noqa: E731
         ridge = Ridge(alpha=2.0**10, fit_intercept=False, solver="cholesky")
-        ridge.fit(standard(support), 2.0 * np.eye(4)[y.numpy()[index]] - 1)
-        predicted = ridge.predict(standard(x_test.double().numpy())).argmax(1)
-        assert found == pytest.approx((predicted == y_test.numpy()).mean())
+        ridge.fit(standardize(support), 2.0 * np.eye(4)[y.numpy()[index]] - 1)
+        predicted = ridge.predict(standardize(x_test.double().numpy())).argmax(1)
+        assert score == pytest.approx((predicted == y_test.numpy()).mean())
 
-    def test_few_shot_draws_with_a_seed(self):
+    def test_few_shot_samples_with_a_seed(self):
         (x, y), (x_test, y_test) = blobs(100, 1), blobs(400, 2)
         values = {few_shot(x, y, x_test, y_test, shots=2, seed=seed) for seed in range(5)}
         assert len(values) > 1
-        with pytest.raises(ValueError, match="has 25 examples, 26 are needed"):
+        with pytest.raises(ValueError, match="shots must be at most 25, the number of examples of class 0, got 26"):
             few_shot(x, y, x_test, y_test, shots=26)
 
     def test_linear_probe_as_scikit_learn(self):
@@ -123,21 +123,21 @@ class TestProbes:
         from sklearn.preprocessing import StandardScaler
 
         (x, y), (x_test, y_test) = blobs(200, 1, 1.5), blobs(400, 2, 1.5)
-        found, penalty = linear_probe(x, y, x_test, y_test, penalties=(1.0,))
+        score, penalty = linear_probe(x, y, x_test, y_test, penalties=(1.0,))
         assert penalty == 1.0
         scaler = StandardScaler().fit(x.numpy())
-        theirs = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(x.numpy()), y.numpy())
-        assert found == pytest.approx(theirs.score(scaler.transform(x_test.numpy()), y_test.numpy()), abs=0.006)
+        reference = LogisticRegression(C=1.0, max_iter=1000).fit(scaler.transform(x.numpy()), y.numpy())
+        assert score == pytest.approx(reference.score(scaler.transform(x_test.numpy()), y_test.numpy()), abs=0.006)
 
-    def test_nearest_neighbours_as_scikit_learn(self):
+    def test_nearest_neighbors_as_scikit_learn(self):
         from sklearn.neighbors import KNeighborsClassifier
 
         (x, y), (x_test, y_test) = blobs(200, 1, 1.5), blobs(400, 2, 1.5)
         for k in (1, 5, 20):
-            theirs = KNeighborsClassifier(
+            reference = KNeighborsClassifier(
                 k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
             ).fit(x.numpy(), y.numpy())
-            expected = theirs.score(x_test.numpy(), y_test.numpy())
+            expected = reference.score(x_test.numpy(), y_test.numpy())
             assert nearest_neighbours(x, y, x_test, y_test, k=k) == pytest.approx(expected)
         assert nearest_neighbours(x[:4], y[:4], x_test, y_test, k=100) > 0.3
 
@@ -154,11 +154,11 @@ class TestObjective:
     def test_cross_entropy(self):
         batch, model = self.batch(), self.linear()
         for smoothing in (0.0, 0.2):
-            loss, named = Classification(label_smoothing=smoothing)(model, batch, torch.Generator())
+            loss, statistics = Classification(label_smoothing=smoothing)(model, batch, torch.Generator())
             logits = model(batch["clips"][:, 0])
             expected = nn.functional.cross_entropy(logits, batch["targets"], label_smoothing=smoothing)
             torch.testing.assert_close(loss, expected)
-            assert 0 <= float(named["accuracy"]) <= 1
+            assert 0 <= float(statistics["accuracy"]) <= 1
 
     def test_sigmoid(self):
         batch, model = self.batch(), self.linear()
@@ -170,26 +170,26 @@ class TestObjective:
         several, _ = Classification("sigmoid")(model, batch | {"targets": one_hot}, torch.Generator())
         torch.testing.assert_close(several, loss)
 
-    @pytest.mark.parametrize("way", ["mixup", "cutmix"])
-    def test_mixed_clips_have_mixed_targets(self, way):
-        """With clips that are their one-hot target as a constant brightness, input and target stay in step."""
+    @pytest.mark.parametrize("augmentation", ["mixup", "cutmix"])
+    def test_mixed_clips_have_mixed_targets(self, augmentation):
+        """Clips have the brightness of their target, so inputs and targets must be mixed in the same proportion."""
         clips = torch.zeros(6, 1, 1, 3, 40, 40)
         targets = torch.tensor([0, 1, 0, 1, 0, 1])
         clips[targets == 1] = 1.0
-        seen = {}
+        captured = {}
 
         class Watch(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                seen["level"] = x.flatten(1).mean(1)
+                captured["level"] = x.flatten(1).mean(1)
                 return torch.zeros(len(x), 2)
 
-        objective = Classification(**{way: 1.0})
+        objective = Classification(**{augmentation: 1.0})
         original = objective._soft
         for seed in range(5):
             generator = torch.Generator().manual_seed(seed)
-            mixed, other, share = objective._mix(clips[:, 0], generator)
-            wanted = original(targets, 2)
-            wanted = share * wanted + (1 - share) * wanted[other]
+            mixed, other, weight = objective._mix(clips[:, 0], generator)
+            expected = original(targets, 2)
+            expected = weight * expected + (1 - weight) * expected[other]
             Watch()(mixed)
-            torch.testing.assert_close(seen["level"], wanted[:, 1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(captured["level"], expected[:, 1], atol=1e-5, rtol=0)
         assert objective._mix(clips[:1, 0], torch.Generator())[1] is None

@@ -1,4 +1,4 @@
-"""Every method at every budget on every clip, with one encoder: what is kept of the features, and what it costs."""
+"""Benchmarks methods at several budgets on clips with one encoder: how well features are preserved, and the cost."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ from fewtokens.profiling.operations import count
 from fewtokens.profiling.prefill import prefill_gflops
 
 FULL = "full"
-# Other ways to run a method that `--with all` compares too.
-_ALSO = (
+# Variants of methods that `--with all` also compares.
+_VARIANTS = (
     "dtd(mode='pixel')",
     "tome_video(within='frame')",
     "centerclip(algorithm='spectral')",
 )
-# Frames of a clip whose regions are kept for the page.
+# Frames of a clip whose assignment is saved for the report page.
 SHOWN_FRAMES = 8
-# Where labels are propagated and one of the two sizes at which they are scored, as CropMAE and ToBo have it.
+# The size at which labels are propagated, as in CropMAE and ToBo, and one of the two at which they are scored.
 _RESIZED = (480, 880)
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A clip to bench on.
+    """A clip of the benchmark.
 
     Attributes:
-        name: unlike all others.
+        name: unique name.
         frames: uint8 [T,3,H,W]. times: seconds [T], or None.
-        masks: uint8 [T,H',W'] objects at their native size, where the clip is labelled.
+        masks: uint8 [T,H',W'], object masks at their native size, or None if the clip is not labeled.
     """
 
     name: str
@@ -68,10 +68,17 @@ class Item:
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """A clip as the encoder gives it whole: tokens of one video, all cues, and what that cost.
+class EncodedItem:
+    """A fully encoded clip: all tokens, all cues, and the cost of encoding.
 
-    `milliseconds` of each repeat, without cues; `gflops` counts 2 for each multiply-accumulate.
+    Attributes:
+        item: the clip.
+        tokens: the tokens of all cells, B=1.
+        cues: the cues of the encoder by name.
+        milliseconds: encoding time of each repeat, without cues.
+        gflops: operations, 2 for each multiply-accumulate.
+        full: the features, [T,H,W,C].
+        rare: the cells least similar to the mean of their frame, bool [T,H,W]; see `rare_cells`.
     """
 
     item: Item
@@ -79,8 +86,8 @@ class Encoded:
     cues: dict[str, Tensor]
     milliseconds: tuple[float, ...]
     gflops: float
-    full: Tensor = field(init=False)  # [T,H,W,C]
-    rare: Tensor = field(init=False)  # bool [T,H,W]
+    full: Tensor = field(init=False)
+    rare: Tensor = field(init=False)
 
     __repr__ = by_shape
 
@@ -90,64 +97,63 @@ class Encoded:
 
 
 def specs_of(methods: str, encoder: Encoder) -> list[str]:
-    """The specs to compare, the baselines first.
+    """Returns the specs to compare, baselines first.
 
     Args:
-        methods: "all" (every method without parameters that this encoder can serve, and other ways to run some), or
-            specs with commas between them. The baselines always take part.
+        methods: "all" (every method without trainable parameters that this encoder supports, and variants of some), or
+            comma-separated specs. The baselines are always included.
 
     Raises:
-        ValueError: an unknown method, or one that this encoder cannot serve.
+        ValueError: an unknown method, or one that this encoder does not support.
     """
     if methods.strip() != "all":
-        wanted = split_specs(methods)
-        for spec in wanted:
+        requested = split_specs(methods)
+        for spec in requested:
             Pipeline(registry.build(spec, dim=encoder.dim), encoder)
-        return list(dict.fromkeys([*registry.BASELINES, *wanted]))
-    fitting = []
-    for spec in [*registry.names(), *_ALSO]:
+        return list(dict.fromkeys([*registry.BASELINES, *requested]))
+    specs = []
+    for spec in [*registry.names(), *_VARIANTS]:
         kind = registry.get(registry.parse(spec)[0][0])
-        known = inspect.signature(kind).parameters
-        if kind.learned or "keep" not in known:
+        if kind.learned or "keep" not in inspect.signature(kind).parameters:
             continue
         (method,) = registry.build(spec, keep=0.5)
         if (method.stage != "encoder" or encoder.exposes_blocks) and (
             method.stage == "encoder" or set(method.needs) <= set(encoder.cues)
         ):
-            fitting.append(spec)
-    # A method stands beside its other ways to run.
-    fitting.sort(key=lambda spec: registry.names().index(registry.parse(spec)[0][0]))
-    return fitting
+            specs.append(spec)
+    # Variants come right after their method.
+    specs.sort(key=lambda spec: registry.names().index(registry.parse(spec)[0][0]))
+    return specs
 
 
 def split_specs(methods: str) -> list[str]:
-    """Specs at commas that stand outside of brackets."""
+    """Splits comma-separated specs; commas inside brackets do not separate."""
     parts, depth = [""], 0
-    for letter in methods:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
+    for character in methods:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
             parts.append("")
         else:
-            parts[-1] += letter
+            parts[-1] += character
     return [part.strip() for part in parts if part.strip()]
 
 
 def chain(spec: str, keep: float | int | str, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:
-    """The methods of a spec at a budget; where they cannot go so low, `tome` merges what is too much."""
-    wanted = Budget.parse(keep).count(grid)
+    """Builds the methods of a spec at a budget; `tome` is appended if they cannot reach a budget this low."""
+    budget = Budget.parse(keep).count(grid)
     methods = registry.build(spec, keep=keep, seed=seed, dim=dim)
     counts = [count for method in methods if (count := method.planned_count(grid)) is not None]
-    if counts and min(counts) > wanted:
+    if counts and min(counts) > budget:
         methods += registry.build("tome", keep=keep)
     return [method.eval() for method in methods]
 
 
-def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = None) -> Encoded:
-    """Encodes a clip, or reads what was kept of an earlier run.
+def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = None) -> EncodedItem:
+    """Encodes a clip, or reads it from the cache of an earlier run.
 
     Args:
-        repeats: timed runs, after one that is counted.
-        cache: a file for tokens, cues and what they cost.
+        repeats: number of timed runs, after one whose operations are counted.
+        cache: a file for tokens, cues and their cost; None for no cache.
     """
     request = {
         "encoder": encoder.describe(),
@@ -155,16 +161,16 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
         "sha256": hashlib.sha256(item.frames.contiguous().numpy().tobytes()).hexdigest(),
         "repeats": repeats,
     }
-    if cache is not None and cache.exists() and (found := _cached(cache, item, request)) is not None:
-        return found
+    if cache is not None and cache.exists() and (encoded := _read_cache(cache, item, request)) is not None:
+        return encoded
     frames = item.frames[None]
     with torch.inference_mode():
-        whole: list[Tokens] = []
-        counted = count(lambda: whole.append(encoder(frames, item.times)[0]))
-        device = whole[0].device
+        outputs: list[Tokens] = []
+        operations = count(lambda: outputs.append(encoder(frames, item.times)[0]))
+        device = outputs[0].device
         milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
         tokens, cues = encoder(frames, item.times, needs=encoder.cues)
-    gflops = 2 * counted.by("macs")
+    gflops = 2 * operations.by("macs")
     tokens = tokens.to("cpu")
     cues = {name: cue.cpu() for name, cue in cues.items()}
     if cache is not None:
@@ -173,11 +179,11 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
             tensors["prefix"] = tokens.prefix
         header = {"request": request, "grid": tokens.grid.shape, "milliseconds": milliseconds, "gflops": gflops}
         files.save(cache, "bench features", tensors, header)
-    return Encoded(item, tokens, cues, milliseconds, gflops)
+    return EncodedItem(item, tokens, cues, milliseconds, gflops)
 
 
 class _Cache(TypedDict):
-    """The header of kept features."""
+    """The header of cached features."""
 
     request: dict[str, Any]
     grid: tuple[int, int, int]
@@ -185,23 +191,23 @@ class _Cache(TypedDict):
     gflops: float
 
 
-def _cached(cache: Path, item: Item, request: dict[str, Any]) -> Encoded | None:
-    """What was kept of an earlier run; None where it is of something else, or damaged."""
+def _read_cache(cache: Path, item: Item, request: dict[str, Any]) -> EncodedItem | None:
+    """Reads the cache of an earlier run; None if the request differs or the file is damaged."""
     try:
-        tensors, found = files.load(cache, "bench features")
-        header: _Cache = conform(found, _Cache, str(cache))
+        tensors, values = files.load(cache, "bench features")
+        header: _Cache = conform(values, _Cache, str(cache))
         if with_current_names(header["request"]) != request:
             return None
         grid = Grid(*header["grid"], item.times)
         tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
     except (ValueError, KeyError):
         return None
-    return Encoded(item, tokens, tensors, tuple(header["milliseconds"]), header["gflops"])
+    return EncodedItem(item, tokens, tensors, tuple(header["milliseconds"]), header["gflops"])
 
 
 @torch.inference_mode()
 def measure(
-    encoded: Encoded,
+    encoded: EncodedItem,
     encoder: Encoder,
     spec: str,
     keep: float | int | str,
@@ -211,13 +217,15 @@ def measure(
     shown: bool = False,
     device: torch.device | None = None,
 ) -> dict[str, Any]:
-    """One method at one budget on one clip; plain values, one row of the results.
+    """Measures one method at one budget on one clip; returns one row of the results as plain values.
 
     Args:
-        spec: `FULL` keeps everything.
-        repeats: timed runs, after one whose operations and memory are counted.
-        shown: also keep which token each cell of a few frames went to.
-        device: where tokens methods run; the CPU where not said.
+        spec: the method; `FULL` keeps all tokens.
+        keep: the budget.
+        repeats: number of timed runs, after one whose operations and memory are measured.
+        seed: random seed of stochastic methods.
+        shown: add the assignment of the cells of a few frames to the row.
+        device: device for methods of the stage "tokens". Default: the CPU.
     """
     tokens = encoded.tokens.to(device or "cpu")
     cues = {name: cue.to(tokens.device) for name, cue in encoded.cues.items()}
@@ -236,20 +244,20 @@ def measure(
         method_ms = timings(run, repeats, tokens.device)
         memory = [peak_memory(run, tokens.device)] if methods else []
         total_ms = tuple(encoder_ms + ms for ms in method_ms) if methods else encoded.milliseconds
-        # Encoder and method are timed apart, so the spreads of both are in the sum.
-        parts = [half_range(encoded.milliseconds), *([half_range(method_ms)] if methods else [])]
-        spread = None if None in parts else sum(part for part in parts if part is not None)
+        # Encoder and method are timed separately, so their spreads add up.
+        spreads = [half_range(encoded.milliseconds), *([half_range(method_ms)] if methods else [])]
+        spread = None if None in spreads else sum(part for part in spreads if part is not None)
     else:
-        # It acts before or inside the encoder, so the encoder runs again.
+        # The method acts before or inside the encoder, so the encoder runs again.
         pipeline = Pipeline(methods, encoder)
         frames, times = encoded.item.frames[None], encoded.item.times
 
         def run() -> Tokens:
             return pipeline(frames, times)
 
-        kept: list[Tokens] = []
-        counted = count(lambda: memory.append(peak_memory(lambda: kept.append(run()), tokens.device)))
-        gflops, out = 2 * counted.by("macs"), kept[0]
+        outputs: list[Tokens] = []
+        operations = count(lambda: memory.append(peak_memory(lambda: outputs.append(run()), tokens.device)))
+        gflops, out = 2 * operations.by("macs"), outputs[0]
         total_ms = timings(run, repeats, tokens.device)
         spread = half_range(total_ms)
     row: dict[str, Any] = {
@@ -261,7 +269,7 @@ def measure(
         "cells": tokens.grid.cells,
         "retention": int(out.count[0]) / tokens.grid.cells,
     }
-    row |= kept_of(out.to("cpu"), encoded, encoder)
+    row |= fidelity(out.to("cpu"), encoded, encoder)
     row |= {
         "method_ms": statistics.median(method_ms) if method_ms and methods else None,
         "method_ms_spread": half_range(method_ms) if method_ms and methods else None,
@@ -275,32 +283,32 @@ def measure(
         "vector": [round(float(v), 5) for v in out.features[0, out.mask[0]].float().mean(0).cpu()],
     }
     if shown:
-        row["assignment"] = _packed(out)
+        row["assignment"] = _pack_assignment(out)
         row["grid"] = [len(shown_frames(tokens.grid.T)), tokens.grid.H, tokens.grid.W]
     return row
 
 
-def kept_of(out: Tokens, encoded: Encoded, encoder: Encoder) -> dict[str, float | None]:
-    """What the tokens keep of the full features: columns of a row."""
-    back = out.unmerge(time_weight=TIME_WEIGHT)[0]
+def fidelity(tokens: Tokens, encoded: EncodedItem, encoder: Encoder) -> dict[str, float | None]:
+    """Compares the features reconstructed from tokens with the full features; returns columns of a row."""
+    reconstruction = tokens.unmerge(time_weight=TIME_WEIGHT)[0]
     full, rare = encoded.full, encoded.rare
-    found: dict[str, float | None] = {
-        "cosine": mean_cosine(back, full),
-        "relative_error": relative_error(back, full),
-        "rare_cosine": mean_cosine(back[rare], full[rare]),
+    columns: dict[str, float | None] = {
+        "cosine": mean_cosine(reconstruction, full),
+        "relative_error": relative_error(reconstruction, full),
+        "rare_cosine": mean_cosine(reconstruction[rare], full[rare]),
     }
     if encoder.decode is not None:
-        found["psnr_db"] = psnr(encoder.decode(back[None]).clamp(0, 1), encoder.decode(full[None]))
+        columns["psnr_db"] = psnr(encoder.decode(reconstruction[None]).clamp(0, 1), encoder.decode(full[None]))
     if encoded.item.masks is not None:
-        found |= labelled(back, encoded.item.masks)
-    return found
+        columns |= label_propagation_scores(reconstruction, encoded.item.masks)
+    return columns
 
 
-def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
+def label_propagation_scores(features: Tensor, masks: Tensor) -> dict[str, float]:
     """J and F of label propagation (protocol A) at the native size and at 480x880.
 
-    The radius is in proportion to the rows of the grid. Soft labels go up to 480x880 and are decided there; native
-    masks are that, resized (nearest).
+    The radius is proportional to the rows of the grid. Soft labels are resized to 480x880 and become masks there;
+    masks at the native size are resized from these (nearest).
 
     Args:
         features: [T,h,w,C].
@@ -317,25 +325,25 @@ def labelled(features: Tensor, masks: Tensor) -> dict[str, float]:
 
 
 def shown_frames(frames: int) -> list[int]:
-    """The frames whose regions are kept."""
+    """Indices of the frames whose assignment is saved."""
     return torch.linspace(0, frames - 1, min(frames, SHOWN_FRAMES)).round().long().tolist()
 
 
-def _packed(tokens: Tokens) -> str:
-    """Which token each cell of the shown frames went to, as text."""
-    source = tokens.assignment[0].reshape(tokens.grid.T, -1)[shown_frames(tokens.grid.T)]
-    return base64.b64encode(zlib.compress(source.cpu().numpy().astype("<i4").tobytes())).decode()
+def _pack_assignment(tokens: Tokens) -> str:
+    """Encodes the assignment of the cells of the shown frames as text."""
+    assignment = tokens.assignment[0].reshape(tokens.grid.T, -1)[shown_frames(tokens.grid.T)]
+    return base64.b64encode(zlib.compress(assignment.cpu().numpy().astype("<i4").tobytes())).decode()
 
 
 def unpacked(text: str) -> np.ndarray:
-    """The opposite: int32 [frames*H*W]."""
+    """Decodes the "assignment" of a row: int32 [frames*H*W]."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<i4")
 
 
 def jobs(
     items: Sequence[str], specs: Sequence[str], keeps: Sequence[float | int | str]
 ) -> Iterator[tuple[str, str, float | int | str]]:
-    """Clip, spec and budget of every row, clip by clip; all features of a clip come first."""
+    """Yields clip, spec and budget of every row, clip by clip; each clip starts with the row of all tokens."""
     for item in items:
         yield item, FULL, 1.0
         for keep in keeps:

@@ -1,7 +1,7 @@
-"""What few tokens cost and save in a language model: counts, shares, operations, TokDense.
+"""What few tokens cost and save in a language model: token counts, retention, operations, TokDense.
 
-The measures of Token Dynamics / VQToken (arXiv 2503.16980, section 4 and table 1). A share means nothing without what
-it is a share of, so K, N, the frames and whether the grid was pooled are always told together.
+The measures of Token Dynamics / VQToken (arXiv 2503.16980, section 4 and table 1). A retention means nothing without
+its denominator, so K, N, the frames and whether the grid was pooled are always reported together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.profiling.operations import count
 from fewtokens.profiling.prefill import LANGUAGE_MODELS, LanguageModel, prefill_gflops
 
-# What the paper's table gives for a module on n tokens, m of them kept, of d channels; L layers of the language model.
+# Complexity of a module in the paper's table: n input tokens, m output tokens, d channels, L layers of the model.
 MODULE_COMPLEXITY = {
     "full": "0",
     "random": "O(n^2 d)", "uniform": "O(n^2 d)", "evs": "O(n^2 d)", "dtd": "O(n^2 d)", "vidcom2": "O(n^2 d)",
@@ -34,18 +34,18 @@ MODULE_COMPLEXITY = {
 
 @dataclass(frozen=True)
 class TokenCost:
-    """Of one chain of methods on one video.
+    """The cost of one chain of methods on one video.
 
     Attributes:
-        spec: "full" keeps every token.
-        tokens, cells: K and N; `share` = K / N. Of a length that depends on the video: for features of noise.
-        frames: of the grid; `pooled`: whether it was pooled before.
-        module: complexity of the module as the paper's table has it, where that table names its kind; llm: of the
+        spec: the chain; "full" keeps all tokens.
+        tokens, cells: K and N; `share` is K / N. If K depends on the video, it is that of features of noise.
+        frames: frames of the grid. pooled: whether the grid was pooled before.
+        module: complexity of the module in the paper's table, if the table contains it. llm: complexity of the
             language model.
-        module_gflops: counted from what runs, 2 for each multiply-accumulate, iterations of clustering included (the
-            table leaves them out).
-        prefill_gflops: of the language model, visual and text tokens.
-        accuracy: in %, where it is known; tokdense: accuracy / K.
+        module_gflops: measured operations, 2 for each multiply-accumulate, including the iterations of clustering
+            (which the table does not count).
+        prefill_gflops: operations of the language model on visual and text tokens.
+        accuracy: in %, or None if unknown. tokdense: accuracy / K.
     """
 
     spec: str
@@ -68,7 +68,7 @@ class TokenCost:
         return None if self.accuracy is None else tok_dense(self.accuracy, self.tokens)
 
     def row(self) -> dict[str, Any]:
-        """Everything as plain values."""
+        """All attributes as plain values."""
         return {
             "spec": self.spec, "tokens": self.tokens, "cells": self.cells, "retention": self.share,
             "frames": self.frames, "pooled": self.pooled, "module_complexity": self.module,
@@ -78,14 +78,15 @@ class TokenCost:
 
 
 def tok_dense(accuracy: float, tokens: float) -> float:
-    """Accuracy in % for each token that the language model is given. It rewards keeping next to nothing: never read it
-    without the accuracy.
+    """Accuracy in % per token that the language model receives.
+
+    It rewards extreme reduction, so report it together with the accuracy.
 
     Raises:
-        ValueError: no token.
+        ValueError: `tokens` is not positive.
     """
     if tokens <= 0:
-        raise ValueError(f"TokDense divides by the tokens kept, got {tokens}")
+        raise ValueError(f"TokDense requires at least one token, got {tokens}")
     return accuracy / tokens
 
 
@@ -99,66 +100,73 @@ def token_cost(
     accuracy: float | None = None,
     seed: int = 0,
 ) -> TokenCost:
-    """Counts what a chain costs on one video of noise, in the width of the language model.
+    """Measures the cost of a chain on one video of noise with the channels of the language model.
 
     Args:
-        spec: methods that need no cue but text; "full" or "" keeps every token.
-        grid: the cells that the encoder gives.
-        text: tokens of the prompt beside the video's.
-        pooled: only told along.
-        accuracy: measured elsewhere, in %.
+        spec: methods that need no cue other than text; "full" or "" keeps all tokens.
+        grid: grid of the encoder.
+        model: the language model.
+        text: number of text tokens in the prompt.
+        pooled: whether the grid was pooled; copied into the result.
+        accuracy: in %, measured elsewhere; copied into the result.
+        seed: random seed of the noise.
 
     Raises:
-        ValueError: an unknown method, one with cues of an encoder, or one of another stage.
+        ValueError: an unknown method, one that needs cues of an encoder, or one of another stage.
     """
-    everything = spec.strip() in ("", "full")
-    methods: list[Method] = [] if everything else registry.build(spec, dim=model.width)
+    full = spec.strip() in ("", "full")
+    methods: list[Method] = [] if full else registry.build(spec, dim=model.width)
     for method in methods:
         if needs := set(getattr(method, "needs", ())) - {"text"}:
-            raise ValueError(f"{method.name} needs {' and '.join(sorted(needs))}, of which noise has none")
-    kept, operations = grid.cells, 0.0
+            raise ValueError(
+                f"{method.name} needs {' and '.join(sorted(needs))} of an encoder, but its cost is measured on noise"
+            )
+    remaining, operations = grid.cells, 0.0
     if methods:
         generator = torch.Generator().manual_seed(seed)
         tokens = Tokens.from_cells(torch.randn(1, grid.cells, model.width, generator=generator), grid)
-        words = {"text": torch.randn(1, max(1, text), model.width, generator=generator)}
-        out: list[Tokens] = []
-        operations = 2 * count(lambda: out.append(Pipeline(methods).eval()(tokens, **words))).by("macs")
-        kept = int(out[0].count[0])
-    name = "full" if everything else methods[-1].name
+        cues = {"text": torch.randn(1, max(1, text), model.width, generator=generator)}
+        outputs: list[Tokens] = []
+        operations = 2 * count(lambda: outputs.append(Pipeline(methods).eval()(tokens, **cues))).by("macs")
+        remaining = int(outputs[0].count[0])
+    name = "full" if full else methods[-1].name
     return TokenCost(
-        "full" if everything else spec,
-        kept,
+        "full" if full else spec,
+        remaining,
         grid.cells,
         grid.T,
         pooled,
         MODULE_COMPLEXITY.get(name, "see its cost"),
-        "O(n^2 d L)" if everything else "O(m^2 d L)",
+        "O(n^2 d L)" if full else "O(m^2 d L)",
         operations,
-        prefill_gflops(kept + text, model),
+        prefill_gflops(remaining + text, model),
         accuracy,
     )
 
 
 def language_model(name: str | Path) -> LanguageModel:
-    """The shape of a language model: a known name, or a folder with its config.json (also of a video language model).
+    """Returns the shape of a language model.
+
+    Args:
+        name: a known name, or a folder with the config.json of a language model or video language model.
 
     Raises:
-        ValueError: neither, or a config without the sizes.
+        ValueError: neither a known name nor such a folder, or a config that lacks a size.
     """
     if str(name).lower() in LANGUAGE_MODELS:
         return LANGUAGE_MODELS[str(name).lower()]
     path = Path(name) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{name}: no folder with a config.json; known names: {', '.join(LANGUAGE_MODELS)}")
-    said = read_json(path, dict[str, Any])
-    said = conform(said.get("text_config") or said, dict[str, Any], f"{path}: text_config")
+        raise ValueError(f"{name}: must be a folder with a config.json or one of {', '.join(LANGUAGE_MODELS)}")
+    config = read_json(path, dict[str, Any])
+    config = conform(config.get("text_config") or config, dict[str, Any], f"{path}: text_config")
 
-    def size(key: str, otherwise: int | None = None) -> int:
-        if said.get(key) is None and otherwise is None:
-            raise ValueError(f"{path}: says no {key}, so the cost of reading tokens is unknown")
-        value = conform(otherwise if said.get(key) is None else said[key], int, f"{path}: {key}")
+    def size(key: str, default: int | None = None) -> int:
+        if config.get(key) is None and default is None:
+            raise ValueError(f"{path}: {key} is missing, so the cost of the prefill is unknown")
+        value = conform(default if config.get(key) is None else config[key], int, f"{path}: {key}")
         if value < 1:
-            raise ValueError(f"{path}: {key} must be at least 1, not {value}")
+            raise ValueError(f"{path}: {key} must be at least 1, got {value}")
         return value
 
     heads, width = size("num_attention_heads"), size("hidden_size")

@@ -1,4 +1,4 @@
-"""Several methods on one encoded video at one budget, the plain baselines always among them."""
+"""Compares several methods on one encoded video at one budget, together with simple baselines."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from fewtokens.profiling.latency import half_range, timings
 
 Decoder = Callable[[Tensor], Tensor]
 
-# A step in time counts as a tenth of a step in space when a dropped cell looks for its nearest token: on most
-# clips that gives random, uniform and fewer_frames back more than equal steps do, and they are to be strong.
+# When a dropped cell takes its nearest token, a step in time counts as a tenth of a step in space: on most clips this
+# reconstructs random, uniform and fewer_frames better than equal steps, and baselines should be strong.
 TIME_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one video.
+    """The result of one method on one video.
 
     Attributes:
-        method: as it ran; its `name` and `spec` label the row.
-        tokens: what came out, B=1.
-        cells: source cells of the video.
-        milliseconds: of the method alone, one for each repeat.
-        error, cosine: relative error and mean cosine of `unmerge` against all features.
-        frames: the reconstruction in 0..1, [T,3,height,width], where features are pixels; else None.
-        psnr: of the reconstruction in dB, or None.
+        method: the method; its `name` and `spec` label the row.
+        tokens: the output, B=1.
+        cells: number of cells of the video.
+        milliseconds: time of the method alone, one value per repeat.
+        error, cosine: relative error and mean cosine of `unmerge` against the full features.
+        frames: the reconstruction in 0..1, [T,3,height,width], if features can be decoded to pixels; else None.
+        psnr: PSNR of the reconstruction in dB, or None.
     """
 
     method: Method
@@ -56,7 +56,7 @@ class Row:
         return int(self.tokens.count[0])
 
     @property
-    def share(self) -> float:
+    def retention(self) -> float:
         return self.count / self.cells
 
     @property
@@ -65,12 +65,12 @@ class Row:
 
     @property
     def spread_ms(self) -> float | None:
-        """Half the range over the repeats; None for one."""
+        """Half the range over the repeats; None for a single repeat."""
         return half_range(self.milliseconds)
 
     def numbers(self) -> dict[str, float | int | str | None]:
         """The columns of a table."""
-        numbers: dict[str, float | int | str | None] = {"tokens": self.count, "retention": self.share}
+        numbers: dict[str, float | int | str | None] = {"tokens": self.count, "retention": self.retention}
         if self.psnr is not None:
             numbers["psnr_db"] = self.psnr
         return numbers | {
@@ -84,15 +84,15 @@ class Row:
 def at_one_budget(
     keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)
 ) -> list[Method]:
-    """Every registered method without parameters that acts on tokens and meets a budget, the baselines first.
+    """Builds all registered methods of the stage "tokens" without trainable parameters, baselines first.
 
-    Methods that cannot go so low (some keep a whole frame) are left out.
+    Methods that cannot reach a budget this low (some keep a full frame) are excluded.
 
     Args:
         keep: the budget.
-        grid: of the video.
-        seed: for those that draw.
-        gives: cues that are there; methods that need others are left out.
+        grid: grid of the video.
+        seed: random seed of stochastic methods.
+        gives: available cues; methods that need other cues are excluded.
     """
     methods = []
     budget = Budget.parse(keep)
@@ -114,37 +114,37 @@ def compare(
     decode: Decoder | None = None,
     repeats: int = 3,
 ) -> Iterator[Row]:
-    """Runs each method on the tokens of one video and measures what it keeps.
+    """Runs each method on the tokens of one video; yields how well it preserves the features, and its time.
 
     Args:
         tokens: all tokens of one video, B=1.
-        methods: of the stages pixels and tokens.
-        cues: for those who need some.
-        decode: turns features [1,T,H,W,C] into frames [1,T',3,height,width] in 0..1, for PSNR.
-        repeats: timed runs of each method, after one that is not timed.
+        methods: methods of the stages "pixels" and "tokens".
+        cues: cues by name, for methods that need them.
+        decode: maps features [1,T,H,W,C] to frames [1,T',3,height,width] in 0..1, for PSNR; None for no PSNR.
+        repeats: number of timed runs of each method, after one that is not timed.
     """
     cells = int(tokens.count[0])
     full = tokens.unmerge()
     original = None if decode is None else decode(full)[0]
     for method in methods:
-        given = {name: (cues or {})[name] for name in method.needs}
-        reduced, milliseconds = _timed(method, tokens, given, repeats)
-        back = reduced.unmerge(time_weight=TIME_WEIGHT)
-        frames = None if decode is None else decode(back)[0].clamp(0, 1)
+        method_cues = {name: (cues or {})[name] for name in method.needs}
+        reduced, milliseconds = _run_timed(method, tokens, method_cues, repeats)
+        reconstruction = reduced.unmerge(time_weight=TIME_WEIGHT)
+        frames = None if decode is None else decode(reconstruction)[0].clamp(0, 1)
         yield Row(
             method=method,
             tokens=reduced.replace(meta={**reduced.meta, "spec": method.spec}),
             cells=cells,
             milliseconds=milliseconds,
-            error=relative_error(back, full),
-            cosine=mean_cosine(back, full),
+            error=relative_error(reconstruction, full),
+            cosine=mean_cosine(reconstruction, full),
             frames=frames,
             psnr=None if frames is None or original is None else psnr(frames, original),
         )
 
 
 @torch.inference_mode()
-def _timed(
+def _run_timed(
     method: Method, tokens: Tokens, cues: Mapping[str, Tensor], repeats: int
 ) -> tuple[Tokens, tuple[float, ...]]:
     reduced = method(tokens, **cues)

@@ -1,4 +1,4 @@
-"""One pass over labelled items: every view through a function, broken files left out and told."""
+"""Applies a function to every view of labeled items; files that cannot be read are skipped and reported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fewtokens.data.loading import load_batches
 
 
 @torch.no_grad()
-def over_items(
+def apply_to_items(
     run: Callable[[Tensor], Tensor],
     data: ClipData,
     *,
@@ -21,20 +21,20 @@ def over_items(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """What `run` gives for every view of every item.
+    """Computes `run` on every view of every item.
 
     Args:
-        run: clips [B,T,3,H,W] in 0..1 to [B,D].
-        data: of a test; its view says how many clips and crops.
-        device: where clips are given to `run`.
-        batch: views in one pass. workers: processes that read.
-        progress: called with (items done, in all).
+        run: maps clips [B,T,3,H,W] in 0..1 to [B,D].
+        data: test data; `data.view` specifies the number of clips and crops.
+        device: device on which `run` receives clips.
+        batch: views per pass. workers: number of reading processes.
+        progress: called with (items done, total).
 
     Returns:
-        values [n,V,D] float32 on the CPU, targets [n] or [n,classes], and what is wrong with items left out.
+        values [n,V,D] float32 on the CPU, targets [n] or [n,classes], and an error message for each skipped item.
 
     Raises:
-        ValueError: no item can be read; the processes that read died, are stuck, or find no memory.
+        ValueError: no item can be read, or the reading processes died, are stuck or ran out of memory.
     """
     views = data.view.clips * data.view.crops
     parts = load_batches(data, workers=workers, collate=collate, batch=max(1, batch // views))
@@ -45,12 +45,12 @@ def over_items(
         done += len(part["broken"])
         if "clips" in part:
             clips = part["clips"]
-            made = torch.cat([run(view.to(device)).float().cpu() for view in clips.flatten(0, 1).split(batch)])
-            values.append(made.unflatten(0, (len(clips), -1)))
+            outputs = torch.cat([run(views.to(device)).float().cpu() for views in clips.flatten(0, 1).split(batch)])
+            values.append(outputs.unflatten(0, (len(clips), -1)))
             targets.append(part["targets"])
             done += len(clips)
         if progress is not None:
             progress(done, len(data))
     if not values:
-        raise ValueError(f"none of the {len(data)} items can be read; the first: {broken[0] if broken else 'none'}")
+        raise ValueError(f"none of the {len(data)} items can be read; first error: {broken[0] if broken else 'none'}")
     return torch.cat(values), torch.cat(targets), broken

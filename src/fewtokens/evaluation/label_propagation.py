@@ -1,9 +1,9 @@
-"""Label propagation: the labels of the first frame carried through a video by the likeness of frozen features.
+"""Label propagation: carries the labels of the first frame through a video by the similarity of frozen features.
 
-Two families of settings are in use, and a score means nothing without its own. A is that of CropMAE (2403.17823) and
-ToBo (2507.06543), after the space-time random walks of Jabri et al. (2006.14613); B that of DINO (2104.14294), which
-RSP (2406.07398) uses with other numbers. Both weigh alike: the softmax of the largest likenesses over a temperature
-is what remains of exp(likeness / temperature) after the largest are kept and made to sum to 1.
+Two protocols are in use, and a score means nothing without its protocol. A is that of CropMAE (arXiv 2403.17823) and
+ToBo (2507.06543), after the space-time random walks of Jabri et al. (2006.14613); B is that of DINO (2104.14294), which
+RSP (2406.07398) uses with other values. Both have the same weights: the softmax of the largest similarities over a
+temperature equals exp(similarity / temperature) of the largest, normalized to sum 1.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fewtokens.data.masks import MOST_OBJECTS, resize_masks
 
-# Likenesses held at once: 64 MiB of float32.
-_AT_ONCE = 2**24
+# Similarities in memory at a time: 64 MiB of float32.
+_MAX_SIMILARITIES = 2**24
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,23 @@ class Protocol:
     """How labels are propagated; the defaults are protocol A on DAVIS.
 
     Attributes:
-        name: what it is called beside a score.
-        size: of the frames that are encoded: "480x880" (rows x columns), "short 480" or "long 880" (that side so long,
+        name: the name reported with scores.
+        size: size of the encoded frames: "480x880" (rows x columns), "short 480" or "long 880" (length of that side,
             the other in proportion), or "native".
-        multiple: with short or long, both sides go down to a multiple of it, but for the one that is given.
-        images: how frames get there: "bilinear" (antialiased), or "nearest" as in the data that RSP and CropMAE made.
-        context: earlier frames that vote beside the first one.
-        stand_in: before there are so many, the first frame votes in place of each that is missing.
-        radius: cells within which a voter must lie; 0 is anywhere.
-        window: "disk": at a Euclidean distance below the radius; "square": rows and columns up to the radius.
-        restrict_first: whether that holds for the first frame too.
-        rows: of the grid to which the radius belongs: on others it grows in proportion. 0: it is in cells of any grid.
-        top: voters of a cell, over all frames together.
-        temperature: of the softmax over their cosines.
-        labels: how the first mask comes to the grid: "bilinear" (one-hot at the size of the frames, then soft), or
-            "nearest" (one label a cell).
-        rescale: stretch each label's map to 0..1 before the largest wins.
+        multiple: with "short" or "long", the other side is rounded down to a multiple of this.
+        images: interpolation to that size: "bilinear" (antialiased), or "nearest" as in the data of RSP and CropMAE.
+        context: number of previous frames that vote in addition to the first frame.
+        stand_in: at the start of the video, the first frame votes again for each missing previous frame.
+        radius: maximum distance of a voter in cells; 0 for no limit.
+        window: "disk": Euclidean distance below the radius; "square": rows and columns up to the radius.
+        restrict_first: whether the radius applies to the first frame too.
+        rows: rows of the grid for which the radius is specified; it scales in proportion on other grids. 0 to use the
+            same radius on all grids.
+        top: number of voters of a cell, over all frames together.
+        temperature: temperature of the softmax over their cosines.
+        labels: how the first mask is resized to the grid: "bilinear" (one-hot at the size of the frames, then soft), or
+            "nearest" (one label per cell).
+        rescale: stretch the map of each label to 0..1 before taking the largest.
     """
 
     name: str = "A"
@@ -64,64 +65,69 @@ class Protocol:
 
     def __post_init__(self) -> None:
         choices = {"images": ("bilinear", "nearest"), "window": ("disk", "square"), "labels": ("bilinear", "nearest")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be {' or '.join(values)}, got {getattr(self, name)!r}")
         if not re.fullmatch(r"native|[1-9]\d*x[1-9]\d*|(short|long) [1-9]\d*", self.size):
-            raise ValueError(f"size must be such as 480x880, 'short 480', 'long 880' or native, got {self.size!r}")
+            raise ValueError(f"size must be like 480x880, 'short 480', 'long 880' or native, got {self.size!r}")
         if not math.isfinite(self.radius + self.temperature):
-            raise ValueError("radius and temperature must be finite; a radius of 0 is anywhere")
+            raise ValueError("radius and temperature must be finite; use radius 0 for no limit")
         if min(self.context, self.radius, self.rows) < 0 or min(self.top, self.multiple) < 1 or self.temperature <= 0:
             raise ValueError(
                 "context, radius and rows must be at least 0, top and multiple at least 1, temperature above 0"
             )
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns at which frames of this size are encoded."""
+        """Returns the rows and columns at which frames of this size are encoded."""
         if self.size == "native":
             return height, width
         if "x" in self.size:
             rows, columns = map(int, self.size.split("x"))
             return rows, columns
-        which, side = self.size.split()
-        given = int(side)
-        fixed = min(height, width) if which == "short" else max(height, width)
+        side, text = self.size.split()
+        length = int(text)
+        native_length = min(height, width) if side == "short" else max(height, width)
 
-        def other(length: int) -> int:
-            return max(self.multiple, given * length // fixed // self.multiple * self.multiple)
+        def scaled(other: int) -> int:
+            return max(self.multiple, length * other // native_length // self.multiple * self.multiple)
 
-        return (given, other(width)) if height == fixed else (other(height), given)
+        return (length, scaled(width)) if height == native_length else (scaled(height), length)
 
     def reach(self, rows: int) -> float:
-        """The radius in cells on a grid of so many rows; infinite where voters lie anywhere."""
+        """Returns the radius in cells on a grid with this number of rows; infinite for no limit."""
         if not self.radius:
             return math.inf
         return self.radius * rows / self.rows if self.rows else self.radius
 
     def describe(self, rows: int | None = None, *, masks: bool = True) -> str:
-        """In words, to stand beside a score; with the rows of the grid the radius is that on it."""
-        near = "anywhere"
+        """Describes the settings in words, to report with a score.
+
+        Args:
+            rows: rows of the grid, to report the radius on it; None to report the radius as specified.
+            masks: whether the labels are masks; False for joints.
+        """
+        window = "anywhere"
         if self.radius:
-            per = f" on {self.rows} rows" if self.rows and rows is None else ""
-            near = f"within {self.radius if rows is None else self.reach(rows):g} cells{per} ({self.window})"
-            near += "" if self.restrict_first else ", in the first frame anywhere"
+            grid = f" on {self.rows} rows" if self.rows and rows is None else ""
+            window = f"within {self.radius if rows is None else self.reach(rows):g} cells{grid} ({self.window})"
+            window += "" if self.restrict_first else ", in the first frame anywhere"
         parts = [
             f"frames at {self.size}, {self.images}"
-            + (f", the other side down to a multiple of {self.multiple}" if " " in self.size else ""),
-            f"the first frame and {self.context} before vote"
-            + (", the first also for each that is missing" if self.stand_in else ""),
-            f"voters {near}",
+            + (f", the other side rounded down to a multiple of {self.multiple}" if " " in self.size else ""),
+            f"the first frame and {self.context} previous frames vote"
+            + (", the first also for missing ones" if self.stand_in else ""),
+            f"voters {window}",
             f"softmax of the top {self.top} cosines / {self.temperature:g}",
         ]
         if masks:
             parts += [
-                f"first mask to the grid {self.labels}",
-                "soft labels back bilinear"
+                f"first mask resized to the grid {self.labels}",
+                "soft labels resized to the frames bilinear"
                 + (", each stretched to 0..1" if self.rescale else "")
-                + ", the largest wins",
+                + ", argmax",
             ]
         else:
-            parts.append("joints as maps of sigma 0.5 cells, back as the mean of the top 5 cells")
+            parts.append("joints as maps of sigma 0.5 cells, predicted as the mean of the top 5 cells")
         return f"protocol {self.name}: {'; '.join(parts)}"
 
 
@@ -131,7 +137,7 @@ _B = Protocol(
     temperature=0.1, labels="nearest", rescale=True,
 )  # fmt: skip
 
-# Published settings by data set and name. Those of RSP and ToBo on JHMDB and VIP are not published.
+# Published protocols by data set and name. Those of RSP and ToBo on JHMDB and VIP are not published.
 PROTOCOLS: dict[str, dict[str, Protocol]] = {
     "davis": {
         "A": _A,
@@ -144,45 +150,46 @@ PROTOCOLS: dict[str, dict[str, Protocol]] = {
 
 
 def make_protocol(data: str, name: str = "A", changes: Sequence[str] = ()) -> Protocol:
-    """A preset with changes.
+    """Returns a preset with changes.
 
     Args:
         data: davis, jhmdb or vip.
-        name: A, B (DINO's numbers) or B-rsp; B is published for DAVIS alone.
-        changes: NAME=VALUE, for any attribute of `Protocol`; its name then says so.
+        name: A, B (DINO's values) or B-rsp; B is published only for DAVIS.
+        changes: NAME=VALUE for any attribute of `Protocol` except its name, to which the changes are added.
 
     Raises:
-        ValueError: no such preset or attribute, or a value that it cannot have.
+        ValueError: no such preset or attribute, an invalid value, or a change without effect.
     """
     presets = PROTOCOLS[data]
     if name not in presets:
-        raise ValueError(f"for {data} there are the protocols {', '.join(presets)}; not {name!r}")
+        raise ValueError(f"the protocol for {data} must be one of {', '.join(presets)}, got {name!r}")
     protocol = presets[name]
-    known = asdict(protocol)
+    defaults = asdict(protocol)
     values: dict[str, object] = {}
     for change in changes:
         key, equals, text = (part.strip() for part in change.partition("="))
-        if not equals or key not in known or key == "name":
-            raise ValueError(f"--set takes NAME=VALUE of {', '.join(k for k in known if k != 'name')}; got {change!r}")
-        values[key] = _value(key, text, type(known[key]))
+        if not equals or key not in defaults or key == "name":
+            names = ", ".join(setting for setting in defaults if setting != "name")
+            raise ValueError(f"--set must be NAME=VALUE with a name of {names}, got {change!r}")
+        values[key] = _parse_value(key, text, type(defaults[key]))
     _check_used(data, values, dataclasses.replace(protocol, **values))  # type: ignore[arg-type]
-    said = f"{name} with {', '.join(f'{key}={value}' for key, value in values.items())}" if values else name
-    return dataclasses.replace(protocol, **(values | {"name": said}))  # type: ignore[arg-type]
+    full_name = f"{name} with {', '.join(f'{key}={value}' for key, value in values.items())}" if values else name
+    return dataclasses.replace(protocol, **(values | {"name": full_name}))  # type: ignore[arg-type]
 
 
 def _check_used(data: str, values: dict[str, object], protocol: Protocol) -> None:
-    """Raises ValueError for a change that would change nothing."""
+    """Raises ValueError for a change without effect."""
     unused = {"labels", "rescale"} if data == "jhmdb" else set()
     unused |= set() if " " in protocol.size else {"multiple"}
     unused |= set() if protocol.radius else {"window", "restrict_first", "rows"}
-    if given := sorted(unused & set(values)):
+    if names := sorted(unused & set(values)):
         raise ValueError(
-            f"--set {given[0]} would change nothing: labels and rescale are for masks, multiple for a size of short or "
-            "long, window, restrict_first and rows for a radius above 0"
+            f"--set {names[0]} has no effect: labels and rescale apply to masks, multiple to a size with short or "
+            "long, and window, restrict_first and rows to a radius above 0"
         )
 
 
-def _value(key: str, text: str, kind: type) -> object:
+def _parse_value(key: str, text: str, kind: type) -> object:
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError(f"{key} must be true or false, got {text!r}")
@@ -201,28 +208,28 @@ def propagate(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Soft labels of every frame, float32 [T,h,w,K], on the device of the features; the first are those given.
+    """Propagates labels; returns soft labels of every frame, float32 [T,h,w,K], on the device of the features.
 
-    Each cell takes the weighted mean of the labels of the `top` cells most like it (cosine) among all frames that vote.
-    What is predicted stays soft where it votes again. Each pair of frames is compared once, band by band of the longer
-    side, so that cells out of reach are hardly looked at; the best of each frame are merged.
+    Each cell receives the weighted mean of the labels of the `top` most similar cells (cosine) among all voting frames.
+    Predicted labels stay soft when they vote. Each pair of frames is compared once, in bands along the longer side, so
+    that few cells beyond the radius are compared; the best voters of each frame are then merged.
 
-    Memory beside features and result: frames that vote, (1 + context) * h*w * (C + K) floats, and 64 MiB of
-    likenesses; more only where one line of cells against one frame has more. Likenesses are float32.
+    Memory in addition to features and result: (1 + context) * h*w * (C + K) floats for the voting frames, and 64 MiB of
+    float32 similarities, or more if those of one line of cells and one frame exceed this.
 
     Args:
-        features: [T,h,w,C] of any float dtype; a zero vector is like nothing.
-        labels: of the first frame, [h,w,K].
-        protocol: protocol A where not given.
-        progress: called with (frames done, in all).
+        features: [T,h,w,C] of any float dtype; a zero vector has similarity 0 to all others.
+        labels: labels of the first frame, [h,w,K]; they are the first result.
+        protocol: the settings. Default: protocol A.
+        progress: called with (frames done, total).
 
     Raises:
-        ValueError: labels of another grid than the features.
+        ValueError: the labels have another grid than the features.
     """
     protocol = protocol or Protocol()
     if features.ndim != 4 or labels.shape[:2] != features.shape[1:3]:
         raise ValueError(
-            f"features of {list(features.shape)} need labels [h,w,K] of their grid; got {list(labels.shape)}"
+            f"features must be [T,h,w,C] and labels [h,w,K], got {list(features.shape)} and {list(labels.shape)}"
         )
     reach = protocol.reach(features.shape[1])
     wide = features.shape[2] > features.shape[1]
@@ -231,7 +238,7 @@ def propagate(
     T, h, w, C = features.shape
     n, K, context = h * w, labels.shape[2], min(protocol.context, T - 1)
     top = min(protocol.top, n)
-    # Slot 0 holds the first frame, the others the last ones in a ring.
+    # Slot 0 holds the first frame; the others are a ring buffer of the previous frames.
     x = features.new_empty(1 + context, n, C, dtype=torch.float32)
     y = features.new_empty(1 + context, n, K, dtype=torch.float32)
     soft = features.new_empty(T, n, K, dtype=torch.float32)
@@ -239,33 +246,33 @@ def propagate(
     x[0] = _unit(features[0])
     bands = _bands(h, w, reach, protocol.window, x.device)
     for t in range(1, T):
-        now = _unit(features[t])
-        known = min(t - 1, context)
-        # More copies of a voter than there are votes change nothing.
-        missing = min(protocol.context - known, top) if protocol.stand_in else 0
+        current = _unit(features[t])
+        previous = min(t - 1, context)
+        # More copies of a voter than `top` have no effect.
+        missing = min(protocol.context - previous, top) if protocol.stand_in else 0
         for band in bands:
-            query = now[band.cells]
+            query = current[band.cells]
             bias = band.bias()
-            # Likenesses and places [cells, so many] of each frame's best voters.
-            best = [_voters(query, x[1 : 1 + known], band.near, bias, n, 1, top)] if known else []
+            # Similarities and indices [cells, voters] of the best voters of each frame.
+            best = [_voters(query, x[1 : 1 + previous], band.near, bias, n, 1, top)] if previous else []
             first = x[:1]
             if missing or protocol.restrict_first:
                 near = _voters(query, first, band.near, bias, n, 0, top)
                 best += [near] * (missing + protocol.restrict_first)
             if not protocol.restrict_first:
                 best.append(_voters(query, first, slice(0, n), None, n, 0, top))
-            value, place = (torch.cat(part, 1) for part in zip(*best, strict=True))
-            value, order = value.topk(min(top, value.shape[1]), 1)
-            weight = (value / protocol.temperature).softmax(1)
-            chosen = y.flatten(0, 1)[place.gather(1, order)]  # [cells,top,K]
-            soft[t, band.cells] = torch.bmm(weight[:, None], chosen)[:, 0]
+            similarity, index = (torch.cat(part, 1) for part in zip(*best, strict=True))
+            similarity, order = similarity.topk(min(top, similarity.shape[1]), 1)
+            weight = (similarity / protocol.temperature).softmax(1)
+            votes = y.flatten(0, 1)[index.gather(1, order)]  # [cells,top,K]
+            soft[t, band.cells] = torch.bmm(weight[:, None], votes)[:, 0]
         if context:
             slot = 1 + (t - 1) % context
-            x[slot], y[slot] = now, soft[t]
+            x[slot], y[slot] = current, soft[t]
         if progress is not None:
             progress(t + 1, T)
-    made = soft.reshape(T, h, w, K)
-    return made.transpose(1, 2) if wide else made
+    soft = soft.reshape(T, h, w, K)
+    return soft.transpose(1, 2) if wide else soft
 
 
 def _unit(frame: Tensor) -> Tensor:
@@ -275,10 +282,19 @@ def _unit(frame: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Band:
-    """Lines of cells that look together: their cells, those they may reach, and which pairs are too far apart."""
+    """Lines of cells that are processed together.
+
+    Attributes:
+        lines: range of these lines.
+        reachable: range of the lines within the radius.
+        width: cells per line.
+        reach: the radius in cells.
+        window: "disk" or "square", see `Protocol`.
+        device: device of `bias`.
+    """
 
     lines: tuple[int, int]
-    reached: tuple[int, int]
+    reachable: tuple[int, int]
     width: int
     reach: float
     window: str
@@ -290,13 +306,15 @@ class _Band:
 
     @property
     def near(self) -> slice:
-        return slice(self.reached[0] * self.width, self.reached[1] * self.width)
+        return slice(self.reachable[0] * self.width, self.reachable[1] * self.width)
 
     def bias(self) -> Tensor | None:
-        """0 where a pair may vote and -inf elsewhere, float32 [cells,near]; None where all may."""
+        """Returns 0 for pairs within the radius and -inf for others, float32 [cells,near]; None without a radius."""
         if math.isinf(self.reach):
             return None
-        down = torch.arange(*self.lines, device=self.device)[:, None] - torch.arange(*self.reached, device=self.device)
+        down = torch.arange(*self.lines, device=self.device)[:, None] - torch.arange(
+            *self.reachable, device=self.device
+        )
         across = torch.arange(self.width, device=self.device)
         across = across[:, None] - across
         if self.window == "disk":
@@ -307,9 +325,9 @@ class _Band:
 
 
 def _bands(h: int, w: int, reach: float, window: str, device: torch.device) -> list[_Band]:
-    """Bands over the lines of a grid: narrow enough to leave out what is far, and for the memory."""
+    """Splits the lines of a grid into bands, narrow enough to skip distant cells and to fit in memory."""
     steps = h if math.isinf(reach) else min(h, max(1, round(reach / 2.5)))
-    steps = max(1, min(steps, _AT_ONCE // (w * h * w)))
+    steps = max(1, min(steps, _MAX_SIMILARITIES // (w * h * w)))
     far = h if math.isinf(reach) else math.ceil(reach) - 1 if window == "disk" else math.floor(reach)
     return [
         _Band((a, min(h, a + steps)), (max(0, a - far), min(h, a + steps + far)), w, reach, window, device)
@@ -320,52 +338,61 @@ def _bands(h: int, w: int, reach: float, window: str, device: torch.device) -> l
 def _voters(
     query: Tensor, frames: Tensor, near: slice, bias: Tensor | None, n: int, slot: int, top: int
 ) -> tuple[Tensor, Tensor]:
-    """The best of each frame: likeness [cells,frames*top], and place among the cells of all slots.
+    """Returns the best voters of each frame: similarities [cells,frames*top], and indices into the cells of all slots.
 
     Args:
-        query: [cells,C]. frames: [frames,n,C], of the slots from `slot` on. near: cells that may vote.
-        bias: [cells,near] that is added, or None.
+        query: [cells,C].
+        frames: [frames,n,C], the frames in the slots from `slot` on.
+        near: cells that may vote.
+        bias: [cells,near], added to the similarities, or None.
+        n: cells per frame.
+        slot: slot of the first of `frames`.
+        top: voters per frame.
     """
-    values, places = [], []
-    wide = near.stop - near.start
-    step = max(1, _AT_ONCE // (len(query) * wide))
+    values, indices = [], []
+    count = near.stop - near.start
+    step = max(1, _MAX_SIMILARITIES // (len(query) * count))
     for chunk in range(0, len(frames), step):
         part = frames[chunk : chunk + step, near].transpose(1, 2)
-        many = query.expand(len(part), -1, -1)
-        like = torch.bmm(many, part) if bias is None else torch.baddbmm(bias, many, part)
-        value, index = like.topk(min(top, wide), 2)
+        queries = query.expand(len(part), -1, -1)
+        similarity = torch.bmm(queries, part) if bias is None else torch.baddbmm(bias, queries, part)
+        value, index = similarity.topk(min(top, count), 2)
         index += near.start + n * (slot + chunk + torch.arange(len(part), device=index.device))[:, None, None]
         values.append(value.transpose(0, 1).flatten(1))
-        places.append(index.transpose(0, 1).flatten(1))
-    return torch.cat(values, 1), torch.cat(places, 1)
+        indices.append(index.transpose(0, 1).flatten(1))
+    return torch.cat(values, 1), torch.cat(indices, 1)
 
 
 def first_labels(
     mask: Tensor, objects: int, size: tuple[int, int], grid: tuple[int, int], how: str = "bilinear"
 ) -> Tensor:
-    """The first frame's labels on the grid, float32 [h,w,objects+1].
+    """Returns the labels of the first frame on the grid, float32 [h,w,objects+1].
 
     Args:
-        mask: integers [H,W], 0 = background, 1..objects.
-        size: rows and columns of the frames as they are encoded.
+        mask: integers [H,W], 0 for the background, 1..objects for objects.
+        objects: number of objects.
+        size: rows and columns of the encoded frames.
         grid: rows and columns of cells.
-        how: "bilinear": one-hot at `size` (nearest), then bilinear to the grid. "nearest": one label a cell.
+        how: "bilinear": one-hot at `size` (nearest), then bilinear to the grid. "nearest": one label per cell.
 
     Raises:
-        ValueError: more objects than a mask has numbers for.
+        ValueError: more objects than a mask can represent.
     """
     if objects > MOST_OBJECTS:
-        raise ValueError(f"{objects} objects; masks have numbers and colours for {MOST_OBJECTS}")
+        raise ValueError(f"a mask can represent at most {MOST_OBJECTS} objects, got {objects}")
     if how == "nearest":
         return F.one_hot(resize_masks(mask[None], grid)[0].long(), objects + 1).float()
-    hot = F.one_hot(resize_masks(mask[None], size)[0].long(), objects + 1).permute(2, 0, 1)[None].float()
-    return F.interpolate(hot, grid, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    one_hot = F.one_hot(resize_masks(mask[None], size)[0].long(), objects + 1).permute(2, 0, 1)[None].float()
+    return F.interpolate(one_hot, grid, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
 
 
 def to_masks(soft: Tensor, size: tuple[int, int], *, rescale: bool = False) -> Tensor:
-    """Soft labels [T,h,w,K] to masks uint8 [T,H,W]: bilinear to `size`, then the largest, the first of equals.
+    """Converts soft labels [T,h,w,K] to masks uint8 [T,H,W]: bilinear to `size`, then argmax (the first if equal).
 
-    With `rescale` each label's map of a frame is first stretched to 0..1 there; one without any weight stays 0.
+    Args:
+        soft: soft labels.
+        size: rows and columns of the masks.
+        rescale: stretch the map of each label in each frame to 0..1 before the argmax; empty maps stay 0.
     """
     masks = torch.zeros(len(soft), *size, dtype=torch.uint8, device=soft.device)
     for frame, mask in zip(soft, masks, strict=True):
@@ -374,9 +401,9 @@ def to_masks(soft: Tensor, size: tuple[int, int], *, rescale: bool = False) -> T
             low, high = maps.flatten(1).aminmax(dim=1)
             span = torch.where(high > low, high - low, 1)[:, None, None]
             maps = (maps - low[:, None, None]) / span
-        # Label by label: a maximum over so short an axis is slow.
-        first, *others = maps
+        # A loop over the labels: argmax over such a short axis is slow.
+        largest, *others = maps
         for number, value in enumerate(others, 1):
-            mask.masked_fill_(value > first, number)
-            first = torch.maximum(first, value)
+            mask.masked_fill_(value > largest, number)
+            largest = torch.maximum(largest, value)
     return masks

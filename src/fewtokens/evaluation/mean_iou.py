@@ -1,4 +1,4 @@
-"""Mean intersection over union of classes, as VIP counts it (1808.00661)."""
+"""Mean intersection over union of classes, as defined by VIP (arXiv 1808.00661)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ VIP_CLASSES = (
 
 
 def confusion(predicted: Tensor, truth: Tensor, classes: int = len(VIP_CLASSES)) -> Tensor:
-    """How many pixels of each class (rows) were taken for which (columns), int64 [classes,classes].
+    """Computes the confusion matrix: number of pixels by true class (rows) and predicted class (columns).
 
-    Pixels whose truth is none of the classes do not count.
+    Pixels whose true value is not a class do not count.
 
     Args:
-        predicted, truth: integers of one shape.
+        predicted, truth: integer classes of the same shape.
+
+    Returns:
+        int64 [classes,classes].
 
     Raises:
-        ValueError: shapes differ, or something is predicted that is no class.
+        ValueError: shapes differ, or a predicted value is not a class.
     """
     if predicted.shape != truth.shape:
-        raise ValueError(f"masks of {list(predicted.shape)} for a truth of {list(truth.shape)}")
+        raise ValueError(f"predicted masks have shape {list(predicted.shape)}, the ground truth {list(truth.shape)}")
     if predicted.numel() and int(predicted.max()) >= classes:
-        raise ValueError(f"class {int(predicted.max())} was predicted, there are {classes}")
-    counts = truth < classes
-    pairs = truth[counts].long() * classes + predicted[counts].long()
+        raise ValueError(f"predicted classes must be below {classes}, got {int(predicted.max())}")
+    valid = truth < classes
+    pairs = truth[valid].long() * classes + predicted[valid].long()
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def mean_iou(matrix: Tensor) -> float:
-    """Mean over the classes, the background too, of diagonal / (row + column - diagonal); in percent.
+    """Mean over the classes, including the background, of diagonal / (row + column - diagonal); in percent.
 
-    Classes that neither are there nor were predicted are left out.
+    Classes that neither occur nor are predicted are excluded.
     """
-    both = matrix.diagonal().double()
-    return float((100 * both / (matrix.sum(0) + matrix.sum(1) - both)).nanmean())
+    intersection = matrix.diagonal().double()
+    return float((100 * intersection / (matrix.sum(0) + matrix.sum(1) - intersection)).nanmean())

@@ -1,7 +1,7 @@
-"""Scores of replies to the questions of public sets (`fewtokens.data.qa_sets`).
+"""Scores replies to the questions of public data sets (`fewtokens.data.qa_sets`).
 
-A reply that names no choice is wrong; lmms-eval draws a choice at random for NExT-QA and LongVideoBench. ActivityNet-QA
-is scored by equal words; published numbers have gpt-3.5 as a judge and are not comparable.
+A reply that names no choice is wrong; lmms-eval picks a random choice instead for NExT-QA and LongVideoBench.
+ActivityNet-QA is scored by exact match of the words; published numbers use gpt-3.5 as a judge and are not comparable.
 """
 
 from __future__ import annotations
@@ -15,62 +15,65 @@ from fewtokens.data.qa_sets import Question
 
 
 def find_letter(reply: str, choices: Sequence[str]) -> str | None:
-    """The letter that a reply names, or None: "B", "(b)", "B. a cat", "The answer is B.", or just the text of a choice.
+    """Returns the letter that a reply names, or None.
 
-    A sentence that begins with the article "A" names no letter, nor does one with two different letters.
+    Replies such as "B", "(b)", "B. a cat", "The answer is B." and the text of a choice name a letter. A sentence that
+    begins with the article "A", or that contains two different letters, does not.
     """
-    # Runs of spaces and of line ends become one, for the patterns below would try every part of them.
-    said = "\n".join(" ".join(line.split()) for line in reply.splitlines() if line.strip())
+    # Runs of spaces and line breaks are collapsed, as the patterns below would try every part of them.
+    text = "\n".join(" ".join(line.split()) for line in reply.splitlines() if line.strip())
     letters = string.ascii_uppercase[: len(choices)]
     if not letters:
         return None
     # An "A" before a word is an article, unless a reason follows.
-    one = f"(?:A(?!\\s+(?!because|since|as\\b)[a-z])|[{letters[1:]}])" if len(letters) > 1 else "A"
-    if match := re.match(rf"\(?([{letters}{letters.lower()}])\)?[.:,]?$", said):
+    letter_pattern = f"(?:A(?!\\s+(?!because|since|as\\b)[a-z])|[{letters[1:]}])" if len(letters) > 1 else "A"
+    if match := re.match(rf"\(?([{letters}{letters.lower()}])\)?[.:,]?$", text):
         return match[1].upper()
-    if match := re.match(rf"\(?([{letters}])(?:[.:,)]|\s*\n)(?!\s*(?:or|and)\b)", said):
+    if match := re.match(rf"\(?([{letters}])(?:[.:,)]|\s*\n)(?!\s*(?:or|and)\b)", text):
         return match[1]
-    if match := re.search(rf"\b(?i:answer|option|choice)(?:\s+(?i:is))?\s*(?::\s*)?\**\(?({one})\b", said):
+    if match := re.search(rf"\b(?i:answer|option|choice)(?:\s+(?i:is))?\s*(?::\s*)?\**\(?({letter_pattern})\b", text):
         return match[1]
-    for pattern in (rf"\(([{letters}])\)", rf"\b({one})\b"):
-        if len(named := set(re.findall(pattern, said))) == 1:
-            return str(named.pop())
-        if named:
+    for pattern in (rf"\(([{letters}])\)", rf"\b({letter_pattern})\b"):
+        if len(matches := set(re.findall(pattern, text))) == 1:
+            return str(matches.pop())
+        if matches:
             return None
-    same = [letter for letter, text in zip(letters, choices, strict=True) if normal(text) == normal(said)]
-    return same[0] if len(same) == 1 else None
+    equal = [letter for letter, choice in zip(letters, choices, strict=True) if normalize(choice) == normalize(text)]
+    return equal[0] if len(equal) == 1 else None
 
 
-def normal(text: str) -> str:
-    """Words in lower case without punctuation and articles, to compare open answers by."""
+def normalize(text: str) -> str:
+    """Converts text to lowercase words without punctuation and articles, to compare open answers."""
     words = re.sub(r"[^\w\s]", " ", text.lower()).split()
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def is_right(question: Question, reply: str) -> bool:
-    """Whether a reply names the right letter or, without choices, has the words of the answer and no others.
+    """Returns whether a reply names the correct letter or, without choices, has exactly the words of the answer.
 
-    A reply out of which no letter can be read is wrong, not drawn at random as lmms-eval does. Open answers are strict:
-    "yes, he is" is not "yes". Published numbers of ActivityNet-QA have gpt-3.5 as a judge and are not comparable.
+    A reply that names no letter is wrong; lmms-eval picks a random choice instead. Open answers are strict: "yes, he
+    is" is not "yes". Published numbers of ActivityNet-QA use gpt-3.5 as a judge and are not comparable.
 
     Raises:
         ValueError: the answer is not published.
     """
     if not question.answer:
-        raise ValueError(f"question {question.id!r}: its answer is not published; take another split")
+        raise ValueError(f"question {question.id!r}: its answer is not published; use another split")
     if question.choices:
         return find_letter(reply, question.choices) == question.letter
-    return normal(reply) == normal(question.answer)
+    return normalize(reply) == normalize(question.answer)
 
 
 def accuracy(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, float]:
-    """Shares of right replies: "all", and one for each kind and each group (see `is_right`)."""
+    """Accuracy over all questions ("all") and for each kind and group of questions; see `is_right`."""
     if len(questions) != len(replies) or not questions:
-        raise ValueError(f"{len(replies)} replies to {len(questions)} questions; give one for each")
-    right: dict[str, list[bool]] = defaultdict(list)
+        raise ValueError(
+            f"needs questions and one reply per question, got {len(replies)} replies to {len(questions)} questions"
+        )
+    results: dict[str, list[bool]] = defaultdict(list)
     for question, reply in zip(questions, replies, strict=True):
-        hit = is_right(question, reply)
-        for part in dict.fromkeys(("all", question.kind, question.group)):
-            if part:
-                right[part].append(hit)
-    return {part: sum(hits) / len(hits) for part, hits in right.items()}
+        correct = is_right(question, reply)
+        for name in dict.fromkeys(("all", question.kind, question.group)):
+            if name:
+                results[name].append(correct)
+    return {name: sum(values) / len(values) for name, values in results.items()}

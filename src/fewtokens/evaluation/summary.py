@@ -1,4 +1,4 @@
-"""Rows of a bench to tables: means over clips, agreement of neighbors, two runs side by side."""
+"""Tables of benchmark rows: means over clips, agreement of nearest neighbors, comparison of two runs."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ import torch
 from fewtokens.core import files
 from fewtokens.core.keys import change, current_keys, heading
 from fewtokens.evaluation.bench import FULL
-from fewtokens.evaluation.fidelity import neighbour_agreement
+from fewtokens.evaluation.fidelity import neighbor_agreement
 
-# Columns of measured time: the mean over clips of each row's median; the rest are means of exact values.
+# Measured times, as the mean over clips of the medians of the rows; other columns are means of exact values.
 _TIMES = ("method_ms", "total_ms")
 _MEANS = (
     "tokens", "retention", "cosine", "relative_error", "rare_cosine", "psnr_db", "j_and_f", "j", "f", "j_and_f_880",
     "j_880", "f_880", "method_ms", "method_ms_spread", "total_ms", "total_ms_spread", "encoder_gflops",
     "prefill_gflops", "peak_mib",
 )  # fmt: skip
-# Where less is better; of the others more is.
-_LESS = {
+# Columns in which lower is better; in the others higher is better.
+_LOWER_IS_BETTER = {
     "tokens", "retention", "relative_error", "method_ms", "total_ms", "encoder_gflops", "prefill_gflops", "peak_mib",
 }  # fmt: skip
-# What two runs are compared in.
+# Columns in which two runs are compared.
 _COMPARED = ("cosine", "relative_error", "rare_cosine", "psnr_db", "j_and_f", "tokens", *_TIMES, "peak_mib")
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each budget and method: means over the clips, in the order of the rows; everything kept comes first.
+    """Averages rows over clips; returns one line per budget and method in the order of the rows, all tokens first.
 
-    "neighbor_agreement" is the share of clips whose nearest other clip is found by few tokens too, "rank_correlation"
-    the mean rank correlation of the likenesses; a clip's vector is the plain mean of its tokens. Both need three clips
-    or more.
+    "neighbor_agreement" is the fraction of clips with the same nearest other clip as with all tokens,
+    "rank_correlation" the mean rank correlation of the similarities to other clips; a clip's vector is the unweighted
+    mean of its tokens. Both need at least three clips.
     """
     full = {row["clip"]: row["vector"] for row in rows if row["method"] == FULL}
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["keep"], row["method"]), []).append(row)
     order = sorted(groups, key=lambda key: (key[1] != FULL, isinstance(key[0], int), -key[0]))
-    found = []
+    lines = []
     for keep, method in order:
         part = groups[keep, method]
         line: dict[str, Any] = {"keep": keep, "method": method, "clips": len(part)}
@@ -53,61 +53,61 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             values = [row[name] for row in part if row.get(name) is not None]
             if any(name in row for row in rows):
                 line[name] = statistics.fmean(values) if values else None
-        together = [row for row in part if row["clip"] in full]
-        if len(together) >= 3:
-            few = torch.tensor([row["vector"] for row in together])
-            line["neighbor_agreement"], line["rank_correlation"] = neighbour_agreement(
-                few, torch.tensor([full[row["clip"]] for row in together])
+        shared = [row for row in part if row["clip"] in full]
+        if len(shared) >= 3:
+            few = torch.tensor([row["vector"] for row in shared])
+            line["neighbor_agreement"], line["rank_correlation"] = neighbor_agreement(
+                few, torch.tensor([full[row["clip"]] for row in shared])
             )
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def best(summary: Sequence[dict[str, Any]], measure: str, number: int = 5) -> dict[float | int, list[str]]:
-    """The `number` best methods by a measure at each budget."""
-    found: dict[float | int, list[str]] = {}
+    """Returns the `number` best methods by a measure at each budget."""
+    methods: dict[float | int, list[str]] = {}
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [
             row for row in summary if row["keep"] == keep and row["method"] != FULL and row.get(measure) is not None
         ]
-        lines.sort(key=lambda row: row[measure], reverse=measure not in _LESS)
-        found[keep] = [row["method"] for row in lines[:number]]
-    return found
+        lines.sort(key=lambda row: row[measure], reverse=measure not in _LOWER_IS_BETTER)
+        methods[keep] = [row["method"] for row in lines[:number]]
+    return methods
 
 
-def columns_of(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """All columns, in the order in which they first appear."""
+def column_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the names of all columns in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as CSV; what a row lacks is empty."""
+    """Formats rows as CSV; missing values are empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
+    writer = csv.DictWriter(text, column_names(rows), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 def as_markdown(summary: Sequence[dict[str, Any]]) -> str:
-    """A table for each budget."""
+    """Formats a summary as Markdown, one table per budget."""
     parts = []
     names = [
         name
-        for name in columns_of(summary)
+        for name in column_names(summary)
         if name not in ("keep", "retention", "clips", "method_ms_spread", "total_ms_spread")
     ]
     full = [line for line in summary if line["method"] == FULL]
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [*full, *(line for line in summary if line["keep"] == keep and line["method"] != FULL)]
-        head = f"## {100 * keep:g} % of the tokens" if isinstance(keep, float) else f"## {keep} tokens"
+        title = f"## {100 * keep:g} % of the tokens" if isinstance(keep, float) else f"## {keep} tokens"
         table = ["| " + " | ".join(map(heading, names)) + " |", "|---|" + "---:|" * (len(names) - 1)]
-        table += ["| " + " | ".join(_text(name, line) for name in names) + " |" for line in lines]
-        parts.append(head + "\n\n" + "\n".join(table))
+        table += ["| " + " | ".join(_cell(name, line) for name in names) + " |" for line in lines]
+        parts.append(title + "\n\n" + "\n".join(table))
     return "\n\n".join(parts) + "\n"
 
 
-def _text(name: str, line: dict[str, Any]) -> str:
+def _cell(name: str, line: dict[str, Any]) -> str:
     value = line.get(name)
     if value is None:
         return "-"
@@ -122,21 +122,21 @@ def _text(name: str, line: dict[str, Any]) -> str:
 
 
 def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """What differs between two results, method by method and budget by budget, only what both have.
+    """Compares two results at the methods and budgets that both contain.
 
     Args:
         before, after: results.json of two runs.
 
     Returns:
-        A line for each method and budget, and what makes the runs unlike one another beside the methods: settings,
-        clips, repeats, machine. Means over other clips or times of another machine are no change of a method.
+        One line per method and budget, and the differences between the runs themselves: settings, clips, repeats,
+        machine. With other clips or on another machine, a difference in scores or times is not due to the method.
 
     Raises:
-        ValueError: a file that is missing or is none, or two runs that share nothing.
+        ValueError: a file is missing or is not a results.json, or the runs share no method at the same budget.
     """
     runs = read_results(before), read_results(after)
     first, second = ({(line["keep"], line["method"]): line for line in run["summary"]} for run in runs)
-    found = []
+    lines = []
     for key in [key for key in first if key in second]:
         line: dict[str, Any] = {"keep": key[0], "method": key[1]}
         for name in _COMPARED:
@@ -144,37 +144,37 @@ def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]
             if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):
                 line[name] = new
                 line[change(name)] = new - old
-        found.append(line)
-    if not found:
-        raise ValueError(f"{before} and {after} share no method at the same budget")
-    return found, _unlike(*runs)
+        lines.append(line)
+    if not lines:
+        raise ValueError(f"{before} and {after} have no method at the same budget in common")
+    return lines, _differences(*runs)
 
 
-def _unlike(before: Results, after: Results) -> list[str]:
-    """What two runs do not have in common, in words."""
-    said = []
+def _differences(before: Results, after: Results) -> list[str]:
+    """Describes the differences between two runs other than their scores."""
+    differences = []
     settings = (before.get("settings", {}), after.get("settings", {}))
     machines = (before.get("machine", {}), after.get("machine", {}))
     for old, new in (settings, machines):
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name):
-                said.append(f"{name}: {json.dumps(old.get(name))} and {json.dumps(new.get(name))}")
-    for word, key in (("clips", "clip"), ("repeats", "repeats")):
-        one, other = ({str(row.get(key)) for row in run["rows"]} for run in (before, after))
-        if one != other:
-            said.append(f"{word}: {_some(one)} and {_some(other)}")
+                differences.append(f"{name}: {json.dumps(old.get(name))} and {json.dumps(new.get(name))}")
+    for label, key in (("clips", "clip"), ("repeats", "repeats")):
+        old_values, new_values = ({str(row.get(key)) for row in run["rows"]} for run in (before, after))
+        if old_values != new_values:
+            differences.append(f"{label}: {_join(old_values)} and {_join(new_values)}")
     first, second = before.get("sources", {}), after.get("sources", {})
-    changed = [name for name in first if name in second and _what(first[name]) != _what(second[name])]
+    changed = [name for name in first if name in second and _identity(first[name]) != _identity(second[name])]
     if changed:
-        said.append(f"other files behind the same names: {_some(changed)}")
-    return said
+        differences.append(f"different files with the same name: {_join(changed)}")
+    return differences
 
 
-def _what(source: dict[str, Any]) -> tuple[Any, Any]:
+def _identity(source: dict[str, Any]) -> tuple[Any, Any]:
     return source.get("bytes"), source.get("mtime_ns")
 
 
-def _some(names: Iterable[str]) -> str:
+def _join(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -191,17 +191,17 @@ class _Optional(TypedDict, total=False):
 
 
 class Results(_Optional):
-    """A results.json; earlier versions noted neither machine nor sources."""
+    """The content of a results.json; files of earlier versions have no machine and no sources."""
 
     summary: list[_Line]
     rows: list[dict[str, Any]]
 
 
 def read_results(path: Path) -> Results:
-    """A results.json.
+    """Reads a results.json, with the keys of earlier versions under their current names.
 
     Raises:
-        ValueError: says what is wrong with the file.
+        ValueError: the file is missing, cannot be read, or is not a results.json.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: cannot be read (no such file)")
@@ -211,7 +211,7 @@ def read_results(path: Path) -> Results:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: not the results.json of fewtokens bench ({reason})") from None
+        raise ValueError(f"{path}: not a results.json of fewtokens bench ({reason})") from None
     for part in ("settings", "summary", "rows"):
         if part in results:
             results[part] = current_keys(results[part])
