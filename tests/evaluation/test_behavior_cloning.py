@@ -276,7 +276,7 @@ class TestProtocols:
     def test_invalid_protocols(self, changes, message):
         with pytest.raises(ValueError, match=message):
             make_protocol("r3m", **changes)
-        with pytest.raises(ValueError, match="no protocol called"):
+        with pytest.raises(ValueError, match="preset must be one of r3m"):
             make_protocol("rlbench")
 
     def test_interval(self):

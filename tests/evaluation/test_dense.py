@@ -161,7 +161,7 @@ class TestSets:
     def test_too_short_and_not_finite(self, tmp_path, encode):
         files = davis_sequences(make_davis(tmp_path / "D"))[0][0]
         short = dataclasses.replace(files, pictures=files.pictures[:2], labels=files.labels[:2])
-        with pytest.raises(ValueError, match="one: needs at least 3 frames"):
+        with pytest.raises(ValueError, match="one: J and F require at least 3 frames"):
             dense.davis(short, encode, self.native)
         with pytest.raises(ValueError, match="no pictures"):
             dense.davis(dataclasses.replace(files, pictures=[]), encode, self.native)

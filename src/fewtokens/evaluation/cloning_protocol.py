@@ -104,7 +104,7 @@ def make_protocol(preset: str = "small", **changes: Any) -> Cloning:
         ValueError: an unknown preset, or a value out of range.
     """
     if preset not in PRESETS:
-        raise ValueError(f"no protocol called {preset!r}; must be one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if name in changes and other not in changes:
             changes[other] = 0

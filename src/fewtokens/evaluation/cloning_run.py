@@ -154,10 +154,10 @@ def _resolve_source(source: Source, protocol: Cloning, own_states: bool) -> tupl
         return source, [], protocol
     demonstrations, metadata = read(source.data, protocol.demos)
     if source.task is not None and metadata.get("task", source.task) != source.task:
-        raise ValueError(f"{source.data}: demonstrations of {metadata['task']}, not of {source.task}")
+        raise ValueError(f"{source.data}: contains demonstrations of {metadata['task']}, not of {source.task}")
     camera = metadata.get("camera")
     if source.task is not None and camera is not None and source.camera not in (None, camera):
-        raise ValueError(f"{source.data}: demonstrations from camera {camera}, not from {source.camera}")
+        raise ValueError(f"{source.data}: contains demonstrations from camera {camera}, not from {source.camera}")
     sides = {side for demonstration in demonstrations for side in demonstration.images.shape[1:3]}
     if source.task is not None and len(sides) > 1:
         raise ValueError(
@@ -166,7 +166,7 @@ def _resolve_source(source: Source, protocol: Cloning, own_states: bool) -> tupl
     source = replace(source, camera=source.camera or camera)
     if source.task is None:
         if len(demonstrations) < 2:
-            raise ValueError(f"{source.data}: with one demonstration none can be held out; add another, or a task")
+            raise ValueError(f"{source.data}: at least 2 demonstrations are required without a task, got 1")
         if own_states and protocol.proprio and "proprio" in metadata:
             protocol = replace(protocol, proprio=int(metadata["proprio"]))
     return source, demonstrations, protocol
@@ -182,7 +182,7 @@ def _request(protocol: Cloning, encoder: Encoder | None, source: Source) -> dict
 
 
 def _check_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
-    """Writes the request; raises ValueError if the folder contains a run with another one."""
+    """Writes the request; raises ValueError if the folder contains a run with other settings."""
     path = folder / "protocol.json"
     if path.is_file() and not fresh:
         try:

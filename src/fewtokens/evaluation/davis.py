@@ -27,8 +27,10 @@ class Scores:
     __repr__ = by_shape
 
     def numbers(self) -> dict[str, float]:
-        """The official columns for one object: mean, recall (fraction of frames above 0.5) and decay (mean of the first
-        quarter minus that of the last)."""
+        """Returns the official columns for one object.
+
+        Recall is the fraction of frames above 0.5, decay the mean of the first quarter minus that of the last.
+        """
         columns: dict[str, float] = {"j_and_f": float((self.j.mean() + self.f.mean()) / 2)}
         for name, values in (("j", self.j), ("f", self.f)):
             columns[name] = float(values.mean())
@@ -69,7 +71,7 @@ def score(predicted: Tensor, truth: Tensor, void: Tensor | None = None) -> list[
     if predicted.shape != truth.shape:
         raise ValueError(f"predicted masks have shape {list(predicted.shape)}, the ground truth {list(truth.shape)}")
     if len(truth) < 3:
-        raise ValueError(f"needs at least 3 frames, as the first and the last are not scored, got {len(truth)}")
+        raise ValueError(f"J and F require at least 3 frames (the first and the last are not scored), got {len(truth)}")
     objects = int(truth[0].max())
     if void is not None:
         predicted, truth = predicted.masked_fill(void, 0), truth.masked_fill(void, 0)
@@ -81,7 +83,7 @@ def score(predicted: Tensor, truth: Tensor, void: Tensor | None = None) -> list[
 
 
 def mean_numbers(scores: Sequence[Scores]) -> dict[str, float]:
-    """The official columns as means over objects."""
+    """Returns the official columns as means over objects."""
     rows = [score.numbers() for score in scores]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
 

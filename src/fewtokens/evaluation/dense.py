@@ -134,7 +134,7 @@ def davis(
         raise ValueError(f"{files.name}: the first mask contains no object")
     if len(truth) < 3:
         raise ValueError(
-            f"{files.name}: needs at least 3 frames, as the first and the last are not scored, got {len(truth)}"
+            f"{files.name}: J and F require at least 3 frames (the first and the last are not scored), got {len(truth)}"
         )
     predicted, row = _propagate_masks(files, truth, objects, encode, protocol, progress)
     row |= {"objects": objects, "scores": {}}
@@ -194,7 +194,7 @@ def jhmdb(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress:
             f"{files.name}: {files.labels[0].name} has {len(truth)} frames, but there are {len(files.pictures)} images"
         )
     if len(truth) < 2:
-        raise ValueError(f"{files.name}: needs at least 2 frames, as the first is not scored, got {len(truth)}")
+        raise ValueError(f"{files.name}: PCK requires at least 2 frames (the first is not scored), got {len(truth)}")
     _, native = read_frames(files.pictures[:1], None)
     frames, native = read_frames(files.pictures[: len(truth)], protocol.input_size(*native), protocol.images)
     features, tokens = encode(frames)

@@ -2,7 +2,7 @@
 
 Two protocols are in use, and a score means nothing without its protocol. A is that of CropMAE (arXiv 2403.17823) and
 ToBo (2507.06543), after the space-time random walks of Jabri et al. (2006.14613); B is that of DINO (2104.14294), which
-RSP (2406.07398) uses with other values. Both have the same weights: the softmax of the largest similarities over a
+RSP (2406.07398) uses with other values. Both compute the same weights: the softmax of the largest similarities over a
 temperature equals exp(similarity / temperature) of the largest, normalized to sum 1.
 """
 
@@ -224,7 +224,7 @@ def propagate(
         progress: called with (frames done, total).
 
     Raises:
-        ValueError: the labels have another grid than the features.
+        ValueError: features and labels have different grids.
     """
     protocol = protocol or Protocol()
     if features.ndim != 4 or labels.shape[:2] != features.shape[1:3]:
@@ -312,9 +312,8 @@ class _Band:
         """Returns 0 for pairs within the radius and -inf for others, float32 [cells,near]; None without a radius."""
         if math.isinf(self.reach):
             return None
-        down = torch.arange(*self.lines, device=self.device)[:, None] - torch.arange(
-            *self.reachable, device=self.device
-        )
+        down = torch.arange(*self.lines, device=self.device)[:, None]
+        down = down - torch.arange(*self.reachable, device=self.device)
         across = torch.arange(self.width, device=self.device)
         across = across[:, None] - across
         if self.window == "disk":

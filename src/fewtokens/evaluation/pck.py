@@ -61,10 +61,10 @@ def joint_maps(joints: Tensor, size: tuple[int, int], grid: tuple[int, int]) -> 
 
 
 def joints_from_maps(soft: Tensor, size: tuple[int, int], top: int = 5) -> Tensor:
-    """Returns joints float32 [T,J,2] as (x,y) in pixels: the mean position of the `top` largest cells of each map,
-    weighted by their values.
+    """Computes joints float32 [T,J,2] as (x,y) in pixels from maps.
 
-    A joint whose map is empty is not predicted: (-1,-1).
+    A joint is the mean position of the `top` largest cells of its map, weighted by their values. A joint whose map is
+    empty is not predicted: (-1,-1).
 
     Args:
         soft: maps [T,h,w,J+1], the background last.

@@ -317,8 +317,14 @@ def record(
                 break
         if not steps_done:
             continue
-        arrays = (torch.from_numpy(np.stack(part)) for part in (images, states, actions))
-        demonstrations.append(Demonstration(*arrays, torch.tensor(rewards)))
+        demonstrations.append(
+            Demonstration(
+                images=torch.from_numpy(np.stack(images)),
+                observations=torch.from_numpy(np.stack(states)),
+                actions=torch.from_numpy(np.stack(actions)),
+                rewards=torch.tensor(rewards),
+            )
+        )
         if progress is not None:
             progress(len(demonstrations), count)
         if len(demonstrations) == count:
