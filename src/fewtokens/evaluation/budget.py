@@ -38,8 +38,8 @@ class TokenCost:
 
     Attributes:
         spec: the chain; "full" keeps all tokens.
-        tokens, cells: K and N; `share` is K / N. If K depends on the video, it is that of features of noise.
-        frames: frames of the grid. pooled: whether the grid was pooled before.
+        tokens, cells: K and N; `share` is K / N. If K depends on the video, it is measured on noise.
+        frames: frames of the grid. pooled: whether the grid was pooled before the methods.
         module: complexity of the module in the paper's table, if the table contains it. llm: complexity of the
             language model.
         module_gflops: measured operations, 2 for each multiply-accumulate, including the iterations of clustering

@@ -52,7 +52,7 @@ class Report:
         request: protocol, encoder and source: everything that a score depends on.
         seeds: for each seed: its number, best score and the step of it, loss, evaluations and episodes.
         mean, half: mean of the seeds' best scores, and half the width of its 95 % interval (None for one seed).
-        baseline: error of always returning the mean action of the demonstrations; None if the score is no error.
+        baseline: error of always returning the mean action of the demonstrations; None if the score is not an error.
     """
 
     request: dict[str, Any]

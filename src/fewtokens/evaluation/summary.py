@@ -129,7 +129,7 @@ def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]
 
     Returns:
         One line per method and budget, and the differences between the runs themselves: settings, clips, repeats,
-        machine. With other clips or on another machine, a difference in scores or times is not due to the method.
+        machine. With other clips or on another machine, scores or times also differ for reasons other than the method.
 
     Raises:
         ValueError: a file is missing or is not a results.json, or the runs share no method at the same budget.
