@@ -13,7 +13,7 @@ from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quan
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import clip, same
+from tests.helpers.clips import assert_same_tokens, clip
 
 
 class Signs(Quantizer):
@@ -79,7 +79,7 @@ class TestMemory:
         for part in parts:
             out, state = pipeline.step(part, state)
             outputs.append(out)
-        same(pipeline.join(outputs), method(parts[-1]))
+        assert_same_tokens(pipeline.join(outputs), method(parts[-1]))
         assert whole.count.tolist() == [8]
         assert method.causal
 

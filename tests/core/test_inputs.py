@@ -16,7 +16,7 @@ import fewtokens
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import Patches
-from tests.helpers.clips import same
+from tests.helpers.clips import assert_same_tokens
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +36,20 @@ def test_frames_in_every_form(pipeline, frames):
     images = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     forms = [frames, array, array.transpose(0, 2, 3, 1), array[None], images, tuple(images), frames.float() / 255]
     for form in forms:
-        same(pipeline(form), expected)
+        assert_same_tokens(pipeline(form), expected)
     # A video that has times keeps them.
     video = fewtokens.Video(frames, torch.tensor([0.0, 0.4, 1.0]))
     assert pipeline(video).grid.times.tolist() == pytest.approx([0.0, 0.4, 1.0])
     one = pipeline(frames[:1])
     for form in (frames[0], array[0], array[0].transpose(1, 2, 0), images[0], images[:1]):
-        same(pipeline(form), one)
+        assert_same_tokens(pipeline(form), one)
 
 
 def test_files(pipeline, frames, tmp_path):
     path = fewtokens.video.write(tmp_path / "a.mp4", frames.repeat(8, 1, 1, 1), fps=8)
     read = fewtokens.read(path, frames=16, size=224)
     for form in (path, str(path), Path(path)):
-        same(pipeline(form), pipeline(read))
+        assert_same_tokens(pipeline(form), pipeline(read))
     Image.fromarray(frames[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     assert pipeline(tmp_path / "a.png").grid.T == 1
 
@@ -58,7 +58,7 @@ def test_a_list_is_a_batch(pipeline, frames, tmp_path):
     together = pipeline([frames, frames[:2], fewtokens.Video(frames, torch.arange(3.0))])
     assert together.grid.lengths.tolist() == [3, 2, 3]
     for mine, form in zip(together, (frames, frames[:2], frames), strict=True):
-        same(mine, pipeline(form))
+        assert_same_tokens(mine, pipeline(form))
     tokens = pipeline(frames)
     assert len(Pipeline("random(5)")([tokens, tokens])) == 2
 

@@ -13,7 +13,7 @@ from fewtokens.core import registry
 from fewtokens.core.layer_method import LayerMethod, PrunePoint, counts, highest
 from fewtokens.core.method import Method
 from fewtokens.core.spec import Spec
-from tests.helpers.layers import state
+from tests.helpers.layers import layer_state
 
 SPECS = {
     "fastv": "fastv(keep=0.5)",
@@ -52,7 +52,7 @@ def test_one_budget_reaches_them():
 @pytest.mark.parametrize("spec", SPECS.values())
 def test_a_decision_on_plain_tensors(spec):
     (method,) = registry.build(spec)
-    given = state()
+    given = layer_state()
     decision = method.choose(given, 0)
     assert decision.kept.shape == given.video.shape and decision.kept.dtype == torch.bool
     assert (decision.kept & given.video).sum(1).tolist() == [4, 4]
@@ -65,7 +65,7 @@ def test_a_decision_on_plain_tensors(spec):
 
 
 def test_counts_and_ranks():
-    given = state()
+    given = layer_state()
     assert counts(given, 0.3).tolist() == [2, 2] and counts(given, 0.32, nearest=True).tolist() == [3, 3]
     assert counts(given, 100).tolist() == [8, 8] and counts(given, 0.01).tolist() == [1, 1]
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0]])

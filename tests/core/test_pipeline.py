@@ -18,7 +18,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import Patches
-from tests.helpers.clips import clip, cues, same
+from tests.helpers.clips import assert_same_tokens, clip, cues
 
 
 class Fake(Encoder):
@@ -75,7 +75,7 @@ def test_an_encoder_that_cannot_skip_gives_all_and_the_method_comes_after():
     encoder = Fake(skips=False)
     out = Pipeline("rlt", encoder)(frames())
     assert encoder.asked == {"needs": ["pixels"], "before": [], "inside": []}
-    same(out, Pipeline("rlt", Fake())(frames()))
+    assert_same_tokens(out, Pipeline("rlt", Fake())(frames()))
 
 
 def test_cues_follow_the_tokens():
@@ -251,7 +251,7 @@ class TestFolder:
         pipeline = Pipeline("rlt(tau=0.3) | kmeans(keep=5, seed=3)", Fake(fingerprint="abc"))
         again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "p"), encoder=Fake(fingerprint="abc"))
         assert again.spec == pipeline.spec
-        same(again(frames()), pipeline(frames()), 0)
+        assert_same_tokens(again(frames()), pipeline(frames()), 0)
 
     def test_other_weights_are_refused(self, tmp_path):
         Pipeline("uniform", Fake(fingerprint="abc")).save_pretrained(tmp_path)

@@ -13,7 +13,7 @@ from fewtokens.core.registry import build
 from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish, load
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
-from tests.helpers.clips import same
+from tests.helpers.clips import assert_same_tokens
 
 SPECS = ["rlt", "grt(0.5)", "dtd(0.7)", "dtd(mode='pixel')", "evs(tau=0.2)", "dycoke(0.6, last_group='pruned')"]
 
@@ -44,7 +44,7 @@ def test_chunks_equal_the_whole(name, spec, chunk):
     run = Streaming(pipeline)
     chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
     joined = pipeline.join(chunks)
-    same(joined, whole, 1e-4)
+    assert_same_tokens(joined, whole, 1e-4)
     assert joined.grid == whole.grid
 
 
@@ -58,7 +58,7 @@ def test_a_chain_streams(spec, chunk):
     pipeline, video, times = Pipeline(spec, Patches(4)), frames(), torch.arange(11) / 4
     run = Streaming(pipeline)
     chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
-    same(pipeline.join(chunks), pipeline(video, times), 1e-4)
+    assert_same_tokens(pipeline.join(chunks), pipeline(video, times), 1e-4)
 
 
 @pytest.mark.parametrize("first", ["rlt", "dtd(0.7)", ""])
@@ -92,7 +92,7 @@ def test_files(tmp_path):
         load(tmp_path)
     finish(tmp_path, names, run.pipeline.spec, {"seed": 1})
     found = load(tmp_path)
-    same(found, Pipeline("rlt", Patches(4))(video, times))
+    assert_same_tokens(found, Pipeline("rlt", Patches(4))(video, times))
     assert found.meta == {"seed": 1}
     facts = json.loads((tmp_path / "stream.json").read_text())
     outside = tmp_path.parent / "outside.safetensors"

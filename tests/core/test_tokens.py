@@ -15,7 +15,7 @@ from fewtokens.core.batch import collate, concatenate, join_frames, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import clip, same
+from tests.helpers.clips import assert_same_tokens, clip
 
 
 class TestGrid:
@@ -120,11 +120,11 @@ class TestApply:
         first = Plan.group(torch.randint(0, 30, (2, 120)), tokens)
         half = tokens.apply(first)
         second = Plan.group(torch.randint(0, 7, (2, half.N)), half)
-        same(half.apply(second), tokens.apply(first.then(second)))
+        assert_same_tokens(half.apply(second), tokens.apply(first.then(second)))
         keep = Plan.keep(torch.arange(120).expand(2, -1) % 2 == 0)
         kept = tokens.apply(keep)
         again = Plan.keep(torch.arange(60).expand(2, -1) % 3 == 0)
-        same(kept.apply(again), tokens.apply(keep.then(again)), 0)
+        assert_same_tokens(kept.apply(again), tokens.apply(keep.then(again)), 0)
 
     def test_between_recovers_the_plan(self):
         """Other tensors follow a method that works in several steps."""
@@ -221,7 +221,7 @@ class TestBatch:
         assert batch.grid.shape == (5, 5, 6)
         assert batch.grid.lengths.tolist() == [2, 5, 3]
         for one, video in zip(batch, videos, strict=True):
-            same(one, video, 0)
+            assert_same_tokens(one, video, 0)
             assert one.grid == video.grid
 
     def test_collate_keeps_everything_there_is(self):
@@ -248,7 +248,7 @@ class TestBatch:
         for b in range(3):
             rows = packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]]
             assert torch.equal(rows, tokens[b].features[0])
-        same(tokens.with_packed(packed.features), tokens, 0)
+        assert_same_tokens(tokens.with_packed(packed.features), tokens, 0)
 
     @pytest.mark.parametrize("reduced", [False, True])
     def test_frames_and_back(self, reduced):
@@ -258,11 +258,11 @@ class TestBatch:
         frames = split_frames(tokens).check()
         assert frames.grid.shape == (1, 5, 6)
         assert frames.B == 12
-        same(join_frames(frames, 4, tokens.grid), tokens, 0)
+        assert_same_tokens(join_frames(frames, 4, tokens.grid), tokens, 0)
 
     def test_frames_of_unequal_videos(self):
         tokens = clip(T=4, lengths=[4, 2])
-        same(join_frames(split_frames(tokens), 4, tokens.grid), tokens, 0)
+        assert_same_tokens(join_frames(split_frames(tokens), 4, tokens.grid), tokens, 0)
 
     def test_class_tokens_of_frames_stand_in_a_row(self):
         frames = split_frames(clip(T=3)).replace(prefix=torch.arange(6.0).reshape(6, 1, 1).expand(6, 1, 24))
@@ -284,7 +284,7 @@ class TestBatch:
             grid = Grid(stop - start, 5, 6, tokens.grid.times[start:stop])
             parts.append(Tokens.from_cells(tokens.features[:, start * 30 : stop * 30], grid))
         joined = concatenate(parts)
-        same(joined, tokens, 0)
+        assert_same_tokens(joined, tokens, 0)
         assert joined.grid == tokens.grid
         with pytest.raises(ValueError, match="chunks must not be empty"):
             concatenate([])

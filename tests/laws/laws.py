@@ -20,7 +20,7 @@ CONSERVES = {
 # Drops some tokens and averages others.
 DROPS_AND_MERGES = {"fastvid", "holitom", "prunevid", "visionzip", "visual_words"}
 # Sizes are an importance and no longer count cells.
-WEIGHS = {"vid_tldr"}
+SIZES_ARE_IMPORTANCE = {"vid_tldr"}
 # Works on square frames of a size that its parameters fix.
 SQUARE = {"vqtoken"}
 # At a budget of everything it still changes the features: it mixes them, or pools frames to squares.

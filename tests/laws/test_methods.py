@@ -15,16 +15,16 @@ from fewtokens.core.batch import collate, concatenate, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import clip, cues, run, same
+from tests.helpers.clips import assert_same_tokens, clip, cues, run_method
 from tests.laws.laws import (
     CONSERVES,
     CONSTANT_MEMORY,
     DROPS_AND_MERGES,
     NEVER_THE_IDENTITY,
     PARTITION,
+    SIZES_ARE_IMPORTANCE,
     SQUARE,
     UNORDERED,
-    WEIGHS,
 )
 
 # Other ways to run a method than with its defaults.
@@ -146,7 +146,7 @@ class TestEveryMethod:
 
     def test_gives_sound_tokens(self, spec):
         tokens = sample(spec)
-        out = run(build(spec), tokens)
+        out = run_method(build(spec), tokens)
         out.check()
         assert out.grid == tokens.grid
         assert int(out.count.max()) == out.N
@@ -156,7 +156,7 @@ class TestEveryMethod:
             torch.testing.assert_close(out.sizes.sum(1), (out.assignment >= 0).sum(1).float())
             assert out.attribution is not None
             return
-        if name_of(spec) in WEIGHS:
+        if name_of(spec) in SIZES_ARE_IMPORTANCE:
             assert bool((out.sizes <= tokens.sizes.sum()).all())
             return
         # The sizes are what the source says, where every size-one cell is accounted for.
@@ -167,10 +167,10 @@ class TestEveryMethod:
 
     def test_mass(self, spec):
         tokens, method = sample(spec), build(spec)
-        out = run(method, tokens)
+        out = run_method(method, tokens)
         if method.name in PARTITION:
             assert bool((out.assignment >= 0).all())
-            if method.name not in WEIGHS:
+            if method.name not in SIZES_ARE_IMPORTANCE:
                 torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
         if method.name in CONSERVES:
             before = (tokens.sizes[..., None] * tokens.features).sum(1)
@@ -211,7 +211,7 @@ class TestEveryMethod:
     def test_order_by_time(self, spec):
         if name_of(spec) in UNORDERED:
             pytest.skip("says so in laws.py")
-        out = run(build(spec), sample(spec, T=6, B=1))
+        out = run_method(build(spec), sample(spec, T=6, B=1))
         t = out.positions[0, :, 0]
         assert bool((t[1:] >= t[:-1] - 1 / 1024).all())  # as exactly as `plan.by_position` orders
 
@@ -219,9 +219,9 @@ class TestEveryMethod:
         method = build(spec)
         videos = [sample(spec, T, B=1, seed=T) for T in (3, 6, 4)]
         batch = collate(videos)
-        out = run(method, batch)
+        out = run_method(method, batch)
         for b, video in enumerate(videos):
-            same(out[b], run(method, video), 1e-4)
+            assert_same_tokens(out[b], run_method(method, video), 1e-4)
 
     def test_a_reduced_sample_alone_equals_in_a_batch(self, spec):
         """Ragged counts: after a method that kept different numbers of tokens."""
@@ -230,29 +230,29 @@ class TestEveryMethod:
             pytest.skip("comes first in every chain")
         if method.full_grid:
             with pytest.raises(ValueError, match=f"{method.name} works on whole frames"):
-                run(method, run(build("dtd(0.5)"), sample(spec, B=3)))
+                run_method(method, run_method(build("dtd(0.5)"), sample(spec, B=3)))
             return
-        ragged = run(build("dtd(0.5)"), sample(spec, B=3))
+        ragged = run_method(build("dtd(0.5)"), sample(spec, B=3))
         assert len(set(ragged.count.tolist())) > 1
-        out = run(method, ragged)
+        out = run_method(method, ragged)
         for b in range(3):
-            same(out[b], run(method, ragged[b]), 1e-4)
+            assert_same_tokens(out[b], run_method(method, ragged[b]), 1e-4)
 
     def test_permutation_of_the_batch(self, spec):
         tokens, order = sample(spec, B=3), [2, 0, 1]
         method = build(spec)
-        same(run(method, tokens).select(order), run(method, tokens.select(order)), 1e-4)
+        assert_same_tokens(run_method(method, tokens).select(order), run_method(method, tokens.select(order)), 1e-4)
 
     def test_one_sample_does_not_touch_another(self, spec):
         tokens, method = sample(spec), build(spec)
         changed = tokens.replace(features=torch.cat([tokens.features[:1], tokens.features[1:].flip(1) * 3]))
-        same(run(method, tokens)[0], run(method, changed)[0], 1e-4)
+        assert_same_tokens(run_method(method, tokens)[0], run_method(method, changed)[0], 1e-4)
 
     def test_deterministic(self, spec):
         method = build(spec)
-        first = run(method, sample(spec))
+        first = run_method(method, sample(spec))
         torch.manual_seed(12345)
-        again = run(method, sample(spec))
+        again = run_method(method, sample(spec))
         assert torch.equal(first.features, again.features)
         assert torch.equal(first.assignment, again.assignment)
 
@@ -261,9 +261,9 @@ class TestEveryMethod:
         """Decided in float32 and summed in float32: the plan is that of the same values in float32."""
         tokens = sample(spec).to(dtype)
         method = build(spec)
-        out = run(method, tokens, blocks=1)  # between blocks half precision rounds
+        out = run_method(method, tokens, blocks=1)  # between blocks half precision rounds
         assert out.features.dtype == dtype
-        wide = run(method, tokens.to(torch.float32), blocks=1)
+        wide = run_method(method, tokens.to(torch.float32), blocks=1)
         assert torch.equal(out.assignment, wide.assignment)
         torch.testing.assert_close(out.features.float(), wide.features, rtol=1e-2, atol=1e-2)
 
@@ -271,8 +271,8 @@ class TestEveryMethod:
     def test_parameters_in_half_precision(self, spec, dtype):
         """As a model that is loaded in half precision: parameters and tokens alike are cast."""
         tokens, method = sample(spec).to(dtype), build(spec)
-        whole = run(method, tokens.to(torch.float32), blocks=1)
-        out = run(method.to(dtype), tokens, blocks=1).check()
+        whole = run_method(method, tokens.to(torch.float32), blocks=1)
+        out = run_method(method.to(dtype), tokens, blocks=1).check()
         assert out.features.dtype == dtype
         assert out.features.shape == whole.features.shape
         # Row by row with the nearest: those of equal mean time may change places.
@@ -282,7 +282,7 @@ class TestEveryMethod:
     def test_autocast(self, spec):
         """As in training in mixed precision: parameters stay float32, products are not."""
         with torch.autocast("cpu", torch.bfloat16):
-            out = run(build(spec), sample(spec).to(torch.bfloat16), blocks=1).check()
+            out = run_method(build(spec), sample(spec).to(torch.bfloat16), blocks=1).check()
         assert out.features.isfinite().all()
 
     @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (7, 1, 1), (2, 1, 9), (5, 3, 3)])
@@ -293,14 +293,14 @@ class TestEveryMethod:
             tokens = tokens.replace(features=torch.full_like(tokens.features, 0.0 if fill == "zero" else 1.5))
         for keep in budgets(spec, 1, 2, 1.0, 10_000):
             method = build(spec, keep=keep, side=shape[1]) if spec in BUDGET else build(spec, side=shape[1])
-            out = run(method, tokens).check()
+            out = run_method(method, tokens).check()
             if method.planned_count(tokens.grid) is not None:
                 assert out.count.tolist() == [method.planned_count(tokens.grid)] * tokens.B
 
     def test_gradients(self, spec):
         tokens = sample(spec)
         features = tokens.features.clone().requires_grad_()
-        out = run(build(spec), tokens.replace(features=features))
+        out = run_method(build(spec), tokens.replace(features=features))
         (out.features.square().sum()).backward()
         assert bool(features.grad.isfinite().all())
         assert float(features.grad.abs().sum()) > 0
@@ -316,8 +316,8 @@ class TestEveryMethod:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         tokens, method = sample(spec), build(spec)
-        on_cpu = run(method, tokens)
-        same(run(method.to("cuda"), tokens.to("cuda")).to("cpu"), on_cpu, 1e-4)
+        on_cpu = run_method(method, tokens)
+        assert_same_tokens(run_method(method.to("cuda"), tokens.to("cuda")).to("cpu"), on_cpu, 1e-4)
 
     @settings(max_examples=min(8, settings.default.max_examples), deadline=None)
     @given(data=st.data())
@@ -330,7 +330,7 @@ class TestEveryMethod:
         if spec in BUDGET:
             keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70) if budgets(spec, 1) else st.floats(0.01, 1))
             method = build(spec, dim=C, side=H, keep=keep)
-        out = run(method, tokens).check()
+        out = run_method(method, tokens).check()
         for count, grid in zip(out.count.tolist(), tokens.grid.videos(2), strict=True):
             assert count >= 1
             assert count <= grid.cells or isinstance(method, Resampler)
@@ -346,7 +346,7 @@ class TestBudget:
             pytest.skip("says so in laws.py")
         tokens = clip()
         for keep in budgets(spec, 1.0, tokens.N, tokens.N + 5):
-            out = run(build(spec, keep=keep), tokens)
+            out = run_method(build(spec, keep=keep), tokens)
             assert torch.equal(out.features, tokens.features)
             assert torch.equal(out.assignment, tokens.assignment)
             assert torch.equal(out.sizes, tokens.sizes)
@@ -355,7 +355,7 @@ class TestBudget:
         tokens = clip(T=5, H=7, W=3)
         for keep in budgets(spec, 0.01, 0.1, 0.29, 0.5, 0.77, 1, 2, 21, 40, 104):
             method = build(spec, keep=keep)
-            assert run(method, tokens).count.tolist() == [method.planned_count(tokens.grid)] * 2
+            assert run_method(method, tokens).count.tolist() == [method.planned_count(tokens.grid)] * 2
 
     @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, -0.1, True, "half", float("nan"), None])
     def test_impossible_budgets(self, spec, keep):
@@ -370,7 +370,7 @@ class TestBudget:
 def test_chunked_equals_whole(spec, chunks):
     method, tokens = build(spec), clip(T=6)
     given = cues(tokens)
-    whole = run(method, tokens)
+    whole = run_method(method, tokens)
     frame = tokens.grid.cells_per_frame
     outputs, state, start = [], None, 0
     for frames in chunks:
@@ -387,7 +387,7 @@ def test_chunked_equals_whole(spec, chunks):
         torch.testing.assert_close(joined.positions, whole.positions, rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(joined.features, whole.features, rtol=1e-4, atol=1e-4)
         return
-    same(joined, whole)
+    assert_same_tokens(joined, whole)
     # What is remembered does not grow with the video.
     kept = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
     assert kept and all(value.shape[1] in (frame, 2 * frame) for value in kept)

@@ -16,14 +16,14 @@ from fewtokens.methods.learned.ppllava import PpLlava
 from fewtokens.methods.learned.qformer import QFormer
 from fewtokens.methods.learned.storm import Storm
 from fewtokens.methods.learned.token_turing import TokenTuring
-from tests.helpers.clips import clip, same
-from tests.helpers.resamplers import GUIDED, SPECS, C, D, build, query, run, video
+from tests.helpers.clips import assert_same_tokens, clip
+from tests.helpers.resamplers import GUIDED, SPECS, C, D, build, run_method, text_features, video
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_gradients_reach_every_parameter(name):
     method = build(name)
-    out = run(method, video())
+    out = run_method(method, video())
     generator = torch.Generator().manual_seed(3)
     (out.features * torch.randn(out.features.shape, generator=generator, dtype=torch.float64)).sum().backward()
     for label, parameter in method.named_parameters():
@@ -34,16 +34,16 @@ def test_gradients_reach_every_parameter(name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_samples_do_not_mix(name):
-    method, videos, texts = build(name), [video(T, B=1, seed=T) for T in (4, 2, 5)], query(3)
-    out = run(method, collate(videos), texts)
+    method, videos, texts = build(name), [video(T, B=1, seed=T) for T in (4, 2, 5)], text_features(3)
+    out = run_method(method, collate(videos), texts)
     for b, one in enumerate(videos):
-        same(out[b], run(method, one, texts[b : b + 1]), 1e-6)
+        assert_same_tokens(out[b], run_method(method, one, texts[b : b + 1]), 1e-6)
     order = [2, 0, 1]
-    same(run(method, collate(videos).select(order), texts[order]), out.select(order), 1e-6)
+    assert_same_tokens(run_method(method, collate(videos).select(order), texts[order]), out.select(order), 1e-6)
     # By gradients: nothing of one video is felt in another.
     tokens = video()
     features = tokens.features.clone().requires_grad_()
-    run(method, tokens.replace(features=features)).features[0].sum().backward()
+    run_method(method, tokens.replace(features=features)).features[0].sum().backward()
     assert float(features.grad[0].abs().max()) > 0
     assert float(features.grad[1].abs().max()) == 0
 
@@ -52,15 +52,15 @@ def test_samples_do_not_mix(name):
 def test_what_is_padded_is_not_looked_at(name):
     method, tokens = build(name), video(lengths=[2, 4])
     noise = tokens.features.where(tokens.mask[..., None], 1e3)
-    same(run(method, tokens.replace(features=noise)), run(method, tokens), 1e-9)
+    assert_same_tokens(run_method(method, tokens.replace(features=noise)), run_method(method, tokens), 1e-9)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_parameters_in_half_precision(name):
     exact, method = build(name), build(name).to(torch.bfloat16)
-    out = run(method, video().to(torch.bfloat16)).check()
+    out = run_method(method, video().to(torch.bfloat16)).check()
     assert out.features.dtype == torch.bfloat16
-    wanted = run(exact, video()).features.detach()
+    wanted = run_method(exact, video()).features.detach()
     # As sets of numbers: bfloat16 may put tokens of nearly equal mean time in another order.
     torch.testing.assert_close(out.features.double().mean(1), wanted.mean(1), rtol=0.1, atol=0.1)
 
@@ -68,21 +68,21 @@ def test_parameters_in_half_precision(name):
 @pytest.mark.parametrize("name", GUIDED)
 def test_the_text_matters(name):
     method, tokens = build(name), video()
-    one, other = run(method, tokens, query(seed=0)), run(method, tokens, query(seed=1))
+    one, other = run_method(method, tokens, text_features(seed=0)), run_method(method, tokens, text_features(seed=1))
     assert not torch.allclose(one.features, other.features, atol=1e-3)
     assert not torch.allclose(one.attribution, other.attribution, atol=1e-4)
-    text = query()
+    text = text_features()
     text.requires_grad_()
-    run(method, tokens, text).features.square().sum().backward()
+    run_method(method, tokens, text).features.square().sum().backward()
     assert float(text.grad.abs().max()) > 0
 
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_another_text_is_named(name):
     with pytest.raises(ValueError, match="set text_dim"):
-        run(build(name), video(), torch.zeros(2, 3, D + 1).double())
+        run_method(build(name), video(), torch.zeros(2, 3, D + 1).double())
     with pytest.raises(ValueError, match=r"text as \[B,L,D\]"):
-        run(build(name), video(), torch.zeros(1, 3, D).double())
+        run_method(build(name), video(), torch.zeros(1, 3, D).double())
 
 
 @pytest.mark.parametrize("name", ["perceiver", "qformer", "attentional_pool", "token_turing"])
@@ -90,7 +90,7 @@ def test_after_another_method(name):
     """What was merged away is credited to the cells, and the merged tokens are looked at where they stand."""
     (tome,) = registry.build("tome(0.4)")
     merged = tome(video())
-    out = run(build(name), merged).check()
+    out = run_method(build(name), merged).check()
     assert out.count.tolist() == [5, 5]
     assert bool((out.assignment >= 0).all())
     torch.testing.assert_close(out.sizes.sum(1), torch.full((2,), 48.0))
@@ -122,7 +122,7 @@ def test_weights_are_saved_and_read(name, tmp_path):
     path = save_weights(method, tmp_path / "method.safetensors")
     (again,) = registry.build(SPECS[name], dim=C, checkpoint=str(path))
     tokens = video().to(torch.float32)
-    text = query().float()
-    assert torch.equal(run(method, tokens, text).features, run(again.eval(), tokens, text).features)
+    text = text_features().float()
+    assert torch.equal(run_method(method, tokens, text).features, run_method(again.eval(), tokens, text).features)
     with pytest.raises(ValueError, match="set dim"):
-        run(method, clip(C=C + 1), text)
+        run_method(method, clip(C=C + 1), text)

@@ -85,4 +85,4 @@ def test_after_an_earlier_reduction():
 def test_thresholds_against_loops(value, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
-    naive.same_tokens(registry.build(f"dtd({value})")[0](tokens), naive.dtd(x, value))
+    naive.assert_same_tokens(registry.build(f"dtd({value})")[0](tokens), naive.dtd(x, value))

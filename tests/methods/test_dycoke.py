@@ -49,4 +49,4 @@ class TestDyCoke:
 def test_thresholds_against_loops(value, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
-    naive.same_tokens(registry.build(f"dycoke({value})")[0](tokens), naive.dycoke(x, value))
+    naive.assert_same_tokens(registry.build(f"dycoke({value})")[0](tokens), naive.dycoke(x, value))

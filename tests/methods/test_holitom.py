@@ -60,7 +60,7 @@ def by_loops(x: np.ndarray, attention: np.ndarray, keep: int, tau: float, mix: f
     for s, e in windows:
         static = static_positions(same, s, e) if e > s else []
         if static:
-            score = naive.peaks(x[s : e + 1, static].mean(0), 7).tolist()
+            score = naive.density_peak_scores(x[s : e + 1, static].mean(0), 7).tolist()
             groups.append(("static", [(s, e, position) for position in static], score))
         for t in range(s, e + 1):
             dynamic = [position for position in range(n) if position not in static]

@@ -10,7 +10,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.prunevid import PruneVid, contiguous
 from tests.helpers import naive
 from tests.helpers.naive import video
-from tests.helpers.published import reduced, sums, waves
+from tests.helpers.published import run_spec, sum_and_square_sum, waves
 
 
 class TestPruneVid:
@@ -19,7 +19,7 @@ class TestPruneVid:
     def test_against_loops(self, seed, segments, tau):
         tokens, x = video(T=8, H=5, W=5, seed=seed)
         method = PruneVid(tau=tau, segments=segments, neighbors=4)
-        naive.same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
+        naive.assert_same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
 
     def test_runs_become_contiguous(self):
         """In one padded batch of videos with many and with few stretches."""
@@ -32,7 +32,7 @@ class TestPruneVid:
         real_frames = torch.tensor([[True] * len(row) + [False] * (T - len(row)) for row in rows])
         starts = contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), real_frames)
         for row, first in zip(rows, starts.tolist(), strict=True):
-            assert first == naive.contiguous(row) + list(range(len(row), T))
+            assert first == naive.contiguous_segments(row) + list(range(len(row), T))
 
     def test_a_segment_of_one_frame_has_nothing_static(self):
         """The reference code divides 0 by 0 there."""
@@ -54,9 +54,9 @@ class TestPruneVid:
 
 def test_prunevid():
     """Visual-AI/PruneVid at b12600c: windows of 4 and 4 frames with 12 static tokens and 48 others."""
-    out = reduced("prunevid", waves(8, 5, 5))
+    out = run_spec("prunevid", waves(8, 5, 5))
     assert int(out.count[0]) == 60
-    assert sums(out) == pytest.approx([35.1122, 245.2003], abs=2e-3)
+    assert sum_and_square_sum(out) == pytest.approx([35.1122, 245.2003], abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fewtokens.core import registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.pruning.rlt import Rlt
-from tests.helpers.clips import clip, run
+from tests.helpers.clips import clip, run_method
 from tests.helpers.pixels import pixel_clip
 
 STD = torch.tensor([0.229, 0.224, 0.225])
@@ -75,4 +75,4 @@ class TestRlt:
 
 
 def test_run_gives_each_method_its_cues():
-    assert run(Rlt(), clip()).N > 0
+    assert run_method(Rlt(), clip()).N > 0

@@ -8,7 +8,7 @@ import torch
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from tests.helpers import naive
-from tests.helpers.naive import frames_left, video
+from tests.helpers.naive import num_kept_frames, video
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -18,7 +18,7 @@ def test_against_loops(keep, seed, time):
     tokens, x = video(seed=seed)
     (method,) = registry.build(f"testa({keep}, time={time})")
     target = int(keep * 120 + 1e-6)
-    naive.same_tokens(method(tokens), naive.testa(x, target, frames_left(target, time)))
+    naive.assert_same_tokens(method(tokens), naive.testa(x, target, num_kept_frames(target, time)))
 
 
 def test_frames_are_ranked_by_the_mean_of_their_patches():

@@ -22,8 +22,8 @@ from fewtokens.methods.ops.cross_dynamics import (
 )
 from tests.helpers import naive
 from tests.helpers.clips import clip
-from tests.helpers.dynamics import released, square
-from tests.helpers.planted import agree
+from tests.helpers.dynamics import make_vqtoken, square_clip
+from tests.helpers.planted import same_partition
 
 
 def trained(keep: int | None = 5, **options) -> TokenDynamics:
@@ -39,8 +39,8 @@ def trained(keep: int | None = 5, **options) -> TokenDynamics:
 def test_eight_labels_of_a_seed(seed, labels):
     tokens, x = naive.video(seed=3)
     out = TokenDynamics(6, dim=12, seed=seed)(tokens)
-    assert agree(out.assignment[0], torch.tensor(naive.kmeans(x, 6, seed)))
-    assert agree(out.assignment[0, :8], torch.tensor(labels))
+    assert same_partition(out.assignment[0], torch.tensor(naive.kmeans(x, 6, seed)))
+    assert same_partition(out.assignment[0, :8], torch.tensor(labels))
 
 
 class TestDynamics:
@@ -96,7 +96,7 @@ class TestDynamics:
 
     @pytest.mark.parametrize("mode", ["dynamics", "paper", "released"])
     def test_gradients_reach_everything(self, mode):
-        method, tokens = released() if mode == "released" else trained(mode=mode), square()
+        method, tokens = make_vqtoken() if mode == "released" else trained(mode=mode), square_clip()
         features = tokens.features.clone().requires_grad_()
         method(tokens.replace(features=features)).features.square().sum().backward()
         assert float(features.grad.abs().sum()) > 0

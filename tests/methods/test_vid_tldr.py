@@ -7,7 +7,7 @@ import torch
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.vid_tldr import VidTldr, saliency
-from tests.helpers.vits import embedded, small_vit
+from tests.helpers.vits import embed_frames, small_vit
 
 
 class TestVidTldr:
@@ -53,7 +53,7 @@ def test_sharpness_matches_explicit_attention():
             calls.append((tokens, cues["sharpness"]))
             return Plan.identity(tokens)
 
-    tokens = embedded(vit)
+    tokens = embed_frames(vit)
     vit.walk(tokens, [Spy(0.5)])
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     q, k, _ = vit.blocks[0].attention.project(vit.blocks[0].norm1(x))

@@ -15,7 +15,7 @@ from PIL import Image
 from fewtokens.video import VideoError, read, stream, write
 from fewtokens.video.images import load_picture
 from fewtokens.video.select import MAX_PIXELS, choose
-from tests.video.makers import make, moving, numbered
+from tests.video.makers import make_video, moving_frames, numbered_frames
 
 
 class TestLimits:
@@ -47,7 +47,7 @@ class TestLimits:
                 call()
 
     def test_a_chunk_is_counted_too(self, tmp_path, monkeypatch):
-        path = make(tmp_path / "a.mp4", moving(20))
+        path = make_video(tmp_path / "a.mp4", moving_frames(20))
         monkeypatch.setattr("fewtokens.video.select.MAX_BYTES", 48 * 64 * 3 * 10)
         assert sum(len(part) for part in stream(path, chunk=10)) == 20
         with pytest.raises(VideoError, match="20 frames of 64x48"):
@@ -77,7 +77,7 @@ class TestLimits:
         ],
     )
     def test_what_is_no_number_of_a_video(self, tmp_path, wrong):
-        path = make(tmp_path / "a.mp4", numbered(5))
+        path = make_video(tmp_path / "a.mp4", numbered_frames(5))
         with pytest.raises(ValueError, match=r"frames|fps|size|start|pick"):
             read(path, **wrong)
         for source in (path, tmp_path / "a.png", np.zeros((3, 4, 4, 3), dtype=np.uint8)):
@@ -86,23 +86,23 @@ class TestLimits:
                 read(source, **wrong)
 
     def test_whole_numbers_of_numpy_and_lists_will_do(self, tmp_path):
-        path = make(tmp_path / "a.mp4", numbered(5))
+        path = make_video(tmp_path / "a.mp4", numbered_frames(5))
         assert read(path, frames=np.int64(2), size=[8, np.int32(9)], start=np.float32(0)).frames.shape == (2, 3, 8, 9)
 
     @pytest.mark.parametrize("fps", [0, 1e-9, 1e308, float("nan"), float("inf")])
     @pytest.mark.parametrize("name", ["a.mp4", "a.GIF"])
     def test_rates_that_are_not_written(self, tmp_path, fps, name):
         with pytest.raises(ValueError, match="fps must"):
-            write(tmp_path / name, numbered(2), fps)
+            write(tmp_path / name, numbered_frames(2), fps)
         with pytest.raises(ValueError, match="quality"):
-            write(tmp_path / name, numbered(2), 5, quality=99)
+            write(tmp_path / name, numbered_frames(2), 5, quality=99)
         with pytest.raises(ValueError, match="uint8"):
-            write(tmp_path / name, numbered(2).astype(np.int64), 5)
+            write(tmp_path / name, numbered_frames(2).astype(np.int64), 5)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("fps", [0.01, 29.97, 10_000])
     def test_rates_that_are(self, tmp_path, fps):
-        assert read(write(tmp_path / "a.mkv", numbered(2), fps)).frames.shape[0] == 2
+        assert read(write(tmp_path / "a.mkv", numbered_frames(2), fps)).frames.shape[0] == 2
 
     def test_a_codec_that_does_not_take_the_size(self, tmp_path):
         with pytest.raises(ValueError, match="libx264 does not take 40000x2"):
@@ -148,7 +148,7 @@ class TestScaling:
         soft = torch.rand(1, 3, 23, 40, generator=torch.Generator().manual_seed(0))
         picture = torch.nn.functional.interpolate(soft, (180, 320), mode="bicubic").clamp(0, 1)
         picture = (picture * 255).round().byte()[0].permute(1, 2, 0).numpy()
-        film = make(tmp_path / "a.mkv", picture[None], codec="ffv1", pixels="yuv444p")
+        film = make_video(tmp_path / "a.mkv", picture[None], codec="ffv1", pixels="yuv444p")
         Image.fromarray(picture).save(tmp_path / "a.png")
         expected = by_area(picture, *size)
         ways = {}
@@ -161,7 +161,7 @@ class TestScaling:
         assert np.abs(ways["file"].astype(int) - ways["array"]).mean() < 1
 
     def test_what_keeps_its_size_keeps_its_pixels(self):
-        assert np.array_equal(read(moving(2)).frames.permute(0, 2, 3, 1).numpy(), moving(2))
-        grown = read(moving(2), size=96).frames
+        assert np.array_equal(read(moving_frames(2)).frames.permute(0, 2, 3, 1).numpy(), moving_frames(2))
+        grown = read(moving_frames(2), size=96).frames
         assert grown.shape == (2, 3, 96, 128)
-        assert abs(float(grown.float().mean()) - moving(2).mean()) < 1
+        assert abs(float(grown.float().mean()) - moving_frames(2).mean()) < 1

@@ -16,7 +16,7 @@ from fewtokens.core import files
 from fewtokens.video import Video, VideoError, read, stream, write
 from fewtokens.video.decode import every_frame
 from fewtokens.video.scale import Scaler
-from tests.video.makers import make, moving, numbered
+from tests.video.makers import make_video, moving_frames, numbered_frames
 
 
 def joined(path: Path, chunk: int = 7, **how) -> Video:
@@ -46,7 +46,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("kinds")
-    kinds = {name: make(folder / name, moving(40), **options) for name, options in KINDS.items()}
+    kinds = {name: make_video(folder / name, moving_frames(40), **options) for name, options in KINDS.items()}
     whole = kinds["a.ts"].read_bytes()
     kinds["joined.ts"], kinds["middle.ts"] = folder / "joined.ts", folder / "middle.ts"
     kinds["joined.ts"].write_bytes(whole + whole)
@@ -102,7 +102,7 @@ class TestOneAnswer:
             assert all(answer == answers[0] for answer in answers)
 
     def test_what_comes_after_damage_is_used(self, tmp_path):
-        path = make(tmp_path / "a.mp4", moving(75, 160, 96), gop=20)
+        path = make_video(tmp_path / "a.mp4", moving_frames(75, 160, 96), gop=20)
         data = bytearray(path.read_bytes())
         data[len(data) // 2 : len(data) // 2 + 400] = np.random.default_rng(0).bytes(400)
         path.write_bytes(data)
@@ -113,7 +113,7 @@ class TestOneAnswer:
         assert float(video.times[-1]) == pytest.approx(7.4)
 
     def test_a_length_that_is_no_number(self, tmp_path):
-        path = make(tmp_path / "a.mkv", numbered(4))
+        path = make_video(tmp_path / "a.mkv", numbered_frames(4))
         data = bytearray(path.read_bytes())
         data[data.find(b"\x18\x53\x80\x67") + 4] = 0
         path.write_bytes(data)
@@ -124,13 +124,13 @@ class TestTimes:
     @pytest.mark.parametrize("first", [7500, 0, -300])
     def test_the_length_is_that_of_the_frames(self, tmp_path, first):
         times = [first + 100 * n for n in range(30)]
-        video = read(make(tmp_path / "a.mkv", numbered(30), times=times, options={"bf": "0"}))
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(30), times=times, options={"bf": "0"}))
         assert video.times.tolist() == pytest.approx([n / 10 for n in range(30)], abs=1e-3)
         assert video.duration == pytest.approx(3.0, abs=2e-3)
         assert video.fps == pytest.approx(10, rel=1e-3)
 
     def test_the_interval_is_that_of_the_frames_at_hand(self, tmp_path):
-        path = make(tmp_path / "a.mp4", numbered(60))
+        path = make_video(tmp_path / "a.mp4", numbered_frames(60))
         assert read(path, fps=2, start=2, end=4).interval == pytest.approx(0.5)
         assert read(path).interval == pytest.approx(0.1)
         assert read(path, frames=1).interval == pytest.approx(0.1)
@@ -138,7 +138,9 @@ class TestTimes:
         assert Video(torch.zeros(1, 3, 4, 4), torch.zeros(1)).interval is None
 
     def test_a_gap_of_years_takes_no_memory(self, tmp_path):
-        path = make(tmp_path / "a.mkv", numbered(4), times=[0, 100, 10**12, 10**12 + 100], options={"bf": "0"})
+        path = make_video(
+            tmp_path / "a.mkv", numbered_frames(4), times=[0, 100, 10**12, 10**12 + 100], options={"bf": "0"}
+        )
         for video in (read(path, fps=2), joined(path, fps=2)):
             assert len(video) == 3
             assert float(video.times[-1]) == pytest.approx(1e9, abs=1)
@@ -160,7 +162,7 @@ def turned(path: Path, a: int, b: int, c: int, d: int) -> Path:
      (0, -1, -1, 0)],
 )  # fmt: skip
 def test_every_display_matrix(tmp_path, matrix):
-    path = make(tmp_path / "a.mp4", moving(2))
+    path = make_video(tmp_path / "a.mp4", moving_frames(2))
     stored = read(path).frames[0]
     a, b, c, d = matrix
     # A point (x, y) goes to (a x + c y, b x + d y), and the picture to where both are 0 or more.
@@ -204,11 +206,11 @@ class TestAnimations:
         ],
     )
     def test_all_pictures_with_their_times(self, tmp_path, name, options, times):
-        images = [Image.fromarray(picture) for picture in moving(4)]
+        images = [Image.fromarray(picture) for picture in moving_frames(4)]
         path = tmp_path / name
         images[0].save(path, save_all=True, append_images=images[1:], **options)
         video = read(path)
-        assert torch.equal(video.frames.permute(0, 2, 3, 1), torch.from_numpy(moving(4)))
+        assert torch.equal(video.frames.permute(0, 2, 3, 1), torch.from_numpy(moving_frames(4)))
         assert video.times.tolist() == pytest.approx(times)
         assert video.duration == pytest.approx(times[-1] + (0.1 if options else 0.04))
         assert same(video, joined(path, 3))
@@ -216,22 +218,22 @@ class TestAnimations:
         assert (some.frames.shape, some.times.tolist()) == ((2, 3, 24, 32), pytest.approx([0, times[-1]]))
 
     def test_the_still_picture_of_an_animation_is_none_of_its_frames(self, tmp_path):
-        images = [Image.fromarray(picture) for picture in moving(4)]
+        images = [Image.fromarray(picture) for picture in moving_frames(4)]
         images[0].save(tmp_path / "a.png", save_all=True, append_images=images[1:], default_image=True, duration=40)
-        assert torch.equal(read(tmp_path / "a.png").frames.permute(0, 2, 3, 1), torch.from_numpy(moving(4)[1:]))
+        assert torch.equal(read(tmp_path / "a.png").frames.permute(0, 2, 3, 1), torch.from_numpy(moving_frames(4)[1:]))
 
     def test_a_folder_by_stream(self, tmp_path):
-        for n, picture in enumerate(moving(5)):
+        for n, picture in enumerate(moving_frames(5)):
             Image.fromarray(picture).save(tmp_path / f"{n}.png")
         assert same(read(tmp_path), joined(tmp_path, 2))
 
     @pytest.mark.parametrize("turn", range(1, 9))
     def test_every_exif_orientation(self, tmp_path, turn):
-        image = Image.fromarray(moving(1)[0])
+        image = Image.fromarray(moving_frames(1)[0])
         exif = image.getexif()
         exif[0x0112] = turn
         image.save(tmp_path / "a.png", exif=exif)
-        x = moving(1)[0]
+        x = moving_frames(1)[0]
         expected = {
             1: x, 2: x[:, ::-1], 3: x[::-1, ::-1], 4: x[::-1], 5: x.transpose(1, 0, 2), 6: np.rot90(x, -1),
             7: x[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(x),
@@ -245,7 +247,7 @@ class TestNames:
     )
     def test_there_and_back(self, tmp_path, monkeypatch, name):
         monkeypatch.chdir(tmp_path)
-        write(name, numbered(3), 10)
+        write(name, numbered_frames(3), 10)
         assert [path.name for path in tmp_path.iterdir()] == [name]
         assert len(read(name)) == len(joined(Path(name))) == 3
         with pytest.raises(VideoError, match="no such file"):
@@ -263,7 +265,7 @@ class TestNames:
         assert len(read(tmp_path)) == 4
 
     def test_a_playlist_reaches_nothing(self, tmp_path):
-        make(tmp_path / "a.mp4", numbered(3))
+        make_video(tmp_path / "a.mp4", numbered_frames(3))
         (tmp_path / "b.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{tmp_path}/a.ts\n")
         with pytest.raises(VideoError):
             read(tmp_path / "b.mp4")
@@ -271,7 +273,7 @@ class TestNames:
 
 def test_the_memory_of_frames_does_not_wait_for_the_garbage_collector(tmp_path):
     """Holes in damaged frames show what the decoder's memory held before, which must be the same each time."""
-    path = make(tmp_path / "a.mp4", moving(12))
+    path = make_video(tmp_path / "a.mp4", moving_frames(12))
     scaler = Scaler(None, "a.mp4")
     gc.collect()
     gc.disable()

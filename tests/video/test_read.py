@@ -15,20 +15,20 @@ from PIL import Image
 from fewtokens.video import Video, VideoError, read, stream, synthetic, write
 from fewtokens.video.select import choose
 from tests.helpers.data import data_path
-from tests.video.makers import levels, make, moving, numbered, only_sound
+from tests.video.makers import gray_levels, make_audio_only, make_video, moving_frames, numbered_frames
 
 
 def close(found: list[int], expected: list[int]) -> bool:
     return len(found) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(found, expected, strict=True))
 
 
-LEVELS = levels(torch.from_numpy(numbered(40).copy()).permute(0, 3, 1, 2))
+LEVELS = gray_levels(torch.from_numpy(numbered_frames(40).copy()).permute(0, 3, 1, 2))
 
 
 class TestFrames:
     def test_all_of_them(self, tmp_path):
-        video = read(make(tmp_path / "a.mp4", numbered(20)))
-        assert close(levels(video.frames), LEVELS[:20])
+        video = read(make_video(tmp_path / "a.mp4", numbered_frames(20)))
+        assert close(gray_levels(video.frames), LEVELS[:20])
         torch.testing.assert_close(video.times, torch.arange(20, dtype=torch.float64) / 10)
         assert video.frames.dtype == torch.uint8
         assert (video.size, len(video), video.name) == ((48, 64), 20, "a.mp4")
@@ -37,23 +37,23 @@ class TestFrames:
         assert video.source_size == (tmp_path / "a.mp4").stat().st_size
 
     def test_spread_evenly(self, tmp_path):
-        video = read(make(tmp_path / "a.mp4", numbered(20)), frames=5)
+        video = read(make_video(tmp_path / "a.mp4", numbered_frames(20)), frames=5)
         chosen = np.round(np.linspace(0, 19, 5)).astype(int)
-        assert close(levels(video.frames), [LEVELS[n] for n in chosen])
+        assert close(gray_levels(video.frames), [LEVELS[n] for n in chosen])
         torch.testing.assert_close(video.times, torch.from_numpy(chosen / 10))
 
     def test_more_than_there_are(self, tmp_path):
-        assert len(read(make(tmp_path / "a.mp4", numbered(3)), frames=10)) == 3
+        assert len(read(make_video(tmp_path / "a.mp4", numbered_frames(3)), frames=10)) == 3
 
     def test_at_a_rate(self, tmp_path):
-        video = read(make(tmp_path / "a.mp4", numbered(20)), fps=4)
+        video = read(make_video(tmp_path / "a.mp4", numbered_frames(20)), fps=4)
         assert video.times.tolist() == pytest.approx([0, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5, 1.7])
 
     def test_a_higher_rate_gives_each_frame_once(self, tmp_path):
-        assert len(read(make(tmp_path / "a.mp4", numbered(5)), fps=100)) == 5
+        assert len(read(make_video(tmp_path / "a.mp4", numbered_frames(5)), fps=100)) == 5
 
     def test_a_span(self, tmp_path):
-        path = make(tmp_path / "a.mp4", numbered(20))
+        path = make_video(tmp_path / "a.mp4", numbered_frames(20))
         assert read(path, start=0.5, end=1.0).times.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
         assert read(path, frames=2, start=1.0).times.tolist() == pytest.approx([1.0, 1.9])
 
@@ -79,7 +79,7 @@ class TestFrames:
     def test_chosen_frames_are_those_of_a_full_reading(self, tmp_path, options, suffix):
         if suffix == ".avi" and options.get("codec") == "libx265":
             pytest.skip("no HEVC in AVI")
-        path = make(tmp_path / f"a{suffix}", moving(90), **options)
+        path = make_video(tmp_path / f"a{suffix}", moving_frames(90), **options)
         whole = read(path)
         assert len(whole) == 90
         for n in (1, 2, 4, 13):
@@ -91,22 +91,22 @@ class TestFrames:
 class TestOddFiles:
     def test_variable_frame_rate(self, tmp_path):
         times = [0, 40, 100, 1000, 1040, 2500]
-        video = read(make(tmp_path / "a.mkv", numbered(6), times=times))
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(6), times=times))
         assert video.times.tolist() == pytest.approx([t / 1000 for t in times], abs=1e-3)
         assert read(tmp_path / "a.mkv", fps=1).times.tolist() == pytest.approx([0, 1.0, 1.04], abs=1e-3)
 
     def test_a_late_start_begins_at_zero(self, tmp_path):
-        video = read(make(tmp_path / "a.mkv", numbered(4), times=[700, 800, 900, 1000]))
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(4), times=[700, 800, 900, 1000]))
         assert video.times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-3)
 
     def test_odd_sizes(self, tmp_path):
-        path = make(tmp_path / "a.mkv", moving(3, 63, 37), codec="ffv1", pixels="yuv444p")
+        path = make_video(tmp_path / "a.mkv", moving_frames(3, 63, 37), codec="ffv1", pixels="yuv444p")
         assert read(path).size == (37, 63)
         assert read(path, size=16).size == (16, 27)
         assert read(path, size=(10, 11)).size == (10, 11)
 
     def test_pixels_that_are_not_square(self, tmp_path):
-        path = make(tmp_path / "a.mp4", moving(2), aspect=Fraction(2, 1))
+        path = make_video(tmp_path / "a.mp4", moving_frames(2), aspect=Fraction(2, 1))
         assert read(path).size == (48, 128)
         assert read(path, size=24).size == (24, 64)
 
@@ -114,7 +114,7 @@ class TestOddFiles:
     def test_rotation(self, tmp_path, angle):
         image = np.zeros((2, 48, 64, 3), dtype=np.uint8)
         image[:, :24, :32] = 250  # bright in the upper left corner of what is stored
-        video = read(make(tmp_path / "a.mp4", image, rotation=angle))
+        video = read(make_video(tmp_path / "a.mp4", image, rotation=angle))
         expected = np.rot90(image[0], angle // 90)
         assert video.size == expected.shape[:2]
         difference = video.frames[0].permute(1, 2, 0).int() - torch.from_numpy(expected.copy()).int()
@@ -124,8 +124,8 @@ class TestOddFiles:
     def test_deep_colours(self, tmp_path, pixels):
         codec = "ffv1" if "gbr" in pixels or "12" in pixels else "libx265"
         options = {} if codec == "ffv1" else {"x265-params": "log-level=none"}
-        video = read(make(tmp_path / "a.mkv", numbered(4), codec=codec, pixels=pixels, options=options))
-        assert close(levels(video.frames), LEVELS[:4])
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(4), codec=codec, pixels=pixels, options=options))
+        assert close(gray_levels(video.frames), LEVELS[:4])
 
     def test_transparency_lies_over_black(self, tmp_path):
         import av
@@ -165,22 +165,22 @@ class TestOddFiles:
             read(path, video_stream=2)
 
     def test_no_duration_and_no_frame_count(self, tmp_path):
-        path = make(tmp_path / "a.h264", moving(25))
+        path = make_video(tmp_path / "a.h264", moving_frames(25))
         video = read(path, frames=4)
         assert len(video) == 4
         assert bool((video.times[1:] > video.times[:-1]).all())
 
     def test_gif(self, tmp_path):
-        path = write(tmp_path / "a.gif", numbered(5), 10)
+        path = write(tmp_path / "a.gif", numbered_frames(5), 10)
         video = read(path)
-        assert close(levels(video.frames), LEVELS[:5])
+        assert close(gray_levels(video.frames), LEVELS[:5])
         assert video.times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
     def test_sound_does_not_matter(self, tmp_path):
-        assert len(read(make(tmp_path / "a.mp4", numbered(8), sound=True))) == 8
+        assert len(read(make_video(tmp_path / "a.mp4", numbered_frames(8), sound=True))) == 8
 
     def test_a_name_that_looks_like_a_protocol(self, tmp_path, monkeypatch):
-        make(tmp_path / "a.mp4", numbered(2))
+        make_video(tmp_path / "a.mp4", numbered_frames(2))
         shutil.move(tmp_path / "a.mp4", tmp_path / "take:1 %d.mp4")
         monkeypatch.chdir(tmp_path)
         assert len(read(tmp_path / "take:1 %d.mp4")) == 2
@@ -188,9 +188,9 @@ class TestOddFiles:
 
 class TestImagesAndArrays:
     def test_one_image(self, tmp_path):
-        Image.fromarray(moving(1)[0]).save(tmp_path / "a.png")
+        Image.fromarray(moving_frames(1)[0]).save(tmp_path / "a.png")
         video = read(tmp_path / "a.png")
-        assert torch.equal(video.frames[0].permute(1, 2, 0), torch.from_numpy(moving(1)[0]))
+        assert torch.equal(video.frames[0].permute(1, 2, 0), torch.from_numpy(moving_frames(1)[0]))
         assert video.times.tolist() == [0]
         assert read(tmp_path / "a.png", size=24).size == (24, 32)
 
@@ -200,7 +200,7 @@ class TestImagesAndArrays:
         assert int(frame[0, 7, 7]) == round(63000 / 257)
         Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
         assert int(read(tmp_path / "clear.png").frames.max()) == 0
-        turned = Image.fromarray(moving(1)[0])
+        turned = Image.fromarray(moving_frames(1)[0])
         exif = turned.getexif()
         exif[0x0112] = 6
         turned.save(tmp_path / "turned.jpg", exif=exif)
@@ -211,18 +211,18 @@ class TestImagesAndArrays:
             Image.fromarray(np.full((8, 8, 3), n * 10, dtype=np.uint8)).save(tmp_path / f"im{n}.png")
         (tmp_path / "notes.txt").write_text("no image")
         video = read(tmp_path)
-        assert levels(video.frames) == [10, 20, 90, 100]
+        assert gray_levels(video.frames) == [10, 20, 90, 100]
         assert video.times.tolist() == pytest.approx([0, 0.04, 0.08, 0.12])
-        assert levels(read(tmp_path, frames=2).frames) == [10, 100]
+        assert gray_levels(read(tmp_path, frames=2).frames) == [10, 100]
 
     @pytest.mark.parametrize("layout", ["thwc", "tchw", "hwc"])
     @pytest.mark.parametrize("kind", ["uint8", "float"])
     def test_arrays(self, layout, kind):
-        array = moving(4) if layout != "hwc" else moving(1)[0]
+        array = moving_frames(4) if layout != "hwc" else moving_frames(1)[0]
         array = array / 255.0 if kind == "float" else array
         array = array.transpose(0, 3, 1, 2) if layout == "tchw" else array
         video = read(array)
-        expected = torch.from_numpy(moving(1 if layout == "hwc" else 4)).permute(0, 3, 1, 2)
+        expected = torch.from_numpy(moving_frames(1 if layout == "hwc" else 4)).permute(0, 3, 1, 2)
         assert torch.equal(video.frames, expected)
         assert torch.equal(read(torch.from_numpy(np.ascontiguousarray(array))).frames, expected)
         assert read(array, frames=1, size=12).frames.shape == (1, 3, 12, 16)
@@ -243,7 +243,7 @@ class TestBadInput:
             (lambda p: p.write_bytes(b""), "empty"),
             (lambda p: p.write_text("hello " * 200), "not a video"),
             (lambda p: p.write_bytes(bytes(range(256)) * 40), "not a video"),
-            (lambda p: only_sound(p), "only sound"),
+            (lambda p: make_audio_only(p), "only sound"),
             (lambda p: p.mkdir(), "without images"),
         ],
     )
@@ -256,7 +256,7 @@ class TestBadInput:
         assert "a.mp4" in str(caught.value)
 
     def test_a_stream_without_frames(self, tmp_path):
-        path = make(tmp_path / "a.avi", moving(3), codec="mpeg4")
+        path = make_video(tmp_path / "a.avi", moving_frames(3), codec="mpeg4")
         data = path.read_bytes()
         # The chunks of frames renamed, so that the header declares a video and nothing belongs to it.
         path.write_bytes(data.replace(b"00dc", b"JUNK"))
@@ -267,7 +267,7 @@ class TestBadInput:
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
     def test_cut_in_the_middle(self, tmp_path, suffix):
         extra = {"movflags": "faststart"} if suffix == ".mp4" else {}
-        path = make(tmp_path / f"a{suffix}", moving(60), container=extra)
+        path = make_video(tmp_path / f"a{suffix}", moving_frames(60), container=extra)
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
         with pytest.raises(VideoError, match=r"only \d+ of \d+ frames can be decoded.*--allow-truncated") as caught:
             read(path, frames=2)
@@ -281,13 +281,13 @@ class TestBadInput:
             next(stream(path))
 
     def test_cut_without_its_index(self, tmp_path):
-        path = make(tmp_path / "a.mp4", moving(60))
+        path = make_video(tmp_path / "a.mp4", moving_frames(60))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(VideoError, match=r"cannot|cut short|can be opened"):
             read(path, allow_truncated=True)
 
     def test_damage_in_the_middle(self, tmp_path):
-        path = make(tmp_path / "a.mkv", moving(60), codec="ffv1", pixels="yuv420p")
+        path = make_video(tmp_path / "a.mkv", moving_frames(60), codec="ffv1", pixels="yuv420p")
         data = bytearray(path.read_bytes())
         middle = len(data) // 2
         data[middle : middle + 4000] = b"\xff" * 4000
@@ -310,7 +310,7 @@ class TestBadInput:
             read(path)
 
     def test_too_much_at_once(self, tmp_path, monkeypatch):
-        path = make(tmp_path / "a.mp4", moving(20))
+        path = make_video(tmp_path / "a.mp4", moving_frames(20))
         monkeypatch.setattr("fewtokens.video.select.MAX_BYTES", 20_000)
         with pytest.raises(VideoError, match="GiB"):
             read(path)
@@ -330,14 +330,14 @@ class TestBadInput:
         ],
     )
     def test_impossible_numbers(self, tmp_path, numbers):
-        path = make(tmp_path / "a.mp4", numbered(5))
+        path = make_video(tmp_path / "a.mp4", numbered_frames(5))
         with pytest.raises(ValueError, match=r"frames|fps|size|start|frame between"):
             read(path, **numbers)
 
     def test_broken_images(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"")
         (tmp_path / "b.png").write_text("text")
-        Image.fromarray(moving(1)[0]).save(tmp_path / "c.png")
+        Image.fromarray(moving_frames(1)[0]).save(tmp_path / "c.png")
         (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:200])
         for name in "abc":
             with pytest.raises(VideoError, match=f"{name}.png"):
@@ -348,7 +348,7 @@ class TestStream:
     @pytest.mark.parametrize("chunk", [1, 7, 100])
     @pytest.mark.parametrize("how", [{}, {"fps": 3.0}, {"fps": 7.0, "start": 0.55}, {"start": 1.0, "end": 3.3}])
     def test_chunks_are_the_whole(self, tmp_path, chunk, how):
-        path = make(tmp_path / "a.mp4", moving(45), gop=10)
+        path = make_video(tmp_path / "a.mp4", moving_frames(45), gop=10)
         whole = read(path, size=24, **how)
         parts = list(stream(path, chunk=chunk, size=24, **how))
         assert all(len(part) == chunk for part in parts[:-1])
@@ -356,7 +356,7 @@ class TestStream:
         assert torch.equal(torch.cat([part.frames for part in parts]), whole.frames)
 
     def test_nothing_there(self, tmp_path):
-        path = make(tmp_path / "a.mp4", numbered(5))
+        path = make_video(tmp_path / "a.mp4", numbered_frames(5))
         with pytest.raises(VideoError, match="no frame between"):
             list(stream(path, start=50))
         with pytest.raises(ValueError, match="chunk"):
@@ -368,9 +368,9 @@ class TestStream:
 class TestWrite:
     @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.mkv"])
     def test_there_and_back(self, tmp_path, name):
-        frames = torch.from_numpy(numbered(6, 64, 48).copy())
+        frames = torch.from_numpy(numbered_frames(6, 64, 48).copy())
         video = read(write(tmp_path / name, frames, 10))
-        assert close(levels(video.frames), LEVELS[:6])
+        assert close(gray_levels(video.frames), LEVELS[:6])
         assert [p.name for p in tmp_path.iterdir()] == [name]
 
     def test_layouts_and_odd_sizes(self, tmp_path):

@@ -220,7 +220,8 @@ class Pipeline(Pushable, nn.Module):
         for reducer in reducers:
             if extending and reducer is not extending[0] and reducer.causal:
                 raise ValueError(
-                    f"{reducer.name} cannot be streamed after {extending[0].name}, whose tokens extend into later chunks"
+                    f"{reducer.name} cannot be streamed after {extending[0].name}, "
+                    "whose tokens extend into later chunks"
                 )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewtokens.methods.ops.density import density_peaks, nearest_center
-from tests.helpers.planted import planted
+from tests.helpers.planted import planted_clusters
 
 
 def slow_peaks(x: torch.Tensor, k: int) -> torch.Tensor:
@@ -36,7 +36,7 @@ class TestDpcKnn:
         assert torch.equal(nearest_center(x, x[:, :9], mask[:, :9]), near)
 
     def test_large_features_do_not_underflow(self):
-        tokens, _ = planted(8)
+        tokens, _ = planted_clusters(8)
         big = tokens.replace(features=tokens.features * 1000)
         scores = density_peaks(big.features, big.mask, 7)
         assert len(scores.unique()) > 200
