@@ -23,7 +23,7 @@ def video(T: int = 6, H: int = 4, W: int = 5, C: int = 12, seed: int = 0) -> tup
 
 
 def num_kept_frames(target: int, time: float) -> int:
-    """Returns how many of the 6 frames (20 cells each) of `video` to keep: (kept fraction) ** `time` of them, clamped."""
+    """Returns how many of the 6 frames (20 cells each) of `video` to keep: (kept fraction) ** `time`, clamped."""
     return min(target, max(round(6 * (target / 120) ** time), -(-target // 20)))
 
 

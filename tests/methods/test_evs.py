@@ -45,7 +45,7 @@ class TestEvs:
             assert bool((more | ~less).all())
 
 
-def test_as_vllm():
+def test_vllm_reference():
     """vllm-project/vllm, vllm/multimodal/video_prune/evs.py at d750efb."""
     expected = [*range(25), 126, 130, 131, 132]
     assert kept_cells(run_spec("evs(q=0.8)", waves(6, 5, 5))) == expected

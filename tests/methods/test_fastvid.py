@@ -42,9 +42,9 @@ def by_loops(x, attention, frames, keep, *, segments, tau, context, stride, beta
         anchor_frames = range(e, s - 1, -stride)
         num_anchors = num_context * (e - s + 1) // len(anchor_frames)
         for f in anchor_frames:
-            places = [p for p in range(n) if (f, p) not in salient]
-            score = dict(zip(places, naive.density_peak_scores(x[f, places], neighbors), strict=True))
-            anchors = sorted(places, key=lambda p, score=score: -score[p])[:num_anchors]
+            positions = [p for p in range(n) if (f, p) not in salient]
+            score = dict(zip(positions, naive.density_peak_scores(x[f, positions], neighbors), strict=True))
+            anchors = sorted(positions, key=lambda p, score=score: -score[p])[:num_anchors]
             members: dict[int, list[np.ndarray]] = {p: [x[f, p]] for p in anchors}
             for t in range(s, e + 1) if num_anchors != num_context else [f]:
                 for p in range(n):

@@ -35,7 +35,7 @@ class TestKMeans:
             members = tokens.features[0, out.assignment[0] == m]
             torch.testing.assert_close(out.features[0, m], members.mean(0))
 
-    def test_blocks_change_nothing(self, monkeypatch):
+    def test_the_block_size_changes_nothing(self, monkeypatch):
         tokens, _ = planted_clusters(6, noise=0.3)
         expected = KMeans(6)(tokens)
         monkeypatch.setattr("fewtokens.methods.ops.spherical._MAX_BLOCK_ENTRIES", 50)
@@ -64,8 +64,8 @@ class TestKMeans:
     def test_adaptive_length_of_one_color_is_k_min(self, criterion):
         for seed in range(12):
             color = torch.randn(1, 1, 1, 1, 16, generator=torch.Generator().manual_seed(seed))
-            still = Tokens.from_cells(color.expand(1, 8, 6, 6, 16))
-            assert KMeans(criterion=criterion, k_min=4, k_max=9)(still).N == 4
+            static = Tokens.from_cells(color.expand(1, 8, 6, 6, 16))
+            assert KMeans(criterion=criterion, k_min=4, k_max=9)(static).N == 4
 
     def test_adaptive_length_grows_with_content(self):
         lengths = [KMeans(criterion="silhouette", k_min=2, k_max=24)(planted_clusters(k)[0]).N for k in (3, 9, 18)]
@@ -78,12 +78,12 @@ class TestKMeans:
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
         assert same_partition(out.assignment[0], labels)
 
-    def test_bad_arguments(self):
-        for wrong in (
+    def test_invalid_arguments(self):
+        for arguments in (
             {"criterion": "gap"},
             {"keep": 4, "criterion": "elbow"},
             {"k_min": 5, "k_max": 4, "criterion": "elbow"},
             {"iterations": 0},
         ):
             with pytest.raises(ValueError, match=r"kmeans|k_min|iterations"):
-                KMeans(**wrong)
+                KMeans(**arguments)

@@ -22,7 +22,7 @@ class TestPruneVid:
         naive.assert_same_tokens(method(tokens), naive.prunevid(x, tau, segments, 0.5, 4))
 
     def test_runs_become_contiguous(self):
-        """In one padded batch of videos with many and with few stretches."""
+        """In a padded batch of videos with few and with many runs."""
         generator = np.random.default_rng(0)
         rows = []
         for index in range(300):
@@ -39,7 +39,7 @@ class TestPruneVid:
         tokens, _ = video(T=1)
         assert PruneVid(ratio=1.0)(tokens).N == tokens.N
 
-    def test_a_still_video_is_one_frame_at_most(self):
+    def test_a_static_video_is_at_most_one_frame(self):
         frame = torch.randn(1, 1, 4, 4, 8)
         tokens = Tokens.from_cells(frame.expand(-1, 6, -1, -1, -1).contiguous())
         out = PruneVid(segments=0.1, ratio=1.0)(tokens)
@@ -69,6 +69,6 @@ def test_prunevid():
     ],
 )
 def test_prunevid_windows(labels, windows):
-    """Visual-AI/PruneVid at b12600c, refine_clusters: clusters of single frames go, all longest runs stay."""
+    """Visual-AI/PruneVid at b12600c, refine_clusters: removes clusters of single frames, keeps all longest runs."""
     first = contiguous(torch.tensor([labels]), torch.ones(1, len(labels), dtype=torch.bool))
     assert first[0].unique(return_counts=True)[1].tolist() == windows

@@ -22,7 +22,7 @@ def test_fractions_are_of_the_tokens_at_the_first_layer():
         inputs = replace(inputs, video=decision.kept & inputs.video, scores=inputs.scores.flip(1))
 
 
-def test_the_papers_stages():
+def test_the_stages_of_the_paper():
     """A quarter, a half and three quarters of the depth, each scored by the layer that follows."""
     assert PyramidDrop().prune_points(32) == [PrunePoint(layer, layer) for layer in (8, 16, 24)]
     assert PyramidDrop().prune_points(28) == [PrunePoint(layer, layer) for layer in (7, 14, 21)]

@@ -26,10 +26,10 @@ def test_against_loops(tau, tau_time, positions):
         for mean, cells in tokens:
             first, columns = 3 + min(cells), [3 + cell for cell in cells]
             np.testing.assert_allclose(hidden[first].numpy(), mean, rtol=1e-5, atol=1e-6)
-            for now, before in zip(decision.rope, (cos, sin), strict=True):
-                expected = before[columns].mean(0) if positions == "average" else before[first]
-                np.testing.assert_allclose(now[b, first].numpy(), expected, rtol=1e-5, atol=1e-6)
+            for new, old in zip(decision.rope, (cos, sin), strict=True):
+                expected = old[columns].mean(0) if positions == "average" else old[first]
+                np.testing.assert_allclose(new[b, first].numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_it_needs_no_scores():
+def test_no_scores_are_required():
     assert SttmInner().prune_points(28) == [PrunePoint(2, None)]

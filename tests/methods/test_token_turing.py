@@ -1,4 +1,4 @@
-"""Token Turing Machine against loops, and frame by frame."""
+"""Token Turing Machine against loops, and run per frame."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ def test_frame_by_frame_equals_the_full_video():
     # Later frames do not change earlier memories.
     changed = tokens.replace(features=torch.cat([tokens.features[:, :24], -tokens.features[:, 24:]], 1))
     memory = None
-    for number, frame in enumerate(split_frames(changed)):
+    for index, frame in enumerate(split_frames(changed)):
         memory, _ = method.advance(frame, memory)
-        assert torch.equal(memory, memories[number]) is (number < 2)
+        assert torch.equal(memory, memories[index]) is (index < 2)
 
 
 def test_a_frame_without_tokens_leaves_the_memory_unchanged():
     method, tokens = build("token_turing"), video(T=3)
     (drop,) = registry.build("fewer_frames(24)")
-    two = drop(tokens)  # without the middle or the last frame
-    out = run_method(method, two)
-    survivors = sorted(set(two.frame[0].tolist()))
+    reduced = drop(tokens)  # without the middle or the last frame
+    out = run_method(method, reduced)
+    survivors = sorted(set(reduced.frame[0].tolist()))
     assert len(survivors) == 2
     memory = None
     for t in survivors:

@@ -34,7 +34,7 @@ class TestVidTldr:
         torch.testing.assert_close(out.features[0], torch.stack([x[4], first, second, x[5]]))
         torch.testing.assert_close(out.sizes[0], torch.stack([score[2], 1 + score[0], 2 * score[2], score[2]]))
 
-    def test_the_papers_schedule(self):
+    def test_the_schedule_of_the_paper(self):
         """UMT-B: of 2352 tokens, 600, 200 and 100 are removed."""
         tokens = Tokens.from_cells(torch.randn(1, 1, 1, 2352, 4))
         method, counts = VidTldr(r=(600, 200, 100)), []

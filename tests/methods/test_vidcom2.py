@@ -37,7 +37,7 @@ class TestVidCom2:
         assert VidCom2(0.001).planned_count(grid) == 32
 
 
-def test_as_vllm():
+def test_vllm_reference():
     """vllm-project/vllm, vllm/multimodal/video_prune/vidcom2.py at 0f17ee0."""
     expected = [1, 3, 20, 21, 22, 24, 25, 29, 45, 46, 47, 48, 56, 58, 70]
     expected += [71, 72, 78, 95, 96, 97, 103, 120, 121, 122, 125, 127, 131, 146]

@@ -14,7 +14,7 @@ from tests.helpers import naive
 from tests.helpers.clips import clip, cues, run_method
 
 
-def as_clip(pixels):
+def normalize_for_clip(pixels):
     """Pixels [B,N,P,D] in 0..1, channel last, normalized by CLIP's processor, float64 [B,N,P*D]."""
     mean, std = (torch.tensor(value, dtype=torch.float64) for value in (CLIP_MEAN, CLIP_STD))
     return ((pixels.double().unflatten(3, (-1, 3)) - mean) / std).flatten(2)
@@ -25,14 +25,14 @@ class TestVisualWords:
         tokens = clip(T=3, H=4, W=4, B=1)
         pixels = cues(tokens)["pixels"]
         out = run_method(VisualWords(0.5), tokens)
-        variance = as_clip(pixels)[0].var(1, correction=0).numpy().reshape(3, 16)
+        variance = normalize_for_clip(pixels)[0].var(1, correction=0).numpy().reshape(3, 16)
         expected = [t * 16 + int(i) for t in range(3) for i in sorted(np.argsort(-variance[t], kind="stable")[:8])]
         assert out.cell[0].tolist() == expected
 
     @pytest.mark.parametrize("distance", [0.0, 0.05, 0.2, 2.0])
     def test_words_against_loops(self, distance, tmp_path):
         tokens = clip(T=3, H=4, W=5, B=1)
-        pixels = as_clip(cues(tokens)["pixels"])
+        pixels = normalize_for_clip(cues(tokens)["pixels"])
         words = torch.randn(7, pixels.shape[2], generator=torch.Generator().manual_seed(1))
         words[:3] = pixels[0, [1, 8, 30]]
         path = save_words(words, tmp_path / "words.safetensors")
@@ -65,7 +65,7 @@ class TestVisualWords:
             assert torch.equal(both[b].assignment, run_method(VisualWords(words=path), tokens[b]).assignment)
         assert run_method(VisualWords(0.1, words=path), tokens).count.tolist() == [12, 12]
 
-    def test_mistakes(self, tmp_path):
+    def test_errors(self, tmp_path):
         with pytest.raises(ValueError, match="at least 12 patches"):
             fit_words([torch.rand(3, 6)], 12)
         with pytest.raises(ValueError, match="distance requires"):

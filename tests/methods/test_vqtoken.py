@@ -21,17 +21,17 @@ from tests.helpers.dynamics import make_vqtoken, square_clip
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_clusters_are_those_of_the_seed(seed):
-    """Queries are rows of cluster numbers, keys are cluster means, here from a k-means in loops."""
+    """Queries are rows of cluster indices, keys are cluster means, here from k-means written as loops."""
     tokens, x = naive.video(T=4, H=3, W=3, C=24, seed=3)
     method = make_vqtoken(4, seed=seed)
     labels = naive.kmeans(x, 4, seed)
     rows = naive.unit(x.reshape(36, 24))
     groups = [[(rows[cell], [cell]) for cell in range(36) if labels[cell] == k] for k in range(4)]
     clusters = naive.sort_by_position([naive.merge(group) for group in groups], (4, 3, 3))
-    number = torch.tensor([next(k for k, (_, cells) in enumerate(clusters) if cell in cells) for cell in range(36)])
+    index = torch.tensor([next(k for k, (_, cells) in enumerate(clusters) if cell in cells) for cell in range(36)])
     means = torch.from_numpy(np.stack([mean for mean, _ in clusters])).float()
     with torch.no_grad():
-        queries = method.attention.to_q_proj(number.reshape(4, 9).float())[None]
+        queries = method.attention.to_q_proj(index.reshape(4, 9).float())[None]
         expected = method.attention.transformer_decoder(queries, means[None])
         torch.testing.assert_close(method(tokens).features, expected, rtol=1e-4, atol=1e-5)
 
@@ -92,7 +92,7 @@ class TestReference:
         method = make_vqtoken(None, criterion="silhouette", between=(2, 6))
         padded = clip(6, 3, 3, lengths=[3, 6])
         with torch.no_grad():
-            together = method(padded)
+            batch = method(padded)
             for b, length in enumerate((3, 6)):
                 alone = Tokens.from_cells(padded.features[b : b + 1, : length * 9], Grid(length, 3, 3))
-                torch.testing.assert_close(together[b].features, method(alone).features, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(batch[b].features, method(alone).features, rtol=1e-4, atol=1e-5)

@@ -249,6 +249,6 @@ def top(state: LayerState, count: Tensor) -> Tensor:
 
 
 def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """Selects the `count` [B] highest `scores` [B,M] where `allowed` [B,M]; ties go to the first. Returns bool [B,M]."""
+    """Selects the `count` [B] highest `scores` [B,M] where `allowed` [B,M], bool [B,M]; ties go to the first."""
     rank = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < count[:, None]) & allowed

@@ -203,7 +203,7 @@ class Plan:
         return moved.masked_fill(~self.mask.to(values.device)[..., None], 0)
 
     def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns each token's weight in the mean of its group [B,N], and the group sizes [B,M]; for hard plans only."""
+        """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
         assert self.dest is not None
         total = sums(sizes[..., None], self.dest, self.num_slots).squeeze(2)
         floor = torch.finfo(sizes.dtype).tiny

@@ -1,4 +1,4 @@
-"""Connected components against scipy."""
+"""Connected components against SciPy."""
 
 from __future__ import annotations
 

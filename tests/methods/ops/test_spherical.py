@@ -19,8 +19,8 @@ class TestKMeans:
         start, k = x[:, :7].clone(), torch.tensor([7])
         fit = spherical.assign(x, torch.ones(1, 300, dtype=torch.bool), start, k)
         other = cluster.KMeans(7, init=start[0].numpy(), n_init=1, max_iter=1).fit(x[0].numpy())
-        ours = fit.sums[0] / fit.counts[0][:, None]
-        np.testing.assert_allclose(ours.numpy(), other.cluster_centers_, atol=1e-5)
+        centers = fit.sums[0] / fit.counts[0][:, None]
+        np.testing.assert_allclose(centers.numpy(), other.cluster_centers_, atol=1e-5)
 
     def test_never_worse_than_its_start(self):
         tokens, _ = planted_clusters(20, noise=0.6)
@@ -72,7 +72,7 @@ def test_silhouettes_of_a_padded_batch_equal_scikit_learn(seed):
     one_hot = F.one_hot(labels, k).float() * real[..., None]
     labels = labels.masked_fill(~real, -1)
     fit = spherical.Assignment(labels, one_hot.transpose(1, 2) @ x, one_hot.sum(1), torch.zeros(3))
-    ours = spherical.silhouette(x, real, fit)
+    scores = spherical.silhouette(x, real, fit)
     for b, n in enumerate(lengths):
         expected = metrics.silhouette_score(x[b, :n].double().numpy(), labels[b, :n].numpy(), metric="cosine")
-        assert float(ours[b]) == pytest.approx(expected, abs=1e-5)
+        assert float(scores[b]) == pytest.approx(expected, abs=1e-5)
