@@ -292,7 +292,7 @@ class TestTokenize:
         [
             (["missing.mp4"], "no such file"),
             (["empty.mp4"], "empty"),
-            (["text.mp4"], "not a video"),
+            (["text.mp4"], "cannot be opened as a video"),
             (["sound.mp4"], "only audio"),
             (["clip.mp4", "--with", "nothing"], "no method called"),
             (["clip.mp4", "--with", "tome("], "cannot read the spec"),

@@ -199,7 +199,7 @@ class TestEveryMethod:
             tokens, inputs = split_frames(tokens), {"layer": 0, "depth": 12}
         inputs |= {name: cues(tokens)[name] for name in method.needs}
         if isinstance(method, Resampler):
-            with pytest.raises(ValueError, match=f"{method.name} makes new features"):
+            with pytest.raises(ValueError, match=f"{method.name} computes new features"):
                 method.decide(tokens, **inputs)
             return
         plan, out = method.decide(tokens, **inputs), method(tokens, **inputs)

@@ -243,7 +243,7 @@ def counts(state: LayerState, keep: float | int, *, nearest: bool = False) -> Te
 
 
 def top(state: LayerState, count: Tensor) -> Tensor:
-    """Selects the `count` [B] video tokens with the highest scores, bool [B,M]; the first of equal ones wins."""
+    """Selects the `count` [B] video tokens with the highest scores, bool [B,M]; ties go to the first."""
     assert state.scores is not None
     return highest(state.scores, state.video, count)
 

@@ -104,22 +104,22 @@ class Pipeline(Pushable, nn.Module):
                     f"such as {reducing[0].name}"
                 )
         if encoder is not None:
-            self._check(encoder)
+            self._check_encoder(encoder)
 
-    def _check(self, encoder: Encoder) -> None:
-        for method in self._at("encoder"):
+    def _check_encoder(self, encoder: Encoder) -> None:
+        for method in self._methods_at("encoder"):
             if not encoder.exposes_blocks:
                 raise ValueError(
                     f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not support; "
                     "use a ViT that fewtokens loads itself"
                 )
-        for method in [*self._at("pixels"), *self._at("tokens")]:
+        for method in [*self._methods_at("pixels"), *self._methods_at("tokens")]:
             for need in set(method.needs) - set(encoder.cues):
                 raise ValueError(
                     f"{method.name} requires the cue {need} ({CUES[need]}), which {encoder.id} does not provide"
                 )
 
-    def _at(self, stage: str) -> list[Method]:
+    def _methods_at(self, stage: str) -> list[Method]:
         return [method for method in self.methods if isinstance(method, Method) and method.stage == stage]
 
     @property
@@ -237,17 +237,17 @@ class Pipeline(Pushable, nn.Module):
 
     def _run(self, video: Any, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]) -> Tokens:
         """Encodes and reduces videos, calling `run(method, tokens, **cues)` for each method."""
-        after = self._at("tokens")
+        after = self._methods_at("tokens")
         if isinstance(video, Tokens):
             tokens = video
-            if inside := self._at("encoder"):
+            if inside := self._methods_at("encoder"):
                 raise ValueError(f"{inside[0].name} acts inside an encoder; pass frames, not tokens")
-            after = [*self._at("pixels"), *after]
+            after = [*self._methods_at("pixels"), *after]
         else:
             if self.encoder is None:
                 raise ValueError("frames require an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
             frames, times = frames_of(video, times)
-            before = self._at("pixels")
+            before = self._methods_at("pixels")
             if not self.encoder.skips_dropped_patches:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
@@ -256,7 +256,7 @@ class Pipeline(Pushable, nn.Module):
                 times,
                 needs=needs,
                 before=[partial(run, method) for method in before],
-                inside=self._at("encoder"),
+                inside=self._methods_at("encoder"),
             )
             cues = encoder_cues | cues
         start = tokens
@@ -348,6 +348,6 @@ class Pipeline(Pushable, nn.Module):
 
 
 def _keeps_all_tokens(method: Method) -> bool:
-    """Whether it keeps one token per cell for any grid."""
+    """Whether the method keeps one token per cell for any grid."""
     small, large = Grid(2, 3, 5), Grid(64, 64, 64)
     return not isinstance(method, Resampler) and all(method.planned_count(g) == g.cells for g in (small, large))

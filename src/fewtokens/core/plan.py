@@ -41,7 +41,7 @@ class Plan:
             same position remains valid because nothing changed.
 
     Raises:
-        ValueError: neither or both of `dest` and `weights` are given, or fields that do not fit them.
+        ValueError: neither or both of `dest` and `weights` are given, or other fields do not fit them.
     """
 
     count: Tensor
@@ -90,7 +90,7 @@ class Plan:
     def top(
         scores: Tensor, count: Tensor, tokens: Tokens, *, num_slots: int | None = None, dropped: Dropped = "lost"
     ) -> Plan:
-        """Keeps the tokens with the highest scores, in their order; of equal scores the first wins.
+        """Keeps the tokens with the highest scores, in their order; ties go to the first.
 
         Args:
             scores: [B,N], score of each token.
@@ -147,9 +147,9 @@ class Plan:
             ValueError: a plan is soft, or has shares or sizes.
         """
         if self.dest is None or later.dest is None:
-            raise ValueError("soft plans cannot be composed; apply one after the other")
+            raise ValueError("soft plans cannot be composed; apply them in sequence")
         if any(value is not None for plan in (self, later) for value in (plan.shares, plan.sizes)):
-            raise ValueError("plans with shares or sizes cannot be composed; apply one after the other")
+            raise ValueError("plans with shares or sizes cannot be composed; apply them in sequence")
         dest = follow(later.dest, self.dest)
         representative = None
         if self.representative is not None and later.representative is not None:
