@@ -81,7 +81,7 @@ def test_the_text_changes_the_output(name):
 def test_invalid_text_features(name):
     with pytest.raises(ValueError, match="set text_dim"):
         run_method(build(name), video(), torch.zeros(2, 3, D + 1).double())
-    with pytest.raises(ValueError, match=r"text as \[B,L,D\]"):
+    with pytest.raises(ValueError, match=r"text of shape \[B,L,D\]"):
         run_method(build(name), video(), torch.zeros(1, 3, D).double())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewtokens.video import VideoError, read, stream, write
 from fewtokens.video.images import load_picture
-from fewtokens.video.select import MAX_PIXELS, choose
+from fewtokens.video.select import MAX_PIXELS, select_frames
 from tests.video.makers import make_video, moving_frames, numbered_frames
 
 
@@ -127,7 +127,7 @@ def test_sampling_at_a_rate(steps, fps, start):
         shown = span[times[span] <= times[span[0]] + tick / fps + 1e-6]
         selected.add(int(shown[-1]))
         tick += 1
-    assert choose(times, None, fps, start, None, "x").tolist() == sorted(selected)
+    assert select_frames(times, None, fps, start, None, "x").tolist() == sorted(selected)
 
 
 def resize_by_area(image: np.ndarray, height: int, width: int) -> np.ndarray:

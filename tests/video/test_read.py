@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewtokens.video import Video, VideoError, read, stream, synthetic, write
-from fewtokens.video.select import choose
+from fewtokens.video.select import select_frames
 from tests.helpers.data import data_path
 from tests.video.makers import gray_levels, make_audio_only, make_video, moving_frames, numbered_frames
 
@@ -59,7 +59,7 @@ class TestFrames:
 
     @given(st.integers(1, 500), st.integers(1, 60))
     def test_evenly_spaced_indices(self, available, requested):
-        indices = choose(np.arange(available) / 25, requested, None, 0.0, None, "x")
+        indices = select_frames(np.arange(available) / 25, requested, None, 0.0, None, "x")
         assert len(indices) == min(available, requested)
         assert (np.diff(indices) > 0).all()
         assert indices[0] == 0

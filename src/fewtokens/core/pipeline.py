@@ -18,7 +18,7 @@ from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
-from fewtokens.core.inputs import ACCEPTED, frames_of, is_list_of_videos
+from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, to_frames
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
@@ -246,7 +246,7 @@ class Pipeline(Pushable, nn.Module):
         else:
             if self.encoder is None:
                 raise ValueError("frames require an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
-            frames, times = frames_of(video, times)
+            frames, times = to_frames(video, times)
             before = self._methods_at("pixels")
             if not self.encoder.skips_dropped_patches:
                 before, after = [], [*before, *after]

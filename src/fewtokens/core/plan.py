@@ -150,7 +150,7 @@ class Plan:
             raise ValueError("soft plans cannot be composed; apply them in sequence")
         if any(value is not None for plan in (self, later) for value in (plan.shares, plan.sizes)):
             raise ValueError("plans with shares or sizes cannot be composed; apply them in sequence")
-        dest = follow(later.dest, self.dest)
+        dest = compose_assignment(later.dest, self.dest)
         representative = None
         if self.representative is not None and later.representative is not None:
             representative = self.representative.gather(1, later.representative)
@@ -163,7 +163,7 @@ class Plan:
         sizes = tokens.sizes if self.sizes is None else self.sizes
         order = by_position(self.move(tokens.positions, sizes), self.mask)
         copies = None if self.representative is None else self.representative.gather(1, order)
-        return replace(self, dest=follow(order.argsort(dim=1), self.dest), representative=copies)
+        return replace(self, dest=compose_assignment(order.argsort(dim=1), self.dest), representative=copies)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -247,7 +247,7 @@ def by_position(positions: Tensor, real: Tensor) -> Tensor:
     return order
 
 
-def follow(dest: Tensor, assignment: Tensor) -> Tensor:
+def compose_assignment(dest: Tensor, assignment: Tensor) -> Tensor:
     """Maps an assignment [B,S] through `dest` [B,N], so that each cell follows its token; -1 stays -1. N may be 0."""
     # One extra entry for dropped cells.
     return F.pad(dest, (0, 1), value=-1).gather(1, torch.where(assignment < 0, dest.shape[1], assignment))
