@@ -72,7 +72,7 @@ class Newest(Memory):
 class TestMemory:
     def test_streaming(self):
         method, tokens = Newest(), clip(B=1)
-        whole = method(tokens)
+        full = method(tokens)
         parts = [clip(T=1, B=1, seed=seed) for seed in range(3)]
         state, outputs = None, []
         pipeline = Pipeline([method])
@@ -80,7 +80,7 @@ class TestMemory:
             out, state = pipeline.step(part, state)
             outputs.append(out)
         assert_same_tokens(pipeline.join(outputs), method(parts[-1]))
-        assert whole.count.tolist() == [8]
+        assert full.count.tolist() == [8]
         assert method.causal
 
     def test_the_state_is_within_max_bytes(self):

@@ -300,7 +300,7 @@ class TestSaving:
                 "patch_size and tubelet_size must",
             ),
             ({"encoder": {"id": "patches", "fingerprint": None, "options": {"device": 3}}}, "device must be a string"),
-            ({"encoder": {"id": "patches", "fingerprint": None, "options": {"color": 3}}}, "not color"),
+            ({"encoder": {"id": "patches", "fingerprint": None, "options": {"color": 3}}}, "got color"),
             ({"spec": "rlt(tau='x')"}, "tau must be"),
             ({"spec": "(" * 300}, "cannot read the spec"),
         ],

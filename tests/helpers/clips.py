@@ -18,12 +18,12 @@ def clip(
 ) -> Tokens:
     """A static random background with a third of the cells changing per frame, plus a little noise."""
     generator = torch.Generator().manual_seed(seed)
-    still = torch.randn(B, 1, H, W, C, generator=generator)
+    static = torch.randn(B, 1, H, W, C, generator=generator)
     fresh = torch.randn(B, T, H, W, C, generator=generator)
     changes = torch.rand(B, T, H, W, 1, generator=generator) < 0.33
     noise = 0.02 * torch.randn(B, T, H, W, C, generator=generator)
     grid = Grid(T, H, W, torch.arange(T) / 8, None if lengths is None else torch.tensor(lengths))
-    tokens = Tokens.from_cells((torch.where(changes, fresh, still) + noise).flatten(1, 3), grid)
+    tokens = Tokens.from_cells((torch.where(changes, fresh, static) + noise).flatten(1, 3), grid)
     return tokens.replace(features=tokens.features.masked_fill(~tokens.mask[..., None], 0))
 
 

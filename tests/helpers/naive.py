@@ -375,13 +375,13 @@ def vidcom2(x: np.ndarray, target: int) -> list[Token]:
 
 def max_min(x: np.ndarray, target: int) -> list[Token]:
     rows = unit(x.reshape(-1, x.shape[-1]))
-    chosen = [int((rows @ rows.mean(0)).argmin())]
-    near = rows @ rows[chosen[0]]
-    while len(chosen) < target:
-        near[chosen] = np.inf
-        chosen.append(int(near.argmin()))
-        near = np.maximum(near, rows @ rows[chosen[-1]])
-    return keep_cells(x, chosen)
+    selected = [int((rows @ rows.mean(0)).argmin())]
+    nearest_similarity = rows @ rows[selected[0]]
+    while len(selected) < target:
+        nearest_similarity[selected] = np.inf
+        selected.append(int(nearest_similarity.argmin()))
+        nearest_similarity = np.maximum(nearest_similarity, rows @ rows[selected[-1]])
+    return keep_cells(x, selected)
 
 
 def assert_same_tokens(out: Tokens, expected: list[Token], tolerance: float = 1e-4) -> None:
@@ -420,9 +420,9 @@ def uniform_hash(seed: int, n: int) -> list[float]:
 def kmeans_plus_plus(x: np.ndarray, count: int, seed: int, draws: int = 5) -> np.ndarray:
     """Greedy k-means++ by 1 - cosine on unit rows [N,C]; picks the best of `draws` candidates per center."""
     randoms = iter(uniform_hash(seed, count * draws))
-    far, chosen = np.ones(len(x)), []
+    nearest_distance, selected = np.ones(len(x)), []
     for _ in range(count):
-        cumulative = np.cumsum(far if far.sum() > 0 else np.ones(len(x)))
+        cumulative = np.cumsum(nearest_distance if nearest_distance.sum() > 0 else np.ones(len(x)))
         candidates = [
             x[min(int((cumulative <= next(randoms) * cumulative[-1]).sum()), len(x) - 1)] for _ in range(draws)
         ]
@@ -430,11 +430,11 @@ def kmeans_plus_plus(x: np.ndarray, count: int, seed: int, draws: int = 5) -> np
         for candidate in candidates:
             distance = 1 - x @ candidate
             distance[distance < 1e-6] = 0
-            distances.append(np.minimum(far, distance) if chosen else distance)
+            distances.append(np.minimum(nearest_distance, distance) if selected else distance)
         best = int(np.argmin([row.sum() for row in distances]))
-        chosen.append(candidates[best])
-        far = distances[best]
-    return np.array(chosen)
+        selected.append(candidates[best])
+        nearest_distance = distances[best]
+    return np.array(selected)
 
 
 def kmeans(x: np.ndarray, count: int, seed: int) -> list[int]:

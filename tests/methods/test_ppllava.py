@@ -24,14 +24,14 @@ def test_ppllava_against_loops(lengths):
         for n in range(T * 12):
             y = linear(x[n], method.to_text)
             logits[n] = y @ prompt / math.sqrt((y @ y + 1e-6) * (prompt @ prompt + 1e-6)) / 0.3
-        whole = softmax(logits).reshape(T, 3, 4)  # over the full video, as in the paper
+        probs = softmax(logits).reshape(T, 3, 4)  # over the full video, as in the paper
         rows, cells = [], x[: T * 12].reshape(T, 3, 4, C)
         for t in range(0, T, 2):
             for row in range(0, 3, 2):
                 for column in range(0, 4, 3):
                     weight = np.zeros((T, 3, 4))
                     window = (slice(t, t + 2), slice(row, row + 2), slice(column, column + 3))
-                    weight[window] = whole[window] / whole[window].sum()
+                    weight[window] = probs[window] / probs[window].sum()
                     rows.append(weight.flatten())
         weights = np.array(rows)
         assert int(out.count[b]) == len(weights) == 8

@@ -35,7 +35,7 @@ class TestPruneVid:
             assert first == naive.contiguous_segments(row) + list(range(len(row), T))
 
     def test_a_segment_of_one_frame_has_nothing_static(self):
-        """The reference code divides 0 by 0 there."""
+        """The reference code divides 0 by 0 in this case."""
         tokens, _ = video(T=1)
         assert PruneVid(ratio=1.0)(tokens).N == tokens.N
 
