@@ -169,7 +169,7 @@ def test_only_mixing_over_the_clip_combines_frames():
         nn.init.normal_(fuser.mixing.weight)
         difference = (fuser(y, x) - fuser(changed, x))[:, 0].abs().max()
         assert bool(difference > 1e-3) is affected
-    with pytest.raises(ValueError, match="clips must have 3 frames .* got 2"):
+    with pytest.raises(ValueError, match=r"clips must have 3 frames .* got 2"):
         fuser(y[:, :2], x[:, :2])
 
 

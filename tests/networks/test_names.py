@@ -100,9 +100,8 @@ class TestFilesOfEarlierVersions:
         ("values", "message"),
         [
             ({"width": "wide"}, "vit: dim must be a whole number"), ({"color": 3}, "vit: unknown settings color"),
-            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"),
-            ({"patch": 300}, "must be at least patch_size"), ({"positions": [3, 4]}, "unknown settings positions"),
-            ({"width": 3, "dim": 6}, "width is now called dim"),
+            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"), ({"patch": 300}, "must be at least patch_size"),
+            ({"positions": [3, 4]}, "unknown settings positions"), ({"width": 3, "dim": 6}, "width is now called dim"),
         ],
     )  # fmt: skip
     def test_their_values_are_checked(self, values, message):
