@@ -115,7 +115,7 @@ class Method(Spec, nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether the tokens of a frame are independent of later frames, so that `step` can process a video in chunks."""
+        """Whether the tokens of a frame are independent of later frames, so that `step` can process chunks."""
         return False
 
     @property
