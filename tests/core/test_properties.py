@@ -65,14 +65,14 @@ def pad_rows(rows: list[Tensor], width: int, fill: float = 0) -> Tensor:
 def compare(batch: Tokens, alone: list[Tokens], tolerance: float) -> None:
     """Compares every field of every video, and checks that padding is zero."""
     batch.check()
-    for b, one in enumerate(alone):
-        one.check()
+    for b, single in enumerate(alone):
+        single.check()
         actual = batch[b]
-        assert actual.grid == one.grid
-        assert actual.dropped == one.dropped
-        n = int(one.count[0])
+        assert actual.grid == single.grid
+        assert actual.dropped == single.dropped
+        n = int(single.count[0])
         for name in _TENSORS:
-            expected = getattr(one, name)
+            expected = getattr(single, name)
             if expected is None:
                 assert getattr(actual, name) is None, name
                 continue
@@ -129,7 +129,7 @@ OPERATIONS: dict[str, Callable[[Tokens, Tensor], Tokens]] = {
     "finer": lambda tokens, value: tokens.on(Grid(tokens.grid.T, tokens.grid.H * 2, tokens.grid.W * 3)),
     "soft, then hard": lambda tokens, value: keep_positive(mix(tokens, value), mix(tokens, value).features[..., 0]),
     "trim": lambda tokens, value: trim(keep_positive(tokens, value)),
-    "frame by frame": lambda tokens, value: join_frames(
+    "per frame": lambda tokens, value: join_frames(
         split_frames(tokens), tokens.grid.T, Grid(*tokens.grid.shape, tokens.grid.times, tokens.grid.lengths)
     ),
 }
@@ -141,8 +141,8 @@ OPERATIONS: dict[str, Callable[[Tokens, Tensor], Tokens]] = {
 @given(videos=batches(), seed=st.integers(0, 999))
 def test_an_operation_on_a_batch_equals_that_on_each_video(name, dtype, videos, seed):
     operation = OPERATIONS[name]
-    rows = [random_values(one, seed) for one in videos]
-    alone = [operation(one, row) for one, row in zip(videos, rows, strict=True)]
+    rows = [random_values(single, seed) for single in videos]
+    alone = [operation(single, row) for single, row in zip(videos, rows, strict=True)]
     batch = collate(videos).to(dtype)
     out = operation(batch, pad_rows(rows, batch.N, fill=1))
     compare(out, alone, {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-9))
@@ -153,23 +153,27 @@ def test_an_operation_on_a_batch_equals_that_on_each_video(name, dtype, videos, 
 def test_derived_values_of_a_batch_equal_those_of_each_video(videos, seed, time_weight):
     """Cells, previous-frame indices, packed rows, pooled cues and `unmerge`."""
     batch = collate(videos).to(torch.float16)
-    rows = [random_values(one, seed, 2) for one in videos]
+    rows = [random_values(single, seed, 2) for single in videos]
     fewer = group(batch, pad_rows([row[..., 0] for row in rows], batch.N, fill=1))
     moved = fewer.pool(pad_rows(rows, batch.N).half(), batch)
     back = batch.unmerge(time_weight=time_weight)
     packed = batch.packed()
     again = batch.with_packed(packed.features)
     assert torch.equal(again.features, batch.features)
-    for b, (one, row) in enumerate(zip(videos, rows, strict=True)):
-        n, T = one.N, one.grid.T
-        assert torch.equal(batch.cell[b, :n], one.cell[0])
-        assert torch.equal(batch.previous_frame_index()[b, :n], one.previous_frame_index()[0])
+    for b, (single, row) in enumerate(zip(videos, rows, strict=True)):
+        n, T = single.N, single.grid.T
+        assert torch.equal(batch.cell[b, :n], single.cell[0])
+        assert torch.equal(batch.previous_frame_index()[b, :n], single.previous_frame_index()[0])
         assert bool((batch.previous_frame_index()[b, n:] == -1).all())
-        assert torch.equal(packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]].double(), one.features[0])
-        torch.testing.assert_close(back[b, :T].double(), one.unmerge(time_weight=time_weight)[0], rtol=1e-3, atol=1e-3)
+        assert torch.equal(
+            packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]].double(), single.features[0]
+        )
+        torch.testing.assert_close(
+            back[b, :T].double(), single.unmerge(time_weight=time_weight)[0], rtol=1e-3, atol=1e-3
+        )
         assert bool((back[b, T:] == 0).all())
-        reduced = group(one, row[..., 0])
-        expected = reduced.pool(row, one)[0]
+        reduced = group(single, row[..., 0])
+        expected = reduced.pool(row, single)[0]
         torch.testing.assert_close(moved[b, : reduced.N].double(), expected, rtol=2e-3, atol=2e-3)
         assert bool((moved[b, reduced.N :] == 0).all())
 
@@ -179,8 +183,8 @@ def test_derived_values_of_a_batch_equal_those_of_each_video(videos, seed, time_
 @given(videos=batches(), seed=st.integers(0, 999))
 def test_previous_frame_index_by_loops(name, videos, seed):
     """The token of the previous-frame cell at the nearest cell of each token, or -1 if it is the token itself."""
-    for one in videos:
-        after = OPERATIONS[name](one, random_values(one, seed))
+    for single in videos:
+        after = OPERATIONS[name](single, random_values(single, seed))
         T, H, W = after.grid.shape
         assignment, expected = after.assignment[0].reshape(T, H, W), []
         for n in range(after.N):
@@ -190,13 +194,13 @@ def test_previous_frame_index_by_loops(name, videos, seed):
         assert after.previous_frame_index()[0].tolist() == expected
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("shares", "finer", "frame by frame")])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("shares", "finer", "per frame")])
 @settings(max_examples=20, deadline=None)
 @given(videos=batches(), seed=st.integers(0, 999))
 def test_pool_weights_values_like_positions(name, videos, seed):
     """Pooled positions of the input tokens equal the positions of the output tokens, including negative weights."""
     batch = collate(videos)
-    after = OPERATIONS[name](batch, pad_rows([random_values(one, seed) for one in videos], batch.N, fill=1))
+    after = OPERATIONS[name](batch, pad_rows([random_values(single, seed) for single in videos], batch.N, fill=1))
     torch.testing.assert_close(after.pool(batch.positions, batch), after.positions, rtol=1e-4, atol=1e-4)
 
 
@@ -210,16 +214,16 @@ def test_concatenated_chunks_equal_the_video(data, seed):
     for index in range(len(lengths)):  # times continue over the chunks
         start = sum(lengths[:index])
         for b in range(2):
-            one = chunks[b][index]
-            times = torch.arange(one.grid.T, dtype=torch.float64) * 0.1 + 1e5 + start * 0.1
-            chunks[b][index] = one.replace(grid=Grid(*one.grid.shape, times))
+            single = chunks[b][index]
+            times = torch.arange(single.grid.T, dtype=torch.float64) * 0.1 + 1e5 + start * 0.1
+            chunks[b][index] = single.replace(grid=Grid(*single.grid.shape, times))
     batch = concatenate([collate([chunks[0][n], chunks[1][n]]).to(torch.bfloat16) for n in range(len(lengths))])
     alone = [concatenate(chunks[b]) for b in range(2)]
     compare(batch, alone, 1e-2)
-    for one, parts in zip(alone, chunks, strict=True):
+    for single, parts in zip(alone, chunks, strict=True):
         frames = torch.cat([part.unmerge() for part in parts], 1)
-        kept = (one.assignment >= 0).reshape(1, *one.grid.shape)
-        torch.testing.assert_close(one.unmerge()[kept], frames[kept])
+        kept = (single.assignment >= 0).reshape(1, *single.grid.shape)
+        torch.testing.assert_close(single.unmerge()[kept], frames[kept])
 
 
 def test_three_resolutions_in_one_video():

@@ -48,17 +48,17 @@ def files_by_name(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("formats")
     paths = {name: make_video(folder / name, moving_frames(40), **options) for name, options in FORMATS.items()}
     data = paths["a.ts"].read_bytes()
-    paths["read_in_chunks.ts"], paths["middle.ts"] = folder / "read_in_chunks.ts", folder / "middle.ts"
-    paths["read_in_chunks.ts"].write_bytes(data + data)
+    paths["concatenated.ts"], paths["middle.ts"] = folder / "concatenated.ts", folder / "middle.ts"
+    paths["concatenated.ts"].write_bytes(data + data)
     paths["middle.ts"].write_bytes(data[188 * (len(data) // 188 // 5) :])
     return paths
 
 
 class TestConsistency:
-    @pytest.mark.parametrize("name", [*FORMATS, "read_in_chunks.ts", "middle.ts"])
+    @pytest.mark.parametrize("name", [*FORMATS, "concatenated.ts", "middle.ts"])
     def test_chunks_and_parts_equal_the_full_video(self, files_by_name, name):
         full = read(files_by_name[name])
-        assert len(full) == {"read_in_chunks.ts": 80}.get(name, len(full)) >= 20
+        assert len(full) == {"concatenated.ts": 80}.get(name, len(full)) >= 20
         assert float(full.times[0]) == 0
         assert bool((full.times[1:] > full.times[:-1]).all())
         for options in ({}, {"start": 0.9, "end": 1.4}, {"fps": 3.0, "start": 0.7}, {"start": 1.1}):
@@ -69,7 +69,7 @@ class TestConsistency:
         assert len(read(files_by_name[name], start=0.9, end=1.4)) > 3
 
     def test_concatenated_files_continue_at_the_median_step(self, files_by_name):
-        steps = torch.diff(read(files_by_name["read_in_chunks.ts"]).times)
+        steps = torch.diff(read(files_by_name["concatenated.ts"]).times)
         torch.testing.assert_close(steps, torch.full_like(steps, 0.1), atol=1e-6, rtol=0)
 
     def test_results_do_not_depend_on_the_number_of_threads(self, files_by_name):
