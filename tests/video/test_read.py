@@ -260,7 +260,7 @@ class TestBadInput:
         data = path.read_bytes()
         # Frame chunks are renamed, so that the header declares a video without frames.
         path.write_bytes(data.replace(b"00dc", b"JUNK"))
-        with pytest.raises(VideoError, match=r"no frames|none|can be opened") as caught:
+        with pytest.raises(VideoError, match=r"no frames|none|cannot be opened") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 
@@ -283,7 +283,7 @@ class TestBadInput:
     def test_a_truncated_file_without_its_index(self, tmp_path):
         path = make_video(tmp_path / "a.mp4", moving_frames(60))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(VideoError, match=r"cannot|cut short|can be opened"):
+        with pytest.raises(VideoError, match=r"cannot|cut short"):
             read(path, allow_truncated=True)
 
     def test_damage_in_the_middle(self, tmp_path):
