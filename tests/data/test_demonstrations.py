@@ -128,7 +128,7 @@ def test_other_names_are_refused(tmp_path, value):
         ({"images": np.zeros((6, 8, 8, 3))}, r"images must be uint8"),
         ({"images": np.zeros((6, 8, 8), np.uint8)}, r"images must be uint8"),
         ({"actions": np.zeros((5, 3))}, "actions must be numbers for 6 images"),
-        ({"actions": np.full((6, 3), np.nan)}, "actions are not all finite"),
+        ({"actions": np.full((6, 3), np.nan)}, "actions contain NaN"),
         ({"actions": np.array(["a"] * 6, dtype=object)}, "actions must be numbers"),
     ],
 )
@@ -146,8 +146,8 @@ def test_bad_files(tmp_path):
     files.save(tmp_path / "other.safetensors", "tokens", {"a": torch.zeros(1)}, {})
     for name, said in (
         ("nowhere.pickle", "no such file"),
-        ("cut.pickle", "not a whole pickle"),
-        ("text.pickle", "not a whole pickle"),
+        ("cut.pickle", "not a complete pickle"),
+        ("text.pickle", "not a complete pickle"),
         ("cut.safetensors", "invalid safetensors"),
         ("other.safetensors", "contains tokens, not demonstrations"),
     ):
@@ -155,15 +155,15 @@ def test_bad_files(tmp_path):
             read(tmp_path / name)
     with pytest.raises(ValueError, match="not a list of demonstrations"):
         read(pickled(tmp_path / "a.pickle", episode()))
-    with pytest.raises(ValueError, match="no demonstration in it"):
+    with pytest.raises(ValueError, match="contains no demonstrations"):
         read(pickled(tmp_path / "a.pickle", []))
     with pytest.raises(ValueError, match="is a int, not a dict"):
         read(pickled(tmp_path / "a.pickle", [3]))
-    with pytest.raises(ValueError, match=r"actions of \[3, 4\] numbers in one file"):
+    with pytest.raises(ValueError, match=r"actions have \[3, 4\] values"):
         read(pickled(tmp_path / "a.pickle", [episode(), episode(actions=4)]))
     with pytest.raises(ValueError, match="holds 1 demonstrations, 3 are wanted"):
         read(pickled(tmp_path / "one.pickle", [episode()]), 3)
-    with pytest.raises(ValueError, match="no demonstration to write"):
+    with pytest.raises(ValueError, match="no demonstrations to write"):
         write(tmp_path / "b.safetensors", [])
 
 
@@ -214,11 +214,11 @@ class TestPicklesAsPrograms:
             (b"\x80\x04cnumpy\ndtype\n(\x8c\x02f8\x89\x88tR.", "not a list"),
             (b"\x80\x04cnumpy\ndtype\n(\x8c\x02V8\x89\x88tR.", "has an array of 'V8'"),
             (b"\x80\x04cnumpy\ndtype\n(\x8c\x05f8,f8\x89\x88tR.", "has an array of 'f8,f8'"),
-            (b"\x80\x04.", "not a whole pickle"),
-            (b"", "not a whole pickle .*empty"),
-            (b"\x80\x04h\x07.", "not a whole pickle"),
-            (b"e.", "not a whole pickle"),
-            (b"I" + b"9" * 5000 + b"\n.", "not a whole pickle"),
+            (b"\x80\x04.", "not a complete pickle"),
+            (b"", "not a complete pickle .*empty"),
+            (b"\x80\x04h\x07.", "not a complete pickle"),
+            (b"e.", "not a complete pickle"),
+            (b"I" + b"9" * 5000 + b"\n.", "not a complete pickle"),
         ],
     )
     def test_instructions_that_plain_data_does_not_need(self, tmp_path, program, says):
@@ -235,10 +235,10 @@ class TestPicklesAsPrograms:
         ],
     )  # fmt: skip
     def test_what_is_only_declared(self, tmp_path, program):
-        self.read(tmp_path, program, "not a whole pickle")
+        self.read(tmp_path, program, "not a complete pickle")
 
     def test_names_of_the_memo_take_no_memory(self, tmp_path):
-        self.read(tmp_path, b"\x80\x04K\x01r\xff\xff\xff\xff.", "holds a int, not a list")
+        self.read(tmp_path, b"\x80\x04K\x01r\xff\xff\xff\xff.", "contains a int, not a list")
 
     def test_shared_lists_stay_shared(self, tmp_path):
         shared: list = [1.0, 2.0]
@@ -287,12 +287,12 @@ def raw(path, tensors, header):
         ({}, {}, "count in its header must be a whole number"),
         ({}, {"count": "1", "about": {}}, "count in its header must be a whole number"),
         ({}, {"count": 1.5, "about": {}}, "count in its header must be a whole number"),
-        ({}, {"count": -1, "about": {}}, "no demonstration in it"),
-        ({}, {"count": 10**12, "about": {}}, "not whole demonstrations"),
+        ({}, {"count": -1, "about": {}}, "contains no demonstrations"),
+        ({}, {"count": 10**12, "about": {}}, "incomplete demonstrations"),
         ({}, {"count": 1, "about": []}, "about in its header must be an object"),
         ({}, {"count": 1, "about": {"task": 3}}, "about in its header: task must be a string or null"),
         ({}, {"count": 1, "about": {"proprio": "4"}}, "about in its header: proprio must be a whole number"),
-        ({"0.actions": None}, {"count": 1, "about": {}}, "not whole demonstrations"),
+        ({"0.actions": None}, {"count": 1, "about": {}}, "incomplete demonstrations"),
         ({"0.actions": torch.zeros(())}, {"count": 1, "about": {}}, "actions must be numbers for 6 images"),
         ({"0.actions": torch.zeros(6, 0)}, {"count": 1, "about": {}}, "actions must be numbers for 6 images"),
         ({"0.actions": torch.zeros(6, dtype=torch.complex64)}, {"count": 1, "about": {}}, "actions must be numbers"),

@@ -176,10 +176,10 @@ class TestWhatIsWrong:
     def test_nothing_there(self, tmp_path):
         with pytest.raises(ValueError, match="no such file"):
             read_listing(tmp_path / "none")
-        with pytest.raises(ValueError, match="no labelled image or video"):
+        with pytest.raises(ValueError, match="no labeled image or video"):
             read_listing(tmp_path)
         (tmp_path / "list.yaml").write_text("")
-        with pytest.raises(ValueError, match="not a known list"):
+        with pytest.raises(ValueError, match="unknown list format"):
             read_listing(tmp_path / "list.yaml")
 
     def test_all_files_missing(self, tmp_path):
@@ -190,7 +190,7 @@ class TestWhatIsWrong:
         assert len(read_listing(tmp_path / "list.csv", root=tmp_path / "elsewhere").items) == 1
 
     def test_classes_of_the_test_alone(self, folder):
-        with pytest.raises(ValueError, match="not trained on: '10'"):
+        with pytest.raises(ValueError, match="training classes: '10'"):
             read_listing(folder, classes=("1", "2"))
 
     def test_a_name_that_leads_out(self, tmp_path):

@@ -5,7 +5,7 @@ import sys
 from multiprocessing import current_process, resource_sharer
 from multiprocessing.connection import Client
 
-from fewtokens.data.loading import _quiet_end
+from fewtokens.data.loading import _silence_disconnects
 
 
 def serve_after_hang_up(monkeypatch, capfd):
@@ -27,5 +27,5 @@ def serve_after_hang_up(monkeypatch, capfd):
 def test_a_reader_that_hangs_up_is_not_reported(monkeypatch, capfd):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     assert "EOFError" in serve_after_hang_up(monkeypatch, capfd), "the server prints what it does not expect"
-    _quiet_end(0)
+    _silence_disconnects(0)
     assert serve_after_hang_up(monkeypatch, capfd) == ""

@@ -27,10 +27,10 @@ def test_what_scipy_wrote(tmp_path, compressed, kind, shape):
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
     assert read_array(path, "nothing") is None
-    with pytest.raises(ValueError, match="text is no array of real numbers"):
+    with pytest.raises(ValueError, match="text is not an array of real numbers"):
         read_array(path, "text")
     io.savemat(path, {"pos_img": np.array([1 + 2j])})
-    with pytest.raises(ValueError, match="no array of real numbers"):
+    with pytest.raises(ValueError, match="not an array of real numbers"):
         read_array(path, "pos_img")
 
 
@@ -45,9 +45,9 @@ def test_what_is_no_mat(tmp_path):
         (b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM", "version 7.3; save it with -v7"),
         (b"x" * 500, "no header of version 5"),
         (head + b"abc", "ends in the head"),
-        (head + struct.pack("<II", 14, 1 << 31), "ends before an element does"),
-        (head + struct.pack("<II", 15, 4) + b"abcd", "not a .mat that can be read"),
-        (head + struct.pack("<II", 15, len(bomb)) + bomb, "ends before an element does"),
+        (head + struct.pack("<II", 14, 1 << 31), "ends inside an element"),
+        (head + struct.pack("<II", 15, 4) + b"abcd", "cannot be read as .mat"),
+        (head + struct.pack("<II", 15, len(bomb)) + bomb, "ends inside an element"),
         (head + struct.pack("<II", 14, 0), "an empty variable"),
         (head + struct.pack("<HH", 14, 9) + b"abcd", "a damaged element"),
     ]:

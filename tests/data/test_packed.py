@@ -42,7 +42,7 @@ def test_what_is_there_stays_however_its_path_is_given(videos, tmp_path, monkeyp
 def test_another_size_or_a_changed_video_is_refused_and_fresh_makes_them_again(videos, tmp_path):
     out = tmp_path / "out"
     pack_frames(items(videos), out, short=16)
-    with pytest.raises(ValueError, match=r"short side of 16 pixels, 24 are asked for; take another --out, or --fresh"):
+    with pytest.raises(ValueError, match=r"short side of 16 pixels, 24 requested; use another --out, or --fresh"):
         pack_frames(items(videos), out, short=24)
     write(videos / "1.mp4", synthetic("pan", frames=4, size=(32, 40), seed=7).frames, 10)
     names = sorted(os.listdir(out))
@@ -57,7 +57,7 @@ def test_another_size_or_a_changed_video_is_refused_and_fresh_makes_them_again(v
 
 def test_more_videos_of_another_size_are_refused(videos, tmp_path):
     pack_frames(items(videos)[:1], tmp_path / "out", short=16)
-    with pytest.raises(ValueError, match="16 pixels, 24 are asked for"):
+    with pytest.raises(ValueError, match="16 pixels, 24 requested"):
         pack_frames(items(videos)[1:], tmp_path / "out", short=24, fresh=True)
     assert pack_frames(items(videos), tmp_path / "out", short=16).frames == 6
 
@@ -87,7 +87,7 @@ def test_frames_of_an_older_version(videos, tmp_path, monkeypatch):
     for path, item in zip(made.files, given, strict=True):
         path.rename(out / packed._file_name(item, item.name))
     (out / INDEX).unlink()
-    with pytest.raises(ValueError, match="24 are asked for"):
+    with pytest.raises(ValueError, match="24 requested"):
         pack_frames(given, out, short=24)
     again = pack_frames(given, out, short=16)
     assert (again.frames, again.trusted) == (0, 2)
@@ -122,7 +122,7 @@ def test_a_full_disk_ends_it_and_the_rest_is_made_later(videos, tmp_path, monkey
 def test_an_archive_by_the_name_of_an_array(tmp_path):
     with (tmp_path / "a.npy").open("wb") as file:
         np.savez(file, x=np.zeros(3))
-    with pytest.raises(ValueError, match="an archive, not an array"):
+    with pytest.raises(ValueError, match="must be an array, got an archive"):
         open_frames(tmp_path / "a.npy")
 
 

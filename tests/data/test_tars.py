@@ -64,7 +64,7 @@ def test_the_index_is_that_of_tarfile(made):
 
 
 def test_samples(made):
-    with pytest.warns(UserWarning, match=r"1 line has no label .*a.tar::/empty"):
+    with pytest.warns(UserWarning, match=r"skipped 1 line without a label.*a.tar::/empty"):
         found = read_listing(made)
     assert [(item.member, found.classes[item.labels[0]]) for item in found.items] == [
         ("folder/0.png", "cat"), (LONG, "dog"), ("ü ä.png", "cat"),

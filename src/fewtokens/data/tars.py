@@ -15,7 +15,7 @@ from typing import IO, BinaryIO, NamedTuple
 
 from fewtokens.core.files import parse_json
 from fewtokens.core.plain import conform
-from fewtokens.data.lists import Row, labels_of
+from fewtokens.data.lists import Row, parse_labels
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "mp4", "webm", "mkv", "avi", "mov")
 _BLOCK = 512
@@ -188,7 +188,7 @@ def _labels(path: Path, parts: dict[str, Member]) -> tuple[str, ...]:
             return (text,) if text else ()
         what = f"its .{suffix}"
         said = conform(parse_json(text, what), dict, what)
-        return labels_of(said.get("label", said.get("cls")), what)
+        return parse_labels(said.get("label", said.get("cls")), what)
     return ()
 
 
