@@ -35,8 +35,8 @@ class TestDavis:
             davis_sequences(root, "../../secret")
         listed = root / "ImageSets" / "2017" / "val.txt"
         for text, says in (
-            ("one\nthree\n", "names three, which"),
-            ("..\n", "no name of a folder"),
+            ("one\nthree\n", "three not found in JPEGImages"),
+            ("..\n", "not a folder name"),
             ("\n", "empty list"),
         ):
             listed.write_text(text)
@@ -74,7 +74,7 @@ def test_jhmdb_lists(tmp_path):
         "/elsewhere/joint_positions/run/second/joint_positions.mat /elsewhere/Rename_Images/run/second\njump/first\n"
     )
     assert [files.name for files in jhmdb_clips(root, listing)[0]] == ["run/second", "jump/first"]
-    for text, says in (("jump/third", "names jump/third"), ("jump", "ACTION/CLIP"), ("../..", "no name of a folder")):
+    for text, says in (("jump/third", "jump/third not found"), ("jump", "ACTION/CLIP"), ("../..", "not a folder name")):
         listing.write_text(text)
         with pytest.raises(ValueError, match=says):
             jhmdb_clips(root, listing)
@@ -95,7 +95,7 @@ def test_vip_takes_the_labelled_pictures(tmp_path):
     (root / "lists" / "val_videos.txt").write_text("videos10\n")
     assert [files.name for files in vip_videos(root)[0]] == ["videos10"]
     (root / "lists" / "val_videos.txt").write_text("videos3\n")
-    with pytest.raises(ValueError, match="names videos3"):
+    with pytest.raises(ValueError, match="videos3 not found in Category_ids"):
         vip_videos(root)
     found[0].labels[2].unlink()
     (root / "lists" / "val_videos.txt").unlink()

@@ -156,7 +156,7 @@ def test_tars(tmp_path):
     assert len(set(batch["seeds"])) == 6
     assert batch["broken"] == []
     (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:700])
-    with pytest.raises(ValueError, match="not a tar that can be read"):
+    with pytest.raises(ValueError, match="cannot be read as a tar"):
         find_footage(tmp_path / "a.tar")
 
 

@@ -7,7 +7,7 @@ import colorsys
 import pytest
 import torch
 
-from fewtokens.data.transforms import Transform, grey, turn_hue
+from fewtokens.data.transforms import Transform, to_gray, rotate_hue
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
     "transform",
     [
         Transform(16), Transform(16, resize=20), Transform(16, scale=(0.9, 1.33)), Transform(16, area=(0.05, 1.0)),
-        Transform(16, flip=1.0, colour=1.0, grey=0.5),
+        Transform(16, flip=1.0, colour=1.0, to_gray=0.5),
     ],
 )  # fmt: skip
 def test_sizes_and_range(shape, transform):
@@ -42,7 +42,7 @@ def test_nothing_drawn_nothing_changed():
 
 def test_all_frames_are_treated_alike():
     clip = torch.randint(256, (1, 3, 40, 60), generator=generator()).byte().expand(4, -1, -1, -1)
-    out = Transform(16, scale=(0.9, 1.3), flip=0.5, colour=1.0, grey=0.5).training(clip, generator(3))
+    out = Transform(16, scale=(0.9, 1.3), flip=0.5, colour=1.0, to_gray=0.5).training(clip, generator(3))
     assert torch.equal(out[0], out[3])
 
 
@@ -69,13 +69,13 @@ def test_parts_of_the_picture():
 
 def test_hue_turns_colours_and_leaves_grey():
     plain = torch.full((1, 3, 2, 2), 0.4)
-    torch.testing.assert_close(turn_hue(plain, 0.3), plain, atol=2e-3, rtol=0)
+    torch.testing.assert_close(rotate_hue(plain, 0.3), plain, atol=2e-3, rtol=0)
     red = torch.tensor([0.8, 0.3, 0.3]).reshape(1, 3, 1, 1)
-    turned = turn_hue(red, 1 / 3).flatten().tolist()
+    turned = rotate_hue(red, 1 / 3).flatten().tolist()
     hue, _, _ = colorsys.rgb_to_hls(*turned)
     assert min(abs(hue - 1 / 3), abs(hue - 2 / 3)) < 0.1
-    torch.testing.assert_close(grey(turn_hue(red, 0.21)), grey(red), atol=2e-3, rtol=0)
-    torch.testing.assert_close(turn_hue(red, 1.0), red, atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_gray(rotate_hue(red, 0.21)), to_gray(red), atol=2e-3, rtol=0)
+    torch.testing.assert_close(rotate_hue(red, 1.0), red, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ from torch import Tensor
 from fewtokens.core import files
 from fewtokens.core.plain import conform
 from fewtokens.core.shapes import by_shape
-from fewtokens.data.pickles import Budget, RefusedError, read_pickle, to_array
+from fewtokens.data.pickles import MemoryBudget, RefusedError, read_pickle, to_array
 
 _KIND = "demonstrations"
 _PARTS = ("images", "observations", "actions", "rewards")
 # The arrays of a file may share memory, but may not expand to many times the size of the file.
-_MOST_FREE = 1 << 24
+_MIN_BUDGET = 1 << 24
 
 
 class _About(TypedDict, total=False):
@@ -100,7 +100,7 @@ def read(path: str | Path, count: int | None = None) -> tuple[list[Demonstration
         entries, total = contents[:count], len(contents)
     else:
         entries, total, about = _read_entries(path, count)
-    budget = Budget(_MOST_FREE + 4 * path.stat().st_size)
+    budget = MemoryBudget(_MIN_BUDGET + 4 * path.stat().st_size)
     demonstrations = [_to_demonstration(entry, f"{path}: demonstration {n}", budget) for n, entry in enumerate(entries)]
     if not demonstrations:
         raise ValueError(f"{path}: contains no demonstrations")
@@ -142,7 +142,7 @@ def _read_pickle(path: Path) -> list[Any]:
     return contents
 
 
-def _to_demonstration(entry: Any, where: str, budget: Budget) -> Demonstration:
+def _to_demonstration(entry: Any, where: str, budget: MemoryBudget) -> Demonstration:
     """Creates a demonstration from a dict of arrays."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is a {type(entry).__name__}, not a dict of {', '.join(_PARTS)}")

@@ -152,7 +152,7 @@ def paired(files: SequenceFiles) -> None:
     images, labels = [p.stem for p in files.pictures], {p.stem for p in files.labels}
     missing = [stem for stem in images if stem not in labels]
     if images[0] in missing:
-        raise ValueError(f"{files.name}: the first frame, {images[0]}, has no mask, so there is nothing to propagate")
+        raise ValueError(f"{files.name}: the first frame {images[0]} has no mask, so there is nothing to propagate")
     if missing:
         raise ValueError(
             f"{files.name}: {len(missing)} of {len(images)} frames have no mask to score against, {missing[0]} first"

@@ -18,7 +18,7 @@ from fewtokens.data.listing import read_listing
 from fewtokens.data.lists import VIDEOS
 from fewtokens.data.images import read_image
 from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
-from fewtokens.data.transforms import resize, scaled
+from fewtokens.data.transforms import resize, scaled_size
 from fewtokens.encoders.frames import to_unit
 from fewtokens.video import VideoError, read
 from fewtokens.video.images import is_image
@@ -233,5 +233,5 @@ def _stack(images: list[Tensor], short: int) -> Tensor:
 def _resize(frames: Tensor, short: int) -> Tensor:
     if not short or min(frames.shape[-2:]) == short:
         return frames
-    size = scaled(frames.shape[-2], frames.shape[-1], short)
+    size = scaled_size(frames.shape[-2], frames.shape[-1], short)
     return (resize(to_unit(frames), size).clamp(0, 1) * 255).round().byte()

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from fewtokens.core.shapes import by_shape
 from fewtokens.data.clips import mix
 from fewtokens.data.footage import Footage, read_frames, describe_error
-from fewtokens.data.transforms import random_part, resize
+from fewtokens.data.transforms import random_box, resize
 
 MODES = ("pair", "crops", "frame")
 
@@ -189,7 +189,7 @@ def first_good(data: PairData, tries: int = 64) -> PairSample:
 
 
 def _random_crop(frames: Tensor, area: tuple[float, float], size: int, generator: torch.Generator) -> Tensor:
-    top, left, rows, columns = random_part(frames.shape[-2], frames.shape[-1], area, generator)
+    top, left, rows, columns = random_box(frames.shape[-2], frames.shape[-1], area, generator)
     return resize(frames[..., top : top + rows, left : left + columns], (size, size), "bicubic")
 
 
