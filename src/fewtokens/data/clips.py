@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewtokens.core.shapes import by_shape
-from fewtokens.data.footage import list_images, describe_error
-from fewtokens.data.listing import Item, Listing
+from fewtokens.data.footage import describe_error, list_images
 from fewtokens.data.images import read_image
+from fewtokens.data.listing import Item, Listing
 from fewtokens.data.tars import copy_member, read_member
 from fewtokens.data.transforms import Transform
 from fewtokens.video import VideoError, read

@@ -80,7 +80,7 @@ def _is_under(path: str, top: str) -> bool:
 
 
 def warn_of_links(source: Path, outside: Collection[str]) -> None:
-    """Emits one warning about links that point outside `source`. Users place such links on purpose: they are followed."""
+    """Emits one warning about the links that point outside `source`; they are followed, as the user created them."""
     if outside:
         count = "1 link" if len(outside) == 1 else f"{len(outside)} links"
         warnings.warn(f"{source}: followed {count} outside it, the first is {min(outside)}", stacklevel=3)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fewtokens.core.files import in_a_line
 from fewtokens.data.folders import natural, walk
+from fewtokens.data.images import read_image
 from fewtokens.data.listing import read_listing
 from fewtokens.data.lists import VIDEOS
-from fewtokens.data.images import read_image
 from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
 from fewtokens.data.transforms import resize, scaled_size
 from fewtokens.encoders.frames import to_unit

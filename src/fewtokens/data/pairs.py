@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from fewtokens.core.shapes import by_shape
 from fewtokens.data.clips import mix
-from fewtokens.data.footage import Footage, read_frames, describe_error
+from fewtokens.data.footage import Footage, describe_error, read_frames
 from fewtokens.data.transforms import random_box, resize
 
 MODES = ("pair", "crops", "frame")
@@ -129,7 +129,9 @@ class PairData(Dataset[PairSample]):
 
         def choose(length: int) -> list[int]:
             if pairing.mode == "pair":
-                pairs = [sample_pair(length, pairing.min_gap, pairing.max_gap, generator) for _ in range(pairing.repeats)]
+                pairs = [
+                    sample_pair(length, pairing.min_gap, pairing.max_gap, generator) for _ in range(pairing.repeats)
+                ]
                 return [n for pair in pairs for n in pair]
             return [_randint(0, length - 1, generator) for _ in range(pairing.repeats)]
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from fewtokens.core.files import read_json as read_json_file
 from fewtokens.core.files import read_text
-from fewtokens.data.qa_files import Row, find, list_files, describe_missing, read, read_json, read_rows
+from fewtokens.data.qa_files import Row, describe_missing, find, list_files, read, read_json, read_rows
 
 NAMES = ("nextqa", "activitynetqa", "longvideobench", "videomme", "mvbench")
 ANSWER_DIRECTLY = "Answer with the option's letter from the given choices directly."
@@ -313,7 +313,9 @@ def _longvideobench(folder: Path, split: str | None, missing: list[str]) -> Iter
             options = (row.text(f"option{n}") for n in range(5) if row.values.get(f"option{n}") is not None)
             choices = tuple(text for text in options if text != "N/A")
         hidden = split == "test" and row.number("correct_choice") in (None, -1)
-        answer, letter = ("", None) if hidden else _text_and_letter(choices, row.choice_index("correct_choice", choices))
+        answer, letter = (
+            ("", None) if hidden else _text_and_letter(choices, row.choice_index("correct_choice", choices))
+        )
         video = find(folder, ("videos",), row.text("video_path"), row.where, missing)
         if video is not None:
             name = row.optional_text("subtitle_path")
