@@ -120,9 +120,9 @@ def test_vip(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["davis", "--data", "nowhere"], "not a DAVIS folder"),
-        (["jhmdb", "--data", "nowhere"], "not a JHMDB folder"),
-        (["vip", "--data", "nowhere"], "not a VIP folder"),
+        (["davis", "--data", "nowhere"], "no DAVIS folder"),
+        (["jhmdb", "--data", "nowhere"], "no JHMDB folder"),
+        (["vip", "--data", "nowhere"], "no VIP folder"),
         (["davis", "--data", "D", "--score-size", "large"], "native, 880 or both"),
         (["davis", "--data", "D", "--protocol", "C"], "protocols A, B, B-rsp"),
         (["davis", "--data", "D", "--set", "top=0"], "top and multiple at least 1"),
@@ -142,7 +142,7 @@ def test_what_is_refused(words, says, tmp_path, monkeypatch):
 def test_an_absent_sequence_is_told_before_any_work(tmp_path):
     root = make_davis(tmp_path / "D")
     shutil.rmtree(root / "JPEGImages" / "480p" / "two")
-    assert "names two, which" in refused("eval", "davis", "--data", str(root))
+    assert "two not found in" in refused("eval", "davis", "--data", str(root))
 
 
 def test_help_has_two_examples():

@@ -193,7 +193,7 @@ def test_invalid_input(tmp_path):
     with pytest.raises(ValueError, match="can run any code"):
         find_footage(tmp_path / "l.pickle")
     (tmp_path / "m.txt").write_text("a.mp4 1\nb.mp4 2\n")
-    with pytest.raises(ValueError, match="none of the 2 video_list files"):
+    with pytest.raises(ValueError, match="none of the 2 listed files"):
         find_footage(tmp_path / "m.txt")
     with pytest.raises(ValueError, match="no frame"):
         write_frames(tmp_path / "n.npy", [])

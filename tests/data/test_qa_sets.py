@@ -161,7 +161,7 @@ def test_videomme(tmp_path, end):
         "letter (A, B, C, or D) of the correct option.\n" + body
     )
     assert prompt(question, "videomme", "merry Christmas") == (
-        "This video's subtitles are from_json below:\nmerry Christmas\nSelect the best answer to the following "
+        "This video's subtitles are listed below:\nmerry Christmas\nSelect the best answer to the following "
         "multiple-choice question based on the video and the subtitles. Respond with only the letter (A, B, C, or D) "
         "of the correct option.\n" + body
     )

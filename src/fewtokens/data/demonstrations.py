@@ -28,7 +28,7 @@ _PARTS = ("images", "observations", "actions", "rewards")
 _MIN_BUDGET = 1 << 24
 
 
-class _About(TypedDict, total=False):
+class _Metadata(TypedDict, total=False):
     """The metadata that this package uses; there may be more."""
 
     task: str | None
@@ -116,7 +116,7 @@ def _read_entries(path: Path, count: int | None) -> tuple[list[Any], int, dict[s
     """The arrays of the first `count` demonstrations, the number of all demonstrations, and the metadata."""
     header = files.load_header(path, _KIND)
     total = conform(header.get("count"), int, f"{path}: count in its header")
-    about = conform(header.get("about"), _About, f"{path}: about in its header")
+    about = conform(header.get("about"), _Metadata, f"{path}: about in its header")
     try:
         with safe_open(path, framework="pt") as file:
             indices = range(total if count is None else min(count, total))
@@ -162,9 +162,9 @@ def _to_demonstration(entry: Any, where: str, budget: MemoryBudget) -> Demonstra
         if array.dtype.kind not in "biuf" or array.shape[:1] != images.shape[:1] or 0 in array.shape:
             raise ValueError(f"{where}: {part} must be numbers for {len(images)} images, got {list(array.shape)}")
         with np.errstate(over="ignore"):
-            number = torch.from_numpy(np.array(array, np.float32))
-        number = number.reshape(len(images), -1) if axes == 2 else number.reshape(len(images), -1).sum(1)
-        if not number.isfinite().all():
+            tensor = torch.from_numpy(np.array(array, np.float32))
+        tensor = tensor.reshape(len(images), -1) if axes == 2 else tensor.reshape(len(images), -1).sum(1)
+        if not tensor.isfinite().all():
             raise ValueError(f"{where}: {part} contain NaN or infinity")
-        values.append(number)
+        values.append(tensor)
     return Demonstration(torch.from_numpy(np.array(images, order="C")), *values)
