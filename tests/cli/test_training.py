@@ -205,7 +205,7 @@ class TestWhatIsWrong:
         words = ["--data", tmp_path / "list.csv", "--out", tmp_path / "run", *SMALL, "--epochs", 1]
         done = run("train", "classify", "vit_nano8", *words, "--root", pictures)
         assert "1 named and not there: gone.png" in done.stderr
-        assert "none of the 21 files" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
+        assert "none of the 21 listed files" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
     def test_checkpoints(self, trained, pictures, tmp_path):
         words = ["--data", pictures, "--json"]

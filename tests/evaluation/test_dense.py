@@ -162,7 +162,7 @@ class TestSets:
         short = dataclasses.replace(files, pictures=files.pictures[:2], labels=files.labels[:2])
         with pytest.raises(ValueError, match="one: 2 frames; the first and the last"):
             dense.davis(short, encode, self.native)
-        with pytest.raises(ValueError, match="no pictures"):
+        with pytest.raises(ValueError, match="no images"):
             dense.davis(dataclasses.replace(files, pictures=[]), encode, self.native)
 
         class Overflowing(Patches):
