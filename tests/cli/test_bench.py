@@ -135,7 +135,7 @@ def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
         (["VIDEO", "--out", "o", "--with", "tomme"], "did you mean"),
         (["VIDEO", "--out", "o", "--with", "visionzip"], "does not provide"),
         (["VIDEO", "--out", "o", "--with", "vid_tldr"], "between the blocks"),
-        (["--davis", "nowhere", "--out", "o"], "no DAVIS folder"),
+        (["--davis", "nowhere", "--out", "o"], "not a DAVIS folder"),
         (["missing.mp4", "--out", "o"], "no such file"),
         (["--compare", "VIDEO"], "takes two"),
         (["--compare", "VIDEO", "VIDEO"], "results.json of fewtokens bench"),

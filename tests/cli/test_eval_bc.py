@@ -106,7 +106,7 @@ class Payload:
         (("--data", "DEMOS"), "say --encoder"),
         (("--data", "DEMOS", "--encoder", "patches", "--feature", "none"), "say --encoder"),
         (("--data", "DEMOS", "--encoder", "patches", "--camera", "corner"), "belongs to a --task"),
-        (("--data", "DEMOS", "--encoder", "patches", "--demos", "11"), "holds 10 demonstrations, 11 are wanted"),
+        (("--data", "DEMOS", "--encoder", "patches", "--demos", "11"), "contains 10 demonstrations, 11 requested"),
         (("--data", "DEMOS", "--encoder", "patches", "--preset", "rlbench"), "must be one of r3m"),
         (("--data", "DEMOS", "--encoder", "patches", "--set", "speed=3"), "settings: feature"),
         (("--data", "DEMOS", "--encoder", "patches", "--task", "metaworld/hammer"), "demonstrations of dots/reach"),

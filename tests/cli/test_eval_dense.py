@@ -142,7 +142,7 @@ def test_what_is_refused(words, says, tmp_path, monkeypatch):
 def test_an_absent_sequence_is_told_before_any_work(tmp_path):
     root = make_davis(tmp_path / "D")
     shutil.rmtree(root / "JPEGImages" / "480p" / "two")
-    assert "names two, which" in refused("eval", "davis", "--data", str(root))
+    assert "two not found in" in refused("eval", "davis", "--data", str(root))
 
 
 def test_help_has_two_examples():

@@ -115,7 +115,7 @@ def test_frames_of_another_size(tmp_path):
     words = ("train", "frames", tmp_path / "videos", "--out", tmp_path / "frames")
     run(*words, "--size", 32)
     refused = last(run(*words, "--size", 48, code=2))
-    assert "32 pixels, 48 are asked for; take another --out, or --fresh" in refused
+    assert "32 pixels, 48 requested; use another --out, or --fresh" in refused
     assert json.loads(run(*words, "--size", 48, "--fresh", "--json").stdout)["frames"] == 4
     assert json.loads(run(*words, "--size", 48, "--json").stdout)["frames"] == 0
 

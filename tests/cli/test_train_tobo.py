@@ -109,7 +109,7 @@ def test_bad_input(videos, tmp_path):
     words = ["--out", tmp_path / "run"]
     assert "no video" in error_line(run("train", "tobo", tmp_path / "empty", *words, code=2))
     single = write(tmp_path / "single.mp4", synthetic("pan", frames=1, size=(32, 40)).frames, 10)
-    assert "so no pair can be drawn" in run("train", "tobo", single, *words, *SMALL, code=2).stderr
+    assert "a pair requires two frames" in run("train", "tobo", single, *words, *SMALL, code=2).stderr
     for more, says in (
         (["--preset", "mae_tiny"], "not one of tobo"), (["--set", "kl_weight=1"], "known:"),
         (["--steps", 3, "--epochs", 1], "not both"), (["--set", "distance=l1"], "distance"),

@@ -182,7 +182,7 @@ class TestWhatIsWrong:
         [
             (["vit_nano9x", "--data", "."], "no model called"),
             (["vit_nano8", "--data", "nowhere"], "no such file"),
-            (["vit_nano8", "--data", "."], "no labelled image"),
+            (["vit_nano8", "--data", "."], "no labeled image"),
             (["vit_nano8", "--data", ".", "--preset", "moon"], "no recipe called 'moon'"),
             (["vit_nano8", "--data", ".", "--set", "lr"], "name=value"),
             (["vit_nano8", "--data", ".", "--set", "batch=-4"], "batch"),
@@ -197,7 +197,7 @@ class TestWhatIsWrong:
         (tmp_path / "val" / "violet").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "val" / "violet" / "0.png")
         words = ["--data", pictures, "--val", tmp_path / "val", "--out", tmp_path / "run"]
-        assert "not trained on: 'violet'" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
+        assert "training classes: 'violet'" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
     def test_lists_with_missing_files(self, pictures, tmp_path):
         lines = [f"{label}/{n}.png,{label}" for label in ("red", "green") for n in range(10)]
@@ -205,7 +205,7 @@ class TestWhatIsWrong:
         words = ["--data", tmp_path / "list.csv", "--out", tmp_path / "run", *SMALL, "--epochs", 1]
         done = run("train", "classify", "vit_nano8", *words, "--root", pictures)
         assert "1 named and not there: gone.png" in done.stderr
-        assert "none of the 21 files" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
+        assert "none of the 21 listed files" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
     def test_checkpoints(self, trained, pictures, tmp_path):
         words = ["--data", pictures, "--json"]

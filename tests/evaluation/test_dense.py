@@ -163,7 +163,7 @@ class TestSets:
         short = dataclasses.replace(files, pictures=files.pictures[:2], labels=files.labels[:2])
         with pytest.raises(ValueError, match="one: J and F require at least 3 frames"):
             dense.davis(short, encode, self.native)
-        with pytest.raises(ValueError, match="no pictures"):
+        with pytest.raises(ValueError, match="no images"):
             dense.davis(dataclasses.replace(files, pictures=[]), encode, self.native)
 
         class Overflowing(Patches):

@@ -11,7 +11,7 @@ from fewtokens.data import ClipData, MovingDigits, Transform, View, collate, rea
 from fewtokens.evaluation.classify import accuracy, average_precision, evaluator, mean_average_precision, predict
 from fewtokens.evaluation.probes import few_shot, linear_probe, nearest_neighbours
 from fewtokens.train.objectives import Classification
-from tests.data.test_listing import clip, picture
+from tests.data.test_listing import save_clip, save_image
 
 metrics = pytest.importorskip("sklearn.metrics")
 
@@ -54,8 +54,8 @@ class Brightness(nn.Module):
 
 
 def test_views_are_averaged(tmp_path):
-    clip(tmp_path / "a" / "x.mp4")
-    picture(tmp_path / "b" / "y.png", 200)
+    save_clip(tmp_path / "a" / "x.mp4")
+    save_image(tmp_path / "b" / "y.png", 200)
     listing = read_listing(tmp_path)
     model = Brightness()
     view = View(frames=2, clips=3, crops=2)
@@ -74,8 +74,8 @@ def test_views_are_averaged(tmp_path):
 
 def test_broken_items_are_skipped(tmp_path):
     for n in range(3):
-        picture(tmp_path / "a" / f"{n}.png", 10)
-        picture(tmp_path / "b" / f"{n}.png", 200)
+        save_image(tmp_path / "a" / f"{n}.png", 10)
+        save_image(tmp_path / "b" / f"{n}.png", 200)
     (tmp_path / "a" / "1.png").write_bytes(b"broken")
     data = ClipData(read_listing(tmp_path), Transform(16), training=False)
     scores, _, broken = predict(Brightness(), data)

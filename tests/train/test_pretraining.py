@@ -155,7 +155,7 @@ def test_broken_and_short_videos_are_skipped_and_told_of(footage, tmp_path):
     told = (tmp_path / "run" / "broken.txt").read_text().splitlines()
     assert sorted(told) == sorted(report.broken)
     assert [("no pair" in line, "x.mp4" in line) for line in sorted(told)] == [(True, False), (False, True)]
-    with pytest.raises(ValueError, match="none of 2 videos gives a sample"):
+    with pytest.raises(ValueError, match="none of 2 videos can be used"):
         pretrain(items[5:], recipe(), tmp_path / "none", device="cpu")
     assert not (tmp_path / "none").exists()
 

@@ -347,8 +347,8 @@ class TestLoading:
 
     @pytest.mark.parametrize(
         ("spoil", "says"),
-        [(no_room, "shared memory"), (killed, "was killed"), (no_memory, "no memory"),
-         (no_memory_of_python, "no memory"), (stuck, "no data came")],
+        [(no_room, "shared memory"), (killed, "was killed"), (no_memory, "out of memory for"),
+         (no_memory_of_python, "out of memory for"), (stuck, "no data for")],
     )  # fmt: skip
     def test_one_line_and_no_hang(self, spoil, says, monkeypatch):
         # Of the patience of half an hour only a process that is stuck makes use.

@@ -1,4 +1,4 @@
-"""Labelled images and videos: lists of them, clips out of them, transforms."""
+"""Labeled images and videos: listings, clips and transforms."""
 
 from fewtokens.data.clips import ClipData, Sample, View, collate
 from fewtokens.data.listing import Item, Listing, read_listing

@@ -1,7 +1,7 @@
-"""Clips of labelled images and videos, each drawn from a seed of its own.
+"""Clips of labeled images and videos, each sampled with a separate seed.
 
-What an item gives depends on the seed, the epoch and its number alone: not on the workers, nor on the items before.
-So a run that is resumed sees exactly what it would have seen.
+A sample depends only on the seed, the epoch and the index of the item, not on the workers or on earlier items. A
+resumed run therefore sees exactly the samples of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fewtokens.core.shapes import by_shape
-from fewtokens.data.footage import list_pictures, told
+from fewtokens.data.footage import describe_error, list_images
+from fewtokens.data.images import read_image
 from fewtokens.data.listing import Item, Listing
-from fewtokens.data.pictures import read_picture
 from fewtokens.data.tars import copy_member, read_member
 from fewtokens.data.transforms import Transform
 from fewtokens.video import VideoError, read
 
-# Frames a second of a folder of images, and of a video of a single frame, which do not say.
-_RATE = 25.0
+# Frames per second of a folder of images and of a video with a single frame, which do not specify it.
+_DEFAULT_FPS = 25.0
 
 
 @dataclass(frozen=True)
 class View:
-    """Which frames of a video make a clip.
+    """How clips are taken from a video.
 
     Attributes:
-        frames: of a clip.
-        stride: source frames from one to the next; or
-        fps: frames each second.
-        clips, crops: views of one item in a test: so many clips evenly over the video, so many crops of each.
+        frames: the number of frames per clip.
+        stride: distance of consecutive frames of a clip, in source frames.
+        fps: frames per second of the clip, instead of `stride`.
+        clips, crops: views per item in a test: `clips` clips, evenly spaced over the video, with `crops` crops each.
     """
 
     frames: int = 1
@@ -58,11 +58,11 @@ class Sample:
     """One clip.
 
     Attributes:
-        clip: [V,T,3,H,W] float in 0..1; V views, one in training. None where the file is broken.
-        target: class number, or zeros and ones for each class where there may be several.
-        index: of the item.
-        broken: what is wrong with the file, or "".
-        enlarged: whether the picture is smaller than the crop and was scaled up.
+        clip: [V,T,3,H,W] float in 0..1; V views, one in training. None if the file is broken.
+        target: the class index, or one 0 or 1 per class if an item may have several.
+        index: index of the item.
+        broken: the error if the file is broken, or "".
+        enlarged: whether the image is smaller than the crop and was scaled up.
     """
 
     clip: Tensor | None
@@ -77,14 +77,14 @@ class Sample:
 class ClipData(Dataset[Sample]):
     """The clips of a listing.
 
-    Indexed by (epoch, number) in training, by number in a test.
+    Indexed by (epoch, index) in training, by index in a test.
 
     Args:
         listing: items and classes.
-        transform, view: what is made of them.
-        training: draw, or take the fixed views of a test.
-        seed: of everything drawn.
-        keep: hold decoded pictures in memory, as bytes; for small sets that fit.
+        transform, view: how clips are taken and transformed.
+        training: sample random clips and crops; otherwise return the fixed views of a test.
+        seed: random seed.
+        keep: keep decoded images in memory, as uint8; for small sets that fit.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ClipData(Dataset[Sample]):
     ) -> None:
         self.listing, self.transform, self.view = listing, transform, view or View()
         self.training, self.seed = training, seed
-        self._kept: dict[int, Tensor] | None = {} if keep else None
+        self._cache: dict[int, Tensor] | None = {} if keep else None
 
     def __len__(self) -> int:
         return len(self.listing.items)
@@ -112,7 +112,7 @@ class ClipData(Dataset[Sample]):
         try:
             return replace(self._sample(item, index, generator), target=target)
         except (OSError, ValueError) as error:
-            return Sample(None, target, index, told(item.name, error))
+            return Sample(None, target, index, describe_error(item.name, error))
 
     def target(self, item: Item) -> Tensor:
         if not self.listing.multi_label:
@@ -123,32 +123,31 @@ class ClipData(Dataset[Sample]):
 
     def _sample(self, item: Item, index: int, generator: torch.Generator) -> Sample:
         view = self.view
-        if item.is_picture:
-            picture = self._picture(item, index).expand(view.frames, -1, -1, -1)
-            clips = [picture]
+        if item.is_image:
+            clips = [self._image(item, index).expand(view.frames, -1, -1, -1)]
         else:
             clips = self._clips(item, generator)
-        small = item.is_picture and min(clips[0].shape[-2:]) < self.transform.size
+        small = item.is_image and min(clips[0].shape[-2:]) < self.transform.size
         if self.training:
-            out = [self.transform.training(clips[0], generator)]
+            views = [self.transform.training(clips[0], generator)]
         else:
-            out = [self.transform.view(clip, crop, view.crops) for clip in clips for crop in range(view.crops)]
+            views = [self.transform.view(clip, crop, view.crops) for clip in clips for crop in range(view.crops)]
             if len(clips) < view.clips:
-                out = out * view.clips
-        return Sample(torch.stack(out), torch.empty(0), index, enlarged=small)
+                views = views * view.clips
+        return Sample(torch.stack(views), torch.empty(0), index, enlarged=small)
 
-    def _picture(self, item: Item, index: int) -> Tensor:
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        packed = item.member is not None
-        pixels = read_picture(read_member(item.path, item.offset, item.size) if packed else Path(item.path), item.name)
+    def _image(self, item: Item, index: int) -> Tensor:
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
+        in_tar = item.member is not None
+        pixels = read_image(read_member(item.path, item.offset, item.size) if in_tar else Path(item.path), item.name)
         pixels = pixels[None]
-        if self._kept is not None:
-            self._kept[index] = pixels
+        if self._cache is not None:
+            self._cache[index] = pixels
         return pixels
 
     def _clips(self, item: Item, generator: torch.Generator) -> list[Tensor]:
-        """One drawn clip, or the evenly spread ones, uint8 [T,3,H,W] each."""
+        """One random clip, or the evenly spaced ones, each uint8 [T,3,H,W]."""
         if item.member is None:
             return self._read(item.path, item, generator)
         with tempfile.NamedTemporaryFile(suffix=Path(item.member).suffix) as file:
@@ -157,36 +156,36 @@ class ClipData(Dataset[Sample]):
 
     def _read(self, path: str, item: Item, generator: torch.Generator) -> list[Tensor]:
         view, transform = self.view, self.transform
-        draw = float(torch.rand((), generator=generator))
-        shares = [draw] if self.training else [0.5] if view.clips == 1 else np.linspace(0, 1, view.clips).tolist()
+        start = float(torch.rand((), generator=generator))
+        starts = [start] if self.training else [0.5] if view.clips == 1 else np.linspace(0, 1, view.clips).tolist()
 
         def pick(times: NDArray[np.float64]) -> NDArray[np.int64]:
-            rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else _RATE
-            step = 1 / view.fps if view.fps else view.stride / rate
+            fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else _DEFAULT_FPS
+            step = 1 / view.fps if view.fps else view.stride / fps
             first, last = item.start or 0.0, min(float(times[-1]), times[-1] if item.end is None else item.end)
             if first > times[-1] or last < first:
                 raise VideoError(f"has no frame between {item.start} s and {item.end} s")
             spare = max(0.0, last - first - (view.frames - 1) * step)
-            wanted = first + spare * np.array(shares)[:, None] + step * np.arange(view.frames)
-            # Each time the last frame shown by then; a clip that is longer than the video holds its last frame.
-            shown = np.searchsorted(times, np.minimum(wanted, last) + 1e-6, side="right") - 1
-            return shown.clip(0).reshape(-1).astype(np.int64)
+            targets = first + spare * np.array(starts)[:, None] + step * np.arange(view.frames)
+            # The frame on display at each time; a clip that is longer than the video repeats its last frame.
+            indices = np.searchsorted(times, np.minimum(targets, last) + 1e-6, side="right") - 1
+            return indices.clip(0).reshape(-1).astype(np.int64)
 
-        # Decoded at the largest side that a transform can ask for, so that most of the scaling is done by then.
+        # Decoded at the largest size that the transform can need, so that the decoder does most of the scaling.
         largest = transform.area != (1.0, 1.0) and self.training
         short = None if largest else round(transform.short_side * (transform.scale[1] if self.training else 1))
         if os.path.isdir(path):
-            files = list_pictures(Path(path))
-            chosen = pick(np.arange(len(files)) / _RATE).tolist()
-            pictures = {n: read(files[n], size=short).frames for n in sorted(set(chosen))}
-            frames = torch.cat([pictures[n] for n in chosen])
+            files = list_images(Path(path))
+            indices = pick(np.arange(len(files)) / _DEFAULT_FPS).tolist()
+            images = {n: read(files[n], size=short).frames for n in sorted(set(indices))}
+            frames = torch.cat([images[n] for n in indices])
         else:
             frames = read(path, pick=pick, size=short).frames
         return list(frames.split(view.frames))
 
 
 def mix(*numbers: int) -> int:
-    """One seed out of several, the same on every machine."""
+    """Combines several numbers into one seed, the same on every machine."""
     seed = 0x9E3779B97F4A7C15
     for number in numbers:
         seed = ((seed ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
@@ -195,19 +194,19 @@ def mix(*numbers: int) -> int:
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """A batch of the samples that are whole.
+    """Collates the samples that are not broken.
 
     Returns:
-        clips [n,V,T,3,H,W], targets [n] or [n,classes], index [n]; broken: what is wrong with the others; enlarged:
-        numbers of the pictures that are smaller than the crop.
+        clips [n,V,T,3,H,W], targets [n] or [n,classes], index [n]; broken: the errors of the other samples; enlarged:
+        indices of the images that are smaller than the crop.
     """
-    whole = [sample for sample in samples if sample.clip is not None]
+    intact = [sample for sample in samples if sample.clip is not None]
     batch: dict[str, Any] = {
         "broken": [sample.broken for sample in samples if sample.clip is None],
-        "enlarged": [sample.index for sample in whole if sample.enlarged],
-        "index": torch.tensor([sample.index for sample in whole]),
+        "enlarged": [sample.index for sample in intact if sample.enlarged],
+        "index": torch.tensor([sample.index for sample in intact]),
     }
-    if whole:
-        batch["clips"] = torch.stack([sample.clip for sample in whole])  # type: ignore[misc]
-        batch["targets"] = torch.stack([sample.target for sample in whole])
+    if intact:
+        batch["clips"] = torch.stack([sample.clip for sample in intact])  # type: ignore[misc]
+        batch["targets"] = torch.stack([sample.target for sample in intact])
     return batch

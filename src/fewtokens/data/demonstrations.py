@@ -1,8 +1,8 @@
-"""Demonstrations of a robot: what it saw, what it felt, what an expert did; in one safetensors file, or R3M's pickles.
+"""Robot demonstrations (images, states, expert actions, rewards) in a safetensors file or in the pickles of R3M.
 
 R3M (arXiv 2203.12601) and CortexBench (arXiv 2303.18240) publish demonstrations as a pickle of a list of dicts. A
-pickle can run any code, so it is not unpickled: `fewtokens.data.pickles` reads plain containers, numbers, text and
-numpy arrays out of it, and calls nothing that the file names.
+pickle can run any code, so it is not unpickled: `fewtokens.data.pickles` reads simple containers, numbers, text and
+numpy arrays from it and calls nothing that the file names.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor
 from fewtokens.core import files
 from fewtokens.core.plain import conform
 from fewtokens.core.shapes import by_shape
-from fewtokens.data.pickles import Budget, RefusedError, read_pickle, to_array
+from fewtokens.data.pickles import MemoryBudget, RefusedError, read_pickle, to_array
 
 _KIND = "demonstrations"
 _PARTS = ("images", "observations", "actions", "rewards")
-# The arrays of a file may share parts, but not come to many times its size.
-_MOST_FREE = 1 << 24
+# The arrays of a file may share memory, but may not expand to many times the size of the file.
+_MIN_BUDGET = 1 << 24
 
 
-class _About(TypedDict, total=False):
-    """What is used of the values kept beside demonstrations; there may be others."""
+class _Metadata(TypedDict, total=False):
+    """The metadata that this package uses; there may be more."""
 
     task: str | None
     camera: str | None
@@ -38,11 +38,11 @@ class _About(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One episode of T steps; what is seen at a step is what its action answers to.
+    """One episode of T steps. The action of a step responds to the image and the state of the same step.
 
     Attributes:
         images: uint8 [T,H,W,3].
-        observations: the states, float32 [T,S]; the robot's own come first.
+        observations: the states, float32 [T,S]; proprioception comes first.
         actions: float32 [T,A].
         rewards: float32 [T].
     """
@@ -59,95 +59,95 @@ class Demonstration:
 
 
 def write(path: str | Path, demonstrations: Sequence[Demonstration], **about: Any) -> Path:
-    """Writes demonstrations as one safetensors file, whole or not at all.
+    """Writes demonstrations to one safetensors file, atomically.
 
     Args:
-        path: where to.
+        path: the output file.
         demonstrations: at least one.
-        about: plain values kept beside them: the task, the camera, how they were made.
+        about: metadata, plain values: the task, the camera, how the demonstrations were recorded.
 
     Raises:
-        ValueError: none given.
+        ValueError: there are no demonstrations.
     """
     if not demonstrations:
-        raise ValueError("no demonstration to write")
+        raise ValueError("no demonstrations to write")
     tensors = {
-        f"{number}.{part}": getattr(one, part) for number, one in enumerate(demonstrations) for part in _PARTS
-    }  # fmt: skip
+        f"{n}.{part}": getattr(demonstration, part) for n, demonstration in enumerate(demonstrations) for part in _PARTS
+    }
     return files.save(path, _KIND, tensors, {"count": len(demonstrations), "about": about})
 
 
 def read(path: str | Path, count: int | None = None) -> tuple[list[Demonstration], dict[str, Any]]:
-    """Reads what `write` wrote, or a pickle as R3M and CortexBench publish it (.pickle or .pkl).
+    """Reads a file of `write`, or a pickle as R3M and CortexBench publish it (.pickle or .pkl).
 
     Args:
-        path: of the file.
-        count: only the first ones; all where None.
+        path: the file.
+        count: read only the first `count` demonstrations; None for all.
 
     Returns:
-        the demonstrations, and what is kept beside them ({} for a pickle).
+        the demonstrations and their metadata ({} for a pickle).
 
     Raises:
-        ValueError: one line: no such file, cut short, not demonstrations, without images, fewer than `count`, of
-            unlike sizes, or a pickle with something else than arrays and plain values.
+        ValueError: one line: no such file, a truncated file, not demonstrations, no images, fewer than `count`,
+            different sizes, or a pickle with anything other than arrays and plain values.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     about: dict[str, Any] = {}
     if path.suffix in (".pickle", ".pkl"):
-        everything = _read_pickle(path)
-        entries, total = everything[:count], len(everything)
+        contents = _read_pickle(path)
+        entries, total = contents[:count], len(contents)
     else:
         entries, total, about = _read_entries(path, count)
-    budget = Budget(_MOST_FREE + 4 * path.stat().st_size)
-    found = [_checked(entry, f"{path}: demonstration {n}", budget) for n, entry in enumerate(entries)]
-    if not found:
-        raise ValueError(f"{path}: no demonstration in it")
+    budget = MemoryBudget(_MIN_BUDGET + 4 * path.stat().st_size)
+    demonstrations = [_to_demonstration(entry, f"{path}: demonstration {n}", budget) for n, entry in enumerate(entries)]
+    if not demonstrations:
+        raise ValueError(f"{path}: contains no demonstrations")
     if count is not None and total < count:
-        raise ValueError(f"{path}: holds {total} demonstrations, {count} are wanted; say demos={total}")
-    for what in ("observations", "actions"):
-        if len(widths := {getattr(one, what).shape[1] for one in found}) > 1:
-            raise ValueError(f"{path}: {what} of {sorted(widths)} numbers in one file; they must be of one task")
-    return found, about
+        raise ValueError(f"{path}: contains {total} demonstrations, {count} requested; use demos={total}")
+    for part in ("observations", "actions"):
+        if len(dims := {getattr(demonstration, part).shape[1] for demonstration in demonstrations}) > 1:
+            raise ValueError(f"{path}: {part} have {sorted(dims)} values; a file must contain a single task")
+    return demonstrations, about
 
 
 def _read_entries(path: Path, count: int | None) -> tuple[list[Any], int, dict[str, Any]]:
-    """What the file holds of the first demonstrations, how many there are, and what is kept beside them."""
+    """The arrays of the first `count` demonstrations, the number of all demonstrations, and the metadata."""
     header = files.load_header(path, _KIND)
     total = conform(header.get("count"), int, f"{path}: count in its header")
-    about = conform(header.get("about"), _About, f"{path}: about in its header")
+    about = conform(header.get("about"), _Metadata, f"{path}: about in its header")
     try:
         with safe_open(path, framework="pt") as file:
-            there = range(total if count is None else min(count, total))
-            entries = [{part: _numbers(file.get_tensor(f"{n}.{part}")) for part in _PARTS} for n in there]
+            indices = range(total if count is None else min(count, total))
+            entries = [{part: _to_numpy(file.get_tensor(f"{n}.{part}")) for part in _PARTS} for n in indices]
     except SafetensorError as error:
-        raise ValueError(f"{path}: not whole demonstrations ({error})") from None
+        raise ValueError(f"{path}: incomplete demonstrations ({error})") from None
     return entries, total, about
 
 
-def _numbers(tensor: Tensor) -> np.ndarray:
+def _to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
 def _read_pickle(path: Path) -> list[Any]:
     try:
-        made = read_pickle(path)
+        contents = read_pickle(path)
     except RefusedError as error:
         raise ValueError(f"{path}: {error}; only numpy arrays and plain values are read from a pickle") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not a whole pickle of demonstrations ({error})") from None
-    if not isinstance(made, list):
-        raise ValueError(f"{path}: holds a {type(made).__name__}, not a list of demonstrations")
-    return made
+        raise ValueError(f"{path}: not a complete pickle of demonstrations ({error})") from None
+    if not isinstance(contents, list):
+        raise ValueError(f"{path}: contains a {type(contents).__name__}, not a list of demonstrations")
+    return contents
 
 
-def _checked(entry: Any, where: str, budget: Budget) -> Demonstration:
-    """A demonstration from a dict of arrays."""
+def _to_demonstration(entry: Any, where: str, budget: MemoryBudget) -> Demonstration:
+    """Creates a demonstration from a dict of arrays."""
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is a {type(entry).__name__}, not a dict of {', '.join(_PARTS)}")
     if missing := [part for part in _PARTS if part not in entry]:
-        raise ValueError(f"{where} has no {' and no '.join(missing)}; record it with them")
+        raise ValueError(f"{where} has no {' and no '.join(missing)}; record the demonstrations with all parts")
     arrays = []
     for part in _PARTS:
         try:
@@ -162,9 +162,9 @@ def _checked(entry: Any, where: str, budget: Budget) -> Demonstration:
         if array.dtype.kind not in "biuf" or array.shape[:1] != images.shape[:1] or 0 in array.shape:
             raise ValueError(f"{where}: {part} must be numbers for {len(images)} images, got {list(array.shape)}")
         with np.errstate(over="ignore"):
-            number = torch.from_numpy(np.array(array, np.float32))
-        number = number.reshape(len(images), -1) if axes == 2 else number.reshape(len(images), -1).sum(1)
-        if not number.isfinite().all():
-            raise ValueError(f"{where}: {part} are not all finite")
-        values.append(number)
+            tensor = torch.from_numpy(np.array(array, np.float32))
+        tensor = tensor.reshape(len(images), -1) if axes == 2 else tensor.reshape(len(images), -1).sum(1)
+        if not tensor.isfinite().all():
+            raise ValueError(f"{where}: {part} contain NaN or infinity")
+        values.append(tensor)
     return Demonstration(torch.from_numpy(np.array(images, order="C")), *values)

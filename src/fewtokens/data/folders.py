@@ -1,4 +1,4 @@
-"""Names on the disk: folders looked through, names of lists looked up, and neither led astray by links or dots."""
+"""Walks folders and finds the files that lists name, safely with links and ".."."""
 
 from __future__ import annotations
 
@@ -12,123 +12,120 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
-    # Python converts no more than 4,300 digits.
+    """A sort key for natural order: 2 before 10."""
+    # Python converts at most 4,300 digits to an int.
     parts = _DIGITS.split(name)
     return [(int(part), "") if part.isdecimal() and len(part) < 4000 else (-1, part) for part in parts]
 
 
-def walk(source: Path, left_out: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every folder under `source`, itself first, with the names of its files; both sorted, hidden ones left out.
+def walk(source: Path, skipped: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yields `source` and every folder below it with the names of its files, both sorted; hidden ones are skipped.
 
-    Folders that are links are looked through too, after all that are not, each once; a link to what is looked
-    through anyway, or to a folder above, adds a line to `left_out`, as does what cannot be read. One warning says
-    how many links lead out of `source`.
+    Links to folders are followed too, after all other folders and each target once. A link to a folder that is
+    visited anyway or to a parent folder adds a line to `skipped`, as does a folder that cannot be read. One warning
+    reports the number of links that point outside `source`.
     """
     top = os.path.realpath(source)
-    seen = {_number(place) for place in (top, *map(str, Path(top).parents))}
-    outward: list[str] = []
+    visited = {_identity(path) for path in (top, *map(str, Path(top).parents))}
+    outside: list[str] = []
     folders, links = [str(source)], list[str]()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         try:
             with os.scandir(folder) as entries:
-                inside = sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
+                visible = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
-            left_out.append(f"{folder}: cannot be read ({error.strerror})")
+            skipped.append(f"{folder}: cannot be read ({error.strerror})")
             continue
-        files, deeper = list[str](), list[str]()
-        for entry in inside:
+        files, subfolders = list[str](), list[str]()
+        for entry in sorted(visible, key=lambda entry: entry.name):
             if entry.is_file():
                 files.append(entry.name)
-                if entry.is_symlink() and not _under(os.path.realpath(entry.path), top):
-                    outward.append(entry.path)
+                if entry.is_symlink() and not _is_under(os.path.realpath(entry.path), top):
+                    outside.append(entry.path)
             elif entry.is_dir():
-                (links if entry.is_symlink() else deeper).append(entry.path)
+                (links if entry.is_symlink() else subfolders).append(entry.path)
             elif entry.is_symlink():
-                left_out.append(f"{entry.path}: a link to no file")
+                skipped.append(f"{entry.path}: a broken link")
         yield folder, files
-        # The next link that leads to something new waits until no other folder does.
-        folders.extend(reversed([one for one in deeper if _is_new(one, seen, left_out)]))
-        while not folders and links and not _is_new(links[0], seen, left_out):
+        # Links are followed only when no folder is left.
+        folders.extend(reversed([subfolder for subfolder in subfolders if _is_new(subfolder, visited, skipped)]))
+        while not folders and links and not _is_new(links[0], visited, skipped):
             links.pop(0)
-        if not folders and links and not _under(os.path.realpath(links[0]), top):
-            outward.append(links[0])
-    warn_of_links(source, outward)
+        if not folders and links and not _is_under(os.path.realpath(links[0]), top):
+            outside.append(links[0])
+    warn_of_links(source, outside)
 
 
-def _is_new(folder: str, seen: set[tuple[int, int]], left_out: list[str]) -> bool:
-    """Whether a folder has not been looked through under another name; notes that it is now."""
-    if (number := _number(folder)) in seen:
-        left_out.append(f"{folder}: a folder that is looked through already, under another name")
+def _is_new(folder: str, visited: set[tuple[int, int]], skipped: list[str]) -> bool:
+    """Whether a folder has not been visited, under this or another name; marks it as visited."""
+    if (key := _identity(folder)) in visited:
+        skipped.append(f"{folder}: this folder is already included under another name")
         return False
-    seen.add(number)
+    visited.add(key)
     return True
 
 
-def _number(folder: str) -> tuple[int, int]:
-    """What a folder is, whatever it is called."""
+def _identity(folder: str) -> tuple[int, int]:
+    """A key of a folder that does not depend on its name."""
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError:
         return (-1, -1)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _under(place: str, top: str) -> bool:
-    return place == top or place.startswith(top.rstrip(os.sep) + os.sep)
+def _is_under(path: str, top: str) -> bool:
+    return path == top or path.startswith(top.rstrip(os.sep) + os.sep)
 
 
-def warn_of_links(source: Path, outward: Collection[str]) -> None:
-    """One warning about links out of `source`; they are the user's own, so they are followed."""
-    if outward:
-        one = len(outward) == 1
-        what = "1 link leads out of it and is" if one else f"{len(outward)} links lead out of it and are"
-        warnings.warn(f"{source}: {what} followed, the first is {min(outward)}", stacklevel=3)
+def warn_of_links(source: Path, outside: Collection[str]) -> None:
+    """Emits one warning about the links that point outside `source`; they are followed, as the user created them."""
+    if outside:
+        count = "1 link" if len(outside) == 1 else f"{len(outside)} links"
+        warnings.warn(f"{source}: followed {count} outside it, the first is {min(outside)}", stacklevel=3)
 
 
 class Lookup:
-    """Finds the files that a list names in the folder where they lie.
+    """Finds the files that a list names.
 
     Attributes:
-        base: the folder.
-        outward: files found that lie elsewhere because of a link.
+        base: the folder of the files.
+        outside: files that a link places outside `base`.
     """
 
     def __init__(self, base: Path) -> None:
-        self.base, self.outward = base, set[str]()
+        self.base, self.outside = base, set[str]()
         self._top = os.path.realpath(base)
         self._parents: dict[str, str] = {}
-        self._found: dict[str, Path | None] = {}
+        self._paths: dict[str, Path | None] = {}
 
     def find(self, name: str) -> Path | None:
-        r"""The file or folder of that name, also where the list was written on Windows (a\b); None if there is none.
-
-        An absolute name is taken as it is.
+        r"""The file or folder with that name, or None. Names may have Windows separators (a\b) or be absolute.
 
         Raises:
-            ValueError: a name with "..", which leads out of the folder.
+            ValueError: a relative name with "..", which points outside the folder.
         """
-        if name not in self._found:
-            self._found[name] = self._look(name)
-        return self._found[name]
+        if name not in self._paths:
+            self._paths[name] = self._find(name)
+        return self._paths[name]
 
-    def _look(self, name: str) -> Path | None:
-        for written in dict.fromkeys((name, name.replace("\\", "/"))):
-            place, whole = os.path.join(self.base, written), os.path.isabs(written)
-            if not whole and ".." in written.split("/"):
-                raise ValueError(f"the list names {name[:200]!r}, which leads out of {self.base}")
-            # Neither devices nor pipes, which would be read for ever; both functions are False for any error.
-            if whole == os.path.isabs(name) and written and (os.path.isfile(place) or os.path.isdir(place)):
-                if not whole and not _under(self._real(place), self._top):
-                    self.outward.add(place)
-                return Path(place)
+    def _find(self, name: str) -> Path | None:
+        for variant in dict.fromkeys((name, name.replace("\\", "/"))):
+            path, absolute = os.path.join(self.base, variant), os.path.isabs(variant)
+            if not absolute and ".." in variant.split("/"):
+                raise ValueError(f"the list names {name[:200]!r}, which is outside {self.base}")
+            # Excludes devices and pipes, which could be read forever; both functions are False on any error.
+            if absolute == os.path.isabs(name) and variant and (os.path.isfile(path) or os.path.isdir(path)):
+                if not absolute and not _is_under(self._real(path), self._top):
+                    self.outside.add(path)
+                return Path(path)
         return None
 
-    def _real(self, place: str) -> str:
-        if os.path.islink(place):
-            return os.path.realpath(place)
-        folder, name = os.path.split(place)
+    def _real(self, path: str) -> str:
+        if os.path.islink(path):
+            return os.path.realpath(path)
+        folder, name = os.path.split(path)
         if folder not in self._parents:
             self._parents[folder] = os.path.realpath(folder)
         return os.path.join(self._parents[folder], name)

@@ -1,4 +1,4 @@
-"""Videos without labels, wherever they lie: files, folders of pictures, WebDataset tars, frames decoded ahead."""
+"""Unlabeled videos from files, folders of images, WebDataset tars and pre-decoded frames."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from fewtokens.core.files import in_a_line
 from fewtokens.data.folders import natural, walk
+from fewtokens.data.images import read_image
 from fewtokens.data.listing import read_listing
 from fewtokens.data.lists import VIDEOS
-from fewtokens.data.pictures import read_picture
 from fewtokens.data.tars import copy_member, find_tars, list_members, read_member
-from fewtokens.data.transforms import resize, scaled
+from fewtokens.data.transforms import resize, scaled_size
 from fewtokens.encoders.frames import to_unit
 from fewtokens.video import VideoError, read
 from fewtokens.video.images import is_image
 
-# From how many frames there are to the numbers of those wanted.
+# Maps the number of frames to the indices of the frames to read.
 Choose = Callable[[int], list[int]]
 
 
@@ -32,10 +32,10 @@ class Footage:
     """One video.
 
     Attributes:
-        path: a video file; a folder of pictures, which are its frames by name; a .npy of frames (uint8 [T,H,W,3]);
-            or the tar that holds it.
-        start, end: seconds of the part that is meant, of a video file; None is the whole.
-        members: (name, first byte, bytes) inside a tar: one video, or pictures.
+        path: a video file; a folder of images, its frames in order of their names; a .npy of frames (uint8 [T,H,W,3]);
+            or the tar that contains it.
+        start, end: the part of a video file that is used, in seconds; None for no limit.
+        members: (name, offset, size) in bytes inside a tar: one video, or images.
     """
 
     path: str
@@ -45,18 +45,18 @@ class Footage:
 
     @property
     def name(self) -> str:
-        """What to call it in a report."""
+        """The name in reports."""
         return self.path if not self.members else f"{self.path}::{self.members[0][0]}"
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found.
+    """The videos of a source.
 
     Attributes:
         items: the videos, in a fixed order.
-        missing: files that a list names and that are not there.
-        left_out: lines of a list that name nothing, links of a folder that are not followed.
+        missing: files that a list names but that do not exist.
+        left_out: skipped lines of a list and skipped links of a folder, with the reason.
     """
 
     items: tuple[Footage, ...]
@@ -65,134 +65,137 @@ class Collection:
 
 
 def find_footage(source: str | Path, *, root: str | Path | None = None) -> Collection:
-    """Finds videos; labels, where there are some, are not looked at.
+    """Finds videos; labels, if any, are ignored.
 
     Args:
-        source: a folder, looked through at any depth (Kinetics' layout or any other): its videos, its .npy files, and
-            its folders of pictures, each of which is a video; a tar or a folder of tars; any list that `read_listing`
-            knows, with labels or without, so also a .txt with a path on each line. A list that is a pickle is not
-            read, for that can run any code.
-        root: where the files of a list lie; the folder of the list by default.
+        source: a folder, searched at any depth (the Kinetics layout or any other) for videos, .npy files and folders
+            of images, each of which is a video; a tar or a folder of tars; or any list that `read_listing` reads,
+            with or without labels, including a .txt with one path per line. Pickled lists are refused, because a
+            pickle can run any code.
+        root: the folder of the files that a list names. Default: the folder of the list.
 
     Raises:
-        ValueError: nothing there, no video in it, a list that leads out of its root.
+        ValueError: the source does not exist, contains no video, or lists a file outside `root`.
     """
     source = Path(source)
     if not source.exists():
         raise ValueError(f"{source}: no such file or folder")
     missing: list[str] = []
-    left_out: list[str] = []
+    skipped: list[str] = []
     if source.suffix.lower() in (".pickle", ".pkl"):
-        raise ValueError(f"{source}: a pickle can run any code and is not read; write its paths into a .txt")
+        raise ValueError(f"{source}: a pickle can run any code and is not read; write its paths to a .txt")
     if source.is_dir() and (tars := find_tars(source)):
         items = [item for tar in tars for item in _in_tar(tar)]
     elif source.is_dir():
-        items = list(_in_folder(source, left_out))
+        items = list(_in_folder(source, skipped))
     elif source.suffix == ".tar":
         items = list(_in_tar(source))
     elif source.suffix == ".npy" or source.suffix.lower() in VIDEOS:
         items = [Footage(str(source))]
     else:
         listing = read_listing(source, root=root, labels=False)
-        missing, left_out = list(listing.missing), list(listing.left_out)
+        missing, skipped = list(listing.missing), list(listing.left_out)
         items = [Footage(item.path, item.start, item.end) for item in listing.items]
     if not items:
-        why = f"none of the {len(missing)} files it names is there" if missing else "no video, .npy or picture in it"
-        raise ValueError(f"{source}: {why}; give a folder of videos, of folders of pictures, of tars, or a list")
-    return Collection(tuple(items), tuple(missing), tuple(left_out))
+        reason = f"none of the {len(missing)} listed files exists" if missing else "no video, .npy or image found"
+        raise ValueError(f"{source}: {reason}; expected a folder of videos, image folders or tars, or a list")
+    return Collection(tuple(items), tuple(missing), tuple(skipped))
 
 
-def _in_folder(source: Path, left_out: list[str]) -> Iterator[Footage]:
-    for folder, files in walk(source, left_out):
-        seen = sorted(files, key=_by_name)
-        for name in seen:
+def _in_folder(source: Path, skipped: list[str]) -> Iterator[Footage]:
+    for folder, files in walk(source, skipped):
+        names = sorted(files, key=_natural_key)
+        for name in names:
             if Path(name).suffix.lower() in VIDEOS or name.endswith(".npy"):
                 yield Footage(str(Path(folder, name)))
-        if any(is_image(Path(name)) for name in seen):
+        if any(is_image(Path(name)) for name in names):
             yield Footage(folder)
 
 
 def _in_tar(path: Path) -> Iterator[Footage]:
-    """Videos; and pictures, those of one folder, or of names such as clip7.0001.jpg up to the first dot, together."""
-    pictures: dict[str, list[tuple[str, int, int]]] = {}
+    """The videos of a tar, then its images, grouped into videos.
+
+    Images named like clip7.0001.jpg are grouped by the part before the first dot, others by folder.
+    """
+    images: dict[str, list[tuple[str, int, int]]] = {}
     videos: list[Footage] = []
     for member in list_members(path):
         if Path(member.name).name.startswith("."):
             continue
-        place = (member.name, member.offset, member.size)
+        entry = (member.name, member.offset, member.size)
         if Path(member.name).suffix.lower() in VIDEOS:
-            videos.append(Footage(str(path), members=(place,)))
+            videos.append(Footage(str(path), members=(entry,)))
         elif is_image(Path(member.name)):
             folder, _, name = member.name.rpartition("/")
             key, _, rest = name.partition(".")
-            pictures.setdefault(f"{folder}/{key}" if rest.count(".") else folder, []).append(place)
+            images.setdefault(f"{folder}/{key}" if rest.count(".") else folder, []).append(entry)
     yield from videos
-    for key in sorted(pictures):
-        yield Footage(str(path), members=tuple(sorted(pictures[key], key=lambda place: _by_name(place[0]))))
+    for key in sorted(images):
+        yield Footage(str(path), members=tuple(sorted(images[key], key=lambda entry: _natural_key(entry[0]))))
 
 
-def _by_name(name: str) -> list[tuple[int, str]]:
+def _natural_key(name: str) -> list[tuple[int, str]]:
     return natural(name.lower())
 
 
 def read_frames(item: Footage, choose: Choose, *, short: int = 0) -> Tensor:
-    """Some frames of a video.
+    """Reads selected frames of a video.
 
     Args:
         item: the video.
-        choose: given how many frames there are, the numbers of those wanted, in any order, repeats included.
-        short: side in pixels to which the short side is scaled; 0 leaves frames as they are.
+        choose: maps the number of frames to the indices of the frames to read, in any order; repeats are allowed.
+        short: length in pixels to which the short side is resized; 0 keeps the original size.
 
     Returns:
         uint8 [n,3,H,W].
 
     Raises:
-        ValueError: a file that cannot be read, or what `choose` raises; one line.
+        ValueError: the file cannot be read, or `choose` raises one; one line.
     """
     path = Path(item.path)
     if item.members:
         return _from_tar(item, choose, short)
     if path.suffix == ".npy":
         frames = open_frames(path)
-        wanted = torch.from_numpy(np.stack([frames[n] for n in choose(len(frames))])).permute(0, 3, 1, 2)
-        return _scaled(wanted, short)
+        selection = torch.from_numpy(np.stack([frames[n] for n in choose(len(frames))])).permute(0, 3, 1, 2)
+        return _resize(selection, short)
     if path.is_dir():
-        files = list_pictures(path)
-        return _of_one_size([read(files[n]).frames[0] for n in choose(len(files))], short)
+        files = list_images(path)
+        return _stack([read(files[n]).frames[0] for n in choose(len(files))], short)
     return _from_video(path, item, choose, short)
 
 
-def list_pictures(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The images of a folder in natural order, 2 before 10.
 
     Raises:
-        ValueError: there are none.
+        ValueError: the folder has no images.
     """
     files = [file for file in folder.iterdir() if is_image(file) and file.name[0] != "." and file.is_file()]
     if not files:
-        raise VideoError(f"{folder}: a folder without images")
-    return sorted(files, key=lambda file: _by_name(file.name))
+        raise VideoError(f"{folder}: the folder has no images")
+    return sorted(files, key=lambda file: _natural_key(file.name))
 
 
-def told(name: str, error: Exception) -> str:
-    """What is wrong with an item, in one line that begins with its name."""
+def describe_error(name: str, error: Exception) -> str:
+    """Formats the error of an item as one line that begins with its name."""
     return f"{name}: {' '.join(str(error).split()).removeprefix(f'{name}: ')}"[:500]
 
 
 def open_frames(path: Path) -> NDArray[np.uint8]:
-    """The frames of a .npy, mapped and not read: uint8 [T,H,W,3].
+    """Memory-maps the frames of a .npy, uint8 [T,H,W,3].
 
     Raises:
-        ValueError: another array, or none.
+        ValueError: the file is not such an array.
     """
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy reads a header as Python, and raises what that raises
-        raise ValueError(f"{path}: not an array that can be mapped ({in_a_line(error)})") from None
+    except Exception as error:  # numpy parses the header as Python, which can raise any error
+        raise ValueError(f"{path}: not an array that can be memory-mapped ({in_a_line(error)})") from None
     if not isinstance(frames, np.ndarray):
-        raise ValueError(f"{path}: an archive, not an array")
+        raise ValueError(f"{path}: must be an array, got an archive")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(f"{path}: frames are uint8 [T,H,W,3], this is {frames.dtype} {list(frames.shape)}")
+        raise ValueError(f"{path}: frames must be uint8 [T,H,W,3], got {frames.dtype} {list(frames.shape)}")
     return frames
 
 
@@ -206,7 +209,7 @@ def _from_video(path: Path, item: Footage, choose: Choose, short: int) -> Tensor
         return span[choose(len(span))].astype(np.int64)
 
     if is_image(path):
-        return _scaled(read(path).frames[choose(1)], short)
+        return _resize(read(path).frames[choose(1)], short)
     return read(path, pick=pick, size=short or None).frames
 
 
@@ -216,19 +219,19 @@ def _from_tar(item: Footage, choose: Choose, short: int) -> Tensor:
         with tempfile.NamedTemporaryFile(suffix=Path(name).suffix) as file:
             copy_member(item.path, offset, size, file)
             return _from_video(Path(file.name), item, choose, short)
-    chosen = [item.members[n] for n in choose(len(item.members))]
-    pictures = [read_picture(read_member(item.path, place, size), name) for name, place, size in chosen]
-    return _of_one_size(pictures, short)
+    members = [item.members[n] for n in choose(len(item.members))]
+    images = [read_image(read_member(item.path, offset, size), name) for name, offset, size in members]
+    return _stack(images, short)
 
 
-def _of_one_size(pictures: list[Tensor], short: int) -> Tensor:
-    if len({picture.shape for picture in pictures}) != 1:
-        raise VideoError(f"has pictures of {len({picture.shape for picture in pictures})} sizes, so it is no video")
-    return _scaled(torch.stack(pictures), short)
+def _stack(images: list[Tensor], short: int) -> Tensor:
+    if (sizes := len({image.shape for image in images})) != 1:
+        raise VideoError(f"the frames of a video must have the same size, got images of {sizes} sizes")
+    return _resize(torch.stack(images), short)
 
 
-def _scaled(frames: Tensor, short: int) -> Tensor:
+def _resize(frames: Tensor, short: int) -> Tensor:
     if not short or min(frames.shape[-2:]) == short:
         return frames
-    size = scaled(frames.shape[-2], frames.shape[-1], short)
+    size = scaled_size(frames.shape[-2], frames.shape[-1], short)
     return (resize(to_unit(frames), size).clamp(0, 1) * 255).round().byte()

@@ -1,4 +1,4 @@
-"""What there is to learn from: files and their classes, out of folders, lists, annotation files and tars."""
+"""Listings: files and their classes from folders, lists, annotation files and tars."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FORMATS = ("folder", "csv", "jsonl", "kinetics", "kinetics_csv", "charades", "av
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image or video.
+    """One labeled image or video.
 
     Attributes:
-        path: the file, or the tar that holds it.
-        labels: numbers of its classes; one, or any number where there are many to one item.
-        start, end: seconds of the part that is meant; None is the whole.
-        member, offset, size: name, first byte and bytes inside a tar, where `path` is one.
+        path: the file, or the tar that contains it.
+        labels: indices of its classes; one, or any number if the listing is multi-label.
+        start, end: the part that is used, in seconds; None for no limit.
+        member, offset, size: name, offset and size in bytes inside a tar, if `path` is one.
     """
 
     path: str
@@ -38,13 +38,13 @@ class Item:
     size: int = 0
 
     @property
-    def is_picture(self) -> bool:
-        """Whether it is a single image, by the end of its name."""
+    def is_image(self) -> bool:
+        """Whether the item is a single image, by the suffix of its name."""
         return is_image(Path(self.member or self.path))
 
     @property
     def name(self) -> str:
-        """What to call it in a report."""
+        """The name in reports."""
         return self.path if self.member is None else f"{self.path}::{self.member}"
 
 
@@ -54,10 +54,10 @@ class Listing:
 
     Attributes:
         items: in the order of the list.
-        classes: names, by number.
+        classes: names, by index.
         multi_label: whether an item may have several classes.
-        missing: files that a list names and that are not there.
-        left_out: lines, members or links that are no item, with the reason.
+        missing: files that a list names but that do not exist.
+        left_out: skipped lines, members and links, with the reason.
     """
 
     items: tuple[Item, ...]
@@ -67,26 +67,30 @@ class Listing:
     left_out: tuple[str, ...] = field(default=())
 
     def split(self, share: float, seed: int = 0) -> tuple[Listing, Listing]:
-        """Two listings: the second with this share of every class, drawn with the seed (at least one of each).
+        """Splits the items at random into two listings; the second gets a fraction of each class, at least one item.
+
+        Args:
+            share: the fraction, in (0,1).
+            seed: random seed.
 
         Raises:
-            ValueError: a share outside of (0,1), or a class of a single item.
+            ValueError: `share` is outside (0,1), or a class has a single item.
         """
         if not 0 < share < 1:
-            raise ValueError(f"the share for validation must be in (0, 1), got {share}")
+            raise ValueError(f"the validation fraction must be in (0, 1), got {share}")
         by_class: dict[tuple[int, ...], list[Item]] = defaultdict(list)
         for item in self.items:
             by_class[item.labels[:1]].append(item)
-        held: set[Item] = set()
+        held_out: set[Item] = set()
         for labels, items in sorted(by_class.items()):
             if len(items) < 2:
                 name = self.classes[labels[0]] if labels else "(none)"
-                raise ValueError(f"class {name!r} has a single item, so none is left for validation")
+                raise ValueError(f"class {name!r} has a single item; a split needs at least two per class")
             count = min(len(items) - 1, max(1, round(share * len(items))))
-            held |= set(random.Random(f"{seed} {labels}").sample(items, count))
+            held_out |= set(random.Random(f"{seed} {labels}").sample(items, count))
         return (
-            replace(self, items=tuple(item for item in self.items if item not in held)),
-            replace(self, items=tuple(item for item in self.items if item in held), missing=(), left_out=()),
+            replace(self, items=tuple(item for item in self.items if item not in held_out)),
+            replace(self, items=tuple(item for item in self.items if item in held_out), missing=(), left_out=()),
         )
 
 
@@ -98,24 +102,24 @@ def read_listing(
     classes: Sequence[str] | None = None,
     labels: bool = True,
 ) -> Listing:
-    """Reads labelled files.
+    """Reads a listing of labeled files.
 
     Args:
-        source: a folder with one folder for each class; a .csv, .tsv or .jsonl with path and label (and start, end in
-            seconds), separated by commas, semicolons or tabs; a .txt with "path label", "path,label" or "path frames
-            label" a line (Kinetics, mmaction); Kinetics' own .csv (label, youtube_id, time_start, time_end); Charades'
-            .csv; AViD's .json; a tar or a folder of tars (WebDataset: members with the same name and .cls or .json
-            beside the image or video).
-        kind: one of `FORMATS`; found from the file by default.
-        root: where the files of a list lie; the folder of the list by default.
-        classes: names by number, from the listing that was trained on; otherwise those found, sorted (numbers by
-            number).
-        labels: whether labels are needed. Lines without one are then left out, with one warning that counts them;
-            otherwise every line is an item without labels. A video of Charades may have no class.
+        source: a folder with one subfolder per class; a .csv or .tsv (separated by commas, semicolons or tabs) or
+            .jsonl with path and label and, optionally, start and end in seconds; a .txt with one "path label",
+            "path,label" or "path frames label" per line (Kinetics, mmaction); the .csv of Kinetics (label,
+            youtube_id, time_start, time_end) or Charades; the .json of AViD; a tar or a folder of tars (WebDataset:
+            an image or video and a .cls or .json with the same name).
+        kind: one of `FORMATS`. Default: detected from the file.
+        root: the folder of the files that a list names. Default: the folder of the list.
+        classes: names by index, from the training listing. Default: the sorted names in the source (numbers in
+            numerical order).
+        labels: whether labels are required. If so, lines without one are skipped, and one warning reports their
+            number; otherwise every line is an item without labels. A video of Charades may have no class.
 
     Raises:
-        ValueError: nothing there, a format that cannot be read, no label where they are needed, a class that is not
-            among `classes`.
+        ValueError: the source does not exist or cannot be read, no item has a required label, or a class is not in
+            `classes`.
     """
     source = Path(source)
     if not source.exists():
@@ -123,38 +127,38 @@ def read_listing(
     kind = kind or _guess(source)
     if kind not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, got {kind!r}")
-    left_out: list[str] = []
+    skipped: list[str] = []
     missing: list[str] = []
     base = Path(root) if root is not None else source.parent
     if kind == "folder":
-        rows = list(_folder(source, left_out))
+        rows = list(_folder(source, skipped))
     elif kind == "webdataset":
-        rows = list(read_tars(source, left_out))
+        rows = list(read_tars(source, skipped))
     else:
         lookup = Lookup(base)
-        rows = list(_located(READERS[kind](source, lookup, left_out), lookup, missing, left_out))
-        warn_of_links(base, lookup.outward)
+        rows = list(_located(READERS[kind](source, lookup, skipped), lookup, missing, skipped))
+        warn_of_links(base, lookup.outside)
     if not rows:
-        many = f"none of the {len(missing)} files that it names is under {base}; say where they are" if missing else ""
-        first = f"; {left_out[0]}" if left_out else ""
-        raise ValueError(f"{source}: {many or f'no labelled image or video found{first}'}")
-    known: tuple[str, ...] = ()
+        reason = f"none of the {len(missing)} listed files is under {base}; set the root folder" if missing else ""
+        first = f"; {skipped[0]}" if skipped else ""
+        raise ValueError(f"{source}: {reason or f'no labeled image or video found{first}'}")
+    names: tuple[str, ...] = ()
     if labels:
-        rows = _labelled(rows, source, left_out) if kind != "charades" else rows
-        known = tuple(classes) if classes is not None else _class_names(rows, kind)
-    number = {name: n for n, name in enumerate(known)}
-    if labels and (strange := sorted({label for row in rows for label in row.labels} - number.keys())):
-        some = ", ".join(map(repr, strange[:5])) + (" ..." if len(strange) > 5 else "")
-        raise ValueError(f"{source}: has classes that were not trained on: {some}; known are {len(known)} others")
+        rows = _labeled(rows, source, skipped) if kind != "charades" else rows
+        names = tuple(classes) if classes is not None else _class_names(rows, kind)
+    index = {name: n for n, name in enumerate(names)}
+    if labels and (unknown := sorted({label for row in rows for label in row.labels} - index.keys())):
+        examples = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
+        raise ValueError(f"{source}: has classes that are not among the {len(names)} training classes: {examples}")
     items = tuple(
         Item(
-            row.path, tuple(number[name] for name in dict.fromkeys(row.labels)) if labels else (),
+            row.path, tuple(index[name] for name in dict.fromkeys(row.labels)) if labels else (),
             row.start, row.end, row.member, row.offset, row.size,
         )
         for row in rows
     )  # fmt: skip
     multi_label = kind == "charades" or any(len(item.labels) > 1 for item in items)
-    return Listing(items, known, multi_label, tuple(missing), tuple(left_out))
+    return Listing(items, names, multi_label, tuple(missing), tuple(skipped))
 
 
 def _guess(source: Path) -> str:
@@ -162,44 +166,44 @@ def _guess(source: Path) -> str:
         return "webdataset" if find_tars(source) else "folder"
     suffix = source.suffix.lower()
     if suffix in (".csv", ".tsv", ".txt"):
-        head = {name.lower() for name in read_header(source)}
-        if "youtube_id" in head:
+        columns = {name.lower() for name in read_header(source)}
+        if "youtube_id" in columns:
             return "kinetics_csv"
-        return "charades" if {"id", "actions"} <= head else "csv" if "path" in head else "kinetics"
+        return "charades" if {"id", "actions"} <= columns else "csv" if "path" in columns else "kinetics"
     by_suffix = {".jsonl": "jsonl", ".json": "avid", ".tar": "webdataset"}
     if suffix not in by_suffix:
-        raise ValueError(f"{source}: not a known list; give a folder, .csv, .tsv, .jsonl, .json, .txt or .tar")
+        raise ValueError(f"{source}: unknown list format; expected a folder, .csv, .tsv, .jsonl, .json, .txt or .tar")
     return by_suffix[suffix]
 
 
-def _labelled(rows: list[Row], source: Path, left_out: list[str]) -> list[Row]:
-    """The rows that have a label; one warning counts the others."""
-    bare = [row.where for row in rows if not row.labels]
-    if not bare:
+def _labeled(rows: list[Row], source: Path, skipped: list[str]) -> list[Row]:
+    """The rows that have a label; one warning reports the number of the others."""
+    unlabeled = [row.where for row in rows if not row.labels]
+    if not unlabeled:
         return rows
-    what = f"{source}: {'1 line has' if len(bare) == 1 else f'{len(bare)} lines have'} no label"
-    if len(bare) == len(rows):
-        raise ValueError(f"{what}, the first is {bare[0]}, and no line has one")
-    warnings.warn(f"{what} and {'is' if len(bare) == 1 else 'are'} left out, the first is {bare[0]}", stacklevel=3)
-    left_out += [f"{where}: no label" for where in bare]
+    lines = "1 line" if len(unlabeled) == 1 else f"{len(unlabeled)} lines"
+    if len(unlabeled) == len(rows):
+        raise ValueError(f"{source}: no labels in {lines}, the first is {unlabeled[0]}; at least one is required")
+    warnings.warn(f"{source}: skipped {lines} without a label, the first is {unlabeled[0]}", stacklevel=3)
+    skipped += [f"{where}: no label" for where in unlabeled]
     return [row for row in rows if row.labels]
 
 
 def _class_names(rows: Sequence[Row], kind: str) -> tuple[str, ...]:
     if kind == "charades":
         return tuple(f"c{n:03d}" for n in range(157))
-    # Numbers are the classes themselves; the names of folders are names.
+    # Numeric labels are class indices; folder names are always names.
     numbers = class_names(rows) if kind != "folder" else None
     return numbers or tuple(sorted({label for row in rows for label in row.labels}, key=natural))
 
 
-def _folder(source: Path, left_out: list[str]) -> Iterator[Row]:
-    """The files of each folder in `source`, which is their class, at any depth."""
+def _folder(source: Path, skipped: list[str]) -> Iterator[Row]:
+    """The files in each subfolder of `source`, at any depth; the name of the subfolder is their class."""
     by_class: dict[str, list[Path]] = defaultdict(list)
-    for folder, names in walk(source, left_out):
-        inside = Path(folder).relative_to(source).parts
-        if inside:
-            by_class[inside[0]] += [
+    for folder, names in walk(source, skipped):
+        parts = Path(folder).relative_to(source).parts
+        if parts:
+            by_class[parts[0]] += [
                 Path(folder, name) for name in names if is_image(Path(name)) or Path(name).suffix.lower() in VIDEOS
             ]
     for label in sorted(by_class, key=natural):
@@ -207,13 +211,13 @@ def _folder(source: Path, left_out: list[str]) -> Iterator[Row]:
             yield Row(str(path), str(path), (label,))
 
 
-def _located(rows: Iterable[Row], lookup: Lookup, missing: list[str], left_out: list[str]) -> Iterator[Row]:
-    """The rows whose file is there; a name that leads out of the folder is refused."""
+def _located(rows: Iterable[Row], lookup: Lookup, missing: list[str], skipped: list[str]) -> Iterator[Row]:
+    """The rows whose file exists, with its path; names outside the folder raise an error."""
     for row in rows:
         path = lookup.find(row.path)
         if path is None:
             missing.append(row.path)
         elif is_image(path) and path.is_dir():
-            left_out.append(f"{row.where}: {row.path!r} is a folder, not an image")
+            skipped.append(f"{row.where}: {row.path!r} is a folder, not an image")
         else:
             yield replace(row, path=str(path))

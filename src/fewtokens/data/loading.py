@@ -1,4 +1,4 @@
-"""Batches from processes that read ahead, and one line where such a process dies, is stuck or finds no memory."""
+"""Loads batches in worker processes, with a one-line error if a worker dies, hangs or runs out of memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-# Seconds without a batch after which the reading processes count as stuck, and between two looks at them.
+# Seconds without a batch after which the workers count as stuck, and seconds between two checks.
 PATIENCE = 1800.0
-_LOOK = 5.0
+_POLL = 5.0
 
 
 class LoadingError(ValueError):
-    """The processes that read data failed; nothing is wrong with what was computed until then."""
+    """The data workers failed. Everything computed before is valid."""
 
 
 def load_batches(
@@ -31,90 +31,92 @@ def load_batches(
     sampler: Iterable[Any] | None = None,
     pin: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The batches of a dataset, in order.
+    """Yields the batches of a dataset, in order.
 
     Args:
-        data: indexed by what `sampler` gives.
-        workers: processes that read ahead; 0 reads in this one.
-        collate: samples to a batch, a dict; torch's own where None.
-        batch: samples of each, in the order of the dataset; or
-        sampler: gives the keys of each batch.
-        pin: into memory from which a GPU copies faster.
+        data: the dataset, indexed by the keys of `sampler`.
+        workers: the number of worker processes; 0 loads in the main process.
+        collate: combines samples into a batch, a dict. Default: that of torch.
+        batch: samples per batch, in the order of the dataset.
+        sampler: yields the keys of each batch, instead of `batch`.
+        pin: copy batches to pinned memory for faster transfer to the GPU.
 
     Raises:
-        LoadingError: one line: a process was killed, memory or shared memory is full, nothing came for half an hour.
+        LoadingError: one line: a worker was killed, memory or shared memory is full, or there was no data for half an
+            hour.
     """
     order: dict[str, Any] = {"batch_size": batch} if sampler is None else {"batch_sampler": sampler}
     loader = DataLoader(
         data,
         **order,
         num_workers=workers,
-        collate_fn=_Shared(collate or default_collate),
+        collate_fn=_SharedCollate(collate or default_collate),
         pin_memory=pin,
-        worker_init_fn=_quiet_end,
-        timeout=min(_LOOK, PATIENCE) if workers else 0,
+        worker_init_fn=_silence_disconnects,
+        timeout=min(_POLL, PATIENCE) if workers else 0,
     )
     batches: Iterator[dict[str, Any]] | None = None
-    with ExitStack() as quiet:
+    with ExitStack() as stack:
         try:
             batches = iter(loader)
-            quiet.enter_context(_no_surprise())
+            stack.enter_context(_default_sigchld())
             waited = 0.0
             while True:
                 try:
-                    batch_now = next(batches)
+                    current = next(batches)
                 except StopIteration:
                     return
                 except RuntimeError as error:
-                    waited += _LOOK
+                    waited += _POLL
                     if "timed out" in str(error) and waited < PATIENCE:
                         continue
                     raise
                 waited = 0.0
-                yield batch_now
+                yield current
         except (RuntimeError, OSError, EOFError, MemoryError) as error:
-            if workers and (said := _in_one_line(error)):
-                # The frames of this error hold the loader. While it lives torch raises for its dead process anywhere.
-                raise LoadingError(said) from error.with_traceback(None)
+            if workers and (message := _explain(error)):
+                # The traceback keeps the loader alive, and as long as it lives torch raises for its dead worker
+                # anywhere in the program.
+                raise LoadingError(message) from error.with_traceback(None)
             raise
         finally:
             batches = None
 
 
 @contextmanager
-def _no_surprise() -> Iterator[None]:
-    """Keeps torch from raising wherever the program happens to be, in the middle of a step too, when a process dies.
+def _default_sigchld() -> Iterator[None]:
+    """Removes torch's SIGCHLD handler, which raises at an arbitrary point of the program when a worker dies.
 
-    A dead process is found when the next batch is asked for.
+    A dead worker is detected at the next batch instead.
     """
     handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    ours = getattr(handler, "__module__", "").startswith("torch.") and (
+    replace = getattr(handler, "__module__", "").startswith("torch.") and (
         threading.current_thread() is threading.main_thread()
     )
-    if ours:
+    if replace:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
     finally:
-        if ours:
+        if replace:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def _quiet_end(number: int) -> None:
-    """Lets a process that reads data say nothing of a reader that was stopped while it was handed a batch."""
-    usual = sys.excepthook
+def _silence_disconnects(worker: int) -> None:
+    """Keeps a worker from printing a traceback if the main process stops while receiving a batch."""
+    default = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, ConnectionError | EOFError):
-            usual(kind, error, trace)
+            default(kind, error, trace)
 
     sys.excepthook = hook
 
 
-class _Shared:
-    """Collates, and lays the tensors into shared memory while errors still reach the reader.
+class _SharedCollate:
+    """Collates and moves the tensors to shared memory, where errors still reach the main process.
 
-    Left to the queue between the processes, a batch that does not fit in there is dropped and waited for.
+    If the queue between the processes does this instead, a batch that does not fit is dropped and waited for forever.
     """
 
     def __init__(self, collate: Callable[[Any], dict[str, Any]]) -> None:
@@ -129,23 +131,23 @@ class _Shared:
         return batch
 
 
-_KILLED = "a process that reads data was killed, as by a system that is out of memory"
-# What torch and the system say -> what is wrong. Whatever else they say is raised as it is.
-_SAID = (
+_KILLED = "a data worker was killed, possibly because the system is out of memory"
+# Parts of the messages of torch and the system -> our message. Errors with any other message are raised unchanged.
+_MESSAGES = (
     (("shared memory", "/torch_", "Bus error"),
-     "no room left in shared memory (/dev/shm) for the batches that are read ahead; enlarge it (docker: --shm-size)"),
+     "shared memory (/dev/shm) is too small for the prefetched batches; enlarge it (docker: --shm-size)"),
     (("Too many open files", "ancdata"), "too many open files; raise the limit (ulimit -n)"),
     (("t allocate memory", "MemoryError", "Cannot allocate memory", "out of memory"),
-     "no memory left for the batches that are read ahead"),
+     "out of memory for the prefetched batches"),
     (("killed by signal", "exited unexpectedly"), _KILLED),
-    (("timed out after",), f"no data came for {PATIENCE / 60:.0f} minutes; is the disk or the network stuck?"),
+    (("timed out after",), f"no data for {PATIENCE / 60:.0f} minutes; is the disk or the network stuck?"),
 )  # fmt: skip
 
 
-def _in_one_line(error: BaseException) -> str:
-    """What is wrong, or "" where it is an error of the dataset."""
+def _explain(error: BaseException) -> str:
+    """The one-line message of a worker failure, or "" if the error comes from the dataset."""
     text = f"{type(error).__name__} {error}"
-    meant = [meaning for marks, meaning in _SAID if any(mark in text for mark in marks)]
-    if not meant and isinstance(error, OSError | EOFError) and "Caught" not in text:
-        meant = [_KILLED]  # while it handed over a batch
-    return f"{meant[0]}. Fewer workers or a smaller batch need less; workers=0 reads in one process" if meant else ""
+    message = next((message for parts, message in _MESSAGES if any(part in text for part in parts)), "")
+    if not message and isinstance(error, OSError | EOFError) and "Caught" not in text:
+        message = _KILLED  # while it sent a batch
+    return f"{message}. Use fewer workers or a smaller batch; workers=0 loads in the main process" if message else ""

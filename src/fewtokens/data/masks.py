@@ -1,4 +1,4 @@
-"""Masks of objects as files: one channel, a number for each object, in the colours of DAVIS."""
+"""Object masks as image files: one channel with one value per object, in the DAVIS palette."""
 
 from __future__ import annotations
 
@@ -11,87 +11,88 @@ from PIL import Image
 from torch import Tensor
 
 from fewtokens.core.files import whole_file
-from fewtokens.data.pictures import open_picture
+from fewtokens.data.images import open_image
 from fewtokens.video import VideoError
 
-# In a palette 255 is "void": pixels that count for no object. So there are numbers for 254 objects.
+# In a palette, 255 is "void": pixels of no object. This leaves 254 values for objects.
 VOID = 255
 MOST_OBJECTS = 254
-# A grey mask has one value for each object; more than this are soft edges or a photograph.
-_MOST_GREYS = 32
+# A grayscale mask has one value per object; more values than this are soft edges or a photograph.
+_MAX_GRAYS = 32
 
 
 def palette() -> np.ndarray:
-    """The 256 colours in which DAVIS (and PASCAL VOC) show objects, uint8 [256,3].
+    """The 256 colors of the DAVIS (and PASCAL VOC) palette, uint8 [256,3].
 
-    The bits of a number are dealt to red, green and blue in turn, the lowest ones becoming the highest.
+    The bits of an index go to red, green and blue in turn; the lowest bits of the index become the highest of a color.
     """
-    number = np.arange(256)[:, None]
-    colours = np.zeros((256, 3), dtype=np.int64)
+    index = np.arange(256)[:, None]
+    colors = np.zeros((256, 3), dtype=np.int64)
     for bit in range(8):
-        colours |= ((number >> (3 * bit + np.arange(3))) & 1) << (7 - bit)
-    return colours.astype(np.uint8)
+        colors |= ((index >> (3 * bit + np.arange(3))) & 1) << (7 - bit)
+    return colors.astype(np.uint8)
 
 
 def read_masks(files: Sequence[Path], *, values: bool = False) -> Tensor:
-    """Masks as uint8 [T,H,W]: a palette's numbers are the objects; in a grey picture its values, in order, are.
+    """Reads masks as uint8 [T,H,W]; the objects are the palette indices, or the sorted values of a grayscale image.
 
-    Void (255 in a palette) counts as background, as in semi-supervised DAVIS.
+    Void (255 in a palette) becomes background, as in semi-supervised DAVIS.
 
     Args:
-        files: a picture each.
-        values: give what is in the files, whether palette or grey: for masks of classes.
+        files: one image per frame.
+        values: return the stored values unchanged; for masks of classes.
 
     Raises:
-        ValueError: no mask, masks of different sizes, one that cannot be read, is not of one channel, or has more grey
-            values than objects could have.
+        ValueError: there are no masks, their sizes differ, one cannot be read or has several channels, or there are
+            too many gray values for objects.
     """
     if not files:
         raise ValueError("no masks to read")
-    masks, greys = [], set()
+    masks, is_gray = [], set()
     for file in files:
-        with open_picture(file, str(file), "a mask") as image:
+        with open_image(file, str(file), "a mask") as image:
             if image.mode not in ("P", "L", "1"):
-                raise VideoError(f"{file}: a mask has one channel (palette or grey), this picture is {image.mode}")
-            greys.add(image.mode != "P")
+                raise VideoError(f"{file}: a mask must have one channel (palette or grayscale), got mode {image.mode}")
+            is_gray.add(image.mode != "P")
             masks.append(np.array(image).astype(np.uint8))
-    if len({mask.shape for mask in masks}) > 1 or len(greys) > 1:
-        what = "masks of different sizes" if len(greys) == 1 else "palette and grey masks mixed"
-        raise ValueError(f"{Path(files[0]).parent}: {what}")
+    if len({mask.shape for mask in masks}) > 1 or len(is_gray) > 1:
+        problem = "masks of different sizes" if len(is_gray) == 1 else "mixed palette and grayscale masks"
+        raise ValueError(f"{Path(files[0]).parent}: {problem}")
     stacked = np.stack(masks)
     if values:
         return torch.from_numpy(stacked)
-    if greys == {True}:
-        found = np.flatnonzero(np.bincount(stacked.ravel(), minlength=256) + (np.arange(256) == 0))
-        if len(found) > _MOST_GREYS:
+    if is_gray == {True}:
+        grays = np.flatnonzero(np.bincount(stacked.ravel(), minlength=256) + (np.arange(256) == 0))
+        if len(grays) > _MAX_GRAYS:
             raise ValueError(
-                f"{Path(files[0]).parent}: {len(found)} grey values, which are soft edges or no masks at all; "
-                "a mask has one value for each object"
+                f"{Path(files[0]).parent}: masks must have one value per object, got {len(grays)} gray values "
+                "(soft edges, or images that are not masks)"
             )
-        stacked = np.searchsorted(found, stacked).astype(np.uint8)
+        stacked = np.searchsorted(grays, stacked).astype(np.uint8)
     else:
         stacked[stacked == VOID] = 0
     return torch.from_numpy(stacked)
 
 
 def write_masks(masks: Tensor, files: Sequence[Path]) -> None:
-    """Writes masks integers [T,H,W] as PNGs with the palette of DAVIS, one file each, whole or not at all.
+    """Writes integer masks [T,H,W] as PNGs with the DAVIS palette, one file per frame, each atomically.
 
     Raises:
-        ValueError: more objects than there are colours.
+        ValueError: a value is negative or above `MOST_OBJECTS`.
     """
-    if int(masks.max()) > MOST_OBJECTS or int(masks.min()) < 0:
-        raise ValueError(f"objects are numbered 1 to {MOST_OBJECTS} in a palette, got {int(masks.max())}")
-    colours = palette().tobytes()
+    low, high = int(masks.min()), int(masks.max())
+    if high > MOST_OBJECTS or low < 0:
+        raise ValueError(f"masks must have values from 0 to {MOST_OBJECTS}, got {low} to {high}")
+    colors = palette().tobytes()
     for mask, file in zip(masks.to(torch.uint8).cpu().numpy(), files, strict=True):
         image = Image.fromarray(mask)
-        image.putpalette(colours)
+        image.putpalette(colors)
         with whole_file(file) as temporary:
             image.save(temporary, format="PNG")
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks [T,H,W] of any integers to another size, nearest pixel centre."""
+    """Resizes integer masks [T,H,W] to (height, width) by the nearest pixel center."""
     rows, columns = (
         ((torch.arange(new, dtype=torch.float64) + 0.5) * old / new).long().to(masks.device)
         for new, old in zip(size, masks.shape[1:], strict=True)

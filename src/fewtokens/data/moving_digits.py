@@ -1,4 +1,4 @@
-"""A made set of clips that needs time: which digit, and which way does it move."""
+"""A synthetic dataset that requires temporal information: which digit is shown, and in which direction it moves."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from torch.utils.data import Dataset
 from fewtokens.data.clips import Sample, View, mix
 from fewtokens.video.clips import glyph
 
-_WAYS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+_DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 
 class MovingDigits(Dataset[Sample]):
-    """One digit that moves left, right, up or down over noise: 40 classes, drawn anew in every epoch.
+    """Clips of one digit that moves left, right, up or down over noise: 40 classes, new clips in every epoch.
 
-    The plane is a torus and the digit begins anywhere on it, so a single frame shows the digit and says nothing of
-    the direction: a network that ignores time is right in at most one of four clips.
+    The plane is a torus and the start position is uniform, so a single frame shows the digit but not the direction:
+    a network that ignores time has an accuracy of at most 1/4.
 
-    Indexed by (epoch, number) or by number.
+    Indexed by (epoch, index) or by index.
 
     Args:
-        items: clips in an epoch; class = number % 40, that is 4 * digit + way (left, right, up, down).
-        frames: of a clip.
-        size: side in pixels.
-        seed: another seed, other clips; take another one for the test.
-        noise: standard deviation of the grey noise, new in every frame.
+        items: clips per epoch; class = index % 40 = 4 * digit + direction (left, right, up, down).
+        frames: frames per clip.
+        size: side of a frame in pixels.
+        seed: random seed; use different seeds for training and test.
+        noise: standard deviation of the gray noise, independent in every frame.
     """
 
-    classes = tuple(f"{digit} {way}" for digit in range(10) for way in _WAYS)
+    classes = tuple(f"{digit} {direction}" for digit in range(10) for direction in _DIRECTIONS)
 
     def __init__(self, items: int, *, frames: int = 8, size: int = 24, seed: int = 0, noise: float = 0.05) -> None:
         if min(items, frames, size) < 1:
@@ -44,7 +44,7 @@ class MovingDigits(Dataset[Sample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
         label = index % len(self.classes)
-        down, right = list(_WAYS.values())[label % 4]
+        down, right = list(_DIRECTIONS.values())[label % 4]
         glyph = self._glyphs[label // 4]
         plane = torch.zeros(self.size, self.size)
         plane[: len(glyph), : len(glyph)] = glyph[: self.size, : self.size]

@@ -1,4 +1,4 @@
-"""Frames decoded ahead: each video as one .npy of bytes that training maps into memory."""
+"""Pre-decoded frames: one uint8 .npy per video, which training memory-maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewtokens.data.footage import Footage, open_frames, read_frames
 from fewtokens.data.listing import VIDEOS
 from fewtokens.video import stream
 
-# Beside the frames: a line for each .npy, of what it was made.
+# The index file of a folder of frames, with one line per .npy that describes its source.
 INDEX = "frames.jsonl"
 
 
@@ -34,13 +34,14 @@ class Entry(TypedDict):
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written.
+    """The result of `pack_frames`.
 
     Attributes:
-        files: all, those of before too.
-        frames: written now.
+        files: all files, including existing ones.
+        frames: the number of frames written by this call.
         broken: videos that could not be read, with the reason.
-        trusted: files of an older version, which did not note what they were made of; they are of this size.
+        trusted: the number of existing files of an older version, which recorded no source; only their size is
+            checked.
     """
 
     files: tuple[Path, ...]
@@ -57,89 +58,95 @@ def pack_frames(
     fresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Decodes videos into a folder that `find_footage` reads; those that are there already are left as they are.
+    """Decodes videos into a folder that `find_footage` reads; existing files are skipped.
 
     Args:
         items: the videos.
-        out: the folder, made if needed; a .npy for each video, and `INDEX`.
-        short: side in pixels to which the short side is scaled; 0 leaves frames as they are.
-        fresh: decode all of them again.
-        progress: called with (videos done, videos in all).
+        out: the folder, created if needed; gets one .npy per video and `INDEX`.
+        short: length in pixels to which the short side is resized; 0 keeps the original size.
+        fresh: decode all videos again.
+        progress: called with (number of videos done, number of videos).
 
     Raises:
-        ValueError: the folder holds frames of another size, or of a video that has changed; nothing is written then.
-            Or none of the videos can be read.
-        OSError: the disk is full; what was written stays and is not done again.
+        ValueError: the folder contains frames of another size or of a video that has changed, in which case nothing
+            is written; or none of the videos can be read.
+        OSError: the disk is full; files that are complete remain and are skipped by the next call.
     """
     out = Path(out)
-    wanted = {_file_name(item): item for item in items}  # a video that is listed twice is decoded once
-    entries = {name: _entry(name, item, short) for name, item in wanted.items()}
-    noted: dict[str, Entry] = {entry["file"]: entry for entry in files.read_rows(out / INDEX, Entry)}
-    for name, entry in noted.items():
-        if not (fresh and name in wanted):
+    videos = {_file_name(item): item for item in items}  # a video that is listed twice is decoded once
+    entries = {name: _entry(name, item, short) for name, item in videos.items()}
+    index: dict[str, Entry] = {entry["file"]: entry for entry in files.read_rows(out / INDEX, Entry)}
+    for name, entry in index.items():
+        if not (fresh and name in videos):
             _check(entry, entries.get(name, entry), short, out)
-    # Without an index the folder is of an older version; beside one, frames without a line are what a kill left.
-    trusted = [] if fresh or (out / INDEX).exists() else _of_older_version(wanted, short, out)
-    kept = {*trusted, *(name for name in wanted if name in noted and not fresh and (out / name).exists())}
-    made, broken, frames = [], [], 0
+    # A folder without an index is from an older version. In one with an index, files without a line are incomplete.
+    trusted = [] if fresh or (out / INDEX).exists() else _adopt_older_version(videos, short, out)
+    existing = {*trusted, *(name for name in videos if name in index and not fresh and (out / name).exists())}
+    paths, broken, frames = [], [], 0
     out.mkdir(parents=True, exist_ok=True)
     if fresh or not (out / INDEX).exists():
-        others = [entry for name, entry in noted.items() if name not in wanted]
+        others = [entry for name, entry in index.items() if name not in videos]
         files.write_rows(out / INDEX, [*others, *(entries[name] for name in trusted)])
-    for done, (name, item) in enumerate(wanted.items(), start=1):
+    for done, (name, item) in enumerate(videos.items(), start=1):
         path = out / name
         try:
-            if name not in kept:
+            if name not in existing:
                 frames += write_frames(path, _chunks(item, short))
                 files.add_row(out / INDEX, entries[name])
-            made.append(path)
+            paths.append(path)
         except (ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno in files.NO_ROOM:
                 raise
             broken.append(f"{item.name}: {' '.join(str(error).split())}"[:500])
         if progress is not None:
-            progress(done, len(wanted))
-    if not made:
+            progress(done, len(videos))
+    if not paths:
         raise ValueError(f"none of {len(items)} videos can be read; the first: {broken[0]}")
-    return Packed(tuple(made), frames, tuple(broken), len(trusted))
+    return Packed(tuple(paths), frames, tuple(broken), len(trusted))
 
 
 def _entry(name: str, item: Footage, short: int) -> Entry:
-    made = identity([item.path], [f"{item.start} {item.end} {item.members}"])
-    return {"file": name, "source": item.name, "identity": made, "short": short}
+    digest = identity([item.path], [f"{item.start} {item.end} {item.members}"])
+    return {"file": name, "source": item.name, "identity": digest, "short": short}
 
 
-def _check(there: Entry, here: Entry, short: int, out: Path) -> None:
-    says = f"{out / there['file']}: holds frames of {there['source']}"
-    if there["short"] != short:
-        says += f" with a short side of {there['short']} pixels, {short} are asked for"
-    elif there["identity"] != here["identity"]:
-        says += ", which has changed since"
+def _check(existing: Entry, requested: Entry, short: int, out: Path) -> None:
+    message = f"{out / existing['file']}: contains frames of {existing['source']}"
+    if existing["short"] != short:
+        message += f" with a short side of {existing['short']} pixels, {short} requested"
+    elif existing["identity"] != requested["identity"]:
+        message += ", which has changed since"
     else:
         return
-    raise ValueError(f"{says}; take another --out, or --fresh")
+    raise ValueError(f"{message}; use another --out, or --fresh")
 
 
-def _of_older_version(wanted: dict[str, Footage], short: int, out: Path) -> list[str]:
-    """The names of what an older version wrote, where it has this size. It named files after paths as given."""
-    there = {name: path for name, item in wanted.items() if (path := out / _file_name(item, item.name)).exists()}
-    for path in there.values():
+def _adopt_older_version(videos: dict[str, Footage], short: int, out: Path) -> list[str]:
+    """Checks the size of the files of an older version, gives them their current names and returns these.
+
+    The older version derived names from relative paths.
+    """
+    existing = {name: path for name, item in videos.items() if (path := out / _file_name(item, item.name)).exists()}
+    for path in existing.values():
         side = min(open_frames(path).shape[1:3])
         if short not in (0, side):
             raise ValueError(
-                f"{path}: holds frames with a short side of {side} pixels, {short} are asked for; take another --out, "
+                f"{path}: contains frames with a short side of {side} pixels, {short} requested; use another --out, "
                 "or --fresh"
             )
-    for name, path in there.items():
+    for name, path in existing.items():
         path.rename(out / name)
-    return list(there)
+    return list(existing)
 
 
 def write_frames(path: str | Path, chunks: Iterable[Tensor]) -> int:
-    """Writes frames, uint8 [n,3,H,W] in pieces, as one .npy [T,H,W,3]; in memory of one piece. Gives their number.
+    """Writes chunks of frames, uint8 [n,3,H,W], to one .npy [T,H,W,3] with one chunk in memory at a time.
+
+    Returns:
+        the number of frames.
 
     Raises:
-        ValueError: no frame.
+        ValueError: there are no frames.
     """
     count = 0
     with files.whole_file(path) as temporary, temporary.open("wb") as file:
@@ -152,8 +159,8 @@ def write_frames(path: str | Path, chunks: Iterable[Tensor]) -> int:
             file.write(pixels.tobytes())
             count += len(pixels)
         if not count:
-            raise ValueError(f"{path}: there is no frame to write")
-        # The header has room for the number of frames, which is known only now.
+            raise ValueError(f"{path}: no frames to write")
+        # The number of frames is known only now; the padding of the header leaves room for it.
         file.seek(0)
         _header(file, (count, *shape))
     return count
@@ -173,10 +180,10 @@ def _chunks(item: Footage, short: int) -> Iterator[Tensor]:
     yield read_frames(item, lambda count: list(range(count)), short=short)
 
 
-def _file_name(item: Footage, called: str | None = None) -> str:
-    """A name of its own in one folder, whatever the video is called, and however its path is given."""
-    if called is None:
-        called = item.name.replace(item.path, os.path.abspath(item.path), 1)
+def _file_name(item: Footage, name: str | None = None) -> str:
+    """A unique file name for a video, the same for its relative and its absolute path."""
+    if name is None:
+        name = item.name.replace(item.path, os.path.abspath(item.path), 1)
     stem = re.sub(r"[^\w-]+", "_", Path(item.name).stem)[:60]
-    told = f"{called} {item.start} {item.end}"
-    return f"{stem}-{hashlib.sha256(told.encode(errors='surrogateescape')).hexdigest()[:10]}.npy"
+    key = f"{name} {item.start} {item.end}"
+    return f"{stem}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:10]}.npy"

@@ -1,7 +1,7 @@
-"""Pairs of frames for pre-training: two of one video, two crops of one frame, or a single one.
+"""Pairs of frames for pre-training: two frames of a video, two crops of a frame, or a single frame.
 
-What a sample is follows from the seed, the epoch and its number alone (see `fewtokens.data.clips`); so do the numbers
-it draws its mask from, whatever the batch and the process it falls into.
+A sample and the seed of its mask depend only on the seed, the epoch and the index (see `fewtokens.data.clips`), not
+on the batch or the worker.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from torch.utils.data import Dataset
 
 from fewtokens.core.shapes import by_shape
 from fewtokens.data.clips import mix
-from fewtokens.data.footage import Footage, read_frames, told
-from fewtokens.data.transforms import random_part, resize
+from fewtokens.data.footage import Footage, describe_error, read_frames
+from fewtokens.data.transforms import random_box, resize
 
 MODES = ("pair", "crops", "frame")
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """How a sample is drawn.
+    """How samples are taken from a video.
 
     Attributes:
-        mode: "pair": two frames of a video, one crop box and one mirror image for both. "crops": one frame; the
-            source is a crop of it, the target a crop of that, mirrored each for itself (CropMAE). "frame": one frame.
-        size: side of the square that comes out, in pixels (bicubic, antialiased).
-        min_gap, max_gap: frames between source and target; 0 and 0 is the same frame twice. Token Bottleneck's code
-            draws 1..96, its paper says 4..96.
-        area: share of the picture that is cut out. local: of the source that the target of "crops" is.
-        flip: probability of a mirror image.
-        repeats: samples that one decoding gives (repeated sampling).
-        short: short side before the crop, in pixels; 0 leaves frames as they are.
+        mode: "pair": two frames of a video with the same crop and flip. "crops": the source is a crop of one frame and
+            the target a crop of the source, flipped independently (CropMAE). "frame": one frame.
+        size: side of the output in pixels (bicubic, antialiased).
+        min_gap, max_gap: range of the distance of source and target in frames; 0 and 0 is the same frame twice. The
+            code of Token Bottleneck uses 1 to 96, its paper 4 to 96.
+        area: range of the area of a crop, as a fraction of the frame.
+        local: range of the area of the target of "crops", as a fraction of the source.
+        flip: probability of a horizontal flip.
+        repeats: samples per decoded video (repeated sampling).
+        short: length in pixels to which the short side is resized before the crop; 0 keeps the original size.
     """
 
     mode: str = "pair"
@@ -64,18 +65,18 @@ class Pairing:
 
     @property
     def frames(self) -> int:
-        """Of a sample."""
+        """The number of frames per sample."""
         return 1 if self.mode == "frame" else 2
 
 
 @dataclass(frozen=True)
 class PairSample:
-    """What one video gave.
+    """The samples of one video.
 
     Attributes:
-        frames: uint8 [R,F,3,size,size], R repeats; None where the file is broken or too short.
-        seeds: of each repeat, for its mask.
-        broken: what is wrong, or "".
+        frames: uint8 [R,F,3,size,size], R repeats; None if the file is broken or too short.
+        seeds: the seed of the mask of each repeat.
+        broken: the error, or "".
     """
 
     frames: Tensor | None
@@ -85,31 +86,31 @@ class PairSample:
     __repr__ = by_shape
 
 
-def draw_pair(length: int, min_gap: int, max_gap: int, generator: torch.Generator) -> list[int]:
-    """Numbers of source and target in a video of so many frames.
+def sample_pair(length: int, min_gap: int, max_gap: int, generator: torch.Generator) -> list[int]:
+    """Samples the indices of source and target in a video of `length` frames.
 
-    The gap is uniform in [min_gap, max_gap]; in a video too short for that in what is left of it, at least 1.
+    The gap is uniform in [min_gap, max_gap], with both limits clamped to length - 1.
 
     Raises:
-        ValueError: no two frames to draw.
+        ValueError: the video has fewer than two frames.
     """
     if length < 1 + min(1, max_gap):
-        raise ValueError(f"has {length} frame, so no pair can be drawn")
+        raise ValueError(f"a pair requires two frames, the video has {length}")
     longest = min(max_gap, length - 1)
-    gap = _between(min(min_gap, longest), longest, generator)
-    # As the published code: where any gap would fit, the start leaves room for the longest, whatever the gap is.
-    start = _between(0, length - 1 - (max_gap if length > max_gap else gap), generator)
+    gap = _randint(min(min_gap, longest), longest, generator)
+    # As in the published code, the start leaves room for the longest gap if the video is long enough for it.
+    start = _randint(0, length - 1 - (max_gap if length > max_gap else gap), generator)
     return [start, start + gap]
 
 
 class PairData(Dataset[PairSample]):
-    """Samples of videos, indexed by (epoch, number) or by number.
+    """Samples of videos, indexed by (epoch, index) or by index.
 
     Args:
         items: the videos.
-        pairing: what is drawn of them.
-        seed: of everything drawn.
-        visits: of each video in an epoch, so that few videos make long epochs.
+        pairing: how samples are taken.
+        seed: random seed.
+        visits: visits per video in an epoch, so that few videos make long epochs.
     """
 
     def __init__(self, items: Sequence[Footage], pairing: Pairing, *, seed: int = 0, visits: int = 1) -> None:
@@ -128,73 +129,75 @@ class PairData(Dataset[PairSample]):
 
         def choose(length: int) -> list[int]:
             if pairing.mode == "pair":
-                pairs = [draw_pair(length, pairing.min_gap, pairing.max_gap, generator) for _ in range(pairing.repeats)]
+                pairs = [
+                    sample_pair(length, pairing.min_gap, pairing.max_gap, generator) for _ in range(pairing.repeats)
+                ]
                 return [n for pair in pairs for n in pair]
-            return [_between(0, length - 1, generator) for _ in range(pairing.repeats)]
+            return [_randint(0, length - 1, generator) for _ in range(pairing.repeats)]
 
         try:
             frames = read_frames(item, choose, short=pairing.short)
         except (ValueError, OSError) as error:
-            return PairSample(None, (), told(item.name, error))
-        samples = [self._cut(part, generator) for part in frames.chunk(pairing.repeats)]
+            return PairSample(None, (), describe_error(item.name, error))
+        samples = [self._sample(part, generator) for part in frames.chunk(pairing.repeats)]
         return PairSample(torch.stack(samples), tuple(mix(seed, 1, n) for n in range(pairing.repeats)))
 
-    def _cut(self, frames: Tensor, generator: torch.Generator) -> Tensor:
-        """The frames of one sample, uint8 [1 or 2,3,H,W] to [F,3,size,size]."""
+    def _sample(self, frames: Tensor, generator: torch.Generator) -> Tensor:
+        """Crops and flips the frames of one sample, uint8 [1 or 2,3,H,W] to [F,3,size,size]."""
         pairing = self.pairing
-        source = _mirrored(_crop(frames, pairing.area, pairing.size, generator), pairing.flip, generator)
+        source = _random_flip(_random_crop(frames, pairing.area, pairing.size, generator), pairing.flip, generator)
         if pairing.mode != "crops":
             return source
-        target = _mirrored(_crop(source, pairing.local, pairing.size, generator), pairing.flip, generator)
+        target = _random_flip(_random_crop(source, pairing.local, pairing.size, generator), pairing.flip, generator)
         return torch.cat([source, target])
 
 
 def collate_pairs(samples: Sequence[PairSample]) -> dict[str, Any]:
-    """A batch of the samples that are whole.
+    """Collates the samples that are not broken.
 
     Returns:
-        frames uint8 [n,F,3,H,W] and seeds, n numbers, repeats one after the other; broken: what is wrong with the
-        others.
+        frames uint8 [n,F,3,H,W] and seeds, n numbers; the repeats of a video are consecutive. broken: the errors of
+        the other samples.
     """
-    whole = [sample.frames for sample in samples if sample.frames is not None]
+    intact = [sample.frames for sample in samples if sample.frames is not None]
     batch: dict[str, Any] = {
         "broken": [sample.broken for sample in samples if sample.frames is None],
         "seeds": [seed for sample in samples for seed in sample.seeds],
     }
-    return batch | ({"frames": torch.cat(whole)} if whole else {})
+    return batch | ({"frames": torch.cat(intact)} if intact else {})
 
 
 def mask_noise(seeds: Sequence[int], patches: int) -> Tensor:
-    """A number for each patch of each sample, float32 [n,patches] in 0..1, drawn from the seed of the sample."""
+    """Uniform noise in 0..1 per patch, float32 [n,patches], generated from the seed of each sample."""
     return torch.stack([torch.rand(patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def first_good(data: PairData, tries: int = 64) -> PairSample:
-    """A sample, the first that can be read out of so many videos, evenly spread.
+    """The first sample that is not broken, from at most `tries` evenly spaced videos.
 
     Raises:
-        ValueError: none can; says why of the first.
+        ValueError: all of them are broken; contains the error of the first.
     """
-    numbers = np.unique(np.linspace(0, len(data.items) - 1, tries).round().astype(int)).tolist()
-    reasons = []
-    for number in numbers:
-        sample = data[number]
+    indices = np.unique(np.linspace(0, len(data.items) - 1, tries).round().astype(int)).tolist()
+    errors = []
+    for index in indices:
+        sample = data[index]
         if sample.frames is not None:
             return sample
-        reasons.append(sample.broken)
+        errors.append(sample.broken)
     raise ValueError(
-        f"none of {len(numbers)} videos gives a sample; the first: {reasons[0]}. Give videos of two frames or more"
+        f"none of {len(indices)} videos can be used; the first: {errors[0]}. Videos must have at least two frames"
     )
 
 
-def _crop(frames: Tensor, area: tuple[float, float], size: int, generator: torch.Generator) -> Tensor:
-    top, left, rows, columns = random_part(frames.shape[-2], frames.shape[-1], area, generator)
+def _random_crop(frames: Tensor, area: tuple[float, float], size: int, generator: torch.Generator) -> Tensor:
+    top, left, rows, columns = random_box(frames.shape[-2], frames.shape[-1], area, generator)
     return resize(frames[..., top : top + rows, left : left + columns], (size, size), "bicubic")
 
 
-def _mirrored(frames: Tensor, chance: float, generator: torch.Generator) -> Tensor:
+def _random_flip(frames: Tensor, chance: float, generator: torch.Generator) -> Tensor:
     return frames.flip(-1) if float(torch.rand((), generator=generator)) < chance else frames
 
 
-def _between(low: int, high: int, generator: torch.Generator) -> int:
+def _randint(low: int, high: int, generator: torch.Generator) -> int:
     return int(torch.randint(low, high + 1, (), generator=generator))

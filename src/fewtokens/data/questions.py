@@ -1,7 +1,7 @@
-"""Questions about made clips: the answer is drawn first, alone, and only then a scene in which it is true.
+"""Questions about synthetic clips. The answer is sampled first, independently, then a scene in which it is true.
 
-Wording, what is named in it, answer, wrong answers and their places are drawn independently of each other, each
-uniformly. So a question says nothing of its answer beyond the list of what is possible.
+The wording, the objects it names, the answer, the wrong answers and the order of the choices are sampled
+independently and uniformly, so a question carries no information about its answer beyond the list of possible ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fewtokens.data.scenes import COLOURS, DIGITS, SHAPES, SPLITS
 KINDS = ("shape", "colour", "digit", "direction", "count", "order", "moment", "needle", "collision", "leave")
 FORMATS = ("choice", "open")
 CAMERAS = ("both", "static", "moving")
-WAYS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}
+DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}
 COUNTS = tuple("12345")
 LETTERS = "ABCD"
 VALUES = {"shape": SHAPES, "colour": tuple(COLOURS), "digit": DIGITS}
@@ -23,18 +23,18 @@ VALUES = {"shape": SHAPES, "colour": tuple(COLOURS), "digit": DIGITS}
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What all clips of a set have in common.
+    """The settings of a set of clips.
 
     Attributes:
-        size: side in pixels, at least 32.
-        frames: 8 to 128.
-        fps: frames each second; frame n is at second n / fps.
-        seed: another seed, another set; the splits of one seed have no clip in common.
-        camera: "static", "moving" or "both", half of each.
-        digits: whether handwritten digits may be asked for; they need scikit-learn.
+        size: side of a frame in pixels, at least 32.
+        frames: frames per clip, 8 to 128.
+        fps: frames per second; frame n is at n / fps seconds.
+        seed: random seed of the set; the splits of a seed have no clip in common.
+        camera: "static", "moving" or "both" (half of each).
+        digits: whether questions may be about handwritten digits, which require scikit-learn.
 
     Raises:
-        ValueError: a value outside of these.
+        ValueError: a value is out of range.
     """
 
     size: int = 64
@@ -46,15 +46,15 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         if not 8 <= self.frames <= 128:
-            raise ValueError(f"a clip must have 8 to 128 frames, got {self.frames}")
+            raise ValueError(f"frames must be 8 to 128, got {self.frames}")
         if self.size < 32:
-            raise ValueError(f"the size must be at least 32 pixels for shapes to be told apart, got {self.size}")
+            raise ValueError(f"size must be at least 32 pixels to distinguish the shapes, got {self.size}")
         if not 0 < self.fps <= 1000:
             raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
         if self.seed < 0:
-            raise ValueError(f"the seed must not be negative, got {self.seed}")
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.camera not in CAMERAS:
-            raise ValueError(f"the camera must be one of {', '.join(CAMERAS)}, got {self.camera!r}")
+            raise ValueError(f"camera must be one of {', '.join(CAMERAS)}, got {self.camera!r}")
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class Question:
         kind: one of `KINDS`.
         format: "choice" or "open".
         question: the text, without the choices.
-        answer: the right one, one word or number.
-        choices: the answers to choose from, with the right one at a random place (two or four); () where open.
-        answers: everything that could have been the answer to this text, all equally likely.
-        attribute: what the wording asks for ("shape", "colour", "digit", "pair", ...).
-        named: colours, shapes that the text names.
-        foils: wrong answers that the scene shows as well where it can.
-        frame: the frame meant by "at second ...", or -1.
+        answer: the correct answer, one word or number.
+        choices: two or four answers to choose from, in random order; () for open questions.
+        answers: all possible answers to this text, equally likely.
+        attribute: the attribute in question ("shape", "colour", "digit", "pair", ...).
+        named: the colors and shapes that the text names.
+        foils: wrong answers, which the scene also shows if possible.
+        frame: the frame that "at second ..." refers to, or -1.
     """
 
     kind: str
@@ -87,7 +87,7 @@ class Question:
 
     @property
     def chance(self) -> float:
-        """How often a guess is right."""
+        """The accuracy of a random guess."""
         return 1 / len(self.choices or self.answers)
 
 
@@ -144,27 +144,30 @@ def plural(shape: str) -> str:
 
 
 def key_of(split: str, number: int, config: SceneConfig, part: int) -> list[int]:
-    """The seed of one part (0: the question, 1: the scene) of one clip."""
+    """The seed of one part (0: the question, 1: the scene) of a clip."""
     if split not in SPLITS:
-        raise ValueError(f"the split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if number < 0:
-        raise ValueError(f"the number of a clip must not be negative, got {number}")
+        raise ValueError(f"the index of a clip must not be negative, got {number}")
     return [config.seed, SPLITS.index(split), number, part]
 
 
 def check_kinds(kinds: tuple[str, ...] | None, formats: tuple[str, ...], config: SceneConfig) -> tuple[str, ...]:
-    """The kinds meant: all that the config allows where none are said.
+    """Validates kinds and formats.
+
+    Returns:
+        `kinds`; all kinds that the config allows if it is None.
 
     Raises:
-        ValueError: no such kind or format, or digits without digits.
+        ValueError: there is no such kind or format, or "digit" is requested although the config has no digits.
     """
-    found = tuple(kind for kind in KINDS if config.digits or kind != "digit") if kinds is None else tuple(kinds)
-    for given, known, what in ((found, KINDS, "kind"), (tuple(formats), FORMATS, "format")):
-        if not given or not set(given) <= set(known):
-            raise ValueError(f"each {what} must be one of {', '.join(known)}, got {', '.join(given) or 'none'}")
-    if "digit" in found and not config.digits:
-        raise ValueError("questions of kind 'digit' need SceneConfig(digits=True)")
-    return found
+    requested = tuple(kind for kind in KINDS if config.digits or kind != "digit") if kinds is None else tuple(kinds)
+    for values, valid, label in ((requested, KINDS, "kind"), (tuple(formats), FORMATS, "format")):
+        if not values or not set(values) <= set(valid):
+            raise ValueError(f"each {label} must be one of {', '.join(valid)}, got {', '.join(values) or 'none'}")
+    if "digit" in requested and not config.digits:
+        raise ValueError("questions of kind 'digit' require SceneConfig(digits=True)")
+    return requested
 
 
 def make_question(
@@ -175,16 +178,17 @@ def make_question(
     kinds: tuple[str, ...] | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> Question:
-    """The question of a clip, without drawing the clip. The kinds take turns, all else is drawn.
+    """Generates the question of a clip without rendering the clip. Kinds alternate; everything else is random.
 
     Args:
         split: "train", "val" or "test".
-        number: of the clip, from 0.
-        kinds: some of `KINDS`; None is all.
+        number: index of the clip, from 0.
+        config: settings of the set.
+        kinds: a subset of `KINDS`; None for all.
         formats: "choice", "open" or both.
 
     Raises:
-        ValueError: no such split, kind or format; a negative number.
+        ValueError: there is no such split, kind or format, or the index is negative.
     """
     config = config or SceneConfig()
     kinds = check_kinds(kinds, formats, config)
@@ -195,21 +199,21 @@ def make_question(
     texts = TEXTS[f"{kind} {attribute}"]
     text = texts[rng.integers(len(texts))]
     frame = -1
-    colours, shapes = rng.permutation(list(COLOURS)).tolist(), rng.permutation(SHAPES).tolist()
+    colors, shapes = rng.permutation(list(COLOURS)).tolist(), rng.permutation(SHAPES).tolist()
     named: tuple[str, ...] = {
-        "shape shape": (colours[0],),
+        "shape shape": (colors[0],),
         "colour colour": (shapes[0],),
-        "digit coloured": (colours[0],),
-        "direction way": (colours[0], shapes[0]),
+        "digit coloured": (colors[0],),
+        "direction way": (colors[0], shapes[0]),
         "count shape": (shapes[0],),
-        "count colour": (colours[0],),
-        "order pair": (colours[0], colours[1]),
-        "collision which": (colours[0],),
-        "collision whether": (colours[0], colours[1]),
+        "count colour": (colors[0],),
+        "order pair": (colors[0], colors[1]),
+        "collision which": (colors[0],),
+        "collision whether": (colors[0], colors[1]),
     }.get(f"{kind} {attribute}", ())
     words: tuple[str, ...] = tuple(plural(name) if kind == "count" and name in SHAPES else name for name in named)
     if kind == "moment":
-        frame = _moment(rng, config)
+        frame = _sample_frame(rng, config)
         words = (f"{round(frame / config.fps, 3):g}",)
     answers = _answers(kind, attribute, named)
     order = [answers[n] for n in rng.permutation(len(answers))]
@@ -221,20 +225,20 @@ def make_question(
 
 
 def _answers(kind: str, attribute: str, named: tuple[str, ...]) -> tuple[str, ...]:
-    """Everything that can be the answer."""
+    """All possible answers."""
     if kind in ("digit", "direction", "count"):
-        return {"digit": DIGITS, "direction": tuple(WAYS), "count": COUNTS}[kind]
+        return {"digit": DIGITS, "direction": tuple(DIRECTIONS), "count": COUNTS}[kind]
     if attribute == "pair":
         return named
     if attribute == "whether":
         return ("yes", "no")
     if attribute == "which":
-        return tuple(colour for colour in COLOURS if colour not in named)
+        return tuple(color for color in COLOURS if color not in named)
     return VALUES[attribute]
 
 
-def _moment(rng: np.random.Generator, config: SceneConfig) -> int:
-    """A frame at a whole second, or any frame where there are fewer than four of those."""
+def _sample_frame(rng: np.random.Generator, config: SceneConfig) -> int:
+    """Samples a frame at a whole second, or any frame if there are fewer than four of those."""
     times = np.arange(config.frames) / config.fps
     whole = np.flatnonzero(times == np.rint(times))
     return int(rng.choice(whole if len(whole) >= 4 else np.arange(config.frames)))

@@ -1,6 +1,7 @@
-"""Coloured shapes and handwritten digits on a background: what is where in each frame, and its drawing.
+"""Colored shapes and handwritten digits on a background: their positions in each frame, and rendering.
 
-Places and sizes are shares of the picture's side, (row, column), so that a scene is the same at every size.
+Positions and sizes are (row, column) as fractions of the side of the frame, so that a scene does not depend on the
+resolution.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ DIGITS = tuple("0123456789")
 BACKGROUNDS = ("plain", "gradient", "texture")
 SPLITS = ("train", "val", "test")
 
-# Side of the masks that are sampled for drawing; about five of their points to a pixel of a usual object.
-_FINE = 96
+# Side of the masks that are sampled for rendering: about five of their points per pixel of an object of typical size.
+_MASK_SIZE = 96
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Actor:
 
     Attributes:
         look: name of a shape, or a digit.
-        colour: name.
-        side: of its box, share of the picture.
-        path: float64 [T,2], row and column of the middle of the box in each frame, share of the picture.
-        shown: bool [T].
-        writing: which handwritten picture of the digit; any number, taken modulo those there are.
+        colour: name of a color.
+        side: side of its box, as a fraction of the frame.
+        path: float64 [T,2], row and column of the center of the box in each frame, as a fraction of the frame.
+        shown: bool [T], whether it is visible in each frame.
+        writing: index of the handwriting sample of a digit, modulo the number of samples.
     """
 
     look: str
@@ -62,12 +63,12 @@ class Actor:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the objects: dark and nearly grey, so that every colour stands out.
+    """The background: dark and nearly gray, so that all colors are easy to see.
 
     Attributes:
         kind: one of `BACKGROUNDS`.
-        drift: how far the camera's motion carries it over the clip (rows, columns), share of the picture.
-        seed: of its grey and its texture.
+        drift: its displacement by the motion of the camera over the clip (rows, columns), as a fraction of the frame.
+        seed: random seed of its gray level and texture.
     """
 
     kind: str
@@ -76,19 +77,23 @@ class Background:
 
 
 def render(actors: list[Actor], background: Background, frames: int, size: int, split: str) -> Tensor:
-    """Draws a scene with smooth edges, later actors over earlier ones.
+    """Renders a scene with antialiased edges, later actors over earlier ones.
 
     Args:
-        split: whose handwriting; no picture of a digit is in two splits.
+        actors: the objects.
+        background: the background.
+        frames: number of frames.
+        size: side of a frame in pixels.
+        split: the split of the handwriting samples; no sample is in two splits.
 
     Returns:
         uint8 [T,3,size,size].
 
     Raises:
-        ValueError: there is a digit and scikit-learn is missing.
+        ValueError: the scene contains a digit and scikit-learn is not installed.
     """
-    reach = [np.abs(a.path[a.shown] - 0.5).max() + a.side / 2 - 0.5 for a in actors if a.shown.any()]
-    margin = max(0, int(np.ceil(max(reach, default=0) * size)) + 2)
+    overhang = [np.abs(a.path[a.shown] - 0.5).max() + a.side / 2 - 0.5 for a in actors if a.shown.any()]
+    margin = max(0, int(np.ceil(max(overhang, default=0) * size)) + 2)
     canvas = np.zeros((frames, size + 2 * margin, size + 2 * margin, 3), np.float32)
     inner = canvas[:, margin : margin + size, margin : margin + size]
     inner[:] = _ground(background, frames, size)
@@ -99,33 +104,33 @@ def render(actors: list[Actor], background: Background, frames: int, size: int, 
 
 
 def _draw(canvas: Floats, actor: Actor, margin: int, size: int, split: str) -> None:
-    """Adds an actor to the canvas [T,H,W,3], in all frames at once."""
+    """Draws an actor on the canvas [T,H,W,3] in all frames."""
     times = np.flatnonzero(actor.shown)
     side = actor.side * size
     sums = _handwriting_sums(int(actor.look), actor.writing, split) if actor.look in DIGITS else _shape_sums(actor.look)
     corner = actor.path[times] * size - side / 2 + margin  # [F,2]
     first = np.floor(corner).astype(int)
-    edges = first[:, :, None] + np.arange(int(np.ceil(side)) + 2)  # [F,2,w+1], the pixels' borders
-    fine = np.rint((edges - corner[:, :, None]) / side * _FINE).astype(int)
+    edges = first[:, :, None] + np.arange(int(np.ceil(side)) + 2)  # [F,2,w+1], the borders of the pixels
+    fine = np.rint((edges - corner[:, :, None]) / side * _MASK_SIZE).astype(int)
     widths = np.diff(fine, axis=2)
-    row, column = np.moveaxis(fine.clip(0, _FINE), 1, 0)
-    # A pixel is covered by the share of the mask's points that lie in it, out of sums over rectangles.
+    row, column = np.moveaxis(fine.clip(0, _MASK_SIZE), 1, 0)
+    # The coverage of a pixel is the mean of the mask inside it, from a summed-area table.
     corners = sums[row[:, :, None], column[:, None, :]]  # [F,w+1,w+1]
     cover = np.diff(np.diff(corners, axis=1), axis=2) / (widths[:, 0, :, None] * widths[:, 1, None, :])
     where = (times[:, None, None], edges[:, 0, :-1, None], edges[:, 1, None, :-1])
-    colour = np.array(COLOURS[actor.colour], np.float32)
+    color = np.array(COLOURS[actor.colour], np.float32)
     cover = cover.astype(np.float32)[..., None]
-    canvas[where] += cover * (colour - canvas[where])
+    canvas[where] += cover * (color - canvas[where])
 
 
-def _sums(mask: Floats) -> NDArray[np.float64]:
+def _sum_table(mask: Floats) -> NDArray[np.float64]:
     return np.pad(mask.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
 
 
 @cache
 def _shape_sums(shape: str) -> NDArray[np.float64]:
-    """Sums [97,97] over the mask of a shape, which fills its box in at least one direction."""
-    y, x = (np.mgrid[0:_FINE, 0:_FINE] + 0.5) / (_FINE / 2) - 1
+    """The summed-area table [97,97] of the mask of a shape, which fills its box along at least one axis."""
+    y, x = (np.mgrid[0:_MASK_SIZE, 0:_MASK_SIZE] + 0.5) / (_MASK_SIZE / 2) - 1
     if shape == "circle":
         inside = np.hypot(y, x) <= 1
     elif shape == "square":
@@ -137,67 +142,69 @@ def _shape_sums(shape: str) -> NDArray[np.float64]:
     elif shape == "diamond":
         inside = abs(y) + abs(x) <= 1
     else:
-        # One fifth of the star's turn, folded at its point: the side of the line from the point to the notch.
-        turn = np.arctan2(x, 0.08 - y)
-        folded = abs((turn + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+        # A star has ten equal sectors: maps all to one, and tests on which side of the line from tip to notch it is.
+        angle = np.arctan2(x, 0.08 - y)
+        folded = abs((angle + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
         radius, notch = np.hypot(y - 0.08, x), 0.42
         along, across = radius * np.cos(folded), radius * np.sin(folded)
         far, high = notch * np.cos(np.pi / 5), notch * np.sin(np.pi / 5)
         inside = (1.05 - along) * high >= across * (1.05 - far)
-    return _sums(inside.astype(np.float32))
+    return _sum_table(inside.astype(np.float32))
 
 
 @lru_cache(maxsize=1)
 def _handwriting() -> tuple[Floats, NDArray[np.int64]]:
-    """Pictures [n,8,8] in 0..1 and their digits, without the ones that are hard to read.
+    """Images [n,8,8] in 0..1 and their digits, without the ones that are hard to read.
 
-    Those stay whose five nearest others all bear the same digit: the answer to a question must be certain.
+    Only images whose five nearest neighbors all show the same digit are used, so that answers are unambiguous.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ValueError(
-            "handwritten digits come with scikit-learn: pip install 'fewtokens[eval]', or SceneConfig(digits=False)"
+            "handwritten digits require scikit-learn; install it with pip install 'fewtokens[eval]', or use "
+            "SceneConfig(digits=False)"
         ) from None
-    found = load_digits()
-    pictures, digits = found.images.astype(np.float32) / 16, found.target.astype(np.int64)
-    flat = pictures.reshape(len(pictures), -1)
+    dataset = load_digits()
+    images, digits = dataset.images.astype(np.float32) / 16, dataset.target.astype(np.int64)
+    flat = images.reshape(len(images), -1)
     distance = (flat**2).sum(1)[:, None] + (flat**2).sum(1) - 2 * flat @ flat.T
     np.fill_diagonal(distance, np.inf)
     nearest = np.argpartition(distance, 5, axis=1)[:, :5]
     clear = (digits[nearest] == digits[:, None]).all(1)
-    return pictures[clear], digits[clear]
+    return images[clear], digits[clear]
 
 
 @lru_cache(maxsize=256)
 def _handwriting_sums(digit: int, writing: int, split: str) -> NDArray[np.float64]:
-    """Sums [97,97] over the mask of a handwritten digit. Eight of ten pictures are for training."""
-    pictures, digits = _handwriting()
+    """The summed-area table [97,97] of the mask of a handwritten digit. Eight of ten images are for training."""
+    images, digits = _handwriting()
     tenth = np.arange(len(digits)) % 10
-    of_split = {"train": tenth < 8, "val": tenth == 8, "test": tenth == 9}[split]
-    mine = pictures[of_split & (digits == digit)]
-    large = Image.fromarray(mine[writing % len(mine)]).resize((_FINE, _FINE), Image.Resampling.BICUBIC)
-    # The middle of a stroke becomes solid, of the colour that is asked for; faint strokes stay, or a 0 would be a C.
-    return _sums(((np.asarray(large) - 0.15) / 0.5).clip(0, 1))
+    in_split = {"train": tenth < 8, "val": tenth == 8, "test": tenth == 9}[split]
+    samples = images[in_split & (digits == digit)]
+    large = Image.fromarray(samples[writing % len(samples)]).resize((_MASK_SIZE, _MASK_SIZE), Image.Resampling.BICUBIC)
+    # Makes the middle of strokes opaque, so that the color is unambiguous. Faint strokes remain: without them a 0
+    # could look like a C.
+    return _sum_table(((np.asarray(large) - 0.15) / 0.5).clip(0, 1))
 
 
 def _ground(background: Background, frames: int, size: int) -> Floats:
-    """[T,size,size,3] in 0..255, or [1,...] where all frames are alike."""
+    """The background, [T,size,size,3] in 0..255, or [1,size,size,3] if all frames are equal."""
     rng = np.random.default_rng(background.seed)
     drift = np.rint(np.array(background.drift) * size).astype(int)
-    high, wide = size + abs(drift)
+    height, width = size + abs(drift)
     base, tint = rng.uniform(35, 80), rng.uniform(-8, 8, 3)
-    light = np.zeros((high, wide))
+    light = np.zeros((height, width))
     if background.kind == "gradient":
-        turn = rng.uniform(0, 2 * np.pi)
-        y, x = np.mgrid[0:high, 0:wide] / max(high, wide) - 0.5
-        light = 50 * (np.cos(turn) * x + np.sin(turn) * y)
+        angle = rng.uniform(0, 2 * np.pi)
+        y, x = np.mgrid[0:height, 0:width] / max(height, width) - 0.5
+        light = 50 * (np.cos(angle) * x + np.sin(angle) * y)
     elif background.kind == "texture":
         for cells, strength in ((5, 9.0), (13, 7.0), (31, 4.0)):
             noise = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32))
-            light += strength * np.asarray(noise.resize((wide, high), Image.Resampling.BICUBIC))
+            light += strength * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
     ground = (base + light[..., None] + tint).clip(15, 110).astype(np.float32)
-    # The window goes against the way in which the picture's content drifts.
+    # The window moves opposite to the drift of the content.
     steps = np.rint(np.linspace(0, 1, frames)[:, None] * drift).astype(int)
     starts = np.maximum(drift, 0) - steps
     if not drift.any() or background.kind == "plain":

@@ -1,8 +1,8 @@
-"""Tars, read in place: an index once, then any member by its offset. No name in a tar is ever written to.
+"""Reads tars in place: the index once, then any member by its offset. Names in a tar are never used to write files.
 
-The index is read here and not by tarfile, which follows what a header declares: in some of the Pythons that this
-package supports a negative size is an endless loop (CVE-2025-8194) and a long extended header takes minutes
-(CVE-2024-6232); in all of them a damaged header in the middle ends the archive without a word.
+The index is not read with tarfile, which trusts the headers: in some supported versions of Python a negative size is
+an endless loop (CVE-2025-8194) and a long extended header takes minutes (CVE-2024-6232); in all of them a damaged
+header in the middle silently ends the archive.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import IO, BinaryIO, NamedTuple
 
 from fewtokens.core.files import parse_json
 from fewtokens.core.plain import conform
-from fewtokens.data.lists import Row, labels_of
+from fewtokens.data.lists import Row, parse_labels
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "mp4", "webm", "mkv", "avi", "mov")
+_MEDIA = ("jpg", "jpeg", "png", "webp", "bmp", "mp4", "webm", "mkv", "avi", "mov")
 _BLOCK = 512
-# More than any long name or label takes.
-_MOST_TEXT = 1 << 20
-# Members that are read whole; videos are copied in pieces and may be longer.
-_MOST_BYTES = 1 << 30
-_FILES, _LONG_NAME, _LONG_LINK, _FOR_NEXT, _FOR_ALL = b"\0" + b"07", b"L", b"K", b"xX", b"g"
+# Limit for names and labels.
+_MAX_TEXT = 1 << 20
+# Limit for members that are read at once; videos are copied in chunks and may be longer.
+_MAX_BYTES = 1 << 30
+_FILES, _LONG_NAME, _LONG_LINK, _NEXT_MEMBER, _ALL_MEMBERS = b"\0" + b"07", b"L", b"K", b"xX", b"g"
 
 
 class Member(NamedTuple):
-    """A file in a tar: its name, its first byte and its bytes."""
+    """A file in a tar: its name, its offset and its size in bytes."""
 
     name: str
     offset: int
@@ -35,10 +35,10 @@ class Member(NamedTuple):
 
 
 def list_members(path: str | Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar (ustar, GNU or pax), in order; links, devices and folders are not.
+    """Yields the regular files of an uncompressed tar (ustar, GNU or pax), in order.
 
     Raises:
-        ValueError: not a tar, compressed, cut, damaged anywhere, or with sparse files.
+        ValueError: the file is not a tar, is compressed, truncated or damaged, or contains sparse files.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -46,68 +46,68 @@ def list_members(path: str | Path) -> Iterator[Member]:
         try:
             yield from _members(file, end)
         except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"{path}: not a tar that can be read ({error}); is it whole?") from None
+            raise ValueError(f"{path}: cannot be read as a tar ({error}); is it complete?") from None
 
 
 def _members(file: BinaryIO, end: int) -> Iterator[Member]:
-    place, changes = 0, dict[str, str]()
+    offset, overrides = 0, dict[str, str]()
     if not end:
         raise ValueError("it is empty")
-    while place < end:
-        file.seek(place)
+    while offset < end:
+        file.seek(offset)
         header = file.read(_BLOCK)
         if header.count(0) == len(header):
             return
-        _check_header(header, place)
+        _check_header(header, offset)
         kind, size = header[156:157], _number(header[124:136])
-        place += _BLOCK
-        if kind in _FOR_NEXT:
-            changes |= _extended(_text(file, size, end, place))
+        offset += _BLOCK
+        if kind in _NEXT_MEMBER:
+            overrides |= _parse_pax(_text(file, size, end, offset))
         elif kind == _LONG_NAME:
-            changes["path"] = _text(file, size, end, place).split(b"\0")[0].decode("utf-8", "surrogateescape")
-        elif kind not in (_LONG_LINK, _FOR_ALL):
-            if any(name.startswith("GNU.sparse") for name in changes) or kind == b"S":
-                raise ValueError("a sparse file in it cannot be read in place; write the tar without --sparse")
-            size = _whole(changes["size"]) if "size" in changes else size
-            name = changes.get("path") or _name(header)
+            overrides["path"] = _text(file, size, end, offset).split(b"\0")[0].decode("utf-8", "surrogateescape")
+        elif kind not in (_LONG_LINK, _ALL_MEMBERS):
+            if any(name.startswith("GNU.sparse") for name in overrides) or kind == b"S":
+                raise ValueError("a sparse member cannot be read in place; create the tar without --sparse")
+            size = _parse_size(overrides["size"]) if "size" in overrides else size
+            name = overrides.get("path") or _name(header)
             if kind in _FILES and not name.endswith("/"):
-                if place + size > end:
-                    raise ValueError(f"it ends before its member {name!r:.80}")
-                yield Member(name, place, size)
+                if offset + size > end:
+                    raise ValueError(f"it ends inside the member {name!r:.80}")
+                yield Member(name, offset, size)
             elif kind not in _FILES:
-                size = size if kind not in b"123456" else 0  # links, devices, folders, pipes: nothing follows
-            changes = {}
-        place += -(-size // _BLOCK) * _BLOCK
-    if place > end:
+                size = size if kind not in b"123456" else 0  # links, devices, folders and pipes have no data
+            overrides = {}
+        offset += -(-size // _BLOCK) * _BLOCK
+    if offset > end:
         raise ValueError("it ends in the middle of a member")
 
 
-def _check_header(header: bytes, place: int) -> None:
+def _check_header(header: bytes, offset: int) -> None:
     if len(header) < _BLOCK:
-        raise ValueError(f"it ends in the header at byte {place}")
-    bare = header[:148] + b" " * 8 + header[156:]
+        raise ValueError(f"it ends in the header at byte {offset}")
+    blanked = header[:148] + b" " * 8 + header[156:]
     try:
-        said = _number(header[148:156])
+        checksum = _number(header[148:156])
     except ValueError:
-        said = -1
-    # Some old writers added signed bytes.
-    if said != sum(bare) and said != sum(byte - 256 * (byte > 127) for byte in bare):
-        raise ValueError(f"no header of a member at byte {place}" + ("" if place else "; it may be compressed"))
+        checksum = -1
+    # Some old writers summed signed bytes.
+    if checksum != sum(blanked) and checksum != sum(byte - 256 * (byte > 127) for byte in blanked):
+        raise ValueError(f"invalid header at byte {offset}" + ("" if offset else "; it may be compressed"))
 
 
 def _number(field: bytes) -> int:
-    """Octal text, or a binary number, as GNU writes long ones."""
+    """Parses octal text, or a binary number, which GNU tar uses for large values."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     text = field.split(b"\0")[0].strip() or b"0"
     if not text.isdigit():
-        raise ValueError(f"a size of {text[:12]!r}")
+        raise ValueError(f"invalid size {text[:12]!r}")
     return int(text, 8)
 
 
-def _whole(text: str) -> int:
+def _parse_size(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise ValueError(f"a size of {text[:20]!r}")
+        raise ValueError(f"invalid size {text[:20]!r}")
     return int(text)
 
 
@@ -118,40 +118,40 @@ def _name(header: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _text(file: BinaryIO, size: int, end: int, place: int) -> bytes:
-    if size > min(_MOST_TEXT, end - place):
-        raise ValueError(f"an extended header of {size} bytes at byte {place}")
+def _text(file: BinaryIO, size: int, end: int, offset: int) -> bytes:
+    if size > min(_MAX_TEXT, end - offset):
+        raise ValueError(f"too long an extended header ({size} bytes) at byte {offset}")
     return file.read(size)
 
 
-def _extended(text: bytes) -> dict[str, str]:
-    """The records of a pax header: "LENGTH NAME=VALUE" and a line end, each of that length."""
-    found, place = {}, 0
-    while place < len(text):
-        space = text.find(b" ", place, place + 12)
-        digits = text[place : max(space, place)]
+def _parse_pax(text: bytes) -> dict[str, str]:
+    """Parses the records of a pax header: "LENGTH NAME=VALUE" and a newline, LENGTH bytes in total."""
+    records, offset = {}, 0
+    while offset < len(text):
+        space = text.find(b" ", offset, offset + 12)
+        digits = text[offset : max(space, offset)]
         length = int(digits) if digits.isdigit() else 0
-        name, equals, value = text[space + 1 : place + length].partition(b"=")
-        if not equals or place + length > len(text):
+        name, equals, value = text[space + 1 : offset + length].partition(b"=")
+        if not equals or offset + length > len(text):
             raise ValueError("a damaged extended header")
-        found[name.decode("utf-8", "replace")] = value.removesuffix(b"\n").decode("utf-8", "surrogateescape")
-        place += length
-    return found
+        records[name.decode("utf-8", "replace")] = value.removesuffix(b"\n").decode("utf-8", "surrogateescape")
+        offset += length
+    return records
 
 
 def find_tars(source: Path) -> list[Path]:
-    """The tars of a folder, or the one that `source` is."""
+    """The tars of a folder, or `source` itself if it is a file."""
     return sorted(path for path in source.glob("*.tar") if path.is_file()) if source.is_dir() else [source]
 
 
-def read_tars(source: Path, left_out: list[str]) -> Iterator[Row]:
-    """Every sample of a tar, or of the tars of a folder; without labels where it has no class.
+def read_tars(source: Path, skipped: list[str]) -> Iterator[Row]:
+    """Yields the samples of a tar or of the tars of a folder; `labels` is empty if a sample has no class.
 
-    A sample is the members that share a name up to the first dot: an image or video, and .cls (a number or name)
-    or .json (with "label" or "cls").
+    The members of a sample share their name up to the first dot: an image or video, and .cls (a number or name) or
+    .json (with "label" or "cls").
 
     Raises:
-        ValueError: a tar that cannot be read or is cut.
+        ValueError: a tar cannot be read or is truncated.
     """
     for path in find_tars(source):
         samples: dict[str, dict[str, Member]] = defaultdict(dict)
@@ -160,17 +160,17 @@ def read_tars(source: Path, left_out: list[str]) -> Iterator[Row]:
             key, _, suffix = name.partition(".")
             samples[f"{folder}/{key}"][suffix.lower()] = member
         for key, parts in samples.items():
-            picture = next((parts[suffix] for suffix in _PICTURES if suffix in parts), None)
+            media = next((parts[suffix] for suffix in _MEDIA if suffix in parts), None)
             where = f"{path}::{key}"
-            if picture is None:
-                left_out.append(f"{where}: no image or video")
+            if media is None:
+                skipped.append(f"{where}: no image or video")
                 continue
             try:
                 labels = _labels(path, parts)
             except ValueError as error:
-                left_out.append(f"{where}: {error}")
+                skipped.append(f"{where}: {error}")
                 continue
-            yield Row(where, str(path), labels, None, None, *picture)
+            yield Row(where, str(path), labels, None, None, *media)
 
 
 def _labels(path: Path, parts: dict[str, Member]) -> tuple[str, ...]:
@@ -178,44 +178,44 @@ def _labels(path: Path, parts: dict[str, Member]) -> tuple[str, ...]:
         if suffix not in parts:
             continue
         member = parts[suffix]
-        if member.size > _MOST_TEXT:
-            raise ValueError(f"its .{suffix} has {member.size} bytes")
+        if member.size > _MAX_TEXT:
+            raise ValueError(f"its .{suffix} is too large ({member.size} bytes)")
         try:
             text = read_member(str(path), member.offset, member.size).decode("utf-8-sig").strip()
         except UnicodeDecodeError:
             raise ValueError(f"its .{suffix} is not UTF-8 text") from None
         if suffix == "cls":
             return (text,) if text else ()
-        what = f"its .{suffix}"
-        said = conform(parse_json(text, what), dict, what)
-        return labels_of(said.get("label", said.get("cls")), what)
+        label = f"its .{suffix}"
+        values = conform(parse_json(text, label), dict, label)
+        return parse_labels(values.get("label", values.get("cls")), label)
     return ()
 
 
 def read_member(path: str, offset: int, size: int) -> bytes:
-    """The bytes of a member.
+    """Reads the bytes of a member.
 
     Raises:
-        ValueError: the tar ends before them, or it is too large to be an image.
+        ValueError: the tar is truncated, or the member is too large to be an image.
     """
-    if size > _MOST_BYTES:
+    if size > _MAX_BYTES:
         raise ValueError(f"{path}: the member at byte {offset} has {size >> 20} MiB, too large for an image")
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read(size)
     if len(data) != size:
-        raise ValueError(f"{path}: ends before the member at byte {offset}; was it cut short?")
+        raise ValueError(f"{path}: ends inside the member at byte {offset}; was it cut short?")
     return data
 
 
 def copy_member(path: str, offset: int, size: int, target: IO[bytes]) -> None:
-    """Copies the bytes of a member in pieces; raises a ValueError where the tar ends before them."""
+    """Copies the bytes of a member in chunks; raises a ValueError if the tar is truncated."""
     with open(path, "rb") as file:
         file.seek(offset)
         while size:
-            piece = file.read(min(size, 1 << 20))
-            if not piece:
-                raise ValueError(f"{path}: ends before the member at byte {offset}; was it cut short?")
-            target.write(piece)
-            size -= len(piece)
+            chunk = file.read(min(size, 1 << 20))
+            if not chunk:
+                raise ValueError(f"{path}: ends inside the member at byte {offset}; was it cut short?")
+            target.write(chunk)
+            size -= len(chunk)
     target.flush()

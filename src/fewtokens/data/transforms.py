@@ -1,4 +1,4 @@
-"""Scaling, cropping, flipping and colours of clips, on plain tensors and drawn from a generator of their own."""
+"""Resizing, cropping, flipping and color jitter of clips, on tensors and with an explicit random generator."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fewtokens.encoders.frames import to_unit
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to the frames of a clip, the same for all of them.
+    """The transform of a clip; the same parameters apply to all its frames.
 
     Attributes:
-        size: side of the square that comes out, in pixels.
-        resize: short side before the crop; 0 is the size itself.
-        scale: the short side is drawn between these multiples of `resize` (scale jitter of videos).
-        area: or a part of this share of the picture is cut out, of an aspect of 3:4 to 4:3, and resized (images);
-            (1, 1) is off.
-        flip: probability of a mirror image.
-        colour: probability of a change of brightness, contrast, saturation and hue.
-        brightness, contrast, saturation, hue: how far, as a share (hue of the circle).
-        grey: probability of losing all colour.
+        size: side of the output in pixels.
+        resize: length of the short side before the crop, in pixels; 0 for `size`.
+        scale: range of the short side as a multiple of `resize` (scale jitter for videos).
+        area: range of the area of a random crop, as a fraction of the image, with an aspect ratio of 3:4 to 4:3; used
+            instead of `scale` (for images) unless it is (1, 1).
+        flip: probability of a horizontal flip.
+        colour: probability of color jitter.
+        brightness, contrast, saturation, hue: maximum relative change; for `hue`, a fraction of the color circle.
+        grey: probability of conversion to grayscale.
     """
 
     size: int = 224
@@ -44,9 +44,11 @@ class Transform:
         object.__setattr__(self, "scale", tuple(self.scale))
         object.__setattr__(self, "area", tuple(self.area))
         if self.size < 1 or (self.resize and self.resize < self.size):
-            raise ValueError(f"resize must be at least the size {self.size}, or 0, got {self.resize}")
+            raise ValueError(f"resize must be 0 or at least the size {self.size}, got {self.resize}")
         if not 0 < self.scale[0] <= self.scale[1] or not 0 < self.area[0] <= self.area[1] <= 1:
-            raise ValueError(f"scale and area must be ranges above 0 (area up to 1), got {self.scale} and {self.area}")
+            raise ValueError(
+                f"scale and area must be ranges above 0 (area at most 1), got {self.scale} and {self.area}"
+            )
         for name in ("flip", "colour", "grey"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
@@ -56,96 +58,98 @@ class Transform:
         return self.resize or self.size
 
     def training(self, clip: Tensor, generator: torch.Generator) -> Tensor:
-        """A clip [T,3,H,W], uint8, to [T,3,size,size], float in 0..1, with everything drawn from the generator."""
+        """Applies the random transform to a clip: uint8 [T,3,H,W] to float [T,3,size,size] in 0..1."""
         height, width = clip.shape[-2:]
         if self.area != (1.0, 1.0):
-            top, left, rows, columns = random_part(height, width, self.area, generator)
+            top, left, rows, columns = random_box(height, width, self.area, generator)
             x = resize(to_unit(clip[..., top : top + rows, left : left + columns]), (self.size, self.size))
         else:
             low, high = self.scale
-            short = max(self.size, round(self.short_side * (low + (high - low) * _uniform(generator))))
-            x = resize(to_unit(clip), scaled(height, width, short))
-            top = _integer(x.shape[-2] - self.size + 1, generator)
-            left = _integer(x.shape[-1] - self.size + 1, generator)
+            short = max(self.size, round(self.short_side * (low + (high - low) * _rand(generator))))
+            x = resize(to_unit(clip), scaled_size(height, width, short))
+            top = _randint(x.shape[-2] - self.size + 1, generator)
+            left = _randint(x.shape[-1] - self.size + 1, generator)
             x = x[..., top : top + self.size, left : left + self.size]
-        if _uniform(generator) < self.flip:
+        if _rand(generator) < self.flip:
             x = x.flip(-1)
-        if _uniform(generator) < self.colour:
+        if _rand(generator) < self.colour:
             x = self._jitter(x, generator)
-        if _uniform(generator) < self.grey:
-            x = grey(x).expand_as(x)
+        if _rand(generator) < self.grey:
+            x = to_gray(x).expand_as(x)
         return x.clamp(0, 1).contiguous()
 
     def _jitter(self, x: Tensor, generator: torch.Generator) -> Tensor:
         for change in torch.randperm(4, generator=generator).tolist():
             strength = (self.brightness, self.contrast, self.saturation, self.hue)[change]
-            amount = strength * (2 * _uniform(generator) - 1)
+            amount = strength * (2 * _rand(generator) - 1)
             if change == 0:
                 x = x * (1 + amount)
             elif change == 1:
-                x = (x - (mean := grey(x).mean())) * (1 + amount) + mean
+                x = (x - (mean := to_gray(x).mean())) * (1 + amount) + mean
             elif change == 2:
-                x = (x - (plain := grey(x))) * (1 + amount) + plain
+                x = (x - (gray := to_gray(x))) * (1 + amount) + gray
             else:
-                x = turn_hue(x, amount)
+                x = rotate_hue(x, amount)
             x = x.clamp(0, 1)
         return x
 
     def view(self, clip: Tensor, crop: int = 0, crops: int = 1) -> Tensor:
-        """One crop for testing, [T,3,size,size] in 0..1.
+        """Returns a fixed crop for testing, [T,3,size,size] in 0..1.
 
         Args:
-            clip: [T,3,H,W], uint8.
-            crop, crops: which of so many, spread evenly along the longer side; one is the centre.
+            clip: uint8 [T,3,H,W].
+            crop: index of the crop.
+            crops: the number of crops, evenly spaced along the longer side; a single one is the center crop.
         """
-        x = resize(to_unit(clip), scaled(clip.shape[-2], clip.shape[-1], self.short_side))
+        x = resize(to_unit(clip), scaled_size(clip.shape[-2], clip.shape[-1], self.short_side))
         height, width = x.shape[-2:]
-        share = 0.5 if crops == 1 else crop / (crops - 1)
-        top = round((height - self.size) * (share if height >= width else 0.5))
-        left = round((width - self.size) * (share if width > height else 0.5))
+        position = 0.5 if crops == 1 else crop / (crops - 1)
+        top = round((height - self.size) * (position if height >= width else 0.5))
+        left = round((width - self.size) * (position if width > height else 0.5))
         return x[..., top : top + self.size, left : left + self.size].clamp(0, 1).contiguous()
 
 
-def scaled(height: int, width: int, short: int) -> tuple[int, int]:
-    """The size whose short side is `short`."""
+def scaled_size(height: int, width: int, short: int) -> tuple[int, int]:
+    """Scales a size so that its short side is `short`."""
     factor = short / min(height, width)
     return max(short, round(height * factor)), max(short, round(width * factor))
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Bilinear or bicubic with antialiasing; the same tensor where nothing changes. Bytes stay bytes."""
+    """Resizes with antialiasing, keeping the dtype; `mode` is bilinear or bicubic. Returns `x` if it has the size."""
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size, mode=mode, antialias=True, align_corners=False)
 
 
-def random_part(
+def random_box(
     height: int, width: int, area: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """A box of this share of the picture and an aspect of 3:4 to 4:3: top, left, rows, columns.
+    """Samples a box with an aspect ratio of 3:4 to 4:3 and an area in a range of fractions of the image.
 
-    The middle square where none was found to fit.
+    Returns:
+        top, left, rows, columns; the center square if no box fits after ten tries.
     """
     for _ in range(10):
-        share = area[0] + (area[1] - area[0]) * _uniform(generator)
-        aspect = math.exp((2 * _uniform(generator) - 1) * math.log(4 / 3))
-        rows = round(math.sqrt(height * width * share / aspect))
-        columns = round(math.sqrt(height * width * share * aspect))
+        fraction = area[0] + (area[1] - area[0]) * _rand(generator)
+        aspect = math.exp((2 * _rand(generator) - 1) * math.log(4 / 3))
+        rows = round(math.sqrt(height * width * fraction / aspect))
+        columns = round(math.sqrt(height * width * fraction * aspect))
         if 0 < rows <= height and 0 < columns <= width:
-            top = _integer(height - rows + 1, generator)
-            return top, _integer(width - columns + 1, generator), rows, columns
+            top = _randint(height - rows + 1, generator)
+            return top, _randint(width - columns + 1, generator), rows, columns
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def grey(x: Tensor) -> Tensor:
-    """Luma (ITU-R 601) of [T,3,H,W], [T,1,H,W]."""
+def to_gray(x: Tensor) -> Tensor:
+    """Computes the luma (ITU-R 601), [T,3,H,W] to [T,1,H,W]."""
     r, g, b = x.unbind(-3)
     return (0.299 * r + 0.587 * g + 0.114 * b).unsqueeze(-3)
 
 
-def turn_hue(x: Tensor, turn: float) -> Tensor:
-    """Colours turned around the grey axis in the YIQ space, by a share of the circle; grey stays grey."""
+def rotate_hue(x: Tensor, turn: float) -> Tensor:
+    """Rotates colors around the gray axis of the YIQ space by a fraction of the circle; gray is unchanged."""
     angle = 2 * math.pi * turn
     to_yiq = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     rotation = torch.tensor([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
@@ -153,9 +157,9 @@ def turn_hue(x: Tensor, turn: float) -> Tensor:
     return torch.einsum("ij,...jhw->...ihw", matrix.to(x), x)
 
 
-def _uniform(generator: torch.Generator) -> float:
+def _rand(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator))
 
 
-def _integer(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(max(1, below), (), generator=generator))
+def _randint(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(max(1, limit), (), generator=generator))

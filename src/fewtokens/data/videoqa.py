@@ -1,22 +1,23 @@
-"""Short clips that are made, with questions whose answer is certain.
+"""Short synthetic clips with questions whose answer is unambiguous.
 
-Coloured shapes and handwritten digits (scikit-learn's) stand, move, appear, collide and leave before a plain, shaded or
-textured background; the camera stands or moves. What a question asks for is never hidden, is in the picture whenever
-it has to be, and is a sixth of the picture wide or more. Directions are meant in the picture, whatever the camera does.
+Colored shapes and handwritten digits (from scikit-learn) rest, move, appear, collide and leave in front of a uniform,
+shaded or textured background; the camera is static or moves. The object in question is never occluded, is in the frame
+whenever it has to be, and is at least a sixth of the frame wide. Directions are relative to the frame, also if the
+camera moves.
 
 ========== ============================================================== ==========================================
-kind       asked                                                          in the scene
+kind       question                                                       other objects
 ========== ============================================================== ==========================================
-shape      the shape of the red object                                    other shapes in other colours
-colour     the colour of the circle                                       other colours on other shapes
-digit      which digit there is, or which one is red                      shapes, or other digits in other colours
-direction  which way an object moves: left, right, up, down               others that move other ways
-count      how many objects, stars or red objects: 1 to 5                 up to two that are not counted
-order      what appeared first; which of two                              others that appear before or after
-moment     what is there at second S                                      four objects, one at a time
-needle     what is shown for a single frame                               the wrong answers, all the time
-collision  with what the red object collides; whether two do              a pair that collides, others that do not
-leave      what leaves the picture                                        others that move and stay in it
+shape      the shape of the red object                                    other shapes in other colors
+colour     the color of the circle                                        other shapes in other colors
+digit      which digit is shown, or which one is red                      shapes, or other digits in other colors
+direction  the direction of an object: left, right, up, down              objects with other directions
+count      the number of objects, stars or red objects: 1 to 5            up to two that are not counted
+order      which object appeared first, or which of two                   objects that appear before or after
+moment     which object is shown at second S                              four objects, one at a time
+needle     which object is shown for a single frame                       the wrong answers, all the time
+collision  what the red object collides with; whether two collide         a pair that collides, others that do not
+leave      which object leaves the frame                                  objects that move and stay in the frame
 ========== ============================================================== ==========================================
 """
 
@@ -43,7 +44,7 @@ class Example(Question):
 
     Attributes:
         frames: uint8 [T,3,H,W].
-        times: float64 [T], seconds.
+        times: float64 [T], in seconds.
     """
 
     frames: Tensor
@@ -51,7 +52,7 @@ class Example(Question):
 
     __repr__ = by_shape
 
-    # Equal is only what is the same object: equal questions may have other clips.
+    # Compared by identity: equal questions may have different clips.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -64,16 +65,18 @@ def make_clip(
     kinds: tuple[str, ...] | None = None,
     formats: tuple[str, ...] = FORMATS,
 ) -> Example:
-    """One clip and its question; what it is follows from the arguments alone.
+    """Generates a clip and its question; the result depends only on the arguments.
 
     Args:
         split: "train", "val" or "test".
-        number: of the clip, from 0.
-        kinds: some of `KINDS`, which take turns; None is all.
+        number: index of the clip, from 0.
+        config: settings of the set.
+        kinds: a subset of `KINDS`, which alternate; None for all.
         formats: "choice", "open" or both.
 
     Raises:
-        ValueError: no such split, kind or format; a negative number; digits without scikit-learn.
+        ValueError: there is no such split, kind or format, the index is negative, or digits are requested without
+            scikit-learn.
     """
     config = config or SceneConfig()
     question = make_question(split, number, config, kinds=kinds, formats=formats)
@@ -85,17 +88,17 @@ def make_clip(
 
 
 class VideoQA(Dataset[Example]):
-    """A set of made clips with questions, each drawn when it is asked for.
+    """A dataset of synthetic clips with questions, each generated on access.
 
     Args:
-        config: of all clips.
+        config: settings of the set.
         split: "train", "val" or "test".
-        items: how many.
-        kinds: some of `KINDS`, which take turns; None is all (but for "digit" where the config has no digits).
+        items: the number of clips.
+        kinds: a subset of `KINDS`, which alternate; None for all (except "digit" if the config has no digits).
         formats: "choice", "open" or both.
 
     Raises:
-        ValueError: no such split, kind or format; no item.
+        ValueError: there is no such split, kind or format, or `items` is below 1.
     """
 
     def __init__(
@@ -117,18 +120,18 @@ class VideoQA(Dataset[Example]):
         return self.items
 
     def __getitem__(self, number: int) -> Example:
-        return make_clip(self.split, self._checked(number), self.config, kinds=self.kinds, formats=self.formats)
+        return make_clip(self.split, self._index(number), self.config, kinds=self.kinds, formats=self.formats)
 
     def question(self, number: int) -> Question:
         """The question of an item, without its clip."""
-        number = self._checked(number)
+        number = self._index(number)
         return make_question(self.split, number, self.config, kinds=self.kinds, formats=self.formats)
 
     def questions(self) -> list[Question]:
         """All questions, without their clips."""
         return [self.question(number) for number in range(self.items)]
 
-    def _checked(self, number: int) -> int:
+    def _index(self, number: int) -> int:
         if not -self.items <= number < self.items:
-            raise IndexError(f"there are {self.items} clips, none with number {number}")
+            raise IndexError(f"index {number} is out of range for {self.items} clips")
         return number % self.items

@@ -1,4 +1,4 @@
-"""Images out of data sets, opened with one check of what they declare, whether they lie in files or in tars."""
+"""Opens images of data sets, from files or tars, after checking their declared size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from fewtokens.video.select import check_pixels
 
 
 @contextmanager
-def open_picture(source: Path | bytes, name: str, kind: str = "an image") -> Iterator[Image.Image]:
-    """An image, opened and not yet decoded, whose size has been checked.
+def open_image(source: Path | bytes, name: str, kind: str = "an image") -> Iterator[Image.Image]:
+    """Opens an image and checks its size, without decoding it.
 
     Args:
-        source: a file, or what it holds.
-        name, kind: what to call it in an error, and what it should be.
+        source: a file or its contents.
+        name: how an error refers to the image.
+        kind: what the file should be, for the error.
 
     Raises:
-        VideoError: no such file, not an image, cut, or larger than any image should be; one line.
+        VideoError: the file does not exist, is not an image, is truncated or too large; one line.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
@@ -33,13 +34,13 @@ def open_picture(source: Path | bytes, name: str, kind: str = "an image") -> Ite
             yield image
     except VideoError:
         raise
-    except Exception as error:  # Pillow's decoders fail on damaged bytes in any way they like
+    except Exception as error:  # the decoders of Pillow raise any error on damaged bytes
         reason = " ".join(f"{error}".split())[:120] or type(error).__name__
-        raise VideoError(f"{name}: not {kind} that can be read ({reason})") from None
+        raise VideoError(f"{name}: cannot be read as {kind} ({reason})") from None
 
 
-def read_picture(source: Path | bytes, name: str) -> Tensor:
-    """The pixels of an image as `fewtokens.video.images.load_picture` reads them, uint8 [3,H,W] in RGB."""
+def read_image(source: Path | bytes, name: str) -> Tensor:
+    """Reads an image with `fewtokens.video.images.load_picture`; returns uint8 [3,H,W] in RGB."""
     if isinstance(source, Path) and not source.is_file():
         raise VideoError(f"{name}: no such file")
     pixels = load_picture(io.BytesIO(source) if isinstance(source, bytes) else source, name)

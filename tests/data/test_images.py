@@ -1,4 +1,4 @@
-"""Images that declare more than they are, or are something else, wherever a data set keeps them."""
+"""Images that are damaged or declare a wrong size, in files and in tars."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from PIL import Image
 
 from fewtokens.data import ClipData, Transform, View, read_listing
 from fewtokens.data.footage import find_footage, read_frames
+from fewtokens.data.images import read_image
 from fewtokens.data.masks import read_masks
-from fewtokens.data.pictures import read_picture
 
 
 def png(width: int, height: int, rows: bytes = b"") -> bytes:
-    """A grey PNG that declares this size, whatever it holds."""
+    """A gray PNG that declares this size, whatever its data."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -31,19 +31,19 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
 
 BAD = {
     "large": (png(20_000, 20_000), "20000x20000|400000000 pixels|more than 89,[0-9,]+ pixels"),
-    "larger": (png(2**31 - 1, 2**31 - 1), "pixels|not .* that can be read"),
+    "larger": (png(2**31 - 1, 2**31 - 1), "pixels|cannot be read as"),
     "above the limit": (png(10_001, 10_000), "10001x10000|more than 89,[0-9,]+ pixels"),
-    "cut": (png(8, 8, bytes(range(72)))[:60], "not .* that can be read|is cut short or damaged"),
-    "damaged": (png(8, 8, b"\0" * 72)[:50] + b"\xff" * 40, "not .* that can be read|is cut short or damaged"),
+    "cut": (png(8, 8, bytes(range(72)))[:60], "cannot be read as|is cut short or damaged"),
+    "damaged": (png(8, 8, b"\0" * 72)[:50] + b"\xff" * 40, "cannot be read as|is cut short or damaged"),
     "program": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
-        "not .* that can be read|is cut short or damaged",
+        "cannot be read as|is cut short or damaged",
     ),
-    "none": (b"", "not .* that can be read|is empty"),
+    "none": (b"", "cannot be read as|is empty"),
 }
 
 
-def tell_tar(path: Path, content: bytes) -> Path:
+def write_tar(path: Path, content: bytes) -> Path:
     with tarfile.open(path, "w") as tar:
         for name, data in (("0.png", content), ("0.cls", b"a"), ("1.png", png(8, 8, b"\0" * 72)), ("1.cls", b"b")):
             member = tarfile.TarInfo(name)
@@ -54,34 +54,34 @@ def tell_tar(path: Path, content: bytes) -> Path:
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore:Image size")
-def test_they_are_refused_before_they_are_decoded(tmp_path, name):
-    content, says = BAD[name]
-    tar = tell_tar(tmp_path / "a.tar", content)
+def test_bad_images_are_refused_before_decoding(tmp_path, name):
+    content, message = BAD[name]
+    tar = write_tar(tmp_path / "a.tar", content)
     file = tmp_path / "set" / "a" / "0.png"
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
     for listing in (read_listing(tar), read_listing(tmp_path / "set")):
         sample = ClipData(listing, Transform(8), View(), training=False)[0]
         assert sample.clip is None
-        assert re.search(says, sample.broken)
+        assert re.search(message, sample.broken)
     for source in (tar, tmp_path / "set"):
         (item, *_) = find_footage(source).items
-        with pytest.raises(ValueError, match=says if source == tar else "0.png: ") as error:
+        with pytest.raises(ValueError, match=message if source == tar else "0.png: ") as error:
             read_frames(item, lambda count: [0])
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         read_masks([file])
 
 
-def test_the_limit_itself_is_read(tmp_path):
-    assert read_picture(png(100, 50, b"\0" * 101 * 50), "x").shape == (3, 50, 100)
+def test_good_image_is_read(tmp_path):
+    assert read_image(png(100, 50, b"\0" * 101 * 50), "x").shape == (3, 50, 100)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM", "GIF"])
 def test_formats(kind):
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 6, 3), 120, np.uint8)).save(buffer, kind)
-    pixels = read_picture(buffer.getvalue(), "x")
+    pixels = read_image(buffer.getvalue(), "x")
     assert pixels.shape == (3, 8, 6)
     assert (pixels.int() - 120).abs().max() < 4
 
@@ -98,12 +98,14 @@ class TestPackedFrames:
     def test_headers_are_not_trusted(self, tmp_path, head):
         text = head.encode() + b"\n"
         (tmp_path / "v.npy").write_bytes(b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + b"\0" * 600)
-        with pytest.raises(ValueError, match=r"v.npy: (not an array that can be mapped|frames are uint8)") as error:
+        with pytest.raises(
+            ValueError, match=r"v.npy: (not an array that can be memory-mapped|frames must be uint8)"
+        ) as error:
             read_frames(find_footage(tmp_path / "v.npy").items[0], lambda count: [0])
         assert "\n" not in str(error.value)
 
     def test_other_arrays(self, tmp_path):
         np.savez(tmp_path / "v.npz", a=np.zeros(3))
         (tmp_path / "v.npz").rename(tmp_path / "v.npy")
-        with pytest.raises(ValueError, match="an archive, not an array"):
+        with pytest.raises(ValueError, match="must be an array, got an archive"):
             read_frames(find_footage(tmp_path / "v.npy").items[0], lambda count: [0])
