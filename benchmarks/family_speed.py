@@ -40,7 +40,7 @@ from common import time_side_by_side, write
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
-from fewtokens.methods.ops.groups import frames_for
+from fewtokens.methods.ops.groups import num_frames_to_keep
 from fewtokens.methods.ops.windows import tokens_per_window
 from fewtokens.profiling.operations import count
 from fewtokens.video import read
@@ -62,8 +62,8 @@ LOOPS: dict[str, tuple[Loops, bool]] = {
     "tome_video(within='frame')": (lambda x, m: naive.tome_video(x, m.target, "frame"), False),
     "merge_windows": (lambda x, m: naive.merge_windows(x, tokens_per_window(m.grid, 7, m.method.budget), 7), False),
     "tempme": (lambda x, m: naive.tempme(x, m.target, (2, 2, 3)), False),
-    "testa": (lambda x, m: naive.testa(x, m.target, frames_for(m.grid, m.target, m.method.time)), False),
-    "lftr": (lambda x, m: naive.lftr(x, m.target, frames_for(m.grid, m.target, m.method.time)), False),
+    "testa": (lambda x, m: naive.testa(x, m.target, num_frames_to_keep(m.grid, m.target, m.method.time)), False),
+    "lftr": (lambda x, m: naive.lftr(x, m.target, num_frames_to_keep(m.grid, m.target, m.method.time)), False),
     "metok": (lambda x, m: naive.metok(x, m.target, 5, 3, 6), False),
     "prunevid(ratio=0.5)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
 }

@@ -20,7 +20,7 @@ from fewtokens.methods.learned.qformer import QFormer
 from fewtokens.methods.learned.token_turing import TokenTuring
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.methods.learned.vqtoken import VqToken
-from fewtokens.methods.ops.spherical import plus_plus
+from fewtokens.methods.ops.spherical import kmeans_plus_plus
 from fewtokens.methods.ops.token_base import fixed
 from fidelity_rows import Agreement, Features, Row, importing, load, same_rows
 from fidelity_rows.clusters import means
@@ -36,10 +36,10 @@ def kmeans(peers: Path, features: Features) -> Agreement:
     starts: list[Tensor] = []
 
     def seeded(rows: Tensor, real: Tensor, draws: Tensor) -> Tensor:
-        starts.append(plus_plus(rows, real, draws))
+        starts.append(kmeans_plus_plus(rows, real, draws))
         return starts[-1]
 
-    with patch("fewtokens.methods.ops.spherical.plus_plus", seeded):
+    with patch("fewtokens.methods.ops.spherical.kmeans_plus_plus", seeded):
         ours = KMeans(32, iterations=300, tol=1e-6)(x)
     code = load(peers / "VQToken" / "VQToken" / "cluster.py", "faiss").KMeansTorch(32, 300, 1e-6)
     code.sample_init_centroids = lambda _: starts[0][0]

@@ -416,7 +416,7 @@ def uniform_hash(seed: int, n: int) -> list[float]:
     return out
 
 
-def plus_plus(x: np.ndarray, count: int, seed: int, draws: int = 5) -> np.ndarray:
+def kmeans_plus_plus(x: np.ndarray, count: int, seed: int, draws: int = 5) -> np.ndarray:
     """Greedy k-means++ by 1 - cosine on unit rows [N,C], of each `draws` candidates the one that fits best."""
     numbers = iter(uniform_hash(seed, count * draws))
     far, chosen = np.ones(len(x)), []
@@ -437,7 +437,7 @@ def plus_plus(x: np.ndarray, count: int, seed: int, draws: int = 5) -> np.ndarra
 def kmeans(x: np.ndarray, count: int, seed: int) -> list[int]:
     """The labels of spherical k-means from k-means++, cell by cell; no cluster may run empty."""
     rows = unit(x.reshape(-1, x.shape[-1]))
-    centres = plus_plus(rows, count, seed)
+    centres = kmeans_plus_plus(rows, count, seed)
     for _ in range(50):
         labels = [int((centres @ row).argmax()) for row in rows]
         assert len(set(labels)) == count

@@ -34,9 +34,9 @@ from fewtokens.cli.resume import (
     check_settings,
     check_source,
     distinct_names,
-    unique_paths,
     read_rows,
     source_now,
+    unique_paths,
 )
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.keys import change, current_keys, headed

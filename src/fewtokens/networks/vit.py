@@ -26,7 +26,7 @@ from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.frames import normalize, to_unit
 from fewtokens.encoders.transformer import Block
 from fewtokens.encoders.vit import ViT
-from fewtokens.methods.ops.per_frame import resampled_frames
+from fewtokens.methods.ops.per_frame import resample_frames
 from fewtokens.networks.attention import FactorizedDotBlock, FactorizedSelfBlock
 from fewtokens.networks.base import Model
 from fewtokens.networks.token_fuser import FUSERS, TokenFuser
@@ -269,7 +269,7 @@ class VisionTransformer(Model, ViT):
         cells = Tokens.from_cells(named["embedded"].flatten(1, 3), Grid(T, H, W, seconds))
         if self.config.learner and not self.config.fuser:
             maps = named[f"learner{self.config.at}"]
-            cells = cells.apply(resampled_frames(cells, maps.detach().abs().clamp(min=1e-12)).plan)
+            cells = cells.apply(resample_frames(cells, maps.detach().abs().clamp(min=1e-12)).plan)
         return cells.replace(features=named["tokens"].reshape(cells.B, cells.N, -1))
 
     def _walk(self, x: Tensor, named: dict[str, Tensor]) -> tuple[Tensor, int]:

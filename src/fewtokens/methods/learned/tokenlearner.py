@@ -10,9 +10,9 @@ from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
     check_dim,
-    frames_of,
     lecun_normal_,
-    resampled_frames,
+    resample_frames,
+    to_frames,
 )
 
 VERSIONS = ("1.0", "1.1")
@@ -91,7 +91,7 @@ class TokenLearner(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        return resampled_frames(tokens, self.maps(frames_of(tokens, self.name).to(self.norm.weight.dtype)))
+        return resample_frames(tokens, self.maps(to_frames(tokens, self.name).to(self.norm.weight.dtype)))
 
 
 def _convolutions(dim: int, num_tokens: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
-from fewtokens.methods.ops.groups import allocate, carry_labels, frames_for
+from fewtokens.methods.ops.groups import allocate, carry_labels, num_frames_to_keep
 from fewtokens.methods.ops.segments import rank_within
 from fewtokens.methods.ops.temporal import cosine
 
@@ -50,7 +50,7 @@ class Lftr(Reducer):
             mean = x.mean(2)
             novelty = torch.cat([torch.full_like(mean[:, :1, 0], 2.0), 1 - cosine(mean[:, 1:], mean[:, :-1])], 1)
             num_frames = torch.tensor(
-                [frames_for(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
+                [num_frames_to_keep(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
                 device=x.device,
             )
             rank = novelty.masked_fill(~real_frames, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)

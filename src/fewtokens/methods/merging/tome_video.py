@@ -39,7 +39,7 @@ class TomeVideo(Reducer):
             raise ValueError(f"tome_video: within must be 'video' or 'frame', got {within!r}")
         self.within = within
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.T if self.within == "frame" else 1
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:

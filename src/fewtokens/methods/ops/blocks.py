@@ -49,13 +49,13 @@ def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
         small[axis] += 1
 
 
-def window_for(shape: tuple[int, int, int], budget: int) -> tuple[int, int, int]:
+def window_shape(shape: tuple[int, int, int], budget: int) -> tuple[int, int, int]:
     """The frames, rows and columns of windows that split a grid of this shape into at most `budget` windows."""
     frames, rows, columns = (-(-n // small) for n, small in zip(shape, shrink(shape, budget), strict=True))
     return frames, rows, columns
 
 
-def windows_of(shape: tuple[int, int, int], window: tuple[int, int, int]) -> tuple[int, int, int]:
+def num_windows(shape: tuple[int, int, int], window: tuple[int, int, int]) -> tuple[int, int, int]:
     """The number of windows along each axis; windows that extend past the end are included."""
     frames, rows, columns = (-(-n // side) for n, side in zip(shape, window, strict=True))
     return frames, rows, columns

@@ -37,7 +37,7 @@ def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tenso
     return (rank < total[:, None]).reshape(order.shape).sum(2)
 
 
-def frames_for(grid: Grid, budget: int, time: float) -> int:
+def num_frames_to_keep(grid: Grid, budget: int, time: float) -> int:
     """The number of frames to keep if a budget is met by keeping fewer frames and fewer tokens per frame.
 
     Args:

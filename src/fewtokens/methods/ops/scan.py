@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.methods.ops.resample import wide
+from fewtokens.methods.ops.resample import to_float32
 
 _TAPS = 4
 
@@ -31,7 +31,7 @@ def selective_scan(u: Tensor, step: Tensor, rate: Tensor, into: Tensor, out: Ten
     Returns:
         y [B,L,E].
     """
-    u, step, rate, into, out = (wide(value) for value in (u, step, rate, into, out))
+    u, step, rate, into, out = (to_float32(value) for value in (u, step, rate, into, out))
     state = u.new_zeros(len(u), 1, *rate.shape)
     outputs = []
     for start in range(0, u.shape[1], block):
@@ -77,8 +77,8 @@ class Direction(nn.Module):
         u = (u * mask[..., None]).transpose(1, 2)
         u = F.silu(self.convolution(F.pad(u, (_TAPS - 1, 0)))).transpose(1, 2)
         low, into, out = self.select(u).split([self.rank, self.state, self.state], 2)
-        step = F.softplus(wide(self.step(low))) * mask[..., None]
-        y = selective_scan(u, step, -wide(self.log_rate).exp(), into, out)
+        step = F.softplus(to_float32(self.step(low))) * mask[..., None]
+        y = selective_scan(u, step, -to_float32(self.log_rate).exp(), into, out)
         return y.to(u.dtype) + self.skip * u
 
 

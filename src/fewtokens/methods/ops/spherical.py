@@ -109,7 +109,7 @@ def lloyd(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, iterations: int
     return centroids
 
 
-def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
+def kmeans_plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
     """Greedy k-means++: returns centroids [B,K,C].
 
     For each next centroid a few candidates are sampled with probability proportional to their distance to the existing

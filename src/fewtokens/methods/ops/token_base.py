@@ -28,7 +28,7 @@ def check_bounds(k_min: int, k_max: int) -> None:
         raise ValueError(f"k_min and k_max must satisfy 1 <= k_min <= k_max, got {k_min} and {k_max}")
 
 
-def fixed(
+def cluster_fixed(
     tokens: Tokens, k: Tensor, seed: int = 0, iterations: int = 50, tol: float = 1e-4, *, most: int | None = None
 ) -> Plan:
     """Merges the tokens of each video into exactly k [B] clusters, if there are enough tokens.
@@ -40,7 +40,7 @@ def fixed(
     return _merge(tokens, x, centroids, k, exact=most is not None)
 
 
-def adaptive(
+def cluster_adaptive(
     tokens: Tokens, criterion: str, k_min: int, k_max: int, seed: int = 0, iterations: int = 50, tol: float = 1e-4
 ) -> Plan:
     """Merges the tokens of each video into k_min..k_max clusters, as many as the criterion selects.
@@ -83,7 +83,7 @@ def _merge(tokens: Tokens, x: Tensor, centroids: Tensor, k: Tensor, *, exact: bo
 
 def _seed(x: Tensor, real: Tensor, centroids: int, seed: int) -> Tensor:
     uniforms = uniform_hash(seed, centroids * _DRAWS, x.device).reshape(centroids, _DRAWS)
-    return spherical.plus_plus(x, real, uniforms)
+    return spherical.kmeans_plus_plus(x, real, uniforms)
 
 
 def _sample(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

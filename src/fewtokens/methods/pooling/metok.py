@@ -67,7 +67,7 @@ class Metok(Reducer):
     def needs(self) -> tuple[str, ...]:
         return ("frame_global", "text") if self.by == "text" else ()
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.T
 
     def _strides(self, tokens: Tokens, vectors: Tensor, relevance: Tensor) -> Tensor:

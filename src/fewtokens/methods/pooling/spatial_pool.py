@@ -10,7 +10,7 @@ from torch import Tensor
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_frames, separable, tokens_per_frame
+from fewtokens.methods.ops.per_frame import apply_maps, resample_frames, separable, to_frames, tokens_per_frame
 
 
 class SpatialPool(Resampler):
@@ -56,12 +56,12 @@ class SpatialPool(Resampler):
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
+        return apply_maps(self.maps(x.shape[1], x.shape[2], x.device), x)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
-        frames = frames_of(tokens, self.name)
+        frames = to_frames(tokens, self.name)
         maps = self.maps(tokens.grid.H, tokens.grid.W, tokens.device)
-        return resampled_frames(tokens, maps.expand(len(frames), -1, -1))
+        return resample_frames(tokens, maps.expand(len(frames), -1, -1))
 
     def planned_count(self, grid: Grid) -> int:
         stride = self._stride(grid.H, grid.W)

@@ -55,7 +55,7 @@ class Rlt(Reducer):
     def causal(self) -> bool:
         return self.budget is None
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens, *, pixels: Tensor, last: LastFrame | None = None) -> Plan:

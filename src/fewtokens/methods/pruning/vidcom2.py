@@ -50,7 +50,7 @@ class VidCom2(Reducer):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature, self.q = temperature, q
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.T
 
     def plan(self, tokens: Tokens) -> Plan:
