@@ -21,8 +21,8 @@ class KMeans(Reducer):
     the labels and whose elbow always selects k_min.
 
     Args:
-        keep: budget, a fraction of the cells (float), a count (int) or "8/frame": K. Default: 32. Not with adaptive
-            length.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame": K. Default: 32. Not
+            accepted with adaptive length.
         criterion: "fixed" (default), or "silhouette" or "elbow" for adaptive length.
         k_min, k_max: bounds of the adaptive length. Default: 12 and 32.
         iterations: maximum number of Lloyd iterations. Default: 50.
@@ -58,6 +58,8 @@ class KMeans(Reducer):
 
     def plan(self, tokens: Tokens) -> Plan:
         if self.budget:
-            most = self.max_slots(tokens)
-            return cluster_fixed(tokens, self.counts(tokens), self.seed, self.iterations, self.tol, most=most)
+            max_clusters = self.max_slots(tokens)
+            return cluster_fixed(
+                tokens, self.counts(tokens), self.seed, self.iterations, self.tol, max_clusters=max_clusters
+            )
         return cluster_adaptive(tokens, self.criterion, self.k_min, self.k_max, self.seed, self.iterations, self.tol)

@@ -52,21 +52,21 @@ class PruneVidInner(LayerMethod):
 
     def choose(self, state: LayerState, number: int) -> LayerDecision:
         assert state.scores is not None
-        kept = torch.zeros_like(state.video)
+        selected = torch.zeros_like(state.video)
         for video in state.videos:
             present = video.columns >= 0
             columns = video.columns[present]
-            group = spans(video.tokens)[present]
+            group = frame_span_groups(video.tokens)[present]
             size = torch.bincount(group)
             count = (size.double() * self.keep + 1e-6).long().clamp(min=1)
             order = state.scores[video.row, columns].argsort(descending=True, stable=True)
             order = order[group[order].argsort(stable=True)]  # by group, best first
             rank = torch.arange(len(columns), device=columns.device) - (size.cumsum(0) - size)[group[order]]
-            kept[video.row, columns[order[rank < count[group[order]]]]] = True
-        return LayerDecision(kept)
+            selected[video.row, columns[order[rank < count[group[order]]]]] = True
+        return LayerDecision(selected)
 
 
-def spans(tokens: Tokens) -> Tensor:
+def frame_span_groups(tokens: Tokens) -> Tensor:
     """Group index of each token of one video, int64 [N]: equal if the cells of two tokens span the same frames."""
     frames = torch.arange(tokens.grid.T, device=tokens.device).repeat_interleave(tokens.grid.cells_per_frame)
     assignment = tokens.assignment[0]

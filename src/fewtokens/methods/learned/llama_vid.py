@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_dim, resample_frames, separable, tokens_per_frame
+from fewtokens.methods.ops.per_frame import check_dim, resample_frames, separable_maps, tokens_per_frame
 from fewtokens.methods.ops.resample import attention_weights, check_text, masked_features
 
 
@@ -74,7 +74,7 @@ class LlamaVid(Resampler):
         # The mean over queries is linear, so it can precede the sum over patches.
         attention = attention_weights(queries, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]
         side = self._side(tokens.grid)
-        pools = separable(_pooling(H, side, x), _pooling(W, side, x)).expand(B, T, -1, -1)
+        pools = separable_maps(_pooling(H, side, x), _pooling(W, side, x)).expand(B, T, -1, -1)
         context = self.context(attention.to(x.dtype) @ x)
         features = torch.cat([context, self.content(pools @ x)], 2)
         maps = torch.cat([attention, pools.to(attention.dtype)], 2)

@@ -120,8 +120,10 @@ class TokenTuring(Resampler):
         Returns:
             The memory [B,m,C] after the frame, and the output of the frame, [B,r,C].
         """
-        x, places = masked_features(frame, self.slots.dtype), self._embed_places(frame)
-        memory, out, *_ = self._step(x, places, frame.mask, self._empty(frame.B) if memory is None else memory)
+        x, position_embedding = masked_features(frame, self.slots.dtype), self._embed_positions(frame)
+        memory, out, *_ = self._step(
+            x, position_embedding, frame.mask, self._empty(frame.B) if memory is None else memory
+        )
         return memory, out
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
@@ -196,32 +198,36 @@ class TokenTuring(Resampler):
             [B,m,k+N].
         """
         check_dim(self.name, tokens.C, self.dim)
-        x, places = masked_features(tokens, self.slots.dtype), self._embed_places(tokens)
+        x, position_embedding = masked_features(tokens, self.slots.dtype), self._embed_positions(tokens)
         index, real = group_by_frame(tokens)
         earlier = weights.shape[2]
         weights = F.pad(weights, (0, tokens.N))
         for frame, valid in zip(index.unbind(1), real.unbind(1), strict=True):
             rows = frame[..., None].expand(-1, -1, tokens.C)
-            memory, _, reading, writing = self._step(x.gather(1, rows), places.gather(1, rows), valid, memory)
+            memory, _, reading, writing = self._step(
+                x.gather(1, rows), position_embedding.gather(1, rows), valid, memory
+            )
             reading, writing = reading.detach().float(), writing.detach().float()
             weights = self._update_weights(weights, reading, writing, frame + earlier, valid)
         return memory, weights
 
-    def _embed_places(self, tokens: Tokens) -> Tensor:
+    def _embed_positions(self, tokens: Tokens) -> Tensor:
         """Embeds rows and columns only: the memory represents time, and a stream has no end."""
         in_frame = tokens.positions * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
         return self.places(tokens.replace(positions=in_frame))
 
-    def _step(self, x: Tensor, places: Tensor, real: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _step(
+        self, x: Tensor, position_embedding: Tensor, real: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the new memory, the output, and the read and write maps [B,r,m+n] and [B,m,m+n+r]."""
-        places = torch.cat([self.slots.expand_as(memory), places], 1)
+        position_embedding = torch.cat([self.slots.expand_as(memory), position_embedding], 1)
         both = torch.cat([memory, x], 1)
         mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
-        reading = self.reader(both + places, mask)
+        reading = self.reader(both + position_embedding, mask)
         out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
-        places = torch.cat([places, self.outputs.expand_as(out)], 1)
+        position_embedding = torch.cat([position_embedding, self.outputs.expand_as(out)], 1)
         both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
-        writing = self.writer(both + places, mask)
+        writing = self.writer(both + position_embedding, mask)
         nonempty = real.any(1)[:, None, None]
         return torch.where(nonempty, writing.to(x.dtype) @ both, memory), out, reading, writing
 

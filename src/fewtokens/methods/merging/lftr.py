@@ -56,14 +56,16 @@ class Lftr(Reducer):
             rank = novelty.masked_fill(~real_frames, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             frame_survives = (rank < num_frames[:, None]) & real_frames
             t = torch.arange(T, device=x.device)
-            into = (
+            target_frame = (
                 t.masked_fill(~frame_survives, 0).cummax(1).values[..., None].expand(-1, -1, n)
             )  # the first frame is always kept
             position = torch.arange(n, device=x.device)
-            by_frames = Plan.group((into * n + position).flatten(1).masked_fill(~tokens.mask, -1), tokens, T * n)
-        reduced = tokens.apply(by_frames)
+            frame_plan = Plan.group(
+                (target_frame * n + position).flatten(1).masked_fill(~tokens.mask, -1), tokens, T * n
+            )
+        reduced = tokens.apply(frame_plan)
         with torch.no_grad():
-            group = carry_labels(by_frames, into.flatten(1), reduced)
+            group = carry_labels(frame_plan, target_frame.flatten(1), reduced)
             # Full frames again: the kept ones, n tokens each.
             frames = int(num_frames.max())
             unit = F.normalize(reduced.features.detach().float(), dim=2).unflatten(1, (frames, n))
@@ -76,4 +78,4 @@ class Lftr(Reducer):
             _, nearest = best_match(rows, rows, patch_survives)
             label = torch.where(patch_survives, position, nearest).reshape(B, frames, n)
             label = (label + n * torch.arange(frames, device=x.device)[:, None]).flatten(1)
-        return by_frames.then(Plan.group(label.masked_fill(~reduced.mask, -1), reduced, frames * n))
+        return frame_plan.then(Plan.group(label.masked_fill(~reduced.mask, -1), reduced, frames * n))

@@ -61,8 +61,8 @@ class Testa(Reducer):
             assert merged.dest is not None
             frame = merged.dest.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
-            by_frames = Plan.group(label, tokens, merged.num_slots * n)
-        reduced = tokens.apply(by_frames)
+            frame_plan = Plan.group(label, tokens, merged.num_slots * n)
+        reduced = tokens.apply(frame_plan)
         size = (torch.arange(merged.num_slots, device=x.device) < num_frames[:, None]) * n
         counts = allocate(self.counts(tokens), size)
-        return by_frames.then(merge_within(reduced, carry_labels(by_frames, frame, reduced), counts))
+        return frame_plan.then(merge_within(reduced, carry_labels(frame_plan, frame, reduced), counts))

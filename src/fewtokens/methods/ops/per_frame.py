@@ -45,7 +45,7 @@ def resample_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None
     return Resampled(new, weights.reshape(B, T * M, -1), lengths * M)
 
 
-def separable(rows: Tensor, columns: Tensor) -> Tensor:
+def separable_maps(rows: Tensor, columns: Tensor) -> Tensor:
     """Maps [R*C,H*W] from the weights of each position in R rows [R,H] and in C columns [C,W]."""
     return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
 

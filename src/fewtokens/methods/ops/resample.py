@@ -14,7 +14,7 @@ from fewtokens.core.method import Resampled
 from fewtokens.core.plan import by_position
 from fewtokens.core.tokens import Tokens
 
-# Rows and columns are measured in this fraction of a frame, so that a position means the same at any resolution.
+# A frame has this many units along each side, so that a position means the same at any resolution.
 PARTS = 16
 _WAVES = 8
 
@@ -37,7 +37,7 @@ def check_text(name: str, text: Tensor, tokens: Tokens, dim: int) -> None:
 
 
 def to_float32(x: Tensor) -> Tensor:
-    """Converts to float32, in which decisions are computed; float64 is unchanged."""
+    """Converts half precision to float32, in which decisions are computed; float64 is unchanged."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -65,14 +65,14 @@ def sort_by_time(tokens: Tokens, new: Resampled) -> Resampled:
 
 
 def attribute_by_attention(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:
-    """New tokens, attributed to the old ones by their attention, in the order of their mean time.
+    """Returns new tokens with their attention to the old ones as attribution, sorted by mean time.
 
     Args:
         tokens: the old tokens.
         features: [B,M,C] new features, in any float dtype.
         attention: [B,M,N], nonnegative; rows are scaled to sum to 1 over the real tokens. A token without any attention
             is dropped.
-        count: int64 [B], how many of the M are real.
+        count: int64 [B], the number of real tokens among the M.
     """
     attention = to_float32(attention) * tokens.mask[:, None]
     attention = attention / attention.sum(2, keepdim=True).clamp(min=1e-12)
@@ -80,7 +80,7 @@ def attribute_by_attention(tokens: Tokens, features: Tensor, attention: Tensor, 
 
 
 def with_attention_floor(attention: Tensor) -> Tensor:
-    """Adds a small uniform attention to tokens that get almost none, [B,M,N].
+    """Adds a small attention to tokens that receive almost none, equal for all outputs, [B,M,N].
 
     Without it, a cell whose softmax weights underflow in float32 would not be part of any token.
     """
@@ -97,15 +97,15 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def visible(mask: Tensor) -> Tensor:
-    """A mask of keys [B,N] for attention, [B,1,1,N]; if no key is real, all are visible, to avoid NaN."""
+def key_mask(mask: Tensor) -> Tensor:
+    """The attention mask [B,1,1,N] of keys [B,N]; if no key is real, all are visible, to avoid NaN."""
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) over the real keys, in float32: [B,h,M,d], [B,h,N,d] to [B,h,M,N]."""
     logits = to_float32(q) @ to_float32(k).transpose(2, 3) * q.shape[-1] ** -0.5
-    return (logits if mask is None else logits.masked_fill(~visible(mask), -torch.inf)).softmax(-1)
+    return (logits if mask is None else logits.masked_fill(~key_mask(mask), -torch.inf)).softmax(-1)
 
 
 class Attention(nn.Module):
@@ -144,7 +144,7 @@ class Attention(nn.Module):
         """As `attend` without the weights, [B,M,C], with PyTorch's fused attention."""
         q, k = self._queries_and_keys(x, context)
         v = split_heads(self.value(context), self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else visible(mask))
+        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else key_mask(mask))
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _queries_and_keys(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,12 +152,12 @@ class Attention(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """A linear layer to four times the width, GELU, and a linear layer back."""
+    """A linear layer to 4 * dim channels, GELU, and a linear layer back."""
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: self-attention, then an MLP of four times the width."""
+    """A pre-norm transformer block: self-attention, then an MLP with 4 * dim hidden channels."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class TokenSummary(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The maps, float32 [B,outputs,N], of x [B,N,C] and mask [B,N]; rows sum to 1."""
         logits = to_float32(self.mlp(self.norm(x))).transpose(1, 2)
-        return (logits if mask is None else logits.masked_fill(~visible(mask)[:, 0], -torch.inf)).softmax(-1)
+        return (logits if mask is None else logits.masked_fill(~key_mask(mask)[:, 0], -torch.inf)).softmax(-1)
 
 
 class PositionEmbedding(nn.Module):

@@ -14,7 +14,7 @@ from fewtokens.methods.ops.bipartite import merge_to
 _HALVINGS = 8
 
 
-def to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
+def reduce_to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
     """Reduces to exactly `target` tokens: the threshold that leaves the fewest not below it, then pairwise merging.
 
     Args:
