@@ -69,9 +69,9 @@ def test_what_is_slow_shows_where_it_is(kind, where, request, tmp_path, monkeypa
         answer = session.ask(file, QUESTION, WORDS)
         whole = now[0] - begun
     assert answer.new_tokens == WORDS
-    found = {**answer.seconds, "later": answer.later}
+    found = {**answer.seconds, "later": answer.generation_seconds}
     assert {part: seconds for part, seconds in found.items() if seconds} == EXPECTED[where]
-    assert answer.first_token + answer.later == whole
+    assert answer.first_token + answer.generation_seconds == whole
     assert answer.speed == (1 if where == "words" else None)
 
 
@@ -85,9 +85,9 @@ def test_parts_are_all_of_the_time(kind, request, monkeypatch):
     answer = session.ask(CLIP, QUESTION, WORDS)
     whole = time.process_time() - begun
     # The rest is what `generate` does after the last word.
-    assert 0.8 * whole < answer.first_token + answer.later <= whole
-    assert min(*answer.seconds.values(), answer.later) > 0
-    assert answer.speed == pytest.approx((WORDS - 1) / answer.later)
+    assert 0.8 * whole < answer.first_token + answer.generation_seconds <= whole
+    assert min(*answer.seconds.values(), answer.generation_seconds) > 0
+    assert answer.speed == pytest.approx((WORDS - 1) / answer.generation_seconds)
 
 
 def test_a_lap_leaves_nothing_out():

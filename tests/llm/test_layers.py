@@ -16,7 +16,7 @@ from fewtokens.llm import attach, compress
 from fewtokens.llm.interface import cache_of
 from fewtokens.llm.layers.cache import PrunedLayer, cache_bytes
 from fewtokens.llm.layers.hooks import language_model
-from fewtokens.llm.layers.masks import narrow
+from fewtokens.llm.layers.masks import narrow_mask
 from tests.llm.test_compress import GREEDY, generate, lengthened, logits_of, recomputed
 from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 
@@ -532,12 +532,12 @@ def test_eager_attention_gives_the_same(family, spec):
 def test_masks_of_flash_attention(family):
     keys = torch.tensor([[-1, 0, 2], [1, 2, 3]])
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
-    found = narrow(mask, keys, keys, first=0, flash=True, padded=True)
+    found = narrow_mask(mask, keys, keys, first=0, flash=True, padded=True)
     assert found.tolist() == [[False, True, True], [True, True, True]]
-    assert narrow(None, keys[1:], keys[1:], first=0, flash=True, padded=False) is None
-    assert narrow(None, keys[:, :1], keys, first=0, flash=True, padded=True).tolist() == found.tolist()
+    assert narrow_mask(None, keys[1:], keys[1:], first=0, flash=True, padded=False) is None
+    assert narrow_mask(None, keys[:, :1], keys, first=0, flash=True, padded=True).tolist() == found.tolist()
     with pytest.raises(ValueError, match="know masks of sdpa, eager and flash"):
-        narrow(object(), keys, keys, first=0, flash=False, padded=True)
+        narrow_mask(object(), keys, keys, first=0, flash=False, padded=True)
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "holitom_inner(keep=0.5, layer=2)", DYCOKE[0]])

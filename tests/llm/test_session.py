@@ -113,7 +113,7 @@ def test_a_method_that_reads_the_question_reduces_for_each(monkeypatch):
 
 def test_the_last_videos_are_kept_and_changed_files_read_again(tmp_path, monkeypatch):
     model, processor = loaded("qwen2_vl")
-    session = Session(model, processor, "rlt(0.1)", 8, kept=2)
+    session = Session(model, processor, "rlt(0.1)", 8, cache_size=2)
     paths = [
         write(tmp_path / f"{seed}.mp4", synthetic("shapes", size=(64, 96), seed=seed).frames, 8) for seed in range(3)
     ]
@@ -164,7 +164,7 @@ def test_longer_than_the_context():
         ({"spec": "nothing_such"}, "nothing_such"),
         ({"layout": "heap"}, "layout must be one of"),
         ({"positions": "none"}, "positions must be one of"),
-        ({"kept": 0}, "kept must be at least 1"),
+        ({"cache_size": 0}, "cache_size must be at least 1"),
     ],
 )
 def test_sessions_that_cannot_be(options, message):

@@ -27,7 +27,7 @@ class PruneVidInner(LayerMethod):
     paper = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117, stage B"
     license = "written from the paper; reference code CC BY-NC-SA 4.0"
     cost = "one row of attention per question token"
-    asks = "text"
+    scoring_queries = "text"
     prunes_earlier = True
 
     def __init__(self, keep: float = 0.4, *, layer: int = 10) -> None:
@@ -46,11 +46,11 @@ class PruneVidInner(LayerMethod):
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
         return [(self.layer, self.layer + 1)]
 
-    def keeps_all(self, number: int) -> bool:
+    def keeps_all(self, index: int) -> bool:
         # Groups of one token always keep it.
         return may_spare_all(self.keep) or self.may_keep_all
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
         assert state.scores is not None
         selected = torch.zeros_like(state.video)
         for video in state.videos:

@@ -55,7 +55,7 @@ class SttmInner(LayerMethod):
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer)]
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
         selected, hidden, rope = state.video.clone(), state.hidden, state.rope
         for video in state.videos:
             columns = video.columns
