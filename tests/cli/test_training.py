@@ -245,10 +245,10 @@ def test_a_real_encoder_on_real_photographs(tmp_path):
 @pytest.mark.data
 def test_real_weights_begin_a_video_network(tmp_path):
     """An image ViT of transformers' layout initialises a ViViT."""
-    from fewtokens.networks.inflate import initialize_from, like
+    from fewtokens.networks.inflate import initialize_from, matching_config
 
     source = data_path("weights/dinov2-small")
-    config = like(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
+    config = matching_config(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
     model = models.VisionTransformer(config)
     said = initialize_from(model, source, positions="resize_tile")
     assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100

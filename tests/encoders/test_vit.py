@@ -14,7 +14,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
-from fewtokens.networks.inflate import like
+from fewtokens.networks.inflate import matching_config
 from tests.helpers.data import data_path
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
@@ -394,7 +394,7 @@ class TestBadFolders:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "deit"}))
         with pytest.raises(ValueError, match=r"model_type must be one of vit, .*, got 'deit'"):
-            like(folder)
+            matching_config(folder)
 
     def test_an_index_cannot_leave_its_folder(self, tmp_path):
         folder = self.folder(tmp_path)

@@ -70,7 +70,7 @@ def initialize_from(
     if extra := sorted(name for name in weights.keys() - copied.keys() if name.startswith("blocks.")):
         raise ValueError(
             f"{label}: blocks have parts that this model does not have ({', '.join(extra[:3])}); build a matching "
-            "model with `like`"
+            "model with `matching_config`"
         )
     if not any(name.startswith("blocks.") for name in copied):
         raise ValueError(f"{label}: no block fits this model")
@@ -85,7 +85,7 @@ def initialize_from(
     }
 
 
-def like(source: str | Path, **changes: Any) -> VisionConfig:
+def matching_config(source: str | Path, **changes: Any) -> VisionConfig:
     """Returns the config of a network whose blocks match a pre-trained or transformers encoder, with `changes`."""
     vit, (mean, std) = _image_vit(source)
     config = vit.config

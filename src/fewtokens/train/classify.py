@@ -12,7 +12,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
 from fewtokens.evaluation.classify import evaluator, predict, scores_of
-from fewtokens.networks.inflate import initialize_from, like
+from fewtokens.networks.inflate import initialize_from, matching_config
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
@@ -97,7 +97,7 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
             raise ValueError(f"{name} is not a ViT and cannot be initialized from one")
         if not models.is_saved(start):
             # The settings of its blocks, which its weights depend on.
-            config = like(start)
+            config = matching_config(start)
             changes |= {part: getattr(config, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
     model = models.build(name, **changes)
     if isinstance(model, models.VisionTransformer) and start is not None:
