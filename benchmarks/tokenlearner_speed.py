@@ -60,11 +60,11 @@ def whole(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any
         times = time_side_by_side({each: lambda n=network, c=clip: n(c) for each, network in networks.items()}, 7)
         flops, kept = {}, {}
         for each in (plain_name, name):
-            on_meta = models.on_meta(each, image_size=(size, size))
+            build_on_meta = models.build_on_meta(each, image_size=(size, size))
             one = torch.empty(1, *clip.shape[1:], device="meta")
-            flops[each] = count(on_meta, one).by("paper")
+            flops[each] = count(build_on_meta, one).by("paper")
             with torch.enable_grad():
-                kept[each] = activation_bytes(on_meta, one) / 2**20
+                kept[each] = activation_bytes(build_on_meta, one) / 2**20
         for each, t in times.items():
             rows.append(
                 {

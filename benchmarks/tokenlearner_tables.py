@@ -71,7 +71,7 @@ NOTES = {
 def image_and_video() -> list[dict[str, Any]]:
     rows = []
     for table, title, name, size, changes, printed, params in IMAGE_AND_VIDEO:
-        network = models.on_meta(name, image_size=(size, size), **changes)
+        network = models.build_on_meta(name, image_size=(size, size), **changes)
         counted = count(network, torch.empty(1, network.config.num_frames, 3, size, size, device="meta"))
         assert not counted.unknown, counted.unknown
         ours = counted.by("paper")
@@ -122,7 +122,7 @@ def avid() -> list[dict[str, Any]]:
     rows = []
     base = 0.0
     for module, printed in AVID:
-        network = models.on_meta("x2plus1d_m", module=module, num_classes=887)
+        network = models.build_on_meta("x2plus1d_m", module=module, num_classes=887)
         ours = count(network, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video")
         base = base or ours
         rows.append(

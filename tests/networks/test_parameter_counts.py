@@ -48,12 +48,12 @@ PRINTED = [
 
 @pytest.mark.parametrize(("name", "changes", "count"), EXACT)
 def test_networks_to_the_parameter(name, changes, count):
-    assert trainable(models.on_meta(name, **changes)) == count
+    assert trainable(models.build_on_meta(name, **changes)) == count
 
 
 @pytest.mark.parametrize(("name", "millions", "unit"), PRINTED)
 def test_networks_to_the_printed_digit(name, millions, unit):
-    assert abs(trainable(models.on_meta(name)) / 1e6 - millions) < unit
+    assert abs(trainable(models.build_on_meta(name)) / 1e6 - millions) < unit
 
 
 # Counted in the released codes: facebookresearch/mae, huiwon-jang/RSP, naver-ai/tobo; ViT-S, B, L (and H/14) at 224 px.

@@ -376,7 +376,7 @@ class TestBrokenFolders:
 
 @pytest.mark.parametrize("name", models.names())
 def test_presets_can_be_built(name):
-    model = models.on_meta(name)
+    model = models.build_on_meta(name)
     assert models.describe(model)["parameters"] > 0
     rebuilt = models.preset(name)
     assert rebuilt[0] is type(model)

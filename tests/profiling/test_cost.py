@@ -54,7 +54,7 @@ def vit(size: int, patch: int, d: int, depth: int, h: int, classes: int, S: int 
     ],
 )
 def test_the_counter_equals_the_formula(name, size, shape):
-    model = models.on_meta(name, image_size=(size, size))
+    model = models.build_on_meta(name, image_size=(size, size))
     counted = count(model, torch.empty(1, 1, 3, size, size, device="meta"))
     macs, each = vit(size, *shape)
     assert counted.unknown == ()
@@ -82,13 +82,13 @@ def test_the_counter_equals_the_formula(name, size, shape):
     ],
 )
 def test_the_papers_tables(name, size, printed, within):
-    model = models.on_meta(name, image_size=(size, size))
+    model = models.build_on_meta(name, image_size=(size, size))
     counted = count(model, torch.empty(1, model.config.num_frames, 3, size, size, device="meta"))
     assert counted.by("paper") == pytest.approx(printed, rel=within)
 
 
 def test_the_misprint_is_not_met():
-    model = models.on_meta("tokenlearner_vit_l16_16at12", image_size=(512, 512))
+    model = models.build_on_meta("tokenlearner_vit_l16_16at12", image_size=(512, 512))
     counted = count(model, torch.empty(1, 1, 3, 512, 512, device="meta"))
     assert counted.by("paper") / 178.1 > 1.03
 
@@ -96,7 +96,7 @@ def test_the_misprint_is_not_met():
 def test_avid_totals():
     totals = []
     for module in ("conv2d+conv1d", "spatial+temporal", "tokenlearner"):
-        model = models.on_meta("x2plus1d_m", module=module)
+        model = models.build_on_meta("x2plus1d_m", module=module)
         totals.append(count(model, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video"))
     assert [round(532 - (totals[0] - total)) for total in totals] == [532, 493, 487]
 
@@ -120,11 +120,11 @@ def test_groups_batches_and_devices():
     nn.init.ones_(conv.weight)
     x = torch.ones(3, 4, 5, 5)
     assert count(conv, x).macs == int(conv(x).sum())
-    model, on_meta = (
+    model, build_on_meta = (
         models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
-        models.on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
+        models.build_on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
     )
-    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(on_meta, torch.empty(2, 1, 3, 32, 32, device="meta"))
+    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(build_on_meta, torch.empty(2, 1, 3, 32, 32, device="meta"))
 
 
 def test_macs_agree_with_torch():
@@ -154,7 +154,7 @@ def test_activation_memory():
     with torch.device("meta"):
         same = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
     assert activation_bytes(same, torch.empty(10, 8, device="meta")) == kept
-    few = models.on_meta("tokenlearner_vit_b16_8at6")
-    all_ = models.on_meta("vit_b16")
+    few = models.build_on_meta("tokenlearner_vit_b16_8at6")
+    all_ = models.build_on_meta("vit_b16")
     x = torch.empty(1, 1, 3, 224, 224, device="meta")
     assert activation_bytes(few, x) < 0.7 * activation_bytes(all_, x)

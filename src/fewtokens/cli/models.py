@@ -27,7 +27,7 @@ def models(
         rows = [
             {
                 "name": preset,
-                "parameters": networks.describe(networks.on_meta(preset))["parameters"],
+                "parameters": networks.describe(networks.build_on_meta(preset))["parameters"],
                 "summary": networks.PRESETS[preset],
             }
             for preset in networks.names()
@@ -43,7 +43,7 @@ def models(
             style="dim",
         )
         return
-    network = networks.load(name) if networks.is_saved(name) else networks.on_meta(name)
+    network = networks.load(name) if networks.is_saved(name) else networks.build_on_meta(name)
     described = networks.describe(network)
     if as_json:
         print_json(described)
