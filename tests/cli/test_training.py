@@ -77,7 +77,7 @@ def test_train_leaves_a_whole_run(trained):
     assert {"settings.json", "state.safetensors", "metrics.jsonl", "model", "curves.png"} <= names
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["top1"] > 80
-    assert models.meta(trained / "model")["labels"] == ["blue", "green", "red"]
+    assert models.read_meta(trained / "model")["labels"] == ["blue", "green", "red"]
 
 
 def test_a_dry_run_shows_and_writes_nothing(pictures, tmp_path):
@@ -91,7 +91,7 @@ def test_a_dry_run_shows_and_writes_nothing(pictures, tmp_path):
 
 
 def test_eval_tests_on_what_was_held_back(trained, pictures):
-    scores = models.meta(trained / "model")["trained"]["scores"]
+    scores = models.read_meta(trained / "model")["trained"]["scores"]
     said = json.loads(run("eval", "classify", trained / "model", "--data", pictures, "--json").stdout)
     assert said["items"] == 9
     assert said["top1"] == pytest.approx(scores["top1"])

@@ -105,7 +105,7 @@ class TestEveryVariant:
         again = models.load(tmp_path)
         assert again.config == model.config
         assert torch.equal(again(frames(model)), model(frames(model)))
-        assert models.meta(tmp_path)["labels"] == ["a", "b"]
+        assert models.read_meta(tmp_path)["labels"] == ["a", "b"]
 
     def test_names_of_intermediates(self, name):
         model = make(name)
@@ -368,10 +368,10 @@ class TestBrokenFolders:
     def test_metadata_is_checked(self, tmp_path):
         make("vit").save_pretrained(tmp_path, labels=["a", 1], trained={})
         with pytest.raises(ValueError, match=r"labels\[1\] must be a string"):
-            models.meta(tmp_path)
+            models.read_meta(tmp_path)
         make("vit").save_pretrained(tmp_path, trained={"fps": "fast"})
         with pytest.raises(ValueError, match=r"trained\.fps must be a finite number"):
-            models.meta(tmp_path)
+            models.read_meta(tmp_path)
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -2,12 +2,12 @@
 
 from fewtokens.networks.base import Model, make_config, read_config
 from fewtokens.networks.presets import PRESETS, SIZES, build, names, build_on_meta, preset
-from fewtokens.networks.saved import KINDS, describe, is_saved, load, meta, preset_kind
+from fewtokens.networks.saved import KINDS, describe, is_saved, load, read_meta, preset_kind
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
 from fewtokens.networks.x2plus1d import X2plus1d, X2plus1dConfig
 
 __all__ = [
     "KINDS", "PRESETS", "SIZES", "Model", "VisionConfig", "VisionTransformer", "X2plus1d", "X2plus1dConfig",
-    "build", "describe", "is_saved", "load", "make_config", "meta", "names", "build_on_meta", "preset",
+    "build", "describe", "is_saved", "load", "make_config", "read_meta", "names", "build_on_meta", "preset",
     "preset_kind", "read_config",
 ]  # fmt: skip

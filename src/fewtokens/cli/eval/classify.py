@@ -42,7 +42,7 @@ def classify(
 
     if not models.is_saved(model):
         raise ValueError(f"{model}: no trained network; fewtokens train classify writes one into OUT/model")
-    meta = models.meta(model)
+    meta = models.read_meta(model)
     trained = meta.get("trained", {})
     views = make_views(view, trained)
     network = models.load(model).to(pick_device(load.device))

@@ -76,7 +76,7 @@ def run_probe(
     if ours:
         refuse(context, ("feature",), "is for encoders; a trained network pools as it was trained to")
         refuse(context, ("spec", "keep"), "goes with an encoder; a trained network reduces as it was trained to")
-    views = make_views(options, models.meta(options.encoder).get("trained", {}) if ours else {})
+    views = make_views(options, models.read_meta(options.encoder).get("trained", {}) if ours else {})
     listings = find_data(
         labeled.data, validation=labeled.validation, share=options.share, root=labeled.root, seed=options.seed
     )
