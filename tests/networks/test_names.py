@@ -16,7 +16,7 @@ from fewtokens.encoders.config import OLD_NAMES, current_names, make_vit_config
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining
 from fewtokens.networks.pretraining import PretrainingConfig, ToBo, ToBoConfig
 from fewtokens.train.checkpoint import check_same_run
-from fewtokens.train.pretraining_presets import known_settings, make_pretraining
+from fewtokens.train.pretraining_presets import accepted_settings, make_pretraining
 from fewtokens.train.settings import parse_setting, plain
 
 # The configs as earlier versions wrote them.
@@ -119,7 +119,7 @@ class TestOldNamesElsewhere:
             make_pretraining("tobo_tiny", decoder_width=64)
         for name, new in (("width", "dim"), ("heads", "num_heads"), ("patch", "patch_size")):
             with pytest.raises(ValueError, match=rf"^{name} is now called {new}$"):
-                parse_setting(f"{name}=8", known_settings("tobo"))
+                parse_setting(f"{name}=8", accepted_settings("tobo"))
 
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="unknown settings color"):

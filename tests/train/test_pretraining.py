@@ -15,7 +15,7 @@ from fewtokens.data.pairs import PairData, Pairing, collate_pairs
 from fewtokens.encoders import load_encoder
 from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.train.pretraining import MaskedPairs, Watch, build_pretraining, pretrain
-from fewtokens.train.pretraining_presets import OBJECTIVES, known_settings, make_pretraining, preset_names
+from fewtokens.train.pretraining_presets import OBJECTIVES, accepted_settings, make_pretraining, preset_names
 from tests.helpers.data import data_path
 from tests.video.makers import moving
 
@@ -87,8 +87,8 @@ def test_bad_recipes():
     ):  # fmt: skip
         with pytest.raises(ValueError, match=says):
             make_pretraining(preset, **changes)
-    assert {"mask_ratio", "auxiliary_weight", "lr", "area"} <= known_settings("tobo").keys()
-    assert type(known_settings("tobo")["epochs"]) is float
+    assert {"mask_ratio", "auxiliary_weight", "lr", "area"} <= accepted_settings("tobo").keys()
+    assert type(accepted_settings("tobo")["epochs"]) is float
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

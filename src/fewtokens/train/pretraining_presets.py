@@ -189,7 +189,7 @@ def network_settings(objective: str) -> Mapping[str, Any]:
     return setting_values(PRETRAINING[objective].config_type(), exclude=("image_size",))
 
 
-def known_settings(objective: str) -> Mapping[str, Any]:
+def accepted_settings(objective: str) -> Mapping[str, Any]:
     """Returns every setting that --set accepts, with a value of its type."""
     recipe = setting_values(PretrainingRecipe(objective=objective), exclude=("network", "objective", "note"))
     return {**recipe, **network_settings(objective)}

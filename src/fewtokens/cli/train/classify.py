@@ -87,7 +87,7 @@ def classify(
     from accelerate import PartialState
 
     from fewtokens import networks as models
-    from fewtokens.train.classify import find_data, held_back, prepare, train_classifier
+    from fewtokens.train.classify import find_data, holds_out_data, prepare, train_classifier
     from fewtokens.train.inputs import folder_input
     from fewtokens.train.settings import make_recipe, parse_setting
 
@@ -121,7 +121,7 @@ def classify(
             resume=not options.fresh,
             progress=step,
             device=options.device,
-            held_back=files.share if held_back(files.data, files.validation) else None,
+            held_out=files.share if holds_out_data(files.data, files.validation) else None,
         )
     if not main:
         return

@@ -88,13 +88,13 @@ crop_mae = _verb("crop-mae", "CropMAE: rebuild a crop of a frame from a few patc
 def _recipe(objective: str, preset: str, texts: list[str], flags: dict[str, Any], device: str) -> Any:
     import torch
 
-    from fewtokens.train.pretraining_presets import known_settings, make_pretraining, preset_names
+    from fewtokens.train.pretraining_presets import accepted_settings, make_pretraining, preset_names
     from fewtokens.train.settings import parse_setting
 
     if not preset.startswith(f"{objective}_"):
         mine = ", ".join(name for name in preset_names() if name.startswith(f"{objective}_"))
         raise ValueError(f"--preset {preset} is not one of {objective}: {mine}")
-    known = known_settings(objective)
+    known = accepted_settings(objective)
     changes = dict(parse_setting(text, known) for text in texts)
     changes |= {name: value for name, value in flags.items() if value is not None}
     recipe = make_pretraining(preset, **changes)
