@@ -422,10 +422,10 @@ class TestBadFolders:
 
 def test_frames_of_unequal_counts_are_chunked_by_count():
     from fewtokens.core.grid import Grid
-    from fewtokens.encoders.vit_encoder import _by_count
+    from fewtokens.encoders.vit_encoder import _batches_by_count
 
     counts = [196, 20, 0, 190, 22, 5, 3, 21, 0, 100] * 3
-    chunks = _by_count(counts, 4, Grid(1, 14, 14))
+    chunks = _batches_by_count(counts, 4, Grid(1, 14, 14))
     assert sorted(number for chunk in chunks for number in chunk) == list(range(30))
     for chunk in chunks:
         widest = max(1, *(counts[number] for number in chunk))

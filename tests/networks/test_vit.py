@@ -148,7 +148,7 @@ def test_the_learner_acts_before_its_block():
     assert named["block1"].shape[1] == 3
     few, _ = model.learners["1"].learn(named["block0"].reshape(2, 4, 6, 16))
     y = model.blocks[1]
-    torch.testing.assert_close(y.second(y.first(few, None, "none")[0]), named["block1"])
+    torch.testing.assert_close(y.mlp_half(y.attention_half(few, None, "none")[0]), named["block1"])
 
 
 def test_tokens_carry_the_maps():
@@ -176,7 +176,7 @@ def test_factorized_dot_product_by_hand():
         logits = (q[:, head] @ k[:, head].transpose(1, 2)) / 8**0.5
         heads.append(logits.masked_fill(~allowed, -torch.inf).softmax(-1) @ v[:, head])
     y = x + block.attention.out(torch.cat(heads, -1)).reshape(x.shape)
-    torch.testing.assert_close(block(x), block.second(y), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(block(x), block.mlp_half(y), rtol=1e-4, atol=1e-5)
 
 
 def test_the_factorized_encoder_shares_positions_over_frames(tmp_path):
@@ -201,7 +201,7 @@ def test_factorized_self_equals_the_image_model_at_initialization():
     video.load_state_dict(video.state_dict() | blocks)
     x = torch.randn(2, 4, 6, 16)
     block = image.blocks[0]
-    alone = block.second(block.first(x.flatten(0, 1), None, "none")[0]).reshape(x.shape)
+    alone = block.mlp_half(block.attention_half(x.flatten(0, 1), None, "none")[0]).reshape(x.shape)
     torch.testing.assert_close(video.blocks[0](x), alone)
 
 
