@@ -251,7 +251,7 @@ def test_real_weights_begin_a_video_network(tmp_path):
     config = matching_config(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
     model = models.VisionTransformer(config)
     said = initialize_from(model, source, positions="resize_tile")
-    assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100
+    assert len([name for name in said["copied"] if name.startswith("blocks.")]) > 100
     from fewtokens.encoders import load_encoder
 
     image = torch.rand(1, 1, 3, 98, 98)

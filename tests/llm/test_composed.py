@@ -256,7 +256,7 @@ class TestTraining:
         model = build(parts, "token_dynamics(keep=4)")
         settings = Settings(steps=10, batch=3, lr=0.02, warmup=0, weight_decay=0, workers=0, save_every=5,
                             schedule="constant", log_every=5)  # fmt: skip
-        from fewtokens.train.video_llm import collate_with
+        from fewtokens.train.video_llm import make_collate
 
         class StopError(Exception):
             pass
@@ -266,7 +266,7 @@ class TestTraining:
                 raise StopError
 
         with pytest.raises(StopError):
-            fit(model, answer_loss, Items(model), settings, tmp_path / "cut", collate=collate_with(0), progress=stop,
+            fit(model, answer_loss, Items(model), settings, tmp_path / "cut", collate=make_collate(0), progress=stop,
                 device="cpu")  # fmt: skip
         cut, report = train(parts, tmp_path / "cut", 10)
         assert report.resumed_at == 5

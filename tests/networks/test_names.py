@@ -93,14 +93,15 @@ class TestFilesOfEarlierVersions:
         head = {"step": 1, "items": 3, "settings": before}
         assert check_same_run(head, recipe, 3, tmp_path) == []
         before["network"]["width"] = 64
-        with pytest.raises(ValueError, match=r"holds a run with other settings \(network\)"):
+        with pytest.raises(ValueError, match=r"contains a run with other settings \(network\)"):
             check_same_run(head, recipe, 3, tmp_path)
 
     @pytest.mark.parametrize(
         ("values", "message"),
         [
             ({"width": "wide"}, "vit: dim must be a whole number"), ({"color": 3}, "vit: unknown settings color"),
-            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"), ({"patch": 300}, "must be at least patch_size"),
+            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"),
+            ({"patch": 300}, "must be at least patch_size"),
             ({"positions": [3, 4]}, "unknown settings positions"), ({"width": 3, "dim": 6}, "width is now called dim"),
         ],
     )  # fmt: skip

@@ -580,7 +580,7 @@ def test_its_encoder_initializes_a_classifier(tmp_path):
     save_encoder(network(), tmp_path)
     classifier = VisionTransformer(matching_config(tmp_path, num_classes=5)).eval()
     names = initialize_from(classifier, tmp_path)
-    assert all(name.startswith("head.") for name in names["drawn"])
+    assert all(name.startswith("head.") for name in names["initialized"])
     image = torch.rand(1, 1, 3, 32, 40)
     with torch.no_grad():
         expected = classifier.head(load_encoder(str(tmp_path))(image)[0].prefix.flatten(0, -2))

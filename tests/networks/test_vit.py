@@ -219,8 +219,8 @@ class TestInflation:
         torch.testing.assert_close(
             video.embed(video.prepare(clip)), image.embed(image.prepare(still)).expand(1, 4, -1, -1, -1)
         )
-        assert "head.weight" in names["drawn"]
-        assert "blocks.2.mlp.fc2.weight" in names["taken"]
+        assert "head.weight" in names["initialized"]
+        assert "blocks.2.mlp.fc2.weight" in names["copied"]
 
     def test_average(self):
         image, video = self.image(), make("joint")
@@ -314,7 +314,7 @@ class TestBrokenFolders:
         weights = tmp_path / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match="truncated|cut short"):
+        with pytest.raises(ValueError, match="truncated"):
             models.load(tmp_path)
         make("token").save_pretrained(tmp_path / "other")
         (tmp_path / "other" / "model.safetensors").write_bytes(whole)
@@ -329,12 +329,14 @@ class TestBrokenFolders:
         ("changes", "message"),
         [
             ({"dim": 10**9}, "of a different shape|cannot be built"), ({"dim": 10**18}, "cannot be built"),
-            ({"depth": 10**9}, "blocks, which do not fit"), ({"depth": 0}, "at least 1"), ({"num_heads": 0}, "at least 1"),
+            ({"depth": 10**9}, "blocks, which do not fit"), ({"depth": 0}, "at least 1"),
+            ({"num_heads": 0}, "at least 1"),
             ({"dim": [16]}, "dim must be a whole number"), ({"image_size": 16}, "image_size must be a list of 2"),
             ({"image_size": [10**9, 10**9]}, "cannot be built|of a different shape"), ({"mlp_dim": -4}, "at least 0"),
             ({"eps": "small"}, "eps must be a finite number"), ({"eps": float("nan")}, "eps must be a finite number"),
             ({"num_classes": True}, "num_classes must be a whole number"), ({"std": [0.5, 0.5, 0.0]}, "std above 0"),
-            ({"learner": {"a": 1}}, "learner must be a string"), ({"attention": ["joint"]}, "attention must be a string"),
+            ({"learner": {"a": 1}}, "learner must be a string"),
+            ({"attention": ["joint"]}, "attention must be a string"),
             ({"mean": None}, "mean must be a list of 3"), ({"tubelet_size": -2}, "at least 1"),
         ],
     )  # fmt: skip

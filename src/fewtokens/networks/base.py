@@ -40,7 +40,7 @@ class Model(Pushable, nn.Module):
         return self.head  # type: ignore[return-value]
 
     def version_error(self, tensors: Mapping[str, Tensor]) -> str:
-        """Returns an error message if tensors are of an earlier version that does not fit this network, otherwise ""."""
+        """Returns an error message if tensors are of an incompatible earlier version, otherwise ""."""
         return ""
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:

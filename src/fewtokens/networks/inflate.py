@@ -37,7 +37,7 @@ def initialize_from(
             the full [T,H,W]; "resize_tile" interpolates in space (bilinear), then repeats in every frame.
 
     Returns:
-        {"taken": names copied, "drawn": names left at initialization, "unused": names of the source not copied}.
+        Names of tensors: {"copied": from the source, "initialized": at random, "unused": of the source, not copied}.
 
     Raises:
         ValueError: names the tensors whose shapes do not fit, or the blocks of another type.
@@ -79,8 +79,8 @@ def initialize_from(
         raise ValueError(f"{label}: missing {', '.join(missing[:3])}; it has fewer blocks, or blocks of another type")
     model.load_state_dict(state | copied)
     return {
-        "taken": sorted(copied),
-        "drawn": sorted(set(state) - set(copied)),
+        "copied": sorted(copied),
+        "initialized": sorted(set(state) - set(copied)),
         "unused": sorted(set(weights) - set(copied)),
     }
 

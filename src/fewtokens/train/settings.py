@@ -217,8 +217,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 8, "batch": 512, "optimizer": "sgd", "lr": 0.03, "weight_decay": 0.0, "warmup": 500,
         "size": 384, "area": (0.05, 1.0), "precision": "bf16",
         "note": "TokenLearner and ViT: 20,000 steps at 384 px (512 for L) on 32 TPU cores; lr swept over "
-                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (in the papers: "
-                "JFT).",
+                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (in the papers "
+                "on JFT).",
     },
     "imagenet_scratch": {
         "epochs": 90, "batch": 4096, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.3, "schedule": "linear",
