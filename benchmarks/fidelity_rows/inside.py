@@ -64,7 +64,9 @@ class Prompt:
 
     def choose(self, method: LayerMethod) -> tuple[Tensor, Tensor]:
         """The columns that a method of ours keeps of the video, and their hidden states."""
-        queries = torch.arange(self.M - AFTER, self.M) if method.scoring_queries == "text" else torch.tensor([self.M - 1])
+        queries = (
+            torch.arange(self.M - AFTER, self.M) if method.scoring_queries == "text" else torch.tensor([self.M - 1])
+        )
         real = torch.ones(1, self.M, dtype=torch.bool)
         rope = self.turns(self.M)
         scores = attention_rows(self.layer, self.hidden, rope, queries[None], real, pool=method.pool)

@@ -21,7 +21,7 @@ from fewtokens.methods.learned.token_turing import TokenTuring
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.methods.learned.vqtoken import VqToken
 from fewtokens.methods.ops.spherical import kmeans_plus_plus
-from fewtokens.methods.ops.token_base import fixed
+from fewtokens.methods.ops.token_base import cluster_fixed
 from fidelity_rows import Agreement, Features, Row, importing, load, same_rows
 from fidelity_rows.clusters import means
 
@@ -55,7 +55,7 @@ def vqtoken(peers: Path, features: Features) -> Agreement:
     code = load(peers / "VQToken" / "VQToken" / "vq_attn.py")
     theirs = code.VQAttn(x.grid.cells_per_frame, x.C, num_heads=8).eval()
     theirs.load_state_dict(method.attention.state_dict())
-    plan = fixed(x, torch.tensor([32]), method.seed)
+    plan = cluster_fixed(x, torch.tensor([32]), method.seed)
     assert plan.dest is not None
     centres = means(F.normalize(x.features[0], dim=1), plan.dest[0], 32)
     frames = plan.dest[0].unflatten(0, (x.grid.T, -1)).float()
