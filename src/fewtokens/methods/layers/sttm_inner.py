@@ -71,11 +71,11 @@ class SttmInner(LayerMethod):
             anchor = columns[first]
             selected[video.row, columns] = False
             selected[video.row, anchor] = True
-            index = (row[: after.N], anchor)
-            hidden = hidden.index_put(index, after.features[0].to(hidden.dtype))
+            target = (row[: after.N], anchor)
+            hidden = hidden.index_put(target, after.features[0].to(hidden.dtype))
             if self.positions == "average":
                 means = [_mean(part[row, columns], assignment, after.N) for part in rope]
-                rope = tuple(part.index_put(index, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
+                rope = tuple(part.index_put(target, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
         return LayerDecision(selected, None if bool(selected[state.video].all()) else hidden, rope)
 
 
