@@ -99,10 +99,10 @@ class TestTurns:
         ids, _ = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[0]), ("<<the video>> it", None)])
         assert (ids == VIDEO_MARKER).sum() == 1 and int((ids == VIDEO_MARKER).nonzero()[0]) < 5
 
-    def test_conversations_with_special_tokens_are_excluded_from_training(self, parts, talks):
+    def test_conversations_with_special_tokens_are_excluded_from_training(self, parts, conversations):
         tokenizer = build(parts).tokenizer
         items = [
-            Conversation(str(n), talks / f"{n}.mp4", ((question, "up"),))
+            Conversation(str(n), conversations / f"{n}.mp4", ((question, "up"),))
             for n, question in enumerate(("it </s>", "it"))
         ]
         samples = [Conversations(items, Reading(4, 32), tokenizer)[number] for number in range(2)]
@@ -296,8 +296,8 @@ class TestTraining:
 
 
 @pytest.fixture(scope="module")
-def talks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("talks")
+def conversations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conversations")
     lines = []
     for number, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
         clip = synthetic("digits", frames=6, size=(32, 32), seed=number)
@@ -312,9 +312,22 @@ class TestCommand:
     def run(self, *args):
         return CliRunner().invoke(app, [str(arg) for arg in args])
 
-    def test_train_and_fine_tune(self, parts, talks, tmp_path):
-        data = ("--data", talks / "train.jsonl", "--val", talks / "train.jsonl", "--frames", 4, "--size", 32,
-                "--set", "workers=0", "--device", "cpu")  # fmt: skip
+    def test_train_and_fine_tune(self, parts, conversations, tmp_path):
+        listing = conversations / "train.jsonl"
+        data = (
+            "--data",
+            listing,
+            "--val",
+            listing,
+            "--frames",
+            4,
+            "--size",
+            32,
+            "--set",
+            "workers=0",
+            "--device",
+            "cpu",
+        )
         first = ("train", "video-llm", *data, "--encoder", parts / "vit", "--llm", parts / "llm", "--pool", 2,
                  "--out", tmp_path / "run", "--set", "steps=60", "--batch", 3, "--lr", 0.02,
                  "--set", "warmup=0")  # fmt: skip
@@ -333,9 +346,9 @@ class TestCommand:
         trained = load_video_llm(tmp_path / "few" / "model", device="cpu")
         assert trained.compressor.spec.startswith("token_dynamics(keep=4")
 
-    def test_two_processes(self, parts, talks, tmp_path):
+    def test_two_processes(self, parts, conversations, tmp_path):
         """Each process computes a part of every step; the network is saved once."""
-        args = ["train", "video-llm", "--data", talks / "train.jsonl", "--encoder", parts / "vit",
+        args = ["train", "video-llm", "--data", conversations / "train.jsonl", "--encoder", parts / "vit",
                  "--llm", parts / "llm", "--pool", 2, "--with", "token_dynamics(keep=4)",
                  "--frames", 4, "--size", 32, "--set", "workers=0", "--set", "steps=3",
                  "--batch", 2, "--device", "cpu", "--out", tmp_path / "run"]  # fmt: skip
@@ -359,8 +372,8 @@ class TestCommand:
             (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--lora", "0"), "rank"),
         ],
     )
-    def test_bad_input_is_one_line(self, parts, talks, tmp_path, args, message):
-        paths = {"VIT": parts / "vit", "LLM": parts / "llm", "DATA": talks / "train.jsonl"}
+    def test_bad_input_is_one_line(self, parts, conversations, tmp_path, args, message):
+        paths = {"VIT": parts / "vit", "LLM": parts / "llm", "DATA": conversations / "train.jsonl"}
         result = self.run("train", "video-llm", *(paths.get(arg, arg) for arg in args), "--out", tmp_path / "out")
         assert result.exit_code == 2, result.output
         assert message in result.output
@@ -375,44 +388,54 @@ def saved_model(parts, tmp_path_factory):
 
 
 class TestAsking:
-    def test_a_session_encodes_once_and_equals_the_model(self, saved_model, talks):
+    def test_a_session_encodes_once_and_equals_the_model(self, saved_model, conversations):
         session = VideoLLM.from_pretrained(saved_model, device="cpu").session()
         pieces: list[str] = []
-        first = session.ask(talks / "0.mp4", QUESTIONS[0], 5, pieces.append)
-        second = session.ask(talks / "0.mp4", QUESTIONS[1], 5)
+        first = session.ask(conversations / "0.mp4", QUESTIONS[0], 5, pieces.append)
+        second = session.ask(conversations / "0.mp4", QUESTIONS[1], 5)
         assert "".join(pieces) == first.text
         assert (first.tokens, first.cells) == (4, 16)
         assert first.seconds["encode"] > 0 == second.seconds["encode"]
-        clip = read(talks / "0.mp4", frames=4, size=32)
+        clip = read(conversations / "0.mp4", frames=4, size=32)
         frames = clip.frames[None]
         model = session.model
         batch = [model.encode_questions([question]) | {"pixel_values_videos": frames} for question in QUESTIONS[:2]]
         expected = [model.answer(inputs, max_new_tokens=5)[0] for inputs in batch]
         assert [first.text.strip(), second.text.strip()] == expected
-        full = session.unreduced().ask(talks / "0.mp4", QUESTIONS[0], 5)
+        full = session.unreduced().ask(conversations / "0.mp4", QUESTIONS[0], 5)
         assert (full.tokens, full.cells, full.seconds["encode"]) == (16, 16, 0.0)
 
-    def test_the_command(self, saved_model, talks):
-        command = ["ask", str(talks / "0.mp4"), *QUESTIONS, "--model", str(saved_model), "--with", "uniform(keep=3)"]
+    def test_the_command(self, saved_model, conversations):
+        command = [
+            "ask",
+            str(conversations / "0.mp4"),
+            *QUESTIONS,
+            "--model",
+            str(saved_model),
+            "--with",
+            "uniform(keep=3)",
+        ]
         result = CliRunner().invoke(app, [*command, "--json", "--compare", "--max-new-tokens", "4"])
         assert result.exit_code == 0, result.output
         rows = json.loads(result.stdout)["answers"]
         assert [row["tokens"] for row in rows] == [16, 3] * 3
-        error = CliRunner().invoke(app, ["ask", str(talks / "0.mp4"), "so?", "--model", str(saved_model), "--fps", "2"])
+        error = CliRunner().invoke(
+            app, ["ask", str(conversations / "0.mp4"), "so?", "--model", str(saved_model), "--fps", "2"]
+        )
         assert error.exit_code == 2
         assert "takes --frames" in " ".join(error.output.split())
 
-    def test_a_question_with_a_special_token(self, saved_model, talks):
+    def test_a_question_with_a_special_token(self, saved_model, conversations):
         session = VideoLLM.from_pretrained(saved_model, device="cpu").session()
         with pytest.raises(ValueError, match="contains </s>, which is a special token"):
-            session.ask(talks / "0.mp4", "what </s>")
+            session.ask(conversations / "0.mp4", "what </s>")
         assert not session._encoded
 
     def test_random_weights_are_warned_about(self, saved_model):
         with pytest.warns(UserWarning, match="perceiver has random weights"):
             VideoLLM.from_pretrained(saved_model, device="cpu").session("perceiver(4)")
 
-    def test_too_long(self, saved_model, talks):
+    def test_too_long(self, saved_model, conversations):
         session = VideoLLM.from_pretrained(saved_model, device="cpu").session()
         with pytest.raises(ValueError, match="the context of this model is 2048"):
-            session.ask(talks / "0.mp4", QUESTIONS[0], 2040)
+            session.ask(conversations / "0.mp4", QUESTIONS[0], 2040)

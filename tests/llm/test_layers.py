@@ -449,7 +449,7 @@ def test_errors(family):
         "pyramid_drop": "too few for 3 stages",
         "pyramid_drop(keep=(0.5,), layers=(1, 2))": "same length, got 1 and 2",
         "pyramid_drop(keep=(0.5, 0.2), layers=(2, 1))": "ascending order",
-        "pyramid_drop(0.5)": "keep must be one budget per stage",
+        "pyramid_drop(0.5)": "keep must be a list",
         "prunevid_inner(keep=3)": "a fraction of each group",
         "dycoke_cache(layer=3)": "layer 3 is beyond",
         "dycoke_cache(similarity=2.0)": "must be a cosine",
