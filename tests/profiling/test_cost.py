@@ -124,7 +124,9 @@ def test_groups_batches_and_devices():
         models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
         models.build_on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
     )
-    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(build_on_meta, torch.empty(2, 1, 3, 32, 32, device="meta"))
+    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(
+        build_on_meta, torch.empty(2, 1, 3, 32, 32, device="meta")
+    )
 
 
 def test_macs_agree_with_torch():
