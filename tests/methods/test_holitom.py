@@ -114,7 +114,7 @@ def test_a_static_clip_is_one_window():
     out = HoliTom(12, center=1.0)(tokens, attention=attention)
     torch.testing.assert_close(out.features[0], x[0, 0].flatten(0, 1))
     assert out.sizes[0].tolist() == [6] * 12
-    # A larger budget keeps cells separate, one by one.
+    # A larger budget keeps single cells separate.
     assert int(HoliTom(40)(tokens, attention=attention).count[0]) == 40
 
 

@@ -260,7 +260,7 @@ def launch(out: Path, processes: int, **changes) -> dict:
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """DDP: both processes take part in every step, and only one saves."""
+    """DDP: every step uses both processes, and only one saves."""
     result = launch(tmp_path / "two", 2, steps=2, ema=0.0, optimizer="sgd")
     assert result["steps"] == 2
     tensors, header = checkpoint.read(tmp_path / "two" / "state.safetensors")

@@ -242,8 +242,8 @@ def _batches_by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[lis
 def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
     """Restores the assignment and sizes of the pixels methods in encoded tokens.
 
-    During encoding, a token is assigned only cells of its own frame. Here the token of a run is also assigned its cells
-    in later frames.
+    During encoding, a token is assigned only cells of the frame it is in. Here the token of a run is also assigned its
+    cells in later frames.
     """
     dest = encoded.assignment.gather(1, cells.cell)
     restored = cells.apply(Plan(encoded.count, encoded.N, dest))

@@ -158,7 +158,7 @@ class Session:
             video: a file, a folder of images, or frames with times.
             question: the question, without special tokens of the model.
             max_new_tokens: the maximum length of the answer.
-            on_text: called with each piece of the answer as it is generated; `Answer.text` is all pieces joined.
+            on_text: called with each piece of the answer during generation; `Answer.text` is all pieces joined.
             memory: also measure the memory of the prefill on a CPU, which runs it twice.
 
         Raises:

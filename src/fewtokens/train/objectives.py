@@ -53,7 +53,7 @@ class Classification:
         return soft_targets * (1 - self.label_smoothing) + self.label_smoothing * spread
 
     def _mix(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None, float]:
-        """Returns mixed clips, the index of the clip that each is mixed with, and the fraction of its own clip."""
+        """Returns mixed clips, the index of the clip that each is mixed with, and the weight of the original clip."""
         names = [name for name in ("mixup", "cutmix") if getattr(self, name)]
         if not names or len(clips) < 2:
             return clips, None, 1.0

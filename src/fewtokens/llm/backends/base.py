@@ -159,7 +159,7 @@ class Backend(ABC):
         return inputs.get("mm_encoder_outputs") or {}
 
     def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
-        """Returns the encoder's output with the rows of `visuals` in place of its own."""
+        """Returns the encoder's output with its rows replaced by those of `visuals`."""
         rows = [visual.features for visual in visuals]
         packed = type(outputs)()
         packed["pooler_output"] = torch.cat(rows)[:, None] if modality in self.stacked else rows

@@ -102,7 +102,7 @@ class LayerRuntime:
         """Registers the hooks, and removes them at the end."""
         with ExitStack() as hooks:
             hooks.callback(setattr, self, "run", None)
-            # Each is entered as soon as it is registered, so that it is removed whatever happens.
+            # Each is entered immediately after it is registered, so that it is removed even after an exception.
             enter = hooks.enter_context
             causal_lm = self.backend.causal_lm(self.model)
             enter(causal_lm.register_forward_pre_hook(self._begin, with_kwargs=True))

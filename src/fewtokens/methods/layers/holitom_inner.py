@@ -27,8 +27,8 @@ class HoliTomInner(LayerMethod):
     """Before one layer, keeps the video tokens with the highest attention and merges the others into them.
 
     HoliTom (arXiv 2505.21334), its inner part. The score is the attention of the last question token in the previous
-    layer. Each dropped token is averaged into the kept token whose hidden state is most similar (cosine): one after the
-    other at equal weight, so later tokens weigh more, as published. `merge="mean"` weights all members equally, "drop"
+    layer. Each dropped token is averaged into the kept token whose hidden state is most similar (cosine), sequentially
+    and at equal weight, so later tokens weigh more, as published. `merge="mean"` weights all members equally, "drop"
     merges nothing. Kept tokens keep their positions. Only video tokens are dropped.
 
     Args:

@@ -29,7 +29,7 @@ class Scissor(Method):
     representative, and the output is the mean of that representative and all its tokens.
 
     Components are exact, by label propagation on tensors; the published code samples nodes, which is exact up to about
-    3,400 tokens, and visits them one by one in Python. A token stays with the representative of its own component
+    3,400 tokens, and visits them in a Python loop. A token stays with the representative of its component
     unless another is nearer by more than the rounding error. Representatives without tokens are excluded; the published
     code returns them unchanged. Tokens are ordered by mean position; in the published code, representatives are ordered
     by the member of their component with the most neighbors.
