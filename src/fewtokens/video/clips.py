@@ -38,7 +38,7 @@ def synthetic(
         A `Video` with `path` "synthetic-<kind>".
 
     Raises:
-        ValueError: an unknown kind, or a number out of range.
+        ValueError: `kind` is unknown, or a number is out of range.
     """
     if kind not in _GENERATORS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -103,8 +103,14 @@ def _static(rng: np.random.Generator, frames: int, height: int, width: int) -> I
     path = np.linspace(0.05, 0.95, frames)
     return np.stack(
         [
-            _ball(scene, height * (0.72 - 0.25 * abs(np.sin(4 * np.pi * at))), width * at, 0.09 * unit, _COLORS[0])
-            for at in path
+            _ball(
+                scene,
+                height * (0.72 - 0.25 * abs(np.sin(4 * np.pi * position))),
+                width * position,
+                0.09 * unit,
+                _COLORS[0],
+            )
+            for position in path
         ]
     )
 
@@ -115,8 +121,14 @@ def _pan(rng: np.random.Generator, frames: int, height: int, width: int) -> Imag
     offsets = np.linspace(0, width // 2, frames).round().astype(int)
     return np.stack(
         [
-            _ball(scene[:, at : at + width], 0.66 * height, width * (0.25 + 0.5 * n / frames), 0.09 * unit, _COLORS[3])
-            for n, at in enumerate(offsets)
+            _ball(
+                scene[:, offset : offset + width],
+                0.66 * height,
+                width * (0.25 + 0.5 * n / frames),
+                0.09 * unit,
+                _COLORS[3],
+            )
+            for n, offset in enumerate(offsets)
         ]
     )
 
@@ -134,8 +146,8 @@ def _noise(rng: np.random.Generator, frames: int, height: int, width: int) -> Im
 def _bounce(start: float, speed: float, frames: int, low: float, high: float) -> NDArray[np.float64]:
     """Returns positions that move at constant speed and are reflected at both ends."""
     span = max(high - low, 1e-6)
-    at = (start - low + speed * np.arange(frames)) % (2 * span)
-    return low + np.where(at > span, 2 * span - at, at)
+    distance = (start - low + speed * np.arange(frames)) % (2 * span)
+    return low + np.where(distance > span, 2 * span - distance, distance)
 
 
 def _shapes(rng: np.random.Generator, frames: int, height: int, width: int) -> Image:
@@ -155,7 +167,7 @@ def _shapes(rng: np.random.Generator, frames: int, height: int, width: int) -> I
 
 
 def _moving(rng: np.random.Generator, images: list[Image], frames: int, height: int, width: int) -> Image:
-    """Gray images [h,w] that move and bounce over black, combined by their maximum."""
+    """Moves and bounces gray images [h,w] over black; overlaps show the maximum."""
     clip = np.zeros((frames, height, width), dtype=np.float32)
     for image in images:
         h, w = image.shape

@@ -22,7 +22,7 @@ _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 def url(path: Path) -> str:
-    """Returns the path as a URL for FFmpeg, so that a colon in the file name does not denote a protocol."""
+    """Returns the path as a URL for FFmpeg, so that a colon in the file name is not parsed as a protocol."""
     return f"file:{path}"
 
 
@@ -35,7 +35,7 @@ def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any
 
     Args:
         path: the file.
-        video_stream: index of the video stream; None for the one that FFmpeg ranks best, except for cover images.
+        video_stream: index of the video stream; None for the one that FFmpeg ranks best. Cover images are not counted.
 
     Raises:
         VideoError: the file is not a video, the stream does not exist, or the frame size is invalid.
@@ -45,7 +45,7 @@ def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any
 
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes)")
-    # Prevents disguised playlists from accessing the network, and % in a name from denoting a pattern.
+    # Keeps disguised playlists off the network, and a % in the file name from being parsed as a pattern.
     options = {"protocol_whitelist": "file", "pattern_type": "none"}
     try:
         container = av.open(url(path), metadata_errors="replace", options=options)
@@ -54,8 +54,8 @@ def open_stream(path: Path, video_stream: int | None) -> Iterator[tuple[Any, Any
     with container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
-            content = "only sound" if container.streams.audio else "no video stream"
-            raise VideoError(f"{path}: has {content}, so there are no frames to read")
+            content = "only audio" if container.streams.audio else "no video stream"
+            raise VideoError(f"{path}: has {content}, so it contains no frames")
         if video_stream is None:
             best = container.streams.best("video")
             stream = best if best in streams else max(streams, key=lambda s: s.width * s.height)
@@ -97,7 +97,7 @@ class Index:
         keys: timestamps of the keyframes, ascending.
         end: timestamp of the end of the last frame, or None if the file does not specify it.
         packets: number of packets.
-        sound: whether the timestamps are unique and consistent, so that frames can be located by them.
+        reliable: whether the timestamps are unique and consistent, so that frames can be located by them.
         headless: whether the stream starts with frames that depend on missing earlier ones.
     """
 
@@ -105,7 +105,7 @@ class Index:
     keys: NDArray[np.int64]
     end: int | None
     packets: int
-    sound: bool
+    reliable: bool
     headless: bool
 
     __repr__ = by_shape
@@ -117,15 +117,15 @@ def read_index(container: Any, stream: Any) -> Index:
 
     stamps, keys = array("q"), array("q")
     count, end, headless = 0, None, False
-    # AVI has no timestamps; with B-frames, those that FFmpeg generates depend on the position at which it starts.
-    sound = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+    # AVI has no timestamps; with B-frames, those that FFmpeg generates depend on where it starts reading.
+    reliable = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
             headless = headless or (count == 0 and not packet.is_keyframe)
             count += 1
-            sound = sound and packet.pts is not None and not packet.is_corrupt
+            reliable = reliable and packet.pts is not None and not packet.is_corrupt
             if packet.pts is None:
                 continue
             stamps.append(packet.pts)
@@ -134,16 +134,16 @@ def read_index(container: Any, stream: Any) -> Index:
             if packet.duration and (end is None or packet.pts + packet.duration > end):
                 end = packet.pts + packet.duration
     except (av.error.FFmpegError, OSError):
-        sound = False
+        reliable = False
     pts = np.unique(np.array(stamps, dtype=np.int64))
     # Missing or duplicate timestamps do not identify frames; those of a malicious file may overflow.
-    sound = sound and 0 < len(pts) == count and len(keys) > 0 and pts[0] == min(keys)
-    sound = sound and int(pts[-1]) - int(pts[0]) < 1 << 62
-    return Index(pts, np.unique(np.array(keys, dtype=np.int64)), end, count, sound, headless)
+    reliable = reliable and 0 < len(pts) == count and len(keys) > 0 and pts[0] == min(keys)
+    reliable = reliable and int(pts[-1]) - int(pts[0]) < 1 << 62
+    return Index(pts, np.unique(np.array(keys, dtype=np.int64)), end, count, reliable, headless)
 
 
-def is_cut(path: Path) -> bool:
-    """Whether an MP4, MOV, AVI, MKV or WebM file is shorter than its outer structure specifies."""
+def is_truncated(path: Path) -> bool:
+    """Whether an MP4, MOV, AVI, MKV or WebM file is shorter than its container headers specify."""
     length = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(64)
@@ -151,9 +151,9 @@ def is_cut(path: Path) -> bool:
             return False
         if head[:4] == b"RIFF":
             size = struct.unpack("<I", head[4:8])[0]
-            return size != 0xFFFFFFFF and 8 + size > length  # all ones: size unknown when written
+            return size != 0xFFFFFFFF and 8 + size > length  # all ones: unknown size
         if head[:4] == b"\x1a\x45\xdf\xa3":
-            return _is_cut_ebml(head, length)
+            return _is_truncated_matroska(head, length)
         if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
             position = 0
             while position + 8 <= length:
@@ -171,29 +171,29 @@ def is_cut(path: Path) -> bool:
     return False
 
 
-def _is_cut_ebml(head: bytes, length: int) -> bool:
+def _is_truncated_matroska(head: bytes, length: int) -> bool:
     """Whether a Matroska file is shorter than the segment after the EBML header."""
     header = _ebml_number(head, 4)
-    at = 4 + header[1] + header[0] if header else len(head)
-    segment = _ebml_number(head, at + 4) if head[at : at + 4] == b"\x18\x53\x80\x67" else None
+    offset = 4 + header[1] + header[0] if header else len(head)
+    segment = _ebml_number(head, offset + 4) if head[offset : offset + 4] == b"\x18\x53\x80\x67" else None
     if segment is None:
         return False
     size, width = segment
     unknown = size == (1 << 7 * width) - 1
-    return not unknown and at + 4 + width + size > length
+    return not unknown and offset + 4 + width + size > length
 
 
-def _ebml_number(head: bytes, at: int) -> tuple[int, int] | None:
-    """Reads a variable-length number: its value and length in bytes, or None if there is none."""
-    if at >= len(head) or head[at] == 0:
+def _ebml_number(head: bytes, offset: int) -> tuple[int, int] | None:
+    """Reads a variable-length integer; returns its value and its length in bytes, or None if there is none."""
+    if offset >= len(head) or head[offset] == 0:
         return None
-    width = 9 - head[at].bit_length()
-    value = head[at] & ((1 << (8 - width)) - 1)
-    for byte in head[at + 1 : at + width]:
+    width = 9 - head[offset].bit_length()
+    value = head[offset] & ((1 << (8 - width)) - 1)
+    for byte in head[offset + 1 : offset + width]:
         value = value << 8 | byte
     return value, width
 
 
 def reason(error: BaseException) -> str:
-    """Returns the message of an exception in one line."""
+    """Returns the message of an exception as one line."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

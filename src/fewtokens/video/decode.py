@@ -1,4 +1,4 @@
-"""Decodes selected frames of video files, with seeks where the packet index shows that they save time."""
+"""Decodes selected frames of video files, seeking if the packet index shows that this saves time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewtokens.core.shapes import by_shape
-from fewtokens.video.container import Index, is_cut, open_stream, read_index
+from fewtokens.video.container import Index, is_truncated, open_stream, read_index
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size
 from fewtokens.video.types import VideoError
 
-# A seek flushes the decoder; to skip at most this many frames, decoding them is faster.
+# A seek flushes the decoder, so up to this many frames are decoded and discarded instead.
 _MIN_SEEK = 12
-# The number of parts of a video that are decoded in parallel, given enough threads.
+# Number of parts of a video that are decoded in parallel if there are enough threads.
 _PARTS = 4
 # Reading stops after this many consecutive errors without a packet.
 _MAX_ERRORS = 16
@@ -48,7 +48,7 @@ class VideoFile:
         index: the packet index.
         by_index: whether frames are located by the index instead of by counting.
         declared: number of frames that the file declares, or None.
-        whole: estimated number of frames of the complete file.
+        expected: estimated number of frames of the complete file.
         time_base: seconds per unit of the timestamps.
         rate: frames per second that the file declares, or None.
     """
@@ -63,7 +63,7 @@ class VideoFile:
     index: Index
     by_index: bool
     declared: int | None
-    whole: int
+    expected: int
     time_base: float
     rate: float | None
 
@@ -71,7 +71,7 @@ class VideoFile:
 
     @staticmethod
     def open(path: Path, video_stream: int | None, allow_truncated: bool) -> VideoFile:
-        """Opens a file by its packet index, or by decoding all frames if the index is not sound.
+        """Opens a file by its packet index, or by decoding all frames if the index is not reliable.
 
         Raises:
             VideoError: the file is not a video, has no frames, or is damaged and `allow_truncated` is False.
@@ -82,14 +82,14 @@ class VideoFile:
             index = read_index(container, stream)
             length = (container.duration or 0) / 1e6 - max(0, container.start_time or 0) / 1e6
             declared = stream.frames or None
-            whole = declared or max(index.packets, round(length * (rate or 0)))
+            expected = declared or max(index.packets, round(length * (rate or 0)))
             aspect = _aspect(stream)
-        by_index = index.sound and not is_cut(path)
+        by_index = index.reliable and not is_truncated(path)
         times = (index.pts - index.pts[0]) * time_base if by_index else np.empty(0)
         last = (index.end - int(index.pts[0])) * time_base if by_index and index.end is not None else None
         file = VideoFile(
             path, video_stream, allow_truncated, times, _duration(times, rate, last), _fps(times, rate), aspect, index,
-            by_index, declared, whole, time_base, rate,
+            by_index, declared, expected, time_base, rate,
         )  # fmt: skip
         return file if by_index else file.counted()
 
@@ -122,14 +122,14 @@ class VideoFile:
             raise VideoError(f"{self.path}: contains no frames")
         if not stamps:
             raise VideoError(f"{self.path}: is cut short or damaged, and none of its frames can be decoded")
-        cut = is_cut(self.path) and not (self.declared and len(stamps) >= self.declared)
-        if (damage or cut) and not self.allow_truncated:
-            count = f"only {len(stamps)} of {self.whole} frames" if self.whole > len(stamps) else "not all frames"
+        truncated = is_truncated(self.path) and not (self.declared and len(stamps) >= self.declared)
+        if (damage or truncated) and not self.allow_truncated:
+            count = f"only {len(stamps)} of {self.expected} frames" if self.expected > len(stamps) else "not all frames"
             raise VideoError(
-                f"{self.path}: is cut short or damaged: {count} can be decoded without an error; "
-                "pass allow_truncated=True (--allow-truncated) to use what can be decoded"
+                f"{self.path}: is cut short or damaged: {count} can be decoded without errors; "
+                "pass allow_truncated=True (--allow-truncated) to read those that can be decoded"
             )
-        times = _ascending(stamps, self.time_base, self.rate)
+        times = _frame_times(stamps, self.time_base, self.rate)
         duration, fps = _duration(times, self.rate, None), _fps(times, self.rate)
         return replace(self, times=times, duration=duration, fps=fps, by_index=False)
 
@@ -142,8 +142,8 @@ class VideoFile:
             return [indices]
         key = np.searchsorted(self.index.keys, self.index.pts[indices], side="right")
         borders = np.flatnonzero(np.diff(key)) + 1
-        even = np.arange(1, _PARTS) * len(indices) / _PARTS
-        nearest = {int(borders[np.abs(borders - at).argmin()]) for at in even if len(borders)}
+        even_splits = np.arange(1, _PARTS) * len(indices) / _PARTS
+        nearest = {int(borders[np.abs(borders - split).argmin()]) for split in even_splits if len(borders)}
         return np.split(indices, sorted(nearest))
 
     def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
@@ -153,9 +153,9 @@ class VideoFile:
             IndexMismatch: the decoded frames contradict the packet index.
             VideoError: a frame is too large or cannot be converted.
         """
-        return self._by_index(indices, scaler) if self.by_index else self._by_count(indices, scaler)
+        return self._images_by_index(indices, scaler) if self.by_index else self._images_by_count(indices, scaler)
 
-    def _by_count(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+    def _images_by_count(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         """Decodes all frames up to the last index."""
         remaining = iter(indices.tolist())
         target = next(remaining, None)
@@ -168,7 +168,7 @@ class VideoFile:
                 return
         raise VideoError(f"{self.path}: changed while it was read; is it being written?")
 
-    def _by_index(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+    def _images_by_index(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         """Locates frames by timestamp; seeks if the next keyframe is far enough ahead."""
         import av
 
@@ -180,11 +180,11 @@ class VideoFile:
         needed = set(targets.tolist())
         with open_stream(self.path, self.video_stream) as (container, stream, decoder):
             source: Iterator[Any] = iter(())
-            at = -1  # index of the last decoded frame; -1 if none
+            latest = -1  # index of the last decoded frame; -1 if none
             for target, n, k, first in zip(targets, indices, key, key_frame, strict=True):
                 try:
-                    if at < 0 or first - at > _MIN_SEEK:
-                        packets = _from_keyframe(container, stream, index.keys, int(k))
+                    if latest < 0 or first - latest > _MIN_SEEK:
+                        packets = _seek_to_keyframe(container, stream, index.keys, int(k))
                         decoder.flush_buffers()
                         source = _decode_needed(packets, decoder, needed)
                     frame = next((frame for frame in source if frame.pts is None or frame.pts >= target), None)
@@ -192,37 +192,40 @@ class VideoFile:
                     raise IndexMismatch from None
                 if frame is None or frame.pts != target or frame.is_corrupt:
                     raise IndexMismatch
-                at = int(n)
+                latest = int(n)
                 yield scaler.frame(frame)
 
 
-def _from_keyframe(container: Any, stream: Any, keys: NDArray[np.int64], k: int) -> Iterator[Any]:
-    """Returns the packets from keyframe k or an earlier one; a seek that lands too late is retried further back."""
+def _seek_to_keyframe(container: Any, stream: Any, keys: NDArray[np.int64], k: int) -> Iterator[Any]:
+    """Seeks to keyframe k, or an earlier one, and returns the packets from there.
+
+    If a seek lands too late, it is repeated further back.
+    """
     import av
 
     back = 0
     while True:
-        at = max(k - back, 0)
+        candidate = max(k - back, 0)
         try:
-            container.seek(int(keys[at]), stream=stream, backward=True)
+            container.seek(int(keys[candidate]), stream=stream, backward=True)
         except (av.error.FFmpegError, OSError):
-            at = 0
-        packets = _at_keyframe(container, stream, int(keys[k]))
+            candidate = 0
+        packets = _packets_from_next_keyframe(container, stream, int(keys[k]))
         if packets is not None:
             return packets
-        if at == 0:
+        if candidate == 0:
             break
         back = 2 * back + 1
-    # The last attempt: the start of the file.
+    # As a last resort, the start of the file.
     container.seek(0, unsupported_byte_offset=True)
-    packets = _at_keyframe(container, stream, int(keys[k]))
+    packets = _packets_from_next_keyframe(container, stream, int(keys[k]))
     if packets is None:
         raise IndexMismatch
     return packets
 
 
-def _at_keyframe(container: Any, stream: Any, latest: int) -> Iterator[Any] | None:
-    """Returns the packets from the next keyframe on, or None if its timestamp is after `latest`."""
+def _packets_from_next_keyframe(container: Any, stream: Any, latest: int) -> Iterator[Any] | None:
+    """Returns the packets starting with the next keyframe, or None if its timestamp is after `latest`."""
     packets = container.demux(stream)
     first = next((packet for packet in packets if packet.is_keyframe or packet.size == 0), None)
     if first is None or first.pts is None or first.pts > latest:
@@ -252,7 +255,7 @@ def every_frame(path: Path, video_stream: int | None) -> Iterator[Any | None]:
                     errors = 0
                     try:
                         frames = decoder.decode(packet)
-                    except av.error.EOFError:  # the decoder is empty
+                    except av.error.EOFError:  # the decoder is drained
                         continue
                     except (av.error.FFmpegError, OSError):
                         yield None
@@ -264,7 +267,7 @@ def every_frame(path: Path, video_stream: int | None) -> Iterator[Any | None]:
                 yield None
 
 
-def _ascending(stamps: list[int | None], time_base: float, rate: float | None) -> NDArray[np.float64]:
+def _frame_times(stamps: list[int | None], time_base: float, rate: float | None) -> NDArray[np.float64]:
     """Returns the seconds of all frames from their timestamps, or from the frame rate if a timestamp is missing.
 
     Steps that are not positive, as in concatenated files, are replaced by the median step.
@@ -289,7 +292,7 @@ def _fps(times: NDArray[np.float64], declared: float | None) -> float | None:
 
 
 def _duration(times: NDArray[np.float64], rate: float | None, end: float | None) -> float | None:
-    """Returns the seconds until the end of the last frame: `end` if valid, otherwise its time plus the median step."""
+    """Returns the seconds until the end of the last frame: `end` if valid, else the last time plus the median step."""
     if not len(times) or (end is not None and end > times[-1]):
         return end
     if len(times) > 1:

@@ -81,9 +81,9 @@ class Folder:
         files = [file for file in path.iterdir() if is_image(file) and file.name[0] != "." and file.is_file()]
         if not files:
             raise VideoError(
-                f"{path}: a folder without images ({', '.join(sorted(_SUFFIXES))}); pass video files one by one"
+                f"{path}: a folder without images ({', '.join(sorted(_SUFFIXES))}); pass video files individually"
             )
-        self._files = sorted(files, key=_natural)
+        self._files = sorted(files, key=_natural_key)
         self.times: NDArray[np.float64] = np.arange(len(files)) / DEFAULT_FPS
         self.duration: float | None = len(files) / DEFAULT_FPS
         self.fps: float | None = DEFAULT_FPS
@@ -142,19 +142,19 @@ def _images(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[tu
         with warnings.catch_warnings():
             # Sizes are checked below; Pillow only warns.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(source, formats=FORMATS)
-        with opened:
-            check_pixels(*opened.size, name)
-            count = getattr(opened, "n_frames", 1) if opened.format in ("WEBP", "PNG", "TIFF") else 1
+            image_file = Image.open(source, formats=FORMATS)
+        with image_file:
+            check_pixels(*image_file.size, name)
+            count = getattr(image_file, "n_frames", 1) if image_file.format in ("WEBP", "PNG", "TIFF") else 1
             # The default image of an animated PNG may not be one of its frames.
-            first = 1 if count > 1 and opened.info.get("default_image") else 0
+            first = 1 if count > 1 and image_file.info.get("default_image") else 0
             for n in range(first, count):
-                opened.seek(n)
-                check_pixels(*opened.size, name)
+                image_file.seek(n)
+                check_pixels(*image_file.size, name)
                 if pixels or count > 1:
-                    opened.load()
-                milliseconds = float(opened.info.get("duration") or 0) if count > 1 else 0.0
-                yield (_rgb(opened) if pixels else None), milliseconds / 1000 or 1 / DEFAULT_FPS
+                    image_file.load()
+                milliseconds = float(image_file.info.get("duration") or 0) if count > 1 else 0.0
+                yield (_rgb(image_file) if pixels else None), milliseconds / 1000 or 1 / DEFAULT_FPS
     except VideoError:
         raise
     except Image.DecompressionBombError:
@@ -168,13 +168,13 @@ def _images(source: Path | IO[bytes], name: str, *, pixels: bool) -> Iterator[tu
         raise VideoError(f"{name}: is cut short or damaged ({message})") from None
 
 
-def _rgb(opened: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H,W,3]."""
+def _rgb(image_file: Image.Image) -> NDArray[np.uint8]:
+    """Converts an image of any mode to uint8 [H,W,3]."""
     from PIL import Image, ImageOps
 
-    image: Any = ImageOps.exif_transpose(opened)
+    image: Any = ImageOps.exif_transpose(image_file)
     if image.mode.startswith("I") or image.mode == "F":
-        # 16 bits and more: the range of the type, not that of the values, is mapped to 0..255.
+        # 16 bits or more: the range of the type, not that of the values, is mapped to 0..255.
         values = np.asarray(image, dtype=np.float64) / (1 if image.mode == "F" else 257)
         image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
@@ -183,5 +183,5 @@ def _rgb(opened: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def _natural_key(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in re.split(r"(\d+)", path.name)]

@@ -22,7 +22,7 @@ from fewtokens.video.container import reason
 from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, VideoFile
 from fewtokens.video.images import Animation, Folder, is_image
 from fewtokens.video.scale import Scaler
-from fewtokens.video.select import Size, check_bytes, check_request, choose
+from fewtokens.video.select import Size, check_bytes, check_request, select_frames
 from fewtokens.video.types import Video, VideoError
 
 # Maps the seconds of all frames to the indices of the frames to read.
@@ -72,20 +72,20 @@ def read(
     Args:
         source: a video file; an image (one frame, all frames of an animated WebP or PNG, or all pages of a TIFF); a
             folder of images, in natural order; or an array [T,H,W,3] or [T,3,H,W] (or one frame without T), uint8 or
-            float in 0..1. Folders, arrays and pages have 25 frames per second.
+            float in 0..1. Folders, arrays and TIFF pages are given 25 frames per second.
         frames: number of frames, evenly spaced from the first to the last; all frames if there are fewer.
-        fps: frames per second. Each is the last frame shown at that time; no frame is repeated.
+        fps: sampling rate in frames per second. Selects the frame shown at each sampling time; no frame is repeated.
         size: short side in pixels, which preserves the aspect ratio, or (height, width). Default: the original size.
             Non-square pixels are made square, and rotation and mirroring are applied, before resizing. Images are
             reduced by area averaging and enlarged by bicubic interpolation.
-        start: first second to read, from the first frame. Default: 0.
-        end: read frames before this second. Default: the end of the video.
+        start: time of the first frame to read, in seconds after the first frame of the video. Default: 0.
+        end: only frames before this time, in seconds, are read. Default: the end of the video.
         pick: a function that maps the seconds of all frames, float64 [n], to the indices of the frames to read, in any
             order, with or without repeats. Excludes `frames`, `fps`, `start` and `end`.
-        video_stream: index of the video stream, if the file has several. Default: the one that FFmpeg ranks best.
-        allow_truncated: whether to read all frames that can be decoded of a damaged file, including those after the
+        video_stream: index of the video stream if the file has several. Default: the one that FFmpeg ranks best.
+        allow_truncated: whether to read all frames of a damaged file that can be decoded, including those after the
             damage, instead of raising an error.
-        progress: callback with (frames done, total frames).
+        progress: callback that receives the number of frames read and the total.
 
     Returns:
         A `Video` with the exact times of its frames. Transparency is composited over black.
@@ -100,19 +100,19 @@ def read(
     name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
     def select(times: NDArray[np.float64]) -> NDArray[np.int64]:
-        return choose(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
+        return select_frames(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
 
-    with _one_line(name):
-        opened = _open(source, video_stream, allow_truncated)
+    with _as_video_error(name):
+        video = _open(source, video_stream, allow_truncated)
         try:
-            return _read_parallel(opened, select(opened.times), size, progress)
+            return _read_parallel(video, select(video.times), size, progress)
         except IndexMismatch:
-            assert isinstance(opened, VideoFile)
+            assert isinstance(video, VideoFile)
         if frames is None and pick is None:
-            sequence = _read_sequential(opened, select, opened.scaler(size))
-            return _chunk(next(sequence), sequence, len(opened.times))
-        opened = opened.counted()
-        return _read_parallel(opened, select(opened.times), size, progress)
+            sequence = _read_sequential(video, select, video.scaler(size))
+            return _make_chunk(next(sequence), sequence, len(video.times))
+        video = video.counted()
+        return _read_parallel(video, select(video.times), size, progress)
 
 
 def stream(
@@ -149,13 +149,13 @@ def stream(
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be at least 1 frame, got {chunk!r}")
     name = str(path)
-    with _one_line(name):
+    with _as_video_error(name):
         source = _open(Path(path), video_stream, allow_truncated)
         sequence = _read_sequential(
-            source, lambda times: choose(times, None, fps, start, end, name), source.scaler(size)
+            source, lambda times: select_frames(times, None, fps, start, end, name), source.scaler(size)
         )
         for first in sequence:
-            yield _chunk(first, islice(sequence, chunk - 1), chunk)
+            yield _make_chunk(first, islice(sequence, chunk - 1), chunk)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class _Frame:
 
 
 def _read_sequential(source: Source, select: Picker, scaler: Scaler) -> Iterator[_Frame]:
-    """Yields frames one by one; after an index mismatch it resumes, by counting, after the last yielded frame."""
+    """Yields frames; after an index mismatch, continues after the last yielded frame and locates frames by counting."""
     latest = -np.inf
     while True:
         indices = select(source.times)
@@ -187,19 +187,19 @@ def _read_sequential(source: Source, select: Picker, scaler: Scaler) -> Iterator
             source = source.counted()
 
 
-def _chunk(first: _Frame, others: Iterator[_Frame], length: int) -> Video:
+def _make_chunk(first: _Frame, others: Iterator[_Frame], length: int) -> Video:
     """Stacks the first frame and the others into a video of at most `length` frames."""
     height, width = first.image.shape[1:]
     check_bytes(min(length, first.remaining), height, width, first.source.name)
     frames = [first, *others]
-    video = _video(frames[-1].source, torch.stack([frame.image for frame in frames]), np.zeros(0, dtype=np.int64))
+    video = _make_video(frames[-1].source, torch.stack([frame.image for frame in frames]), np.zeros(0, dtype=np.int64))
     times = torch.tensor([float(frame.source.times[frame.index]) for frame in frames], dtype=torch.float64)
     return replace(video, times=times)
 
 
 @contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Converts errors of the system, of FFmpeg and of memory allocation to VideoError."""
+def _as_video_error(name: str) -> Iterator[None]:
+    """Converts errors of the operating system, of FFmpeg and of memory allocation to `VideoError`."""
     import av
 
     try:
@@ -262,7 +262,7 @@ def _read_parallel(source: Source, indices: NDArray[np.int64], size: Size | None
             raise
     if len(unique) != len(indices) or (inverse[1:] < inverse[:-1]).any():
         frames = frames[torch.from_numpy(inverse)]
-    return _video(source, frames, indices)
+    return _make_video(source, frames, indices)
 
 
 def _allocate(length: int, image: Tensor, name: str, *, total: int = 0) -> Tensor:
@@ -279,7 +279,7 @@ def _allocate(length: int, image: Tensor, name: str, *, total: int = 0) -> Tenso
     return torch.empty(length, *image.shape, dtype=torch.uint8)
 
 
-def _video(source: Source, frames: Tensor, indices: NDArray[np.int64]) -> Video:
+def _make_video(source: Source, frames: Tensor, indices: NDArray[np.int64]) -> Video:
     path = None if isinstance(source, _Array) else source.name
     times = torch.from_numpy(source.times[indices].astype(np.float64))
     return Video(frames, times, source.duration, source.fps, path, source.source_size)

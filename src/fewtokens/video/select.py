@@ -11,10 +11,10 @@ from fewtokens.video.types import VideoError
 
 Size = int | tuple[int, int]
 
-# The most pixels of an image, before and after resizing; checked before memory is allocated. 8K video has 33 million;
-# Pillow warns above this number.
+# Maximum number of pixels per image, before and after resizing; checked before memory is allocated. 8K video has
+# 33 million; Pillow warns above this number.
 MAX_PIXELS = 89_000_000
-# The most bytes to read in one call; use frames=, fps=, size= or chunks for larger videos.
+# Maximum number of bytes to read in one call; use frames=, fps=, size= or chunks for larger videos.
 MAX_BYTES = 8 << 30
 # Timestamps are compared with a tolerance of a microsecond, so a higher rate is meaningless.
 MAX_FPS = 1_000_000
@@ -45,7 +45,7 @@ def _is_side(side: object) -> bool:
     return isinstance(side, Integral) and int(side) >= 1
 
 
-def choose(
+def select_frames(
     times: NDArray[np.float64], frames: int | None, fps: float | None, start: float, end: float | None, name: str
 ) -> NDArray[np.int64]:
     """Returns the indices of the requested frames, ascending.
@@ -104,13 +104,13 @@ def target_size(width: int, height: int, size: Size | None, name: str) -> tuple[
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
-    """Rejects image sizes that only a damaged or malicious file declares; call it before allocating memory.
+    """Rejects image sizes that only a damaged or malicious file declares; called before memory is allocated.
 
     Raises:
         VideoError: the size is empty or has more than `MAX_PIXELS` pixels.
     """
     if width < 1 or height < 1:
-        raise VideoError(f"{name}: declares images of {width}x{height} pixels, which are empty")
+        raise VideoError(f"{name}: declares images of {width}x{height} pixels, which is empty")
     if width * height > MAX_PIXELS:
         raise VideoError(f"{name}: declares images of {width}x{height}, more than {MAX_PIXELS:,} pixels")
 
