@@ -17,12 +17,12 @@ from fidelity_rows import PATCH, Agreement, Features, Row, importing, load, same
 
 
 def visionzip(peers: Path, features: Features) -> Agreement:
-    why = "contextual tokens are the mean of their members; normalize=False adds up as published"
+    why = "contextual tokens are the mean of their members; normalize=False sums them as published"
     return _visionzip(peers, features, True, why)
 
 
 def visionzip_sums(peers: Path, features: Features) -> Agreement:
-    why = "a cell whose two nearest anchors differ by 1.4e-7 in cosine, the rounding of float32"
+    why = "a cell whose two nearest anchors differ by 1.4e-7 in cosine, within float32 rounding"
     return _visionzip(peers, features, False, why)
 
 
@@ -80,7 +80,7 @@ def words_inter(peers: Path, features: Features) -> Agreement:
     with_class = torch.cat([x[:, :1], x], 1)
     each = zip(pixels.split(1), with_class.split(1), strict=True)
     rows = [module.tokenize(frame, embedded, 0.1, words)[0, 1:] for frame, embedded in each]
-    why = "patches whose two nearest words differ by 1.1e-7 in cosine, the rounding of float32"
+    why = "patches whose two nearest words differ by 1.1e-7 in cosine, within float32 rounding"
     return Agreement(*same_rows(ours.features[0], torch.cat(rows)), why)
 
 
@@ -113,7 +113,7 @@ def _dynamic_pool(peers: Path, features: Features, side: int) -> Agreement:
     module = code.DynamicSpatialPooling(in_token_num=side * side).eval()
     (theirs,) = module(x.features[0].unflatten(0, (x.grid.T, -1)), [x.grid.T])
     why = (
-        "sides that are no multiple: adaptive pooling overlaps its windows, cells are dealt out here"
+        "side is not a multiple of 8: adaptive pooling uses overlapping windows, ours assigns each cell to one window"
         if side % 8
         else ""
     )
@@ -123,14 +123,14 @@ def _dynamic_pool(peers: Path, features: Features, side: int) -> Agreement:
 _ZIP = "dvlab-research/VisionZip", "3151f6d"
 _WORDS, _BYTE = ("wearepal/visual-word-tokenizer", "d2d6759"), ("Hon-Wong/ByteVideoLLM", "f0d5e5a")
 ROWS = [
-    Row("visionzip", *_ZIP, "54 + 10 of 196 a frame, the same attention and keys", visionzip),
-    Row("visionzip", *_ZIP, "54 + 10 of 196 a frame, normalize=False", visionzip_sums),
+    Row("visionzip", *_ZIP, "54 + 10 of 196 per frame, the same attention and keys", visionzip),
+    Row("visionzip", *_ZIP, "54 + 10 of 196 per frame, normalize=False", visionzip_sums),
     Row("visual_words", *_WORDS, "without words, half of each frame", words_intra),
     Row("visual_words", *_WORDS, "100 words, distance 0.1", words_inter),
     Row("dynamic_pool", *_BYTE, "32 frames of 24x24", dynamic_pool),
     Row("dynamic_pool", *_BYTE, "32 frames of 14x14", dynamic_pool_odd),
-    Row("metok", "mnyuew/METok", "9697833", why="the published repository holds a README alone"),
-    Row("representation_shift", why="code not to be had here"),
-    Row("representation_shift_in_encoder", why="code not to be had here"),
-    Row("lftr", why="no code published"),
+    Row("metok", "mnyuew/METok", "9697833", why="the published repository contains only a README"),
+    Row("representation_shift", why="published code not available"),
+    Row("representation_shift_in_encoder", why="published code not available"),
+    Row("lftr", why="no published code"),
 ]

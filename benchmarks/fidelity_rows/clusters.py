@@ -27,7 +27,7 @@ def dpc_knn(peers: Path, features: Features) -> Agreement:
     code = load(peers / "TCFormer" / "tcformer_module" / "tcformer_utils.py", "mmcv")
     label, number = code.cluster_dpc_knn({"x": x.features}, x.N // 4, 5)
     (method,) = registry.build("dpc_knn(0.25, neighbors=5)")
-    why = "the published code adds noise of 1e-6 to densities; places decide here"
+    why = "the published code breaks ties of density with noise of 1e-6, ours by position"
     return Agreement(*same_rows(method(x).features[0], means(x.features[0], label[0], number)), why)
 
 
@@ -42,14 +42,14 @@ def hourglass(peers: Path, features: Features) -> Agreement:
     (method,) = registry.build("hourglass(0.25)")
     ours = method(x).frame[0].unique()
     why = (
-        "with 2 neighbors pairs of frames are equally dense, and the published code settles that by noise: "
-        f"two runs of it have {len(first & second)} of 8 frames in common"
+        "with 2 neighbors, pairs of frames are equally dense, and the published code breaks these ties with noise: "
+        f"two of its runs have {len(first & second)} of 8 frames in common"
     )
     return Agreement(same_places(ours, index[0]), 0.0, why)
 
 
 def max_min(peers: Path, features: Features) -> Agreement:
-    why = "begins with the token farthest from the mean; start='isolated' begins as published"
+    why = "starts with the token farthest from the mean; start='isolated' starts as published"
     return _max_min(peers, features, "mean", why)
 
 

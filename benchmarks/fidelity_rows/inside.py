@@ -214,7 +214,7 @@ _FLEX = "yunzhuzhang0918/flexselect", "a1d1f5a"
 ROWS = [
     Row("fastv", "pkunlp-icler/FastV", "d165972", "half, before layer 2", fastv),
     Row("pyramid_drop", "Cooperx521/PyramidDrop", "6444f30", "one stage, half", pyramid_drop),
-    Row("holitom_inner", "cokeshao/HoliTom", "e9b2972", "half, one after the other", holitom_inner),
+    Row("holitom_inner", "cokeshao/HoliTom", "e9b2972", "half, in sequence", holitom_inner),
     Row("prunevid_inner", "Visual-AI/PruneVid", "b12600c", "0.4 of each frame", prunevid_inner),
     Row("flexselect", *_FLEX, "a quarter, by='max'", flexselect),
     Row("flexselect", *_FLEX, "a quarter, by='mean'", flexselect_mean),
@@ -222,7 +222,7 @@ ROWS = [
         "sttm_inner",
         "HYUNJS/STTM",
         "00736c7",
-        why="what merges is `sttm`, see its row; for LLaVA the published code counts positions anew, here they stay",
+        why="the merging is `sttm`, see its row; for LLaVA the published code renumbers positions, ours keeps them",
     ),
-    Row("dycoke_cache", "KD-TAO/DyCoke", "dd74634", "0.3 at the first word", dycoke_cache),
+    Row("dycoke_cache", "KD-TAO/DyCoke", "dd74634", "0.3 at the first generated token", dycoke_cache),
 ]

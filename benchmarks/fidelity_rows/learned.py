@@ -153,7 +153,7 @@ def llama_vid(peers: Path, features: Features) -> Agreement:
 
 def ppllava(peers: Path, features: Features) -> Agreement:
     """The formula of the paper against what was released."""
-    why = "the released code takes a softmax over the video and one more in each window; softmax='twice' does"
+    why = "the released code applies one softmax over the video and another in each window; softmax='twice' does the same"
     return _ppllava(peers, features, "window", why)
 
 
@@ -224,7 +224,7 @@ def token_turing(peers: Path, features: Features) -> Agreement:
         held, out = method.advance(Tokens.from_cells(frame.unflatten(1, (1, x.grid.H, x.grid.W))), held)
         ours.append(out[0])
     assert held is not None
-    why = "the exact GELU and epsilon 1e-5 here, the tanh form and 1e-6 there"
+    why = "ours uses the exact GELU and epsilon 1e-5, the published code the tanh approximation and 1e-6"
     return Agreement(*same_rows(torch.cat([*ours, held[0]]), torch.cat(theirs), 0.02), why)
 
 
@@ -289,31 +289,31 @@ _SCENIC_STUBS = ("clu", "tensorflow")
 _VQ, _SCENIC = ("Hai-chao-Zhang/VQToken", "019f89f"), ("google-research/scenic", "4a38d47")
 _PPLLAVA = "farewellthree/PPLLaVA", "d5766c8"
 ROWS = [
-    Row("kmeans", *_VQ, "32 clusters, the same starts, until nothing moves", kmeans),
+    Row("kmeans", *_VQ, "32 clusters, same initial centroids, until convergence", kmeans),
     Row("vqtoken", *_VQ, "32 clusters, the same map and parameters", vqtoken),
-    Row("token_dynamics", why="the released code is `vqtoken`, see its row; the clusters are `kmeans`'s"),
-    Row("tokenlearner", *_SCENIC, "version 1.0, 8 tokens a frame", tokenlearner),
-    Row("tokenlearner", *_SCENIC, "version 1.1, 8 tokens a frame", tokenlearner_11),
-    Row("token_turing", *_SCENIC, "8 frames, memory 64, 8 read, 4 layers, places left out", token_turing),
-    Row("perceiver", "mlfoundations/open_flamingo", "655f693", "64 latents, 6 layers, places left out", perceiver),
-    Row("qformer", "huggingface/transformers", "", "32 queries, 12 layers, places left out", qformer),
-    Row("llama_vid", "dvlab-research/LLaMA-VID", "b3d3ae2", "two tokens a frame, the same queries", llama_vid),
+    Row("token_dynamics", why="the released code is `vqtoken`, see its row; the clusters are those of `kmeans`"),
+    Row("tokenlearner", *_SCENIC, "version 1.0, 8 tokens per frame", tokenlearner),
+    Row("tokenlearner", *_SCENIC, "version 1.1, 8 tokens per frame", tokenlearner_11),
+    Row("token_turing", *_SCENIC, "8 frames, memory 64, 8 read, 4 layers, without positions", token_turing),
+    Row("perceiver", "mlfoundations/open_flamingo", "655f693", "64 latents, 6 layers, without positions", perceiver),
+    Row("qformer", "huggingface/transformers", "", "32 queries, 12 layers, without positions", qformer),
+    Row("llama_vid", "dvlab-research/LLaMA-VID", "b3d3ae2", "two tokens per frame, the same queries", llama_vid),
     Row("ppllava", *_PPLLAVA, "windows of 2x2x2, tau 0.01", ppllava),
     Row("ppllava", *_PPLLAVA, "windows of 2x2x2, tau 0.01, softmax='twice'", ppllava_twice),
     Row(
         "linvt",
         "gls0425/LinVT",
         "9301c89",
-        why="not run: another network. The released one has neither norms nor residuals around its attention within "
-        "frames and over time, norms after its queries' residuals, and no MLP; and it mixes the samples of a batch",
+        why="not run: the released network differs. It has no norms or residuals around its attention within frames and "
+        "over time, norms after the residuals of its queries, and no MLP; it also mixes the samples of a batch",
     ),
     Row(
         "attentional_pool",
-        why="xGen-MM-Vid's code is not to be had here; its formula is tokenlearner 1.1 over all tokens",
+        why="xGen-MM-Vid's code is not available; its formula is tokenlearner 1.1 over all tokens",
     ),
-    Row("storm", why="no code published that can be had here"),
-    Row("grid_split", why="no code published for this alternative of TokenLearner's paper"),
-    Row("spatial_pool", why="no code published for this alternative of TokenLearner's paper"),
-    Row("dense_tokens", why="no code published for this alternative of TokenLearner's paper"),
-    Row("pool_mlp", why="no code published for this alternative of TokenLearner's paper"),
+    Row("storm", why="no published code available"),
+    Row("grid_split", why="no published code for this alternative in TokenLearner's paper"),
+    Row("spatial_pool", why="no published code for this alternative in TokenLearner's paper"),
+    Row("dense_tokens", why="no published code for this alternative in TokenLearner's paper"),
+    Row("pool_mlp", why="no published code for this alternative in TokenLearner's paper"),
 ]

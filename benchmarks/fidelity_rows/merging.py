@@ -47,7 +47,7 @@ def _testa(peers: Path, features: Features, time: float) -> Agreement:
     theirs, _ = code.merge_wavg(merge, grid)
     ours = Testa(x.N * 3 // 4, time=time)(x)
     why = (
-        "frames are ranked by the mean over their patches, in the published code by the mode, which is the least"
+        "ours ranks frames by the mean over their patches, the published code by the mode, which is the minimum"
         if time
         else ""
     )
@@ -86,10 +86,10 @@ def vid_tldr(peers: Path, features: Features) -> Agreement:
 
 ROWS = [
     Row("tome", "facebookresearch/ToMe", "af95e4b", "one step, [6272,384], r = a quarter", tome),
-    Row("tome_video", why="no code for videos published; its step is `tome`'s"),
-    Row("tome_in_encoder", why="its step is `tome`'s, see its row"),
-    Row("merge_windows", why="ours, for windowed encoders; its step is `tome`'s"),
-    Row("merge_windows_in_encoder", why="ours, for windowed encoders; its step is `tome`'s"),
+    Row("tome_video", why="no published code for videos; its step is that of `tome`"),
+    Row("tome_in_encoder", why="its step is that of `tome`, see its row"),
+    Row("merge_windows", why="our own, for windowed encoders; its step is that of `tome`"),
+    Row("merge_windows_in_encoder", why="our own, for windowed encoders; its step is that of `tome`"),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step within frames, r = a quarter", testa_patches),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step over frames, 8 of 32", testa_frames),
     Row("tempme", "LunarShen/TempMe", "e624930", "one round, pairs of frames, 30 %", tempme),

@@ -55,7 +55,7 @@ def holitom(peers: Path, features: Features) -> Agreement:
         ]
     )
     ours = HoliTom(len(theirs), tau=tau)(x, attention=attention)
-    why = "ours meets the count exactly, the published code rounds in each window and frame"
+    why = "ours keeps the exact count, the published code rounds in each window and frame"
     return Agreement(*same_rows(ours.features[0], theirs), why)
 
 
@@ -142,6 +142,6 @@ ROWS = [
         "grt",
         "Hai-chao-Zhang/DenseVideoUnderstand",
         "0d374c9",
-        why="the published repository holds the benchmark's tasks alone, not the gate",
+        why="the published repository contains only the benchmark's tasks, not the gate",
     ),
 ]

@@ -99,7 +99,7 @@ def vidcom2_authors(peers: Path, features: Features) -> Agreement:
         x = torch.cat([tokens.features[0], torch.arange(tokens.N)[:, None]], 1)  # what stays says where it was
         with patch.object(reference, "select_low_var_channels", _without_last(reference.select_low_var_channels)):
             out = reference.vidcom2_compression(x, "qwen2_vl", 0.25, frame_token_len=_SIDE**2)
-    why = "the counts of the frames sum to what rounding leaves; ours mends the sum as vLLM does"
+    why = "the published code leaves the sum of the counts per frame to rounding; ours corrects it as vLLM does"
     return Agreement(same_places(kept(ours("vidcom2(0.25)", tokens)), out[:, -1].long()), 0.0, why)
 
 
@@ -137,7 +137,7 @@ def fastvid(peers: Path, features: Features) -> Agreement:
     out = ours("fastvid(0.25)", tokens, attention=attention, frame_global=frame_global)
     return Agreement(
         *same_rows(out.features[0], theirs["hidden_states"][0]),
-        "it loses places to rounding; ours gives them to the next tokens by attention, so that the count is exact",
+        "the published code loses tokens to rounding; ours fills up with the next tokens by attention, so that the count is exact",
     )
 
 
@@ -170,7 +170,7 @@ def sttm(side: int, peers: Path, features: Features) -> Agreement:
 
         x = tokens.features[0].unflatten(0, (_FRAMES, side, side)).permute(0, 3, 1, 2)
         theirs = get_quadtree_features(x, 0.85, 0.6, root_level=1)[0]
-    why = "it stops spreading labels before all nodes that hang together have one; with a loop to the end all are equal"
+    why = "the published code stops label propagation before all connected nodes share a label; run to convergence, it is identical"
     return Agreement(*same_rows(ours("sttm", tokens).features[0], theirs), why)
 
 
