@@ -1,6 +1,6 @@
 """Behavior cloning with frozen encoders on one Meta-World task, with the same demonstrations for every encoder.
 
-    python benchmarks/bc_metaworld.py tobo=runs/tobo/model mae=runs/mae/model        # any number of NAME=FOLDER or hub id
+    python benchmarks/bc_metaworld.py tobo=runs/tobo/model mae=runs/mae/model    # any number of NAME=FOLDER or hub ids
     python benchmarks/bc_metaworld.py tobo=runs/tobo/model --task metaworld/hammer --demos 25 --rollouts 25 --seeds 3
 
 Three baselines are always included: a ViT-Ti/16 with random weights, raw pixels (32 x 32), and the robot's own states
@@ -79,10 +79,14 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=20, help="episodes per evaluation (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=60, help="training epochs (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=112, help="size of the rendered images in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=112, help="size of the rendered images in pixels (default: %(default)s)"
+    )
     parser.add_argument("--horizon", type=int, default=200, help="maximum steps per episode (default: %(default)s)")
     parser.add_argument("--hold", type=int, default=10, help="steps recorded after success (default: %(default)s)")
-    parser.add_argument("--work", type=Path, default=Path("bc_metaworld"), help="output directory of the runs (default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("bc_metaworld"), help="output directory of the runs (default: %(default)s)"
+    )
     options = parser.parse_args()
     if find_spec("metaworld") is None:
         print("skipped: Meta-World is not installed (pip install 'fewtokens[sim]')")
@@ -109,7 +113,9 @@ def main() -> None:
     rows, source = [], Source(task=options.task, data=demos, horizon=options.horizon)
     for index, (name, encoder, settings) in enumerate(contestants):
         folder = options.work / f"{shape}_{re.sub(r'[^0-9A-Za-z]+', '-', name)}"
-        report = run(settings, encoder, source, seeds=options.seeds, folder=folder, progress=partial(print_progress, name))
+        report = run(
+            settings, encoder, source, seeds=options.seeds, folder=folder, progress=partial(print_progress, name)
+        )
         rows.append(row(name, settings, report))
         if index == 0 and (film := folder / "seed_0.mp4").is_file():
             shown = read(film, frames=6)
@@ -120,9 +126,9 @@ def main() -> None:
                 columns=2,
             )
     notes = (
-        f"{options.demos} demonstrations by the scripted expert, camera corner4, {options.size} px. Input of the policy: "
-        f"features of 3 frames with their differences (FLARE) and 4 robot states. {options.epochs} epochs; best of 3 "
-        f"evaluations of {options.rollouts} episodes with at most {options.horizon} steps; success in any step counts; "
+        f"{options.demos} demonstrations by the scripted expert, camera corner4, {options.size} px. Input of the "
+        f"policy: features of 3 frames with their differences (FLARE) and 4 robot states. {options.epochs} epochs; best "
+        f"of 3 evaluations of {options.rollouts} episodes with at most {options.horizon} steps; success in any step counts; "
         f"{options.seeds} seeds. These are {NOTE}. Image: episodes of {contestants[0][0]}, seed 0."
     )
     # Local paths stay out of the report.

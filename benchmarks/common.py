@@ -1,6 +1,6 @@
 """What the benchmarks share: the machine, fair timing, results as JSON and Markdown.
 
-    python benchmarks/common.py [NAME ...]   # renders results/NAME.md from NAME.json again; default: all
+python benchmarks/common.py [NAME ...]   # renders results/NAME.md from NAME.json again; default: all
 """
 
 from __future__ import annotations

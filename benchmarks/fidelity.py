@@ -7,17 +7,17 @@ FOLDER contains clones of the repositories named in the table, each at the commi
 
     git clone https://github.com/facebookresearch/ToMe FOLDER/ToMe; git -C FOLDER/ToMe checkout af95e4b
 
-`--list` prints these commands for all of them. Published code is imported from the clones and run; none of it is copied
-here. The rows of `tokenlearner` and `token_turing` require jax[cpu], flax, ml_collections, immutabledict, absl-py and
-optax.
+`--list` prints these commands for all of them. Published code is imported from the clones and run; none of it is
+copied here. The rows of `tokenlearner` and `token_turing` require jax[cpu], flax, ml_collections, immutabledict,
+absl-py and optax.
 
-Features: 32 frames (unless a row states otherwise) of three clips of ../shared/data (or $FEWTOKENS_DATA), encoded by the
-DINOv2 ViT-S/14 there, each channel standardized over the clip. A row has the mean fraction of equal tokens over the
+Features: 32 frames (unless a row states otherwise) of three clips of ../shared/data (or $FEWTOKENS_DATA), encoded by
+the DINOv2 ViT-S/14 there, each channel standardized over the clip. A row has the mean fraction of equal tokens over the
 clips, the largest difference of their features, and the reason for any difference. The comparisons are functions in
 fidelity_rows/.
 
-About 5 minutes and 4 GB on 2 cores. Expected: 100 % for every method whose docstring claims the published decisions, and
-a reason in every row below 100 %. Results are written after each row. A row is measured again if this package, its
+About 5 minutes and 4 GB on 2 cores. Expected: 100 % for every method whose docstring claims the published decisions,
+and a reason in every row below 100 %. Results are written after each row. A row is measured again if this package, its
 comparison or the reference's commit has changed; if the reference is not in FOLDER, the previous row is kept. Without
 --peers nothing is measured or changed.
 """
@@ -144,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="folder with the clones of the published code")
     parser.add_argument("--only", help="comma-separated methods; other rows are unchanged")
-    parser.add_argument("--list", action="store_true", help="print the commands that clone the published code, and exit")
+    parser.add_argument(
+        "--list", action="store_true", help="print the commands that clone the published code, and exit"
+    )
     args = parser.parse_args()
     rows = collect()
     if args.list:

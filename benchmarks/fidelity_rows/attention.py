@@ -1,4 +1,4 @@
-"""Methods that choose by attention, by pixels, or by the length of the video."""
+"""Methods that select by attention, by pixels, or by the length of the video."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def visionzip_sums(peers: Path, features: Features) -> Agreement:
 
 
 def _visionzip(peers: Path, features: Features, normalize: bool, why: str) -> Agreement:
-    """54 dominant and 10 contextual tokens of each frame; both are given the same attention and keys."""
+    """54 dominant and 10 contextual tokens per frame, with the same attention and keys for both."""
     x = features.tokens()
     T, n = x.grid.T, x.grid.cells_per_frame
     code = load(peers / "VisionZip" / "visionzip" / "clip_encoder.py", "transformers")
-    # A class token in front, which the published code keeps and which asks.
+    # A class token comes first: the published code keeps it and uses its attention.
     hidden, keys = (
         torch.nn.functional.pad(value[0].unflatten(0, (T, n)), (0, 0, 1, 0))
         for value in (x.features, features.cue("keys"))
@@ -46,26 +46,26 @@ def _visionzip(peers: Path, features: Features, normalize: bool, why: str) -> Ag
         def __call__(self, *args: object, **kwargs: object) -> SimpleNamespace:
             return SimpleNamespace(attentions=[attention] * 2, hidden_states=[hidden] * 2)
 
-    own = SimpleNamespace(vision_tower=Tower(), device="cpu", dtype=torch.float32)
-    theirs, _ = code.CLIPVisionTower_VisionZip.forward(own, torch.zeros(T))
+    model = SimpleNamespace(vision_tower=Tower(), device="cpu", dtype=torch.float32)
+    theirs, _ = code.CLIPVisionTower_VisionZip.forward(model, torch.zeros(T))
     method = VisionZip(T * 64, contextual=10 / 64, normalize=normalize)
     ours = method(x, attention=features.cue("attention"), keys=features.cue("keys"))
     return Agreement(*same_rows(ours.features[0], theirs[:, 1:].flatten(0, 1)), why)
 
 
 def words_intra(peers: Path, features: Features) -> Agreement:
-    """Half of the patches of each frame."""
+    """Half the patches of each frame."""
     pixels, cells, module = _words(peers, features)
     T, n = cells.grid.T, cells.grid.cells_per_frame
-    places = torch.arange(-1.0, n).expand(T, -1)[..., None]
-    kept = module.tokenize(pixels, places, n // 2)[:, 1:, 0].long()
-    theirs = (kept + n * torch.arange(T)[:, None]).flatten()
+    positions = torch.arange(-1.0, n).expand(T, -1)[..., None]
+    survivors = module.tokenize(pixels, positions, n // 2)[:, 1:, 0].long()
+    theirs = (survivors + n * torch.arange(T)[:, None]).flatten()
     ours = VisualWords(0.5)(cells, pixels=patchify(features.frames().float() / 255, 1, PATCH))
     return Agreement(same_places(ours.cell[0], theirs), 0.0)
 
 
 def words_inter(peers: Path, features: Features) -> Agreement:
-    """A vocabulary of 100 words of the clip itself, within a distance of 0.1."""
+    """A vocabulary of 100 words fitted to the clip, with a distance threshold of 0.1."""
     pixels, cells, module = _words(peers, features, inter=True)
     patches = patchify(features.frames().float() / 255, 1, PATCH)
     x = features.tokens().features[0].unflatten(0, (cells.grid.T, -1))
@@ -74,18 +74,18 @@ def words_inter(peers: Path, features: Features) -> Agreement:
         save_words(words, Path(folder) / "words.safetensors")
         method = VisualWords(words=str(Path(folder) / "words.safetensors"))
         ours = method(features.tokens(), pixels=patches)
-    # Channels come first in the published order of a patch's values.
+    # The published code orders the values of a patch by channel first.
     words = words.unflatten(1, (-1, 3)).transpose(1, 2).flatten(1)
     module.vocab = words
     with_class = torch.cat([x[:, :1], x], 1)
-    each = zip(pixels.split(1), with_class.split(1), strict=True)
-    rows = [module.tokenize(frame, embedded, 0.1, words)[0, 1:] for frame, embedded in each]
+    pairs = zip(pixels.split(1), with_class.split(1), strict=True)
+    rows = [module.tokenize(frame, embedded, 0.1, words)[0, 1:] for frame, embedded in pairs]
     why = "patches whose two nearest words differ by 1.1e-7 in cosine, within float32 rounding"
     return Agreement(*same_rows(ours.features[0], torch.cat(rows)), why)
 
 
 def _words(peers: Path, features: Features, inter: bool = False) -> tuple[torch.Tensor, Tokens, object]:
-    """Frames normalised as CLIP's processor does, their cells, and the published tokenizer without its model."""
+    """Frames normalized as by CLIP's processor, their cells, and the published tokenizer without its model."""
     frames = features.frames()[0].float() / 255
     with importing(peers / "visual-word-tokenizer", "tqdm"):
         from vwt.inter import InterImageTokenizer
@@ -99,7 +99,7 @@ def _words(peers: Path, features: Features, inter: bool = False) -> tuple[torch.
 
 
 def dynamic_pool(peers: Path, features: Features) -> Agreement:
-    """Frames of 24 x 24, as the published code has them: 8 x 8 stay."""
+    """Frames of 24 x 24, as in the published code, pooled to 8 x 8."""
     return _dynamic_pool(peers, features, 24)
 
 

@@ -1,4 +1,4 @@
-"""The plain baselines: nobody's method, so there is no reference to be faithful to."""
+"""The baselines, which have no reference."""
 
 from __future__ import annotations
 

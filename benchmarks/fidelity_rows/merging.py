@@ -1,4 +1,4 @@
-"""Methods that merge by similarity inside or after an encoder: ToMe and its relatives."""
+"""Methods that merge by similarity inside or after an encoder: ToMe and methods based on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fidelity_rows import Agreement, Features, Row, load, same_rows
 
 
 def tome(peers: Path, features: Features) -> Agreement:
-    """One step of matching and merging by features, r of half the tokens."""
+    """One step of matching and merging by features; r is a quarter of the tokens."""
     tokens = features.tokens()
     r = tokens.N // 4
     code = load(peers / "ToMe" / "tome" / "merge.py")
@@ -55,7 +55,7 @@ def _testa(peers: Path, features: Features, time: float) -> Agreement:
 
 
 def tempme(peers: Path, features: Features) -> Agreement:
-    """One round: two neighbouring frames are joined, and three tokens in ten merge."""
+    """One round: pairs of consecutive frames are joined, and 30 % of their tokens merge."""
     x = features.tokens()
     n = x.grid.cells_per_frame
     r = int(0.3 * 2 * n)
@@ -69,7 +69,7 @@ def tempme(peers: Path, features: Features) -> Agreement:
 
 
 def vid_tldr(peers: Path, features: Features) -> Agreement:
-    """One block, each frame for itself; attention of six heads is made of the features."""
+    """One block, each frame separately; the attention of six heads is computed from the features."""
     x = features.tokens()
     frames = x.features[0].unflatten(0, (x.grid.T, -1))
     heads = frames.unflatten(2, (6, -1)).transpose(1, 2)
@@ -78,8 +78,8 @@ def vid_tldr(peers: Path, features: Features) -> Agreement:
     info = {"use": True, "r": [0.3], "source_trace": False, "source": None, "size": None}
     theirs = code.vidTLDR(frames, attention, info, 0)
     mean = attention.mean(1)
-    each = Tokens.from_cells(frames.unflatten(1, (1, x.grid.H, x.grid.W)))
-    ours = VidTldr(r=[0.3])(each, sharpness=torch.special.xlogy(mean, mean).sum(2), layer=0, depth=12)
+    tokens = Tokens.from_cells(frames.unflatten(1, (1, x.grid.H, x.grid.W)))
+    ours = VidTldr(r=[0.3])(tokens, sharpness=torch.special.xlogy(mean, mean).sum(2), layer=0, depth=12)
     sized = torch.cat([ours.features, ours.sizes[..., None]], 2)
     return Agreement(*same_rows(sized.flatten(0, 1), torch.cat([theirs, info["size"]], 2).flatten(0, 1)))
 
