@@ -127,9 +127,10 @@ def main() -> None:
             )
     notes = (
         f"{options.demos} demonstrations by the scripted expert, camera corner4, {options.size} px. Input of the "
-        f"policy: features of 3 frames with their differences (FLARE) and 4 robot states. {options.epochs} epochs; best "
-        f"of 3 evaluations of {options.rollouts} episodes with at most {options.horizon} steps; success in any step counts; "
-        f"{options.seeds} seeds. These are {NOTE}. Image: episodes of {contestants[0][0]}, seed 0."
+        "policy: features of 3 frames with their differences (FLARE) and 4 robot states. "
+        f"{options.epochs} epochs; best of 3 evaluations of {options.rollouts} episodes with at most {options.horizon} "
+        f"steps; success in any step counts; {options.seeds} seeds. These are {NOTE}. "
+        f"Image: episodes of {contestants[0][0]}, seed 0."
     )
     # Local paths stay out of the report.
     flags = " ".join(f"--{name} {value}" for name, value in vars(options).items() if name not in ("encoders", "work"))

@@ -206,7 +206,7 @@ class Worker:
 
 
 def campaign(work: Path, jobs: list[tuple[str, int]], seed: int, workers: int, verbose: bool) -> list[dict[str, Any]]:
-    """Reads the mutants in worker processes; each row is written as soon as it is available."""
+    """Reads the mutants in worker processes; each row is written immediately."""
     rows: list[dict[str, Any]] = []
     lock = threading.Lock()
     waiting = iter(jobs)

@@ -333,12 +333,6 @@ def _tensor_difference(a: Path, b: Path) -> str:
     return "" if heads[0] == heads[1] else "different header"
 
 
-def _current(row: dict[str, Any]) -> dict[str, Any]:
-    """A trial of an earlier version with the current keys."""
-    earlier = {"said": "errors", "left": "leftovers"}
-    return {earlier.get(key, key): value for key, value in row.items()}
-
-
 def campaign(
     cases: Sequence[Case], kills: int, work: Path, seed: int = 0, log: Callable[[str], None] = print
 ) -> list[dict[str, Any]]:
@@ -347,7 +341,7 @@ def campaign(
     if any("IN/llm" in case.words for case in cases) and not (inputs / "llm" / "tokenizer.json").exists():
         _make_networks(inputs)  # requires transformers and takes seconds
     trials = work / f"trials-{seed}.jsonl"
-    rows = [_current(row) for row in read_rows(trials)]
+    rows = read_rows(trials)
     for case in cases:
         reference = make_reference(case, inputs, work / "whole" / case.name.replace(" ", "_"))
         log(f"{case.name}: {reference.seconds:.1f} s undisturbed, {reference.changes} changes of its folder")

@@ -13,8 +13,8 @@ propagation is timed. The references follow the published scripts:
 
 Ours compares each pair of frames once, in bands that skip most of what is outside the radius, and merges the best
 matches of each frame. Expected on 2 cores: the same labels (to 5e-4 if votes are nearly equal); A about 2 times, B-rsp
-(whose window excludes nothing) about 4 times, B about 5 times faster, with a sixth to a tenth of the memory; most of our
-time is the matrix product.
+(whose window excludes nothing) about 4 times, B about 5 times faster, with a sixth to a tenth of the memory; most of
+our time is the matrix product.
 """
 
 from __future__ import annotations
@@ -133,6 +133,6 @@ if __name__ == "__main__":
         "Label propagation against the reference implementations",
         f"python benchmarks/propagation_speed.py --frames {options.frames} --repeats {options.repeats}",
         [row(name, options.frames, options.repeats, device) for name in PROTOCOLS["davis"]],
-        f"Seconds per sequence, median (min..max) of {options.repeats}, on features [T, 30, 54, 384] ({device}), without "
-        "the encoder. Peak: memory in addition to the features.",
+        f"Seconds per sequence, median (min..max) of {options.repeats}, on features [T, 30, 54, 384] ({device}), "
+        "without the encoder. Peak: memory in addition to the features.",
     )

@@ -10,9 +10,9 @@ sequences there, none of which was used for training. Encoders run in bfloat16, 
 logistic regression on class tokens and on mean features at 64 px. The ablations are evaluated only with protocol A.
 
 Each evaluation is a separate `fewtokens eval` command, whose JSON is kept in WORK/judged. About 6 minutes per encoder
-on 2 cores. Rows of encoders that are not evaluated now (excluded by --only, or trained elsewhere) are kept in the results, and
-so are the images if the masks of one of them are missing. Behavior cloning is `bc_metaworld.py` with the same
-folders; the report includes its table if results/bc_metaworld.json exists.
+on 2 cores. Rows of encoders that are not evaluated now (excluded by --only, or trained elsewhere) are kept in the
+results, and so are the images if the masks of one of them are missing. Behavior cloning is `bc_metaworld.py` with the
+same folders; the report includes its table if results/bc_metaworld.json exists.
 """
 
 from __future__ import annotations
@@ -230,10 +230,10 @@ def main() -> None:
     write(
         "tobo_small", "Token Bottleneck and related objectives, pre-trained at equal compute",
         COMMAND, {head: rows for head, rows in tables.items() if rows},
-        "Means over seeds; ± is half the range. All encoders use a grid of 30 x 55 cells; masks are scored at the native "
-        "size. Unseen loss: loss of the objective's main path (ToBo: from one token) on pairs of DAVIS sequences, where "
-        "1 is an uninformative prediction; swapped: with the source of another sequence. It is not comparable between "
-        "objectives, which mask different fractions. Core minutes: time per step on one idle core, times the number of "
+        "Means over seeds; ± is half the range. All encoders use a grid of 30 x 55 cells; masks are scored at the "
+        "native size. Unseen loss: loss of the objective's main path (ToBo: from one token) on pairs of DAVIS "
+        "sequences, where 1 is an uninformative prediction; swapped: with the source of another sequence. It is not "
+        "comparable between objectives, which mask different fractions. Core minutes: time per step on one idle core, times the number of "
         "steps. First image: protocol A at 60 % of each sequence, with the ground truth outlined in white. Second "
         "image: pairs of unseen videos reconstructed by ToBo. " + EARLIER,
         [file for file in ("tobo_small.png", "tobo_small_rebuilt.png") if (RESULTS / file).is_file()],

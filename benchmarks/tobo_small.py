@@ -206,8 +206,8 @@ def train(work: Path, only: list[str], seeds: list[int], steps: int, workers: in
         scores = "  ".join(f"{key} {value:.3f}" for key, value in report.scores.items())
         waiting = 100 * report.waiting / max(report.seconds, 1e-9)
         print(
-            f"{start} {name:20s} seed {seed}  {report.steps} steps, {step_seconds:.2f} s per step, {waiting:.0f} % waiting  "
-            f"{scores}",
+            f"{start} {name:20s} seed {seed}  {report.steps} steps, {step_seconds:.2f} s per step, "
+            f"{waiting:.0f} % waiting  {scores}",
             flush=True,
         )
 
@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--only", help=f"runs, separated by ';' (default: all): {'; '.join(RUNS)}")
     parser.add_argument("--seeds", default="0", help="comma-separated seeds (default: %(default)s)")
     parser.add_argument(
-        "--steps", type=int, default=STEPS, help="steps of runs on pairs; MAE has twice as many (default: %(default)s)"
+        "--steps", type=int, default=STEPS, help="steps of runs on pairs; twice as many for MAE (default: %(default)s)"
     )
     parser.add_argument("--workers", type=int, default=1, help="data workers (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch; 0 for all cores")

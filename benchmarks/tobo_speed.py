@@ -10,9 +10,9 @@
 A step is forward pass, backward pass and AdamW on frames in memory; the implementations alternate. float32 and bf16
 autocast; on a GPU also fp16 and large batches. The losses of the first two are compared before timing. Memory is the
 peak of tensors in addition to weights and frames; the first step, which allocates the optimizer state, is not measured.
-Expected: 1.4 to 1.55 times as fast as two passes with a third less memory for the small network, 1.25 to 1.35 times with
-a fifth less for ViT-S/16, because the full source is encoded once instead of twice; decoding one batch instead of two
-matters at most on a GPU.
+Expected: 1.4 to 1.55 times as fast as two passes with a third less memory for the small network, 1.25 to 1.35 times
+with a fifth less for ViT-S/16, because the full source is encoded once instead of twice; decoding one batch instead of
+two matters at most on a GPU.
 """
 
 from __future__ import annotations

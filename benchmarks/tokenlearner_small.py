@@ -6,9 +6,9 @@ Cost on 2 cores: images and videos about 40 minutes each with --threads 1 (in pa
 `report` makes the plots and tables from the results of the others in results/tokenlearner_small/. Interrupted parts
 resume. Expected (results/tokenlearner_small.md): with 8 learned tokens from the middle layer on, networks reach or
 exceed the accuracy of the full ones at 0.57 to 0.62 of the operations. Of the alternatives, one dense layer over the
-positions is best here, because the hands are in the middle of the images; TokenFuser helps much on images and not at all
-on the moving digits; pool + MLP does not learn. The three seeds differ by up to 30 points, so smaller differences are
-not significant.
+positions is best here, because the hands are in the middle of the images; TokenFuser helps much on images and not at
+all on the moving digits; pool + MLP does not learn. The three seeds differ by up to 30 points, so smaller differences
+are not significant.
 
 images  ../shared/data/sign_digits ($FEWTOKENS_DATA): 2,062 photographs of ten hand signs, a fixed split with 80 % for
         training, 48 px, patches of 6 (64 tokens); a ViT with 8 blocks and 64 channels, with and without learners.
@@ -154,8 +154,8 @@ def images(seeds: tuple[int, ...], epochs: float) -> None:
             settings = Settings(**LOOP, epochs=epochs, batch=64, lr=2e-3, seed=seed)
             config = VisionConfig(**(IMAGE | changes))
             train_one(
-                "images", name, seed, lambda config=config: VisionTransformer(config), InMemory(x, y, seed, training=True),
-                InMemory(x_test, y_test, seed, training=False), settings,
+                "images", name, seed, lambda config=config: VisionTransformer(config),
+                InMemory(x, y, seed, training=True), InMemory(x_test, y_test, seed, training=False), settings,
             )  # fmt: skip
 
 

@@ -11,9 +11,9 @@ About 2 minutes on 2 cores. Three tables:
    map with every pixel: time, memory, and the largest difference. Ours is one matrix product.
 
 Expected on 2 cores: the networks are 1.7 to 2.0 times faster at FLOP ratios of 1.75 to 1.95, so nearly all of the
-reduction becomes saved time; the rest is lost in the learner's 3x3 convolutions and the blocks on 8 tokens, which run at
-30 to 70 % of the rate of the large ones. One module is 3 to 12 times faster than the simple implementation (the time to
-write the large product varies with the state of the machine), with a thirteenth of its memory.
+reduction becomes saved time; the rest is lost in the learner's 3x3 convolutions and the blocks on 8 tokens, which run
+at 30 to 70 % of the rate of the large ones. One module is 3 to 12 times faster than the simple implementation (the time
+to write the large product varies with the state of the machine), with a thirteenth of its memory.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _peak(network: Any, clip: Tensor) -> float:
 def measure_peaks() -> dict[str, float]:
     """Largest increase in memory during each forward pass in MiB, measured in a separate process.
 
-    Environment variables of the C library make it release every large block as soon as it is free, which takes time but
-    makes the resident memory equal to the memory in use.
+    Environment variables of the C library make it release every freed large block immediately, which takes time but makes
+    the resident memory equal to the memory in use.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(

@@ -281,7 +281,8 @@ def main(gpu: bool) -> None:
         "Time to the first token and memory, by visual tokens kept",
         "python benchmarks/video_llm_speed.py" + (" --gpu" if gpu else ""),
         tables,
-        "Random weights; medians, with ± half the range. Peak: memory of the prefill in addition to weights and features.",
+        "Random weights; medians, with ± half the range. Peak: memory of the prefill in addition to weights and "
+        "features.",
     )
 
 

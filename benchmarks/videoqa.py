@@ -1,4 +1,4 @@
-"""How much each method keeps for a video language model: the table of Token Dynamics, with all models trained from scratch.
+"""Accuracy of a video language model with each method: the table of Token Dynamics, all models trained from scratch.
 
     python benchmarks/videoqa_encoder.py WORK        the frozen encoder, about 35 minutes on 2 cores
     python benchmarks/videoqa.py WORK data           clips and their features, about 10 minutes, 7 GB
@@ -14,12 +14,12 @@ steps resume.
 
 Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten types of question, all open (answers of one word), scored
 by exact match. Tokens: 16 frames x 4 x 4 cells, each with 2 x 2 patches of the encoder. Reduction is after the
-projector, in the dimension of the language model; tokens keep the positions of their cells (positions="keep"), except in
-the rows marked otherwise.
+projector, in the dimension of the language model; tokens keep the positions of their cells (positions="keep"), except
+in the rows marked otherwise.
 
-Expected: 47.7 % with all tokens, compared with 18.4 % for a blind guess; without retraining, at 32 tokens, hourglass 44,
-fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 46, fewer_frames 44, token_dynamics
-43, kmeans 42. Discussion: docs/studies/video_llm.md.
+Expected: 47.7 % with all tokens, compared with 18.4 % for a blind guess; without retraining, at 32 tokens, hourglass
+44, fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 46, fewer_frames 44,
+token_dynamics 43, kmeans 42. Discussion: docs/studies/video_llm.md.
 """
 
 from __future__ import annotations
