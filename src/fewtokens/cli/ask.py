@@ -87,7 +87,7 @@ def ask(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, an image or a folder of images.")],
     session: SessionOptions,
     run: RunOptions,
-    questions: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="One or more questions.")] = None,
+    questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="One or more questions.")] = None,
     file: Annotated[
         Path | None,
         typer.Option("--questions", metavar="FILE", help="Text file, one question per line.", rich_help_panel=INPUT),

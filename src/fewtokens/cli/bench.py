@@ -34,9 +34,9 @@ from fewtokens.cli.resume import (
     check_settings,
     check_source,
     distinct_names,
-    unique_paths,
     read_rows,
     source_now,
+    unique_paths,
 )
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.keys import change, current_keys, headed
@@ -80,7 +80,10 @@ class BudgetOptions:
     keep: Annotated[
         str,
         typer.Option(
-            "--keep", metavar="K", help="Comma-separated budgets: 0.1 is a fraction, 32 a count.", rich_help_panel=METHOD
+            "--keep",
+            metavar="K",
+            help="Comma-separated budgets: 0.1 is a fraction, 32 a count.",
+            rich_help_panel=METHOD,
         ),
     ] = "0.25,0.1,0.05,0.02"
 
@@ -91,7 +94,9 @@ class ClipOptions:
 
     frames: Annotated[
         int,
-        typer.Option("--frames", min=1, help="Number of frames per clip, spread evenly over it.", rich_help_panel=INPUT),
+        typer.Option(
+            "--frames", min=1, help="Number of frames per clip, spread evenly over it.", rich_help_panel=INPUT
+        ),
     ] = 32
     size: SizeOption = 224
     davis: Annotated[
@@ -103,7 +108,8 @@ class ClipOptions:
         ),
     ] = None
     davis_size: Annotated[
-        int, typer.Option("--davis-size", min=16, help="Short side of the DAVIS frames, in pixels.", rich_help_panel=INPUT)
+        int,
+        typer.Option("--davis-size", min=16, help="Short side of the DAVIS frames, in pixels.", rich_help_panel=INPUT),
     ] = 480
 
 
@@ -134,7 +140,7 @@ def bench(
     budget: BudgetOptions,
     run: RunOptions,
     videos: Annotated[
-        list[Path] | None, typer.Argument(metavar="[VIDEO_OR_FOLDER]...", help="Videos, or folders of videos.")
+        list[Path] | None, typer.Argument(metavar="VIDEO_OR_FOLDER", help="Videos, or folders of videos.")
     ] = None,
     target: Annotated[
         Path | None,
@@ -429,7 +435,8 @@ def _write(
         plots,
         target / "index.html",
         title="fewtokens bench",
-        note=about + " In the images, each color marks one token that stands for several cells; dark cells are dropped.",
+        note=about
+        + " In the images, each color marks one token that stands for several cells; dark cells are dropped.",
         unpack=unpacked,
     )
     return summary

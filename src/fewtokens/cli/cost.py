@@ -113,7 +113,7 @@ def cost(
     few: LanguageOptions,
     time: TimeOptions,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]", help="Names of networks, or folders of saved ones.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Names of networks, or folders of saved ones.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

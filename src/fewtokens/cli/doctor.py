@@ -94,7 +94,9 @@ def _show(report: dict[str, Any]) -> None:
         "system": report["system"],
         "devices": ", ".join(report["devices"]),
         "threads": f"{report['threads']} of {report['cores']} cores",
-        "video": ", ".join(f"{name}{'' if available else ' (missing)'}" for name, available in report["decoders"].items()),
+        "video": ", ".join(
+            f"{name}{'' if available else ' (missing)'}" for name, available in report["decoders"].items()
+        ),
     }
     for name, value in facts.items():
         out.print(f"[bold]{name:<10}[/bold] {value}", highlight=False, soft_wrap=True)
@@ -102,7 +104,9 @@ def _show(report: dict[str, Any]) -> None:
     for name, entry in report["packages"].items():
         extra = entry["extra"]
         command = f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
-        rows.append({"package": name, "extra": extra or "(required)", "version": entry["version"] or f"missing: {command}"})
+        rows.append(
+            {"package": name, "extra": extra or "(required)", "version": entry["version"] or f"missing: {command}"}
+        )
     out.print(table("Packages", rows))
     if report["missing"]:
         log.print(f"[red]missing:[/red] {', '.join(report['missing'])}")

@@ -26,7 +26,7 @@ _STAGES = {
 
 @verb("fewtokens methods", "fewtokens methods tome")
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Method to describe.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Method to describe.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List all methods by stage, or describe one."""

@@ -16,7 +16,7 @@ from fewtokens.cli.tables import print_json, table
 @verb("fewtokens models", "fewtokens models tokenlearner_vit_b16_8at6")
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name of a network, or folder of a saved one.")
+        str | None, typer.Argument(metavar="NAME", help="Name of a network, or folder of a saved one.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

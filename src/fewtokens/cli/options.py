@@ -28,15 +28,24 @@ DtypeOption = Annotated[
 ]
 BatchOption = Annotated[
     int,
-    typer.Option("--batch", help="Frames per forward pass of the encoder; lower it to save memory.", rich_help_panel=ENCODER),
+    typer.Option(
+        "--batch", help="Frames per forward pass of the encoder; lower it to save memory.", rich_help_panel=ENCODER
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if available), cpu, cuda or mps.", rich_help_panel=RUN)]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (a GPU if available), cpu, cuda or mps.", rich_help_panel=RUN)
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON.", rich_help_panel=OUTPUT)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.", rich_help_panel=OUTPUT)]
 SettingsOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override a setting of the protocol; can be repeated.", rich_help_panel=PROTOCOL),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Override a setting of the protocol; can be repeated.",
+        rich_help_panel=PROTOCOL,
+    ),
 ]
 
 
@@ -48,12 +57,13 @@ class ReadOptions:
     fps: FpsOption = None
     size: SizeOption = 224
     start: Annotated[float, typer.Option("--start", help="Start time, in seconds.", rich_help_panel=INPUT)] = 0.0
-    end: Annotated[float | None, typer.Option("--end", help="End time, in seconds. Default: the end of the video.", rich_help_panel=INPUT)] = None
+    end: Annotated[
+        float | None,
+        typer.Option("--end", help="End time, in seconds. Default: the end of the video.", rich_help_panel=INPUT),
+    ] = None
     video_stream: Annotated[
         int | None,
-        typer.Option(
-            "--video-stream", help="Index of the video stream, in files with several.", rich_help_panel=INPUT
-        ),
+        typer.Option("--video-stream", help="Index of the video stream, in files with several.", rich_help_panel=INPUT),
     ] = None
     allow_truncated: Annotated[
         bool,

@@ -61,7 +61,9 @@ def show(
     inputs: Annotated[
         list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO...", help="Token files, or videos to tokenize.")
     ],
-    target: Annotated[Path, typer.Option("--out", help="Output file: .png, .gif, .mp4, or .html for a page.", rich_help_panel=OUTPUT)],
+    target: Annotated[
+        Path, typer.Option("--out", help="Output file: .png, .gif, .mp4, or .html for a page.", rich_help_panel=OUTPUT)
+    ],
     reading: ReadOptions,
     encoding: EncoderOptions,
     run: RunOptions,

@@ -27,7 +27,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import check_request, check_source, distinct_names, unique_paths, source_now, tell_damaged
+from fewtokens.cli.resume import check_request, check_source, distinct_names, source_now, tell_damaged, unique_paths
 from fewtokens.cli.tables import print_json
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
 

@@ -41,7 +41,7 @@ class TaskOptions:
 
     task: Annotated[
         str | None,
-        typer.Option("--task", help="metaworld/TASK or kitchen/TASK; requires fewtokens[sim].", rich_help_panel=INPUT),
+        typer.Option("--task", help="metaworld/TASK or kitchen/TASK; requires the extra sim (see fewtokens doctor).", rich_help_panel=INPUT),
     ] = None
     data: Annotated[
         Path | None,
@@ -54,11 +54,17 @@ class TaskOptions:
     ] = None
     camera: Annotated[
         str | None,
-        typer.Option("--camera", help="Camera of the task, such as corner2 or topview. Default: depends on the task.", rich_help_panel=INPUT),
+        typer.Option(
+            "--camera",
+            help="Camera of the task, such as corner2 or topview. Default: depends on the task.",
+            rich_help_panel=INPUT,
+        ),
     ] = None
     horizon: Annotated[
         int | None,
-        typer.Option("--horizon", help="Steps per episode. Default: 500 (metaworld), 280 (kitchen).", rich_help_panel=INPUT),
+        typer.Option(
+            "--horizon", help="Steps per episode. Default: 500 (metaworld), 280 (kitchen).", rich_help_panel=INPUT
+        ),
     ] = None
     hold: Annotated[
         int | None,
@@ -101,24 +107,41 @@ class ProtocolOptions:
     """How policies are trained and evaluated."""
 
     preset: Annotated[
-        str, typer.Option("--preset", help="Preset of settings: small, r3m, cortexbench or cortexbench_dmc.", rich_help_panel=PROTOCOL)
+        str,
+        typer.Option(
+            "--preset", help="Preset of settings: small, r3m, cortexbench or cortexbench_dmc.", rich_help_panel=PROTOCOL
+        ),
     ] = "small"
     settings: SettingsOption = None
     demos: Annotated[
-        int | None, typer.Option("--demos", help="Number of demonstrations. Default: that of the preset.", rich_help_panel=PROTOCOL)
+        int | None,
+        typer.Option(
+            "--demos", help="Number of demonstrations. Default: that of the preset.", rich_help_panel=PROTOCOL
+        ),
     ] = None
     rollouts: Annotated[
-        int | None, typer.Option("--rollouts", help="Episodes per evaluation. Default: those of the preset.", rich_help_panel=PROTOCOL),
+        int | None,
+        typer.Option(
+            "--rollouts", help="Episodes per evaluation. Default: those of the preset.", rich_help_panel=PROTOCOL
+        ),
     ] = None
     size: Annotated[
         int | None,
-        typer.Option("--size", help="Side of the encoder's input, in pixels; scales rendering in proportion.", rich_help_panel=PROTOCOL),
+        typer.Option(
+            "--size",
+            help="Side of the encoder's input, in pixels; scales rendering in proportion.",
+            rich_help_panel=PROTOCOL,
+        ),
     ] = None
     seeds: Annotated[
-        int, typer.Option("--seeds", help="Number of policies to train, with random seeds 0, 1, ...", rich_help_panel=PROTOCOL)
+        int,
+        typer.Option(
+            "--seeds", help="Number of policies to train, with random seeds 0, 1, ...", rich_help_panel=PROTOCOL
+        ),
     ] = 3
     side_by_side: Annotated[
-        int, typer.Option("--side-by-side", help="Episodes to simulate in parallel; faster on a GPU.", rich_help_panel=RUN)
+        int,
+        typer.Option("--side-by-side", help="Episodes to simulate in parallel; faster on a GPU.", rich_help_panel=RUN),
     ] = 1
 
 
@@ -139,7 +162,8 @@ class RunFolder:
         typer.Option("--film", min=0, help="Number of episodes per seed in the videos.", rich_help_panel=OUTPUT),
     ] = 4
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start from scratch in a folder that contains a run.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option("--fresh", help="Start from scratch in a folder that contains a run.", rich_help_panel=OUTPUT),
     ] = False
     demos_file: Annotated[
         Path | None,
@@ -230,8 +254,8 @@ def _write_demos(path: Path, source: TaskOptions, protocol: Cloning, as_json: bo
 
 
 def _run(
-    protocol: Cloning, changes: dict[str, Any], source: TaskOptions, features: FeatureOptions, training: ProtocolOptions,
-    files: RunFolder, device: str,
+    protocol: Cloning, changes: dict[str, Any], source: TaskOptions, features: FeatureOptions,
+    training: ProtocolOptions, files: RunFolder, device: str,
 ) -> Report:  # fmt: skip
     import torch
 
@@ -252,15 +276,15 @@ def _run(
     with progress("behavior cloning", None) as advance:
         return run(
             protocol, encoder, Source(source.task, source.data, source.camera, source.horizon, source.hold),
-            seeds=training.seeds, side_by_side=training.side_by_side, film=files.film, folder=files.folder, fresh=files.fresh,
-            batch=features.batch, device=pick_device(device), own_states="proprio" not in changes,
+            seeds=training.seeds, side_by_side=training.side_by_side, film=files.film, folder=files.folder,
+            fresh=files.fresh, batch=features.batch, device=pick_device(device), own_states="proprio" not in changes,
             progress=lambda title, done, total: advance(done, total, title),
         )  # fmt: skip
 
 
 def _write_sheets(folder: Path, seeds: int) -> list[Path]:
     """Writes a contact sheet of each video, with frames from start to end; returns the paths."""
-    from fewtokens.straining.sheet import draw_contact_sheet
+    from fewtokens.show.sheet import draw_contact_sheet
     from fewtokens.video import read
 
     sheets = []

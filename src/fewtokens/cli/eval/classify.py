@@ -42,7 +42,9 @@ def classify(
     from fewtokens.evaluation.classify import predict, scores_of
 
     if not models.is_saved(model):
-        raise ValueError(f"{model}: no trained network in this folder; fewtokens train classify writes one to OUT/model")
+        raise ValueError(
+            f"{model}: no trained network in this folder; fewtokens train classify writes one to OUT/model"
+        )
     meta = models.meta(model)
     trained = meta.get("trained", {})
     views = make_views(view, trained)

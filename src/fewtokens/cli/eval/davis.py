@@ -26,7 +26,10 @@ def davis(
     data: DataOption,
     options: DenseOptions = DenseOptions(batch=8),
     protocol: Annotated[
-        str, typer.Option("--protocol", help="Protocol A, B or B-rsp; --set overrides its settings.", rich_help_panel=PROTOCOL)
+        str,
+        typer.Option(
+            "--protocol", help="Protocol A, B or B-rsp; --set overrides its settings.", rich_help_panel=PROTOCOL
+        ),
     ] = "A",
     score_size: Annotated[
         str,

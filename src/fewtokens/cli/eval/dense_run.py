@@ -50,9 +50,14 @@ DataOption = Annotated[
     Path, typer.Option("--data", help="Folder of the data set, in its public layout.", rich_help_panel=INPUT)
 ]
 ListOption = Annotated[
-    Path | None, typer.Option("--list", help="Text file with the names of the sequences to score. Default: all.", rich_help_panel=INPUT)
+    Path | None,
+    typer.Option(
+        "--list", help="Text file with the names of the sequences to score. Default: all.", rich_help_panel=INPUT
+    ),
 ]
-ProtocolOption = Annotated[str, typer.Option("--protocol", help="Protocol A; --set overrides its settings.", rich_help_panel=PROTOCOL)]
+ProtocolOption = Annotated[
+    str, typer.Option("--protocol", help="Protocol A; --set overrides its settings.", rich_help_panel=PROTOCOL)
+]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,9 @@ class DenseOutput:
     write_videos: Annotated[
         bool,
         typer.Option(
-            "--write-videos", help="Also write a video of each sequence with its predicted labels.", rich_help_panel=OUTPUT
+            "--write-videos",
+            help="Also write a video of each sequence with its predicted labels.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False
 
@@ -201,7 +208,9 @@ def _check_names(selected: Sequence[SequenceFiles]) -> None:
             raise ValueError(f"sequences {other} and {files.name} would have the same file name; rename one")
         stems = {picture.stem.casefold() for picture in files.pictures}
         if len(stems) < len(files.pictures):
-            raise ValueError(f"{files.pictures[0].parent}: two images have the same name except for case or suffix; rename one")
+            raise ValueError(
+                f"{files.pictures[0].parent}: two images have the same name except for case or suffix; rename one"
+            )
 
 
 def _check_files(selected: Sequence[SequenceFiles], results: dict[str, dict[str, Any]], target: Path) -> None:
@@ -211,8 +220,7 @@ def _check_files(selected: Sequence[SequenceFiles], results: dict[str, dict[str,
             continue
         if "files" not in results[files.name]:
             raise ValueError(
-                f"{target} does not specify the files of {files.name} (an earlier version wrote it); "
-                "give another --out"
+                f"{target} does not specify the files of {files.name} (an earlier version wrote it); give another --out"
             )
         if results[files.name]["files"] != _files_of(files):
             raise ValueError(

@@ -21,7 +21,9 @@ def fewshot(
     context: typer.Context,
     labeled: LabeledOptions,
     options: ProbeOptions,
-    shots: Annotated[int, typer.Option("--shots", min=1, help="Training examples per class.", rich_help_panel=PROTOCOL)] = 5,
+    shots: Annotated[
+        int, typer.Option("--shots", min=1, help="Training examples per class.", rich_help_panel=PROTOCOL)
+    ] = 5,
 ) -> None:
     """Score a frozen encoder by the top-1 accuracy of least squares on a few examples per class."""
 

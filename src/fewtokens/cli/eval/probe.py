@@ -40,7 +40,12 @@ class ProbeOptions(LoadOptions, ViewOptions, MethodOptions):
         ),
     ] = "patches"
     feature: Annotated[
-        str, typer.Option("--feature", help="Feature of a clip: mean (of its tokens) or class (its class token).", rich_help_panel=ENCODER)
+        str,
+        typer.Option(
+            "--feature",
+            help="Feature of a clip: mean (of its tokens) or class (its class token).",
+            rich_help_panel=ENCODER,
+        ),
     ] = "mean"
     share: Annotated[
         float,

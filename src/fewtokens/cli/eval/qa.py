@@ -37,7 +37,12 @@ def qa(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Number of questions, spread evenly over the set. Default: all.", rich_help_panel=INPUT),
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Number of questions, spread evenly over the set. Default: all.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
 ) -> None:
     """Score a video language model on a public question set, with the file layout and prompts of that set.

@@ -25,7 +25,9 @@ class _Model:
 class QuestionOptions(RunOptions, MethodOptions, _Model):
     """A video language model, how it reads a video, and the output file."""
 
-    frames: Annotated[int, typer.Option("--frames", help="Number of frames per video, spread evenly over it.", rich_help_panel=INPUT)] = 32
+    frames: Annotated[
+        int, typer.Option("--frames", help="Number of frames per video, spread evenly over it.", rich_help_panel=INPUT)
+    ] = 32
     dtype: ModelDtypeOption = None
     replies: Annotated[
         Path | None,

@@ -23,9 +23,14 @@ def videoqa(
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Number of questions, one per clip.", rich_help_panel=INPUT)
     ] = 500,
-    split: Annotated[str, typer.Option("--split", help="Split of the generated clips: train, val or test.", rich_help_panel=INPUT)] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="Split of the generated clips: train, val or test.", rich_help_panel=INPUT)
+    ] = "test",
     kinds: Annotated[
-        str | None, typer.Option("--kinds", help="Comma-separated question types, such as count,order. Default: all.", rich_help_panel=INPUT)
+        str | None,
+        typer.Option(
+            "--kinds", help="Comma-separated question types, such as count,order. Default: all.", rich_help_panel=INPUT
+        ),
     ] = None,
     size: Annotated[int, typer.Option("--size", help="Side of the clips, in pixels.", rich_help_panel=INPUT)] = 64,
 ) -> None:
@@ -61,7 +66,12 @@ def videoqa(
         print_json({"model": options.model, "spec": spec, "visual_tokens": tokens, **summary})
         return
     rows = [
-        {"type": kind, "accuracy, %": 100 * part["accuracy"], "chance, %": 100 * part["chance"], "questions": part["count"]}
+        {
+            "type": kind,
+            "accuracy, %": 100 * part["accuracy"],
+            "chance, %": 100 * part["chance"],
+            "questions": part["count"],
+        }
         for kind, part in {**summary["kinds"], **summary["formats"], "all": summary["all"]}.items()
     ]
     out.print(table(spec or "all tokens", rows))

@@ -21,11 +21,13 @@ class LabeledOptions:
 
     data: Annotated[
         Path,
-        typer.Option("--data", help="Labeled data: a folder with one folder per class, a list, or tars.", rich_help_panel=INPUT),
+        typer.Option(
+            "--data", help="Labeled data: a folder with one folder per class, a list, or tars.", rich_help_panel=INPUT
+        ),
     ]
-    validation: Annotated[Path | None, typer.Option("--val", help="Test set, in the format of --data.", rich_help_panel=INPUT)] = (
-        None
-    )
+    validation: Annotated[
+        Path | None, typer.Option("--val", help="Test set, in the format of --data.", rich_help_panel=INPUT)
+    ] = None
     root: RootOption = None
 
 
@@ -43,7 +45,9 @@ class ViewOptions:
     ] = None
     resize: Annotated[
         int,
-        typer.Option("--resize", help="Short side before the crop, in pixels; 0: the crop size.", rich_help_panel=INPUT),
+        typer.Option(
+            "--resize", help="Short side before the crop, in pixels; 0: the crop size.", rich_help_panel=INPUT
+        ),
     ] = 0
     frames: Annotated[
         int | None,
@@ -71,7 +75,12 @@ class LoadOptions:
     batch: Annotated[
         int, typer.Option("--batch", help="Clips per forward pass; lower it to save memory.", rich_help_panel=RUN)
     ] = 64
-    workers: Annotated[int, typer.Option("--workers", help="Number of processes that load data; 0: none.", rich_help_panel=RUN)] = 0
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", help="Number of data-loading processes; 0: load in the main process.", rich_help_panel=RUN
+        ),
+    ] = 0
     device: DeviceOption = "auto"
 
 

@@ -24,9 +24,9 @@ def vip(
     protocol: ProtocolOption = "A",
     listing: ListOption = None,
 ) -> None:
-    """Score a frozen encoder on VIP: propagate masks of human parts from the first frame, measure mean IoU of 20 classes.
+    """Score a frozen encoder on VIP: propagate masks of human parts from the first frame, measure mean IoU.
 
-    The background counts as a class, and the given first frame is included.
+    There are 20 classes, including the background. The given first frame is included.
     """
     check_exists(data, what="VIP folder")
     check_exists(listing)
