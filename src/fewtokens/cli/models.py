@@ -44,16 +44,19 @@ def models(
         )
         return
     network = networks.load(name) if networks.is_saved(name) else networks.on_meta(name)
-    described = networks.describe(network)
+    description = networks.describe(network)
     if as_json:
-        print_json(described)
+        print_json(description)
         return
     out.print(
-        f"[bold]{escape(name)}[/bold]  [dim]{described['kind']}, {millions(described['parameters'])} parameters[/dim]"
+        f"[bold]{escape(name)}[/bold]  "
+        f"[dim]{description['kind']}, {millions(description['parameters'])} parameters[/dim]"
     )
     if name in networks.PRESETS:
         out.print(escape(networks.PRESETS[name]), highlight=False)
-    out.print(table("Settings", [{"setting": key, "value": str(value)} for key, value in described["config"].items()]))
+    out.print(
+        table("Settings", [{"setting": key, "value": str(value)} for key, value in description["config"].items()])
+    )
 
 
 def millions(parameters: int) -> str:

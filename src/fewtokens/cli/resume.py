@@ -130,7 +130,7 @@ def _describe(source: dict[str, Any]) -> str:
     return f"{source['bytes']} bytes, modified at {source['mtime_ns']} ns"
 
 
-def tell_damaged(error: Exception) -> None:
+def report_damaged(error: Exception) -> None:
     """Prints that a damaged result will be written again."""
     log.print(f"{escape(' '.join(str(error).split()))}; writing it again", highlight=False, soft_wrap=True)
 

@@ -59,7 +59,7 @@ def _is_file(path: Path) -> bool:
 )  # fmt: skip
 def show(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO...", help="Token files, or videos to tokenize.")
+        list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO", help="Token files, or videos to tokenize.")
     ],
     target: Annotated[
         Path, typer.Option("--out", help="Output file: .png, .gif, .mp4, or .html for a page.", rich_help_panel=OUTPUT)

@@ -62,8 +62,8 @@ def _width(name: str, rows: Sequence[dict[str, Any]]) -> int:
 def _least_width(name: str, rows: Sequence[dict[str, Any]]) -> int:
     width = _width(name, rows)
     # Names of methods stay complete, to be distinguished and copied.
-    whole = name == "method" and width <= 24
-    return width if whole or _is_number(name, rows) else min(width, _MIN_WIDTH)
+    unbroken = name == "method" and width <= 24
+    return width if unbroken or _is_number(name, rows) else min(width, _MIN_WIDTH)
 
 
 def text(name: str, value: Any) -> str:

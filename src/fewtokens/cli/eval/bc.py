@@ -41,7 +41,11 @@ class TaskOptions:
 
     task: Annotated[
         str | None,
-        typer.Option("--task", help="metaworld/TASK or kitchen/TASK; requires the extra sim (see fewtokens doctor).", rich_help_panel=INPUT),
+        typer.Option(
+            "--task",
+            help="metaworld/TASK or kitchen/TASK; requires the extra sim (see fewtokens doctor).",
+            rich_help_panel=INPUT,
+        ),
     ] = None
     data: Annotated[
         Path | None,

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--workers", help="Number of data-loading processes; 0: load in the main process.", rich_help_panel=RUN
+        "--workers",
+        help="Number of data-loading processes; 0: the main process. Default: see --dry-run.",
+        rich_help_panel=RUN,
     ),
 ]
 FreshOption = Annotated[
@@ -44,19 +46,26 @@ class TrainOptions(_Folder):
     """Training settings, and the folder of the run."""
 
     epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Number of passes over the data.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(
+            "--epochs", help="Number of passes over the data. Default: see --dry-run.", rich_help_panel=TRAINING
+        ),
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option("--batch", help="Batch size: samples per step, over all processes.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--batch", help="Samples per step, over all processes. Default: see --dry-run.", rich_help_panel=TRAINING
+        ),
     ] = None
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=TRAINING)] = None
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate. Default: see --dry-run.", rich_help_panel=TRAINING)
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Override a setting; can be repeated. --dry-run lists all settings.",
+            help="Override a setting; can be repeated. --dry-run lists the settings.",
             rich_help_panel=TRAINING,
         ),
     ] = None
@@ -67,7 +76,7 @@ class TrainOptions(_Folder):
     device: Annotated[str, typer.Option("--device", help="auto (a GPU if available) or cpu.", rich_help_panel=RUN)] = (
         "auto"
     )
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)] = None
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed. Default: 0.", rich_help_panel=RUN)] = None
     as_json: JsonOption = False
 
     def __post_init__(self) -> None:
