@@ -234,7 +234,7 @@ def _build(name: str, options: NetworkOptions, device: Any) -> tuple[Any, list[i
         saved = models.read_config(name)
         if saved["fewtokens_model"] not in models.KINDS:
             raise ValueError(
-                f"{name}: contains a {saved['fewtokens_model']}; costs can be operations for {', '.join(models.KINDS)}"
+                f"{name}: contains a {saved['fewtokens_model']}; costs can be counted for {', '.join(models.KINDS)}"
             )
         kind, settings = models.KINDS[saved["fewtokens_model"]], saved["config"]
     else:
