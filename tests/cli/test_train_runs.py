@@ -133,7 +133,8 @@ def conversations(tmp_path) -> Path:
 
 def test_a_video_language_model_depends_on_the_seed_and_is_identified_by_its_options(parts, conversations, tmp_path):  # noqa: F811
     words = ("train", "video-llm", "--data", conversations, "--encoder", parts / "vit", "--llm", parts / "llm",
-             "--pool", 2, "--size", 32, "--set", "workers=0", "--device", "cpu", "--set", "steps=2", "--batch", 2)  # fmt: skip
+             "--pool", 2, "--size", 32, "--set", "workers=0", "--device", "cpu", "--set", "steps=2",
+             "--batch", 2)  # fmt: skip
     some = ("--frames", 4, "--with", "tome(keep=4)")
     for name in ("a", "b"):
         run(*words, *some, "--out", tmp_path / name)
