@@ -122,9 +122,9 @@ def test_vip(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["davis", "--data", "nowhere"], "no DAVIS folder"),
-        (["jhmdb", "--data", "nowhere"], "no JHMDB folder"),
-        (["vip", "--data", "nowhere"], "no VIP folder"),
+        (["davis", "--data", "nowhere"], "not a DAVIS folder"),
+        (["jhmdb", "--data", "nowhere"], "not a JHMDB folder"),
+        (["vip", "--data", "nowhere"], "not a VIP folder"),
         (["davis", "--data", "D", "--score-size", "large"], "native, 880 or both"),
         (["davis", "--data", "D", "--protocol", "C"], "protocols A, B, B-rsp"),
         (["davis", "--data", "D", "--set", "top=0"], "top and multiple at least 1"),

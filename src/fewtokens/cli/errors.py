@@ -85,7 +85,7 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
                 raise ValueError(f"{flag} must be at least {-(2**63)}, got {number}")
 
 
-def check_exists(*paths: Path | None, what: str = "such file or folder") -> None:
+def check_exists(*paths: Path | None, problem: str = "no such file or folder") -> None:
     """Checks paths before torch is imported, so that a wrong one is reported at once.
 
     Raises:
@@ -93,7 +93,7 @@ def check_exists(*paths: Path | None, what: str = "such file or folder") -> None
     """
     for path in paths:
         if path is not None and not path.exists():
-            raise ValueError(f"{path}: no {what}")
+            raise ValueError(f"{path}: {problem}")
 
 
 def check_folder(target: Path | None) -> None:

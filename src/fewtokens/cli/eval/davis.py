@@ -54,7 +54,7 @@ def davis(
     --out writes results.json, masks/ in the layout and palette of the official tool, and sheet.png (white: ground
     truth). F is higher at 480x880, where boundaries match within 9 px, than at 480x854, where they match within 8 px.
     """
-    check_exists(data, what="DAVIS folder")
+    check_exists(data, problem="not a DAVIS folder")
     from fewtokens.data.dense_sets import davis_sequences
     from fewtokens.evaluation import dense
 

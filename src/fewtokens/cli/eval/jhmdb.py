@@ -29,7 +29,7 @@ def jhmdb(
     A joint counts as correct within that fraction of 0.6 times the diagonal of the joints' bounding box. PCK is the
     mean of the percentages per joint.
     """
-    check_exists(data, what="JHMDB folder")
+    check_exists(data, problem="not a JHMDB folder")
     check_exists(listing)
     from fewtokens.data.dense_sets import jhmdb_clips
     from fewtokens.evaluation import dense

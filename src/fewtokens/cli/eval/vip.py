@@ -28,7 +28,7 @@ def vip(
 
     There are 20 classes, including the background. The given first frame is included.
     """
-    check_exists(data, what="VIP folder")
+    check_exists(data, problem="not a VIP folder")
     check_exists(listing)
     from fewtokens.data.dense_sets import vip_videos
     from fewtokens.evaluation import dense

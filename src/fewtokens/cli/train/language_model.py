@@ -65,7 +65,7 @@ def check_conversations(conversations: ConversationOptions) -> None:
     """Raises ValueError for missing data, before a model is loaded."""
     if not conversations.data.is_file():
         raise ValueError(
-            f"no such file: {conversations.data}; --data must be .jsonl or .json in the format of LLaVA-Video-178K"
+            f"{conversations.data}: no such file; --data must be .jsonl or .json in the format of LLaVA-Video-178K"
         )
     check_exists(conversations.validation, conversations.root)
 
