@@ -64,7 +64,7 @@ def make_methods(options: MethodOptions, seed: int, dim: int | None) -> list[Any
     budget = parse_keep(options.keep)
     if budget is not None and not _accepts_keep(options.spec):
         raise ValueError(
-            f"--keep has no effect: every method in {options.spec!r} sets its budget in the spec or accepts none"
+            f"--keep has no effect: no method in {options.spec!r} takes its budget from --keep"
         )
     defaults: dict[str, Any] = {"seed": seed, "keep": budget, "dim": dim}
     torch.manual_seed(seed)
