@@ -307,7 +307,7 @@ class TestTokenize:
             (["clip.mp4", "--encoder", "nowhere/at/all"], "no such folder"),
             (["clip.mp4", "--device", "tpu"], "device must be"),
             (["clip.mp4", "--dtype", "int4"], "dtype must be"),
-            (["clip.mp4", "--with", "tome_in_encoder(r=4)"], "does not allow"),
+            (["clip.mp4", "--with", "tome_in_encoder(r=4)"], "does not support"),
             (["clip.mp4", "clip2.mp4"], "cannot go into one file"),
         ],
     )

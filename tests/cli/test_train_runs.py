@@ -62,7 +62,7 @@ def test_other_data_or_initial_weights_are_another_run(two_sets, tmp_path):
     run(*words, "--data", a)
     model = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
     refused = last(run(*words, "--data", b, code=2))
-    for part in ("another data", f"{a} (", f"{b} (", "take another --out, or --fresh"):
+    for part in ("data", f"{a} (", f"{b} (", "use another --out, or --fresh"):
         assert part in refused
     Image.new("RGB", (20, 20)).save(a / "red" / "0.bmp")
     assert "has changed since" in last(run(*words, "--data", a, code=2))
@@ -79,11 +79,11 @@ def test_a_finished_run_is_continued_with_a_note(two_sets, tmp_path):
     run(*words)
     done = run(*words, "--epochs", 4, "--json")
     assert "note:" in done.stderr
-    assert "a run of 4 steps goes on from step 4 to 8" in done.stderr
+    assert "resumed at step 4/8 (previously 4 steps)" in done.stderr
     assert "cosine schedule of 8 steps" in done.stderr
     report = json.loads(done.stdout)
     assert (report["resumed_at"], report["steps"]) == (4, 8)
-    assert "has done 8 steps, 2 are asked for" in last(run(*words, "--epochs", 1, code=2))
+    assert "8 steps done, but 2 are requested" in last(run(*words, "--epochs", 1, code=2))
 
 
 def test_a_signal_ends_in_one_line(two_sets, tmp_path):
@@ -103,7 +103,7 @@ def test_a_signal_ends_in_one_line(two_sets, tmp_path):
     assert "Traceback" not in stderr
     (line,) = [line for line in stderr.splitlines() if "stopped" in line]
     step = files.load_header(tmp_path / "run" / "state.safetensors")["step"]
-    assert line == f"stopped at step {step}; the same command resumes"
+    assert line == f"stopped at step {step}; rerun the same command to resume"
     assert step >= 3
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "metrics.jsonl", "settings.json", "state.safetensors",
@@ -141,10 +141,10 @@ def test_a_video_language_model_depends_on_the_seed_and_is_identified_by_its_opt
     a, b = (files.load(tmp_path / name / "model" / "parts.safetensors", "video_llm")[0] for name in ("a", "b"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     for other, message in (
-        (("--frames", 6, "--with", "tome(keep=4)"), "another frames: 4 there, 6 here"),
-        (("--frames", 4, "--with", "tome(keep=5)"), "another --with: tome(keep=4) there, tome(keep=5) here"),
-        ((*some, "--positions", "renumber"), "another --positions: keep there, renumber here"),
-        ((*some, "--val", conversations), "another test data: none there"),
+        (("--frames", 6, "--with", "tome(keep=4)"), "4, now 6"),
+        (("--frames", 4, "--with", "tome(keep=5)"), "tome(keep=4), now tome(keep=5)"),
+        ((*some, "--positions", "renumber"), "keep, now renumber"),
+        ((*some, "--val", conversations), "test data"),
     ):
         assert message in last(run(*words, *other, "--out", tmp_path / "a", code=2))
     assert not list((tmp_path / "a").rglob(".*"))

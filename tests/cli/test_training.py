@@ -180,7 +180,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["vit_nano9x", "--data", "."], "no model called"),
+            (["vit_nano9x", "--data", "."], "no model named"),
             (["vit_nano8", "--data", "nowhere"], "no such file"),
             (["vit_nano8", "--data", "."], "no labelled image"),
             (["vit_nano8", "--data", ".", "--preset", "moon"], "no recipe called 'moon'"),
@@ -211,7 +211,7 @@ class TestErrors:
         words = ["--data", images, "--json"]
         assert "no trained network" in error_line(run("eval", "classify", tmp_path, *words, code=2))
         models.load(trained / "model").save_pretrained(tmp_path / "m")
-        assert "names no labels" in error_line(run("eval", "classify", tmp_path / "m", *words, code=2))
+        assert "contains no labels" in error_line(run("eval", "classify", tmp_path / "m", *words, code=2))
         weights = tmp_path / "m" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
         assert "cut short" in error_line(run("eval", "knn", "--encoder", tmp_path / "m", *words, code=2))
