@@ -182,7 +182,7 @@ class TestStream:
             (["--with", "tome"], "is not causal and cannot be streamed"),
             (["--with", "rlt | dtd"], "dtd cannot be streamed after rlt"),
             (["--with", "rlt", "--frames", "4"], "with --chunked; use --fps"),
-            (["--with", "rlt", "--events", "1"], "between 0 and 1"),
+            (["--with", "rlt", "--events", "1"], "must be in (0, 1)"),
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),
         ],
     )
