@@ -63,9 +63,7 @@ def make_methods(options: MethodOptions, seed: int, dim: int | None) -> list[Any
 
     budget = parse_keep(options.keep)
     if budget is not None and not _accepts_keep(options.spec):
-        raise ValueError(
-            f"--keep has no effect: no method in {options.spec!r} takes its budget from --keep"
-        )
+        raise ValueError(f"--keep has no effect: no method in {options.spec!r} takes its budget from --keep")
     defaults: dict[str, Any] = {"seed": seed, "keep": budget, "dim": dim}
     torch.manual_seed(seed)
     arguments = {name: value for name, value in defaults.items() if value is not None}

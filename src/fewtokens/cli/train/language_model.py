@@ -161,4 +161,6 @@ def _print_settings(model: Any, settings: dict[str, Any], total: int, training: 
         return
     out.print(table("", [{"setting": name, "value": str(value)} for name, value in settings.items()]))
     counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items())
-    out.print(f"{training} training and {test} test conversations, {total} steps; parameters: {counts}", highlight=False)
+    out.print(
+        f"{training} training and {test} test conversations, {total} steps; parameters: {counts}", highlight=False
+    )
