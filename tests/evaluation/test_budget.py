@@ -88,9 +88,9 @@ class TestCommand:
             (("--with", "kmeans", "--grid", "4x4"), "frames x rows x columns"),
             (("--with", "kmeans", "--llm", "gpt"), "known names"),
             (("--with", "visionzip"), "needs attention and keys"),
-            (("--with", "kmeans", "--accuracy", "1", "--accuracy", "2"), "once for each"),
+            (("--with", "kmeans", "--accuracy", "1", "--accuracy", "2"), "once per SPEC"),
             (("vit_s16", "--with", "kmeans"), "not both"),
-            ((), "say which network"),
+            ((), "give a network"),
             (("--with", "nosuch"), "no method called"),
         ],
     )
