@@ -421,7 +421,7 @@ class TestAsking:
         result = CliRunner().invoke(app, [*command, "--json", "--compare", "--max-new-tokens", "4"])
         assert result.exit_code == 0, result.output
         rows = json.loads(result.stdout)["answers"]
-        assert [row["tokens"] for row in rows] == [16, 3] * 3
+        assert [row["visual_tokens"] for row in rows] == [16, 3] * 3
         refused = CliRunner().invoke(
             app, ["ask", str(conversations / "0.mp4"), "so?", "--model", str(saved_model), "--fps", "2"]
         )

@@ -149,7 +149,7 @@ def test_longer_than_the_context():
     model, processor = loaded("llava_onevision")
     session = Session(model, processor, FEW, 8)
     with pytest.raises(
-        ValueError, match=r"has 10 tokens .* may have 2040, but the context of this model is 2048 .* smaller keep"
+        ValueError, match=r"has 10 tokens .* may have 2040, but the context of this model is 2048; .* smaller keep"
     ):
         session.ask(CLIP, FIRST, 2040)
     session = Session(model, processor, FEW, 8, positions="keep")
