@@ -1,4 +1,4 @@
-"""`fewtokens ask` on tiny models in folders."""
+"""`fewtokens ask` with tiny models in folders."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ def _wide(monkeypatch):
 
 
 def ask(*words: object, code: int = 0) -> Result:
-    given = [str(word) for word in words]
-    done = CliRunner().invoke(app, ["ask", *given, "--device", "cpu"])
+    done = CliRunner().invoke(app, ["ask", *map(str, words), "--device", "cpu"])
     assert done.exit_code == code, (done.output, done.exception)
     assert "Traceback" not in done.output
     return done
@@ -48,11 +47,11 @@ def test_every_family_answers(family, clip, tmp_path):
     folder = save(family, tmp_path)
     words = (clip, FIRST, "--model", folder, "--with", FEW, "--frames", 6, "--max-new-tokens", 5)
     done = ask(*words)
-    told = json.loads(ask(*words, "--json").stdout)["answers"]
-    assert [row["spec"] for row in told] == [FEW]
-    assert told[0]["visual_tokens"] == 5 and told[0]["new_tokens"] == 5 and told[0]["cells"] > 5
-    assert done.stdout == told[0]["answer"] + "\n"
-    assert f"5 visual tokens of {told[0]['cells']}, first token after" in done.stderr
+    answers = json.loads(ask(*words, "--json").stdout)["answers"]
+    assert [row["spec"] for row in answers] == [FEW]
+    assert answers[0]["visual_tokens"] == 5 and answers[0]["new_tokens"] == 5 and answers[0]["cells"] > 5
+    assert done.stdout == answers[0]["answer"] + "\n"
+    assert f"5 visual tokens of {answers[0]['cells']}, first token after" in done.stderr
 
 
 def test_compare(clip, model):
@@ -78,24 +77,27 @@ def test_several_questions_encode_once(clip, model, tmp_path, monkeypatch):
 
     calls: list[Any] = []
     real = session.encode_visuals
-    monkeypatch.setattr(session, "encode_visuals", lambda *given, **more: calls.append(1) or real(*given, **more))
+    monkeypatch.setattr(session, "encode_visuals", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
     (tmp_path / "questions.txt").write_text(f"{SECOND}\n\n")
     words = (clip, FIRST, "--questions", tmp_path / "questions.txt", "--model", model, "--max-new-tokens", 3)
     done = ask(*words, "--with", FEW, "--fps", 3)
     assert len(calls) == 1
     assert done.stdout.index(FIRST) < done.stdout.index(SECOND)
-    told = json.loads(ask(*words, "--json", "--compare", "--with", "", "--layout", "collapse").stdout)["answers"]
-    assert [row["question"] for row in told] == [FIRST, FIRST, SECOND, SECOND]
-    assert told[0]["encode_seconds"] > 0 == told[2]["encode_seconds"] and told[0]["answer"] == told[1]["answer"]
+    answers = json.loads(ask(*words, "--json", "--compare", "--with", "", "--layout", "collapse").stdout)["answers"]
+    assert [row["question"] for row in answers] == [FIRST, FIRST, SECOND, SECOND]
+    assert (
+        answers[0]["encode_seconds"] > 0 == answers[2]["encode_seconds"]
+        and answers[0]["answer"] == answers[1]["answer"]
+    )
 
 
-def test_a_folder_without_a_template_says_so(clip, tmp_path):
+def test_a_note_if_the_model_has_no_chat_template(clip, tmp_path):
     folder = save("llava_onevision", tmp_path, with_template=False)
     done = ask(clip, FIRST, "--model", folder, "--with", FEW, "--max-new-tokens", 3)
     assert "note: " in done.stderr and "no chat template" in done.stderr
 
 
-def test_what_a_user_can_mend_is_one_line(clip, model, tmp_path):
+def test_errors_are_one_line(clip, model, tmp_path):
     def refused(message: str, *words: object) -> None:
         done = ask(*words, code=2)
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -107,23 +109,23 @@ def test_what_a_user_can_mend_is_one_line(clip, model, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    refused("no weights in it", clip, FIRST, "--model", bare, "--with", FEW)
-    refused("kind 'bert' is known; there are", clip, FIRST, "--model", other, "--with", FEW)
+    refused("no weights; the model must be a folder", clip, FIRST, "--model", bare, "--with", FEW)
+    refused("no video language model of type 'bert'; supported types", clip, FIRST, "--model", other, "--with", FEW)
     refused("no such folder", clip, FIRST, "--model", tmp_path / "nowhere")
-    asked = (clip, FIRST, "--model", model)
-    refused("visionzip needs .* cannot give", *asked, "--with", "visionzip(keep=4)")
-    refused("stage 'encoder'", *asked, "--with", "tome_in_encoder(r=1)")
-    refused("no method", *asked, "--with", "nothing_such")
-    refused("takes 2048 in all; take fewer", *asked, "--with", FEW, "--max-new-tokens", 2045)
-    refused("takes 2048 in all; take fewer", *asked, "--with", "", "--max-new-tokens", 1900)
-    refused("would change nothing", *asked, "--with", FEW, "--keep", 4)
-    refused("--frames or --fps", *asked, "--frames", 4, "--fps", 1)
-    refused("frames must be a whole number of at least 1", *asked, "--frames", 0)
-    refused("layout must be one of", *asked, "--layout", "heap")
-    refused("positions must be one of", *asked, "--positions", "none")
-    refused("max_new_tokens must be", *asked, "--max-new-tokens", 0)
-    refused("dtype must be one of", *asked, "--dtype", "int8")
-    refused("ask something", clip, "--model", model)
+    question = (clip, FIRST, "--model", model)
+    refused("visionzip needs .* cannot provide", *question, "--with", "visionzip(keep=4)")
+    refused("stage 'encoder'", *question, "--with", "tome_in_encoder(r=1)")
+    refused("no method", *question, "--with", "nothing_such")
+    refused("the context of this model is 2048; use fewer", *question, "--with", FEW, "--max-new-tokens", 2045)
+    refused("the context of this model is 2048; use fewer", *question, "--with", "", "--max-new-tokens", 1900)
+    refused("--keep has no effect", *question, "--with", FEW, "--keep", 4)
+    refused("--frames or --fps", *question, "--frames", 4, "--fps", 1)
+    refused("frames must be a whole number of at least 1", *question, "--frames", 0)
+    refused("layout must be one of", *question, "--layout", "heap")
+    refused("positions must be one of", *question, "--positions", "none")
+    refused("max_new_tokens must be", *question, "--max-new-tokens", 0)
+    refused("dtype must be one of", *question, "--dtype", "int8")
+    refused("no question", clip, "--model", model)
     refused("[Nn]o such file", clip, "--questions", tmp_path / "none.txt", "--model", model)
     refused("no such file", tmp_path / "none.mp4", FIRST, "--model", model)
     (tmp_path / "no.mp4").write_text("not a video")

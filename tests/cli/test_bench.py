@@ -20,7 +20,7 @@ from tests.cli.test_command import error_line, run
 
 
 def refused(*words: str) -> str:
-    """The one line that a command says before it ends with 2; in this process, which is quicker than one of its own."""
+    """Returns the one-line error of a command that exits with 2; runs in this process, which is faster."""
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2, done.output
     (line,) = [line for line in done.stderr.splitlines() if line.strip()]
@@ -29,7 +29,7 @@ def refused(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two videos, and a DAVIS folder of one sequence with a square that moves."""
+    """Two videos, and a DAVIS folder with one sequence of a moving square."""
     root = tmp_path_factory.mktemp("bench")
     for kind in ("static", "pan"):
         write(root / "videos" / f"{kind}.mp4", synthetic(kind, frames=12, size=(64, 96)).frames, 10)
@@ -67,7 +67,7 @@ def test_everything_is_written(finished):
         assert ("j_and_f" in row) == (clip == "square")
         assert (row["method_ms"] is None) == (method in ("full", "rlt"))
     assert by_key["square", "full", 1.0]["j_and_f"] > 0.5
-    # evs keeps a whole frame at least, so tome takes it down to a tenth.
+    # evs keeps at least one full frame, so tome merges its tokens down to a tenth.
     assert by_key["pan", "evs", 0.1]["spec"].startswith("evs(keep=0.1) | tome(keep=0.1")
     assert by_key["pan", "evs", 0.3]["spec"] == "evs(keep=0.3)"
     with (out / "results.csv").open() as file:
@@ -89,21 +89,21 @@ def test_everything_is_written(finished):
     assert "random" in done.stdout
 
 
-def test_a_stopped_run_goes_on(finished, folder):
+def test_a_stopped_run_resumes(finished, folder):
     _, out, words = finished
     lines = (out / "rows.jsonl").read_text().splitlines()
     (out / "rows.jsonl").write_text("\n".join(lines[:20]) + "\n" + lines[20][:50])
     run(*words, "--out", out)
     again = (out / "rows.jsonl").read_text().splitlines()
     assert again[:20] == lines[:20]
-    assert len(again) == len(lines) + 1  # the line that was cut stays where it is
+    assert len(again) == len(lines) + 1  # the cut line stays in the file
     rows = json.loads((out / "results.json").read_text())["rows"]
     assert len(rows) == len(lines)
-    said = error_line(run(*words, "--size", 32, "--out", out, code=2))
-    assert "another size" in said
+    message = error_line(run(*words, "--size", 32, "--out", out, code=2))
+    assert "other settings: size" in message
 
 
-def test_two_runs_side_by_side(finished, tmp_path):
+def test_compare_two_runs(finished, tmp_path):
     _, out, _ = finished
     results = json.loads((out / "results.json").read_text())
     for line in results["summary"]:
@@ -114,19 +114,19 @@ def test_two_runs_side_by_side(finished, tmp_path):
     assert "Δ cosine" in run("bench", "--compare", out / "results.json", tmp_path / "later.json").stdout
 
 
-def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
+def test_a_broken_clip_is_reported_and_skipped(folder, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     good = folder / "videos" / "pan.mp4"
     words = ("--frames", 4, "--size", 32, "--with", "uniform", "--keep", "8", "--repeats", 1, "--json")
     done = run("bench", tmp_path / "broken.mp4", good, *words, "--out", tmp_path / "out", code=1)
-    found = json.loads(done.stdout)
-    assert [failure["video"] for failure in found["failed"]] == [str(tmp_path / "broken.mp4")]
-    assert {line["clips"] for line in found["summary"]} == {1}
-    assert {line["tokens"] for line in found["summary"] if line["method"] == "random"} == {8}
+    report = json.loads(done.stdout)
+    assert [failure["video"] for failure in report["failed"]] == [str(tmp_path / "broken.mp4")]
+    assert {line["clips"] for line in report["summary"]} == {1}
+    assert {line["tokens"] for line in report["summary"] if line["method"] == "random"} == {8}
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["VIDEO"], "--out"),
         (["--out", "o"], "give videos"),
@@ -137,27 +137,27 @@ def test_a_broken_clip_is_told_and_left_out(folder, tmp_path):
         (["VIDEO", "--out", "o", "--with", "vid_tldr"], "between the blocks"),
         (["--davis", "nowhere", "--out", "o"], "not a DAVIS folder"),
         (["missing.mp4", "--out", "o"], "no such file"),
-        (["--compare", "VIDEO"], "takes two"),
+        (["--compare", "VIDEO"], "requires two results.json"),
         (["--compare", "VIDEO", "VIDEO"], "results.json of fewtokens bench"),
     ],
 )
-def test_bad_input(folder, tmp_path, monkeypatch, words, says):
+def test_bad_input(folder, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     video = str(folder / "videos" / "pan.mp4")
-    assert says in refused("bench", *(video if word == "VIDEO" else word for word in words))
+    assert message in refused("bench", *(video if word == "VIDEO" else word for word in words))
 
 
 class TestStream:
-    def test_equals_the_whole(self, folder, tmp_path):
+    def test_chunks_equal_the_full_video(self, folder, tmp_path):
         video = folder / "videos" / "static.mp4"
         words = ("--with", "rlt", "--size", 64, "--fps", 10)
-        said = run("tokenize", video, *words, "--chunked", "--chunk", 5, "--out", tmp_path / "s", "--json")
+        chunked = run("tokenize", video, *words, "--chunked", "--chunk", 5, "--out", tmp_path / "s", "--json")
         run("tokenize", video, *words, "--out", tmp_path / "whole.safetensors")
         whole, joined = Tokens.load(tmp_path / "whole.safetensors"), load(tmp_path / "s" / "static")
         assert torch.equal(joined.features, whole.features)
         assert torch.equal(joined.assignment, whole.assignment)
         assert torch.equal(joined.sizes, whole.sizes)
-        (row,) = json.loads(said.stdout)["done"]
+        (row,) = json.loads(chunked.stdout)["done"]
         assert row["tokens"] == whole.N
         assert len(list((tmp_path / "s" / "static").glob("0*.safetensors"))) == 3
         again = run("tokenize", video, *words, "--chunked", "--chunk", 5, "--out", tmp_path / "s")
@@ -177,18 +177,18 @@ class TestStream:
         assert [json.loads(line) for line in lines] == [event]
 
     @pytest.mark.parametrize(
-        ("words", "says"),
+        ("words", "message"),
         [
             (["--with", "tome"], "is not causal and cannot be streamed"),
             (["--with", "rlt | dtd"], "dtd cannot be streamed after rlt"),
             (["--with", "rlt", "--frames", "4"], "with --chunked; use --fps"),
-            (["--with", "rlt", "--events", "1"], "between 0 and 1"),
+            (["--with", "rlt", "--events", "1"], "must be in (0, 1)"),
             (["--with", "rlt", "--out", "one.safetensors"], "writes a folder"),
         ],
     )
-    def test_bad_input(self, folder, tmp_path, monkeypatch, words, says):
+    def test_bad_input(self, folder, tmp_path, monkeypatch, words, message):
         monkeypatch.chdir(tmp_path)
-        assert says in refused("tokenize", str(folder / "videos" / "pan.mp4"), "--chunked", "--out", "o", *words)
+        assert message in refused("tokenize", str(folder / "videos" / "pan.mp4"), "--chunked", "--out", "o", *words)
 
 
 def test_words(folder, tmp_path):
@@ -197,14 +197,16 @@ def test_words(folder, tmp_path):
     spec = f"visual_words(words={str(path)!r}, distance=0.5)"
     run("tokenize", folder / "videos" / "pan.mp4", "--with", spec, "--size", 64, "--out", tmp_path / "t.safetensors")
     assert Tokens.load(tmp_path / "t.safetensors").N < 16 * 24
-    said = error_line(run("words", folder / "videos" / "pan.mp4", "--words", 5000, "--size", 32, "--out", path, code=2))
-    assert "too few" in said
+    message = error_line(
+        run("words", folder / "videos" / "pan.mp4", "--words", 5000, "--size", 32, "--out", path, code=2)
+    )
+    assert "too few" in message
 
 
-def test_rows_are_known_by_their_source(folder, tmp_path):
-    for place, kind in (("a", "static"), ("b", "pan")):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "clip.mp4").write_bytes((folder / "videos" / f"{kind}.mp4").read_bytes())
+def test_rows_of_another_source_are_rejected(folder, tmp_path):
+    for folder_name, kind in (("a", "static"), ("b", "pan")):
+        (tmp_path / folder_name).mkdir()
+        (tmp_path / folder_name / "clip.mp4").write_bytes((folder / "videos" / f"{kind}.mp4").read_bytes())
     words = ["--frames", "2", "--size", "32", "--with", "uniform", "--keep", "0.5", "--repeats", "1"]
     words += ["--show", "0", "--out", str(tmp_path / "o")]
     first = CliRunner().invoke(app, ["bench", str(tmp_path / "a" / "clip.mp4"), *words])

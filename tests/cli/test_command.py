@@ -35,7 +35,7 @@ def run(*words: object, code: int = 0, cwd: Path | None = None) -> subprocess.Co
 
 
 def quick(*words: object, code: int = 0) -> Result:
-    """The same in this process, where the packages are loaded already."""
+    """The same in this process, where the packages are already imported."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -87,7 +87,7 @@ def test_demo(tmp_path):
     assert {p.name for p in (tmp_path / "d").iterdir()} == {"index.html", "static.png", "pan.png"}
 
 
-def test_demo_for_machines(tmp_path):
+def test_demo_json(tmp_path):
     done = run("demo", "--out", tmp_path, "--frames", 3, "--size", 48, "--json")
     report = json.loads(done.stdout)
     assert len(report["clips"]) == 2
@@ -123,7 +123,7 @@ def test_doctor():
     assert report["missing"] == []
     assert report["packages"]["torch"]["version"]
     assert report["decoders"]["h264"]
-    assert "pip install" in run("doctor").stdout or "Everything is there" in run("doctor").stdout
+    assert "pip install" in run("doctor").stdout or "All packages are installed" in run("doctor").stdout
 
 
 class TestTokenize:
@@ -147,7 +147,7 @@ class TestTokenize:
         run(*other, "--overwrite")
         assert Tokens.load(out).count.tolist() == [38]
 
-    def test_several_go_on_past_a_broken_one(self, clip, tmp_path):
+    def test_a_broken_video_does_not_stop_the_others(self, clip, tmp_path):
         bad = tmp_path / "bad.mp4"
         bad.write_text("no video")
         done = run("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o", "--json", code=1)
@@ -177,21 +177,21 @@ class TestTokenize:
         monkeypatch.chdir(tmp_path / "w")
         words = ("--frames", 2, "--size", 32, "--json", "--out", "o")
         done = quick("tokenize", *inputs, *words)
-        made = json.loads(done.stdout)["done"]
-        assert len(made) == 6  # ../w/x/c.mp4 is x/c.mp4
+        rows = json.loads(done.stdout)["done"]
+        assert len(rows) == 6  # ../w/x/c.mp4 is x/c.mp4
         written = {p.name.casefold() for p in (tmp_path / "w" / "o").iterdir()}
         assert len(written) == 6
-        for row in made:
+        for row in rows:
             source = Tokens.load(tmp_path / "w" / row["out"]).meta["source"]
             assert source["path"] == str(tmp_path / "w" / row["video"])
         again = json.loads(quick("tokenize", *inputs, *words).stdout)["done"]
         assert all(row["skipped"] for row in again)
         streams = ("--fps", 5, "--size", 32, "--json", "--out", "s", "--chunked", "--with", "rlt")
-        made = json.loads(quick("tokenize", *inputs, *streams).stdout)["done"]
-        assert len({row["out"].casefold() for row in made}) == 6
+        rows = json.loads(quick("tokenize", *inputs, *streams).stdout)["done"]
+        assert len({row["out"].casefold() for row in rows}) == 6
 
     @pytest.mark.parametrize("mode", ["file", "folder", "stream"])
-    def test_what_is_there_is_known_by_its_source(self, clip, tmp_path, mode):
+    def test_existing_results_are_identified_by_their_source(self, clip, tmp_path, mode):
         for folder, kind in (("a", "static"), ("b", "pan")):
             write(tmp_path / folder / "clip.mp4", synthetic(kind, frames=6, size=(32, 32)).frames, 10)
         out = tmp_path / ("o.safetensors" if mode == "file" else "o")
@@ -202,17 +202,17 @@ class TestTokenize:
         assert str(tmp_path / "a" / "clip.mp4") in line
         assert str(tmp_path / "b" / "clip.mp4") in line
         assert "--overwrite" in line
-        # The same place, another content.
+        # The same path, other content.
         write(tmp_path / "a" / "clip.mp4", synthetic("pan", frames=6, size=(32, 32)).frames, 10)
         line = error_line(quick("tokenize", tmp_path / "a" / "clip.mp4", *words, code=2))
         assert "has changed" in line
         assert "--overwrite" in line
         quick("tokenize", tmp_path / "a" / "clip.mp4", *words, "--overwrite")
-        # Another place, and nothing left in the old one: moved.
+        # Another path, and no file at the old one: moved.
         (tmp_path / "a").rename(tmp_path / "c")
         assert "skipped" in quick("tokenize", tmp_path / "c" / "clip.mp4", *words).stderr
 
-    def test_results_of_an_earlier_version_are_refused_in_a_line(self, clip, tmp_path):
+    def test_results_of_an_earlier_version_are_rejected_in_one_line(self, clip, tmp_path):
         out = tmp_path / "a.safetensors"
         words = ("tokenize", clip, "--frames", 2, "--size", 32, "--out", out)
         quick(*words)
@@ -221,7 +221,7 @@ class TestTokenize:
         tokens.replace(meta={**tokens.meta, "source": before}).save(out)
         assert "does not specify its source file" in error_line(quick(*words, code=2))
 
-    def test_a_damaged_result_is_made_again_and_another_file_is_not_touched(self, clip, tmp_path):
+    def test_a_damaged_result_is_written_again_and_a_foreign_file_is_kept(self, clip, tmp_path):
         words = ("tokenize", clip, "--frames", 2, "--size", 32, "--with", "rlt", "--out", tmp_path / "o")
         out = tmp_path / "o" / "clip.safetensors"
         quick(*words)
@@ -229,14 +229,14 @@ class TestTokenize:
         for damaged in (whole[: len(whole) // 2], b"", whole.replace(b"shape", b"shapf")):
             out.write_bytes(damaged)
             lines = quick(*words).stderr.splitlines()
-            assert len([line for line in lines if "made again" in line]) == 1
+            assert len([line for line in lines if "writing it again" in line]) == 1
             assert Tokens.load(out).grid.T == 2
         save_file({"w": torch.zeros(3)}, out)  # somebody's weights
-        there = out.read_bytes()
+        foreign = out.read_bytes()
         assert "not written by fewtokens" in error_line(quick(*words, code=2))
-        assert out.read_bytes() == there
+        assert out.read_bytes() == foreign
 
-    def test_a_damaged_stream_is_made_again(self, clip, tmp_path):
+    def test_a_damaged_stream_is_written_again(self, clip, tmp_path):
         words = ("tokenize", "--chunked", clip, "--size", 32, "--with", "rlt", "--chunk", 8, "--out", tmp_path / "o")
         folder = tmp_path / "o" / "clip"
         quick(*words)
@@ -249,9 +249,9 @@ class TestTokenize:
             lambda: (folder / "stream.json").write_text('{"spec": 3}'),
         ):
             damage()
-            assert "made again" in quick(*words).stderr
+            assert "writing it again" in quick(*words).stderr
             assert_same_tokens(Tokens.load(chunk), before)
-        # Tokens of a video called 000001.mp4 are no chunk of an older run.
+        # Tokens of a video named 000001.mp4 are not a chunk of an earlier run.
         quick("tokenize", clip, "--frames", 2, "--size", 32, "--out", chunk, "--overwrite")
         (folder / "stream.json").unlink()
         assert "whole video" in error_line(quick(*words, code=2))
@@ -270,16 +270,16 @@ class TestTokenize:
         quick("show", report["done"][0]["out"], "--out", tmp_path / "a.png")
         assert "skipped" in quick("tokenize", video, *words[:-1]).stderr
 
-    def test_leftovers_of_a_kill_are_swept(self, clip, tmp_path):
+    def test_partial_files_of_a_killed_run_are_removed(self, clip, tmp_path):
         words = ("tokenize", clip, "--frames", 2, "--size", 32, "--out", tmp_path / "o")
         quick(*words)
-        left = tmp_path / "o" / ".fewtokens-x.partial"
-        left.mkdir()
-        (left / "file").write_bytes(b"half")
+        partial = tmp_path / "o" / ".fewtokens-x.partial"
+        partial.mkdir()
+        (partial / "file").write_bytes(b"half")
         assert "skipped" in quick(*words).stderr
         assert [p.name for p in (tmp_path / "o").iterdir()] == ["clip.safetensors"]
 
-    def test_a_cut_file(self, tmp_path):
+    def test_a_truncated_file(self, tmp_path):
         path = make_video(tmp_path / "a.mp4", moving_frames(60), container={"movflags": "faststart"})
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
         out = tmp_path / "a.safetensors"
@@ -288,7 +288,7 @@ class TestTokenize:
         assert Tokens.load(out).grid.T == 4
 
     @pytest.mark.parametrize(
-        ("words", "says"),
+        ("words", "message"),
         [
             (["missing.mp4"], "no such file"),
             (["empty.mp4"], "empty"),
@@ -300,7 +300,7 @@ class TestTokenize:
             (["clip.mp4", "--keep", "0"], "keep must be"),
             (["clip.mp4", "--keep", "-3"], "keep must be"),
             (["clip.mp4", "--keep", "a lot"], "--keep must be"),
-            (["clip.mp4", "--with", "rlt(0.1)", "--keep", "0.5"], "would change nothing"),
+            (["clip.mp4", "--with", "rlt(0.1)", "--keep", "0.5"], "--keep has no effect"),
             (["clip.mp4", "--frames", "0"], "frames must be"),
             (["clip.mp4", "--frames", "4", "--fps", "2"], "not both"),
             (["clip.mp4", "--size", "0"], "size must be"),
@@ -311,14 +311,14 @@ class TestTokenize:
             (["clip.mp4", "clip2.mp4"], "cannot go into one file"),
         ],
     )
-    def test_bad_input_is_one_line_and_exit_code_2(self, clip, tmp_path, words, says):
+    def test_bad_input_is_one_line_and_exit_code_2(self, clip, tmp_path, words, message):
         (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
         (tmp_path / "empty.mp4").write_bytes(b"")
         (tmp_path / "text.mp4").write_text("hello")
         if "sound.mp4" in words:
             make_audio_only(tmp_path / "sound.mp4")
         done = run("tokenize", *words, "--out", "o.safetensors", code=2, cwd=tmp_path)
-        assert says in error_line(done)
+        assert message in error_line(done)
         assert not (tmp_path / "o.safetensors").exists()
 
     def test_a_broken_checkpoint(self, clip, tmp_path):
@@ -360,7 +360,9 @@ class TestShow:
         out.write_bytes(out.read_bytes()[:100])
         assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
         Tokens.from_cells(torch.zeros(1, 1, 2, 2, 3)).save(out)
-        assert "does not say which video" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
+        assert "does not contain the path of its video" in error_line(
+            run("show", out, "--out", tmp_path / "b.png", code=2)
+        )
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of file sizes")
@@ -376,7 +378,7 @@ class TestShow:
     ],
 )
 def test_a_full_disk_is_one_line(clip, tmp_path, monkeypatch, words):
-    """A limit on the size of files stands in for the end of the disk: both make the write fail."""
+    """A limit on file sizes simulates a full disk: both make the write fail."""
     resource = pytest.importorskip("resource")
     monkeypatch.chdir(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -391,13 +393,13 @@ def test_a_full_disk_is_one_line(clip, tmp_path, monkeypatch, words):
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
 
 
-def test_completion_is_offered_at_the_root_alone():
+def test_completion_is_offered_only_at_the_root():
     assert "--show-completion" in quick("--help").stdout
     assert "completion" not in quick("tokenize", "--help").stdout
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (
             ["tokenize", "CLIP", "--chunk", "8", "--events", "0.2", "--out", "o"],
@@ -405,8 +407,8 @@ def test_completion_is_offered_at_the_root_alone():
         ),
         (["show", "o.safetensors", "--with", "tome", "--keep", "3", "--out", "a.png"], "--with and --keep"),
         (["tokenize", "CLIP", "--chunk", "8", "--out", "o"], "--chunk requires --chunked"),
-        (["tokenize", "CLIP", "--batch", "8", "--out", "o"], "--batch is for networks"),
-        (["train", "tobo", "CLIP", "--device", "tpu", "--out", "o"], "must be auto (a GPU if there is one) or cpu"),
+        (["tokenize", "CLIP", "--batch", "8", "--out", "o"], "--batch has no effect with --encoder patches"),
+        (["train", "tobo", "CLIP", "--device", "tpu", "--out", "o"], "--device must be auto or cpu"),
         (["show", "CLIP", "--video", "CLIP", "--out", "a.png"], "--video"),
         (["show", "CLIP", "--style", "mean", "--out", "a.html"], "--style"),
         (["show", "CLIP", "--out", "CLIP"], "would be overwritten"),
@@ -422,7 +424,7 @@ def test_completion_is_offered_at_the_root_alone():
         (["eval", "bc", "--data", "d", "--fresh"], "--fresh"),
     ],
 )
-def test_options_without_meaning_are_refused(clip, tmp_path, monkeypatch, words, says):
+def test_options_without_effect_are_rejected(clip, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    assert says in error_line(quick(*(clip if word == "CLIP" else word for word in words), code=2))
+    assert message in error_line(quick(*(clip if word == "CLIP" else word for word in words), code=2))
     assert not any(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""`fewtokens eval bc`: held-out demonstrations, a task, going on, and what it says of bad input."""
+"""`fewtokens eval bc`: held-out demonstrations, a task, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def run(*words):
     return CliRunner().invoke(app, ["eval", "bc", *map(str, words)], env={"COLUMNS": "200"})
 
 
-def said(made):
-    return " ".join(made.output.split())
+def text(result):
+    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +44,25 @@ def dots(monkeypatch):
 
 
 def test_held_out(demos):
-    made = run("--data", demos, *QUICK, "--seeds", 2, "--json")
-    assert made.exit_code == 0, made.output
-    found = json.loads(made.stdout)
-    assert found["score"] == "held-out error"
-    assert found["mean"] < found["mean_action_error"]
-    assert found["protocol"]["proprio"] == 2  # as the file says
-    assert len(found["seeds"]) == 2
-    assert found["ci95"] > 0
-    assert "note" not in found
-    made = run("--data", demos, *QUICK, "--seeds", 1, "--set", "proprio=1", "--json")
-    assert json.loads(made.stdout)["protocol"]["proprio"] == 1  # as asked for
+    result = run("--data", demos, *QUICK, "--seeds", 2, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["score"] == "held-out error"
+    assert report["mean"] < report["mean_action_error"]
+    assert report["protocol"]["proprio"] == 2  # as in the file
+    assert len(report["seeds"]) == 2
+    assert report["ci95"] > 0
+    assert "note" not in report
+    result = run("--data", demos, *QUICK, "--seeds", 1, "--set", "proprio=1", "--json")
+    assert json.loads(result.stdout)["protocol"]["proprio"] == 1  # as requested
 
 
 def test_a_task(dots, demos, tmp_path):
     words = ("--task", "dots/reach", *QUICK, "--rollouts", 4, "--seeds", 2, "--film", 2, "--hold", 2, "--out", tmp_path)
-    made = run(*words, "--demos", 6)
-    assert made.exit_code == 0, made.output
-    assert "best success, %" in made.output
-    assert "not the environments of the papers" in said(made)
+    result = run(*words, "--demos", 6)
+    assert result.exit_code == 0, result.output
+    assert "best success, %" in result.output
+    assert "not the environments of the papers" in text(result)
     assert (tmp_path / "seed_1.png").stat().st_size > 1000
     assert (tmp_path / "seed_1.mp4").is_file()
     before = (tmp_path / "seed_0.json").read_bytes()
@@ -71,27 +71,27 @@ def test_a_task(dots, demos, tmp_path):
     assert (tmp_path / "seed_0.json").read_bytes() == before
     other = run(*words, "--demos", 5)
     assert other.exit_code == 2
-    assert "other settings (demos)" in said(other)
+    assert "other settings (demos)" in text(other)
 
 
 def test_written_demonstrations(dots, tmp_path):
     path = tmp_path / "demos.safetensors"
-    made = run("--task", "dots/reach", "--write-demos", path, "--demos", 4, "--size", 16, "--hold", 0, "--json")
-    assert made.exit_code == 0, made.output
-    assert json.loads(made.stdout)["demonstrations"] == 4
-    made = run("--task", "dots/reach", "--data", path, "--demos", 4, "--feature", "none", "--set", "epochs=4", "--set",
-               "every=4", "--rollouts", 2, "--seeds", 1)  # fmt: skip
-    assert made.exit_code == 0, made.output
-    assert "one seed, no interval" in said(made)
+    result = run("--task", "dots/reach", "--write-demos", path, "--demos", 4, "--size", 16, "--hold", 0, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["demonstrations"] == 4
+    result = run("--task", "dots/reach", "--data", path, "--demos", 4, "--feature", "none", "--set", "epochs=4",
+                 "--set", "every=4", "--rollouts", 2, "--seeds", 1)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "one seed, no interval" in text(result)
 
 
 def test_no_class_token(demos):
-    made = run("--data", demos, "--encoder", "patches", "--size", 16, "--set", "epochs=1", "--seeds", 1)
-    assert made.exit_code == 0, made.output
-    assert "the mean of its tokens is the feature" in said(made)
-    made = run("--data", demos, "--encoder", "patches", "--feature", "class", "--size", 16)
-    assert made.exit_code == 2
-    assert "no class token" in said(made)
+    result = run("--data", demos, "--encoder", "patches", "--size", 16, "--set", "epochs=1", "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    assert "using the mean of its tokens" in text(result)
+    result = run("--data", demos, "--encoder", "patches", "--feature", "class", "--size", 16)
+    assert result.exit_code == 2
+    assert "no class token" in text(result)
 
 
 class Payload:
@@ -100,12 +100,12 @@ class Payload:
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "message"),
     [
         (("--encoder", "patches"), "specify a task or a file"),
-        (("--data", "DEMOS"), "say --encoder"),
-        (("--data", "DEMOS", "--encoder", "patches", "--feature", "none"), "say --encoder"),
-        (("--data", "DEMOS", "--encoder", "patches", "--camera", "corner"), "belongs to a --task"),
+        (("--data", "DEMOS"), "give --encoder, or --feature none"),
+        (("--data", "DEMOS", "--encoder", "patches", "--feature", "none"), "give --encoder, or --feature none"),
+        (("--data", "DEMOS", "--encoder", "patches", "--camera", "corner"), "requires --task"),
         (("--data", "DEMOS", "--encoder", "patches", "--demos", "11"), "contains 10 demonstrations, 11 requested"),
         (("--data", "DEMOS", "--encoder", "patches", "--preset", "rlbench"), "must be one of r3m"),
         (("--data", "DEMOS", "--encoder", "patches", "--set", "speed=3"), "settings: feature"),
@@ -118,20 +118,20 @@ class Payload:
         (("--task", "metaworld/hammer", "--encoder", "patches", "--seeds", "0"), "at least 1"),
     ],
 )
-def test_bad_input(demos, tmp_path, words, wanted):
+def test_bad_input(demos, tmp_path, words, message):
     evil, blind = tmp_path / "evil.pickle", tmp_path / "blind.pickle"
     evil.write_bytes(pickle.dumps([Payload()]))
     blind.write_bytes(pickle.dumps([{"observations": [[1.0]], "actions": [[1.0]], "rewards": [1.0]}]))
-    places = {"DEMOS": demos, "EVIL": evil, "BLIND": blind}
-    made = run(*(places.get(word, word) for word in words))
-    assert made.exit_code == 2, made.output
-    assert wanted in said(made)
+    paths = {"DEMOS": demos, "EVIL": evil, "BLIND": blind}
+    result = run(*(paths.get(word, word) for word in words))
+    assert result.exit_code == 2, result.output
+    assert message in text(result)
 
 
 def test_without_the_simulators(monkeypatch):
     for name in ("metaworld", "gymnasium_robotics"):
         monkeypatch.setitem(sys.modules, name, None)
     for task in ("metaworld/hammer", "kitchen/microwave"):
-        made = run("--task", task, "--encoder", "patches")
-        assert made.exit_code == 2
-        assert "pip install 'fewtokens[sim]'" in said(made)
+        result = run("--task", task, "--encoder", "patches")
+        assert result.exit_code == 2
+        assert "pip install 'fewtokens[sim]'" in text(result)

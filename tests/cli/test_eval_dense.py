@@ -20,8 +20,8 @@ from tests.helpers.dense import make_davis, make_jhmdb, make_vip, save_mask
 NATIVE = ("--set", "size=native", "--device", "cpu")
 
 
-def done(*words: object, code: int = 0) -> str:
-    """What a command prints; in this process, which is quicker than one of its own."""
+def run(*words: object, code: int = 0) -> str:
+    """Returns what a command prints; runs in this process, which is faster."""
     result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
     assert result.exit_code == code, result.output + result.stderr
     return result.stdout
@@ -30,7 +30,7 @@ def done(*words: object, code: int = 0) -> str:
 def test_davis(tmp_path):
     root, out = make_davis(tmp_path / "D"), tmp_path / "out"
     words = ("eval", "davis", "--data", root, "--score-size", "both", "--out", out, "--write-videos", *NATIVE)
-    text = done(*words)
+    text = run(*words)
     for part in (
         "J&F-Mean",
         "J-Decay",
@@ -44,40 +44,42 @@ def test_davis(tmp_path):
     assert "not comparable" in text
     report = json.loads((out / "results.json").read_text())
     assert [line["sequence"] for line in report["sequences"]] == ["one", "two"]
-    # The masks that were written give the score that was told.
-    ours = read_masks(sorted((out / "masks" / "one").iterdir()))
+    # The written masks have the reported score.
+    predicted = read_masks(sorted((out / "masks" / "one").iterdir()))
     truth = read_masks(sorted((root / "Annotations" / "480p" / "one").iterdir()))
-    assert 100 * mean_numbers(score(ours, truth))["j_and_f"] == pytest.approx(report["sequences"][0]["j_and_f_mean"])
-    assert (ours[0] == truth[0]).all()
+    assert 100 * mean_numbers(score(predicted, truth))["j_and_f"] == pytest.approx(
+        report["sequences"][0]["j_and_f_mean"]
+    )
+    assert (predicted[0] == truth[0]).all()
     with Image.open(out / "masks" / "one" / "00001.png") as image:
         assert image.mode == "P" and image.size == (96, 64)
     with Image.open(out / "sheet.png") as image:
         assert image.size[0] > 1000
     assert read(out / "videos" / "one.mp4").frames.shape == (5, 3, 64, 96)
-    # The same command again only reads; another protocol in the same folder is refused.
+    # The same command again only reads; another protocol in the same folder is an error.
     before = (out / "rows.jsonl").read_text()
-    assert done(*words) == text
+    assert run(*words) == text
     assert (out / "rows.jsonl").read_text() == before
-    assert "another protocol" in refused(*map(str, (*words, "--set", "top=3")))
-    # A run that stopped after the first sequence goes on with the second.
+    assert "other settings: protocol" in refused(*map(str, (*words, "--set", "top=3")))
+    # A run that stopped after the first sequence resumes with the second.
     (out / "rows.jsonl").write_text(before.splitlines()[0] + '\n{"sequence": "tw')
-    assert done(*words) == text
+    assert run(*words) == text
 
 
-def test_a_reducer_costs_something(tmp_path):
+def test_a_reducer_lowers_the_score(tmp_path):
     root = make_davis(tmp_path / "D")
     words = ("eval", "davis", "--data", root, "--only", "one", "--json", *NATIVE)
-    full = json.loads(done(*words))
-    few = json.loads(done(*words, "--with", "downsample", "--keep", "0.1"))
+    full = json.loads(run(*words))
+    few = json.loads(run(*words, "--with", "downsample", "--keep", "0.1"))
     assert full["retention"] == 1 and few["retention"] <= 0.1
     assert few["settings"]["spec"].startswith("downsample(")
     assert few["scores"]["native"]["j_and_f_mean"] < full["scores"]["native"]["j_and_f_mean"]
-    b = json.loads(done(*words, "--protocol", "B"))
+    b = json.loads(run(*words, "--protocol", "B"))
     assert b["settings"]["protocol"]["temperature"] == 0.1
     assert b["about"][0].startswith("protocol B with size=native: ")
 
 
-def test_a_broken_sequence_is_told_and_left_out(tmp_path):
+def test_a_broken_sequence_is_reported_and_skipped(tmp_path):
     root = make_davis(tmp_path / "D")
     (root / "Annotations" / "480p" / "two" / "00000.png").unlink()
     result = CliRunner().invoke(app, ["eval", "davis", "--data", str(root), "--json", *NATIVE])
@@ -94,7 +96,7 @@ def test_a_broken_sequence_is_told_and_left_out(tmp_path):
 def test_jhmdb(tmp_path):
     pytest.importorskip("scipy")
     root, out = make_jhmdb(tmp_path / "jhmdb"), tmp_path / "out"
-    report = json.loads(done("eval", "jhmdb", "--data", root, "--out", out, "--json", "--device", "cpu"))
+    report = json.loads(run("eval", "jhmdb", "--data", root, "--out", out, "--json", "--device", "cpu"))
     assert report["scores"]["joints_counted"] == 2 * 3 * 15
     assert 0 < report["scores"]["pck_0_1"] <= report["scores"]["pck_0_2"] <= 100
     assert "joints as maps" in report["about"][0] and "20x20" in report["about"][1]
@@ -103,13 +105,13 @@ def test_jhmdb(tmp_path):
     assert (out / "sheet.png").is_file()
     mat = root / "joint_positions" / "run" / "second" / "joint_positions.mat"
     mat.write_bytes(mat.read_bytes()[:70])
-    text = done("eval", "jhmdb", "--data", root, "--device", "cpu", code=1)
+    text = run("eval", "jhmdb", "--data", root, "--device", "cpu", code=1)
     assert "PCK@0.1" in text and "1 of 2 sequences" in text
 
 
 def test_vip(tmp_path):
     root, out = make_vip(tmp_path / "VIP"), tmp_path / "out"
-    report = json.loads(done("eval", "vip", "--data", root, "--out", out, "--json", *NATIVE))
+    report = json.loads(run("eval", "vip", "--data", root, "--out", out, "--json", *NATIVE))
     assert report["scores"]["mean_iou"] > 50
     assert report["settings"]["protocol"]["top"] == 10
     masks = read_masks(sorted((out / "masks" / "videos2").iterdir()))
@@ -118,28 +120,28 @@ def test_vip(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (["davis", "--data", "nowhere"], "no DAVIS folder"),
-        (["jhmdb", "--data", "nowhere"], "no JHMDB folder"),
-        (["vip", "--data", "nowhere"], "no VIP folder"),
+        (["davis", "--data", "nowhere"], "not a DAVIS folder"),
+        (["jhmdb", "--data", "nowhere"], "not a JHMDB folder"),
+        (["vip", "--data", "nowhere"], "not a VIP folder"),
         (["davis", "--data", "D", "--score-size", "large"], "native, 880 or both"),
         (["davis", "--data", "D", "--protocol", "C"], "must be one of A, B, B-rsp"),
         (["davis", "--data", "D", "--set", "top=0"], "top and multiple at least 1"),
-        (["davis", "--data", "D", "--only", "three"], "--only names three"),
+        (["davis", "--data", "D", "--only", "three"], "--only: no sequence three"),
         (["davis", "--data", "D", "--split", "2016/val"], "no such list"),
         (["davis", "--data", "D", "--write-videos"], "--out FOLDER"),
         (["davis", "--data", "D", "--with", "rlt", "--out", "D/ImageSets/2017/val.txt"], "is a file"),
         (["davis", "--data", "D", "--encoder", "./none"], "no such folder"),
     ],
 )
-def test_what_is_refused(words, says, tmp_path, monkeypatch):
+def test_errors(words, message, tmp_path, monkeypatch):
     make_davis(tmp_path / "D")
     monkeypatch.chdir(tmp_path)
-    assert says in refused("eval", *words)
+    assert message in refused("eval", *words)
 
 
-def test_an_absent_sequence_is_told_before_any_work(tmp_path):
+def test_a_missing_sequence_is_reported_before_any_work(tmp_path):
     root = make_davis(tmp_path / "D")
     shutil.rmtree(root / "JPEGImages" / "480p" / "two")
     assert "two not found in" in refused("eval", "davis", "--data", str(root))
@@ -147,4 +149,4 @@ def test_an_absent_sequence_is_told_before_any_work(tmp_path):
 
 def test_help_has_two_examples():
     for name in ("davis", "jhmdb", "vip"):
-        assert done("eval", name, "--help").count(f"fewtokens eval {name} --data") == 2
+        assert run("eval", name, "--help").count(f"fewtokens eval {name} --data") == 2

@@ -1,4 +1,4 @@
-"""`fewtokens eval videoqa` and `eval qa`: asked in full, gone on with, wrong settings and sets told in a line."""
+"""`fewtokens eval videoqa` and `eval qa`: full runs, resumed runs, and one-line errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def run(*words):
     return CliRunner().invoke(app, ["eval", *map(str, words)])
 
 
-class TestMadeClips:
+class TestGeneratedClips:
     def test_by_kind(self, asked):  # noqa: F811
-        made = run(
+        result = run(
             "videoqa",
             "--model",
             asked,
@@ -33,15 +33,15 @@ class TestMadeClips:
             32,
             "--json",
         )
-        assert made.exit_code == 0, made.output
-        found = json.loads(made.stdout)
-        assert found["visual_tokens"] == 5
-        assert found["all"]["count"] == 20
-        assert sum(part["count"] for part in found["kinds"].values()) == 20
-        # Random weights say nothing of use.
-        assert found["all"]["accuracy"] <= 0.3
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert report["visual_tokens"] == 5
+        assert report["all"]["count"] == 20
+        assert sum(part["count"] for part in report["kinds"].values()) == 20
+        # Random weights answer at chance.
+        assert report["all"]["accuracy"] <= 0.3
 
-    def test_a_stopped_run_is_gone_on_with(self, asked, tmp_path):  # noqa: F811
+    def test_a_stopped_run_resumes(self, asked, tmp_path):  # noqa: F811
         path = tmp_path / "replies.jsonl"
         words = (
             "videoqa",
@@ -61,11 +61,11 @@ class TestMadeClips:
         assert run(*words).exit_code == 0
         lines = path.read_text().splitlines()
         assert len(lines) == 7
-        # Cut in the middle of the fourth reply, and the first made recognisable.
+        # Cut in the middle of the fourth reply; the first is changed, to recognize it.
         first = json.loads(lines[1]) | {"text": "kept"}
         path.write_text("\n".join([lines[0], json.dumps(first), *lines[2:4], lines[4][:20]]))
-        made = run(*words)
-        assert made.exit_code == 0, made.output
+        result = run(*words)
+        assert result.exit_code == 0, result.output
         again = path.read_text().splitlines()
         assert json.loads(again[1])["text"] == "kept"
         assert again[2:] == lines[2:]
@@ -74,7 +74,7 @@ class TestMadeClips:
         assert "other settings (seed)" in " ".join(other.output.split())
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "message"),
         [
             (("--kinds", "shape,smell"), "smell"),
             (("--split", "exam"), "exam"),
@@ -82,11 +82,11 @@ class TestMadeClips:
             (("--frames", 2), "frames"),
         ],
     )
-    def test_bad_input(self, asked, words, said):  # noqa: F811
-        made = run("videoqa", "--model", asked, "--limit", 4, *words)
-        assert made.exit_code == 2, made.output
-        assert said in made.output
-        assert "Traceback" not in made.output
+    def test_bad_input(self, asked, words, message):  # noqa: F811
+        result = run("videoqa", "--model", asked, "--limit", 4, *words)
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert "Traceback" not in result.output
 
 
 class TestPublicSets:
@@ -116,24 +116,24 @@ class TestPublicSets:
         return tmp_path
 
     def test_accuracy(self, asked, nextqa):  # noqa: F811
-        made = run(
+        result = run(
             "qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--with", "kmeans(keep=3)", "--json"
         )
-        assert made.exit_code == 0, made.output
-        found = json.loads(made.stdout)
-        assert found["visual_tokens"] == 3
-        assert {"all", "CW", "TN"} <= found["accuracy"].keys()
+        assert result.exit_code == 0, result.output
+        report = json.loads(result.stdout)
+        assert report["visual_tokens"] == 3
+        assert {"all", "CW", "TN"} <= report["accuracy"].keys()
         table = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--limit", 2)
         assert table.exit_code == 0, table.output
         assert "TokDense" in table.output
 
     def test_broken_videos(self, asked, nextqa):  # noqa: F811
         (nextqa / "videos" / "11.mp4").write_bytes(b"no video")
-        made = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa)
-        assert made.exit_code == 2
-        assert "no question could be asked" in " ".join(made.output.split())
+        result = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa)
+        assert result.exit_code == 2
+        assert "no question could be answered" in " ".join(result.output.split())
 
     def test_an_unknown_set(self, asked, nextqa):  # noqa: F811
-        made = run("qa", "--model", asked, "--dataset", "trivia", "--data", nextqa)
-        assert made.exit_code == 2
-        assert "must be one of nextqa" in " ".join(made.output.split())
+        result = run("qa", "--model", asked, "--dataset", "trivia", "--data", nextqa)
+        assert result.exit_code == 2
+        assert "must be one of nextqa" in " ".join(result.output.split())

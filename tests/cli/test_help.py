@@ -1,4 +1,4 @@
-"""What the command says before it does anything: quickly, in groups, with examples that can be copied."""
+"""Help, completion and usage errors: fast, without torch, with examples that can be copied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fewtokens.cli.verbs import EXAMPLES, GROUPS, VERBS, every_verb, find
 from tests.cli.test_command import COMMAND, error_line, run
 from tests.helpers.command import parse
 
-# Beside --help, which is tried of every verb.
+# In addition to --help of every verb.
 WITHOUT_TORCH = (
     ["--help"],
     ["--version"],
@@ -48,7 +48,7 @@ WITHOUT_TORCH = (
 )
 
 
-def test_simple_answers_come_without_torch(tmp_path):
+def test_help_and_usage_errors_do_not_import_torch(tmp_path):
     lines = [*WITHOUT_TORCH, *([*names, "--help"] for names in every_verb())]
     code = (
         "import sys\n"
@@ -57,9 +57,9 @@ def test_simple_answers_come_without_torch(tmp_path):
         "    sys.argv = ['fewtokens', *words]\n"
         "    try:\n"
         "        main()\n"
-        "    except SystemExit as ended:\n"
+        "    except SystemExit as error:\n"
         "        expected = 0 if words[-1] in ('--help', '--version') else 2\n"
-        "        assert (ended.code or 0) == expected, (words, ended.code)\n"
+        "        assert (error.code or 0) == expected, (words, error.code)\n"
         "    heavy = [name for name in ('torch', 'numpy', 'av', 'transformers') if name in sys.modules]\n"
         "    assert not heavy, (words, heavy)\n"
     )
@@ -71,12 +71,12 @@ def test_simple_answers_come_without_torch(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_itself_answers_without_torch():
-    """As installed, with what its start script imports."""
+def test_the_installed_command_does_not_import_torch():
+    """With everything that the start script imports."""
     code = (
         "import runpy, sys; sys.argv = [sys.argv[1], '--version']\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as ended:\n    assert not ended.code\n"
+        "except SystemExit as error:\n    assert not error.code\n"
         "assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(COMMAND)], capture_output=True, text=True)
@@ -84,8 +84,8 @@ def test_the_command_itself_answers_without_torch():
     assert done.stdout.startswith("fewtokens 0.")
 
 
-def test_a_mistake_in_the_words_is_one_line_that_says_what_to_do():
-    for words, says in (
+def test_a_usage_error_is_one_line_that_says_what_to_do():
+    for words, message in (
         (["tokenzie"], "did you mean tokenize? see fewtokens --help"),
         (["eval", "davi"], "did you mean davis? see fewtokens eval --help"),
         (["train", "vit_nano8"], "fewtokens train classify vit_nano8"),
@@ -93,27 +93,27 @@ def test_a_mistake_in_the_words_is_one_line_that_says_what_to_do():
         (["tokenize", "a.mp4"], "missing option '--out'; see fewtokens tokenize --help"),
         (["tokenize", "a.mp4", "--out", "o", "--frames", "many"], "invalid value for '--frames'"),
     ):
-        assert says in error_line(run(*words, code=2))
+        assert message in error_line(run(*words, code=2))
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_groups_list_their_verbs_with_a_line_each(group):
+def test_groups_list_one_line_per_verb(group):
     lines = run(group, "--help").stdout.splitlines()
-    for name, what in GROUPS[group].items():
+    for name, summary in GROUPS[group].items():
         (line,) = [line for line in lines if line.strip("│ ").startswith(f"{name} ")]
-        assert what in line
+        assert summary in line
     assert run(group, code=2).stdout.splitlines()[1:3] == lines[1:3]
 
 
 @pytest.mark.parametrize("names", every_verb(), ids=" ".join)
-def test_every_verb_has_examples_that_its_own_parser_takes(names):
+def test_every_verb_has_examples_that_its_parser_accepts(names):
     examples = find(*names).examples
     assert len(examples) >= 2
     shown = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}).stdout
     lines = [line.strip() for line in shown.splitlines()]
     for example in examples:
         assert example.startswith(f"fewtokens {' '.join(names)} ") or example == f"fewtokens {' '.join(names)}"
-        assert example in lines  # whole, however long
+        assert example in lines  # not wrapped, even if long
         context = parse(shlex.split(example))
         find(*names).check(context)
 
@@ -127,29 +127,29 @@ def test_examples_of_groups_parse():
 
 
 @pytest.mark.parametrize("names", every_verb(), ids=" ".join)
-def test_options_stand_in_panels(names):
+def test_options_are_grouped_in_panels(names):
     command = find(*names).command(names[-1], "")
     panels = [param.rich_help_panel for param in command.params if param.param_type_name == "option"]
     assert set(panels) <= set(PANELS)
     assert panels == sorted(panels, key=PANELS.index)
 
 
-def test_one_noun_is_one_thing():
-    """An option of one name is a flag in all verbs or in none, and has one meaning, as far as its type tells."""
+def test_an_option_name_has_one_meaning():
+    """An option of the same name is a flag in all verbs or in none."""
     flags = defaultdict(set)
     for names in every_verb():
         for param in find(*names).command(names[-1], "").params:
             for flag in param.opts if param.param_type_name == "option" else ():
                 flags[flag].add(param.is_flag)
     assert not {flag for flag, kinds in flags.items() if len(kinds) > 1} - {"--compare"}
-    gone = {"--stream", "--methods", "--items", "--videos", "--video-size"}
-    assert not gone & flags.keys()
+    removed = {"--stream", "--methods", "--items", "--videos", "--video-size"}
+    assert not removed & flags.keys()
     assert {"--encoder", "--model", "--with", "--chunked", "--video-stream"} <= flags.keys()
 
 
 class TestCompletion:
     def complete(self, line: str, shell: str = "bash") -> list[str]:
-        """What a shell would offer at the end of a line, by the protocol that its completion script follows."""
+        """Returns the completions that a shell offers at the end of a line, by the protocol of its script."""
         words = line.split(" ")
         environment = {**os.environ, "_FEWTOKENS_COMPLETE": f"complete_{shell}"}
         environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
@@ -176,8 +176,8 @@ class TestCompletion:
         assert any("tokenize" in line for line in self.complete("fewtokens tok", "zsh"))
 
     @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-    def test_the_script_that_is_installed(self, tmp_path):
-        """Printed by the root, sourced by bash, asked as bash asks at a tab."""
+    def test_the_installed_script(self, tmp_path):
+        """Printed by the root, sourced by bash, and called as bash does for a tab."""
         environment = {**os.environ, "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"}
         environment["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"  # so that the shell is named, not guessed
         script = subprocess.run(
@@ -191,7 +191,7 @@ class TestCompletion:
         )  # fmt: skip
         assert done.stdout.split() == ["davis"], done.stderr
 
-    def test_it_is_offered_at_the_root_alone(self):
+    def test_it_is_offered_only_at_the_root(self):
         assert "--show-completion" in run("--help").stdout
         for names in [*every_verb(), *((group,) for group in GROUPS)]:
             assert "completion" not in CliRunner().invoke(app, [*names, "--help"]).stdout

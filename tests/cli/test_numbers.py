@@ -1,4 +1,4 @@
-"""Every option that takes a number, with numbers that nobody means: one line and exit code 2, or a right result."""
+"""Every numeric option with invalid and extreme numbers: a one-line error with exit code 2, or a valid result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fewtokens.cli.verbs import GROUPS, every_verb, find
 from fewtokens.video import synthetic, write
 
 VALUES = ("nan", "inf", "-1", "1e308", "1000000000000000")
-# How each verb is run otherwise: quickly, and so that the option at hand has a meaning.
+# The other arguments of each verb, so that it runs fast.
 WORDS = {
     "demo": ["--frames", "2", "--size", "32", "--out", "OUT"],
     "cost": ["vit_ti16", "--size", "32"],
@@ -28,8 +28,8 @@ WORDS = {
     "eval fewshot": ["--data", "DATA", "--size", "32"],
     "eval knn": ["--data", "DATA", "--size", "32"],
 }  # fmt: skip
-# Options that need others beside them.
-BESIDE = {
+# Options that require other options.
+REQUIRED = {
     ("cost", "--text"): ["--with", "uniform"],
     ("cost", "--accuracy"): ["--with", "uniform"],
     ("cost", "--batch"): ["--time"],
@@ -40,19 +40,19 @@ BESIDE = {
 
 
 def numeric(verb: str) -> list[str]:
-    """The options of a verb that take a number; budgets too, which are text to the parser."""
-    found = []
+    """Returns the numeric options of a verb, and --keep, which the parser reads as text."""
+    options = []
     for hint in (parameter.annotation for parameter in find(*verb.split()).parameters):
-        # Within Annotated the first name stands where a default would.
-        said = [
+        # Within Annotated the first name takes the place of a default.
+        declarations = [
             name for part in getattr(hint, "__metadata__", ()) for name in (part.default, *(part.param_decls or ()))
         ]
-        names = [name for name in said if isinstance(name, str) and name.startswith("--")]
+        names = [name for name in declarations if isinstance(name, str) and name.startswith("--")]
         if names:
             kinds = {kind for part in [hint.__origin__, *get_args(hint.__origin__)] for kind in (part, *get_args(part))}
             if kinds & {int, float} or names[0] == "--keep":
-                found.append(names[0])
-    return found
+                options.append(names[0])
+    return options
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +66,37 @@ def inputs(tmp_path_factory) -> Path:
     return root
 
 
-# All methods run whenever demo takes a number, so its seed is left to the other verbs.
+# demo runs all methods for each number, so its seed is only tested with the other verbs.
 CASES = [(v, option) for v in WORDS for option in numeric(v) if (v, option) != ("demo", "--seed")]
 
 
-def test_every_verb_is_tried():
+def test_every_verb_is_covered():
     numberless = {"methods", "models", "doctor"}
-    elsewhere = {"ask", "eval classify", "eval qa", "eval videoqa"}  # they need a model
-    elsewhere |= {"eval linear"}  # as the other probes
+    excluded = {"ask", "eval classify", "eval qa", "eval videoqa"}  # they require a model
+    excluded |= {"eval linear"}  # like the other probes
     data_sets = {f"eval {name}" for name in ("davis", "jhmdb", "vip", "bc")}
     trains = {f"train {name}" for name in GROUPS["train"]}
     every = {" ".join(names) for names in every_verb()}
-    assert set(WORDS) | numberless | elsewhere | data_sets | trains == every
+    assert set(WORDS) | numberless | excluded | data_sets | trains == every
     assert len(CASES) > 40
 
 
 @pytest.mark.parametrize(("verb", "option"), CASES)
-def test_no_number_ends_in_a_traceback(inputs, tmp_path, verb, option):
+def test_no_number_causes_a_traceback(inputs, tmp_path, verb, option):
     for number, value in enumerate(VALUES):
         names = {"CLIP": str(inputs / "clip.mp4"), "DATA": str(inputs / "data")}
         words = [names.get(word, word.replace("OUT", str(tmp_path / f"{number}"))) for word in WORDS[verb]]
-        beside = BESIDE.get((verb, option), [])
-        if "--with" in beside and verb == "cost":
+        required = REQUIRED.get((verb, option), [])
+        if "--with" in required and verb == "cost":
             words = []
-        with contextlib.suppress(ValueError):  # said once
-            at = words.index(option)
-            del words[at : at + 2]
-        began = time.process_time()
-        done = CliRunner().invoke(app, [*verb.split(), *words, *beside, f"{option}={value}"])
+        with contextlib.suppress(ValueError):  # each option once
+            position = words.index(option)
+            del words[position : position + 2]
+        start = time.process_time()
+        done = CliRunner().invoke(app, [*verb.split(), *words, *required, f"{option}={value}"])
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise AssertionError(f"{option}={value}: {done.exception!r}") from done.exception
         assert done.exit_code in (0, 2), f"{option}={value}: exit {done.exit_code}, {done.output}"
         if done.exit_code == 2:
             assert "Traceback" not in done.output
-        assert time.process_time() - began < 300, f"{option}={value}"
+        assert time.process_time() - start < 300, f"{option}={value}"

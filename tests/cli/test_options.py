@@ -39,18 +39,18 @@ class TestGroups:
         assert not command.main(list(words), "x", standalone_mode=False)
         return values
 
-    def test_fields_are_options_and_come_back_packed(self):
+    def test_fields_are_options_and_are_collected_in_an_instance(self):
         assert self.call("p", "--needed", "2", "--name", "b", "--more") == {
             "path": Path("p"), "group": Group(2, 5, "b"), "more": True,
         }  # fmt: skip
 
-    def test_a_default_instance_sets_defaults_but_not_of_what_is_required(self):
+    def test_a_default_instance_sets_defaults_except_of_required_fields(self):
         assert self.call("p", "--needed", "2")["group"] == Group(2, 5, "a")
         with pytest.raises(Exception, match="needed"):
             self.call("p")
 
 
-# A command line for each declared mode, in which it is chosen.
+# A command line that selects each declared mode.
 SAMPLES = {
     ("tokenize", "whole"): "clip.mp4 --out o",
     ("tokenize", "chunked"): "clip.mp4 --chunked --out o",
@@ -69,8 +69,8 @@ SAMPLES = {
     **{(f"eval {name}", "patches"): "--data D --out o" for name in ("davis", "jhmdb", "vip")},
     **{(f"eval {name}", "nothing written"): "--data D --encoder e" for name in ("davis", "jhmdb", "vip")},
     ("eval bc", "no task"): "--data D --encoder e --out o",
-    ("eval bc", "demonstrations at hand"): "--data D --task t --encoder e --out o",
-    ("eval bc", "demonstrations written"): "--task t --write-demos w",
+    ("eval bc", "existing demonstrations"): "--data D --task t --encoder e --out o",
+    ("eval bc", "recording"): "--task t --write-demos w",
     ("eval bc", "nothing written"): "--task t --encoder e",
     **{(f"eval {name}", "test set"): "--data D --val V" for name in ("fewshot", "linear", "knn")},
     ("train classify", "test set"): "vit_s16 --data D --val V --out o",
@@ -79,7 +79,7 @@ MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find
 
 
 def option(annotation: Any) -> list[str]:
-    """A flag with some value that its type takes."""
+    """Returns a flag, with a value that its type accepts."""
     kind, info = get_args(annotation)
     flag = info.default if isinstance(info.default, str) else info.param_decls[0]
     kinds = {kind, *get_args(kind)} | {part for each in get_args(kind) for part in get_args(each)}
@@ -88,13 +88,13 @@ def option(annotation: Any) -> list[str]:
     return [flag, "40" if int in kinds else "0.5" if float in kinds else "x"]
 
 
-def test_every_mode_is_tried():
+def test_every_mode_is_covered():
     assert set(SAMPLES) == set(MODES)
     assert {verb for verb, _ in MODES} >= {"tokenize", "show", "cost", "bench"}
 
 
 @pytest.mark.parametrize(("name", "mode"), MODES)
-def test_an_option_is_refused_in_exactly_the_modes_where_it_means_nothing(name, mode):
+def test_an_option_is_rejected_in_exactly_the_modes_in_which_it_has_no_effect(name, mode):
     verb = find(*name.split())
     words = ["fewtokens", *name.split(), *shlex.split(SAMPLES[name, mode])]
 
@@ -113,16 +113,16 @@ def test_an_option_is_refused_in_exactly_the_modes_where_it_means_nothing(name, 
             or type(get_args(parameter.annotation)[1]).__name__ == "ArgumentInfo"
         ):
             continue
-        given = option(parameter.annotation)
-        context = parse([*words, *given])
+        flag = option(parameter.annotation)
+        context = parse([*words, *flag])
         if parameter.name in unused:
-            with pytest.raises(ValueError, match=given[0]):
+            with pytest.raises(ValueError, match=flag[0]):
                 verb.check(context)
         elif chosen(context.params) == modes:
             verb.check(context)
 
 
-def test_debug_shows_where_it_happened(tmp_path, capsys):
+def test_debug_prints_the_traceback(tmp_path, capsys):
     words = ("methods", "tomee")
     line = error_line(quick(*words, code=2))
     done = quick(*words, "--debug", code=2)
@@ -138,7 +138,7 @@ class TestTables:
             console.out.print(tables.table("title", rows))
         return capture.get().splitlines()
 
-    def test_what_is_too_wide_goes_below_beside_the_names(self, monkeypatch):
+    def test_columns_that_do_not_fit_follow_below_with_the_names_repeated(self, monkeypatch):
         rows = [{"method": f"method_{row}", **{f"number {n}": 1000 * row + n for n in range(20)}} for row in (1, 2)]
         lines = self.lines(monkeypatch, rows)
         assert max(map(len, lines)) <= 80
@@ -146,7 +146,7 @@ class TestTables:
         assert all(f"{1000 * row + n}" in text for row in (1, 2) for n in range(20))
         assert text.count("method_1") == text.count("method_2") > 1
 
-    def test_numbers_and_names_of_methods_are_not_broken(self, monkeypatch):
+    def test_numbers_and_method_names_are_not_wrapped(self, monkeypatch):
         rows = [
             {"method": "representation_shift", "what": "long " * 40, "retention": 0.123, "none": None, "n": 12345.6}
         ]
@@ -171,14 +171,14 @@ class TestTables:
             write(tmp_path / "clip.mp4", synthetic("static", frames=3, size=(32, 32)).frames, 10)
         done = CliRunner().invoke(app, words, env={"COLUMNS": "80"})
         assert done.exit_code == 0, done.output
-        # Lines to copy are as long as they are.
+        # Command lines to copy are not wrapped.
         lines = [line for line in done.stdout.splitlines() if not line.startswith("  fewtokens ")]
         assert max(map(len, lines)) <= 80
         assert "…" not in done.stdout
 
 
 class TestMethods:
-    def test_each_says_what_it_does_by_stage(self):
+    def test_all_are_listed_by_stage(self):
         from fewtokens.core import registry
 
         done = quick("methods")
@@ -189,7 +189,7 @@ class TestMethods:
             assert any(line.startswith(f"{name} ") for line in done.stdout.splitlines()), name
         assert "Merges the most similar tokens of a video pairwise" in done.stdout
 
-    def test_layer_methods_are_explained(self):
+    def test_layer_methods_are_described(self):
         text = quick("methods", "fastv").stdout
         assert "stage llm" in text and "arXiv" in text
 
@@ -201,23 +201,23 @@ class TestMethods:
 
 
 class TestProgress:
-    def test_long_loops_say_how_far_they_are(self, tmp_path, monkeypatch):
-        """One mechanism in every verb; here where a video goes through in chunks."""
+    def test_long_loops_report_progress(self, tmp_path, monkeypatch):
+        """All verbs use the same function; here for a video in chunks."""
         from contextlib import contextmanager
 
         calls = []
 
         @contextmanager
-        def recorded(title, total, **options):
+        def record(title, total, **options):
             yield lambda done, total=total, title=None: calls.append((done, total))
 
-        monkeypatch.setattr("fewtokens.cli.tokenize.progress", recorded)
+        monkeypatch.setattr("fewtokens.cli.tokenize.progress", record)
         clip = write(tmp_path / "clip.mp4", synthetic("static", frames=12, size=(32, 32)).frames, 1)
         quick("tokenize", clip, "--chunked", "--chunk", 5, "--with", "rlt", "--size", 32, "--out", tmp_path / "o")
         assert calls == [(4, 12), (9, 12), (11, 12)]
 
-    def test_verbs_of_loops_use_it(self):
-        """No verb brings a bar of its own."""
+    def test_all_loops_use_it(self):
+        """No verb has a separate progress bar."""
         root = Path(console.__file__).parent
         bars = [path.name for path in root.rglob("*.py") if "rich.progress" in path.read_text()]
         assert bars == ["progress.py"]
@@ -228,7 +228,7 @@ def test_names_of_groups():
     assert isinstance(console.out, Console)
 
 
-def test_a_token_file_of_an_earlier_version_is_known(tmp_path):
+def test_a_token_file_of_an_earlier_version_is_read(tmp_path):
     """It called `video_stream` `stream`."""
     from fewtokens import Tokens
 

@@ -31,7 +31,7 @@ SMALL += [
 
 
 def run(*words: object, code: int = 0) -> Result:
-    """The command in this process, where nothing has to be imported again; never a traceback."""
+    """Runs the command in this process, without a new import, and checks the exit code."""
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == code, f"exit {done.exit_code}\n{done.output}\n{done.exception!r}"
     return done
@@ -59,7 +59,7 @@ def test_from_videos_to_an_encoder(videos, tmp_path):
     done = run(*words)
     assert "4 videos to train on" in done.stderr
     assert "tobo_swapped" in done.stdout
-    assert "for want of a second frame" in " ".join(done.stderr.split())
+    assert "without a second frame" in " ".join(done.stderr.split())
     again = json.loads(run(*words, "--json").stdout)
     assert again["resumed_at"] == again["steps"] == 5
     assert "other settings (network)" in run(*words, "--set", "mask_ratio=0.5", code=2).stderr
@@ -82,8 +82,8 @@ def test_a_pretrained_encoder_is_probed(videos, tmp_path):
             pixels[..., channel] += 150
             Image.fromarray(pixels.numpy()).save(tmp_path / "set" / label / f"{n}.png")
     words = ["--data", tmp_path / "set", "--size", 16, "--feature", "class", "--shots", 2, "--json"]
-    said = json.loads(run("eval", "fewshot", "--encoder", tmp_path / "run" / "model", *words).stdout)
-    assert said["top1"] >= 50
+    scores = json.loads(run("eval", "fewshot", "--encoder", tmp_path / "run" / "model", *words).stdout)
+    assert scores["top1"] >= 50
     refused = run("eval", "classify", tmp_path / "run" / "model", "--data", tmp_path / "set", code=2)
     assert "no trained network" in error_line(refused)
 
@@ -94,12 +94,12 @@ def test_help_has_two_examples(verb):
     assert " ".join(run("train", verb, "--help").stdout.split()).count(f"train {verb}") >= 3
 
 
-def test_a_dry_run_shows_and_writes_nothing(videos, tmp_path):
+def test_a_dry_run_prints_settings_and_writes_nothing(videos, tmp_path):
     words = ["train", "rsp", videos, "--out", tmp_path / "run", "--preset", "rsp_vit_s16_k400", "--dry-run"]
-    said = json.loads(run(*words, "--json", "--set", "kl_weight=0.1").stdout)
-    assert said["parameters"]["encoder"] == 21_590_016
-    assert said["network"]["kl_weight"] == 0.1
-    assert said["settings"]["lr"] == pytest.approx(9e-4)
+    report = json.loads(run(*words, "--json", "--set", "kl_weight=0.1").stdout)
+    assert report["parameters"]["encoder"] == 21_590_016
+    assert report["network"]["kl_weight"] == 0.1
+    assert report["settings"]["lr"] == pytest.approx(9e-4)
     assert "8 GPUs" in " ".join(run(*words).stdout.split())
     assert not (tmp_path / "run").exists()
 
@@ -110,10 +110,10 @@ def test_bad_input(videos, tmp_path):
     assert "no video" in error_line(run("train", "tobo", tmp_path / "empty", *words, code=2))
     single = write(tmp_path / "single.mp4", synthetic("pan", frames=1, size=(32, 40)).frames, 10)
     assert "a pair requires two frames" in run("train", "tobo", single, *words, *SMALL, code=2).stderr
-    for more, says in (
-        (["--preset", "mae_tiny"], "not one of tobo"), (["--set", "kl_weight=1"], "known:"),
+    for more, message in (
+        (["--preset", "mae_tiny"], "--preset must be one of tobo_"), (["--set", "kl_weight=1"], "known:"),
         (["--steps", 3, "--epochs", 1], "not both"), (["--set", "distance=l1"], "distance"),
-        (["--set", "precision=fp16", "--device", "cpu"], "fp16 needs a GPU"),
+        (["--set", "precision=fp16", "--device", "cpu"], "fp16 requires a GPU"),
     ):  # fmt: skip
-        assert says in run("train", "tobo", videos, *words, *more, code=2).stderr
+        assert message in run("train", "tobo", videos, *words, *more, code=2).stderr
     assert not (tmp_path / "run").exists()

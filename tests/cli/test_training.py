@@ -1,4 +1,4 @@
-"""models, cost, train, eval: as a user runs them, on made pictures and clips."""
+"""models, cost, train and eval as a user runs them, on generated images and clips."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SMALL = ["--size", 16, "--batch", 8, "--workers", 0, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Three classes by colour, ten pictures each."""
+def images(tmp_path_factory) -> Path:
+    """Three classes of colors, ten images per class."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for channel, label in enumerate(("red", "green", "blue")):
@@ -37,11 +37,11 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(pictures, tmp_path_factory) -> Path:
+def trained(images, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    words = ["--data", pictures, "--out", out, *SMALL, "--epochs", 12, "--lr", 0.003, "--val-share", 0.3]
+    words = ["--data", images, "--out", out, *SMALL, "--epochs", 12, "--lr", 0.003, "--val-share", 0.3]
     done = run("train", "classify", "tokenlearner_vit_nano8_2at2", *words)
-    assert "21 to train on, 9 to test on, 3 classes" in done.stderr
+    assert "21 training items, 9 test items, 3 classes" in done.stderr
     assert "top1" in done.stdout
     return out
 
@@ -52,8 +52,8 @@ def test_models():
     rows = json.loads(run("models", "--json").stdout)
     assert [row["name"] for row in rows] == models.names()
     assert "arXiv 2106.11297" in run("models", "tokenlearner_vit_s32_8at6").stdout
-    said = json.loads(run("models", "tokenlearner_vivit_l16_16at12", "--json").stdout)
-    assert round(said["parameters"] / 1e6) == 308
+    report = json.loads(run("models", "tokenlearner_vivit_l16_16at12", "--json").stdout)
+    assert round(report["parameters"] / 1e6) == 308
     assert "did you mean" in error_line(run("models", "vit_b_16", code=2))
 
 
@@ -72,49 +72,49 @@ def test_cost(trained):
     assert "at least 1" in error_line(run("cost", "vit_nano8", "--time", "--repeats", 0, code=2))
 
 
-def test_train_leaves_a_whole_run(trained):
+def test_train_writes_all_files(trained):
     names = {path.name for path in trained.iterdir()}
     assert {"settings.json", "state.safetensors", "metrics.jsonl", "model", "curves.png"} <= names
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["top1"] > 80
-    assert models.meta(trained / "model")["labels"] == ["blue", "green", "red"]
+    assert models.read_meta(trained / "model")["labels"] == ["blue", "green", "red"]
 
 
-def test_a_dry_run_shows_and_writes_nothing(pictures, tmp_path):
-    words = ["vit_nano8", "--data", pictures, "--out", tmp_path / "run", "--preset", "kinetics", "--dry-run"]
+def test_a_dry_run_prints_settings_and_writes_nothing(images, tmp_path):
+    words = ["vit_nano8", "--data", images, "--out", tmp_path / "run", "--preset", "kinetics", "--dry-run"]
     text = run("train", "classify", *words).stdout
     assert "weight_decay" in text
     assert "32 TPU cores" in " ".join(text.split())
-    said = json.loads(run("train", "classify", *words, "--set", "lr=0.5", "--json").stdout)
-    assert said["settings"]["lr"] == 0.5
+    report = json.loads(run("train", "classify", *words, "--set", "lr=0.5", "--json").stdout)
+    assert report["settings"]["lr"] == 0.5
     assert not (tmp_path / "run").exists()
 
 
-def test_eval_tests_on_what_was_held_back(trained, pictures):
-    scores = models.meta(trained / "model")["trained"]["scores"]
-    said = json.loads(run("eval", "classify", trained / "model", "--data", pictures, "--json").stdout)
-    assert said["items"] == 9
-    assert said["top1"] == pytest.approx(scores["top1"])
-    views = run("eval", "classify", trained / "model", "--data", pictures, "--crops", 3, "--average", "probabilities")
+def test_eval_tests_on_the_held_out_items(trained, images):
+    scores = models.read_meta(trained / "model")["trained"]["scores"]
+    report = json.loads(run("eval", "classify", trained / "model", "--data", images, "--json").stdout)
+    assert report["items"] == 9
+    assert report["top1"] == pytest.approx(scores["top1"])
+    views = run("eval", "classify", trained / "model", "--data", images, "--crops", 3, "--average", "probabilities")
     assert "crops=3" in views.stdout
 
 
 @pytest.mark.parametrize("task", ["fewshot", "linear", "knn"])
-def test_probes(trained, pictures, task):
-    words = ["--data", pictures, "--val-share", 0.3, "--json"]
+def test_probes(trained, images, task):
+    words = ["--data", images, "--val-share", 0.3, "--json"]
     ours = json.loads(run("eval", task, "--encoder", trained / "model", *words).stdout)
     patches = json.loads(
         run("eval", task, "--encoder", "patches", "--size", 32, "--with", "tome(keep=0.5)", *words).stdout
     )
-    for said in (ours, patches):
-        assert said["top1"] > 60
+    for report in (ours, patches):
+        assert report["top1"] > 60
     assert patches["protocol"]["spec"] == "tome(keep=0.5)"
 
 
-def test_a_stopped_run_is_gone_on_with(pictures, tmp_path):
-    """Killed by a signal; the second call ends as one that was never stopped."""
+def test_a_stopped_run_resumes(images, tmp_path):
+    """Killed by a signal; after the second call the result equals that of an undisturbed run."""
     words = [
-        "train", "classify", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "6",
+        "train", "classify", "vit_nano8", "--data", str(images), *map(str, SMALL), "--epochs", "6",
         "--set", "save_every=3", "--set", "log_every=1",
     ]  # fmt: skip
     run(*words, "--out", tmp_path / "whole")
@@ -128,7 +128,7 @@ def test_a_stopped_run_is_gone_on_with(pictures, tmp_path):
     run(*words, "--out", tmp_path / "parts")
     a, b = (models.load(tmp_path / name / "model").state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    # Asking for something else in the same folder is no silent restart.
+    # Other settings in the same folder do not restart silently.
     assert "other settings (lr)" in error_line_last(run(*words, "--lr", 1, "--out", tmp_path / "parts", code=2))
     run(*words, "--lr", 0.01, "--out", tmp_path / "parts", "--fresh")
 
@@ -158,9 +158,9 @@ def test_videos(tmp_path):
     assert tokens.exists()
 
 
-def test_several_processes(pictures, tmp_path):
+def test_several_processes(images, tmp_path):
     """torchrun and accelerate launch, as the README says."""
-    words = ["train", "classify", "vit_nano8", "--data", str(pictures), *map(str, SMALL), "--epochs", "1"]
+    words = ["train", "classify", "vit_nano8", "--data", str(images), *map(str, SMALL), "--epochs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for launcher in (
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtokens"],
@@ -176,11 +176,11 @@ def test_several_processes(pictures, tmp_path):
         assert models.is_saved(out / "model")
 
 
-class TestWhatIsWrong:
+class TestErrors:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["vit_nano9x", "--data", "."], "no model called"),
+            (["vit_nano9x", "--data", "."], "no model named"),
             (["vit_nano8", "--data", "nowhere"], "no such file"),
             (["vit_nano8", "--data", "."], "no labeled image"),
             (["vit_nano8", "--data", ".", "--preset", "moon"], "no recipe called 'moon'"),
@@ -193,25 +193,25 @@ class TestWhatIsWrong:
         assert message in error_line(done)
         assert not (tmp_path / "run").exists()
 
-    def test_a_class_that_only_the_test_has(self, pictures, tmp_path):
+    def test_a_class_that_only_the_test_set_has(self, images, tmp_path):
         (tmp_path / "val" / "violet").mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "val" / "violet" / "0.png")
-        words = ["--data", pictures, "--val", tmp_path / "val", "--out", tmp_path / "run"]
+        words = ["--data", images, "--val", tmp_path / "val", "--out", tmp_path / "run"]
         assert "training classes: 'violet'" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
-    def test_lists_with_missing_files(self, pictures, tmp_path):
+    def test_lists_with_missing_files(self, images, tmp_path):
         lines = [f"{label}/{n}.png,{label}" for label in ("red", "green") for n in range(10)]
         (tmp_path / "list.csv").write_text("path,label\n" + "\n".join([*lines, "gone.png,red"]) + "\n")
         words = ["--data", tmp_path / "list.csv", "--out", tmp_path / "run", *SMALL, "--epochs", 1]
-        done = run("train", "classify", "vit_nano8", *words, "--root", pictures)
-        assert "1 named and not there: gone.png" in done.stderr
+        done = run("train", "classify", "vit_nano8", *words, "--root", images)
+        assert "1 missing: gone.png" in done.stderr
         assert "none of the 21 listed files" in error_line(run("train", "classify", "vit_nano8", *words, code=2))
 
-    def test_checkpoints(self, trained, pictures, tmp_path):
-        words = ["--data", pictures, "--json"]
+    def test_checkpoints(self, trained, images, tmp_path):
+        words = ["--data", images, "--json"]
         assert "no trained network" in error_line(run("eval", "classify", tmp_path, *words, code=2))
         models.load(trained / "model").save_pretrained(tmp_path / "m")
-        assert "names no labels" in error_line(run("eval", "classify", tmp_path / "m", *words, code=2))
+        assert "contains no labels" in error_line(run("eval", "classify", tmp_path / "m", *words, code=2))
         weights = tmp_path / "m" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:2000])
         assert "cut short" in error_line(run("eval", "knn", "--encoder", tmp_path / "m", *words, code=2))
@@ -222,10 +222,10 @@ class TestWhatIsWrong:
             run("eval", "knn", "--encoder", tmp_path / "other", *words, code=2)
         )
 
-    def test_tasks_and_options(self, trained, pictures):
-        words = ["--data", pictures]
+    def test_tasks_and_options(self, trained, images):
+        words = ["--data", images]
         assert "no verb 'guess'" in error_line(run("eval", "guess", *words, code=2))
-        assert "--with goes with an encoder" in error_line(
+        assert "--with has no effect on a trained network" in error_line(
             run("eval", "knn", "--encoder", trained / "model", "--with", "tome", *words, code=2)
         )
         assert "has no class token" in error_line(run("eval", "knn", "--feature", "class", *words, code=2))
@@ -238,38 +238,38 @@ def test_a_real_encoder_on_real_photographs(tmp_path):
     lines = [f"{label}/{file.name},{label}" for label in "012" for file in sorted((photographs / label).iterdir())[:12]]
     (tmp_path / "list.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     words = ["--data", tmp_path / "list.csv", "--root", photographs, "--size", 98, "--val-share", 0.4, "--json"]
-    said = json.loads(run("eval", "linear", "--encoder", data_path("weights/dinov2-small"), *words).stdout)
-    assert said["top1"] > 50
+    report = json.loads(run("eval", "linear", "--encoder", data_path("weights/dinov2-small"), *words).stdout)
+    assert report["top1"] > 50
 
 
 @pytest.mark.data
-def test_real_weights_begin_a_video_network(tmp_path):
-    """An image ViT of transformers' layout initialises a ViViT."""
-    from fewtokens.networks.inflate import initialize_from, like
+def test_real_weights_initialize_a_video_network(tmp_path):
+    """An image ViT in the layout of transformers initializes a ViViT."""
+    from fewtokens.networks.inflate import initialize_from, matching_config
 
     source = data_path("weights/dinov2-small")
-    config = like(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
+    config = matching_config(source, tubelet_size=2, num_frames=8, image_size=(98, 98), num_classes=5)
     model = models.VisionTransformer(config)
-    said = initialize_from(model, source, positions="resize_tile")
-    assert len([name for name in said["taken"] if name.startswith("blocks.")]) > 100
+    report = initialize_from(model, source, positions="resize_tile")
+    assert len([name for name in report["copied"] if name.startswith("blocks.")]) > 100
     from fewtokens.encoders import load_encoder
 
     image = torch.rand(1, 1, 3, 98, 98)
     clip = image.expand(1, 8, -1, -1, -1)
     tokens = load_encoder(str(source))(image)[0].features
-    # On a still clip the first block sees each patch as the image model does.
+    # On a static clip the first block receives each patch as in the image model.
     embedded = model.embed(model.prepare(clip))[0, 0].flatten(0, 1)
     encoder = load_encoder(str(source)).vit
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.mean, config.std))
     expected = encoder.embed((image[0] - mean) / std)[0].flatten(0, 1)
     assert tokens.shape[2] == embedded.shape[1]
-    # Positions are resized bilinearly here and bicubically there, so nearly the same.
+    # The video network resizes positions bilinearly, the encoder bicubically, so they are only similar.
     assert torch.nn.functional.cosine_similarity(embedded, expected, dim=1).mean() > 0.95
 
 
 @pytest.mark.data
-def test_training_begins_with_real_weights(tmp_path, pictures):
-    words = ["--data", pictures, "--out", tmp_path, "--size", 28, "--frames", 2, "--batch", 9, "--workers", 0]
+def test_training_starts_from_real_weights(tmp_path, images):
+    words = ["--data", images, "--out", tmp_path, "--size", 28, "--frames", 2, "--batch", 9, "--workers", 0]
     done = run(
         "train", "classify", "tokenlearner_vivit_s14_2at10", *words, "--set", "steps=1", "--device", "cpu", "--init",
         data_path("weights/dinov2-small"),

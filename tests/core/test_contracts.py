@@ -145,9 +145,9 @@ class TestMethod:
         out = method(tokens)
         again = Tokens.load(out.save(tmp_path / "a.safetensors"))
         back = again.unmerge()
-        by_time = out.assignment.reshape(2, 6, 30)
+        assignment = out.assignment.reshape(2, 6, 30)
         for b, t, s in ((0, 3, 4), (1, 5, 29), (1, 1, 0)):
-            tokens_at_cell = [int(by_time[b, u, s]) for u in range(t + 1) if by_time[b, u, s] >= 0]
+            tokens_at_cell = [int(assignment[b, u, s]) for u in range(t + 1) if assignment[b, u, s] >= 0]
             y, x = divmod(s, 6)
             assert torch.equal(back[b, t, y, x], out.features[b, tokens_at_cell[-1]])
         later = Pipeline("random(0.9)").methods[0](again)

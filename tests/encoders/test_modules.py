@@ -153,7 +153,7 @@ class TestOldDescriptions:
         check_settings(tmp_path / "settings.json", now)
         check_request(tmp_path, {"encoder": old, "seed": 0}, now)
         other = {"encoder": Patches(8).describe(), "seed": 0}
-        with pytest.raises(ValueError, match="holds a run with another encoder"):
+        with pytest.raises(ValueError, match="contains a run with other settings: encoder"):
             check_settings(tmp_path / "settings.json", other)
         with pytest.raises(ValueError, match=r"other settings \(encoder\)"):
             check_request(tmp_path, {"encoder": old, "seed": 0}, other)

@@ -101,7 +101,7 @@ class TestErrors:
         folder = encoder("vit", tmp_path).save_pretrained(tmp_path / "e")
         whole = (folder / "model.safetensors").read_bytes()
         (folder / "model.safetensors").write_bytes(whole[:-100])
-        with pytest.raises(ValueError, match="truncated|cut short"):
+        with pytest.raises(ValueError, match="invalid safetensors"):
             load_encoder(folder)
         folder = Patches(4).save_pretrained(tmp_path / "p")
         (folder / "config.json").write_text(json.dumps({"fewtokens_model": "patches", "config": {"patch_size": "4"}}))

@@ -14,7 +14,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
-from fewtokens.networks.inflate import like
+from fewtokens.networks.inflate import matching_config
 from tests.helpers.data import data_path
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
@@ -395,7 +395,7 @@ class TestBadFolders:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "deit"}))
         with pytest.raises(ValueError, match=r"model_type must be one of vit, .*, got 'deit'"):
-            like(folder)
+            matching_config(folder)
 
     def test_an_index_cannot_leave_its_folder(self, tmp_path):
         folder = self.folder(tmp_path)
@@ -423,10 +423,10 @@ class TestBadFolders:
 
 def test_frames_of_unequal_counts_are_chunked_by_count():
     from fewtokens.core.grid import Grid
-    from fewtokens.encoders.vit_encoder import _by_count
+    from fewtokens.encoders.vit_encoder import _batches_by_count
 
     counts = [196, 20, 0, 190, 22, 5, 3, 21, 0, 100] * 3
-    chunks = _by_count(counts, 4, Grid(1, 14, 14))
+    chunks = _batches_by_count(counts, 4, Grid(1, 14, 14))
     assert sorted(number for chunk in chunks for number in chunk) == list(range(30))
     for chunk in chunks:
         widest = max(1, *(counts[number] for number in chunk))

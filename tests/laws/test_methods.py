@@ -53,7 +53,7 @@ VARIANTS = [
     "tokenlearner('4/frame', version='1.1')",
     "tokenlearner('3/frame', pool='mean')",
     "spatial_pool(2, side=3)",
-    "holitom(0.1, tau=0.99, centre=1.0)",
+    "holitom(0.1, tau=0.99, center=1.0)",
     "fastvid(0.1, segments=2, tau=0.3, context=0.8, stride=2)",
     "scissor(keep=0.2)",
     "sttm(keep=0.2)",

@@ -1,4 +1,4 @@
-"""No test leaves a hook behind on a tiny model, which all tests share."""
+"""Checks that no test leaves a hook on a tiny model, because all tests share them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import pytest
 
 from fewtokens.llm.layers.hooks import language_model
-from tests.llm.tiny import MADE
+from tests.llm.tiny import MODELS
 
 
 @pytest.fixture(autouse=True)
-def _no_hooks_left() -> Iterator[None]:
+def _no_hooks_remain() -> Iterator[None]:
     yield
-    left = []
-    for model in MADE:
-        # Those of transformers for hidden states are on the encoder.
+    hooks_left = []
+    for model in MODELS:
+        # The hooks of transformers for hidden states are on the encoder.
         for module in (model, *language_model(model).modules()):
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
-                left += [getattr(hook, "__qualname__", repr(hook)) for hook in hooks.values()]
+                hooks_left += [getattr(hook, "__qualname__", repr(hook)) for hook in hooks.values()]
                 hooks.clear()
-    assert not left
+    assert not hooks_left

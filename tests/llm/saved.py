@@ -1,4 +1,4 @@
-"""The tiny models of `tiny`, saved as transformers saves them, with a tokenizer, a chat template and numbers."""
+"""The models of `tiny`, saved as transformers saves them, with tokenizer, chat template and preprocessing config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.llm.tiny import END, IMAGE, PAD, START, VIDEO, tiny
 UNKNOWN, BEGIN, STOP = 2, 1, 199
 WORDS = ("what", "happens", "how", "many", "people", "are", "there", "user", "assistant", "Frame")
 _QWEN = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-# What the four special tokens of the tiny configs are called: image, video, start, end.
+# The names of the four special tokens of the tiny configs: image, video, start, end.
 SPECIALS = {
     "llava_onevision": ("<image>", "<video>", "<a>", "<b>"),
     "llava_next_video": ("<image>", "<video>", "<a>", "<b>"),
@@ -24,8 +24,8 @@ SPECIALS = {
 }
 _SPAN = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llama_3"}
 _FRAMES = {"shortest_edge": 256, "longest_edge": 600}
-# preprocessor_config.json; a family that is not here has its numbers from the config of the model.
-NUMBERS: dict[str, dict[str, Any]] = {
+# preprocessor_config.json; other families use the config of the model.
+PREPROCESS_CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"size": _FRAMES},
     "qwen2_5_vl": {"min_pixels": 256, "max_pixels": 600},
     "qwen3_vl": {"size": {"shortest_edge": 2048, "longest_edge": 4800}},
@@ -45,7 +45,7 @@ def template(family: str) -> str:
 
 
 def make_tokenizer(family: str) -> Any:
-    """Words of a vocabulary of 200, of which those that no sentence here has are called w23."""
+    """A tokenizer of 200 words; those that no sentence of the tests contains are called w23 and so on."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -54,20 +54,20 @@ def make_tokenizer(family: str) -> Any:
     special = list(names.values())
     free = [number for number in range(200) if number not in names]
     names |= {number: WORDS[at] if at < len(WORDS) else f"w{number}" for at, number in enumerate(free)}
-    plain = Tokenizer(models.WordLevel({name: number for number, name in names.items()}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in names.items()}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         additional_special_tokens=special[4:],
     )  # fmt: skip
 
 
 def save(family: str, folder: Path, *, with_template: bool = True) -> Path:
-    """Saves model, tokenizer and numbers in a folder."""
+    """Saves model, tokenizer and preprocessing config in a folder."""
     tiny(family).save_pretrained(folder)
     make_tokenizer(family).save_pretrained(folder)
     if with_template:
         (folder / "chat_template.jinja").write_text(template(family))
-    if family in NUMBERS:
-        (folder / "preprocessor_config.json").write_text(json.dumps(NUMBERS[family]))
+    if family in PREPROCESS_CONFIGS:
+        (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESS_CONFIGS[family]))
     return folder

@@ -1,4 +1,4 @@
-"""A composed video language model: what it feeds the language model, how it is trained, saved, read and asked."""
+"""A composed video language model: its inputs of the language model, training, saving, loading and questions."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ ANSWERS = ("three", "up", "a digit")
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Folders of a tiny DINOv2 and a tiny Llama with its tokenizer, of random weights."""
+    """Folders of a tiny DINOv2 and a tiny Llama with its tokenizer, with random weights."""
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     folder = tmp_path_factory.mktemp("parts")
-    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer_model = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer_model.pre_tokenizer = pre_tokenizers.Whitespace()
     special = trainers.WordLevelTrainer(special_tokens=["<pad>", "<s>", "</s>", "<unk>"])
-    words.train_from_iterator([*QUESTIONS, *ANSWERS, "USER : ASSISTANT :"], special)
+    tokenizer_model.train_from_iterator([*QUESTIONS, *ANSWERS, "USER : ASSISTANT :"], special)
     tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer_model, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     torch.manual_seed(0)
     hf.Dinov2Model(
@@ -65,17 +65,17 @@ def batch(model: ComposedVideoLLM, count: int = 3, frames: int = 4) -> dict:
     return collate_turns(lines, 0) | {"pixel_values_videos": clips.to(torch.uint8)}
 
 
-class TestLines:
-    def test_labels_are_the_answers_alone(self, parts):
+class TestTurns:
+    def test_only_answers_have_labels(self, parts):
         tokenizer = build(parts).tokenizer
         ids, labels = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[2]), (QUESTIONS[1], ANSWERS[1])])
         assert (ids == VIDEO_MARKER).sum() == 1
-        learned = ids[labels != IGNORE_INDEX]
-        assert tokenizer.decode(learned).split() == ["a", "digit", "</s>", "up", "</s>"]
-        assert torch.equal(labels[labels != IGNORE_INDEX], learned)
-        asked, none = encode_turns(tokenizer, [(QUESTIONS[0], None)])
-        assert torch.equal(asked, ids[: len(asked)])
-        assert bool((none == IGNORE_INDEX).all())
+        answer_ids = ids[labels != IGNORE_INDEX]
+        assert tokenizer.decode(answer_ids).split() == ["a", "digit", "</s>", "up", "</s>"]
+        assert torch.equal(labels[labels != IGNORE_INDEX], answer_ids)
+        question_ids, no_labels = encode_turns(tokenizer, [(QUESTIONS[0], None)])
+        assert torch.equal(question_ids, ids[: len(question_ids)])
+        assert bool((no_labels == IGNORE_INDEX).all())
 
     def test_a_chat_template(self, parts):
         tokenizer = build(parts).tokenizer
@@ -95,14 +95,14 @@ class TestLines:
             turns = [(QUESTIONS[0], ANSWERS[0])] * number + [(question, None)]
             with pytest.raises(ValueError, match="which is a special token"):
                 encode_turns(tokenizer, turns)
-        # What marks the video's place here is a word like others in a question.
+        # In a question, the marker of the video's position is ordinary text.
         ids, _ = encode_turns(tokenizer, [(QUESTIONS[0], ANSWERS[0]), ("<<the video>> it", None)])
         assert (ids == VIDEO_MARKER).sum() == 1 and int((ids == VIDEO_MARKER).nonzero()[0]) < 5
 
-    def test_conversations_with_them_are_left_out_of_training(self, parts, talks):
+    def test_conversations_with_special_tokens_are_excluded_from_training(self, parts, conversations):
         tokenizer = build(parts).tokenizer
         items = [
-            Conversation(str(n), talks / f"{n}.mp4", ((question, "up"),))
+            Conversation(str(n), conversations / f"{n}.mp4", ((question, "up"),))
             for n, question in enumerate(("it </s>", "it"))
         ]
         samples = [Conversations(items, Reading(4, 32), tokenizer)[number] for number in range(2)]
@@ -114,81 +114,81 @@ class TestEmbedding:
     @pytest.mark.parametrize("positions", ["keep", "renumber"])
     def test_columns_by_loops(self, parts, left, positions):
         model = build(parts, "kmeans(criterion='silhouette', k_min=2, k_max=7)", positions=positions)
-        given = batch(model)
+        inputs = batch(model)
         lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
-        given |= collate_turns(lines, 0, left=left)
-        short = model.compress(given)
-        made = model.embed(short.inputs)
-        words = model.llm.get_input_embeddings()
+        inputs |= collate_turns(lines, 0, left=left)
+        short = model.compress(inputs)
+        embedded = model.embed(short.inputs)
+        embed = model.llm.get_input_embeddings()
         for b, (ids, labels) in enumerate(lines):
-            rows, wanted, places = [], [], []
+            rows, expected_labels, expected_positions = [], [], []
             at = 0
             for id, label in zip(ids.tolist(), labels.tolist(), strict=True):
                 if id == VIDEO_MARKER:
                     tokens = short.tokens[b]
                     for n in range(tokens.N):
                         rows.append(tokens.features[0, n])
-                        wanted.append(IGNORE_INDEX)
+                        expected_labels.append(IGNORE_INDEX)
                         t, y, x = tokens.positions[0, n].round().long().tolist()
-                        places.append(at + (n if positions == "renumber" else (t * 2 + y) * 2 + x))
+                        expected_positions.append(at + (n if positions == "renumber" else (t * 2 + y) * 2 + x))
                     at += tokens.N if positions == "renumber" else tokens.grid.cells
                 else:
-                    rows.append(words(torch.tensor(id)))
-                    wanted.append(label)
-                    places.append(at)
+                    rows.append(embed(torch.tensor(id)))
+                    expected_labels.append(label)
+                    expected_positions.append(at)
                     at += 1
-            real = made["attention_mask"][b].bool()
+            real = embedded["attention_mask"][b].bool()
             assert int(real.sum()) == len(rows)
             assert bool(real[-1 if left else 0])
-            torch.testing.assert_close(made["inputs_embeds"][b, real], torch.stack(rows))
-            assert made["labels"][b, real].tolist() == wanted
-            assert made["position_ids"][b, real].tolist() == places
+            torch.testing.assert_close(embedded["inputs_embeds"][b, real], torch.stack(rows))
+            assert embedded["labels"][b, real].tolist() == expected_labels
+            assert embedded["position_ids"][b, real].tolist() == expected_positions
 
-    def test_alone_equals_in_a_batch(self, parts):
+    def test_single_prompts_equal_a_batch(self, parts):
         model = build(parts, "kmeans(criterion='silhouette', k_min=2, k_max=7)").eval()
-        given = batch(model)
+        inputs = batch(model)
         ids = model.encode_questions(QUESTIONS)
-        together = model.answer(ids | {"pixel_values_videos": given["pixel_values_videos"]}, max_new_tokens=4)
+        together = model.answer(ids | {"pixel_values_videos": inputs["pixel_values_videos"]}, max_new_tokens=4)
         for b, question in enumerate(QUESTIONS):
             alone = model.answer(
-                model.encode_questions([question]) | {"pixel_values_videos": given["pixel_values_videos"][b : b + 1]},
+                model.encode_questions([question]) | {"pixel_values_videos": inputs["pixel_values_videos"][b : b + 1]},
                 max_new_tokens=4,
             )
             assert alone == [together[b]]
 
-    def test_cells_ahead_are_the_same(self, parts):
+    def test_encoded_cells_give_the_same_loss(self, parts):
         model = build(parts, "scissor(keep=5)").eval()
-        given = batch(model)
-        cells, grid = model.cells(given["pixel_values_videos"])
+        inputs = batch(model)
+        cells, grid = model.cells(inputs["pixel_values_videos"])
         assert grid.shape == (4, 2, 2)
-        ahead = {name: value for name, value in given.items() if name != "pixel_values_videos"} | {
+        encoded = {name: value for name, value in inputs.items() if name != "pixel_values_videos"} | {
             "video_cells": cells,
             "video_grid": grid,
         }
-        assert torch.equal(model(**given).loss, model(**ahead).loss)
+        assert torch.equal(model(**inputs).loss, model(**encoded).loss)
 
     def test_pooling_is_a_pixel_shuffle(self, parts):
         model = build(parts)
-        given = batch(model)
-        cells, _ = model.cells(given["pixel_values_videos"])
-        plain = model.video_encoder(given["pixel_values_videos"])[0].features.reshape(3, 4, 4, 4, 16)
-        block = plain[1, 2, 2:4, 0:2].reshape(-1)
+        inputs = batch(model)
+        cells, _ = model.cells(inputs["pixel_values_videos"])
+        unpooled = model.video_encoder(inputs["pixel_values_videos"])[0].features.reshape(3, 4, 4, 4, 16)
+        block = unpooled[1, 2, 2:4, 0:2].reshape(-1)
         torch.testing.assert_close(cells[1, 2 * 4 + 1 * 2 + 0], block)
         with pytest.raises(ValueError, match="cannot be pooled by 2"):
             model.cells(torch.zeros(1, 2, 3, 24, 24, dtype=torch.uint8))
 
-    def test_what_cannot_be(self, parts):
+    def test_errors(self, parts):
         with pytest.raises(ValueError, match="needs attention and keys"):
             build(parts, "visionzip(keep=0.2)")
         with pytest.raises(ValueError, match="positions must be"):
             build(parts, positions="some")
-        with pytest.raises(ValueError, match="no causal language model"):
+        with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):
             build_video_llm(parts / "vit", parts / "vit", device="cpu")
 
 
 class Items(torch.utils.data.Dataset):
     def __init__(self, model: ComposedVideoLLM) -> None:
-        self.given = batch(model)
+        self.inputs = batch(model)
         self.lines = [encode_turns(model.tokenizer, [(q, a)]) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
 
     def __len__(self) -> int:
@@ -196,7 +196,7 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         number = key[1]
-        return {"line": self.lines[number], "pixel_values_videos": self.given["pixel_values_videos"][number]}
+        return {"line": self.lines[number], "pixel_values_videos": self.inputs["pixel_values_videos"][number]}
 
 
 def train(parts, out, steps, *, spec="token_dynamics(keep=4)", rates=None, lora=None):
@@ -213,22 +213,22 @@ def train(parts, out, steps, *, spec="token_dynamics(keep=4)", rates=None, lora=
 
 
 class TestTraining:
-    def test_it_learns_its_answers_by_heart(self, parts, tmp_path):
+    def test_answers_are_memorized(self, parts, tmp_path):
         model, report = train(parts, tmp_path, 60)
         assert report.metrics[-1]["loss"] < 0.1
         model.eval()
-        given = batch(model)
+        inputs = batch(model)
         assert model.answer(
-            model.encode_questions(QUESTIONS) | {"pixel_values_videos": given["pixel_values_videos"]}
+            model.encode_questions(QUESTIONS) | {"pixel_values_videos": inputs["pixel_values_videos"]}
         ) == list(ANSWERS)
         assert is_video_llm(tmp_path / "model")
         again = load_video_llm(tmp_path / "model", device="cpu")
         assert again.compressor.spec == model.compressor.spec
         assert again.answer(
-            again.encode_questions(QUESTIONS) | {"pixel_values_videos": given["pixel_values_videos"]}
+            again.encode_questions(QUESTIONS) | {"pixel_values_videos": inputs["pixel_values_videos"]}
         ) == list(ANSWERS)
         other = load_video_llm(tmp_path / "model", spec="uniform(keep=4)", device="cpu")
-        assert [tokens.N for tokens in other.compress(given).tokens] == [4, 4, 4]
+        assert [tokens.N for tokens in other.compress(inputs).tokens] == [4, 4, 4]
 
     def test_parts_learn_at_their_rates(self, parts, tmp_path):
         before = {
@@ -237,11 +237,11 @@ class TestTraining:
         model, _ = train(parts, tmp_path, 2, rates={"encoder": 0.0, "llm": 0.0})
         for name, value in model.named_parameters():
             frozen = name.startswith(("encoder.", "llm."))
-            # Behind a gate that begins at 0 the first step moves nothing but the gate.
+            # The gate is 0 at initialization, so the first step changes only the gate.
             if frozen or not name.startswith("compressor."):
                 assert torch.equal(value, before[name]) == frozen, name
-        plain, _ = train(parts, tmp_path / "plain", 1, spec="uniform(keep=4)", rates={"compressor": 2.0})
-        assert not torch.equal(plain.projector[0].weight, before["projector.0.weight"])
+        uniform, _ = train(parts, tmp_path / "plain", 1, spec="uniform(keep=4)", rates={"compressor": 2.0})
+        assert not torch.equal(uniform.projector[0].weight, before["projector.0.weight"])
         slow, _ = train(parts, tmp_path / "slow", 1, rates={"projector": 0.01})
         fast, _ = train(parts, tmp_path / "fast", 1)
         moved = [(m.projector[0].weight.detach() - before["projector.0.weight"]).abs().mean() for m in (slow, fast)]
@@ -252,11 +252,11 @@ class TestTraining:
             train(parts, tmp_path, 1, rates={"head": 1.0})
 
     def test_resumed_is_bit_equal(self, parts, tmp_path):
-        whole, _ = train(parts, tmp_path / "whole", 10)
+        full, _ = train(parts, tmp_path / "whole", 10)
         model = build(parts, "token_dynamics(keep=4)")
         settings = Settings(steps=10, batch=3, lr=0.02, warmup=0, weight_decay=0, workers=0, save_every=5,
                             schedule="constant", log_every=5)  # fmt: skip
-        from fewtokens.train.video_llm import collate_with
+        from fewtokens.train.video_llm import make_collate
 
         class StopError(Exception):
             pass
@@ -266,38 +266,38 @@ class TestTraining:
                 raise StopError
 
         with pytest.raises(StopError):
-            fit(model, answer_loss, Items(model), settings, tmp_path / "cut", collate=collate_with(0), progress=stop,
+            fit(model, answer_loss, Items(model), settings, tmp_path / "cut", collate=make_collate(0), progress=stop,
                 device="cpu")  # fmt: skip
-        cut, report = train(parts, tmp_path / "cut", 10)
+        resumed, report = train(parts, tmp_path / "cut", 10)
         assert report.resumed_at == 5
-        for (name, one), two in zip(whole.named_parameters(), cut.parameters(), strict=True):
-            assert torch.equal(one, two), name
+        for (name, expected), actual in zip(full.named_parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(expected, actual), name
 
     def test_adapters(self, parts, tmp_path):
         pytest.importorskip("peft")
-        plain = build(parts).llm.state_dict()
+        before = build(parts).llm.state_dict()
         model, report = train(parts, tmp_path, 40, lora=4, rates={"encoder": 0.0})
         assert report.metrics[-1]["loss"] < report.metrics[0]["loss"]
         saved = load_video_llm(tmp_path / "model", device="cpu")
-        assert saved.llm.state_dict().keys() == plain.keys()
+        assert saved.llm.state_dict().keys() == before.keys()
         assert not torch.equal(
-            saved.llm.model.layers[0].self_attn.q_proj.weight, plain["model.layers.0.self_attn.q_proj.weight"]
+            saved.llm.model.layers[0].self_attn.q_proj.weight, before["model.layers.0.self_attn.q_proj.weight"]
         )
-        assert torch.equal(saved.llm.model.embed_tokens.weight, plain["model.embed_tokens.weight"])
-        given = batch(model)
-        torch.testing.assert_close(saved(**given).loss, model.eval()(**given).loss, rtol=1e-4, atol=1e-4)
+        assert torch.equal(saved.llm.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+        inputs = batch(model)
+        torch.testing.assert_close(saved(**inputs).loss, model.eval()(**inputs).loss, rtol=1e-4, atol=1e-4)
 
-    def test_query_aware_ones_learn_with_the_question(self, parts):
+    def test_query_aware_methods_get_gradients(self, parts):
         model = build(parts, "llama_vid")
-        given = batch(model)
-        model(**given).loss.backward()
+        inputs = batch(model)
+        model(**inputs).loss.backward()
         assert all(p.grad is not None for p in model.compressor.parameters())
-        assert all(isinstance(tokens, Tokens) for tokens in model.compress(given).tokens)
+        assert all(isinstance(tokens, Tokens) for tokens in model.compress(inputs).tokens)
 
 
 @pytest.fixture(scope="module")
-def talks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("talks")
+def conversations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("conversations")
     lines = []
     for number, (question, answer) in enumerate(zip(QUESTIONS, ANSWERS, strict=True)):
         clip = synthetic("digits", frames=6, size=(32, 32), seed=number)
@@ -309,18 +309,31 @@ def talks(tmp_path_factory):
 
 
 class TestCommand:
-    def run(self, *words):
-        return CliRunner().invoke(app, [str(word) for word in words])
+    def run(self, *args):
+        return CliRunner().invoke(app, [str(arg) for arg in args])
 
-    def test_the_whole_way(self, parts, talks, tmp_path):
-        data = ("--data", talks / "train.jsonl", "--val", talks / "train.jsonl", "--frames", 4, "--size", 32,
-                "--set", "workers=0", "--device", "cpu")  # fmt: skip
+    def test_train_and_fine_tune(self, parts, conversations, tmp_path):
+        listing = conversations / "train.jsonl"
+        data = (
+            "--data",
+            listing,
+            "--val",
+            listing,
+            "--frames",
+            4,
+            "--size",
+            32,
+            "--set",
+            "workers=0",
+            "--device",
+            "cpu",
+        )
         first = ("train", "video-llm", *data, "--encoder", parts / "vit", "--llm", parts / "llm", "--pool", 2,
                  "--out", tmp_path / "run", "--set", "steps=60", "--batch", 3, "--lr", 0.02,
                  "--set", "warmup=0")  # fmt: skip
         dry = self.run(*first, "--dry-run")
         assert dry.exit_code == 0, dry.output
-        assert "3 conversations, 3 to test on, 60 steps" in dry.output
+        assert "3 training and 3 test conversations, 60 steps" in dry.output
         done = self.run(*first)
         assert done.exit_code == 0, done.output
         assert "100.0" in done.output
@@ -330,18 +343,18 @@ class TestCommand:
                           "--json")  # fmt: skip
         assert second.exit_code == 0, second.output
         assert json.loads(second.stdout)["steps"] == 3
-        kept = load_video_llm(tmp_path / "few" / "model", device="cpu")
-        assert kept.compressor.spec.startswith("token_dynamics(keep=4")
+        trained = load_video_llm(tmp_path / "few" / "model", device="cpu")
+        assert trained.compressor.spec.startswith("token_dynamics(keep=4")
 
-    def test_two_processes(self, parts, talks, tmp_path):
-        """Each of them takes a part of every step; both end with the same network, saved once."""
-        words = ["train", "video-llm", "--data", talks / "train.jsonl", "--encoder", parts / "vit",
+    def test_two_processes(self, parts, conversations, tmp_path):
+        """Each process computes a part of every step; the network is saved once."""
+        args = ["train", "video-llm", "--data", conversations / "train.jsonl", "--encoder", parts / "vit",
                  "--llm", parts / "llm", "--pool", 2, "--with", "token_dynamics(keep=4)",
                  "--frames", 4, "--size", 32, "--set", "workers=0", "--set", "steps=3",
                  "--batch", 2, "--device", "cpu", "--out", tmp_path / "run"]  # fmt: skip
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fewtokens"]
         done = subprocess.run(
-            [sys.executable, *launcher, *map(str, words)], capture_output=True, text=True,
+            [sys.executable, *launcher, *map(str, args)], capture_output=True, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
@@ -349,70 +362,83 @@ class TestCommand:
         assert is_video_llm(tmp_path / "run" / "model")
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("args", "message"),
         [
             (("--data", "none.jsonl", "--encoder", "VIT", "--llm", "LLM"), "no such file"),
             (("--data", "DATA", "--encoder", "none/", "--llm", "LLM"), "none"),
-            (("--data", "DATA", "--encoder", "VIT", "--llm", "VIT"), "no causal language model"),
+            (("--data", "DATA", "--encoder", "VIT", "--llm", "VIT"), "cannot be loaded as a causal language model"),
             (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--with", "nothing(3)"), "no method called"),
-            (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--set", "crops=3"), "is for classification"),
+            (
+                ("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--set", "crops=3"),
+                "has no effect on language models",
+            ),
             (("--data", "DATA", "--encoder", "VIT", "--llm", "LLM", "--lora", "0"), "rank"),
         ],
     )
-    def test_bad_input_is_one_line(self, parts, talks, tmp_path, words, said):
-        places = {"VIT": parts / "vit", "LLM": parts / "llm", "DATA": talks / "train.jsonl"}
-        made = self.run("train", "video-llm", *(places.get(word, word) for word in words), "--out", tmp_path / "out")
-        assert made.exit_code == 2, made.output
-        assert said in made.output
-        assert "Traceback" not in made.output
+    def test_bad_input_is_one_line(self, parts, conversations, tmp_path, args, message):
+        paths = {"VIT": parts / "vit", "LLM": parts / "llm", "DATA": conversations / "train.jsonl"}
+        result = self.run("train", "video-llm", *(paths.get(arg, arg) for arg in args), "--out", tmp_path / "out")
+        assert result.exit_code == 2, result.output
+        assert message in result.output
+        assert "Traceback" not in result.output
 
 
 @pytest.fixture(scope="module")
-def asked(parts, tmp_path_factory):
+def saved_model(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("asked")
     build(parts, "token_dynamics(keep=4)").eval().save_pretrained(out, trained={"frames": 4, "size": 32})
     return out
 
 
 class TestAsking:
-    def test_a_session_encodes_once_and_says_what_the_model_says(self, asked, talks):
-        session = VideoLLM.from_pretrained(asked, device="cpu").session()
+    def test_a_session_encodes_once_and_equals_the_model(self, saved_model, conversations):
+        session = VideoLLM.from_pretrained(saved_model, device="cpu").session()
         pieces: list[str] = []
-        first = session.ask(talks / "0.mp4", QUESTIONS[0], 5, pieces.append)
-        second = session.ask(talks / "0.mp4", QUESTIONS[1], 5)
+        first = session.ask(conversations / "0.mp4", QUESTIONS[0], 5, pieces.append)
+        second = session.ask(conversations / "0.mp4", QUESTIONS[1], 5)
         assert "".join(pieces) == first.text
         assert (first.tokens, first.cells) == (4, 16)
         assert first.seconds["encode"] > 0 == second.seconds["encode"]
-        clip = read(talks / "0.mp4", frames=4, size=32)
+        clip = read(conversations / "0.mp4", frames=4, size=32)
         frames = clip.frames[None]
         model = session.model
         batch = [model.encode_questions([question]) | {"pixel_values_videos": frames} for question in QUESTIONS[:2]]
-        said = [model.answer(one, max_new_tokens=5)[0] for one in batch]
-        assert [first.text.strip(), second.text.strip()] == said
-        whole = session.unreduced().ask(talks / "0.mp4", QUESTIONS[0], 5)
-        assert (whole.tokens, whole.cells, whole.seconds["encode"]) == (16, 16, 0.0)
+        expected = [model.answer(inputs, max_new_tokens=5)[0] for inputs in batch]
+        assert [first.text.strip(), second.text.strip()] == expected
+        full = session.unreduced().ask(conversations / "0.mp4", QUESTIONS[0], 5)
+        assert (full.tokens, full.cells, full.seconds["encode"]) == (16, 16, 0.0)
 
-    def test_the_command(self, asked, talks):
-        made = CliRunner().invoke(app, ["ask", str(talks / "0.mp4"), *QUESTIONS, "--model", str(asked), "--with",
-                                        "uniform(keep=3)", "--json", "--compare", "--max-new-tokens", "4"])  # fmt: skip
-        assert made.exit_code == 0, made.output
-        rows = json.loads(made.stdout)["answers"]
-        assert [row["tokens"] for row in rows] == [16, 3] * 3
-        refused = CliRunner().invoke(app, ["ask", str(talks / "0.mp4"), "so?", "--model", str(asked), "--fps", "2"])
+    def test_the_command(self, saved_model, conversations):
+        command = [
+            "ask",
+            str(conversations / "0.mp4"),
+            *QUESTIONS,
+            "--model",
+            str(saved_model),
+            "--with",
+            "uniform(keep=3)",
+        ]
+        result = CliRunner().invoke(app, [*command, "--json", "--compare", "--max-new-tokens", "4"])
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)["answers"]
+        assert [row["visual_tokens"] for row in rows] == [16, 3] * 3
+        refused = CliRunner().invoke(
+            app, ["ask", str(conversations / "0.mp4"), "so?", "--model", str(saved_model), "--fps", "2"]
+        )
         assert refused.exit_code == 2
-        assert "takes --frames" in " ".join(refused.output.split())
+        assert "have no effect" in " ".join(refused.output.split())
 
-    def test_a_question_with_a_special_token(self, asked, talks):
-        session = VideoLLM.from_pretrained(asked, device="cpu").session()
-        with pytest.raises(ValueError, match="has </s> in it, which is a special token"):
-            session.ask(talks / "0.mp4", "what </s>")
+    def test_a_question_with_a_special_token(self, saved_model, conversations):
+        session = VideoLLM.from_pretrained(saved_model, device="cpu").session()
+        with pytest.raises(ValueError, match="contains </s>, which is a special token"):
+            session.ask(conversations / "0.mp4", "what </s>")
         assert not session._encoded
 
-    def test_random_weights_are_told(self, asked):
+    def test_random_weights_are_warned_about(self, saved_model):
         with pytest.warns(UserWarning, match="perceiver has random weights"):
-            VideoLLM.from_pretrained(asked, device="cpu").session("perceiver(4)")
+            VideoLLM.from_pretrained(saved_model, device="cpu").session("perceiver(4)")
 
-    def test_too_long(self, asked, talks):
-        session = VideoLLM.from_pretrained(asked, device="cpu").session()
-        with pytest.raises(ValueError, match="takes 2048 in all"):
-            session.ask(talks / "0.mp4", QUESTIONS[0], 2040)
+    def test_too_long(self, saved_model, conversations):
+        session = VideoLLM.from_pretrained(saved_model, device="cpu").session()
+        with pytest.raises(ValueError, match="the context of this model is 2048"):
+            session.ask(conversations / "0.mp4", QUESTIONS[0], 2040)

@@ -1,4 +1,4 @@
-"""What anyone types first and gets wrong is a ValueError of one line; a model from a folder is one call."""
+"""Common mistakes raise a one-line ValueError; a model is loaded from a folder in one call."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs
 from fewtokens.video import read, write
 from tests.llm.saved import save
-from tests.llm.test_composed import QUESTIONS, build, parts, talks  # noqa: F401, fixtures
+from tests.llm.test_composed import QUESTIONS, build, conversations, parts  # noqa: F401, fixtures
 from tests.llm.test_session import CLIP, FIRST, SECOND, loaded
 
 
-def refused(run: Callable[[], Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match) as caught:
+def check_refused(run: Callable[[], Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match) as error:
         run()
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_arguments_of_a_method_beside_the_spec():
+def test_arguments_of_a_method_outside_the_spec():
     model, processor = loaded("qwen2_vl")
     inputs = processor(model, CLIP, FIRST)
-    message = r"takes layout, positions, items; not keep\. Arguments of a method stand in the spec"
-    refused(lambda: compress_inputs(model, inputs, "tome", keep=0.1), f"compress_inputs {message}")
-    refused(lambda: attach(model, "tome", keep=0.1), f"attach {message}")
+    message = r"does not accept keep, only layout, positions, items; put arguments of a method in the spec"
+    check_refused(lambda: compress_inputs(model, inputs, "tome", keep=0.1), f"compress_inputs {message}")
+    check_refused(lambda: attach(model, "tome", keep=0.1), f"attach {message}")
 
 
 def test_attach_without_with():
@@ -34,10 +34,12 @@ def test_attach_without_with():
     inputs = processor(model, CLIP, FIRST)
     few: Any = attach(model, "tome(keep=0.1)")
     for run in (few, few.generate, few.compress):
-        refused(lambda run=run: run(**inputs), r"nothing is attached yet; write `with attach\(model, \.\.\.\) as few:`")
+        check_refused(
+            lambda run=run: run(**inputs), r"nothing is attached yet; write `with attach\(model, \.\.\.\) as few:`"
+        )
     with few as attached:
         assert attached.compress(**inputs)["input_ids"].shape[1] < inputs["input_ids"].shape[1]
-    with few as attached:  # and once more
+    with few as attached:  # it can be entered again
         assert attached.generate(**inputs, max_new_tokens=1).shape[0] == 1
 
 
@@ -45,19 +47,21 @@ def test_a_processor_with_a_list(parts):  # noqa: F811
     model, processor = loaded("qwen2_vl")
     composed = build(parts)
     for args in ((["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ("clip.mp4", FIRST)):
-        kinds = " and ".join(type(each).__name__ for each in args)
-        refused(lambda args=args: processor(model, *args), rf"takes one Video .* and one question, got {kinds}")
+        kinds = " and ".join(type(arg).__name__ for arg in args)
+        check_refused(lambda args=args: processor(model, *args), rf"takes one Video .* and one question, got {kinds}")
     assert isinstance(composed, ComposedVideoLLM)
 
 
 def test_a_layer_beyond_the_model(parts):  # noqa: F811
     model, processor = loaded("qwen2_vl")
-    message = r"fastv\(.*layer=99\): layer 99 is beyond the model's 3 layers; give one of 1 to 2"
-    refused(lambda: Session(model, processor, "fastv(layer=99)"), message)
-    refused(lambda: attach(model, "fastv(layer=99)").__enter__(), message)
-    refused(lambda: attach(build(parts), "fastv(layer=99)").__enter__(), "layer 99 is beyond the model's 2 layers")
+    message = r"fastv\(.*layer=99\): layer 99 is beyond the model's 3 layers; use one of 1 to 2"
+    check_refused(lambda: Session(model, processor, "fastv(layer=99)"), message)
+    check_refused(lambda: attach(model, "fastv(layer=99)").__enter__(), message)
+    check_refused(
+        lambda: attach(build(parts), "fastv(layer=99)").__enter__(), "layer 99 is beyond the model's 2 layers"
+    )
     for spec in ("fastv(layer=1)", "dycoke_cache(layer=1)"):
-        refused(
+        check_refused(
             lambda spec=spec: compress_inputs(model, processor(model, CLIP, FIRST), spec), "acts in the stage 'llm'"
         )
 
@@ -69,10 +73,10 @@ def test_from_pretrained(tmp_path):
     assert (answer.tokens, answer.new_tokens) == (4, 3)
     with model.attach("uniform(keep=4)") as few:
         ids = few.generate(**model.processor(model.model, CLIP, FIRST), max_new_tokens=3, do_sample=False)
-    said = model.processor.tokenizer.decode(ids[0, -3:], skip_special_tokens=True)
-    assert said.strip() == answer.text.strip()
-    refused(lambda: VideoLLM.from_pretrained(tmp_path / "nowhere"), "no such folder")
-    # Frames are as many as the processor says, where nothing is said.
+    text = model.processor.tokenizer.decode(ids[0, -3:], skip_special_tokens=True)
+    assert text.strip() == answer.text.strip()
+    check_refused(lambda: VideoLLM.from_pretrained(tmp_path / "nowhere"), "no such folder")
+    # The default number of frames is that of the processor.
     long = write(tmp_path / "long.mp4", CLIP.frames.repeat(6, 1, 1, 1), 8)
     assert model.session("", frames=None).ask(long, FIRST, 1).cells == 32 // 2 * answer.cells // 4
 
@@ -85,14 +89,14 @@ def composed(parts, tmp_path_factory):  # noqa: F811
 
 
 class TestComposed:
-    def test_its_own_methods_by_default(self, composed, talks):  # noqa: F811
+    def test_its_own_methods_by_default(self, composed, conversations):  # noqa: F811
         model = VideoLLM.from_pretrained(composed, device="cpu")
-        clip = read(talks / "0.mp4", frames=4, size=32)
+        clip = read(conversations / "0.mp4", frames=4, size=32)
         session = model.session()
-        answer = session.ask(talks / "0.mp4", QUESTIONS[0], 4)
+        answer = session.ask(conversations / "0.mp4", QUESTIONS[0], 4)
         assert (answer.tokens, answer.cells) == (5, 16)
         assert model.session("").ask(clip, QUESTIONS[0], 4).tokens == 16
-        assert model.session("rlt(keep=0.5)").ask(clip, QUESTIONS[0], 4).tokens == 8  # which looks at pixels
+        assert model.session("rlt(keep=0.5)").ask(clip, QUESTIONS[0], 4).tokens == 8  # which reads pixels
         inputs = model.processor(model.model, clip, QUESTIONS[0])
         ids = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         assert model.model.tokenizer.decode(ids[0, -4:], skip_special_tokens=True).strip() == answer.text.strip()
@@ -100,9 +104,9 @@ class TestComposed:
         assert half.model.dtype == torch.bfloat16 and half.session().ask(clip, QUESTIONS[0], 2).new_tokens == 2
 
     @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "uniform(keep=8) | fastv(keep=4, layer=1)"])
-    def test_methods_inside_its_language_model(self, composed, talks, spec):  # noqa: F811
+    def test_methods_inside_its_language_model(self, composed, conversations, spec):  # noqa: F811
         model = VideoLLM.from_pretrained(composed, device="cpu")
-        inputs = model.processor(model.model, read(talks / "0.mp4", frames=4, size=32), QUESTIONS[0])
+        inputs = model.processor(model.model, read(conversations / "0.mp4", frames=4, size=32), QUESTIONS[0])
         options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
         with model.attach(spec) as few:
             out = few.generate(**inputs, **options)
@@ -111,17 +115,17 @@ class TestComposed:
         n = len(layout.videos[0].columns)
         assert stored == [length + 2, length + 2 - n + (4 if "|" in spec else n // 2)]
         with model.attach(spec.split("|")[0] if "|" in spec else "") as few:
-            plain = few.generate(**inputs, **options)
-        assert not torch.equal(plain.logits[0], out.logits[0])
+            baseline = few.generate(**inputs, **options)
+        assert not torch.equal(baseline.logits[0], out.logits[0])
         with model.attach("fastv(keep=1.0, layer=1)") as few:
-            whole = few.generate(**inputs, **options)
+            full = few.generate(**inputs, **options)
         with model.attach("") as few:
-            assert torch.equal(torch.stack(few.generate(**inputs, **options).logits), torch.stack(whole.logits))
+            assert torch.equal(torch.stack(few.generate(**inputs, **options).logits), torch.stack(full.logits))
 
-    def test_a_later_turn(self, composed, talks):  # noqa: F811
-        """Positions go on behind the video's last cell; against one pass over all of it."""
+    def test_a_later_turn(self, composed, conversations):  # noqa: F811
+        """Positions continue after the video's last cell; compared with one pass over the full conversation."""
         model = VideoLLM.from_pretrained(composed, device="cpu")
-        net, video = model.model, read(talks / "0.mp4", frames=4, size=32)
+        net, video = model.model, read(conversations / "0.mp4", frames=4, size=32)
         inputs = model.processor(net, video, QUESTIONS[0])
         options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True,
                    "eos_token_id": None}  # fmt: skip
@@ -135,15 +139,15 @@ class TestComposed:
         length = second.sequences.shape[1] - 1
         at = short["position_ids"]
         more = at[:, -1:] + 1 + torch.arange(length - at.shape[1])
-        whole = net(
+        full = net(
             input_ids=second.sequences[:, :-1], attention_mask=torch.ones(1, length, dtype=torch.int64),
             position_ids=torch.cat([at, more], 1), mm_encoder_outputs=short["mm_encoder_outputs"],
         ).logits[:, ids.shape[1] - 1 :]  # fmt: skip
-        torch.testing.assert_close(torch.stack(second.logits, 1), whole, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.stack(second.logits, 1), full, rtol=1e-4, atol=1e-4)
 
-    def test_beams_begin_with_the_prompt(self, composed, talks):  # noqa: F811
+    def test_beams_begin_with_the_prompt(self, composed, conversations):  # noqa: F811
         model = VideoLLM.from_pretrained(composed, device="cpu")
-        inputs = model.processor(model.model, read(talks / "0.mp4", frames=4, size=32), QUESTIONS[0])
+        inputs = model.processor(model.model, read(conversations / "0.mp4", frames=4, size=32), QUESTIONS[0])
         with model.attach("uniform(keep=3)") as few:
             ids = few.generate(**inputs, num_beams=3, num_return_sequences=2, max_new_tokens=2, do_sample=False)
             prompt = few.last.inputs["input_ids"]

@@ -1,4 +1,4 @@
-"""What is asked of transformers: other names are errors, wrapped models are unwrap, old releases are told of."""
+"""The interface of transformers: unknown names are errors, wrapped models are unwrapped, old releases refused."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import nn
 from fewtokens.llm import BACKENDS, Session, attach, backend_of, compress_inputs
 from fewtokens.llm.backends import base as backend_module
 from fewtokens.llm.backends.base import backend_named
-from fewtokens.llm.interface import cache_of, changed, layer_cache, unwrap
+from fewtokens.llm.interface import cache_of, layer_cache, unsupported, unwrap
 from fewtokens.llm.layers.hooks import language_model
 from tests.llm.test_compress import generate, logits_of
 from tests.llm.tiny import FAMILIES, prompt, tiny
 
-PARTS = (("text", 3), ("video", 4), ("text", 5))
+MIXTURE = (("text", 3), ("video", 4), ("text", 5))
 FEW = "uniform(keep=0.5)"
 
 
-def renamed(model, where, old, new):
-    """A copy of a model that hands its layers (or its language model) an argument under another name."""
+def with_renamed_argument(model, target, old, new):
+    """Copies a model that passes an argument to its layers (or its language model) under another name."""
     model = copy.deepcopy(model)
     text = language_model(model)
 
-    class Renaming(type(text.layers[0]) if where == "layer" else type(text)):
+    class Renaming(type(text.layers[0]) if target == "layer" else type(text)):
         def __call__(self, *args, **kwargs):
             for name in old:
                 if name in kwargs:
                     kwargs[new] = kwargs.pop(name)
             return super().__call__(*args, **kwargs)
 
-    for module in text.layers if where == "layer" else [text]:
+    for module in text.layers if target == "layer" else [text]:
         module.__class__ = Renaming
     return model
 
@@ -44,36 +44,39 @@ INSIDE = ("fastv(keep=0.5, layer=1)", "prunevid_inner(layer=1)", "dycoke_cache(k
 @pytest.mark.parametrize("spec", INSIDE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_whose_cache_has_another_name(family, spec):
-    model = renamed(tiny(family), "layer", ("past_key_values", "cache"), "memory")
-    asked = prompt(family, *PARTS)
-    with attach(model, spec, items=asked.items) as few, pytest.raises(ValueError, match="cache under another name"):
-        few.generate(**asked.inputs, max_new_tokens=3)
+    model = with_renamed_argument(tiny(family), "layer", ("past_key_values", "cache"), "memory")
+    example = prompt(family, *MIXTURE)
+    with attach(model, spec, items=example.items) as few, pytest.raises(ValueError, match="cache under another name"):
+        few.generate(**example.inputs, max_new_tokens=3)
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "position_embeddings"])
 def test_other_arguments_of_a_layer(name):
-    model, asked = renamed(tiny("qwen2_vl"), "layer", (name,), "another"), prompt("qwen2_vl", *PARTS)
+    model, example = with_renamed_argument(tiny("qwen2_vl"), "layer", (name,), "another"), prompt("qwen2_vl", *MIXTURE)
     with attach(model, INSIDE[0]) as few, pytest.raises(ValueError, match=f"no {name}"):
-        few(**asked.inputs)
+        few(**example.inputs)
 
 
 def test_deepstack_under_another_name():
-    model = renamed(tiny("qwen3_vl"), "text", ("deepstack_visual_embeds",), "deep")
-    asked = prompt("qwen3_vl", *PARTS)
+    model = with_renamed_argument(tiny("qwen3_vl"), "text", ("deepstack_visual_embeds",), "deep")
+    example = prompt("qwen3_vl", *MIXTURE)
     with attach(model, INSIDE[0]) as few, pytest.raises(ValueError, match=r"DeepStack features .* another name"):
-        few(**asked.inputs)
+        few(**example.inputs)
 
 
-def test_layers_of_other_parts():
+def test_layers_with_other_submodules():
     model = copy.deepcopy(tiny("qwen3_vl"))
     attention = language_model(model).layers[1].self_attn
     attention.query_norm = attention.q_norm
     del attention.q_norm
-    with pytest.raises(ValueError, match=r"their attention of .*query_norm"), attach(model, INSIDE[0]):
+    with (
+        pytest.raises(ValueError, match=r"the attention of decoder layers consists of .*query_norm"),
+        attach(model, INSIDE[0]),
+    ):
         pass
     model = copy.deepcopy(tiny("qwen2_vl"))
     language_model(model).layers[0].gate = nn.Identity()
-    with pytest.raises(ValueError, match="decoder layers of gate"), attach(model, INSIDE[0]):
+    with pytest.raises(ValueError, match="decoder layers differ in gate"), attach(model, INSIDE[0]):
         pass
     model = copy.deepcopy(tiny("qwen2_vl"))
     language_model(model).layers[0].self_attn.sliding_window = 8
@@ -81,14 +84,14 @@ def test_layers_of_other_parts():
         pass
 
 
-def test_positions_from_something_unknown(monkeypatch):
-    model, asked = copy.deepcopy(tiny("qwen2_vl")), prompt("qwen2_vl", *PARTS)
+def test_unknown_parameters_of_get_rope_index(monkeypatch):
+    model, example = copy.deepcopy(tiny("qwen2_vl")), prompt("qwen2_vl", *MIXTURE)
     real = model.base_model.get_rope_index
     monkeypatch.setattr(
         model.base_model, "get_rope_index", lambda input_ids, seconds=None, **rest: real(input_ids, **rest)
     )
-    with pytest.raises(ValueError, match="get_rope_index take seconds"):
-        compress_inputs(model, asked.inputs, FEW)
+    with pytest.raises(ValueError, match="get_rope_index has unknown parameters seconds"):
+        compress_inputs(model, example.inputs, FEW)
 
 
 def test_a_model_that_takes_its_cache_by_another_name(monkeypatch):
@@ -105,17 +108,17 @@ def test_a_cache_under_either_name():
     assert layer_cache({"use_cache": False}) is None
     with pytest.raises(ValueError, match="under another name"):
         layer_cache({"use_cache": True, "memory": 1})
-    assert "fewtokens[llm]" in str(changed("does"))
+    assert "fewtokens[llm]" in str(unsupported("does"))
 
 
-def test_the_folder_is_the_list_of_backends():
+def test_every_module_is_a_backend():
     assert set(BACKENDS) == {*FAMILIES, "composed"}
     for name in BACKENDS:
         backend = backend_named(name)
         assert backend.name == name == type(backend).__module__.rpartition(".")[2]
 
 
-def test_releases_that_a_family_cannot_use(monkeypatch):
+def test_unsupported_releases(monkeypatch):
     monkeypatch.setattr(backend_module, "version", lambda: (5, 20))
     with pytest.raises(ValueError, match=r"smolvlm .* transformers 5\.20; install 5\.21 or newer"):
         backend_of(tiny("smolvlm"))
@@ -126,12 +129,12 @@ def test_releases_that_a_family_cannot_use(monkeypatch):
 
 
 def test_pixels_of_another_model():
-    asked = prompt("qwen2_vl", *PARTS).inputs
-    with pytest.raises(ValueError, match="internvl has no use for pixel_values_videos"):
-        compress_inputs(tiny("internvl"), asked, FEW)
+    example = prompt("qwen2_vl", *MIXTURE).inputs
+    with pytest.raises(ValueError, match="internvl does not accept"):
+        compress_inputs(tiny("internvl"), example, FEW)
 
 
-def adapted(model):
+def with_adapters(model):
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -139,33 +142,33 @@ def adapted(model):
 
 
 WRAPPERS = {
-    "peft": adapted,
+    "peft": with_adapters,
     "compile": torch.compile,
     "DataParallel": nn.DataParallel,
-    "peft in compile in DataParallel": lambda model: nn.DataParallel(torch.compile(adapted(model))),
+    "peft in compile in DataParallel": lambda model: nn.DataParallel(torch.compile(with_adapters(model))),
 }
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wrapped_models(family, wrapper):
-    asked = prompt(family, *PARTS)
+    example = prompt(family, *MIXTURE)
     model = WRAPPERS[wrapper](tiny(family))
     inner = unwrap(model)
     assert backend_of(model).name == family
-    with attach(inner, FEW, items=asked.items) as few, torch.no_grad():
-        wanted = few(**asked.inputs).logits
-    with attach(model, FEW, items=asked.items) as few, torch.no_grad():
-        assert torch.equal(few(**asked.inputs).logits, wanted)
-        assert few.generate(**asked.inputs, max_new_tokens=2).shape[1] == few.last.inputs["input_ids"].shape[1] + 2
-        with pytest.raises(ValueError, match="attached to this model already"), attach(inner, FEW):
+    with attach(inner, FEW, items=example.items) as few, torch.no_grad():
+        expected = few(**example.inputs).logits
+    with attach(model, FEW, items=example.items) as few, torch.no_grad():
+        assert torch.equal(few(**example.inputs).logits, expected)
+        assert few.generate(**example.inputs, max_new_tokens=2).shape[1] == few.last.inputs["input_ids"].shape[1] + 2
+        with pytest.raises(ValueError, match="already attached to this model"), attach(inner, FEW):
             pass
-        short = compress_inputs(model, asked.inputs, FEW, items=asked.items)
+        short = compress_inputs(model, example.inputs, FEW, items=example.items)
     out = generate(inner, short)
-    torch.testing.assert_close(logits_of(out)[:, 0], wanted[:, -1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits_of(out)[:, 0], expected[:, -1], rtol=1e-4, atol=1e-4)
     if "peft" in wrapper:
-        with attach(tiny(family), FEW, items=asked.items) as few, torch.no_grad():
-            assert not torch.allclose(few(**asked.inputs).logits, wanted, atol=1e-4)
+        with attach(tiny(family), FEW, items=example.items) as few, torch.no_grad():
+            assert not torch.allclose(few(**example.inputs).logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -189,12 +192,12 @@ def test_adapters_that_act_on_prompts_are_refused():
 
 
 def test_gradients_through_ddp(tmp_path, monkeypatch):
-    """Its own forward is called, or gradients would not be added up over processes."""
+    """The forward of DDP is called; otherwise gradients would not be summed over processes."""
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    asked = prompt("qwen2_vl", *PARTS)
-    labels = asked.inputs["input_ids"]
+    example = prompt("qwen2_vl", *MIXTURE)
+    labels = example.inputs["input_ids"]
     monkeypatch.setitem(os.environ, "GLOO_SOCKET_IFNAME", "lo")
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
     try:
@@ -202,7 +205,7 @@ def test_gradients_through_ddp(tmp_path, monkeypatch):
         reduced = []
         model.register_comm_hook(None, lambda state, bucket: (reduced.append(1), _done(bucket.buffer()))[1])
         with attach(model, FEW) as few:
-            few(**asked.inputs, labels=labels).loss.backward()
+            few(**example.inputs, labels=labels).loss.backward()
     finally:
         distributed.destroy_process_group()
     assert reduced

@@ -1,4 +1,4 @@
-"""Methods inside a language model, on tiny random models: what is kept, what is computed, what caches hold."""
+"""Methods inside a language model, on tiny random models: kept tokens, computed attention, entries of caches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fewtokens.llm import attach, compress
 from fewtokens.llm.interface import cache_of
 from fewtokens.llm.layers.cache import PrunedLayer, cache_bytes
 from fewtokens.llm.layers.hooks import language_model
-from fewtokens.llm.layers.masks import narrow
-from tests.llm.test_compress import GREEDY, generate, lengthened, logits_of, recomputed
+from fewtokens.llm.layers.masks import narrow_mask
+from tests.llm.test_compress import GREEDY, extend_positions, generate, logits_of, recompute
 from tests.llm.tiny import FAMILIES, IMAGE, VIDEO, batch, prompt, tiny
 
-PARTS = (("text", 3), ("video", 4), ("text", 5))
-# What goes by the layer that comes after it: the attention of which layer, over which words, pooled how.
+MIXTURE = (("text", 3), ("video", 4), ("text", 5))
+# Specs that drop tokens, and the first layer with fewer tokens.
 DROPS = {
     "fastv(keep=0.5, layer=2)": 2,
     "fastv(keep=3, layer=1)": 1,
@@ -48,35 +48,35 @@ def eager(family):
     return model
 
 
-def ask(family, spec, asked, **options):
-    """What `generate` gives, and the shortened prompt."""
-    with attach(tiny(family), spec, items=asked.items) as few:
-        out = few.generate(**copy.copy(asked.inputs), **(GREEDY | options))
+def generate_with(family, spec, example, **options):
+    """Returns the output of `generate`, and the shortened prompt."""
+    with attach(tiny(family), spec, items=example.items) as few:
+        out = few.generate(**copy.copy(example.inputs), **(GREEDY | options))
     return out, few.last
 
 
-def kept(out, length):
-    """By layer, the columns of the prompt that its cache has, bool [B,length]."""
-    found = []
+def cached_columns(out, length):
+    """Returns, for each layer, the columns of the prompt in its cache, bool [B,length]."""
+    actual = []
     for layer in out.past_key_values.layers:
         marks = torch.ones(layer.keys.shape[0], length, dtype=torch.bool)
         if isinstance(layer, PrunedLayer):
             columns = layer.columns.masked_fill(layer.columns < 0, layer.length)
             marks = torch.zeros(layer.keys.shape[0], layer.length + 1, dtype=torch.bool)
             marks = marks.scatter(1, columns, True)[:, :length]
-        found.append(marks)
-    return found
+        actual.append(marks)
+    return actual
 
 
-def forced(model, short, sequences, seen=None, positions=None, **options):
-    """One pass without a cache in which query q of layer i sees `seen[i]` [B,Q or 1,K] and nothing else."""
+def forward_with_masks(model, short, sequences, visible=None, positions=None, **options):
+    """A forward pass without a cache in which query q of layer i sees exactly the keys `visible[i]` [B,Q or 1,K]."""
     inputs = {**short, "input_ids": sequences, "use_cache": False}
     new = sequences.shape[1] - short["input_ids"].shape[1]
     inputs["attention_mask"] = torch.nn.functional.pad(short["attention_mask"], (0, new), value=1)
-    inputs["position_ids"] = lengthened(inputs, new) if positions is None else positions
+    inputs["position_ids"] = extend_positions(inputs, new) if positions is None else positions
     real, length = inputs["attention_mask"].bool(), sequences.shape[1]
     hooks = []
-    for layer, marks in zip(language_model(model).layers, seen or (), strict=seen is not None):
+    for layer, marks in zip(language_model(model).layers, visible or (), strict=visible is not None):
         allowed = torch.ones(length, length, dtype=torch.bool).tril() & real[:, None] & marks
         allowed = (allowed | torch.eye(length, dtype=torch.bool))[:, None]
         if model.config._attn_implementation == "eager":
@@ -94,12 +94,12 @@ def forced(model, short, sequences, seen=None, positions=None, **options):
             hook.remove()
 
 
-def with_words(marks, length):
-    """Columns of a prompt, and all words after it, bool [B,1,length]."""
+def with_later_text(marks, length):
+    """Columns of a prompt, and all text after it, bool [B,1,length]."""
     return torch.nn.functional.pad(marks, (0, length - marks.shape[1]), value=True)[:, None]
 
 
-def everything(short):
+def all_visible(short):
     return [torch.ones_like(short["input_ids"], dtype=torch.bool)] * 3
 
 
@@ -116,29 +116,29 @@ def everything(short):
     ],
 )
 def test_a_full_budget_is_bit_equal_to_stock(family, spec):
-    asked = prompt(family, ("text", 3), ("video", 3), ("text", 2), ("image",), ("text", 3))
-    stock = generate(tiny(family), asked.inputs)
-    out, _ = ask(family, spec, asked)
+    example = prompt(family, ("text", 3), ("video", 3), ("text", 2), ("image",), ("text", 3))
+    stock = generate(tiny(family), example.inputs)
+    out, _ = generate_with(family, spec, example)
     assert torch.equal(logits_of(out), logits_of(stock))
 
 
-def share(count, keep):
+def budget(count, keep):
     return keep if isinstance(keep, int) else max(1, int(count * keep + 1e-6))
 
 
 @pytest.mark.parametrize("spec", DROPS)
-def test_what_is_kept_is_what_the_attention_maps_say(family, spec):
-    asked = prompt(family, *PARTS, seed=2)
-    out, last = ask(family, spec, asked)
+def test_kept_tokens_have_the_highest_attention(family, spec):
+    example = prompt(family, *MIXTURE, seed=2)
+    out, last = generate_with(family, spec, example)
     short, (video,) = last.inputs, last.layout.videos
     length = short["input_ids"].shape[1]
-    found = kept(out, length)
-    seen = [mark[:, None] for mark in everything(short)]
-    maps = forced(eager(family), short, short["input_ids"], seen, output_attentions=True).attentions
+    actual = cached_columns(out, length)
+    visible = [mark[:, None] for mark in all_visible(short)]
+    maps = forward_with_masks(eager(family), short, short["input_ids"], visible, output_attentions=True).attentions
     columns, n = video.columns, len(video.columns)
-    words = torch.arange(int(columns[-1]) + 1, length)
+    text_columns = torch.arange(int(columns[-1]) + 1, length)
     if family == "llava_onevision":
-        words = words[1:]  # the newline is no word
+        text_columns = text_columns[1:]  # the newline is not text
     (method,) = registry.build(spec)
 
     def best(scores, count, within=None):
@@ -150,99 +150,106 @@ def test_what_is_kept_is_what_the_attention_maps_say(family, spec):
 
     if method.name in ("fastv", "holitom_inner"):
         count = method.keep if isinstance(method.keep, int) else int(n * method.keep + 0.5)
-        wanted = {method.layer: best(maps[method.layer - 1][0, :, -1].mean(0), count)}
+        expected = {method.layer: best(maps[method.layer - 1][0, :, -1].mean(0), count)}
     elif method.name == "pyramid_drop":
-        first = best(maps[1][0, :, -1].mean(0), share(n, 0.5))
-        seen[1] = seen[2] = first[None, None]
-        later = forced(eager(family), short, short["input_ids"], seen, output_attentions=True).attentions
-        stays = columns[first[columns]]
-        wanted = {1: first, 2: best(later[2][0, :, -1].mean(0), share(n, 0.25), stays) & first}
+        first = best(maps[1][0, :, -1].mean(0), budget(n, 0.5))
+        visible[1] = visible[2] = first[None, None]
+        later = forward_with_masks(eager(family), short, short["input_ids"], visible, output_attentions=True).attentions
+        survives = columns[first[columns]]
+        expected = {1: first, 2: best(later[2][0, :, -1].mean(0), budget(n, 0.25), survives) & first}
     elif method.name == "flexselect":
-        row = maps[method.layer][0][:, words]
-        wanted = {method.layer: best(row.mean((0, 1)) if method.by == "mean" else row.amax((0, 1)), share(n, 0.3))}
+        row = maps[method.layer][0][:, text_columns]
+        expected = {method.layer: best(row.mean((0, 1)) if method.by == "mean" else row.amax((0, 1)), budget(n, 0.3))}
     else:
-        scores = maps[1][0][:, words].amax((0, 1))
+        scores = maps[1][0][:, text_columns].amax((0, 1))
         frames = columns.reshape(4, -1)
-        every = [best(scores, share(frames.shape[1], 0.4), frame) for frame in frames]
-        mark = torch.stack(every).all(0)
-        wanted = {0: mark, 1: mark, 2: mark}
+        per_frame = [best(scores, budget(frames.shape[1], 0.4), frame) for frame in frames]
+        mark = torch.stack(per_frame).all(0)
+        expected = {0: mark, 1: mark, 2: mark}
     for layer in range(3):
-        mark = wanted.get(layer, wanted.get(layer - 1, torch.ones(length, dtype=torch.bool)))
-        assert torch.equal(found[layer][0], mark), layer
+        mark = expected.get(layer, expected.get(layer - 1, torch.ones(length, dtype=torch.bool)))
+        assert torch.equal(actual[layer][0], mark), layer
 
 
 @pytest.mark.parametrize("spec", DROPS)
-def test_cached_decoding_equals_a_full_pass_with_the_same_tokens_hidden(family, spec):
-    asked = prompt(family, *PARTS)
-    out, last = ask(family, spec, asked)
+def test_cached_decoding_equals_a_full_pass_with_the_same_tokens_masked(family, spec):
+    example = prompt(family, *MIXTURE)
+    out, last = generate_with(family, spec, example)
     short, length = last.inputs, out.sequences.shape[1]
-    prompted = short["input_ids"].shape[1]
-    seen = [with_words(mark, length).expand(-1, length, -1).clone() for mark in kept(out, prompted)]
+    prompt_length = short["input_ids"].shape[1]
+    visible = [
+        with_later_text(mark, length).expand(-1, length, -1).clone() for mark in cached_columns(out, prompt_length)
+    ]
     if spec.startswith("prunevid"):
-        for mark in seen[:2]:
-            mark[:, :prompted] = True  # the prompt itself saw all in the layers before
-    whole = forced(tiny(family), short, out.sequences, seen).logits[:, prompted - 1 : -1]
-    torch.testing.assert_close(logits_of(out), whole, rtol=1e-4, atol=1e-4)
+        for mark in visible[:2]:
+            mark[:, :prompt_length] = True  # the prompt was processed with all tokens in earlier layers
+    full = forward_with_masks(tiny(family), short, out.sequences, visible).logits[:, prompt_length - 1 : -1]
+    torch.testing.assert_close(logits_of(out), full, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", [*(spec for spec in DROPS if "prunevid" not in spec), *MERGES])
 def test_cached_decoding_equals_recomputation_without_a_cache(family, spec):
-    model, asked = tiny(family), prompt(family, ("text", 3), ("video", 2), ("text", 2), ("video", 2), ("text", 4))
-    with attach(model, spec, items=asked.items) as few:
-        out = few.generate(**asked.inputs, **GREEDY)
-        again = recomputed(model, few.last.inputs, out.sequences)
+    model, example = tiny(family), prompt(family, ("text", 3), ("video", 2), ("text", 2), ("video", 2), ("text", 4))
+    with attach(model, spec, items=example.items) as few:
+        out = few.generate(**example.inputs, **GREEDY)
+        again = recompute(model, few.last.inputs, out.sequences)
     torch.testing.assert_close(logits_of(out), again, rtol=1e-4, atol=1e-4)
-    stock = generate(model, compress(model, asked.inputs, "", items=asked.items).inputs)
+    stock = generate(model, compress(model, example.inputs, "", items=example.items).inputs)
     assert not torch.allclose(logits_of(out), logits_of(stock), atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", DYCOKE)
-def test_dycoke_equals_a_full_pass_that_hides_what_is_away(family, spec):
-    model, asked = tiny(family), prompt(family, *PARTS)
+def test_dycoke_equals_a_full_pass_that_masks_dropped_entries(family, spec):
+    model, example = tiny(family), prompt(family, *MIXTURE)
     (method,) = registry.build(spec)
     steps = []
 
-    def note(layer, args, kwargs, output):
+    def record(layer, args, kwargs, output):
         steps.append(cache_of(kwargs).layers[method.layer].columns)
 
     with (
-        attach(model, spec, items=asked.items) as few,
-        language_model(model).layers[2].register_forward_hook(note, with_kwargs=True),
+        attach(model, spec, items=example.items) as few,
+        language_model(model).layers[2].register_forward_hook(record, with_kwargs=True),
     ):
-        # Placeholders are words like others to a random model.
-        out = few.generate(**asked.inputs, **(GREEDY | {"max_new_tokens": 8, "suppress_tokens": [IMAGE, VIDEO]}))
+        # A random model may generate placeholders.
+        out = few.generate(**example.inputs, **(GREEDY | {"max_new_tokens": 8, "suppress_tokens": [IMAGE, VIDEO]}))
     short, length = few.last.inputs, out.sequences.shape[1]
-    prompted = short["input_ids"].shape[1]
-    seen = torch.ones(1, length, length, dtype=torch.bool)
+    prompt_length = short["input_ids"].shape[1]
+    visible = torch.ones(1, length, length, dtype=torch.bool)
     for step, columns in enumerate(steps[1:]):
-        seen[:, prompted + step] = False
-        seen[:, prompted + step, columns[0]] = True
-    seen = [seen if number >= method.layer else torch.ones_like(seen) for number in range(3)]
-    whole = forced(model, short, out.sequences, seen)
-    torch.testing.assert_close(logits_of(out), whole.logits[:, prompted - 1 : -1], rtol=1e-4, atol=1e-4)
-    # What the first word looks at, by its attention map; the prompt itself was read with all.
-    row = forced(eager(family), short, out.sequences, seen, output_attentions=True).attentions[method.layer - 1]
+        visible[:, prompt_length + step] = False
+        visible[:, prompt_length + step, columns[0]] = True
+    visible = [visible if number >= method.layer else torch.ones_like(visible) for number in range(3)]
+    full = forward_with_masks(model, short, out.sequences, visible)
+    torch.testing.assert_close(logits_of(out), full.logits[:, prompt_length - 1 : -1], rtol=1e-4, atol=1e-4)
+    # The entries that the first generated token attends to most; the prompt was processed with all entries.
+    row = forward_with_masks(eager(family), short, out.sequences, visible, output_attentions=True).attentions[
+        method.layer - 1
+    ]
     columns = few.last.layout.videos[0].columns
-    scores = row[0, :, prompted].mean(0)[columns]
-    best = columns[scores.argsort(descending=True, stable=True)[: share(len(columns), 0.3)]]
+    scores = row[0, :, prompt_length].mean(0)[columns]
+    best = columns[scores.argsort(descending=True, stable=True)[: budget(len(columns), 0.3)]]
     assert sorted(best.tolist()) == [c for c in steps[1][0].tolist() if c in columns.tolist()]
 
 
-def test_dycoke_holds_less_and_what_is_away_comes_back(family):
-    asked = prompt(family, *PARTS)
-    full, _ = ask(family, "", asked)
-    whole = cache_bytes(full.past_key_values)
-    out, last = ask(family, "dycoke_cache(keep=0.25, layer=1, similarity=1.0)", asked)
+def test_dycoke_holds_less_and_dropped_entries_return(family):
+    example = prompt(family, *MIXTURE)
+    full_out, _ = generate_with(family, "", example)
+    full = cache_bytes(full_out.past_key_values)
+    out, last = generate_with(family, "dycoke_cache(keep=0.25, layer=1, similarity=1.0)", example)
     n = len(last.layout.videos[0].columns)
-    entry = whole[0] // out.past_key_values.get_seq_length()
-    gone = (n - share(n, 0.25)) * entry
-    assert cache_bytes(out.past_key_values) == [whole[0], whole[1] - gone, whole[2] - gone]
-    assert cache_bytes(out.past_key_values, away=True) == whole
+    entry = full[0] // out.past_key_values.get_seq_length()
+    dropped_bytes = (n - budget(n, 0.25)) * entry
+    assert cache_bytes(out.past_key_values) == [full[0], full[1] - dropped_bytes, full[2] - dropped_bytes]
+    assert cache_bytes(out.past_key_values, offloaded=True) == full
     layer = out.past_key_values.layers[2]
     layer.select(torch.ones(1, layer.length, dtype=torch.bool), revive=True)
     assert layer.columns.tolist() == [list(range(layer.length))]
-    lost, _ = ask(family, "dycoke_cache(keep=0.25, layer=1, revive=False)", asked)
-    assert cache_bytes(lost.past_key_values, away=True) == [*cache_bytes(out.past_key_values)[:2], whole[2] - gone]
+    discarded, _ = generate_with(family, "dycoke_cache(keep=0.25, layer=1, revive=False)", example)
+    assert cache_bytes(discarded.past_key_values, offloaded=True) == [
+        *cache_bytes(out.past_key_values)[:2],
+        full[2] - dropped_bytes,
+    ]
 
 
 @pytest.mark.parametrize("spec", list(DROPS)[:3] + list(DROPS)[5:6] + list(MERGES[::2]) + [DYCOKE[0]])
@@ -260,117 +267,120 @@ def test_a_batch_equals_single(family, spec):
         together = few.generate(**both.inputs, **GREEDY)
     for number, alone in enumerate(prompts):
         with attach(model, chain, items=alone.items) as few:
-            one = few.generate(**alone.inputs, **GREEDY)
-        torch.testing.assert_close(logits_of(together)[number], logits_of(one)[0], rtol=1e-4, atol=1e-4)
+            single = few.generate(**alone.inputs, **GREEDY)
+        torch.testing.assert_close(logits_of(together)[number], logits_of(single)[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.4, layer=1)", "holitom_inner(keep=0.4, layer=2)"])
 def test_beams(family, spec):
     model = tiny(family)
-    both = batch(family, *(prompt(family, *PARTS, seed=seed) for seed in range(2)))
+    both = batch(family, *(prompt(family, *MIXTURE, seed=seed) for seed in range(2)))
     options = {"num_beams": 3, "num_return_sequences": 1, "length_penalty": 0.0, "output_scores": True}
     with attach(model, spec, items=both.items) as few:
         out = few.generate(**both.inputs, **(GREEDY | options))
         again = compress(model, both.inputs, "", items=both.items).inputs
-        likely = recomputed(model, again, out.sequences).log_softmax(2)
-    new = likely.shape[1]
-    chosen = likely.gather(2, out.sequences[:, -new:, None]).squeeze(2).sum(1)
+        log_probs = recompute(model, again, out.sequences).log_softmax(2)
+    new = log_probs.shape[1]
+    chosen = log_probs.gather(2, out.sequences[:, -new:, None]).squeeze(2).sum(1)
     torch.testing.assert_close(out.sequences_scores, chosen, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", [DYCOKE[0], "prunevid_inner(keep=0.4, layer=1)"])
-def test_beams_of_caches_that_are_cut(family, spec):
-    out, _ = ask(family, spec, prompt(family, *PARTS), num_beams=3, num_return_sequences=3)
-    first, _ = ask(family, spec, prompt(family, *PARTS), num_beams=1)
+def test_beams_of_pruned_caches(family, spec):
+    out, _ = generate_with(family, spec, prompt(family, *MIXTURE), num_beams=3, num_return_sequences=3)
+    first, _ = generate_with(family, spec, prompt(family, *MIXTURE), num_beams=1)
     assert out.sequences.shape == (3, first.sequences.shape[1])
     layer = out.past_key_values.layers[2]
     assert layer.columns.shape == (3, layer.keys.shape[2])
 
 
 class Squares(TorchDispatchMode):
-    """The largest tensor that has a row and a column for each place of a sequence."""
+    """Records the largest tensor with a row and a column for each position of a sequence."""
 
     def __init__(self, length):
         super().__init__()
-        self.length, self.found = length, 0
+        self.length, self.largest = length, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for part in out if isinstance(out, (tuple, list)) else (out,):
             sizes = part.shape if isinstance(part, torch.Tensor) else ()
-            if sum(size >= self.length and size != 200 for size in sizes) > 1:  # the vocabulary has 200 words
-                self.found = max(self.found, part.numel())
+            if sum(size >= self.length and size != 200 for size in sizes) > 1:  # the size of the vocabulary
+                self.largest = max(self.largest, part.numel())
         return out
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "flexselect(keep=0.3, layer=1)", DYCOKE[0]])
-def test_fused_attention_stays_and_only_rows_are_made(family, spec):
-    model, asked = tiny(family), prompt(family, ("text", 80), ("video", 4), ("text", 5))
+def test_fused_attention_stays_and_only_rows_are_computed(family, spec):
+    model, example = tiny(family), prompt(family, ("text", 80), ("video", 4), ("text", 5))
     kind = language_model(model).config._attn_implementation
     assert kind == "sdpa"
-    with attach(model, spec, items=asked.items) as few:
-        short = few.compress(**asked.inputs)
+    with attach(model, spec, items=example.items) as few:
+        short = few.compress(**example.inputs)
         length = short["input_ids"].shape[1]
-        # Longer than any other axis of these models but the vocabulary's.
+        # Longer than any other axis of these models, except the vocabulary.
         with Squares(81) as squares, torch.no_grad():
             model(**short, use_cache=True)
         assert length > 81
-        assert squares.found == 0
+        assert squares.largest == 0
         assert language_model(model).config._attn_implementation == kind
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)", MERGES[0]])
-def test_a_second_turn_on_the_kept_cache(family, spec):
-    model, asked = tiny(family), prompt(family, *PARTS)
+def test_a_second_turn_on_the_cache(family, spec):
+    model, example = tiny(family), prompt(family, *MIXTURE)
     more = torch.randint(2, 180, (1, 4), generator=torch.Generator().manual_seed(9))
-    with attach(model, spec, items=asked.items) as few:
-        first = few.generate(**asked.inputs, **GREEDY)
+    with attach(model, spec, items=example.items) as few:
+        first = few.generate(**example.inputs, **GREEDY)
         ids = torch.cat([first.sequences, more], dim=1)
         second = few.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=first.past_key_values, **GREEDY
         )
         short, length = few.last.inputs, second.sequences.shape[1]
-        prompted = short["input_ids"].shape[1]
-        whole = {**short, "attention_mask": torch.ones_like(second.sequences)}
-        at = lengthened(whole, length - prompted)
+        prompt_length = short["input_ids"].shape[1]
+        full = {**short, "attention_mask": torch.ones_like(second.sequences)}
+        at = extend_positions(full, length - prompt_length)
         if "prunevid" not in spec:
-            again = forced(model, short, second.sequences, positions=at).logits[:, -6:-1]
+            again = forward_with_masks(model, short, second.sequences, positions=at).logits[:, -6:-1]
             torch.testing.assert_close(logits_of(second), again, rtol=1e-4, atol=1e-4)
     if "holitom" not in spec:
-        seen = [with_words(mark, length).expand(-1, length, -1).clone() for mark in kept(second, prompted)]
+        visible = [
+            with_later_text(mark, length).expand(-1, length, -1).clone()
+            for mark in cached_columns(second, prompt_length)
+        ]
         if "prunevid" in spec:
-            for mark in seen[:2]:
-                mark[:, :prompted] = True
-        whole = forced(model, short, second.sequences, seen, at).logits[:, -6:-1]
-        torch.testing.assert_close(logits_of(second), whole, rtol=1e-4, atol=1e-4)
-    # Outside the block the cache is refused rather than misread.
-    with pytest.raises(ValueError, match="holds fewer entries"):
+            for mark in visible[:2]:
+                mark[:, :prompt_length] = True
+        full = forward_with_masks(model, short, second.sequences, visible, at).logits[:, -6:-1]
+        torch.testing.assert_close(logits_of(second), full, rtol=1e-4, atol=1e-4)
+    # Outside the block the cache is refused.
+    with pytest.raises(ValueError, match="this cache has fewer entries"):
         model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=second.past_key_values, max_new_tokens=1
         )
 
 
 def test_caches_are_smaller_layer_by_layer(family):
-    asked = prompt(family, *PARTS)
-    full, _ = ask(family, "", asked)
-    whole = cache_bytes(full.past_key_values)
-    out, last = ask(family, "pyramid_drop(keep=(0.5, 0.25), layers=(1, 2))", asked)
-    n, length = len(last.layout.videos[0].columns), full.past_key_values.get_seq_length()
+    example = prompt(family, *MIXTURE)
+    full_out, _ = generate_with(family, "", example)
+    full = cache_bytes(full_out.past_key_values)
+    out, last = generate_with(family, "pyramid_drop(keep=(0.5, 0.25), layers=(1, 2))", example)
+    n, length = len(last.layout.videos[0].columns), full_out.past_key_values.get_seq_length()
     assert out.past_key_values.get_seq_length() == length
     stored = [layer.keys.shape[2] for layer in out.past_key_values.layers]
     assert stored == [length, length - n + n // 2, length - n + n // 4]
-    assert cache_bytes(out.past_key_values) == [whole[0] * part // length for part in stored]
+    assert cache_bytes(out.past_key_values) == [full[0] * part // length for part in stored]
 
 
 @pytest.mark.parametrize(
     "spec", ["fastv(keep=0.5, layer=1)", MERGES[0], "sttm_inner(keep=0.4, layer=2, weighted=True)"]
 )
 def test_labels_and_gradients(family, spec):
-    model, asked = copy.deepcopy(tiny(family)), prompt(family, *PARTS)
-    labels = asked.inputs["input_ids"].clone()
+    model, example = copy.deepcopy(tiny(family)), prompt(family, *MIXTURE)
+    labels = example.inputs["input_ids"].clone()
     labels[:, :-3] = -100
-    with attach(model, spec, items=asked.items) as few:
-        out = few(**asked.inputs, labels=labels)
+    with attach(model, spec, items=example.items) as few:
+        out = few(**example.inputs, labels=labels)
         assert few.last.layout.ends.tolist() == [few.last.inputs["input_ids"].shape[1] - 4]
     assert out.logits.shape[:2] == few.last.inputs["input_ids"].shape
     out.loss.backward()
@@ -379,16 +389,18 @@ def test_labels_and_gradients(family, spec):
     assert sum(float(p.grad.abs().sum()) for p in vision.parameters() if p.grad is not None) > 0
 
 
-def test_text_alone_is_left_as_it_is(family):
-    model, asked = tiny(family), prompt(family, ("text", 7))
+def test_a_text_prompt_is_unchanged(family):
+    model, example = tiny(family), prompt(family, ("text", 7))
     with attach(model, "tome(keep=0.5) | fastv(layer=1) | dycoke_cache(layer=2)") as few:
-        out = few.generate(**asked.inputs, **GREEDY)
-    assert torch.equal(logits_of(out), logits_of(generate(model, asked.inputs)))
+        out = few.generate(**example.inputs, **GREEDY)
+    assert torch.equal(logits_of(out), logits_of(generate(model, example.inputs)))
 
 
 def test_a_chain(family):
-    asked = prompt(family, *PARTS)
-    out, last = ask(family, "tome(keep=0.5) | fastv(keep=0.5, layer=1) | dycoke_cache(keep=0.25, layer=2)", asked)
+    example = prompt(family, *MIXTURE)
+    out, last = generate_with(
+        family, "tome(keep=0.5) | fastv(keep=0.5, layer=1) | dycoke_cache(keep=0.25, layer=2)", example
+    )
     n = last.tokens[0].N
     assert n == last.tokens[0].grid.cells // 2
     text = last.inputs["input_ids"].shape[1] - n + 4
@@ -397,37 +409,37 @@ def test_a_chain(family):
 
 
 def test_hooks_are_gone(family):
-    model, asked = tiny(family), prompt(family, *PARTS)
-    stock = generate(model, asked.inputs)
-    ask(family, "fastv(keep=0.5, layer=1)", asked)
+    model, example = tiny(family), prompt(family, *MIXTURE)
+    stock = generate(model, example.inputs)
+    generate_with(family, "fastv(keep=0.5, layer=1)", example)
     with pytest.raises(RuntimeError, match="stop"), attach(model, "fastv(layer=1)"):
         raise RuntimeError("stop")
-    # Those of transformers for output_hidden_states stay on the encoder.
+    # The hooks of transformers for output_hidden_states stay on the encoder.
     for module in [model, language_model(model), *language_model(model).modules()]:
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
-    assert torch.equal(logits_of(generate(model, asked.inputs)), logits_of(stock))
+    assert torch.equal(logits_of(generate(model, example.inputs)), logits_of(stock))
 
 
-def test_the_gate(family):
-    model, asked = copy.deepcopy(tiny(family)), prompt(family, *PARTS)
-    with attach(model, "fastv(keep=0.5, layer=2)", items=asked.items) as few:
+def test_unreduced_videos_and_missing_layers_are_refused(family):
+    model, example = copy.deepcopy(tiny(family)), prompt(family, *MIXTURE)
+    with attach(model, "fastv(keep=0.5, layer=2)", items=example.items) as few:
         layers = language_model(model).layers
         language_model(model).layers = layers[:2]
         with pytest.raises(ValueError, match="nothing was dropped before layer 2"):
-            few(**asked.inputs)
+            few(**example.inputs)
         language_model(model).layers = layers
-    with attach(model, "fastv(layer=1)"), pytest.raises(ValueError, match="nothing was reduced"):
-        model(**asked.inputs)
+    with attach(model, "fastv(layer=1)"), pytest.raises(ValueError, match="called directly, so no tokens were reduced"):
+        model(**example.inputs)
 
 
 def test_errors(family):
-    model, asked = tiny(family), prompt(family, *PARTS)
-    for spec, said in {
-        "fastv(layer=3)": "layer 3 is beyond the model's 3 layers; give one of 1 to 2",
-        "fastv(layer=99)": "layer 99 is beyond the model's 3 layers; give one of 1 to 2",
+    model, example = tiny(family), prompt(family, *MIXTURE)
+    for spec, message in {
+        "fastv(layer=3)": "layer 3 is beyond the model's 3 layers; use one of 1 to 2",
+        "fastv(layer=99)": "layer 99 is beyond the model's 3 layers; use one of 1 to 2",
         "holitom_inner(layer=99)": "layer 99 is beyond .* 1 to 2",
-        "prunevid_inner(layer=99)": "layer 99 is beyond the model's 3 layers; give one of 0 to 1",
+        "prunevid_inner(layer=99)": "layer 99 is beyond the model's 3 layers; use one of 0 to 1",
         "prunevid_inner(layer=2)": "layer 2 is beyond .* 0 to 1",
         "pyramid_drop(keep=(0.5,), layers=(99,))": "layer 99 is beyond .* 1 to 2",
         "sttm_inner(layer=99)": "layer 99 is beyond .* 1 to 2",
@@ -447,83 +459,83 @@ def test_errors(family):
         "sttm_inner(positions='repack')": "positions must be",
         "fastw": "did you mean fastv",
     }.items():
-        with pytest.raises(ValueError, match=said), attach(model, spec):
+        with pytest.raises(ValueError, match=message), attach(model, spec):
             pass
     with pytest.raises(ValueError, match="acts in the stage 'llm'"):
-        compress(model, asked.inputs, "fastv")
-    with pytest.raises(ValueError, match=r"has the stage .llm., but a pipeline accepts only"):
+        compress(model, example.inputs, "fastv")
+    with pytest.raises(ValueError, match=r"has the stage 'llm', but a pipeline accepts only"):
         Pipeline("fastv")
-    with attach(model, "fastv(layer=1)", items=asked.items) as few:
+    with attach(model, "fastv(layer=1)", items=example.items) as few:
         with pytest.raises(ValueError, match="a cache that grows"):
-            few.generate(**asked.inputs, cache_implementation="static", max_new_tokens=2)
-        short = few.compress(**asked.inputs)
-        with pytest.raises(ValueError, match="prompt whole"):
+            few.generate(**example.inputs, cache_implementation="static", max_new_tokens=2)
+        short = few.compress(**example.inputs)
+        with pytest.raises(ValueError, match="require the prompt in one pass"):
             model(**short | {"input_ids": short["input_ids"][:, :4]})
     with (
-        attach(model, "tome(keep=0.5) | sttm_inner(layer=2)", items=asked.items) as few,
+        attach(model, "tome(keep=0.5) | sttm_inner(layer=2)", items=example.items) as few,
         pytest.raises(ValueError, match="sttm_inner works on whole frames"),
     ):
-        few(**asked.inputs)
+        few(**example.inputs)
     with (
-        attach(model, "prunevid_inner(layer=1)", items=asked.items) as few,
+        attach(model, "prunevid_inner(layer=1)", items=example.items) as few,
         pytest.raises(ValueError, match="use_cache=True"),
     ):
-        few.generate(**asked.inputs, use_cache=False, max_new_tokens=2)
+        few.generate(**example.inputs, use_cache=False, max_new_tokens=2)
     if family == "qwen3_vl":
         with (
-            attach(model, "holitom_inner(layer=1)", items=asked.items) as few,
-            pytest.raises(ValueError, match="before layer 2 at the earliest"),
+            attach(model, "holitom_inner(layer=1)", items=example.items) as few,
+            pytest.raises(ValueError, match="layer 2 is the first before which tokens can be merged"),
         ):
-            few(**asked.inputs)
+            few(**example.inputs)
 
 
-def test_merging_is_what_it_says(family):
-    """HoliTom one token after the other, STTM as the method of the stage tokens on the same hidden states."""
-    asked = prompt(family, *PARTS)
+def test_merging_equals_references(family):
+    """HoliTom against a loop over tokens, STTM against `sttm` on the same hidden states."""
+    example = prompt(family, *MIXTURE)
     for spec in ("holitom_inner(keep=0.4, layer=2)", "holitom_inner(keep=0.4, layer=2, merge='mean')", MERGES[1]):
         (method,) = registry.build(spec)
-        caught = {}
+        captured = {}
 
-        def catch(layer, args, kwargs, caught=caught):
-            caught["hidden"] = args[0]
+        def capture(layer, args, kwargs, captured=captured):
+            captured["hidden"] = args[0]
 
         model = tiny(family)
-        with attach(model, spec, items=asked.items) as few:
+        with attach(model, spec, items=example.items) as few:
             layer = language_model(model).layers[2]
-            with layer.register_forward_pre_hook(catch, with_kwargs=True), torch.no_grad():
-                out = few(**asked.inputs, use_cache=True)
-        made, columns = caught["hidden"][0], out.past_key_values.layers[2].columns[0]
+            with layer.register_forward_pre_hook(capture, with_kwargs=True), torch.no_grad():
+                out = few(**example.inputs, use_cache=True)
+        merged, columns = captured["hidden"][0], out.past_key_values.layers[2].columns[0]
         (video,) = few.last.layout.videos
-        with layer.register_forward_pre_hook(catch, with_kwargs=True), torch.no_grad():
+        with layer.register_forward_pre_hook(capture, with_kwargs=True), torch.no_grad():
             model(**few.last.inputs)
-        before = caught["hidden"][0][video.columns]
-        stays = torch.isin(video.columns, columns)
-        mine = made[torch.isin(columns, video.columns)]
+        before = captured["hidden"][0][video.columns]
+        survives = torch.isin(video.columns, columns)
+        actual = merged[torch.isin(columns, video.columns)]
         if method.name == "sttm_inner":
-            whole = video.tokens.replace(features=before[None])
-            after = registry.build("sttm(keep=0.4)")[0](whole)
+            full = video.tokens.replace(features=before[None])
+            after = registry.build("sttm(keep=0.4)")[0](full)
             first = [int((after.assignment[0] == token).nonzero()[0]) for token in range(after.N)]
-            assert sorted(first) == stays.nonzero()[:, 0].tolist()
-            torch.testing.assert_close(mine, after.features[0][torch.tensor(first).argsort()])
+            assert sorted(first) == survives.nonzero()[:, 0].tolist()
+            torch.testing.assert_close(actual, after.features[0][torch.tensor(first).argsort()])
             continue
-        targets, rest = before[stays], before[~stays]
-        into = torch.nn.functional.cosine_similarity(rest[:, None], targets[None], dim=2).argmax(1).tolist()
-        wanted, members = targets.clone(), [[row] for row in targets]
-        for token, at in zip(rest, into, strict=True):
-            wanted[at] = (wanted[at] + token) / 2
+        targets, rest = before[survives], before[~survives]
+        target = torch.nn.functional.cosine_similarity(rest[:, None], targets[None], dim=2).argmax(1).tolist()
+        expected, members = targets.clone(), [[row] for row in targets]
+        for token, at in zip(rest, target, strict=True):
+            expected[at] = (expected[at] + token) / 2
             members[at].append(token)
         if method.merge == "mean":
-            wanted = torch.stack([torch.stack(rows).mean(0) for rows in members])
-        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+            expected = torch.stack([torch.stack(rows).mean(0) for rows in members])
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)", DYCOKE[0]])
-def test_eager_attention_gives_the_same(family, spec):
-    """Its masks are numbers to add."""
+def test_eager_attention_gives_the_same_logits(family, spec):
+    """Eager attention has additive masks."""
     same = family.startswith("llava")
     prompts = [prompt(family, ("text", 3 + n), ("video", 3 if same else 3 + n), ("text", 4), seed=n) for n in range(2)]
     both = batch(family, *prompts)
-    fused, _ = ask(family, spec, both)
+    fused, _ = generate_with(family, spec, both)
     with attach(eager(family), spec, items=both.items) as few:
         out = few.generate(**both.inputs, **GREEDY)
     torch.testing.assert_close(logits_of(out), logits_of(fused), rtol=1e-4, atol=1e-4)
@@ -532,55 +544,55 @@ def test_eager_attention_gives_the_same(family, spec):
 def test_masks_of_flash_attention(family):
     keys = torch.tensor([[-1, 0, 2], [1, 2, 3]])
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]).bool()
-    found = narrow(mask, keys, keys, first=0, flash=True, padded=True)
-    assert found.tolist() == [[False, True, True], [True, True, True]]
-    assert narrow(None, keys[1:], keys[1:], first=0, flash=True, padded=False) is None
-    assert narrow(None, keys[:, :1], keys, first=0, flash=True, padded=True).tolist() == found.tolist()
-    with pytest.raises(ValueError, match="know masks of sdpa, eager and flash"):
-        narrow(object(), keys, keys, first=0, flash=False, padded=True)
+    actual = narrow_mask(mask, keys, keys, first=0, flash=True, padded=True)
+    assert actual.tolist() == [[False, True, True], [True, True, True]]
+    assert narrow_mask(None, keys[1:], keys[1:], first=0, flash=True, padded=False) is None
+    assert narrow_mask(None, keys[:, :1], keys, first=0, flash=True, padded=True).tolist() == actual.tolist()
+    with pytest.raises(ValueError, match="support only masks of sdpa, eager and flash"):
+        narrow_mask(object(), keys, keys, first=0, flash=False, padded=True)
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "holitom_inner(keep=0.5, layer=2)", DYCOKE[0]])
 def test_half_precision(family, spec):
-    model, asked = copy.deepcopy(tiny(family)).to(torch.bfloat16), prompt(family, *PARTS)
+    model, example = copy.deepcopy(tiny(family)).to(torch.bfloat16), prompt(family, *MIXTURE)
     inputs = {
-        name: v.bfloat16() if v.is_floating_point() and "pixel" in name else v for name, v in asked.inputs.items()
+        name: v.bfloat16() if v.is_floating_point() and "pixel" in name else v for name, v in example.inputs.items()
     }
-    with attach(model, spec, items=asked.items) as few:
+    with attach(model, spec, items=example.items) as few:
         out = few.generate(**inputs, **GREEDY)
     assert logits_of(out).isfinite().all()
     assert out.past_key_values.layers[2].keys.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)"])
-def test_words_that_are_guessed_and_taken_back(family, spec):
-    """Caches are cropped after a wrong guess."""
-    asked = prompt(family, *PARTS)
-    plain, _ = ask(family, spec, asked, max_new_tokens=12)
-    guessed, _ = ask(family, spec, asked, max_new_tokens=12, prompt_lookup_num_tokens=3)
-    assert torch.equal(guessed.sequences, plain.sequences)
+def test_speculative_decoding(family, spec):
+    """Caches are cropped after rejected tokens."""
+    example = prompt(family, *MIXTURE)
+    baseline, _ = generate_with(family, spec, example, max_new_tokens=12)
+    speculative, _ = generate_with(family, spec, example, max_new_tokens=12, prompt_lookup_num_tokens=3)
+    assert torch.equal(speculative.sequences, baseline.sequences)
 
 
 def test_labels_padded_on_the_right(family):
-    model, asked = tiny(family), prompt(family, *PARTS)
-    inputs = dict(asked.inputs)
+    model, example = tiny(family), prompt(family, *MIXTURE)
+    inputs = dict(example.inputs)
     inputs["labels"] = inputs["input_ids"].clone()
     inputs["labels"][:, :-3] = -100
-    wide = dict(inputs)
+    padded_inputs = dict(inputs)
     for name, fill in {"input_ids": 0, "attention_mask": 0, "mm_token_type_ids": 0, "labels": -100}.items():
-        if name in wide:
-            wide[name] = torch.nn.functional.pad(wide[name], (0, 3), value=fill)
+        if name in padded_inputs:
+            padded_inputs[name] = torch.nn.functional.pad(padded_inputs[name], (0, 3), value=fill)
     lengths = []
-    with attach(model, "fastv(keep=0.5, layer=1)", items=asked.items) as few, torch.no_grad():
-        one = few(**inputs)
+    with attach(model, "fastv(keep=0.5, layer=1)", items=example.items) as few, torch.no_grad():
+        single = few(**inputs)
         lengths.append(few.last.layout.ends.tolist())
-        padded = few(**wide)
+        padded = few(**padded_inputs)
         lengths.append(few.last.layout.ends.tolist())
     assert lengths[0] == lengths[1]
-    torch.testing.assert_close(padded.loss, one.loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(padded.loss, single.loss, rtol=1e-4, atol=1e-4)
 
 
-def test_the_table(family):
+def test_metadata_of_every_layer_method(family):
     for name in registry.layer_names():
         kind = registry.get(name)
         assert issubclass(kind, LayerMethod)

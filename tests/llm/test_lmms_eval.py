@@ -1,6 +1,6 @@
 """The model that lmms-eval finds, without lmms-eval.
 
-It is not installed here. The stand-ins below have the interfaces of EvolvingLMMs-Lab/lmms-eval as read from
+It is not a test dependency. The classes below have the interfaces of EvolvingLMMs-Lab/lmms-eval as read from
 lmms_eval/models/registry_v2.py (commit 059d63b), lmms_eval/api/model.py (06fd786), lmms_eval/api/instance.py (015949b)
 and ConfigurableMessagesTask in lmms_eval/api/task.py (00dfe29).
 """
@@ -32,10 +32,10 @@ class ModelManifest:
 
 class Hook:
     def __init__(self) -> None:
-        self.kept: list[Any] = []
+        self.entries: list[Any] = []
 
     def add_partial(self, attribute: str, request: Any, reply: str) -> None:
-        self.kept.append((attribute, request, reply))
+        self.entries.append((attribute, request, reply))
 
 
 class lmms(abc.ABC):
@@ -74,10 +74,10 @@ class Instance:
 
 
 class FakeSession:
-    """Says what it was asked."""
+    """Answers with its arguments."""
 
     def __init__(self, model, processor, spec=None, frames=None):
-        self.made = (model, processor, spec, frames)
+        self.arguments = (model, processor, spec, frames)
 
     def ask(self, video, question, max_new_tokens=64, choices=None):
         return SimpleNamespace(text=f" {Path(video).name}: {question[-8:]} ({max_new_tokens})\n\nmore")
@@ -85,34 +85,34 @@ class FakeSession:
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    made = {name: types.ModuleType(name) for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models")}
-    made["lmms_eval.api.model"] = model = types.ModuleType("lmms_eval.api.model")
-    made["lmms_eval.models.registry_v2"] = registry = types.ModuleType("lmms_eval.models.registry_v2")
+    modules = {name: types.ModuleType(name) for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models")}
+    modules["lmms_eval.api.model"] = model = types.ModuleType("lmms_eval.api.model")
+    modules["lmms_eval.models.registry_v2"] = registry = types.ModuleType("lmms_eval.models.registry_v2")
     model.lmms, registry.ModelManifest = lmms, ModelManifest
-    for name, module in made.items():
+    for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     import fewtokens.llm
 
-    monkeypatch.setattr(fewtokens.llm, "load", lambda where, **said: ((where, said), "processor"), raising=False)
+    monkeypatch.setattr(fewtokens.llm, "load", lambda where, **options: ((where, options), "processor"), raising=False)
     monkeypatch.setattr(fewtokens.llm, "Session", FakeSession, raising=False)
     plugin._model_class.cache_clear()
     yield
     plugin._model_class.cache_clear()
 
 
-def found() -> Any:
-    """The class, by the way that the registry goes: entry point, manifest, class path, its checks."""
+def find_class() -> Any:
+    """Finds the class as the registry does: entry point, manifest, class path, checks."""
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     module, name = pyproject["project"]["entry-points"]["lmms_eval.models"]["fewtokens"].split(":")
-    said = getattr(importlib.import_module(module), name)()
-    assert isinstance(said, ModelManifest)
-    assert said.model_id == "fewtokens" and said.simple_class_path is None
-    module, name = said.chat_class_path.rsplit(".", 1)
-    made = getattr(importlib.import_module(module), name)
-    assert isinstance(made, type) and issubclass(made, lmms)
-    assert made.is_simple is False
-    return made
+    manifest = getattr(importlib.import_module(module), name)()
+    assert isinstance(manifest, ModelManifest)
+    assert manifest.model_id == "fewtokens" and manifest.simple_class_path is None
+    module, name = manifest.chat_class_path.rsplit(".", 1)
+    cls = getattr(importlib.import_module(module), name)
+    assert isinstance(cls, type) and issubclass(cls, lmms)
+    assert cls.is_simple is False
+    return cls
 
 
 def messages(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -124,9 +124,9 @@ def request(number: int, **settings: Any) -> Instance:
     return Instance("generate_until", ("context", messages, settings, number, "videomme", "test"), 0)
 
 
-def model(**said: Any) -> Any:
-    made = found()(pretrained="folder", device="cpu", **said)
-    made.task_dict["videomme"] = {
+def model(**options: Any) -> Any:
+    instance = find_class()(pretrained="folder", device="cpu", **options)
+    instance.task_dict["videomme"] = {
         "test": [
             {"media": [("video", "/data/1.mp4")], "text": "What is it?"},
             {"media": [("video", "/data/2.mp4")], "text": "Where is it?"},
@@ -135,47 +135,50 @@ def model(**said: Any) -> Any:
             {"media": [("video", b"bytes")], "text": "Which?"},
         ]
     }
-    return made
+    return instance
 
 
-def test_nothing_is_imported_before_it_is_asked_for():
+def test_lmms_eval_is_imported_on_demand():
     assert "lmms_eval" not in sys.modules
     with pytest.raises(AttributeError, match="has no attribute 'Other'"):
         _ = plugin.Other
 
 
-def test_it_is_made_as_the_command_line_makes_it(stand_ins):
+def test_created_as_on_the_command_line(stand_ins):
     text = "pretrained=folder;spec='token_dynamics(keep=32)';frames=16;dtype=float32"
-    made = found().create_from_arg_string(text, {"batch_size": 1, "max_batch_size": None, "device": "cpu"})
-    assert made.session.made == (
+    instance = find_class().create_from_arg_string(text, {"batch_size": 1, "max_batch_size": None, "device": "cpu"})
+    assert instance.session.arguments == (
         ("folder", {"device": "cpu", "dtype": "float32"}),
         "processor",
         "token_dynamics(keep=32)",
         16,
     )
-    assert model().session.made[2:] == (None, 32)
+    assert model().session.arguments[2:] == (None, 32)
 
 
-def test_answers_come_in_order_and_end_where_the_task_says(stand_ins):
-    made = model()
-    asked = [request(1, max_new_tokens=16, temperature=0, do_sample=False, until=["\n\n"]), request(0, until=None)]
-    assert made.generate_until(asked) == ["2.mp4: e is it? (16)", "1.mp4: t is it? (128)\n\nmore"]
-    assert [kept[2] for kept in made.cache_hook.kept] == ["2.mp4: e is it? (16)", "1.mp4: t is it? (128)\n\nmore"]
-    assert made.cache_hook.kept[0][:2] == ("generate_until", ("context", asked[0].args[2]))
+def test_answers_are_in_order_and_end_as_the_task_specifies(stand_ins):
+    instance = model()
+    requests = [request(1, max_new_tokens=16, temperature=0, do_sample=False, until=["\n\n"]), request(0, until=None)]
+    assert instance.generate_until(requests) == ["2.mp4: e is it? (16)", "1.mp4: t is it? (128)\n\nmore"]
+    assert [entry[2] for entry in instance.cache_hook.entries] == [
+        "2.mp4: e is it? (16)",
+        "1.mp4: t is it? (128)\n\nmore",
+    ]
+    assert instance.cache_hook.entries[0][:2] == ("generate_until", ("context", requests[0].args[2]))
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("options", "error"),
     [
-        ({"batch_size": 4}, "say --batch_size 1, got 4"),
-        ({"frames": "many"}, "frames must be a whole number from 1, got 'many'"),
+        ({"batch_size": 4}, "batch_size must be 1, got 4"),
+        ({"frames": "many"}, "frames must be a whole number of at least 1, got 'many'"),
         ({"frames": 0}, "frames must be a whole number"),
-        ({"pretrained": ""}, "say which model"),
+        ({"pretrained": ""}, "pretrained is required"),
     ],
 )
-def test_wrong_arguments(stand_ins, said, error):
+def test_wrong_arguments(stand_ins, options, error):
     with pytest.raises(ValueError, match=error):
-        found()(**{"pretrained": "folder", "device": "cpu", **said})
+        find_class()(**{"pretrained": "folder", "device": "cpu", **options})
 
 
 def test_one_process(stand_ins, monkeypatch):
@@ -187,15 +190,15 @@ def test_one_process(stand_ins, monkeypatch):
 @pytest.mark.parametrize(
     ("number", "settings", "error"),
     [
-        (2, {}, "videomme, 2: fewtokens answers on one video file, got video, image"),
+        (2, {}, "videomme, 2: fewtokens requires one video file, got video, image"),
         (3, {}, "videomme, 3: .* got none"),
-        (4, {}, "videomme, 4: fewtokens answers on one video file"),
+        (4, {}, "videomme, 4: fewtokens requires one video file"),
         (0, {"temperature": 0.7}, "videomme: fewtokens decodes greedily"),
         (0, {"do_sample": True}, "decodes greedily"),
         (0, {"num_beams": 5}, "num_beams=1"),
     ],
 )
-def test_what_it_cannot_answer(stand_ins, number, settings, error):
+def test_unsupported_requests(stand_ins, number, settings, error):
     with pytest.raises(ValueError, match=error):
         model().generate_until([request(number, **settings)])
 
@@ -206,20 +209,20 @@ def test_turns_of_an_assistant(stand_ins):
         plugin.read_messages(lambda _: turns, {}, "task, 1")
 
 
-def test_other_kinds_of_tasks(stand_ins):
-    made = model()
+def test_other_types_of_tasks(stand_ins):
+    instance = model()
     with pytest.raises(NotImplementedError, match="choose a task whose output_type is generate_until"):
-        made.loglikelihood([])
+        instance.loglikelihood([])
     with pytest.raises(NotImplementedError, match="one question at a time"):
-        made.generate_until_multi_round([])
+        instance.generate_until_multi_round([])
 
 
 @pytest.mark.parametrize(
-    ("reply", "until", "left"),
+    ("reply", "until", "expected"),
     [(" B\n\nwhy", "\n\n", "B"), ("B. C", [".", ""], "B"), ("B", None, "B"), ("B", [], "B")],
 )
-def test_cut(reply, until, left):
-    assert plugin.cut(reply, until) == left
+def test_cut(reply, until, expected):
+    assert plugin.cut(reply, until) == expected
 
 
 def test_quotation_marks():

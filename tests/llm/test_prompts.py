@@ -1,11 +1,11 @@
 """Our preprocessing against transformers' own.
 
-* The text that stands for a video: against `replace_video_token` of each processor of transformers, exactly.
-* Ids: against transformers' own way from that text to ids.
-* Pixels: against its Pillow image processors frame by frame, to 2 (Lanczos: 0) of 255 levels before normalisation,
-  since Pillow and torch round in other places; packing and sizes exactly. Its video processors need torchvision:
-  where that is installed all eight are compared bit for bit (SmolVLM's Lanczos to a few levels), and so are the
-  inputs of the whole processors; elsewhere these two are skipped.
+* The text that represents a video: against `replace_video_token` of each processor of transformers, exactly.
+* Ids: against those of transformers for that text.
+* Pixels: against its Pillow image processors frame by frame, to 2 (Lanczos: 0) of 255 levels before normalization,
+  because Pillow and torch round differently; packing and sizes exactly. Its video processors require torchvision: if
+  it is installed, all eight are compared bit for bit (SmolVLM's Lanczos to a few levels), and so are the inputs of the
+  full processors; otherwise these two tests are skipped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONFIGS = {
     "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "internvl": "InternVL", "smolvlm": "SmolVLM",
     "video_llama_3": "VideoLlama3",
 }  # fmt: skip
-# As in the folders of published checkpoints, but for SmolVLM's 2048, which is slow.
+# As in the folders of published checkpoints, except for SmolVLM's 2048, which is slow.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llava_onevision": {"size": {"height": 384, "width": 384}},
     "llava_next_video": {
@@ -48,7 +48,7 @@ SIZES = {"landscape": (150, 203), "portrait": (203, 150), "small": (40, 90)}
 
 
 def config_of(family: str) -> Any:
-    """The config with its defaults, where they are not a published model's with that one's sizes."""
+    """The default config, with the sizes of a published model if they differ."""
     config = getattr(hf, f"{CONFIGS[family]}Config")()
     if family == "llava_next_video":
         config.vision_config.image_size = 336
@@ -61,14 +61,16 @@ def config_of(family: str) -> Any:
     return config
 
 
-def stand_in(family: str, **numbers: Any) -> tuple[Any, Any]:
-    """All of a model and a processor that `prepare` looks at, without weights."""
+def fake_model(family: str) -> tuple[Any, Any]:
+    """A model and a processor with only the attributes that `prepare` reads."""
     config = config_of(family)
     model = SimpleNamespace(config=config, base_model=SimpleNamespace(image_seq_len=64))
     image, video, *_ = SPECIALS[family]
-    said = backend_named(family).defaults(config) | PUBLISHED[family] | numbers
+    preprocess_config = backend_named(family).defaults(config) | PUBLISHED[family]
     placeholder = image if backend_named(family).needs_items else video
-    return model, SimpleNamespace(preprocess_config=said, placeholder=placeholder, token=lambda name, default: default)
+    return model, SimpleNamespace(
+        preprocess_config=preprocess_config, placeholder=placeholder, token=lambda name, default: default
+    )
 
 
 def clip(size: str = "landscape", frames: int = 6) -> Video:
@@ -76,16 +78,16 @@ def clip(size: str = "landscape", frames: int = 6) -> Video:
 
 
 def reference(family: str) -> Any:
-    """The processor of transformers, with what `replace_video_token` needs and no more."""
-    made = object.__new__(getattr(hf, f"{CONFIGS[family]}Processor"))
+    """The processor of transformers, with only the attributes that `replace_video_token` reads."""
+    processor = object.__new__(getattr(hf, f"{CONFIGS[family]}Processor"))
     image, video, *_ = SPECIALS[family]
-    made.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
-    made.vision_start_token, made.vision_end_token = "<|vision_start|>", "<|vision_end|>"
-    made.start_image_token, made.end_image_token, made.image_seq_length = "<img>", "</img>", 256
-    made.fake_image_token, made.global_image_token = "<fake_token_around_image>", "<global-img>"
-    made.image_seq_len, made.num_image_tokens, made.patch_size = 64, 27 * 27, 14
-    made.image_token, made.video_token = image, video
-    return made
+    processor.video_processor = SimpleNamespace(merge_size=2, temporal_patch_size=2)
+    processor.vision_start_token, processor.vision_end_token = "<|vision_start|>", "<|vision_end|>"
+    processor.start_image_token, processor.end_image_token, processor.image_seq_length = "<img>", "</img>", 256
+    processor.fake_image_token, processor.global_image_token = "<fake_token_around_image>", "<global-img>"
+    processor.image_seq_len, processor.num_image_tokens, processor.patch_size = 64, 27 * 27, 14
+    processor.image_token, processor.video_token = image, video
+    return processor
 
 
 def metadata(video: Video) -> Any:
@@ -100,17 +102,17 @@ def metadata(video: Video) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_text_is_that_of_transformers(family, frames, monkeypatch):
     video = clip(frames=frames)
-    model, words = stand_in(family)
-    prepared = backend_named(family).prepare(model, words, video)
-    told: dict[str, Any] = dict(prepared.inputs) | {"video_metadata": [metadata(video)]}
+    model, processor = fake_model(family)
+    prepared = backend_named(family).prepare(model, processor, video)
+    arguments: dict[str, Any] = dict(prepared.inputs) | {"video_metadata": [metadata(video)]}
     if family == "internvl":
-        told["pixel_values_videos"] = told["pixel_values"][None]
+        arguments["pixel_values_videos"] = arguments["pixel_values"][None]
     if family == "video_llama_3":
-        cells = int(told["video_grid_thw"].prod()) // 4
-        told["video_compression_mask"] = torch.ones(cells, dtype=torch.bool)
+        cells = int(arguments["video_grid_thw"].prod()) // 4
+        arguments["video_compression_mask"] = torch.ones(cells, dtype=torch.bool)
     if family == "smolvlm":
         monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", in_words)
-    assert prepared.text == reference(family).replace_video_token(told, video_idx=0)
+    assert prepared.text == reference(family).replace_video_token(arguments, video_idx=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -118,23 +120,25 @@ def test_the_text_is_that_of_transformers(family, frames, monkeypatch):
 def test_pixels_are_those_of_the_video_processor(family, size):
     pytest.importorskip("torchvision")
     video = clip(size)
-    model, words = stand_in(family)
-    inputs = backend_named(family).prepare(model, words, video).inputs
+    model, processor = fake_model(family)
+    inputs = backend_named(family).prepare(model, processor, video).inputs
     name = "Qwen2VL" if family == "qwen2_5_vl" else CONFIGS[family]
     maker = getattr(hf, f"{name}VideoProcessor", None) or hf.LlavaNextVideoVideoProcessor
-    numbers = {key: words.preprocess_config[key] for key in ("image_mean", "image_std")} | PUBLISHED[family]
-    made = maker(**numbers)(video.frames, do_sample_frames=False, video_metadata=[metadata(video)], return_tensors="pt")
-    made = dict(made)
+    config = {key: processor.preprocess_config[key] for key in ("image_mean", "image_std")} | PUBLISHED[family]
+    expected = maker(**config)(
+        video.frames, do_sample_frames=False, video_metadata=[metadata(video)], return_tensors="pt"
+    )
+    expected = dict(expected)
     if family == "internvl":
-        made["pixel_values"] = made.pop("pixel_values_videos")[0]
+        expected["pixel_values"] = expected.pop("pixel_values_videos")[0]
     for key, value in inputs.items():
         if key == "second_per_grid_ts":
             assert value.tolist() == [1.0]  # two frames at two a second
         elif family == "smolvlm":
-            # Lanczos is Pillow's here; torch has its own of late.
-            assert (value - made[key]).abs().max() <= 4 / 255 / 0.5
+            # Lanczos is that of Pillow here, and that of torch in recent versions of transformers.
+            assert (value - expected[key]).abs().max() <= 4 / 255 / 0.5
         else:
-            assert torch.equal(value, made[key]), key
+            assert torch.equal(value, expected[key]), key
 
 
 IMAGES = {
@@ -148,7 +152,7 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypatch):
+def test_the_inputs_are_those_of_the_full_processor(family, tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", in_words)
     video = synthetic("static", frames=6, size=(64, 96), fps=2.0)
@@ -159,15 +163,15 @@ def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypat
         for name, token in zip(names, SPECIALS[family], strict=True):
             setattr(tokenizer, name, token)
             setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    numbers = dict(ours.preprocess_config)
+    config = dict(ours.preprocess_config)
     if "video_grid_thw" in (inputs := ours(tiny(family), video, "what happens")):
         tubelet = 1 if family == "video_llama_3" else 2
-        numbers |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": tubelet, "use_token_compression": False}
+        config |= {"patch_size": 4, "merge_size": 2, "temporal_patch_size": tubelet, "use_token_compression": False}
     name = "Qwen2VL" if family == "qwen2_5_vl" else CONFIGS[family]
     theirs = getattr(hf, f"{CONFIGS[family]}Processor")(
         image_processor=getattr(hf, f"{IMAGES.get(family, 'Qwen2VL')}ImageProcessor")(),
         tokenizer=tokenizer,
-        video_processor=getattr(hf, f"{name}VideoProcessor")(**numbers),
+        video_processor=getattr(hf, f"{name}VideoProcessor")(**config),
         chat_template=template(family),
         **NEEDS.get(family, {}),
     )
@@ -175,7 +179,7 @@ def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypat
     text = theirs.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    made = theirs(
+    expected = theirs(
         text=[text],
         videos=[video.frames],
         video_metadata=[metadata(video)],
@@ -183,13 +187,13 @@ def test_the_inputs_are_those_of_the_whole_processor(family, tmp_path, monkeypat
         add_special_tokens=not text.startswith("<s>"),
         return_tensors="pt",
     )
-    assert set(made) - set(inputs) <= {"pixel_attention_mask", "video_compression_mask"}  # all of both is true
+    assert set(expected) - set(inputs) <= {"pixel_attention_mask", "video_compression_mask"}  # both are all True
     for key, value in inputs.items():
-        found = torch.as_tensor(made[key])
+        actual = torch.as_tensor(expected[key])
         if family == "smolvlm" and key == "pixel_values":
-            assert (value - found).abs().max() <= 2 / 255 / 0.5
+            assert (value - actual).abs().max() <= 2 / 255 / 0.5
         else:
-            assert torch.equal(value, found.to(value.dtype)), key
+            assert torch.equal(value, actual.to(value.dtype)), key
 
 
 def levels(ours: torch.Tensor, theirs: Any, std: Any) -> float:
@@ -204,40 +208,46 @@ def levels(ours: torch.Tensor, theirs: Any, std: Any) -> float:
 def test_pixels_are_those_of_the_pillow_image_processor(family, size):
     video = clip(size, frames=2)
     frame = video.frames[:1]
-    model, words = stand_in(family)
-    if family == "qwen3_vl":  # shares the budget of pixels among frames, which an image has for itself
-        words.preprocess_config |= {"size": {"shortest_edge": 64 * 64, "longest_edge": 200 * 200}}
-    ours = backend_named(family).prepare(model, words, Video(frame.expand(2, -1, -1, -1), video.times, 1.0, 2.0)).inputs
-    numbers: dict[str, Any] = {key: words.preprocess_config[key] for key in ("image_mean", "image_std")}
-    said = {key: value for key, value in words.preprocess_config.items() if key in ("size", "min_pixels", "max_pixels")}
-    picture = frame[0].permute(1, 2, 0).numpy()
-    std = words.preprocess_config["image_std"]
+    model, processor = fake_model(family)
+    if family == "qwen3_vl":  # its pixel limits are those of all frames together
+        processor.preprocess_config |= {"size": {"shortest_edge": 64 * 64, "longest_edge": 200 * 200}}
+    ours = (
+        backend_named(family)
+        .prepare(model, processor, Video(frame.expand(2, -1, -1, -1), video.times, 1.0, 2.0))
+        .inputs
+    )
+    config: dict[str, Any] = {key: processor.preprocess_config[key] for key in ("image_mean", "image_std")}
+    size_config = {
+        key: value for key, value in processor.preprocess_config.items() if key in ("size", "min_pixels", "max_pixels")
+    }
+    image = frame[0].permute(1, 2, 0).numpy()
+    std = processor.preprocess_config["image_std"]
     if "video_grid_thw" in ours:
         if family == "qwen3_vl":
-            said = {"size": {"shortest_edge": 64 * 64 // 2, "longest_edge": 200 * 200 // 2}}
+            size_config = {"size": {"shortest_edge": 64 * 64 // 2, "longest_edge": 200 * 200 // 2}}
         if family == "video_llama_3":
-            said = {"size": {"shortest_edge": 3136, "longest_edge": 3000000 // 2}}
+            size_config = {"size": {"shortest_edge": 3136, "longest_edge": 3000000 // 2}}
             maker = hf.models.video_llama_3.image_processing_pil_video_llama_3.VideoLlama3ImageProcessorPil
         else:
             maker = hf.models.qwen2_vl.image_processing_pil_qwen2_vl.Qwen2VLImageProcessorPil
         patch = model.config.vision_config.patch_size
-        made = maker(patch_size=patch, merge_size=2, **numbers, **said)(picture, return_tensors="pt")
+        expected = maker(patch_size=patch, merge_size=2, **config, **size_config)(image, return_tensors="pt")
         _, h, w = ours["video_grid_thw"][0].tolist()
-        assert made["image_grid_thw"].tolist() == [[1, h, w]]
-        assert levels(ours["pixel_values_videos"][: h * w], made["pixel_values"], std) <= 2.1
+        assert expected["image_grid_thw"].tolist() == [[1, h, w]]
+        assert levels(ours["pixel_values_videos"][: h * w], expected["pixel_values"], std) <= 2.1
         return
     if family == "llava_next_video":
         maker = hf.models.clip.image_processing_pil_clip.CLIPImageProcessorPil
-        made = maker(**numbers, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+        expected = maker(**config, size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     elif family == "smolvlm":
         maker = hf.models.smolvlm.image_processing_pil_smolvlm.SmolVLMImageProcessorPil
-        made = maker(**numbers, **PUBLISHED[family], do_image_splitting=False)
+        expected = maker(**config, **PUBLISHED[family], do_image_splitting=False)
     else:
         maker = hf.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil
-        made = maker(**numbers, **said, resample=3)
-    theirs = torch.as_tensor(made(picture, return_tensors="pt")["pixel_values"]).reshape(-1, 3, *frame_size(ours))[0]
-    mine = ours.get("pixel_values_videos", ours.get("pixel_values")).reshape(-1, 3, *frame_size(ours))[0]
-    assert levels(mine, theirs, std) <= (0.01 if family == "smolvlm" else 2.1)
+        expected = maker(**config, **size_config, resample=3)
+    theirs = torch.as_tensor(expected(image, return_tensors="pt")["pixel_values"]).reshape(-1, 3, *frame_size(ours))[0]
+    actual = ours.get("pixel_values_videos", ours.get("pixel_values")).reshape(-1, 3, *frame_size(ours))[0]
+    assert levels(actual, theirs, std) <= (0.01 if family == "smolvlm" else 2.1)
 
 
 def frame_size(inputs: dict[str, torch.Tensor]) -> torch.Size:
@@ -245,8 +255,8 @@ def frame_size(inputs: dict[str, torch.Tensor]) -> torch.Size:
     return pixels.shape[-2:]
 
 
-def test_patches_of_a_cell_lie_side_by_side():
-    # Two frames of 8 x 8: patches of 2 x 2, cells of 2 x 2 patches; a pixel is its own number.
+def test_patches_of_a_cell_are_consecutive():
+    # Two frames of 8 x 8: patches of 2 x 2, cells of 2 x 2 patches; the value of a pixel is its index.
     frames = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).reshape(2, 3, 8, 8)
     patches, shape = pack(frames, patch=2, merge=2, tubelet=2)
     assert shape == (1, 4, 4) and patches.shape == (16, 3 * 2 * 2 * 2)
@@ -270,10 +280,10 @@ def test_sizes_by_hand():
 
 
 def test_numbers_in_words():
-    known = {0: "zero", 13: "thirteen", 20: "twenty", 32: "thirty-two", 64: "sixty-four", 100: "one hundred",
+    expected = {0: "zero", 13: "thirteen", 20: "twenty", 32: "thirty-two", 64: "sixty-four", 100: "one hundred",
              128: "one hundred and twenty-eight", 1000: "one thousand", 1024: "one thousand and twenty-four",
              2500: "two thousand, five hundred"}  # fmt: skip
-    assert {number: in_words(number) for number in known} == known
+    assert {number: in_words(number) for number in expected} == expected
 
 
 @pytest.mark.parametrize("family", ["llava_next_video", "qwen3_vl", "internvl"])
@@ -281,22 +291,22 @@ def test_the_ids_are_those_of_transformers(family, tmp_path):
     folder = save(family, tmp_path)
     processor = Processor(folder, tiny(family))
     messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "what happens"}]}]
-    standing = "Frame 1: " + processor.placeholder * 3
+    video_text = "Frame 1: " + processor.placeholder * 3
     tokenizer = make_tokenizer(family)
     rendered = tokenizer.apply_chat_template(
         messages, chat_template=template(family), tokenize=False, add_generation_prompt=True
-    ).replace(processor.video_marker, standing)
-    found = processor.ids("what happens", standing)
-    assert found[0].tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    assert int((found == tokenizer.convert_tokens_to_ids(processor.placeholder)).sum()) == 3
+    ).replace(processor.video_marker, video_text)
+    actual = processor.ids("what happens", video_text)
+    assert actual[0].tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert int((actual == tokenizer.convert_tokens_to_ids(processor.placeholder)).sum()) == 3
 
 
-def test_where_numbers_and_templates_are_looked_for(tmp_path):
-    def put(name: str, **said: Any) -> None:
-        (tmp_path / name).write_text(json.dumps(said))
+def test_files_of_configs_and_templates(tmp_path):
+    def put(name: str, **config: Any) -> None:
+        (tmp_path / name).write_text(json.dumps(config))
 
-    plain = SimpleNamespace(chat_template=None)
-    assert read_preprocess_config(tmp_path) == {} and read_template(tmp_path, plain) is None
+    tokenizer = SimpleNamespace(chat_template=None)
+    assert read_preprocess_config(tmp_path) == {} and read_template(tmp_path, tokenizer) is None
     put("preprocessor_config.json", size={"height": 1, "width": 1}, crop_size=None)
     assert read_preprocess_config(tmp_path) == {"size": {"height": 1, "width": 1}}
     put("preprocessor_config.json", video_sampling={"video_size": {"longest_edge": 512}})
@@ -307,12 +317,12 @@ def test_where_numbers_and_templates_are_looked_for(tmp_path):
     assert read_preprocess_config(tmp_path) == {"size": 3}
     assert read_template(tmp_path, SimpleNamespace(chat_template="d")) == "c"
     put("chat_template.json", chat_template="b")
-    assert read_template(tmp_path, plain) == "b"
+    assert read_template(tmp_path, tokenizer) == "b"
     (tmp_path / "chat_template.jinja").write_text("a")
-    assert read_template(tmp_path, plain) == "a"
+    assert read_template(tmp_path, tokenizer) == "a"
 
 
-def test_templates_that_know_no_parts_or_are_missing(tmp_path):
+def test_templates_without_parts_and_missing_templates(tmp_path):
     folder = save("qwen2_vl", tmp_path, with_template=False)
     processor = Processor(folder, tiny("qwen2_vl"))
     assert processor.notes and processor.render("what?") == "USER: <|video_pad|>\nwhat? ASSISTANT:"
@@ -321,16 +331,16 @@ def test_templates_that_know_no_parts_or_are_missing(tmp_path):
     )
     assert processor.render("what?") == "[<|video_pad|>\nwhat?]"
     processor.template = "{{ nothing.at.all }}"
-    with pytest.raises(ValueError, match="template does not work"):
+    with pytest.raises(ValueError, match="chat template fails"):
         processor.render("what?")
-    with pytest.raises(ValueError, match="leave it out"):
+    with pytest.raises(ValueError, match="remove it"):
         processor.render("what is <|video_pad|>?")
 
 
 def test_a_processor_that_does_not_resize_is_refused(tmp_path):
     folder = save("qwen2_vl", tmp_path)
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": False}))
-    with pytest.raises(ValueError, match="do_resize false"):
+    with pytest.raises(ValueError, match="sets do_resize to false"):
         Processor(folder, tiny("qwen2_vl"))
 
 
@@ -338,8 +348,8 @@ def test_a_processor_that_does_not_resize_is_refused(tmp_path):
     ("times", "expected"),
     [([10 + n / 2 for n in range(20)], 1.0), ([40.0, 40.1, 40.2], 0.2), ([0.0, 4.0], 8.0), ([7.0], 0.2)],
 )
-def test_the_scale_of_time_is_that_of_the_frames_at_hand(times, expected):
-    """A part of a file of a minute at 10 frames a second, a chunk, few frames, one."""
+def test_the_time_scale_is_that_of_the_frames(times, expected):
+    """Part of a one-minute file at 10 frames per second, a chunk, two frames, one frame."""
     frames = torch.zeros(len(times), 3, 4, 4, dtype=torch.uint8)
     video = Video(frames, torch.tensor(times, dtype=torch.float64), duration=60.0, fps=10.0)
     inputs: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Questions on videos through a saved folder: every family, one encoding, the stream, the errors."""
+"""Questions about videos with a saved model: every family, one encoding, streaming, errors."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def test_the_answer_is_that_of_compress_and_generate(family):
     for spec, options in ((FEW, {}), (None, {}), (FEW, {"layout": "collapse", "positions": "keep"})):
         pieces: list[str] = []
         answer = Session(model, processor, spec, 8, **options).ask(CLIP, FIRST, 6, pieces.append)
-        made = compress(
+        compressed = compress(
             model, inputs, spec or "", items=[[("video", 8)]] if processor.backend.needs_items else None, **options
         )
         with torch.no_grad():
-            out = model.generate(**made.inputs, max_new_tokens=6, do_sample=False)
-        length = made.inputs["input_ids"].shape[1]
+            out = model.generate(**compressed.inputs, max_new_tokens=6, do_sample=False)
+        length = compressed.inputs["input_ids"].shape[1]
         assert answer.text == processor.tokenizer.decode(out[0, length:], skip_special_tokens=True)
-        assert len(pieces) > 1 or family == "llava_next_video"  # which says nothing but tokens that are skipped
+        assert len(pieces) > 1 or family == "llava_next_video"  # whose output is only special tokens
         assert "".join(pieces) == answer.text
         assert answer.prompt_tokens == length and answer.new_tokens == 6
-        assert answer.cells == made.tokens[0].grid.cells
+        assert answer.cells == compressed.tokens[0].grid.cells
         assert answer.tokens == (5 if spec else answer.cells)
         assert set(answer.seconds) == set(STAGES) and min(answer.seconds.values()) > 0
         assert answer.first_token == pytest.approx(sum(answer.seconds.values())) and answer.speed > 0
@@ -69,18 +69,18 @@ def test_the_stock_model_gives_the_full_answer(family):
     inputs = processor(model, CLIP, FIRST)
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    words = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert Session(model, processor).ask(CLIP, FIRST, 6).text == words
+    text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert Session(model, processor).ask(CLIP, FIRST, 6).text == text
 
 
-def counted(monkeypatch) -> list[str]:
+def count_calls(monkeypatch) -> list[str]:
     calls: list[str] = []
     for name in ("encode_visuals", "reduce_visuals"):
         real = getattr(session_module, name)
         monkeypatch.setattr(
             session_module,
             name,
-            lambda *given, _real=real, _name=name, **more: calls.append(_name) or _real(*given, **more),
+            lambda *args, _real=real, _name=name, **more: calls.append(_name) or _real(*args, **more),
         )
     return calls
 
@@ -89,7 +89,7 @@ def counted(monkeypatch) -> list[str]:
 def test_several_questions_encode_once(family, monkeypatch):
     model, processor = loaded(family)
     alone = Session(model, processor, FEW, 8).ask(CLIP, SECOND, 6)
-    calls = counted(monkeypatch)
+    calls = count_calls(monkeypatch)
     session = Session(model, processor, FEW, 8)
     session.ask(CLIP, FIRST, 6)
     second = session.ask(CLIP, SECOND, 6)
@@ -105,19 +105,19 @@ def test_a_method_that_reads_the_question_reduces_for_each(monkeypatch):
     model, processor = loaded("qwen2_vl")
     session = Session(model, processor, FEW, 8)
     session.per_question = True
-    calls = counted(monkeypatch)
+    calls = count_calls(monkeypatch)
     session.ask(CLIP, FIRST, 2)
     session.ask(CLIP, SECOND, 2)
     assert calls == ["encode_visuals", "reduce_visuals", "reduce_visuals"]
 
 
-def test_the_last_videos_are_kept_and_changed_files_read_again(tmp_path, monkeypatch):
+def test_recent_videos_are_cached_and_changed_files_reread(tmp_path, monkeypatch):
     model, processor = loaded("qwen2_vl")
-    session = Session(model, processor, "rlt(0.1)", 8, kept=2)
+    session = Session(model, processor, "rlt(0.1)", 8, cache_size=2)
     paths = [
         write(tmp_path / f"{seed}.mp4", synthetic("shapes", size=(64, 96), seed=seed).frames, 8) for seed in range(3)
     ]
-    calls = counted(monkeypatch)
+    calls = count_calls(monkeypatch)
     for path in (paths[0], paths[1], paths[0], paths[2], paths[0]):
         session.ask(path, FIRST, 2)
     assert calls.count("encode_visuals") == 3 and len(session._encoded) == len(session._reduced) == 2
@@ -132,50 +132,52 @@ def test_memory_is_less_with_few_tokens():
     model, processor = loaded("llava_onevision")
     session = Session(model, processor, FEW, 8)
     assert session.ask(CLIP, FIRST, 2).memory is None
-    few, full = (each.ask(CLIP, FIRST, 2, memory=True).memory for each in (session, session.unreduced()))
+    few, full = (session.ask(CLIP, FIRST, 2, memory=True).memory for session in (session, session.unreduced()))
     assert 0 < few < full / 3
 
 
-def test_what_is_done_is_said():
+def test_progress():
     model, processor = loaded("internvl")
     session = Session(model, processor, FEW, 8)
-    said: list[str] = []
-    session.progress = said.append
+    steps: list[str] = []
+    session.progress = steps.append
     session.ask(CLIP, FIRST, 2)
-    assert said == ["reading", "encoding", "reducing", "answering"]
+    assert steps == ["reading", "encoding", "reducing", "answering"]
 
 
 def test_longer_than_the_context():
     model, processor = loaded("llava_onevision")
     session = Session(model, processor, FEW, 8)
-    with pytest.raises(ValueError, match=r"has 10 tokens .* may have 2040, but this model takes 2048 .* smaller keep"):
+    with pytest.raises(
+        ValueError, match=r"has 10 tokens .* may have 2040, but the context of this model is 2048; .* smaller keep"
+    ):
         session.ask(CLIP, FIRST, 2040)
-    kept = Session(model, processor, FEW, 8, positions="keep")
+    session = Session(model, processor, FEW, 8, positions="keep")
     with pytest.raises(ValueError, match=r"reaches position 133 .*'renumber'"):
-        kept.ask(CLIP, FIRST, 2000)
+        session.ask(CLIP, FIRST, 2000)
     assert session.ask(CLIP, FIRST, 2).new_tokens == 2
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spec": "visionzip(keep=4)"}, "visionzip needs .* qwen2_vl cannot give"),
+        ({"spec": "visionzip(keep=4)"}, "visionzip needs .* qwen2_vl cannot provide"),
         ({"spec": "vid_tldr"}, "stage 'encoder'"),
         ({"spec": "nothing_such"}, "nothing_such"),
         ({"layout": "heap"}, "layout must be one of"),
         ({"positions": "none"}, "positions must be one of"),
-        ({"kept": 0}, "kept must be at least 1"),
+        ({"cache_size": 0}, "cache_size must be at least 1"),
     ],
 )
-def test_sessions_that_cannot_be(options, message):
+def test_invalid_sessions(options, message):
     model, processor = loaded("qwen2_vl")
     with pytest.raises(ValueError, match=message):
         Session(model, processor, **options)
 
 
-def test_questions_that_cannot_be():
+def test_invalid_questions():
     session = Session(*loaded("qwen2_vl"), FEW, 8)
-    with attach(session.model, FEW), pytest.raises(ValueError, match="attached to this model already"):
+    with attach(session.model, FEW), pytest.raises(ValueError, match="already attached to this model"):
         session.ask(CLIP, FIRST)
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         session.ask(CLIP, FIRST, 0)
@@ -190,21 +192,21 @@ def test_a_question_with_a_special_token(family):
     tokens = {*SPECIALS[family], *processor.specials, "<s>", "</s>", "<pad>", "<unk>"}
     for token in tokens:
         for question in (token, f"what is {token} ?", f"what{token}happens"):
-            with pytest.raises(ValueError, match=r"in it, which is a special token .* leave it out") as caught:
+            with pytest.raises(ValueError, match=r"contains .*, which is a special token .* remove it") as caught:
                 session.ask(CLIP, question)
             assert token in str(caught.value) and "\n" not in str(caught.value)
     assert not session._encoded  # before any work
     assert session.ask(CLIP, "what is < image > | pad ?", 2).new_tokens == 2
 
 
-def test_special_tokens_that_the_tokenizer_says_nothing_of():
+def test_special_tokens_unknown_to_the_tokenizer():
     _, processor = loaded("smolvlm")
     plain = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "<image>": 190, "<IMAGE>": 191}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
-    with pytest.raises(ValueError, match="has <image> in it"):
+    with pytest.raises(ValueError, match="contains <image>"):
         check_question(tokenizer, "what is <image>?", processor.specials)
     tokenizer.add_special_tokens({"eos_token": AddedToken("<END>", normalized=True)})
-    with pytest.raises(ValueError, match="has <END> in it"):
+    with pytest.raises(ValueError, match="contains <END>"):
         check_question(tokenizer, "a <END>")
     check_question(tokenizer, "a b <end")
 
@@ -216,7 +218,7 @@ def test_load(folder):
     assert find(folder)[2].name == "qwen2_vl"
 
 
-def without(folder: Path, target: Path, *names: str) -> Path:
+def copy_without(folder: Path, target: Path, *names: str) -> Path:
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*names))
     return target
 
@@ -227,23 +229,23 @@ def test_folders_that_cannot_be_loaded(folder, tmp_path):
             load(where, **{"device": "cpu", **options})
         assert "\n" not in str(caught.value)
 
-    refused(without(folder, tmp_path / "a", "*.safetensors"), "no weights in it")
-    refused(without(folder, tmp_path / "b", "config.json"), "no config.json")
-    refused(without(folder, tmp_path / "c", "tokenizer*"), "no tokenizer|does not know|has no token")
+    refused(copy_without(folder, tmp_path / "a", "*.safetensors"), "no weights")
+    refused(copy_without(folder, tmp_path / "b", "config.json"), "no config.json")
+    refused(copy_without(folder, tmp_path / "c", "tokenizer*"), "cannot load the tokenizer|has no token")
     refused(tmp_path / "nowhere", "no such folder")
     refused(folder, "dtype must be one of", dtype="int8")
     other = tmp_path / "d"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    refused(other, "kind 'qwen2' is known; there are composed, internvl, .*llava_onevision")
+    refused(other, "no video language model of type 'qwen2'; supported types: composed, internvl, .*llava_onevision")
     (other / "config.json").write_text("{")
     refused(other, "cannot")
 
 
-def test_missing_weights_are_not_drawn_at_random(folder, tmp_path):
+def test_missing_weights_are_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    target = without(folder, tmp_path / "a")
+    target = copy_without(folder, tmp_path / "a")
     tensors = load_file(target / "model.safetensors")
     del tensors[next(name for name in tensors if "layers.0" in name)]
     save_file(tensors, target / "model.safetensors", {"format": "pt"})

@@ -20,17 +20,17 @@ VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "n
 FAMILIES = (
     "llava_onevision", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm", "video_llama_3",
 )  # fmt: skip
-# Families whose frames are parted by words.
-PARTED = ("qwen3_vl", "internvl", "smolvlm", "video_llama_3")
-MROPED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-# Frames in a step of the grid.
+# Families with text between frames.
+INTERLEAVED = ("qwen3_vl", "internvl", "smolvlm", "video_llama_3")
+MROPE_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+# Frames per step of the grid.
 TUBELET = {"qwen2_vl": 2, "qwen2_5_vl": 2, "qwen3_vl": 2}
 SIDE = {"llava_onevision": 4, "llava_next_video": 3, "internvl": 3, "smolvlm": 3}
-# Cells (rows, columns) of a video where pictures may have any size.
+# Cells (rows, columns) of a frame, for families that accept any frame size.
 SHAPE = (2, 3)
 
-# All that `tiny` has made.
-MADE: list[Any] = []
+# The models that `tiny` has built.
+MODELS: list[Any] = []
 
 
 @cache
@@ -101,44 +101,44 @@ def tiny(family: str) -> Any:
                 parameter.normal_()
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None
-    MADE.append(model)
+    MODELS.append(model)
     return model.eval()
 
 
 @dataclass
 class Prompt:
-    """Inputs of one prompt or a batch, and what they hold: `items` as `compress` takes them."""
+    """Inputs of one prompt or a batch, and their `items` for `compress`."""
 
     inputs: dict[str, Any]
     items: list[list[tuple[str, int]]]
 
 
 def grid_of(family: str, steps: int) -> tuple[int, int, int]:
-    """(T, H, W) of the cells of a video of so many steps."""
+    """(T, H, W) of the cells of a video of `steps` steps."""
     side = SIDE.get(family)
     return (steps, side, side) if side else (steps, *SHAPE)
 
 
 def prompt(family: str, *parts: Any, seed: int = 0) -> Prompt:
-    """One prompt of ("text", words), ("image",) and ("video", steps of the grid) in this order.
+    """One prompt of ("text", tokens), ("image",) and ("video", steps of the grid) in this order.
 
-    The same visual parts hold the same pixels whatever stands before them.
+    The pixels of the visual parts do not depend on the text.
     """
-    words = torch.Generator().manual_seed(seed)
+    text_generator = torch.Generator().manual_seed(seed)
     pixels = torch.Generator().manual_seed(seed + 100)
     ids: list[int] = []
     videos: list[Tensor] = []
     images: list[Tensor] = []
-    pictures: list[Tensor] = []
+    frame_images: list[Tensor] = []
     grids: dict[str, list[list[int]]] = {"image": [], "video": []}
     items: list[tuple[str, int]] = []
 
-    def say(count: int) -> None:
-        ids.extend(torch.randint(2, 180, (count,), generator=words).tolist())
+    def add_text(count: int) -> None:
+        ids.extend(torch.randint(2, 180, (count,), generator=text_generator).tolist())
 
     for kind, *size in parts:
         if kind == "text":
-            say(size[0])
+            add_text(size[0])
             continue
         steps = size[0] if kind == "video" else 1
         T, H, W = grid_of(family, steps)
@@ -148,26 +148,26 @@ def prompt(family: str, *parts: Any, seed: int = 0) -> Prompt:
             height = 28 if family == "llava_onevision" else 24
             frames = torch.randn(T, 3, height, height, generator=pixels)
             if family in ("internvl", "smolvlm"):
-                pictures.extend(frames)
+                frame_images.extend(frames)
                 for number in range(T):
                     if kind == "video":
-                        say(1 + number % 2)
+                        add_text(1 + number % 2)
                     ids.extend([START, *[IMAGE] * (H * W), END])
             elif kind == "video":
                 videos.append(frames)
                 ids.extend([VIDEO] * (T * H * W + (family == "llava_onevision")))
             else:
-                images.append(frames.expand(2, -1, -1, -1))  # a base picture and one tile
-                ids.append(-1)  # how many is known from the model, below
+                images.append(frames.expand(2, -1, -1, -1))  # a base image and one tile
+                ids.append(-1)  # their number comes from the model, below
         else:
             tubelet = TUBELET.get(family, 1)
             merge = 2
             rows = torch.randn(T * H * W * merge**2, 3 * tubelet * 16, generator=pixels)
             (videos if kind == "video" else images).append(rows)
             grids[kind].append([T, H * merge, W * merge])
-            if family in PARTED and kind == "video":
+            if family in INTERLEAVED and kind == "video":
                 for number in range(T):
-                    say(1 + number % 2)
+                    add_text(1 + number % 2)
                     ids.extend([START, *[token] * (H * W), END])
             else:
                 ids.extend([START, *[token] * (T * H * W), END])
@@ -180,13 +180,13 @@ def prompt(family: str, *parts: Any, seed: int = 0) -> Prompt:
             side = images[0].shape[-1]
             inputs["image_sizes"] = torch.tensor([[side, side]] * len(images))
             with torch.no_grad():
-                found = tiny(family).base_model.get_image_features(
+                features = tiny(family).base_model.get_image_features(
                     inputs["pixel_values"], inputs["image_sizes"], return_dict=True
                 )
-            rows_of = iter([len(rows) for rows in found.pooler_output])
-            ids = [i for id in ids for i in ([IMAGE] * next(rows_of) if id == -1 else [id])]
-    elif pictures:
-        stacked = torch.stack(pictures)
+            row_counts = iter([len(rows) for rows in features.pooler_output])
+            ids = [i for id in ids for i in ([IMAGE] * next(row_counts) if id == -1 else [id])]
+    elif frame_images:
+        stacked = torch.stack(frame_images)
         inputs["pixel_values"] = stacked[None] if family == "smolvlm" else stacked
     else:
         for kind, rows, name in (("image", images, "pixel_values"), ("video", videos, "pixel_values_videos")):
@@ -199,12 +199,12 @@ def prompt(family: str, *parts: Any, seed: int = 0) -> Prompt:
             inputs["second_per_grid_ts"] = torch.tensor([1.0] * len(videos))
     inputs["input_ids"] = torch.tensor([ids])
     inputs["attention_mask"] = torch.ones(1, len(ids), dtype=torch.int64)
-    if family in MROPED:
-        inputs["mm_token_type_ids"] = kinds(inputs["input_ids"])
+    if family in MROPE_FAMILIES:
+        inputs["mm_token_type_ids"] = token_types(inputs["input_ids"])
     return Prompt(inputs, [items])
 
 
-def kinds(ids: Tensor) -> Tensor:
+def token_types(ids: Tensor) -> Tensor:
     return (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
 
 
@@ -213,16 +213,16 @@ def _stack(videos: list[Tensor]) -> Tensor:
 
 
 def batch(family: str, *prompts: Prompt) -> Prompt:
-    """Prompts side by side, padded on the left."""
-    width = max(each.inputs["input_ids"].shape[1] for each in prompts)
+    """A batch of prompts, padded on the left."""
+    length = max(each.inputs["input_ids"].shape[1] for each in prompts)
     inputs: dict[str, Any] = {}
     for name in prompts[0].inputs | {k: 0 for each in prompts for k in each.inputs}:
         values = [each.inputs[name] for each in prompts if name in each.inputs]
         if name in ("input_ids", "attention_mask", "mm_token_type_ids", "labels"):
             fill = -100 if name == "labels" else 0
-            values = [torch.nn.functional.pad(v, (width - v.shape[1], 0), value=fill) for v in values]
+            values = [torch.nn.functional.pad(v, (length - v.shape[1], 0), value=fill) for v in values]
         elif name == "pixel_values" and family == "smolvlm":
-            most = max(v.shape[1] for v in values)
-            values = [torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 0, 0, most - v.shape[1])) for v in values]
+            longest = max(v.shape[1] for v in values)
+            values = [torch.nn.functional.pad(v, (0, 0, 0, 0, 0, 0, 0, longest - v.shape[1])) for v in values]
         inputs[name] = torch.cat(values)
     return Prompt(inputs, [row for each in prompts for row in each.items])

@@ -22,5 +22,5 @@ def test_against_a_sorted_list(keep, count):
 def test_scores_are_from_the_previous_layer():
     assert FastV().prune_points(32) == [PrunePoint(2, 1)]
     assert FastV(layer=5).prune_points(32) == [PrunePoint(5, 4)]
-    assert FastV.asks == "last"
+    assert FastV.scoring_queries == "last"
     assert FastV().pool == "mean"

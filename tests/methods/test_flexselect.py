@@ -20,5 +20,5 @@ def test_against_a_sorted_list(keep, count):
 
 def test_scores_are_from_the_reference_layer():
     assert FlexSelect().prune_points(28) == [PrunePoint(19, 19)]
-    assert FlexSelect.asks == "text"
+    assert FlexSelect.scoring_queries == "text"
     assert (FlexSelect().pool, FlexSelect(by="mean").pool) == ("max", "mean")

@@ -101,7 +101,7 @@ def test_against_loops(seed, mix):
     x = tokens.features[0].double().numpy().reshape(5, 20, 12)
     for keep in (7, 16, 31):
         expected = by_loops(x, attention[0].numpy().reshape(5, 20), keep, 0.8, mix)
-        out = HoliTom(keep, tau=0.8, centre=mix)(tokens, attention=attention)
+        out = HoliTom(keep, tau=0.8, center=mix)(tokens, attention=attention)
         assert len(expected) == keep == int(out.count[0])
         features = out.features[0].double().numpy()
         assert all(np.abs(features - row).max(1).min() < 1e-4 for row in expected)
@@ -111,7 +111,7 @@ def test_a_static_clip_is_one_window():
     x = torch.randn(1, 1, 3, 4, 16).repeat(1, 6, 1, 1, 1)
     tokens = Tokens.from_cells(x)
     attention = torch.rand(1, 72)
-    out = HoliTom(12, centre=1.0)(tokens, attention=attention)
+    out = HoliTom(12, center=1.0)(tokens, attention=attention)
     torch.testing.assert_close(out.features[0], x[0, 0].flatten(0, 1))
     assert out.sizes[0].tolist() == [6] * 12
     # With a larger budget, cells are kept individually.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.merging.prunevid import PruneVid, contiguous
+from fewtokens.methods.merging.prunevid import PruneVid, make_contiguous
 from tests.helpers import naive
 from tests.helpers.naive import video
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
@@ -30,7 +30,7 @@ class TestPruneVid:
             rows.append(np.repeat(labels, generator.integers(1, 1 + index % 3 + 1, len(labels)))[:20].tolist())
         T = max(len(row) for row in rows)
         real_frames = torch.tensor([[True] * len(row) + [False] * (T - len(row)) for row in rows])
-        starts = contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), real_frames)
+        starts = make_contiguous(torch.tensor([row + [T] * (T - len(row)) for row in rows]), real_frames)
         for row, first in zip(rows, starts.tolist(), strict=True):
             assert first == naive.contiguous_segments(row) + list(range(len(row), T))
 
@@ -70,5 +70,5 @@ def test_prunevid():
 )
 def test_prunevid_windows(labels, windows):
     """Visual-AI/PruneVid at b12600c, refine_clusters: removes clusters of single frames, keeps all longest runs."""
-    first = contiguous(torch.tensor([labels]), torch.ones(1, len(labels), dtype=torch.bool))
+    first = make_contiguous(torch.tensor([labels]), torch.ones(1, len(labels), dtype=torch.bool))
     assert first[0].unique(return_counts=True)[1].tolist() == windows

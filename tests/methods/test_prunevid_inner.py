@@ -43,4 +43,4 @@ def test_tokens_that_span_the_same_frames_are_a_group():
 def test_the_scoring_layer_is_the_last_with_all_tokens():
     assert PruneVidInner().prune_points(28) == [PrunePoint(11, 10)]
     assert PruneVidInner.prunes_earlier
-    assert (PruneVidInner.asks, PruneVidInner().pool) == ("text", "max")
+    assert (PruneVidInner.scoring_queries, PruneVidInner().pool) == ("text", "max")

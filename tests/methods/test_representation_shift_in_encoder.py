@@ -15,8 +15,8 @@ def test_shift_is_what_the_last_mlp_added():
     _, cues = vit.walk(tokens, (), ("shift",))
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     for block in vit.blocks:
-        before = block.first(x, None, "none")[0]
-        x = block.second(before)
+        before = block.attention_half(x, None, "none")[0]
+        x = block.mlp_half(before)
     torch.testing.assert_close(cues["shift"], (x - before)[:, 2:].norm(dim=2))
 
 
@@ -36,8 +36,8 @@ def test_drops_the_tokens_that_changed_least(layers, layer):
     vit.walk(tokens, [Spy(0.5, layers=layers)])
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     for block in vit.blocks[:layer]:
-        middle = block.first(x, None, "none")[0]
-        x = block.second(middle)
+        middle = block.attention_half(x, None, "none")[0]
+        x = block.mlp_half(middle)
     expected = (x - middle)[:, 2:].norm(dim=2)
     call_layer, shift, plan = next(entry for entry in calls if entry[2].num_slots < 36)
     assert call_layer == layer

@@ -13,7 +13,7 @@ from fewtokens.methods.learned.vqtoken import VqToken
 from fewtokens.methods.ops.cross_dynamics import (
     ReferenceAttention,
 )
-from fewtokens.methods.ops.token_base import fixed
+from fewtokens.methods.ops.token_base import cluster_fixed
 from tests.helpers import naive
 from tests.helpers.clips import clip
 from tests.helpers.dynamics import make_vqtoken, square_clip
@@ -47,7 +47,7 @@ class TestReference:
         out.check()
         unit = torch.nn.functional.normalize(tokens.features, dim=2)
         for b in range(2):
-            label = fixed(tokens[b], torch.tensor([keep]), method.seed).dest[0]
+            label = cluster_fixed(tokens[b], torch.tensor([keep]), method.seed).dest[0]
             centroids = torch.stack([unit[b, label == k].mean(0) for k in range(keep)])
             rows = label.reshape(T, 9).float()
             longest = max(T, keep)

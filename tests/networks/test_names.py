@@ -16,7 +16,7 @@ from fewtokens.encoders.config import OLD_NAMES, current_names, make_vit_config
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining
 from fewtokens.networks.pretraining import PretrainingConfig, ToBo, ToBoConfig
 from fewtokens.train.checkpoint import check_same_run
-from fewtokens.train.pretraining_presets import known_settings, make_pretraining
+from fewtokens.train.pretraining_presets import accepted_settings, make_pretraining
 from fewtokens.train.settings import parse_setting, plain
 
 # The configs as earlier versions wrote them.
@@ -93,14 +93,15 @@ class TestFilesOfEarlierVersions:
         head = {"step": 1, "items": 3, "settings": before}
         assert check_same_run(head, recipe, 3, tmp_path) == []
         before["network"]["width"] = 64
-        with pytest.raises(ValueError, match=r"holds a run with other settings \(network\)"):
+        with pytest.raises(ValueError, match=r"contains a run with other settings \(network\)"):
             check_same_run(head, recipe, 3, tmp_path)
 
     @pytest.mark.parametrize(
         ("values", "message"),
         [
             ({"width": "wide"}, "vit: dim must be a whole number"), ({"color": 3}, "vit: unknown settings color"),
-            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"), ({"patch": 300}, "must be at least patch_size"),
+            ({"heads": 5}, "vit: dim 384 must be a multiple of num_heads 5"),
+            ({"patch": 300}, "must be at least patch_size"),
             ({"positions": [3, 4]}, "unknown settings positions"), ({"width": 3, "dim": 6}, "width is now called dim"),
         ],
     )  # fmt: skip
@@ -119,7 +120,7 @@ class TestOldNamesElsewhere:
             make_pretraining("tobo_tiny", decoder_width=64)
         for name, new in (("width", "dim"), ("heads", "num_heads"), ("patch", "patch_size")):
             with pytest.raises(ValueError, match=rf"^{name} is now called {new}$"):
-                parse_setting(f"{name}=8", known_settings("tobo"))
+                parse_setting(f"{name}=8", accepted_settings("tobo"))
 
     def test_unknown_names(self):
         with pytest.raises(ValueError, match="unknown settings color"):

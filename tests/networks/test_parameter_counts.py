@@ -13,7 +13,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.core import registry
 from fewtokens.methods.ops.cross_dynamics import ReferenceAttention
-from fewtokens.methods.ops.resample import Summary
+from fewtokens.methods.ops.resample import TokenSummary
 from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.networks.token_fuser import TokenFuser
 
@@ -48,12 +48,12 @@ PRINTED = [
 
 @pytest.mark.parametrize(("name", "changes", "count"), EXACT)
 def test_networks_to_the_parameter(name, changes, count):
-    assert trainable(models.on_meta(name, **changes)) == count
+    assert trainable(models.build_on_meta(name, **changes)) == count
 
 
 @pytest.mark.parametrize(("name", "millions", "unit"), PRINTED)
 def test_networks_to_the_printed_digit(name, millions, unit):
-    assert abs(trainable(models.on_meta(name)) / 1e6 - millions) < unit
+    assert abs(trainable(models.build_on_meta(name)) / 1e6 - millions) < unit
 
 
 # Counted in the released codes: facebookresearch/mae, huiwon-jang/RSP, naver-ai/tobo; ViT-S, B, L (and H/14) at 224 px.
@@ -86,7 +86,7 @@ MODULES = [
     ("fuser, mlp", lambda: TokenFuser(S, dim=C, gate="mlp"), 6 * C + S * S + S + 64 * C + 64 + 64 * S + S),
     # xGen-MM-Vid's attentional pooling and scenic's token_turing summarize with TokenLearner 1.1; ours omits the
     # last bias, to which a softmax is invariant.
-    ("summary", lambda: Summary(C, S, 64), 2 * C + 64 * C + 64 + 64 * S),
+    ("summary", lambda: TokenSummary(C, S, 64), 2 * C + 64 * C + 64 + 64 * S),
     # transformers' Blip2QFormerModel, 12 layers over features of 768 channels (99,239,424); ours omits the biases of
     # its 18 attentions and includes the 32 queries, the norm of the input (BLIP-2's ln_vision) and the position
     # embedding.

@@ -16,7 +16,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.encoders import load_encoder
 from fewtokens.encoders.released import load_released
-from fewtokens.networks.inflate import initialize_from, like
+from fewtokens.networks.inflate import initialize_from, matching_config
 from fewtokens.networks.masking import pixel_loss, pixel_targets, random_mask, sincos_positions
 from fewtokens.networks.pretrained import PRETRAINING, load_pretraining, save_encoder
 from fewtokens.networks.pretraining import Pretraining, ToBo, ToBoConfig
@@ -578,9 +578,9 @@ def test_initialization():
 def test_its_encoder_initializes_a_classifier(tmp_path):
     """A network initialized from it encodes an image equally."""
     save_encoder(network(), tmp_path)
-    classifier = VisionTransformer(like(tmp_path, num_classes=5)).eval()
+    classifier = VisionTransformer(matching_config(tmp_path, num_classes=5)).eval()
     names = initialize_from(classifier, tmp_path)
-    assert all(name.startswith("head.") for name in names["drawn"])
+    assert all(name.startswith("head.") for name in names["initialized"])
     image = torch.rand(1, 1, 3, 32, 40)
     with torch.no_grad():
         expected = classifier.head(load_encoder(str(tmp_path))(image)[0].prefix.flatten(0, -2))

@@ -1,4 +1,4 @@
-"""The counter against formulas written independently of it, and against the paper's tables."""
+"""The counter compared with independent formulas and with the paper's tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewtokens.profiling.operations import count, count_torch_macs, parameters
 
 
 def block(N: int, d: int, h: int) -> tuple[int, int]:
-    """MACs and elementwise operations of one block (counted by hand, part by part)."""
+    """Returns MACs and elementwise operations of one block, counted by hand per part."""
     macs = 4 * N * d * d + 2 * N * N * d + 8 * N * d * d
     norms = 2 * (7 * N * d + 4 * N)
     attention = 4 * N * d + N * d + h * (4 * N * N - N)
@@ -24,21 +24,21 @@ def block(N: int, d: int, h: int) -> tuple[int, int]:
 def vit(size: int, patch: int, d: int, depth: int, h: int, classes: int, S: int = 0, at: int = 0, fuser: bool = False):
     g = size // patch
     N = g * g
-    macs, each = N * patch * patch * 3 * d, 2 * N * d + 6 * size * size  # bias, positions; and the normalisation
-    left = N
+    macs, elementwise = N * patch * patch * 3 * d, 2 * N * d + 6 * size * size  # bias, positions, normalization
+    remaining = N
     for layer in range(depth):
         if S and (layer == at or (fuser and layer > at)):
             macs += (3 * g - 2) ** 2 * (d * S + 3 * S * S) + N * S * d
-            each += 7 * N * d + 4 * N + 3 * 8 * N * S + 3 * N * S
-            left = S
-        m, e = block(left, d, h)
-        macs, each = macs + m, each + e
+            elementwise += 7 * N * d + 4 * N + 3 * 8 * N * S + 3 * N * S
+            remaining = S
+        m, e = block(remaining, d, h)
+        macs, elementwise = macs + m, elementwise + e
         if fuser and layer >= at:
             macs += d * S * S + 2 * N * d * S
-            each += 2 * (7 * S * d + 4 * S) + S * d + 7 * N * d + 4 * N + 3 * N * S + N * d
-            left = N
-    each += 7 * left * d + 4 * left + left * d + classes
-    return macs + d * classes, each
+            elementwise += 2 * (7 * S * d + 4 * S) + S * d + 7 * N * d + 4 * N + 3 * N * S + N * d
+            remaining = N
+    elementwise += 7 * remaining * d + 4 * remaining + remaining * d + classes
+    return macs + d * classes, elementwise
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def vit(size: int, patch: int, d: int, depth: int, h: int, classes: int, S: int 
     ],
 )
 def test_the_counter_equals_the_formula(name, size, shape):
-    model = models.on_meta(name, image_size=(size, size))
+    model = models.build_on_meta(name, image_size=(size, size))
     counted = count(model, torch.empty(1, 1, 3, size, size, device="meta"))
-    macs, each = vit(size, *shape)
+    macs, elementwise = vit(size, *shape)
     assert counted.unknown == ()
     assert counted.macs == macs
-    assert counted.elementwise == pytest.approx(each, rel=2e-3)
-    assert counted.by("paper") == pytest.approx((2 * macs + each) / 2e9, rel=1e-5)
+    assert counted.elementwise == pytest.approx(elementwise, rel=2e-3)
+    assert counted.by("paper") == pytest.approx((2 * macs + elementwise) / 2e9, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_the_counter_equals_the_formula(name, size, shape):
     ],
 )
 def test_the_papers_tables(name, size, printed, within):
-    model = models.on_meta(name, image_size=(size, size))
+    model = models.build_on_meta(name, image_size=(size, size))
     counted = count(model, torch.empty(1, model.config.num_frames, 3, size, size, device="meta"))
     assert counted.by("paper") == pytest.approx(printed, rel=within)
 
 
-def test_the_misprint_is_not_met():
-    model = models.on_meta("tokenlearner_vit_l16_16at12", image_size=(512, 512))
+def test_the_misprint_is_not_reproduced():
+    model = models.build_on_meta("tokenlearner_vit_l16_16at12", image_size=(512, 512))
     counted = count(model, torch.empty(1, 1, 3, 512, 512, device="meta"))
     assert counted.by("paper") / 178.1 > 1.03
 
@@ -96,7 +96,7 @@ def test_the_misprint_is_not_met():
 def test_avid_totals():
     totals = []
     for module in ("conv2d+conv1d", "spatial+temporal", "tokenlearner"):
-        model = models.on_meta("x2plus1d_m", module=module)
+        model = models.build_on_meta("x2plus1d_m", module=module)
         totals.append(count(model, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video"))
     assert [round(532 - (totals[0] - total)) for total in totals] == [532, 493, 487]
 
@@ -104,7 +104,7 @@ def test_avid_totals():
 @pytest.mark.parametrize("size", [(4, 4), (5, 7), (1, 1), (2, 9)])
 @pytest.mark.parametrize(("side", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (5, 2, 0), (1, 1, 0), (3, 3, 2)])
 def test_taps_on_real_pixels(size, side, stride, padding):
-    """A convolution of ones over ones counts its own real taps."""
+    """The output of a convolution of ones over ones sums to its number of taps on pixels."""
     if size[0] + 2 * padding < side or size[1] + 2 * padding < side:
         pytest.skip("smaller than the kernel")
     conv = nn.Conv2d(3, 2, side, stride, padding, bias=False)
@@ -120,11 +120,11 @@ def test_groups_batches_and_devices():
     nn.init.ones_(conv.weight)
     x = torch.ones(3, 4, 5, 5)
     assert count(conv, x).macs == int(conv(x).sum())
-    model, on_meta = (
+    model, meta_model = (
         models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
-        models.on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
+        models.build_on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
     )
-    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(on_meta, torch.empty(2, 1, 3, 32, 32, device="meta"))
+    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(meta_model, torch.empty(2, 1, 3, 32, 32, device="meta"))
 
 
 def test_macs_agree_with_torch():
@@ -147,14 +147,14 @@ def test_parameters_and_time():
 
 
 def test_activation_memory():
-    """Linear, ReLU, Linear keep the input (not counted), and two hidden maps at most."""
+    """Linear, ReLU, Linear keep the input, which is not counted, and the hidden map."""
     network = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
-    kept = activation_bytes(network, torch.rand(10, 8))
-    assert kept == 10 * 64 * 4
+    bytes_saved = activation_bytes(network, torch.rand(10, 8))
+    assert bytes_saved == 10 * 64 * 4
     with torch.device("meta"):
         same = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4))
-    assert activation_bytes(same, torch.empty(10, 8, device="meta")) == kept
-    few = models.on_meta("tokenlearner_vit_b16_8at6")
-    all_ = models.on_meta("vit_b16")
+    assert activation_bytes(same, torch.empty(10, 8, device="meta")) == bytes_saved
+    few = models.build_on_meta("tokenlearner_vit_b16_8at6")
+    all_ = models.build_on_meta("vit_b16")
     x = torch.empty(1, 1, 3, 224, 224, device="meta")
     assert activation_bytes(few, x) < 0.7 * activation_bytes(all_, x)

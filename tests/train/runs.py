@@ -1,4 +1,4 @@
-"""Small runs for tests: made data, a network that trains in seconds. Also a program, for several processes:
+"""Small runs for tests: synthetic data, a network that trains in seconds. Also a program for several processes:
 
 python -m torch.distributed.run --nproc-per-node 2 tests/train/runs.py OUT '{"shard": true}'
 """
@@ -23,7 +23,7 @@ from fewtokens.train.stopping import Stopped
 
 
 class Blobs(Dataset[dict[str, Tensor]]):
-    """Images whose bright quarter is their class."""
+    """Images in which the index of the bright quarter is the class."""
 
     def __init__(self, items: int = 24) -> None:
         self.items = items
@@ -85,28 +85,28 @@ def main() -> None:
     import torch.distributed as dist
 
     out, changes = sys.argv[1], json.loads(sys.argv[2])
-    told = changes.pop("told", None)  # the process that is told to stop, at its first evaluation
+    stop_rank = changes.pop("stop_rank", None)  # the process that gets a signal, at its first evaluation
     torch.set_num_threads(1)
-    seen = {}
+    shards = {}
 
     def evaluate(model: torch.nn.Module) -> dict[str, float]:
         parameters = list(model.parameters())
-        if told == dist.get_rank():
+        if stop_rank == dist.get_rank():
             signal.raise_signal(signal.SIGTERM)
         if hasattr(parameters[0], "to_local"):
-            seen["whole"] = sum(p.numel() for p in parameters)
-            seen["local"] = sum(p.to_local().numel() for p in parameters)
-            seen["every parameter sharded"] = all(hasattr(p, "device_mesh") for p in parameters)
-            seen["mesh"] = parameters[0].device_mesh.size()
+            shards["full"] = sum(p.numel() for p in parameters)
+            shards["local"] = sum(p.to_local().numel() for p in parameters)
+            shards["every parameter sharded"] = all(hasattr(p, "device_mesh") for p in parameters)
+            shards["mesh"] = parameters[0].device_mesh.size()
         return {"zero": 0.0}
 
     try:
         _, report = run(out, evaluate=evaluate, **changes)
     except Stopped as stopped:
-        print(json.dumps({"said": str(stopped), "code": stopped.code}))
+        print(json.dumps({"message": str(stopped), "code": stopped.code}))
         end_process()
     if dist.get_rank() == 0:
-        print(json.dumps({"steps": report.steps, "loss": report.metrics[0]["loss"], **seen}))
+        print(json.dumps({"steps": report.steps, "loss": report.metrics[0]["loss"], **shards}))
     end_process()
 
 

@@ -41,13 +41,13 @@ def stop_at(step: int):
 @pytest.mark.parametrize("stop", [1, 4, 6, 11])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_resumed_run_is_bit_equal(tmp_path, stop, optimizer):
-    options = {"optimizer": optimizer, "log_every": 5}  # lines of the log that lie across checkpoints
-    whole, _ = run(tmp_path / "whole", **options)
+    options = {"optimizer": optimizer, "log_every": 5}  # so that lines of the log span checkpoints
+    expected, _ = run(tmp_path / "whole", **options)
     with pytest.raises(Stop):
         run(tmp_path / "parts", progress=stop_at(stop), **options)
     resumed, report = run(tmp_path / "parts", **options)
     assert report.resumed_at == 4 * (stop // 4)
-    assert same(whole, resumed)
+    assert same(expected, resumed)
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
     a, b = (files.load(tmp_path / name / "state.safetensors", "run")[0] for name in ("whole", "parts"))
     assert a.keys() == b.keys()
@@ -56,13 +56,13 @@ def test_a_resumed_run_is_bit_equal(tmp_path, stop, optimizer):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing(tmp_path, workers):
-    alone, _ = run(tmp_path / "a")
-    helped, _ = run(tmp_path / "b", workers=workers)
-    assert same(alone, helped)
+    expected, _ = run(tmp_path / "a")
+    actual, _ = run(tmp_path / "b", workers=workers)
+    assert same(expected, actual)
 
 
 def test_killed_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
-    """The file that is being written is not the one that is read."""
+    """A checkpoint is written to a temporary file, so the previous one stays readable."""
     whole, _ = run(tmp_path / "whole")
     save, calls = files.save_file, []
 
@@ -77,22 +77,22 @@ def test_killed_in_the_middle_of_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts")
     monkeypatch.undo()
-    # A process that is killed outright leaves its temporary file behind; that does no harm either.
+    # A killed process leaves its temporary file behind, which is ignored.
     (tmp_path / "parts" / ".state.left.safetensors").write_bytes(b"half of a checkpoint")
     resumed, report = run(tmp_path / "parts")
     assert report.resumed_at == 4
     assert same(whole, resumed)
 
 
-def test_a_process_killed_outright_can_be_resumed(tmp_path):
+def test_a_killed_process_can_be_resumed(tmp_path):
     whole, _ = run(tmp_path / "whole")
     program = (
         "import os\nfrom tests.train.runs import run\n"
         "def progress(done, total, numbers):\n    if done == 7: os.kill(os.getpid(), 9)\n"
         f"run({str(tmp_path / 'parts')!r}, progress=progress)"
     )
-    ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
-    assert ended.returncode == -9
+    process = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False)
+    assert process.returncode == -9
     resumed, report = run(tmp_path / "parts")
     assert report.resumed_at == 4
     # Another process sums in the same order.
@@ -100,7 +100,7 @@ def test_a_process_killed_outright_can_be_resumed(tmp_path):
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path):
+def test_a_finished_run_is_unchanged(tmp_path):
     whole, _ = run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_text()
     again, report = run(tmp_path)
@@ -109,7 +109,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_fresh_begins_anew(tmp_path):
+def test_a_fresh_run_starts_from_scratch(tmp_path):
     run(tmp_path, steps=8)
     with pytest.raises(ValueError, match=r"other settings \(lr\)"):
         run(tmp_path, lr=1e-4)
@@ -117,7 +117,7 @@ def test_fresh_begins_anew(tmp_path):
     assert (report.resumed_at, report.steps) == (0, 12)
 
 
-def test_it_learns(tmp_path):
+def test_a_network_learns(tmp_path):
     from fewtokens.train.loop import fit
     from fewtokens.train.objectives import Classification
     from tests.train.runs import Blobs, collate
@@ -130,21 +130,20 @@ def test_it_learns(tmp_path):
     assert report.metrics[-1]["loss"] < 0.5 < 1.0 < report.metrics[0]["loss"]
 
 
-def test_parts_of_a_batch_add_up(tmp_path):
-    """Accumulated over four parts, the gradient is that of the whole batch."""
+def test_accumulated_gradients_are_those_of_the_full_batch(tmp_path):
     from fewtokens.train.loop import fit
     from fewtokens.train.objectives import Classification
     from tests.train.runs import Blobs, collate
 
-    trained = []
+    models = []
     for accumulate in (1, 4):
         model = network(stochastic_depth=0.0)
         fit(
             model, Classification(), Blobs(), settings(accumulate=accumulate, steps=3, optimizer="sgd"),
             tmp_path / str(accumulate), collate=collate, device="cpu",
         )  # fmt: skip
-        trained.append(model)
-    for a, b in zip(*(model.state_dict().values() for model in trained), strict=True):
+        models.append(model)
+    for a, b in zip(*(model.state_dict().values() for model in models), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -155,9 +154,9 @@ def test_half_precision(tmp_path, precision):
 
 
 def test_checkpointing_and_compile(tmp_path):
-    plain, _ = run(tmp_path / "a", steps=2)
+    baseline, _ = run(tmp_path / "a", steps=2)
     recomputed, _ = run(tmp_path / "b", steps=2, checkpointing=True)
-    for a, b in zip(plain.state_dict().values(), recomputed.state_dict().values(), strict=True):
+    for a, b in zip(baseline.state_dict().values(), recomputed.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -166,21 +165,21 @@ def test_compiled(tmp_path):
         torch.compile(lambda x: x + 1)(torch.zeros(1))
     except Exception as error:  # no compiler on this machine
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
-    plain, _ = run(tmp_path / "a", steps=2, ema=0.0)
+    baseline, _ = run(tmp_path / "a", steps=2, ema=0.0)
     compiled, _ = run(tmp_path / "b", steps=2, ema=0.0, compile=True)
-    assert plain.state_dict().keys() == compiled.state_dict().keys()
+    assert baseline.state_dict().keys() == compiled.state_dict().keys()
 
 
-def test_averaged_weights_are_what_is_evaluated(tmp_path):
-    seen = []
+def test_averaged_weights_are_evaluated(tmp_path):
+    evaluated = []
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        seen.append([p.detach().clone() for p in model.parameters()])
+        evaluated.append([p.detach().clone() for p in model.parameters()])
         return {"top1": 1.0}
 
     model, report = run(tmp_path, evaluate=evaluate)
     tensors, _ = checkpoint.read(tmp_path / "state.safetensors")
-    for (name, parameter), value in zip(model.named_parameters(), seen[-1], strict=True):
+    for (name, parameter), value in zip(model.named_parameters(), evaluated[-1], strict=True):
         assert torch.equal(parameter, value), name
         assert torch.equal(tensors[f"ema.{name}"], value), name
         assert not torch.equal(tensors[f"model.{name}"], value) or value.numel() < 20, name
@@ -208,7 +207,7 @@ def test_a_loss_that_explodes_is_named(tmp_path):
 
 def test_another_network_in_the_folder(tmp_path):
     run(tmp_path)
-    with pytest.raises(ValueError, match="holds another network"):
+    with pytest.raises(ValueError, match="contains another network"):
         run(tmp_path, model=network(dim=32))
 
 
@@ -216,28 +215,28 @@ def test_a_truncated_checkpoint(tmp_path):
     run(tmp_path)
     state = tmp_path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="cut short"):
+    with pytest.raises(ValueError, match="truncated"):
         run(tmp_path)
 
 
-def test_every_item_comes_once_an_epoch():
-    asked = Settings(batch=8, epochs=3, workers=0)
+def test_every_item_occurs_once_per_epoch():
+    config = Settings(batch=8, epochs=3, workers=0)
     for world in (1, 2, 4):
-        parts = [list(loop.Steps(20, asked, asked.total(20), 0, rank, world)) for rank in range(world)]
+        parts = [list(loop.Steps(20, config, config.total(20), 0, rank, world)) for rank in range(world)]
         keys = [key for step in zip(*parts, strict=True) for part in step for key in part]
-        assert len(keys) == 8 * asked.total(20)
+        assert len(keys) == 8 * config.total(20)
         for epoch in range(2):
             assert sorted(index for e, index in keys if e == epoch) == list(range(20))
-        # Started later, the rest is the same.
-        late = [key for step in loop.Steps(20, asked, asked.total(20), 3, 0, world) for key in step]
+        # A run that starts later has the same remaining steps.
+        late = [key for step in loop.Steps(20, config, config.total(20), 3, 0, world) for key in step]
         assert late == [key for step in parts[0][3:] for key in step]
-    with pytest.raises(ValueError, match="cannot be shared"):
-        loop.Steps(20, asked, 5, 0, 0, 3)
+    with pytest.raises(ValueError, match="cannot be divided among 3 processes"):
+        loop.Steps(20, config, 5, 0, 0, 3)
 
 
 def test_learning_rates():
-    asked = Settings(lr=1.0, warmup=4, schedule="cosine", lr_end=0.1)
-    rates = [asked.lr_at(step, 20) for step in range(21)]
+    config = Settings(lr=1.0, warmup=4, schedule="cosine", lr_end=0.1)
+    rates = [config.lr_at(step, 20) for step in range(21)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[20] == pytest.approx(0.1)
     assert rates[12] == pytest.approx(0.55)
@@ -261,45 +260,44 @@ def launch(out: Path, processes: int, **changes) -> dict:
 
 
 def test_two_processes_train_as_one(tmp_path):
-    """DDP: the same batches, so the same first loss and, but for the order of sums, the same weights."""
-    plain = {"steps": 2, "ema": 0.0, "optimizer": "sgd"}
-    two = launch(tmp_path / "two", 2, **plain)
-    assert two["steps"] == 2
+    """DDP: every step uses both processes, and only one saves."""
+    result = launch(tmp_path / "two", 2, steps=2, ema=0.0, optimizer="sgd")
+    assert result["steps"] == 2
     tensors, header = checkpoint.read(tmp_path / "two" / "state.safetensors")
     assert header["step"] == 2
     assert all(bool(value.isfinite().all()) for value in tensors.values())
     assert not any(name.startswith("model.module.") for name in tensors)
 
 
-def test_two_processes_stop_together_although_one_is_told(tmp_path):
-    said = launch(tmp_path, 2, told=1, eval_every=1, save_every=100)
-    assert said == {"said": "stopped at step 3; the same command resumes", "code": 143}
+def test_two_processes_stop_together_although_one_gets_the_signal(tmp_path):
+    result = launch(tmp_path, 2, stop_rank=1, eval_every=1, save_every=100)
+    assert result == {"message": "stopped at step 3; rerun the same command to resume", "code": 143}
     assert checkpoint.read(tmp_path / "state.safetensors")[1]["step"] == 3
     assert launch(tmp_path, 2, eval_every=1, save_every=100)["steps"] == 12
 
 
 def test_sharded_over_two_processes(tmp_path):
-    """FSDP2 on a mesh of two gloo processes: every parameter is sharded, and a run is resumed from whole tensors."""
-    said = launch(tmp_path, 2, shard=True, steps=4)
-    assert said["every parameter sharded"]
-    assert said["mesh"] == 2
-    assert said["local"] <= 0.6 * said["whole"]
+    """FSDP2 on a mesh of two gloo processes: every parameter is sharded, and a run resumes from full tensors."""
+    result = launch(tmp_path, 2, shard=True, steps=4)
+    assert result["every parameter sharded"]
+    assert result["mesh"] == 2
+    assert result["local"] <= 0.6 * result["full"]
     tensors, _ = checkpoint.read(tmp_path / "state.safetensors")
     model = network()
-    wanted = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
-    assert {name: value.shape for name, value in tensors.items() if name.startswith("model.")} == wanted
+    expected = {f"model.{name}": value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in tensors.items() if name.startswith("model.")} == expected
     assert any(name.startswith("ema.") for name in tensors)
     again = launch(tmp_path, 2, shard=True, steps=4)
-    assert again["loss"] == said["loss"]
+    assert again["loss"] == result["loss"]
 
 
-def test_sharding_alone_is_refused(tmp_path):
+def test_sharding_in_one_process_is_refused(tmp_path):
     with pytest.raises(ValueError, match="several processes"):
         run(tmp_path, shard=True)
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_whole(name):
+def test_presets_are_complete(name):
     recipe = make_recipe(name)
     assert recipe.note
     assert recipe.total(100_000) > 0
@@ -318,7 +316,7 @@ def test_settings_of_the_command_line(text, value):
 
 @pytest.mark.parametrize("text", ["lr", "colour_of_the_sky=3", "batch=many", "keep=perhaps", "area=1"])
 def test_settings_that_cannot_be_read(text):
-    with pytest.raises(ValueError, match=r"setting is written|takes a|unpack"):
+    with pytest.raises(ValueError, match=r"setting is written|must be of type"):
         parse_setting(text)
 
 

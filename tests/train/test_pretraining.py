@@ -14,8 +14,8 @@ from fewtokens.data.packed import pack_frames, write_frames
 from fewtokens.data.pairs import PairData, Pairing, collate_pairs
 from fewtokens.encoders import load_encoder
 from fewtokens.networks.pretrained import PRETRAINING
-from fewtokens.train.pretraining import MaskedPairs, Watch, build_pretraining, pretrain
-from fewtokens.train.pretraining_presets import OBJECTIVES, known_settings, make_pretraining, preset_names
+from fewtokens.train.pretraining import FixedBatchEvaluator, MaskedPairs, build_pretraining, pretrain
+from fewtokens.train.pretraining_presets import OBJECTIVES, accepted_settings, make_pretraining, preset_names
 from tests.helpers.data import data_path
 from tests.video.makers import moving_frames
 
@@ -69,26 +69,26 @@ def test_learning_rates_of_the_published_run():
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_presets_are_whole(name):
-    made = make_pretraining(name)
-    assert made.note
-    config = made.config()
-    assert config.image_size == (made.size, made.size)
-    assert made.pairing.frames == PRETRAINING[made.objective].frames
+def test_presets_are_complete(name):
+    preset = make_pretraining(name)
+    assert preset.note
+    config = preset.config()
+    assert config.image_size == (preset.size, preset.size)
+    assert preset.pairing.frames == PRETRAINING[preset.objective].frames
     changed = make_pretraining(name, mask_ratio=0.5, seed=7, size=64)
     assert (changed.config().mask_ratio, changed.seed, changed.config().image_size) == (0.5, 7, (64, 64))
 
 
 def test_bad_recipes():
-    for preset, changes, says in (
+    for preset, changes, message in (
         ("tobo", {}, "no preset"), ("tobo_vit_h14_k400", {}, "no preset"), ("tobo_tiny", {"kl_weight": 1}, "kl_weight"),
-        ("mae_tiny", {"size": 60}, "whole patches"), ("tobo_tiny", {"shown": 1}, "shown"),
+        ("mae_tiny", {"size": 60}, "multiples of patch_size"), ("tobo_tiny", {"shown": 1}, "shown"),
         ("tobo_tiny", {"min_gap": 90}, "gaps"), ("tobo_tiny", {"objective": "mae"}, "no setting objective"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             make_pretraining(preset, **changes)
-    assert {"mask_ratio", "auxiliary_weight", "lr", "area"} <= known_settings("tobo").keys()
-    assert type(known_settings("tobo")["epochs"]) is float
+    assert {"mask_ratio", "auxiliary_weight", "lr", "area"} <= accepted_settings("tobo").keys()
+    assert type(accepted_settings("tobo")["epochs"]) is float
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -110,11 +110,11 @@ def test_a_run(footage, tmp_path, objective):
 
 @pytest.mark.parametrize("objective", ["tobo", "rsp"])
 def test_a_resumed_run_is_bit_equal(footage, tmp_path, objective):
-    wanted = recipe(objective, accumulate=2, precision="bf16")
-    pretrain(footage, wanted, tmp_path / "whole", device="cpu")
+    config = recipe(objective, accumulate=2, precision="bf16")
+    pretrain(footage, config, tmp_path / "whole", device="cpu")
     with pytest.raises(Stop):
-        pretrain(footage, wanted, tmp_path / "parts", device="cpu", progress=stop_at(5))
-    report = pretrain(footage, wanted, tmp_path / "parts", device="cpu")
+        pretrain(footage, config, tmp_path / "parts", device="cpu", progress=stop_at(5))
+    report = pretrain(footage, config, tmp_path / "parts", device="cpu")
     assert report.resumed_at == 3
     a, b = (files.load(tmp_path / name / "state.safetensors", "run")[0] for name in ("whole", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -125,36 +125,36 @@ def test_a_resumed_run_is_bit_equal(footage, tmp_path, objective):
         pretrain(footage, recipe(objective, accumulate=2, precision="bf16", mask_ratio=0.5), tmp_path / "parts")
 
 
-def test_parts_of_a_batch_add_up(footage, tmp_path):
-    """Masks belong to samples, so a batch in parts is the same batch."""
-    trained = []
+def test_accumulated_gradients_are_those_of_the_full_batch(footage, tmp_path):
+    """Masks depend on the sample, so a batch in parts is the same batch."""
+    states = []
     for accumulate in (1, 3):
-        wanted = recipe(accumulate=accumulate, steps=2, optimizer="sgd", lr=0.1)
-        model = build_pretraining(wanted)
-        pretrain(footage, wanted, tmp_path / str(accumulate), model=model, device="cpu")
-        trained.append(model.state_dict())
-    for name in trained[0]:
-        torch.testing.assert_close(trained[0][name], trained[1][name], rtol=1e-4, atol=1e-6)
+        config = recipe(accumulate=accumulate, steps=2, optimizer="sgd", lr=0.1)
+        model = build_pretraining(config)
+        pretrain(footage, config, tmp_path / str(accumulate), model=model, device="cpu")
+        states.append(model.state_dict())
+    for name in states[0]:
+        torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_the_class_token_and_the_positions(footage, tmp_path):
-    wanted = recipe(steps=3, lr=1e-2)
-    model = build_pretraining(wanted)
+def test_only_positions_are_not_trained(footage, tmp_path):
+    config = recipe(steps=3, lr=1e-2)
+    model = build_pretraining(config)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    pretrain(footage, wanted, tmp_path, model=model, device="cpu")
+    pretrain(footage, config, tmp_path, model=model, device="cpu")
     after = model.state_dict()
-    still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == {"encoder.positions", "encoder.class_position"}
+    unchanged = {name for name in before if torch.equal(before[name], after[name])}
+    assert unchanged == {"encoder.positions", "encoder.class_position"}
 
 
-def test_broken_and_short_videos_are_skipped_and_told_of(footage, tmp_path):
+def test_broken_and_short_videos_are_skipped_and_reported(footage, tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"nothing")
-    write_frames(tmp_path / "one.npy", [torch.zeros(1, 3, 40, 48).byte()])
-    items = [*footage, Footage(str(tmp_path / "x.mp4")), Footage(str(tmp_path / "one.npy"))]
+    write_frames(tmp_path / "single.npy", [torch.zeros(1, 3, 40, 48).byte()])
+    items = [*footage, Footage(str(tmp_path / "x.mp4")), Footage(str(tmp_path / "single.npy"))]
     report = pretrain(items, recipe(), tmp_path / "run", device="cpu")
-    told = (tmp_path / "run" / "broken.txt").read_text().splitlines()
-    assert sorted(told) == sorted(report.broken)
-    assert [("no pair" in line, "x.mp4" in line) for line in sorted(told)] == [(True, False), (False, True)]
+    messages = (tmp_path / "run" / "broken.txt").read_text().splitlines()
+    assert sorted(messages) == sorted(report.broken)
+    assert [("no pair" in line, "x.mp4" in line) for line in sorted(messages)] == [(True, False), (False, True)]
     with pytest.raises(ValueError, match="none of 2 videos can be used"):
         pretrain(items[5:], recipe(), tmp_path / "none", device="cpu")
     assert not (tmp_path / "none").exists()
@@ -166,25 +166,25 @@ def test_four_real_pairs_are_learned_through_the_bottleneck(tmp_path):
     names = ("bedroom.mp4", "mmaction_demo.mp4", "sample_demo_1.mp4", "vtest.avi")
     packed = pack_frames([Footage(str(clips / name), end=1.0) for name in names], tmp_path, short=40)
     items = [Footage(str(path)) for path in packed.files]
-    wanted = recipe(dim=64, depth=3, decoder_dim=64, decoder_num_heads=4, patch_size=8)
-    model = build_pretraining(wanted)
+    config = recipe(dim=64, depth=3, decoder_dim=64, decoder_num_heads=4, patch_size=8)
+    model = build_pretraining(config)
     data = PairData(items, Pairing(size=32, max_gap=8, area=(1.0, 1.0), flip=0.0))
     batch = collate_pairs([data[n] for n in range(4)])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 2e-3)
     objective = MaskedPairs(model.config.patches)
     first: dict[str, float] = {}
     for _ in range(250):
-        loss, named = objective(model, batch, torch.Generator())
-        first = first or {name: float(value.detach()) for name, value in named.items()}
+        loss, losses = objective(model, batch, torch.Generator())
+        first = first or {name: float(value.detach()) for name, value in losses.items()}
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    last = {name: float(value.detach()) for name, value in named.items()}
+    last = {name: float(value.detach()) for name, value in losses.items()}
     assert last["tobo"] < 0.3 * first["tobo"]
     assert last["siam"] < 0.3 * first["siam"]
-    watch = Watch(data, 4, tmp_path)
-    watch.frames, watch.seeds = batch["frames"], batch["seeds"]
+    evaluate = FixedBatchEvaluator(data, 4, tmp_path)
+    evaluate.frames, evaluate.seeds = batch["frames"], batch["seeds"]
     with torch.no_grad():
-        scores = watch(model.eval())
+        scores = evaluate(model.eval())
     assert scores["tobo_own"] == pytest.approx(last["tobo"], rel=0.3)
     assert scores["tobo_swapped"] > 1.5 * scores["tobo_own"]

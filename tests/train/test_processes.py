@@ -1,7 +1,7 @@
-"""The end of a process."""
+"""Ending a process."""
 
 from fewtokens.train.processes import end_process
 
 
-def test_a_process_of_its_own_goes_on():
+def test_a_single_process_continues():
     assert end_process() is None

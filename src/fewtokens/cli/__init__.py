@@ -1,4 +1,4 @@
-"""The `fewtokens` command: one verb a file, each imported when it is called."""
+"""The `fewtokens` command: one verb per file, imported when it is called."""
 
 from fewtokens.cli.root import app, main
 from fewtokens.cli.verbs import VERBS

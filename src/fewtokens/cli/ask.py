@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fewtokens.llm import Answer, Session
 
 FRAMES = 32
-# What happens until the first token, each timed.
+# The stages until the first token, each timed.
 STAGES = ("decode", "encode", "reduce", "prefill")
 
 ModelOption = Annotated[
@@ -63,7 +63,7 @@ class SessionOptions:
         str,
         typer.Option(
             "--layout",
-            help="per_frame keeps the text between frames, collapse removes it.",
+            help="Text between frames: per_frame keeps it, collapse removes it.",
             rich_help_panel=MODEL,
         ),
     ] = "per_frame"
@@ -87,7 +87,7 @@ def ask(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", help="A video, an image or a folder of images.")],
     session: SessionOptions,
     run: RunOptions,
-    questions: Annotated[list[str] | None, typer.Argument(metavar="[QUESTION]", help="One or more questions.")] = None,
+    questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION", help="One or more questions.")] = None,
     file: Annotated[
         Path | None,
         typer.Option("--questions", metavar="FILE", help="Text file, one question per line.", rich_help_panel=INPUT),
@@ -107,7 +107,7 @@ def ask(
     """Ask a video language model about a video, with few visual tokens.
 
     Decoding is greedy, and answers are printed as they are generated. The video is read and encoded once for all
-    questions. --compare answers first with all tokens, then with few, and prints tokens, time to the first token,
+    questions. --compare answers first with all tokens, then with few, and prints tokens, time to first token,
     tokens per second, memory and both answers. Memory excludes weights and features; on a CPU, the prefill runs a
     second time to measure it.
     """
@@ -127,19 +127,19 @@ def ask(
                 say(None)
                 out.print(f"\n[bold]{escape(question)}[/bold]", soft_wrap=True, highlight=False)
             if full is None:
-                rows.append(_one(few, video, question, method.spec, max_new_tokens, False, as_json, say))
+                rows.append(_answer(few, video, question, method.spec, max_new_tokens, False, as_json, say))
                 continue
             both = [
-                _one(asker, video, question, name, max_new_tokens, True, True, say)
+                _answer(asker, video, question, name, max_new_tokens, True, True, say)
                 for asker, name in ((full, "full"), (few, method.spec))
             ]
-            # They share one reading and one encoding, which each would need alone.
+            # Both share one decoding and one encoding, which each would need alone.
             both[1] |= {key: both[0][key] for key in ("decode_seconds", "encode_seconds")}
             both[1]["first_token_seconds"] = sum(both[1][f"{stage}_seconds"] for stage in STAGES)
             rows += both
             say(None)
             if not as_json:
-                _print_both(both)
+                _print_comparison(both)
     if as_json:
         print_json({"video": str(video), "model": session.model, "spec": method.spec, "answers": rows})
 
@@ -192,7 +192,7 @@ def open_session(
     return session
 
 
-def _one(
+def _answer(
     session: Session,
     video: Path,
     question: str,
@@ -235,7 +235,7 @@ def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _print_both(rows: list[dict[str, Any]]) -> None:
+def _print_comparison(rows: list[dict[str, Any]]) -> None:
     # Two tables, because one would not fit a narrow terminal.
     counts = [
         {

@@ -1,4 +1,4 @@
-"""`fewtokens bench`: which method keeps most at which budget and cost, on one's own videos and encoder."""
+"""`fewtokens bench`: compares methods on your videos and encoder, at several budgets."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from fewtokens.cli.resume import (
     check_settings,
     check_source,
     distinct_names,
-    unique_paths,
     read_rows,
     source_now,
+    unique_paths,
 )
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.keys import change, current_keys, headed
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 class _Row(TypedDict):
-    """What is asked for of a row that an earlier run wrote."""
+    """Keys that a row of an earlier run must have."""
 
     clip: str
     method: str
@@ -54,56 +54,62 @@ class _Row(TypedDict):
     vector: list[Any]
 
 
-class _Noted(TypedDict):
+class _SourceRow(TypedDict):
     clip: str
     source: dict[str, Any]
 
 
-# What a table in the terminal has room for.
+# Columns of the tables in the terminal, which has no room for all.
 _SHORT = ("method", "tokens", "cosine", "rare_cosine", "j_and_f", "psnr_db", "total_ms")
 _CHANGED = ("keep", "method", *map(change, ("cosine", "j_and_f", "total_ms")))
 
 
 @dataclass(frozen=True)
 class BudgetOptions:
-    """What is compared, and at which budgets."""
+    """The methods to compare, and the budgets."""
 
     specs: Annotated[
         list[str] | None,
         typer.Option(
             "--with",
             metavar="SPEC",
-            help="Comma-separated specs, or given several times; default: all. Baselines always take part.",
+            help="Comma-separated specs; can be repeated. Default: all methods. Baselines are always included.",
             rich_help_panel=METHOD,
         ),
     ] = None
     keep: Annotated[
         str,
         typer.Option(
-            "--keep", metavar="K", help="Comma-separated budgets: 0.1 is a share, 32 a count.", rich_help_panel=METHOD
+            "--keep",
+            metavar="K",
+            help="Comma-separated budgets: 0.1 is a fraction, 32 a count.",
+            rich_help_panel=METHOD,
         ),
     ] = "0.25,0.1,0.05,0.02"
 
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """What is read."""
+    """How clips are read."""
 
     frames: Annotated[
         int,
-        typer.Option("--frames", min=1, help="Frames of a clip, spread evenly over it.", rich_help_panel=INPUT),
+        typer.Option(
+            "--frames", min=1, help="Number of frames per clip, spread evenly over it.", rich_help_panel=INPUT
+        ),
     ] = 32
     size: SizeOption = 224
     davis: Annotated[
         Path | None,
         typer.Option(
             "--davis",
-            help="DAVIS folder: its sequences take part, with J and F of their masks.",
+            help="DAVIS folder; its sequences are included and scored by J and F.",
             rich_help_panel=INPUT,
         ),
     ] = None
     davis_size: Annotated[
-        int, typer.Option("--davis-size", min=16, help="Short side of the frames of --davis.", rich_help_panel=INPUT)
+        int,
+        typer.Option("--davis-size", min=16, help="Short side of the DAVIS frames, in pixels.", rich_help_panel=INPUT),
     ] = 480
 
 
@@ -115,15 +121,15 @@ class ClipOptions:
         Mode(
             "compare", lambda values: values["compare"],
             (*names_of(ClipOptions, EncoderOptions, BudgetOptions, RunOptions), "target", "repeats", "shown"),
-            "have no meaning with --compare",
+            "have no effect with --compare",
         ),
         Mode(
             "without DAVIS", lambda values: not values["compare"] and values["davis"] is None, ("davis_size",),
-            "is the size of --davis",
+            "require --davis",
         ),
         Mode(
             "DAVIS alone", lambda values: values["davis"] is not None and not values["videos"], ("size",),
-            "is the size of videos; that of DAVIS is --davis-size",
+            "have no effect without videos; use --davis-size for DAVIS",
         ),
         PATCHES,
     ),
@@ -134,33 +140,34 @@ def bench(
     budget: BudgetOptions,
     run: RunOptions,
     videos: Annotated[
-        list[Path] | None, typer.Argument(metavar="[VIDEO_OR_FOLDER]...", help="Videos, or folders of videos.")
+        list[Path] | None, typer.Argument(metavar="VIDEO_OR_FOLDER", help="Videos, or folders of videos.")
     ] = None,
     target: Annotated[
         Path | None,
         typer.Option("--out", help="Output folder. Resumes if it already contains a run.", rich_help_panel=OUTPUT),
     ] = None,
     repeats: Annotated[
-        int, typer.Option("--repeats", min=1, help="Timed runs of everything.", rich_help_panel=RUN)
+        int, typer.Option("--repeats", min=1, help="Number of timed runs per method and clip.", rich_help_panel=RUN)
     ] = 3,
     shown: Annotated[
-        int, typer.Option("--show", min=0, help="Number of clips drawn on the page.", rich_help_panel=OUTPUT)
+        int, typer.Option("--show", min=0, help="Number of clips to show on the page.", rich_help_panel=OUTPUT)
     ] = 3,
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Instead: what changed between two results.json, given as arguments.",
+            help="Show what changed between two results.json files, given as arguments, and exit.",
             rich_help_panel=INPUT,
         ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare methods on your videos and your encoder: what they keep, what they cost.
+    """Compare methods on your videos and your encoder: what they preserve, what they cost.
 
-    For each method, budget and clip: how much of the full features comes back, also in rare cells; on labeled
-    sequences J and F of label propagation; tokens, operations, milliseconds, memory. random, uniform, fewer_frames,
-    downsample and mean_pool always take part. A method that cannot go as low as a budget is merged down to it by tome.
+    Measured for each method, budget and clip: how well the full features are reconstructed, also in rare cells; on
+    labeled sequences J and F of label propagation; tokens, operations, milliseconds and memory. The baselines random,
+    uniform, fewer_frames, downsample and mean_pool are always included. If a method cannot reach a budget, tome merges
+    its tokens down to it.
 
     Writes results.json, results.csv, results.md, plots and a page, index.html.
     """
@@ -168,13 +175,13 @@ def bench(
         _compare(videos or [], as_json)
         return
     if target is None:
-        raise ValueError("give a folder to write to: --out FOLDER")
+        raise ValueError("missing option '--out'; give --out FOLDER")
     check_folder(target)
     if len(videos or []) == 1:
         check_exists(*(videos or []))
     budgets = [parse_keep(part) for part in comma_separated(budget.keep)]
     if not budgets:
-        raise ValueError("--keep needs at least one budget, such as 0.1")
+        raise ValueError("--keep must contain at least one budget, such as 0.1")
 
     from fewtokens.core import files
     from fewtokens.encoders import load_encoder, pick_device
@@ -194,30 +201,30 @@ def bench(
     files.sweep(target)
     files.sweep(target / "features")
     check_settings(target / "settings.json", settings)
-    noted, broken = _check_sources(target, sources)
-    # A row by its clip, method and budget; two runs that share a folder may both have made one.
-    made = {
+    source_notes, broken = _check_sources(target, sources)
+    # By clip, method and budget: two runs that share a folder may both have written a row.
+    results = {
         (row["clip"], row["method"], row["keep"]): row for row in current_keys(read_rows(target / "rows.jsonl", _Row))
     }
-    wanted = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
+    requested = list(jobs([name for name, *_ in sources], specs, [k for k in budgets if k is not None]))
     failed: list[dict[str, str]] = []
-    drawn = _drawn(sources, shown)
-    pictures: dict[str, Any] = {}
-    where = pick_device(run.device)
-    finished = sum(job in made for job in wanted)
-    with progress("bench", len(wanted)) as advance:
+    shown_clips = _select_shown(sources, shown)
+    images: dict[str, Any] = {}
+    device = pick_device(run.device)
+    finished = sum(job in results for job in requested)
+    with progress("bench", len(requested)) as advance:
         advance(finished)
         for name, path, masks in sources:
-            left = [job for job in wanted if job[0] == name and job not in made]
-            if not left and name not in drawn:
+            missing = [job for job in requested if job[0] == name and job not in results]
+            if not missing and name not in shown_clips:
                 continue
             try:
                 if name in broken:
                     raise ValueError(broken[name])
                 item = _read(name, path, masks, clip.frames, clip.davis_size if masks else clip.size)
-                if name in drawn:
-                    pictures[name] = _pictures(item)
-                if not left:
+                if name in shown_clips:
+                    images[name] = _thumbnails(item)
+                if not missing:
                     continue
                 advance(finished, title=f"{name}: encoding")
                 cache = target / "features" / f"{name}.safetensors"
@@ -228,38 +235,40 @@ def bench(
                 fail(error)
                 failed.append({"video": str(path), "error": " ".join(str(error).split())})
                 continue
-            options: dict[str, Any] = {"repeats": repeats, "seed": run.seed, "shown": name in drawn, "device": where}
-            for job in left:
-                _, spec, share = job
-                advance(finished, title=f"{name}: {spec} {share:g}")
+            options: dict[str, Any] = {
+                "repeats": repeats, "seed": run.seed, "shown": name in shown_clips, "device": device,
+            }  # fmt: skip
+            for job in missing:
+                _, spec, keep = job
+                advance(finished, title=f"{name}: {spec} {keep:g}")
                 try:
-                    made[job] = measure(encoded, loaded, spec, share, **options)
+                    results[job] = measure(encoded, loaded, spec, keep, **options)
                 except ValueError as error:
-                    # A budget that a method cannot reach in this encoder leaves a gap in the tables.
-                    fail(f"{name}, {spec} at {share:g}: {error}")
+                    # The table has no entry for a budget that the method cannot reach with this encoder.
+                    fail(f"{name}, {spec} at {keep:g}: {error}")
                     continue
-                append_row(target / "rows.jsonl", made[job])
+                append_row(target / "rows.jsonl", results[job])
                 finished += 1
-        advance(len(wanted))
-    rows = [made[job] for job in wanted if job in made]
+        advance(len(requested))
+    rows = [results[job] for job in requested if job in results]
     if not rows:
-        raise ValueError("nothing could be read, so there is nothing to compare")
-    about = {"settings": settings, "machine": _machine(where), "sources": noted}
-    report = _write(target, about, rows, pictures)
+        raise ValueError("no clip could be read, so there is nothing to compare")
+    header = {"settings": settings, "machine": _machine(device), "sources": source_notes}
+    summary = _write(target, header, rows, images)
     if as_json:
-        print_json({"settings": settings, "summary": report, "failed": failed, "page": str(target / "index.html")})
+        print_json({"settings": settings, "summary": summary, "failed": failed, "page": str(target / "index.html")})
     else:
-        _print(report, target)
+        _print(summary, target)
     if failed:
         log.print(f"{len(failed)} of {len(sources)} clips failed")
         raise typer.Exit(1)
 
 
 def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path, list[Path] | None]]:
-    """Name, file and masks of every clip; names are unlike one another.
+    """Returns a distinct name, the file and the masks of each clip.
 
     Raises:
-        ValueError: nothing to bench on, a folder without videos.
+        ValueError: no clips, or a folder without videos.
     """
     from fewtokens.data.dense_sets import davis_sequences, paired
     from fewtokens.data.listing import VIDEOS
@@ -271,33 +280,33 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
             continue
         inside = sorted(file for file in video.iterdir() if file.suffix.lower() in VIDEOS)
         if not inside:
-            raise ValueError(f"{video}: a folder without videos ({', '.join(sorted(VIDEOS))})")
+            raise ValueError(f"{video}: no videos in this folder ({', '.join(sorted(VIDEOS))})")
         files += inside
-    found: list[tuple[Path, list[Path] | None]] = [(file, None) for file in unique_paths(files)]
+    clips: list[tuple[Path, list[Path] | None]] = [(file, None) for file in unique_paths(files)]
     if davis is not None:
         sequences, _ = davis_sequences(davis, "all")
-        for one in sequences:
-            paired(one)
-        found += [(one.pictures[0].parent, one.labels) for one in sequences]
-    if not found:
+        for sequence in sequences:
+            paired(sequence)
+        clips += [(sequence.pictures[0].parent, sequence.labels) for sequence in sequences]
+    if not clips:
         raise ValueError("give videos, folders of videos, or --davis FOLDER")
-    names = distinct_names([path for path, _ in found])
-    return [(name, path, masks) for name, (path, masks) in zip(names, found, strict=True)]
+    names = distinct_names([path for path, _ in clips])
+    return [(name, path, masks) for name, (path, masks) in zip(names, clips, strict=True)]
 
 
 def _check_sources(
     target: Path, sources: Sequence[tuple[str, Path, list[Path] | None]]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Notes what each clip is made from, or compares it with what an earlier run in this folder noted.
+    """Saves the source of each clip, or compares it with the source that an earlier run saved in this folder.
 
     Returns:
-        What each clip is made from, and what is wrong with those that are not there, by name.
+        The sources by clip name, and the errors of clips that cannot be read, by clip name.
 
     Raises:
-        ValueError: rows of another file, or of this one as it was before.
+        ValueError: the folder contains results of another file, or of an earlier state of this one.
     """
-    noted = {row["clip"]: row["source"] for row in read_rows(target / "sources.jsonl", _Noted)}
-    known = {row["clip"] for row in read_rows(target / "rows.jsonl", _Row)}
+    notes = {row["clip"]: row["source"] for row in read_rows(target / "sources.jsonl", _SourceRow)}
+    measured = {row["clip"] for row in read_rows(target / "rows.jsonl", _Row)}
     broken = {}
     new = []
     for name, path, masks in sources:
@@ -310,18 +319,18 @@ def _check_sources(
         except (ValueError, OSError) as error:
             broken[name] = str(error)
             continue
-        if name in known:
-            check_source(f"{name} in {target}", noted.get(name), source, "give another --out")
-        elif noted.get(name) != source:
+        if name in measured:
+            check_source(f"{name} in {target}", notes.get(name), source, "give another --out")
+        elif notes.get(name) != source:
             new.append({"clip": name, "source": source})
     for row in new:
         append_row(target / "sources.jsonl", row)
-        noted[row["clip"]] = row["source"]
-    return noted, broken
+        notes[row["clip"]] = row["source"]
+    return notes, broken
 
 
-def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -> set[str]:
-    """The clips that are drawn: the first ones, a labeled one among them if there is any."""
+def _select_shown(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -> set[str]:
+    """Returns the clips to show on the page: the first ones, with at least one labeled clip if there is any."""
     names = [name for name, *_ in sources]
     labeled = [name for name, _, masks in sources if masks]
     first = names[:shown]
@@ -331,35 +340,35 @@ def _drawn(sources: Sequence[tuple[str, Path, list[Path] | None]], shown: int) -
 
 
 def _read(name: str, path: Path, masks: list[Path] | None, frames: int, size: int) -> Item:
-    """A clip, with its masks at the same frames."""
+    """Reads a clip, and the masks of the same frames."""
     from fewtokens.data.masks import read_masks
     from fewtokens.evaluation.bench import Item
 
     video = read_video(path, ReadOptions(frames=frames, size=size))
     truth = None
     if masks:
-        # A folder of pictures has so many frames a second.
-        numbers = [round(float(second) * (video.fps or 25)) for second in video.times]
-        truth = read_masks([masks[number] for number in numbers])
+        # Frame rate of a folder of images.
+        indices = [round(float(second) * (video.fps or 25)) for second in video.times]
+        truth = read_masks([masks[index] for index in indices])
     return Item(name, video.frames, video.times, truth)
 
 
-def _pictures(item: Item) -> tuple[Any, list[str]]:
-    """The frames that the page shows, small, with captions."""
+def _thumbnails(item: Item) -> tuple[Any, list[str]]:
+    """Returns small copies of the frames that the page shows, with captions."""
     import torch.nn.functional as F
 
     from fewtokens.evaluation.bench import shown_frames
 
-    picked = shown_frames(len(item.frames))
-    frames = item.frames[picked]
+    indices = shown_frames(len(item.frames))
+    frames = item.frames[indices]
     height, width = (max(1, round(side * 360 / max(360, frames.shape[3]))) for side in frames.shape[2:])
     small = F.interpolate(frames.float(), (height, width), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
-    captions = [f"frame {n}" if item.times is None else f"{float(item.times[n]):.2f} s" for n in picked]
+    captions = [f"frame {n}" if item.times is None else f"{float(item.times[n]):.2f} s" for n in indices]
     return small, captions
 
 
 def _machine(device: Any) -> dict[str, Any]:
-    """What times depend on beside the settings."""
+    """Returns the machine and library versions, on which times depend."""
     import os
     import platform
 
@@ -375,9 +384,9 @@ def _machine(device: Any) -> dict[str, Any]:
 
 
 def _write(
-    target: Path, told: dict[str, Any], rows: list[dict[str, Any]], pictures: dict[str, Any]
+    target: Path, header: dict[str, Any], rows: list[dict[str, Any]], images: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Everything that a finished run leaves behind; returns the summary."""
+    """Writes tables, plots and the page of a finished run; returns the summary."""
     from fewtokens.core import registry
     from fewtokens.core.files import write_text
     from fewtokens.evaluation.bench import FULL, unpacked
@@ -387,38 +396,38 @@ def _write(
     from fewtokens.show.plots import draw_trade_off, styles_of
 
     summary = summarise(rows)
-    bare = [
+    scalars = [
         {name: value for name, value in row.items() if name not in ("vector", "assignment", "grid")} for row in rows
     ]
-    settings = told["settings"]
+    settings = header["settings"]
     encoder = settings["encoder"]["id"]
     clips = len({row["clip"] for row in rows})
     about = (
-        f"Encoder {encoder}, {clips} clips of up to {settings['frames']} frames (times: median, half the range). "
-        f"GFLOPs count 2 for each multiply-accumulate; prefill is that of {QWEN2_7B.name}. "
-        "Cosine and relative error: the features that come back against all features; rare cosine: in the 5 % of cells "
-        "least like their frame's mean; J and F: label propagation from the first mask, at the native size and at "
-        "480x880; nearest, ranks: which other clips are alike, by few tokens against all."
+        f"Encoder {encoder}, {clips} clips of up to {settings['frames']} frames (times: median and half the range). "
+        f"GFLOPs: 2 per multiply-accumulate; prefill: of {QWEN2_7B.name}. "
+        "Cosine and relative error: unmerged features compared with all features; rare cosine: in the 5 % of cells "
+        "least similar to the mean of their frame; J and F: label propagation from the first mask, at the native size "
+        "and at 480x880; nearest, ranks: which clips are most similar to a clip, by few tokens compared with all."
     )
     texts = {
-        "results.json": json.dumps({**told, "about": about, "summary": summary, "rows": bare}) + "\n",
-        "results.csv": as_csv(bare),
+        "results.json": json.dumps({**header, "about": about, "summary": summary, "rows": scalars}) + "\n",
+        "results.csv": as_csv(scalars),
         "results.md": f"# fewtokens bench\n\n{about}\n\n{as_markdown(summary)}",
     }
     for name, text in texts.items():
         write_text(target / name, text)
     plots = []
     if find_spec("matplotlib") is None:
-        log.print("no plots: they need matplotlib, pip install 'fewtokens[show]'", highlight=False)
+        log.print("no plots: matplotlib is missing; install it with pip install 'fewtokens[show]'", highlight=False)
     measures = ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation")
     styles = styles_of(summary, measures, baselines=registry.BASELINES, full=FULL)
     for measure in measures:
-        drawn = draw_trade_off(
+        plot = draw_trade_off(
             summary, measure, target / f"{measure}.png", styles, baselines=registry.BASELINES, full=FULL
         )
-        plots += [] if drawn is None else [drawn]
+        plots += [] if plot is None else [plot]
     full = {row["clip"]: row for row in rows if row["method"] == FULL}
-    frames = {name: (*drawn, full[name]["grid"]) for name, drawn in pictures.items() if "grid" in full.get(name, {})}
+    frames = {name: (*clip, full[name]["grid"]) for name, clip in images.items() if "grid" in full.get(name, {})}
     write_bench_page(
         summary,
         rows,
@@ -426,7 +435,8 @@ def _write(
         plots,
         target / "index.html",
         title="fewtokens bench",
-        note=about + " In the pictures, colour: one token that stands for several cells; dark: dropped.",
+        note=about
+        + " In the images, each color marks one token that stands for several cells; dark cells are dropped.",
         unpack=unpacked,
     )
     return summary
@@ -449,10 +459,10 @@ def _compare(files: Sequence[Path], as_json: bool) -> None:
     from fewtokens.evaluation.summary import changes
 
     if len(files) != 2:
-        raise ValueError(f"--compare takes two results.json, got {len(files)} files")
+        raise ValueError(f"--compare requires two results.json files, got {len(files)}")
     lines, differences = changes(*files)
     for difference in differences:
-        note("unlike:", difference)
+        note("difference:", difference)
     if as_json:
         print_json(lines)
         return

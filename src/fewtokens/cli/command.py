@@ -1,4 +1,4 @@
-"""How a function becomes a verb: its options in groups, its examples, its modes, its errors of one line."""
+"""Turns a function into a verb, with grouped options, examples, modes and one-line errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from fewtokens.cli.errors import check_numbers, refuse, reported
+from fewtokens.cli.errors import check_numbers, refuse, report_errors
 from fewtokens.cli.options import PANELS, RUN
 
 DEBUG = Annotated[
@@ -23,13 +23,13 @@ _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """A way to use a verb in which some of its options have no meaning; giving them is an error.
+    """A way to use a verb in which some of its options have no effect; giving those is an error.
 
     Attributes:
-        name: as tests name it.
-        chosen: whether these values, by parameter, choose it. Several modes may be chosen at once.
-        unused: the parameters without a meaning in it.
-        why: ends the message, after several options: "belong to --chunked".
+        name: label in tests.
+        chosen: whether the values of the parameters select the mode. Several modes can be selected together.
+        unused: parameters that have no effect in it.
+        why: end of the message, in the plural: "require --chunked".
     """
 
     name: str
@@ -39,13 +39,13 @@ class Mode:
 
 
 class Verb:
-    """A function with what the command line needs to know of it.
+    """A function that the command line can call.
 
     Attributes:
-        function: parameters are options and arguments in typer's own annotations, or dataclasses of such fields.
-        examples: lines to copy, each beginning with "fewtokens".
-        modes: see `Mode`; checked before the function is called.
-        help: the docstring, if nothing else is given.
+        function: its parameters are annotated as options or arguments of typer, or are dataclasses of such fields.
+        examples: command lines that can be copied, each beginning with "fewtokens".
+        modes: checked before the function is called.
+        help: text of --help. Default: the docstring of the function.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Verb:
         self.parameters = self._expand()
 
     def _expand(self) -> list[inspect.Parameter]:
-        """The parameters of the function, with the fields of a dataclass in its place.
+        """Returns the parameters of the function, with each dataclass replaced by its fields.
 
-        If the parameter has a default, an instance, its values are the defaults of the fields; a field that has no
-        default in the class stays required.
+        If such a parameter has a default, an instance, the values of that instance are the defaults of the fields;
+        a field without a default in the class stays required.
         """
         hints = get_type_hints(self.function, include_extras=True)
         parameters = []
@@ -85,7 +85,7 @@ class Verb:
         return parameters
 
     def _pack(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of the function: the fields of each dataclass put together."""
+        """Returns the arguments of the function, with the fields of each dataclass collected in an instance."""
         names = {name: [field.name for field in dataclasses.fields(kind)] for name, kind in self.groups.items()}
         groups = {
             name: kind(**{field: values.pop(field) for field in names[name]}) for name, kind in self.groups.items()
@@ -93,17 +93,17 @@ class Verb:
         return values | groups
 
     def check(self, context: typer.Context) -> None:
-        """Raises a ValueError for numbers that cannot be meant, and for options without a meaning in the mode."""
+        """Raises ValueError for numbers out of range, and for options that have no effect in the selected modes."""
         check_numbers(context.params)
         for mode in self.modes:
             if mode.chosen(context.params):
                 refuse(context, mode.unused, mode.why)
 
     def command(self, name: str, short_help: str) -> TyperCommand:
-        """What parses the command line and calls the function."""
+        """Returns the command that parses the command line and calls the function."""
 
         def run(context: typer.Context, debug: bool, **values: Any) -> None:
-            with reported(debug):
+            with report_errors(debug):
                 self.check(context)
                 if needs_context:
                     values["context"] = context
@@ -114,7 +114,7 @@ class Verb:
         parameters.insert(0, inspect.Parameter("context", _KEYWORD, annotation=typer.Context))
         parameters.append(inspect.Parameter("debug", _KEYWORD, annotation=DEBUG, default=False))
         parameters.sort(key=_panel)
-        # typer reads both.
+        # typer reads the signature and the annotations.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -131,18 +131,18 @@ def verb(*examples: str, modes: Sequence[Mode] = ()) -> Callable[[Callable[..., 
 
 
 def write_examples(formatter: Any, examples: Sequence[str]) -> None:
-    """Below the help, one to a line. Not by rich, which breaks long lines, so that they cannot be copied."""
+    """Writes examples below the help, one per line. Not with rich: it wraps long lines, so they could not be copied."""
     formatter.write("\n".join([" Examples:", "", *(f"  {example}" for example in examples), ""]))
 
 
 def _panel(parameter: inspect.Parameter) -> int:
-    """Arguments come first, in their order; options in the order of their panels."""
+    """Sort key: arguments first, in their order, then options by panel."""
     panels = [getattr(part, "rich_help_panel", None) for part in getattr(parameter.annotation, "__metadata__", ())]
     return PANELS.index(panels[0]) if panels and panels[0] else -1
 
 
 class _Command(TyperCommand):
-    """Puts --help beside the other options of the run, and the examples below, one to a line as they are typed."""
+    """A command whose help lists --help in the panel "Run", and the examples at the end."""
 
     examples: tuple[str, ...] = ()
 

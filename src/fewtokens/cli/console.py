@@ -1,4 +1,4 @@
-"""The two ends of the command: results go to `out`, everything else to `log`."""
+"""The output streams of the command: results go to `out` (stdout), everything else to `log` (stderr)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ log = Console(stderr=True)
 
 
 def note(label: str, text: object, color: str = "yellow") -> None:
-    """One line on stderr: a label, and a text of any lines and brackets."""
+    """Prints one line on stderr: a colored label and a text, whose line breaks are replaced and markup is escaped."""
     line = " ".join(str(text).split())
     line = line if len(line) <= 1000 else f"{line[:1000]} ..."
     log.print(f"[{color}]{label}[/{color}] {escape(line)}", soft_wrap=True, highlight=False)
 
 
 def fail(message: object) -> None:
-    """An error, in one line on stderr."""
+    """Prints an error in one line on stderr."""
     note("error:", message, "red")

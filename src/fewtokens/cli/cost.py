@@ -113,7 +113,7 @@ def cost(
     few: LanguageOptions,
     time: TimeOptions,
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]", help="Names of networks, or folders of saved ones.")
+        list[str] | None, typer.Argument(metavar="MODEL", help="Names of networks, or folders of saved ones.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -125,7 +125,7 @@ def cost(
     if few.specs:
         if names:
             raise ValueError("give networks or --with SPEC, not both")
-        _of_tokens(few, as_json)
+        _print_token_costs(few, as_json)
         return
     if not names:
         raise ValueError("give a network, such as vit_s16, or methods, such as --with 'tome(keep=0.1)'")
@@ -143,26 +143,26 @@ def cost(
     for name in names:
         model, shape = _build(name, network, torch.device("meta"))
         clip = torch.empty(1, *shape, device="meta")
-        counted = count(model, clip)
+        operations = count(model, clip)
         row: dict[str, Any] = {
             "name": name,
             "input": "x".join(str(shape[axis]) for axis in (0, 2, 3)),
-            "gflops_paper": counted.by("paper"),
+            "gflops_paper": operations.by("paper"),
             "gmacs": count_torch_macs(model, clip),
             "parameters": parameters(model),
             "activations_mib": activation_bytes(model.train(), clip) / 2**20,
         }
         if models.preset_kind(name) == "x2plus1d":
-            row["gflops_paper_video"] = counted.by("paper_video")
-        if counted.unknown:
-            row["uncounted"] = list(counted.unknown)
+            row["gflops_paper_video"] = operations.by("paper_video")
+        if operations.unknown:
+            row["uncounted"] = list(operations.unknown)
         if time.timed:
-            where = pick_device(time.device)
-            model, _ = _build(name, network, where)
-            measured = latency(model.eval(), torch.rand(time.batch, *shape, device=where), repeats=time.repeats)
+            device = pick_device(time.device)
+            model, _ = _build(name, network, device)
+            timing = latency(model.eval(), torch.rand(time.batch, *shape, device=device), repeats=time.repeats)
             row |= {
-                "latency_ms": measured.median, "latency_ms_low": measured.low, "latency_ms_high": measured.high,
-                "batch": time.batch, "device": str(where),
+                "latency_ms": timing.median, "latency_ms_low": timing.low, "latency_ms_high": timing.high,
+                "batch": time.batch, "device": str(device),
             }  # fmt: skip
         rows.append(row)
     if as_json:
@@ -170,7 +170,9 @@ def cost(
         return
     # One column per network: names are long, and there are more numbers than networks.
     keys = list(dict.fromkeys(key for row in rows for key in row if key != "name"))
-    out.print(table("", [{"": heading(key)} | {row["name"]: _text(key, row.get(key)) for row in rows} for key in keys]))
+    out.print(
+        table("", [{"": heading(key)} | {row["name"]: _format(key, row.get(key)) for row in rows} for key in keys])
+    )
     out.print(
         "For one image or clip. paper: (2 MACs + elementwise) / 2, as in TokenLearner's tables; activations: float32 "
         "values kept for the backward pass.",
@@ -178,7 +180,7 @@ def cost(
     )
 
 
-def _of_tokens(options: LanguageOptions, as_json: bool) -> None:
+def _print_token_costs(options: LanguageOptions, as_json: bool) -> None:
     from fewtokens.core.grid import Grid
     from fewtokens.evaluation.bench import split_specs
     from fewtokens.evaluation.budget import language_model, token_cost
@@ -192,9 +194,9 @@ def _of_tokens(options: LanguageOptions, as_json: bool) -> None:
     if accuracies and len(accuracies) != len(specs):
         raise ValueError(f"--accuracy must be given once per SPEC, got {len(accuracies)} for {len(specs)}")
     cells, model = Grid(int(sides[0]), int(sides[1]), int(sides[2])), language_model(options.llm)
-    measured = dict(zip(specs, accuracies, strict=False))
+    accuracy_of = dict(zip(specs, accuracies, strict=False))
     costs = [
-        token_cost(spec, cells, model, text=text, pooled=options.pooled, accuracy=measured.get(spec))
+        token_cost(spec, cells, model, text=text, pooled=options.pooled, accuracy=accuracy_of.get(spec))
         for spec in dict.fromkeys(["full", *specs])
     ]
     if as_json:
@@ -248,7 +250,7 @@ def _build(name: str, options: NetworkOptions, device: Any) -> tuple[Any, list[i
     return network, [config.num_frames, 3, *side]
 
 
-def _text(key: str, value: Any) -> str:
+def _format(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if key == "parameters":

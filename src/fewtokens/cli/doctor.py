@@ -1,4 +1,4 @@
-"""`fewtokens doctor`: what this installation has."""
+"""`fewtokens doctor`: checks the installation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices, decoders, extras; "missing" lists required packages that are not there."""
+    """Returns versions, devices, decoders and packages; "missing" lists required packages that are not installed."""
     import torch
 
     packages: dict[str, dict[str, str | None]] = {}
@@ -94,19 +94,23 @@ def _show(report: dict[str, Any]) -> None:
         "system": report["system"],
         "devices": ", ".join(report["devices"]),
         "threads": f"{report['threads']} of {report['cores']} cores",
-        "video": ", ".join(f"{name}{'' if there else ' (missing)'}" for name, there in report["decoders"].items()),
+        "video": ", ".join(
+            f"{name}{'' if available else ' (missing)'}" for name, available in report["decoders"].items()
+        ),
     }
     for name, value in facts.items():
         out.print(f"[bold]{name:<10}[/bold] {value}", highlight=False, soft_wrap=True)
     rows = []
     for name, entry in report["packages"].items():
         extra = entry["extra"]
-        get = f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
-        rows.append({"package": name, "for": extra or "everything", "version": entry["version"] or f"missing: {get}"})
+        command = f"pip install 'fewtokens[{extra}]'" if extra else "pip install --force-reinstall fewtokens"
+        rows.append(
+            {"package": name, "extra": extra or "(required)", "version": entry["version"] or f"missing: {command}"}
+        )
     out.print(table("Packages", rows))
     if report["missing"]:
         log.print(f"[red]missing:[/red] {', '.join(report['missing'])}")
     elif all(entry["version"] for entry in report["packages"].values()):
-        out.print("Everything is there.", style="green")
+        out.print("All packages are installed.", style="green")
     else:
-        out.print("All that is required is there; extras are needed only for what their name says.", style="green")
+        out.print("All required packages are installed. Extras are optional.", style="green")

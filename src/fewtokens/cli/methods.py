@@ -14,7 +14,7 @@ from fewtokens.cli.console import out
 from fewtokens.cli.options import JsonOption
 from fewtokens.cli.tables import print_json, table
 
-# In the order in which a video passes them.
+# In processing order.
 _STAGES = {
     "frames": "select the frames to encode",
     "pixels": "before the encoder",
@@ -26,7 +26,7 @@ _STAGES = {
 
 @verb("fewtokens methods", "fewtokens methods tome")
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Method to describe.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Method to describe.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List all methods by stage, or describe one."""
@@ -56,7 +56,7 @@ def methods(
 def _list(rows: list[dict[str, Any]]) -> None:
     stages = dict.fromkeys([*_STAGES, *(row["stage"] for row in rows)])
     for stage in stages:
-        listed = [
+        entries = [
             {
                 "method": row["name"],
                 "what it does": row["summary"] + (" (trained)" if row["trainable"] else ""),
@@ -64,8 +64,8 @@ def _list(rows: list[dict[str, Any]]) -> None:
             for row in rows
             if row["stage"] == stage
         ]
-        if listed:
-            out.print(table(f"{stage}: {_STAGES.get(stage, '')}".rstrip(": "), listed))
+        if entries:
+            out.print(table(f"{stage}: {_STAGES.get(stage, '')}".rstrip(": "), entries))
             out.print()
     out.print('To describe one: fewtokens methods NAME. To chain several: --with "rlt | tome(keep=0.1)".', style="dim")
 
@@ -77,7 +77,7 @@ def summary_of(text: str) -> str:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Returns what is known about a method, as plain values (see docs/formats.md)."""
+    """Returns the properties of a method as plain values (see docs/formats.md)."""
     from fewtokens.core import registry
     from fewtokens.core.method import Method
 

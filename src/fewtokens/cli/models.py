@@ -16,7 +16,7 @@ from fewtokens.cli.tables import print_json, table
 @verb("fewtokens models", "fewtokens models tokenlearner_vit_b16_8at6")
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="Name of a network, or folder of a saved one.")
+        str | None, typer.Argument(metavar="NAME", help="Name of a network, or folder of a saved one.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -27,7 +27,7 @@ def models(
         rows = [
             {
                 "name": preset,
-                "parameters": networks.describe(networks.on_meta(preset))["parameters"],
+                "parameters": networks.describe(networks.build_on_meta(preset))["parameters"],
                 "summary": networks.PRESETS[preset],
             }
             for preset in networks.names()
@@ -43,17 +43,20 @@ def models(
             style="dim",
         )
         return
-    network = networks.load(name) if networks.is_saved(name) else networks.on_meta(name)
-    described = networks.describe(network)
+    network = networks.load(name) if networks.is_saved(name) else networks.build_on_meta(name)
+    description = networks.describe(network)
     if as_json:
-        print_json(described)
+        print_json(description)
         return
     out.print(
-        f"[bold]{escape(name)}[/bold]  [dim]{described['kind']}, {millions(described['parameters'])} parameters[/dim]"
+        f"[bold]{escape(name)}[/bold]  "
+        f"[dim]{description['kind']}, {millions(description['parameters'])} parameters[/dim]"
     )
     if name in networks.PRESETS:
         out.print(escape(networks.PRESETS[name]), highlight=False)
-    out.print(table("Settings", [{"setting": key, "value": str(value)} for key, value in described["config"].items()]))
+    out.print(
+        table("Settings", [{"setting": key, "value": str(value)} for key, value in description["config"].items()])
+    )
 
 
 def millions(parameters: int) -> str:

@@ -1,4 +1,4 @@
-"""The options that verbs share, in groups; each name has one meaning in all verbs."""
+"""Options that several verbs share, in groups; an option name has the same meaning in every verb."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-# The panels of the help, in order.
+# Panels of --help, in order.
 PANELS = ("Input", "Encoder", "Model", "Method", "Protocol", "Training", "Output", "Run")
 INPUT, ENCODER, MODEL, METHOD, PROTOCOL, TRAINING, OUTPUT, RUN = PANELS
 
@@ -21,22 +21,31 @@ FpsOption = Annotated[
 ]
 SizeOption = Annotated[int, typer.Option("--size", help="Short side of the frames, in pixels.", rich_help_panel=INPUT)]
 RootOption = Annotated[
-    Path | None, typer.Option("--root", help="Folder that the paths of a list are relative to.", rich_help_panel=INPUT)
+    Path | None, typer.Option("--root", help="Base folder of the relative paths in a list.", rich_help_panel=INPUT)
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.", rich_help_panel=ENCODER)
+    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32.", rich_help_panel=ENCODER)
 ]
 BatchOption = Annotated[
     int,
-    typer.Option("--batch", help="Frames per forward pass of the encoder; limits memory.", rich_help_panel=ENCODER),
+    typer.Option(
+        "--batch", help="Frames per forward pass of the encoder; lower it to save memory.", rich_help_panel=ENCODER
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.", rich_help_panel=RUN)]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (a GPU if available), cpu, cuda or mps.", rich_help_panel=RUN)
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON.", rich_help_panel=OUTPUT)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.", rich_help_panel=OUTPUT)]
 SettingsOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Override a setting; can be repeated.", rich_help_panel=PROTOCOL),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Override a setting of the protocol; can be repeated.",
+        rich_help_panel=PROTOCOL,
+    ),
 ]
 
 
@@ -48,12 +57,13 @@ class ReadOptions:
     fps: FpsOption = None
     size: SizeOption = 224
     start: Annotated[float, typer.Option("--start", help="Start time, in seconds.", rich_help_panel=INPUT)] = 0.0
-    end: Annotated[float | None, typer.Option("--end", help="End time, in seconds.", rich_help_panel=INPUT)] = None
+    end: Annotated[
+        float | None,
+        typer.Option("--end", help="End time, in seconds. Default: the end of the video.", rich_help_panel=INPUT),
+    ] = None
     video_stream: Annotated[
         int | None,
-        typer.Option(
-            "--video-stream", help="Index of the stream in a file with several video streams.", rich_help_panel=INPUT
-        ),
+        typer.Option("--video-stream", help="Index of the video stream, in files with several.", rich_help_panel=INPUT),
     ] = None
     allow_truncated: Annotated[
         bool,
@@ -71,7 +81,7 @@ class EncoderOptions:
         str,
         typer.Option(
             "--encoder",
-            help="patches (no weights), a folder, or a hub id such as facebook/dinov2-small.",
+            help="patches (pixels, no weights), a folder, or a hub id such as facebook/dinov2-small.",
             rich_help_panel=ENCODER,
         ),
     ] = "patches"

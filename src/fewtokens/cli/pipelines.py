@@ -1,4 +1,4 @@
-"""From options to videos, methods and pipelines."""
+"""Builds videos, methods and pipelines from command-line options."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 PATCHES = Mode(
     "patches", lambda values: values["encoder"] == "patches", ("batch",),
-    "is for networks; --encoder patches takes all frames at once",
+    "have no effect with --encoder patches, which encodes all frames in one pass",
 )  # fmt: skip
 
 
 def parse_keep(keep: str | None) -> float | int | str | None:
-    """0.1 is a share, 32 a count, 8/frame a count for each frame, as in a spec string."""
+    """Parses a budget: 0.1 is a fraction, 32 a count, 8/frame a count per frame, as in a spec."""
     from fewtokens.core.budget import Budget
 
     if keep is None:
@@ -39,8 +39,8 @@ def parse_keep(keep: str | None) -> float | int | str | None:
         raise ValueError(f"--{error}") from None
 
 
-def _takes_keep(spec: str) -> bool:
-    """Whether some method of the chain leaves its budget open."""
+def _accepts_keep(spec: str) -> bool:
+    """Whether a method of the chain accepts `keep` and its spec does not set it."""
     from fewtokens.core import registry
 
     links = registry.parse(spec)
@@ -51,10 +51,10 @@ def _takes_keep(spec: str) -> bool:
 
 
 def make_methods(options: MethodOptions, seed: int, dim: int | None) -> list[Any]:
-    """The methods of a spec, with what the command line adds; says which ones have random weights.
+    """Builds the methods of a spec with the budget and seed of the command line; notes untrained methods on stderr.
 
     Raises:
-        ValueError: also if --keep would reach no method.
+        ValueError: an invalid spec, or a --keep that has no effect.
     """
     import torch
 
@@ -62,32 +62,30 @@ def make_methods(options: MethodOptions, seed: int, dim: int | None) -> list[Any
     from fewtokens.core.method import Method
 
     budget = parse_keep(options.keep)
-    if budget is not None and not _takes_keep(options.spec):
-        raise ValueError(
-            f"--keep {options.keep} would change nothing: no method in {options.spec!r} leaves its budget open"
-        )
+    if budget is not None and not _accepts_keep(options.spec):
+        raise ValueError(f"--keep has no effect: no method in {options.spec!r} takes its budget from --keep")
     defaults: dict[str, Any] = {"seed": seed, "keep": budget, "dim": dim}
     torch.manual_seed(seed)
-    known = {name: value for name, value in defaults.items() if value is not None}
-    methods = registry.build(options.spec, **known) if options.spec.strip() else []
+    arguments = {name: value for name, value in defaults.items() if value is not None}
+    methods = registry.build(options.spec, **arguments) if options.spec.strip() else []
     for method in methods:
         if getattr(method, "untrained", False):
-            note(f"{method.name} has random weights:", "give it trained ones by checkpoint='FILE'")
+            note(f"{method.name} has random weights:", "load trained ones with checkpoint='FILE' in the spec")
         if isinstance(method, Method):
             method.eval()
     return methods
 
 
 def make_pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptions) -> Pipeline:
-    """The pipeline that the options describe.
+    """Builds the pipeline that the options specify.
 
     Raises:
-        ValueError: also if --keep would reach no method.
+        ValueError: an invalid option or spec, or a --keep that has no effect.
     """
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.encoders import load_encoder, pick_device
 
-    parse_keep(method.keep)  # a wrong one is reported before weights are read
+    parse_keep(method.keep)  # an invalid budget is reported before weights are read
     encoder: Encoder = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
     pipeline = Pipeline(make_methods(method, run.seed, encoder.dim), encoder)
     pipeline.methods.to(pick_device(run.device))
@@ -95,7 +93,7 @@ def make_pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptio
 
 
 def read_video(path: str | Path, options: ReadOptions) -> Video:
-    """Reads as the options say; 16 frames by default."""
+    """Reads the frames that the options specify. Default: 16 frames."""
     from fewtokens.video import read
 
     if options.frames is not None and options.fps is not None:
@@ -113,12 +111,12 @@ def read_video(path: str | Path, options: ReadOptions) -> Video:
 
 
 def current_names(reading: Mapping[str, Any]) -> dict[str, Any]:
-    """How a video was read, as a token file notes it; earlier versions called `video_stream` `stream`."""
+    """Returns the reading saved in a token file; earlier versions called `video_stream` `stream`."""
     return {"video_stream" if name == "stream" else name: value for name, value in reading.items()}
 
 
 def comma_separated(texts: str | Sequence[str]) -> list[str]:
-    """The parts of lists like "a, b", which may be given several times."""
+    """Splits comma-separated texts into their parts: ["a, b", "c"] becomes ["a", "b", "c"]."""
     return [
         part.strip()
         for text in ([texts] if isinstance(texts, str) else texts)

@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar on a terminal, now and then a plain line elsewhere."""
+"""Progress of long loops: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,40 +13,41 @@ from fewtokens.cli.console import log
 
 
 class _Lines:
-    """Progress where there is no terminal: a line each half minute, and each 5 % if that takes a second or more."""
+    """Progress without a terminal: one line every 30 seconds, and every 5 % if that takes a second or more."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.last_time, self.last_part = title, time.monotonic(), 0
+        self.title, self.last_time, self.last_step = title, time.monotonic(), 0
         self.first: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int | None) -> None:
         now = time.monotonic()
         if self.first is None or done < self.first[1]:
-            self.first = now, done  # a run that is resumed does not begin at 0
+            self.first = now, done  # a resumed run does not begin at 0
             return
-        part = 20 * done // total if total else 0
-        if now - self.last_time < (1 if part > self.last_part else 30):
+        step = 20 * done // total if total else 0
+        if now - self.last_time < (1 if step > self.last_step else 30):
             return
-        self.last_time, self.last_part = now, part
+        self.last_time, self.last_step = now, step
         rate = (done - self.first[1]) / max(now - self.first[0], 1e-9)
-        left = f", {timedelta(seconds=round((total - done) / rate))} left" if total and rate else ""
-        counted = f"{done} of {total}" if total else str(done)
-        log.print(f"{self.title}  {counted}, {rate:.3g} a second{left}", soft_wrap=True, highlight=False, markup=False)
+        remaining = f", {timedelta(seconds=round((total - done) / rate))} left" if total and rate else ""
+        count = f"{done}/{total}" if total else str(done)
+        log.print(f"{self.title}  {count}, {rate:.3g}/s{remaining}", soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
 def progress(title: str, total: int | None, *, bar: bool = True) -> Iterator[Callable[..., None]]:
-    """Shows how far a loop is.
+    """Shows the progress of a loop.
 
     Args:
-        title: what is counted. total: how many there are, if that is known.
+        title: what is counted.
+        total: the number of items, or None if unknown.
         bar: False for loops that write to the terminal themselves.
 
     Returns:
-        The function that sets (done, total, title); the last two stay as they are if not given.
+        A function that sets (done, total, title); total and title are optional.
     """
     lines = _Lines(title)
-    shown = Progress(
+    display = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -55,11 +56,11 @@ def progress(title: str, total: int | None, *, bar: bool = True) -> Iterator[Cal
         transient=True,
         disable=not (bar and log.is_terminal),
     )
-    with shown:
-        task = shown.add_task(title, total=total)
+    with display:
+        task = display.add_task(title, total=total)
 
         def advance(done: int, total: int | None = total, title: str | None = None) -> None:
-            shown.update(task, completed=done, total=total, description=title)
+            display.update(task, completed=done, total=total, description=title)
             lines.title = title or lines.title
             if not log.is_terminal:
                 lines(done, total)

@@ -130,9 +130,9 @@ def _describe(source: dict[str, Any]) -> str:
     return f"{source['bytes']} bytes, modified at {source['mtime_ns']} ns"
 
 
-def tell_damaged(error: Exception) -> None:
-    """Prints that a damaged result is made again."""
-    log.print(f"{escape(' '.join(str(error).split()))}; it is made again", highlight=False, soft_wrap=True)
+def report_damaged(error: Exception) -> None:
+    """Prints that a damaged result will be written again."""
+    log.print(f"{escape(' '.join(str(error).split()))}; writing it again", highlight=False, soft_wrap=True)
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     if before != plain:
         names = [name for name in {**plain, **before} if before.get(name) != plain.get(name)]
         changed = ", ".join(_change(name, before.get(name), plain.get(name)) for name in names)
-        raise ValueError(f"{path.parent} contains a run with another {changed}; give another --out")
+        raise ValueError(f"{path.parent} contains a run with other settings: {changed}; give another --out")
 
 
 def _change(name: str, before: Any, now: Any) -> str:
@@ -186,7 +186,7 @@ def _lines(path: Path, kind: Any) -> Iterator[dict[str, Any]]:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Appends a line in one write, so that two runs can share a folder. A line that was cut off before is ended."""
+    """Appends a line in one write, so that two runs can share a folder. First ends a line that was cut off."""
     text = json.dumps(row) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)

@@ -68,9 +68,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except SystemExit as ended:
+    except SystemExit as error:
         # Only training runs in several processes.
-        if not ended.code and "fewtokens.train.loop" in sys.modules:
+        if not error.code and "fewtokens.train.loop" in sys.modules:
             from fewtokens.train.processes import end_process
 
             end_process()

@@ -1,4 +1,4 @@
-"""`fewtokens show`: which region of the video each token stands for."""
+"""`fewtokens show`: draws the region of the video that each token stands for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Source(TypedDict):
 
 
 class Source(_Source, total=False):
-    """The "source" of a token file; earlier versions noted no time."""
+    """The "source" of a token file; earlier versions did not save the time."""
 
     mtime_ns: int
 
@@ -44,44 +44,46 @@ def _is_file(path: Path) -> bool:
         Mode(
             "token files", lambda values: all(map(_is_file, values["inputs"])),
             names_of(ReadOptions, EncoderOptions, MethodOptions, RunOptions),
-            "have no meaning for a token file, which says how it was made",
+            "have no effect on token files, which contain these settings",
         ),
         Mode(
             "not one token file", lambda values: sum(map(_is_file, values["inputs"])) != 1, ("video",),
-            "is the video of one token file",
+            "require a single token file",
         ),
         Mode(
             "page", lambda values: values["target"].suffix == ".html", ("style",),
-            "is for pictures and videos; a page has its own ways to look",
+            "have no effect on a page, where the style can be switched",
         ),
         PATCHES,
     ),
 )  # fmt: skip
 def show(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO...", help="Token files, or videos to tokenize.")
+        list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO", help="Token files, or videos to tokenize.")
     ],
-    target: Annotated[Path, typer.Option("--out", help="A .png, .html, .mp4 or .gif file.", rich_help_panel=OUTPUT)],
+    target: Annotated[
+        Path, typer.Option("--out", help="Output file: .png, .gif, .mp4, or .html for a page.", rich_help_panel=OUTPUT)
+    ],
     reading: ReadOptions,
     encoding: EncoderOptions,
     run: RunOptions,
     method: MethodOptions = MethodOptions(spec="tome"),
     video: Annotated[
         Path | None,
-        typer.Option("--video", help="The video of a token file, if it has moved.", rich_help_panel=INPUT),
+        typer.Option("--video", help="New path of the video of a token file, if it was moved.", rich_help_panel=INPUT),
     ] = None,
     style: Annotated[
         str,
         typer.Option(
             "--style",
-            help="outline, fill, mean (each token in its mean color), or maps (soft weights).",
+            help="outline, fill, mean (mean color of each token) or maps (attribution weights).",
             rich_help_panel=OUTPUT,
         ),
     ] = "fill",
 ) -> None:
-    """Draw which region of the video each token stands for: a picture, a page to step through, or a video.
+    """Draw the region of the video that each token stands for, as an image, an interactive page or a video.
 
-    A token file is drawn with the reading and the method that it was made with.
+    Token files contain the settings and the path of their video. Videos are tokenized first.
     """
     check_exists(*inputs, video)
     import torch
@@ -90,10 +92,10 @@ def show(
 
     check_overlay(target, style)
     if len(inputs) > 1 and target.suffix != ".html":
-        raise ValueError(f"{len(inputs)} inputs fit on a page, so --out must end in .html, not {target.suffix}")
+        raise ValueError(f"--out must end in .html to show {len(inputs)} inputs, got {target}")
     for path in [*inputs, *([] if video is None else [video])]:
         if target.exists() and path.samefile(target):
-            raise ValueError(f"--out {target} is an input and would be overwritten; give another name")
+            raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
     pipeline = None
     shown: list[tuple[Video, Tokens]] = []
     with progress("frames", None) as advance:
@@ -121,31 +123,31 @@ def show(
 
 
 def _from_file(path: Path, video: Path | None) -> tuple[Video, Tokens]:
-    """The tokens of a file and the frames that they were made from."""
+    """Returns the frames of the video of a token file, and the tokens."""
     from fewtokens.core.plain import conform
     from fewtokens.core.tokens import Tokens
 
     tokens = Tokens.load(path)
     if "source" not in tokens.meta or "reading" not in tokens.meta:
-        raise ValueError(f"{path} does not say which video it came from; give the video itself instead")
+        raise ValueError(f"{path} does not contain the path of its video; give the video instead")
     source: Source = conform(tokens.meta["source"], Source, f"{path}: its source")
-    noted = conform(tokens.meta["reading"], dict[str, Any], f"{path}: its reading")
-    reading: dict[str, Any] = conform(current_names(noted), ReadOptions, f"{path}: its reading")
+    saved = conform(tokens.meta["reading"], dict[str, Any], f"{path}: its reading")
+    reading: dict[str, Any] = conform(current_names(saved), ReadOptions, f"{path}: its reading")
     if absent := [name for name in names_of(ReadOptions) if name not in reading]:
         raise ValueError(f"{path}: its reading has no {', '.join(absent)}")
-    where = video or Path(source["path"])
-    if not where.exists():
-        raise ValueError(f"{path} came from {where}, which does not exist; give its place by --video")
-    now = source_now(where)
+    location = video or Path(source["path"])
+    if not location.exists():
+        raise ValueError(f"{path} was made from {location}, which does not exist; give --video if it was moved")
+    now = source_now(location)
     if now["bytes"] != source["bytes"] and source["bytes"]:
-        raise ValueError(f"{where} has {now['bytes']} bytes, {path} came from one of {source['bytes']}")
+        raise ValueError(f"{location} has {now['bytes']} bytes, but {path} was made from a file of {source['bytes']}")
     if video is None and "mtime_ns" in source and now["mtime_ns"] != source["mtime_ns"]:
-        raise ValueError(f"{where} has changed since {path} was made; give --video {where} if it shows the same")
-    return read_video(where, ReadOptions(**reading)), tokens
+        raise ValueError(f"{location} has changed since {path} was made; give --video {location} if it shows the same")
+    return read_video(location, ReadOptions(**reading)), tokens
 
 
 def _rate(clip: Video) -> float:
-    """Frames each second at which the frames shown last as long as in the video."""
+    """Returns the frame rate at which the frames last as long as in the video."""
     span = float(clip.times[-1] - clip.times[0])
     return max(1.0, (len(clip) - 1) / span) if span > 0 else 4.0
 

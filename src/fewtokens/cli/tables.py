@@ -15,15 +15,15 @@ from rich.table import Table
 
 from fewtokens.cli.console import out
 
-# Names are wrapped to no less than this; numbers are not wrapped.
-_NARROW = 12
+# Columns of text are wrapped to no less than this; numbers are not wrapped.
+_MIN_WIDTH = 12
 _GAP = 2
 
 
 def table(title: str, rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """A table of rows with equal keys, numbers to the right.
+    """Returns a table of rows with equal keys, numbers aligned right.
 
-    Columns that the terminal has no room for go into a further table below, beside the first column again.
+    If the terminal is too narrow, the remaining columns follow in another table below, with the first column repeated.
     """
     names = list(rows[0]) if rows else []
     widths = {name: _least_width(name, rows) for name in names}
@@ -41,7 +41,7 @@ def _part(title: str, rows: Sequence[dict[str, Any]], names: Sequence[str], widt
         pad_edge=False, padding=(0, _GAP - 1, 0, 0),
     )  # fmt: skip
     for name in names:
-        # A column that may not be narrower than its longest entry is not for rich to narrow.
+        # rich narrows other columns first if a column that needs its full width is not wrapped.
         part.add_column(
             escape(name), justify="right" if _is_number(name, rows) else "left", min_width=widths[name],
             no_wrap=widths[name] == _width(name, rows), overflow="fold",
@@ -61,13 +61,13 @@ def _width(name: str, rows: Sequence[dict[str, Any]]) -> int:
 
 def _least_width(name: str, rows: Sequence[dict[str, Any]]) -> int:
     width = _width(name, rows)
-    # A method is told from another by its whole name.
-    whole = name == "method" and width <= 24
-    return width if whole or _is_number(name, rows) else min(width, _NARROW)
+    # Names of methods stay complete, to be distinguished and copied.
+    unbroken = name == "method" and width <= 24
+    return width if unbroken or _is_number(name, rows) else min(width, _MIN_WIDTH)
 
 
 def text(name: str, value: Any) -> str:
-    """A value as the tables print it."""
+    """Formats a value for a table."""
     if value is None:
         return "-"
     if name == "retention":
@@ -78,7 +78,7 @@ def text(name: str, value: Any) -> str:
 
 
 def to_json(value: Any) -> str:
-    """JSON, indented; numbers that it has no word for (the PSNR of a perfect copy) become null."""
+    """Returns indented JSON; infinite and NaN numbers (such as the PSNR of a perfect copy) become null."""
 
     def plain(part: Any) -> Any:
         if isinstance(part, dict):
@@ -91,5 +91,5 @@ def to_json(value: Any) -> str:
 
 
 def print_json(value: Any) -> None:
-    """`to_json` on stdout."""
+    """Prints a value as JSON on stdout."""
     sys.stdout.write(to_json(value))

@@ -27,7 +27,7 @@ from fewtokens.cli.options import (
 )
 from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video
 from fewtokens.cli.progress import progress
-from fewtokens.cli.resume import check_request, check_source, distinct_names, unique_paths, source_now, tell_damaged
+from fewtokens.cli.resume import check_request, check_source, distinct_names, report_damaged, source_now, unique_paths
 from fewtokens.cli.tables import print_json
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
@@ -112,7 +112,7 @@ def tokenize(
                     report = advance if single else None
                     row = tokenize_chunks(pipeline, video, path, chunk_reading, run.seed, overwrite, report)
                 else:
-                    row = _one(pipeline, video, path, reading, run.seed, overwrite)
+                    row = _tokenize_video(pipeline, video, path, reading, run.seed, overwrite)
             except (ValueError, OSError) as error:
                 if single:
                     raise
@@ -121,7 +121,7 @@ def tokenize(
             else:
                 done.append(row)
                 if not as_json:
-                    _tell(row)
+                    _print_row(row)
             if not single:
                 advance(number + 1)
     if not single:
@@ -157,7 +157,7 @@ def _targets(videos: list[Path], target: Path, chunked: bool) -> list[tuple[Path
     return jobs
 
 
-def _one(
+def _tokenize_video(
     pipeline: Pipeline, video: Path, path: Path, reading: ReadOptions, seed: int, overwrite: bool
 ) -> dict[str, Any]:
     """Tokenizes one video; returns its entry in the report."""
@@ -202,12 +202,12 @@ def _meta(path: Path) -> dict[str, Any] | None:
         except ValueError as error:
             raise files.Damaged(str(error)) from None
     except files.Damaged as error:
-        tell_damaged(error)
+        report_damaged(error)
         return None
     return meta | {"reading": current_names(meta["reading"])} if isinstance(meta.get("reading"), dict) else meta
 
 
-def _tell(row: dict[str, Any]) -> None:
+def _print_row(row: dict[str, Any]) -> None:
     if row["skipped"]:
         log.print(f"{escape(row['out'])}: already exists, skipped", highlight=False)
         return

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from fewtokens.cli.console import log
 from fewtokens.cli.pipelines import current_names
-from fewtokens.cli.resume import check_request, check_source, source_now, tell_damaged
+from fewtokens.cli.resume import check_request, check_source, report_damaged, source_now
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
@@ -100,7 +100,7 @@ def _meta(folder: Path) -> dict[str, Any] | None:
         for name in facts["chunks"]:
             files.load_header(folder / Path(name).name, "tokens")
     except ValueError as error:
-        tell_damaged(error)
+        report_damaged(error)
         return None
     meta = facts["meta"]
     return meta | {"reading": current_names(meta["reading"])} if isinstance(meta.get("reading"), dict) else meta

@@ -1,4 +1,4 @@
-"""The verbs and groups of verbs, with one line of help each; a verb is imported when it is called."""
+"""The verbs and groups of verbs, with one line of help for each; a verb is imported when it is called."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ VERBS = {
     "doctor": "Check the installation and optional dependencies.",
 }
 TRAIN = {
-    "classify": "A classifier of labeled images or videos.",
-    "tobo": "Token Bottleneck: an encoder from unlabeled videos.",
-    "mae": "Masked autoencoder: an encoder from unlabeled videos.",
-    "siam-mae": "SiamMAE: an encoder from pairs of frames.",
-    "rsp": "RSP: an encoder that predicts later frames.",
-    "crop-mae": "CropMAE: an encoder from crops of single frames.",
-    "frames": "Decode videos before training.",
-    "video-llm": "A video language model from an encoder and a language model.",
-    "token-dynamics": "A compressor for a trained video language model.",
+    "classify": "Train a classifier on labeled images or videos.",
+    "tobo": "Pre-train an encoder on videos with Token Bottleneck.",
+    "mae": "Pre-train an encoder on frames as a masked autoencoder.",
+    "siam-mae": "Pre-train an encoder on pairs of frames with SiamMAE.",
+    "rsp": "Pre-train an encoder to predict later frames with RSP.",
+    "crop-mae": "Pre-train an encoder on crops of frames with CropMAE.",
+    "frames": "Decode videos before pre-training, to read them faster.",
+    "video-llm": "Train a video language model from an encoder and an LLM.",
+    "token-dynamics": "Train a compressor in a trained video language model.",
 }
 EVAL = {
-    "davis": "J and F of object masks, by label propagation.",
-    "jhmdb": "PCK of human joints, by label propagation.",
-    "vip": "Mean IoU of human parts, by label propagation.",
-    "bc": "Robot tasks by behavior cloning on frozen features.",
-    "classify": "Accuracy of a trained classifier.",
-    "fewshot": "Few-shot probe of a frozen encoder.",
-    "linear": "Linear probe of a frozen encoder.",
-    "knn": "Nearest-neighbor probe of a frozen encoder.",
-    "qa": "Public question sets, for video language models.",
-    "videoqa": "Generated questions, for video language models.",
+    "davis": "Score mask propagation on DAVIS (J and F).",
+    "jhmdb": "Score joint propagation on JHMDB (PCK).",
+    "vip": "Score human-part propagation on VIP (mean IoU).",
+    "bc": "Score robot tasks by behavior cloning on frozen features.",
+    "classify": "Score a trained classifier.",
+    "fewshot": "Score a frozen encoder by a few-shot probe.",
+    "linear": "Score a frozen encoder by a linear probe.",
+    "knn": "Score a frozen encoder by nearest neighbors.",
+    "qa": "Score a video language model on public question sets.",
+    "videoqa": "Score a video language model on generated clips.",
 }
 GROUPS = {"train": TRAIN, "eval": EVAL}
 EXAMPLES = {

@@ -134,7 +134,7 @@ class LayerMethod(Spec):
             def prune_points(self, depth):
                 return [PrunePoint(layer=3, score_layer=2)]
 
-            def choose(self, state, number):
+            def choose(self, state, index):
                 return LayerDecision(top(state, counts(state, 0.5)))
 
     Only video tokens are dropped. Images, text and separators of a video (such as newlines) are always kept. A
@@ -142,8 +142,8 @@ class LayerMethod(Spec):
 
     Class attributes:
         stage: always "llm".
-        asks: the queries whose attention scores the tokens: "last", the last token of the question, or "text", all
-            text tokens after the last video.
+        scoring_queries: the queries whose attention scores the tokens: "last", the last token of the question, or
+            "text", all text tokens after the last video.
         prunes_earlier: whether dropped tokens are also removed from the caches of earlier layers.
         may_keep_all: whether keeping all tokens is allowed; if False, dropping none is an error.
         paper: citation, in one line.
@@ -152,7 +152,7 @@ class LayerMethod(Spec):
     """
 
     stage: ClassVar[str] = "llm"
-    asks: ClassVar[str] = "last"
+    scoring_queries: ClassVar[str] = "last"
     prunes_earlier: ClassVar[bool] = False
     may_keep_all: ClassVar[bool] = False
     paper: ClassVar[str] = ""
@@ -175,12 +175,12 @@ class LayerMethod(Spec):
         """
         return []
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
         """Decides which video tokens to keep at a prune point.
 
         Args:
             state: the remaining columns.
-            number: index of the point in `prune_points`.
+            index: index of the point in `prune_points`.
         """
         raise NotImplementedError
 
@@ -206,8 +206,8 @@ class LayerMethod(Spec):
         layers = [point.layer for point in self.prune_points(depth)] + ([] if point is None else [point.layer])
         return [(layer, layer) for layer in layers]
 
-    def keeps_all(self, number: int) -> bool:
-        """Whether the budget of the prune point at index `number` may keep all tokens."""
+    def keeps_all(self, index: int) -> bool:
+        """Whether the budget of the prune point at this index may keep all tokens."""
         return self.may_keep_all
 
 

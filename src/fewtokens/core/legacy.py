@@ -6,7 +6,7 @@ import ast
 
 _RENAMED = {
     "width": "dim", "text_width": "text_dim", "weights": "checkpoint", "neighbours": "neighbors",
-    "normalise": "normalize", "total": "keep", "step": "stride",
+    "normalise": "normalize", "centre": "center", "total": "keep", "step": "stride",
 }  # fmt: skip
 _PER_FRAME = ("tokenlearner", "dense_tokens", "pool_mlp", "grid_split")
 _TWO_STAGES = ("tome", "merge_windows", "representation_shift")

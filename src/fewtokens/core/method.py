@@ -153,7 +153,7 @@ class Method(Spec, nn.Module):
         """
         return Plan.from_assignment(tokens, self(tokens, **cues))
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         """Returns the minimum number of tokens for one video of this grid, regardless of the budget."""
         return 1
 
@@ -163,8 +163,8 @@ class Method(Spec, nn.Module):
             return None
         if self.stage == "encoder":
             # Encoders process one frame at a time, so the budget applies to each frame.
-            return grid.T * max(self.fewest(grid.frame), self.budget.count(grid.frame))
-        return max(self.fewest(grid), self.budget.count(grid))
+            return grid.T * max(self.min_count(grid.frame), self.budget.count(grid.frame))
+        return max(self.min_count(grid), self.budget.count(grid))
 
     def counts(self, tokens: Tokens) -> Tensor:
         """Returns the number of tokens of each video of a batch, int64 [B], at most its number of input tokens."""
@@ -259,7 +259,7 @@ class Resampler(Method):
 
     def planned_count(self, grid: Grid) -> int | None:
         # There may be more new tokens than cells.
-        return None if self.budget is None else max(self.fewest(grid), int(self.budget.amount(grid) + 1e-6))
+        return None if self.budget is None else max(self.min_count(grid), int(self.budget.amount(grid) + 1e-6))
 
     @final
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:

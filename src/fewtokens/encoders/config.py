@@ -130,7 +130,7 @@ def make_vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
         ValueError: unknown names, or values of a wrong type or out of range; the message starts with `where`.
     """
     current = current_names(values)
-    refuse_unknown(current, ViTConfig, where)
+    check_names(current, ViTConfig, where)
     conform(current, ViTConfig, where)
     try:
         return ViTConfig(**current)
@@ -138,18 +138,20 @@ def make_vit_config(values: Mapping[str, Any], where: str) -> ViTConfig:
         raise ValueError(f"{where}: {str(error)[:300]}") from None
 
 
-def refuse_unknown(values: Mapping[str, Any], kind: Any, where: str) -> None:
+def check_names(values: Mapping[str, Any], kind: Any, where: str) -> None:
     """Raises ValueError for unknown names; the message contains the new name of a renamed setting."""
-    known = {field.name for field in fields(kind)}
-    unknown = sorted(set(values) - known)
+    names = {field.name for field in fields(kind)}
+    unknown = sorted(set(values) - names)
     if not unknown:
         return
-    if hint := hint_for(unknown, known):
+    if hint := rename_hint(unknown, names):
         raise ValueError(f"{where}: {hint}")
-    raise ValueError(f"{where}: unknown settings {in_a_line(', '.join(unknown))}; known: {', '.join(sorted(known))}")
+    raise ValueError(
+        f"{where}: unknown settings {in_a_line(', '.join(unknown))}; available: {', '.join(sorted(names))}"
+    )
 
 
-def hint_for(unknown: list[str], known: set[str]) -> str:
+def rename_hint(unknown: list[str], names: set[str]) -> str:
     """Returns a hint such as "width is now called dim" for the first renamed setting; "" if there is none."""
-    old = [name for name in unknown if OLD_NAMES.get(name) in known]
+    old = [name for name in unknown if OLD_NAMES.get(name) in names]
     return f"{old[0]} is now called {OLD_NAMES[old[0]]}" if old else ""

@@ -30,7 +30,7 @@ def to_unit(frames: Tensor) -> Tensor:
     return frames.float()
 
 
-def cells_of(frames: int, height: int, width: int, tubelet: int, patch: int, times: Tensor | None = None) -> Grid:
+def make_grid(frames: int, height: int, width: int, tubelet: int, patch: int, times: Tensor | None = None) -> Grid:
     """Returns the grid of a video of this size in pixels after `fit`; a tubelet has the time of its first frame."""
     if times is not None:
         times = torch.as_tensor(times, dtype=torch.float64)

@@ -15,7 +15,7 @@ from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, fit, make_grid, normalize, patchify, to_unit
 from fewtokens.encoders.probe import find_cells
 from fewtokens.encoders.weights import fingerprint, height_and_width, read_config, read_normalization, vision_config
 
@@ -94,7 +94,7 @@ class HfEncoder(Encoder):
         return Path(folder)
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, self.side, self.side, 1, 1, times)
+        return make_grid(frames, self.side, self.side, 1, 1, times)
 
     def forward(
         self,

@@ -60,7 +60,7 @@ def load_encoder(
             vit,
             name=str(name),
             batch=batch,
-            fingerprint=weights.hash_of([Path(name)]),
+            fingerprint=weights.hash_files([Path(name)]),
             options=_only(options, str(name)),
         )
     folder = Path(name) if Path(name).is_dir() else from_hub(str(name))

@@ -14,7 +14,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.devices import pick_device, pick_dtype
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, patchify, to_unit, unpatchify
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, fit, make_grid, patchify, to_unit, unpatchify
 
 # Upper limit of patch and tubelet size: small frames are scaled up to one patch, short clips padded to one tubelet.
 _MAX_SIZE = 1024
@@ -60,7 +60,7 @@ class Patches(Encoder):
         return 3 * self.tubelet_size * self.patch_size**2
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, self.tubelet_size, self.patch_size, times)
+        return make_grid(frames, height, width, self.tubelet_size, self.patch_size, times)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         with files.whole_folder(folder, last="config.json") as temporary:

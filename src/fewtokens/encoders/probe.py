@@ -80,7 +80,7 @@ def _candidates(shape: Sequence[int], size: int, patch: int) -> Iterator[tuple[i
 
 def _in_raster_order(run: Callable[[Tensor], Tensor], frame: Tensor, before: Tensor, prefix: int, side: int) -> bool:
     """Whether changing a cell changes its own row most."""
-    size, needed = frame.shape[3], len(_POSITIONS) - 1
+    size, remaining = frame.shape[3], len(_POSITIONS) - 1
     for index, position in enumerate(_POSITIONS):
         row, column = (int(fraction * side) for fraction in position)
         top, bottom, left, right = (round(edge * size / side) for edge in (row, row + 1, column, column + 1))
@@ -88,7 +88,7 @@ def _in_raster_order(run: Callable[[Tensor], Tensor], frame: Tensor, before: Ten
         changed[..., top:bottom, left:right] = 2.0 * (-1) ** index - frame[..., top:bottom, left:right]
         change = (_rows(run(changed))[0] - before)[prefix:].norm(dim=1)
         rank = int((change >= change[row * side + column]).sum())
-        needed -= bool(change[row * side + column] > 0) and rank <= 1 + int(_TOP_FRACTION * side**2)
-        if not needed:
+        remaining -= bool(change[row * side + column] > 0) and rank <= 1 + int(_TOP_FRACTION * side**2)
+        if not remaining:
             return True
     return False

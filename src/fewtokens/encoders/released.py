@@ -32,7 +32,9 @@ _NAMES = (
     (r"^(blocks\.\d+)\.attn\.qkv\.", r"\1.attention.qkv."),
     (r"^(blocks\.\d+)\.attn\.proj\.", r"\1.attention.out."),
 )
-_OURS = re.compile(r"(class_token|class_position|positions|patches\.|norm_last\.|blocks\.\d+\.(norm|attention|mlp))")
+_ENCODER_NAMES = re.compile(
+    r"(class_token|class_position|positions|patches\.|norm_last\.|blocks\.\d+\.(norm|attention|mlp))"
+)
 
 
 def load_released(path: str | Path) -> ViT:
@@ -53,7 +55,7 @@ def load_released(path: str | Path) -> ViT:
             continue
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
-        if _OURS.match(name):
+        if _ENCODER_NAMES.match(name):
             state[name] = value
     missing = [name for name in ("patches.weight", "positions", "class_token", "blocks.0.mlp.fc1.weight")
                if name not in state]  # fmt: skip

@@ -131,29 +131,31 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.ones(config.dim)) if config.layer_scale else None
         self.scale2 = nn.Parameter(torch.ones(config.dim)) if config.layer_scale else None
 
-    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
-        """Applies both halves. `drop` is the rate of stochastic depth (arXiv 1603.09382) in training."""
-        x = self.dropped(x, self.first(x)[0], drop)
-        return self.dropped(x, self.second(x), drop)
+    def forward(self, x: Tensor, drop_rate: float = 0.0) -> Tensor:
+        """Applies both halves. `drop_rate` is the rate of stochastic depth (arXiv 1603.09382) in training."""
+        x = self.drop_path(x, self.attention_half(x)[0], drop_rate)
+        return self.drop_path(x, self.mlp_half(x), drop_rate)
 
-    def dropped(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
+    def drop_path(self, before: Tensor, after: Tensor, rate: float) -> Tensor:
         """Stochastic depth: drops the residual branch of some samples and rescales the others."""
         if not rate or not self.training:
             return after
         mask = torch.rand(len(after), *[1] * (after.ndim - 1), device=after.device) >= rate
         return before + (after - before) * mask / (1 - rate)
 
-    def first(self, x: Tensor, weight: Tensor | None = None, mode: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+    def attention_half(
+        self, x: Tensor, weight: Tensor | None = None, mode: str = "none"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Attention with its residual; returns the output, the queries and the keys."""
         q, k, v = self.attention.project(self.norm1(x))
-        return self.scaled(x, self.attention.attend(q, k, v, weight, mode), self.scale1), q, k
+        return self.add_branch(x, self.attention.attend(q, k, v, weight, mode), self.scale1), q, k
 
-    def second(self, x: Tensor) -> Tensor:
+    def mlp_half(self, x: Tensor) -> Tensor:
         """MLP with its residual."""
-        return self.scaled(x, self.mlp(self.norm2(x)), self.scale2)
+        return self.add_branch(x, self.mlp(self.norm2(x)), self.scale2)
 
     @staticmethod
-    def scaled(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
         """Adds a branch, multiplied by its layer scale, to x."""
         return x + (branch if scale is None else scale * branch)
 

@@ -118,34 +118,34 @@ class ViT(nn.Module):
         x = tokens.features if prefix is None else torch.cat([prefix.to(tokens.features.dtype), tokens.features], 1)
         x = self.norm_first(x)
         # Checked once: whether keys must be weighted or masked at all.
-        padded, weighed = _ragged(tokens), _weighed(tokens)
+        padded, weighted = _may_have_padding(tokens), _may_have_merged_tokens(tokens)
         cues: dict[str, Tensor] = {}
         shift: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            weight = self._weight(tokens, P, padded, weighed)
+            weight = self._weight(tokens, P, padded, weighted)
             start = x
-            x, q, k = block.first(x, weight, self.proportional)
-            at_end = needs if layer == len(self.blocks) - 1 else ()
-            requested = {*at_end, *(name for method in inside for name in method.needs)}
-            cues = _cues(q, k, weight, tokens.mask, P, requested)
+            x, q, k = block.attention_half(x, weight, self.proportional)
+            last_block_needs = needs if layer == len(self.blocks) - 1 else ()
+            requested = {*last_block_needs, *(name for method in inside for name in method.needs)}
+            cues = _attention_cues(q, k, weight, tokens.mask, P, requested)
             if "shift" in requested:
                 # Shift of the previous MLP; the first block has none and uses its attention instead.
-                cues["shift"] = _length(x - start, P) if shift is None else shift
+                cues["shift"] = _update_norm(x - start, P) if shift is None else shift
             if inside:
                 tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
                 for index, method in enumerate(inside):
                     needed = {name: cues[name] for name in method.needs}
                     before, tokens = tokens, method(tokens, **needed, layer=layer, depth=len(self.blocks))
-                    if at_end or index < len(inside) - 1:
-                        cues = _follow(cues, before, tokens)
+                    if last_block_needs or index < len(inside) - 1:
+                        cues = _pool_cues(cues, before, tokens)
                 # After a method, frames may have unequal counts.
-                padded, weighed = padded or _ragged(tokens), True
+                padded, weighted = padded or _may_have_padding(tokens), True
                 x = tokens.features if tokens.prefix is None else torch.cat([tokens.prefix, tokens.features], 1)
             start = x
-            x = block.second(x)
+            x = block.mlp_half(x)
             if "shift" in requested:
-                shift = _length(x - start, P)
+                shift = _update_norm(x - start, P)
         if shift is not None and "shift" in needs:
             cues["shift"] = shift
         x = self.norm_last(x)
@@ -153,30 +153,32 @@ class ViT(nn.Module):
         if not inside:
             return tokens, {name: cues[name] for name in needs}
         ordered = tokens.ordered()
-        return ordered, _follow({name: cues[name] for name in needs}, tokens, ordered)
+        return ordered, _pool_cues({name: cues[name] for name in needs}, tokens, ordered)
 
-    def _weight(self, tokens: Tokens, prefix: int, padded: bool, weighed: bool) -> Tensor | None:
+    def _weight(self, tokens: Tokens, prefix: int, padded: bool, weighted: bool) -> Tensor | None:
         """Additive weight of each key, float32 [F,P+N]: its log size, or a mask for padding; None if not needed."""
-        weighed = weighed and self.proportional != "none"
-        if not weighed and not padded:
+        weighted = weighted and self.proportional != "none"
+        if not weighted and not padded:
             return None
-        weight = tokens.sizes.clamp(min=1e-6).log() if weighed else torch.zeros_like(tokens.sizes)
+        weight = tokens.sizes.clamp(min=1e-6).log() if weighted else torch.zeros_like(tokens.sizes)
         return F.pad(weight.masked_fill(~tokens.mask, _MASKED), (prefix, 0))
 
 
-def _length(added: Tensor, prefix: int) -> Tensor:
+def _update_norm(added: Tensor, prefix: int) -> Tensor:
     """Norm of the update of each patch token by a branch, float32 [F,N]."""
     return added[:, prefix:].float().norm(dim=-1)
 
 
-def _cues(q: Tensor, k: Tensor, weight: Tensor | None, mask: Tensor, prefix: int, names: set[str]) -> dict[str, Tensor]:
+def _attention_cues(
+    q: Tensor, k: Tensor, weight: Tensor | None, mask: Tensor, prefix: int, names: set[str]
+) -> dict[str, Tensor]:
     cues = {}
     if "keys" in names:
         cues["keys"] = k[:, :, prefix:].mean(1)
     if "attention" in names:
         cues["attention"] = torch.cat(
             [
-                _received(*rows, None if weight is None else weight[i : i + 1])[:, prefix:]
+                _received_attention(*rows, None if weight is None else weight[i : i + 1])[:, prefix:]
                 for i, rows in enumerate(zip(q.split(1), k.split(1), strict=True))
             ]
         )
@@ -195,7 +197,7 @@ def _sharpness(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
     return torch.xlogy(attention, attention).sum(-1)
 
 
-def _received(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
+def _received_attention(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
     """Attention that each key receives, mean over heads and queries (including the class token), [B,N]."""
     logits = (q.float() @ k.float().transpose(2, 3)) * q.shape[-1] ** -0.5
     if weight is not None:
@@ -203,18 +205,18 @@ def _received(q: Tensor, k: Tensor, weight: Tensor | None) -> Tensor:
     return logits.softmax(-1).mean((1, 2))
 
 
-def _follow(cues: dict[str, Tensor], before: Tokens, after: Tokens) -> dict[str, Tensor]:
+def _pool_cues(cues: dict[str, Tensor], before: Tokens, after: Tokens) -> dict[str, Tensor]:
     """Pools cues to the tokens after a method."""
     return {name: after.pool(cue, before) for name, cue in cues.items()}
 
 
-def _ragged(tokens: Tokens) -> bool:
+def _may_have_padding(tokens: Tokens) -> bool:
     """Whether a frame may have padding; True in a compiled or exported network, which cannot inspect the data."""
     return torch.compiler.is_compiling() or not bool(tokens.mask.all())
 
 
-def _weighed(tokens: Tokens) -> bool:
-    """Whether a token may stand for more or less than one cell; see `_ragged`."""
+def _may_have_merged_tokens(tokens: Tokens) -> bool:
+    """Whether a token may stand for more or less than one cell; see `_may_have_padding`."""
     return torch.compiler.is_compiling() or bool((tokens.sizes != 1).logical_and(tokens.mask).any())
 
 

@@ -18,7 +18,7 @@ from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.config import make_vit_config
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, cells_of, fit, normalize, patchify, to_unit
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, fit, make_grid, normalize, patchify, to_unit
 from fewtokens.encoders.vit import ViT
 from fewtokens.encoders.weights import build_vit, fingerprint
 
@@ -111,7 +111,7 @@ class VitEncoder(Encoder):
         return self.vit.config.dim
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, 1, self.vit.config.patch_size, times)
+        return make_grid(frames, height, width, 1, self.vit.config.patch_size, times)
 
     def forward(
         self,
@@ -143,20 +143,24 @@ class VitEncoder(Encoder):
         chunks: list[Tokens] = []
         split = None if cells is None else split_frames(cells)
         flat = frames.flatten(0, 1)
-        plan = _in_order(B * T, self.batch) if split is None else _by_count(split.count.tolist(), self.batch, grid)
+        plan = (
+            _consecutive_batches(B * T, self.batch)
+            if split is None
+            else _batches_by_count(split.count.tolist(), self.batch, grid)
+        )
         done = 0
-        from_last = [name for name in needs if name in ("keys", "attention", "shift")]
-        widths: dict[str, torch.Size] = {}
+        last_block_cues = [name for name in needs if name in ("keys", "attention", "shift")]
+        cue_shapes: dict[str, torch.Size] = {}
         for indices in plan:
             if split is None:
                 embedded = self._embed(flat[indices[0] : indices[-1] + 1], grid)
                 chunk = Tokens.from_cells(embedded, Grid(1, grid.H, grid.W))
             else:
                 chunk = trim(split.select(indices))
-            chunk, cues = self.vit.walk(chunk, inside, from_last)
+            chunk, cues = self.vit.walk(chunk, inside, last_block_cues)
             # Cues are carried as extra channels until the frames are joined into videos.
-            widths = {name: cues[name].shape[2:] for name in from_last}
-            extra = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in from_last]
+            cue_shapes = {name: cues[name].shape[2:] for name in last_block_cues}
+            extra = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in last_block_cues]
             chunks.append(chunk.replace(features=torch.cat([chunk.features, *extra], -1)))
             done += len(indices)
             if self.progress is not None:
@@ -170,16 +174,16 @@ class VitEncoder(Encoder):
             tokens = _recompose(cells, tokens)
         C, extra_channels = self.dim, tokens.features[..., self.dim :]
         tokens = tokens.replace(features=tokens.features[..., :C])
-        returned: dict[str, Tensor] = {}
-        for name in from_last:
-            size = widths[name].numel()  # 1 for a scalar cue
-            returned[name] = extra_channels[..., :size].reshape(*tokens.mask.shape, *widths[name])
+        cue_values: dict[str, Tensor] = {}
+        for name in last_block_cues:
+            size = cue_shapes[name].numel()  # 1 for a scalar cue
+            cue_values[name] = extra_channels[..., :size].reshape(*tokens.mask.shape, *cue_shapes[name])
             extra_channels = extra_channels[..., size:]
         if "frame_global" in needs:
-            returned["frame_global"] = self._frame_global(tokens)
+            cue_values["frame_global"] = self._frame_global(tokens)
         if "pixels" in needs:
-            returned["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch_size))
-        return tokens, returned
+            cue_values["pixels"] = tokens.pool(patchify(self._fit(frames, grid), 1, self.vit.config.patch_size))
+        return tokens, cue_values
 
     def _fit(self, frames: Tensor, grid: Grid) -> Tensor:
         return fit(to_unit(frames.to(self.device)), grid, 1, self.vit.config.patch_size)
@@ -211,12 +215,12 @@ class VitEncoder(Encoder):
         return (total / member.sum(1).clamp(min=1)[..., None]).to(tokens.features.dtype)
 
 
-def _in_order(frames: int, batch: int) -> list[list[int]]:
+def _consecutive_batches(frames: int, batch: int) -> list[list[int]]:
     """Splits frames into consecutive chunks of a batch."""
     return [list(range(start, min(start + batch, frames))) for start in range(0, frames, batch)]
 
 
-def _by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
+def _batches_by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
     """Groups frames into chunks of similar token counts, largest first, to limit padding.
 
     A padded chunk has at most as many slots as a batch of full frames. Each of its frames has at least two thirds as
@@ -225,20 +229,21 @@ def _by_count(counts: Sequence[int], batch: int, grid: Grid) -> list[list[int]]:
     order = sorted(range(len(counts)), key=lambda n: -counts[n])
     chunks: list[list[int]] = []
     widest = 0
-    for number in order:
-        count = max(1, counts[number])
+    for frame in order:
+        count = max(1, counts[frame])
         full = (len(chunks[-1]) + 1) * widest > batch * grid.cells_per_frame if chunks else True
         if full or (count < 2 / 3 * widest and widest > 16):
             chunks.append([])
             widest = count
-        chunks[-1].append(number)
+        chunks[-1].append(frame)
     return chunks
 
 
 def _recompose(cells: Tokens, encoded: Tokens) -> Tokens:
     """Restores the assignment and sizes of the pixels methods in encoded tokens.
 
-    During encoding a token is assigned only cells of its frame; here a run is assigned its cells in later frames too.
+    During encoding, a token is assigned only cells of the frame it is in. Here the token of a run is also assigned its
+    cells in later frames.
     """
     dest = encoded.assignment.gather(1, cells.cell)
     restored = cells.apply(Plan(encoded.count, encoded.N, dest))

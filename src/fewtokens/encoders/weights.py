@@ -347,10 +347,10 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
 
 def fingerprint(folder: Path) -> str:
     """Returns the SHA-256 of the weight files of a folder."""
-    return hash_of(weight_files(folder))
+    return hash_files(weight_files(folder))
 
 
-def hash_of(files: Sequence[Path]) -> str:
+def hash_files(files: Sequence[Path]) -> str:
     """Returns the SHA-256 of files."""
     return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
 

@@ -4,7 +4,7 @@ with attach(model, "dycoke(keep=0.25)") as few:
     ids = few.generate(**inputs, max_new_tokens=64)     # as model.generate
     loss = few(**inputs, labels=labels).loss            # as model(...)
 
-with attach(model, "dycoke(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and fewer still from layer 2 on
+with attach(model, "dycoke(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and half of them from layer 2 on
     ids = few.generate(**inputs, max_new_tokens=64)
 """
 
@@ -50,9 +50,9 @@ class Attached:
         Raises:
             ValueError: as `compress`, or if the features were reduced by other methods.
         """
-        return self._shortened(inputs, whole=True)
+        return self._shortened(inputs, all_columns=True)
 
-    def _shortened(self, inputs: dict[str, Any], *, whole: bool) -> dict[str, Any]:
+    def _shortened(self, inputs: dict[str, Any], *, all_columns: bool) -> dict[str, Any]:
         if (cache := cache_of(inputs)) is not None:
             parameters = inspect.signature(self.model.forward).parameters
             name = next(name for name in CACHE_NAMES if name in parameters)
@@ -67,7 +67,9 @@ class Attached:
         if compressed.tokens:
             self.last = compressed
         elif is_filled(cache) and compressed.inputs.get("position_ids") is None:
-            positions = later_positions(cache, compressed.inputs, three=backend_of(self.model).mrope, whole=whole)
+            positions = later_positions(
+                cache, compressed.inputs, mrope=backend_of(self.model).mrope, all_columns=all_columns
+            )
             if positions is not None:
                 compressed.inputs["position_ids"] = positions
         return compressed.inputs
@@ -87,7 +89,7 @@ class Attached:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """Runs `model(...)` on the shortened prompt; labels are shortened to match."""
-        return self._callable(**self._shortened(_by_name(self.model.forward, args, inputs), whole=False))
+        return self._callable(**self._shortened(_by_name(self.model.forward, args, inputs), all_columns=False))
 
 
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:

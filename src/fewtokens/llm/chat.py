@@ -68,7 +68,7 @@ def check_question(tokenizer: Any, question: str, extra: Iterable[str] = ()) -> 
     names = {*map(str, tokenizer.all_special_tokens), *map(str, added.values()), *extra} - {""}
     special = next((name for name in sorted(names, key=len, reverse=True) if name in question), None)
     if special is None:
-        # Another spelling that the tokenizer maps to a special token. Unknown words are not special.
+        # The tokenizer may map another spelling to a special token. Unknown words are not special.
         special_ids = {*tokenizer.all_special_ids, *added} - {tokenizer.unk_token_id}
         ids = tokenizer(question, add_special_tokens=False)["input_ids"]
         special = next((tokenizer.convert_ids_to_tokens(id) for id in ids if id in special_ids), None)

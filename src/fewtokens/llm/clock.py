@@ -1,4 +1,4 @@
-"""Where the time of an answer goes: consecutive stages without gaps, and the times of the first and last token."""
+"""Measures the time of an answer by stage, and the times of its first and last token."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ STAGES = ("decode", "encode", "reduce", "prefill")
 
 
 class Clock:
-    """Seconds of each stage. The time between two laps counts toward one stage, so that stages add up to the total.
+    """Measures seconds per stage. The time between two laps counts toward one stage, so the stages add up to the total.
 
     Args:
         device: the device to synchronize, so that a lap ends when its work is done.
 
     Attributes:
-        seconds: time by stage.
+        seconds: seconds by stage.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +43,7 @@ class Clock:
 def stream_text(tokenizer: Any, on_text: Callable[[str], None] | None) -> Any:
     """Returns a streamer of transformers that collects the text, and the times of the first and the last token.
 
-    The prompt is put first and skipped; after a prompt of embeddings `generate` also puts an empty tensor.
+    `generate` first puts the prompt, which is skipped, and after a prompt of embeddings also an empty tensor.
     """
     from transformers import TextStreamer
 

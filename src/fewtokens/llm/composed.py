@@ -3,8 +3,8 @@
     frames -> encoder -> [pool x pool patches concatenated] -> projector -> methods -> language model
 
 The methods follow the projector and work at the hidden size of the language model, as in VQToken (arXiv 2503.16980,
-section 4). To everything else (`compress`, `attach`, `Session`) it is one more backend: it takes prompts and features
-as the models of transformers do.
+section 4). `compress`, `attach` and `Session` use it as one more backend: it takes prompts and features as the models
+of transformers do.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ class ComposedVideoLLM(nn.Module):
         if (cache := cache_of(prompt)) is not None:
             prompt = {name: v for name, v in prompt.items() if name not in CACHE_NAMES} | {self._cache_name(): cache}
         ids, outputs = prompt["input_ids"], prompt.get("mm_encoder_outputs")
-        # The rows of a video of an earlier turn are in the cache; its ids only count columns.
+        # The rows of an earlier turn's video are in the cache; its ids only count columns.
         text_ids = ids.masked_fill(ids == VIDEO_MARKER, options["pad_token_id"] or 0)
         if outputs:
             if streamer is not None:
@@ -299,8 +299,8 @@ class ComposedVideoLLM(nn.Module):
 
     def encode_questions(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Encodes questions as prompts, one per video, padded on the left: input_ids and attention_mask [B,L]."""
-        lines = [encode_turns(self.tokenizer, [(question, None)]) for question in questions]
-        batch = collate_turns(lines, self.tokenizer.pad_token_id or 0, left=True)
+        encoded = [encode_turns(self.tokenizer, [(question, None)]) for question in questions]
+        batch = collate_turns(encoded, self.tokenizer.pad_token_id or 0, left=True)
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
@@ -312,17 +312,17 @@ class ComposedVideoLLM(nn.Module):
             OSError: the disk is full, or the folder is not writable; its previous content is unchanged.
         """
         llm = self.llm.merge_and_unload() if hasattr(self.llm, "merge_and_unload") else self.llm
-        with files.whole_folder(folder, last="config.json") as place:
+        with files.whole_folder(folder, last="config.json") as temporary:
             try:
-                llm.save_pretrained(place / "llm", safe_serialization=True)
+                llm.save_pretrained(temporary / "llm", safe_serialization=True)
             except SafetensorError as error:
                 raise files.as_os_error(error, Path(folder) / "llm") from None
-            self.tokenizer.save_pretrained(place / "llm")
+            self.tokenizer.save_pretrained(temporary / "llm")
             state = {name: value for name, value in self.state_dict().items() if not name.startswith("llm.")}
-            files.save(place / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
+            files.save(temporary / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
             shape = {"vit": asdict(self.encoder.config), "mean": self.video_encoder.mean, "std": self.video_encoder.std}
             config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
-            files.write_json(place / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
+            files.write_json(temporary / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
         return Path(folder)
 
 

@@ -22,8 +22,8 @@ from fewtokens.llm.layout import prompt_columns
 def check_cues(backend: Backend, pipeline: Pipeline) -> None:
     """Raises a ValueError if a method needs a cue that the backend cannot provide."""
     for need in sorted(pipeline.needs - set(backend.cues)):
-        who = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{who} needs {need} ({CUES[need]}), which {backend.name} cannot provide")
+        name = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
+        raise ValueError(f"{name} needs {need} ({CUES[need]}), which {backend.name} cannot provide")
 
 
 def question_columns(backend: Backend, model: Any, prompt: dict[str, Any]) -> Tensor:

@@ -70,13 +70,13 @@ def is_filled(cache: Any | None) -> bool:
     return cache is not None and int(cache.get_seq_length()) > 0
 
 
-def check_parameters(function: Callable[..., Any], known: tuple[str, ...], who: str) -> None:
+def check_parameters(function: Callable[..., Any], supported: tuple[str, ...], caller: str) -> None:
     """Raises a ValueError if a function of transformers has unknown parameters."""
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     parameters = inspect.signature(function).parameters
     names = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
-    if unknown := [name for name in names if name not in known]:
-        raise unsupported(f"{who} has unknown parameters {', '.join(unknown)}")
+    if unknown := [name for name in names if name not in supported]:
+        raise unsupported(f"{caller} has unknown parameters {', '.join(unknown)}")
 
 
 def unwrap(model: Any) -> Any:

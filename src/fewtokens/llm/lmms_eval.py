@@ -35,7 +35,7 @@ class Answers:
         frames: the number of frames per video.
         device: default: the first GPU, if available.
         dtype: the dtype of the weights.
-        batch_size: must be 1; videos are processed one by one.
+        batch_size: must be 1; videos are processed individually.
 
     Raises:
         ValueError: no `pretrained`, frames below 1, another batch size, or more than one process.

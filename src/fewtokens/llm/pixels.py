@@ -141,15 +141,15 @@ def whole_patches(
         raise ValueError(
             f"frames of {width}x{height} are too narrow for this model, which accepts up to 1:{_MAX_ASPECT}"
         )
-    high, wide = round(height / factor) * factor, round(width / factor) * factor
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     padded_frames = padded_frames or frames
-    if padded_frames * high * wide > max_pixels:
+    if padded_frames * new_height * new_width > max_pixels:
         shrink = math.sqrt(frames * height * width / max_pixels)
-        high, wide = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif padded_frames * high * wide < min_pixels:
+        new_height, new_width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif padded_frames * new_height * new_width < min_pixels:
         grow = math.sqrt(min_pixels / (frames * height * width))
-        high, wide = (math.ceil(side * grow / factor) * factor for side in (height, width))
-    return high, wide
+        new_height, new_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return new_height, new_width
 
 
 def pixel_limits(config: Mapping[str, Any]) -> tuple[float, float]:

@@ -106,18 +106,18 @@ class PromptEditor:
             return
         assert visual.grid is not None
         cells = visual.grid.cells
-        own = columns[:cells]
-        self.survivors[own] = False
+        cell_columns = columns[:cells]
+        self.survivors[cell_columns] = False
         # A run is a sequence of placeholders without text between them.
-        begins = torch.cat([own.new_ones(1, dtype=torch.bool), own[1:] != own[:-1] + 1])
-        start = own[begins][begins.cumsum(0) - 1]
+        begins = torch.cat([cell_columns.new_ones(1, dtype=torch.bool), cell_columns[1:] != cell_columns[:-1] + 1])
+        start = cell_columns[begins][begins.cumsum(0) - 1]
         if layout == "collapse":
-            self.survivors[int(own[0]) : int(own[-1]) + 1] = False
-            start = own[:1].expand(cells)
-        where = reduced.tokens.positions[0]
-        nearest = nearest_cell(where, visual.grid.shape)
-        at = self.positions[:, own]
-        new = at[:, nearest] if positions != "average" else _interpolate(at, where, visual.grid.shape)
+            self.survivors[int(cell_columns[0]) : int(cell_columns[-1]) + 1] = False
+            start = cell_columns[:1].expand(cells)
+        centers = reduced.tokens.positions[0]
+        nearest = nearest_cell(centers, visual.grid.shape)
+        old = self.positions[:, cell_columns]
+        new = old[:, nearest] if positions != "average" else _interpolate(old, centers, visual.grid.shape)
         self.new.append((start[nearest], placeholder, new))
 
     def result(self) -> EditedPrompt:
@@ -125,30 +125,30 @@ class PromptEditor:
         survivors = self.survivors.nonzero().squeeze(1)
         column = torch.cat([survivors, *(column for column, _, _ in self.new)])
         ids = torch.cat([self.ids[survivors], *(torch.full_like(column, id) for column, id, _ in self.new)])
-        at = torch.cat([self.positions[:, survivors], *(new for _, _, new in self.new)], dim=1)
+        positions = torch.cat([self.positions[:, survivors], *(new for _, _, new in self.new)], dim=1)
         ignored = [torch.full_like(column, -100) for column, _, _ in self.new]
         labels = torch.cat([self.labels[survivors], *ignored])
         order = column.argsort(stable=True)
         columns = order.argsort()[len(survivors) :].split([len(column) for column, _, _ in self.new])
-        return EditedPrompt(ids[order], at[:, order], labels[order], columns)
+        return EditedPrompt(ids[order], positions[:, order], labels[order], columns)
 
 
-def nearest_cell(where: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def nearest_cell(position: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """The index of the cell nearest to (t, y, x) [...,3], int64 [...]."""
     T, H, W = shape
-    t, y, x = (where[..., axis].round().long().clamp(0, size - 1) for axis, size in enumerate((T, H, W)))
+    t, y, x = (position[..., axis].round().long().clamp(0, size - 1) for axis, size in enumerate((T, H, W)))
     return (t * H + y) * W + x
 
 
-def _interpolate(at: Tensor, where: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Interpolates the positions [A,S] of cells at (t, y, x) [n,3], rounded: int64 [A,n]."""
-    low = where.floor()
-    fraction = (where - low).double()
-    total = torch.zeros(at.shape[0], len(where), dtype=torch.float64, device=at.device)
+def _interpolate(values: Tensor, points: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Interpolates values [A,S] of the cells at points (t, y, x) [n,3], rounded: int64 [A,n]."""
+    low = points.floor()
+    fraction = (points - low).double()
+    total = torch.zeros(values.shape[0], len(points), dtype=torch.float64, device=values.device)
     for corner in range(8):
-        step = where.new_tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
+        step = points.new_tensor([corner >> 2 & 1, corner >> 1 & 1, corner & 1])
         weight = torch.where(step.bool(), fraction, 1 - fraction).prod(1)
-        total += weight * at[:, nearest_cell(low + step, shape)]
+        total += weight * values[:, nearest_cell(low + step, shape)]
     return total.round().long()
 
 
@@ -171,19 +171,19 @@ def edit_prompts(
     mask = torch.ones_like(ids) if mask is None else mask
     old = _positions(backend, model, prompt, mask)
     editors = [PromptEditor(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
-    placed: list[tuple[int, int]] = []  # the prompt of each video, and its index in it
-    for modality, own in encoded.items():
+    video_slots: list[tuple[int, int]] = []  # the prompt of each video, and its index in that prompt
+    for modality, group in encoded.items():
         placeholder = backend.placeholder(model, modality)
-        for before, after, b, columns in zip(own.visuals, reduced[modality], own.row, own.columns, strict=True):
+        for before, after, b, columns in zip(group.visuals, reduced[modality], group.row, group.columns, strict=True):
             editors[b].replace(before, after, columns, int(placeholder or 0), layout, positions)
             if after.tokens is not None:
-                placed.append((b, len(editors[b].new) - 1))
+                video_slots.append((b, len(editors[b].new) - 1))
     edited = [editor.result() for editor in editors]
-    width = max(len(row.ids) for row in edited)
+    length = max(len(row.ids) for row in edited)
     left = not bool((mask[:, -1] == 0).any())
 
     def pad(values: list[Tensor], fill: int) -> Tensor:
-        sides = [(width - value.shape[-1], 0) if left else (0, width - value.shape[-1]) for value in values]
+        sides = [(length - value.shape[-1], 0) if left else (0, length - value.shape[-1]) for value in values]
         return torch.stack([nn.functional.pad(v, side, value=fill) for v, side in zip(values, sides, strict=True)])
 
     lengths = mask.sum(1), torch.tensor([len(row.ids) for row in edited], device=ids.device)
@@ -197,9 +197,9 @@ def edit_prompts(
         shift = lengths[0] - lengths[1]
     if backend.mrope:
         count = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
-        three = pad([row.positions for row in edited], 0).transpose(0, 1)
-        three = count.expand(3, -1, -1) if positions == "renumber" else three
-        result["position_ids"] = torch.cat([count[None], three])
+        axes = pad([row.positions for row in edited], 0).transpose(0, 1)
+        axes = count.expand(3, -1, -1) if positions == "renumber" else axes
+        result["position_ids"] = torch.cat([count[None], axes])
         # From the text at the end; the model's own delta comes from the largest position, which in Qwen2.5-VL is
         # that of a video's last frame.
         ends = torch.stack([row.positions[:, -1].amax() + 1 for row in edited])
@@ -209,18 +209,23 @@ def edit_prompts(
     elif positions != "renumber":
         result["position_ids"] = pad([row.positions for row in edited], 0)[:, 0]
     tokens = [visual.tokens for modality in encoded for visual in reduced[modality] if visual.tokens is not None]
-    token_layout = _layout(backend, model, result, edited, placed, tokens)
+    token_layout = _layout(backend, model, result, edited, video_slots, tokens)
     result["mm_encoder_outputs"] = {
         modality: mark_reduced(
-            backend.pack(modality, own.outputs, [visual.visual for visual in reduced[modality]]), token_layout
+            backend.pack(modality, group.outputs, [visual.visual for visual in reduced[modality]]), token_layout
         )
-        for modality, own in encoded.items()
+        for modality, group in encoded.items()
     }
     return Compressed(result, tokens, *lengths, shift, token_layout)
 
 
 def _layout(
-    backend: Backend, model: Any, result: dict[str, Any], edited: list[EditedPrompt], placed: Any, tokens: list[Tokens]
+    backend: Backend,
+    model: Any,
+    result: dict[str, Any],
+    edited: list[EditedPrompt],
+    video_slots: Any,
+    tokens: list[Tokens],
 ) -> Layout:
     ids, mask = result["input_ids"], result["attention_mask"].bool()
     visual = torch.zeros_like(mask)
@@ -232,8 +237,8 @@ def _layout(
     # The number of padding columns to the left of each prompt.
     offset = mask.long().argmax(1).tolist()
     videos = [
-        PlacedVideo(b, edited[b].columns[index] + offset[b], own)
-        for (b, index), own in zip(placed, tokens, strict=True)
+        PlacedVideo(b, edited[b].columns[index] + offset[b], video)
+        for (b, index), video in zip(video_slots, tokens, strict=True)
     ]
     return Layout(visual & mask, column.where(before_answer, 0).amax(1), videos)
 

@@ -1,4 +1,4 @@
-"""Asks a session a list of questions about videos, one after the other, and stores the replies in a file."""
+"""Asks a session a list of questions about videos, sequentially, and stores the replies in a file."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Answer:
         new_tokens: the number of tokens in the answer.
         seconds: the time to first token (TTFT) by stage: "decode" (reading and resizing), "encode", "reduce" (with
             building the prompt) and "prefill"; 0 for stages whose result an earlier question left in memory.
-        later: seconds from the first token to the end of the answer.
+        generation_seconds: seconds from the first token to the last one.
         speed: tokens per second after the first; None if there is only one.
         memory: peak bytes beyond weights and features while answering; None on a CPU, unless `ask(memory=True)`
             measures the prefill by running it a second time.
@@ -53,7 +53,7 @@ class Answer:
     prompt_tokens: int
     new_tokens: int
     seconds: dict[str, float] = field(default_factory=dict)
-    later: float = 0.0
+    generation_seconds: float = 0.0
     speed: float | None = None
     memory: int | None = None
 
@@ -81,7 +81,7 @@ class CachedVideo:
 
 
 class Session:
-    """Answers questions on videos with few visual tokens.
+    """Answers questions about videos with few visual tokens.
 
     Args:
         model, processor: as `load` returns them; the model may be wrapped, see `attach`.
@@ -89,7 +89,7 @@ class Session:
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
         layout, positions: see `compress`.
-        kept: the number of videos, the last used ones, whose features stay in memory.
+        cache_size: the number of videos, the most recently used ones, whose features stay in memory.
 
     Attributes:
         progress: called with the name of each step, if set.
@@ -108,17 +108,17 @@ class Session:
         fps: float | None = None,
         layout: str = "per_frame",
         positions: str | None = None,
-        kept: int = 4,
+        cache_size: int = 4,
     ) -> None:
         if layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
         if positions is not None and positions not in POSITIONS:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
-        if kept < 1:
-            raise ValueError(f"kept must be at least 1, got {kept}")
+        if cache_size < 1:
+            raise ValueError(f"cache_size must be at least 1, got {cache_size}")
         model = unwrap(model)
         self.model, self.processor, self.backend = model, processor, backend_of(model)
-        self.fps, self.kept = fps, kept
+        self.fps, self.cache_size = fps, cache_size
         self.frames = None if fps is not None else processor.num_frames if frames is None else frames
         self.layout, self.positions = layout, positions
         before, inside = split_chain(self.backend.default_methods(model) if spec is None else spec, model)
@@ -132,7 +132,7 @@ class Session:
 
     def unreduced(self) -> Session:
         """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
-        other = Session(self.model, self.processor, "", self.frames, fps=self.fps, kept=self.kept)
+        other = Session(self.model, self.processor, "", self.frames, fps=self.fps, cache_size=self.cache_size)
         other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
         return other
 
@@ -158,7 +158,7 @@ class Session:
             video: a file, a folder of images, or frames with times.
             question: the question, without special tokens of the model.
             max_new_tokens: the maximum length of the answer.
-            on_text: called with each piece of the answer as it is generated; `Answer.text` is all pieces joined.
+            on_text: called with each piece of the answer during generation; `Answer.text` is all pieces joined.
             memory: also measure the memory of the prefill on a CPU, which runs it twice.
 
         Raises:
@@ -199,12 +199,12 @@ class Session:
         items = [[("video", len(clip))]] if self.backend.needs_items else None
         encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
-        rest = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        cached = CachedVideo(rest, prepared.text, encoded, video)
+        other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        cached = CachedVideo(other_inputs, prepared.text, encoded, video)
         self._encoded[key] = cached
-        while len(self._encoded) > self.kept:
+        while len(self._encoded) > self.cache_size:
             self._encoded.popitem(last=False)
-        return cached, prompt | rest
+        return cached, prompt | other_inputs
 
     def _read(self, video: str | Path) -> Video:
         return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
@@ -219,7 +219,7 @@ class Session:
 
     def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """Returns the shortened prompt. This is the only place where the spec is applied."""
-        encoded = {modality: self._relocate(modality, own, prompt) for modality, own in cached.encoded.items()}
+        encoded = {modality: self._relocate(modality, visuals, prompt) for modality, visuals in cached.encoded.items()}
         reduced = self._reduced.get(key)
         if reduced is None:
             reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded)
@@ -238,13 +238,13 @@ class Session:
         """Raises ValueError if prompt and answer are longer than the context."""
         limit = self.backend.context_length(self.model)
         length = inputs["input_ids"].shape[1]
-        at = inputs.get("position_ids")
-        reach = length if at is None else max(length, int(at.max()) + 1)
-        if limit is None or reach + max_new_tokens <= limit:
+        positions = inputs.get("position_ids")
+        end = length if positions is None else max(length, int(positions.max()) + 1)
+        if limit is None or end + max_new_tokens <= limit:
             return
         size, remedy = f"has {length} tokens", "fewer frames or a smaller keep"
-        if reach > length:
-            size, remedy = f"reaches position {reach}", "fewer frames, a smaller keep, or positions='renumber'"
+        if end > length:
+            size, remedy = f"reaches position {end}", "fewer frames, a smaller keep, or positions='renumber'"
         raise ValueError(
             f"the prompt {size} and the answer may have {max_new_tokens}, but the context of this model is {limit}; "
             f"use {remedy}"
@@ -274,7 +274,7 @@ class Session:
         )
         new = out.shape[1] - length
         clock.lap_at("prefill", stream.first)
-        later = stream.last - stream.first
+        generation_seconds = stream.last - stream.first
         return Answer(
             text="".join(stream.pieces),
             tokens=sum(int(tokens.count.sum()) for tokens in short.tokens),
@@ -282,8 +282,8 @@ class Session:
             prompt_tokens=length,
             new_tokens=new,
             seconds=clock.seconds,
-            later=later,
-            speed=(new - 1) / later if later > 0 else None,
+            generation_seconds=generation_seconds,
+            speed=(new - 1) / generation_seconds if generation_seconds > 0 else None,
             memory=torch.cuda.max_memory_allocated(device) - before if cuda else None,
         )
 

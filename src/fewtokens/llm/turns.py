@@ -2,7 +2,7 @@
 
 The text after a shortened video has positions ahead of a count of the columns, by an offset that differs between
 conversations. It is stored with the cache. The models of transformers store it on themselves, so that two conversations
-disturb each other, and Qwen2.5-VL's is that of the video's last frame instead of the text after it.
+disturb each other, and that of Qwen2.5-VL is counted from the video's last frame instead of the text after it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LastPass:
 def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """A forward hook that stores the positions of a pass with the cache that it wrote to.
 
-    Single tokens are skipped, since their positions only continue; so they add no cost and may be compiled.
+    Single tokens are skipped, because their positions only continue. They add no cost and can be compiled.
     """
     cache = cache_of(kwargs)
     cache = cache_of(output) if cache is None else cache
@@ -54,14 +54,14 @@ def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None
         setattr(cache, _ATTRIBUTE, LastPass(positions, int(cache.get_seq_length())))
 
 
-def later_positions(cache: Any, inputs: dict[str, Any], *, three: bool, whole: bool) -> Tensor | None:
+def later_positions(cache: Any, inputs: dict[str, Any], *, mrope: bool, all_columns: bool) -> Tensor | None:
     """Returns the positions of the columns of a later turn, as `forward` and `generate` take them.
 
     Args:
         cache: the cache of the earlier turns.
         inputs: input_ids or inputs_embeds [B,l,...], of all columns or the new ones; attention_mask [B,L] of all.
-        whole: whether ids without a mask are those of all columns, as in `generate`, or only of the new ones.
-        three: whether positions are (t, h, w), after a count of the columns: [4,B,l]; otherwise [B,l].
+        all_columns: whether ids without a mask are those of all columns, as in `generate`, or only of the new ones.
+        mrope: whether positions are (t, h, w), after a count of the columns: [4,B,l]; otherwise [B,l].
 
     Returns:
         The positions, or None if no pass was recorded for the cache.
@@ -81,10 +81,10 @@ def later_positions(cache: Any, inputs: dict[str, Any], *, three: bool, whole: b
             raise ValueError(
                 "a later turn of several prompts requires their attention_mask [B,L] of all columns so far"
             )
-        mask = torch.ones(B, length if whole else cached + length, dtype=torch.int64, device=ids.device)
+        mask = torch.ones(B, length if all_columns else cached + length, dtype=torch.int64, device=ids.device)
     count = (mask.long().cumsum(1) - 1).clamp(min=0)
     shift = _shift(last, count, mask, cached)
-    if three:
+    if mrope:
         new = count + shift.expand(3, -1)[..., None]
         return torch.cat([count[None], new])[..., -length:]
     return (count + shift[-1][:, None])[:, -length:]

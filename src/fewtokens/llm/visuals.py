@@ -118,7 +118,7 @@ def reduce_visuals(
     """
     check_cues(backend, pipeline)
     text = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
-    return {modality: _reduce(model, pipeline, prompt, own, text) for modality, own in encoded.items()}
+    return {modality: _reduce(model, pipeline, prompt, group, text) for modality, group in encoded.items()}
 
 
 def _reduce(

@@ -23,13 +23,13 @@ class FactorizedSelfBlock(Block):
         self.norm_time = nn.LayerNorm(config.dim, config.eps)
         self.attention_time = make_attention(config)
 
-    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
+    def forward(self, x: Tensor, drop_rate: float = 0.0) -> Tensor:
         B, T = x.shape[:2]
-        x = self.dropped(x, self.first(x.flatten(0, 1))[0].unflatten(0, (B, T)), drop)
+        x = self.drop_path(x, self.attention_half(x.flatten(0, 1))[0].unflatten(0, (B, T)), drop_rate)
         columns = x.transpose(1, 2).flatten(0, 1)  # [B*N,T,C]
         columns = columns + self.attention_time(self.norm_time(columns))
-        x = self.dropped(x, columns.unflatten(0, (B, -1)).transpose(1, 2), drop)
-        return self.dropped(x, self.second(x), drop)
+        x = self.drop_path(x, columns.unflatten(0, (B, -1)).transpose(1, 2), drop_rate)
+        return self.drop_path(x, self.mlp_half(x), drop_rate)
 
 
 class FactorizedDotBlock(Block):
@@ -45,7 +45,7 @@ class FactorizedDotBlock(Block):
         if config.num_heads % 2:
             raise ValueError(f"num_heads must be even for factorized dot-product attention, got {config.num_heads}")
 
-    def forward(self, x: Tensor, drop: float = 0.0) -> Tensor:
+    def forward(self, x: Tensor, drop_rate: float = 0.0) -> Tensor:
         B, T, N, _ = x.shape
         half = self.attention.num_heads // 2
         # queries, keys and values, each [B*T,heads,N,d]
@@ -56,5 +56,5 @@ class FactorizedDotBlock(Block):
         time = F.scaled_dot_product_attention(q, k, v)  # [B*N,h,T,d]
         time = time.unflatten(0, (B, N)).permute(0, 3, 2, 1, 4)  # [B,T,h,N,d]
         mixed = self.attention.out(torch.cat([space, time], 2).transpose(2, 3).flatten(3))
-        x = self.dropped(x, self.scaled(x, mixed, self.scale1), drop)
-        return self.dropped(x, self.second(x), drop)
+        x = self.drop_path(x, self.add_branch(x, mixed, self.scale1), drop_rate)
+        return self.drop_path(x, self.mlp_half(x), drop_rate)

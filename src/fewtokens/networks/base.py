@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewtokens.core import files
 from fewtokens.core.hub import Pushable
 from fewtokens.core.plain import conform
-from fewtokens.encoders.config import OLD_NAMES, current_names, refuse_unknown
+from fewtokens.encoders.config import OLD_NAMES, check_names, current_names
 from fewtokens.encoders.weights import read_json
 
 
@@ -39,8 +39,8 @@ class Model(Pushable, nn.Module):
         """The last layer."""
         return self.head  # type: ignore[return-value]
 
-    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
-        """Returns an error message if tensors are of an earlier version that does not fit this network, else ""."""
+    def version_error(self, tensors: Mapping[str, Tensor]) -> str:
+        """Returns an error message if tensors are of an incompatible earlier version, otherwise ""."""
         return ""
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
@@ -95,7 +95,7 @@ def make_config(kind: type[Model], values: dict[str, Any], where: str) -> Any:
     Raises:
         ValueError: unknown names or invalid values; the message starts with `where`.
     """
-    refuse_unknown(values, kind.config_type, where)
+    check_names(values, kind.config_type, where)
     conform(values, kind.config_type, where)
     try:
         return kind.config_type(**values)
@@ -132,6 +132,6 @@ def restore(kind: type[Model], config: Any, tensors: dict[str, Tensor], where: s
 
 def check(model: Model, tensors: dict[str, Tensor], where: str) -> None:
     """Raises ValueError if tensors are missing, unexpected, of another shape, or of an old version."""
-    if message := model.outdated(tensors):
+    if message := model.version_error(tensors):
         raise ValueError(f"{where}: {message}")
     files.check_fit(model.state_dict(), tensors, f"{where}: does not fit this {model.kind}")

@@ -14,7 +14,7 @@ from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
-from fewtokens.encoders.frames import cells_of, fit, to_unit
+from fewtokens.encoders.frames import fit, make_grid, to_unit
 from fewtokens.encoders.vit_encoder import VitEncoder
 from fewtokens.encoders.weights import fingerprint
 from fewtokens.networks.pretrained import is_pretrained, load_pretrained_vit
@@ -58,7 +58,7 @@ class ModelEncoder(Encoder):
         return self.model.config.dim
 
     def grid(self, frames: int, height: int, width: int, times: Tensor | None = None) -> Grid:
-        return cells_of(frames, height, width, self.model.config.tubelet_size, self.model.config.patch_size, times)
+        return make_grid(frames, height, width, self.model.config.tubelet_size, self.model.config.patch_size, times)
 
     def forward(
         self,

@@ -37,7 +37,7 @@ def initialize_from(
             the full [T,H,W]; "resize_tile" interpolates in space (bilinear), then repeats in every frame.
 
     Returns:
-        {"taken": names copied, "drawn": names left at initialization, "unused": names of the source not copied}.
+        Names of tensors: {"copied": from the source, "initialized": at random, "unused": of the source, not copied}.
 
     Raises:
         ValueError: names the tensors whose shapes do not fit, or the blocks of another type.
@@ -70,7 +70,7 @@ def initialize_from(
     if extra := sorted(name for name in weights.keys() - copied.keys() if name.startswith("blocks.")):
         raise ValueError(
             f"{label}: blocks have parts that this model does not have ({', '.join(extra[:3])}); build a matching "
-            "model with `like`"
+            "model with `matching_config`"
         )
     if not any(name.startswith("blocks.") for name in copied):
         raise ValueError(f"{label}: no block fits this model")
@@ -79,13 +79,13 @@ def initialize_from(
         raise ValueError(f"{label}: missing {', '.join(missing[:3])}; it has fewer blocks, or blocks of another type")
     model.load_state_dict(state | copied)
     return {
-        "taken": sorted(copied),
-        "drawn": sorted(set(state) - set(copied)),
+        "copied": sorted(copied),
+        "initialized": sorted(set(state) - set(copied)),
         "unused": sorted(set(weights) - set(copied)),
     }
 
 
-def like(source: str | Path, **changes: Any) -> VisionConfig:
+def matching_config(source: str | Path, **changes: Any) -> VisionConfig:
     """Returns the config of a network whose blocks match a pre-trained or transformers encoder, with `changes`."""
     vit, (mean, std) = _image_vit(source)
     config = vit.config

@@ -116,7 +116,7 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
     return vit.norm_last(x)
 
 
-def fix_positions(vit: ViT) -> None:
+def set_sincos_positions(vit: ViT) -> None:
     """Sets fixed sine-cosine positions in a ViT and zero for its class token; neither is trained."""
     vit.positions.requires_grad_(False).copy_(sincos_positions(*vit.config.grid[1:], vit.config.dim))
     if vit.class_position is not None:

@@ -27,13 +27,13 @@ class PairBlock(Block):
             self.norm_memory = nn.LayerNorm(config.dim, config.eps)
             self.cross = make_attention(config, cross=True)
 
-    def forward(self, x: Tensor, drop: float = 0.0, memory: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, drop_rate: float = 0.0, memory: Tensor | None = None) -> Tensor:
         """Applies the block; the last len(memory) sequences cross-attend to the memory, those before them do not."""
         if memory is None:
-            return super().forward(x, drop)
-        without, attending = x[: len(x) - len(memory)], x[len(x) - len(memory) :]
+            return super().forward(x, drop_rate)
+        others, attending = x[: len(x) - len(memory)], x[len(x) - len(memory) :]
         attending = attending + self.cross(self.norm_query(attending), self.norm_memory(memory))
-        return super().forward(torch.cat([without, attending]) if len(without) else attending, drop)
+        return super().forward(torch.cat([others, attending]) if len(others) else attending, drop_rate)
 
 
 class PairDecoder(nn.Module):

@@ -128,7 +128,7 @@ def build(name: str, **changes: Any) -> Model:
     return kind(make_config(kind, settings | changes, name))
 
 
-def on_meta(name: str, **changes: Any) -> Model:
+def build_on_meta(name: str, **changes: Any) -> Model:
     """Builds a network on the meta device, without memory for its parameters, to count its cost."""
     with torch.device("meta"):
         return build(name, **changes)

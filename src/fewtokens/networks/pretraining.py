@@ -35,11 +35,11 @@ from fewtokens.networks.masking import (
     DISTANCES,
     Mask,
     encode,
-    fix_positions,
     initialize,
     pixel_loss,
     pixel_targets,
     random_mask,
+    set_sincos_positions,
 )
 from fewtokens.networks.pair_decoder import PairDecoder
 
@@ -135,8 +135,8 @@ class ToBoConfig(PretrainingConfig):
                 f"got {self.auxiliary_weight} and {self.bottleneck_tokens}"
             )
         if self.bottleneck_position not in BOTTLENECK_POSITIONS:
-            known = ", ".join(BOTTLENECK_POSITIONS)
-            raise ValueError(f"bottleneck_position must be one of {known}, got {self.bottleneck_position!r}")
+            choices = ", ".join(BOTTLENECK_POSITIONS)
+            raise ValueError(f"bottleneck_position must be one of {choices}, got {self.bottleneck_position!r}")
         if self.num_registers not in (0, self.bottleneck_tokens - 1):
             raise ValueError(
                 "num_registers must be bottleneck_tokens - 1: the class token is the first bottleneck token"
@@ -191,7 +191,7 @@ class Pretraining(Model, ABC):
         self._add_modules()
         with torch.no_grad():
             initialize(self)
-            fix_positions(self.encoder)
+            set_sincos_positions(self.encoder)
 
     def _add_modules(self) -> None:
         """Adds the modules of a subclass."""

@@ -37,9 +37,15 @@ class RspConfig(PretrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.variables, self.values) < 1 or not 0 <= self.kl_balance <= 1:
-            raise ValueError("variables and values must be at least 1, kl_balance in [0, 1]")
+            raise ValueError(
+                "variables and values must be at least 1 and kl_balance in [0, 1], "
+                f"got {self.variables}, {self.values} and {self.kl_balance}"
+            )
         if min(self.kl_weight, self.free_nats, self.noise) < 0:
-            raise ValueError("kl_weight, free_nats and noise must be at least 0")
+            raise ValueError(
+                "kl_weight, free_nats and noise must be at least 0, "
+                f"got {self.kl_weight}, {self.free_nats} and {self.noise}"
+            )
 
 
 class Rsp(Pretraining):
@@ -61,12 +67,12 @@ class Rsp(Pretraining):
         self.embed_source = nn.Linear(C, config.decoder_dim)
         self.embed_latent = nn.Linear(latent, config.decoder_dim)
 
-    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
+    def version_error(self, tensors: Mapping[str, Tensor]) -> str:
         if "prior.4.weight" not in tensors:
             return ""
         return (
-            "saved by an earlier fewtokens, whose RSP had an additional layer in prior and posterior; its encoder can be "
-            "loaded with fewtokens.load_encoder"
+            "saved by an earlier fewtokens, whose RSP had an additional layer in prior and posterior; its encoder can "
+            "be loaded with fewtokens.load_encoder"
         )
 
     def predict(self, source: Tensor, target: Tensor, noise: Tensor) -> Prediction:

@@ -74,7 +74,7 @@ class Meta(TypedDict, total=False):
     trained: Trained
 
 
-def meta(folder: str | Path) -> Mapping[str, Any]:
+def read_meta(folder: str | Path) -> Mapping[str, Any]:
     """Reads the metadata stored next to a config: class names, training settings.
 
     Raises:

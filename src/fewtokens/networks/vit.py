@@ -26,7 +26,7 @@ from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.frames import normalize, to_unit
 from fewtokens.encoders.transformer import Block
 from fewtokens.encoders.vit import ViT
-from fewtokens.methods.ops.per_frame import resampled_frames
+from fewtokens.methods.ops.per_frame import resample_frames
 from fewtokens.networks.attention import FactorizedDotBlock, FactorizedSelfBlock
 from fewtokens.networks.base import Model
 from fewtokens.networks.token_fuser import FUSERS, TokenFuser
@@ -83,14 +83,17 @@ class VisionConfig(ViTConfig):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         # The spelling of earlier versions.
         object.__setattr__(self, "attention", str(self.attention).replace("factorised", "factorized"))
-        for name, known in (("head", HEADS), ("attention", ATTENTION), ("fuser", ("", *FUSERS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        for name, allowed in (("head", HEADS), ("attention", ATTENTION), ("fuser", ("", *FUSERS))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
         if self.class_token and self.head != "token":
             raise ValueError("class_token=True requires head='token'")
         object.__setattr__(self, "class_token", self.head == "token")
         if min(self.tubelet_size, self.num_frames, self.num_classes) < 1:
-            raise ValueError("tubelet_size, num_frames and num_classes must be at least 1")
+            raise ValueError(
+                "tubelet_size, num_frames and num_classes must be at least 1, "
+                f"got {self.tubelet_size}, {self.num_frames} and {self.num_classes}"
+            )
         if self.temporal_depth < 1 or min(self.std) <= 0:
             raise ValueError(
                 f"temporal_depth must be at least 1 and std above 0, got {self.temporal_depth} and {self.std}"
@@ -174,7 +177,7 @@ class VisionTransformer(Model, ViT):
             self.temporal_norm = nn.LayerNorm(C, config.eps)
         self.head = nn.Linear(C, config.num_classes)
 
-    def outdated(self, tensors: Mapping[str, Tensor]) -> str:
+    def version_error(self, tensors: Mapping[str, Tensor]) -> str:
         positions = tensors.get("positions")
         if self.config.attention != "factorized_encoder" or positions is None or positions.ndim != 4:
             return ""
@@ -232,18 +235,18 @@ class VisionTransformer(Model, ViT):
         Names: embedded, block0..., learner{i} (its maps), tokens (after the last norm), temporal{i}, pre_logits,
             logits.
         """
-        named: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         x = self.embed(self.prepare(frames))
-        named["embedded"] = x
+        outputs["embedded"] = x
         grid = x.shape[1:4]
-        x, prefix = self._walk(x, named)
+        x, prefix = self._run_blocks(x, outputs)
         x = self.norm_last(x)
-        named["tokens"] = x[:, prefix:] if x.ndim == 3 else x
+        outputs["tokens"] = x[:, prefix:] if x.ndim == 3 else x
         if self.config.attention == "factorized_encoder":
-            x, prefix = self._over_time(self._pool(x, prefix), grid[0], named), 0
-        named["pre_logits"] = self._pool(x, prefix)
-        named["logits"] = self.head(named["pre_logits"])
-        return named
+            x, prefix = self._run_temporal_blocks(self._pool(x, prefix), grid[0], outputs), 0
+        outputs["pre_logits"] = self._pool(x, prefix)
+        outputs["logits"] = self.head(outputs["pre_logits"])
+        return outputs
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.intermediates(frames)["logits"]
@@ -262,17 +265,17 @@ class VisionTransformer(Model, ViT):
         """
         if self.config.attention == "factorized_encoder":
             raise ValueError("the factorized encoder returns one token per frame, not cells of a grid")
-        named = self.intermediates(frames)
-        T, H, W = named["embedded"].shape[1:4]
+        outputs = self.intermediates(frames)
+        T, H, W = outputs["embedded"].shape[1:4]
         step = self.config.tubelet_size
         seconds = None if times is None else torch.as_tensor(times)[..., : T * step : step]
-        cells = Tokens.from_cells(named["embedded"].flatten(1, 3), Grid(T, H, W, seconds))
+        cells = Tokens.from_cells(outputs["embedded"].flatten(1, 3), Grid(T, H, W, seconds))
         if self.config.learner and not self.config.fuser:
-            maps = named[f"learner{self.config.at}"]
-            cells = cells.apply(resampled_frames(cells, maps.detach().abs().clamp(min=1e-12)).plan)
-        return cells.replace(features=named["tokens"].reshape(cells.B, cells.N, -1))
+            maps = outputs[f"learner{self.config.at}"]
+            cells = cells.apply(resample_frames(cells, maps.detach().abs().clamp(min=1e-12)).plan)
+        return cells.replace(features=outputs["tokens"].reshape(cells.B, cells.N, -1))
 
-    def _walk(self, x: Tensor, named: dict[str, Tensor]) -> tuple[Tensor, int]:
+    def _run_blocks(self, x: Tensor, outputs: dict[str, Tensor]) -> tuple[Tensor, int]:
         """Runs all blocks; returns the tokens and the number of prefix tokens."""
         B, T, H, W, C = x.shape
         attention = self.config.attention
@@ -290,17 +293,17 @@ class VisionTransformer(Model, ViT):
             key = str(layer)
             if key in self.learners:
                 grid = x.reshape(B, T, H, W, C)
-                few, maps = self.learners[key].learn(grid.flatten(0, 1))  # type: ignore[operator]
-                named[f"learner{layer}"] = maps
-                few = few.reshape(B, -1, C)
+                tokens, maps = self.learners[key].learn(grid.flatten(0, 1))  # type: ignore[operator]
+                outputs[f"learner{layer}"] = maps
+                tokens = tokens.reshape(B, -1, C)
                 if key in self.fusers:
-                    few = self._block(block, few, layer)
-                    x = x + self.fusers[key](few.reshape(B, T, -1, C), grid, maps).reshape(x.shape)
-                    named[f"block{layer}"] = x
+                    tokens = self._block(block, tokens, layer)
+                    x = x + self.fusers[key](tokens.reshape(B, T, -1, C), grid, maps).reshape(x.shape)
+                    outputs[f"block{layer}"] = x
                     continue
-                x = few
+                x = tokens
             x = self._block(block, x, layer)
-            named[f"block{layer}"] = x
+            outputs[f"block{layer}"] = x
         return x, prefix
 
     def _block(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
@@ -310,7 +313,7 @@ class VisionTransformer(Model, ViT):
             return checkpoint(block, x, rate, use_reentrant=False)
         return block(x, rate)
 
-    def _over_time(self, x: Tensor, frames: int, named: dict[str, Tensor]) -> Tensor:
+    def _run_temporal_blocks(self, x: Tensor, frames: int, outputs: dict[str, Tensor]) -> Tensor:
         """Runs the temporal blocks of the factorized encoder: frames [B*T,C] to [B,T(+1),C]."""
         per_frame = x.unflatten(0, (-1, frames))
         positions: Tensor = self.temporal_positions
@@ -323,7 +326,7 @@ class VisionTransformer(Model, ViT):
         for layer, block in enumerate(self.temporal_blocks):
             assert isinstance(block, Block)
             x = self._block(block, x, 0)
-            named[f"temporal{layer}"] = x
+            outputs[f"temporal{layer}"] = x
         return self.temporal_norm(x)
 
     def _pool(self, x: Tensor, prefix: int) -> Tensor:

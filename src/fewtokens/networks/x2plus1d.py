@@ -68,7 +68,9 @@ class X2plus1dConfig:
         for name in ("depths", "dims", "inner", "replaced", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 < len(self.depths) == len(self.dims) == len(self.inner):
-            raise ValueError("depths, dims and inner must have one entry per stage")
+            raise ValueError(
+                f"depths, dims and inner must have one entry per stage, got {self.depths}, {self.dims}, {self.inner}"
+            )
         counts = (
             self.stem,
             self.last,
@@ -258,11 +260,11 @@ class X2plus1d(Model):
         self.stem_norm = nn.BatchNorm3d(stem)
         stages = []
         dim_in = stem
-        for number, (depth, dim, inner) in enumerate(zip(config.depths, config.dims, config.inner, strict=True)):
+        for stage, (depth, dim, inner) in enumerate(zip(config.depths, config.dims, config.inner, strict=True)):
             units = []
             for unit in range(depth):
                 stride = 2 if unit == 0 else 1
-                last_stage = number == len(config.depths) - 1
+                last_stage = stage == len(config.depths) - 1
                 parts: list[nn.Module]
                 if last_stage and unit in config.replaced:
                     parts = [make_part(name, inner, config) for name in config.module.split("+")]

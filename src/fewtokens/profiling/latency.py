@@ -1,4 +1,4 @@
-"""Time that a network takes, in milliseconds, over repeats."""
+"""Latency of a network, in milliseconds, over repeated runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one forward pass.
+    """The duration of a forward pass, in milliseconds.
 
     Attributes:
-        median, low, high: over the repeats; low and high are the quartiles.
-        repeats: how many after the warm-up.
+        median: median over the repeats.
+        low: lower quartile.
+        high: upper quartile.
+        repeats: number of timed runs, after the warm-up.
     """
 
     median: float
@@ -28,7 +30,7 @@ class Latency:
 
 
 def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up: int = 2) -> Latency:
-    """Times `run(*inputs)` without gradient, after a warm-up; waits for a GPU to finish."""
+    """Times `run(*inputs)` without gradients, after a warm-up; on a GPU, synchronizes before and after each run."""
     with torch.inference_mode():
         for _ in range(warm_up):
             run(*inputs)
@@ -38,22 +40,22 @@ def latency(run: Callable[..., Any], *inputs: Tensor, repeats: int = 7, warm_up:
 
 
 def timings(run: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, ...]:
-    """Milliseconds of each of `repeats` runs; waits for a GPU to finish."""
+    """Returns the milliseconds of each of `repeats` runs; on a GPU, synchronizes before and after each run."""
     times = []
     for _ in range(repeats):
-        _wait(device)
+        _synchronize(device)
         start = time.perf_counter()
         run()
-        _wait(device)
+        _synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
     return tuple(times)
 
 
 def half_range(times: Sequence[float]) -> float | None:
-    """The spread of a few repeats; one repeat has none."""
+    """Returns half the range of repeated times, or None for a single time."""
     return (max(times) - min(times)) / 2 if len(times) > 1 else None
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

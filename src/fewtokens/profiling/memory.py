@@ -1,4 +1,4 @@
-"""Memory that a network needs: what a forward pass keeps for the backward pass, and the most that is alive at once."""
+"""Memory of a network: activations kept for the backward pass, and peak memory."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch.utils._pytree import tree_iter
 
 
 def activation_bytes(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that one forward pass keeps for its backward pass, parameters and inputs left out.
+    """Returns the bytes that a forward pass keeps for the backward pass, excluding parameters and inputs.
 
-    Works on tensors without memory ("meta") too. Each storage counts once.
+    Also works on meta tensors. Each storage counts once.
     """
-    # A storage is known by its object, for one without memory has no address.
-    own = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers(), *inputs)}
-    kept: dict[int, tuple[Tensor, int]] = {}
+    # Storages are identified by object, because those on the meta device have no address.
+    excluded = {value.untyped_storage()._cdata for value in (*model.parameters(), *model.buffers(), *inputs)}
+    saved: dict[int, tuple[Tensor, int]] = {}
 
     def pack(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = (value, storage.nbytes())
+        if storage._cdata not in excluded:
+            saved[storage._cdata] = (value, storage.nbytes())
         return value
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         out = model(*inputs)
         del out
-    return sum(size for _, size in kept.values())
+    return sum(size for _, size in saved.values())
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
-    """Bytes of tensors that are alive at most while `run()` runs, beyond those before it.
+    """Returns the peak memory of tensors during `run()`, in bytes above the level before it.
 
-    On CUDA what its allocator says; elsewhere the storages that operations give out (what an operation needs inside is
-    not seen).
+    On CUDA this is the peak of the allocator; elsewhere the sum of the storages that operations return, without memory
+    that an operation uses internally.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -46,32 +46,32 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _Alive() as alive:
+    with _LiveStorages() as live:
         run()
-    return alive.peak
+    return live.peak
 
 
-class _Alive(TorchDispatchMode):
-    """Follows storages from the operation that made them to their end."""
+class _LiveStorages(TorchDispatchMode):
+    """Tracks storages from the operation that creates them until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[int, int] = {}
         self.now = self.peak = 0
 
-    def _gone(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         self.now -= self.sizes.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        inputs = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
         out = func(*args, **(kwargs or {}))
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 key = storage._cdata
-                if key not in given and key not in self.sizes:
+                if key not in inputs and key not in self.sizes:
                     self.sizes[key] = storage.nbytes()
                     self.now += storage.nbytes()
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, key)
+                    weakref.finalize(storage, self._release, key)
         return out

@@ -1,17 +1,17 @@
-"""Operations that a network does, by named conventions.
+"""Number of operations of a network, in named conventions.
 
-Counted while the network runs (on tensors without memory, where it can), from the operations that it really
-calls; no formula knows the model.
+Operations are counted while the network runs, from its actual calls (on meta tensors if possible), not from a formula
+per model.
 
-Conventions, in units of 1e9 operations for one sample:
+Conventions, in units of 1e9 operations per sample:
 
     macs         multiply-accumulates of matrix products and convolutions, as torch.utils.flop_counter counts
                  them (its FLOPs halved)
     paper        TokenLearner's image and ViViT tables (arXiv 2106.11297): (2 * MACs + elementwise) / 2, where a
-                 convolution at a padded border counts only the taps that fall on pixels, and exp, tanh, rsqrt
-                 count nothing; the unoptimized XLA count, halved
-    paper_video  its tables of video modules (12 and 13): 2 * MACs, border taps counted, 6 for each attention
-                 logit; 6 in all for an entry of vector attention; no other elementwise operations
+                 convolution at a padded border counts only the taps on pixels, and exp, tanh, rsqrt count
+                 as 0: half of XLA's count without optimization
+    paper_video  its tables of video modules (12 and 13): 2 * MACs, including taps on padding, and 6 per attention
+                 logit; 6 in total per entry of vector attention; no other elementwise operations
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ CONVENTIONS = ("macs", "paper", "paper_video")
 
 @dataclass
 class Count:
-    """Operations of one run, whole (not by sample).
+    """Operations of one run, summed over its samples.
 
     Attributes:
-        macs: multiply-accumulates that touch real values.
+        macs: multiply-accumulates, without those in `border`.
         border: multiply-accumulates of convolutions with the zeros of their padding.
         elementwise: single additions, multiplications, divisions, comparisons.
         logits: attention logits of heads with more than one channel.
         entries: attention logits of heads with one channel (vector attention).
-        entry_macs: the part of `macs` that those entries are.
+        entry_macs: the part of `macs` in vector attention.
         unknown: names of operations that were not counted.
     """
 
@@ -55,25 +55,25 @@ class Count:
     unknown: tuple[str, ...] = ()
 
     def by(self, convention: str) -> float:
-        """Operations / 1e9 by a convention of this module."""
+        """Returns operations / 1e9 in a convention of this module."""
         if convention == "macs":
             return (self.macs + self.border) / 1e9
         if convention == "paper":
             return (2 * self.macs + self.elementwise) / 2e9
         if convention == "paper_video":
             return (2 * (self.macs + self.border - self.entry_macs) + 6 * (self.logits + self.entries)) / 1e9
-        raise ValueError(f"a convention is one of {', '.join(CONVENTIONS)}, not {convention!r}")
+        raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
 
 
 def count(run: Callable[..., Any], *inputs: Tensor) -> Count:
-    """Counts what `run(*inputs)` does. Nothing is kept for a backward pass.
+    """Counts the operations of `run(*inputs)`, without gradients.
 
     Args:
         run: a network or function.
-        inputs: on any device; "meta" costs no memory and no time.
+        inputs: tensors on any device; "meta" needs no memory and almost no time.
     """
     counter = _Counter()
-    # In inference mode a linear layer is one operation that the counter does not see into.
+    # In inference mode the dispatcher does not decompose a linear layer, so its products would not be counted.
     with torch.inference_mode(False), torch.no_grad(), counter, _Attention(counter):
         run(*inputs)
     total = counter.total
@@ -82,16 +82,16 @@ def count(run: Callable[..., Any], *inputs: Tensor) -> Count:
 
 
 def count_torch_macs(run: Callable[..., Any], *inputs: Tensor) -> float:
-    """MACs / 1e9 by `torch.utils.flop_counter` alone, as a check from outside."""
+    """Returns MACs / 1e9 as counted by `torch.utils.flop_counter`, as an independent check."""
     counter = FlopCounterMode(display=False)
-    # The counter knows no fused attention of the CPU; written out it is two matrix products.
+    # The counter does not know the fused attention of the CPU; the math backend computes two matrix products.
     with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
         run(*inputs)
     return counter.get_total_flops() / 2e9
 
 
 class _Attention(TorchFunctionMode):
-    """Counts attention as one operation, whatever kernels it becomes on this device."""
+    """Counts attention as one operation, independent of the kernels of the device."""
 
     def __init__(self, counter: _Counter) -> None:
         super().__init__()
@@ -107,23 +107,23 @@ class _Attention(TorchFunctionMode):
         total = self.counter.total
         macs = logits * (d + value.shape[-1])
         total.macs += macs
-        # Softmax: maximum, difference, sum, quotient; and the scale on each query.
+        # Softmax (maximum, difference, sum, quotient), and scaling of the queries.
         scaled = 0 if (kwargs or {}).get("scale") == 1.0 else query.numel()
         total.elementwise += 4 * logits - rows + scaled
         if d == 1:
             total.entries += logits
             total.entry_macs += macs
-            # One multiplication where a product of d channels has d multiplications and d additions.
+            # With one channel a logit is one multiplication, without an addition.
             total.elementwise -= logits
         else:
             total.logits += logits
         with self.counter.paused():
-            # Grouped or masked attention has the same shape of output.
+            # The output shape does not depend on groups or masks.
             return query.new_empty(*query.shape[:-1], value.shape[-1]) if query.is_meta else func(*args, **kwargs or {})
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up the operations that reach the dispatcher."""
+    """Sums the operations that reach the dispatcher."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class _Counter(TorchDispatchMode):
             self.unknown.add("transposed convolution")
             return
         nominal = out.numel() * weight[0].numel()
-        # Taps that fall on pixels, axis by axis.
+        # Taps on pixels, per axis.
         real = len(x) * len(weight) * weight.shape[1]
         for axis in range(weight.ndim - 2):
             length, side, wide = x.shape[2 + axis], weight.shape[2 + axis], out.shape[2 + axis]
@@ -202,7 +202,7 @@ class _Counter(TorchDispatchMode):
 
 
 _PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
-# Operations for each value that comes out; exp, tanh, sqrt and their like are free, as XLA counts them apart.
+# Operations per output value; exp, tanh, sqrt and similar ones are 0, because XLA counts them separately.
 _EACH = {
     "add": 1, "sub": 1, "mul": 1, "div": 1, "rsub": 1, "neg": 1, "maximum": 1, "minimum": 1, "clamp": 2, "where": 1,
     "relu": 1, "threshold": 1, "clamp_min": 1, "sigmoid": 3, "silu": 4, "gelu": 8, "pow": 1, "abs": 1, "lerp": 3,
@@ -210,7 +210,7 @@ _EACH = {
     "cos": 0, "erf": 0, "reciprocal": 1, "square": 1, "hardtanh": 2, "softplus": 3,
 }  # fmt: skip
 _REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min"}
-# Only move or make values.
+# Operations that only move or create values.
 _FREE = set(
     """
     view _unsafe_view reshape permute transpose t expand clone cat stack slice select unsqueeze squeeze split
@@ -225,5 +225,5 @@ _FREE = set(
 
 
 def parameters(model: nn.Module) -> int:
-    """Trainable numbers of a network."""
+    """Returns the number of parameters of a network."""
     return sum(parameter.numel() for parameter in model.parameters())

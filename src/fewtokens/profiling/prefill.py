@@ -1,4 +1,4 @@
-"""Operations that a language model needs to read visual tokens, by a formula."""
+"""Number of operations of the prefill of a language model, from a formula."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """The shape of a language model, for the cost of reading visual tokens.
+    """The dimensions of a language model that determine the cost of its prefill.
 
     Attributes:
-        name: what tables say.
-        layers, width, hidden, keys: decoder layers, channels, channels inside the gated MLP, channels of the keys.
+        name: name in tables.
+        layers: number of decoder layers.
+        width: channels of a token.
+        hidden: channels inside the gated MLP.
+        keys: channels of the keys, and of the values.
     """
 
     name: str
@@ -21,9 +24,9 @@ class LanguageModel:
     keys: int
 
 
-# Qwen2-7B, inside LLaVA-OneVision-7B and LLaVA-Video-7B.
+# The language model of LLaVA-OneVision-7B and LLaVA-Video-7B.
 QWEN2_7B = LanguageModel("Qwen2-7B", layers=28, width=3584, hidden=18944, keys=512)
-# By the names that `fewtokens cost --llm` knows; Qwen2-0.5B is inside LLaVA-OneVision-0.5B and VQToken.
+# Names of `fewtokens cost --llm`. Qwen2-0.5B is the language model of LLaVA-OneVision-0.5B and VQToken.
 LANGUAGE_MODELS = {
     "qwen2-0.5b": LanguageModel("Qwen2-0.5B", layers=24, width=896, hidden=4864, keys=128),
     "qwen2.5-3b": LanguageModel("Qwen2.5-3B", layers=36, width=2048, hidden=11008, keys=256),
@@ -32,7 +35,7 @@ LANGUAGE_MODELS = {
 
 
 def prefill_gflops(tokens: int, model: LanguageModel = QWEN2_7B) -> float:
-    """1e9 floating-point operations (2 for each multiply-accumulate) to read `tokens` tokens, causal attention."""
+    """Returns the GFLOPs (2 per multiply-accumulate) of the prefill of `tokens` tokens with causal attention."""
     weights = model.width * (2 * model.width + 2 * model.keys + 3 * model.hidden)
     attention = tokens * (tokens + 1) // 2 * 2 * model.width
     return 2 * model.layers * (tokens * weights + attention) / 1e9

@@ -26,13 +26,13 @@ class Average:
         """Updates the average after a step, counted from 0."""
         if self.values is None:
             return
-        # Early on the average forgets faster, so that the initial weights do not linger.
+        # The decay is lower in early steps, so that the initial weights are soon forgotten.
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()
     def swap(self, trained: list[Tensor] | None = None) -> list[Tensor] | None:
-        """Replaces the trained weights by the average and returns them; restores `trained` if given."""
+        """Replaces the trained weights with the average and returns them; restores `trained` if given."""
         if self.values is None:
             return None
         before = None if trained is not None else [parameter.detach().clone() for parameter in self.parameters]

@@ -38,7 +38,7 @@ class Head(_Optional):
         step: the number of steps done.
         items: the number of items of the data.
         settings: see `Settings`.
-        inputs: what else the run depends on, see `fewtokens.train.inputs`.
+        inputs: the inputs of the run other than its settings, see `fewtokens.train.inputs`.
         scores: the scores of the last evaluation; due: whether an evaluation of this step is still due.
         sums, counted: totals since the last line of metrics.jsonl, and the number of steps in them.
         broken: files that could not be read.
@@ -52,7 +52,7 @@ class Head(_Optional):
     counted: int
 
 
-def state_of(
+def collect_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor] | None, extra: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns the state as named CPU tensors, gathered from all processes; complete only in the first one.
@@ -64,7 +64,7 @@ def state_of(
         extra: additional tensors, such as the scale of the loss.
     """
     tensors = {f"model.{name}": value for name, value in _parameters(model).items()}
-    # For an optimizer without steps torch would make one, which changes its state.
+    # torch would make a step with an optimizer that has made none, which changes its state.
     states: Any = get_optimizer_state_dict(model, optimizer, options=_FULL) if optimizer.state else {}
     for name, entry in states.get("state", {}).items():
         for key, value in entry.items():
@@ -91,8 +91,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], Head]:
         )
         if not head["step"] >= 0 or head["items"] < 1 or head["counted"] < 0:
             raise ValueError(f"{path}: step, items or counted in its header is below its minimum")
-        if wrong := [name for name, value in head["scores"].items() if not isinstance(value, int | float)]:
-            raise ValueError(f"{path}: scores in its header must be numbers, but {', '.join(wrong)} is not")
+        if invalid := [name for name, value in head["scores"].items() if not isinstance(value, int | float)]:
+            raise ValueError(f"{path}: scores in its header must be numbers, but {', '.join(invalid)} is not")
         return tensors, head
     except ValueError as error:
         raise ValueError(f"{error}; remove this checkpoint or use --fresh to start from step 0") from None

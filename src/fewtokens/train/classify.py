@@ -12,7 +12,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
 from fewtokens.evaluation.classify import evaluator, predict, scores_of
-from fewtokens.networks.inflate import initialize_from, like
+from fewtokens.networks.inflate import initialize_from, matching_config
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
 from fewtokens.train.loop import Progress, Report, fit
@@ -43,7 +43,7 @@ def find_data(
     return training, read_listing(test, root=root, classes=training.classes)
 
 
-def held_back(data: str | Path, validation: str | Path | None) -> bool:
+def holds_out_data(data: str | Path, validation: str | Path | None) -> bool:
     """Whether `find_data` holds out a part of `data` for testing."""
     return _folders(Path(data), validation)[1] is None
 
@@ -97,7 +97,7 @@ def prepare(name: str, training: Listing, recipe: Recipe, *, start: str | Path |
             raise ValueError(f"{name} is not a ViT and cannot be initialized from one")
         if not models.is_saved(start):
             # The settings of its blocks, which its weights depend on.
-            config = like(start)
+            config = matching_config(start)
             changes |= {part: getattr(config, part) for part in ("activation", "layer_scale", "eps", "mean", "std")}
     model = models.build(name, **changes)
     if isinstance(model, models.VisionTransformer) and start is not None:
@@ -125,7 +125,7 @@ def train_classifier(
     resume: bool = True,
     progress: Progress | None = None,
     device: str | None = None,
-    held_back: float | None = None,
+    held_out: float | None = None,
 ) -> Report:
     """Trains a network, saves it in OUT/model and plots its curves in OUT/curves.png.
 
@@ -138,7 +138,7 @@ def train_classifier(
         out: output directory.
         inputs: what the network was made from, by name; see `fit`. The data is always recorded.
         resume, progress, device: as for `fit`.
-        held_back: the fraction of the data that was held out as `test`; saved with the network, so that the split can
+        held_out: the fraction of the data that was held out as `test`; saved with the network, so that the split can
             be repeated.
 
     Raises:
@@ -178,15 +178,15 @@ def train_classifier(
 
     if recipe.shard:
         # The checkpoint has gathered the sharded parameters, which requires all processes.
-        _save_from_state(model, out, recipe, _meta(training, recipe, report.scores, held_back))
+        _save_from_state(model, out, recipe, _meta(training, recipe, report.scores, held_out))
     elif PartialState().is_main_process:
-        model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_back))
+        model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_out))
     if PartialState().is_main_process:
         draw_curves(report.metrics, out / "curves.png")
     return report
 
 
-def _meta(training: Listing, recipe: Recipe, scores: dict[str, float], held_back: float | None) -> dict[str, Any]:
+def _meta(training: Listing, recipe: Recipe, scores: dict[str, float], held_out: float | None) -> dict[str, Any]:
     return {
         "labels": list(training.classes),
         "multi_label": training.multi_label,
@@ -198,7 +198,7 @@ def _meta(training: Listing, recipe: Recipe, scores: dict[str, float], held_back
             "fps": recipe.fps,
             "loss": recipe.loss,
             "seed": recipe.seed,
-            "held_back": held_back,
+            "held_back": held_out,
             "scores": scores,
         },
     }

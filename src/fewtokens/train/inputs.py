@@ -1,4 +1,4 @@
-"""What a run depends on in addition to its settings: shown by name, compared by identity."""
+"""The inputs of a run other than its settings: shown by name, compared by identity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from fewtokens.core.identity import identity
 from fewtokens.data.footage import Footage
 from fewtokens.data.listing import Listing
-from fewtokens.encoders.weights import hash_of
+from fewtokens.encoders.weights import hash_files
 
 # (name for the user, identity for comparison); a list of two if it comes from a file.
 Input = tuple[str, str]
@@ -42,7 +42,7 @@ def folder_input(name: str | Path) -> Input:
     """A saved model, identified by its weights if it is a folder or a file, otherwise by its name."""
     path = Path(name)
     weights = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] * path.is_file()
-    return str(name), hash_of(weights) if weights else str(name)
+    return str(name), hash_files(weights) if weights else str(name)
 
 
 def check_inputs(before: Mapping[str, Sequence[str]] | None, now: Mapping[str, Input], out: Path) -> list[str]:
@@ -68,9 +68,9 @@ def check_inputs(before: Mapping[str, Sequence[str]] | None, now: Mapping[str, I
         if old is None or new is None or old[1] != new[1]:
             first, second = (entry[0] if entry else "none" for entry in (old, new))
             difference = (
-                f"a run with another {name}: {first}, now {second}"
+                f"a run in which {name} is {first or 'empty'}, now {second or 'empty'}"
                 if first != second
-                else f"a run with {name} {first}, which has changed since: a file was added, removed or modified"
+                else f"a run in which {name} is {first}, which has changed since: a file was added, removed or modified"
             )
             raise ValueError(f"{out}: contains {difference}; use another --out, or --fresh")
     return []

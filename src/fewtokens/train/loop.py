@@ -117,8 +117,8 @@ def fit(
         out: output directory.
         collate: combines samples into a batch.
         evaluate: returns scores; called as often as the settings specify and at the end.
-        inputs: what a run depends on in addition to its settings, by name, see `fewtokens.train.inputs`; a resumed run
-            must have the same. If not given, only the number of items is compared.
+        inputs: the inputs of a run other than its settings, by name, see `fewtokens.train.inputs`; a resumed run must
+            have the same. If not given, only the number of items is compared.
         resume: whether to resume from the last checkpoint in `out`; otherwise start from scratch.
         progress: called after each step.
         device: "cpu" to force the CPU even if a GPU is available.
@@ -153,7 +153,7 @@ class _Run:
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
 
-        self.bare, self.objective, self.data, self.settings, self.out = model, objective, data, settings, out
+        self.network, self.objective, self.data, self.settings, self.out = model, objective, data, settings, out
         self.collate, self.evaluate, self.inputs, self.progress = collate, evaluate, inputs, progress
         # Its state is global to the process; a second run may have another precision.
         AcceleratorState._reset_state()
@@ -164,9 +164,9 @@ class _Run:
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
         self.device = self.accelerator.device
-        self.main = self.accelerator.is_main_process
-        self.alone = self.accelerator.num_processes == 1
-        self.signals = Signals(self.alone)
+        self.is_main = self.accelerator.is_main_process
+        self.single_process = self.accelerator.num_processes == 1
+        self.signals = Signals(self.single_process)
         items = len(data)  # type: ignore[arg-type]
         if items < 1:
             raise ValueError("the training data is empty")
@@ -174,7 +174,7 @@ class _Run:
         self.broken: dict[str, None] = {}
         self.enlarged: set[int] = set()
         # Steps done, those of the last checkpoint and when it was written; scores, and whether an evaluation is due.
-        self.step = self.saved = 0
+        self.step = self.saved_step = 0
         self.saved_at = time.monotonic()
         self.scores: dict[str, float] = {}
         self.due = False
@@ -185,7 +185,7 @@ class _Run:
         self._prepare()
 
     def _prepare(self) -> None:
-        settings, model = self.settings, self.bare
+        settings, model = self.settings, self.network
         if settings.checkpointing:
             if not hasattr(model, "checkpointing"):
                 raise ValueError(f"{type(model).__name__} does not support activation checkpointing")
@@ -200,29 +200,29 @@ class _Run:
             raise ValueError("the network has no trainable parameters")
         self.average = Average(self.names, self.parameters, settings.ema)
         self.optimizer = make_optimizer(model, settings)
-        trained: Any = model
+        wrapped: Any = model
         if settings.compile:
-            trained = torch.compile(trained)
+            wrapped = torch.compile(wrapped)
         if settings.shard:
-            self.trained = trained
+            self.wrapped_model = wrapped
         else:
-            self.trained, self.optimizer = self.accelerator.prepare(trained, self.optimizer)
+            self.wrapped_model, self.optimizer = self.accelerator.prepare(wrapped, self.optimizer)
 
     @property
-    def _inner(self) -> torch.optim.Optimizer:
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer itself, without accelerate's wrapper."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def train(self, resume: bool) -> Report:
         start = self._begin(resume)
-        start_time, self.waited = time.perf_counter(), 0.0
+        start_time, self.waiting = time.perf_counter(), 0.0
         try:
             self._steps(start)
             if self.step == start == self.total and self.evaluate is not None and not self.scores:
                 self._score()
         except (Break, LoadingError) as error:
             # It is raised between steps, so the state is that of the steps done.
-            if self.alone:
+            if self.single_process:
                 self._save()
             if not self.signals.number:
                 raise LoadingError(f"{error}. {self._last_checkpoint()}; rerun the same command to resume") from None
@@ -239,11 +239,11 @@ class _Run:
         self._check_signals()
         seconds = time.perf_counter() - start_time
         return Report(
-            self.total, start, self.scores, self.metrics.lines, broken, len(self.enlarged), seconds, self.waited
+            self.total, start, self.scores, self.metrics.lines, broken, len(self.enlarged), seconds, self.waiting
         )
 
     def _last_checkpoint(self) -> str:
-        return f"The last checkpoint is of step {self.saved}" if self.saved else "There is no checkpoint yet"
+        return f"The last checkpoint is of step {self.saved_step}" if self.saved_step else "There is no checkpoint yet"
 
     def _check_signals(self) -> None:
         """Raises `Stopped` if a signal arrived; the state is saved."""
@@ -260,7 +260,7 @@ class _Run:
         per_epoch = max(1, round(self.items / settings.batch))
         save_every = settings.save_every or per_epoch
         eval_every = max(1, round(settings.eval_every * per_epoch)) if settings.eval_every else 0
-        self.trained.train()
+        self.wrapped_model.train()
         if self.due:
             self._score()
             self._save(again=True)
@@ -276,25 +276,25 @@ class _Run:
                 if self.evaluate is not None and (done == self.total or (eval_every and done % eval_every == 0)):
                     self.due = True
                     self._score()
-                stop, late = self._agreed()
-                if done % save_every == 0 or done == self.total or stop or late:
+                stop, save_due = self._stop_or_save()
+                if done % save_every == 0 or done == self.total or stop or save_due:
                     self._save()
                 if stop:
                     return
-                if self.progress is not None and self.main:
+                if self.progress is not None and self.is_main:
                     self.progress(done, self.total, numbers | self.scores)
 
-    def _agreed(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether a checkpoint is due by time; the same for all processes."""
+    def _stop_or_save(self) -> tuple[bool, bool]:
+        """Returns whether to stop, and whether a checkpoint is due by time; the same for all processes."""
         minutes = self.settings.save_minutes
-        late = bool(minutes) and time.monotonic() - self.saved_at >= 60 * minutes
-        if self.alone:
-            return bool(self.signals.number), late
-        flags = torch.tensor([bool(self.signals.number), late], device=self.device).int()
-        stop, late = (self.accelerator.reduce(flags, "sum") > 0).tolist()
+        save_due = bool(minutes) and time.monotonic() - self.saved_at >= 60 * minutes
+        if self.single_process:
+            return bool(self.signals.number), save_due
+        flags = torch.tensor([bool(self.signals.number), save_due], device=self.device).int()
+        stop, save_due = (self.accelerator.reduce(flags, "sum") > 0).tolist()
         if stop and not self.signals.number:
             self.signals.number = signal.SIGTERM  # another process got a signal
-        return stop, late
+        return stop, save_due
 
     def _begin(self, resume: bool) -> int:
         """Restores the last checkpoint, if there is one; returns the step to start from."""
@@ -304,26 +304,26 @@ class _Run:
             tensors, head = checkpoint.read(state)
             messages = checkpoint.check_same_run(head, self.settings, self.items, self.out)
             messages += check_inputs(head.get("inputs"), self.inputs, self.out)
-            extra = checkpoint.restore(tensors, state, self.bare, self._inner, self.average.values)
+            extra = checkpoint.restore(tensors, state, self.network, self._torch_optimizer, self.average.values)
             if self.accelerator.scaler is not None and "scale" in extra:
                 self.accelerator.scaler.load_state_dict(
                     {**self.accelerator.scaler.state_dict(), "scale": float(extra["scale"])}
                 )
-            self.step = self.saved = head["step"]
+            self.step = self.saved_step = head["step"]
             self.scores, self.due = head["scores"], head.get("due", False)
             self.sums, self.counted = head["sums"], head["counted"]
             self.broken = dict.fromkeys(head.get("broken", ()))
             self.enlarged = set(extra["enlarged"].tolist()) if "enlarged" in extra else set()
-            if self.main:
+            if self.is_main:
                 for message in messages:
                     warnings.warn(message, stacklevel=4)
-        if self.main:
+        if self.is_main:
             self.out.mkdir(parents=True, exist_ok=True)
             if not resume:
                 for file in (state, log, self.out / "broken.txt"):
                     file.unlink(missing_ok=True)
             write_settings(self.settings, self.out / "settings.json")
-        self.metrics = Metrics(log, self.step, writes=self.main)
+        self.metrics = Metrics(log, self.step, writes=self.is_main)
         self.accelerator.wait_for_everyone()
         return self.step
 
@@ -334,7 +334,7 @@ class _Run:
         with self.signals.interruptible():
             for _ in range(self.settings.accumulate):
                 parts.append(next(batches))
-        self.waited += time.perf_counter() - start
+        self.waiting += time.perf_counter() - start
         for part in parts:
             for line in part.pop("broken", ()):
                 self.broken[line] = None
@@ -347,21 +347,21 @@ class _Run:
         seed = mix(settings.seed, step, accelerator.process_index)
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(mix(seed, 1))
-        sizes = [_size(batch) for batch in parts]
+        sizes = [_batch_size(batch) for batch in parts]
         numbers: dict[str, float] = {}
         for index, (batch, size) in enumerate(zip(parts, sizes, strict=True)):
             last = index == len(parts) - 1
-            if not size and self.alone:
+            if not size and self.single_process:
                 continue
             if not size:
                 raise ValueError(
                     "a process got only unreadable files; remove them from the data, or use a larger batch"
                 )
             with self._no_sync(not last), accelerator.autocast():
-                loss, named = self.objective(self.trained, _to(batch, self.device), generator)
+                loss, metrics = self.objective(self.wrapped_model, _to_device(batch, self.device), generator)
                 fraction = size / sum(sizes)
                 accelerator.backward(loss * fraction)
-            for name, value in {"loss": loss, **named}.items():
+            for name, value in {"loss": loss, **metrics}.items():
                 numbers[name] = numbers.get(name, 0.0) + float(value.detach()) * fraction
         if not any(sizes):
             return {}
@@ -384,7 +384,7 @@ class _Run:
 
     def _no_sync(self, enabled: bool) -> Any:
         """Skips the synchronization of gradients, which only the last part of a batch needs."""
-        return self.accelerator.no_sync(self.trained) if enabled and not self.settings.shard else nullcontext()
+        return self.accelerator.no_sync(self.wrapped_model) if enabled and not self.settings.shard else nullcontext()
 
     def _clip(self, limit: float) -> float:
         if self.settings.shard:
@@ -402,14 +402,14 @@ class _Run:
     def _score(self) -> None:
         """Evaluates and logs; a signal may interrupt this, and the evaluation then stays due."""
         assert self.evaluate is not None
-        trained = self.average.swap()
-        self.bare.eval()
+        trained_weights = self.average.swap()
+        self.network.eval()
         try:
             with self.signals.interruptible(), torch.no_grad(), self.accelerator.autocast():
-                scores = self.evaluate(self.bare)
+                scores = self.evaluate(self.network)
         finally:
-            self.bare.train()
-            self.average.swap(trained)
+            self.network.train()
+            self.average.swap(trained_weights)
         self.scores, self.due = scores, False
         self._log(self.step, scores)
 
@@ -429,7 +429,7 @@ class _Run:
         self.sums, self.counted = {}, 0
 
     def _log(self, step: int, numbers: dict[str, float]) -> None:
-        if not self.main:
+        if not self.is_main:
             return
         self.metrics.add(step, numbers)
         if self.settings.tensorboard:
@@ -442,16 +442,16 @@ class _Run:
 
     def _save(self, again: bool = False) -> None:
         """Writes a checkpoint of the steps done; with `again` even if there is one of this step."""
-        if not self.step or (self.step == self.saved and not again):
+        if not self.step or (self.step == self.saved_step and not again):
             return
         extra = {}
         if self.accelerator.scaler is not None and self.accelerator.scaler.is_enabled():
             extra["scale"] = torch.tensor(self.accelerator.scaler.get_scale())
         if self.enlarged:
             extra["enlarged"] = torch.tensor(sorted(self.enlarged))
-        tensors = checkpoint.state_of(self.bare, self._inner, self.average.values, extra)
+        tensors = checkpoint.collect_state(self.network, self._torch_optimizer, self.average.values, extra)
         broken = self._all_broken()
-        if self.main:
+        if self.is_main:
             head: checkpoint.Head = {
                 "step": self.step,
                 "items": self.items,
@@ -470,7 +470,7 @@ class _Run:
                     error.errno, f"{error.strerror}; step {self.step} could not be saved. {self._last_checkpoint()}; "
                     "free space and rerun the same command to resume", error.filename,
                 ) from None  # fmt: skip
-        self.saved, self.saved_at = self.step, time.monotonic()
+        self.saved_step, self.saved_at = self.step, time.monotonic()
         self.accelerator.wait_for_everyone()
 
     def _all_broken(self) -> list[str]:
@@ -480,23 +480,23 @@ class _Run:
         return list(dict.fromkeys(gather_object(list(self.broken))))
 
     def _finish(self, out: Path) -> list[str]:
-        """Leaves the averaged weights in the network; returns the errors of unreadable files, from all processes."""
+        """Puts the averaged weights in the network; returns the errors of unreadable files, from all processes."""
         self.average.swap()
-        self.bare.eval()
+        self.network.eval()
         broken = self._all_broken()
-        if self.main and broken:
+        if self.is_main and broken:
             write_text(out / "broken.txt", "".join(line + "\n" for line in broken))
-        if self.main and hasattr(self, "board"):
+        if self.is_main and hasattr(self, "board"):
             self.board.close()
         self.accelerator.wait_for_everyone()
         return broken
 
 
-def _size(batch: dict[str, Any]) -> int:
+def _batch_size(batch: dict[str, Any]) -> int:
     return max((len(value) for value in batch.values() if isinstance(value, Tensor) and value.ndim), default=0)
 
 
-def _to(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {
         name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for name, value in batch.items()

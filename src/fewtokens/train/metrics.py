@@ -30,10 +30,10 @@ class Metrics:
         self.path, self.writes = path, writes
         rows = files.read_rows(path, dict[str, Any]) if writes else []
         for number, line in enumerate(rows, 1):
-            wrong = [
+            invalid = [
                 name for name, value in line.items() if isinstance(value, bool) or not isinstance(value, int | float)
             ]
-            if wrong or not isinstance(line.get("step"), int):
+            if invalid or not isinstance(line.get("step"), int):
                 raise ValueError(f"{path}: line {number} is not a step with numbers; remove the line, or use --fresh")
         self.lines = [line for line in rows if line["step"] <= step]
         self._ahead = [line for line in rows if line["step"] > step]

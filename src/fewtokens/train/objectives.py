@@ -17,9 +17,9 @@ class Classification:
 
     Attributes:
         loss: "softmax" or "sigmoid" (binary cross-entropy summed over the classes, as in the paper's code).
-        label_smoothing: the fraction of a soft_targets that is spread over all classes.
-        mixup: arXiv 1710.09412; cutmix: arXiv 1905.04899; alphas of their Beta distributions, 0 is off. With both, one
-            of them is sampled for each batch.
+        label_smoothing: the fraction of a target that is spread over all classes.
+        mixup, cutmix: alphas of their Beta distributions (arXiv 1710.09412, 1905.04899); 0 is off. With both, one of
+            them is sampled for each batch.
     """
 
     loss: str = "softmax"
@@ -37,13 +37,13 @@ class Classification:
         soft_targets = self._soft(targets, logits.shape[1])
         if partner is not None:
             soft_targets = fraction * soft_targets + (1 - fraction) * soft_targets[partner]
-        named = {}
+        metrics = {}
         if targets.ndim == 1 and partner is None:
-            named["accuracy"] = (logits.argmax(1) == targets).float().mean()
+            metrics["accuracy"] = (logits.argmax(1) == targets).float().mean()
         logits = logits.float()
         if self.loss == "sigmoid":
-            return F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="none").sum(1).mean(), named
-        return -(soft_targets * logits.log_softmax(1)).sum(1).mean(), named
+            return F.binary_cross_entropy_with_logits(logits, soft_targets, reduction="none").sum(1).mean(), metrics
+        return -(soft_targets * logits.log_softmax(1)).sum(1).mean(), metrics
 
     def _soft(self, targets: Tensor, classes: int) -> Tensor:
         soft_targets = F.one_hot(targets, classes).float() if targets.ndim == 1 else targets.float()
@@ -53,7 +53,7 @@ class Classification:
         return soft_targets * (1 - self.label_smoothing) + self.label_smoothing * spread
 
     def _mix(self, clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None, float]:
-        """Returns mixed clips, the index of the clip that each is mixed with, and the fraction of its own clip."""
+        """Returns mixed clips, the index of the clip that each is mixed with, and the weight of the original clip."""
         names = [name for name in ("mixup", "cutmix") if getattr(self, name)]
         if not names or len(clips) < 2:
             return clips, None, 1.0

@@ -42,7 +42,7 @@ _FIXED = 1_000_003
 
 @dataclass(frozen=True)
 class MaskedPairs:
-    """The objective of all five networks: their own loss, with masks that depend on the seeds of the samples.
+    """The objective of all pre-training networks: their own loss, with masks that depend on the seeds of the samples.
 
     Attributes:
         patches: the number of patches of a frame.
@@ -54,8 +54,8 @@ class MaskedPairs:
         self, model: nn.Module, batch: dict[str, Any], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         frames = batch["frames"]
-        named = model(frames, mask_noise(batch["seeds"], self.patches).to(frames.device))
-        return named.pop("loss"), named
+        losses = model(frames, mask_noise(batch["seeds"], self.patches).to(frames.device))
+        return losses.pop("loss"), losses
 
 
 class FixedBatchEvaluator:
@@ -63,17 +63,17 @@ class FixedBatchEvaluator:
 
     Args:
         data: the training data.
-        shown: the number of samples.
+        num_samples: the number of samples.
         out: output directory.
     """
 
-    def __init__(self, data: PairData, shown: int, out: Path) -> None:
+    def __init__(self, data: PairData, num_samples: int, out: Path) -> None:
         # A video may be listed more than once, but a swapped source must be of another video.
         items = list(dict.fromkeys(data.items))
-        fixed = PairData(items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
+        fixed_data = PairData(items, replace(data.pairing, repeats=1), seed=data.seed + _FIXED)
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(data.seed))
-        samples = (fixed[index] for index in order.tolist())
-        batch = collate_pairs(list(islice((sample for sample in samples if sample.frames is not None), shown)))
+        samples = (fixed_data[index] for index in order.tolist())
+        batch = collate_pairs(list(islice((sample for sample in samples if sample.frames is not None), num_samples)))
         self.frames: Tensor = batch["frames"]
         self.seeds: list[int] = batch["seeds"]
         self.out = out
@@ -119,20 +119,22 @@ def reconstructions(model: Pretraining, frames: Tensor, noise: Tensor) -> list[t
     prediction = model.predict(source, target, noise)
     config = model.config
     pixels = patch_pixels(target, config.patch_size)
-    mean, spread = pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+    mean, std = pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
     grid = Grid(*config.grid)
-    low, scale = (torch.tensor(value, device=target.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
+    pixel_mean, pixel_std = (
+        torch.tensor(value, device=target.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD)
+    )
 
     def to_image(patches: Tensor) -> Tensor:
         image = unpatchify(patches[:, :, None], grid, 1, config.patch_size)[:, 0]
-        return ((image * scale + low).clamp(0, 1) * 255).round().byte().cpu()
+        return ((image * pixel_std + pixel_mean).clamp(0, 1) * 255).round().byte().cpu()
 
     def fill(predicted: Tensor, hidden: Tensor | None) -> Tensor:
-        full = predicted.float() * spread + mean
+        full = predicted.float() * std + mean
         return to_image(full if hidden is None else torch.where(hidden[..., None], full, pixels))
 
     rows = [] if model.frames == 1 else [("source", to_image(patch_pixels(source, config.patch_size)))]
-    rows += [("target", to_image(pixels)), ("visible patches", fill(torch.zeros_like(pixels) - mean / spread,
+    rows += [("target", to_image(pixels)), ("visible patches", fill(torch.zeros_like(pixels) - mean / std,
                                                                prediction.mask.hidden))]  # fmt: skip
     names = {"tobo": "from one token\n(tobo)", "siam": "from all tokens\n(siam)", "mae": "from itself\n(mae)",
              "rsp": "posterior\n(rsp)"}  # fmt: skip
@@ -219,8 +221,8 @@ def write_report(out: Path, recipe: PretrainingRecipe, report: Report) -> Path:
         pictures=[
             ("Losses", "Of each path during training; then on the fixed batch, with own and swapped sources.",
              out / "curves.png"),
-            ("A fixed batch", "Predictions have the mean and standard deviation of the target's patches; visible patches "
-             "are shown unchanged.", out / "reconstructions.png"),
+            ("A fixed batch", "Predictions have the mean and standard deviation of the target's patches; visible "
+             "patches are shown unchanged.", out / "reconstructions.png"),
         ],
         settings={**settings, **settings.pop("network")},
     )  # fmt: skip

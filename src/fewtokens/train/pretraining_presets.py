@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fewtokens.data.pairs import Pairing
-from fewtokens.encoders.config import hint_for
+from fewtokens.encoders.config import rename_hint
 from fewtokens.networks import SIZES
 from fewtokens.networks.base import make_config
 from fewtokens.networks.pretrained import PRETRAINING
@@ -74,7 +74,7 @@ class PretrainingRecipe(Settings):
 
     @property
     def pairing(self) -> Pairing:
-        """How samples are taken from videos."""
+        """The settings for sampling frames from videos."""
         return Pairing(
             mode=_MODES.get(self.objective, "pair"),
             **{each.name: getattr(self, each.name) for each in fields(Pairing) if each.name != "mode"},
@@ -100,8 +100,8 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     "tobo": {
         **_K400, "max_gap": 96,
         "note": "Token Bottleneck's code: 240,000 videos of Kinetics-400, 8 GPUs; the paper's 400 epochs are 200 "
-                "passes with 2 pairs per decoded video. About 17.6 GMACs per pair and pass for ViT-S/16. The paper samples "
-                "gaps of 4 to 96 frames (--set min_gap=4).",
+                "passes with 2 pairs per decoded video. About 17.6 GMACs per pair and pass for ViT-S/16. The paper "
+                "samples gaps of 4 to 96 frames (--set min_gap=4).",
     },
     "mae": {**_K400, "repeats": 2, "note": "MAE on single frames of Kinetics-400, with the settings of the others."},
     "siam_mae": {
@@ -161,12 +161,13 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
             network |= dict(
                 zip(("decoder_dim", "decoder_depth", "decoder_num_heads"), _CROP_DECODERS[size], strict=True)
             )
-    known = {each.name for each in fields(PretrainingRecipe)} - {"network", "objective", "note"}
-    inner = network_settings(objective)
-    if unknown := sorted(set(changes) - known - inner.keys()):
-        available = ", ".join(sorted(known | inner.keys()))
+    accepted = {each.name for each in fields(PretrainingRecipe)} - {"network", "objective", "note"}
+    network_values = network_settings(objective)
+    if unknown := sorted(set(changes) - accepted - network_values.keys()):
+        available = ", ".join(sorted(accepted | network_values.keys()))
         hint = (
-            hint_for(unknown, set(inner)) or f"{objective} has no setting {', '.join(unknown)}; available: {available}"
+            rename_hint(unknown, set(network_values))
+            or f"{objective} has no setting {', '.join(unknown)}; available: {available}"
         )
         raise ValueError(hint)
     if "epochs" in changes and "steps" not in changes:
@@ -174,13 +175,13 @@ def make_pretraining(preset: str, **changes: Any) -> PretrainingRecipe:
     if "base_lr" in changes and "lr" not in changes:
         recipe["lr"] = 0.0
     for name, value in changes.items():
-        if name not in inner or isinstance(value, bool) or not isinstance(value, int | float):
+        if name not in network_values or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        low, high = (min(1, inner[name]), 65536) if isinstance(inner[name], int) else (0, 1e6)
+        low, high = (min(1, network_values[name]), 65536) if isinstance(network_values[name], int) else (0, 1e6)
         if not low <= value <= high:
             raise ValueError(f"{name} must be in [{low:g}, {high:g}], got {value}")
-    recipe |= {name: value for name, value in changes.items() if name in known}
-    network |= {name: value for name, value in changes.items() if name in inner}
+    recipe |= {name: value for name, value in changes.items() if name in accepted}
+    network |= {name: value for name, value in changes.items() if name in network_values}
     return PretrainingRecipe(**recipe, objective=objective, network=network)
 
 
@@ -189,7 +190,7 @@ def network_settings(objective: str) -> Mapping[str, Any]:
     return setting_values(PRETRAINING[objective].config_type(), exclude=("image_size",))
 
 
-def known_settings(objective: str) -> Mapping[str, Any]:
+def accepted_settings(objective: str) -> Mapping[str, Any]:
     """Returns every setting that --set accepts, with a value of its type."""
     recipe = setting_values(PretrainingRecipe(objective=objective), exclude=("network", "objective", "note"))
     return {**recipe, **network_settings(objective)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewtokens.core.files import write_json
 from fewtokens.core.plain import conform
-from fewtokens.encoders.config import hint_for
+from fewtokens.encoders.config import rename_hint
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("cosine", "linear", "constant")
@@ -101,9 +101,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.check_values()
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name, allowed in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} must be a multiple of accumulate {self.accumulate}")
         if not self.steps and self.epochs <= 0:
@@ -217,7 +217,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 8, "batch": 512, "optimizer": "sgd", "lr": 0.03, "weight_decay": 0.0, "warmup": 500,
         "size": 384, "area": (0.05, 1.0), "precision": "bf16",
         "note": "TokenLearner and ViT: 20,000 steps at 384 px (512 for L) on 32 TPU cores; lr swept over "
-                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (in the papers: JFT).",
+                "0.003, 0.01, 0.03, 0.06; EMA of 0.9999 for L at 512. Starts from a pre-trained network (in the papers "
+                "on JFT).",
     },
     "imagenet_scratch": {
         "epochs": 90, "batch": 4096, "optimizer": "adam", "lr": 5e-3, "weight_decay": 0.3, "schedule": "linear",
@@ -255,29 +256,29 @@ def make_recipe(preset: str = "small", **changes: Any) -> Recipe:
     """
     if preset not in PRESETS:
         raise ValueError(f"no recipe called {preset!r}; available: {', '.join(PRESETS)}")
-    known = {each.name for each in fields(Recipe)}
-    if unknown := set(changes) - known:
-        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; available: {', '.join(sorted(known))}")
+    allowed = {each.name for each in fields(Recipe)}
+    if unknown := set(changes) - allowed:
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))}; available: {', '.join(sorted(allowed))}")
     if "epochs" in changes and "steps" not in changes:
         changes["steps"] = 0
     return Recipe(**(PRESETS[preset] | changes))
 
 
-def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[str, Any]:
+def parse_setting(text: str, allowed: Mapping[str, Any] | None = None) -> tuple[str, Any]:
     """Parses one "name=value" of the command line into the type of the setting.
 
     Args:
         text: such as "lr=0.01".
-        known: the settings, with a value of each; default: those of classification.
+        allowed: the settings, with a value of each. Default: those of classification.
 
     Raises:
         ValueError: not of this form, an unknown setting, or a value of another type.
     """
     name, sign, value = text.partition("=")
-    values = setting_values(Recipe()) if known is None else known
+    values = setting_values(Recipe()) if allowed is None else allowed
     types = {each: type(value) for each, value in values.items()}
     name = name.strip().replace("-", "_")
-    if sign and (hint := hint_for([name], set(types))):
+    if sign and (hint := rename_hint([name], set(types))):
         raise ValueError(hint)
     if not sign or name not in types:
         raise ValueError(
@@ -295,7 +296,7 @@ def parse_setting(text: str, known: Mapping[str, Any] | None = None) -> tuple[st
             return name, (low, high)
         return name, kind(value)
     except (ValueError, KeyError):
-        raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}") from None
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}") from None
 
 
 def setting_values(settings: Any, exclude: Sequence[str] = ()) -> dict[str, Any]:

@@ -18,14 +18,14 @@ class Steps(Sampler[list[tuple[int, int]]]):
     of items is not a multiple of the batch or is smaller.
     """
 
-    def __init__(self, items: int, settings: Settings, total: int, start: int, rank: int, world: int) -> None:
+    def __init__(self, items: int, settings: Settings, total: int, start: int, rank: int, world_size: int) -> None:
         part = settings.batch // settings.accumulate
-        if part % world:
+        if part % world_size:
             raise ValueError(
-                f"batch {settings.batch} in {settings.accumulate} parts cannot be divided among {world} processes"
+                f"batch {settings.batch} in {settings.accumulate} parts cannot be divided among {world_size} processes"
             )
         self.items, self.settings, self.total, self.start = items, settings, total, start
-        self.part, self.rank, self.world = part, rank, world
+        self.part, self.rank, self.world_size = part, rank, world_size
 
     def __len__(self) -> int:
         return (self.total - self.start) * self.settings.accumulate
@@ -35,7 +35,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
         for part in range(self.start * self.settings.accumulate, self.total * self.settings.accumulate):
             first = part * self.part
             keys = []
-            for position in range(first + self.rank, first + self.part, self.world):
+            for position in range(first + self.rank, first + self.part, self.world_size):
                 epoch, index = divmod(position, self.items)
                 if epoch not in orders:
                     generator = torch.Generator().manual_seed(mix(self.settings.seed, epoch, -1))

@@ -37,15 +37,15 @@ class Signals:
     KeyboardInterrupt immediately.
 
     Args:
-        alone: whether this is the only process. If there are several, none leaves a block by itself: the others would
-            wait for it.
+        single_process: whether this is the only process. If there are several, none leaves a block by itself, because
+            the others would wait for it.
 
     Attributes:
         number: the number of the first signal, 0 before.
     """
 
-    def __init__(self, alone: bool) -> None:
-        self.alone, self.number = alone, 0
+    def __init__(self, single_process: bool) -> None:
+        self.single_process, self.number = single_process, 0
         self._interruptible = False
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
@@ -68,8 +68,8 @@ class Signals:
     def interruptible(self) -> Iterator[None]:
         """Marks a block, such as waiting for data, that a signal may leave by `Break`."""
         try:
-            self._interruptible = self.alone
-            if self.number and self.alone:
+            self._interruptible = self.single_process
+            if self.number and self.single_process:
                 raise Break
             yield
         finally:
@@ -82,7 +82,7 @@ class Signals:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.number and number == signal.SIGINT and self.alone:
+        if self.number and number == signal.SIGINT and self.single_process:
             raise KeyboardInterrupt
         self.number = self.number or number
         if self._interruptible:

@@ -38,7 +38,7 @@ COMPRESSOR_ONLY = {"encoder": 0.0, "llm": 0.0}
 
 @dataclass(frozen=True)
 class Reading:
-    """How a video is read: the number of evenly spaced frames, and the side of the square frames in pixels."""
+    """The settings for reading a video: number of evenly spaced frames, and side of the square frames in pixels."""
 
     frames: int = 16
     size: int = 224
@@ -81,7 +81,7 @@ def conversation_inputs(items: Sequence[Conversation], reading: Reading) -> dict
     }
 
 
-def collate_with(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
+def make_collate(pad: int) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
     """Returns a function that pads the "line" of each conversation to one length and stacks the other tensors."""
 
     def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def train_video_llm(
         data,
         settings,
         out,
-        collate=collate or collate_with(model.tokenizer.pad_token_id or 0),
+        collate=collate or make_collate(model.tokenizer.pad_token_id or 0),
         evaluate=evaluate,
         inputs=inputs,
         resume=resume,

@@ -1,1 +1,1 @@
-"""The verbs of `fewtokens eval`, one a file."""
+"""The verbs of `fewtokens eval`, one per file."""

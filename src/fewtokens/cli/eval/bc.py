@@ -1,4 +1,4 @@
-"""`fewtokens eval bc`: what a robot can do by what a frozen encoder sees."""
+"""`fewtokens eval bc`: scores a frozen encoder by behavior cloning of robot tasks."""
 
 from __future__ import annotations
 
@@ -37,32 +37,45 @@ _SCORES = {"any": "success, %", "last": "success at the end, %", "return": "retu
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """The task, and the demonstrations that are cloned."""
+    """The task, and the demonstrations to clone."""
 
     task: Annotated[
         str | None,
-        typer.Option("--task", help="metaworld/TASK or kitchen/TASK; needs the extra sim.", rich_help_panel=INPUT),
+        typer.Option(
+            "--task",
+            help="metaworld/TASK or kitchen/TASK; requires the extra sim (see fewtokens doctor).",
+            rich_help_panel=INPUT,
+        ),
     ] = None
     data: Annotated[
         Path | None,
         typer.Option(
             "--data",
-            help="Demonstrations: what --write-demos wrote, or a pickle as R3M's. Without --task "
-            "the error on a fifth of them is the score.",
+            help="Demonstrations: a file written by --write-demos, or a pickle in R3M's format. Without --task, the "
+            "score is the error on a held-out fifth of them.",
             rich_help_panel=INPUT,
         ),
     ] = None
     camera: Annotated[
         str | None,
-        typer.Option("--camera", help="Camera of the task, such as corner2 or topview.", rich_help_panel=INPUT),
+        typer.Option(
+            "--camera",
+            help="Camera of the task, such as corner2 or topview. Default: depends on the task.",
+            rich_help_panel=INPUT,
+        ),
     ] = None
-    horizon: Annotated[int | None, typer.Option("--horizon", help="Steps of an episode.", rich_help_panel=INPUT)] = None
+    horizon: Annotated[
+        int | None,
+        typer.Option(
+            "--horizon", help="Steps per episode. Default: 500 (metaworld), 280 (kitchen).", rich_help_panel=INPUT
+        ),
+    ] = None
     hold: Annotated[
         int | None,
         typer.Option(
             "--hold",
             min=0,
-            help="Steps recorded after an expert's success; default: all.",
+            help="Number of steps to record after the expert succeeds. Default: all.",
             rich_help_panel=INPUT,
         ),
     ] = None
@@ -70,13 +83,13 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """What the policy sees."""
+    """The features that the policy receives."""
 
     encoder: Annotated[
         str | None,
         typer.Option(
             "--encoder",
-            help="patches, a folder (also a trained network's), or a hub id.",
+            help="patches (pixels, no weights), a folder (also of a trained network), or a hub id.",
             rich_help_panel=ENCODER,
         ),
     ] = None
@@ -84,8 +97,8 @@ class FeatureOptions:
         str | None,
         typer.Option(
             "--feature",
-            help="class (the bottleneck), prefix, mean, cells; none: the robot's own states alone. Default: class, or "
-            "mean if there is no class token.",
+            help="class (the bottleneck), prefix, mean, cells, or none for the robot's state only. Default: class, or "
+            "mean without a class token.",
             rich_help_panel=ENCODER,
         ),
     ] = None
@@ -95,48 +108,66 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class ProtocolOptions:
-    """How it is trained and judged."""
+    """How policies are trained and evaluated."""
 
     preset: Annotated[
-        str, typer.Option("--preset", help="small, r3m, cortexbench or cortexbench_dmc.", rich_help_panel=PROTOCOL)
+        str,
+        typer.Option(
+            "--preset", help="Preset of settings: small, r3m, cortexbench or cortexbench_dmc.", rich_help_panel=PROTOCOL
+        ),
     ] = "small"
     settings: SettingsOption = None
     demos: Annotated[
-        int | None, typer.Option("--demos", help="Number of demonstrations.", rich_help_panel=PROTOCOL)
+        int | None,
+        typer.Option(
+            "--demos", help="Number of demonstrations. Default: that of the preset.", rich_help_panel=PROTOCOL
+        ),
     ] = None
     rollouts: Annotated[
-        int | None, typer.Option("--rollouts", help="Episodes of each evaluation.", rich_help_panel=PROTOCOL)
+        int | None,
+        typer.Option(
+            "--rollouts", help="Episodes per evaluation. Default: those of the preset.", rich_help_panel=PROTOCOL
+        ),
     ] = None
     size: Annotated[
         int | None,
-        typer.Option("--size", help="Side of what the encoder sees; frames in proportion.", rich_help_panel=PROTOCOL),
+        typer.Option(
+            "--size",
+            help="Side of the encoder's input, in pixels; scales rendering in proportion.",
+            rich_help_panel=PROTOCOL,
+        ),
     ] = None
     seeds: Annotated[
-        int, typer.Option("--seeds", help="Number of policies trained: seeds 0, 1, ...", rich_help_panel=PROTOCOL)
+        int,
+        typer.Option(
+            "--seeds", help="Number of policies to train, with random seeds 0, 1, ...", rich_help_panel=PROTOCOL
+        ),
     ] = 3
     side_by_side: Annotated[
-        int, typer.Option("--side-by-side", help="Episodes at once; faster on a GPU.", rich_help_panel=RUN)
+        int,
+        typer.Option("--side-by-side", help="Episodes to simulate in parallel; faster on a GPU.", rich_help_panel=RUN),
     ] = 1
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What is written."""
+    """Output files."""
 
     folder: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Output folder for scores, policies, videos. Resumes if it already contains a run.",
+            help="Output folder for scores, policies and videos. Resumes if it already contains a run.",
             rich_help_panel=OUTPUT,
         ),
     ] = None
     film: Annotated[
         int,
-        typer.Option("--film", min=0, help="Episodes of each seed in the video.", rich_help_panel=OUTPUT),
+        typer.Option("--film", min=0, help="Number of episodes per seed in the videos.", rich_help_panel=OUTPUT),
     ] = 4
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over in a folder that contains a run.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option("--fresh", help="Start from scratch in a folder that contains a run.", rich_help_panel=OUTPUT),
     ] = False
     demos_file: Annotated[
         Path | None,
@@ -154,52 +185,52 @@ class RunFolder:
     modes=(
         Mode(
             "no task", lambda values: values["task"] is None,
-            ("camera", "horizon", "hold", "rollouts", "demos_file", "side_by_side", "film"), "belong to a --task",
+            ("camera", "horizon", "hold", "rollouts", "demos_file", "side_by_side", "film"), "require --task",
         ),
         Mode(
-            "demonstrations at hand", lambda values: values["data"] is not None, ("hold", "demos_file"),
-            "are of a scripted expert; --data brings demonstrations along",
+            "existing demonstrations", lambda values: values["data"] is not None, ("hold", "demos_file"),
+            "have no effect with --data, which provides the demonstrations",
         ),
         Mode(
-            "demonstrations written", lambda values: values["demos_file"] is not None,
+            "recording", lambda values: values["demos_file"] is not None,
             (*names_of(FeatureOptions), "rollouts", "seeds", "side_by_side", "film", "folder", "fresh", "device"),
-            "have no meaning with --write-demos, which clones nothing",
+            "have no effect with --write-demos, which trains no policy",
         ),
         Mode(
             "nothing written", lambda values: values["folder"] is None and values["demos_file"] is None,
-            ("film", "fresh"), "need a folder to write to: --out FOLDER",
+            ("film", "fresh"), "require --out FOLDER",
         ),
     ),
 )  # fmt: skip
 def bc(
     source: TaskOptions,
     features: FeatureOptions,
-    how: ProtocolOptions,
+    training: ProtocolOptions,
     files: RunFolder,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Behavior cloning: a small policy on frozen features, trained on demonstrations, judged by what it does.
+    """Score a frozen encoder by behavior cloning: train a small policy on its features, run the policy on a robot task.
 
-    The score is the best of the evaluations during training, in mean over seeds with its 95 % interval, as R3M and
-    CortexBench report it. The simulators are not those of the papers, so compare encoders here with each other only.
+    The score is the best evaluation during training, averaged over seeds, with a 95 % confidence interval, as in R3M
+    and CortexBench. The simulators differ from those of the papers, so scores are not comparable with published ones.
     """
     check_exists(source.data)
     from fewtokens.evaluation.cloning_protocol import make_protocol, parse_change
 
-    changes = dict(parse_change(text) for text in how.settings or ())
-    flags = {"demos": how.demos, "rollouts": how.rollouts, "feature": features.feature}
+    changes = dict(parse_change(text) for text in training.settings or ())
+    flags = {"demos": training.demos, "rollouts": training.rollouts, "feature": features.feature}
     changes |= {name: value for name, value in flags.items() if value is not None}
-    if how.size is not None:
-        base = make_protocol(how.preset)
-        changes |= {"crop": how.size, "render": max(how.size, round(how.size * base.render / base.crop))}
-    protocol = make_protocol(how.preset, **changes)
+    if training.size is not None:
+        base = make_protocol(training.preset)
+        changes |= {"crop": training.size, "render": max(training.size, round(training.size * base.render / base.crop))}
+    protocol = make_protocol(training.preset, **changes)
     if files.demos_file is not None:
         _write_demos(files.demos_file, source, protocol, as_json)
         return
-    report = _run(protocol, changes, source, features, how, files, device)
-    pictures = _sheets(files.folder, how.seeds) if files.folder is not None else []
-    _tell(report, source.task, pictures, as_json)
+    report = _run(protocol, changes, source, features, training, files, device)
+    sheets = _write_sheets(files.folder, training.seeds) if files.folder is not None else []
+    _print_report(report, source.task, sheets, as_json)
 
 
 def _write_demos(path: Path, source: TaskOptions, protocol: Cloning, as_json: bool) -> None:
@@ -227,8 +258,8 @@ def _write_demos(path: Path, source: TaskOptions, protocol: Cloning, as_json: bo
 
 
 def _run(
-    protocol: Cloning, changes: dict[str, Any], source: TaskOptions, features: FeatureOptions, how: ProtocolOptions,
-    files: RunFolder, device: str,
+    protocol: Cloning, changes: dict[str, Any], source: TaskOptions, features: FeatureOptions,
+    training: ProtocolOptions, files: RunFolder, device: str,
 ) -> Report:  # fmt: skip
     import torch
 
@@ -237,41 +268,41 @@ def _run(
 
     name = features.encoder
     if (name is None) != (protocol.feature == "none"):
-        raise ValueError("say --encoder; only with --feature none there is none to say")
+        raise ValueError("give --encoder, or --feature none without an encoder")
     encoder = None if name is None else load_encoder(name, device=device, dtype=features.dtype, batch=features.batch)
     if encoder is not None and "feature" not in changes and protocol.feature == "class":
         side = protocol.crop
         with torch.no_grad():
             tokens, _ = encoder(torch.zeros(1, 1, 3, side, side))
         if tokens.prefix is None:
-            log.print(f"{escape(str(name))} has no class token; the mean of its tokens is the feature", style="dim")
+            log.print(f"{escape(str(name))} has no class token; using the mean of its tokens", style="dim")
             protocol = replace(protocol, feature="mean")
     with progress("behavior cloning", None) as advance:
         return run(
             protocol, encoder, Source(source.task, source.data, source.camera, source.horizon, source.hold),
-            seeds=how.seeds, side_by_side=how.side_by_side, film=files.film, folder=files.folder, fresh=files.fresh,
-            batch=features.batch, device=pick_device(device), own_states="proprio" not in changes,
+            seeds=training.seeds, side_by_side=training.side_by_side, film=files.film, folder=files.folder,
+            fresh=files.fresh, batch=features.batch, device=pick_device(device), own_states="proprio" not in changes,
             progress=lambda title, done, total: advance(done, total, title),
         )  # fmt: skip
 
 
-def _sheets(folder: Path, seeds: int) -> list[Path]:
-    """A contact sheet of each video; frames from its beginning to its end."""
+def _write_sheets(folder: Path, seeds: int) -> list[Path]:
+    """Writes a contact sheet of each video, with frames from start to end; returns the paths."""
     from fewtokens.show.sheet import draw_contact_sheet
     from fewtokens.video import read
 
-    made = []
+    sheets = []
     for seed in range(seeds):
         video, path = folder / f"seed_{seed}.mp4", folder / f"seed_{seed}.png"
         if video.is_file():
             if not path.is_file():
                 film = read(video, frames=12)
                 draw_contact_sheet(film.frames, [f"step {20 * float(t):.0f}" for t in film.times], path, columns=2)
-            made.append(path)
-    return made
+            sheets.append(path)
+    return sheets
 
 
-def _tell(report: Report, task: str | None, pictures: list[Path], as_json: bool) -> None:
+def _print_report(report: Report, task: str | None, sheets: list[Path], as_json: bool) -> None:
     from fewtokens.evaluation.simulate import NOTE
 
     score = "held-out error" if task is None else _SCORES[report.request["criterion"]]
@@ -281,24 +312,24 @@ def _tell(report: Report, task: str | None, pictures: list[Path], as_json: bool)
     if as_json:
         note = {"note": NOTE} if task is not None else {}
         print_json(
-            {**summary, **note, "seeds": report.seeds, "protocol": report.request, "sheets": list(map(str, pictures))}
+            {**summary, **note, "seeds": report.seeds, "protocol": report.request, "sheets": list(map(str, sheets))}
         )
         return
     rows = [
-        {"seed": one["seed"], f"best {score}": one["best"], "at step": one["best_step"], "training error": one["loss"]}
-        for one in report.seeds
+        {"seed": row["seed"], f"best {score}": row["best"], "at step": row["best_step"], "training error": row["loss"]}
+        for row in report.seeds
     ]
     out.print(table(task or "held-out demonstrations", rows))
     if report.mean is not None:
         spread = "one seed, no interval" if report.half is None else f"± {report.half:.3g} (95 %, {len(rows)} seeds)"
         out.print(f"{score}: [bold]{report.mean:.4g}[/bold] {spread}", highlight=False)
     if report.baseline is not None:
-        out.print(f"always acting like the mean of the demonstrations: {report.baseline:.4g}", highlight=False)
+        out.print(f"baseline, the mean action of the demonstrations: {report.baseline:.4g}", highlight=False)
     if task is not None:
         out.print(NOTE, style="yellow")
     settings = {name: value for name, value in report.request.items() if name not in ("encoder", "data")}
     out.print(
         "  ".join(f"{name}={value}" for name, value in settings.items()), style="dim", highlight=False, markup=False
     )
-    for picture in pictures:
-        out.print(f"[bold]Episodes[/bold]  {escape(str(picture))}, .mp4 beside it", highlight=False)
+    for sheet in sheets:
+        out.print(f"[bold]Episodes[/bold]  {escape(str(sheet))}, {sheet.with_suffix('.mp4').name}", highlight=False)

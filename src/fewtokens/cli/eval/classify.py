@@ -1,4 +1,4 @@
-"""`fewtokens eval classify`: how often a trained classifier is right."""
+"""`fewtokens eval classify`: scores a trained classifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, tell_scores
+from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, print_scores
 from fewtokens.cli.options import PROTOCOL, JsonOption
 from fewtokens.cli.progress import progress
 
@@ -25,14 +25,15 @@ def classify(
     average: Annotated[
         str,
         typer.Option(
-            "--average", help="What of the views is averaged: logits or probabilities.", rich_help_panel=PROTOCOL
+            "--average", help="What is averaged over the views: logits or probabilities.", rich_help_panel=PROTOCOL
         ),
     ] = "logits",
     as_json: JsonOption = False,
 ) -> None:
-    """Top-1 and top-5 accuracy, or mAP for items of several classes, over clips x crops views.
+    """Score a trained classifier: top-1 and top-5 accuracy, or mAP for items with several classes.
 
-    Tested on --val; or, of --data, on the folder val, or on what training held out, or on all of it.
+    Predictions are averaged over clips x crops views of each item. The test set is --val if given; else the folder val,
+    validation or test in --data; else the part of --data that training held out; else all of --data.
     """
     check_exists(labeled.data, labeled.validation)
     from fewtokens import networks as models
@@ -41,13 +42,15 @@ def classify(
     from fewtokens.evaluation.classify import predict, scores_of
 
     if not models.is_saved(model):
-        raise ValueError(f"{model}: no trained network; fewtokens train classify writes one into OUT/model")
-    meta = models.meta(model)
+        raise ValueError(
+            f"{model}: no trained network in this folder; fewtokens train classify writes one to OUT/model"
+        )
+    meta = models.read_meta(model)
     trained = meta.get("trained", {})
     views = make_views(view, trained)
     network = models.load(model).to(pick_device(load.device))
     if "labels" not in meta:
-        raise ValueError(f"{model}: its config.json names no labels; it was not trained by fewtokens train")
+        raise ValueError(f"{model}: config.json contains no labels; train it with fewtokens train classify")
     source = labeled.validation or labeled.data
     for name in ("val", "validation", "test"):
         if labeled.validation is None and (labeled.data / name).is_dir():
@@ -55,7 +58,7 @@ def classify(
             break
     listing = read_listing(source, root=labeled.root, classes=meta["labels"])
     if source == labeled.data and trained.get("held_back"):
-        # It was trained on a part of such data; on the rest it is tested.
+        # Training used the other part of the same split.
         listing = listing.split(trained["held_back"], trained["seed"])[1]
     items = clip_data(listing, views)
     loss = "sigmoid" if meta.get("multi_label") else trained.get("loss", "softmax")
@@ -63,5 +66,5 @@ def classify(
         scores, targets, broken = predict(
             network, items, batch=load.batch, workers=load.workers, average=average, loss=loss, progress=advance
         )
-    numbers: dict[str, Any] = scores_of(scores, targets) | {"items": len(scores)}
-    tell_scores("classify", model, views, {}, numbers, broken, as_json)
+    results: dict[str, Any] = scores_of(scores, targets) | {"items": len(scores)}
+    print_scores("classify", model, views, {}, results, broken, as_json)

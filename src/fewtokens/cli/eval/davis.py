@@ -1,4 +1,4 @@
-"""`fewtokens eval davis`: objects followed through videos."""
+"""`fewtokens eval davis`: scores propagation of object masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def davis(
     data: DataOption,
     options: DenseOptions = DenseOptions(batch=8),
     protocol: Annotated[
-        str, typer.Option("--protocol", help="A, B or B-rsp; see --set.", rich_help_panel=PROTOCOL)
+        str,
+        typer.Option(
+            "--protocol", help="Protocol A, B or B-rsp; --set overrides its settings.", rich_help_panel=PROTOCOL
+        ),
     ] = "A",
     score_size: Annotated[
         str,
@@ -46,12 +49,12 @@ def davis(
         ),
     ] = None,
 ) -> None:
-    """J and F on DAVIS 2016 or 2017: the first frame's masks, carried through each video by the features.
+    """Score a frozen encoder on DAVIS 2016 or 2017: propagate the masks of the first frame, measure J and F.
 
-    With --out: results.json, masks/ in the layout and palette that the official tool scores, sheet.png (white: the
-    truth). Scores at 480x880 are higher in F: boundaries match within 9 px there, and within 8 px at 480x854.
+    --out writes results.json, masks/ in the layout and palette of the official tool, and sheet.png (white: ground
+    truth). F is higher at 480x880, where boundaries match within 9 px, than at 480x854, where they match within 8 px.
     """
-    check_exists(data, what="DAVIS folder")
+    check_exists(data, problem="not a DAVIS folder")
     from fewtokens.data.dense_sets import davis_sequences
     from fewtokens.evaluation import dense
 
@@ -60,19 +63,19 @@ def davis(
     sizes = dense.SIZES if score_size == "both" else (score_size,)
     sequences, listing = davis_sequences(data, split)
 
-    def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
-        return dense.davis(files, encode, how, sizes, progress=report)
+    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> Judged:
+        return dense.davis(files, encode, settings, sizes, progress=report)
 
     def summarize(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
         lines, tables = dense.davis_summary(rows)
         notes = []
         for at in sizes:
             scored = {(tuple(row["scores"][at]["size"]), row["scores"][at]["tolerance"]) for row in rows}
-            each = ", ".join(f"{px} px at {h}x{w}" for (h, w), px in sorted(scored))
-            notes.append(f"{at}: boundaries match within {each}")
+            tolerances = ", ".join(f"{px} px at {h}x{w}" for (h, w), px in sorted(scored))
+            notes.append(f"{at}: boundaries match within {tolerances}")
         if "880" in sizes:
             notes.append("F at 480x880 is not comparable with F at the native size, which is stricter")
         return lines, tables, notes
 
-    task = Task("davis", sequences, listing, judge, summarize, "j_and_f_mean", {"sizes": list(sizes)})
+    task = Task("davis", sequences, listing, evaluate, summarize, "j_and_f_mean", {"sizes": list(sizes)})
     run_task(task, data, protocol, options)

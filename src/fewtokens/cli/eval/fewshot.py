@@ -1,4 +1,4 @@
-"""`fewtokens eval fewshot`: least squares on a few examples of each class."""
+"""`fewtokens eval fewshot`: least squares on a few examples per class."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def fewshot(
     context: typer.Context,
     labeled: LabeledOptions,
     options: ProbeOptions,
-    shots: Annotated[int, typer.Option("--shots", min=1, help="Examples of each class.", rich_help_panel=PROTOCOL)] = 5,
+    shots: Annotated[
+        int, typer.Option("--shots", min=1, help="Training examples per class.", rich_help_panel=PROTOCOL)
+    ] = 5,
 ) -> None:
-    """Top-1 accuracy of least squares on a few examples of each class, on features of a frozen encoder."""
+    """Score a frozen encoder by the top-1 accuracy of least squares on a few examples per class."""
 
     def fit(*sets: Any) -> dict[str, Any]:
         from fewtokens.evaluation.probes import few_shot

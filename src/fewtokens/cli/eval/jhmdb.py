@@ -1,4 +1,4 @@
-"""`fewtokens eval jhmdb`: human joints followed through videos."""
+"""`fewtokens eval jhmdb`: scores propagation of human joints."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def jhmdb(
     protocol: ProtocolOption = "A",
     listing: ListOption = None,
 ) -> None:
-    """PCK@0.1 and PCK@0.2 on JHMDB: 15 joints of the first frame, carried through each clip by the features.
+    """Score a frozen encoder on JHMDB: propagate 15 joints of the first frame, measure PCK@0.1 and PCK@0.2.
 
-    Found within that share of 0.6 times the diagonal of the box of the joints; the mean of the joints' own percentages.
+    A joint counts as correct within that fraction of 0.6 times the diagonal of the joints' bounding box. PCK is the
+    mean of the percentages per joint.
     """
-    check_exists(data, what="JHMDB folder")
+    check_exists(data, problem="not a JHMDB folder")
     check_exists(listing)
     from fewtokens.data.dense_sets import jhmdb_clips
     from fewtokens.evaluation import dense
 
     sequences, source = jhmdb_clips(data, listing)
 
-    def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
-        return dense.jhmdb(files, encode, how, progress=report)
+    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> Judged:
+        return dense.jhmdb(files, encode, settings, progress=report)
 
-    task = Task("jhmdb", sequences, source, judge, lambda rows: (*dense.jhmdb_summary(rows), []), "pck_0_1", {})
+    task = Task("jhmdb", sequences, source, evaluate, lambda rows: (*dense.jhmdb_summary(rows), []), "pck_0_1", {})
     run_task(task, data, protocol, options)

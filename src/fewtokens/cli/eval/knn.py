@@ -1,4 +1,4 @@
-"""`fewtokens eval knn`: a weighted vote of the nearest neighbors."""
+"""`fewtokens eval knn`: a weighted vote of nearest neighbors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def knn(
     options: ProbeOptions,
     k: Annotated[int, typer.Option("--k", min=1, help="Number of neighbors.", rich_help_panel=PROTOCOL)] = 20,
 ) -> None:
-    """Top-1 accuracy of a weighted vote of the nearest neighbors, on features of a frozen encoder."""
+    """Score a frozen encoder by the top-1 accuracy of a weighted vote of nearest neighbors."""
 
     def fit(*sets: Any) -> dict[str, Any]:
         from fewtokens.evaluation.probes import nearest_neighbours

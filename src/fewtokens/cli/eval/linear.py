@@ -21,7 +21,7 @@ def linear(
     labeled: LabeledOptions,
     options: ProbeOptions,
 ) -> None:
-    """Top-1 accuracy of logistic regression on features of a frozen encoder."""
+    """Score a frozen encoder by the top-1 accuracy of logistic regression on its features."""
 
     def fit(*sets: Any) -> dict[str, Any]:
         from fewtokens.evaluation.probes import linear_probe

@@ -1,4 +1,4 @@
-"""What the probes share: features of a frozen encoder, on which something small is fitted."""
+"""Shared by the probes: options, and features of a frozen encoder on which a small model is fitted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from fewtokens.cli.command import Mode
 from fewtokens.cli.errors import check_exists, refuse
-from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, tell_scores
+from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, print_scores
 from fewtokens.cli.options import (
     ENCODER,
     INPUT,
@@ -29,18 +29,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeOptions(LoadOptions, ViewOptions, MethodOptions):
-    """Everything that the probes share beside the data."""
+    """Options that the probes share."""
 
     encoder: Annotated[
         str,
         typer.Option(
             "--encoder",
-            help="patches (no weights), a folder (also a trained network's), or a hub id.",
+            help="patches (pixels, no weights), a folder (also of a trained network), or a hub id.",
             rich_help_panel=ENCODER,
         ),
     ] = "patches"
     feature: Annotated[
-        str, typer.Option("--feature", help="mean (over the tokens) or class.", rich_help_panel=ENCODER)
+        str,
+        typer.Option(
+            "--feature",
+            help="Feature of a clip: mean (of its tokens) or class (its class token).",
+            rich_help_panel=ENCODER,
+        ),
     ] = "mean"
     share: Annotated[
         float,
@@ -56,7 +61,7 @@ class ProbeOptions(LoadOptions, ViewOptions, MethodOptions):
 
 MODES = (
     Mode(
-        "test set", lambda values: values["validation"] is not None, ("share",), "has no meaning beside --val"
+        "test set", lambda values: values["validation"] is not None, ("share",), "have no effect with --val"
     ),
 )  # fmt: skip
 
@@ -65,24 +70,24 @@ def run_probe(
     context: typer.Context, task: str, labeled: LabeledOptions, options: ProbeOptions,
     fit: Callable[..., dict[str, Any]], settings: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Encodes both sets and prints what `fit` makes of (features, labels, test features, test labels)."""
+    """Encodes both sets and prints the scores of `fit(features, labels, test_features, test_labels)`."""
     check_exists(labeled.data, labeled.validation)
     from fewtokens import networks as models
     from fewtokens.encoders import pick_device
     from fewtokens.evaluation.probes import features_of
     from fewtokens.train.classify import find_data
 
-    ours = models.is_saved(options.encoder)
-    if ours:
-        refuse(context, ("feature",), "is for encoders; a trained network pools as it was trained to")
-        refuse(context, ("spec", "keep"), "goes with an encoder; a trained network reduces as it was trained to")
-    views = make_views(options, models.meta(options.encoder).get("trained", {}) if ours else {})
+    trained = models.is_saved(options.encoder)
+    if trained:
+        refuse(context, ("feature",), "have no effect on a trained network, which pools as in training")
+        refuse(context, ("spec", "keep"), "have no effect on a trained network, which reduces tokens as in training")
+    views = make_views(options, models.read_meta(options.encoder).get("trained", {}) if trained else {})
     listings = find_data(
         labeled.data, validation=labeled.validation, share=options.share, root=labeled.root, seed=options.seed
     )
     if listings[0].multi_label:
-        raise ValueError("probes are for one class an item; for several, train a network and take classify")
-    features = _features(options, ours)
+        raise ValueError("probes require one class per item; for several classes, use train classify and eval classify")
+    features = _features(options, trained)
     sets = []
     broken: list[str] = []
     for title, listing in zip(("training items", "test items"), listings, strict=True):
@@ -95,17 +100,17 @@ def run_probe(
         sets += [x, y]
         broken += bad
     scores = fit(*sets) | {"items": len(sets[3]), "training_items": len(sets[1])}
-    more = {"spec": options.spec, "feature": "its own" if ours else options.feature, "seed": options.seed}
+    more = {"spec": options.spec, "feature": "as trained" if trained else options.feature, "seed": options.seed}
     more |= settings or {}
-    tell_scores(task, options.encoder, views, more, scores, broken, options.as_json)
+    print_scores(task, options.encoder, views, more, scores, broken, options.as_json)
 
 
-def _features(options: ProbeOptions, ours: bool) -> Callable[[Tensor], Tensor]:
-    """Clips [B,T,3,H,W] to features [B,C]."""
+def _features(options: ProbeOptions, trained: bool) -> Callable[[Tensor], Tensor]:
+    """Returns the function of clips [B,T,3,H,W] to features [B,C]."""
     from fewtokens import networks as models
     from fewtokens.encoders import pick_device
 
-    if ours:
+    if trained:
         return models.load(options.encoder).to(pick_device(options.device)).features
     if options.feature not in ("mean", "class"):
         raise ValueError(f"--feature must be mean or class, got {options.feature!r}")

@@ -1,4 +1,4 @@
-"""What `eval qa` and `eval videoqa` share: questions asked of a video language model, with replies that are kept."""
+"""Shared by `eval qa` and `eval videoqa`: options, and questions to a video language model with saved replies."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ class _Model:
 
 @dataclass(frozen=True)
 class QuestionOptions(RunOptions, MethodOptions, _Model):
-    """A video language model, what it is shown, and where replies go."""
+    """A video language model, how it reads a video, and the output file."""
 
-    frames: Annotated[int, typer.Option("--frames", help="Frames of each video.", rich_help_panel=INPUT)] = 32
+    frames: Annotated[
+        int, typer.Option("--frames", help="Number of frames per video, spread evenly over it.", rich_help_panel=INPUT)
+    ] = 32
     dtype: ModelDtypeOption = None
     replies: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Output file (.jsonl) of replies. Resumes if it already contains some.",
+            help="Output .jsonl file of replies. Resumes if it already contains some.",
             rich_help_panel=OUTPUT,
         ),
     ] = None
@@ -41,12 +43,12 @@ class QuestionOptions(RunOptions, MethodOptions, _Model):
 def ask_all(
     options: QuestionOptions, questions: Sequence[tuple[str, Any, str]], length: int, request: dict[str, Any]
 ) -> list[Any]:
-    """The replies to questions (id, video, prompt), each of at most `length` tokens."""
+    """Returns the replies, of at most `length` tokens each, to questions (id, video, prompt)."""
     from fewtokens.llm import replies
 
     model = options.model
     session_options = SessionOptions(model, frames=options.frames, dtype=options.dtype)
-    session = open_session(session_options, options, options, lambda what: None)
+    session = open_session(session_options, options, options, lambda activity: None)
     request |= {"model": model, "files": _files_of(model), "dtype": options.dtype, "spec": options.spec}
     with progress("questions", len(questions)) as advance:
         answers = replies.ask_all(
@@ -55,25 +57,25 @@ def ask_all(
         )  # fmt: skip
     failed = [reply for reply in answers if reply.error]
     if len(failed) == len(answers):
-        raise ValueError(f"no question could be asked: {failed[0].error}")
+        raise ValueError(f"no question could be answered: {failed[0].error}")
     if failed:
-        note(f"{len(failed)} of {len(answers)} could not be asked", f"and count as wrong: {failed[0].error}")
+        note(f"{len(failed)} of {len(answers)} questions failed", f"and count as wrong; the first: {failed[0].error}")
     return answers
 
 
 def _files_of(model: str) -> str | None:
-    """The identity of a model's folder, by which another model in its place is noticed; None for a hub id."""
+    """Returns a hash of the files in a model's folder, which changes if the model is replaced; None for a hub id."""
     folder = Path(model)
     return identity(sorted(path for path in folder.rglob("*") if path.is_file())) if folder.is_dir() else None
 
 
 def mean_tokens(answers: Sequence[Any]) -> float:
-    """Visual tokens of a video."""
+    """Returns the mean number of visual tokens per question."""
     return sum(reply.tokens for reply in answers) / len(answers)
 
 
-def tell_tokens(tokens: float, accuracy: float) -> None:
-    """The line below the scores; `accuracy` in %."""
+def print_tokens(tokens: float, accuracy: float) -> None:
+    """Prints the number of visual tokens and TokDense; `accuracy` in %."""
     from fewtokens.evaluation.budget import tok_dense
 
-    out.print(f"{tokens:.2f} visual tokens a video, TokDense {tok_dense(accuracy, tokens):.3f}", highlight=False)
+    out.print(f"{tokens:.2f} visual tokens per question, TokDense {tok_dense(accuracy, tokens):.3f}", highlight=False)

@@ -1,4 +1,4 @@
-"""`fewtokens eval videoqa`: questions on generated clips, whose answers are certain."""
+"""`fewtokens eval videoqa`: scores a video language model on generated clips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
-from fewtokens.cli.eval.questions import QuestionOptions, ask_all, mean_tokens, tell_tokens
+from fewtokens.cli.eval.questions import QuestionOptions, ask_all, mean_tokens, print_tokens
 from fewtokens.cli.options import INPUT
 from fewtokens.cli.pipelines import comma_separated
 from fewtokens.cli.tables import print_json, table
@@ -23,15 +23,21 @@ def videoqa(
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Number of questions, one per clip.", rich_help_panel=INPUT)
     ] = 500,
-    split: Annotated[str, typer.Option("--split", help="train, val or test.", rich_help_panel=INPUT)] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="Split of the generated clips: train, val or test.", rich_help_panel=INPUT)
+    ] = "test",
     kinds: Annotated[
-        str | None, typer.Option("--kinds", help="Comma-separated kinds of question.", rich_help_panel=INPUT)
+        str | None,
+        typer.Option(
+            "--kinds", help="Comma-separated question types, such as count,order. Default: all.", rich_help_panel=INPUT
+        ),
     ] = None,
     size: Annotated[int, typer.Option("--size", help="Side of the clips, in pixels.", rich_help_panel=INPUT)] = 64,
 ) -> None:
-    """Questions on generated clips whose answer is certain: shapes and handwritten digits that move, appear, collide.
+    """Score a video language model on generated clips, for which the correct answers are known.
 
-    Scored by exact match; a blind guess would have the accuracy in the last column.
+    The clips show shapes and handwritten digits that move, appear and collide. Answers are scored by exact match;
+    chance is the expected accuracy of a guess without the video.
     """
     from fewtokens.data.videoqa import SceneConfig, VideoQA
     from fewtokens.evaluation.videoqa import prompt, row, summarize
@@ -44,24 +50,29 @@ def videoqa(
     )  # fmt: skip
 
     def clip(number: int) -> Any:
-        def make() -> Video:
-            one = data[number]
-            return Video(one.frames, one.times, fps=data.config.fps)
+        def render() -> Video:
+            example = data[number]
+            return Video(example.frames, example.times, fps=data.config.fps)
 
-        return make
+        return render
 
     questions = data.questions()
-    asked = [(str(number), clip(number), prompt(question)) for number, question in enumerate(questions)]
+    prompts = [(str(number), clip(number), prompt(question)) for number, question in enumerate(questions)]
     request = {"dataset": "videoqa", "split": split, "frames": frames, "size": size, "seed": seed, "kinds": kinds}
-    answers = ask_all(options, asked, 8, request)
+    answers = ask_all(options, prompts, 8, request)
     summary = summarize([row(reply.text, question) for reply, question in zip(answers, questions, strict=True)])
     tokens = mean_tokens(answers)
     if options.as_json:
         print_json({"model": options.model, "spec": spec, "visual_tokens": tokens, **summary})
         return
     rows = [
-        {"kind": kind, "right, %": 100 * part["accuracy"], "guess, %": 100 * part["chance"], "questions": part["count"]}
+        {
+            "type": kind,
+            "accuracy, %": 100 * part["accuracy"],
+            "chance, %": 100 * part["chance"],
+            "questions": part["count"],
+        }
         for kind, part in {**summary["kinds"], **summary["formats"], "all": summary["all"]}.items()
     ]
     out.print(table(spec or "all tokens", rows))
-    tell_tokens(tokens, 100 * summary["all"]["accuracy"])
+    print_tokens(tokens, 100 * summary["all"]["accuracy"])

@@ -1,4 +1,4 @@
-"""What `eval classify` and the probes share: labeled data, its views, the table of scores."""
+"""Shared by `eval classify` and the probes: labeled data, its views, the table of scores."""
 
 from __future__ import annotations
 
@@ -21,38 +21,51 @@ class LabeledOptions:
 
     data: Annotated[
         Path,
-        typer.Option("--data", help="A folder with a folder for each class, a list, or tars.", rich_help_panel=INPUT),
+        typer.Option(
+            "--data", help="Labeled data: a folder with one folder per class, a list, or tars.", rich_help_panel=INPUT
+        ),
     ]
-    validation: Annotated[Path | None, typer.Option("--val", help="Test set, like --data.", rich_help_panel=INPUT)] = (
-        None
-    )
+    validation: Annotated[
+        Path | None, typer.Option("--val", help="Test set, in the format of --data.", rich_help_panel=INPUT)
+    ] = None
     root: RootOption = None
 
 
 @dataclass(frozen=True)
 class ViewOptions:
-    """Which views of an image or video are scored."""
+    """The views of an image or video to score."""
 
     size: Annotated[
         int | None,
         typer.Option(
             "--size",
-            help="Side of the crops, in pixels; default: what it was trained with, else 224.",
+            help="Side of the crops, in pixels. Default: as in training, or 224.",
             rich_help_panel=INPUT,
         ),
     ] = None
     resize: Annotated[
-        int, typer.Option("--resize", help="Short side before the crop; 0: the size.", rich_help_panel=INPUT)
+        int,
+        typer.Option(
+            "--resize", help="Short side before the crop, in pixels; 0: the crop size.", rich_help_panel=INPUT
+        ),
     ] = 0
-    frames: Annotated[int | None, typer.Option("--frames", help="Frames of a clip.", rich_help_panel=INPUT)] = None
+    frames: Annotated[
+        int | None,
+        typer.Option("--frames", help="Frames per clip. Default: as in training, or 1.", rich_help_panel=INPUT),
+    ] = None
     stride: Annotated[
-        int | None, typer.Option("--stride", help="Source frames from one to the next.", rich_help_panel=INPUT)
+        int | None,
+        typer.Option(
+            "--stride",
+            help="Distance of the frames of a clip, in frames of the video. Default: as in training, or 1.",
+            rich_help_panel=INPUT,
+        ),
     ] = None
     fps: Annotated[
         float | None, typer.Option("--fps", help="Frames per second, instead of --stride.", rich_help_panel=INPUT)
     ] = None
-    clips: Annotated[int, typer.Option("--clips", help="Clips of each video.", rich_help_panel=INPUT)] = 1
-    crops: Annotated[int, typer.Option("--crops", help="Crops of each clip.", rich_help_panel=INPUT)] = 1
+    clips: Annotated[int, typer.Option("--clips", help="Clips per video.", rich_help_panel=INPUT)] = 1
+    crops: Annotated[int, typer.Option("--crops", help="Crops per clip.", rich_help_panel=INPUT)] = 1
 
 
 @dataclass(frozen=True)
@@ -60,15 +73,20 @@ class LoadOptions:
     """How samples are loaded."""
 
     batch: Annotated[
-        int, typer.Option("--batch", help="Clips in one forward pass; bounds memory.", rich_help_panel=RUN)
+        int, typer.Option("--batch", help="Clips per forward pass; lower it to save memory.", rich_help_panel=RUN)
     ] = 64
-    workers: Annotated[int, typer.Option("--workers", help="Processes that read data.", rich_help_panel=RUN)] = 0
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers", help="Number of data-loading processes; 0: load in the main process.", rich_help_panel=RUN
+        ),
+    ] = 0
     device: DeviceOption = "auto"
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of every item: arguments of `fewtokens.data.Transform` and `fewtokens.data.View`."""
+    """The views of an item: arguments of `fewtokens.data.Transform` and `fewtokens.data.View`."""
 
     transform: dict[str, Any]
     clip: dict[str, Any]
@@ -77,7 +95,7 @@ class Views:
 
 
 def make_views(options: ViewOptions, trained: dict[str, Any]) -> Views:
-    """The views that the options describe; by default those that a network was trained with."""
+    """Returns the views that the options specify. Default: those that a network was trained with."""
     if options.stride is not None and options.fps is not None:
         raise ValueError("give --stride or --fps, not both")
     clip: dict[str, Any] = {"frames": options.frames or trained.get("frames", 1)}
@@ -91,17 +109,17 @@ def make_views(options: ViewOptions, trained: dict[str, Any]) -> Views:
 
 
 def clip_data(listing: Any, views: Views) -> Any:
-    """The items of a listing in these views."""
+    """Returns the items of a listing in these views."""
     from fewtokens.data import ClipData, Transform, View
 
     view = View(**views.clip, clips=views.clips, crops=views.crops)
     return ClipData(listing, Transform(**views.transform), view, training=False)
 
 
-def tell_scores(
+def print_scores(
     task: str, model: str, views: Views, more: dict[str, Any], scores: dict[str, Any], broken: list[str], as_json: bool
 ) -> None:
-    """Prints scores with the protocol that they hold for."""
+    """Prints scores and their protocol."""
     protocol = {
         "task": task, "model": model, **views.transform, **views.clip, "clips": views.clips, "crops": views.crops,
         **more,
@@ -116,4 +134,4 @@ def tell_scores(
         markup=False,
     )  # fmt: skip
     if broken:
-        log.print(f"[yellow]{len(broken)} files could not be read[/yellow]; the first: {escape(broken[0])}")
+        log.print(f"[yellow]{len(broken)} files could not be read[/yellow], the first: {escape(broken[0])}")

@@ -1,4 +1,4 @@
-"""`fewtokens eval vip`: parts of people followed through videos."""
+"""`fewtokens eval vip`: scores propagation of human parts."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def vip(
     protocol: ProtocolOption = "A",
     listing: ListOption = None,
 ) -> None:
-    """Mean IoU of 20 classes on VIP: parts of people in the first frame, carried through each video by the features.
+    """Score a frozen encoder on VIP: propagate masks of human parts from the first frame, measure mean IoU.
 
-    The background counts as a class, and so does the first frame, which is given.
+    There are 20 classes, including the background. The given first frame is included.
     """
-    check_exists(data, what="VIP folder")
+    check_exists(data, problem="not a VIP folder")
     check_exists(listing)
     from fewtokens.data.dense_sets import vip_videos
     from fewtokens.evaluation import dense
 
     sequences, source = vip_videos(data, listing)
 
-    def judge(files: SequenceFiles, encode: Any, how: Any, report: Any) -> Judged:
-        return dense.vip(files, encode, how, progress=report)
+    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> Judged:
+        return dense.vip(files, encode, settings, progress=report)
 
-    task = Task("vip", sequences, source, judge, lambda rows: (*dense.vip_summary(rows), []), "mean_iou", {})
+    task = Task("vip", sequences, source, evaluate, lambda rows: (*dense.vip_summary(rows), []), "mean_iou", {})
     run_task(task, data, protocol, options)

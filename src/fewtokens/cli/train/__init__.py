@@ -1,1 +1,1 @@
-"""The verbs of `fewtokens train`, one a file; the five pre-trainings share one."""
+"""The verbs of `fewtokens train`, one per file; the five pre-training objectives share one."""

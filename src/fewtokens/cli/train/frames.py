@@ -1,4 +1,4 @@
-"""`fewtokens train frames`: videos decoded ahead."""
+"""`fewtokens train frames`: decodes videos before pre-training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewtokens.cli.options import INPUT, OUTPUT, JsonOption, RootOption
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json
 from fewtokens.cli.train.pretraining import FootageArgument
-from fewtokens.cli.train.runs import tell_some
+from fewtokens.cli.train.runs import print_some
 
 
 @verb(
@@ -28,7 +28,7 @@ def frames(
         Path,
         typer.Option(
             "--out",
-            help="Output folder, with a .npy for each video. Existing ones are skipped.",
+            help="Output folder, one .npy file per video. Existing files are skipped.",
             rich_help_panel=OUTPUT,
         ),
     ],
@@ -36,27 +36,25 @@ def frames(
         int, typer.Option("--size", help="Short side of the frames, in pixels; 0: unchanged.", rich_help_panel=INPUT)
     ] = 128,
     root: RootOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Decode all of them again.", rich_help_panel=OUTPUT)] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite existing files.", rich_help_panel=OUTPUT)] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode videos ahead, so that pre-training reads bytes and does not wait for data."""
+    """Decode videos to .npy files, so that pre-training does not wait for decoding."""
     check_exists(data)
     from fewtokens.data.footage import find_footage
     from fewtokens.data.packed import pack_frames
 
     if size < 0:
         raise ValueError(f"--size must be at least 0, got {size}")
-    found = find_footage(data, root=root)
-    with progress("decoding", len(found.items)) as advance:
-        packed = pack_frames(found.items, folder, short=size, fresh=fresh, progress=advance)
+    footage = find_footage(data, root=root)
+    with progress("decoding", len(footage.items)) as advance:
+        packed = pack_frames(footage.items, folder, short=size, fresh=fresh, progress=advance)
     if as_json:
         print_json({"out": str(folder), "videos": len(packed.files), "frames": packed.frames,
-                    "broken": list(packed.broken), "missing": list(found.missing)})  # fmt: skip
+                    "broken": list(packed.broken), "missing": list(footage.missing)})  # fmt: skip
         return
-    out.print(f"{len(packed.files)} videos in {escape(str(folder))}, {packed.frames} frames written now")
+    out.print(f"{len(packed.files)} videos in {escape(str(folder))}, {packed.frames} frames written in this run")
     if packed.trusted:
-        log.print(
-            f"{packed.trusted} files were there of an older fewtokens, which did not note their videos; they stay"
-        )
-    tell_some("could not be read", packed.broken)
-    tell_some("named and not there", found.missing)
+        log.print(f"{packed.trusted} files of an earlier version, which did not save their sources, were kept")
+    print_some("could not be read", packed.broken)
+    print_some("missing", footage.missing)

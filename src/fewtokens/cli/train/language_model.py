@@ -1,4 +1,4 @@
-"""What `train video-llm` and `train token-dynamics` share: conversations, and the run."""
+"""Shared by `train video-llm` and `train token-dynamics`: conversations, and the training run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewtokens.cli.console import log, out
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import INPUT, TRAINING
 from fewtokens.cli.tables import print_json, table
-from fewtokens.cli.train.runs import TrainOptions, run_values, tell_run, training_progress
+from fewtokens.cli.train.runs import TrainOptions, print_run, run_values, training_progress
 from fewtokens.core.keys import heading
 
 if TYPE_CHECKING:
@@ -23,22 +23,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TalkOptions:
-    """What to train and test on, and how it is read."""
+class ConversationOptions:
+    """Training and test conversations, and how their videos are read."""
 
     data: Annotated[
         Path,
         typer.Option(
-            "--data", help="Conversations, .jsonl or .json (LLaVA-Video-178K's layout).", rich_help_panel=INPUT
+            "--data", help="Conversations: .jsonl or .json in the format of LLaVA-Video-178K.", rich_help_panel=INPUT
         ),
     ]
     root: Annotated[
         Path | None,
-        typer.Option("--root", help="Folder of the videos; default: that of --data.", rich_help_panel=INPUT),
+        typer.Option(
+            "--root", help="Base folder of the video paths. Default: the folder of --data.", rich_help_panel=INPUT
+        ),
     ] = None
     validation: Annotated[
         Path | None,
-        typer.Option("--val", help="Conversations to test on: % of exact answers.", rich_help_panel=INPUT),
+        typer.Option("--val", help="Test conversations, scored by exact match in %.", rich_help_panel=INPUT),
     ] = None
     frames: Annotated[
         int, typer.Option("--frames", help="Number of frames, spread evenly over the video.", rich_help_panel=INPUT)
@@ -48,37 +50,37 @@ class TalkOptions:
 
 @dataclass(frozen=True)
 class LanguageTrainOptions(TrainOptions):
-    """What is particular to language models."""
+    """Training options of language models."""
 
     lora: Annotated[
         int | None,
         typer.Option(
-            "--lora", metavar="RANK", help="Train adapters instead of the whole language model.",
+            "--lora", metavar="RANK", help="Train LoRA adapters of this rank instead of the full language model.",
             rich_help_panel=TRAINING,
         ),
     ] = None  # fmt: skip
 
 
-def check_talks(talks: TalkOptions) -> None:
-    """Reports what is wrong with the data before a model is loaded."""
-    if not talks.data.is_file():
+def check_conversations(conversations: ConversationOptions) -> None:
+    """Raises ValueError for missing data, before a model is loaded."""
+    if not conversations.data.is_file():
         raise ValueError(
-            f"{talks.data}: no such file; conversations are a .jsonl or .json in LLaVA-Video-178K's layout"
+            f"{conversations.data}: no such file; --data must be .jsonl or .json in the format of LLaVA-Video-178K"
         )
-    check_exists(talks.validation, talks.root)
+    check_exists(conversations.validation, conversations.root)
 
 
 def train_language_model(
     build: Callable[[], tuple[ComposedVideoLLM, dict[str, Input]]],
-    talks: TalkOptions,
+    conversations: ConversationOptions,
     options: LanguageTrainOptions,
     base: dict[str, Any],
 ) -> None:
-    """Trains what `build` draws with the seed of the run; `base` are settings that the command line may change."""
+    """Trains the model that `build()` initializes with the seed of the run; options override the settings in `base`."""
     import torch
     from accelerate import PartialState
 
-    from fewtokens.data.qa_sets import conversations
+    from fewtokens.data import qa_sets
     from fewtokens.train.inputs import plain_input
     from fewtokens.train.settings import Settings, parse_setting
     from fewtokens.train.video_llm import (
@@ -91,41 +93,47 @@ def train_language_model(
         train_video_llm,
     )
 
-    given = dict(parse_setting(text) for text in options.settings or ())
-    if unknown := set(given) - {each.name for each in fields(Settings)}:
-        raise ValueError(f"{', '.join(sorted(unknown))} is for classification; this loop takes other settings")
-    small: dict[str, Any] = {} if torch.cuda.is_available() and options.device != "cpu" else {"precision": "no"}
-    values: dict[str, Any] = PAPER | {"workers": 2} | small | base | given | options.changes()
-    chosen = Settings(**values)
+    overrides = dict(parse_setting(text) for text in options.settings or ())
+    if unknown := set(overrides) - {field.name for field in fields(Settings)}:
+        raise ValueError(
+            f"--set {', '.join(sorted(unknown))} has no effect on language models; use it with train classify"
+        )
+    cpu: dict[str, Any] = {} if torch.cuda.is_available() and options.device != "cpu" else {"precision": "no"}
+    values: dict[str, Any] = PAPER | {"workers": 2} | cpu | base | overrides | options.changes()
+    settings = Settings(**values)
     main = PartialState(cpu=options.device == "cpu").is_main_process
     folder = options.folder
-    training = list(conversations(talks.data, talks.root))
-    test = [] if talks.validation is None else list(conversations(talks.validation, talks.root))
-    torch.manual_seed(chosen.seed)
+    training = list(qa_sets.conversations(conversations.data, conversations.root))
+    test = (
+        []
+        if conversations.validation is None
+        else list(qa_sets.conversations(conversations.validation, conversations.root))
+    )
+    torch.manual_seed(settings.seed)
     model, inputs = build()
     if options.lora is not None:
         add_lora(model, options.lora)
-    reading = Reading(talks.frames, talks.size)
+    reading = Reading(conversations.frames, conversations.size)
     inputs |= {**conversation_inputs(training, reading), "--lora": plain_input(options.lora)}
     if test:
         inputs["test data"] = conversation_inputs(test, reading)["data"]
-    total = chosen.total(len(training))
+    total = settings.total(len(training))
     if options.dry_run:
         if main:
-            _show(model, asdict(chosen), total, len(training), len(test), options.as_json)
+            _print_settings(model, asdict(settings), total, len(training), len(test), options.as_json)
         return
     with training_progress("training", total, ("loss", "exact_match"), main) as step:
         report = train_video_llm(
             model,
             Conversations(training, reading, model.tokenizer),
-            chosen,
+            settings,
             folder,
             evaluate=evaluator(test, reading) if test else None,
             inputs=inputs,
             resume=not options.fresh,
             progress=step,
             device=options.device,
-            trained={"frames": talks.frames, "size": talks.size, "seed": chosen.seed},
+            trained={"frames": reading.frames, "size": reading.size, "seed": settings.seed},
         )
     if not main:
         return
@@ -133,7 +141,7 @@ def train_language_model(
     if options.as_json:
         print_json(run_values(folder, report) | {"loss": loss})
         return
-    tell_run(report, table("Test", [{"score": heading(name), "%": value} for name, value in report.scores.items()]))
+    print_run(report, table("Test", [{"score": heading(name), "%": value} for name, value in report.scores.items()]))
     if loss is not None:
         out.print(f"loss {loss:.3f}")
     if report.broken:
@@ -141,7 +149,7 @@ def train_language_model(
     out.print(f"[bold]Model[/bold]  {escape(str(folder / 'model'))}", highlight=False)
 
 
-def _show(model: Any, settings: dict[str, Any], total: int, training: int, test: int, as_json: bool) -> None:
+def _print_settings(model: Any, settings: dict[str, Any], total: int, training: int, test: int, as_json: bool) -> None:
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = name.partition(".")[0]
@@ -152,5 +160,7 @@ def _show(model: Any, settings: dict[str, Any], total: int, training: int, test:
         )
         return
     out.print(table("", [{"setting": name, "value": str(value)} for name, value in settings.items()]))
-    numbers = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items())
-    out.print(f"{training} conversations, {test} to test on, {total} steps; parameters: {numbers}", highlight=False)
+    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items())
+    out.print(
+        f"{training} training and {test} test conversations, {total} steps; parameters: {counts}", highlight=False
+    )

@@ -1,4 +1,4 @@
-"""`fewtokens train tobo|mae|siam-mae|rsp|crop-mae`: an encoder from videos without labels."""
+"""`fewtokens train tobo|mae|siam-mae|rsp|crop-mae`: pre-trains an encoder on unlabeled videos."""
 
 from __future__ import annotations
 
@@ -17,43 +17,46 @@ from fewtokens.cli.tables import print_json, table
 from fewtokens.cli.train.runs import (
     TrainOptions,
     WorkersOption,
+    print_run,
+    print_some,
     run_values,
-    tell_run,
-    tell_some,
     training_progress,
 )
 
 _SHOWN = ("loss", "tobo", "siam", "mae", "rsp", "kl")
 FootageArgument = Annotated[
     Path,
-    typer.Argument(help="A folder of videos, of .npy frames, of folders of pictures, or of tars; a video; a list."),
+    typer.Argument(help="A folder of videos, .npy frames, image folders or tars; a video; or a list."),
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Options(TrainOptions):
-    """What is particular to pre-training."""
+    """Options of pre-training."""
 
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
-            help="VERB_tiny (default), or VERB_vit_s16_k400 (b16, l16) as published.",
+            help="VERB_tiny, or VERB_vit_s16_k400 (also b16, l16) as published. Default: VERB_tiny.",
             rich_help_panel=TRAINING,
         ),
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option("--steps", help="Optimizer steps, instead of --epochs.", rich_help_panel=TRAINING),
+        typer.Option("--steps", help="Number of optimizer steps, instead of --epochs.", rich_help_panel=TRAINING),
     ] = None
     root: RootOption = None
-    size: Annotated[int | None, typer.Option("--size", help="Side of the crops, in pixels.", rich_help_panel=INPUT)] = (
-        None
-    )
+    size: Annotated[
+        int | None,
+        typer.Option(
+            "--size", help="Side of the crops, in pixels. Default: that of the preset.", rich_help_panel=INPUT
+        ),
+    ] = None
     workers: WorkersOption = None
 
 
-def _verb(name: str, what: str) -> Verb:
+def _verb(name: str, summary: str) -> Verb:
     objective = name.replace("-", "_")
 
     def train(data: FootageArgument, options: _Options) -> None:
@@ -65,11 +68,11 @@ def _verb(name: str, what: str) -> Verb:
         recipe = _recipe(objective, preset, options.settings or [], flags, options.device)
         _train(data, options.root, recipe, options)
 
-    text = f"""{what}
+    text = f"""{summary}
 
-    The encoder lies in OUT/model, for every --encoder; index.html shows the run. The same command resumes a stopped
-    run, more --steps train it longer. With torchrun or accelerate launch (-m fewtokens train {name} ...) it runs on
-    several processes or GPUs."""
+    Writes the encoder to OUT/model, a folder that --encoder accepts, and a page of the run, OUT/index.html. Rerun the
+    same command to resume a stopped run; a larger --steps continues a finished one. For several processes or GPUs, use
+    torchrun or accelerate launch with -m fewtokens train {name} ..."""
     examples = (
         f"fewtokens train {name} videos/ --out run",
         f"fewtokens train {name} k400/train --preset {objective}_vit_s16_k400 --out run",
@@ -78,30 +81,40 @@ def _verb(name: str, what: str) -> Verb:
     return Verb(train, examples, help=text)
 
 
-tobo = _verb("tobo", "Token Bottleneck: squeeze a frame into one token, rebuild a later one from it and a few patches.")
-mae = _verb("mae", "Masked autoencoder: rebuild a frame from a quarter of its patches.")
-siam_mae = _verb("siam-mae", "SiamMAE: rebuild a later frame from a few patches and all of an earlier one.")
-rsp = _verb("rsp", "RSP: draw a later frame from an earlier one and a latent.")
-crop_mae = _verb("crop-mae", "CropMAE: rebuild a crop of a frame from a few patches and the rest of the frame.")
+tobo = _verb(
+    "tobo",
+    "Pre-train an encoder with Token Bottleneck: compress a frame into one token, and reconstruct a later frame from "
+    "it and a few patches.",
+)
+mae = _verb("mae", "Pre-train an encoder as a masked autoencoder: reconstruct a frame from a quarter of its patches.")
+siam_mae = _verb(
+    "siam-mae",
+    "Pre-train an encoder with SiamMAE: reconstruct a later frame from a few of its patches and all of an earlier one.",
+)
+rsp = _verb("rsp", "Pre-train an encoder with RSP: predict a later frame from an earlier frame and a latent.")
+crop_mae = _verb(
+    "crop-mae",
+    "Pre-train an encoder with CropMAE: reconstruct a crop of a frame from a few of its patches and a larger crop.",
+)
 
 
 def _recipe(objective: str, preset: str, texts: list[str], flags: dict[str, Any], device: str) -> Any:
     import torch
 
-    from fewtokens.train.pretraining_presets import known_settings, make_pretraining, preset_names
+    from fewtokens.train.pretraining_presets import accepted_settings, make_pretraining, preset_names
     from fewtokens.train.settings import parse_setting
 
     if not preset.startswith(f"{objective}_"):
-        mine = ", ".join(name for name in preset_names() if name.startswith(f"{objective}_"))
-        raise ValueError(f"--preset {preset} is not one of {objective}: {mine}")
-    known = known_settings(objective)
-    changes = dict(parse_setting(text, known) for text in texts)
+        names = ", ".join(name for name in preset_names() if name.startswith(f"{objective}_"))
+        raise ValueError(f"--preset must be one of {names}, got {preset!r}")
+    settings = accepted_settings(objective)
+    changes = dict(parse_setting(text, settings) for text in texts)
     changes |= {name: value for name, value in flags.items() if value is not None}
     recipe = make_pretraining(preset, **changes)
     if recipe.precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         if "precision" in changes:
-            raise ValueError("fp16 needs a GPU; on a CPU take --set precision=bf16 or precision=no")
-        log.print("no GPU: float32 instead of the preset's fp16", style="dim")
+            raise ValueError("fp16 requires a GPU; on a CPU use --set precision=bf16 or precision=no")
+        log.print("no GPU: using float32 instead of fp16", style="dim")
         recipe = make_pretraining(preset, **changes, precision="no")
     return recipe
 
@@ -112,38 +125,38 @@ def _train(data: Path, root: Path | None, recipe: Any, options: TrainOptions) ->
     from fewtokens.data.footage import find_footage
     from fewtokens.train.pretraining import build_pretraining, pretrain
 
-    found = find_footage(data, root=root)
+    footage = find_footage(data, root=root)
     main = PartialState(cpu=options.device == "cpu").is_main_process
     if main:
-        log.print(f"{len(found.items)} videos to train on", style="dim")
-        tell_some("named and not there", found.missing)
-        tell_some("left out", found.left_out)
+        log.print(f"{len(footage.items)} videos to train on", style="dim")
+        print_some("missing", footage.missing)
+        print_some("skipped", footage.left_out)
     model = build_pretraining(recipe)
-    total = recipe.total(len(found.items) * recipe.visits)
+    total = recipe.total(len(footage.items) * recipe.visits)
     if options.dry_run:
         if main:
-            _show(recipe, model, total, options.as_json)
+            _print_settings(recipe, model, total, options.as_json)
         return
     folder = options.folder
     with training_progress(f"training {recipe.objective}", total, _SHOWN, main) as step:
         report = pretrain(
-            found.items, recipe, folder, model=model, resume=not options.fresh, progress=step, device=options.device
+            footage.items, recipe, folder, model=model, resume=not options.fresh, progress=step, device=options.device
         )
     if not main:
         return
     if options.as_json:
-        print_json(run_values(folder, report) | {"missing": list(found.missing)})
+        print_json(run_values(folder, report) | {"missing": list(footage.missing)})
         return
-    tell_run(report, table("Fixed batch", [{"loss": name, "value": value} for name, value in report.scores.items()]))
+    print_run(report, table("Fixed batch", [{"loss": name, "value": value} for name, value in report.scores.items()]))
     if report.broken:
         single = sum("no pair" in line for line in report.broken)
-        rest = f", {single} of them for want of a second frame" if single else ""
+        rest = f", {single} of them without a second frame" if single else ""
         log.print(f"[yellow]{len(report.broken)} videos were skipped[/yellow]{rest}; see {folder / 'broken.txt'}")
     out.print(f"[bold]Encoder[/bold]  {escape(str(folder / 'model'))}", highlight=False)
     out.print(f"[bold]Page[/bold]     {escape(str(folder / 'index.html'))}", highlight=False)
 
 
-def _show(recipe: Any, model: Any, total: int, as_json: bool) -> None:
+def _print_settings(recipe: Any, model: Any, total: int, as_json: bool) -> None:
     values = dataclasses.asdict(recipe)
     note, network = values.pop("note"), dataclasses.asdict(model.config)
     del values["network"]
@@ -154,6 +167,6 @@ def _show(recipe: Any, model: Any, total: int, as_json: bool) -> None:
         return
     rows = [{"setting": name, "value": str(value)} for name, value in {**values, **network}.items()]
     out.print(table("", rows))
-    numbers = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items())
-    out.print(f"{total} steps; parameters that learn: {numbers}", highlight=False)
+    counts = ", ".join(f"{part} {count / 1e6:.2f} M" for part, count in parts.items())
+    out.print(f"{total} steps; trainable parameters: {counts}", highlight=False)
     out.print(escape(note), style="dim")

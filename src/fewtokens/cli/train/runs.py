@@ -1,4 +1,4 @@
-"""What all training runs share: their options, what they print while they run and at the end."""
+"""Shared by all training runs: options, progress and the final report."""
 
 from __future__ import annotations
 
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from fewtokens.train.loop import Report
 
 
-WorkersOption = Annotated[int | None, typer.Option("--workers", help="Processes that read data.", rich_help_panel=RUN)]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        help="Number of data-loading processes; 0: the main process. Default: see --dry-run.",
+        rich_help_panel=RUN,
+    ),
+]
 FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Start over in a folder that contains a run.", rich_help_panel=OUTPUT)
+    bool, typer.Option("--fresh", help="Start from scratch in a folder that contains a run.", rich_help_panel=OUTPUT)
 ]
 
 
@@ -36,22 +43,29 @@ class _Folder:
 
 @dataclass(frozen=True)
 class TrainOptions(_Folder):
-    """How long and how fast something is trained, and where the run goes."""
+    """Training settings, and the folder of the run."""
 
     epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Passes over the data.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(
+            "--epochs", help="Number of passes over the data. Default: see --dry-run.", rich_help_panel=TRAINING
+        ),
     ] = None
     batch: Annotated[
         int | None,
-        typer.Option("--batch", help="Samples of one step, over all processes.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--batch", help="Samples per step, over all processes. Default: see --dry-run.", rich_help_panel=TRAINING
+        ),
     ] = None
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate.", rich_help_panel=TRAINING)] = None
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Learning rate. Default: see --dry-run.", rich_help_panel=TRAINING)
+    ] = None
     settings: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="Change a setting; can be given several times (--dry-run lists them).",
+            help="Override a setting; can be repeated. --dry-run lists the settings.",
             rich_help_panel=TRAINING,
         ),
     ] = None
@@ -59,25 +73,25 @@ class TrainOptions(_Folder):
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show settings and data without training.", rich_help_panel=OUTPUT)
     ] = False
-    device: Annotated[
-        str, typer.Option("--device", help="auto, or cpu even if a GPU is available.", rich_help_panel=RUN)
-    ] = "auto"
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)] = None
+    device: Annotated[str, typer.Option("--device", help="auto (a GPU if available) or cpu.", rich_help_panel=RUN)] = (
+        "auto"
+    )
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed. Default: 0.", rich_help_panel=RUN)] = None
     as_json: JsonOption = False
 
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
-            raise ValueError(f"--device of training must be auto (a GPU if there is one) or cpu, got {self.device!r}")
+            raise ValueError(f"--device must be auto or cpu for training, got {self.device!r}")
 
     def changes(self, **more: Any) -> dict[str, Any]:
-        """The settings that have options of their own, as far as they are given."""
+        """Returns the settings that options override."""
         flags = {"epochs": self.epochs, "batch": self.batch, "lr": self.lr, "seed": self.seed, **more}
         return {name: value for name, value in flags.items() if value is not None}
 
 
 @contextmanager
 def training_progress(title: str, total: int, shown: Sequence[str], main: bool) -> Iterator[Callable[..., None] | None]:
-    """Returns what the loop calls after each step with (done, total, numbers), on the main process alone."""
+    """Returns the progress callback of a training loop, called with (done, total, numbers); None on other processes."""
     with progress(title, total) as advance:
 
         def step(done: int, total: int, numbers: dict[str, float]) -> None:
@@ -88,27 +102,27 @@ def training_progress(title: str, total: int, shown: Sequence[str], main: bool) 
 
 
 def run_values(folder: Path, report: Report) -> dict[str, Any]:
-    """What --json prints of every training run."""
+    """Returns the values that --json prints for every training run."""
     return {
         "out": str(folder), "steps": report.steps, "resumed_at": report.resumed_at, "scores": report.scores,
         "seconds": report.seconds, "waiting_seconds": report.waiting, "broken": report.broken,
     }  # fmt: skip
 
 
-def tell_run(report: Report, scores: RenderableType) -> None:
-    """What is printed of every training run: where it resumed, its scores, its time."""
+def print_run(report: Report, scores: RenderableType) -> None:
+    """Prints where a training run resumed, its scores and its time."""
     if report.resumed_at:
         out.print(f"resumed at step {report.resumed_at}/{report.steps}")
     if report.scores:
         out.print(scores)
     out.print(
         f"{report.steps - report.resumed_at} steps in {report.seconds:.1f} s, "
-        f"{100 * report.waiting / max(report.seconds, 1e-9):.0f} % of that waiting for data"
+        f"{100 * report.waiting / max(report.seconds, 1e-9):.0f} % of it waiting for data"
     )
 
 
-def tell_some(what: str, lines: Sequence[str]) -> None:
-    """How many lines there are, and the first ones."""
+def print_some(label: str, lines: Sequence[str]) -> None:
+    """Prints the number of lines, and the first three."""
     if lines:
         some = ", ".join(lines[:3]) + (" ..." if len(lines) > 3 else "")
-        log.print(f"[yellow]{len(lines)} {what}:[/yellow] {escape(some)}", soft_wrap=True)
+        log.print(f"[yellow]{len(lines)} {label}:[/yellow] {escape(some)}", soft_wrap=True)

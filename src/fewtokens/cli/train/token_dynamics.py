@@ -1,4 +1,4 @@
-"""`fewtokens train token-dynamics`: a compressor inside a trained video language model."""
+"""`fewtokens train token-dynamics`: trains a compressor in a trained video language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import typer
 from fewtokens.cli.command import verb
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import METHOD, MODEL, TRAINING
-from fewtokens.cli.train.language_model import LanguageTrainOptions, TalkOptions, check_talks, train_language_model
+from fewtokens.cli.train.language_model import (
+    ConversationOptions,
+    LanguageTrainOptions,
+    check_conversations,
+    train_language_model,
+)
 
 if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
@@ -23,22 +28,29 @@ if TYPE_CHECKING:
     "\"token_dynamics(criterion='silhouette')\" --out few",
 )
 def token_dynamics(
-    model: Annotated[Path, typer.Option("--model", help="A folder that train video-llm saved.", rich_help_panel=MODEL)],
-    talks: TalkOptions,
+    model: Annotated[
+        Path, typer.Option("--model", help="Folder of a model that train video-llm wrote.", rich_help_panel=MODEL)
+    ],
+    conversations: ConversationOptions,
     options: LanguageTrainOptions,
     spec: Annotated[
         str,
         typer.Option(
-            "--with", metavar="SPEC", help="Methods between encoder and language model.", rich_help_panel=METHOD
+            "--with",
+            metavar="SPEC",
+            help="Spec of the methods between encoder and language model.",
+            rich_help_panel=METHOD,
         ),
     ] = "token_dynamics(keep=32)",
     whole: Annotated[
         bool,
-        typer.Option("--whole", help="Train all parts, not the methods and projector alone.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--whole", help="Train all parts, instead of only the methods and the projector.", rich_help_panel=TRAINING
+        ),
     ] = False,
 ) -> None:
-    """Train a compressor in a video language model that is trained already."""
-    check_talks(talks)
+    """Train a compressor in a trained video language model."""
+    check_conversations(conversations)
     check_exists(model)
     from fewtokens.llm.composed import load_video_llm
     from fewtokens.train.inputs import folder_input, plain_input
@@ -50,4 +62,4 @@ def token_dynamics(
         inputs = {"--model": folder_input(model), "--with": plain_input(spec)}
         return load_video_llm(model, spec=spec, device="cpu"), inputs
 
-    train_language_model(build, talks, options, base)
+    train_language_model(build, conversations, options, base)

@@ -1,4 +1,4 @@
-"""`fewtokens train video-llm`: a video language model from a video encoder and a language model."""
+"""`fewtokens train video-llm`: trains a video language model from a video encoder and a language model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.options import ENCODER, METHOD, MODEL
-from fewtokens.cli.train.language_model import LanguageTrainOptions, TalkOptions, check_talks, train_language_model
+from fewtokens.cli.train.language_model import (
+    ConversationOptions,
+    LanguageTrainOptions,
+    check_conversations,
+    train_language_model,
+)
 
 if TYPE_CHECKING:
     from fewtokens.llm.composed import ComposedVideoLLM
@@ -22,31 +27,40 @@ if TYPE_CHECKING:
     "--out run",
 )
 def video_llm(
-    talks: TalkOptions,
-    encoder: Annotated[str, typer.Option("--encoder", help="A ViT: folder or hub id.", rich_help_panel=ENCODER)],
+    conversations: ConversationOptions,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Video encoder, a ViT: folder or hub id.", rich_help_panel=ENCODER)
+    ],
     llm: Annotated[
         str,
-        typer.Option("--llm", help="A causal language model: folder, .gguf file or hub id.", rich_help_panel=MODEL),
+        typer.Option("--llm", help="Causal language model: folder, .gguf file or hub id.", rich_help_panel=MODEL),
     ],
     options: LanguageTrainOptions,
     spec: Annotated[
         str,
         typer.Option(
-            "--with", metavar="SPEC", help='Methods between the two; "" keeps all tokens.', rich_help_panel=METHOD
+            "--with",
+            metavar="SPEC",
+            rich_help_panel=METHOD,
+            help='Spec of the methods between encoder and language model; "" keeps all tokens.',
         ),
     ] = "",
     pool: Annotated[
         int,
-        typer.Option("--pool", help="Patches along a side that become one token.", rich_help_panel=METHOD),
+        typer.Option(
+            "--pool", help="Side P of a block of P x P patches that become one token.", rich_help_panel=METHOD
+        ),
     ] = 1,
-    positions: Annotated[str, typer.Option("--positions", help="keep or renumber.", rich_help_panel=MODEL)] = "keep",
+    positions: Annotated[
+        str, typer.Option("--positions", help="Position ids of the tokens: keep or renumber.", rich_help_panel=MODEL)
+    ] = "keep",
 ) -> None:
-    """Put a video encoder and a language model together and train them on conversations about videos.
+    """Train a video language model, composed of a video encoder and a language model, on conversations about videos.
 
-    The parts are named encoder, projector, compressor and llm; rates say by how much each learns slower than --lr, 0
-    freezes it. The settings begin as those of the Token Dynamics paper.
+    Its parts are encoder, projector, compressor and llm. The setting rates multiplies --lr for single parts; 0 freezes
+    a part. Default settings are those of the Token Dynamics paper.
     """
-    check_talks(talks)
+    check_conversations(conversations)
     from fewtokens.llm.composed import build_video_llm
     from fewtokens.train.inputs import folder_input, plain_input
 
@@ -56,4 +70,4 @@ def video_llm(
         sources = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}
         return model, sources | {name: plain_input(value) for name, value in values.items()}
 
-    train_language_model(build, talks, options, {})
+    train_language_model(build, conversations, options, {})

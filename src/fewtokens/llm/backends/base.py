@@ -159,7 +159,7 @@ class Backend(ABC):
         return inputs.get("mm_encoder_outputs") or {}
 
     def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
-        """Returns the encoder's output with the rows of `visuals` in place of its own."""
+        """Returns the encoder's output with its rows replaced by those of `visuals`."""
         rows = [visual.features for visual in visuals]
         packed = type(outputs)()
         packed["pooler_output"] = torch.cat(rows)[:, None] if modality in self.stacked else rows
@@ -208,11 +208,11 @@ def backend_named(kind: str) -> Backend:
     return next(backend for backend in classes if backend.name == kind)()
 
 
-def side_of(cells: int, who: str) -> int:
+def square_side(cells: int, family: str) -> int:
     """Returns the side of a square of cells."""
     side = isqrt(cells)
     if side * side != cells:
-        raise ValueError(f"{who}: {cells} rows per frame do not form a square")
+        raise ValueError(f"{family}: {cells} rows per frame do not form a square")
     return side
 
 
@@ -237,7 +237,7 @@ def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
 
 
 def group_blocks(
-    blocks: Sequence[Tensor], items: Sequence[Any], frames: Tensor | None, who: str
+    blocks: Sequence[Tensor], items: Sequence[Any], frames: Tensor | None, family: str
 ) -> list[VisualFeatures]:
     """Groups images that share one placeholder into the images and videos that `items` lists.
 
@@ -246,14 +246,15 @@ def group_blocks(
         items: ("video", frames) or ("image", images), in order; the counts must add up to the number of blocks.
         frames: [blocks,3,H,W] in 0..1, for the cue `pixels`, or None.
     """
-    if sum(count for _, count in items) != len(blocks):
-        raise ValueError(f"{who}: items list {sum(count for _, count in items)} images, the prompt has {len(blocks)}")
+    total = sum(count for _, count in items)
+    if total != len(blocks):
+        raise ValueError(f"{family}: items list {total} images, the prompt has {len(blocks)}")
     visuals, at = [], 0
     for kind, count in items:
         rows = torch.cat(list(blocks[at : at + count]))
         grid = pixels = None
         if kind == "video":
-            side = side_of(len(blocks[at]), who)
+            side = square_side(len(blocks[at]), family)
             grid = Grid(count, side, side)
             pixels = None if frames is None else cell_pixels(frames[at : at + count], grid)
         visuals.append(VisualFeatures("image", rows, grid, pixels=pixels))

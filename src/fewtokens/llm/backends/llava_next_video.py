@@ -14,7 +14,7 @@ from fewtokens.llm.backends.base import (
     Backend,
     VisualFeatures,
     cell_pixels,
-    side_of,
+    square_side,
     to_unit_pixels,
 )
 from fewtokens.llm.pixels import PreparedVideo, fit, normalize
@@ -49,7 +49,7 @@ class LlavaNextVideo(Backend):
         T = frames.shape[1]
         # Before transformers 5.20 a video's rows come frame by frame.
         videos = [rows.flatten(0, -2) for rows in outputs.pooler_output]
-        side = side_of(len(videos[0]) // T, self.name)
+        side = square_side(len(videos[0]) // T, self.name)
         grid = Grid(T, side, side)
         return [
             VisualFeatures(

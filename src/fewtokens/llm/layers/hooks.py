@@ -25,7 +25,7 @@ from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, is_filled, layer_cache, unsupported
 from fewtokens.llm.layers.attention import attention_rows, check_layers
 from fewtokens.llm.layers.cache import PrunedLayer, prune_layer, pruned_layer, to_slots
-from fewtokens.llm.layers.masks import narrow
+from fewtokens.llm.layers.masks import narrow_mask
 from fewtokens.llm.layout import Layout
 
 
@@ -102,13 +102,13 @@ class LayerRuntime:
         """Registers the hooks, and removes them at the end."""
         with ExitStack() as hooks:
             hooks.callback(setattr, self, "run", None)
-            # Each is entered as soon as it is registered, so that it is removed whatever happens.
+            # Each is entered immediately after it is registered, so that it is removed even after an exception.
             enter = hooks.enter_context
             causal_lm = self.backend.causal_lm(self.model)
             enter(causal_lm.register_forward_pre_hook(self._begin, with_kwargs=True))
             enter(causal_lm.register_forward_hook(self._end, always_call=True))
             enter(self.text.register_forward_pre_hook(self._note_deepstack, with_kwargs=True))
-            enter(self.text.norm.register_forward_pre_hook(self._put_back))
+            enter(self.text.norm.register_forward_pre_hook(self._restore_columns))
             for index, layer in enumerate(self.text.layers):
                 enter(layer.register_forward_pre_hook(partial(self._before, index), with_kwargs=True))
                 enter(layer.register_forward_hook(partial(self._after, index)))
@@ -161,7 +161,7 @@ class LayerRuntime:
                 raise unsupported("the language model receives DeepStack features under another name")
             self.run.deepstack = len(kwargs.get("deepstack_visual_embeds") or ())
 
-    def _put_back(self, norm: Any, args: Any) -> Any:
+    def _restore_columns(self, norm: Any, args: Any) -> Any:
         run = self.run
         if run is None:
             return None
@@ -198,7 +198,7 @@ class LayerRuntime:
         for method_index, (method, prune_points) in enumerate(zip(self.methods, self.prune_points, strict=True)):
             for point_index, point in enumerate(prune_points):
                 if point.score_layer == index:
-                    run.scores[method_index, point_index] = self._measure(method, layer, inputs, run)
+                    run.scores[method_index, point_index] = self._score(method, layer, inputs, run)
                 if point.layer == index:
                     self._drop(method, (method_index, point_index), index, inputs, run)
         cache = layer_cache(inputs)
@@ -224,7 +224,9 @@ class LayerRuntime:
         new = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1) + pruned.length
         keys = torch.cat([pruned.columns, new], 1)
         mask = inputs.get("attention_mask")
-        inputs["attention_mask"] = narrow(mask, new, keys, first=pruned.length, flash=self.flash, padded=pruned.padded)
+        inputs["attention_mask"] = narrow_mask(
+            mask, new, keys, first=pruned.length, flash=self.flash, padded=pruned.padded
+        )
         pruned.ready = True
 
     def _cut_cache(
@@ -254,8 +256,8 @@ class LayerRuntime:
         hidden, video = inputs["hidden_states"], cut.notes["video"]
         pruned = pruned_layer(cache, point.score_layer)
         stored = cache.layers[point.score_layer].keys
-        every = torch.arange(stored.shape[2], device=hidden.device).expand(len(hidden), -1)
-        columns = every if pruned is None else pruned.columns
+        all_columns = torch.arange(stored.shape[2], device=hidden.device).expand(len(hidden), -1)
+        columns = all_columns if pruned is None else pruned.columns
         real = columns >= 0
         if run.real is not None:
             real = real & run.real.gather(1, columns.clamp(min=0))
@@ -267,25 +269,25 @@ class LayerRuntime:
         targets = columns.masked_fill(~is_video, length)
         scores = scores.new_zeros(len(scores), length + 1).scatter(1, targets, scores)[:, :-1]
         cached = video.new_zeros(len(scores), length + 1).scatter(1, targets, True)[:, :-1]
-        selected = method.choose_cached(CacheState(scores, video, cached, previous, cut.notes.get("kept")))
+        selected = method.choose_cached(CacheState(scores, video, cached, previous, cut.notes.get("selected")))
         cut.notes["scores"] = scores
         if selected is None:
             return None
-        cut.notes["kept"] = selected
+        cut.notes["selected"] = selected
         return nn.functional.pad(selected | ~video, (0, cut.length - length), value=True)
 
     def _shorten(self, inputs: dict[str, Any], run: Run) -> None:
         # The rotary embeddings contain the positions; flash attention would take ids with gaps for packed sequences.
         inputs.update(position_embeddings=run.rope, attention_mask=run.mask, position_ids=None)
 
-    def _measure(self, method: LayerMethod, layer: Any, inputs: dict[str, Any], run: Run) -> Tensor:
+    def _score(self, method: LayerMethod, layer: Any, inputs: dict[str, Any], run: Run) -> Tensor:
         """The attention that a method reads, by column of the full prompt, float32 [B,L]."""
         assert run.layout is not None
         layout, hidden = run.layout, inputs["hidden_states"]
         columns = _columns(run, hidden)
         column = torch.arange(layout.visual.shape[1], device=hidden.device)
         is_query = column == layout.ends[:, None]
-        if method.asks == "text":
+        if method.scoring_queries == "text":
             last = torch.where(layout.visual, column, -1).amax(1, keepdim=True)
             text = (column > last) & (column <= layout.ends[:, None])
             is_query = torch.where(text.any(1, keepdim=True), text, is_query)
@@ -308,9 +310,9 @@ class LayerRuntime:
         if scores is not None:
             scores = scores.gather(1, columns.clamp(min=0))
         slot = torch.full((len(hidden), video.shape[1] + 1), -1, device=hidden.device)
-        own = torch.arange(columns.shape[1], device=hidden.device).expand_as(columns)
-        slot = slot.scatter(1, columns.masked_fill(~real, video.shape[1]), own)
-        videos = [PlacedVideo(own.row, slot[own.row, own.columns], own.tokens) for own in layout.videos]
+        slot_index = torch.arange(columns.shape[1], device=hidden.device).expand_as(columns)
+        slot = slot.scatter(1, columns.masked_fill(~real, video.shape[1]), slot_index)
+        videos = [PlacedVideo(placed.row, slot[placed.row, placed.columns], placed.tokens) for placed in layout.videos]
         state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos)
         decision = method.choose(state, key[1])
         run.done.add(key)
@@ -331,7 +333,7 @@ class LayerRuntime:
         run.columns = columns.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         run.padded = bool((slots < 0).any())
         mask = inputs.get("attention_mask")
-        run.mask = narrow(mask, slots, slots, first=0, flash=self.flash, padded=run.padded)
+        run.mask = narrow_mask(mask, slots, slots, first=0, flash=self.flash, padded=run.padded)
         inputs["hidden_states"] = _gather(hidden, slots)
         self._shorten(inputs, run)
         cache = layer_cache(inputs)
@@ -339,8 +341,8 @@ class LayerRuntime:
             selected = run.columns.new_zeros(len(columns), video.shape[1] + 1, dtype=torch.bool)
             selected = selected.scatter(1, run.columns.masked_fill(run.columns < 0, video.shape[1]), True)[:, :-1]
             for earlier in range(index):
-                every = torch.arange(video.shape[1], device=hidden.device).expand_as(video)
-                prune_layer(cache, earlier, every).select(selected)
+                all_columns = torch.arange(video.shape[1], device=hidden.device).expand_as(video)
+                prune_layer(cache, earlier, all_columns).select(selected)
 
 
 def language_model(model: Any) -> Any:
@@ -359,8 +361,8 @@ def _columns(run: Run, hidden: Tensor) -> Tensor:
     """The column of each position in `hidden`, -1 is padding, int64 [B,M]."""
     if run.columns is not None:
         return run.columns
-    every = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
-    return every if run.real is None else every.masked_fill(~run.real, -1)
+    all_columns = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
+    return all_columns if run.real is None else all_columns.masked_fill(~run.real, -1)
 
 
 def _gather(values: Tensor, slots: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash: bool, padded: bool) -> Tensor | None:
+def narrow_mask(
+    mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash: bool, padded: bool
+) -> Tensor | None:
     """Cuts the model's own mask to some queries and keys.
 
     Args:
@@ -29,7 +31,7 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
             return None
         if flash:
             return real
-        return _open(real[:, None] & (keys[:, None] <= rows[..., None]), rows)[:, None]
+        return _unmask_padding(real[:, None] & (keys[:, None] <= rows[..., None]), rows)[:, None]
     if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
         raise ValueError("methods inside a language model support only masks of sdpa, eager and flash attention")
     if mask.ndim == 2:
@@ -38,10 +40,10 @@ def narrow(mask: Tensor | None, rows: Tensor, keys: Tensor, *, first: int, flash
     batch = torch.arange(len(keys), device=mask.device)[:, None, None]
     part = mask[batch, :, (rows - first).clamp(min=0)[..., None], keys.clamp(min=0)[:, None]].permute(0, 3, 1, 2)
     if mask.dtype == torch.bool:
-        return _open(part & real[:, None, None], rows[:, None]).contiguous()
+        return _unmask_padding(part & real[:, None, None], rows[:, None]).contiguous()
     return part.masked_fill(~real[:, None, None], torch.finfo(mask.dtype).min).contiguous()
 
 
-def _open(allowed: Tensor, rows: Tensor) -> Tensor:
+def _unmask_padding(allowed: Tensor, rows: Tensor) -> Tensor:
     """Lets padding see every key, since a softmax over nothing is NaN; no other query sees padding."""
     return allowed | (rows < 0)[..., None]

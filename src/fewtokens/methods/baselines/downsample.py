@@ -6,7 +6,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.blocks import merge_blocks, shrink
+from fewtokens.methods.ops.blocks import merge_blocks, shrink_shape
 
 
 class Downsample(Reducer):
@@ -34,7 +34,7 @@ class Downsample(Reducer):
         assert self.budget is not None
         budget = self.budget.count(grid)
         frames = min(grid.T, budget)
-        rows, columns = shrink((grid.H, grid.W), budget // frames)
+        rows, columns = shrink_shape((grid.H, grid.W), budget // frames)
         return frames, rows, columns
 
     def planned_count(self, grid: Grid) -> int:

@@ -8,7 +8,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.blocks import merge_blocks, shrink
+from fewtokens.methods.ops.blocks import merge_blocks, shrink_shape
 
 
 class MeanPool(Reducer):
@@ -31,7 +31,7 @@ class MeanPool(Reducer):
     def shape(self, grid: Grid) -> tuple[int, int, int]:
         """The shape (T',H',W') of the coarser grid."""
         assert self.budget is not None
-        frames, rows, columns = shrink(grid.shape, self.budget.count(grid))
+        frames, rows, columns = shrink_shape(grid.shape, self.budget.count(grid))
         return frames, rows, columns
 
     def planned_count(self, grid: Grid) -> int:

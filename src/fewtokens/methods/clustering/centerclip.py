@@ -65,7 +65,7 @@ class CenterClip(Reducer):
         self.frames, self.medoid, self.iterations = frames, bool(medoid), iterations
         self.algorithm, self.sigma = algorithm, sigma
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return -(-grid.T // self.frames)
 
     def plan(self, tokens: Tokens) -> Plan:

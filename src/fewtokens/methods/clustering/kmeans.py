@@ -5,7 +5,7 @@ from __future__ import annotations
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
+from fewtokens.methods.ops.token_base import CRITERIA, check_bounds, cluster_adaptive, cluster_fixed
 
 
 class KMeans(Reducer):
@@ -21,8 +21,8 @@ class KMeans(Reducer):
     the labels and whose elbow always selects k_min.
 
     Args:
-        keep: budget, a fraction of the cells (float), a count (int) or "8/frame": K. Default: 32. Not with adaptive
-            length.
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame": K. Default: 32. Not
+            accepted with adaptive length.
         criterion: "fixed" (default), or "silhouette" or "elbow" for adaptive length.
         k_min, k_max: bounds of the adaptive length. Default: 12 and 32.
         iterations: maximum number of Lloyd iterations. Default: 50.
@@ -51,14 +51,15 @@ class KMeans(Reducer):
         check_bounds(k_min, k_max)
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
-        adaptive = None if criterion == "fixed" else criterion
-        self.take_budget(keep, default=32, criterion=adaptive)
+        self.take_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
         self.criterion = criterion
         self.k_min, self.k_max = k_min, k_max
         self.iterations, self.tol, self.seed = iterations, tol, seed
 
     def plan(self, tokens: Tokens) -> Plan:
         if self.budget:
-            most = self.max_slots(tokens)
-            return fixed(tokens, self.counts(tokens), self.seed, self.iterations, self.tol, most=most)
-        return adaptive(tokens, self.criterion, self.k_min, self.k_max, self.seed, self.iterations, self.tol)
+            max_clusters = self.max_slots(tokens)
+            return cluster_fixed(
+                tokens, self.counts(tokens), self.seed, self.iterations, self.tol, max_clusters=max_clusters
+            )
+        return cluster_adaptive(tokens, self.criterion, self.k_min, self.k_max, self.seed, self.iterations, self.tol)

@@ -38,8 +38,8 @@ class FastV(LayerMethod):
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer - 1)]
 
-    def keeps_all(self, number: int) -> bool:
+    def keeps_all(self, index: int) -> bool:
         return may_spare_all(self.keep)
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep, nearest=True)))

@@ -33,7 +33,7 @@ class FlexSelect(LayerMethod):
     paper = "FlexSelect: Flexible Token Selection for Efficient Long Video Understanding, arXiv 2506.00993"
     license = "written from the paper; reference code CC BY-NC-SA 4.0"
     cost = "one row of attention per question token"
-    asks = "text"
+    scoring_queries = "text"
 
     def __init__(self, keep: float | int = 0.25, *, layer: int = 19, by: str = "max") -> None:
         if by not in ("max", "mean"):
@@ -51,8 +51,8 @@ class FlexSelect(LayerMethod):
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer)]
 
-    def keeps_all(self, number: int) -> bool:
+    def keeps_all(self, index: int) -> bool:
         return may_spare_all(self.keep)
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep)))

@@ -27,8 +27,8 @@ class HoliTomInner(LayerMethod):
     """Before one layer, keeps the video tokens with the highest attention and merges the others into them.
 
     HoliTom (arXiv 2505.21334), its inner part. The score is the attention of the last question token in the previous
-    layer. Each dropped token is averaged into the kept token whose hidden state is most similar (cosine): one after the
-    other at equal weight, so later tokens weigh more, as published. `merge="mean"` weights all members equally, "drop"
+    layer. Each dropped token is averaged into the kept token whose hidden state is most similar (cosine), sequentially
+    and at equal weight, so later tokens weigh more, as published. `merge="mean"` weights all members equally, "drop"
     merges nothing. Kept tokens keep their positions. Only video tokens are dropped.
 
     Args:
@@ -54,37 +54,37 @@ class HoliTomInner(LayerMethod):
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer - 1)]
 
-    def keeps_all(self, number: int) -> bool:
+    def keeps_all(self, index: int) -> bool:
         return may_spare_all(self.keep)
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
-        kept = top(state, counts(state, self.keep, nearest=True))
-        dropped = state.video & ~kept
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
+        selected = top(state, counts(state, self.keep, nearest=True))
+        dropped = state.video & ~selected
         if self.merge == "drop" or not bool(dropped.any()):
-            return LayerDecision(kept)
-        rows = [self._merge(*prompt) for prompt in zip(state.hidden, kept, dropped, strict=True)]
-        return LayerDecision(kept, torch.stack(rows))
+            return LayerDecision(selected)
+        rows = [self._merge(*prompt) for prompt in zip(state.hidden, selected, dropped, strict=True)]
+        return LayerDecision(selected, torch.stack(rows))
 
-    def _merge(self, hidden: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
-        """Hidden states of one prompt [M,D] after merging the tokens `dropped` into those `kept`."""
-        x, targets = hidden[dropped].float(), hidden[kept].float()
+    def _merge(self, hidden: Tensor, selected: Tensor, dropped: Tensor) -> Tensor:
+        """Hidden states of one prompt [M,D] after merging the tokens `dropped` into those `selected`."""
+        x, targets = hidden[dropped].float(), hidden[selected].float()
         if not len(x):
             return hidden
         with torch.no_grad():
-            target = nearest(x, targets)
+            target = nearest_targets(x, targets)
             members = torch.bincount(target, minlength=len(targets))
             if self.merge == "mean":
-                own, weight = 1 / (members + 1.0), 1 / (members[target] + 1.0)
+                target_weight, weight = 1 / (members + 1.0), 1 / (members[target] + 1.0)
             else:
                 # The weight halves with each token merged later.
                 order = rank_within(torch.zeros(1, len(target), device=target.device), target[None], len(targets))[0]
-                own, weight = 0.5**members, 0.5 ** (members[target] - order)
-        merged = (own[:, None] * targets).index_add(0, target, weight[:, None] * x)
+                target_weight, weight = 0.5**members, 0.5 ** (members[target] - order)
+        merged = (target_weight[:, None] * targets).index_add(0, target, weight[:, None] * x)
         merged = torch.where(members[:, None] > 0, merged, targets)
-        return hidden.index_put((kept.nonzero()[:, 0],), merged.to(hidden.dtype))
+        return hidden.index_put((selected.nonzero()[:, 0],), merged.to(hidden.dtype))
 
 
-def nearest(x: Tensor, targets: Tensor) -> Tensor:
+def nearest_targets(x: Tensor, targets: Tensor) -> Tensor:
     """Index of the target [m,D] with the largest cosine similarity to each x [n,D], first if tied: int64 [n]."""
     targets = F.normalize(targets, dim=1)
     blocks = x.split(max(1, _BLOCK // len(targets)))

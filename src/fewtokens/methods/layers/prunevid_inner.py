@@ -27,7 +27,7 @@ class PruneVidInner(LayerMethod):
     paper = "PruneVid: Visual Token Pruning for Efficient Video Large Language Models, arXiv 2412.16117, stage B"
     license = "written from the paper; reference code CC BY-NC-SA 4.0"
     cost = "one row of attention per question token"
-    asks = "text"
+    scoring_queries = "text"
     prunes_earlier = True
 
     def __init__(self, keep: float = 0.4, *, layer: int = 10) -> None:
@@ -46,27 +46,27 @@ class PruneVidInner(LayerMethod):
     def named_layers(self, depth: int) -> list[tuple[int, int]]:
         return [(self.layer, self.layer + 1)]
 
-    def keeps_all(self, number: int) -> bool:
+    def keeps_all(self, index: int) -> bool:
         # Groups of one token always keep it.
         return may_spare_all(self.keep) or self.may_keep_all
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
         assert state.scores is not None
-        kept = torch.zeros_like(state.video)
+        selected = torch.zeros_like(state.video)
         for video in state.videos:
             present = video.columns >= 0
             columns = video.columns[present]
-            group = spans(video.tokens)[present]
+            group = frame_span_groups(video.tokens)[present]
             size = torch.bincount(group)
             count = (size.double() * self.keep + 1e-6).long().clamp(min=1)
             order = state.scores[video.row, columns].argsort(descending=True, stable=True)
             order = order[group[order].argsort(stable=True)]  # by group, best first
             rank = torch.arange(len(columns), device=columns.device) - (size.cumsum(0) - size)[group[order]]
-            kept[video.row, columns[order[rank < count[group[order]]]]] = True
-        return LayerDecision(kept)
+            selected[video.row, columns[order[rank < count[group[order]]]]] = True
+        return LayerDecision(selected)
 
 
-def spans(tokens: Tokens) -> Tensor:
+def frame_span_groups(tokens: Tokens) -> Tensor:
     """Group index of each token of one video, int64 [N]: equal if the cells of two tokens span the same frames."""
     frames = torch.arange(tokens.grid.T, device=tokens.device).repeat_interleave(tokens.grid.cells_per_frame)
     assignment = tokens.assignment[0]

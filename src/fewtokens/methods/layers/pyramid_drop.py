@@ -59,9 +59,9 @@ class PyramidDrop(LayerMethod):
             raise ValueError(f"pyramid_drop: {depth} layers are too few for {len(self.keep)} stages; set layers=")
         return [PrunePoint(layer, layer) for layer in layers]
 
-    def keeps_all(self, number: int) -> bool:
-        earlier = self.keep[number - 1] if number else None
-        return may_spare_all(self.keep[number]) or self.keep[number] == earlier or isinstance(earlier, int)
+    def keeps_all(self, index: int) -> bool:
+        earlier = self.keep[index - 1] if index else None
+        return may_spare_all(self.keep[index]) or self.keep[index] == earlier or isinstance(earlier, int)
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
-        return LayerDecision(top(state, counts(state, self.keep[number])))
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
+        return LayerDecision(top(state, counts(state, self.keep[index])))

@@ -55,8 +55,8 @@ class SttmInner(LayerMethod):
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer)]
 
-    def choose(self, state: LayerState, number: int) -> LayerDecision:
-        kept, hidden, rope = state.video.clone(), state.hidden, state.rope
+    def choose(self, state: LayerState, index: int) -> LayerDecision:
+        selected, hidden, rope = state.video.clone(), state.hidden, state.rope
         for video in state.videos:
             columns = video.columns
             if bool((columns < 0).any()):
@@ -69,14 +69,14 @@ class SttmInner(LayerMethod):
             cell = torch.arange(len(assignment), device=assignment.device)
             first = torch.full_like(assignment[: after.N], len(assignment)).scatter_reduce(0, assignment, cell, "amin")
             anchor = columns[first]
-            kept[video.row, columns] = False
-            kept[video.row, anchor] = True
-            index = (row[: after.N], anchor)
-            hidden = hidden.index_put(index, after.features[0].to(hidden.dtype))
+            selected[video.row, columns] = False
+            selected[video.row, anchor] = True
+            target = (row[: after.N], anchor)
+            hidden = hidden.index_put(target, after.features[0].to(hidden.dtype))
             if self.positions == "average":
                 means = [_mean(part[row, columns], assignment, after.N) for part in rope]
-                rope = tuple(part.index_put(index, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
-        return LayerDecision(kept, None if bool(kept[state.video].all()) else hidden, rope)
+                rope = tuple(part.index_put(target, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
+        return LayerDecision(selected, None if bool(selected[state.video].all()) else hidden, rope)
 
 
 def _mean(values: Tensor, assignment: Tensor, count: int) -> Tensor:

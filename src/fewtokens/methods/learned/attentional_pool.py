@@ -7,7 +7,14 @@ from typing import Any
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.resample import Summary, by_time, check_counts, counts_of, features_of, seen_by_all
+from fewtokens.methods.ops.resample import (
+    TokenSummary,
+    check_counts,
+    constant_count,
+    masked_features,
+    sort_by_time,
+    with_attention_floor,
+)
 
 
 class AttentionalPool(Resampler):
@@ -35,10 +42,10 @@ class AttentionalPool(Resampler):
         self.take_budget(keep, units=("count",))
         check_counts(hidden=hidden)
         self.dim, self.hidden, self.checkpoint = dim, hidden, checkpoint
-        self.summary = Summary(dim, keep, hidden)
+        self.summary = TokenSummary(dim, keep, hidden)
         load_weights(self, checkpoint)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        maps = self.summary(features_of(tokens, self.summary.norm.weight.dtype), tokens.mask)
-        return by_time(tokens, Resampled(None, seen_by_all(maps), counts_of(tokens, self.keep)))
+        maps = self.summary(masked_features(tokens, self.summary.norm.weight.dtype), tokens.mask)
+        return sort_by_time(tokens, Resampled(None, with_attention_floor(maps), constant_count(tokens, self.keep)))

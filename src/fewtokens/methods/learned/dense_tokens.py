@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
+    apply_maps,
     check_dim,
-    frames_of,
-    learn_with,
-    resampled_frames,
+    resample_frames,
+    to_frames,
 )
 
 
@@ -61,14 +61,14 @@ class DenseTokens(Resampler):
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps frames [F,H,W,C] to tokens [F,M,C] and their weights [F,M,H*W]."""
-        sums, maps = learn_with(self.maps(x.shape[1], x.shape[2]), x)
+        sums, maps = apply_maps(self.maps(x.shape[1], x.shape[2]), x)
         return sums + self.bias, maps
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        x = frames_of(tokens, self.name)
+        x = to_frames(tokens, self.name)
         maps = self.maps(tokens.grid.H, tokens.grid.W).expand(len(x), -1, -1)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        features = maps.to(wide) @ x.flatten(1, 2).to(wide) + self.bias
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        features = maps.to(dtype) @ x.flatten(1, 2).to(dtype) + self.bias
         # Attribution by magnitude: a position with a negative weight contributes too.
-        return resampled_frames(tokens, maps.abs() + 1e-12 * (maps == 0), features)
+        return resample_frames(tokens, maps.abs() + 1e-12 * (maps == 0), features)

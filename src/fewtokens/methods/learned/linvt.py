@@ -14,17 +14,17 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Attention,
-    Places,
+    PositionEmbedding,
     attention_weights,
+    attribute_by_attention,
     check_counts,
     check_text,
-    counts_of,
-    features_of,
+    constant_count,
     feed_forward,
     fitting_heads,
-    resampled,
-    seen_by_all,
+    masked_features,
     split_heads,
+    with_attention_floor,
 )
 
 
@@ -83,7 +83,7 @@ class LinVt(Resampler):
             raise ValueError(f"scales must be run lengths of at least 1, such as (1, 2, 4), got {scales!r}")
         self.dim, self.text_dim, self.selected = dim, text_dim, selected
         self.scales, self.num_layers, self.heads, self.checkpoint = scales, num_layers, heads, checkpoint
-        self.places = Places(dim)
+        self.places = PositionEmbedding(dim)
         self.norm_space, self.space = nn.LayerNorm(dim), Attention(dim, heads)
         self.norm_time, self.time = nn.LayerNorm(dim), Attention(dim, heads)
         self.score = nn.Linear(dim, 1)
@@ -100,7 +100,7 @@ class LinVt(Resampler):
     def refine(self, tokens: Tokens) -> Tensor:
         """Applies attention within frames, then over time; returns [B,N,C]."""
         B, (T, H, W) = tokens.B, tokens.grid.shape
-        x = features_of(tokens.require_full_grid(self.name), self.queries.dtype) + self.places(tokens)
+        x = masked_features(tokens.require_full_grid(self.name), self.queries.dtype) + self.places(tokens)
         x = x.reshape(B * T, H * W, -1)
         y = self.norm_space(x)
         x = (x + self.space(y, y)).reshape(B, T, H * W, -1).transpose(1, 2).flatten(0, 1)  # [B*HW,T,C]
@@ -114,7 +114,7 @@ class LinVt(Resampler):
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         x = self.refine(tokens)
         score = self.score(x).squeeze(2)
-        chosen = Plan.top(score.detach(), counts_of(tokens, self.selected), tokens)
+        chosen = Plan.top(score.detach(), constant_count(tokens, self.selected), tokens)
         selected = tokens.apply(chosen)
         x = chosen.move(x * score.sigmoid()[..., None])
         runs, real = self._runs(selected)
@@ -126,11 +126,11 @@ class LinVt(Resampler):
         q, k = self.query(self.norm_queries(queries)), self.key(pooled)
         weights = attention_weights(split_heads(q, heads), split_heads(k, heads), real)
         features = (weights.to(x.dtype) @ split_heads(pooled, heads)).transpose(1, 2).flatten(2)
-        attention = seen_by_all(weights.mean(1) @ runs.to(weights.dtype)) * selected.mask[:, None]
+        attention = with_attention_floor(weights.mean(1) @ runs.to(weights.dtype)) * selected.mask[:, None]
         assert chosen.representative is not None
         index = chosen.representative[:, None].expand_as(attention)
         attention = attention.new_zeros(*attention.shape[:2], tokens.N).scatter_add(2, index, attention)
-        return resampled(tokens, features, attention, counts_of(tokens, self.keep))
+        return attribute_by_attention(tokens, features, attention, constant_count(tokens, self.keep))
 
     def _runs(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Matrix [B,K,N] that averages the runs of every scale, and which of its rows are valid, bool [B,K]."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_dim, resampled_frames, separable, tokens_per_frame
-from fewtokens.methods.ops.resample import attention_weights, check_text, features_of
+from fewtokens.methods.ops.per_frame import check_dim, resample_frames, separable_maps, tokens_per_frame
+from fewtokens.methods.ops.resample import attention_weights, check_text, masked_features
 
 
 class LlamaVid(Resampler):
@@ -69,16 +69,16 @@ class LlamaVid(Resampler):
         check_dim(self.name, tokens.C, self.dim)
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         B, (T, H, W) = tokens.B, tokens.grid.shape
-        x = features_of(tokens.require_full_grid(self.name), self.key.weight.dtype).reshape(B, T, H * W, -1)
+        x = masked_features(tokens.require_full_grid(self.name), self.key.weight.dtype).reshape(B, T, H * W, -1)
         queries = self.query(text.to(x.dtype))[:, None]  # [B,1,L,C]
         # The mean over queries is linear, so it can precede the sum over patches.
         attention = attention_weights(queries, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]
         side = self._side(tokens.grid)
-        pools = separable(_pooling(H, side, x), _pooling(W, side, x)).expand(B, T, -1, -1)
+        pools = separable_maps(_pooling(H, side, x), _pooling(W, side, x)).expand(B, T, -1, -1)
         context = self.context(attention.to(x.dtype) @ x)
         features = torch.cat([context, self.content(pools @ x)], 2)
         maps = torch.cat([attention, pools.to(attention.dtype)], 2)
-        return resampled_frames(tokens, maps.flatten(0, 1), features.flatten(0, 1))
+        return resample_frames(tokens, maps.flatten(0, 1), features.flatten(0, 1))
 
     def _side(self, grid: Grid) -> int:
         """Rows (and columns) of content tokens per frame."""

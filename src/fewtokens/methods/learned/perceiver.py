@@ -12,13 +12,13 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Attention,
-    Places,
+    PositionEmbedding,
+    attribute_by_attention,
     check_counts,
-    counts_of,
-    features_of,
+    constant_count,
     feed_forward,
-    resampled,
-    seen_by_all,
+    masked_features,
+    with_attention_floor,
 )
 
 
@@ -62,21 +62,21 @@ class Perceiver(Resampler):
         self.dim, self.num_layers, self.heads = dim, num_layers, heads
         self.checkpoint = checkpoint
         self.latents = nn.Parameter(torch.randn(keep, dim))
-        self.places = Places(dim)
+        self.places = PositionEmbedding(dim)
         self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         load_weights(self, checkpoint)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        x = features_of(tokens, self.latents.dtype) + self.places(tokens)
+        x = masked_features(tokens, self.latents.dtype) + self.places(tokens)
         latents = self.latents.expand(tokens.B, -1, -1)
         weights = []
         for layer in self.layers:
             latents, attention = layer(latents, x, tokens.mask)
             weights.append(attention)
-        attention = seen_by_all(torch.stack(weights).mean(0))
-        return resampled(tokens, self.norm(latents), attention, counts_of(tokens, self.keep))
+        attention = with_attention_floor(torch.stack(weights).mean(0))
+        return attribute_by_attention(tokens, self.norm(latents), attention, constant_count(tokens, self.keep))
 
 
 class Layer(nn.Module):
@@ -93,6 +93,6 @@ class Layer(nn.Module):
         queries = self.norm_latents(latents)
         context = torch.cat([self.norm_seen(x), queries], 1)
         real = torch.cat([mask, mask.new_ones(latents.shape[:2])], 1)
-        mixed, attention = self.attention.look(queries, context, real)
+        mixed, attention = self.attention.attend(queries, context, real)
         latents = latents + mixed
         return latents + self.mlp(self.norm_mlp(latents)), attention[..., : x.shape[1]]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import check_dim, frames_of, resampled_frames
+from fewtokens.methods.ops.per_frame import check_dim, resample_frames, to_frames
 
 
 class PoolMlp(Resampler):
@@ -52,5 +52,5 @@ class PoolMlp(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        features, maps = self.learn(frames_of(tokens, self.name).to(self.norm.weight.dtype))
-        return resampled_frames(tokens, maps, features)
+        features, maps = self.learn(to_frames(tokens, self.name).to(self.norm.weight.dtype))
+        return resample_frames(tokens, maps, features)

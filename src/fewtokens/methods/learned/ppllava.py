@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.blocks import window_for, windows_of
+from fewtokens.methods.ops.blocks import num_windows, window_shape
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.resample import by_time, check_text, features_of, wide
+from fewtokens.methods.ops.resample import check_text, masked_features, sort_by_time, to_float32
 
 
 class PpLlava(Resampler):
@@ -85,7 +85,7 @@ class PpLlava(Resampler):
         text: Tensor = cues["text"]
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         tokens = tokens.require_full_grid(self.name)
-        x = features_of(tokens, self.to_text.weight.dtype)
+        x = masked_features(tokens, self.to_text.weight.dtype)
         prompt = _unit(text.to(x.dtype).mean(1))
         logits = (_unit(self.to_text(x)) @ prompt[..., None]).squeeze(2) / self.tau
         logits = logits.masked_fill(~tokens.mask, -torch.inf)
@@ -93,7 +93,7 @@ class PpLlava(Resampler):
             logits = (logits.softmax(1) / self.tau).masked_fill(~tokens.mask, -torch.inf)
         grids = tokens.grid.videos(tokens.B)
         windows = [self._window(grid) for grid in grids]
-        counts = torch.tensor([windows_of(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=x.device)
+        counts = torch.tensor([num_windows(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=x.device)
         M = int(counts.prod(1).max())
         cells = tokens.grid.positions(x.device).long() // torch.tensor(windows, device=x.device)[:, None]
         t, row, column = cells.unbind(2)  # [B,S]
@@ -105,19 +105,19 @@ class PpLlava(Resampler):
         parts = (logits - peak.gather(1, index)).exp()
         total = torch.zeros_like(peak).scatter_add(1, index, parts)
         weights = (parts / total.clamp(min=1e-12).gather(1, index)).clamp(min=1e-9) * tokens.mask
-        return by_time(tokens, Resampled(None, weights[:, None] * inside, counts.prod(1)))
+        return sort_by_time(tokens, Resampled(None, weights[:, None] * inside, counts.prod(1)))
 
     def _window(self, grid: Grid) -> tuple[int, int, int]:
         if self.budget is not None:
-            return window_for(grid.shape, self.budget.count(grid))
+            return window_shape(grid.shape, self.budget.count(grid))
         assert self.kernel is not None
         return self.kernel
 
     def planned_count(self, grid: Grid) -> int:
-        return math.prod(windows_of(grid.shape, self._window(grid)))
+        return math.prod(num_windows(grid.shape, self._window(grid)))
 
 
 def _unit(x: Tensor) -> Tensor:
     """Normalizes to length 1 along the last dimension, in float32; smooth at zero."""
-    x = wide(x)
+    x = to_float32(x)
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

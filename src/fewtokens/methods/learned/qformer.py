@@ -12,13 +12,13 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Attention,
-    Places,
+    PositionEmbedding,
+    attribute_by_attention,
     check_counts,
-    counts_of,
-    features_of,
+    constant_count,
     feed_forward,
-    resampled,
-    seen_by_all,
+    masked_features,
+    with_attention_floor,
 )
 
 
@@ -63,21 +63,21 @@ class QFormer(Resampler):
         self.checkpoint = checkpoint
         self.queries = nn.Parameter(0.02 * torch.randn(keep, dim))
         self.norm_queries, self.norm_seen = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.places = Places(dim)
+        self.places = PositionEmbedding(dim)
         self.layers = nn.ModuleList(Layer(dim, heads, cross=number % 2 == 0) for number in range(num_layers))
         load_weights(self, checkpoint)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        x = self.norm_seen(features_of(tokens, self.queries.dtype) + self.places(tokens))
+        x = self.norm_seen(masked_features(tokens, self.queries.dtype) + self.places(tokens))
         queries = self.norm_queries(self.queries).expand(tokens.B, -1, -1)
         weights = []
         for layer in self.layers:
             queries, attention = layer(queries, x, tokens.mask)
             if attention is not None:
                 weights.append(attention)
-        attention = seen_by_all(torch.stack(weights).mean(0))
-        return resampled(tokens, queries, attention, counts_of(tokens, self.keep))
+        attention = with_attention_floor(torch.stack(weights).mean(0))
+        return attribute_by_attention(tokens, queries, attention, constant_count(tokens, self.keep))
 
 
 class Layer(nn.Module):
@@ -95,6 +95,6 @@ class Layer(nn.Module):
         queries = self.norm1(queries + self.attention(queries, queries))
         attention = None
         if self.cross is not None:
-            mixed, attention = self.cross.look(queries, x, mask)
+            mixed, attention = self.cross.attend(queries, x, mask)
             queries = self.norm2(queries + mixed)
         return self.norm3(queries + self.mlp(queries)), attention

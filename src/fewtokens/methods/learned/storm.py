@@ -12,9 +12,9 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method, load_weights
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.blocks import window_for, windows_of
+from fewtokens.methods.ops.blocks import num_windows, window_shape
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.resample import check_counts, features_of
+from fewtokens.methods.ops.resample import check_counts, masked_features
 from fewtokens.methods.ops.scan import Mixer
 
 
@@ -73,14 +73,14 @@ class Storm(Method):
 
     def _window(self, grid: Grid) -> tuple[int, int, int]:
         if self.budget is not None:
-            return window_for(grid.shape, self.budget.count(grid))
+            return window_shape(grid.shape, self.budget.count(grid))
         assert self.pool is not None and self.spatial is not None
         return self.pool, self.spatial, self.spatial
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         check_dim(self.name, tokens.C, self.dim)
         tokens = tokens.require_full_grid(self.name)
-        x = features_of(tokens, next(self.parameters()).dtype)
+        x = masked_features(tokens, next(self.parameters()).dtype)
         for layer in self.layers:
             x = layer(x, tokens.mask)
         pooled = tokens.replace(features=x).apply(self.decide(tokens))
@@ -91,7 +91,7 @@ class Storm(Method):
         grids = tokens.grid.videos(tokens.B)
         windows = [self._window(grid) for grid in grids]
         counts = torch.tensor(
-            [windows_of(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=tokens.device
+            [num_windows(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=tokens.device
         )
         window = tokens.positions.round().long() // torch.tensor(windows, device=tokens.device)[:, None]
         t, y, x = window.unbind(2)
@@ -99,4 +99,4 @@ class Storm(Method):
         return Plan.group(label, tokens, int(counts.prod(1).max()))
 
     def planned_count(self, grid: Grid) -> int:
-        return math.prod(windows_of(grid.shape, self._window(grid)))
+        return math.prod(num_windows(grid.shape, self._window(grid)))

@@ -11,7 +11,7 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.cross_dynamics import CrossDynamics, PaperAttention
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
+from fewtokens.methods.ops.token_base import CRITERIA, check_bounds, cluster_adaptive, cluster_fixed
 
 MODES = ("dynamics", "paper")
 
@@ -73,8 +73,8 @@ class TokenDynamics(Method):
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         """Clusters the tokens."""
         if self.budget is not None:
-            return fixed(tokens, self.counts(tokens), self.seed)
-        return adaptive(tokens, self.criterion, *self.between, self.seed)
+            return cluster_fixed(tokens, self.counts(tokens), self.seed)
+        return cluster_adaptive(tokens, self.criterion, *self.between, self.seed)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         check_dim(self.name, tokens.C, self.dim)

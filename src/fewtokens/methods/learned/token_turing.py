@@ -18,14 +18,14 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
     Block,
-    Places,
-    Summary,
-    by_frame,
+    PositionEmbedding,
+    TokenSummary,
+    attribute_by_attention,
     check_counts,
-    counts_of,
-    features_of,
-    resampled,
-    seen_by_all,
+    constant_count,
+    group_by_frame,
+    masked_features,
+    with_attention_floor,
 )
 
 _HIDDEN = 64
@@ -96,14 +96,14 @@ class TokenTuring(Resampler):
         check_counts(memory=memory, read=read, num_layers=num_layers, heads=heads)
         self.dim, self.memory, self.read = dim, memory, read
         self.num_layers, self.heads, self.checkpoint = num_layers, heads, checkpoint
-        self.places = Places(dim)
+        self.places = PositionEmbedding(dim)
         self.slots = nn.Parameter(0.5 * torch.randn(memory, dim))
         self.outputs = nn.Parameter(0.5 * torch.randn(read, dim))
-        self.reader, self.writer = Summary(dim, read, _HIDDEN), Summary(dim, memory, _HIDDEN)
+        self.reader, self.writer = TokenSummary(dim, read, _HIDDEN), TokenSummary(dim, memory, _HIDDEN)
         self.order = nn.Parameter(0.02 * torch.randn(read, dim))
         self.blocks = nn.Sequential(*(Block(dim, heads) for _ in range(num_layers)))
         self.norm = nn.LayerNorm(dim)
-        self.last = Summary(dim, keep, _HIDDEN)
+        self.last = TokenSummary(dim, keep, _HIDDEN)
         load_weights(self, checkpoint)
 
     @property
@@ -120,8 +120,10 @@ class TokenTuring(Resampler):
         Returns:
             The memory [B,m,C] after the frame, and the output of the frame, [B,r,C].
         """
-        x, places = features_of(frame, self.slots.dtype), self._embed_places(frame)
-        memory, out, *_ = self._step(x, places, frame.mask, self._empty(frame.B) if memory is None else memory)
+        x, position_embedding = masked_features(frame, self.slots.dtype), self._embed_positions(frame)
+        memory, out, *_ = self._step(
+            x, position_embedding, frame.mask, self._empty(frame.B) if memory is None else memory
+        )
         return memory, out
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
@@ -129,8 +131,10 @@ class TokenTuring(Resampler):
             tokens, self._empty(tokens.B), self.slots.new_zeros(tokens.B, self.memory, 0).float()
         )
         maps = self.last(memory + self.slots)
-        attention = seen_by_all(maps.detach().float() @ weights)
-        return resampled(tokens, maps.to(memory.dtype) @ memory, attention, counts_of(tokens, self.keep))
+        attention = with_attention_floor(maps.detach().float() @ weights)
+        return attribute_by_attention(
+            tokens, maps.to(memory.dtype) @ memory, attention, constant_count(tokens, self.keep)
+        )
 
     def step(self, tokens: Tokens, state: TuringState | None = None, **cues: Any) -> tuple[Tokens, TuringState]:
         """Returns the tokens read after these frames, in constant memory; see `Method.step`.
@@ -148,13 +152,13 @@ class TokenTuring(Resampler):
         values = F.pad(tokens.positions + start, (1, 0), value=1.0) * tokens.mask[..., None]
         moments = read_weights[..., :4] + read_weights[..., 4:] @ values
         positions = moments[..., 1:] / moments[..., :1].clamp(min=1e-12) - start
-        count = counts_of(tokens, self.keep)
+        count = constant_count(tokens, self.keep)
         order = by_position(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))[..., None]
 
         def sort(rows: Tensor) -> Tensor:
             return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
 
-        new = Resampled(None, sort(seen_by_all(read_weights[..., 4:])), count)
+        new = Resampled(None, sort(with_attention_floor(read_weights[..., 4:])), count)
         features = sort(maps.to(memory.dtype) @ memory).to(tokens.features.dtype)
         read = tokens.apply(new.plan)
         # These frames may have no tokens at all.
@@ -194,32 +198,36 @@ class TokenTuring(Resampler):
             [B,m,k+N].
         """
         check_dim(self.name, tokens.C, self.dim)
-        x, places = features_of(tokens, self.slots.dtype), self._embed_places(tokens)
-        index, real = by_frame(tokens)
+        x, position_embedding = masked_features(tokens, self.slots.dtype), self._embed_positions(tokens)
+        index, real = group_by_frame(tokens)
         earlier = weights.shape[2]
         weights = F.pad(weights, (0, tokens.N))
         for frame, valid in zip(index.unbind(1), real.unbind(1), strict=True):
             rows = frame[..., None].expand(-1, -1, tokens.C)
-            memory, _, reading, writing = self._step(x.gather(1, rows), places.gather(1, rows), valid, memory)
+            memory, _, reading, writing = self._step(
+                x.gather(1, rows), position_embedding.gather(1, rows), valid, memory
+            )
             reading, writing = reading.detach().float(), writing.detach().float()
             weights = self._update_weights(weights, reading, writing, frame + earlier, valid)
         return memory, weights
 
-    def _embed_places(self, tokens: Tokens) -> Tensor:
+    def _embed_positions(self, tokens: Tokens) -> Tensor:
         """Embeds rows and columns only: the memory represents time, and a stream has no end."""
         in_frame = tokens.positions * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)
         return self.places(tokens.replace(positions=in_frame))
 
-    def _step(self, x: Tensor, places: Tensor, real: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _step(
+        self, x: Tensor, position_embedding: Tensor, real: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the new memory, the output, and the read and write maps [B,r,m+n] and [B,m,m+n+r]."""
-        places = torch.cat([self.slots.expand_as(memory), places], 1)
+        position_embedding = torch.cat([self.slots.expand_as(memory), position_embedding], 1)
         both = torch.cat([memory, x], 1)
         mask = torch.cat([real.new_ones(memory.shape[:2]), real], 1)
-        reading = self.reader(both + places, mask)
+        reading = self.reader(both + position_embedding, mask)
         out = self.norm(self.blocks(reading.to(x.dtype) @ both + self.order))
-        places = torch.cat([places, self.outputs.expand_as(out)], 1)
+        position_embedding = torch.cat([position_embedding, self.outputs.expand_as(out)], 1)
         both, mask = torch.cat([both, out], 1), torch.cat([mask, real.new_ones(out.shape[:2])], 1)
-        writing = self.writer(both + places, mask)
+        writing = self.writer(both + position_embedding, mask)
         nonempty = real.any(1)[:, None, None]
         return torch.where(nonempty, writing.to(x.dtype) @ both, memory), out, reading, writing
 

@@ -10,9 +10,9 @@ from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
     check_dim,
-    frames_of,
     lecun_normal_,
-    resampled_frames,
+    resample_frames,
+    to_frames,
 )
 
 VERSIONS = ("1.0", "1.1")
@@ -22,10 +22,10 @@ class TokenLearner(Resampler):
     """Reduces each frame to a few weighted sums of its patches with learned spatial maps.
 
     TokenLearner: What Can 8 Learned Tokens Do for Images and Videos? (arXiv 2106.11297, section 2). Maps are computed
-    from LayerNorm(x) and applied to x. Version 1.0, used for the paper's tables: four 3x3 convolutions without bias and
-    a sigmoid per map and pixel. Version 1.1, the released code since March 2022: two linear layers and a softmax over
-    pixels. The paper averages over the pixels, its code sums, so the norm of a token grows with the resolution; `pool`
-    selects one of them.
+    from LayerNorm(x) and applied to x. Version 1.0, used for the paper's tables, has four 3x3 convolutions without bias
+    and a sigmoid per map and pixel; version 1.1, the released code since March 2022, has two linear layers and a
+    softmax over pixels. The paper averages over the pixels; its code sums, so that the norm of a token grows with the
+    resolution. `pool` selects one of them.
 
     Args:
         keep: number of tokens per frame, written "8/frame".
@@ -42,7 +42,8 @@ class TokenLearner(Resampler):
     paper = "TokenLearner, arXiv 2106.11297"
     license = "reference code Apache-2.0"
     cost = (
-        "per frame: 1.0: H*W*9*(C+3*num_tokens)*num_tokens MACs; 1.1: H*W*64*(C+num_tokens); pooling H*W*C*num_tokens"
+        "MACs per frame: H*W*9*(C+3*num_tokens)*num_tokens for version 1.0, H*W*64*(C+num_tokens) for 1.1; pooling "
+        "H*W*C*num_tokens"
     )
 
     def __init__(
@@ -91,7 +92,7 @@ class TokenLearner(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        return resampled_frames(tokens, self.maps(frames_of(tokens, self.name).to(self.norm.weight.dtype)))
+        return resample_frames(tokens, self.maps(to_frames(tokens, self.name).to(self.norm.weight.dtype)))
 
 
 def _convolutions(dim: int, num_tokens: int) -> nn.Sequential:

@@ -15,7 +15,7 @@ from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.cross_dynamics import ReferenceAttention
 from fewtokens.methods.ops.per_frame import check_dim
-from fewtokens.methods.ops.token_base import CRITERIA, adaptive, check_bounds, fixed
+from fewtokens.methods.ops.token_base import CRITERIA, check_bounds, cluster_adaptive, cluster_fixed
 
 # Prefix of the attention in the released checkpoint.
 _RELEASED = "model.cross_attention."
@@ -85,9 +85,9 @@ class VqToken(Resampler):
         with torch.no_grad():
             if self.budget is not None:
                 counts = tokens.count.new_tensor([self.budget.count(grid) for grid in tokens.grid.videos(tokens.B)])
-                plan = fixed(tokens, counts.minimum(tokens.count), self.seed)
+                plan = cluster_fixed(tokens, counts.minimum(tokens.count), self.seed)
             else:
-                plan = adaptive(tokens, self.criterion, *self.between, self.seed)
+                plan = cluster_adaptive(tokens, self.criterion, *self.between, self.seed)
         unit = tokens.replace(features=F.normalize(tokens.features.float(), dim=2))
         base = unit.apply(plan)
         dtype = next(self.attention.parameters()).dtype

@@ -122,8 +122,8 @@ class FastVid(Method):
         some_unselected = (~selected & tokens.mask).any(1, keepdim=True)
         contributes = ~selection.salient & tokens.mask & some_unselected
         anchors = selection.anchor.unflatten(1, (T, n))
-        wide = tokens.features.float() if tokens.features.dtype != torch.float64 else tokens.features
-        gathered, num_members = torch.zeros_like(wide), torch.zeros_like(tokens.sizes)
+        features = tokens.features.float() if tokens.features.dtype != torch.float64 else tokens.features
+        gathered, num_members = torch.zeros_like(features), torch.zeros_like(tokens.sizes)
         best = torch.full_like(tokens.sizes, -torch.inf)
         credited = torch.full_like(tokens.assignment[:, :1], -1).expand(-1, tokens.N).clone()
         own_frame = torch.arange(T, device=tokens.device)
@@ -143,12 +143,12 @@ class FastVid(Method):
             similar = similar.flatten(1)
             # An anchor of this frame is not gathered into another one.
             joins = contributes & (similar > -torch.inf) & ~(anchors & (anchor_frame == own_frame[:, None])).flatten(1)
-            gathered = gathered.scatter_add(1, target[..., None].expand_as(wide), wide * joins[..., None])
+            gathered = gathered.scatter_add(1, target[..., None].expand_as(features), features * joins[..., None])
             num_members = num_members.scatter_add(1, target, joins.float())
             closer = joins & (similar > best)
             best, credited = torch.where(closer, similar, best), torch.where(closer, target, credited)
         weight = (1 / (num_members + 2)).clamp(min=self.beta)[..., None]
-        mixed = weight * wide + (1 - weight) * (gathered + wide) / (num_members[..., None] + 1)
+        mixed = weight * features + (1 - weight) * (gathered + features) / (num_members[..., None] + 1)
         mixed = torch.where((num_members > 0)[..., None], mixed.to(tokens.features.dtype), tokens.features)
         plan = Plan.keep(selected, self.max_slots(tokens))
         assert plan.dest is not None

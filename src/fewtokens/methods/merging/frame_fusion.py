@@ -36,7 +36,7 @@ class FrameFusion(Reducer):
             raise ValueError(f"similarity must be a cosine in [-1, 1], got {similarity}")
         self.similarity = similarity
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens) -> Plan:

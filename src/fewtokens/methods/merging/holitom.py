@@ -29,7 +29,7 @@ class HoliTom(Reducer):
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
         tau: cosine above which a position is static, in [-1, 1]. Default: 0.8, as in the paper (0.65 at a budget of
             0.1).
-        centre: weight of a cluster's center, in [0, 1]; 1 returns the center unchanged. Default: 0.6.
+        center: weight of a cluster's center, in [0, 1]; 1 returns the center unchanged. Default: 0.6.
         neighbors: number of nearest tokens that define the density. Default: 7.
     """
 
@@ -39,15 +39,15 @@ class HoliTom(Reducer):
     full_grid = True
 
     def __init__(
-        self, keep: float | int | str = 0.25, *, tau: float = 0.8, centre: float = 0.6, neighbors: int = 7
+        self, keep: float | int | str = 0.25, *, tau: float = 0.8, center: float = 0.6, neighbors: int = 7
     ) -> None:
         super().__init__()
         self.take_budget(keep)
-        if not -1 <= tau <= 1 or not 0 <= centre <= 1 or neighbors < 1:
+        if not -1 <= tau <= 1 or not 0 <= center <= 1 or neighbors < 1:
             raise ValueError(
-                f"tau must be in [-1, 1], centre in [0, 1] and neighbors at least 1, got {tau}, {centre}, {neighbors}"
+                f"tau must be in [-1, 1], center in [0, 1] and neighbors at least 1, got {tau}, {center}, {neighbors}"
             )
-        self.tau, self.centre, self.neighbors = float(tau), float(centre), neighbors
+        self.tau, self.center, self.neighbors = float(tau), float(center), neighbors
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class HoliTom(Reducer):
         frames = length.flatten(1).clamp(min=1)
         alone = num_members == 0
         part = torch.where(
-            is_center, torch.where(alone, 1.0, self.centre) / frames, (1 - self.centre) / num_members.clamp(min=1)
+            is_center, torch.where(alone, 1.0, self.center) / frames, (1 - self.center) / num_members.clamp(min=1)
         )
         part = torch.where(static.flatten(1), part, 1.0)
         return Plan(counts, int(counts.max()), dest, shares=part).ordered(tokens)

@@ -11,7 +11,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
-from fewtokens.methods.ops.groups import allocate, carry_labels, frames_for
+from fewtokens.methods.ops.groups import allocate, carry_labels, num_frames_to_keep
 from fewtokens.methods.ops.segments import rank_within
 from fewtokens.methods.ops.temporal import cosine
 
@@ -50,20 +50,22 @@ class Lftr(Reducer):
             mean = x.mean(2)
             novelty = torch.cat([torch.full_like(mean[:, :1, 0], 2.0), 1 - cosine(mean[:, 1:], mean[:, :-1])], 1)
             num_frames = torch.tensor(
-                [frames_for(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
+                [num_frames_to_keep(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
                 device=x.device,
             )
             rank = novelty.masked_fill(~real_frames, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             frame_survives = (rank < num_frames[:, None]) & real_frames
             t = torch.arange(T, device=x.device)
-            into = (
+            target_frame = (
                 t.masked_fill(~frame_survives, 0).cummax(1).values[..., None].expand(-1, -1, n)
             )  # the first frame is always kept
             position = torch.arange(n, device=x.device)
-            by_frames = Plan.group((into * n + position).flatten(1).masked_fill(~tokens.mask, -1), tokens, T * n)
-        reduced = tokens.apply(by_frames)
+            frame_plan = Plan.group(
+                (target_frame * n + position).flatten(1).masked_fill(~tokens.mask, -1), tokens, T * n
+            )
+        reduced = tokens.apply(frame_plan)
         with torch.no_grad():
-            group = carry_labels(by_frames, into.flatten(1), reduced)
+            group = carry_labels(frame_plan, target_frame.flatten(1), reduced)
             # Full frames again: the kept ones, n tokens each.
             frames = int(num_frames.max())
             unit = F.normalize(reduced.features.detach().float(), dim=2).unflatten(1, (frames, n))
@@ -76,4 +78,4 @@ class Lftr(Reducer):
             _, nearest = best_match(rows, rows, patch_survives)
             label = torch.where(patch_survives, position, nearest).reshape(B, frames, n)
             label = (label + n * torch.arange(frames, device=x.device)[:, None]).flatten(1)
-        return by_frames.then(Plan.group(label.masked_fill(~reduced.mask, -1), reduced, frames * n))
+        return frame_plan.then(Plan.group(label.masked_fill(~reduced.mask, -1), reduced, frames * n))

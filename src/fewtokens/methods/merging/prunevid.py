@@ -67,7 +67,7 @@ class PruneVid(Reducer):
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
         num_segments = (real_frames.sum(1) * self.segments + 1e-6).long().clamp(min=1)
         first = frame_segments(x.mean(2), real_frames, num_segments, self.neighbors)
-        static = _static(x, first, real_frames, self.tau)
+        static = _static_positions(x, first, real_frames, self.tau)
         position = torch.arange(n, device=x.device)
         t = torch.arange(T, device=x.device)[:, None]
         if self.budget is not None:
@@ -100,10 +100,10 @@ def frame_segments(vectors: Tensor, real_frames: Tensor, num_segments: Tensor, n
         neighbors: number of nearest frames that define the density.
     """
     label, _ = cluster_around_peaks(vectors, real_frames, num_segments, neighbors)
-    return contiguous(label.masked_fill(~real_frames, vectors.shape[1]), real_frames)
+    return make_contiguous(label.masked_fill(~real_frames, vectors.shape[1]), real_frames)
 
 
-def contiguous(label: Tensor, real_frames: Tensor) -> Tensor:
+def make_contiguous(label: Tensor, real_frames: Tensor) -> Tensor:
     """Makes labels of frames contiguous: the first frame of each frame's segment, int64 [B,T].
 
     The longest runs of each label (all of equal length) are kept unless they have only one frame. Each stretch of other
@@ -149,7 +149,7 @@ def _run_lengths(label: Tensor) -> Tensor:
     return torch.zeros_like(label).scatter_add(1, run, torch.ones_like(label)).gather(1, run)
 
 
-def _static(x: Tensor, first: Tensor, real_frames: Tensor, tau: float) -> Tensor:
+def _static_positions(x: Tensor, first: Tensor, real_frames: Tensor, tau: float) -> Tensor:
     """Positions whose mean cosine between the frames of their segment is above tau, bool [B,T,n].
 
     For l unit vectors the sum over all pairs is (|sum|^2 - l) / 2, so no pair is computed.
@@ -157,11 +157,11 @@ def _static(x: Tensor, first: Tensor, real_frames: Tensor, tau: float) -> Tensor
     # Zero vectors equal each other and are dissimilar to everything else.
     unit = torch.cat([F.normalize(x, dim=3), (x == 0).all(3, keepdim=True).float()], 3)
     unit = unit * real_frames[..., None, None]
-    into = first[..., None].expand(-1, -1, x.shape[2])
-    total = torch.zeros_like(unit).scatter_add_(1, into[..., None].expand_as(unit), unit)
+    segment_start = first[..., None].expand(-1, -1, x.shape[2])
+    total = torch.zeros_like(unit).scatter_add_(1, segment_start[..., None].expand_as(unit), unit)
     length = torch.zeros_like(first).scatter_add(1, first, real_frames.long())[..., None]
     mean = (total.square().sum(3) - length) / (length * (length - 1)).clamp(min=1)
-    return ((mean > tau) & (length > 1)).gather(1, into) & real_frames[..., None]
+    return ((mean > tau) & (length > 1)).gather(1, segment_start) & real_frames[..., None]
 
 
 def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbors: int) -> Plan:

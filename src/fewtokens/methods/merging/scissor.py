@@ -13,9 +13,9 @@ from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
-from fewtokens.methods.ops.components import by_cosine
+from fewtokens.methods.ops.components import cosine_components
 from fewtokens.methods.ops.groups import plan_from_groups, split_groups
-from fewtokens.methods.ops.search import to_budget
+from fewtokens.methods.ops.search import reduce_to_budget
 
 _ROUNDING = 1e-6
 
@@ -29,7 +29,7 @@ class Scissor(Method):
     representative, and the output is the mean of that representative and all its tokens.
 
     Components are exact, by label propagation on tensors; the published code samples nodes, which is exact up to about
-    3,400 tokens, and visits them one by one in Python. A token stays with the representative of its own component
+    3,400 tokens, and visits them in a Python loop. A token stays with the representative of its component
     unless another is nearer by more than the rounding error. Representatives without tokens are excluded; the published
     code returns them unchanged. Tokens are ordered by mean position; in the published code, representatives are ordered
     by the member of their component with the most neighbors.
@@ -57,29 +57,29 @@ class Scissor(Method):
             tau = torch.full((tokens.B,), 0.9 if self.tau is None else self.tau, device=tokens.device)
             return _reduce(tokens, tau)
         # A threshold of 1 connects nothing.
-        return to_budget(lambda tau: _reduce(tokens, tau), self.counts(tokens), -1.0, 1.0)
+        return reduce_to_budget(lambda tau: _reduce(tokens, tau), self.counts(tokens), -1.0, 1.0)
 
 
 def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     """Both passes and the final assignment, with a separate tau [B] for each video."""
     with torch.no_grad():
         x = tokens.features.float()
-        wide = tokens.replace(features=x)
-        to_first = _within_frames(wide, tau)
-        first = wide.apply(to_first)
-        second = by_cosine(first.features, first.mask, tau)
-        to_second = Plan.group(second, first, first.N)
-        representatives = to_second.move(first.features)
-        real = torch.arange(to_second.num_slots, device=x.device) < to_second.count[:, None]
+        float_tokens = tokens.replace(features=x)
+        first_plan = _merge_within_frames(float_tokens, tau)
+        first = float_tokens.apply(first_plan)
+        second = cosine_components(first.features, first.mask, tau)
+        second_plan = Plan.group(second, first, first.N)
+        representatives = second_plan.move(first.features)
+        real = torch.arange(second_plan.num_slots, device=x.device) < second_plan.count[:, None]
         unit, rows = F.normalize(representatives, dim=2), F.normalize(x, dim=2)
         best, nearest = best_match(rows, unit, real)
         # A token's own representative, unless another is nearer by more than the rounding error.
-        own = to_first.then(to_second).dest
+        own = first_plan.then(second_plan).dest
         assert own is not None
         own = own.clamp(min=0)
         similarity = (rows * unit.gather(1, own[..., None].expand(-1, -1, unit.shape[2]))).sum(2)
         nearest = torch.where(similarity >= best - _ROUNDING, own, nearest)
-        plan = Plan.group(nearest, tokens, to_second.num_slots)
+        plan = Plan.group(nearest, tokens, second_plan.num_slots)
     out = tokens.apply(plan)
     # The mean of the representative and its tokens, each with weight one.
     assert plan.dest is not None
@@ -91,9 +91,9 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     return replace(out, features=features.masked_fill(~out.mask[..., None], 0).to(tokens.features.dtype))
 
 
-def _within_frames(tokens: Tokens, tau: Tensor) -> Plan:
+def _merge_within_frames(tokens: Tokens, tau: Tensor) -> Plan:
     """Merges the components of each frame."""
     frame = tokens.frame.masked_fill(~tokens.mask, -1)
     parts, slot = split_groups(tokens, frame, tokens.grid.T)
-    label = by_cosine(parts.features, parts.mask, tau.repeat_interleave(tokens.grid.T))
+    label = cosine_components(parts.features, parts.mask, tau.repeat_interleave(tokens.grid.T))
     return plan_from_groups(label.masked_fill(~parts.mask, -1), slot, frame, tokens)

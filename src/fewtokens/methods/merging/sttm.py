@@ -29,7 +29,8 @@ class Sttm(Method):
         levels: halvings of the frame up to the coarsest node, at least 0. Default: one fewer than it takes to reach two
             rows or columns, as in the published runs (2 on 13x13 and 14x14: nodes of up to 4x4 cells; 3 on 24x24; 0 on
             4x4, where nothing merges in space).
-        weighted: whether nodes and tokens are plain means of their cells. Default: False.
+        weighted: whether nodes and tokens are means of their cells, instead of means of their children. Default:
+            False.
         strips: "first" (default), as published: an odd side begins with a narrower node, and a node with missing
             children is compared with the first node of the level below in their place; "last": an odd side ends with a
             narrower node, compared with the children it has.

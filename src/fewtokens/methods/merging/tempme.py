@@ -46,7 +46,7 @@ class TempMe(Reducer):
             frames.append(frames[-1] * join)
         return frames
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return -(-grid.T // self._frames()[-1])
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:

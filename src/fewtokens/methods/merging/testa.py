@@ -12,7 +12,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.groups import allocate, carry_labels, frames_for, merge_within
+from fewtokens.methods.ops.groups import allocate, carry_labels, merge_within, num_frames_to_keep
 
 
 class Testa(Reducer):
@@ -53,7 +53,7 @@ class Testa(Reducer):
             frames = Tokens.from_cells(rows, Grid(T, 1, 1)).replace(mask=real_frames, sizes=real_frames.float())
             index = torch.arange(T, device=x.device).expand(B, -1).masked_fill(~real_frames, -1)
             num_frames = torch.tensor(
-                [frames_for(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
+                [num_frames_to_keep(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
                 device=x.device,
             )
             frames = frames.replace(assignment=index)
@@ -61,8 +61,8 @@ class Testa(Reducer):
             assert merged.dest is not None
             frame = merged.dest.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
-            by_frames = Plan.group(label, tokens, merged.num_slots * n)
-        reduced = tokens.apply(by_frames)
+            frame_plan = Plan.group(label, tokens, merged.num_slots * n)
+        reduced = tokens.apply(frame_plan)
         size = (torch.arange(merged.num_slots, device=x.device) < num_frames[:, None]) * n
         counts = allocate(self.counts(tokens), size)
-        return by_frames.then(merge_within(reduced, carry_labels(by_frames, frame, reduced), counts))
+        return frame_plan.then(merge_within(reduced, carry_labels(frame_plan, frame, reduced), counts))

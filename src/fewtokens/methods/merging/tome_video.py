@@ -39,18 +39,18 @@ class TomeVideo(Reducer):
             raise ValueError(f"tome_video: within must be 'video' or 'frame', got {within!r}")
         self.within = within
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.T if self.within == "frame" else 1
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         if self.within == "video":
-            shifted = _shifted(tokens)
+            shifted = _shift_odd_frames(tokens)
             return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens), self.planned(tokens)))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         return merge_within(tokens, frame, allocate(self.counts(tokens), group_sizes(frame, tokens.grid.T)))
 
 
-def _shifted(tokens: Tokens) -> Plan:
+def _shift_odd_frames(tokens: Tokens) -> Plan:
     """The order in which tokens of odd frames are shifted by one position, if frames have an even number of cells."""
     n = tokens.grid.cells_per_frame
     shift = (tokens.frame % 2) * (n % 2 == 0)

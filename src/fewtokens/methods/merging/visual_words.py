@@ -16,7 +16,7 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
 from fewtokens.methods.ops.groups import allocate, group_sizes
-from fewtokens.methods.ops.search import to_budget
+from fewtokens.methods.ops.search import reduce_to_budget
 from fewtokens.methods.ops.segments import rank_within
 
 # The published code receives pixels normalized by CLIP's processor.
@@ -69,7 +69,7 @@ class VisualWords(Reducer):
         return ("pixels",)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        pixels = _normalized(cues["pixels"])
+        pixels = _normalize_pixels(cues["pixels"])
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         if self.vocabulary is None:
             counts = allocate(self.counts(tokens), group_sizes(frame, tokens.grid.T))
@@ -87,16 +87,16 @@ class VisualWords(Reducer):
         similar = similar.clamp(max=1)
 
         def merge_words(similarity: Tensor) -> Plan:
-            label = _by_word(word, similar >= similarity[:, None], frame, tokens.grid.T, unit.shape[1])
+            label = _word_labels(word, similar >= similarity[:, None], frame, tokens.grid.T, unit.shape[1])
             return Plan.group(label, tokens, tokens.N)
 
         if self.distance is not None:
             return merge_words(torch.full_like(similar[:, 0], 1 - self.distance))
-        reduced = to_budget(lambda tau: tokens.apply(merge_words(tau)), self.counts(tokens), -1.0, 1.01)
+        reduced = reduce_to_budget(lambda tau: tokens.apply(merge_words(tau)), self.counts(tokens), -1.0, 1.01)
         return Plan.from_assignment(tokens, reduced)
 
 
-def _by_word(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int) -> Tensor:
+def _word_labels(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int) -> Tensor:
     """The first token of the same frame with the same word, or the token itself if no word is near; int64 [B,N]."""
     own = torch.arange(word.shape[1], device=word.device).expand_as(word)
     key = (frame * words + word).masked_fill(~near | (frame < 0), frames * words)
@@ -105,7 +105,7 @@ def _by_word(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int)
     return torch.where(near, first.gather(1, key), own).masked_fill(frame < 0, -1)
 
 
-def _normalized(pixels: Tensor) -> Tensor:
+def _normalize_pixels(pixels: Tensor) -> Tensor:
     """Pixels [B,N,P,D] in 0..1, channel last, as float32 [B,N,P*D] normalized as for CLIP."""
     mean, std = (torch.tensor(value, device=pixels.device) for value in (CLIP_MEAN, CLIP_STD))
     return ((pixels.float().unflatten(-1, (-1, 3)) - mean) / std).flatten(2)
@@ -131,7 +131,7 @@ def fit_words(batches: Iterable[Tensor], words: int, seed: int = 0) -> Tensor:
     pending: list[Tensor] = []
     fitted = False
     for batch in batches:
-        pending.append(_normalized(batch.flatten(1)[None, :, None])[0].cpu())
+        pending.append(_normalize_pixels(batch.flatten(1)[None, :, None])[0].cpu())
         if sum(map(len, pending)) >= words:
             model.partial_fit(torch.cat(pending).numpy())
             pending, fitted = [], True

@@ -111,13 +111,13 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
             bound = -(-bound // 2)
             slots = max(min(max(planned), slots), -(-slots // 2))
             merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged, slots))
-        return _in_order(tokens, merged)
+        return _plan_in_order(tokens, merged)
     while bool((merged.count > target).any()):
         merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged))
-    return _in_order(tokens, merged)
+    return _plan_in_order(tokens, merged)
 
 
-def _in_order(before: Tokens, after: Tokens) -> Plan:
+def _plan_in_order(before: Tokens, after: Tokens) -> Plan:
     """The plan from `before` to `after`, in order of time; the features are not needed."""
     return Plan.from_assignment(before, after.replace(features=after.features[..., :0], prefix=None).ordered())
 

@@ -29,7 +29,7 @@ def merge_blocks(tokens: Tokens, shapes: list[tuple[int, int, int]]) -> Plan:
     return Plan.group(labels, tokens, slots, num_slots=min(slots, tokens.N))
 
 
-def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
+def shrink_shape(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
     """The coarser shape of at most `budget` cells whose axes are shrunk by about the same factor."""
     factor = (budget / math.prod(shape)) ** (1 / len(shape))
     small = [max(1, int(n * factor + 1e-6)) for n in shape]
@@ -37,7 +37,7 @@ def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
     while math.prod(small) > budget:
         small[small.index(max(small))] -= 1
     while True:
-        # Spend the remaining budget on the axis that is shrunk most.
+        # Spend the remaining budget on the axis that shrank most.
         axis = -1
         for candidate, n in enumerate(shape):
             grown = math.prod(small) // small[candidate] * (small[candidate] + 1)
@@ -49,13 +49,13 @@ def shrink(shape: tuple[int, ...], budget: int) -> tuple[int, ...]:
         small[axis] += 1
 
 
-def window_for(shape: tuple[int, int, int], budget: int) -> tuple[int, int, int]:
+def window_shape(shape: tuple[int, int, int], budget: int) -> tuple[int, int, int]:
     """The frames, rows and columns of windows that split a grid of this shape into at most `budget` windows."""
-    frames, rows, columns = (-(-n // small) for n, small in zip(shape, shrink(shape, budget), strict=True))
+    frames, rows, columns = (-(-n // small) for n, small in zip(shape, shrink_shape(shape, budget), strict=True))
     return frames, rows, columns
 
 
-def windows_of(shape: tuple[int, int, int], window: tuple[int, int, int]) -> tuple[int, int, int]:
+def num_windows(shape: tuple[int, int, int], window: tuple[int, int, int]) -> tuple[int, int, int]:
     """The number of windows along each axis; windows that extend past the end are included."""
     frames, rows, columns = (-(-n // side) for n, side in zip(shape, window, strict=True))
     return frames, rows, columns

@@ -20,7 +20,7 @@ def components(lowest: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
 
     Args:
         lowest: maps labels [B,N] to the lowest label among each token's neighbors and itself, [B,N].
-        mask: bool [B,N].
+        mask: bool [B,N], True for real tokens.
     """
     label = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
     while True:
@@ -38,7 +38,7 @@ def components(lowest: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
         label = new_label
 
 
-def by_cosine(x: Tensor, mask: Tensor, tau: Tensor) -> Tensor:
+def cosine_components(x: Tensor, mask: Tensor, tau: Tensor) -> Tensor:
     """Components of tokens connected by a cosine above tau.
 
     Args:

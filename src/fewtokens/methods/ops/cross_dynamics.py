@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.resample import fitting_heads, split_heads, visible
+from fewtokens.methods.ops.resample import fitting_heads, key_mask, split_heads
 
 # The grid that a cluster's cells are pooled to: time, rows, columns.
 POOLED = (8, 7, 7)
@@ -82,7 +82,7 @@ class CrossDynamics(nn.Module):
     """The recommended module: B' = B + gate * Attention(Q = B, K = B, V = description of each cluster's map).
 
     K rows in, K rows out; renumbering the clusters only permutes the rows. At initialization the gate is 0, so the
-    tokens are the plain centroids.
+    tokens are the centroids.
     """
 
     def __init__(self, dim: int, heads: int = 8) -> None:
@@ -123,7 +123,7 @@ class PaperAttention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, heads: int) -> Tensor:
     q, k, v = (split_heads(x, heads) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, visible(mask)).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, key_mask(mask)).transpose(1, 2).flatten(2)
 
 
 class ReferenceAttention(nn.Module):
@@ -148,9 +148,9 @@ class ReferenceAttention(nn.Module):
         position = torch.arange(int(count.max()), device=base.device)
         hidden = position >= count[:, None]  # [B,M]
         frames = base.assignment.reshape(base.B, base.grid.T, -1)
-        queries = self.to_q_proj(_tiled(frames.to(centroids.dtype), position, lengths))
+        queries = self.to_q_proj(_tile(frames.to(centroids.dtype), position, lengths))
         centroid_index = position % base.count[:, None]
-        memory = _tiled(centroids, position, base.count)
+        memory = _tile(centroids, position, base.count)
         layer: nn.TransformerDecoderLayer = self.transformer_decoder.layers[0]
         mixed = layer.self_attn(queries, queries, queries, key_padding_mask=hidden, need_weights=False)[0]
         x = layer.norm1(queries + layer.dropout1(mixed))
@@ -162,7 +162,7 @@ class ReferenceAttention(nn.Module):
         return x, attention.scatter_add(2, centroid_index[:, None].expand_as(weights), weights), count
 
 
-def _tiled(rows: Tensor, position: Tensor, count: Tensor) -> Tensor:
+def _tile(rows: Tensor, position: Tensor, count: Tensor) -> Tensor:
     """Rows [B,n,D], `count` [B] of which are real, repeated from their start and read at the positions [M]."""
     index = position % count[:, None]
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))

@@ -53,8 +53,8 @@ def density_peaks(features: Tensor, mask: Tensor, neighbors: int) -> Tensor:
     # Rank 0 is the densest; ties by position. "Denser" is then a comparison of ranks.
     rank = density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     delta = []
-    for rows, own in zip(x.split(block, 1), rank.split(block, 1), strict=True):
-        denser = rank[:, None] < own[..., None]
+    for rows, row_rank in zip(x.split(block, 1), rank.split(block, 1), strict=True):
+        denser = rank[:, None] < row_rank[..., None]
         delta.append(_distance(rows, x).masked_fill(~denser, torch.inf).amin(2))
     separation = torch.cat(delta, 1)
     separation = torch.where(rank == 0, farthest[:, None], separation)

@@ -19,10 +19,10 @@ def group_sizes(group: Tensor, groups: int) -> Tensor:
 
 
 def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The number of tokens that each group gets of a `total`, int64 [B,G]; the counts sum to the total.
+    """Splits a `total` of tokens over groups: the number for each group, int64 [B,G]; they sum to the total.
 
-    First one for every group, in their order until the total is reached; then in proportion by Sainte-Lague's method,
-    never more than a group has tokens.
+    Each group gets one token, in order until the total is reached; the rest is split in proportion to the weights by
+    Sainte-Lague's method, and no group gets more than it has.
 
     Args:
         total: [B], at most the number of tokens.
@@ -37,14 +37,14 @@ def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tenso
     return (rank < total[:, None]).reshape(order.shape).sum(2)
 
 
-def frames_for(grid: Grid, budget: int, time: float) -> int:
+def num_frames_to_keep(grid: Grid, budget: int, time: float) -> int:
     """The number of frames to keep if a budget is met by keeping fewer frames and fewer tokens per frame.
 
     Args:
         grid: the grid of the video.
         budget: tokens of the video.
-        time: part of the reduction that applies to frames: a fraction keep**time of the frames is kept, enough for the
-            budget and no more than it has tokens.
+        time: part of the reduction that applies to frames, in [0, 1]: a fraction keep**time of the frames is kept, but
+            enough to meet the budget, and at most one frame per token of it.
     """
     target = round(grid.T * (budget / grid.cells) ** time)
     return min(budget, max(target, -(-budget // grid.cells_per_frame)))
@@ -59,9 +59,8 @@ def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Te
         groups: the number of groups.
 
     Returns:
-        Tokens [B*groups,width,C] in their original order, whose `assignment` is the index in the row; and the
-            destination of
-        each token, int64 [B,N], as group * width + index (0 for tokens in no group).
+        Tokens [B*groups,width,C] in their original order, whose `assignment` is the index in the row; and the slot of
+            each token, int64 [B,N]: group * width + index in the row (0 for tokens in no group).
     """
     group = group.masked_fill(~tokens.mask, -1)
     count = group_sizes(group, groups)
@@ -69,8 +68,8 @@ def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Te
     column = rank_within(torch.zeros_like(tokens.sizes), group, groups)
     slot = (group * width + column).masked_fill(group < 0, groups * width)
     index = torch.zeros(tokens.B, groups * width + 1, dtype=torch.int64, device=tokens.device)
-    own = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
-    index = index.scatter(1, slot, own)[:, :-1]
+    token_index = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
+    index = index.scatter(1, slot, token_index)[:, :-1]
     real = (torch.arange(width, device=tokens.device) < count[..., None]).flatten(1)
     features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.C)).masked_fill(~real[..., None], 0)
     rows = tokens.B * groups

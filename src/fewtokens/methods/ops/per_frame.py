@@ -23,12 +23,12 @@ def check_dim(name: str, actual: int, dim: int) -> None:
         raise ValueError(f"{name} was built for {dim} channels, but these tokens have {actual}; set dim={actual}")
 
 
-def frames_of(tokens: Tokens, name: str) -> Tensor:
+def to_frames(tokens: Tokens, name: str) -> Tensor:
     """The features as frames [B*T,H,W,C]; raises a ValueError, naming the method `name`, if cells are missing."""
     return tokens.require_full_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
 
 
-def resampled_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None) -> Resampled:
+def resample_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None) -> Resampled:
     """The tokens of each frame, in frame order.
 
     Args:
@@ -45,12 +45,12 @@ def resampled_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = Non
     return Resampled(new, weights.reshape(B, T * M, -1), lengths * M)
 
 
-def separable(rows: Tensor, columns: Tensor) -> Tensor:
+def separable_maps(rows: Tensor, columns: Tensor) -> Tensor:
     """Maps [R*C,H*W] from the weights of each position in R rows [R,H] and in C columns [C,W]."""
     return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
-def learn_with(maps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def apply_maps(maps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Applies the same maps [M,H*W] to all frames [F,H,W,C]; returns tokens [F,M,C] and the maps [F,M,H*W]."""
     maps = maps.to(x.dtype).expand(len(x), -1, -1)
     return maps @ x.flatten(1, 2), maps

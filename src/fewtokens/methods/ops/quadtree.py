@@ -12,7 +12,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.components import components
-from fewtokens.methods.ops.search import to_budget
+from fewtokens.methods.ops.search import reduce_to_budget
 from fewtokens.methods.ops.temporal import cosine
 
 
@@ -24,7 +24,7 @@ class Squares:
         tau: cosine in space from which nodes merge. Default: None, 0.85.
         tau_time: cosine over time from which nodes merge. Default: None, 0.6.
         levels: halvings of the frame up to the coarsest node. Default: None, `published_levels`.
-        weighted: whether nodes and tokens are plain means of their cells, instead of their children.
+        weighted: whether nodes and tokens are means of their cells, instead of means of their children.
         strips: "first" if an odd side begins with a narrower node, "last" if it ends with one.
 
     Raises:
@@ -55,7 +55,7 @@ class Squares:
         """
         if count is not None:
             # No cosine exceeds 1, so the highest threshold keeps all tokens.
-            return to_budget(lambda tau: self._merge(tokens, tau, tau), count, -1.0, 1.01)
+            return reduce_to_budget(lambda tau: self._merge(tokens, tau, tau), count, -1.0, 1.01)
         taus = [0.85 if self.tau is None else self.tau, 0.6 if self.tau_time is None else self.tau_time]
         space, time = (torch.full((tokens.B,), tau, device=tokens.device) for tau in taus)
         return self._merge(tokens, space, time)
@@ -64,7 +64,7 @@ class Squares:
         with torch.no_grad():
             levels = published_levels(tokens.grid) if self.levels is None else self.levels
             node, mean, part = quadtree(tokens, tau, levels, weighted=self.weighted, strips=self.strips)
-            plan = Plan.group(_over_time(node, mean, tokens, tau_time), tokens, tokens.N)
+            plan = Plan.group(_temporal_labels(node, mean, tokens, tau_time), tokens, tokens.N)
             # Each cell's weight in its token: its weight in the node times the node's weight in the token.
             part, _ = plan.parts(torch.ones_like(part) if self.weighted else part)
             assert plan.dest is not None
@@ -114,14 +114,14 @@ def quadtree(
         )
         children = _blocks(torch.ones_like(cells), before).sum(2)
         weight = cells if weighted else torch.ones_like(cells)
-        share = weight / _blocks(weight, before).sum(2)[up][:, across]
-        above = _blocks(below * share[..., None], before).sum(3)
+        fraction = weight / _blocks(weight, before).sum(2)[up][:, across]
+        above = _blocks(below * fraction[..., None], before).sum(3)
         spread = above[:, up][:, :, across]
         similar = ~_blocks((cosine(spread, below) < limit), before).any(3)
         if strips == "first":
             similar &= (cosine(above, below[:, :1, :1].expand_as(above)) >= limit) | (children == 4)
         cells, below = _blocks(cells, before).sum(2), above
-        inside = inside * share[y][:, u]
+        inside = inside * fraction[y][:, u]
         y, u = (y + before[0]) // 2, (u + before[1]) // 2
         # Going up, an unsplit node replaces everything below it: from the top down it comes first.
         unsplit = similar[:, y][:, :, u]
@@ -149,7 +149,7 @@ def _blocks(x: Tensor, before: tuple[int, int]) -> Tensor:
     return x.flatten(first + 2, first + 3)
 
 
-def _over_time(node: Tensor, mean: Tensor, tokens: Tokens, tau: Tensor) -> Tensor:
+def _temporal_labels(node: Tensor, mean: Tensor, tokens: Tokens, tau: Tensor) -> Tensor:
     """The labels of nodes merged over time, int64 [B,N]; -1 for padding."""
     n = tokens.grid.cells_per_frame
     if tokens.grid.T == 1:

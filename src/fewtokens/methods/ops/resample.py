@@ -14,7 +14,7 @@ from fewtokens.core.method import Resampled
 from fewtokens.core.plan import by_position
 from fewtokens.core.tokens import Tokens
 
-# Rows and columns are measured in this fraction of a frame, so that a position means the same at any resolution.
+# A frame has this many units along each side, so that a position means the same at any resolution.
 PARTS = 16
 _WAVES = 8
 
@@ -36,22 +36,22 @@ def check_text(name: str, text: Tensor, tokens: Tokens, dim: int) -> None:
         )
 
 
-def wide(x: Tensor) -> Tensor:
-    """Converts to float32, in which decisions are computed; float64 is unchanged."""
+def to_float32(x: Tensor) -> Tensor:
+    """Converts half precision to float32, in which decisions are computed; float64 is unchanged."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def features_of(tokens: Tokens, dtype: torch.dtype) -> Tensor:
+def masked_features(tokens: Tokens, dtype: torch.dtype) -> Tensor:
     """The features in the dtype of the parameters, zero in padded slots, [B,N,C]."""
     return tokens.features.masked_fill(~tokens.mask[..., None], 0).to(dtype)
 
 
-def counts_of(tokens: Tokens, count: int) -> Tensor:
+def constant_count(tokens: Tokens, count: int) -> Tensor:
     """The same count for every video, int64 [B]."""
     return torch.full((tokens.B,), count, device=tokens.device)
 
 
-def by_time(tokens: Tokens, new: Resampled) -> Resampled:
+def sort_by_time(tokens: Tokens, new: Resampled) -> Resampled:
     """Sorts the new tokens by mean time, then row, then column."""
     weights = new.attribution.detach().float().clamp(min=0) * tokens.mask[:, None]
     center = weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ tokens.positions
@@ -64,23 +64,23 @@ def by_time(tokens: Tokens, new: Resampled) -> Resampled:
     return Resampled(None if new.features is None else sort(new.features), sort(new.attribution), new.count)
 
 
-def resampled(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:
-    """New tokens, attributed to the old ones by their attention, in the order of their mean time.
+def attribute_by_attention(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:
+    """Returns new tokens with their attention to the old ones as attribution, sorted by mean time.
 
     Args:
         tokens: the old tokens.
         features: [B,M,C] new features, in any float dtype.
         attention: [B,M,N], nonnegative; rows are scaled to sum to 1 over the real tokens. A token without any attention
             is dropped.
-        count: int64 [B], how many of the M are real.
+        count: int64 [B], the number of real tokens among the M.
     """
-    attention = wide(attention) * tokens.mask[:, None]
+    attention = to_float32(attention) * tokens.mask[:, None]
     attention = attention / attention.sum(2, keepdim=True).clamp(min=1e-12)
-    return by_time(tokens, Resampled(features, attention, count))
+    return sort_by_time(tokens, Resampled(features, attention, count))
 
 
-def seen_by_all(attention: Tensor) -> Tensor:
-    """Adds a small uniform attention to tokens that get almost none, [B,M,N].
+def with_attention_floor(attention: Tensor) -> Tensor:
+    """Adds a small attention to tokens that receive almost none, equal for all outputs, [B,M,N].
 
     Without it, a cell whose softmax weights underflow in float32 would not be part of any token.
     """
@@ -97,15 +97,15 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def visible(mask: Tensor) -> Tensor:
-    """A mask of keys [B,N] for attention, [B,1,1,N]; if no key is real, all are visible, to avoid NaN."""
+def key_mask(mask: Tensor) -> Tensor:
+    """The attention mask [B,1,1,N] of keys [B,N]; if no key is real, all are visible, to avoid NaN."""
     return (mask | ~mask.any(-1, keepdim=True))[:, None, None]
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) over the real keys, in float32: [B,h,M,d], [B,h,N,d] to [B,h,M,N]."""
-    logits = wide(q) @ wide(k).transpose(2, 3) * q.shape[-1] ** -0.5
-    return (logits if mask is None else logits.masked_fill(~visible(mask), -torch.inf)).softmax(-1)
+    logits = to_float32(q) @ to_float32(k).transpose(2, 3) * q.shape[-1] ** -0.5
+    return (logits if mask is None else logits.masked_fill(~key_mask(mask), -torch.inf)).softmax(-1)
 
 
 class Attention(nn.Module):
@@ -117,43 +117,47 @@ class Attention(nn.Module):
     Args:
         dim: channels of the queries and of the output.
         heads: maximum number of heads.
-        seen: channels of the keys and values. Default: None, `dim`.
+        context_dim: channels of the keys and values. Default: None, `dim`.
     """
 
-    def __init__(self, dim: int, heads: int, seen: int | None = None) -> None:
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
         super().__init__()
         self.heads = fitting_heads(dim, heads)
         self.query = nn.Linear(dim, dim, bias=False)
-        self.key = nn.Linear(seen or dim, dim, bias=False)
-        self.value = nn.Linear(seen or dim, dim, bias=False)
+        self.key = nn.Linear(context_dim or dim, dim, bias=False)
+        self.value = nn.Linear(context_dim or dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(layer.weight)
 
-    def look(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns [B,M,C] and weights averaged over heads, float32 [B,M,N], for x [B,M,C], seen [B,N,D], mask [B,N]."""
-        weights = attention_weights(*self._queries_and_keys(x, seen), mask)
-        mixed = weights.to(seen.dtype) @ split_heads(self.value(seen), self.heads)
+    def attend(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attends from x [B,M,C] to the context [B,N,D] with mask [B,N].
+
+        Returns:
+            [B,M,C], and the weights averaged over heads, float32 [B,M,N].
+        """
+        weights = attention_weights(*self._queries_and_keys(x, context), mask)
+        mixed = weights.to(context.dtype) @ split_heads(self.value(context), self.heads)
         return self.out(mixed.transpose(1, 2).flatten(2)), weights.mean(1)
 
-    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As `look` without the weights, [B,M,C], with PyTorch's fused attention."""
-        q, k = self._queries_and_keys(x, seen)
-        v = split_heads(self.value(seen), self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else visible(mask))
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As `attend` without the weights, [B,M,C], with PyTorch's fused attention."""
+        q, k = self._queries_and_keys(x, context)
+        v = split_heads(self.value(context), self.heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, None if mask is None else key_mask(mask))
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def _queries_and_keys(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        return split_heads(self.query(x), self.heads), split_heads(self.key(seen), self.heads)
+    def _queries_and_keys(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        return split_heads(self.query(x), self.heads), split_heads(self.key(context), self.heads)
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """A linear layer to four times the width, GELU, and a linear layer back."""
+    """A linear layer to 4 * dim channels, GELU, and a linear layer back."""
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: self-attention, then an MLP of four times the width."""
+    """A pre-norm transformer block: self-attention, then an MLP with 4 * dim hidden channels."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -167,7 +171,7 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class Summary(nn.Module):
+class TokenSummary(nn.Module):
     """TokenLearner over a set of tokens: softmax over the tokens of MLP(LayerNorm(x)), one map per output.
 
     The last layer has no bias, to which the softmax would be invariant.
@@ -180,11 +184,11 @@ class Summary(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The maps, float32 [B,outputs,N], of x [B,N,C] and mask [B,N]; rows sum to 1."""
-        logits = wide(self.mlp(self.norm(x))).transpose(1, 2)
-        return (logits if mask is None else logits.masked_fill(~visible(mask)[:, 0], -torch.inf)).softmax(-1)
+        logits = to_float32(self.mlp(self.norm(x))).transpose(1, 2)
+        return (logits if mask is None else logits.masked_fill(~key_mask(mask)[:, 0], -torch.inf)).softmax(-1)
 
 
-class Places(nn.Module):
+class PositionEmbedding(nn.Module):
     """Embeds positions: sines and cosines of time, row and column, then one learned layer.
 
     Time is counted in frames from the first one, rows and columns in sixteenths of a frame. So positions are defined
@@ -205,7 +209,7 @@ class Places(nn.Module):
         return self.layer(torch.cat([angles.sin(), angles.cos()], 2).to(self.layer.weight.dtype))
 
 
-def by_frame(tokens: Tokens) -> tuple[Tensor, Tensor]:
+def group_by_frame(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """The tokens of each frame: their indices, int64 [B,T,n], and which of these are real, bool [B,T,n].
 
     n is the largest number of tokens of a frame. Works after an earlier method; a frame may then have no tokens.

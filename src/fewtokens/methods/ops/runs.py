@@ -68,5 +68,5 @@ def fill_forward(index: Tensor, tokens: Tokens) -> Tensor:
 
     Indices grow in raster order, so at one position the last entry is the maximum so far.
     """
-    by_time = index.reshape(index.shape[0], tokens.grid.T, -1)
-    return by_time.cummax(dim=1).values.reshape(index.shape)
+    per_frame = index.reshape(index.shape[0], tokens.grid.T, -1)
+    return per_frame.cummax(dim=1).values.reshape(index.shape)

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewtokens.methods.ops.resample import wide
+from fewtokens.methods.ops.resample import to_float32
 
 _TAPS = 4
 
 
-def selective_scan(u: Tensor, step: Tensor, rate: Tensor, into: Tensor, out: Tensor, *, block: int = 64) -> Tensor:
-    """The recurrence h_l = exp(step_l * rate) * h_{l-1} + step_l * u_l * into_l, with output y_l = <h_l, out_l>.
+def selective_scan(u: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, *, block: int = 64) -> Tensor:
+    """The recurrence h_l = exp(step_l * rate) * h_{l-1} + step_l * u_l * b_l, with output y_l = <h_l, c_l>.
 
     Blocks are processed sequentially; within a block all steps are computed in parallel, by doubling: log2(block)
     operations on [B,block,E,D] instead of a Python step per token. Discretized as in the code of Mamba, arXiv
@@ -25,22 +25,22 @@ def selective_scan(u: Tensor, step: Tensor, rate: Tensor, into: Tensor, out: Ten
         u: [B,L,E] input.
         step: [B,L,E], at least 0; if it is 0, the state is unchanged.
         rate: [E,D], negative.
-        into, out: [B,L,D].
+        b, c: [B,L,D], the input and output vectors (B and C of Mamba).
         block: tokens per block; bounds the memory and does not change the result.
 
     Returns:
         y [B,L,E].
     """
-    u, step, rate, into, out = (wide(value) for value in (u, step, rate, into, out))
+    u, step, rate, b, c = (to_float32(value) for value in (u, step, rate, b, c))
     state = u.new_zeros(len(u), 1, *rate.shape)
     outputs = []
     for start in range(0, u.shape[1], block):
         rows = slice(start, start + block)
         decay = (step[:, rows, :, None] * rate).exp()
-        added = (step[:, rows] * u[:, rows])[..., None] * into[:, rows, None]
+        added = (step[:, rows] * u[:, rows])[..., None] * b[:, rows, None]
         decay, added = _prefixes(decay, added)
         states = added + decay * state
-        outputs.append((states * out[:, rows, None]).sum(-1))
+        outputs.append((states * c[:, rows, None]).sum(-1))
         state = states[:, -1:]
     return torch.cat(outputs, 1)
 
@@ -76,9 +76,9 @@ class Direction(nn.Module):
         """Maps [B,L,E] to [B,L,E]; tokens that are not real (mask [B,L]) are skipped, at either end."""
         u = (u * mask[..., None]).transpose(1, 2)
         u = F.silu(self.convolution(F.pad(u, (_TAPS - 1, 0)))).transpose(1, 2)
-        low, into, out = self.select(u).split([self.rank, self.state, self.state], 2)
-        step = F.softplus(wide(self.step(low))) * mask[..., None]
-        y = selective_scan(u, step, -wide(self.log_rate).exp(), into, out)
+        low, b, c = self.select(u).split([self.rank, self.state, self.state], 2)
+        step = F.softplus(to_float32(self.step(low))) * mask[..., None]
+        y = selective_scan(u, step, -to_float32(self.log_rate).exp(), b, c)
         return y.to(u.dtype) + self.skip * u
 
 

@@ -14,8 +14,8 @@ from fewtokens.methods.ops.bipartite import merge_to
 _HALVINGS = 8
 
 
-def to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
-    """The fewest tokens that some threshold leaves without going below `target`, merged pairwise to the exact count.
+def reduce_to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
+    """Reduces to exactly `target` tokens: the threshold that leaves the fewest not below it, then pairwise merging.
 
     Args:
         reduce: maps thresholds [B] to tokens; a higher threshold leaves more, and `high` leaves all.

@@ -24,18 +24,18 @@ def rank_within(values: Tensor, group: Tensor, groups: int) -> Tensor:
     return torch.empty_like(rank).scatter_(1, by_group, rank)
 
 
-def proportional_order(rank: Tensor, share: Tensor) -> Tensor:
-    """The order in which tokens are taken so that groups are represented in proportion to their shares, float [B,N].
+def proportional_order(rank: Tensor, weight: Tensor) -> Tensor:
+    """The sort key with which any number of first tokens represents groups in proportion to their weights, float [B,N].
 
-    Sainte-Lague's method: rank r of a group with share s comes at (r + 1/2) / s. Taking the first K tokens in this
-    order gives exactly K, for any K, and every group its share rounded to the nearest by one common factor. If many
-    groups have shares below half a token, they get none and the other groups get theirs.
+    Sainte-Lague's method: rank r of a group with weight w has the key (r + 1/2) / w. The K tokens with the lowest keys
+    include, for some common factor, the weight of every group times this factor, rounded to the nearest. Groups whose
+    part is below half a token get none, and the other groups get the rest.
 
     Args:
         rank: [B,N], rank of each token within its group, best first.
-        share: [B,N], share of its group.
+        weight: [B,N], weight of its group.
     """
-    return (rank + 0.5) / share.clamp(min=1e-9)
+    return (rank + 0.5) / weight.clamp(min=1e-9)
 
 
 def cut_where_frames_change(similarity: Tensor, lengths: Tensor, segments: int, tau: float) -> tuple[Tensor, Tensor]:

@@ -89,9 +89,9 @@ def _fill_empty(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor)
     moved = order.gather(1, slot)
     free = ~is_best & real
     receives = empty & free.gather(1, moved)
-    wide = F.pad(labels, (0, 1))
+    padded = F.pad(labels, (0, 1))
     cluster = torch.arange(K, device=labels.device).expand(B, -1)
-    return wide.scatter(1, moved.masked_fill(~receives, N), cluster)[:, :N]
+    return padded.scatter(1, moved.masked_fill(~receives, N), cluster)[:, :N]
 
 
 def lloyd(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, iterations: int, tol: float) -> Tensor:
@@ -109,7 +109,7 @@ def lloyd(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, iterations: int
     return centroids
 
 
-def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
+def kmeans_plus_plus(x: Tensor, real: Tensor, uniforms: Tensor) -> Tensor:
     """Greedy k-means++: returns centroids [B,K,C].
 
     For each next centroid a few candidates are sampled with probability proportional to their distance to the existing
@@ -118,11 +118,11 @@ def plus_plus(x: Tensor, real: Tensor, draws: Tensor) -> Tensor:
     Args:
         x: unit rows [B,N,C].
         real: bool [B,N].
-        draws: uniform numbers in [0,1), [K,L]: L candidates per centroid.
+        uniforms: random numbers in [0,1), [K,L]: L candidates per centroid.
     """
     far = real.double()
     selected: list[Tensor] = []
-    for row in draws.double().unbind(0):
+    for row in uniforms.double().unbind(0):
         # If every row already equals some centroid, sample among all rows.
         cumulative = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
         index = torch.searchsorted(cumulative, row * cumulative[:, -1:], right=True).clamp(max=x.shape[1] - 1)  # [B,L]

@@ -15,12 +15,12 @@ class LastFrame:
     """The streaming state between chunks: the last frame. Its size never grows.
 
     Attributes:
-        last: [B,H*W,...], the values of the token that stands for each cell of the frame.
-        known: bool [B,H*W], which cells have such a token.
+        values: [B,H*W,...], the values of the token that stands for each cell of the frame.
+        has_token: bool [B,H*W], which cells have such a token.
     """
 
-    last: Tensor
-    known: Tensor
+    values: Tensor
+    has_token: Tensor
 
     __repr__ = by_shape
 
@@ -50,8 +50,8 @@ def with_previous(values: Tensor, tokens: Tokens, last: LastFrame | None = None)
     if last is not None:
         first = tokens.mask & (tokens.frame == 0)
         position = (tokens.cell % tokens.grid.cells_per_frame).reshape(rows.shape)
-        earlier = last.last.gather(1, position.expand(-1, -1, *last.last.shape[2:]))
-        first = first & last.known.gather(1, position.reshape(first.shape))
+        earlier = last.values.gather(1, position.expand(-1, -1, *last.values.shape[2:]))
+        first = first & last.has_token.gather(1, position.reshape(first.shape))
         previous = previous.where(~first.reshape(rows.shape), earlier.to(previous.dtype))
         has_previous = has_previous | first
     return previous, has_previous

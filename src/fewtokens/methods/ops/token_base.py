@@ -19,7 +19,7 @@ CRITERIA = ("silhouette", "elbow")
 # The number is selected on at most this many evenly spaced tokens.
 _MAX_SAMPLE = 4096
 # Candidates per centroid of greedy k-means++; about 2 + log K, as in scikit-learn.
-_DRAWS = 5
+_NUM_CANDIDATES = 5
 
 
 def check_bounds(k_min: int, k_max: int) -> None:
@@ -28,19 +28,25 @@ def check_bounds(k_min: int, k_max: int) -> None:
         raise ValueError(f"k_min and k_max must satisfy 1 <= k_min <= k_max, got {k_min} and {k_max}")
 
 
-def fixed(
-    tokens: Tokens, k: Tensor, seed: int = 0, iterations: int = 50, tol: float = 1e-4, *, most: int | None = None
+def cluster_fixed(
+    tokens: Tokens,
+    k: Tensor,
+    seed: int = 0,
+    iterations: int = 50,
+    tol: float = 1e-4,
+    *,
+    max_clusters: int | None = None,
 ) -> Plan:
     """Merges the tokens of each video into exactly k [B] clusters, if there are enough tokens.
 
-    `most` is an upper bound of k, if known without reading the data.
+    `max_clusters` is an upper bound of k, if known without reading the data.
     """
     x, real = F.normalize(tokens.features.float(), dim=2), tokens.mask
-    centroids = spherical.lloyd(x, real, _seed(x, real, most or int(k.max()), seed), k, iterations, tol)
-    return _merge(tokens, x, centroids, k, exact=most is not None)
+    centroids = spherical.lloyd(x, real, _seed(x, real, max_clusters or int(k.max()), seed), k, iterations, tol)
+    return _merge(tokens, x, centroids, k, exact=max_clusters is not None)
 
 
-def adaptive(
+def cluster_adaptive(
     tokens: Tokens, criterion: str, k_min: int, k_max: int, seed: int = 0, iterations: int = 50, tol: float = 1e-4
 ) -> Plan:
     """Merges the tokens of each video into k_min..k_max clusters, as many as the criterion selects.
@@ -82,8 +88,8 @@ def _merge(tokens: Tokens, x: Tensor, centroids: Tensor, k: Tensor, *, exact: bo
 
 
 def _seed(x: Tensor, real: Tensor, centroids: int, seed: int) -> Tensor:
-    uniforms = uniform_hash(seed, centroids * _DRAWS, x.device).reshape(centroids, _DRAWS)
-    return spherical.plus_plus(x, real, uniforms)
+    uniforms = uniform_hash(seed, centroids * _NUM_CANDIDATES, x.device).reshape(centroids, _NUM_CANDIDATES)
+    return spherical.kmeans_plus_plus(x, real, uniforms)
 
 
 def _sample(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ def window_cells(grid: Grid, side: int) -> list[int]:
 def tokens_per_window(grid: Grid, side: int, budget: Budget) -> int:
     """The largest number of tokens per window that fits the budget of all windows of this grid, at least 1."""
     cells = window_cells(grid, side)
-    most = budget.count(grid)
-    fitting = [k for k in range(1, max(cells) + 1) if grid.T * sum(min(k, n) for n in cells) <= most]
+    limit = budget.count(grid)
+    fitting = [k for k in range(1, max(cells) + 1) if grid.T * sum(min(k, n) for n in cells) <= limit]
     return fitting[-1] if fitting else 1
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_frames, separable, tokens_per_frame
+from fewtokens.methods.ops.per_frame import apply_maps, resample_frames, separable_maps, to_frames, tokens_per_frame
 
 
 def rows_and_columns(num_tokens: int, height: int, width: int) -> tuple[int, int]:
@@ -50,16 +50,16 @@ class GridSplit(Resampler):
         """The weight of each patch in each rectangle's mean, [M,H*W]; rows sum to 1."""
         rows, columns = rows_and_columns(self._per_frame(Grid(1, height, width)), height, width)
         y, x = (_parts(length, parts, device) for length, parts in ((height, rows), (width, columns)))
-        return separable(y, x)
+        return separable_maps(y, x)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
+        return apply_maps(self.maps(x.shape[1], x.shape[2], x.device), x)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
-        frames = frames_of(tokens, self.name)
+        frames = to_frames(tokens, self.name)
         maps = self.maps(tokens.grid.H, tokens.grid.W, tokens.device)
-        return resampled_frames(tokens, maps.expand(len(frames), -1, -1))
+        return resample_frames(tokens, maps.expand(len(frames), -1, -1))
 
     def planned_count(self, grid: Grid) -> int:
         return grid.T * self._per_frame(grid)

@@ -67,7 +67,7 @@ class Metok(Reducer):
     def needs(self) -> tuple[str, ...]:
         return ("frame_global", "text") if self.by == "text" else ()
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.T
 
     def _strides(self, tokens: Tokens, vectors: Tensor, relevance: Tensor) -> Tensor:
@@ -84,8 +84,8 @@ class Metok(Reducer):
         key_event = rank.gather(1, first) < self.key_events
         key_frame = rank_within(-relevance, event, T) < self.key_frames
         strides = torch.empty_like(first)
-        for (of_event, of_frame), stride in _STRIDES.items():
-            strides[(key_event == of_event) & (key_frame == of_frame)] = stride
+        for (event_is_key, frame_is_key), stride in _STRIDES.items():
+            strides[(key_event == event_is_key) & (key_frame == frame_is_key)] = stride
         return strides
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:

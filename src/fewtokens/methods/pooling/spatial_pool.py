@@ -10,7 +10,7 @@ from torch import Tensor
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.per_frame import frames_of, learn_with, resampled_frames, separable, tokens_per_frame
+from fewtokens.methods.ops.per_frame import apply_maps, resample_frames, separable_maps, to_frames, tokens_per_frame
 
 
 class SpatialPool(Resampler):
@@ -45,23 +45,23 @@ class SpatialPool(Resampler):
         if self.budget is None:
             assert self.stride is not None
             return self.stride
-        most = tokens_per_frame(Grid(1, height, width), self.budget)
-        return next(s for s in range(1, max(height, width) + 1) if -(-height // s) * -(-width // s) <= most)
+        limit = tokens_per_frame(Grid(1, height, width), self.budget)
+        return next(s for s in range(1, max(height, width) + 1) if -(-height // s) * -(-width // s) <= limit)
 
     def maps(self, height: int, width: int, device: torch.device) -> Tensor:
         """The weight of each patch in each window's mean, [M,H*W]; rows sum to 1."""
         stride = self._stride(height, width)
         y, x = (_windows(length, stride, self.side or stride, device) for length in (height, width))
-        return separable(y, x)
+        return separable_maps(y, x)
 
     def learn(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Frames [F,H,W,C] to tokens [F,M,C] and their maps [F,M,H*W]."""
-        return learn_with(self.maps(x.shape[1], x.shape[2], x.device), x)
+        return apply_maps(self.maps(x.shape[1], x.shape[2], x.device), x)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
-        frames = frames_of(tokens, self.name)
+        frames = to_frames(tokens, self.name)
         maps = self.maps(tokens.grid.H, tokens.grid.W, tokens.device)
-        return resampled_frames(tokens, maps.expand(len(frames), -1, -1))
+        return resample_frames(tokens, maps.expand(len(frames), -1, -1))
 
     def planned_count(self, grid: Grid) -> int:
         stride = self._stride(grid.H, grid.W)

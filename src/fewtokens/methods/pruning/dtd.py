@@ -58,7 +58,7 @@ class Dtd(Reducer):
     def causal(self) -> bool:
         return self.budget is None
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def planned_count(self, grid: Grid) -> int | None:

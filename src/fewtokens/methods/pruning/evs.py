@@ -47,7 +47,7 @@ class Evs(Reducer):
     def causal(self) -> bool:
         return self.tau is not None
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens, *, last: LastFrame | None = None) -> Plan:

@@ -59,7 +59,7 @@ class Grt(Reducer):
     def causal(self) -> bool:
         return self.budget is None
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def change(self, before: Tensor, now: Tensor) -> Tensor:

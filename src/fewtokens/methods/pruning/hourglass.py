@@ -15,9 +15,9 @@ class Hourglass(Reducer):
     """Keeps full frames: those at the density peaks of the video.
 
     Hourglass Tokenizer (HoT, arXiv 2311.12028), token pruning cluster (TPC): frames are clustered by their mean feature
-    around density peaks, and the peaks are kept in time order. The number of frames is the most that fit into the
-    budget, at least one. Frames are restored by `unmerge`, which fills a dropped frame with the nearest kept one; the
-    paper learns an attention layer for it. Equal densities are ordered by position, not by added noise.
+    around density peaks, and the peaks are kept in time order: as many frames as fit into the budget, at least one.
+    `unmerge` restores a dropped frame from the nearest kept one; the paper learns an attention layer for it. Equal
+    densities are ordered by position, not by added noise.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.

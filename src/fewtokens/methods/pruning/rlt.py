@@ -24,9 +24,9 @@ class Rlt(Reducer):
 
     RLT (arXiv 2411.05222). A patch starts a run if the mean absolute difference between its last sub-frame and the
     first sub-frame of the previous patch exceeds tau; the first frame always starts runs. With one frame per patch this
-    is the plain difference of frames. The token is the run's first patch, at its original position; sizes sum to T*H*W.
-    Assumes a static camera: with panning, noise or fades few tokens are saved. The paper's learned embedding of run
-    lengths, which requires fine-tuning, is `length_embedding`.
+    is the difference of consecutive frames. The token is the run's first patch, at its original position; sizes sum to
+    T*H*W. Assumes a static camera: with panning, noise or fades few tokens are saved. The paper's learned embedding of
+    run lengths, which requires fine-tuning, is `length_embedding`.
 
     Args:
         tau: threshold, at least 0, on pixels divided by ImageNet's standard deviation. Default: 0.1, as in the paper.
@@ -55,7 +55,7 @@ class Rlt(Reducer):
     def causal(self) -> bool:
         return self.budget is None
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens, *, pixels: Tensor, last: LastFrame | None = None) -> Plan:

@@ -50,7 +50,7 @@ class VidCom2(Reducer):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature, self.q = temperature, q
 
-    def fewest(self, grid: Grid) -> int:
+    def min_count(self, grid: Grid) -> int:
         return grid.T
 
     def plan(self, tokens: Tokens) -> Plan:
@@ -58,13 +58,15 @@ class VidCom2(Reducer):
         real = tokens.mask[..., None].float()
         x = _low_variance_half(tokens.features.float(), real)
         count = sums(real, frame, T)  # [B,T,1]
-        video = (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
-        of_frame = sums(x * real, frame, T) / count.clamp(min=1)
+        video_mean = (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+        frame_mean = sums(x * real, frame, T) / count.clamp(min=1)
         frame_index = frame.clamp(min=0)
-        to_video = _similarity(x, video)
-        similarity = to_video + _similarity(x, of_frame.gather(1, frame_index[..., None].expand(-1, -1, x.shape[2])))
+        video_similarity = _similarity(x, video_mean)
+        similarity = video_similarity + _similarity(
+            x, frame_mean.gather(1, frame_index[..., None].expand(-1, -1, x.shape[2]))
+        )
         # A frame's distinctiveness: the mean dissimilarity of its tokens to the video.
-        dissimilarity = -sums(to_video[..., None] * real, frame, T) / count.clamp(min=1)  # [B,T,1]
+        dissimilarity = -sums(video_similarity[..., None] * real, frame, T) / count.clamp(min=1)  # [B,T,1]
         size = count[..., 0]
         nonempty = size > 0
         weight = (dissimilarity[..., 0] / self.temperature).masked_fill(~nonempty, -torch.inf).softmax(1)
