@@ -1,7 +1,7 @@
 """All training-free methods on real clips and DAVIS sequences, with `fewtokens bench`.
 
     python benchmarks/family.py [FOLDER]
-    python benchmarks/family.py FOLDER clips    # one part; also davis. Then once more without: table and page
+    python benchmarks/family.py FOLDER clips    # one part (clips or davis); then run once without parts for the report
 
 Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2 ViT-S/14: ten clips of 32 frames at 168 px (about 250 cells per
 frame) and eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), both sampled uniformly over time; 25, 10, 5 and

@@ -90,7 +90,7 @@ CASES = (
 
 def make_inputs(folder: Path) -> Path:
     """Writes everything that the commands read, once."""
-    done = folder / "made"
+    done = folder / "complete"
     if done.exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)

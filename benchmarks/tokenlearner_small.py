@@ -311,15 +311,15 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 def report() -> None:
     tables: dict[str, list[dict[str, Any]]] = {}
-    images_ = []
+    image_names = []
     for part, title, variants, base, batch in (
         ("images", "Sign digits, 10 classes", IMAGES, IMAGE, 64),
         ("videos", "Moving digits, 40 classes", VIDEOS, CLIP, 32),
     ):
         rows = measure(part, variants, base, batch)
         tables[title] = rows
-        images_.append(f"tokenlearner_small_{part}.png")
-        plot(rows, title, RESULTS / images_[-1])
+        image_names.append(f"tokenlearner_small_{part}.png")
+        plot(rows, title, RESULTS / image_names[-1])
     if (PARTS / "frozen.json").exists():
         rows = json.loads((PARTS / "frozen.json").read_text())
         summary = []
@@ -340,7 +340,7 @@ def report() -> None:
         "top-1 is the mean over three seeds (initialization and data order), listed in the next column; the split is "
         "fixed. GFLOPs by the paper's convention, for one image or clip. Times are for one batch (64 images, 32 clips) "
         "in float32; the networks alternate. Activations: memory that a forward pass saves for the backward pass.",
-        images_,
+        image_names,
     )
 
 
