@@ -13,7 +13,7 @@ from torch import Tensor
 from fewtokens.video.select import Size, check_pixels, target_size
 from fewtokens.video.types import VideoError
 
-# Flags of swscale. Without accurate rounding and full chroma its results are too dark by 1 to 2 of 255.
+# swscale flags. Without accurate rounding and full chroma, results are too dark by 1 to 2 of 255.
 _BICUBIC, _AREA = 0x4, 0x20
 _ACCURATE = 0x2000 | 0x4000 | 0x40000  # FULL_CHR_H_INT | FULL_CHR_H_INP | ACCURATE_RND
 
@@ -23,7 +23,7 @@ class Scaler:
 
     The first image determines the size of all images. Non-square pixels are made square, rotation and mirroring are
     applied, and transparency is composited over black. Images are reduced by area averaging and enlarged by bicubic
-    interpolation; an image that keeps its size keeps the pixels that ffmpeg returns.
+    interpolation; an image that is not resized keeps exactly the pixels that FFmpeg decodes.
 
     Args:
         size: see `read`.
@@ -54,7 +54,7 @@ class Scaler:
         shape = self._target_shape(max(1, round(frame.width * self.aspect)), frame.height, transposed)
         alpha = any(component.is_alpha for component in frame.format.components)
         if alpha:
-            # Composited before resizing, so that transparent pixels do not bleed into their neighbors.
+            # Composited before resizing, so that the color of transparent pixels does not bleed into their neighbors.
             full = self._convert_frame(frame, frame.height, frame.width, "rgba")
             full = (full[..., :3] * (full[..., 3:] / 255.0)).round().astype(np.uint8)
             image = self._resize(full, *shape)
@@ -66,15 +66,15 @@ class Scaler:
         return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
     def _orientation(self, frame: Any) -> tuple[bool, bool, bool]:
-        """That of the first frame, until one says another rotation.
+        """Returns the orientation of a frame, see `orientation`; computed only if the rotation changes.
 
-        A frame whose side data were looked at is part of a cycle, which the garbage collector breaks at some time
-        later. Its memory then goes to another frame each time (see `_without_threads`), so few are looked at, and
-        they are kept.
+        Reading the side data of a frame creates a reference cycle, so its memory is freed only when the garbage
+        collector runs, and reused in varying order (see `_without_threads`). The side data of as few frames as
+        possible are therefore read, and those frames are kept alive.
         """
-        if not self._turns or self._turns[-1][0].rotation != frame.rotation:
-            self._turns.append((frame, orientation(frame)))
-        return self._turns[-1][1]
+        if not self._rotations or self._rotations[-1][0].rotation != frame.rotation:
+            self._rotations.append((frame, orientation(frame)))
+        return self._rotations[-1][1]
 
     def array(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Converts an image, uint8 [H,W,3], to uint8 [3,H,W] of the target size."""
@@ -130,7 +130,7 @@ def _without_threads(reformat: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """Returns how to display a stored frame: transpose, then flip rows, then flip columns.
+    """Returns which steps display a stored frame, in this order: transpose, flip rows, flip columns.
 
     The display matrix maps a stored point (x, y) to (a x + c y, b x + d y). All eight rotations and reflections are
     exact; any other matrix is replaced by the nearest of them.
