@@ -119,7 +119,9 @@ def _legend(clip: Clip) -> str:
         "of several cells, the same in all frames; dark is dropped."
     )
     if any(result.frames is not None for result in clip.results):
-        legend += f" Second row: the frames rebuilt from the tokens. Third row: the error, amplified {ERROR_GAIN} times."
+        legend += (
+            f" Second row: the frames rebuilt from the tokens. Third row: the error, amplified {ERROR_GAIN} times."
+        )
     return legend
 
 
