@@ -39,6 +39,8 @@ from fewtokens.evaluation.classify import evaluator
 from fewtokens.evaluation.probes import few_shot, linear_probe
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
+from fewtokens.show import method_styles
+from fewtokens.show.plots import save_plot
 from fewtokens.profiling.memory import activation_bytes
 from fewtokens.profiling.operations import count, parameters
 from fewtokens.train.loop import fit
@@ -287,24 +289,26 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    styles = method_styles(row["network"] for row in rows)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     for axis, (label, value) in zip(
         axes,
-        (("GFLOPs", lambda r: r["GFLOPs"]), ("ms a batch", lambda r: float(r["ms (least..most)"].split()[0]))),
+        (("GFLOPs per sample", lambda r: r["GFLOPs"]), ("time per batch (ms)", lambda r: float(r["ms (least..most)"].split()[0]))),
         strict=True,
     ):
-        for number, row in enumerate(r for r in rows if r["top-1 %"] is not None):
+        for row in (r for r in rows if r["top-1 %"] is not None):
             scores = [float(s) for s in row["seeds"].split()]
-            colour, marker = plt.cm.tab20(number % 20), "os^Dv"[number % 5]
+            style = styles[row["network"]] | {"linestyle": "", "markersize": 7}
             x = value(row)
-            axis.plot([x, x], [min(scores), max(scores)], color=colour, lw=1.2)
-            axis.plot(x, row["top-1 %"], marker, color=colour, ms=7, label=row["network"])
+            axis.plot([x, x], [min(scores), max(scores)], color=style["color"], lw=1.2)
+            axis.plot(x, row["top-1 %"], label=row["network"], **style)
         axis.set(xlabel=label)
         axis.xaxis.set_major_locator(plt.MaxNLocator(6))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="top-1 % (least, mean, most of the seeds)", title=title)
+    axes[0].set(ylabel="top-1 accuracy (%)")
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(path, dpi=110)
+    caption = "Networks with and without a TokenLearner, trained from scratch. Marker: mean over the seeds; line: range."
+    save_plot(figure, path, title=f"Accuracy and cost: {title}", caption=caption)
     plt.close(figure)
 
 
