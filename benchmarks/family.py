@@ -79,7 +79,8 @@ def report(folder: Path) -> None:
     text += head + rest
     for measure in MEASURES[:3]:
         name = measure.replace("j_and_f", "JF")
-        shutil.copy(folder / f"{measure}.png", RESULTS / f"family_{name}.png")
+        for suffix in ("png", "svg"):
+            shutil.copy(folder / f"{measure}.{suffix}", RESULTS / f"family_{name}.{suffix}")
         text += f"\n![{name}](family_{name}.png)\n"
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
