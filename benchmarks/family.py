@@ -1,6 +1,7 @@
 """The whole training-free family on the real clips and DAVIS sequences, by `fewtokens bench`.
 
     python benchmarks/family.py [FOLDER]
+    python benchmarks/family.py plots       only draws the plots of results/family.json again
 
 Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2's ViT-S/14 there: ten clips of 32 frames at 168 px (about 250
 cells a frame), eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), spread evenly over each; 25, 10, 5 and
@@ -17,20 +18,26 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, machine, markdown_table
-from fewtokens.core.keys import heading
+from fewtokens.core.keys import current_keys, heading
+from fewtokens.core.legacy import current_spec
 from fewtokens.core.registry import BASELINES
+from fewtokens.evaluation.bench import FULL
 from fewtokens.evaluation.summary import best, read_results, summarise
+from fewtokens.show.plots import draw_trade_off
 
 MEASURES = ("cosine", "rare_cosine", "j_and_f", "total_ms")
 
 
 def main() -> None:
+    if sys.argv[1:] == ["plots"]:
+        draw(json.loads((RESULTS / "family.json").read_text()))
+        return
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS / "family").resolve()
     parts = sys.argv[2:] or ["clips", "davis", "both"]
     root = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data").resolve()
@@ -77,13 +84,29 @@ def report(folder: Path) -> None:
     text += "\n## Against the baselines\n\n" + markdown_table(standing(found["summary"])) + "\n"
     _, head, rest = (folder / "results.md").read_text().partition("\n## ")
     text += head + rest
-    for measure in MEASURES[:3]:
-        name = measure.replace("j_and_f", "JF")
-        for suffix in ("png", "svg"):
-            shutil.copy(folder / f"{measure}.{suffix}", RESULTS / f"family_{name}.{suffix}")
-        text += f"\n![{name}](family_{name}.png)\n"
+    text += "".join(f"\n![{name}](family_{name}.png)\n" for name in draw(plain))
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
+
+
+def draw(results: dict[str, Any]) -> list[str]:
+    """Draws the plots of family.json; returns their names."""
+    encoder = Path(results["settings"]["encoder"]["id"]).name
+    clips = f"{results['all'][0]['clips']} clips of up to {results['settings']['frames']} frames"
+    about = {"j_and_f": f"J&F on the sequences of DAVIS-2016; tokens and times on all {clips}"}
+    # Names of earlier versions.
+    names = {"representation_shift": "representation_shift_in_encoder"}
+    rows = []
+    for row in current_keys(results["all"]):
+        method = row["method"] if row["method"] == FULL else current_spec(names.get(row["method"], row["method"]))
+        rows.append(row | {"method": method.removesuffix("()")})
+    plots = []
+    for measure in MEASURES[:3]:
+        plots.append(measure.replace("j_and_f", "JF"))
+        caption = f"{about.get(measure, clips)}, encoder {encoder}, {results['machine']['cores']} CPU cores."
+        path = RESULTS / f"family_{plots[-1]}.png"
+        draw_trade_off(rows, measure, path, baselines=BASELINES, full=FULL, caption=caption)
+    return plots
 
 
 def standing(summary: list[dict]) -> list[dict]:

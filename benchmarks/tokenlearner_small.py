@@ -39,10 +39,10 @@ from fewtokens.evaluation.classify import evaluator
 from fewtokens.evaluation.probes import few_shot, linear_probe
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
-from fewtokens.show import method_styles
-from fewtokens.show.plots import save_plot
 from fewtokens.profiling.memory import activation_bytes
 from fewtokens.profiling.operations import count, parameters
+from fewtokens.show import method_styles
+from fewtokens.show.plots import save_plot
 from fewtokens.train.loop import fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.settings import Settings
@@ -293,7 +293,10 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     for axis, (label, value) in zip(
         axes,
-        (("GFLOPs per sample", lambda r: r["GFLOPs"]), ("time per batch (ms)", lambda r: float(r["ms (least..most)"].split()[0]))),
+        (
+            ("GFLOPs per sample", lambda r: r["GFLOPs"]),
+            ("time per batch (ms)", lambda r: float(r["ms (least..most)"].split()[0])),
+        ),
         strict=True,
     ):
         for row in (r for r in rows if r["top-1 %"] is not None):
@@ -307,7 +310,9 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="top-1 accuracy (%)")
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    caption = "Networks with and without a TokenLearner, trained from scratch. Marker: mean over the seeds; line: range."
+    caption = (
+        "Networks with and without a TokenLearner, trained from scratch. Marker: mean over the seeds; line: range."
+    )
     save_plot(figure, path, title=f"Accuracy and cost: {title}", caption=caption)
     plt.close(figure)
 

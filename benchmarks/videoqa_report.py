@@ -165,7 +165,7 @@ def draw(rows: Rows, path: Path) -> bool:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     caption = (
-        "2,000 questions on synthetic clips, a small video language model, not retrained. Budgets: 12, 32 and 64 tokens. "
+        "2,000 questions on synthetic clips, a small video language model, not retrained. Budgets: 12, 32, 64 tokens. "
         "The baselines (gray, dashed), token_dynamics, and the best other methods at 32 tokens."
     )
     save_plot(figure, path, title="Correct answers from few visual tokens", caption=caption)
