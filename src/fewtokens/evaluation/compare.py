@@ -84,7 +84,7 @@ class Row:
 def at_one_budget(
     keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)
 ) -> list[Method]:
-    """Builds all registered methods of the stage "tokens" without trainable parameters, baselines first.
+    """Builds all registered methods of the stages "pixels" and "tokens" without trainable parameters, baselines first.
 
     Methods that cannot reach a budget this low (some keep a full frame) are excluded.
 
@@ -98,7 +98,7 @@ def at_one_budget(
     budget = Budget.parse(keep)
     for name in registry.names():
         kind = registry.get(name)
-        if kind.stage == "tokens" and not kind.learned and "keep" in inspect.signature(kind).parameters:
+        if kind.stage in ("pixels", "tokens") and not kind.learned and "keep" in inspect.signature(kind).parameters:
             (method,) = registry.build(name, keep=keep, seed=seed)
             count = method.planned_count(grid)
             if set(method.needs) <= set(gives) and (count is None or count <= budget.count(grid)):
