@@ -88,12 +88,15 @@ def external() -> dict[str, Path]:
 
 
 def notebook_page(path: Path) -> str:
-    """A Jupyter notebook as Markdown: text, code, and printed output; images are embedded as data."""
+    """A Jupyter notebook as Markdown: text, code, and printed output; images are embedded as data.
+
+    Links to other notebooks lead to their pages.
+    """
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", source))
         elif cell["cell_type"] == "code":
             parts.append(f"```python\n{source}\n```")
             parts += filter(None, map(_output, cell.get("outputs", [])))

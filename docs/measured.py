@@ -15,12 +15,12 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 _EARLIER = {"representation_shift": "representation_shift_in_encoder"}
 # The columns of the page and the keys of family.json.
 _BENCH = {
-    "tokens kept": "share",
+    "tokens kept": "retention",
     "cosine": "cosine",
-    "rare cosine": "rare cosine",
-    "J&F": "J&F",
-    "method, ms": "method ms",
-    "frames to tokens, ms": "total ms",
+    "rare cosine": "rare_cosine",
+    "J&F": "j_and_f",
+    "method, ms": "method_ms",
+    "frames to tokens, ms": "total_ms",
 }
 
 
@@ -57,7 +57,7 @@ def bench(name: str) -> str:
         rows += [row for row in _read("family")["all"] if row["method"] == "random" and row["keep"] in budgets]
     rows.sort(key=lambda row: (-row["keep"], row["method"] == "random", row["method"]))
     lines = [
-        [f"{100 * row['keep']:g} %", f"`{_spec(row['method'])}`", *(_cell(c, row.get(k)) for c, k in _BENCH.items())]
+        [f"{100 * row['keep']:g} %", f"`{_spec(row['method'])}`", *(_cell(c, row[k]) for c, k in _BENCH.items())]
         for row in rows
     ]
     about = (
