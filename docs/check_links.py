@@ -101,7 +101,7 @@ def _anchors(path: Path) -> set[str]:
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """The Markdown files and notebooks whose links are checked; generated pages of methods are part of the site only."""
+    """The Markdown files and notebooks whose links are checked, without the generated pages of methods."""
     docs = [path for path in sorted((root / "docs").rglob("*.md")) if path.parent != root / "docs" / "methods"]
     return [root / "README.md", root / "CONTRIBUTING.md", *docs, *sorted((root / "docs").rglob("*.ipynb"))]
 
