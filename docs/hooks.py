@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,14 @@ def _output(output: dict[str, Any]) -> str:
     return f"```text\n{text}\n```" if text else ""
 
 
+def commands_page() -> str:
+    """The page of the command line; see docs/commands.py."""
+    sys.path.insert(0, str(DOCS))
+    import commands
+
+    return commands.page()
+
+
 def rewrite_links(text: str, page: str, repository: str | None) -> str:
     """Links out of docs/ as the site has them.
 
@@ -162,6 +171,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, path in external().items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files

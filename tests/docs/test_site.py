@@ -38,6 +38,7 @@ def test_the_navigation_names_every_page_once():
     listed = [page for page in hooks.leaves(hooks.expand(nav)) if not page.startswith("methods/")]
     written = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent != DOCS / "methods"]
     written += [name for name in hooks.external() if name.endswith(".md")]
+    written.append("reference/commands.md")
     written += [f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")]
     assert sorted(listed) == sorted(written)
 
@@ -137,6 +138,19 @@ def test_the_reference_names_modules_that_exist_and_all_public_names():
     listed = re.findall(r"\[`fewtokens\.(\w+)`\]\[([\w.]+)\.\1\]", pages["index.md"])
     assert {name for name, _ in listed} == {*fewtokens.__all__} - {"__version__"}
     assert {where for _, where in listed} <= set(modules)
+
+
+def test_the_page_of_commands_has_every_verb_and_option():
+    from fewtokens.cli.verbs import every_verb, find
+
+    page = module("commands").page()
+    parts = dict(re.findall(r"^###? ([\w -]+)\n(.*?)(?=^###? |\Z)", page, re.S | re.M))
+    for names in every_verb():
+        part, verb = parts[" ".join(names)], find(*names)
+        for option in (option for each in verb.command(names[-1], "").params for option in each.opts):
+            assert not option.startswith("--") or f"`{option}`" in part, (names, option)
+        assert all(example in part for example in verb.examples)
+    assert "](#train-tobo)" in parts["train"]
 
 
 def documented_constants(name: str) -> set[str]:
