@@ -10,9 +10,9 @@ from fewtokens.cli.verbs import EVAL, TRAIN, VERBS, every_verb, find
 _INTRO = """\
 # Commands
 
-`fewtokens VERB --help` prints the same as this page. `--json` prints one JSON document instead of tables; its keys are listed
-in [File formats](../formats.md). Exit codes: 0 for success, 1 if some of several inputs failed, 2 for an error, which is one
-line.
+`fewtokens VERB --help` prints the same as this page. `--json` prints one JSON document instead of tables; its keys are
+listed in [File formats](../formats.md). Exit codes: 0 for success, 1 if some of several inputs failed, 2 for an error,
+which is one line.
 """
 
 

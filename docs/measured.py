@@ -61,9 +61,9 @@ def bench(name: str) -> str:
         for row in rows
     ]
     about = (
-        "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: similarity of the features that come back to all "
-        "features; rare cosine: in the 5 % of cells least similar to their frame's mean; J&F: label propagation on "
-        "eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
+        "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: mean cosine between reconstructed and full "
+        "features; rare cosine: in the 5 % of cells least similar to the mean of their frame; J&F: label propagation "
+        "on eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
         "[The training-free methods compared](../studies/comparison.md).\n\n"
     )
     return about + _table(["budget", "method", *_BENCH], lines, text=2)
