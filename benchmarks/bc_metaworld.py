@@ -116,6 +116,8 @@ def main() -> None:
                 shown.frames,
                 [f"step {20 * float(t):.0f}" for t in shown.times],
                 RESULTS / "bc_metaworld.png",
+                title=f"Episodes of the cloned policy with {name}, seed 0",
+                caption=f"{shape}: {len(shown.frames)} frames, evenly spread over the episodes.",
                 columns=2,
             )
     notes = (

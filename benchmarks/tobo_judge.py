@@ -188,7 +188,12 @@ def draw(shown: list[tuple[str, Path]], path: Path) -> None:
             truth = read_masks([DAVIS / "Annotations" / "480p" / sequence / file])
             pictures.append(overlay_objects(read_image(frame, None).frames, masks, truth))
         rows.append((name, torch.cat(pictures)))
-    draw_strips(rows, path)
+    draw_strips(
+        rows,
+        path,
+        title="Label propagation on DAVIS-2016 with frozen encoders",
+        caption=f"Masks at 60 % of {', '.join(SHOWN)}; ground truth outlined in white.",
+    )
 
 
 def draw_rebuilt(folder: Path, path: Path) -> None:
@@ -197,7 +202,12 @@ def draw_rebuilt(folder: Path, path: Path) -> None:
     model, frames = load_pretraining(folder), batch["frames"][:8]
     noise = mask_noise(batch["seeds"][:8], model.config.patches)
     with torch.no_grad():
-        draw_strips(reconstructions(model, frames, noise), path)
+        draw_strips(
+            reconstructions(model, frames, noise),
+            path,
+            title="Token Bottleneck on pairs of unseen DAVIS frames",
+            caption="The target is predicted from its visible patches and the source.",
+        )
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     }
     with pytest.MonkeyPatch.context() as patch:
         # Drawing every method, and building every network, is not what is tested.
-        patch.setattr("fewtokens.show.draw_sheet", lambda *args: None)
+        patch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
         patch.setattr("fewtokens.networks.names", lambda: ["vit_nano8"])
         found["models"] = [run("models", "--json")]
         found["demo"] = [run("demo", "--frames", 2, "--size", 32, "--out", folder / "demo", "--json")]

@@ -26,7 +26,7 @@ from fewtokens.evaluation.summary import changes as changes_of
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.profiling.operations import count
 from fewtokens.profiling.prefill import QWEN2_7B, prefill_gflops
-from fewtokens.show.plots import draw_trade_off, styles_of
+from fewtokens.show.plots import draw_trade_off
 from fewtokens.video import synthetic
 
 
@@ -246,9 +246,7 @@ class TestPlots:
         pyplot = pytest.importorskip("matplotlib.pyplot")
         kept: list[Any] = []
         monkeypatch.setattr(pyplot, "close", kept.append)
-        measures = ("cosine", "rank_correlation")
-        styles = styles_of(summary, measures, baselines=("random",), full=FULL)
-        draw_trade_off(summary, measure, tmp_path / "a.png", styles, baselines=("random",), full=FULL)
+        draw_trade_off(summary, measure, tmp_path / "a.png", baselines=("random",), full=FULL)
         (figure,) = kept
         lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
         return {"lines": lines, "all": figure.axes[0].get_lines()}

@@ -54,7 +54,7 @@ def test_in_a_pipeline_and_plotted(tmp_path):
     assert pipeline(frames).features.shape == (1, 4, 16)
     plain = Pipeline("", load_encoder(tmp_path / "m"))(frames)
     assert write_overlay(tmp_path / "maps.png", frames, plain, style="maps").stat().st_size > 1000
-    with pytest.raises(ValueError, match="maps are drawn as"):
+    with pytest.raises(ValueError, match="maps require"):
         write_overlay(tmp_path / "maps.mp4", frames, plain, style="maps")
     hard = plain.replace(attribution=None)
     with pytest.raises(ValueError, match="no soft weights"):

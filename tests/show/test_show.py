@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what the source says."""
+"""Overlays, sheets, plots and pages: regions are those of the assignment; titles, captions and colors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import Patches
 from fewtokens.show import Clip, Result, draw_sheet, heat, overlay, write_overlay, write_page
-from fewtokens.show.overlay import token_colours, token_map
+from fewtokens.show.overlay import token_colors, token_map
 from fewtokens.video import read, synthetic
 
 
@@ -35,7 +35,7 @@ def test_size_and_type(spec, style):
     assert drawn.dtype == torch.uint8
 
 
-def test_dropped_cells_are_dark_and_grey_and_kept_ones_are_not():
+def test_dropped_cells_are_dark_and_gray_and_kept_cells_are_not():
     frames, tokens = example("random(0.3)")
     drawn = overlay(frames, tokens, "fill")
     dropped = token_map(tokens, *frames.shape[:1], *frames.shape[2:]) < 0
@@ -48,7 +48,7 @@ def test_dropped_cells_are_dark_and_grey_and_kept_ones_are_not():
     assert torch.equal(drawn.permute(0, 2, 3, 1)[~dropped & inner], frames.permute(0, 2, 3, 1)[~dropped & inner])
 
 
-def test_a_token_has_one_colour_in_every_frame():
+def test_a_token_has_one_color_in_every_frame():
     frames = torch.full((3, 3, 16, 16), 100, dtype=torch.uint8)
     tokens = Tokens.from_cells(torch.randn(1, 3, 2, 2, 4))
     merged = tokens.apply(Plan.group(torch.tensor([[0, 1, 2, 3] * 3]), tokens))
@@ -88,14 +88,14 @@ def test_soft_attribution_glows():
     assert int(drawn[1, :, 1, 5].min()) > int(drawn[0].max())
     with pytest.raises(ValueError, match="no soft weights"):
         heat(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), tokens, 0)
-    with pytest.raises(ValueError, match="counted from 0"):
+    with pytest.raises(ValueError, match="token must be in 0..1, got 2"):
         heat(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), soft, 2)
 
 
-def test_neighbouring_tokens_differ_in_colour():
-    colours = token_colours(500)
-    assert (colours[1:] - colours[:-1]).norm(dim=1).min() > 0.2
-    assert bool(((colours >= 0) & (colours <= 1)).all())
+def test_consecutive_tokens_differ_in_color():
+    colors = token_colors(500)
+    assert (colors[1:] - colors[:-1]).norm(dim=1).min() > 0.2
+    assert bool(((colors >= 0) & (colors <= 1)).all())
 
 
 def clips() -> list[Clip]:
@@ -144,7 +144,7 @@ def test_suffixes(tmp_path):
         path = write_overlay(tmp_path / f"a{suffix}", frames, tokens, fps=4)
         assert read(path).size[0] > 0
     for wrong, style in (("a.bmp", "fill"), ("a.png", "neon")):
-        with pytest.raises(ValueError, match=r"ends in|style must"):
+        with pytest.raises(ValueError, match=r"suffix must|style must"):
             write_overlay(tmp_path / wrong, frames, tokens, style=style)
     with pytest.raises(ValueError, match="one video"):
         overlay(frames, tokens.select([0, 0]))

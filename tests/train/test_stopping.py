@@ -120,7 +120,7 @@ class TestSignals:
         assert torch.equal(torch.rand(3), expected)
         pyplot.switch_backend("svg")
         figures = pyplot.get_fignums()
-        assert draw_curves(report.metrics, tmp_path / "curves.png")
+        assert draw_curves(report.metrics, tmp_path / "curves.png", title="a run")
         assert pyplot.get_backend() == "svg"
         assert pyplot.get_fignums() == figures
 

@@ -384,7 +384,7 @@ def _write(
     from fewtokens.evaluation.summary import as_csv, as_markdown, summarise
     from fewtokens.profiling.prefill import QWEN2_7B
     from fewtokens.show.bench_page import write_bench_page
-    from fewtokens.show.plots import draw_trade_off, styles_of
+    from fewtokens.show.plots import draw_trade_off
 
     summary = summarise(rows)
     bare = [
@@ -411,10 +411,10 @@ def _write(
     if find_spec("matplotlib") is None:
         log.print("no plots: they need matplotlib, pip install 'fewtokens[show]'", highlight=False)
     measures = ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation")
-    styles = styles_of(summary, measures, baselines=registry.BASELINES, full=FULL)
+    caption = f"{clips} clips of up to {settings['frames']} frames, encoder {encoder}."
     for measure in measures:
         drawn = draw_trade_off(
-            summary, measure, target / f"{measure}.png", styles, baselines=registry.BASELINES, full=FULL
+            summary, measure, target / f"{measure}.png", baselines=registry.BASELINES, full=FULL, caption=caption
         )
         plots += [] if drawn is None else [drawn]
     full = {row["clip"]: row for row in rows if row["method"] == FULL}
@@ -426,7 +426,7 @@ def _write(
         plots,
         target / "index.html",
         title="fewtokens bench",
-        note=about + " In the pictures, colour: one token that stands for several cells; dark: dropped.",
+        note=about + " In the frames, a color is one token of several cells; dark is dropped.",
         unpack=unpacked,
     )
     return summary

@@ -1,4 +1,4 @@
-"""`fewtokens demo`: every method on two generated videos, in a minute, without network access or weights."""
+"""`fewtokens demo`: every method that needs only pixels, on two generated videos, without network access or weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CLIPS = {"static camera": "static", "moving camera": "pan"}
 _PATCH = 16
+_EXEMPT = "(threshold): keeps what exceeds its default threshold. (default): cannot go so low, runs with its defaults"
 
 
 @verb("fewtokens demo", "fewtokens demo --keep 0.05 --out few")
@@ -40,34 +41,33 @@ def demo(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Run every method on two generated videos: a table, images and a page. No weights needed."""
-    from fewtokens.core import registry
-    from fewtokens.encoders import Patches
-    from fewtokens.evaluation.compare import at_one_budget
+    """Run every method that needs only pixels on two generated videos: a table, images and a page.
+
+    Methods with trained parameters, and those that use an encoder's attention or keys, are not included.
+    """
     from fewtokens.show import draw_sheet, write_page
 
     budget = parse_keep(keep)
     assert budget is not None
-    # Pixel patches have no attention and no keys, which some methods need.
-    grid = Patches(_PATCH).grid(frames, size, size)
-    methods = at_one_budget(budget, grid, seed, gives=("pixels",))
-    # These decide by thresholds, so they do not meet the budget.
-    threshold = registry.build("rlt | dtd(mode='pixel')")
+    at_budget, others = _methods(budget, frames, size, seed)
     clips: list[Clip] = []
     report: list[dict[str, Any]] = []
     for title, kind in _CLIPS.items():
-        clip, rows = _run(title, kind, [*methods, *threshold], frames, size, seed)
+        clip, rows = _run(title, kind, {**at_budget, **others}, frames, size, seed)
         clips.append(clip)
         name = f"{kind}.png"
-        draw_sheet(clip, folder / name)
+        caption = f"Synthetic clip, {clip.describe()}. Budget of every method: keep={keep}. {_EXEMPT}."
+        draw_sheet(clip, folder / name, caption=caption)
         report.append({"clip": title, "sheet": str(folder / name), "rows": rows})
         if not as_json:
-            out.print(table(f"{title}: {frames} frames, {rows[0]['cells']} patches, budget {keep}", _columns(rows)))
+            labels = [result.name for result in clip.results]
+            heading = f"{title}: {frames} frames, {rows[0]['cells']} patches, budget {keep}"
+            out.print(table(heading, _columns(labels, rows)))
     page = write_page(clips, folder / "index.html", title="fewtokens demo")
     if as_json:
         print_json({"page": str(page), "clips": report})
         return
-    out.print("[dim]rlt and dtd keep the tokens above their thresholds; all others meet the budget.[/dim]")
+    out.print(f"[dim]All other methods meet the budget. {_EXEMPT}.[/dim]", soft_wrap=True)
     out.print(f"\n[bold]Page[/bold]      {escape(str(page))}   (step through frames, switch methods)", highlight=False)
     for entry in report:
         out.print(f"[bold]Image[/bold]     {escape(entry['sheet'])}", highlight=False)
@@ -82,8 +82,26 @@ def demo(
     )
 
 
+def _methods(budget: float | int | str, frames: int, size: int, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All methods that need only pixels by label: those that meet the budget, and the others."""
+    from fewtokens.core import registry
+    from fewtokens.encoders import Patches
+    from fewtokens.evaluation.compare import at_one_budget
+
+    grid = Patches(_PATCH).grid(frames, size, size)
+    at_budget = {method.name: method for method in at_one_budget(budget, grid, seed, gives=("pixels",))}
+    others = {f"{method.name}(threshold)": method for method in registry.build("rlt | dtd(mode='pixel')")}
+    for name in registry.names():
+        kind = registry.get(name)
+        if kind.stage in ("pixels", "tokens") and not kind.learned and name not in at_budget:
+            method = registry.create_method(name)
+            if set(method.needs) <= {"pixels"}:
+                others[f"{name}(default)"] = method
+    return at_budget, others
+
+
 def _run(
-    title: str, kind: str, methods: list[Any], frames: int, size: int, seed: int
+    title: str, kind: str, methods: dict[str, Any], frames: int, size: int, seed: int
 ) -> tuple[Clip, list[dict[str, Any]]]:
     """Runs all methods on one clip; returns what to draw and the rows of the table."""
     from fewtokens.encoders import Patches
@@ -96,23 +114,28 @@ def _run(
     tokens, cues = encoder(video.frames[None], video.times, needs=("pixels",))
     results, rows = [], []
     with progress(title, len(methods)) as advance:
-        for row in compare(tokens, methods, cues=cues, decode=encoder.decode, repeats=2):
-            results.append(_result(row))
+        for label, row in zip(
+            methods, compare(tokens, list(methods.values()), cues=cues, decode=encoder.decode, repeats=1), strict=True
+        ):
+            results.append(_result(label, row))
             rows.append({"method": row.method.name, "spec": row.method.spec, "cells": row.cells} | row.numbers())
             advance(len(rows))
     return Clip(name=title, frames=video.frames, times=video.times, results=results), rows
 
 
-def _result(row: Row) -> Any:
+def _result(label: str, row: Row) -> Any:
     from fewtokens.show import Result
 
     assert row.frames is not None
     frames = (row.frames * 255).round().byte()
     numbers = {name: value for name, value in row.numbers().items() if value is not None}
-    return Result(row.method.name, row.method.spec, row.tokens, frames, numbers)
+    return Result(label, row.method.spec, row.tokens, frames, numbers)
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _columns(labels: list[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The columns that fit the terminal."""
-    names = ("method", "tokens", "retention", "psnr_db", "method_ms", "method_ms_spread")
-    return [headed({name: row[name] for name in names}) for row in rows]
+    names = ("tokens", "retention", "psnr_db", "method_ms")
+    return [
+        headed({"method": label, **{name: row[name] for name in names}})
+        for label, row in zip(labels, rows, strict=True)
+    ]

@@ -116,7 +116,7 @@ def show(
         write_page(clips, target, title="Few tokens")
     else:
         ((clip, tokens),) = shown
-        write_overlay(target, clip.frames, tokens, times=clip.times, fps=_rate(clip), style=style)
+        write_overlay(target, clip.frames, tokens, times=clip.times, fps=_rate(clip), style=style, name=clip.name)
     log.print(f"wrote {escape(str(target))}", highlight=False)
 
 

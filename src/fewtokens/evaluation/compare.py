@@ -84,9 +84,9 @@ class Row:
 def at_one_budget(
     keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)
 ) -> list[Method]:
-    """Every registered method without parameters that acts on tokens and meets a budget, the baselines first.
+    """Every registered method of the pixels and tokens stages that has no parameters and meets a budget.
 
-    Methods that cannot go so low (some keep a whole frame) are left out.
+    The baselines are first. Methods that cannot go so low are skipped: some keep a full frame.
 
     Args:
         keep: the budget.
@@ -98,7 +98,7 @@ def at_one_budget(
     budget = Budget.parse(keep)
     for name in registry.names():
         kind = registry.get(name)
-        if kind.stage == "tokens" and not kind.learned and "keep" in inspect.signature(kind).parameters:
+        if kind.stage in ("pixels", "tokens") and not kind.learned and "keep" in inspect.signature(kind).parameters:
             (method,) = registry.build(name, keep=keep, seed=seed)
             count = method.planned_count(grid)
             if set(method.needs) <= set(gives) and (count is None or count <= budget.count(grid)):

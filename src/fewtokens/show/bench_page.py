@@ -1,4 +1,4 @@
-"""The page of a bench: the table of means, plots, and for some clips the frames with their tokens."""
+"""The page of a bench: table of means, plots, and for some clips the frames with the regions of the tokens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,17 @@ def write_bench_page(
     """Writes a page that needs no network and no other file.
 
     Args:
-        summary: means over clips. rows: one for each clip, budget and method.
-        frames: of the clips that are shown: uint8 [n,3,H,W], a caption each, and the grid (n, rows, columns).
+        summary: means over clips.
+        rows: one per clip, budget and method.
+        frames: for each clip that is shown: uint8 [n,3,H,W], a caption per frame, and the grid (n, rows, columns).
         plots: PNG files.
         path: of the page.
-        title: its heading. note: a line below.
-        unpack: a row's "assignment" to int32 [n*rows*columns].
+        title: heading of the page.
+        note: the line below the heading.
+        unpack: converts a row's "assignment" to int32 [n*rows*columns].
+
+    Returns:
+        The path.
     """
     hidden = {"clip", "method", "spec", "keep", "vector", "assignment", "grid", "cells", "clips", "repeats"}
     hidden |= {"retention", "method_ms_spread", "total_ms_spread"}
@@ -50,13 +55,13 @@ def write_bench_page(
     ]
     for name, part in by_clip.items():
         shown = frames.get(name)
-        pictures, captions, grid = shown or (None, [], [])
+        images, captions, grid = shown or (None, [], [])
         clips.append(
             {
                 "name": name,
                 "captions": captions,
-                "size": [] if pictures is None else list(pictures.shape[2:]),
-                "frames": [] if pictures is None else [as_jpeg(frame) for frame in pictures],
+                "size": [] if images is None else list(images.shape[2:]),
+                "frames": [] if images is None else [as_jpeg(frame) for frame in images],
                 "results": [
                     _result(row, hidden, grid, unpack(row["assignment"]) if shown and "assignment" in row else None)
                     for row in part
@@ -66,14 +71,14 @@ def write_bench_page(
     return write_data(clips, path, title=title, note=note)
 
 
-def _result(row: dict[str, Any], hidden: set[str], grid: Any, source: Any) -> dict[str, Any]:
+def _result(row: dict[str, Any], hidden: set[str], grid: Any, assignment: Any) -> dict[str, Any]:
     keep = row["keep"]
     return {
         "name": row["method"],
         "spec": row.get("spec", row["method"]),
         "group": "everything" if row["method"] == "full" else f"{100 * keep:g} %" if isinstance(keep, float) else keep,
         "grid": grid,
-        "source": None if source is None else base64.b64encode(source.tobytes()).decode(),
+        "source": None if assignment is None else base64.b64encode(assignment.tobytes()).decode(),
         "frames": None,
         "numbers": {
             heading(name): plain(value) for name, value in row.items() if name not in hidden and value is not None

@@ -45,12 +45,13 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Methods of this package have fixed styles, the baselines in grays and dashed. The style of any other name follows
     from a hash of the name; on a collision within `names` it takes the next free style. A label with arguments has the
-    color of its method and hollow markers.
+    color of its method and hollow markers, a different one for each such label.
     """
     names = list(dict.fromkeys(names))
     taken = {_METHODS.index(name) for name in map(_base, names) if name in _METHODS}
     styles: dict[str, dict[str, Any]] = {}
     slots: dict[str, int] = {}
+    variants: dict[str, int] = {}
     for label in sorted(names):
         name = _base(label)
         if name in _BASELINES:
@@ -66,7 +67,11 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
                 taken.add(slots[name])
             marker = _MARKERS[slots[name] // len(_COLORS)]
             style = {"color": _COLORS[slots[name] % len(_COLORS)], "marker": marker, "markersize": 4, "linestyle": "-"}
-        styles[label] = style if name == label else style | {"markerfacecolor": "white"}
+        if name != label:
+            variant = variants[name] = variants.get(name, -1) + 1
+            marker = _MARKERS[(_MARKERS.index(style["marker"]) + variant) % len(_MARKERS)]
+            style |= {"marker": marker, "markerfacecolor": "white"}
+        styles[label] = style
     return {label: styles[label] for label in names}
 
 

@@ -1,4 +1,4 @@
-"""A few methods on one clip in a figure that fits a README: a column for each method."""
+"""A figure that fits a README: one clip, and a column for each of a few methods."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fewtokens.show.colors import method_color
 from fewtokens.show.overlay import overlay
 from fewtokens.show.types import Clip
 
-_MARGIN, _GAP, _TITLE, _HEAD = 36, 10, 140, 84
+_MARGIN, _GAP, _HEAD = 30, 10, 88
+_TITLE, _NAME, _TEXT, _TAG = 38, 31, 25, 23  # font sizes
 _LEGEND = ("Color: one token for several cells, in all frames.", "No tint: one token for one cell.", "Dark: dropped.")
 
 
@@ -23,26 +24,26 @@ def draw_comparison(
     title: str = "",
     caption: str = "",
     frames: Sequence[int] = (),
-    width: int = 2000,
+    width: int = 1660,
 ) -> Path:
     """Draws the frames of a clip on the left, and to the right a column for each result.
 
-    A column has the method's name, its tokens and PSNR, and for each frame the regions of the tokens; then the last of
-    the frames rebuilt from the tokens, if the results have frames. Show it at half its width for sharp text.
+    A column shows the method's name, its tokens and PSNR, for each frame the regions of the tokens, and, if the result
+    has frames, the last frame rebuilt from the tokens. Text is sharp if the figure is shown at half its width.
 
     Args:
-        clip: with at least one result, five at most for columns that can be read.
+        clip: with one to five results; with more, the columns become too narrow to read.
         path: of the PNG.
         title: Defaults to the clip's name.
-        caption: one line below the title. Defaults to the size of the clip and the number of its cells.
-        frames: indices of the frames. Defaults to two: a sixth of the clip from its start and from its end.
+        caption: below the title. Defaults to the size of the clip and the number of its cells.
+        frames: indices of the frames. Defaults to two, one sixth of the clip after its start and before its end.
         width: of the figure, in pixels.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: the clip has no results, or no frame with such an index.
+        ValueError: the clip has no results, or a frame index is out of range.
     """
     if not clip.results:
         raise ValueError(f"{clip.name}: a comparison requires at least one result")
@@ -54,15 +55,18 @@ def draw_comparison(
     size = fit_width(clip.frames, column)
     rebuilt = any(result.frames is not None for result in clip.results)
     rows = len(indices) + rebuilt
-    top = _TITLE + _HEAD
+    lines = wrap(caption or clip.describe(), width - 2 * _MARGIN, _TEXT)
+    head = 78 + 32 * len(lines) + 14
+    top = head + _HEAD
     card = Image.new("RGB", (width, top + rows * (size[0] + _GAP) - _GAP + _MARGIN), PAPER)
     pen = ImageDraw.Draw(card)
     pen.rounded_rectangle((0, 0, width - 1, card.height - 1), radius=18, outline=LINE, width=2)
-    pen.text((_MARGIN, 26), title or clip.name, fill=INK, font=font(40))
-    pen.text((_MARGIN, 82), caption or clip.describe(), fill=SOFT, font=font(27))
+    pen.text((_MARGIN, 22), title or clip.name, fill=INK, font=font(_TITLE))
+    for number, line in enumerate(lines):
+        pen.text((_MARGIN, 78 + 32 * number), line, fill=SOFT, font=font(_TEXT))
 
-    pen.text((_MARGIN, _TITLE), "input", fill=INK, font=font(32))
-    pen.text((_MARGIN, _TITLE + 42), f"{clip.cells:,} cells", fill=SOFT, font=font(25))
+    pen.text((_MARGIN, head), "input", fill=INK, font=font(_NAME))
+    pen.text((_MARGIN, head + 42), f"{clip.cells:,} cells", fill=SOFT, font=font(_TEXT))
     for row, index in enumerate(indices):
         y = top + row * (size[0] + _GAP)
         card.paste(thumbnail(clip.frames[index], size), (_MARGIN, y))
@@ -70,15 +74,15 @@ def draw_comparison(
     if rebuilt:
         y = top + len(indices) * (size[0] + _GAP)
         for text in _LEGEND:
-            for line in wrap(text, column - 8, 25):
-                pen.text((_MARGIN, y), line, fill=SOFT, font=font(25))
+            for line in wrap(text, column - 8, _TEXT):
+                pen.text((_MARGIN, y), line, fill=SOFT, font=font(_TEXT))
                 y += 31
-            y += 12
-    for place, result in enumerate(clip.results, start=1):
-        x = _MARGIN + place * (column + _GAP)
-        pen.rounded_rectangle((x, _TITLE + 8, x + 20, _TITLE + 28), radius=5, fill=method_color(result.name))
-        pen.text((x + 30, _TITLE), result.name, fill=INK, font=font(32))
-        pen.text((x, _TITLE + 42), result.facts(", "), fill=SOFT, font=font(25))
+            y += 6
+    for number, result in enumerate(clip.results, start=1):
+        x = _MARGIN + number * (column + _GAP)
+        pen.rounded_rectangle((x, head + 8, x + 20, head + 28), radius=5, fill=method_color(result.name))
+        pen.text((x + 30, head), result.name, fill=INK, font=font(_NAME))
+        pen.text((x, head + 42), result.facts(", "), fill=SOFT, font=font(_TEXT))
         regions = overlay(clip.frames, result.tokens)[indices]
         for row, region in enumerate(regions):
             card.paste(thumbnail(region, size), (x, top + row * (size[0] + _GAP)))
@@ -92,6 +96,6 @@ def draw_comparison(
 def _tag(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:
     """White text on a dark tag in the upper left corner of a thumbnail."""
     x, y = corner
-    wide = font(22).getlength(text)
-    pen.rounded_rectangle((x + 8, y + 8, x + 24 + wide, y + 42), radius=6, fill=INK)
-    pen.text((x + 16, y + 11), text, fill=PAPER, font=font(22))
+    width = font(_TAG).getlength(text)
+    pen.rounded_rectangle((x + 8, y + 8, x + 24 + width, y + 43), radius=6, fill=INK)
+    pen.text((x + 16, y + 11), text, fill=PAPER, font=font(_TAG))

@@ -1,4 +1,4 @@
-"""Drawing tokens over frames."""
+"""Draws the regions of tokens over frames."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from fewtokens.core.tokens import Tokens
 STYLES = ("fill", "outline", "mean")
 """The ways to draw a region: tinted, outlined, or filled with the mean of its pixels."""
 
-_DARK = 0.22  # how much of a dropped cell's brightness is left
-_TINT = 0.42  # how much of a merged region is its colour
+_DARK = 0.22  # brightness of a dropped cell, as a fraction of the original
+_TINT = 0.42  # weight of the color in a merged region
 
 
 def token_map(tokens: Tokens, frames: int, height: int, width: int) -> Tensor:
-    """Which token each pixel went to, int64 [T,height,width]; -1 = dropped.
+    """The token of each pixel, int64 [T,height,width]; -1 = dropped.
 
-    Frames and pixels are dealt to cells evenly, so any frame size goes with any grid; several frames may
-    share a tubelet.
+    Frames and pixels are split evenly among the cells, so any frame size fits any grid; a tubelet may cover several
+    frames.
     """
     grid = tokens.grid
-    source = tokens.assignment[0].cpu().reshape(grid.shape)
+    assignment = tokens.assignment[0].cpu().reshape(grid.shape)
     t, y, x = (torch.arange(n) * cells // n for n, cells in zip((frames, height, width), grid.shape, strict=True))
-    return source[t][:, y][:, :, x]
+    return assignment[t][:, y][:, :, x]
 
 
 def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
-    """Frames with the regions of their tokens, uint8 [T,3,H,W].
+    """Draws the regions of the tokens over the frames; returns uint8 [T,3,H,W].
 
     Args:
         frames: uint8 [T,3,H,W].
         tokens: of this video, B=1.
-        style: "fill": a token of several cells tints them in its colour, the same in every frame; "outline":
-            borders alone; "mean": every token is filled with the mean colour of its pixels over the whole
-            video. In all of them dropped cells are dark and grey.
+        style: "fill": a token of several cells tints them in its color, the same in every frame; "outline": only the
+            borders; "mean": each token is filled with the mean color of its pixels over the full video. In all styles
+            dropped cells are dark and gray.
 
     Raises:
-        ValueError: no such style, or tokens of several videos.
+        ValueError: the style is unknown, or the tokens are of several videos.
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {', '.join(STYLES)}, got {style!r}")
@@ -50,14 +50,14 @@ def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
     label = ids.clamp(min=0)
     image = frames.cpu().float().permute(0, 2, 3, 1) / 255  # [T,H,W,3]
     if style == "mean":
-        image = torch.where(dropped[..., None], image, _mean_colours(image, ids, tokens.N)[label])
+        image = torch.where(dropped[..., None], image, _mean_colors(image, ids, tokens.N)[label])
     elif style == "fill":
         cells = torch.bincount(tokens.assignment[0][tokens.assignment[0] >= 0].cpu(), minlength=tokens.N)
         merged = (cells[label] > 1) & ~dropped
-        tinted = image * (1 - _TINT) + _TINT * token_colours(tokens.N)[label]
+        tinted = image * (1 - _TINT) + _TINT * token_colors(tokens.N)[label]
         image = torch.where(merged[..., None], tinted, image)
-    grey = image.mean(-1, keepdim=True) * _DARK
-    image = torch.where(dropped[..., None], grey + 0.02, image)
+    gray = image.mean(-1, keepdim=True) * _DARK
+    image = torch.where(dropped[..., None], gray + 0.02, image)
     if style != "mean":
         edge = _borders(ids)[..., None]
         # Light on dark and dark on light.
@@ -67,85 +67,94 @@ def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
 
 
 def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
-    """How much each cell gave to one token of soft attribution, as a glow over the frames; uint8 [T,3,H,W].
-
-    Raises:
-        ValueError: the tokens carry no soft weights, or have no such token.
-    """
-    if tokens.attribution is None:
-        raise ValueError("these tokens have no soft weights; overlay() shows hard regions")
-    if not 0 <= token < int(tokens.count[0]):
-        raise ValueError(f"there are {int(tokens.count[0])} tokens, counted from 0; there is no {token}")
-    T, _, height, width = frames.shape
-    given = tokens.attribution[0, token].detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0)
-    t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), tokens.grid.shape, strict=True))
-    glow = (given / given.max().clamp(min=1e-12))[t][:, y][:, :, x][..., None]
-    image = frames.cpu().float().permute(0, 2, 3, 1) / 255
-    image = image.mean(-1, keepdim=True) * 0.5 * (1 - glow) + glow * glow_colours(glow[..., 0])
-    return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
-
-
-def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> tuple[Tensor, list[str], int]:
-    """The soft weights of each token over its frame: frames side by side, below each the tokens made of it.
-
-    Each map is drawn from its least weight (dark) to its largest (light).
+    """Draws the soft weight of each cell in one token as a glow over the frames; returns uint8 [T,3,H,W].
 
     Args:
         frames: uint8 [T,3,H,W].
         tokens: of this video, B=1, with soft weights.
-        rows: tokens of a frame at most; columns: frames at most, spread evenly.
-
-    Returns:
-        Pictures uint8 [n,3,H,W] row by row, a caption for each, and the number of columns.
+        token: index of the token.
 
     Raises:
-        ValueError: the tokens carry no soft weights.
+        ValueError: the tokens have no soft weights, or the index is out of range.
     """
     if tokens.attribution is None:
-        raise ValueError("these tokens have no soft weights, so there are no maps; take style fill, outline or mean")
+        raise ValueError("these tokens have no soft weights; overlay() shows hard regions")
+    if not 0 <= token < int(tokens.count[0]):
+        raise ValueError(f"token must be in 0..{int(tokens.count[0]) - 1}, got {token}")
+    T, _, height, width = frames.shape
+    weights = tokens.attribution[0, token].detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0)
+    t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), tokens.grid.shape, strict=True))
+    glow = (weights / weights.max().clamp(min=1e-12))[t][:, y][:, :, x][..., None]
+    image = frames.cpu().float().permute(0, 2, 3, 1) / 255
+    image = image.mean(-1, keepdim=True) * 0.5 * (1 - glow) + glow * glow_colors(glow[..., 0])
+    return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
+
+
+def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> tuple[Tensor, list[str], int]:
+    """Draws the soft weights of each token over its frame: frames side by side, and below each frame its tokens.
+
+    Each map runs from its smallest weight (dark) to its largest (light).
+
+    Args:
+        frames: uint8 [T,3,H,W].
+        tokens: of this video, B=1, with soft weights.
+        rows: largest number of tokens per frame.
+        columns: largest number of frames, evenly spread.
+
+    Returns:
+        Images uint8 [n,3,H,W] row by row, a caption for each, and the number of columns.
+
+    Raises:
+        ValueError: the tokens have no soft weights.
+    """
+    if tokens.attribution is None:
+        raise ValueError("these tokens have no soft weights, which maps require; use style fill, outline or mean")
     T = len(frames)
-    picked = torch.linspace(0, T - 1, min(columns, T)).round().long().unique().tolist()
-    given = tokens.attribution[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
+    indices = torch.linspace(0, T - 1, min(columns, T)).round().long().unique().tolist()
+    weights = tokens.attribution[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
     used = [
-        given[:, t * tokens.grid.T // T].flatten(1).abs().sum(1).nonzero().flatten()[:rows].tolist() for t in picked
+        weights[:, t * tokens.grid.T // T].flatten(1).abs().sum(1).nonzero().flatten()[:rows].tolist() for t in indices
     ]
-    pictures, captions = [frames[t].cpu() for t in picked], [f"frame {t}" for t in picked]
+    images, captions = [frames[t].cpu() for t in indices], [f"frame {t}" for t in indices]
     for row in range(max(map(len, used))):
-        for t, made in zip(picked, used, strict=True):
-            there = row < len(made)
-            one = heat(frames[t : t + 1], _of_frame(tokens, t * tokens.grid.T // T), made[row])[0] if there else None
-            pictures.append(torch.zeros_like(frames[t]).cpu() if one is None else one)
-            captions.append(f"token {made[row]}" if there else "")
-    return torch.stack(pictures), captions, len(picked)
+        for t, ids in zip(indices, used, strict=True):
+            if row < len(ids):
+                images.append(heat(frames[t : t + 1], _in_frame(tokens, t * tokens.grid.T // T), ids[row])[0])
+                captions.append(f"token {ids[row]}")
+            else:
+                images.append(torch.zeros_like(frames[t]).cpu())
+                captions.append("")
+    return torch.stack(images), captions, len(indices)
 
 
-def _of_frame(tokens: Tokens, t: int) -> Tokens:
-    """These tokens as if the video had frame t alone, their weights there from the least (0) on."""
+def _in_frame(tokens: Tokens, t: int) -> Tokens:
+    """The tokens with the cells and weights of frame t only; the smallest weight of each token becomes 0."""
     assert tokens.attribution is not None
     cells = slice(t * tokens.grid.cells_per_frame, (t + 1) * tokens.grid.cells_per_frame)
-    one = Grid(1, tokens.grid.H, tokens.grid.W)
-    own = tokens.attribution[..., cells]
-    return tokens.replace(grid=one, assignment=tokens.assignment[:, cells], attribution=own - own.amin(2, keepdim=True))
+    grid = Grid(1, tokens.grid.H, tokens.grid.W)
+    weights = tokens.attribution[..., cells]
+    weights = weights - weights.amin(2, keepdim=True)
+    return tokens.replace(grid=grid, assignment=tokens.assignment[:, cells], attribution=weights)
 
 
-def token_colours(n: int) -> Tensor:
-    """A colour for each of n tokens, float [n,3]: hues by the golden ratio, so that neighbours differ."""
-    number = torch.arange(n, dtype=torch.float64)
-    hue = (number * 0.6180339887498949) % 1
-    value = torch.tensor([1.0, 0.72, 0.88])[torch.arange(n) % 3]  # lightness tells apart what hue does not
+def token_colors(n: int) -> Tensor:
+    """A color for each of n tokens, float [n,3]: hues by the golden ratio, so that consecutive tokens differ."""
+    index = torch.arange(n, dtype=torch.float64)
+    hue = (index * 0.6180339887498949) % 1
+    value = torch.tensor([1.0, 0.72, 0.88])[torch.arange(n) % 3]  # lightness separates similar hues
     channel = (hue[:, None] * 6 + torch.tensor([5.0, 3, 1])) % 6
     full = 1 - 0.75 * torch.minimum(channel, 4 - channel).clamp(0, 1)
     return (full * value[:, None]).float()
 
 
-def glow_colours(x: Tensor) -> Tensor:
-    """Black over red and orange to white for values of 0..1, float [...,3]."""
+def glow_colors(x: Tensor) -> Tensor:
+    """Colors from black through red and orange to white for values in 0..1, float [...,3]."""
     return torch.stack([(x * 2.2).clamp(0, 1), (x * 2.2 - 0.7).clamp(0, 1), (x * 2.6 - 1.7).clamp(0, 1)], -1)
 
 
-def _mean_colours(image: Tensor, ids: Tensor, n: int) -> Tensor:
-    """Mean colour of each token's pixels over all frames, [n,3]."""
-    label = ids.flatten() + 1  # slot 0 holds the dropped
+def _mean_colors(image: Tensor, ids: Tensor, n: int) -> Tensor:
+    """Mean color of each token's pixels over all frames, [n,3]."""
+    label = ids.flatten() + 1  # row 0 is the dropped pixels
     count = torch.bincount(label, minlength=n + 1).clamp(min=1)
     sums = [torch.bincount(label, image[..., c].flatten().double(), minlength=n + 1) for c in range(3)]
     return (torch.stack(sums, -1) / count[:, None])[1:].float()

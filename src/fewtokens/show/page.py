@@ -1,4 +1,4 @@
-"""One self-contained HTML page: step through the frames, switch methods, see each token's cells."""
+"""One self-contained HTML page that steps through frames, switches methods and shows the cells of each token."""
 
 from __future__ import annotations
 
@@ -24,29 +24,34 @@ from fewtokens.show.types import Clip, Result
 def write_page(clips: Sequence[Clip], path: str | Path, *, title: str) -> Path:
     """Writes a page that needs no network and no other file.
 
-    Frames are in it once for each clip, regions as numbers that the browser draws, and what the tokens give
-    back as pictures of quality 88; the error that the page shows is between these pictures.
+    The page holds the frames of each clip once, the regions as numbers that the browser draws, and the rebuilt frames.
+    Frames are JPEGs of quality 88; the page computes the error from these.
 
     Args:
         clips: at least one.
         path: of the page.
-        title: its heading.
+        title: heading of the page.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: there is no clip.
     """
     if not clips:
-        raise ValueError("a page needs at least one clip")
+        raise ValueError("a page requires at least one clip")
     return write_data([_clip(clip) for clip in clips], path, title=title)
 
 
 _NOTE = (
-    "Colour: one token that stands for several cells, the same in every frame. Dark: dropped. "
-    "Point at a cell to see its token."
+    "A color is one token of several cells, the same in every frame; dark is dropped. Point at a cell to see its token."
 )
 
 
 def write_data(clips: Sequence[dict[str, Any]], path: str | Path, *, title: str, note: str = _NOTE) -> Path:
-    """Writes the page of clips given as plain values, as the page's script reads them."""
+    """Writes the page from clips as plain values, in the form that the page's script reads."""
     data = json.dumps(clips, separators=(",", ":"))
-    # In a script element nothing may look like the end of it.
+    # A script element ends at the first "</script".
     data = data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     template = resources("fewtokens.show").joinpath("page.html").read_text(encoding="utf-8")
     page = template.replace("{{title}}", html.escape(title)).replace("{{note}}", html.escape(note))
@@ -66,19 +71,19 @@ def _clip(clip: Clip) -> dict[str, Any]:
 
 
 def _result(result: Result) -> dict[str, Any]:
-    source = result.tokens.assignment[0].cpu().numpy().astype("<i4")
+    assignment = result.tokens.assignment[0].cpu().numpy().astype("<i4")
     return {
         "name": result.name,
         "spec": result.spec,
         "grid": list(result.tokens.grid.shape),
-        "source": base64.b64encode(np.ascontiguousarray(source).tobytes()).decode(),
+        "source": base64.b64encode(np.ascontiguousarray(assignment).tobytes()).decode(),
         "frames": None if result.frames is None else [as_jpeg(frame) for frame in result.frames],
         "numbers": {heading(name): plain(value) for name, value in result.numbers.items()},
     }
 
 
 def plain(value: float | int | str) -> float | int | str:
-    """What JSON has no word for, in words."""
+    """Returns text for infinity and NaN, which JSON cannot represent; other values unchanged."""
     if isinstance(value, float) and not math.isfinite(value):
         return "∞" if value > 0 else "-"
     return value

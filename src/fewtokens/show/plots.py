@@ -1,43 +1,29 @@
-"""Plots of a bench: what is kept against tokens and against time, the plain baselines in every one."""
+"""Plots of a bench: quality against tokens and against time, with the baselines in every plot."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fewtokens.core.files import whole_file
 from fewtokens.core.keys import heading
+from fewtokens.show.colors import method_styles
 
-_BASELINE = ("#1b1b1b", "#5a5a5a", "#8a8a8a", "#6d4c41", "#37474f")
-_COLOURS = (
-    "#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0", "#0a9396",
-    "#b5179e", "#6a994e", "#8d6e63", "#00b4d8",
-)  # fmt: skip
-# Of the methods after the encoder, and of those before or inside it, so many are named.
+# The number of methods after the encoder, and before or inside it, that a plot names.
 _AFTER, _WITHIN = 6, 4
-_MARKS = ("o", "s", "^", "D", "v")
-
+# Title and label with unit of each measure.
+_MEASURES = {
+    "cosine": ("Features rebuilt from few tokens", "cosine similarity to all features (-1 to 1)"),
+    "rare_cosine": ("Rare cells rebuilt from few tokens", "cosine similarity in the rarest 5 % of cells (-1 to 1)"),
+    "j_and_f": ("Objects propagated with few tokens", "J&F of label propagation (0 to 1)"),
+    "psnr_db": ("Frames rebuilt from few tokens", "PSNR (dB)"),
+    "rank_correlation": ("Clips ranked by few tokens", "rank correlation with all tokens (-1 to 1)"),
+}
 
 Summary = Sequence[dict[str, Any]]
-
-
-def styles_of(
-    summary: Summary, measures: Sequence[str], *, baselines: Sequence[str], full: str
-) -> dict[str, dict[str, Any]]:
-    """How each method that some plot names is drawn: the same in all plots of a run, unlike all others."""
-    styles: dict[str, dict[str, Any]] = {}
-    for number, name in enumerate(baselines):
-        mark = _MARKS[number % len(_MARKS)]
-        styles[name] = {"color": _BASELINE[number % len(_BASELINE)], "linestyle": "--", "marker": mark, "markersize": 5}
-    others: list[str] = []
-    for measure in measures:
-        others += [name for name in _named(_lines(summary, measure, full), measure, baselines) if name not in others]
-    for number, name in enumerate(others):
-        mark = _MARKS[number // len(_COLOURS) % len(_MARKS)]
-        styles[name] = {"color": _COLOURS[number % len(_COLOURS)], "marker": mark, "markersize": 4}
-    return styles
 
 
 def _lines(summary: Summary, measure: str, full: str) -> dict[str, list[dict[str, Any]]]:
@@ -54,7 +40,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _named(lines: dict[str, list[dict[str, Any]]], measure: str, baselines: Sequence[str]) -> list[str]:
-    """The methods that are named beside the baselines: the best after the encoder, and before or inside it."""
+    """The methods that a plot names next to the baselines: the best after the encoder, and before or inside it."""
     others = sorted(
         (name for name in lines if name not in baselines),
         key=lambda name: -sum(row[measure] for row in lines[name]) / len(lines[name]),
@@ -68,23 +54,25 @@ def draw_trade_off(
     summary: Summary,
     measure: str,
     path: Path,
-    styles: dict[str, dict[str, Any]],
     *,
     baselines: Sequence[str],
     full: str,
+    title: str = "",
+    caption: str = "",
 ) -> Path | None:
-    """One measure against tokens and against milliseconds; None where no row has it or matplotlib is missing.
+    """Plots a measure against tokens and against milliseconds; returns None if no row has it or matplotlib is missing.
 
-    The five baselines are named, and the best others by the mean over budgets: six after the encoder, four before or
-    inside it. The rest is grey. Lines follow the budget in both panels.
+    A plot names the baselines and the best other methods by their mean over budgets: six after the encoder, four before
+    or inside it. The others are light gray. Lines follow the budget in both panels.
 
     Args:
         summary: rows with "keep", "method", "tokens", "total_ms" and the measure.
-        measure: more is better.
-        path: of the PNG.
-        styles: of `styles_of`.
+        measure: a key of the rows; higher is better.
+        path: of the PNG; an SVG of the same name is written next to it.
         baselines: names of the methods that every plot shows.
-        full: name of the row that keeps everything.
+        full: name of the row that keeps all tokens.
+        title: Defaults to one for the measure.
+        caption: below the plot: clips, encoder. The budgets are added to it.
     """
     try:
         import matplotlib
@@ -96,29 +84,65 @@ def draw_trade_off(
     lines = _lines(summary, measure, full)
     if not lines:
         return None
-    whole = next((row for row in summary if row["method"] == full and _is_number(row.get(measure))), None)
+    reference = next((row for row in summary if row["method"] == full and _is_number(row.get(measure))), None)
     named = [*(name for name in baselines if name in lines), *_named(lines, measure, baselines)]
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), sharey=True, layout="constrained")
+    # Styles of all rows, so that a name has the same style in the plots of all measures.
+    styles = method_styles(row["method"] for row in summary)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), sharey=True, layout="constrained")
     for axis, x, label in zip(
-        axes, ("tokens", "total_ms"), ("tokens of a clip (mean)", "milliseconds, frames to tokens (mean)"), strict=True
+        axes, ("tokens", "total_ms"), ("tokens per clip (mean)", "time from frames to tokens (ms, mean)"), strict=True
     ):
         for name in (name for name in lines if name not in named):
-            # A point of its own where there is only one budget.
+            # With one budget a line is a point, which needs a marker.
             _line(axis, lines[name], x, measure, color="#c3c7cf", linewidth=1, marker=".", markersize=4, zorder=1)
         for name in named:
             width, order = (1.3, 3) if name in baselines else (1.8, 2)
             _line(axis, lines[name], x, measure, label=name, linewidth=width, zorder=order, **styles[name])
-        if whole is not None:
-            axis.axhline(whole[measure], color="#1b1b1b", linewidth=0.8, linestyle=":")
-            axis.annotate("all tokens", (0.01, whole[measure]), xycoords=("axes fraction", "data"), fontsize=8)
+        if reference is not None:
+            axis.axhline(reference[measure], color="#1b1b1b", linewidth=0.8, linestyle=":")
+            axis.annotate("all tokens", (0.01, reference[measure]), xycoords=("axes fraction", "data"), fontsize=8)
         axis.set(xscale="log", xlabel=label)
         axis.grid(alpha=0.25, which="both")
-    axes[0].set(ylabel=heading(measure))
+    default, unit = _MEASURES.get(measure, (heading(measure), heading(measure)))
+    axes[0].set(ylabel=unit)
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    save_plot(figure, path, title=title or default, caption=f"{caption} {_budgets(summary, full)}".strip())
     plt.close(figure)
     return path
+
+
+def save_plot(figure: Any, path: Path, *, title: str, caption: str) -> Path:
+    """Adds a title and a caption to a matplotlib figure, and saves it as PNG and, next to it, as SVG.
+
+    Args:
+        figure: with `layout="constrained"`, which makes room for both.
+        path: of the PNG.
+        title: what the plot compares.
+        caption: below the axes: method, budget, clips.
+
+    Returns:
+        The path of the PNG.
+    """
+    import matplotlib
+
+    columns = round(13 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.wrap(title, round(columns * 0.6))), fontsize=12)
+    if caption:
+        figure.supxlabel("\n".join(textwrap.wrap(caption, columns)), fontsize=8, color="#696e7a", x=0.01, ha="left")
+    # Equal figures are equal files: no date, ids that do not change.
+    with matplotlib.rc_context({"svg.hashsalt": "fewtokens"}):
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+        with whole_file(path.with_suffix(".svg")) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+    return path
+
+
+def _budgets(summary: Summary, full: str) -> str:
+    """The budgets of the rows in one sentence."""
+    keeps = sorted({row["keep"] for row in summary if row["method"] != full}, key=str)
+    texts = [f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens" for keep in keeps]
+    return f"Budgets: {', '.join(texts)}. Baselines are gray and dashed; unnamed methods are light gray."
 
 
 def _line(axis: Any, rows: Sequence[dict[str, Any]], x: str, y: str, **style: Any) -> None:

@@ -1,4 +1,4 @@
-"""The page of a run: its numbers, curves and pictures in one file that needs no other."""
+"""The page of a training run: numbers, curves and images in one self-contained file."""
 
 from __future__ import annotations
 
@@ -31,17 +31,21 @@ def write_run_page(
 
     Args:
         path: of the page.
-        title: its heading. note: a line below.
-        numbers: the last of each, by name.
-        pictures: heading, what is seen, and the PNG; one that is not there is left out.
-        settings: of the run, folded away at the end.
+        title: heading of the page.
+        note: the line below the heading.
+        numbers: the last value of each metric, by name.
+        pictures: heading, caption and PNG of each image; missing files are skipped.
+        settings: of the run, collapsed at the end of the page.
+
+    Returns:
+        The path.
     """
     parts = [f"<h1>{html.escape(title)}</h1><p class=note>{html.escape(note)}</p>", _table(numbers)]
-    for heading, told, picture in pictures:
-        if picture.is_file():
-            data = base64.b64encode(picture.read_bytes()).decode()
+    for heading, caption, image in pictures:
+        if image.is_file():
+            data = base64.b64encode(image.read_bytes()).decode()
             parts.append(
-                f"<h2>{html.escape(heading)}</h2><p class=note>{html.escape(told)}</p>"
+                f"<h2>{html.escape(heading)}</h2><p class=note>{html.escape(caption)}</p>"
                 f'<img alt="{html.escape(heading)}" src="data:image/png;base64,{data}">'
             )
     parts.append(f"<details><summary>Settings</summary>{_table(settings)}</details>")
@@ -51,10 +55,10 @@ def write_run_page(
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    def told(value: Any) -> str:
+    def text(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     cells = (
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(told(value))}</td></tr>" for name, value in rows.items()
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(text(value))}</td></tr>" for name, value in rows.items()
     )
     return f"<table>{''.join(cells)}</table>"

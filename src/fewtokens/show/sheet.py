@@ -1,131 +1,143 @@
-"""One picture of everything: frames, and for each method its regions, what comes back, and the error."""
+"""Sheets: all methods on one clip, or the frames of one clip in a grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fewtokens.core.files import whole_file
-from fewtokens.show.overlay import glow_colours, overlay
+from fewtokens.show.canvas import (
+    INK,
+    LINE,
+    PAPER,
+    SOFT,
+    draw_header,
+    fit_width,
+    font,
+    header_height,
+    save_png,
+    spread,
+    thumbnail,
+)
+from fewtokens.show.colors import method_color
+from fewtokens.show.overlay import glow_colors, overlay
 from fewtokens.show.types import Clip, Result
 
 _WIDTH, _MARGIN, _GAP = 1240, 24, 3
-_INK, _SOFT, _PAPER, _LINE = (28, 30, 36), (105, 110, 122), (255, 255, 255), (225, 227, 232)
 ERROR_GAIN = 4
 
 
-def draw_sheet(clip: Clip, path: str | Path, *, columns: int = 6) -> Path:
+def draw_sheet(clip: Clip, path: str | Path, *, columns: int = 6, caption: str = "") -> Path:
     """Draws a clip and all its results on one PNG, two methods side by side.
 
     Args:
-        clip: what to draw; where a result has no frames, only its regions are drawn.
+        clip: its name is the title. For a result without frames only the regions are drawn.
         path: of the PNG.
-        columns: frames of each method, spread evenly over the clip.
+        columns: frames per method, evenly spread over the clip.
+        caption: below the title. Defaults to the size of the clip and the number of its cells.
 
     Returns:
         The path.
     """
-    picked = _spread(len(clip.frames), columns)
+    indices = spread(len(clip.frames), columns)
     half = (_WIDTH - 3 * _MARGIN) // 2
-    small = _fit_width(clip.frames, (half - (len(picked) - 1) * _GAP) // len(picked))
-    large = _fit_width(clip.frames, (_WIDTH - 2 * _MARGIN - (len(picked) - 1) * _GAP) // len(picked))
-    bands = [_band(clip, result, picked, small) for result in clip.results]
+    small = fit_width(clip.frames, (half - (len(indices) - 1) * _GAP) // len(indices))
+    large = fit_width(clip.frames, (_WIDTH - 2 * _MARGIN - (len(indices) - 1) * _GAP) // len(indices))
+    bands = [_band(clip, result, indices, small) for result in clip.results]
     heights = [max(len(band) for band in bands[i : i + 2]) * (small[0] + _GAP) + 62 for i in range(0, len(bands), 2)]
-    sheet = Image.new("RGB", (_WIDTH, 128 + large[0] + 34 + sum(heights) + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, 20), clip.name, fill=_INK, font=_font(26))
-    legend = "Each method: regions of its tokens (colour = one token of several cells, dark = dropped)"
-    if any(result.frames is not None for result in clip.results):
-        legend += f", what the tokens give back, and the error x{ERROR_GAIN}"
-    draw.text((_MARGIN, 58), legend, fill=_SOFT, font=_font(15))
-    for place, frame in enumerate(picked):
-        x = _MARGIN + place * (large[1] + _GAP)
-        draw.text((x, 92), clip.caption(frame), fill=_SOFT, font=_font(14))
-        sheet.paste(_picture(clip.frames[frame], large), (x, 114))
-    y = 114 + large[0] + 34
+    text = f"{caption or clip.describe()} {_legend(clip)}"
+    top = 20 + header_height(clip.name, text, _WIDTH - 2 * _MARGIN)
+    sheet = Image.new("RGB", (_WIDTH, top + 22 + large[0] + 34 + sum(heights) + _MARGIN), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    draw_header(pen, (_MARGIN, 20), clip.name, text, _WIDTH - 2 * _MARGIN)
+    for column, index in enumerate(indices):
+        x = _MARGIN + column * (large[1] + _GAP)
+        pen.text((x, top), clip.caption(index), fill=SOFT, font=font(14))
+        sheet.paste(thumbnail(clip.frames[index], large), (x, top + 22))
+    y = top + 22 + large[0] + 34
     for number, (result, band) in enumerate(zip(clip.results, bands, strict=True)):
         x = _MARGIN + (number % 2) * (half + _MARGIN)
-        draw.line((x, y, x + half, y), fill=_LINE, width=1)
-        draw.text((x, y + 9), result.name, fill=_INK, font=_font(19))
-        facts = _facts(result)
-        draw.text((x + half - draw.textlength(facts, font=_font(15)), y + 12), facts, fill=_SOFT, font=_font(15))
+        pen.line((x, y, x + half, y), fill=LINE, width=1)
+        pen.rounded_rectangle((x, y + 13, x + 13, y + 26), radius=3, fill=method_color(result.name))
+        pen.text((x + 21, y + 9), result.name, fill=INK, font=font(19))
+        facts = result.facts()
+        pen.text((x + half - pen.textlength(facts, font=font(15)), y + 12), facts, fill=SOFT, font=font(15))
         for row, images in enumerate(band):
             for column, image in enumerate(images):
                 sheet.paste(image, (x + column * (small[1] + _GAP), y + 40 + row * (small[0] + _GAP)))
         if number % 2:
             y += heights[number // 2]
-    with whole_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
-    return Path(path)
+    return save_png(sheet, path)
 
 
 def draw_contact_sheet(
-    frames: Tensor, captions: Sequence[str], path: str | Path, *, columns: int = 4, most: int = 12
+    frames: Tensor,
+    captions: Sequence[str],
+    path: str | Path,
+    *,
+    title: str,
+    caption: str,
+    columns: int = 4,
+    most: int = 12,
 ) -> Path:
-    """Draws up to `most` frames uint8 [T,3,H,W], spread evenly, in a grid, each with its caption."""
-    picked = _spread(len(frames), most)
-    columns = min(columns, len(picked))
-    size = _fit_width(frames, (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns)
-    rows = -(-len(picked) // columns)
-    sheet = Image.new("RGB", (_WIDTH, 2 * _MARGIN + rows * (size[0] + 26)), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for place, frame in enumerate(picked):
-        x = _MARGIN + place % columns * (size[1] + _GAP)
-        y = _MARGIN + place // columns * (size[0] + 26)
-        draw.text((x, y), captions[frame], fill=_SOFT, font=_font(14))
-        sheet.paste(_picture(frames[frame], size), (x, y + 20))
-    with whole_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
-    return Path(path)
+    """Draws up to `most` frames, evenly spread, in a grid.
+
+    Args:
+        frames: uint8 [T,3,H,W].
+        captions: one per frame.
+        path: of the PNG.
+        title: of the sheet.
+        caption: below the title.
+        columns: of the grid.
+        most: the largest number of frames.
+
+    Returns:
+        The path.
+    """
+    indices = spread(len(frames), most)
+    columns = min(columns, len(indices))
+    size = fit_width(frames, (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) // columns)
+    rows = -(-len(indices) // columns)
+    top = _MARGIN + header_height(title, caption, _WIDTH - 2 * _MARGIN)
+    sheet = Image.new("RGB", (_WIDTH, top + _MARGIN + rows * (size[0] + 26)), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    draw_header(pen, (_MARGIN, _MARGIN), title, caption, _WIDTH - 2 * _MARGIN)
+    for cell, index in enumerate(indices):
+        x = _MARGIN + cell % columns * (size[1] + _GAP)
+        y = top + cell // columns * (size[0] + 26)
+        pen.text((x, y), captions[index], fill=SOFT, font=font(14))
+        sheet.paste(thumbnail(frames[index], size), (x, y + 20))
+    return save_png(sheet, path)
 
 
-def _band(clip: Clip, result: Result, picked: list[int], size: tuple[int, int]) -> list[list[Image.Image]]:
-    """Rows of pictures of one method."""
-    shown = overlay(clip.frames, result.tokens)
-    rows = [[_picture(shown[frame], size) for frame in picked]]
+def _legend(clip: Clip) -> str:
+    legend = (
+        "For each method: tokens, fraction of the cells, PSNR. First row: regions of the tokens; a color is one token "
+        "of several cells, the same in all frames; dark is dropped."
+    )
+    if any(result.frames is not None for result in clip.results):
+        legend += (
+            f" Second row: the frames rebuilt from the tokens. Third row: the error, amplified {ERROR_GAIN} times."
+        )
+    return legend
+
+
+def _band(clip: Clip, result: Result, indices: list[int], size: tuple[int, int]) -> list[list[Image.Image]]:
+    """Rows of thumbnails of one method."""
+    regions = overlay(clip.frames, result.tokens)
+    rows = [[thumbnail(regions[index], size) for index in indices]]
     if result.frames is not None:
-        rows.append([_picture(result.frames[frame], size) for frame in picked])
-        rows.append([_picture(_error(clip.frames[frame], result.frames[frame]), size) for frame in picked])
+        rows.append([thumbnail(result.frames[index], size) for index in indices])
+        rows.append([thumbnail(_error(clip.frames[index], result.frames[index]), size) for index in indices])
     return rows
 
 
-def _error(frame: Tensor, back: Tensor) -> Tensor:
+def _error(frame: Tensor, rebuilt: Tensor) -> Tensor:
     """Mean absolute difference over the channels, amplified, as a glow; uint8 [3,H,W]."""
-    if back.shape != frame.shape:
-        back = F.interpolate(back[None].float(), frame.shape[1:], mode="bilinear", antialias=True)[0]
-    gap = ERROR_GAIN * (back.float() - frame.float()).abs().mean(0) / 255
-    return (glow_colours(gap.clamp(0, 1)) * 255).round().byte().permute(2, 0, 1)
-
-
-def _facts(result: Result) -> str:
-    parts = []
-    if "tokens" in result.numbers:
-        parts.append(f"{result.numbers['tokens']} tokens")
-    if "retention" in result.numbers:
-        parts.append(f"{100 * float(result.numbers['retention']):.1f} %")
-    if "psnr_db" in result.numbers:
-        parts.append(f"{float(result.numbers['psnr_db']):.1f} dB")
-    return "   ".join(parts)
-
-
-def _spread(count: int, most: int) -> list[int]:
-    return torch.linspace(0, count - 1, min(count, most)).round().long().tolist()
-
-
-def _fit_width(frames: Tensor, width: int) -> tuple[int, int]:
-    """Height and width of a picture of this width."""
-    return max(1, round(width * frames.shape[2] / frames.shape[3])), width
-
-
-def _picture(frame: Tensor, size: tuple[int, int]) -> Image.Image:
-    image = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())
-    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
+    if rebuilt.shape != frame.shape:
+        rebuilt = F.interpolate(rebuilt[None].float(), frame.shape[1:], mode="bilinear", antialias=True)[0]
+    error = ERROR_GAIN * (rebuilt.float() - frame.float()).abs().mean(0) / 255
+    return (glow_colors(error.clamp(0, 1)) * 255).round().byte().permute(2, 0, 1)

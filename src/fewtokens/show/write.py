@@ -1,4 +1,4 @@
-"""One video's overlay as a picture or a video."""
+"""Writes the overlay of one video as an image or a video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from fewtokens.show.overlay import STYLES, maps, overlay
 from fewtokens.show.sheet import draw_contact_sheet
 
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
+_LEGENDS = {
+    "fill": "A color is one token of several cells, the same in all frames.",
+    "outline": "Lines are the borders between tokens.",
+    "mean": "Each token has the mean color of its pixels over all frames.",
+}
 
 
 def check_overlay(path: str | Path, style: str) -> None:
-    """Raises ValueError for a suffix or a style that cannot be drawn, before any work is done."""
+    """Raises ValueError if the suffix or the style is unknown, before any work is done."""
     if Path(path).suffix not in SUFFIXES:
-        raise ValueError(f"{path}: what is shown ends in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
     if style not in (*STYLES, "maps"):
         raise ValueError(f"style must be one of {', '.join(STYLES)}, maps, got {style!r}")
     if style == "maps" and Path(path).suffix != ".png":
-        raise ValueError(f"{path}: maps are drawn as a .png")
+        raise ValueError(f"{path}: maps require a .png")
 
 
 def write_overlay(
@@ -31,28 +36,52 @@ def write_overlay(
     times: Tensor | None = None,
     fps: float = 8.0,
     style: str = "fill",
+    name: str = "",
 ) -> Path:
     """Draws the regions of the tokens over the frames.
 
     Args:
-        path: .png (up to 12 frames side by side), .mp4 or .gif. A page is written by `write_page`.
+        path: .png (up to 12 frames in a grid), .mp4 or .gif. `write_page` writes a page.
         frames: uint8 [T,3,H,W].
         tokens: of this video, B=1.
-        times: seconds of the frames, for the captions.
-        fps: of the video.
+        times: of the frames in seconds, for the captions.
+        fps: frames per second of a .mp4 or .gif.
         style: see `overlay`; or "maps": the soft weights of each token (`fewtokens.show.overlay.maps`).
+        name: of the clip, for the title of a .png.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: another suffix or style.
+        ValueError: the suffix or the style is unknown.
     """
     check_overlay(path, style)
     if style == "maps":
-        pictures, titles, columns = maps(frames, tokens)
-        return draw_contact_sheet(pictures, titles, path, columns=columns, most=len(pictures))
-    drawn = overlay(frames, tokens, style)
+        images, captions, columns = maps(frames, tokens)
+        text = f"{_describe(frames, tokens)} Below each frame the soft weights of its tokens: dark is the smallest."
+        return draw_contact_sheet(
+            images, captions, path, title=_title(tokens, name), caption=text, columns=columns, most=len(images)
+        )
+    regions = overlay(frames, tokens, style)
     if Path(path).suffix == ".png":
         captions = [f"frame {n}" if times is None else f"{float(times[n]):.2f} s" for n in range(len(frames))]
-        return draw_contact_sheet(drawn, captions, path)
+        text = f"{_describe(frames, tokens)} {_LEGENDS[style]} Dark: dropped."
+        return draw_contact_sheet(regions, captions, path, title=_title(tokens, name), caption=text)
     from fewtokens.video import write
 
-    return write(path, drawn, fps)
+    return write(path, regions, fps)
+
+
+def _title(tokens: Tokens, name: str) -> str:
+    """The method, and the clip if it has a name."""
+    spec = str(tokens.meta.get("spec", "")) or "all tokens"
+    return f"{spec} on {name}" if name else spec
+
+
+def _describe(frames: Tensor, tokens: Tokens) -> str:
+    """The budget and the size of the clip in one sentence."""
+    count, cells = int(tokens.count[0]), tokens.grid.cells
+    T, _, height, width = frames.shape
+    return (
+        f"{count:,} tokens of {cells:,} cells ({100 * count / cells:.1f} %), {T} frames of {width} x {height} pixels."
+    )

@@ -182,7 +182,7 @@ def train_classifier(
     elif PartialState().is_main_process:
         model.save_pretrained(out / "model", **_meta(training, recipe, report.scores, held_back))
     if PartialState().is_main_process:
-        draw_curves(report.metrics, out / "curves.png")
+        draw_curves(report.metrics, out / "curves.png", title=f"Classification, {report.steps} steps")
     return report
 
 

@@ -6,17 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewtokens.core.files import whole_file
+from fewtokens.core.keys import heading
+from fewtokens.show.plots import save_plot
 
+_UNITS = {"lr": "learning rate", "exact_match": "exact match (%)"}
 _COLORS = ("#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0")
 
 
-def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequence[Sequence[str]] = ()) -> Path | None:
+def draw_curves(
+    metrics: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    title: str,
+    caption: str = "",
+    panels: Sequence[Sequence[str]] = (),
+) -> Path | None:
     """Plots loss and scores over the steps, one panel each; returns None if matplotlib is not installed.
 
     Args:
         metrics: the lines of metrics.jsonl.
-        path: the PNG file.
+        path: the PNG file; an SVG of the same name is written next to it.
+        title: of the figure.
+        caption: below the panels.
         panels: names that share a panel; every other name gets a panel after these.
     """
     try:
@@ -37,10 +48,8 @@ def draw_curves(metrics: Sequence[dict[str, Any]], path: Path, *, panels: Sequen
             points = [(line["step"], line[name]) for line in metrics if name in line]
             style = {"color": _COLORS[index % len(_COLORS)], "marker": "o" if len(points) < 15 else ""}
             axis.plot(*zip(*points, strict=True), label=name, markersize=3, **style)
-        axis.set(title=panel[0] if len(panel) == 1 else "", xlabel="step")
+        axis.set(ylabel=_UNITS.get(panel[0], heading(panel[0])) if len(panel) == 1 else "loss", xlabel="step")
         if len(panel) > 1:
             axis.legend(fontsize=8, frameon=False)
         axis.grid(alpha=0.3)
-    with whole_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    return path
+    return save_plot(figure, path, title=title, caption=caption)

@@ -87,7 +87,13 @@ class FixedBatchEvaluator:
         from accelerate import PartialState
 
         if PartialState().is_main_process:
-            draw_strips(reconstructions(model, frames, noise), self.out / "reconstructions.png")
+            draw_strips(
+                reconstructions(model, frames, noise),
+                self.out / "reconstructions.png",
+                title="Reconstructions of a fixed batch",
+                caption=f"{len(frames)} samples of different videos, side by side. Patches have the mean and standard "
+                "deviation of the target; visible patches are shown unchanged.",
+            )
         return scores
 
 
@@ -203,7 +209,9 @@ def write_report(out: Path, recipe: PretrainingRecipe, report: Report) -> Path:
     paths = [name.removesuffix("_own") for name in report.scores if name.endswith("_own")]
     pairs = [[f"{path}_own", f"{path}_swapped"] for path in paths]
     lines = [{name: value for name, value in line.items() if name != "loss"} for line in report.metrics]
-    draw_curves(lines, out / "curves.png", panels=[paths, *pairs])
+    title = f"{recipe.objective}, {report.steps} steps"
+    caption = "Loss of each path: during training, and on a fixed batch with own and swapped sources."
+    draw_curves(lines, out / "curves.png", panels=[paths, *pairs], title=title, caption=caption)
     last: dict[str, Any] = {}
     for line in report.metrics:
         last |= line
@@ -212,7 +220,7 @@ def write_report(out: Path, recipe: PretrainingRecipe, report: Report) -> Path:
     settings = plain(recipe)
     return write_run_page(
         out / "index.html",
-        title=f"{recipe.objective}, {report.steps} steps",
+        title=title,
         note="The loss of each path with its own source and with that of another video: if they are equal, the "
         "source carries no information.",
         numbers=last,

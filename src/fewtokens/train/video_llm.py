@@ -192,5 +192,5 @@ def train_video_llm(
 
     if PartialState().is_main_process:
         model.save_pretrained(Path(out) / "model", **meta)
-        draw_curves(report.metrics, Path(out) / "curves.png")
+        draw_curves(report.metrics, Path(out) / "curves.png", title=f"Video language model, {report.steps} steps")
     return report

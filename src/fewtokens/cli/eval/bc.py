@@ -266,7 +266,14 @@ def _sheets(folder: Path, seeds: int) -> list[Path]:
         if video.is_file():
             if not path.is_file():
                 film = read(video, frames=12)
-                draw_contact_sheet(film.frames, [f"step {20 * float(t):.0f}" for t in film.times], path, columns=2)
+                draw_contact_sheet(
+                    film.frames,
+                    [f"step {20 * float(t):.0f}" for t in film.times],
+                    path,
+                    title=f"Episodes of the cloned policy, seed {seed}",
+                    caption=f"{len(film.frames)} frames of {video.name}, evenly spread.",
+                    columns=2,
+                )
             made.append(path)
     return made
 

@@ -326,7 +326,15 @@ def _draw(target: Path, task: Task, chosen: list[SequenceFiles], lines: list[dic
             f"{files.name}, {heading(task.measure)} {score[files.name]:.1f}",
             *(f"frame {n}" for n in picked[1:]),
         ]
-    draw_contact_sheet(fitted(pictures), captions, target / "sheet.png", columns=_SHEET_FRAMES, most=len(captions))
+    draw_contact_sheet(
+        fitted(pictures),
+        captions,
+        target / "sheet.png",
+        title=f"Label propagation: {task.name}, {heading(task.measure)} over {len(chosen)} sequences",
+        caption="Predictions in color, ground truth in white. One row per sequence.",
+        columns=_SHEET_FRAMES,
+        most=len(captions),
+    )
     for files in chosen if video else ():
         path = target / "videos" / f"{files.name}.mp4"
         if not path.exists():
