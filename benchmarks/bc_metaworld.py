@@ -131,7 +131,7 @@ def main() -> None:
     command = f"python benchmarks/bc_metaworld.py NAME=FOLDER ... {flags}"
     pictures = ["bc_metaworld.png"] if (RESULTS / "bc_metaworld.png").is_file() else []
     rows = joined("bc_metaworld", command, rows)
-    write("bc_metaworld", f"Behavior cloning on {options.task}", command, rows, notes, pictures)
+    write("bc_metaworld", f"Behaviour cloning on {options.task}", command, rows, notes, pictures)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from fidelity_rows import Features, Row, collect
 DATA = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")
 CLIPS = ("clips/vtest.avi", "clips/bedroom.mp4", "clips/sample_demo_1.mp4")
 COMMAND = "python benchmarks/fidelity.py --peers FOLDER"
-TITLE = "Compared with the published code"
+TITLE = "Beside the published code"
 NOTES = (
     "Equal tokens: the share of the tokens of both that stand for the same cells, or have the same features within "
     "1e-4 (learned methods: 1e-3, token_turing 0.02); the mean of three clips. Difference: the largest absolute one "
@@ -98,7 +98,7 @@ def write(rows: list[dict[str, Any]]) -> None:
             "settings": row["settings"] or "-",
             "equal tokens": "-" if row["equal"] is None else f"{100 * row['equal']:.4g} %",
             "difference": "-" if row["difference"] is None else f"{row['difference']:.1e}",
-            "why they differ": row["why"] or "no difference",
+            "why they differ": row["why"] or "they do not",
         }
         for row in rows
     ]

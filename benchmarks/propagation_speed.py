@@ -129,7 +129,7 @@ if __name__ == "__main__":
     where = "cuda" if torch.cuda.is_available() else "cpu"
     write(
         wanted.name,
-        "Label propagation and the direct implementation",
+        "Label propagation against the reference way",
         f"python benchmarks/propagation_speed.py --frames {wanted.frames} --repeats {wanted.repeats}",
         [row(name, wanted.frames, wanted.repeats, where) for name in PROTOCOLS["davis"]],
         f"Seconds a sequence, median (least..most) of {wanted.repeats}, on features [T, 30, 54, 384] ({where}); the "
