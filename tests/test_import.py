@@ -1,4 +1,4 @@
-"""`import fewtokens` is light."""
+"""`import fewtokens` is fast."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def cpu_seconds(statement: str) -> float:
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def test_nothing_heavy_is_imported():
+def test_no_heavy_package_is_imported():
     heavy = ("transformers", "av", "PIL", "typer", "rich", "sklearn", "huggingface_hub", "torchvision")
     code = (
         "import sys, fewtokens; assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
@@ -25,18 +25,18 @@ def test_nothing_heavy_is_imported():
         "import fewtokens.core.registry; fewtokens.core.registry.names(); "
         f"print([m for m in {heavy} if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
-def test_no_slower_than_torch_plus_a_little():
-    # In turns, so that a slow moment of the machine falls on both.
+def test_import_takes_little_longer_than_torch():
+    # Alternating, so that temporary load affects both.
     runs = [(cpu_seconds("import fewtokens"), cpu_seconds("import torch")) for _ in range(4)]
-    ours, torch = (min(times) for times in zip(*runs, strict=True))
-    assert ours < torch + 0.3
+    own, torch = (min(times) for times in zip(*runs, strict=True))
+    assert own < torch + 0.3
 
 
-def test_the_names_it_offers():
+def test_public_names():
     assert len(set(fewtokens.__all__)) == len(fewtokens.__all__)
     assert set(dir(fewtokens)) == set(fewtokens.__all__)
     for name in fewtokens.__all__:
@@ -45,8 +45,8 @@ def test_the_names_it_offers():
         fewtokens.Tokenz  # noqa: B018
 
 
-def test_type_checkers_know_the_same_names_from_the_same_modules():
-    """They do not run `__getattr__`."""
+def test_names_for_type_checkers_match():
+    """Type checkers do not run `__getattr__`, so the names are also imported under TYPE_CHECKING."""
     tree = ast.parse(Path(fewtokens.__file__).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imported = {

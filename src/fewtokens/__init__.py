@@ -1,4 +1,4 @@
-"""Turns an image or a video into very few tokens, and measures what that preserves and costs.
+"""Turns an image or a video into very few tokens, and measures what they preserve and cost.
 
     import fewtokens
     video = fewtokens.read("clip.mp4", frames=16, size=224)

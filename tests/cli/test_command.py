@@ -19,9 +19,9 @@ from fewtokens.cli import VERBS, app
 from fewtokens.core import registry
 from fewtokens.core.grid import Grid
 from fewtokens.video import synthetic, write
-from tests.helpers.clips import same
+from tests.helpers.clips import assert_same_tokens
 from tests.helpers.data import data_path
-from tests.video.makers import make, moving, only_sound
+from tests.video.makers import make_audio_only, make_video, moving_frames
 
 COMMAND = Path(sys.executable).with_name("fewtokens")
 
@@ -157,7 +157,7 @@ class TestTokenize:
         assert listed == report["failed"]
         assert listed[0]["video"] == str(bad)
         bad.unlink()
-        make(bad, moving(6))
+        make_video(bad, moving_frames(6))
         run("tokenize", bad, clip, "--with", "kmeans", "--keep", 5, "--out", tmp_path / "o")
         assert not (tmp_path / "o" / "failed.jsonl").exists()
         assert {p.name for p in (tmp_path / "o").iterdir()} == {"bad.safetensors", "clip.safetensors"}
@@ -250,7 +250,7 @@ class TestTokenize:
         ):
             damage()
             assert "made again" in quick(*words).stderr
-            same(Tokens.load(chunk), before)
+            assert_same_tokens(Tokens.load(chunk), before)
         # Tokens of a video called 000001.mp4 are no chunk of an older run.
         quick("tokenize", clip, "--frames", 2, "--size", 32, "--out", chunk, "--overwrite")
         (folder / "stream.json").unlink()
@@ -280,7 +280,7 @@ class TestTokenize:
         assert [p.name for p in (tmp_path / "o").iterdir()] == ["clip.safetensors"]
 
     def test_a_cut_file(self, tmp_path):
-        path = make(tmp_path / "a.mp4", moving(60), container={"movflags": "faststart"})
+        path = make_video(tmp_path / "a.mp4", moving_frames(60), container={"movflags": "faststart"})
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
         out = tmp_path / "a.safetensors"
         assert "--allow-truncated" in error_line(run("tokenize", path, "--out", out, code=2))
@@ -292,7 +292,7 @@ class TestTokenize:
         [
             (["missing.mp4"], "no such file"),
             (["empty.mp4"], "empty"),
-            (["text.mp4"], "not a video"),
+            (["text.mp4"], "cannot be opened as a video"),
             (["sound.mp4"], "only audio"),
             (["clip.mp4", "--with", "nothing"], "no method called"),
             (["clip.mp4", "--with", "tome("], "cannot read the spec"),
@@ -316,7 +316,7 @@ class TestTokenize:
         (tmp_path / "empty.mp4").write_bytes(b"")
         (tmp_path / "text.mp4").write_text("hello")
         if "sound.mp4" in words:
-            only_sound(tmp_path / "sound.mp4")
+            make_audio_only(tmp_path / "sound.mp4")
         done = run("tokenize", *words, "--out", "o.safetensors", code=2, cwd=tmp_path)
         assert says in error_line(done)
         assert not (tmp_path / "o.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Our types are pytrees, and methods of an exact count are one graph for `torch.compile` and `torch.export`."""
+"""The types are pytrees; methods with a fixed count compile and export to one graph."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class Wrapped(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, tokens: Tokens, given: dict[str, Tensor]) -> Tokens:
-        return self.method(tokens, **given)
+    def forward(self, tokens: Tokens, cues: dict[str, Tensor]) -> Tokens:
+        return self.method(tokens, **cues)
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_one_graph(spec):
     (method,) = registry.build(spec)
     tokens = clip(H=4, W=4, C=16)
-    given = {name: cues(tokens)[name] for name in method.needs}
-    expected = method(tokens, **given)
+    inputs = {name: cues(tokens)[name] for name in method.needs}
+    expected = method(tokens, **inputs)
     compiled = torch.compile(Wrapped(method), fullgraph=True, backend="eager")
-    exported = torch.export.export(Wrapped(method), (tokens, given))
+    exported = torch.export.export(Wrapped(method), (tokens, inputs))
     other = clip(H=4, W=4, C=16, seed=5)
-    wanted = method(other, **{name: cues(other)[name] for name in method.needs})
+    expected_other = method(other, **{name: cues(other)[name] for name in method.needs})
     for module in (compiled, exported.module()):
-        out = module(tokens, given)
+        out = module(tokens, inputs)
         assert out.grid == expected.grid
         assert torch.equal(out.assignment, expected.assignment)
         torch.testing.assert_close(out.features, expected.features)
-        # The graph holds for other values of the same shapes, nothing of the first ones is in it.
+        # The graph is valid for other values of the same shapes; none of the first values are baked in.
         again = module(other, {name: cues(other)[name] for name in method.needs})
-        assert torch.equal(again.assignment, wanted.assignment)
-        torch.testing.assert_close(again.features, wanted.features)
+        assert torch.equal(again.assignment, expected_other.assignment)
+        torch.testing.assert_close(again.features, expected_other.features)
 
 
 def test_an_exported_method_is_saved_and_loaded():

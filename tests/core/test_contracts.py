@@ -1,4 +1,4 @@
-"""The contracts that methods are built on, by the smallest method of each kind."""
+"""The base classes of methods, tested with a minimal subclass of each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quan
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import clip, same
+from tests.helpers.clips import assert_same_tokens, clip
 
 
 class Signs(Quantizer):
-    """Two codes a token: the signs of the first two channels."""
+    """Two codes per token: the signs of the first two channels."""
 
     codebook_sizes = (2, 2)
 
@@ -41,18 +41,18 @@ class TestQuantizer:
         again = Tokens.load(out.save(tmp_path / "a.safetensors"))
         assert torch.equal(again.codes, out.codes)
 
-    def test_it_drops_nothing(self):
+    def test_no_token_is_dropped(self):
         method = Signs()
         assert method.planned_count(Grid(2, 3, 4)) == 24
         assert method.bits == 2.0
         assert torch.equal(method(clip()).assignment, clip().assignment)
-        # What wants every cell may stand behind it.
+        # A method that requires the full grid may follow.
         out = Pipeline("hourglass(0.5)").methods[0](method(clip()))
         assert out.count.tolist() == [60, 60]
 
 
 class Newest(Memory):
-    """Remembers the last tokens, at most `keep` of them."""
+    """Keeps the last `keep` tokens."""
 
     def __init__(self, keep: int = 8) -> None:
         super().__init__()
@@ -70,20 +70,20 @@ class Newest(Memory):
 
 
 class TestMemory:
-    def test_it_streams(self):
+    def test_streaming(self):
         method, tokens = Newest(), clip(B=1)
-        whole = method(tokens)
+        full = method(tokens)
         parts = [clip(T=1, B=1, seed=seed) for seed in range(3)]
         state, outputs = None, []
         pipeline = Pipeline([method])
         for part in parts:
             out, state = pipeline.step(part, state)
             outputs.append(out)
-        same(pipeline.join(outputs), method(parts[-1]))
-        assert whole.count.tolist() == [8]
+        assert_same_tokens(pipeline.join(outputs), method(parts[-1]))
+        assert full.count.tolist() == [8]
         assert method.causal
 
-    def test_the_state_is_as_small_as_it_says(self):
+    def test_the_state_is_within_max_bytes(self):
         tokens = clip(B=1)
         state = Newest().push(tokens)
         values = [state.features, state.positions, state.sizes, state.mask, state.assignment]
@@ -101,14 +101,14 @@ class EveryOther(FrameSelector):
 
 def test_a_frame_selector():
     selector = EveryOther(3)
-    chosen = selector.select(torch.arange(7) / 10, torch.zeros(7, 3, 8, 8, dtype=torch.uint8))
-    assert chosen.index.tolist() == [0, 3, 6]
+    selection = selector.select(torch.arange(7) / 10, torch.zeros(7, 3, 8, 8, dtype=torch.uint8))
+    assert selection.index.tolist() == [0, 3, 6]
     assert selector.spec == "EveryOther(step=3)"
     assert selector.stage == "frames"
 
 
 class TestMethod:
-    def test_a_method_without_a_decision_says_so(self):
+    def test_a_method_without_forward_raises(self):
         class Nothing(Method):
             def __init__(self) -> None:
                 super().__init__()
@@ -116,7 +116,7 @@ class TestMethod:
         with pytest.raises(NotImplementedError, match="Nothing must extend Reducer or Resampler"):
             Nothing()(clip())
 
-    def test_one_that_cannot_be_built_again_is_refused_when_it_is_saved(self, tmp_path):
+    def test_an_unregistered_method_cannot_be_saved(self, tmp_path):
         class Half(Reducer):
             def __init__(self) -> None:
                 super().__init__()
@@ -130,16 +130,16 @@ class TestMethod:
             pipeline.save_pretrained(tmp_path / "p")
         assert not (tmp_path / "p").exists()
 
-    def test_the_full_grid_is_asked_for_when_a_pipeline_is_built(self):
+    def test_a_full_grid_is_checked_when_a_pipeline_is_built(self):
         with pytest.raises(ValueError, match=r"dycoke works on whole frames: put it before .* such as tome"):
             Pipeline("tome(0.5) | dycoke")
         with pytest.raises(ValueError, match="grt works on whole frames"):
             Pipeline("rlt | grt")
-        Pipeline("uniform(1.0) | dycoke")  # everything is still there
+        Pipeline("uniform(1.0) | dycoke")  # keeps everything
 
     @pytest.mark.parametrize("spec", ["dtd(0.5)", "evs(0.3)", "dycoke"])
-    def test_saved_tokens_know_what_dropping_means(self, spec, tmp_path):
-        """A cell that did not change takes the token that stood there last, also after saving, alone and in a batch."""
+    def test_saved_tokens_record_how_cells_were_dropped(self, spec, tmp_path):
+        """An unchanged cell has the latest token at its position, also after saving, alone and in a batch."""
         method = Pipeline(spec).methods[0]
         tokens = clip(T=6)
         out = method(tokens)
@@ -147,13 +147,13 @@ class TestMethod:
         back = again.unmerge()
         by_time = out.assignment.reshape(2, 6, 30)
         for b, t, s in ((0, 3, 4), (1, 5, 29), (1, 1, 0)):
-            stands = [int(by_time[b, u, s]) for u in range(t + 1) if by_time[b, u, s] >= 0]
+            tokens_at_cell = [int(by_time[b, u, s]) for u in range(t + 1) if by_time[b, u, s] >= 0]
             y, x = divmod(s, 6)
-            assert torch.equal(back[b, t, y, x], out.features[b, stands[-1]])
+            assert torch.equal(back[b, t, y, x], out.features[b, tokens_at_cell[-1]])
         later = Pipeline("random(0.9)").methods[0](again)
         assert later.dropped == "held"
 
-    def test_a_plan_of_other_tokens_is_one_line(self):
+    def test_a_plan_for_other_tokens_raises(self):
         plan = Plan.keep(torch.ones(2, 60, dtype=torch.bool))
         with pytest.raises(ValueError, match="the plan is for 2 videos of 60 tokens, got 2 videos of 120"):
             clip().apply(plan)

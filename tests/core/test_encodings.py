@@ -1,4 +1,4 @@
-"""No text is read or written in whatever encoding the machine happens to have."""
+"""All text is read and written with an explicit encoding."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import pytest
 import fewtokens
 
 SOURCE = Path(fewtokens.__file__).parent
-# open() of these is of no text file.
+# Modules whose open() does not open a text file.
 OTHERS = {"av", "Image", "VideoFile", "signals", "tarfile", "os", "webbrowser"}
 
 
-def unspecified(tree: ast.AST) -> list[int]:
-    """Lines that open, read or write text and name no encoding."""
-    found = []
+def lines_without_encoding(tree: ast.AST) -> list[int]:
+    """Returns the lines that open, read or write text without an explicit encoding."""
+    lines = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         method = isinstance(node.func, ast.Attribute)
         name = node.func.attr if method else getattr(node.func, "id", "")
-        named = {keyword.arg for keyword in node.keywords}
+        keywords = {keyword.arg for keyword in node.keywords}
         owner = ast.unparse(node.func.value).rpartition(".")[2] if method else ""
         if name in ("read_text", "write_text"):
-            # fewtokens.core.files has functions of these names, which take a path first and know the encoding.
+            # fewtokens.core.files has functions with these names, which always specify the encoding.
             ours = owner == "files" or not method
-            missing = not ours and "encoding" not in named
+            missing = not ours and "encoding" not in keywords
         elif name == "open" and owner not in OTHERS:
             modes = node.args[0 if method else 1 :][:1] + [k.value for k in node.keywords if k.arg == "mode"]
             binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in modes)
-            missing = not binary and "encoding" not in named
+            missing = not binary and "encoding" not in keywords
         else:
             missing = False
         if missing:
-            found.append(node.lineno)
-    return found
+            lines.append(node.lineno)
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -49,14 +49,14 @@ def unspecified(tree: ast.AST) -> list[int]:
         ("av.open(x, 'w')", 0),
     ],
 )  # fmt: skip
-def test_the_test(text, count):
-    assert len(unspecified(ast.parse(text))) == count
+def test_lines_without_encoding(text, count):
+    assert len(lines_without_encoding(ast.parse(text))) == count
 
 
-def test_every_text_has_an_encoding():
-    found = [
+def test_every_encoding_is_explicit():
+    problems = [
         f"{path.relative_to(SOURCE)}:{line}"
         for path in sorted(SOURCE.rglob("*.py"))
-        for line in unspecified(ast.parse(path.read_text(encoding="utf-8")))
+        for line in lines_without_encoding(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    assert not found, f"say encoding='utf-8', or use fewtokens.core.files: {', '.join(found)}"
+    assert not problems, f"pass encoding='utf-8', or use fewtokens.core.files: {', '.join(problems)}"

@@ -1,4 +1,4 @@
-"""A pipeline takes a video as whatever it is; what it cannot take gets one line."""
+"""A pipeline accepts videos in every form, and rejects anything else with a one-line error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import fewtokens
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import Patches
-from tests.helpers.clips import same
+from tests.helpers.clips import assert_same_tokens
 
 
 @pytest.fixture(scope="module")
@@ -36,35 +36,35 @@ def test_frames_in_every_form(pipeline, frames):
     images = [Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
     forms = [frames, array, array.transpose(0, 2, 3, 1), array[None], images, tuple(images), frames.float() / 255]
     for form in forms:
-        same(pipeline(form), expected)
-    # A video that has times keeps them.
+        assert_same_tokens(pipeline(form), expected)
+    # The times of a `Video` are kept.
     video = fewtokens.Video(frames, torch.tensor([0.0, 0.4, 1.0]))
     assert pipeline(video).grid.times.tolist() == pytest.approx([0.0, 0.4, 1.0])
     one = pipeline(frames[:1])
     for form in (frames[0], array[0], array[0].transpose(1, 2, 0), images[0], images[:1]):
-        same(pipeline(form), one)
+        assert_same_tokens(pipeline(form), one)
 
 
 def test_files(pipeline, frames, tmp_path):
     path = fewtokens.video.write(tmp_path / "a.mp4", frames.repeat(8, 1, 1, 1), fps=8)
     read = fewtokens.read(path, frames=16, size=224)
     for form in (path, str(path), Path(path)):
-        same(pipeline(form), pipeline(read))
+        assert_same_tokens(pipeline(form), pipeline(read))
     Image.fromarray(frames[0].permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     assert pipeline(tmp_path / "a.png").grid.T == 1
 
 
 def test_a_list_is_a_batch(pipeline, frames, tmp_path):
-    together = pipeline([frames, frames[:2], fewtokens.Video(frames, torch.arange(3.0))])
-    assert together.grid.lengths.tolist() == [3, 2, 3]
-    for mine, form in zip(together, (frames, frames[:2], frames), strict=True):
-        same(mine, pipeline(form))
+    batch = pipeline([frames, frames[:2], fewtokens.Video(frames, torch.arange(3.0))])
+    assert batch.grid.lengths.tolist() == [3, 2, 3]
+    for tokens, form in zip(batch, (frames, frames[:2], frames), strict=True):
+        assert_same_tokens(tokens, pipeline(form))
     tokens = pipeline(frames)
     assert len(Pipeline("random(5)")([tokens, tokens])) == 2
 
 
 @pytest.mark.parametrize(
-    ("video", "says"),
+    ("video", "message"),
     [
         (5, "a video must be a path, a Video, frames .* got int"),
         (None, "a video must be .* got NoneType"),
@@ -82,13 +82,13 @@ def test_a_list_is_a_batch(pipeline, frames, tmp_path):
         ("no/such/clip.mp4", "no such file"),
     ],
 )
-def test_what_is_no_video_is_one_line(pipeline, video, says):
-    with pytest.raises(ValueError, match=says) as caught:
+def test_invalid_videos_are_one_line_errors(pipeline, video, message):
+    with pytest.raises(ValueError, match=message) as caught:
         pipeline(video)
     assert "\n" not in str(caught.value)
 
 
-def test_one_call(frames, tmp_path):
+def test_tokenize(frames, tmp_path):
     path = fewtokens.video.write(tmp_path / "a.mp4", frames.repeat(8, 1, 1, 1), fps=8)
     tokens = fewtokens.tokenize(path, "tome", keep=20, frames=4, size=32)
     assert isinstance(tokens, Tokens)
@@ -108,12 +108,12 @@ def test_methods_by_name():
     assert "perceiver" not in fewtokens.list_methods(learned=False)
     assert fewtokens.list_methods(stage="pixels", learned=True) == ["length_embedding"]
     assert fewtokens.create_method("tome", keep=0.5).keep == 0.5
-    for wrong, says in (
+    for arguments, message in (
         ({"name": "tomme"}, "did you mean tome"),
         ({"name": "tome", "kep": 3}, "tome has no argument kep; it accepts keep"),
     ):
-        with pytest.raises(ValueError, match=says):
-            fewtokens.create_method(**wrong)
+        with pytest.raises(ValueError, match=message):
+            fewtokens.create_method(**arguments)
     with pytest.raises(ValueError, match="stage must be one of"):
         fewtokens.list_methods(stage="nowhere")
 
@@ -122,18 +122,18 @@ class TestTokensAsData:
     def test_indexing(self, pipeline, frames):
         tokens = pipeline([frames, frames[:1], frames[:2]])
         assert len(tokens) == 3
-        assert [one.grid.T for one in tokens] == [3, 1, 2]
+        assert [video.grid.T for video in tokens] == [3, 1, 2]
         assert tokens[-1].grid.T == 2
         assert tokens[1:].grid.lengths.tolist() == [1, 2]
         assert tokens[torch.tensor([True, False, True])].grid.lengths.tolist() == [3, 2]
         assert tokens[[2, 0]].grid.lengths.tolist() == [2, 3]
-        for wrong in (3, -4, [5]):
+        for index in (3, -4, [5]):
             with pytest.raises(IndexError, match=r"must be in -3..2"):
-                tokens[wrong]
+                tokens[index]
         with pytest.raises(IndexError, match=r"a bool mask must be \[B\]"):
             tokens[torch.tensor([True])]
 
-    def test_one_line_each(self, pipeline, frames):
+    def test_repr_is_one_line(self, pipeline, frames):
         tokens = pipeline(frames)
         assert repr(tokens) == "Tokens(B=1, N=36, C=192, grid=3 x 4 x 6, float32, cpu)"
         assert repr(tokens.grid) == "Grid(3 x 4 x 6)"
@@ -143,32 +143,34 @@ class TestTokensAsData:
         assert repr(video) == "Video(frames=uint8[3, 3, 32, 48], times=float32[3], path='a.mp4')"
         assert repr(tokens.packed()) == "Packed(features=float32[36, 192], cu_seqlens=int32[2], max_count=36)"
 
-    def test_no_type_prints_its_tensors(self):
-        """Every dataclass with a tensor in it says how it is printed."""
+    def test_no_repr_prints_tensors(self):
+        """Every dataclass with a tensor field defines `__repr__`."""
         for path in Path(fewtokens.__file__).parent.rglob("*.py"):
             for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if not isinstance(kind, ast.ClassDef):
                     continue
-                is_dataclass = any("dataclass" in ast.unparse(one) for one in kind.decorator_list)
-                holds = any("Tensor" in ast.unparse(p.annotation) for p in kind.body if isinstance(p, ast.AnnAssign))
-                prints = any("__repr__" in ast.unparse(part) for part in kind.body)
-                assert prints or not (is_dataclass and holds), f"{path.name}: {kind.name}"
+                is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in kind.decorator_list)
+                has_tensors = any(
+                    "Tensor" in ast.unparse(p.annotation) for p in kind.body if isinstance(p, ast.AnnAssign)
+                )
+                has_repr = any("__repr__" in ast.unparse(part) for part in kind.body)
+                assert has_repr or not (is_dataclass and has_tensors), f"{path.name}: {kind.name}"
 
     def test_in_a_notebook(self, pipeline, frames):
-        """Every frame as a picture in which the cells of one token have one color."""
+        """Shows an image per frame, in which the cells of a token have the same color."""
         tokens = fewtokens.create_method("evs", tau=0.5)(pipeline.encoder(frames[[0, 0, 1]][None])[0])
-        shown = tokens._repr_html_()
-        assert "24 tokens of 72 cells" not in shown
-        assert f"{int(tokens.count[0])} tokens of 72 cells" in shown
-        pictures = [
+        html = tokens._repr_html_()
+        assert "24 tokens of 72 cells" not in html
+        assert f"{int(tokens.count[0])} tokens of 72 cells" in html
+        images = [
             np.asarray(Image.open(io.BytesIO(base64.b64decode(part.split('"')[0]))))
-            for part in shown.split("data:image/png;base64,")[1:]
+            for part in html.split("data:image/png;base64,")[1:]
         ]
-        assert len(pictures) == 3
-        cells = [picture[9::18, 9::18] for picture in pictures]
+        assert len(images) == 3
+        cells = [image[9::18, 9::18] for image in images]
         assert cells[0].shape == (4, 6, 3)
-        assert len(np.unique(cells[0].reshape(-1, 3), axis=0)) > 20  # a token each
-        assert (cells[1] == 40).all()  # nothing changed, so all was dropped
+        assert len(np.unique(cells[0].reshape(-1, 3), axis=0)) > 20  # one token per cell
+        assert (cells[1] == 40).all()  # unchanged, so all cells were dropped
 
     def test_arrays_and_tables(self, pipeline, frames):
         pandas = pytest.importorskip("pandas")
@@ -186,8 +188,8 @@ class TestTokensAsData:
         assert (last.seconds, last.t) == (1.0, 2.0)
         np.testing.assert_array_equal(last.filter(like="f").to_numpy(dtype=np.float32)[:192], arrays["features"][0, 35])
 
-    def test_from_a_model_of_transformers(self):
-        hidden = torch.randn(4, 1 + 6, 8)  # four frames, a class token each
+    def test_from_transformers_outputs(self):
+        hidden = torch.randn(4, 1 + 6, 8)  # four frames with a class token each
 
         class Outputs:
             last_hidden_state = hidden

@@ -1,4 +1,4 @@
-"""Keys of result files: their headings, and files of earlier versions."""
+"""Keys of result files: headings, and keys of earlier versions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_keys_of_earlier_versions():
     assert current_keys(current_keys(before)) == current_keys(before)
 
 
-def test_results_of_an_earlier_version_are_compared(tmp_path):
+def test_comparing_results_of_an_earlier_version(tmp_path):
     line = {"keep": 0.1, "method": "tome", "rare cosine": 0.5, "total ms": 2.0}
     (tmp_path / "old.json").write_text(json.dumps({"settings": {"davis size": 480}, "summary": [line], "rows": [line]}))
     line = {"keep": 0.1, "method": "tome", "rare_cosine": 0.75, "total_ms": 2.0}

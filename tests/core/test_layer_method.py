@@ -1,4 +1,4 @@
-"""Methods inside a language model decide on plain tensors: without a model, transformers or the runtime."""
+"""Layer methods decide on tensors alone, without a model, transformers or the runtime."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fewtokens.core import registry
 from fewtokens.core.layer_method import LayerMethod, PrunePoint, counts, highest
 from fewtokens.core.method import Method
 from fewtokens.core.spec import Spec
-from tests.helpers.layers import state
+from tests.helpers.layers import layer_state
 
 SPECS = {
     "fastv": "fastv(keep=0.5)",
@@ -25,12 +25,12 @@ SPECS = {
 }
 
 
-def test_every_layer_method_is_here():
+def test_every_layer_method_is_covered():
     assert {*SPECS, "dycoke_cache"} == set(registry.layer_names())
 
 
 @pytest.mark.parametrize("name", registry.layer_names())
-def test_a_spec_and_no_method(name):
+def test_a_layer_method_is_a_spec_but_not_a_method(name):
     kind = registry.get(name)
     assert issubclass(kind, LayerMethod) and issubclass(kind, Spec) and not issubclass(kind, Method)
     method = kind()
@@ -41,8 +41,8 @@ def test_a_spec_and_no_method(name):
         assert 0 <= layer <= first < 30
 
 
-def test_one_budget_reaches_them():
-    """As `--keep`: at the end of a chain, and only where the spec leaves it open."""
+def test_a_default_budget_is_applied():
+    """Like `--keep`: applied at the end of a chain, and only if the spec sets no budget."""
     assert [method.keep for method in registry.build("uniform | fastv(layer=1)", keep=0.25)] == [0.25, 0.25]
     assert registry.build("fastv(keep=0.5)", keep=0.25)[0].keep == 0.5
     assert registry.build("sttm_inner(tau=0.5)", keep=0.25)[0].keep is None
@@ -50,24 +50,24 @@ def test_one_budget_reaches_them():
 
 
 @pytest.mark.parametrize("spec", SPECS.values())
-def test_a_decision_on_plain_tensors(spec):
+def test_a_decision_on_tensors(spec):
     (method,) = registry.build(spec)
-    given = state()
-    decision = method.choose(given, 0)
-    assert decision.kept.shape == given.video.shape and decision.kept.dtype == torch.bool
-    assert (decision.kept & given.video).sum(1).tolist() == [4, 4]
-    for part, before in ((decision.hidden, given.hidden), *zip(decision.rope or (), given.rope, strict=False)):
-        assert part is None or (part.shape == before.shape and torch.equal(part[~given.video], before[~given.video]))
+    state = layer_state()
+    decision = method.choose(state, 0)
+    assert decision.kept.shape == state.video.shape and decision.kept.dtype == torch.bool
+    assert (decision.kept & state.video).sum(1).tolist() == [4, 4]
+    for part, before in ((decision.hidden, state.hidden), *zip(decision.rope or (), state.rope, strict=False)):
+        assert part is None or (part.shape == before.shape and torch.equal(part[~state.video], before[~state.video]))
     if decision.hidden is None:
-        best = given.scores.masked_fill(~decision.kept, 2.0).amin(1)
-        if not spec.startswith("prunevid"):  # which chooses frame by frame
-            assert (best >= given.scores.masked_fill(decision.kept | ~given.video, -1.0).amax(1)).all()
+        lowest_kept = state.scores.masked_fill(~decision.kept, 2.0).amin(1)
+        if not spec.startswith("prunevid"):  # which selects per frame
+            assert (lowest_kept >= state.scores.masked_fill(decision.kept | ~state.video, -1.0).amax(1)).all()
 
 
 def test_counts_and_ranks():
-    given = state()
-    assert counts(given, 0.3).tolist() == [2, 2] and counts(given, 0.32, nearest=True).tolist() == [3, 3]
-    assert counts(given, 100).tolist() == [8, 8] and counts(given, 0.01).tolist() == [1, 1]
+    state = layer_state()
+    assert counts(state, 0.3).tolist() == [2, 2] and counts(state, 0.32, nearest=True).tolist() == [3, 3]
+    assert counts(state, 100).tolist() == [8, 8] and counts(state, 0.01).tolist() == [1, 1]
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0]])
     allowed = torch.tensor([[True, True, True, False]])
     assert highest(scores, allowed, torch.tensor([1])).tolist() == [[False, True, False, False]]
@@ -75,14 +75,14 @@ def test_counts_and_ranks():
     assert PrunePoint(3).score_layer is None
 
 
-def test_they_import_no_model():
-    """Neither directly nor through a string: what is built and asked here needs no room above the methods."""
+def test_layer_methods_import_no_model():
+    """Building all layer methods imports none of the packages above the methods."""
     code = (
         "import sys; from fewtokens.core import registry\n"
         "for name in registry.layer_names(): registry.get(name)()\n"
-        "rooms = ('fewtokens.llm', 'fewtokens.encoders', 'fewtokens.data', 'transformers')\n"
-        "sys.exit(', '.join(name for name in sys.modules if name.startswith(rooms)) or 0)"
+        "packages = ('fewtokens.llm', 'fewtokens.encoders', 'fewtokens.data', 'transformers')\n"
+        "sys.exit(', '.join(name for name in sys.modules if name.startswith(packages)) or 0)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""Specs that earlier versions wrote build today's methods; today's come back as they are."""
+"""Specs of earlier versions build current methods; current specs are unchanged."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def test_old_specs(old, new):
     registry.build(new)
 
 
-def test_today_s_specs_stay():
+def test_current_specs_are_unchanged():
     for name in registry.names():
         spec = registry.get(name)().spec
-        assert [one.spec for one in registry.build(current_spec(spec))] == [spec]
+        assert [method.spec for method in registry.build(current_spec(spec))] == [spec]
     for odd in ("tome(", "a.b | c", "lambda: 1", "tome(keep={})"):
         assert current_spec(odd) in (odd, odd.replace(" ", ""))

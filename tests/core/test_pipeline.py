@@ -1,4 +1,4 @@
-"""Stages in order, cues to those who need them, and back from a folder."""
+"""Stages run in order, methods receive the cues they need, and pipelines are saved and loaded."""
 
 from __future__ import annotations
 
@@ -18,25 +18,30 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import Patches
-from tests.helpers.clips import clip, cues, same
+from tests.helpers.clips import assert_same_tokens, clip, cues
 
 
-class Fake(Encoder):
-    """An encoder that gives the mean colour of 4x4 patches, and remembers what it was asked."""
+class FakeEncoder(Encoder):
+    """An encoder whose features are the pixels of 4x4 patches; records the arguments of its last call."""
 
     id = "fake"
     cues = ("pixels",)
     dim = 48
 
-    def __init__(self, skips: bool = True, walks: bool = False, fingerprint: str | None = None) -> None:
+    def __init__(self, skips: bool = True, exposes_blocks: bool = False, fingerprint: str | None = None) -> None:
         super().__init__()
-        self.skips_dropped_patches, self.exposes_blocks, self.fingerprint, self.asked = skips, walks, fingerprint, {}
+        self.skips_dropped_patches, self.exposes_blocks, self.fingerprint, self.call = (
+            skips,
+            exposes_blocks,
+            fingerprint,
+            {},
+        )
 
     def grid(self, frames, height, width, times=None):
         return Grid(frames, height // 4, width // 4, times)
 
     def forward(self, frames, times=None, *, needs=(), before=(), inside=()) -> tuple[Tokens, dict[str, Tensor]]:
-        self.asked = {"needs": list(needs), "before": list(before), "inside": list(inside)}
+        self.call = {"needs": list(needs), "before": list(before), "inside": list(inside)}
         B, T, _, H, W = frames.shape
         x = frames.reshape(B, T, 3, H // 4, 4, W // 4, 4).permute(0, 1, 3, 5, 4, 6, 2).float() / 255
         pixels = x.reshape(B, -1, 1, 48)
@@ -54,80 +59,80 @@ def frames(T=5):
 
 
 def test_frames_to_tokens():
-    encoder = Fake()
+    encoder = FakeEncoder()
     out = Pipeline("rlt | tome(0.1)", encoder)(frames(), torch.arange(5) / 2)
     assert out.count.tolist() == [8, 8]
-    assert len(encoder.asked["before"]) == 1
+    assert len(encoder.call["before"]) == 1
     assert out.grid.times.tolist() == [0, 0.5, 1, 1.5, 2]
     assert out.meta["spec"] == "rlt(tau=0.1) | tome(keep=0.1)"
     assert out.meta["encoder"]["id"] == "fake"
 
 
 def test_one_video_without_a_batch_axis():
-    assert Pipeline("uniform(7)", Fake())(frames()[0]).count.tolist() == [7]
+    assert Pipeline("uniform(7)", FakeEncoder())(frames()[0]).count.tolist() == [7]
 
 
 def test_no_methods_keep_everything():
-    assert Pipeline("", Fake())(frames()).N == 80
+    assert Pipeline("", FakeEncoder())(frames()).N == 80
 
 
-def test_an_encoder_that_cannot_skip_gives_all_and_the_method_comes_after():
-    encoder = Fake(skips=False)
+def test_a_pixels_method_after_an_encoder_that_cannot_skip_patches():
+    encoder = FakeEncoder(skips=False)
     out = Pipeline("rlt", encoder)(frames())
-    assert encoder.asked == {"needs": ["pixels"], "before": [], "inside": []}
-    same(out, Pipeline("rlt", Fake())(frames()))
+    assert encoder.call == {"needs": ["pixels"], "before": [], "inside": []}
+    assert_same_tokens(out, Pipeline("rlt", FakeEncoder())(frames()))
 
 
 def test_cues_follow_the_tokens():
-    """The second method gets the pixels of the tokens that the first one left."""
+    """The second method receives the pixels of the tokens that the first one kept."""
     tokens = clip(T=6)
     pixels = torch.rand(2, 180, 2, 12)
-    given = {}
+    received = {}
 
-    class Seeing(type(registry.build("dtd(mode='pixel')")[0])):
+    class RecordingDtd(type(registry.build("dtd(mode='pixel')")[0])):
         def plan(self, tokens, *, pixels):
-            given["pixels"] = pixels
+            received["pixels"] = pixels
             return super().plan(tokens, pixels=pixels)
 
     first = registry.build("random(0.5)")[0]
-    Pipeline([first, Seeing(mode="pixel")])(tokens, pixels=pixels)
+    Pipeline([first, RecordingDtd(mode="pixel")])(tokens, pixels=pixels)
     kept = first(tokens)
     expected = pixels.gather(1, kept.cell[..., None, None].expand(-1, -1, 2, 12))
-    torch.testing.assert_close(given["pixels"], expected)
+    torch.testing.assert_close(received["pixels"], expected)
 
 
-class Plain(Reducer):
-    """Without arguments."""
+class NoArguments(Reducer):
+    """A reducer without arguments."""
 
     def __init__(self) -> None:
         super().__init__()
 
 
 class Soft(Resampler):
-    """A resampler with known weights: token m is a mixture of all tokens."""
+    """A resampler with fixed random weights; each new token is a mixture of all tokens."""
 
     def resample(self, tokens: Tokens) -> Resampled:
         weights = torch.rand(tokens.B, 7, tokens.N, generator=torch.Generator().manual_seed(tokens.N))
         return Resampled(None, weights / weights.sum(2, keepdim=True), torch.full((tokens.B,), 7))
 
 
-class Pairs(Plain):
-    """Merges neighbours, and drops the last token of an odd number."""
+class Pairs(NoArguments):
+    """Merges pairs of adjacent tokens; an unpaired last token is dropped."""
 
     def plan(self, tokens: Tokens) -> Plan:
         label = (torch.arange(tokens.N) // 2).masked_fill(torch.arange(tokens.N) >= tokens.N // 2 * 2, -1)
         return Plan(torch.full((tokens.B,), tokens.N // 2), tokens.N // 2, label.expand(tokens.B, -1))
 
 
-class Watching(Plain):
-    """Remembers the cue that it is given, and changes nothing."""
+class CueRecorder(NoArguments):
+    """Records the cues that it receives, and keeps all tokens."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         return ("attention", "pixels")
 
     def plan(self, tokens: Tokens, **cues: Tensor) -> Plan:
-        self.given = cues
+        self.received = cues
         return Plan.identity(tokens)
 
 
@@ -135,11 +140,11 @@ class Watching(Plain):
     "chain", [[Soft], [Pairs, Soft], [Soft, Pairs], [Pairs, Soft, Pairs], [Soft, Soft], [Pairs, Pairs]]
 )
 def test_cues_are_right_after_any_chain(chain):
-    """Against the same steps taken on the cues themselves: soft weights as they are, means by the sizes of tokens."""
+    """Compares with the same steps applied to the cues: soft weights unchanged, means weighted by token size."""
     tokens = clip(T=3, H=2, W=3)
     attention, pixels = torch.rand(2, 18), torch.rand(2, 18, 2, 12)
-    watching, steps = Watching(), [step() for step in chain]
-    Pipeline([*steps, watching])(tokens, attention=attention, pixels=pixels)
+    recorder, steps = CueRecorder(), [step() for step in chain]
+    Pipeline([*steps, recorder])(tokens, attention=attention, pixels=pixels)
     expected = torch.cat([attention[..., None], pixels.flatten(2)], 2)
     for step in steps:
         plan = step.resample(tokens).plan if isinstance(step, Resampler) else step.plan(tokens)
@@ -153,67 +158,67 @@ def test_cues_are_right_after_any_chain(chain):
                 rows[b, m] = (expected[b] * tokens.sizes[b, :, None])[members].sum(0) / tokens.sizes[b, members].sum()
             expected = rows
         tokens = after
-    torch.testing.assert_close(watching.given["attention"], expected[..., 0])
-    torch.testing.assert_close(watching.given["pixels"].flatten(2), expected[..., 1:])
+    torch.testing.assert_close(recorder.received["attention"], expected[..., 0])
+    torch.testing.assert_close(recorder.received["pixels"].flatten(2), expected[..., 1:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("chain", [[Pairs], [Pairs, Pairs], [Pairs, Soft]])
-def test_cues_of_tokens_that_were_merged_before_weigh_by_their_sizes(chain, dtype):
-    """Tokens that go in stand for 1 to 6 cells each, in a padded batch."""
+def test_cues_of_merged_tokens_are_weighted_by_size(chain, dtype):
+    """Input tokens stand for 1 to 6 cells each, in a padded batch."""
     labels = torch.tensor([[0] * 6 + [1] * 3 + [2] * 2 + [3, 4, 5, 6] + [-1] * 3, [0, 1, 1, 2, 2, 2] + [3] * 12])
     tokens = clip(T=3, H=2, W=3)
     tokens = tokens.apply(Plan.group(labels, tokens))
     assert tokens.count.tolist() == [7, 4]
     pixels = torch.rand(2, 7, 2, 12).masked_fill(~tokens.mask[..., None, None], 0)
-    watching, steps = Watching(), [step() for step in chain]
-    Pipeline([*steps, watching])(tokens, attention=pixels[..., 0, 0], pixels=pixels.to(dtype))
+    recorder, steps = CueRecorder(), [step() for step in chain]
+    Pipeline([*steps, recorder])(tokens, attention=pixels[..., 0, 0], pixels=pixels.to(dtype))
     out = Pipeline(steps)(tokens)
     for b, m in itertools.product(range(2), range(out.N)):
-        share = torch.zeros(7)  # of each token that went in
+        weight = torch.zeros(7)  # of each input token
         for n in range(int(tokens.count[b])):
             cells = (tokens.assignment[b] == n).nonzero()[:, 0]
             if out.attribution is None:
-                share[n] = float((out.assignment[b, cells] == m).sum())
+                weight[n] = float((out.assignment[b, cells] == m).sum())
             else:
-                share[n] = float(out.attribution[b, m, cells].sum())
-        expected = (share[:, None, None] * pixels[b]).sum(0) / share.sum().clamp(min=1e-12)
-        torch.testing.assert_close(watching.given["pixels"][b, m].float(), expected, rtol=2e-3, atol=2e-3)
-        torch.testing.assert_close(watching.given["attention"][b, m], expected[0, 0])
+                weight[n] = float(out.attribution[b, m, cells].sum())
+        expected = (weight[:, None, None] * pixels[b]).sum(0) / weight.sum().clamp(min=1e-12)
+        torch.testing.assert_close(recorder.received["pixels"][b, m].float(), expected, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(recorder.received["attention"][b, m], expected[0, 0])
 
 
-def test_a_cue_of_the_caller_comes_before_that_of_the_encoder():
-    encoder, watching, mine = Fake(), Watching(), torch.rand(2, 80)
+def test_a_cue_of_the_caller_overrides_that_of_the_encoder():
+    encoder, recorder, attention = FakeEncoder(), CueRecorder(), torch.rand(2, 80)
     encoder.cues = ("pixels", "attention")
-    Pipeline([watching], encoder)(frames(), attention=mine)
-    assert torch.equal(watching.given["attention"], mine)
-    assert watching.given["pixels"].shape == (2, 80, 1, 48)
+    Pipeline([recorder], encoder)(frames(), attention=attention)
+    assert torch.equal(recorder.received["attention"], attention)
+    assert recorder.received["pixels"].shape == (2, 80, 1, 48)
 
 
 @pytest.mark.parametrize("spec", [name for name in registry.names() if issubclass(registry.get(name), Resampler)])
-def test_cues_after_every_resampler_are_those_of_the_cells_it_is_attributed_to(spec):
-    tokens, watching = clip(T=3, H=5, W=6), Watching()
+def test_cues_after_a_resampler_are_weighted_by_attribution(spec):
+    tokens, recorder = clip(T=3, H=5, W=6), CueRecorder()
     torch.manual_seed(0)
     (method,) = registry.build(f"{spec}(side=5)" if spec == "vqtoken" else spec, dim=24)
     if method.name == "vqtoken":
         tokens = clip(T=3, H=5, W=5)
-    given = cues(tokens)
-    Pipeline([method.eval(), watching])(tokens, **given)
-    out = method(tokens, **{name: given[name] for name in method.needs})
+    inputs = cues(tokens)
+    Pipeline([method.eval(), recorder])(tokens, **inputs)
+    out = method(tokens, **{name: inputs[name] for name in method.needs})
     for b, m in itertools.product(range(2), range(0, out.N, 5)):
-        share = out.attribution[b, m].detach().clamp(min=0)
-        expected = float((share * given["attention"][b]).sum() / share.sum()) if m < int(out.count[b]) else 0.0
-        assert float(watching.given["attention"][b, m].detach()) == pytest.approx(expected, abs=1e-5)
+        weight = out.attribution[b, m].detach().clamp(min=0)
+        expected = float((weight * inputs["attention"][b]).sum() / weight.sum()) if m < int(out.count[b]) else 0.0
+        assert float(recorder.received["attention"][b, m].detach()) == pytest.approx(expected, abs=1e-5)
 
 
-def test_rows_of_resampled_tokens_cannot_follow_a_later_method():
+def test_cues_of_resampled_tokens_cannot_be_pooled_later():
     resampled = Soft()(clip(T=3, H=2, W=3))
     attention, pixels = torch.rand(2, 7), torch.rand(2, 7, 2, 12)
-    watching = Watching()
-    Pipeline([watching])(resampled, attention=attention, pixels=pixels)
-    assert torch.equal(watching.given["attention"], attention)
+    recorder = CueRecorder()
+    Pipeline([recorder])(resampled, attention=attention, pixels=pixels)
+    assert torch.equal(recorder.received["attention"], attention)
     with pytest.raises(ValueError, match="run the full chain in one call"):
-        Pipeline([Pairs(), watching])(resampled, attention=attention, pixels=pixels)
+        Pipeline([Pairs(), recorder])(resampled, attention=attention, pixels=pixels)
 
 
 def test_planned_count_of_a_chain():
@@ -225,40 +230,42 @@ def test_planned_count_of_a_chain():
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("call", "message"),
     [
         (lambda: Pipeline("tome(0.5) | rlt"), "order pixels, encoder, tokens"),
-        (lambda: Pipeline("tome_in_encoder(r=2)", Fake()), "does not support"),
+        (lambda: Pipeline("tome_in_encoder(r=2)", FakeEncoder()), "does not support"),
         (lambda: Pipeline("uniform")(frames()), "require an encoder"),
         (lambda: Pipeline("rlt")(clip()), "requires the cue pixels"),
         (lambda: Pipeline("tome_in_encoder(r=2)")(clip()), "pass frames"),
     ],
 )
-def test_what_is_wrong_is_said(make, says):
-    with pytest.raises(ValueError, match=says):
-        make()
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
-def test_a_cue_that_the_encoder_cannot_give():
-    encoder = Fake()
+def test_a_cue_that_the_encoder_does_not_provide():
+    encoder = FakeEncoder()
     encoder.cues = ()
     with pytest.raises(ValueError, match="dtd requires the cue pixels"):
         Pipeline("dtd(mode='pixel')", encoder)
 
 
-class TestFolder:
+class TestSaving:
     def test_round_trip(self, tmp_path):
-        pipeline = Pipeline("rlt(tau=0.3) | kmeans(keep=5, seed=3)", Fake(fingerprint="abc"))
-        again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "p"), encoder=Fake(fingerprint="abc"))
+        pipeline = Pipeline("rlt(tau=0.3) | kmeans(keep=5, seed=3)", FakeEncoder(fingerprint="abc"))
+        again = Pipeline.from_pretrained(
+            pipeline.save_pretrained(tmp_path / "p"), encoder=FakeEncoder(fingerprint="abc")
+        )
         assert again.spec == pipeline.spec
-        same(again(frames()), pipeline(frames()), 0)
+        assert_same_tokens(again(frames()), pipeline(frames()), 0)
 
-    def test_other_weights_are_refused(self, tmp_path):
-        Pipeline("uniform", Fake(fingerprint="abc")).save_pretrained(tmp_path)
+    def test_different_weights_are_rejected(self, tmp_path):
+        Pipeline("uniform", FakeEncoder(fingerprint="abc")).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="different weights"):
-            Pipeline.from_pretrained(tmp_path, encoder=Fake(fingerprint="xyz"))
+            Pipeline.from_pretrained(tmp_path, encoder=FakeEncoder(fingerprint="xyz"))
 
-    def test_what_is_wrong_is_said(self, tmp_path):
+    def test_errors(self, tmp_path):
         with pytest.raises(ValueError, match=r"no config\.json"):
             Pipeline.from_pretrained(tmp_path)
         Pipeline("uniform").save_pretrained(tmp_path)
@@ -276,7 +283,7 @@ class TestFolder:
             Pipeline.from_pretrained(tmp_path)
 
     @pytest.mark.parametrize(
-        ("change", "says"),
+        ("change", "message"),
         [
             ({"spec": None}, "spec must be a string"),
             ({"encoder": "patches"}, "encoder must be an object"),
@@ -293,15 +300,15 @@ class TestFolder:
                 "patch_size and tubelet_size must",
             ),
             ({"encoder": {"id": "patches", "fingerprint": None, "options": {"device": 3}}}, "device must be a string"),
-            ({"encoder": {"id": "patches", "fingerprint": None, "options": {"color": 3}}}, "not color"),
+            ({"encoder": {"id": "patches", "fingerprint": None, "options": {"color": 3}}}, "got color"),
             ({"spec": "rlt(tau='x')"}, "tau must be"),
             ({"spec": "(" * 300}, "cannot read the spec"),
         ],
     )
-    def test_a_damaged_config_is_one_line(self, tmp_path, change, says):
+    def test_an_invalid_config_is_a_one_line_error(self, tmp_path, change, message):
         config = Pipeline("uniform", Patches(4)).save_pretrained(tmp_path) / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | change))
-        with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        with pytest.raises(ValueError, match=re.escape(message)) as caught:
             Pipeline.from_pretrained(tmp_path)
         assert "\n" not in str(caught.value)
 

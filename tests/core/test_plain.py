@@ -1,4 +1,4 @@
-"""The validator of plain values: what fits passes, what does not is named with its place."""
+"""`conform` returns valid values unchanged, and names the path of invalid ones."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Entry(TypedDict):
         ({"path": "p", "times": [0, 1.5]}, Entry), ({"path": "p", "times": [], "more": 1}, Entry),
     ],
 )  # fmt: skip
-def test_what_fits_is_returned_as_it_is(value, kind):
+def test_valid_values_are_returned_unchanged(value, kind):
     assert conform(value, kind, "file") is value
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "says"),
+    ("value", "kind", "message"),
     [
         (True, int, "file must be a whole number, got True"),
         (True, float, "a finite number"),
@@ -64,14 +64,14 @@ def test_what_fits_is_returned_as_it_is(value, kind):
         (list(range(10**5)), int, "a whole number"),
     ],
 )
-def test_what_does_not_fit_is_named(value, kind, says):
-    with pytest.raises(ValueError, match=says) as error:
+def test_errors_name_the_path(value, kind, message):
+    with pytest.raises(ValueError, match=message) as error:
         conform(value, kind, "file")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 200
 
 
-def test_deep_nesting_is_an_error_of_one_line():
+def test_deep_nesting_is_a_one_line_error():
     value: Any = []
     for _ in range(900):
         value = [value]

@@ -1,7 +1,7 @@
-"""Any operation on a padded, merged batch in half precision equals the same on each video alone in float64.
+"""Any operation on a padded, merged batch in half precision equals the same operation on each video in float64.
 
-Values are multiples of 1/8, so that half precision holds them and float32 sums them exactly; what is left is the last
-rounding of a mean.
+Values are multiples of 1/8, which are exact in half precision and in float32 sums, so only the final rounding of a mean
+differs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TENSORS = ("features", "positions", "sizes", "mask", "assignment", "prefix", "c
 
 
 def video(T: int, H: int, W: int, seed: int, *, soft: bool = False, C: int = 3) -> Tokens:
-    """One video in float64 in which some cells were merged, some were dropped, and all fields are filled."""
+    """A video in float64 with merged cells, dropped cells, and all fields set."""
     g = torch.Generator().manual_seed(seed)
     S = T * H * W
     features = torch.randint(-16, 17, (1, S, C), generator=g).double() / 8
@@ -34,9 +34,9 @@ def video(T: int, H: int, W: int, seed: int, *, soft: bool = False, C: int = 3) 
     labels = torch.randint(-1, max(1, S // 2), (1, S), generator=g)
     labels[0, torch.randint(0, S, (1,), generator=g)] = 0
     tokens = tokens.apply(Plan.group(labels, tokens))
-    # Features are set again, so that they are exact in half precision.
-    again = torch.randint(-16, 17, tokens.features.shape, generator=g).double() / 8
-    tokens = tokens.replace(features=again, codes=torch.randint(0, 9, (1, tokens.N, 2), generator=g))
+    # Features are replaced by values that are exact in half precision.
+    exact = torch.randint(-16, 17, tokens.features.shape, generator=g).double() / 8
+    tokens = tokens.replace(features=exact, codes=torch.randint(0, 9, (1, tokens.N, 2), generator=g))
     if soft:
         tokens = tokens.apply(Plan(tokens.count, tokens.N, weights=torch.eye(tokens.N)[None].double()))
     return tokens
@@ -44,74 +44,74 @@ def video(T: int, H: int, W: int, seed: int, *, soft: bool = False, C: int = 3) 
 
 @st.composite
 def batches(draw: Any, *, same_times: bool = False) -> list[Tokens]:
-    """Two or three videos of unequal lengths, counts and sizes of tokens."""
+    """Two or three videos with different lengths, token counts and token sizes."""
     H, W, seed = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(0, 10_000))
     lengths = draw(st.lists(st.integers(1, 4), min_size=2, max_size=3))
     if same_times:
         lengths = [lengths[0]] * len(lengths)
-    return [video(T, H, W, seed + number) for number, T in enumerate(lengths)]
+    return [video(T, H, W, seed + index) for index, T in enumerate(lengths)]
 
 
-def values(one: Tokens, seed: int, *shape: int) -> Tensor:
-    """Exact numbers for each token of a video, the same alone and in a batch."""
-    g = torch.Generator().manual_seed(seed + int(one.sizes.sum()) * 7 + one.N)
-    return torch.randint(-32, 33, (1, one.N, *shape), generator=g).double() / 8
+def random_values(video: Tokens, seed: int, *shape: int) -> Tensor:
+    """Returns exact random values for each token of a video, the same alone and in a batch."""
+    g = torch.Generator().manual_seed(seed + int(video.sizes.sum()) * 7 + video.N)
+    return torch.randint(-32, 33, (1, video.N, *shape), generator=g).double() / 8
 
 
-def padded(rows: list[Tensor], width: int, fill: float = 0) -> Tensor:
+def pad_rows(rows: list[Tensor], width: int, fill: float = 0) -> Tensor:
     return torch.cat([F.pad(row.movedim(1, -1), (0, width - row.shape[1]), value=fill).movedim(-1, 1) for row in rows])
 
 
 def compare(batch: Tokens, alone: list[Tokens], tolerance: float) -> None:
-    """Every field of every video, and zeros in what is padding."""
+    """Compares every field of every video, and checks that padding is zero."""
     batch.check()
-    for b, one in enumerate(alone):
-        one.check()
-        mine = batch[b]
-        assert mine.grid == one.grid
-        assert mine.dropped == one.dropped
-        n = int(one.count[0])
+    for b, single in enumerate(alone):
+        single.check()
+        actual = batch[b]
+        assert actual.grid == single.grid
+        assert actual.dropped == single.dropped
+        n = int(single.count[0])
         for name in _TENSORS:
-            expected = getattr(one, name)
+            expected = getattr(single, name)
             if expected is None:
-                assert getattr(mine, name) is None, name
+                assert getattr(actual, name) is None, name
                 continue
             expected = expected if name in ("assignment", "prefix") else expected[:, :n]
-            got = getattr(mine, name)
-            assert got.shape == expected.shape, name
+            value = getattr(actual, name)
+            assert value.shape == expected.shape, name
             if expected.is_floating_point():
-                loose = tolerance if name in ("features", "prefix") else 1e-4
-                torch.testing.assert_close(got.double(), expected.double(), rtol=loose, atol=loose, msg=name)
+                tol = tolerance if name in ("features", "prefix") else 1e-4
+                torch.testing.assert_close(value.double(), expected.double(), rtol=tol, atol=tol, msg=name)
             else:
-                assert torch.equal(got, expected), name
+                assert torch.equal(value, expected), name
 
 
-def by_keep(tokens: Tokens, value: Tensor) -> Tokens:
+def keep_positive(tokens: Tokens, value: Tensor) -> Tokens:
     return tokens.apply(Plan.keep((value > 0) & tokens.mask, dropped="held"))
 
 
-def by_top(tokens: Tokens, value: Tensor) -> Tokens:
+def keep_top_half(tokens: Tokens, value: Tensor) -> Tokens:
     return tokens.apply(Plan.top(value, (tokens.count + 1) // 2, tokens))
 
 
-def by_group(tokens: Tokens, value: Tensor) -> Tokens:
+def group(tokens: Tokens, value: Tensor) -> Tokens:
     return tokens.apply(Plan.group(value.long().remainder(5), tokens, 5))
 
 
-def by_shares(tokens: Tokens, value: Tensor) -> Tokens:
+def group_with_shares(tokens: Tokens, value: Tensor) -> Tokens:
     plan = Plan.group(value.long().remainder(3), tokens, 3)
     assert plan.dest is not None
     return tokens.apply(Plan(plan.count, plan.num_slots, plan.dest, shares=value / 8, sizes=value.abs() + 1))
 
 
-def by_soft(tokens: Tokens, value: Tensor) -> Tokens:
-    """Weights of both signs; what is below zero gives features and no size."""
+def mix(tokens: Tokens, value: Tensor) -> Tokens:
+    """Weights of both signs; negative weights contribute to features but not to sizes."""
     weights = torch.stack([value, torch.ones_like(value), -value.abs()], 1) / 8
     weights[..., 0] = 1
     return tokens.apply(Plan(torch.full((tokens.B,), 3), 3, weights=weights))
 
 
-def chained(tokens: Tokens, value: Tensor) -> Tokens:
+def compose(tokens: Tokens, value: Tensor) -> Tokens:
     first = Plan.group(value.long().remainder(7), tokens, 7)
     fewer = tokens.apply(first)
     second = Plan.keep(fewer.mask & (fewer.sizes != 2))
@@ -119,17 +119,17 @@ def chained(tokens: Tokens, value: Tensor) -> Tokens:
 
 
 OPERATIONS: dict[str, Callable[[Tokens, Tensor], Tokens]] = {
-    "keep": by_keep,
-    "top": by_top,
-    "group": by_group,
-    "shares": by_shares,
-    "soft": by_soft,
-    "then": chained,
-    "ordered": lambda tokens, value: by_group(tokens, value).ordered(),
+    "keep": keep_positive,
+    "top": keep_top_half,
+    "group": group,
+    "shares": group_with_shares,
+    "soft": mix,
+    "then": compose,
+    "ordered": lambda tokens, value: group(tokens, value).ordered(),
     "finer": lambda tokens, value: tokens.on(Grid(tokens.grid.T, tokens.grid.H * 2, tokens.grid.W * 3)),
-    "soft, then hard": lambda tokens, value: by_keep(by_soft(tokens, value), by_soft(tokens, value).features[..., 0]),
-    "trim": lambda tokens, value: trim(by_keep(tokens, value)),
-    "frame by frame": lambda tokens, value: join_frames(
+    "soft, then hard": lambda tokens, value: keep_positive(mix(tokens, value), mix(tokens, value).features[..., 0]),
+    "trim": lambda tokens, value: trim(keep_positive(tokens, value)),
+    "per frame": lambda tokens, value: join_frames(
         split_frames(tokens), tokens.grid.T, Grid(*tokens.grid.shape, tokens.grid.times, tokens.grid.lengths)
     ),
 }
@@ -139,91 +139,95 @@ OPERATIONS: dict[str, Callable[[Tokens, Tensor], Tokens]] = {
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @settings(max_examples=25, deadline=None)
 @given(videos=batches(), seed=st.integers(0, 999))
-def test_an_operation_on_a_batch_is_that_on_each_video(name, dtype, videos, seed):
+def test_an_operation_on_a_batch_equals_that_on_each_video(name, dtype, videos, seed):
     operation = OPERATIONS[name]
-    rows = [values(one, seed) for one in videos]
-    alone = [operation(one, row) for one, row in zip(videos, rows, strict=True)]
+    rows = [random_values(single, seed) for single in videos]
+    alone = [operation(single, row) for single, row in zip(videos, rows, strict=True)]
     batch = collate(videos).to(dtype)
-    out = operation(batch, padded(rows, batch.N, fill=1))
+    out = operation(batch, pad_rows(rows, batch.N, fill=1))
     compare(out, alone, {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(dtype, 1e-9))
 
 
 @settings(max_examples=40, deadline=None)
 @given(videos=batches(), seed=st.integers(0, 999), time_weight=st.sampled_from([1.0, 0.1]))
-def test_readers_of_a_batch_see_each_video(videos, seed, time_weight):
-    """Cells, predecessors, packed rows, pooled cues and the way back to the grid."""
+def test_derived_values_of_a_batch_equal_those_of_each_video(videos, seed, time_weight):
+    """Cells, previous-frame indices, packed rows, pooled cues and `unmerge`."""
     batch = collate(videos).to(torch.float16)
-    rows = [values(one, seed, 2) for one in videos]
-    fewer = by_group(batch, padded([row[..., 0] for row in rows], batch.N, fill=1))
-    moved = fewer.pool(padded(rows, batch.N).half(), batch)
+    rows = [random_values(single, seed, 2) for single in videos]
+    fewer = group(batch, pad_rows([row[..., 0] for row in rows], batch.N, fill=1))
+    moved = fewer.pool(pad_rows(rows, batch.N).half(), batch)
     back = batch.unmerge(time_weight=time_weight)
     packed = batch.packed()
     again = batch.with_packed(packed.features)
     assert torch.equal(again.features, batch.features)
-    for b, (one, row) in enumerate(zip(videos, rows, strict=True)):
-        n, T = one.N, one.grid.T
-        assert torch.equal(batch.cell[b, :n], one.cell[0])
-        assert torch.equal(batch.previous_frame_index()[b, :n], one.previous_frame_index()[0])
+    for b, (single, row) in enumerate(zip(videos, rows, strict=True)):
+        n, T = single.N, single.grid.T
+        assert torch.equal(batch.cell[b, :n], single.cell[0])
+        assert torch.equal(batch.previous_frame_index()[b, :n], single.previous_frame_index()[0])
         assert bool((batch.previous_frame_index()[b, n:] == -1).all())
-        assert torch.equal(packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]].double(), one.features[0])
-        torch.testing.assert_close(back[b, :T].double(), one.unmerge(time_weight=time_weight)[0], rtol=1e-3, atol=1e-3)
+        assert torch.equal(
+            packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]].double(), single.features[0]
+        )
+        torch.testing.assert_close(
+            back[b, :T].double(), single.unmerge(time_weight=time_weight)[0], rtol=1e-3, atol=1e-3
+        )
         assert bool((back[b, T:] == 0).all())
-        mine = by_group(one, row[..., 0])
-        expected = mine.pool(row, one)[0]
-        torch.testing.assert_close(moved[b, : mine.N].double(), expected, rtol=2e-3, atol=2e-3)
-        assert bool((moved[b, mine.N :] == 0).all())
+        reduced = group(single, row[..., 0])
+        expected = reduced.pool(row, single)[0]
+        torch.testing.assert_close(moved[b, : reduced.N].double(), expected, rtol=2e-3, atol=2e-3)
+        assert bool((moved[b, reduced.N :] == 0).all())
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 @settings(max_examples=20, deadline=None)
 @given(videos=batches(), seed=st.integers(0, 999))
-def test_predecessors_by_loops(name, videos, seed):
-    """Who stands for the cell a frame before the nearest cell of each token; never the token itself."""
-    for one in videos:
-        after = OPERATIONS[name](one, values(one, seed))
+def test_previous_frame_index_by_loops(name, videos, seed):
+    """The token of the previous-frame cell at the nearest cell of each token, or -1 if it is the token itself."""
+    for single in videos:
+        after = OPERATIONS[name](single, random_values(single, seed))
         T, H, W = after.grid.shape
         assignment, expected = after.assignment[0].reshape(T, H, W), []
         for n in range(after.N):
             t, y, x = (round(value) for value in after.positions[0, n].tolist())
-            who = int(assignment[t - 1, y, x]) if t and n < int(after.count[0]) else -1
-            expected.append(-1 if who == n else who)
+            previous = int(assignment[t - 1, y, x]) if t and n < int(after.count[0]) else -1
+            expected.append(-1 if previous == n else previous)
         assert after.previous_frame_index()[0].tolist() == expected
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("shares", "finer", "frame by frame")])
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("shares", "finer", "per frame")])
 @settings(max_examples=20, deadline=None)
 @given(videos=batches(), seed=st.integers(0, 999))
-def test_what_is_pooled_is_weighed_as_positions_are(name, videos, seed):
-    """So the pooled positions of the tokens before are the positions of those after; weights of both signs included."""
+def test_pool_weights_values_like_positions(name, videos, seed):
+    """Pooled positions of the input tokens equal the positions of the output tokens, including negative weights."""
     batch = collate(videos)
-    after = OPERATIONS[name](batch, padded([values(one, seed) for one in videos], batch.N, fill=1))
+    after = OPERATIONS[name](batch, pad_rows([random_values(single, seed) for single in videos], batch.N, fill=1))
     torch.testing.assert_close(after.pool(batch.positions, batch), after.positions, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 999))
-def test_a_video_in_chunks_is_the_video(data, seed):
-    """Of each batch of chunks: positions, assignment and times as if it had been read at once."""
+def test_concatenated_chunks_equal_the_video(data, seed):
+    """Positions, assignment and times of concatenated batches of chunks equal those of the full videos."""
     H, W = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     lengths = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
-    chunks = [[video(T, H, W, seed + 10 * number + b) for number, T in enumerate(lengths)] for b in range(2)]
-    for number in range(len(lengths)):  # times of a stream go on
-        start = sum(lengths[:number])
+    chunks = [[video(T, H, W, seed + 10 * index + b) for index, T in enumerate(lengths)] for b in range(2)]
+    for index in range(len(lengths)):  # times continue over the chunks
+        start = sum(lengths[:index])
         for b in range(2):
-            one = chunks[b][number]
-            times = torch.arange(one.grid.T, dtype=torch.float64) * 0.1 + 1e5 + start * 0.1
-            chunks[b][number] = one.replace(grid=Grid(*one.grid.shape, times))
-    together = concatenate([collate([chunks[0][n], chunks[1][n]]).to(torch.bfloat16) for n in range(len(lengths))])
+            single = chunks[b][index]
+            times = torch.arange(single.grid.T, dtype=torch.float64) * 0.1 + 1e5 + start * 0.1
+            chunks[b][index] = single.replace(grid=Grid(*single.grid.shape, times))
+    batch = concatenate([collate([chunks[0][n], chunks[1][n]]).to(torch.bfloat16) for n in range(len(lengths))])
     alone = [concatenate(chunks[b]) for b in range(2)]
-    compare(together, alone, 1e-2)
-    for one, parts in zip(alone, chunks, strict=True):
+    compare(batch, alone, 1e-2)
+    for single, parts in zip(alone, chunks, strict=True):
         frames = torch.cat([part.unmerge() for part in parts], 1)
-        kept = (one.assignment >= 0).reshape(1, *one.grid.shape)
-        torch.testing.assert_close(one.unmerge()[kept], frames[kept])
+        kept = (single.assignment >= 0).reshape(1, *single.grid.shape)
+        torch.testing.assert_close(single.unmerge()[kept], frames[kept])
 
 
 def test_three_resolutions_in_one_video():
-    """Frames of 2x2, 4x4 and 6x6 cells on one reference grid, each token standing for as many cells as it covers."""
+    """Frames of 2x2, 4x4 and 6x6 cells on one reference grid; a token's size is the number of cells it covers."""
     chunks = [Tokens.from_cells(torch.randn(1, 1, side, side, 5).double()) for side in (2, 4, 6)]
     joined = concatenate(chunks).check()
     assert joined.grid.shape == (3, 12, 12)
@@ -232,18 +236,18 @@ def test_three_resolutions_in_one_video():
     assert joined.sizes[0, :4].tolist() == [36.0] * 4
     back = joined.unmerge()[0]
     for t, (chunk, side) in enumerate(zip(chunks, (2, 4, 6), strict=True)):
-        spread = chunk.unmerge()[0, 0].repeat_interleave(12 // side, 0).repeat_interleave(12 // side, 1)
-        torch.testing.assert_close(back[t], spread)
-    # A merged token lies at the mean of what it covers, whatever the resolution of each part.
-    whole = joined.apply(Plan.group(torch.zeros(1, joined.N, dtype=torch.int64), joined, 1))
-    torch.testing.assert_close(whole.positions, torch.tensor([[[1.0, 5.5, 5.5]]]))
-    torch.testing.assert_close(whole.features[0, 0], back.mean((0, 1, 2)))
+        upsampled = chunk.unmerge()[0, 0].repeat_interleave(12 // side, 0).repeat_interleave(12 // side, 1)
+        torch.testing.assert_close(back[t], upsampled)
+    # The position of a merged token is the mean over its cells, regardless of the resolution of its parts.
+    merged = joined.apply(Plan.group(torch.zeros(1, joined.N, dtype=torch.int64), joined, 1))
+    torch.testing.assert_close(merged.positions, torch.tensor([[[1.0, 5.5, 5.5]]]))
+    torch.testing.assert_close(merged.features[0, 0], back.mean((0, 1, 2)))
     with pytest.raises(ValueError, match="must be a multiple of"):
         chunks[1].on(Grid(1, 6, 6))
 
 
 @pytest.mark.parametrize("field", ["features", "positions", "sizes", "codes", "attribution"])
-def test_check_demands_zeros_in_padding(field):
+def test_check_requires_zero_padding(field):
     tokens = collate([video(1, 2, 2, 0, soft=True), video(3, 2, 2, 1, soft=True)])
     tokens = tokens.replace(codes=torch.zeros(2, tokens.N, 2, dtype=torch.int64)).check()
     value = getattr(tokens, field).clone()

@@ -1,4 +1,4 @@
-"""Spec strings and names."""
+"""Spec strings and method names."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 
 
-def test_every_name_is_its_module_and_its_class():
+def test_every_name_is_that_of_its_class():
     for name in registry.names():
         kind = registry.get(name)
         assert issubclass(kind, Method)
         assert kind().name == name
 
 
-def test_chains_read_left_to_right():
+def test_chains_are_built_left_to_right():
     chain = registry.build("rlt(tau=0.2) | evs | tome(0.25)")
     assert [method.name for method in chain] == ["rlt", "evs", "tome"]
     assert chain[0].tau == 0.2
     assert chain[2].keep == 0.25
 
 
-def test_literals_of_every_kind():
+def test_literals_of_every_type():
     (method,) = registry.build("tome_in_encoder(r=(8, -1))")
     assert method.r == (8, -1)
     assert registry.parse("tome_in_encoder(r=[1, 2])") == [("tome_in_encoder", {"r": [1, 2]})]
 
 
-def test_defaults_reach_whoever_takes_them():
+def test_defaults_are_passed_to_methods_that_accept_them():
     a, b, c = registry.build("random | dtd | uniform(0.5)", keep=7)
     assert (a.keep, c.keep) == (7, 0.5)
-    assert b.keep is None  # it works by a threshold, unless it stands last
+    assert b.keep is None  # uses a threshold, except as the last method
     (last,) = registry.build("dtd", keep=7)
     assert last.keep == 7
-    (said,) = registry.build("dtd(0.3)", keep=7)
-    assert (said.keep, said.tau) == (None, 0.3)
+    (with_tau,) = registry.build("dtd(0.3)", keep=7)
+    assert (with_tau.keep, with_tau.tau) == (None, 0.3)
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("spec", "message"),
     [
         ("tomee(0.5)", "did you mean tome"),
         ("zzzz", "known: random"),
@@ -86,8 +86,8 @@ def test_defaults_reach_whoever_takes_them():
         ("tome(keep=" + "9" * 5000 + ")", "cannot read"),
     ],
 )
-def test_what_is_wrong_is_said(spec, says):
-    with pytest.raises(ValueError, match=says) as caught:
+def test_errors_are_one_line(spec, message):
+    with pytest.raises(ValueError, match=message) as caught:
         registry.build(spec)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
@@ -102,10 +102,10 @@ _VALUES = st.one_of(
 
 @given(st.sampled_from([*registry.names(), *registry.layer_names()]), st.data())
 @settings(max_examples=400, deadline=None)
-def test_any_arguments_build_or_are_a_value_error(name, data):
-    known = list(inspect.signature(registry.get(name)).parameters)
-    chosen = data.draw(st.dictionaries(st.sampled_from(known), _VALUES, max_size=3))
-    spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in chosen.items())})"
+def test_any_arguments_build_or_raise_a_value_error(name, data):
+    parameters = list(inspect.signature(registry.get(name)).parameters)
+    arguments = data.draw(st.dictionaries(st.sampled_from(parameters), _VALUES, max_size=3))
+    spec = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
     try:
         (method,) = registry.build(spec)
     except ValueError:
@@ -113,29 +113,29 @@ def test_any_arguments_build_or_are_a_value_error(name, data):
     assert [again.spec for again in registry.build(method.spec)] == [method.spec]
 
 
-def test_the_sketch_that_counts_parameters_leaves_the_draws_alone():
+def test_counting_parameters_does_not_change_the_random_state():
     torch.manual_seed(3)
     (method,) = registry.build("perceiver(4, dim=16, num_layers=1)")
     torch.manual_seed(3)
     direct = registry.get("perceiver")(4, dim=16, num_layers=1)
-    for one, other in zip(method.parameters(), direct.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for actual, expected in zip(method.parameters(), direct.parameters(), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_methods_of_other_packages(monkeypatch, tmp_path):
-    (tmp_path / "theirs.py").write_text(
-        "from fewtokens.methods.baselines.random import Random\nclass Theirs(Random):\n    '''Theirs.'''\n"
+    (tmp_path / "external.py").write_text(
+        "from fewtokens.methods.baselines.random import Random\nclass External(Random):\n    '''External.'''\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("theirs", "theirs:Theirs", "fewtokens.methods")
+    point = EntryPoint("external", "external:External", "fewtokens.methods")
     monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "fewtokens.methods" else [])
-    assert registry.names()[-1] == "theirs"
-    assert "theirs" not in sys.modules
-    (method,) = registry.build("theirs(0.5)")
-    assert method.name == "theirs"
+    assert registry.names()[-1] == "external"
+    assert "external" not in sys.modules
+    (method,) = registry.build("external(0.5)")
+    assert method.name == "external"
 
 
-def test_a_default_that_nothing_takes_is_an_error():
+def test_a_default_that_no_method_accepts_is_an_error():
     with pytest.raises(ValueError, match=r"no method of 'tome \| evs' has an argument keeep; they accept keep, q, tau"):
         registry.build("tome | evs", keeep=3)
     assert registry.build("tome", keep=3, seed=1, dim=24)[0].keep == 3
@@ -146,7 +146,7 @@ def count(grid: Grid, keep: float | int) -> int:
 
 
 class TestBudget:
-    def test_a_share_of_the_cells(self):
+    def test_a_fraction_of_the_cells(self):
         grid = Grid(1, 10, 10)
         assert count(grid, 0.29) == 29  # 0.29 * 100 is 28.999999999999996
         assert count(grid, 0.299) == 29
@@ -159,7 +159,7 @@ class TestBudget:
         assert count(grid, 1) == 1
         assert count(grid, 32) == 24
 
-    def test_not_a_budget(self):
-        for wrong in (0, -3, 0.0, 1.2, True, "0.5", None, float("nan"), float("inf")):
+    def test_invalid_budgets(self):
+        for keep in (0, -3, 0.0, 1.2, True, "0.5", None, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="keep must be"):
-                Budget.parse(wrong)
+                Budget.parse(keep)

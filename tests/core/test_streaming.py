@@ -1,4 +1,4 @@
-"""Chunk by chunk equals the whole, and scenes are told as they change."""
+"""Streaming in chunks equals processing the full video; scene changes are detected."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fewtokens.core.registry import build
 from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish, load
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
-from tests.helpers.clips import same
+from tests.helpers.clips import assert_same_tokens
 
 SPECS = ["rlt", "grt(0.5)", "dtd(0.7)", "dtd(mode='pixel')", "evs(tau=0.2)", "dycoke(0.6, last_group='pruned')"]
 
 
 def frames(T=11, side=24):
-    """A still picture, a square that moves, and one cut."""
+    """A static background with a moving square, and one cut."""
     g = torch.Generator().manual_seed(0)
     video = torch.rand(2, 3, side, side, generator=g)[(torch.arange(T) > 6).long()]
     for t in range(T):
@@ -37,15 +37,15 @@ def encoders():
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("chunk", [1, 3, 4, 11])
 @torch.no_grad()
-def test_chunks_equal_the_whole(name, spec, chunk):
+def test_chunks_equal_the_full_video(name, spec, chunk):
     encoder, video, times = encoders()[name], frames(), torch.arange(11) / 4
-    whole = Pipeline(spec, encoder)(video, times)
+    expected = Pipeline(spec, encoder)(video, times)
     pipeline = Pipeline(spec, encoder)
-    run = Streaming(pipeline)
-    chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
+    streaming = Streaming(pipeline)
+    chunks = [streaming(part, time).check() for part, time in zip(video.split(chunk), times.split(chunk), strict=True)]
     joined = pipeline.join(chunks)
-    same(joined, whole, 1e-4)
-    assert joined.grid == whole.grid
+    assert_same_tokens(joined, expected, 1e-4)
+    assert joined.grid == expected.grid
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 11])
@@ -54,56 +54,56 @@ def test_chunks_equal_the_whole(name, spec, chunk):
 )
 @torch.no_grad()
 def test_a_chain_streams(spec, chunk):
-    """What a method drops has no token for the next one to compare with, in a stream as in the whole."""
+    """Dropped cells have no token for the next method to compare with, in a stream as in the full video."""
     pipeline, video, times = Pipeline(spec, Patches(4)), frames(), torch.arange(11) / 4
-    run = Streaming(pipeline)
-    chunks = [run(part, when).check() for part, when in zip(video.split(chunk), times.split(chunk), strict=True)]
-    same(pipeline.join(chunks), pipeline(video, times), 1e-4)
+    streaming = Streaming(pipeline)
+    chunks = [streaming(part, time).check() for part, time in zip(video.split(chunk), times.split(chunk), strict=True)]
+    assert_same_tokens(pipeline.join(chunks), pipeline(video, times), 1e-4)
 
 
 @pytest.mark.parametrize("first", ["rlt", "dtd(0.7)", ""])
 @torch.no_grad()
-def test_a_chain_into_a_memory(first):
-    """Of constant size: the features and their places are those of the whole, however it was cut."""
+def test_a_chain_that_ends_in_a_memory(first):
+    """Features and positions equal those of the full video for every chunk size."""
     torch.manual_seed(0)
     spec = " | ".join(filter(None, [first, "token_turing(5, memory=6, read=2, num_layers=1)"]))
     pipeline, video = Pipeline(spec, Patches(4)).eval(), frames()
-    whole = pipeline(video)
+    expected = pipeline(video)
     for chunk in (1, 4):
-        run = Streaming(pipeline)
-        joined = pipeline.join([run(part).check() for part in video.split(chunk)])
-        torch.testing.assert_close(joined.features, whole.features, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(joined.positions, whole.positions, rtol=1e-3, atol=1e-2)
+        streaming = Streaming(pipeline)
+        joined = pipeline.join([streaming(part).check() for part in video.split(chunk)])
+        torch.testing.assert_close(joined.features, expected.features, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(joined.positions, expected.positions, rtol=1e-3, atol=1e-2)
 
 
-def test_what_lives_on_is_not_compared():
+def test_tokens_that_extend_into_later_chunks_cannot_be_compared():
     with pytest.raises(ValueError, match="dtd cannot be streamed after rlt"):
         Streaming(Pipeline("rlt | dtd(0.5)", Patches(4)))
 
 
 def test_files(tmp_path):
-    run = Streaming(Pipeline("rlt", Patches(4)))
+    streaming = Streaming(Pipeline("rlt", Patches(4)))
     video, times = frames(), torch.arange(11) / 4
     names = []
-    for number, (part, when) in enumerate(zip(video.split(4), times.split(4), strict=True)):
-        names.append(f"{number:06}.safetensors")
-        run(part, when).save(tmp_path / names[-1])
+    for index, (part, time) in enumerate(zip(video.split(4), times.split(4), strict=True)):
+        names.append(f"{index:06}.safetensors")
+        streaming(part, time).save(tmp_path / names[-1])
     with pytest.raises(ValueError, match="not a finished stream"):
         load(tmp_path)
-    finish(tmp_path, names, run.pipeline.spec, {"seed": 1})
-    found = load(tmp_path)
-    same(found, Pipeline("rlt", Patches(4))(video, times))
-    assert found.meta == {"seed": 1}
-    facts = json.loads((tmp_path / "stream.json").read_text())
+    finish(tmp_path, names, streaming.pipeline.spec, {"seed": 1})
+    tokens = load(tmp_path)
+    assert_same_tokens(tokens, Pipeline("rlt", Patches(4))(video, times))
+    assert tokens.meta == {"seed": 1}
+    config = json.loads((tmp_path / "stream.json").read_text())
     outside = tmp_path.parent / "outside.safetensors"
-    run(video).save(outside)
-    (tmp_path / "stream.json").write_text(json.dumps(facts | {"chunks": ["../outside.safetensors"]}))
+    streaming(video).save(outside)
+    (tmp_path / "stream.json").write_text(json.dumps(config | {"chunks": ["../outside.safetensors"]}))
     with pytest.raises(ValueError, match="outside"):
-        load(tmp_path)  # a name never leaves the folder
+        load(tmp_path)  # chunks must be inside the folder
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"spec": None}, "spec must be a string"),
         ({"spec": "tome"}, "tome.* is not causal and cannot be streamed"),
@@ -117,14 +117,14 @@ def test_files(tmp_path):
         ({"meta": None}, "meta must be an object"),
     ],
 )
-def test_a_damaged_stream_json_is_one_line(tmp_path, change, says):
-    run = Streaming(Pipeline("rlt", Patches(4)))
-    run(frames()).save(tmp_path / "000000.safetensors")
-    facts = {"spec": run.pipeline.spec, "chunks": ["000000.safetensors"], "meta": {}}
-    (tmp_path / "stream.json").write_text(json.dumps(facts))
+def test_an_invalid_stream_json_is_a_one_line_error(tmp_path, change, message):
+    streaming = Streaming(Pipeline("rlt", Patches(4)))
+    streaming(frames()).save(tmp_path / "000000.safetensors")
+    config = {"spec": streaming.pipeline.spec, "chunks": ["000000.safetensors"], "meta": {}}
+    (tmp_path / "stream.json").write_text(json.dumps(config))
     assert load(tmp_path).B == 1
-    (tmp_path / "stream.json").write_text(json.dumps(facts | change))
-    with pytest.raises(ValueError, match=says) as caught:
+    (tmp_path / "stream.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -138,18 +138,18 @@ def test_chunks_of_different_videos(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["evs(0.2)", "dycoke", "tome(0.1)", "rlt(keep=0.5)", "dtd(keep=0.5)"])
-def test_what_cannot_stream_says_so(spec):
+def test_methods_that_cannot_be_streamed_raise(spec):
     with pytest.raises(ValueError, match=r"is not causal and cannot be streamed\. Streaming methods.* rlt"):
         Streaming(Pipeline(spec, Patches(4)))
 
 
-def test_without_a_method_everything_stays():
-    run = Streaming(Pipeline("", Patches(4)))
-    assert run.pipeline.join([run(part) for part in frames().split(4)]).N == 11 * 36
+def test_without_a_method_all_tokens_are_kept():
+    streaming = Streaming(Pipeline("", Patches(4)))
+    assert streaming.pipeline.join([streaming(part) for part in frames().split(4)]).N == 11 * 36
 
 
 class TestTrigger:
-    def test_against_a_sorted_list(self):
+    def test_the_threshold_equals_that_of_a_sorted_list(self):
         drops = np.random.default_rng(0).random(300).round(3)
         trigger, events, inside = SceneTrigger(0.1), [], False
         for t, drop in enumerate(drops):
@@ -161,7 +161,7 @@ class TestTrigger:
         assert [t for t, drop in enumerate(drops) if trigger(float(drop))] == events
         assert len(events) > 5
 
-    def test_nothing_happens_where_nothing_changes(self):
+    def test_a_static_video_has_no_events(self):
         trigger = SceneTrigger()
         assert not any(trigger(0.9) for _ in range(100))
 
@@ -176,17 +176,17 @@ class TestTrigger:
         assert ratios[0] == 0
         assert ratios[7] < ratios[1:7].min()
 
-    def test_part(self):
+    def test_invalid_fraction(self):
         with pytest.raises(ValueError, match="fraction of steps that trigger must be in"):
             SceneTrigger(1.0)
 
 
-def test_a_stream_of_chunks_without_a_token_of_their_own():
-    """As where a stream.json is damaged so that it names the later chunks alone."""
-    run = Streaming(Pipeline("dtd(0.5)", Patches()))
-    still = torch.full((8, 3, 32, 32), 90, dtype=torch.uint8)
-    chunks = [run(part) for part in still.split(4)]
+def test_chunks_without_tokens():
+    """As with a stream.json that lists only later chunks."""
+    streaming = Streaming(Pipeline("dtd(0.5)", Patches()))
+    static = torch.full((8, 3, 32, 32), 90, dtype=torch.uint8)
+    chunks = [streaming(part) for part in static.split(4)]
     assert chunks[1].N == 0
-    alone = run.pipeline.join(chunks[1:])
-    assert alone.N == 0
-    assert (alone.assignment == -1).all()
+    joined = streaming.pipeline.join(chunks[1:])
+    assert joined.N == 0
+    assert (joined.assignment == -1).all()

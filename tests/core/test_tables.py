@@ -1,11 +1,11 @@
-"""Lines, tables and JSON as editors, spreadsheets and other programs write them."""
+"""Text lines, tables and JSON, as editors, spreadsheets and other programs write them."""
 
 import pytest
 
 from fewtokens.core import files
 
 
-def test_lines_end_where_editors_end_them(tmp_path):
+def test_line_endings(tmp_path):
     text = "\ufeffone\r\n\r\n two\u2028still two\rthree\x0b\x85\n  \nlast"
     (tmp_path / "a").write_bytes(text.encode())
     assert list(files.read_lines(tmp_path / "a")) == [
@@ -33,14 +33,14 @@ def test_tables(tmp_path, separator, end):
     ]  # fmt: skip
 
 
-def test_tables_that_are_none(tmp_path):
+def test_invalid_tables(tmp_path):
     path = tmp_path / "t.csv"
-    for text, says in [
+    for text, message in [
         ('a,b\n1,"2\n3,4\n', "line 3: invalid CSV"),
         ("a,b\n" + "x" * 200_000 + ",1\n", "line 2: invalid CSV"),
     ]:
         path.write_text(text)
-        with pytest.raises(ValueError, match=says) as error:
+        with pytest.raises(ValueError, match=message) as error:
             list(files.read_table(path))
         assert "\n" not in str(error.value)
     path.write_text("")
@@ -49,7 +49,7 @@ def test_tables_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['"\\ud800"', '{"a": "x\\udbff"}', '{"\\uD83D": 1}', '["\\ude00\\ud83d"]'])
-def test_halves_of_characters_are_no_text(text):
+def test_lone_surrogates_are_rejected(text):
     with pytest.raises(ValueError, match=r"f: invalid JSON .*lone surrogate"):
         files.parse_json(text, "f")
     assert files.parse_json('"\\ud83d\\ude00"', "f") == "\N{GRINNING FACE}"

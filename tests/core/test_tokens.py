@@ -1,4 +1,4 @@
-"""Grid, Tokens and Plan: shapes, moving features, going back to the grid."""
+"""Grid, Tokens and Plan: shapes, applying plans, and `unmerge`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fewtokens.core.batch import collate, concatenate, join_frames, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import clip, same
+from tests.helpers.clips import assert_same_tokens, clip
 
 
 class TestGrid:
@@ -32,10 +32,10 @@ class TestGrid:
         assert grid.exists(2).sum(1).tolist() == [12, 8]
         assert grid.select(torch.tensor([1])).lengths.tolist() == [2]
 
-    def test_bad_grids(self):
-        for wrong in ((0, 1, 1), (1, 1, -1)):
+    def test_invalid_grids(self):
+        for shape in ((0, 1, 1), (1, 1, -1)):
             with pytest.raises(ValueError, match="T, H and W must be at least 1"):
-                Grid(*wrong)
+                Grid(*shape)
         with pytest.raises(ValueError, match="times"):
             Grid(3, 1, 1, torch.arange(4))
         with pytest.raises(ValueError, match="lengths"):
@@ -49,7 +49,7 @@ class TestGrid:
 
 class TestApply:
     def test_a_worked_example(self):
-        """Cells 0 and 2 merge, cell 1 is dropped, cell 3 stays; and a second step merges what is left."""
+        """Cells 0 and 2 merge, cell 1 is dropped, cell 3 is kept; a second step merges the remaining tokens."""
         x = torch.tensor([[1.0, 10], [2, 20], [3, 30], [8, 80]])
         tokens = Tokens.from_cells(x.reshape(1, 1, 2, 2, 2))
         out = tokens.apply(Plan(torch.tensor([2]), 2, torch.tensor([[0, -1, 0, 1]])))
@@ -62,7 +62,7 @@ class TestApply:
         assert last.sizes.tolist() == [[3]]
         assert last.assignment.tolist() == [[0, -1, 0, 0]]
 
-    def test_a_token_alone_stays_bit_equal(self):
+    def test_an_unmerged_token_is_bitwise_equal(self):
         tokens = clip().replace(sizes=torch.rand(2, 120) * 7 + 0.1)
         identity = Plan(tokens.count, 120, torch.arange(120).expand(2, -1))
         assert torch.equal(tokens.apply(identity).features, tokens.features)
@@ -73,7 +73,7 @@ class TestApply:
         assert out.features.item() == 3.0
         assert out.features.dtype == torch.float16
 
-    def test_pick_copies_and_counts(self):
+    def test_a_representative_is_copied(self):
         tokens = Tokens.from_cells(torch.arange(4.0).reshape(1, 1, 2, 2, 1))
         out = tokens.apply(Plan(torch.tensor([2]), 2, torch.tensor([[0, 0, 1, 0]]), torch.tensor([[1, 2]])))
         assert out.features.flatten().tolist() == [1, 2]
@@ -95,8 +95,8 @@ class TestApply:
         assert torch.equal(out.assignment, (weights / weights.sum(1, keepdim=True)).argmax(1))
 
     @pytest.mark.parametrize("soft_first", [True, False])
-    def test_weights_say_what_each_cell_gave(self, soft_first):
-        """After any chain of linear steps, weights @ cells gives the features again."""
+    def test_attribution_reconstructs_the_features(self, soft_first):
+        """After any chain of linear steps, attribution @ cells equals the features."""
         tokens = clip(2, 3, 3, 8)
         soft = Plan(torch.tensor([6, 6]), 6, weights=torch.rand(2, 6, 18 if soft_first else 9))
         hard = Plan(torch.tensor([9, 9] if not soft_first else [3, 3]), 9 if not soft_first else 3,
@@ -104,13 +104,15 @@ class TestApply:
         out = tokens.apply(soft).apply(hard) if soft_first else tokens.apply(hard).apply(soft)
         torch.testing.assert_close(out.attribution @ tokens.features, out.features)
 
-    def test_group_numbers_by_time(self):
+    def test_groups_are_numbered_by_time(self):
         tokens = Tokens.from_cells(torch.randn(1, 3, 1, 2, 4))
         plan = Plan.group(torch.tensor([[7, 7, 2, 0, 2, 0]]), tokens)
-        assert plan.dest.tolist() == [[0, 0, 1, 2, 1, 2]]  # 7 first; 2 before 0, at equal time further left
+        assert plan.dest.tolist() == [
+            [0, 0, 1, 2, 1, 2]
+        ]  # 7 first; 2 before 0, which has the same time but is further right
         assert plan.num_slots == 3
 
-    def test_top_breaks_ties_from_the_front(self):
+    def test_top_breaks_ties_in_favor_of_the_first(self):
         tokens = Tokens.from_cells(torch.randn(1, 1, 1, 6, 2))
         plan = Plan.top(torch.tensor([[1.0, 2, 1, 2, 1, 1]]), torch.tensor([4]), tokens)
         assert plan.representative.tolist() == [[0, 1, 2, 3]]
@@ -120,14 +122,14 @@ class TestApply:
         first = Plan.group(torch.randint(0, 30, (2, 120)), tokens)
         half = tokens.apply(first)
         second = Plan.group(torch.randint(0, 7, (2, half.N)), half)
-        same(half.apply(second), tokens.apply(first.then(second)))
+        assert_same_tokens(half.apply(second), tokens.apply(first.then(second)))
         keep = Plan.keep(torch.arange(120).expand(2, -1) % 2 == 0)
         kept = tokens.apply(keep)
         again = Plan.keep(torch.arange(60).expand(2, -1) % 3 == 0)
-        same(kept.apply(again), tokens.apply(keep.then(again)), 0)
+        assert_same_tokens(kept.apply(again), tokens.apply(keep.then(again)), 0)
 
-    def test_between_recovers_the_plan(self):
-        """Other tensors follow a method that works in several steps."""
+    def test_from_assignment_recovers_the_plan(self):
+        """Other tensors can be moved by the combined plan of several steps."""
         tokens = clip()
         middle = tokens.apply(Plan.group(torch.randint(0, 30, (2, 120)), tokens))
         after = middle.apply(Plan.group(torch.randint(0, 7, (2, middle.N)), middle))
@@ -147,7 +149,7 @@ class TestApply:
         with pytest.raises(ValueError, match="must have either dest"):
             Plan(torch.tensor([1]), 1)
 
-    def test_misshapen_tokens_are_refused(self):
+    def test_invalid_shapes_are_rejected(self):
         tokens = clip()
         with pytest.raises(ValueError, match=r"sizes must be \[2, 120\]"):
             tokens.replace(sizes=torch.ones(2, 3))
@@ -155,7 +157,7 @@ class TestApply:
             Tokens.from_cells(torch.randn(1, 5, 2), Grid(1, 2, 3))
 
     @pytest.mark.parametrize(
-        ("change", "says"),
+        ("change", "message"),
         [
             (lambda t: {"mask": t.mask.flip(1) & (torch.arange(120) > 3)}, "must come before padding"),
             (lambda t: {"assignment": t.assignment + 1}, "not the index of a real token"),
@@ -164,16 +166,16 @@ class TestApply:
             (lambda t: {"features": t.features * torch.nan}, "not finite"),
         ],
     )
-    def test_check_finds_broken_promises(self, change, says):
+    def test_check_finds_violations(self, change, message):
         tokens = clip().check()
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             tokens.replace(**change(tokens)).check()
 
 
 class TestUnmerge:
     @settings(max_examples=25, deadline=None)
     @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.sampled_from([1.0, 0.3]))
-    def test_a_dropped_cell_takes_its_nearest(self, T, H, W, seed, time_weight):
+    def test_a_dropped_cell_takes_the_nearest_token(self, T, H, W, seed, time_weight):
         g = torch.Generator().manual_seed(seed)
         tokens = Tokens.from_cells(torch.randn(2, T, H, W, 3, generator=g))
         kept = torch.rand(2, T * H * W, generator=g) < 0.4
@@ -182,19 +184,19 @@ class TestUnmerge:
         back = out.unmerge(time_weight=time_weight).flatten(1, 3)
         scale = torch.tensor([time_weight, 1, 1])
         for b in range(2):
-            for s, place in enumerate(tokens.grid.positions()):
-                distance = ((out.positions[b, : out.count[b]] - place) * scale).square().sum(1)
+            for s, position in enumerate(tokens.grid.positions()):
+                distance = ((out.positions[b, : out.count[b]] - position) * scale).square().sum(1)
                 m = out.assignment[b, s] if kept[b, s] else distance.argmin()
                 assert torch.equal(back[b, s], out.features[b, m])
 
-    def test_hold_takes_what_stood_there_last(self):
+    def test_held_cells_take_the_latest_token_at_their_position(self):
         tokens = Tokens.from_cells(torch.arange(1.0, 13).reshape(1, 4, 1, 3, 1))
-        # Place 0 is kept at frames 0 and 2, place 1 at frame 1 alone, place 2 never.
+        # Position 0 is kept in frames 0 and 2, position 1 only in frame 1, position 2 never.
         kept = torch.tensor([[1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0]]).bool()
         back = tokens.apply(Plan.keep(kept, dropped="held")).unmerge().reshape(4, 3)
         assert back[:, 0].tolist() == [1, 1, 7, 7]
         assert back[1:, 1].tolist() == [5, 5, 5]
-        assert back[0, 1] == 1  # nothing stood there yet: the nearest, the first of equals
+        assert back[0, 1] == 1  # no earlier token: the nearest, and the first if equal
 
     def test_merged_cells_share_their_token(self):
         tokens = clip(B=1)
@@ -202,11 +204,11 @@ class TestUnmerge:
         back = tokens.apply(Plan.group(labels, tokens)).unmerge().flatten(1, 3)[0]
         torch.testing.assert_close(back[::4], back[3::4])
 
-    def test_blocks_change_nothing(self, monkeypatch):
+    def test_blockwise_distances_are_equal(self, monkeypatch):
         out = clip().apply(Plan.keep(torch.arange(120).expand(2, -1) % 7 == 0))
-        whole = out.unmerge()
+        expected = out.unmerge()
         monkeypatch.setattr("fewtokens.core.tokens._MAX_DISTANCES", 50)
-        assert torch.equal(out.unmerge(), whole)
+        assert torch.equal(out.unmerge(), expected)
 
     def test_frames_past_the_end_are_zero(self):
         back = clip(T=3, lengths=[3, 1]).unmerge()
@@ -215,16 +217,16 @@ class TestUnmerge:
 
 
 class TestBatch:
-    def test_collate_and_take_apart(self):
+    def test_collate_and_index(self):
         videos = [clip(T, B=1, seed=T) for T in (2, 5, 3)]
         batch = collate(videos).check()
         assert batch.grid.shape == (5, 5, 6)
         assert batch.grid.lengths.tolist() == [2, 5, 3]
         for one, video in zip(batch, videos, strict=True):
-            same(one, video, 0)
+            assert_same_tokens(one, video, 0)
             assert one.grid == video.grid
 
-    def test_collate_keeps_everything_there_is(self):
+    def test_collate_keeps_optional_fields(self):
         video = clip(B=1).replace(
             prefix=torch.randn(1, 2, 24), codes=torch.arange(120)[None, :, None], attribution=torch.rand(1, 120, 120)
         )
@@ -233,7 +235,7 @@ class TestBatch:
         assert torch.equal(batch.codes[1], video.codes[0])
         assert torch.equal(batch.attribution[1], video.attribution[0])
 
-    def test_frames_of_other_sizes_do_not_collate(self):
+    def test_frames_of_different_sizes_do_not_collate(self):
         with pytest.raises(ValueError, match="the same H and W"):
             collate([clip(B=1), clip(H=4, B=1)])
         with pytest.raises(ValueError, match="videos must not be empty"):
@@ -248,7 +250,7 @@ class TestBatch:
         for b in range(3):
             rows = packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]]
             assert torch.equal(rows, tokens[b].features[0])
-        same(tokens.with_packed(packed.features), tokens, 0)
+        assert_same_tokens(tokens.with_packed(packed.features), tokens, 0)
 
     @pytest.mark.parametrize("reduced", [False, True])
     def test_frames_and_back(self, reduced):
@@ -258,33 +260,33 @@ class TestBatch:
         frames = split_frames(tokens).check()
         assert frames.grid.shape == (1, 5, 6)
         assert frames.B == 12
-        same(join_frames(frames, 4, tokens.grid), tokens, 0)
+        assert_same_tokens(join_frames(frames, 4, tokens.grid), tokens, 0)
 
     def test_frames_of_unequal_videos(self):
         tokens = clip(T=4, lengths=[4, 2])
-        same(join_frames(split_frames(tokens), 4, tokens.grid), tokens, 0)
+        assert_same_tokens(join_frames(split_frames(tokens), 4, tokens.grid), tokens, 0)
 
-    def test_class_tokens_of_frames_stand_in_a_row(self):
+    def test_prefixes_of_frames_are_concatenated(self):
         frames = split_frames(clip(T=3)).replace(prefix=torch.arange(6.0).reshape(6, 1, 1).expand(6, 1, 24))
         assert join_frames(frames, 3).prefix[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
-    def test_a_run_over_frames_counts_only_its_own_frame(self):
-        """Two frames of one cell, one token for both: the second frame has no token of its own."""
+    def test_a_token_over_several_frames_counts_only_in_its_own_frame(self):
+        """Two frames of one cell, one token for both: the second frame has no token."""
         tokens = Tokens.from_cells(torch.randn(1, 2, 1, 1, 3))
-        run = tokens.apply(Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]]), torch.tensor([[0]])))
-        frames = split_frames(run)
+        merged = tokens.apply(Plan(torch.tensor([1]), 1, torch.tensor([[0, 0]]), torch.tensor([[0]])))
+        frames = split_frames(merged)
         assert frames.mask.tolist() == [[True], [False]]
         assert frames.assignment.tolist() == [[0], [-1]]
         assert frames.sizes.tolist() == [[1], [0]]
 
-    def test_chunks_in_a_row(self):
+    def test_concatenate(self):
         tokens = clip(T=5)
         parts = []
         for start, stop in ((0, 2), (2, 5)):
             grid = Grid(stop - start, 5, 6, tokens.grid.times[start:stop])
             parts.append(Tokens.from_cells(tokens.features[:, start * 30 : stop * 30], grid))
         joined = concatenate(parts)
-        same(joined, tokens, 0)
+        assert_same_tokens(joined, tokens, 0)
         assert joined.grid == tokens.grid
         with pytest.raises(ValueError, match="chunks must not be empty"):
             concatenate([])
@@ -297,14 +299,14 @@ def test_to_keeps_positions_in_float32():
 
 
 class TestDamagedFiles:
-    """Every tensor and every entry of the header is checked between reading and use."""
+    """Every tensor and header entry is validated when a file is read."""
 
     @staticmethod
     def change(path: Path, header: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> None:
-        there, told = files.load(path, "tokens")
-        told = {name: value for name, value in told.items() if name not in ("kind", "version", "versions")}
-        changed = {name: value for name, value in {**there, **(tensors or {})}.items() if value is not None}
-        files.save(path, "tokens", changed, told | (header or {}))
+        old_tensors, old_header = files.load(path, "tokens")
+        old_header = {name: value for name, value in old_header.items() if name not in ("kind", "version", "versions")}
+        changed = {name: value for name, value in {**old_tensors, **(tensors or {})}.items() if value is not None}
+        files.save(path, "tokens", changed, old_header | (header or {}))
 
     @pytest.mark.parametrize(
         "header",
@@ -352,24 +354,24 @@ class TestDamagedFiles:
 
 
 def test_times_of_long_videos_are_exact(tmp_path):
-    """A day at 30 frames a second: neighbouring frames are closer than float32 tells apart."""
+    """After a day at 30 frames per second, adjacent frames are closer than float32 can distinguish."""
     times = torch.arange(4, dtype=torch.float64) / 30 + 86_400
     tokens = Tokens.from_cells(torch.randn(1, 4, 2, 2, 3)).replace(grid=Grid(4, 2, 2, times))
     after = Tokens.from_cells(torch.randn(1, 2, 2, 2, 3)).replace(grid=Grid(2, 2, 2, times[:2] + 1))
     assert torch.equal(tokens.grid.times, times)
     assert torch.equal(concatenate([tokens, after]).grid.times, torch.cat([times, times[:2] + 1]))
     batch = collate([tokens, after])
-    for made in (batch, batch.to(torch.float16), batch.select([0, 1]), Tokens.load(batch.save(tmp_path / "a"))):
-        assert torch.equal(made.grid.times[0], times)
-        # A frame that is not there is shown when the last one was.
-        assert torch.equal(made.grid.times[1], torch.stack([times[0], times[1], times[1], times[1]]) + 1)
-        assert torch.equal(made[1].grid.times, times[:2] + 1)
+    for result in (batch, batch.to(torch.float16), batch.select([0, 1]), Tokens.load(batch.save(tmp_path / "a"))):
+        assert torch.equal(result.grid.times[0], times)
+        # A padded frame has the time of the last frame.
+        assert torch.equal(result.grid.times[1], torch.stack([times[0], times[1], times[1], times[1]]) + 1)
+        assert torch.equal(result[1].grid.times, times[:2] + 1)
     assert torch.equal(registry.build("tome(0.5)")[0](tokens).grid.times, times)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_means_of_thousands_are_summed_wide(dtype):
-    """Off by no more than the last rounding, which a share of 1 in 3000 in half precision would be."""
+def test_large_means_are_summed_in_float32(dtype):
+    """The error is at most the final rounding; weights of 1/3000 in half precision would exceed it."""
     g = torch.Generator().manual_seed(0)
     values = torch.rand(1, 6000, 3, generator=g).to(dtype)
     tokens = Tokens.from_cells(values.reshape(1, 60, 10, 10, 3))

@@ -14,11 +14,11 @@ from PIL import Image
 from fewtokens.data.footage import Footage, find_footage, open_frames, read_frames
 from fewtokens.data.packed import pack_frames, write_frames
 from fewtokens.data.pairs import PairData, Pairing, collate_pairs, draw_pair, first_good, mask_noise
-from tests.video.makers import make, moving, numbered
+from tests.video.makers import make_video, moving_frames, numbered_frames
 
 
 def frames_of(n: int, height: int = 24, width: int = 32) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(moving(n, width, height))).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(moving_frames(n, width, height))).permute(0, 3, 1, 2)
 
 
 def held(folder: Path, *lengths: int) -> list[Footage]:
@@ -92,7 +92,7 @@ def test_a_crop_of_a_crop(tmp_path):
 
 
 def test_the_right_frames_come(tmp_path):
-    path = make(tmp_path / "v.mp4", numbered(40))
+    path = make_video(tmp_path / "v.mp4", numbered_frames(40))
     levels = (np.arange(40) * 7) % 200 + 20
     wanted = [31, 3, 3, 17]
     frames = read_frames(Footage(str(path)), lambda count: wanted if count == 40 else [])
@@ -111,11 +111,11 @@ def test_the_right_frames_come(tmp_path):
 
 def test_footage_of_every_kind(tmp_path):
     (tmp_path / "set" / "class a").mkdir(parents=True)
-    make(tmp_path / "set" / "class a" / "v.mp4", moving(12))
+    make_video(tmp_path / "set" / "class a" / "v.mp4", moving_frames(12))
     pictures = tmp_path / "set" / "class b" / "clip"
     pictures.mkdir(parents=True)
     for n in range(12):
-        Image.fromarray(numbered(12)[n]).save(pictures / f"{n}.png")
+        Image.fromarray(numbered_frames(12)[n]).save(pictures / f"{n}.png")
     held(tmp_path / "set", 12)
     found = find_footage(tmp_path / "set").items
     assert len(found) == 3
@@ -135,12 +135,12 @@ def test_footage_of_every_kind(tmp_path):
 
 
 def test_tars(tmp_path):
-    video = make(tmp_path / "v.mp4", moving(12))
+    video = make_video(tmp_path / "v.mp4", moving_frames(12))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(video, "k1.mp4")
         for n in range(12):
             buffer = io.BytesIO()
-            Image.fromarray(numbered(12)[n]).save(buffer, "PNG")
+            Image.fromarray(numbered_frames(12)[n]).save(buffer, "PNG")
             for name in (f"clips/x/{n}.png", f"y.{n:03d}.png"):
                 member = tarfile.TarInfo(name)
                 member.size = buffer.tell()

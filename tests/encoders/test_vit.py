@@ -365,7 +365,8 @@ class TestBadFolders:
             ({"num_attention_heads": 5}, "multiple of num_heads"), ({"patch_size": 0}, "not a vision transformer"),
             ({"patch_size": [4, 8]}, "non-square"), ({"image_size": {"height": 16}}, "image_size must be"),
             ({"image_size": 10**9}, "must be 0 to 4096 pixels"), ({"layer_norm_eps": None}, "layer_norm_eps must be"),
-            ({"hidden_act": ["gelu"]}, "hidden_act must be a string"), ({"model_type": 3}, "model_type must be a string"),
+            ({"hidden_act": ["gelu"]}, "hidden_act must be a string"),
+            ({"model_type": 3}, "model_type must be a string"),
         ],
     )  # fmt: skip
     def test_config_values_are_checked(self, change, message, tmp_path):

@@ -1,4 +1,4 @@
-"""Small token clips for tests: features that look like a video, with the cues that methods ask for."""
+"""Small token clips with video-like features, and the cues that methods require."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from fewtokens.core.batch import join_frames, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 
-# Blocks of the encoder that tests stand in for.
+# Number of blocks of the simulated encoder.
 DEPTH = 12
 
 
 def clip(
     T: int = 4, H: int = 5, W: int = 6, C: int = 24, B: int = 2, *, seed: int = 0, lengths: list[int] | None = None
 ) -> Tokens:
-    """A static random background, a third of the cells changing from frame to frame, a little noise."""
+    """A static random background with a third of the cells changing per frame, plus a little noise."""
     generator = torch.Generator().manual_seed(seed)
-    still = torch.randn(B, 1, H, W, C, generator=generator)
+    static = torch.randn(B, 1, H, W, C, generator=generator)
     fresh = torch.randn(B, T, H, W, C, generator=generator)
-    moves = torch.rand(B, T, H, W, 1, generator=generator) < 0.33
+    changes = torch.rand(B, T, H, W, 1, generator=generator) < 0.33
     noise = 0.02 * torch.randn(B, T, H, W, C, generator=generator)
     grid = Grid(T, H, W, torch.arange(T) / 8, None if lengths is None else torch.tensor(lengths))
-    tokens = Tokens.from_cells((torch.where(moves, fresh, still) + noise).flatten(1, 3), grid)
+    tokens = Tokens.from_cells((torch.where(changes, fresh, static) + noise).flatten(1, 3), grid)
     return tokens.replace(features=tokens.features.masked_fill(~tokens.mask[..., None], 0))
 
 
 def cues(tokens: Tokens) -> dict[str, Tensor]:
-    """Every cue, made from the features so that a sample has the same ones alone and in a batch."""
+    """Every cue, derived from the features, so that a sample has the same cues alone and in a batch."""
     x = tokens.features.float()
     pixels = (x[..., :12].unflatten(2, (1, 12)) * 0.25 + 0.5).clamp(0, 1)
     frames = tokens.grid.T
@@ -44,20 +44,22 @@ def cues(tokens: Tokens) -> dict[str, Tensor]:
     }
 
 
-def run(method, tokens: Tokens, *, blocks: int = DEPTH, **extra: Tensor) -> Tokens:
-    """The method on these tokens; one that acts inside an encoder, frame by frame in its first `blocks` of twelve."""
+def run_method(method, tokens: Tokens, *, blocks: int = DEPTH, **extra: Tensor) -> Tokens:
+    """Runs a method; one of stage "encoder" runs per frame in the first `blocks` of the 12 encoder blocks."""
     if method.stage == "encoder":
         frames = split_frames(tokens)
         for layer in range(blocks):
-            given = cues(frames)
-            frames = method(frames, **{name: given[name] for name in method.needs}, layer=layer, depth=DEPTH, **extra)
+            available = cues(frames)
+            frames = method(
+                frames, **{name: available[name] for name in method.needs}, layer=layer, depth=DEPTH, **extra
+            )
         return join_frames(frames.ordered(), tokens.grid.T, tokens.grid)
-    given = cues(tokens)
-    return method(tokens, **{name: given[name] for name in method.needs}, **extra)
+    available = cues(tokens)
+    return method(tokens, **{name: available[name] for name in method.needs}, **extra)
 
 
-def same(a: Tokens, b: Tokens, tolerance: float = 1e-5) -> None:
-    """Asserts that two sets of tokens are the same, padding aside."""
+def assert_same_tokens(a: Tokens, b: Tokens, tolerance: float = 1e-5) -> None:
+    """Asserts that two `Tokens` are equal, except for padding."""
     assert torch.equal(a.count, b.count)
     n = int(a.count.max())
     assert torch.equal(a.mask[:, :n], b.mask[:, :n])

@@ -1,4 +1,4 @@
-"""A command line held against the parser of its verb, without running it."""
+"""Parses a command line without running it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fewtokens.cli.verbs import GROUPS, find
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The context of a verb, whose params are the values of its options.
+    """Returns the click context of a verb; its `params` are the values of the options.
 
     Raises:
-        Exception: of typer, if there is no such verb, or it does not take these options.
+        click.ClickException: the verb does not exist, or does not accept these options.
     """
     program, *words = words
     assert program == "fewtokens"

@@ -1,4 +1,4 @@
-"""Where the real clips and weights are, for the tests that want them."""
+"""Finds real clips and weights, for tests that use them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 
 
 def data_path(*parts: str) -> Path:
-    """A path in $FEWTOKENS_DATA (or ../shared/data beside the repository); skips the test where it is absent."""
+    """Returns a path in $FEWTOKENS_DATA (default: shared/data in the repository); skips the test if it is missing."""
     root = os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data"
     path = Path(root).joinpath(*parts)
     if not path.exists():
-        pytest.skip(f"needs {'/'.join(parts)} in $FEWTOKENS_DATA")
+        pytest.skip(f"requires {'/'.join(parts)} in $FEWTOKENS_DATA")
     return path

@@ -1,4 +1,4 @@
-"""Token Dynamics with attention that is not at its start."""
+"""Clips and models for VQToken tests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fewtokens.methods.learned.vqtoken import VqToken
 from tests.helpers.clips import clip
 
 
-def square(T: int = 4, side: int = 3, B: int = 2) -> Tokens:
+def square_clip(T: int = 4, side: int = 3, B: int = 2) -> Tokens:
     return clip(T, side, side, B=B)
 
 
-def released(keep: int | None = 5, *, side: int = 3, **options) -> VqToken:
+def make_vqtoken(keep: int | None = 5, *, side: int = 3, **options) -> VqToken:
     torch.manual_seed(1)
     return VqToken(keep, dim=24, side=side, **options).eval()

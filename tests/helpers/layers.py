@@ -1,4 +1,4 @@
-"""What a method inside a language model sees, made by hand."""
+"""A synthetic state of a language model layer, and the expected decisions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fewtokens.core.tokens import Tokens
 COLUMNS = range(3, 11)
 
 
-def state(seed: int = 0) -> LayerState:
-    """Two prompts of 3 words, 2 x 2 x 2 cells of a video and 2 words."""
+def layer_state(seed: int = 0) -> LayerState:
+    """Two prompts of 3 text tokens, a video of 2 x 2 x 2 cells, and 2 text tokens."""
     generator = torch.Generator().manual_seed(seed)
     grid, columns = Grid(2, 2, 2), torch.arange(3, 11)
     hidden = torch.randn(2, 13, 16, generator=generator)
@@ -24,11 +24,11 @@ def state(seed: int = 0) -> LayerState:
     return LayerState(hidden, rope, video, video.sum(1), scores, videos)
 
 
-def best(row: list[float], columns: list[int], count: int) -> list[int]:
-    """The `count` columns with the highest numbers, in their order; the first of equal ones."""
+def top_columns(row: list[float], columns: list[int], count: int) -> list[int]:
+    """Returns the `count` columns with the highest scores, ascending; ties go to the first."""
     return sorted(sorted(columns, key=lambda column: -row[column])[:count])
 
 
-def chosen(kept: torch.Tensor) -> list[list[int]]:
-    """The columns of videos that stay in each prompt; words count as neither."""
+def kept_columns(kept: torch.Tensor) -> list[list[int]]:
+    """Returns the kept video columns of each prompt, without text columns."""
     return [[column for column in COLUMNS if row[column]] for row in kept.tolist()]

@@ -1,4 +1,4 @@
-"""Clips whose patches of pixels partly stay from frame to frame."""
+"""Clips in which some pixel patches stay the same between frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fewtokens.core.tokens import Tokens
 
 
 def pixel_clip(T=5, H=3, W=4, P=2, seed=0):
-    """Patches of 2x2 pixels, some of which stay from frame to frame; pixels [1,S,P,12]."""
+    """Tokens, and their 2x2-pixel patches [1,S,P,12], some of which stay the same between frames."""
     g = torch.Generator().manual_seed(seed)
     frames = [torch.rand(H * W, P, 12, generator=g)]
     frames[0][:] = frames[0][:, :1]

@@ -1,4 +1,4 @@
-"""Small learned resamplers in float64, and the pieces of their networks again in numpy."""
+"""Small learned resamplers in float64, and NumPy versions of their layers."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ def video(T: int = 4, H: int = 3, W: int = 4, B: int = 2, seed: int = 0, lengths
     return clip(T, H, W, C, B, seed=seed, lengths=lengths).to(torch.float64)
 
 
-def query(B: int = 2, seed: int = 0) -> torch.Tensor:
+def text_features(B: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.randn(B, 3, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def run(method, tokens: Tokens, text: torch.Tensor | None = None) -> Tokens:
-    text = query(tokens.B) if text is None else text
+def run_method(method, tokens: Tokens, text: torch.Tensor | None = None) -> Tokens:
+    text = text_features(tokens.B) if text is None else text
     return method(tokens, **({"text": text} if "text" in method.needs else {}))
 
 
-def array(parameter: torch.Tensor) -> np.ndarray:
+def to_numpy(parameter: torch.Tensor) -> np.ndarray:
     return parameter.detach().double().numpy()
 
 
 def linear(x: np.ndarray, layer: nn.Linear) -> np.ndarray:
-    y = x @ array(layer.weight).T
-    return y if layer.bias is None else y + array(layer.bias)
+    y = x @ to_numpy(layer.weight).T
+    return y if layer.bias is None else y + to_numpy(layer.bias)
 
 
-def norm(x: np.ndarray, layer: nn.LayerNorm) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * array(layer.weight) + array(layer.bias)
+def layer_norm(x: np.ndarray, layer: nn.LayerNorm) -> np.ndarray:
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * to_numpy(layer.weight) + to_numpy(layer.bias)
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -77,41 +77,41 @@ def mlp(x: np.ndarray, layers: nn.Sequential) -> np.ndarray:
     return linear(gelu(linear(x, layers[0])), layers[2])
 
 
-def attention(x: np.ndarray, seen: np.ndarray, layer, heads: int) -> tuple[np.ndarray, np.ndarray]:
-    """Head by head, query by query, for one sample."""
-    q, k, v = linear(x, layer.query), linear(seen, layer.key), linear(seen, layer.value)
+def attention(x: np.ndarray, context: np.ndarray, layer, heads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Attention of one sample, computed separately for each head and query; returns outputs and mean weights."""
+    q, k, v = linear(x, layer.query), linear(context, layer.key), linear(context, layer.value)
     d = q.shape[1] // heads
-    mixed, weights = np.zeros_like(q), np.zeros((len(x), len(seen)))
+    mixed, weights = np.zeros_like(q), np.zeros((len(x), len(context)))
     for h in range(heads):
         part = slice(h * d, (h + 1) * d)
         for m in range(len(x)):
-            share = softmax(np.array([q[m, part] @ k[n, part] / math.sqrt(d) for n in range(len(seen))]))
-            mixed[m, part] = sum(share[n] * v[n, part] for n in range(len(seen)))
-            weights[m] += share / heads
+            probs = softmax(np.array([q[m, part] @ k[n, part] / math.sqrt(d) for n in range(len(context))]))
+            mixed[m, part] = sum(probs[n] * v[n, part] for n in range(len(context)))
+            weights[m] += probs / heads
     return linear(mixed, layer.out), weights
 
 
-def places(positions: np.ndarray, H: int, W: int, layer) -> np.ndarray:
+def position_embedding(positions: np.ndarray, H: int, W: int, layer) -> np.ndarray:
     rows = []
     for t, y, x in positions:
         angles = [c * 10_000 ** (-k / 8) for c in (t, (y + 0.5) * 16 / H, (x + 0.5) * 16 / W) for k in range(8)]
         rows.append([*np.sin(angles), *np.cos(angles)])
-    return np.array(rows) @ array(layer.layer.weight).T
+    return np.array(rows) @ to_numpy(layer.layer.weight).T
 
 
 def summary(x: np.ndarray, layer) -> np.ndarray:
-    return softmax(mlp(norm(x, layer.norm), layer.mlp), 0).T
+    return softmax(mlp(layer_norm(x, layer.norm), layer.mlp), 0).T
 
 
 def compare(out: Tokens, b: int, features: np.ndarray, weights: np.ndarray, positions: np.ndarray) -> None:
-    """Features and attribution, put in the order of mean time, row and column."""
+    """Compares features and attribution after sorting the expected ones by mean time, row and column."""
     weights = weights / weights.sum(1, keepdims=True)
-    where = np.round(weights @ positions * 1024)
-    order = np.lexsort((where[:, 2], where[:, 1], where[:, 0]))
-    np.testing.assert_allclose(array(out.features[b]), features[order], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(array(out.attribution[b]), weights[order], rtol=1e-4, atol=1e-6)
+    mean = np.round(weights @ positions * 1024)
+    order = np.lexsort((mean[:, 2], mean[:, 1], mean[:, 0]))
+    np.testing.assert_allclose(to_numpy(out.features[b]), features[order], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(to_numpy(out.attribution[b]), weights[order], rtol=1e-4, atol=1e-6)
 
 
-def frames_of(tokens: Tokens) -> list[Tokens]:
+def split_frames(tokens: Tokens) -> list[Tokens]:
     _, H, W = tokens.grid.shape
     return [Tokens.from_cells(frame, Grid(1, H, W)) for frame in tokens.features.split(H * W, 1)]

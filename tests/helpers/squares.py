@@ -1,4 +1,4 @@
-"""STTM's quadtree and joined nodes, by loops."""
+"""STTM's quadtree and temporal merging, written as loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def split(side: int, strips: str) -> list[list[int]]:
-    """Which rows or columns go into each one of the level above."""
+    """Returns the rows (or columns) that form each row of the level above."""
     odd = side % 2
     if strips == "first":
         return [[0]] * odd + [[i, i + 1] for i in range(odd, side, 2)]
@@ -26,7 +26,7 @@ Node = tuple[np.ndarray, set[int], list[tuple[int, int]]]  # mean, cells, childr
 
 
 def pyramid(x: np.ndarray, levels: int, strips: str, weighted: bool) -> list[dict[tuple[int, int], Node]]:
-    """The nodes of each level, from the cells up."""
+    """Returns the nodes of each level, starting with the cells."""
     H, W, C = x.shape
     out = [{(y, u): (x[y, u], {y * W + u}, []) for y in range(H) for u in range(W)}]
     while len(out) <= levels and max(H, W) > 1:
@@ -42,40 +42,42 @@ def pyramid(x: np.ndarray, levels: int, strips: str, weighted: bool) -> list[dic
     return out
 
 
-def nodes_of(x: np.ndarray, tau: float, levels: int, strips: str, weighted: bool) -> list[tuple[np.ndarray, set[int]]]:
-    """(mean, cells) of the leaves, from the top down."""
+def leaf_nodes(
+    x: np.ndarray, tau: float, levels: int, strips: str, weighted: bool
+) -> list[tuple[np.ndarray, set[int]]]:
+    """Returns (mean, cells) of each leaf, from the top down."""
     tree, out = pyramid(x, levels, strips, weighted), []
 
-    def visit(level: int, place: tuple[int, int]) -> None:
-        mean, cells, children = tree[level][place]
-        # A published node that lacks children is held against the first node of the level in their place.
-        asked = [*children, (0, 0)] if strips == "first" and 0 < len(children) < 4 else children
-        if all(cosine(mean, tree[level - 1][child][0]) >= tau - 1e-9 for child in asked):
+    def visit(level: int, position: tuple[int, int]) -> None:
+        mean, cells, children = tree[level][position]
+        # The authors' code compares a node that lacks children with the first node of the level instead.
+        compared = [*children, (0, 0)] if strips == "first" and 0 < len(children) < 4 else children
+        if all(cosine(mean, tree[level - 1][child][0]) >= tau - 1e-9 for child in compared):
             out.append((mean, cells))
             return
         for child in children:
             visit(level - 1, child)
 
-    for place in tree[-1]:
-        visit(len(tree) - 1, place)
+    for position in tree[-1]:
+        visit(len(tree) - 1, position)
     return out
 
 
-def plain(
+def sttm_by_loops(
     x: np.ndarray, tau: float, tau_time: float, levels: int, strips: str, weighted: bool
 ) -> list[tuple[np.ndarray, set[int]]]:
-    """(feature, cells) of every token, by a table of all pairs of nodes."""
+    """Returns (feature, cells) of each token, by comparing all pairs of nodes."""
     T, H, W, C = x.shape
-    nodes = [(t, *node) for t in range(T) for node in nodes_of(x[t], tau, levels, strips, weighted)]
+    nodes = [(t, *node) for t in range(T) for node in leaf_nodes(x[t], tau, levels, strips, weighted)]
     edges = np.zeros((len(nodes), len(nodes)), bool)
-    for (i, (t, mean, cells)), (j, (s, other, theirs)) in itertools.product(enumerate(nodes), repeat=2):
-        if s == t + 1 and (cells <= theirs or theirs <= cells):
+    for (i, (t, mean, cells)), (j, (s, other, other_cells)) in itertools.product(enumerate(nodes), repeat=2):
+        if s == t + 1 and (cells <= other_cells or other_cells <= cells):
             edges[i, j] = cosine(mean, other) >= tau_time
     _, label = csgraph.connected_components(edges, directed=False)
     out = []
     for part in np.unique(label):
-        mine = [nodes[i] for i in np.flatnonzero(label == part)]
-        where = {t * H * W + c for t, _, cells in mine for c in cells}
-        mean = np.mean([mean for _, mean, _ in mine], 0)
-        out.append((x.reshape(-1, C)[sorted(where)].mean(0) if weighted else mean, where))
+        members = [nodes[i] for i in np.flatnonzero(label == part)]
+        cells = {t * H * W + c for t, _, node_cells in members for c in node_cells}
+        mean = np.mean([mean for _, mean, _ in members], 0)
+        out.append((x.reshape(-1, C)[sorted(cells)].mean(0) if weighted else mean, cells))
     return out

@@ -1,4 +1,4 @@
-"""A small ViT whose attention and norms are not at their start, and frames embedded by it."""
+"""A small ViT with non-initial attention and norms, and its patch embeddings of random frames."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def small_vit() -> ViT:
     return vit.requires_grad_(False)
 
 
-def embedded(vit: ViT) -> Tokens:
+def embed_frames(vit: ViT) -> Tokens:
     frames = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
     return Tokens.from_cells(vit.embed(frames).flatten(1, 2), Grid(1, 6, 6))

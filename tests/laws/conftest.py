@@ -1,4 +1,4 @@
-"""`--one-spec`: the laws on every method as it is by default, one case of each law, for `make check`."""
+"""`--one-spec` runs one case of each law for every method with default arguments; used by `make check`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             params = item.callspec.params if hasattr(item, "callspec") else {}
             method = str(params.get("spec", params.get("name", "")))
             cases.setdefault((item.nodeid.partition("[")[0], method), []).append(item)
-    chosen = set()
-    for number, ((_, method), group) in enumerate(cases.items()):
+    selected = set()
+    for index, ((_, method), group) in enumerate(cases.items()):
         if method.isidentifier() or not method:
-            # Each method takes another dtype, shape or chunking, so that together they cover them all.
-            chosen.add(group[number % len(group)])
-    dropped = [item for item in items if HERE in item.path.parents and item not in chosen]
+            # Successive methods use different dtypes, shapes and chunkings, so that together they cover all.
+            selected.add(group[index % len(group)])
+    dropped = [item for item in items if HERE in item.path.parents and item not in selected]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in set(dropped)]

@@ -1,31 +1,31 @@
-"""What each method promises beside the laws that hold for all.
+"""Properties of individual methods, in addition to the laws of all methods.
 
-A method in none of these sets is held to what its plan says: means by size conserve the mass of what is kept; anything
-else that it keeps comes out bit for bit as it went in.
+A method in none of these sets must follow its plan: means weighted by size conserve the mass of kept tokens, and any
+other kept token is bitwise unchanged.
 """
 
 from __future__ import annotations
 
-# Every cell that goes in ends in some token.
+# Every input cell is assigned to a token.
 PARTITION = {
     "centerclip", "downsample", "dpc_knn", "dynamic_pool", "frame_fusion", "grt", "kmeans", "length_embedding", "lftr",
     "mean_pool", "merge_windows", "merge_windows_in_encoder", "metok", "rlt", "scissor", "storm", "sttm", "tempme",
     "testa", "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr",
 }  # fmt: skip
-# The sum of sizes * features stays the same.
+# The sum of sizes * features is conserved.
 CONSERVES = {
     "downsample", "dpc_knn", "dynamic_pool", "frame_fusion", "kmeans", "lftr", "mean_pool", "merge_windows",
     "merge_windows_in_encoder", "metok", "tempme", "testa", "tome", "tome_in_encoder", "tome_video",
 }  # fmt: skip
-# Drops some tokens and averages others.
+# Drop some tokens and average others.
 DROPS_AND_MERGES = {"fastvid", "holitom", "prunevid", "visionzip", "visual_words"}
-# Sizes are an importance and no longer count cells.
-WEIGHS = {"vid_tldr"}
-# Works on square frames of a size that its parameters fix.
+# Sizes are importance weights, not numbers of cells.
+SIZES_ARE_IMPORTANCE = {"vid_tldr"}
+# Accept only square frames of a size that is fixed by the parameters.
 SQUARE = {"vqtoken"}
-# At a budget of everything it still changes the features: it mixes them, or pools frames to squares.
+# Change the features even with a budget of all tokens: they mix features or pool frames to squares.
 NEVER_THE_IDENTITY = {"dynamic_pool", "storm"}
-# Comes out in another order than that of time: frames that asked, which may look at any cluster.
+# The output is not ordered by time: each output token belongs to a frame, but may attend to any cluster.
 UNORDERED = {"vqtoken"}
-# Streams into a memory of constant size, which does not say which cells of earlier chunks it holds.
+# Stream into a memory of constant size, which does not record the cells of earlier chunks.
 CONSTANT_MEMORY = {"token_turing"}

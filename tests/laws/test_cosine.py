@@ -1,4 +1,4 @@
-"""What holds for all methods that compare frames by cosines."""
+"""Laws of methods that compare frames by cosine similarity."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.helpers.clips import clip
 
 @pytest.mark.parametrize("spec", ["evs(0.4)", "dtd(0.5)", "dtd(0.4, mode='relative')"])
 class TestCosineMethods:
-    def test_scale_changes_nothing(self, spec):
+    def test_scaling_the_features_changes_nothing(self, spec):
         tokens, (method,) = clip(), registry.build(spec)
         scaled = tokens.replace(features=tokens.features * 37.5)
         assert torch.equal(method(tokens).assignment, method(scaled).assignment)
 
-    def test_mirror(self, spec):
+    def test_mirrored_video(self, spec):
         tokens, (method,) = clip(), registry.build(spec)
         grid = tokens.features.reshape(2, *tokens.grid.shape, -1)
         mirrored = Tokens.from_cells(grid.flip(3))

@@ -1,4 +1,4 @@
-"""What every method must hold. It runs over the registry: a new method is tested by being registered."""
+"""Laws of all methods. The tests run over the registry, so that every registered method is tested."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from fewtokens.core.batch import collate, concatenate, split_frames
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.tokens import Tokens
-from tests.helpers.clips import clip, cues, run, same
+from tests.helpers.clips import assert_same_tokens, clip, cues, run_method
 from tests.laws.laws import (
     CONSERVES,
     CONSTANT_MEMORY,
     DROPS_AND_MERGES,
     NEVER_THE_IDENTITY,
     PARTITION,
+    SIZES_ARE_IMPORTANCE,
     SQUARE,
     UNORDERED,
-    WEIGHS,
 )
 
-# Other ways to run a method than with its defaults.
+# Methods with arguments other than the defaults.
 VARIANTS = [
     "dtd(mode='pixel')",
     "dtd(keep=0.3)",
@@ -89,7 +89,7 @@ VARIANTS = [
     "linvt(5, selected=20, scales=(1, 3))",
 ]
 SPECS = [*registry.names(), *VARIANTS]
-# Methods that meet any budget of the whole video.
+# Methods that accept any budget for the full video.
 BUDGET = [
     name
     for name in registry.names()
@@ -99,36 +99,36 @@ CAUSAL = [spec for spec in SPECS if registry.build(spec)[0].causal]
 
 
 def build(spec: str, *, dim: int = 24, side: int = 5, **defaults) -> Method:
-    """A method for features of `dim` channels; learned ones with the same parameters each time."""
+    """Builds a method for features of `dim` channels; learned methods always have the same parameters."""
     torch.manual_seed(0)
-    if name_of(spec) in SQUARE:
+    if method_name(spec) in SQUARE:
         defaults["side"] = side
     (method,) = registry.build(spec, dim=dim, **defaults)
     return method.eval()
 
 
 def sample(spec: str, T: int = 4, H: int = 5, W: int = 6, *rest, **options) -> Tokens:
-    """A clip that the method can take: of square frames where it needs them."""
-    return clip(T, H, H if name_of(spec) in SQUARE else W, *rest, **options)
+    """Returns a clip that the method accepts, with square frames if it requires them."""
+    return clip(T, H, H if method_name(spec) in SQUARE else W, *rest, **options)
 
 
-def name_of(spec: str) -> str:
+def method_name(spec: str) -> str:
     return spec.partition("(")[0]
 
 
-def budgets(spec: str, *keeps: float | int) -> list[float | int]:
-    """Those that the method takes: inside an encoder shares alone, since it knows no more than a frame."""
-    return [keep for keep in keeps if isinstance(keep, float) or registry.get(name_of(spec)).stage != "encoder"]
+def valid_budgets(spec: str, *keeps: float | int) -> list[float | int]:
+    """Returns the budgets that the method accepts; encoder methods, which run per frame, accept only fractions."""
+    return [keep for keep in keeps if isinstance(keep, float) or registry.get(method_name(spec)).stage != "encoder"]
 
 
-def test_something_is_registered():
+def test_methods_are_registered():
     assert len(BUDGET) >= 9
     assert len(CAUSAL) >= 3
 
 
 @pytest.mark.parametrize("spec", SPECS)
 class TestEveryMethod:
-    def test_describes_itself(self, spec):
+    def test_metadata(self, spec):
         method = build(spec)
         assert method.stage in STAGES
         assert set(method.needs) <= set(CUES)
@@ -144,40 +144,40 @@ class TestEveryMethod:
         assert all(ast.literal_eval(repr(value)) == value for value in method.arguments.values())
         assert build(method.spec).spec == method.spec
 
-    def test_gives_sound_tokens(self, spec):
+    def test_returns_valid_tokens(self, spec):
         tokens = sample(spec)
-        out = run(build(spec), tokens)
+        out = run_method(build(spec), tokens)
         out.check()
         assert out.grid == tokens.grid
         assert int(out.count.max()) == out.N
         assert out.positions.dtype == out.sizes.dtype == torch.float32
         if isinstance(build(spec), Resampler):
-            # A cell is shared among the tokens that use it, so that sizes sum to the cells that are used.
+            # A cell is divided among the tokens that use it, so that sizes sum to the number of used cells.
             torch.testing.assert_close(out.sizes.sum(1), (out.assignment >= 0).sum(1).float())
             assert out.attribution is not None
             return
-        if name_of(spec) in WEIGHS:
+        if method_name(spec) in SIZES_ARE_IMPORTANCE:
             assert bool((out.sizes <= tokens.sizes.sum()).all())
             return
-        # The sizes are what the source says, where every size-one cell is accounted for.
-        held = torch.zeros_like(out.sizes).scatter_add(
+        # Sizes are the numbers of assigned cells.
+        counts = torch.zeros_like(out.sizes).scatter_add(
             1, out.assignment.clamp(min=0), (out.assignment >= 0).to(torch.float32)
         )
-        torch.testing.assert_close(held, out.sizes)
+        torch.testing.assert_close(counts, out.sizes)
 
     def test_mass(self, spec):
         tokens, method = sample(spec), build(spec)
-        out = run(method, tokens)
+        out = run_method(method, tokens)
         if method.name in PARTITION:
             assert bool((out.assignment >= 0).all())
-            if method.name not in WEIGHS:
+            if method.name not in SIZES_ARE_IMPORTANCE:
                 torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
         if method.name in CONSERVES:
             before = (tokens.sizes[..., None] * tokens.features).sum(1)
             after = (out.sizes[..., None] * out.features).sum(1)
             torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
         if isinstance(method, Reducer) and method.stage != "encoder":
-            # Read off the plan: means by size conserve the mass of what is kept, whatever the method is called.
+            # According to the plan: means weighted by size conserve the mass of the kept tokens.
             plan = method.decide(tokens, **{name: cues(tokens)[name] for name in method.needs})
             if plan.representative is plan.shares is plan.sizes is None:
                 kept = tokens.sizes * (plan.dest >= 0)
@@ -187,102 +187,102 @@ class TestEveryMethod:
                 torch.testing.assert_close(out.sizes.sum(1), kept.sum(1))
                 return
         if method.name not in PARTITION | DROPS_AND_MERGES and not isinstance(method, Resampler):
-            # Pure pruning: what is kept is kept as it was.
+            # Pruning only: kept features are unchanged.
             kept = tokens.features.gather(1, out.cell[..., None].expand(-1, -1, tokens.C))
             assert torch.equal(kept[out.mask], out.features[out.mask])
 
-    def test_the_decision_is_data(self, spec):
-        """A hard method's plan, applied to the tokens, leads to the assignment that the method gives."""
+    def test_the_plan_reproduces_the_output(self, spec):
+        """Applying the plan of a hard method gives the assignment of its output."""
         method, tokens = build(spec), sample(spec)
-        given = {}
+        inputs = {}
         if method.stage == "encoder":
-            tokens, given = split_frames(tokens), {"layer": 0, "depth": 12}
-        given |= {name: cues(tokens)[name] for name in method.needs}
+            tokens, inputs = split_frames(tokens), {"layer": 0, "depth": 12}
+        inputs |= {name: cues(tokens)[name] for name in method.needs}
         if isinstance(method, Resampler):
-            with pytest.raises(ValueError, match=f"{method.name} makes new features"):
-                method.decide(tokens, **given)
+            with pytest.raises(ValueError, match=f"{method.name} computes new features"):
+                method.decide(tokens, **inputs)
             return
-        plan, out = method.decide(tokens, **given), method(tokens, **given)
-        moved = tokens.apply(plan)
-        assert torch.equal(moved.assignment, out.assignment)
-        assert torch.equal(moved.count, out.count)
-        assert moved.dropped == out.dropped
+        plan, out = method.decide(tokens, **inputs), method(tokens, **inputs)
+        applied = tokens.apply(plan)
+        assert torch.equal(applied.assignment, out.assignment)
+        assert torch.equal(applied.count, out.count)
+        assert applied.dropped == out.dropped
 
     def test_order_by_time(self, spec):
-        if name_of(spec) in UNORDERED:
-            pytest.skip("says so in laws.py")
-        out = run(build(spec), sample(spec, T=6, B=1))
+        if method_name(spec) in UNORDERED:
+            pytest.skip("listed in laws.py")
+        out = run_method(build(spec), sample(spec, T=6, B=1))
         t = out.positions[0, :, 0]
-        assert bool((t[1:] >= t[:-1] - 1 / 1024).all())  # as exactly as `plan.by_position` orders
+        assert bool((t[1:] >= t[:-1] - 1 / 1024).all())  # within the tolerance of `plan.by_position`
 
-    def test_alone_equals_in_a_padded_batch(self, spec):
+    def test_padding_does_not_change_the_result(self, spec):
         method = build(spec)
         videos = [sample(spec, T, B=1, seed=T) for T in (3, 6, 4)]
         batch = collate(videos)
-        out = run(method, batch)
+        out = run_method(method, batch)
         for b, video in enumerate(videos):
-            same(out[b], run(method, video), 1e-4)
+            assert_same_tokens(out[b], run_method(method, video), 1e-4)
 
-    def test_a_reduced_sample_alone_equals_in_a_batch(self, spec):
-        """Ragged counts: after a method that kept different numbers of tokens."""
+    def test_ragged_counts_do_not_change_the_result(self, spec):
+        """Samples have different token counts after another method."""
         method = build(spec)
         if method.stage == "pixels":
-            pytest.skip("comes first in every chain")
+            pytest.skip("must come first in a chain")
         if method.full_grid:
             with pytest.raises(ValueError, match=f"{method.name} works on whole frames"):
-                run(method, run(build("dtd(0.5)"), sample(spec, B=3)))
+                run_method(method, run_method(build("dtd(0.5)"), sample(spec, B=3)))
             return
-        ragged = run(build("dtd(0.5)"), sample(spec, B=3))
+        ragged = run_method(build("dtd(0.5)"), sample(spec, B=3))
         assert len(set(ragged.count.tolist())) > 1
-        out = run(method, ragged)
+        out = run_method(method, ragged)
         for b in range(3):
-            same(out[b], run(method, ragged[b]), 1e-4)
+            assert_same_tokens(out[b], run_method(method, ragged[b]), 1e-4)
 
-    def test_permutation_of_the_batch(self, spec):
+    def test_permuting_the_batch_permutes_the_output(self, spec):
         tokens, order = sample(spec, B=3), [2, 0, 1]
         method = build(spec)
-        same(run(method, tokens).select(order), run(method, tokens.select(order)), 1e-4)
+        assert_same_tokens(run_method(method, tokens).select(order), run_method(method, tokens.select(order)), 1e-4)
 
-    def test_one_sample_does_not_touch_another(self, spec):
+    def test_samples_are_independent(self, spec):
         tokens, method = sample(spec), build(spec)
         changed = tokens.replace(features=torch.cat([tokens.features[:1], tokens.features[1:].flip(1) * 3]))
-        same(run(method, tokens)[0], run(method, changed)[0], 1e-4)
+        assert_same_tokens(run_method(method, tokens)[0], run_method(method, changed)[0], 1e-4)
 
     def test_deterministic(self, spec):
         method = build(spec)
-        first = run(method, sample(spec))
+        first = run_method(method, sample(spec))
         torch.manual_seed(12345)
-        again = run(method, sample(spec))
+        again = run_method(method, sample(spec))
         assert torch.equal(first.features, again.features)
         assert torch.equal(first.assignment, again.assignment)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision(self, spec, dtype):
-        """Decided in float32 and summed in float32: the plan is that of the same values in float32."""
+        """Decisions and sums are computed in float32, so the plan equals that of the same values in float32."""
         tokens = sample(spec).to(dtype)
         method = build(spec)
-        out = run(method, tokens, blocks=1)  # between blocks half precision rounds
+        out = run_method(method, tokens, blocks=1)  # half precision rounds between blocks
         assert out.features.dtype == dtype
-        wide = run(method, tokens.to(torch.float32), blocks=1)
-        assert torch.equal(out.assignment, wide.assignment)
-        torch.testing.assert_close(out.features.float(), wide.features, rtol=1e-2, atol=1e-2)
+        expected = run_method(method, tokens.to(torch.float32), blocks=1)
+        assert torch.equal(out.assignment, expected.assignment)
+        torch.testing.assert_close(out.features.float(), expected.features, rtol=1e-2, atol=1e-2)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_parameters_in_half_precision(self, spec, dtype):
-        """As a model that is loaded in half precision: parameters and tokens alike are cast."""
+        """Parameters and tokens are cast, as in a model loaded in half precision."""
         tokens, method = sample(spec).to(dtype), build(spec)
-        whole = run(method, tokens.to(torch.float32), blocks=1)
-        out = run(method.to(dtype), tokens, blocks=1).check()
+        expected = run_method(method, tokens.to(torch.float32), blocks=1)
+        out = run_method(method.to(dtype), tokens, blocks=1).check()
         assert out.features.dtype == dtype
-        assert out.features.shape == whole.features.shape
-        # Row by row with the nearest: those of equal mean time may change places.
-        away = torch.cdist(out.features.float(), whole.features.float()).detach().amin(2)
-        assert float(away.norm() / whole.features.detach().norm()) < 0.05
+        assert out.features.shape == expected.features.shape
+        # Each token is compared with the nearest: tokens of equal mean time may be swapped.
+        error = torch.cdist(out.features.float(), expected.features.float()).detach().amin(2)
+        assert float(error.norm() / expected.features.detach().norm()) < 0.05
 
     def test_autocast(self, spec):
-        """As in training in mixed precision: parameters stay float32, products are not."""
+        """As in mixed-precision training, parameters stay in float32 and products do not."""
         with torch.autocast("cpu", torch.bfloat16):
-            out = run(build(spec), sample(spec).to(torch.bfloat16), blocks=1).check()
+            out = run_method(build(spec), sample(spec).to(torch.bfloat16), blocks=1).check()
         assert out.features.isfinite().all()
 
     @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 5), (7, 1, 1), (2, 1, 9), (5, 3, 3)])
@@ -291,16 +291,16 @@ class TestEveryMethod:
         tokens = sample(spec, *shape)
         if fill != "random":
             tokens = tokens.replace(features=torch.full_like(tokens.features, 0.0 if fill == "zero" else 1.5))
-        for keep in budgets(spec, 1, 2, 1.0, 10_000):
+        for keep in valid_budgets(spec, 1, 2, 1.0, 10_000):
             method = build(spec, keep=keep, side=shape[1]) if spec in BUDGET else build(spec, side=shape[1])
-            out = run(method, tokens).check()
+            out = run_method(method, tokens).check()
             if method.planned_count(tokens.grid) is not None:
                 assert out.count.tolist() == [method.planned_count(tokens.grid)] * tokens.B
 
     def test_gradients(self, spec):
         tokens = sample(spec)
         features = tokens.features.clone().requires_grad_()
-        out = run(build(spec), tokens.replace(features=features))
+        out = run_method(build(spec), tokens.replace(features=features))
         (out.features.square().sum()).backward()
         assert bool(features.grad.isfinite().all())
         assert float(features.grad.abs().sum()) > 0
@@ -316,8 +316,8 @@ class TestEveryMethod:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
         tokens, method = sample(spec), build(spec)
-        on_cpu = run(method, tokens)
-        same(run(method.to("cuda"), tokens.to("cuda")).to("cpu"), on_cpu, 1e-4)
+        on_cpu = run_method(method, tokens)
+        assert_same_tokens(run_method(method.to("cuda"), tokens.to("cuda")).to("cpu"), on_cpu, 1e-4)
 
     @settings(max_examples=min(8, settings.default.max_examples), deadline=None)
     @given(data=st.data())
@@ -328,9 +328,9 @@ class TestEveryMethod:
         tokens = sample(spec, T, H, W, C, seed=data.draw(st.integers(0, 3)), lengths=lengths)
         method = build(spec, dim=C, side=H)
         if spec in BUDGET:
-            keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70) if budgets(spec, 1) else st.floats(0.01, 1))
+            keep = data.draw(st.floats(0.01, 1) | st.integers(1, 70) if valid_budgets(spec, 1) else st.floats(0.01, 1))
             method = build(spec, dim=C, side=H, keep=keep)
-        out = run(method, tokens).check()
+        out = run_method(method, tokens).check()
         for count, grid in zip(out.count.tolist(), tokens.grid.videos(2), strict=True):
             assert count >= 1
             assert count <= grid.cells or isinstance(method, Resampler)
@@ -341,54 +341,54 @@ class TestEveryMethod:
 
 @pytest.mark.parametrize("spec", BUDGET)
 class TestBudget:
-    def test_everything_is_the_identity(self, spec):
+    def test_a_budget_of_all_tokens_is_the_identity(self, spec):
         if spec in NEVER_THE_IDENTITY:
-            pytest.skip("says so in laws.py")
+            pytest.skip("listed in laws.py")
         tokens = clip()
-        for keep in budgets(spec, 1.0, tokens.N, tokens.N + 5):
-            out = run(build(spec, keep=keep), tokens)
+        for keep in valid_budgets(spec, 1.0, tokens.N, tokens.N + 5):
+            out = run_method(build(spec, keep=keep), tokens)
             assert torch.equal(out.features, tokens.features)
             assert torch.equal(out.assignment, tokens.assignment)
             assert torch.equal(out.sizes, tokens.sizes)
 
-    def test_the_count_is_planned(self, spec):
+    def test_the_count_equals_the_planned_count(self, spec):
         tokens = clip(T=5, H=7, W=3)
-        for keep in budgets(spec, 0.01, 0.1, 0.29, 0.5, 0.77, 1, 2, 21, 40, 104):
+        for keep in valid_budgets(spec, 0.01, 0.1, 0.29, 0.5, 0.77, 1, 2, 21, 40, 104):
             method = build(spec, keep=keep)
-            assert run(method, tokens).count.tolist() == [method.planned_count(tokens.grid)] * 2
+            assert run_method(method, tokens).count.tolist() == [method.planned_count(tokens.grid)] * 2
 
     @pytest.mark.parametrize("keep", [0, -1, 0.0, 1.5, -0.1, True, "half", float("nan"), None])
-    def test_impossible_budgets(self, spec, keep):
+    def test_invalid_budgets(self, spec, keep):
         if keep is None and inspect.signature(registry.get(spec)).parameters["keep"].default is None:
-            pytest.skip("None stands for the default here")
+            pytest.skip("None is the default")
         with pytest.raises(ValueError, match="keep"):
             build(spec, keep=keep)
 
 
 @pytest.mark.parametrize("spec", CAUSAL)
 @pytest.mark.parametrize("chunks", [[6], [1] * 6, [2, 3, 1], [4, 2]])
-def test_chunked_equals_whole(spec, chunks):
+def test_chunks_equal_the_full_video(spec, chunks):
     method, tokens = build(spec), clip(T=6)
-    given = cues(tokens)
-    whole = run(method, tokens)
+    inputs = cues(tokens)
+    expected = run_method(method, tokens)
     frame = tokens.grid.cells_per_frame
     outputs, state, start = [], None, 0
     for frames in chunks:
         cells = slice(start * frame, (start + frames) * frame)
         grid = Grid(frames, tokens.grid.H, tokens.grid.W, tokens.grid.times[start : start + frames])
-        piece = Tokens.from_cells(tokens.features[:, cells], grid)
-        out, state = method.step(piece, state, **{name: given[name][:, cells] for name in method.needs})
+        chunk = Tokens.from_cells(tokens.features[:, cells], grid)
+        out, state = method.step(chunk, state, **{name: inputs[name][:, cells] for name in method.needs})
         outputs.append(out.check())
         start += frames
     joined = method.join(outputs)
-    assert joined.grid == whole.grid
+    assert joined.grid == expected.grid
     if method.name in CONSTANT_MEMORY:
-        assert torch.equal(joined.count, whole.count)
-        torch.testing.assert_close(joined.positions, whole.positions, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(joined.features, whole.features, rtol=1e-4, atol=1e-4)
+        assert torch.equal(joined.count, expected.count)
+        torch.testing.assert_close(joined.positions, expected.positions, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(joined.features, expected.features, rtol=1e-4, atol=1e-4)
         return
-    same(joined, whole)
-    # What is remembered does not grow with the video.
+    assert_same_tokens(joined, expected)
+    # The state does not grow with the video.
     kept = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
     assert kept and all(value.shape[1] in (frame, 2 * frame) for value in kept)
-    assert torch.equal(concatenate(outputs).features, whole.features)
+    assert torch.equal(concatenate(outputs).features, expected.features)

@@ -1,4 +1,4 @@
-"""A file of tests for every method and every module of shared arithmetic, and none that is left over."""
+"""Every method and every shared operation has a test file, and every test file belongs to one."""
 
 from __future__ import annotations
 
@@ -19,30 +19,29 @@ NAMES = [
 ]
 
 
-def test_functions(path: Path) -> list[str]:
-    """The source of every test in a file, decorators included."""
+def read_tests(path: Path) -> list[str]:
+    """Returns the source of every test in a file, including decorators."""
     text = path.read_text()
     lines = text.splitlines()
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     return [
-        "\n".join(lines[min([node.lineno, *(each.lineno for each in node.decorator_list)]) - 1 : node.end_lineno])
+        "\n".join(
+            lines[min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]) - 1 : node.end_lineno]
+        )
         for node in functions
         if node.name.startswith("test_")
     ]
 
 
-test_functions.__test__ = False
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_has_tests_of_its_own(name):
+def test_every_method_has_its_tests(name):
     path = METHODS / f"test_{name}.py"
-    assert path.exists(), f"{name} has no tests: write {path.name} with a small calculation that does not use our code"
+    assert path.exists(), f"{name} has no tests: write {path.name} with a small calculation that does not use fewtokens"
     pattern = re.compile(rf"\b({name}|{registry.get(name).__name__})\b")
-    assert any(pattern.search(source) for source in test_functions(path)), f"no test in {path.name} builds {name}"
+    assert any(pattern.search(source) for source in read_tests(path)), f"no test in {path.name} builds {name}"
 
 
-def test_nothing_is_left_of_methods_that_are_gone():
+def test_every_test_file_belongs_to_a_method():
     assert {path.stem.removeprefix("test_") for path in METHODS.glob("test_*.py")} == set(NAMES)
     modules = {path.stem for path in Path(next(iter(fewtokens.methods.ops.__path__))).glob("*.py")}
     assert {path.stem.removeprefix("test_") for path in (METHODS / "ops").glob("test_*.py")} <= modules

@@ -1,4 +1,4 @@
-"""What every learned resampler holds beside the laws of all methods."""
+"""Laws of learned resamplers, in addition to those of all methods."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fewtokens.methods.learned.ppllava import PpLlava
 from fewtokens.methods.learned.qformer import QFormer
 from fewtokens.methods.learned.storm import Storm
 from fewtokens.methods.learned.token_turing import TokenTuring
-from tests.helpers.clips import clip, same
-from tests.helpers.resamplers import GUIDED, SPECS, C, D, build, query, run, video
+from tests.helpers.clips import assert_same_tokens, clip
+from tests.helpers.resamplers import GUIDED, SPECS, C, D, build, run_method, text_features, video
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_gradients_reach_every_parameter(name):
     method = build(name)
-    out = run(method, video())
+    out = run_method(method, video())
     generator = torch.Generator().manual_seed(3)
     (out.features * torch.randn(out.features.shape, generator=generator, dtype=torch.float64)).sum().backward()
     for label, parameter in method.named_parameters():
@@ -34,63 +34,63 @@ def test_gradients_reach_every_parameter(name):
 
 @pytest.mark.parametrize("name", SPECS)
 def test_samples_do_not_mix(name):
-    method, videos, texts = build(name), [video(T, B=1, seed=T) for T in (4, 2, 5)], query(3)
-    out = run(method, collate(videos), texts)
-    for b, one in enumerate(videos):
-        same(out[b], run(method, one, texts[b : b + 1]), 1e-6)
+    method, videos, texts = build(name), [video(T, B=1, seed=T) for T in (4, 2, 5)], text_features(3)
+    out = run_method(method, collate(videos), texts)
+    for b, tokens in enumerate(videos):
+        assert_same_tokens(out[b], run_method(method, tokens, texts[b : b + 1]), 1e-6)
     order = [2, 0, 1]
-    same(run(method, collate(videos).select(order), texts[order]), out.select(order), 1e-6)
-    # By gradients: nothing of one video is felt in another.
+    assert_same_tokens(run_method(method, collate(videos).select(order), texts[order]), out.select(order), 1e-6)
+    # Gradients do not flow between videos.
     tokens = video()
     features = tokens.features.clone().requires_grad_()
-    run(method, tokens.replace(features=features)).features[0].sum().backward()
+    run_method(method, tokens.replace(features=features)).features[0].sum().backward()
     assert float(features.grad[0].abs().max()) > 0
     assert float(features.grad[1].abs().max()) == 0
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_what_is_padded_is_not_looked_at(name):
+def test_padding_is_ignored(name):
     method, tokens = build(name), video(lengths=[2, 4])
     noise = tokens.features.where(tokens.mask[..., None], 1e3)
-    same(run(method, tokens.replace(features=noise)), run(method, tokens), 1e-9)
+    assert_same_tokens(run_method(method, tokens.replace(features=noise)), run_method(method, tokens), 1e-9)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_parameters_in_half_precision(name):
-    exact, method = build(name), build(name).to(torch.bfloat16)
-    out = run(method, video().to(torch.bfloat16)).check()
+    reference, method = build(name), build(name).to(torch.bfloat16)
+    out = run_method(method, video().to(torch.bfloat16)).check()
     assert out.features.dtype == torch.bfloat16
-    wanted = run(exact, video()).features.detach()
-    # As sets of numbers: bfloat16 may put tokens of nearly equal mean time in another order.
-    torch.testing.assert_close(out.features.double().mean(1), wanted.mean(1), rtol=0.1, atol=0.1)
+    expected = run_method(reference, video()).features.detach()
+    # Compares means over tokens, since bfloat16 may reorder tokens of nearly equal mean time.
+    torch.testing.assert_close(out.features.double().mean(1), expected.mean(1), rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("name", GUIDED)
-def test_the_text_matters(name):
+def test_the_text_changes_the_output(name):
     method, tokens = build(name), video()
-    one, other = run(method, tokens, query(seed=0)), run(method, tokens, query(seed=1))
-    assert not torch.allclose(one.features, other.features, atol=1e-3)
-    assert not torch.allclose(one.attribution, other.attribution, atol=1e-4)
-    text = query()
+    first, second = run_method(method, tokens, text_features(seed=0)), run_method(method, tokens, text_features(seed=1))
+    assert not torch.allclose(first.features, second.features, atol=1e-3)
+    assert not torch.allclose(first.attribution, second.attribution, atol=1e-4)
+    text = text_features()
     text.requires_grad_()
-    run(method, tokens, text).features.square().sum().backward()
+    run_method(method, tokens, text).features.square().sum().backward()
     assert float(text.grad.abs().max()) > 0
 
 
 @pytest.mark.parametrize("name", GUIDED)
-def test_another_text_is_named(name):
+def test_invalid_text_features(name):
     with pytest.raises(ValueError, match="set text_dim"):
-        run(build(name), video(), torch.zeros(2, 3, D + 1).double())
-    with pytest.raises(ValueError, match=r"text as \[B,L,D\]"):
-        run(build(name), video(), torch.zeros(1, 3, D).double())
+        run_method(build(name), video(), torch.zeros(2, 3, D + 1).double())
+    with pytest.raises(ValueError, match=r"text of shape \[B,L,D\]"):
+        run_method(build(name), video(), torch.zeros(1, 3, D).double())
 
 
 @pytest.mark.parametrize("name", ["perceiver", "qformer", "attentional_pool", "token_turing"])
-def test_after_another_method(name):
-    """What was merged away is credited to the cells, and the merged tokens are looked at where they stand."""
+def test_merged_input_tokens(name):
+    """Attribution refers to cells, also for merged input tokens."""
     (tome,) = registry.build("tome(0.4)")
     merged = tome(video())
-    out = run(build(name), merged).check()
+    out = run_method(build(name), merged).check()
     assert out.count.tolist() == [5, 5]
     assert bool((out.assignment >= 0).all())
     torch.testing.assert_close(out.sizes.sum(1), torch.full((2,), 48.0))
@@ -111,18 +111,18 @@ def test_after_another_method(name):
         (LinVt, {"selected": 0}, "selected"),
     ],
 )
-def test_impossible_arguments(kind, arguments, message):
+def test_invalid_arguments(kind, arguments, message):
     with pytest.raises(ValueError, match=message):
         kind(**arguments)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_weights_are_saved_and_read(name, tmp_path):
+def test_weights_are_saved_and_loaded(name, tmp_path):
     method = build(name).float()
     path = save_weights(method, tmp_path / "method.safetensors")
     (again,) = registry.build(SPECS[name], dim=C, checkpoint=str(path))
     tokens = video().to(torch.float32)
-    text = query().float()
-    assert torch.equal(run(method, tokens, text).features, run(again.eval(), tokens, text).features)
+    text = text_features().float()
+    assert torch.equal(run_method(method, tokens, text).features, run_method(again.eval(), tokens, text).features)
     with pytest.raises(ValueError, match="set dim"):
-        run(method, clip(C=C + 1), text)
+        run_method(method, clip(C=C + 1), text)

@@ -451,7 +451,7 @@ def test_errors(family):
             pass
     with pytest.raises(ValueError, match="acts in the stage 'llm'"):
         compress(model, asked.inputs, "fastv")
-    with pytest.raises(ValueError, match="has the stage .llm., but a pipeline accepts only"):
+    with pytest.raises(ValueError, match=r"has the stage .llm., but a pipeline accepts only"):
         Pipeline("fastv")
     with attach(model, "fastv(layer=1)", items=asked.items) as few:
         with pytest.raises(ValueError, match="a cache that grows"):

@@ -15,7 +15,7 @@ from tests.helpers.published import wave
 
 
 class TestCenterClip:
-    def by_loops(self, x: np.ndarray, k: int) -> list[int]:
+    def medoids_by_loops(self, x: np.ndarray, k: int) -> list[int]:
         """The medoid of each row, by loops."""
         n = len(x)
         d = np.linalg.norm(x[:, None] - x[None], axis=-1)
@@ -25,20 +25,20 @@ class TestCenterClip:
             medoids.append(max(rest, key=lambda i: min(d[i, j] for j in medoids)))
         while True:
             label = [medoids.index(i) if i in medoids else int(np.argmin([d[i, j] for j in medoids])) for i in range(n)]
-            moved = []
+            updated = []
             for c in range(k):
                 members = [i for i in range(n) if label[i] == c]
-                moved.append(min(members, key=lambda i: sum(d[i, j] for j in members)))
-            if moved == medoids:
+                updated.append(min(members, key=lambda i: sum(d[i, j] for j in members)))
+            if updated == medoids:
                 return [medoids[c] for c in label]
-            medoids = moved
+            medoids = updated
 
     @pytest.mark.parametrize("seed", range(5))
     @pytest.mark.parametrize("k", [1, 3, 9, 30])
     def test_against_loops(self, seed, k):
         x = torch.randn(1, 30, 5, generator=torch.Generator().manual_seed(seed))
         medoids = k_medoids(x, torch.ones(1, 30, dtype=torch.bool), torch.tensor([k]), 100)[0].tolist()
-        assert medoids == self.by_loops(x[0].double().numpy(), k)
+        assert medoids == self.medoids_by_loops(x[0].double().numpy(), k)
 
     def test_segments_are_clustered_separately(self):
         out = CenterClip(0.1, frames=2)(clip(6, 4, 5, 8, 1))
@@ -57,10 +57,10 @@ class TestSpectral:
         real = torch.ones(1, 30, dtype=torch.bool)
         rows = spectral_rows(x, real, torch.tensor([4]), 5, 1.5)[0].double().numpy()
         d = torch.cdist(x[0].double(), x[0].double()).numpy()
-        near = np.zeros((30, 30), dtype=bool)
+        neighbors = np.zeros((30, 30), dtype=bool)
         for i in range(30):
-            near[i, np.argsort(d[i])[:5]] = True  # the token itself first, as in the published code
-        weight = np.where(near | near.T, np.exp(-(d**2) / (2 * 1.5**2)), 0.0)
+            neighbors[i, np.argsort(d[i])[:5]] = True  # the token itself first, as in the published code
+        weight = np.where(neighbors | neighbors.T, np.exp(-(d**2) / (2 * 1.5**2)), 0.0)
         degree = weight.sum(1)
         laplacian = np.eye(30) - weight / np.sqrt(degree[:, None] * degree[None])
         expected = np.linalg.eigh(laplacian)[1][:, :4]

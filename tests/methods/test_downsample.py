@@ -25,5 +25,5 @@ def test_is_average_pooling_if_the_sides_divide():
 def test_blocks_against_loops(keep, shape):
     """The grid 4 x 5 x 6; time shrinks only when there are fewer tokens than frames."""
     tokens, x = naive.video(T=4, H=5, W=6)
-    naive.same_tokens(Downsample(keep)(tokens), naive.blocks(x, shape))
+    naive.assert_same_tokens(Downsample(keep)(tokens), naive.blocks(x, shape))
     assert Downsample(keep).planned_count(Grid(4, 5, 6)) == np.prod(shape)

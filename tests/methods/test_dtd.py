@@ -60,14 +60,14 @@ class TestDtd:
         x = torch.stack([angle.cos(), angle.sin()], 1).reshape(1, 30, 1, 1, 2)
         assert Dtd(0.9)(Tokens.from_cells(x)).N == 1
 
-    def test_bad_arguments(self):
-        for wrong in ({"mode": "edges"}, {"tau": 2.0}, {"tau": -0.1, "mode": "pixel"}):
+    def test_invalid_arguments(self):
+        for arguments in ({"mode": "edges"}, {"tau": 2.0}, {"tau": -0.1, "mode": "pixel"}):
             with pytest.raises(ValueError, match=r"tau|mode"):
-                Dtd(**wrong)
+                Dtd(**arguments)
 
 
 def test_after_an_earlier_reduction():
-    """The previous token is found through the assignment: a run is compared with its first patch."""
+    """The previous token is found through the assignment: a run is represented by its first patch."""
     tokens, pixels = pixel_clip(T=4, P=1)
     rlt, dtd = registry.build("rlt | dtd(0.5)")
     runs = rlt(tokens, pixels=pixels)
@@ -85,4 +85,4 @@ def test_after_an_earlier_reduction():
 def test_thresholds_against_loops(value, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
-    naive.same_tokens(registry.build(f"dtd({value})")[0](tokens), naive.dtd(x, value))
+    naive.assert_same_tokens(registry.build(f"dtd({value})")[0](tokens), naive.dtd(x, value))

@@ -15,8 +15,8 @@ from tests.helpers.naive import cosine
 
 
 class TestDyCoke:
-    def test_the_papers_count(self):
-        """T=32, n=196, k=0.7 leaves 3098 tokens, 49.4 %."""
+    def test_the_count_of_the_paper(self):
+        """With T=32, n=196 and k=0.7, 3098 tokens (49.4 %) are kept."""
         assert DyCoke(0.7).planned_count(Grid(32, 14, 14)) == 3098
         assert DyCoke(0.7, last_group="pruned").planned_count(Grid(32, 14, 14)) == 3098 - 196 + 58
 
@@ -49,4 +49,4 @@ class TestDyCoke:
 def test_thresholds_against_loops(value, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
-    naive.same_tokens(registry.build(f"dycoke({value})")[0](tokens), naive.dycoke(x, value))
+    naive.assert_same_tokens(registry.build(f"dycoke({value})")[0](tokens), naive.dycoke(x, value))

@@ -13,7 +13,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.methods.pruning.evs import Evs
 from tests.helpers import naive
 from tests.helpers.clips import clip
-from tests.helpers.published import kept, reduced, waves
+from tests.helpers.published import kept_cells, run_spec, waves
 
 
 class TestEvs:
@@ -40,15 +40,15 @@ class TestEvs:
 
     def test_masks_shrink_with_the_budget(self):
         tokens = clip(8, 4, 4)
-        kept = [Evs(keep=share)(tokens).assignment >= 0 for share in (0.9, 0.6, 0.4, 0.2)]
-        for more, less in itertools.pairwise(kept):
+        masks = [Evs(keep=keep)(tokens).assignment >= 0 for keep in (0.9, 0.6, 0.4, 0.2)]
+        for more, less in itertools.pairwise(masks):
             assert bool((more | ~less).all())
 
 
-def test_as_vllm():
+def test_vllm_reference():
     """vllm-project/vllm, vllm/multimodal/video_prune/evs.py at d750efb."""
     expected = [*range(25), 126, 130, 131, 132]
-    assert kept(reduced("evs(q=0.8)", waves(6, 5, 5))) == expected
+    assert kept_cells(run_spec("evs(q=0.8)", waves(6, 5, 5))) == expected
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -57,4 +57,4 @@ def test_budgets_against_loops(keep, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(seed=seed)
     (method,) = registry.build(f"evs({keep})")
-    naive.same_tokens(method(tokens), naive.evs(x, method.planned_count(tokens.grid)))
+    naive.assert_same_tokens(method(tokens), naive.evs(x, method.planned_count(tokens.grid)))

@@ -12,7 +12,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.fastvid import FastVid
 from tests.helpers import naive
 from tests.helpers.clips import clip, cues
-from tests.helpers.published import reduced, sums, waves
+from tests.helpers.published import run_spec, sum_and_square_sum, waves
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -42,9 +42,9 @@ def by_loops(x, attention, frames, keep, *, segments, tau, context, stride, beta
         anchor_frames = range(e, s - 1, -stride)
         num_anchors = num_context * (e - s + 1) // len(anchor_frames)
         for f in anchor_frames:
-            places = [p for p in range(n) if (f, p) not in salient]
-            score = dict(zip(places, naive.peaks(x[f, places], neighbors), strict=True))
-            anchors = sorted(places, key=lambda p, score=score: -score[p])[:num_anchors]
+            positions = [p for p in range(n) if (f, p) not in salient]
+            score = dict(zip(positions, naive.density_peak_scores(x[f, positions], neighbors), strict=True))
+            anchors = sorted(positions, key=lambda p, score=score: -score[p])[:num_anchors]
             members: dict[int, list[np.ndarray]] = {p: [x[f, p]] for p in anchors}
             for t in range(s, e + 1) if num_anchors != num_context else [f]:
                 for p in range(n):
@@ -103,9 +103,9 @@ def test_fastvid():
     x = waves(8, 5, 5)
     attention = (torch.sin(torch.arange(200.0) * 2.7) + 1)[None]
     spec = "fastvid(0.2, segments=3, tau=0.5, context=0.4, stride=2, beta=0.2)"
-    out = reduced(spec, x, attention=attention, frame_global=x.mean((2, 3)))
+    out = run_spec(spec, x, attention=attention, frame_global=x.mean((2, 3)))
     assert int(out.count[0]) == 40
-    assert sums(out) == pytest.approx([16.9853, 146.9844], abs=2e-3)
+    assert sum_and_square_sum(out) == pytest.approx([16.9853, 146.9844], abs=2e-3)
     rows = {
         3: [0.2680, 0.8096, -0.9948],
         35: [0.6178, 0.7258, -0.6092],

@@ -46,4 +46,4 @@ def test_frame_fusion_at_a_budget():
 def test_thresholds_against_loops(value, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(T=7, seed=seed)
-    naive.same_tokens(registry.build(f"frame_fusion({value})")[0](tokens), naive.frame_fusion(x, value))
+    naive.assert_same_tokens(registry.build(f"frame_fusion({value})")[0](tokens), naive.frame_fusion(x, value))

@@ -23,13 +23,13 @@ def gain(same: np.ndarray, windows: list[tuple[int, int]]) -> int:
     return sum((e - s) * len(static_positions(same, s, e)) for s, e in windows)
 
 
-def cuts(T: int):
-    for marks in itertools.product([0, 1], repeat=T - 1):
-        edges = [0, *[t + 1 for t, mark in enumerate(marks) if mark], T]
+def partitions(T: int):
+    for flags in itertools.product([0, 1], repeat=T - 1):
+        edges = [0, *[t + 1 for t, flag in enumerate(flags) if flag], T]
         yield [(a, b - 1) for a, b in itertools.pairwise(edges)]
 
 
-def runs_of(same: np.ndarray) -> torch.Tensor:
+def run_lengths(same: np.ndarray) -> torch.Tensor:
     runs = np.zeros(same.shape, np.int64)
     for t in range(1, len(same)):
         runs[t] = np.where(same[t], runs[t - 1] + 1, 0)
@@ -41,26 +41,26 @@ def test_windows_against_brute_force(seed):
     rng = np.random.default_rng(seed)
     T = int(rng.integers(1, 9))
     same = rng.random((T, 6)) < rng.uniform(0.3, 0.95)
-    first, last = best_windows(runs_of(same)[None], torch.ones(1, T, dtype=torch.bool))
+    first, last = best_windows(run_lengths(same)[None], torch.ones(1, T, dtype=torch.bool))
     windows = sorted(set(zip(first[0].tolist(), last[0].tolist(), strict=True)))
     assert windows[0][0] == 0
     assert windows[-1][1] == T - 1
     assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(windows))
-    assert gain(same, windows) == max(gain(same, windows) for windows in cuts(T))
+    assert gain(same, windows) == max(gain(same, windows) for windows in partitions(T))
 
 
 def by_loops(x: np.ndarray, attention: np.ndarray, keep: int, tau: float, mix: float) -> list[np.ndarray]:
-    """The features in any order, for one video x [T,n,C] with a budget below what merging leaves."""
+    """The features in any order, for one video x [T,n,C] with a budget below the number of merged tokens."""
     T, n, _ = x.shape
     unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
     same = np.zeros((T, n), bool)
     same[1:] = (unit[1:] * unit[:-1]).sum(-1) > tau
-    windows = max(cuts(T), key=lambda w: gain(same, w))
+    windows = max(partitions(T), key=lambda w: gain(same, w))
     groups: list[tuple[str, list, list[float]]] = []
     for s, e in windows:
         static = static_positions(same, s, e) if e > s else []
         if static:
-            score = naive.peaks(x[s : e + 1, static].mean(0), 7).tolist()
+            score = naive.density_peak_scores(x[s : e + 1, static].mean(0), 7).tolist()
             groups.append(("static", [(s, e, position) for position in static], score))
         for t in range(s, e + 1):
             dynamic = [position for position in range(n) if position not in static]
@@ -114,7 +114,7 @@ def test_a_static_clip_is_one_window():
     out = HoliTom(12, centre=1.0)(tokens, attention=attention)
     torch.testing.assert_close(out.features[0], x[0, 0].flatten(0, 1))
     assert out.sizes[0].tolist() == [6] * 12
-    # A larger budget keeps cells separate, one by one.
+    # With a larger budget, cells are kept individually.
     assert int(HoliTom(40)(tokens, attention=attention).count[0]) == 40
 
 

@@ -7,17 +7,17 @@ import pytest
 
 from fewtokens.core.layer_method import PrunePoint
 from fewtokens.methods.layers.holitom_inner import HoliTomInner
-from tests.helpers.layers import COLUMNS, best, chosen, state
+from tests.helpers.layers import COLUMNS, kept_columns, layer_state, top_columns
 from tests.helpers.naive import cosine
 
 
 @pytest.mark.parametrize("merge", ["sequential", "mean", "drop"])
 @pytest.mark.parametrize(("keep", "count"), [(0.5, 4), (0.3, 2), (1, 1), (1.0, 8)])
 def test_against_loops(merge, keep, count):
-    inputs = state()
+    inputs = layer_state()
     decision = HoliTomInner(keep, merge=merge).choose(inputs, 0)
-    survivors = [best(row, COLUMNS, count) for row in inputs.scores.tolist()]
-    assert chosen(decision.kept) == survivors
+    survivors = [top_columns(row, COLUMNS, count) for row in inputs.scores.tolist()]
+    assert kept_columns(decision.kept) == survivors
     if merge == "drop" or count == 8:
         assert decision.hidden is None
         return

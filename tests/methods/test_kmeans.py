@@ -8,7 +8,7 @@ import torch
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.clustering.kmeans import KMeans
 from tests.helpers import naive
-from tests.helpers.planted import agree, planted
+from tests.helpers.planted import planted_clusters, same_partition
 
 
 @pytest.mark.parametrize(("seed", "labels"), [(0, [0, 1, 2, 0, 2, 2, 3, 3]), (7, [0, 1, 2, 2, 3, 4, 1, 1])])
@@ -17,26 +17,26 @@ def test_eight_labels_of_a_seed(seed, labels):
     tokens, x = naive.video(seed=3)
     expected = torch.tensor(naive.kmeans(x, 6, seed))
     assignment = KMeans(6, seed=seed)(tokens).assignment[0]
-    assert agree(assignment, expected)
-    assert agree(assignment[:8], torch.tensor(labels))
+    assert same_partition(assignment, expected)
+    assert same_partition(assignment[:8], torch.tensor(labels))
 
 
 class TestKMeans:
     @pytest.mark.parametrize("k", [2, 5, 12])
     def test_finds_planted_directions(self, k):
-        tokens, labels = planted(k)
+        tokens, labels = planted_clusters(k)
         out = KMeans(k)(tokens)
-        assert agree(out.assignment[0], labels)
+        assert same_partition(out.assignment[0], labels)
 
     def test_means_are_of_raw_tokens(self):
-        tokens, _ = planted(3)
+        tokens, _ = planted_clusters(3)
         out = KMeans(3)(tokens)
         for m in range(3):
             members = tokens.features[0, out.assignment[0] == m]
             torch.testing.assert_close(out.features[0, m], members.mean(0))
 
-    def test_blocks_change_nothing(self, monkeypatch):
-        tokens, _ = planted(6, noise=0.3)
+    def test_the_block_size_changes_nothing(self, monkeypatch):
+        tokens, _ = planted_clusters(6, noise=0.3)
         expected = KMeans(6)(tokens)
         monkeypatch.setattr("fewtokens.methods.ops.spherical._MAX_BLOCK_ENTRIES", 50)
         assert torch.equal(KMeans(6)(tokens).assignment, expected.assignment)
@@ -48,7 +48,7 @@ class TestKMeans:
         torch.testing.assert_close(out.unmerge().reshape(40, 8), x)
 
     def test_seed(self):
-        tokens, _ = planted(30, noise=0.8)
+        tokens, _ = planted_clusters(30, noise=0.8)
         a, b, c = (KMeans(10, seed=s)(tokens).assignment for s in (0, 0, 1))
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
@@ -56,7 +56,7 @@ class TestKMeans:
     @pytest.mark.parametrize("criterion", ["silhouette", "elbow"])
     @pytest.mark.parametrize("k", [5, 12, 20])
     def test_adaptive_length_finds_the_planted_number(self, criterion, k):
-        tokens, _ = planted(k, n=400, noise=0.03)
+        tokens, _ = planted_clusters(k, n=400, noise=0.03)
         out = KMeans(criterion=criterion, k_min=2, k_max=28)(tokens)
         assert abs(out.N - k) <= 1
 
@@ -64,26 +64,26 @@ class TestKMeans:
     def test_adaptive_length_of_one_color_is_k_min(self, criterion):
         for seed in range(12):
             color = torch.randn(1, 1, 1, 1, 16, generator=torch.Generator().manual_seed(seed))
-            still = Tokens.from_cells(color.expand(1, 8, 6, 6, 16))
-            assert KMeans(criterion=criterion, k_min=4, k_max=9)(still).N == 4
+            static = Tokens.from_cells(color.expand(1, 8, 6, 6, 16))
+            assert KMeans(criterion=criterion, k_min=4, k_max=9)(static).N == 4
 
     def test_adaptive_length_grows_with_content(self):
-        lengths = [KMeans(criterion="silhouette", k_min=2, k_max=24)(planted(k)[0]).N for k in (3, 9, 18)]
+        lengths = [KMeans(criterion="silhouette", k_min=2, k_max=24)(planted_clusters(k)[0]).N for k in (3, 9, 18)]
         assert lengths == sorted(lengths)
         assert lengths[0] < lengths[-1]
 
     def test_adaptive_length_in_a_long_video_uses_a_sample(self, monkeypatch):
         monkeypatch.setattr("fewtokens.methods.ops.token_base._MAX_SAMPLE", 100)
-        tokens, labels = planted(6, n=1000)
+        tokens, labels = planted_clusters(6, n=1000)
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
-        assert agree(out.assignment[0], labels)
+        assert same_partition(out.assignment[0], labels)
 
-    def test_bad_arguments(self):
-        for wrong in (
+    def test_invalid_arguments(self):
+        for arguments in (
             {"criterion": "gap"},
             {"keep": 4, "criterion": "elbow"},
             {"k_min": 5, "k_max": 4, "criterion": "elbow"},
             {"iterations": 0},
         ):
             with pytest.raises(ValueError, match=r"kmeans|k_min|iterations"):
-                KMeans(**wrong)
+                KMeans(**arguments)

@@ -6,7 +6,7 @@ import pytest
 
 from fewtokens.core import registry
 from tests.helpers import naive
-from tests.helpers.naive import frames_left, video
+from tests.helpers.naive import num_kept_frames, video
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -16,4 +16,4 @@ def test_against_loops(keep, seed, time):
     tokens, x = video(seed=seed)
     (method,) = registry.build(f"lftr({keep}, time={time})")
     target = int(keep * 120 + 1e-6)
-    naive.same_tokens(method(tokens), naive.lftr(x, target, frames_left(target, time)))
+    naive.assert_same_tokens(method(tokens), naive.lftr(x, target, num_kept_frames(target, time)))

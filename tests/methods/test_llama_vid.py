@@ -10,17 +10,17 @@ import torch
 
 from fewtokens.methods.learned.llama_vid import LlamaVid
 from tests.helpers.clips import clip
-from tests.helpers.resamplers import C, array, build, linear, query, run, softmax, video
+from tests.helpers.resamplers import C, build, linear, run_method, softmax, text_features, to_numpy, video
 
 
 def test_llama_vid_against_loops():
-    method, tokens, text = build("llama_vid"), video(), query()
-    out = run(method, tokens, text)
+    method, tokens, text = build("llama_vid"), video(), text_features()
+    out = run_method(method, tokens, text)
     assert out.count.tolist() == [4 * 5] * 2
     for b in range(2):
         for t in range(4):
-            x = array(tokens.features[b]).reshape(4, 12, C)[t]
-            q, k = linear(array(text[b]), method.query), linear(x, method.key)
+            x = to_numpy(tokens.features[b]).reshape(4, 12, C)[t]
+            q, k = linear(to_numpy(text[b]), method.query), linear(x, method.key)
             probs = np.mean([softmax(k @ q[row] / math.sqrt(C)) for row in range(3)], 0)
             features = [linear(probs @ x, method.context)]
             square = x.reshape(3, 4, C)
@@ -29,9 +29,9 @@ def test_llama_vid_against_loops():
                 for columns in (slice(0, 2), slice(2, 4)):
                     features.append(linear(square[rows, columns].mean((0, 1)), method.content))
             np.testing.assert_allclose(
-                array(out.features[b, t * 5 : t * 5 + 5]), np.array(features), rtol=1e-6, atol=1e-9
+                to_numpy(out.features[b, t * 5 : t * 5 + 5]), np.array(features), rtol=1e-6, atol=1e-9
             )
-            np.testing.assert_allclose(array(out.attribution[b, t * 5, t * 12 : t * 12 + 12]), probs, rtol=1e-6)
+            np.testing.assert_allclose(to_numpy(out.attribution[b, t * 5, t * 12 : t * 12 + 12]), probs, rtol=1e-6)
 
 
 def test_two_tokens_per_frame():

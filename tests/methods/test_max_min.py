@@ -32,4 +32,4 @@ def test_budgets_against_loops(keep, seed):
     """In the form timed by the speed benchmark."""
     tokens, x = naive.video(seed=seed)
     (method,) = registry.build(f"max_min({keep})")
-    naive.same_tokens(method(tokens), naive.max_min(x, method.planned_count(tokens.grid)))
+    naive.assert_same_tokens(method(tokens), naive.max_min(x, method.planned_count(tokens.grid)))

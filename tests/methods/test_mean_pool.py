@@ -23,7 +23,7 @@ def test_is_average_pooling_if_the_sides_divide():
 def test_blocks_against_loops(keep, shape):
     """The grid 5 x 3 x 4."""
     tokens, x = naive.video(T=5, H=3, W=4)
-    naive.same_tokens(MeanPool(keep)(tokens), naive.blocks(x, shape))
+    naive.assert_same_tokens(MeanPool(keep)(tokens), naive.blocks(x, shape))
     assert MeanPool(keep).planned_count(Grid(5, 3, 4)) == np.prod(shape)
 
 

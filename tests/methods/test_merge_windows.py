@@ -22,6 +22,6 @@ def test_against_loops(keep, seed, window):
     sides = [[min(window, side - start) for start in range(0, side, window)] for side in (5, 6)]
     window_sizes = [a * b for a, b in itertools.product(*sides)]
     fits = [k for k in range(1, window**2 + 1) if 6 * sum(min(k, n) for n in window_sizes) <= int(keep * 6 * 30 + 1e-6)]
-    naive.same_tokens(out, naive.merge_windows(x, max(fits, default=1), window))
+    naive.assert_same_tokens(out, naive.merge_windows(x, max(fits, default=1), window))
     # The planned count is exact.
     assert method.planned_count(tokens.grid) == out.N

@@ -19,14 +19,14 @@ def test_against_loops(depth, seed):
     tokens = Tokens.from_cells(x)
     for layer in range(depth):
         tokens = MergeWindowsInEncoder(0.5, window=2)(tokens, keys=tokens.features, layer=layer, depth=depth)
-    frame, expected = naive.cells_of(x[0].double().numpy(), 0), []
+    frame, expected = naive.frame_tokens(x[0].double().numpy(), 0), []
     for y in range(0, 4, 2):
         for column in range(0, 6, 2):
             window = [frame[i * 6 + j] for i in (y, y + 1) for j in (column, column + 1)]
             for target in (2,) if depth == 1 else (3, 2):
-                window = naive.by_place(naive.merge_down(window, target), (1, 4, 6))
+                window = naive.sort_by_position(naive.merge_down(window, target), (1, 4, 6))
             expected += window
-    naive.same_tokens(tokens, expected)
+    naive.assert_same_tokens(tokens, expected)
 
 
 def test_keys_decide_and_features_are_averaged():

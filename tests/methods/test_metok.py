@@ -17,4 +17,4 @@ def test_against_loops(keep, seed, budget):
     spec = f"keep={keep}, " if budget else ""
     (method,) = registry.build(f"metok({spec}events=3, key_events=1, key_frames=2)")
     target = method.planned_count(tokens.grid)
-    naive.same_tokens(method(tokens), naive.metok(x, target, 3, 1, 2))
+    naive.assert_same_tokens(method(tokens), naive.metok(x, target, 3, 1, 2))

@@ -10,33 +10,33 @@ import torch
 
 from fewtokens.methods.learned.ppllava import PpLlava
 from tests.helpers.clips import clip
-from tests.helpers.resamplers import C, array, build, compare, linear, query, run, softmax, video
+from tests.helpers.resamplers import C, build, compare, linear, run_method, softmax, text_features, to_numpy, video
 
 
 @pytest.mark.parametrize("lengths", [None, [4, 3]])
 def test_ppllava_against_loops(lengths):
-    method, tokens, text = build("ppllava"), video(lengths=lengths), query()
-    out = run(method, tokens, text)
+    method, tokens, text = build("ppllava"), video(lengths=lengths), text_features()
+    out = run_method(method, tokens, text)
     for b, T in enumerate(lengths or [4, 4]):
-        x = array(tokens.features[b])
-        prompt = array(text[b]).mean(0)
+        x = to_numpy(tokens.features[b])
+        prompt = to_numpy(text[b]).mean(0)
         logits = np.zeros(T * 12)
         for n in range(T * 12):
             y = linear(x[n], method.to_text)
             logits[n] = y @ prompt / math.sqrt((y @ y + 1e-6) * (prompt @ prompt + 1e-6)) / 0.3
-        whole = softmax(logits).reshape(T, 3, 4)  # over the full video, as in the paper
+        probs = softmax(logits).reshape(T, 3, 4)  # over the full video, as in the paper
         rows, cells = [], x[: T * 12].reshape(T, 3, 4, C)
         for t in range(0, T, 2):
             for row in range(0, 3, 2):
                 for column in range(0, 4, 3):
                     weight = np.zeros((T, 3, 4))
                     window = (slice(t, t + 2), slice(row, row + 2), slice(column, column + 3))
-                    weight[window] = whole[window] / whole[window].sum()
+                    weight[window] = probs[window] / probs[window].sum()
                     rows.append(weight.flatten())
         weights = np.array(rows)
         assert int(out.count[b]) == len(weights) == 8
         features = weights @ cells.reshape(-1, C)
-        compare(out[b], 0, features, weights, array(tokens.positions[b, : T * 12]))
+        compare(out[b], 0, features, weights, to_numpy(tokens.positions[b, : T * 12]))
 
 
 def test_ppllava_averages_windows_dissimilar_to_the_text():

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from fewtokens.methods.pruning.representation_shift_in_encoder import RepresentationShiftInEncoder
-from tests.helpers.vits import embedded, small_vit
+from tests.helpers.vits import embed_frames, small_vit
 
 
 def test_shift_is_what_the_last_mlp_added():
     vit = small_vit()
-    tokens = embedded(vit)
+    tokens = embed_frames(vit)
     _, cues = vit.walk(tokens, (), ("shift",))
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     for block in vit.blocks:
@@ -32,7 +32,7 @@ def test_drops_the_tokens_that_changed_least(layers, layer):
             calls.append((layer, shift, plan))
             return plan
 
-    tokens = embedded(vit)
+    tokens = embed_frames(vit)
     vit.walk(tokens, [Spy(0.5, layers=layers)])
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     for block in vit.blocks[:layer]:

@@ -1,4 +1,4 @@
-"""RLT against a double loop, worked examples and the laws of its paper."""
+"""RLT against a double loop, worked examples and the properties stated in its paper."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fewtokens.core import registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.pruning.rlt import Rlt
-from tests.helpers.clips import clip, run
+from tests.helpers.clips import clip, run_method
 from tests.helpers.pixels import pixel_clip
 
 STD = torch.tensor([0.229, 0.224, 0.225])
@@ -39,7 +39,7 @@ class TestRlt:
         assert out.sizes.sum() == T * HW
 
     def test_the_last_sub_frame_is_compared_with_the_first_before(self):
-        """The two frames that are 3 apart with tubelets of 2, not the means of consecutive tubelets."""
+        """With tubelets of 2, these two frames are 3 apart; the means of the tubelets are not used."""
         pixels = torch.zeros(1, 2, 2, 3)
         pixels[0, 0, 1] = 1.0  # only the second sub-frame of the first tubelet differs
         tokens = Tokens.from_cells(torch.randn(1, 2, 4), Grid(2, 1, 1))
@@ -74,5 +74,5 @@ class TestRlt:
             Rlt()(registry.build("random(0.5)")[0](tokens), pixels=pixels[:, :30])
 
 
-def test_run_gives_each_method_its_cues():
-    assert run(Rlt(), clip()).N > 0
+def test_run_method_passes_the_cues():
+    assert run_method(Rlt(), clip()).N > 0

@@ -9,8 +9,8 @@ import torch
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.scissor import Scissor
 from tests.helpers.clips import clip
-from tests.helpers.components import exact
-from tests.helpers.published import reduced, sums, waves
+from tests.helpers.components import connected_components
+from tests.helpers.published import run_spec, sum_and_square_sum, waves
 
 
 @pytest.mark.parametrize("tau", [0.2, 0.6, 0.9])
@@ -20,11 +20,11 @@ def test_scissor_against_loops(tau, seed):
     x = tokens.features[0].double().numpy().reshape(4, 12, 8)
     survivors = []
     for t in range(4):
-        label = exact(x[t], tau)
+        label = connected_components(x[t], tau)
         survivors += [x[t][label == part].mean(0) for part in np.unique(label)]
     survivors = np.stack(survivors)
     # Plain means again, regardless of the number of tokens a survivor stands for.
-    label = exact(survivors, tau)
+    label = connected_components(survivors, tau)
     representatives = np.stack([survivors[label == p].mean(0) for p in np.unique(label)])
     unit = representatives / np.linalg.norm(representatives, axis=1, keepdims=True)
     flat = x.reshape(-1, 8)
@@ -52,6 +52,6 @@ def test_budget_is_per_video():
 
 def test_scissor():
     """HumanMLLM/LLaVA-Scissor at b63354c."""
-    out = reduced("scissor(0.5)", waves(6, 5, 5))
+    out = run_spec("scissor(0.5)", waves(6, 5, 5))
     assert int(out.count[0]) == 8
-    assert sums(out) == pytest.approx([5.9504, 28.7818], abs=1e-3)
+    assert sum_and_square_sum(out) == pytest.approx([5.9504, 28.7818], abs=1e-3)

@@ -11,8 +11,8 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.sttm import Sttm
 from fewtokens.methods.ops.quadtree import published_levels, quadtree
 from tests.helpers.clips import clip
-from tests.helpers.published import reduced, sums, waves
-from tests.helpers.squares import plain
+from tests.helpers.published import run_spec, sum_and_square_sum, waves
+from tests.helpers.squares import sttm_by_loops
 
 
 def smooth(T: int, H: int, W: int, seed: int) -> Tokens:
@@ -32,7 +32,7 @@ def smooth(T: int, H: int, W: int, seed: int) -> Tokens:
 @pytest.mark.parametrize(("strips", "weighted"), [("first", False), ("first", True), ("last", False), ("last", True)])
 def test_against_loops(shape, taus, levels, strips, weighted):
     tokens = smooth(*shape, seed=sum(shape))
-    expected = plain(tokens.features[0].double().numpy().reshape(*shape, 6), *taus, levels, strips, weighted)
+    expected = sttm_by_loops(tokens.features[0].double().numpy().reshape(*shape, 6), *taus, levels, strips, weighted)
     out = Sttm(taus[0], tau_time=taus[1], levels=levels, strips=strips, weighted=weighted)(tokens)
     assert int(out.count[0]) == len(expected)
     assignment = out.assignment[0].numpy()
@@ -85,7 +85,7 @@ def test_budgets():
 )
 def test_sttm(shape, taus, sizes, total):
     """HYUNJS/STTM at 00736c7, root level 1; sides that are odd at the first and second level."""
-    out = reduced(f"sttm({taus[0]}, tau_time={taus[1]})", waves(*shape))
+    out = run_spec(f"sttm({taus[0]}, tau_time={taus[1]})", waves(*shape))
     values, counts = out.sizes[0].unique(return_counts=True)
     assert dict(zip(values.long().tolist(), counts.tolist(), strict=True)) == sizes
-    assert sums(out) == pytest.approx(total, abs=2e-3)
+    assert sum_and_square_sum(out) == pytest.approx(total, abs=2e-3)

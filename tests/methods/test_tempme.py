@@ -16,7 +16,7 @@ from tests.helpers.naive import video
 def test_against_loops(keep, seed, joins):
     tokens, x = video(seed=seed)
     (method,) = registry.build(f"tempme({keep}, joins={joins})")
-    naive.same_tokens(method(tokens), naive.tempme(x, method.planned_count(tokens.grid), joins))
+    naive.assert_same_tokens(method(tokens), naive.tempme(x, method.planned_count(tokens.grid), joins))
 
 
 def test_class_tokens_are_not_matched():

@@ -22,11 +22,11 @@ from fewtokens.methods.ops.cross_dynamics import (
 )
 from tests.helpers import naive
 from tests.helpers.clips import clip
-from tests.helpers.dynamics import released, square
-from tests.helpers.planted import agree
+from tests.helpers.dynamics import make_vqtoken, square_clip
+from tests.helpers.planted import same_partition
 
 
-def trained(keep: int | None = 5, **options) -> TokenDynamics:
+def make_token_dynamics(keep: int | None = 5, **options) -> TokenDynamics:
     torch.manual_seed(1)
     method = TokenDynamics(keep, dim=24, **options).eval()
     for module in method.modules():
@@ -39,19 +39,19 @@ def trained(keep: int | None = 5, **options) -> TokenDynamics:
 def test_eight_labels_of_a_seed(seed, labels):
     tokens, x = naive.video(seed=3)
     out = TokenDynamics(6, dim=12, seed=seed)(tokens)
-    assert agree(out.assignment[0], torch.tensor(naive.kmeans(x, 6, seed)))
-    assert agree(out.assignment[0, :8], torch.tensor(labels))
+    assert same_partition(out.assignment[0], torch.tensor(naive.kmeans(x, 6, seed)))
+    assert same_partition(out.assignment[0, :8], torch.tensor(labels))
 
 
-class TestDynamics:
-    def test_it_is_the_identity_on_centroids_at_initialization(self):
+class TestTokenDynamics:
+    def test_the_centroids_are_unchanged_at_initialization(self):
         tokens = clip()
-        out, plain = TokenDynamics(7, dim=24)(tokens), KMeans(7)(tokens)
-        assert torch.equal(out.features, plain.features)
-        assert torch.equal(out.assignment, plain.assignment)
+        out, base = TokenDynamics(7, dim=24)(tokens), KMeans(7)(tokens)
+        assert torch.equal(out.features, base.features)
+        assert torch.equal(out.assignment, base.assignment)
 
     def test_golden_attention_by_loops(self):
-        method, tokens = trained(), clip(B=1)
+        method, tokens = make_token_dynamics(), clip(B=1)
         out, base = method(tokens), KMeans(5)(tokens)
         module = method.attention
         x = module.norm(base.features)[0].detach()
@@ -86,17 +86,17 @@ class TestDynamics:
         tokens = clip(T=6)
         order = torch.tensor([4, 1, 5, 0, 3, 2])
         shuffled = Tokens.from_cells(tokens.features.unflatten(1, (6, -1))[:, order].flatten(1, 2), tokens.grid)
-        method = trained(6)
+        method = make_token_dynamics(6)
         # From the same centroids: k-means++ itself depends on the order of the tokens.
         label = method.decide(tokens).dest.unflatten(1, (6, -1))[:, order].flatten(1)
-        one, two = tokens.apply(method.decide(tokens)), shuffled.apply(Plan.group(label, shuffled, 6))
-        same = (one.features[:, :, None] - two.features[:, None]).norm(dim=3).argmin(2)
-        torch.testing.assert_close(one.features, two.features.gather(1, same[..., None].expand(-1, -1, 24)))
-        assert not torch.allclose(occupancy(one), occupancy(two).gather(1, same[..., None].expand(-1, -1, 392)))
+        first, second = tokens.apply(method.decide(tokens)), shuffled.apply(Plan.group(label, shuffled, 6))
+        match = (first.features[:, :, None] - second.features[:, None]).norm(dim=3).argmin(2)
+        torch.testing.assert_close(first.features, second.features.gather(1, match[..., None].expand(-1, -1, 24)))
+        assert not torch.allclose(occupancy(first), occupancy(second).gather(1, match[..., None].expand(-1, -1, 392)))
 
     @pytest.mark.parametrize("mode", ["dynamics", "paper", "released"])
-    def test_gradients_reach_everything(self, mode):
-        method, tokens = released() if mode == "released" else trained(mode=mode), square()
+    def test_gradients_reach_every_parameter(self, mode):
+        method, tokens = make_vqtoken() if mode == "released" else make_token_dynamics(mode=mode), square_clip()
         features = tokens.features.clone().requires_grad_()
         method(tokens.replace(features=features)).features.square().sum().backward()
         assert float(features.grad.abs().sum()) > 0
@@ -108,21 +108,21 @@ class TestDynamics:
     def test_adaptive_length(self):
         """A static video of one color takes the fewest tokens; varied content takes more."""
         torch.manual_seed(0)
-        kinds = torch.nn.functional.normalize(torch.randn(20, 24), dim=1)
-        varied = kinds[torch.arange(4 * 30) % 20] * 3 + 0.01 * torch.randn(120, 24)
-        still = kinds[:1].expand(120, -1) * 3
-        tokens = Tokens.from_cells(torch.stack([still, varied]), Grid(4, 5, 6))
+        directions = torch.nn.functional.normalize(torch.randn(20, 24), dim=1)
+        varied = directions[torch.arange(4 * 30) % 20] * 3 + 0.01 * torch.randn(120, 24)
+        static = directions[:1].expand(120, -1) * 3
+        tokens = Tokens.from_cells(torch.stack([static, varied]), Grid(4, 5, 6))
         method = TokenDynamics(dim=24, criterion="silhouette", between=(4, 24))
         assert method(tokens).count.tolist() == [4, 20]
         assert method.planned_count(tokens.grid) is None
 
     def test_save_and_load(self, tmp_path):
-        method, tokens = trained(), clip()
+        method, tokens = make_token_dynamics(), clip()
         path = save_weights(method, tmp_path / "few.safetensors")
         again = TokenDynamics(5, dim=24, checkpoint=str(path))
         assert torch.equal(again(tokens).features, method(tokens).features)
 
-    def test_wrong_arguments(self):
+    def test_invalid_arguments(self):
         for options, message in (
             ({"mode": "other"}, "mode must be"),
             ({"criterion": "luck"}, "criterion must be one of"),

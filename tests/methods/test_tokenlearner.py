@@ -19,7 +19,7 @@ from fewtokens.networks.token_fuser import FUSERS, Reproject, TokenFuser, Unpool
 TYPES = [torch.float32, torch.float64]
 
 
-def set_as_in_the_golden_case(module: nn.Module) -> None:
+def set_reference_parameters(module: nn.Module) -> None:
     """Weights 0.2 sin(k+1) flat in (in, out) order, biases 0.05 cos(k+1), scales of norms 1 + 0.1 sin(k+1)."""
     with torch.no_grad():
         for part in module.modules():
@@ -39,9 +39,9 @@ def ramp(shape: tuple[int, ...], rate: float, wave, dtype: torch.dtype) -> torch
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_golden_values_of_version_1_1(dtype):
+def test_reference_values_of_version_1_1(dtype):
     learner = TokenLearner("3/frame", dim=6, version="1.1").to(dtype).eval()
-    set_as_in_the_golden_case(learner)
+    set_reference_parameters(learner)
     z, maps = (part.detach() for part in learner.learn(ramp((1, 4, 4, 6), 0.37, torch.cos, dtype)))
     expected = [0.039466, 0.008395, -0.023812, -0.052797, -0.074635, -0.086373]
     torch.testing.assert_close(z[0, 0], torch.tensor(expected, dtype=dtype), rtol=1e-4, atol=1e-6)
@@ -51,9 +51,9 @@ def test_golden_values_of_version_1_1(dtype):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_golden_values_of_the_fuser(dtype):
+def test_reference_values_of_the_fuser(dtype):
     fuser = TokenFuser(3, dim=6, gate="mlp").to(dtype).eval()
-    set_as_in_the_golden_case(fuser)
+    set_reference_parameters(fuser)
     x, y = ramp((1, 1, 4, 4, 6), 0.37, torch.cos, dtype), ramp((1, 1, 3, 6), 0.23, torch.sin, dtype)
     out = fuser(y, x)[0, 0].flatten(0, 1).detach()
     expected = [-0.197419, -1.215525, -1.242267, -0.528459, 0.580738, 2.362791]
@@ -62,14 +62,14 @@ def test_golden_values_of_the_fuser(dtype):
     assert float(out.square().sum()) == pytest.approx(146.45486, rel=1e-5)
 
 
-def plain_version_1_0(x: np.ndarray, learner: TokenLearner) -> np.ndarray:
+def version_1_0_by_loops(x: np.ndarray, learner: TokenLearner) -> np.ndarray:
     """Version 1.0 written as loops: LayerNorm, four zero-padded 3x3 convolutions, sigmoid, sum over pixels."""
     H, W, _ = x.shape
     scale, shift = (p.detach().double().numpy() for p in (learner.norm.weight, learner.norm.bias))
     y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * scale + shift
     convolutions = [part.weight.detach().double().numpy() for part in learner.scorer if isinstance(part, nn.Conv2d)]
     assert len(convolutions) == 4
-    for number, kernel in enumerate(convolutions):
+    for index, kernel in enumerate(convolutions):
         out = np.zeros((H, W, len(kernel)))
         for i in range(H):
             for j in range(W):
@@ -79,7 +79,7 @@ def plain_version_1_0(x: np.ndarray, learner: TokenLearner) -> np.ndarray:
                             out[i, j] += kernel[:, :, a, b] @ y[i + a - 1, j + b - 1]
         # The tanh approximation of GELU, after all but the last.
         inner = np.sqrt(2 / np.pi) * (out + 0.044715 * out**3)
-        y = 0.5 * out * (1 + np.tanh(inner)) if number < 3 else out
+        y = 0.5 * out * (1 + np.tanh(inner)) if index < 3 else out
     gate = 1 / (1 + np.exp(-y))
     return np.einsum("hws,hwc->sc", gate, x)
 
@@ -89,11 +89,11 @@ def plain_version_1_0(x: np.ndarray, learner: TokenLearner) -> np.ndarray:
 def test_version_1_0_against_loops(shape, pool):
     torch.manual_seed(1)
     learner = TokenLearner("5/frame", dim=6, pool=pool).double()
-    set_as_in_the_golden_case(learner)
+    set_reference_parameters(learner)
     x = torch.randn(2, *shape, 6, dtype=torch.float64)
     z, _ = learner.learn(x)
     for b in range(2):
-        expected = plain_version_1_0(x[b].numpy(), learner) / (shape[0] * shape[1] if pool == "mean" else 1)
+        expected = version_1_0_by_loops(x[b].numpy(), learner) / (shape[0] * shape[1] if pool == "mean" else 1)
         np.testing.assert_allclose(z[b].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -113,17 +113,17 @@ def test_constant_maps(dtype):
     x = torch.randn(1, 1, 1, 8, dtype=dtype).expand(1, 3, 4, 8)
     z, _ = TokenLearner("2/frame", dim=8, version="1.1").to(dtype).eval().learn(x)
     torch.testing.assert_close(z, x[:, 0, :1].expand(1, 2, 8))
-    silent = TokenLearner("2/frame", dim=8).to(dtype)
-    for part in silent.scorer:
+    constant = TokenLearner("2/frame", dim=8).to(dtype)
+    for part in constant.scorer:
         if isinstance(part, nn.Conv2d):
             nn.init.zeros_(part.weight)
-    z, _ = silent.learn(torch.arange(96, dtype=dtype).reshape(1, 3, 4, 8))
+    z, _ = constant.learn(torch.arange(96, dtype=dtype).reshape(1, 3, 4, 8))
     mean = torch.arange(96, dtype=dtype).reshape(12, 8).mean(0)
     torch.testing.assert_close(z, (6 * mean).expand(1, 2, 8))
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_as_a_method_it_is_the_module_frame_by_frame(version):
+def test_the_method_applies_the_module_per_frame(version):
     torch.manual_seed(0)
     learner = TokenLearner("4/frame", dim=6, version=version).eval()
     x = torch.randn(2, 3, 4, 5, 6)
@@ -159,17 +159,17 @@ def test_learner_block_and_fuser_are_the_identity_at_initialization():
     assert torch.equal(Reproject(4, dim=8)(z.reshape(2, 3, 4, 8), x, maps), torch.zeros_like(x))
 
 
-def test_mixing_over_the_clip_joins_frames_and_mixing_over_the_frame_does_not():
+def test_only_mixing_over_the_clip_combines_frames():
     torch.manual_seed(0)
     x, y = torch.randn(1, 3, 2, 2, 8), torch.randn(1, 3, 4, 8)
     changed = y.clone()
     changed[:, 2] += 1 + torch.randn(1, 4, 8)
-    for mix, touched in (("frame", False), ("clip", True)):
+    for mix, affected in (("frame", False), ("clip", True)):
         fuser = TokenFuser(4, dim=8, mix=mix, frames=3)
         nn.init.normal_(fuser.mixing.weight)
         difference = (fuser(y, x) - fuser(changed, x))[:, 0].abs().max()
-        assert bool(difference > 1e-3) is touched
-    with pytest.raises(ValueError, match="clips of 3 frames, got 2"):
+        assert bool(difference > 1e-3) is affected
+    with pytest.raises(ValueError, match=r"clips must have 3 frames .* got 2"):
         fuser(y[:, :2], x[:, :2])
 
 
@@ -227,6 +227,6 @@ def test_invalid_arguments(arguments, message):
         TokenLearner(**arguments)
 
 
-def test_other_channels_are_refused():
+def test_other_channels_are_rejected():
     with pytest.raises(ValueError, match="set dim=7"):
         TokenLearner("4/frame", dim=6)(Tokens.from_cells(torch.randn(1, 1, 2, 2, 7)))

@@ -10,7 +10,7 @@ from fewtokens.methods.merging.tome import Tome
 from tests.helpers.clips import clip
 
 
-def test_bad_arguments():
+def test_invalid_arguments():
     with pytest.raises(ValueError, match="tome: keep"):
         Tome(0)
 

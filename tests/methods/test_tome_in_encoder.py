@@ -38,7 +38,7 @@ def test_an_unreachable_budget_is_an_error():
             tokens = TomeInEncoder(keep=0.01)(tokens, keys=tokens.features, layer=layer, depth=2)
 
 
-def test_bad_arguments():
-    for wrong in ({"keep": 32}, {"keep": 0.5, "r": 8}, {"r": -1}):
+def test_invalid_arguments():
+    for arguments in ({"keep": 32}, {"keep": 0.5, "r": 8}, {"r": -1}):
         with pytest.raises(ValueError, match=r"tome_in_encoder|r must be"):
-            TomeInEncoder(**wrong)
+            TomeInEncoder(**arguments)

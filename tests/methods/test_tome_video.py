@@ -16,4 +16,4 @@ from tests.helpers.naive import video
 def test_against_loops(keep, seed, within, W):
     tokens, x = video(W=W, H=3, seed=seed)
     (method,) = registry.build(f"tome_video({keep}, within='{within}')")
-    naive.same_tokens(method(tokens), naive.tome_video(x, method.planned_count(tokens.grid), within))
+    naive.assert_same_tokens(method(tokens), naive.tome_video(x, method.planned_count(tokens.grid), within))

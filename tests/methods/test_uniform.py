@@ -11,7 +11,7 @@ from tests.helpers.clips import clip
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 30, 59, 119, 120])
-def test_the_middle_of_each_stretch(count):
+def test_the_middle_of_each_interval(count):
     tokens = clip(4, 5, 6)
     expected = [int((i + Fraction(1, 2)) * Fraction(120, count)) for i in range(count)]
     out = Uniform(count)(tokens)

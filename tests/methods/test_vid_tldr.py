@@ -7,7 +7,7 @@ import torch
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.vid_tldr import VidTldr, saliency
-from tests.helpers.vits import embedded, small_vit
+from tests.helpers.vits import embed_frames, small_vit
 
 
 class TestVidTldr:
@@ -34,7 +34,7 @@ class TestVidTldr:
         torch.testing.assert_close(out.features[0], torch.stack([x[4], first, second, x[5]]))
         torch.testing.assert_close(out.sizes[0], torch.stack([score[2], 1 + score[0], 2 * score[2], score[2]]))
 
-    def test_the_papers_schedule(self):
+    def test_the_schedule_of_the_paper(self):
         """UMT-B: of 2352 tokens, 600, 200 and 100 are removed."""
         tokens = Tokens.from_cells(torch.randn(1, 1, 1, 2352, 4))
         method, counts = VidTldr(r=(600, 200, 100)), []
@@ -53,7 +53,7 @@ def test_sharpness_matches_explicit_attention():
             calls.append((tokens, cues["sharpness"]))
             return Plan.identity(tokens)
 
-    tokens = embedded(vit)
+    tokens = embed_frames(vit)
     vit.walk(tokens, [Spy(0.5)])
     x = torch.cat([vit.prefix(3), tokens.features], 1)
     q, k, _ = vit.blocks[0].attention.project(vit.blocks[0].norm1(x))

@@ -16,22 +16,22 @@ from fewtokens.methods.ops.cross_dynamics import (
 from fewtokens.methods.ops.token_base import fixed
 from tests.helpers import naive
 from tests.helpers.clips import clip
-from tests.helpers.dynamics import released, square
+from tests.helpers.dynamics import make_vqtoken, square_clip
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_the_clusters_are_those_of_the_seed(seed):
-    """Queries are rows of cluster numbers, keys are cluster means, here from a k-means in loops."""
+    """Queries are rows of cluster indices, keys are cluster means, here from k-means written as loops."""
     tokens, x = naive.video(T=4, H=3, W=3, C=24, seed=3)
-    method = released(4, seed=seed)
+    method = make_vqtoken(4, seed=seed)
     labels = naive.kmeans(x, 4, seed)
     rows = naive.unit(x.reshape(36, 24))
     groups = [[(rows[cell], [cell]) for cell in range(36) if labels[cell] == k] for k in range(4)]
-    clusters = naive.by_place([naive.mean_of(group) for group in groups], (4, 3, 3))
-    number = torch.tensor([next(k for k, (_, cells) in enumerate(clusters) if cell in cells) for cell in range(36)])
+    clusters = naive.sort_by_position([naive.merge(group) for group in groups], (4, 3, 3))
+    index = torch.tensor([next(k for k, (_, cells) in enumerate(clusters) if cell in cells) for cell in range(36)])
     means = torch.from_numpy(np.stack([mean for mean, _ in clusters])).float()
     with torch.no_grad():
-        queries = method.attention.to_q_proj(number.reshape(4, 9).float())[None]
+        queries = method.attention.to_q_proj(index.reshape(4, 9).float())[None]
         expected = method.attention.transformer_decoder(queries, means[None])
         torch.testing.assert_close(method(tokens).features, expected, rtol=1e-4, atol=1e-5)
 
@@ -40,7 +40,7 @@ class TestReference:
     @pytest.mark.parametrize(("T", "keep"), [(4, 9), (4, 4), (7, 3), (1, 5), (5, 1)])
     def test_equals_a_standard_decoder_on_tiled_rows(self, T, keep):
         """max(T, K) rows, in the order of the frames; with repeat and slicing, one video at a time."""
-        method, tokens = released(keep), square(T)
+        method, tokens = make_vqtoken(keep), square_clip(T)
         with torch.no_grad():
             out = method(tokens)
         assert out.count.tolist() == [max(T, keep)] * 2 == [method.planned_count(tokens.grid)] * 2
@@ -63,12 +63,12 @@ class TestReference:
         module = ReferenceAttention(896, 27)
         assert len(module.state_dict()) == 20
         assert sum(p.numel() for p in module.parameters()) == pytest.approx(10.76e6, rel=1e-3)
-        source = released(4)
+        source = make_vqtoken(4)
         tensors = {f"model.cross_attention.{name}": value for name, value in source.attention.state_dict().items()}
         path = str(tmp_path / "released.safetensors")
         save_file(tensors | {"model.image_newline": torch.zeros(24)}, path)
         again = VqToken(4, dim=24, side=3, checkpoint=path).eval()
-        assert torch.equal(again(square()).features, source(square()).features)
+        assert torch.equal(again(square_clip()).features, source(square_clip()).features)
         tensors.popitem()
         save_file(tensors, path)
         with pytest.raises(ValueError, match="no matching cross-attention"):
@@ -78,7 +78,7 @@ class TestReference:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_in_half_precision(self, dtype):
-        tokens, method = square().to(dtype), released(4)
+        tokens, method = square_clip().to(dtype), make_vqtoken(4)
         reference = method(tokens.to(torch.float32))
         out = method.to(dtype)(tokens).check()
         assert out.features.dtype == dtype
@@ -86,13 +86,13 @@ class TestReference:
 
     def test_frames_of_another_size(self):
         with pytest.raises(ValueError, match="set side="):
-            released(4, side=4)(square())
+            make_vqtoken(4, side=4)(square_clip())
 
     def test_a_batch_of_unequal_lengths(self):
-        method = released(None, criterion="silhouette", between=(2, 6))
+        method = make_vqtoken(None, criterion="silhouette", between=(2, 6))
         padded = clip(6, 3, 3, lengths=[3, 6])
         with torch.no_grad():
-            together = method(padded)
+            batch = method(padded)
             for b, length in enumerate((3, 6)):
                 alone = Tokens.from_cells(padded.features[b : b + 1, : length * 9], Grid(length, 3, 3))
-                torch.testing.assert_close(together[b].features, method(alone).features, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(batch[b].features, method(alone).features, rtol=1e-4, atol=1e-5)

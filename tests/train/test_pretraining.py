@@ -17,7 +17,7 @@ from fewtokens.networks.pretrained import PRETRAINING
 from fewtokens.train.pretraining import MaskedPairs, Watch, build_pretraining, pretrain
 from fewtokens.train.pretraining_presets import OBJECTIVES, known_settings, make_pretraining, preset_names
 from tests.helpers.data import data_path
-from tests.video.makers import moving
+from tests.video.makers import moving_frames
 
 SMALL = {
     "size": 32, "dim": 32, "depth": 2, "num_heads": 2, "decoder_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2,
@@ -30,7 +30,7 @@ SMALL = {
 def footage(tmp_path_factory) -> list[Footage]:
     folder = tmp_path_factory.mktemp("frames")
     for seed in range(5):
-        pixels = torch.from_numpy(np.ascontiguousarray(moving(8, 48, 40, seed)))
+        pixels = torch.from_numpy(np.ascontiguousarray(moving_frames(8, 48, 40, seed)))
         write_frames(folder / f"{seed}.npy", [pixels.permute(0, 3, 1, 2)])
     return list(find_footage(folder).items)
 

@@ -1,4 +1,4 @@
-"""Reading: the right frames at the right times, from any file, or one clear line."""
+"""`read`, `stream` and `write`: exact frames and times from any file, or an error of one line."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewtokens.video import Video, VideoError, read, stream, synthetic, write
-from fewtokens.video.select import choose
+from fewtokens.video.select import select_frames
 from tests.helpers.data import data_path
-from tests.video.makers import levels, make, moving, numbered, only_sound
+from tests.video.makers import gray_levels, make_audio_only, make_video, moving_frames, numbered_frames
 
 
-def close(found: list[int], expected: list[int]) -> bool:
-    return len(found) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(found, expected, strict=True))
+def close(actual: list[int], expected: list[int]) -> bool:
+    return len(actual) == len(expected) and all(abs(a - b) <= 3 for a, b in zip(actual, expected, strict=True))
 
 
-LEVELS = levels(torch.from_numpy(numbered(40).copy()).permute(0, 3, 1, 2))
+LEVELS = gray_levels(torch.from_numpy(numbered_frames(40).copy()).permute(0, 3, 1, 2))
 
 
 class TestFrames:
-    def test_all_of_them(self, tmp_path):
-        video = read(make(tmp_path / "a.mp4", numbered(20)))
-        assert close(levels(video.frames), LEVELS[:20])
+    def test_all_frames(self, tmp_path):
+        video = read(make_video(tmp_path / "a.mp4", numbered_frames(20)))
+        assert close(gray_levels(video.frames), LEVELS[:20])
         torch.testing.assert_close(video.times, torch.arange(20, dtype=torch.float64) / 10)
         assert video.frames.dtype == torch.uint8
         assert (video.size, len(video), video.name) == ((48, 64), 20, "a.mp4")
@@ -36,34 +36,34 @@ class TestFrames:
         assert video.duration == pytest.approx(2.0, abs=0.15)
         assert video.source_size == (tmp_path / "a.mp4").stat().st_size
 
-    def test_spread_evenly(self, tmp_path):
-        video = read(make(tmp_path / "a.mp4", numbered(20)), frames=5)
-        chosen = np.round(np.linspace(0, 19, 5)).astype(int)
-        assert close(levels(video.frames), [LEVELS[n] for n in chosen])
-        torch.testing.assert_close(video.times, torch.from_numpy(chosen / 10))
+    def test_evenly_spaced_frames(self, tmp_path):
+        video = read(make_video(tmp_path / "a.mp4", numbered_frames(20)), frames=5)
+        indices = np.round(np.linspace(0, 19, 5)).astype(int)
+        assert close(gray_levels(video.frames), [LEVELS[n] for n in indices])
+        torch.testing.assert_close(video.times, torch.from_numpy(indices / 10))
 
-    def test_more_than_there_are(self, tmp_path):
-        assert len(read(make(tmp_path / "a.mp4", numbered(3)), frames=10)) == 3
+    def test_more_frames_than_the_video_has(self, tmp_path):
+        assert len(read(make_video(tmp_path / "a.mp4", numbered_frames(3)), frames=10)) == 3
 
-    def test_at_a_rate(self, tmp_path):
-        video = read(make(tmp_path / "a.mp4", numbered(20)), fps=4)
+    def test_frames_at_a_rate(self, tmp_path):
+        video = read(make_video(tmp_path / "a.mp4", numbered_frames(20)), fps=4)
         assert video.times.tolist() == pytest.approx([0, 0.2, 0.5, 0.7, 1.0, 1.2, 1.5, 1.7])
 
-    def test_a_higher_rate_gives_each_frame_once(self, tmp_path):
-        assert len(read(make(tmp_path / "a.mp4", numbered(5)), fps=100)) == 5
+    def test_a_higher_rate_returns_each_frame_once(self, tmp_path):
+        assert len(read(make_video(tmp_path / "a.mp4", numbered_frames(5)), fps=100)) == 5
 
-    def test_a_span(self, tmp_path):
-        path = make(tmp_path / "a.mp4", numbered(20))
+    def test_a_time_range(self, tmp_path):
+        path = make_video(tmp_path / "a.mp4", numbered_frames(20))
         assert read(path, start=0.5, end=1.0).times.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
         assert read(path, frames=2, start=1.0).times.tolist() == pytest.approx([1.0, 1.9])
 
     @given(st.integers(1, 500), st.integers(1, 60))
-    def test_the_law_of_spreading(self, there, wanted):
-        chosen = choose(np.arange(there) / 25, wanted, None, 0.0, None, "x")
-        assert len(chosen) == min(there, wanted)
-        assert (np.diff(chosen) > 0).all()
-        assert chosen[0] == 0
-        assert chosen[-1] == (there - 1 if wanted > 1 or there == 1 else 0)
+    def test_evenly_spaced_indices(self, available, requested):
+        indices = select_frames(np.arange(available) / 25, requested, None, 0.0, None, "x")
+        assert len(indices) == min(available, requested)
+        assert (np.diff(indices) > 0).all()
+        assert indices[0] == 0
+        assert indices[-1] == (available - 1 if requested > 1 or available == 1 else 0)
 
     @pytest.mark.parametrize(
         "options",
@@ -76,58 +76,58 @@ class TestFrames:
         ],
     )
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts"])
-    def test_chosen_frames_are_those_of_a_full_reading(self, tmp_path, options, suffix):
+    def test_selected_frames_equal_those_of_the_full_video(self, tmp_path, options, suffix):
         if suffix == ".avi" and options.get("codec") == "libx265":
             pytest.skip("no HEVC in AVI")
-        path = make(tmp_path / f"a{suffix}", moving(90), **options)
-        whole = read(path)
-        assert len(whole) == 90
+        path = make_video(tmp_path / f"a{suffix}", moving_frames(90), **options)
+        full = read(path)
+        assert len(full) == 90
         for n in (1, 2, 4, 13):
-            some = read(path, frames=n)
-            places = [int((whole.times == t).nonzero()) for t in some.times]
-            assert torch.equal(whole.frames[places], some.frames)
+            part = read(path, frames=n)
+            indices = [int((full.times == t).nonzero()) for t in part.times]
+            assert torch.equal(full.frames[indices], part.frames)
 
 
 class TestOddFiles:
     def test_variable_frame_rate(self, tmp_path):
         times = [0, 40, 100, 1000, 1040, 2500]
-        video = read(make(tmp_path / "a.mkv", numbered(6), times=times))
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(6), times=times))
         assert video.times.tolist() == pytest.approx([t / 1000 for t in times], abs=1e-3)
         assert read(tmp_path / "a.mkv", fps=1).times.tolist() == pytest.approx([0, 1.0, 1.04], abs=1e-3)
 
-    def test_a_late_start_begins_at_zero(self, tmp_path):
-        video = read(make(tmp_path / "a.mkv", numbered(4), times=[700, 800, 900, 1000]))
+    def test_times_start_at_zero(self, tmp_path):
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(4), times=[700, 800, 900, 1000]))
         assert video.times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-3)
 
     def test_odd_sizes(self, tmp_path):
-        path = make(tmp_path / "a.mkv", moving(3, 63, 37), codec="ffv1", pixels="yuv444p")
+        path = make_video(tmp_path / "a.mkv", moving_frames(3, 63, 37), codec="ffv1", pixels="yuv444p")
         assert read(path).size == (37, 63)
         assert read(path, size=16).size == (16, 27)
         assert read(path, size=(10, 11)).size == (10, 11)
 
-    def test_pixels_that_are_not_square(self, tmp_path):
-        path = make(tmp_path / "a.mp4", moving(2), aspect=Fraction(2, 1))
+    def test_non_square_pixels(self, tmp_path):
+        path = make_video(tmp_path / "a.mp4", moving_frames(2), aspect=Fraction(2, 1))
         assert read(path).size == (48, 128)
         assert read(path, size=24).size == (24, 64)
 
     @pytest.mark.parametrize("angle", [90, 180, -90])
     def test_rotation(self, tmp_path, angle):
         image = np.zeros((2, 48, 64, 3), dtype=np.uint8)
-        image[:, :24, :32] = 250  # bright in the upper left corner of what is stored
-        video = read(make(tmp_path / "a.mp4", image, rotation=angle))
+        image[:, :24, :32] = 250  # bright in the upper left corner of the stored image
+        video = read(make_video(tmp_path / "a.mp4", image, rotation=angle))
         expected = np.rot90(image[0], angle // 90)
         assert video.size == expected.shape[:2]
         difference = video.frames[0].permute(1, 2, 0).int() - torch.from_numpy(expected.copy()).int()
         assert difference.abs().float().mean() < 6
 
     @pytest.mark.parametrize("pixels", ["yuv420p10le", "yuv444p12le", "gbrp10le"])
-    def test_deep_colours(self, tmp_path, pixels):
+    def test_high_bit_depth(self, tmp_path, pixels):
         codec = "ffv1" if "gbr" in pixels or "12" in pixels else "libx265"
         options = {} if codec == "ffv1" else {"x265-params": "log-level=none"}
-        video = read(make(tmp_path / "a.mkv", numbered(4), codec=codec, pixels=pixels, options=options))
-        assert close(levels(video.frames), LEVELS[:4])
+        video = read(make_video(tmp_path / "a.mkv", numbered_frames(4), codec=codec, pixels=pixels, options=options))
+        assert close(gray_levels(video.frames), LEVELS[:4])
 
-    def test_transparency_lies_over_black(self, tmp_path):
+    def test_transparency_is_composited_over_black(self, tmp_path):
         import av
 
         path = tmp_path / "a.mkv"
@@ -161,26 +161,26 @@ class TestOddFiles:
         assert read(path, video_stream=0).size == (32, 32)
         assert read(path, video_stream=1).size == (64, 64)
         assert read(path).size in ((64, 64), (32, 32))
-        with pytest.raises(VideoError, match="has 2 video streams"):
+        with pytest.raises(VideoError, match=r"video_stream must be in 0\.\.1, got 2"):
             read(path, video_stream=2)
 
     def test_no_duration_and_no_frame_count(self, tmp_path):
-        path = make(tmp_path / "a.h264", moving(25))
+        path = make_video(tmp_path / "a.h264", moving_frames(25))
         video = read(path, frames=4)
         assert len(video) == 4
         assert bool((video.times[1:] > video.times[:-1]).all())
 
     def test_gif(self, tmp_path):
-        path = write(tmp_path / "a.gif", numbered(5), 10)
+        path = write(tmp_path / "a.gif", numbered_frames(5), 10)
         video = read(path)
-        assert close(levels(video.frames), LEVELS[:5])
+        assert close(gray_levels(video.frames), LEVELS[:5])
         assert video.times.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
 
-    def test_sound_does_not_matter(self, tmp_path):
-        assert len(read(make(tmp_path / "a.mp4", numbered(8), sound=True))) == 8
+    def test_audio_is_ignored(self, tmp_path):
+        assert len(read(make_video(tmp_path / "a.mp4", numbered_frames(8), audio=True))) == 8
 
     def test_a_name_that_looks_like_a_protocol(self, tmp_path, monkeypatch):
-        make(tmp_path / "a.mp4", numbered(2))
+        make_video(tmp_path / "a.mp4", numbered_frames(2))
         shutil.move(tmp_path / "a.mp4", tmp_path / "take:1 %d.mp4")
         monkeypatch.chdir(tmp_path)
         assert len(read(tmp_path / "take:1 %d.mp4")) == 2
@@ -188,9 +188,9 @@ class TestOddFiles:
 
 class TestImagesAndArrays:
     def test_one_image(self, tmp_path):
-        Image.fromarray(moving(1)[0]).save(tmp_path / "a.png")
+        Image.fromarray(moving_frames(1)[0]).save(tmp_path / "a.png")
         video = read(tmp_path / "a.png")
-        assert torch.equal(video.frames[0].permute(1, 2, 0), torch.from_numpy(moving(1)[0]))
+        assert torch.equal(video.frames[0].permute(1, 2, 0), torch.from_numpy(moving_frames(1)[0]))
         assert video.times.tolist() == [0]
         assert read(tmp_path / "a.png", size=24).size == (24, 32)
 
@@ -200,74 +200,74 @@ class TestImagesAndArrays:
         assert int(frame[0, 7, 7]) == round(63000 / 257)
         Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "clear.png")
         assert int(read(tmp_path / "clear.png").frames.max()) == 0
-        turned = Image.fromarray(moving(1)[0])
-        exif = turned.getexif()
+        rotated = Image.fromarray(moving_frames(1)[0])
+        exif = rotated.getexif()
         exif[0x0112] = 6
-        turned.save(tmp_path / "turned.jpg", exif=exif)
-        assert read(tmp_path / "turned.jpg").size == (64, 48)
+        rotated.save(tmp_path / "rotated.jpg", exif=exif)
+        assert read(tmp_path / "rotated.jpg").size == (64, 48)
 
     def test_a_folder_in_natural_order(self, tmp_path):
         for n in (10, 9, 1, 2):
             Image.fromarray(np.full((8, 8, 3), n * 10, dtype=np.uint8)).save(tmp_path / f"im{n}.png")
-        (tmp_path / "notes.txt").write_text("no image")
+        (tmp_path / "notes.txt").write_text("not an image")
         video = read(tmp_path)
-        assert levels(video.frames) == [10, 20, 90, 100]
+        assert gray_levels(video.frames) == [10, 20, 90, 100]
         assert video.times.tolist() == pytest.approx([0, 0.04, 0.08, 0.12])
-        assert levels(read(tmp_path, frames=2).frames) == [10, 100]
+        assert gray_levels(read(tmp_path, frames=2).frames) == [10, 100]
 
     @pytest.mark.parametrize("layout", ["thwc", "tchw", "hwc"])
     @pytest.mark.parametrize("kind", ["uint8", "float"])
     def test_arrays(self, layout, kind):
-        array = moving(4) if layout != "hwc" else moving(1)[0]
+        array = moving_frames(4) if layout != "hwc" else moving_frames(1)[0]
         array = array / 255.0 if kind == "float" else array
         array = array.transpose(0, 3, 1, 2) if layout == "tchw" else array
         video = read(array)
-        expected = torch.from_numpy(moving(1 if layout == "hwc" else 4)).permute(0, 3, 1, 2)
+        expected = torch.from_numpy(moving_frames(1 if layout == "hwc" else 4)).permute(0, 3, 1, 2)
         assert torch.equal(video.frames, expected)
         assert torch.equal(read(torch.from_numpy(np.ascontiguousarray(array))).frames, expected)
         assert read(array, frames=1, size=12).frames.shape == (1, 3, 12, 16)
 
-    def test_what_is_no_video(self):
-        for wrong in (np.zeros((4, 4)), np.zeros((2, 4, 4, 2)), np.full((4, 4, 3), 7.0), np.zeros((0, 4, 4, 3))):
+    def test_invalid_arrays(self):
+        for array in (np.zeros((4, 4)), np.zeros((2, 4, 4, 2)), np.full((4, 4, 3), 7.0), np.zeros((0, 4, 4, 3))):
             with pytest.raises(VideoError, match="array"):
-                read(wrong)
+                read(array)
         with pytest.raises(VideoError, match="uint8"):
             read(np.zeros((4, 4, 3), dtype=np.int64))
 
 
 class TestBadInput:
     @pytest.mark.parametrize(
-        ("make_it", "says"),
+        ("create", "message"),
         [
             (lambda p: p, "no such file"),
             (lambda p: p.write_bytes(b""), "empty"),
-            (lambda p: p.write_text("hello " * 200), "not a video"),
-            (lambda p: p.write_bytes(bytes(range(256)) * 40), "not a video"),
-            (lambda p: only_sound(p), "only sound"),
+            (lambda p: p.write_text("hello " * 200), "cannot be opened as a video"),
+            (lambda p: p.write_bytes(bytes(range(256)) * 40), "cannot be opened as a video"),
+            (lambda p: make_audio_only(p), "only audio"),
             (lambda p: p.mkdir(), "without images"),
         ],
     )
-    def test_one_clear_line(self, tmp_path, make_it, says):
+    def test_errors_are_one_line(self, tmp_path, create, message):
         path = tmp_path / "a.mp4"
-        make_it(path)
-        with pytest.raises(VideoError, match=says) as caught:
+        create(path)
+        with pytest.raises(VideoError, match=message) as caught:
             read(path, frames=4)
         assert "\n" not in str(caught.value)
         assert "a.mp4" in str(caught.value)
 
     def test_a_stream_without_frames(self, tmp_path):
-        path = make(tmp_path / "a.avi", moving(3), codec="mpeg4")
+        path = make_video(tmp_path / "a.avi", moving_frames(3), codec="mpeg4")
         data = path.read_bytes()
-        # The chunks of frames renamed, so that the header declares a video and nothing belongs to it.
+        # Frame chunks are renamed, so that the header declares a video without frames.
         path.write_bytes(data.replace(b"00dc", b"JUNK"))
         with pytest.raises(VideoError, match=r"no frames|none|can be opened") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 
     @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-    def test_cut_in_the_middle(self, tmp_path, suffix):
+    def test_truncated_files(self, tmp_path, suffix):
         extra = {"movflags": "faststart"} if suffix == ".mp4" else {}
-        path = make(tmp_path / f"a{suffix}", moving(60), container=extra)
+        path = make_video(tmp_path / f"a{suffix}", moving_frames(60), container=extra)
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
         with pytest.raises(VideoError, match=r"only \d+ of \d+ frames can be decoded.*--allow-truncated") as caught:
             read(path, frames=2)
@@ -280,14 +280,14 @@ class TestBadInput:
         with pytest.raises(VideoError, match="only"):
             next(stream(path))
 
-    def test_cut_without_its_index(self, tmp_path):
-        path = make(tmp_path / "a.mp4", moving(60))
+    def test_a_truncated_file_without_its_index(self, tmp_path):
+        path = make_video(tmp_path / "a.mp4", moving_frames(60))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(VideoError, match=r"cannot|cut short|can be opened"):
             read(path, allow_truncated=True)
 
     def test_damage_in_the_middle(self, tmp_path):
-        path = make(tmp_path / "a.mkv", moving(60), codec="ffv1", pixels="yuv420p")
+        path = make_video(tmp_path / "a.mkv", moving_frames(60), codec="ffv1", pixels="yuv420p")
         data = bytearray(path.read_bytes())
         middle = len(data) // 2
         data[middle : middle + 4000] = b"\xff" * 4000
@@ -309,14 +309,14 @@ class TestBadInput:
         with pytest.raises(VideoError, match=r"90000x90000|decompression bomb"):
             read(path)
 
-    def test_too_much_at_once(self, tmp_path, monkeypatch):
-        path = make(tmp_path / "a.mp4", moving(20))
+    def test_too_large_requests(self, tmp_path, monkeypatch):
+        path = make_video(tmp_path / "a.mp4", moving_frames(20))
         monkeypatch.setattr("fewtokens.video.select.MAX_BYTES", 20_000)
         with pytest.raises(VideoError, match="GiB"):
             read(path)
 
     @pytest.mark.parametrize(
-        "numbers",
+        "options",
         [
             {"frames": 0},
             {"fps": 0},
@@ -329,15 +329,15 @@ class TestBadInput:
             {"start": 99.0},
         ],
     )
-    def test_impossible_numbers(self, tmp_path, numbers):
-        path = make(tmp_path / "a.mp4", numbered(5))
+    def test_invalid_requests(self, tmp_path, options):
+        path = make_video(tmp_path / "a.mp4", numbered_frames(5))
         with pytest.raises(ValueError, match=r"frames|fps|size|start|frame between"):
-            read(path, **numbers)
+            read(path, **options)
 
-    def test_broken_images(self, tmp_path):
+    def test_damaged_images(self, tmp_path):
         (tmp_path / "a.png").write_bytes(b"")
         (tmp_path / "b.png").write_text("text")
-        Image.fromarray(moving(1)[0]).save(tmp_path / "c.png")
+        Image.fromarray(moving_frames(1)[0]).save(tmp_path / "c.png")
         (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:200])
         for name in "abc":
             with pytest.raises(VideoError, match=f"{name}.png"):
@@ -346,17 +346,17 @@ class TestBadInput:
 
 class TestStream:
     @pytest.mark.parametrize("chunk", [1, 7, 100])
-    @pytest.mark.parametrize("how", [{}, {"fps": 3.0}, {"fps": 7.0, "start": 0.55}, {"start": 1.0, "end": 3.3}])
-    def test_chunks_are_the_whole(self, tmp_path, chunk, how):
-        path = make(tmp_path / "a.mp4", moving(45), gop=10)
-        whole = read(path, size=24, **how)
-        parts = list(stream(path, chunk=chunk, size=24, **how))
+    @pytest.mark.parametrize("options", [{}, {"fps": 3.0}, {"fps": 7.0, "start": 0.55}, {"start": 1.0, "end": 3.3}])
+    def test_chunks_equal_the_full_video(self, tmp_path, chunk, options):
+        path = make_video(tmp_path / "a.mp4", moving_frames(45), gop=10)
+        full = read(path, size=24, **options)
+        parts = list(stream(path, chunk=chunk, size=24, **options))
         assert all(len(part) == chunk for part in parts[:-1])
-        assert torch.equal(torch.cat([part.times for part in parts]), whole.times)
-        assert torch.equal(torch.cat([part.frames for part in parts]), whole.frames)
+        assert torch.equal(torch.cat([part.times for part in parts]), full.times)
+        assert torch.equal(torch.cat([part.frames for part in parts]), full.frames)
 
-    def test_nothing_there(self, tmp_path):
-        path = make(tmp_path / "a.mp4", numbered(5))
+    def test_empty_and_invalid_requests(self, tmp_path):
+        path = make_video(tmp_path / "a.mp4", numbered_frames(5))
         with pytest.raises(VideoError, match="no frame between"):
             list(stream(path, start=50))
         with pytest.raises(ValueError, match="chunk"):
@@ -367,31 +367,31 @@ class TestStream:
 
 class TestWrite:
     @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.mkv"])
-    def test_there_and_back(self, tmp_path, name):
-        frames = torch.from_numpy(numbered(6, 64, 48).copy())
+    def test_round_trip(self, tmp_path, name):
+        frames = torch.from_numpy(numbered_frames(6, 64, 48).copy())
         video = read(write(tmp_path / name, frames, 10))
-        assert close(levels(video.frames), LEVELS[:6])
+        assert close(gray_levels(video.frames), LEVELS[:6])
         assert [p.name for p in tmp_path.iterdir()] == [name]
 
     def test_layouts_and_odd_sizes(self, tmp_path):
         write(tmp_path / "a.mp4", torch.rand(3, 3, 21, 33), 5)
         assert read(tmp_path / "a.mp4").size == (22, 34)
 
-    def test_what_cannot_be_written(self, tmp_path):
+    def test_invalid_writes(self, tmp_path):
         for frames, fps, name in (
             (torch.zeros(2, 3, 8, 8), 5, "a.xyz"),
             (torch.zeros(0, 3, 8, 8), 5, "a.mp4"),
             (torch.zeros(2, 8, 8), 5, "a.mp4"),
             (torch.zeros(2, 3, 8, 8), 0, "a.mp4"),
         ):
-            with pytest.raises(ValueError, match=r"written as|frames must|fps must"):
+            with pytest.raises(ValueError, match=r"suffix must|frames must|fps must"):
                 write(tmp_path / name, frames, fps)
         assert list(tmp_path.iterdir()) == []
 
 
 class TestSynthetic:
     @pytest.mark.parametrize("kind", ["shapes", "digits", "glyphs", "static", "pan", "cuts", "noise"])
-    def test_the_same_for_the_same_seed(self, kind):
+    def test_a_seed_determines_the_clip(self, kind):
         a = synthetic(kind, frames=5, size=(40, 56), seed=3)
         b = synthetic(kind, frames=5, size=(40, 56), seed=3)
         assert a.frames.shape == (5, 3, 40, 56)
@@ -400,7 +400,7 @@ class TestSynthetic:
         assert a.times.tolist() == [0, 0.125, 0.25, 0.375, 0.5]
         assert synthetic(kind, frames=1, size=(9, 7)).frames.shape == (1, 3, 9, 7)
 
-    def test_what_the_kinds_promise(self):
+    def test_motion_of_each_kind(self):
         static = synthetic("static", frames=6).frames.float()
         changed = (static[1:] - static[:-1]).abs().amax(1) > 0
         assert 0 < changed.float().mean() < 0.2
@@ -409,10 +409,10 @@ class TestSynthetic:
         cuts = synthetic("cuts", frames=8).frames
         assert [torch.equal(cuts[n], cuts[n + 1]) for n in range(7)] == [True, False] * 3 + [True]
 
-    def test_what_there_is_not(self):
-        for wrong in ({"kind": "clouds"}, {"kind": "pan", "frames": 0}, {"kind": "pan", "size": (0, 5)}):
-            with pytest.raises(ValueError, match=r"no synthetic|above 0"):
-                synthetic(**wrong)
+    def test_invalid_clips(self):
+        for arguments in ({"kind": "clouds"}, {"kind": "pan", "frames": 0}, {"kind": "pan", "size": (0, 5)}):
+            with pytest.raises(ValueError, match=r"kind must be one of|above 0"):
+                synthetic(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -428,13 +428,13 @@ class TestSynthetic:
 )
 def test_real_clips(name):
     path = data_path("clips", name)
-    whole, some = read(path, size=64), read(path, frames=9, size=64)
-    places = [int((whole.times == t).nonzero()) for t in some.times]
-    assert torch.equal(whole.frames[places], some.frames)
-    assert bool((whole.times[1:] > whole.times[:-1]).all())
-    assert whole.times[-1] == pytest.approx(whole.duration, abs=0.2)
+    full, part = read(path, size=64), read(path, frames=9, size=64)
+    indices = [int((full.times == t).nonzero()) for t in part.times]
+    assert torch.equal(full.frames[indices], part.frames)
+    assert bool((full.times[1:] > full.times[:-1]).all())
+    assert full.times[-1] == pytest.approx(full.duration, abs=0.2)
 
 
-def test_a_video_says_what_it_is():
+def test_properties_of_a_video():
     video = Video(torch.zeros(2, 3, 4, 5, dtype=torch.uint8), torch.zeros(2))
     assert (len(video), video.size, video.name) == (2, (4, 5), "array")

@@ -61,7 +61,8 @@ class Encoder(Pushable, nn.Module, ABC):
 
     @property
     @abstractmethod
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """The number of channels C of a feature."""
 
     @property
     def device(self) -> torch.device:

@@ -30,12 +30,12 @@ from fewtokens.version import __version__
 
 try:
     import fcntl
-except ImportError:  # Windows: dead writers cannot be distinguished from live ones, so nothing is swept
+except ImportError:  # Windows: killed writers cannot be distinguished from running ones, so nothing is swept
     fcntl = None  # type: ignore[assignment]
 
 FORMAT_VERSION = 2
 
-# Errors that mean that no file can be written.
+# Error codes of a full or read-only disk.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -111,8 +111,8 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
 
 def _flush_file(file: Path) -> None:
     """Flushes a new file to disk and sets its default permissions."""
-    with open(file, "rb+") as opened:
-        os.fsync(opened.fileno())
+    with open(file, "rb+") as handle:
+        os.fsync(handle.fileno())
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(file, 0o666 & ~umask)  # some writers create files that only their owner can read

@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from fewtokens.core.tokens import Tokens
 
-# The most videos and frames to show, and the side of a frame in pixels.
+# Maximum numbers of videos and frames to show, and the side of a frame in pixels.
 _VIDEOS, _FRAMES, _SIDE = 4, 8, 112
 
 

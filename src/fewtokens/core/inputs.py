@@ -22,7 +22,7 @@ ACCEPTED = (
 )
 
 
-def frames_of(video: Any, times: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def to_frames(video: Any, times: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Converts a video to a batch of frames.
 
     Args:

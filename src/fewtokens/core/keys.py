@@ -1,4 +1,4 @@
-"""The keys of numbers in result files and --json output, how tables print them, and what earlier versions wrote.
+"""The keys of result files and --json output, their headings in tables, and the keys of earlier versions.
 
 docs/formats.md explains every key.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Headings of keys that are not the key with spaces.
+# Headings that differ from the key with spaces.
 HEADINGS = {
     "relative_error": "rel. error",
     "psnr_db": "PSNR dB",
@@ -24,7 +24,7 @@ HEADINGS = {
 }  # fmt: skip
 _CHANGE = "delta_"
 
-# Keys of earlier versions: headings of today, and these.
+# Keys of earlier versions: the current headings, and these.
 _EARLIER = {heading: key for key, heading in HEADINGS.items()} | {
     "J recall": "j_recall", "J decay": "j_decay", "F recall": "f_recall", "F decay": "f_decay",
     "rare cosine": "rare_cosine", "method ms": "method_ms", "encoder ms": "encoder_ms", "total ms": "total_ms",
@@ -35,24 +35,24 @@ _EARLIER = {heading: key for key, heading in HEADINGS.items()} | {
 
 
 def heading(key: str) -> str:
-    """How a table prints a key: "psnr_db" as "PSNR dB", "delta_cosine" as "Δ cosine"."""
+    """Returns the table heading of a key, such as "PSNR dB" for "psnr_db" or "Δ cosine" for "delta_cosine"."""
     if key.startswith(_CHANGE):
         return f"Δ {heading(key.removeprefix(_CHANGE))}"
     return HEADINGS.get(key, key.replace("_", " "))
 
 
 def headed(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table: values by the headings of their keys."""
+    """Returns a table row with its keys replaced by their headings."""
     return {heading(key): value for key, value in row.items()}
 
 
 def change(key: str) -> str:
-    """The key of a difference between two runs."""
+    """Returns the key of the difference of a value between two runs."""
     return f"{_CHANGE}{key}"
 
 
 def current_keys(value: Any) -> Any:
-    """Plain values read from a result file, with the keys of earlier versions under their current names."""
+    """Renames the keys of earlier versions in plain values read from a result file."""
     if isinstance(value, dict):
         return {_EARLIER.get(key, key): current_keys(entry) for key, entry in value.items()}
     return [current_keys(entry) for entry in value] if isinstance(value, list) else value

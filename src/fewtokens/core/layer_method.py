@@ -243,12 +243,12 @@ def counts(state: LayerState, keep: float | int, *, nearest: bool = False) -> Te
 
 
 def top(state: LayerState, count: Tensor) -> Tensor:
-    """Selects the `count` [B] video tokens with the highest scores, bool [B,M]; the first of equal ones wins."""
+    """Selects the `count` [B] video tokens with the highest scores, bool [B,M]; ties go to the first."""
     assert state.scores is not None
     return highest(state.scores, state.video, count)
 
 
 def highest(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
-    """Selects the `count` [B] highest `scores` [B,M] where `allowed` [B,M], bool [B,M]; the first of equal ones wins."""
+    """Selects the `count` [B] highest `scores` [B,M] where `allowed` [B,M], bool [B,M]; ties go to the first."""
     rank = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return (rank < count[:, None]) & allowed

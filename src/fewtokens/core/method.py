@@ -110,15 +110,17 @@ class Method(Spec, nn.Module):
 
     @property
     def needs(self) -> tuple[str, ...]:
+        """Names of the cues that `forward` requires as keyword arguments, keys of `CUES`."""
         return ()
 
     @property
     def causal(self) -> bool:
+        """Whether the tokens of a frame are independent of later frames, so that `step` can process chunks."""
         return False
 
     @property
     def untrained(self) -> bool:
-        """Whether its parameters are random, so that its output is meaningless."""
+        """Whether the parameters are random because no checkpoint is given, so that the output is meaningless."""
         return self.learned and not self.arguments.get("checkpoint")
 
     def __call__(self, tokens: Tokens, **cues: Any) -> Tokens:

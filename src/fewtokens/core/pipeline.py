@@ -18,7 +18,7 @@ from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
 from fewtokens.core.identity import with_current_names
-from fewtokens.core.inputs import ACCEPTED, frames_of, is_list_of_videos
+from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, to_frames
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
@@ -104,22 +104,22 @@ class Pipeline(Pushable, nn.Module):
                     f"such as {reducing[0].name}"
                 )
         if encoder is not None:
-            self._check(encoder)
+            self._check_encoder(encoder)
 
-    def _check(self, encoder: Encoder) -> None:
-        for method in self._at("encoder"):
+    def _check_encoder(self, encoder: Encoder) -> None:
+        for method in self._methods_at("encoder"):
             if not encoder.exposes_blocks:
                 raise ValueError(
                     f"{method.name} acts between the blocks of an encoder, which {encoder.id} does not support; "
                     "use a ViT that fewtokens loads itself"
                 )
-        for method in [*self._at("pixels"), *self._at("tokens")]:
+        for method in [*self._methods_at("pixels"), *self._methods_at("tokens")]:
             for need in set(method.needs) - set(encoder.cues):
                 raise ValueError(
                     f"{method.name} requires the cue {need} ({CUES[need]}), which {encoder.id} does not provide"
                 )
 
-    def _at(self, stage: str) -> list[Method]:
+    def _methods_at(self, stage: str) -> list[Method]:
         return [method for method in self.methods if isinstance(method, Method) and method.stage == stage]
 
     @property
@@ -220,7 +220,8 @@ class Pipeline(Pushable, nn.Module):
         for reducer in reducers:
             if extending and reducer is not extending[0] and reducer.causal:
                 raise ValueError(
-                    f"{reducer.name} cannot be streamed after {extending[0].name}, whose tokens extend into later chunks"
+                    f"{reducer.name} cannot be streamed after {extending[0].name}, "
+                    "whose tokens extend into later chunks"
                 )
         for method in self.methods:
             if isinstance(method, Method) and method.stage != "encoder" and not method.causal:
@@ -236,17 +237,17 @@ class Pipeline(Pushable, nn.Module):
 
     def _run(self, video: Any, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]) -> Tokens:
         """Encodes and reduces videos, calling `run(method, tokens, **cues)` for each method."""
-        after = self._at("tokens")
+        after = self._methods_at("tokens")
         if isinstance(video, Tokens):
             tokens = video
-            if inside := self._at("encoder"):
+            if inside := self._methods_at("encoder"):
                 raise ValueError(f"{inside[0].name} acts inside an encoder; pass frames, not tokens")
-            after = [*self._at("pixels"), *after]
+            after = [*self._methods_at("pixels"), *after]
         else:
             if self.encoder is None:
                 raise ValueError("frames require an encoder: Pipeline(spec, encoder=load_encoder('patches'))")
-            frames, times = frames_of(video, times)
-            before = self._at("pixels")
+            frames, times = to_frames(video, times)
+            before = self._methods_at("pixels")
             if not self.encoder.skips_dropped_patches:
                 before, after = [], [*before, *after]
             needs = sorted({need for method in after for need in method.needs})
@@ -255,7 +256,7 @@ class Pipeline(Pushable, nn.Module):
                 times,
                 needs=needs,
                 before=[partial(run, method) for method in before],
-                inside=self._at("encoder"),
+                inside=self._methods_at("encoder"),
             )
             cues = encoder_cues | cues
         start = tokens
@@ -347,6 +348,6 @@ class Pipeline(Pushable, nn.Module):
 
 
 def _keeps_all_tokens(method: Method) -> bool:
-    """Whether it keeps one token per cell for any grid."""
+    """Whether the method keeps one token per cell for any grid."""
     small, large = Grid(2, 3, 5), Grid(64, 64, 64)
     return not isinstance(method, Resampler) and all(method.planned_count(g) == g.cells for g in (small, large))

@@ -41,7 +41,7 @@ class Plan:
             same position remains valid because nothing changed.
 
     Raises:
-        ValueError: neither or both of `dest` and `weights` are given, or fields that do not fit them.
+        ValueError: neither or both of `dest` and `weights` are given, or other fields do not fit them.
     """
 
     count: Tensor
@@ -90,7 +90,7 @@ class Plan:
     def top(
         scores: Tensor, count: Tensor, tokens: Tokens, *, num_slots: int | None = None, dropped: Dropped = "lost"
     ) -> Plan:
-        """Keeps the tokens with the highest scores, in their order; of equal scores the first wins.
+        """Keeps the tokens with the highest scores, in their order; ties go to the first.
 
         Args:
             scores: [B,N], score of each token.
@@ -147,10 +147,10 @@ class Plan:
             ValueError: a plan is soft, or has shares or sizes.
         """
         if self.dest is None or later.dest is None:
-            raise ValueError("soft plans cannot be composed; apply one after the other")
+            raise ValueError("soft plans cannot be composed; apply them in sequence")
         if any(value is not None for plan in (self, later) for value in (plan.shares, plan.sizes)):
-            raise ValueError("plans with shares or sizes cannot be composed; apply one after the other")
-        dest = follow(later.dest, self.dest)
+            raise ValueError("plans with shares or sizes cannot be composed; apply them in sequence")
+        dest = compose_assignment(later.dest, self.dest)
         representative = None
         if self.representative is not None and later.representative is not None:
             representative = self.representative.gather(1, later.representative)
@@ -163,7 +163,7 @@ class Plan:
         sizes = tokens.sizes if self.sizes is None else self.sizes
         order = by_position(self.move(tokens.positions, sizes), self.mask)
         copies = None if self.representative is None else self.representative.gather(1, order)
-        return replace(self, dest=follow(order.argsort(dim=1), self.dest), representative=copies)
+        return replace(self, dest=compose_assignment(order.argsort(dim=1), self.dest), representative=copies)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -203,7 +203,7 @@ class Plan:
         return moved.masked_fill(~self.mask.to(values.device)[..., None], 0)
 
     def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """For a hard plan, returns the weight of each token in the mean of its group [B,N] and the group sizes [B,M]."""
+        """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
         assert self.dest is not None
         total = sums(sizes[..., None], self.dest, self.num_slots).squeeze(2)
         floor = torch.finfo(sizes.dtype).tiny
@@ -247,7 +247,7 @@ def by_position(positions: Tensor, real: Tensor) -> Tensor:
     return order
 
 
-def follow(dest: Tensor, assignment: Tensor) -> Tensor:
+def compose_assignment(dest: Tensor, assignment: Tensor) -> Tensor:
     """Maps an assignment [B,S] through `dest` [B,N], so that each cell follows its token; -1 stays -1. N may be 0."""
     # One extra entry for dropped cells.
     return F.pad(dest, (0, 1), value=-1).gather(1, torch.where(assignment < 0, dest.shape[1], assignment))

@@ -62,7 +62,7 @@ def names() -> list[str]:
     Methods of other packages, which are entry points of the group `fewtokens.methods`, are last.
     """
     own = [name for kind in KINDS for name in _folder(kind)]
-    return [*BASELINES, *(name for name in own if name not in BASELINES), *sorted(_others())]
+    return [*BASELINES, *(name for name in own if name not in BASELINES), *sorted(_external_entry_points())]
 
 
 def layer_names() -> list[str]:
@@ -116,7 +116,7 @@ def create_method(name: str, **arguments: Any) -> Any:
     parameters = inspect.signature(get(name)).parameters
     if unknown := sorted(set(arguments) - set(parameters)):
         raise ValueError(_unknown_arguments(name, parameters, ", ".join(unknown)))
-    return _make(name, arguments)
+    return _create(name, arguments)
 
 
 def kind_of(name: str) -> str:
@@ -133,7 +133,7 @@ def get(name: str) -> type[Any]:
     kind = kind_of(name)
     if kind in (*KINDS, LAYER_KIND):
         return _class_of(import_module(f"fewtokens.methods.{kind}.{name}"))
-    if point := _others().get(name):
+    if point := _external_entry_points().get(name):
         loaded = point.load()
         loaded.name = name
         return loaded
@@ -153,7 +153,7 @@ def _class_of(module: ModuleType) -> type[Any]:
     return own[0]
 
 
-def _others() -> dict[str, EntryPoint]:
+def _external_entry_points() -> dict[str, EntryPoint]:
     return {
         point.name: point
         for point in entry_points(group="fewtokens.methods")
@@ -197,9 +197,9 @@ def parse(spec: str) -> list[tuple[str, dict[str, Any]]]:
         links = [tree, *reversed(links)]
         if len(links) > MAX_LINKS:
             raise ValueError(f"a chain must have at most {MAX_LINKS} methods, got {len(links)}")
-        return [_link(link, spec) for link in links]
+        return [_parse_link(link, spec) for link in links]
     except SyntaxError:
-        raise _unreadable(spec) from None
+        raise _syntax_error(spec) from None
     except (RecursionError, MemoryError):
         raise ValueError(f"the spec {_short(spec)} is nested too deeply") from None
 
@@ -208,7 +208,7 @@ def _short(text: str) -> str:
     return repr(text) if len(text) <= 120 else f"{text[:117]!r}..."
 
 
-def _unreadable(spec: str) -> ValueError:
+def _syntax_error(spec: str) -> ValueError:
     return ValueError(f"cannot read the spec {_short(spec)}; write it like 'rlt(tau=0.1) | tome(keep=0.25)'")
 
 
@@ -216,7 +216,7 @@ def _unknown_arguments(name: str, parameters: Iterable[str], unknown: str) -> st
     return f"{name} has no argument {unknown}; it accepts {', '.join(parameters) or 'no arguments'}"
 
 
-def _link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
+def _parse_link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
     text = _short(ast.unparse(node))[1:-1]
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name):
@@ -299,17 +299,17 @@ def build(spec: str, **defaults: Any) -> list[Any]:
         arguments = own | arguments
         if budget and leaves_keep_open(name, arguments, last=index == len(links) - 1):
             arguments = budget | arguments
-        chain.append(_make(name, arguments))
+        chain.append(_create(name, arguments))
     return chain
 
 
-def _make(name: str, arguments: dict[str, Any]) -> Any:
+def _create(name: str, arguments: dict[str, Any]) -> Any:
     check_arguments(name, arguments)
     kind = get(name)
     if getattr(kind, "learned", False):
-        sketch = _sketch(name, arguments)
+        sketch = _build_on_meta(name, arguments)
         required = sum(value.numel() * value.element_size() for value in sketch.parameters())
-        memory = _memory()
+        memory = _total_memory()
         if memory is not None and required > memory:
             raise ValueError(
                 f"{sketch.spec} has {required / 2**30:.0f} GiB of parameters, this machine has "
@@ -318,13 +318,13 @@ def _make(name: str, arguments: dict[str, Any]) -> Any:
     return kind(**arguments)
 
 
-def _sketch(name: str, arguments: dict[str, Any]) -> Method:
+def _build_on_meta(name: str, arguments: dict[str, Any]) -> Method:
     """Builds the method on the meta device, without its checkpoint."""
     with torch.device("meta"):
         return get(name)(**(arguments | {"checkpoint": None} if "checkpoint" in arguments else arguments))
 
 
-def _memory() -> int | None:
+def _total_memory() -> int | None:
     """Returns the bytes of memory of this machine, or None if the system does not report them."""
     if not hasattr(os, "sysconf"):
         return None
@@ -343,10 +343,10 @@ def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> boo
     if "keep" not in inspect.signature(kind).parameters or "keep" in arguments:
         return False
     check_arguments(name, arguments)
-    if getattr(_sketch(name, arguments), "budget", None) is None and not last:
+    if getattr(_build_on_meta(name, arguments), "budget", None) is None and not last:
         return False
     try:
-        _sketch(name, {**arguments, "keep": _ANY_BUDGET[kind.stage]})
+        _build_on_meta(name, {**arguments, "keep": _ANY_BUDGET[kind.stage]})
     except NotBoth:
         return False
     except ValueError:

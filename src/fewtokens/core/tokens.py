@@ -27,7 +27,7 @@ from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
-from fewtokens.core.plan import Dropped, Plan, by_position, follow, sums
+from fewtokens.core.plan import Dropped, Plan, by_position, compose_assignment, sums
 from fewtokens.core.pytree import register
 from fewtokens.core.shapes import by_shape
 
@@ -382,7 +382,7 @@ class Tokens:
             positions=move(self.positions, share),
             sizes=sizes.to(self.sizes.dtype),
             mask=plan.mask.to(self.device),
-            assignment=follow(plan.dest, self.assignment),
+            assignment=compose_assignment(plan.dest, self.assignment),
             # The codes of a mean are undefined, so codes are kept only if tokens are copied.
             codes=plan.copy(self.codes) if copied and self.codes is not None else None,
             attribution=None if self.attribution is None else move(self.attribution, parts),
@@ -411,7 +411,7 @@ class Tokens:
             positions=center @ self.positions,
             sizes=(share @ self.sizes[..., None]).squeeze(2),
             mask=filled,
-            assignment=follow(best, self.assignment),
+            assignment=compose_assignment(best, self.assignment),
             codes=None,
             attribution=per_cell,
         )

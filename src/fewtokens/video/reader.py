@@ -22,7 +22,7 @@ from fewtokens.video.container import reason
 from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, VideoFile
 from fewtokens.video.images import Animation, Folder, is_image
 from fewtokens.video.scale import Scaler
-from fewtokens.video.select import Size, check_bytes, check_request, choose
+from fewtokens.video.select import Size, check_bytes, check_request, select_frames
 from fewtokens.video.types import Video, VideoError
 
 # Maps the seconds of all frames to the indices of the frames to read.
@@ -100,7 +100,7 @@ def read(
     name = str(source) if isinstance(source, str | os.PathLike) else "array"
 
     def select(times: NDArray[np.float64]) -> NDArray[np.int64]:
-        return choose(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
+        return select_frames(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
 
     with _as_video_error(name):
         video = _open(source, video_stream, allow_truncated)
@@ -152,7 +152,7 @@ def stream(
     with _as_video_error(name):
         source = _open(Path(path), video_stream, allow_truncated)
         sequence = _read_sequential(
-            source, lambda times: choose(times, None, fps, start, end, name), source.scaler(size)
+            source, lambda times: select_frames(times, None, fps, start, end, name), source.scaler(size)
         )
         for first in sequence:
             yield _make_chunk(first, islice(sequence, chunk - 1), chunk)

@@ -45,7 +45,7 @@ def _is_side(side: object) -> bool:
     return isinstance(side, Integral) and int(side) >= 1
 
 
-def choose(
+def select_frames(
     times: NDArray[np.float64], frames: int | None, fps: float | None, start: float, end: float | None, name: str
 ) -> NDArray[np.int64]:
     """Returns the indices of the requested frames, ascending.

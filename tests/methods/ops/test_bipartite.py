@@ -1,4 +1,4 @@
-"""Bipartite matching and merging against worked examples and a slow, simple version."""
+"""Bipartite matching and merging against worked examples and a reference implementation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def degrees(tokens: Tokens) -> list[float]:
     return [abs(math.degrees(math.atan2(y, x))) for x, y in tokens.features[0].tolist()]
 
 
-def test_six_vectors_one_merge():
+def test_one_merge():
     tokens = six_vectors()
     out = tokens.apply(bipartite_plan(tokens.features, 1, tokens))
     assert out.sizes.tolist() == [[1, 1, 1, 2, 1]]
@@ -34,13 +34,13 @@ def test_six_vectors_one_merge():
     assert out.assignment.tolist() == [[0, 2, 3, 3, 1, 4]]
 
 
-def test_six_vectors_two_merges():
+def test_two_merges():
     tokens = six_vectors()
     out = tokens.apply(bipartite_plan(tokens.features, 2, tokens))
     assert out.sizes.tolist() == [[1, 2, 2, 1]]
 
 
-def test_at_most_half_and_none():
+def test_merging_none_and_at_most_half():
     tokens = six_vectors()
     assert bipartite_plan(tokens.features, 100, tokens).count.tolist() == [3]
     out = tokens.apply(bipartite_plan(tokens.features, 0, tokens))
@@ -48,7 +48,7 @@ def test_at_most_half_and_none():
 
 
 def test_class_token_shifts_the_halves_and_keeps_the_order():
-    """With a class token in front, patches 0, 2, 4 are at odd positions, in set B."""
+    """With a class token first, patches 0, 2, 4 are at odd positions, in set B."""
     tokens = six_vectors(prefix=1)
     out = tokens.apply(bipartite_plan(tokens.features, 1, tokens))
     # A = 10, 95, 40 degrees; 95 merges into 90; the rest of A keeps its order, then B.
@@ -56,7 +56,9 @@ def test_class_token_shifts_the_halves_and_keeps_the_order():
     assert out.prefix is tokens.prefix
 
 
-def slow_tome(x: torch.Tensor, sizes: torch.Tensor, metric: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+def tome_by_loops(
+    x: torch.Tensor, sizes: torch.Tensor, metric: torch.Tensor, r: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One step for one sample without a class token, token by token."""
     n = len(x)
     if r == 0:
@@ -80,12 +82,12 @@ def slow_tome(x: torch.Tensor, sizes: torch.Tensor, metric: torch.Tensor, r: int
 
 @pytest.mark.parametrize("n", [2, 3, 8, 31, 64])
 @pytest.mark.parametrize("r", [0, 1, 5, 100])
-def test_against_the_slow_version(n, r):
+def test_against_loops(n, r):
     torch.manual_seed(n * 101 + r)
     x, metric, sizes = torch.randn(n, 7), torch.randn(n, 5), torch.randint(1, 5, (n,)).float()
     tokens = Tokens.from_cells(x.reshape(1, 1, 1, n, 7)).replace(sizes=sizes[None])
     out = tokens.apply(bipartite_plan(metric[None], r, tokens))
-    features, mass = slow_tome(x, sizes, metric, r)
+    features, mass = tome_by_loops(x, sizes, metric, r)
     torch.testing.assert_close(out.features[0], features)
     torch.testing.assert_close(out.sizes[0], mass)
 

@@ -1,4 +1,4 @@
-"""Connected components against scipy."""
+"""Connected components against SciPy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from fewtokens.methods.ops import components as module
 from fewtokens.methods.ops.components import by_cosine
-from tests.helpers.components import exact
+from tests.helpers.components import connected_components
 
 
 @pytest.mark.parametrize("tau", [-1.0, 0.3, 0.6, 0.9, 1.0])
@@ -21,7 +21,7 @@ def test_components_against_scipy(tau, block, monkeypatch):
     mask[1, 25:] = False
     label = by_cosine(x, mask, torch.full((3,), tau))
     for b, n in enumerate((40, 25, 40)):
-        assert label[b, :n].tolist() == exact(x[b, :n].double().numpy(), tau).tolist()
+        assert label[b, :n].tolist() == connected_components(x[b, :n].double().numpy(), tau).tolist()
 
 
 def test_a_long_chain():

@@ -15,7 +15,7 @@ from fewtokens.methods.ops.cross_dynamics import (
 from tests.helpers.clips import clip
 
 
-def adaptive_pool(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def adaptive_pool_by_loops(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Averages of floor(i n / p) .. ceil((i+1) n / p) along each axis, by loops."""
     out = np.zeros(shape)
     for index in np.ndindex(*shape):
@@ -27,7 +27,7 @@ def adaptive_pool(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return out
 
 
-class TestTheMap:
+class TestMap:
     def test_occupancy_is_adaptive_average_pooling(self):
         tokens = clip(T=5, H=4, W=9)
         base = KMeans(6)(tokens)
@@ -35,7 +35,9 @@ class TestTheMap:
         for b in range(2):
             cells = base.assignment[b].reshape(5, 4, 9).numpy()
             for k in range(6):
-                np.testing.assert_allclose(values[b, k], adaptive_pool(cells == k, (8, 7, 7)).ravel(), atol=1e-6)
+                np.testing.assert_allclose(
+                    values[b, k], adaptive_pool_by_loops(cells == k, (8, 7, 7)).ravel(), atol=1e-6
+                )
 
     def test_statistics_by_loops(self):
         tokens = clip(T=5, H=4, W=9)

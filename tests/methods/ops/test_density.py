@@ -1,4 +1,4 @@
-"""Density peaks against slow versions."""
+"""Density peaks against loops."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fewtokens.methods.ops.density import density_peaks, nearest_center
-from tests.helpers.planted import planted
+from tests.helpers.planted import planted_clusters
 
 
-def slow_peaks(x: torch.Tensor, k: int) -> torch.Tensor:
+def density_peaks_by_loops(x: torch.Tensor, k: int) -> torch.Tensor:
     n = len(x)
     d = torch.cdist(x.double(), x.double()) / x.shape[1] ** 0.5
     rho = [float((-d[i].sort().values[:k].square().mean()).exp()) for i in range(n)]
@@ -25,18 +25,18 @@ class TestDpcKnn:
     def test_scores_against_a_double_loop(self, neighbors):
         x = torch.randn(60, 6, generator=torch.Generator().manual_seed(neighbors))
         scores = density_peaks(x[None], torch.ones(1, 60, dtype=torch.bool), neighbors)
-        torch.testing.assert_close(scores[0].exp(), slow_peaks(x, neighbors).float(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(scores[0].exp(), density_peaks_by_loops(x, neighbors).float(), rtol=1e-3, atol=1e-5)
 
-    def test_blocks_change_nothing(self, monkeypatch):
+    def test_the_block_size_changes_nothing(self, monkeypatch):
         x, mask = torch.randn(2, 50, 6), torch.ones(2, 50, dtype=torch.bool)
         expected = density_peaks(x, mask, 5)
-        near = nearest_center(x, x[:, :9], mask[:, :9])
+        nearest = nearest_center(x, x[:, :9], mask[:, :9])
         monkeypatch.setattr("fewtokens.methods.ops.density._MAX_BLOCK_ENTRIES", 300)
         torch.testing.assert_close(density_peaks(x, mask, 5), expected)
-        assert torch.equal(nearest_center(x, x[:, :9], mask[:, :9]), near)
+        assert torch.equal(nearest_center(x, x[:, :9], mask[:, :9]), nearest)
 
     def test_large_features_do_not_underflow(self):
-        tokens, _ = planted(8)
-        big = tokens.replace(features=tokens.features * 1000)
-        scores = density_peaks(big.features, big.mask, 7)
+        tokens, _ = planted_clusters(8)
+        large = tokens.replace(features=tokens.features * 1000)
+        scores = density_peaks(large.features, large.mask, 7)
         assert len(scores.unique()) > 200

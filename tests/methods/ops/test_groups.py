@@ -16,4 +16,4 @@ def test_allocation_against_loops(total):
         counts = allocate(
             torch.tensor([total]), torch.tensor([sizes]), None if weight is None else torch.tensor([weight])
         )
-        assert counts[0].tolist() == naive.share(total, sizes, weight)
+        assert counts[0].tolist() == naive.allocate(total, sizes, weight)

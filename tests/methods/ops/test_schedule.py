@@ -14,6 +14,6 @@ def test_schedules():
     assert schedule((8, 0), 4) == [8] * 4
     assert schedule([3, 2], 4) == [3, 2, 0, 0]
     assert schedule((8, 1), 1) == [0]
-    for wrong in (-1, (8, 2), [1, -1], "many", (1, 2, 3.5)):
+    for r in (-1, (8, 2), [1, -1], "many", (1, 2, 3.5)):
         with pytest.raises(ValueError, match="r must be"):
-            schedule(wrong, 4)
+            schedule(r, 4)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fewtokens.methods.ops import spherical
-from tests.helpers.planted import planted
+from tests.helpers.planted import planted_clusters
 
 
 class TestKMeans:
@@ -19,11 +19,11 @@ class TestKMeans:
         start, k = x[:, :7].clone(), torch.tensor([7])
         fit = spherical.assign(x, torch.ones(1, 300, dtype=torch.bool), start, k)
         other = cluster.KMeans(7, init=start[0].numpy(), n_init=1, max_iter=1).fit(x[0].numpy())
-        ours = fit.sums[0] / fit.counts[0][:, None]
-        np.testing.assert_allclose(ours.numpy(), other.cluster_centers_, atol=1e-5)
+        centers = fit.sums[0] / fit.counts[0][:, None]
+        np.testing.assert_allclose(centers.numpy(), other.cluster_centers_, atol=1e-5)
 
     def test_never_worse_than_its_start(self):
-        tokens, _ = planted(20, noise=0.6)
+        tokens, _ = planted_clusters(20, noise=0.6)
         x = F.normalize(tokens.features, dim=2)
         real, k = tokens.mask, torch.tensor([10])
         start = x[:, :10].clone()
@@ -35,7 +35,7 @@ class TestKMeans:
 
     def test_silhouette_equals_scikit_learn(self):
         metrics = pytest.importorskip("sklearn.metrics")
-        tokens, _ = planted(5, n=90, noise=0.4)
+        tokens, _ = planted_clusters(5, n=90, noise=0.4)
         x = F.normalize(tokens.features, dim=2)
         fit = spherical.assign(x, tokens.mask, x[:, :6].clone(), torch.tensor([6]))
         expected = metrics.silhouette_score(x[0].numpy(), fit.labels[0].numpy(), metric="cosine")
@@ -43,7 +43,7 @@ class TestKMeans:
 
     def test_silhouette_depends_on_the_labels(self):
         """The reference code's silhouette ignores them, and therefore always selects k_min."""
-        tokens, labels = planted(5)
+        tokens, labels = planted_clusters(5)
         x = F.normalize(tokens.features, dim=2)
 
         def score(labels: torch.Tensor) -> float:
@@ -72,7 +72,7 @@ def test_silhouettes_of_a_padded_batch_equal_scikit_learn(seed):
     one_hot = F.one_hot(labels, k).float() * real[..., None]
     labels = labels.masked_fill(~real, -1)
     fit = spherical.Assignment(labels, one_hot.transpose(1, 2) @ x, one_hot.sum(1), torch.zeros(3))
-    ours = spherical.silhouette(x, real, fit)
+    scores = spherical.silhouette(x, real, fit)
     for b, n in enumerate(lengths):
         expected = metrics.silhouette_score(x[b, :n].double().numpy(), labels[b, :n].numpy(), metric="cosine")
-        assert float(ours[b]) == pytest.approx(expected, abs=1e-5)
+        assert float(scores[b]) == pytest.approx(expected, abs=1e-5)
