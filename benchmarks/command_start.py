@@ -1,8 +1,8 @@
-"""CPU seconds that the command takes for simple answers, which come without torch.
+"""CPU time of commands that answer without importing torch, such as --help and error messages.
 
     python benchmarks/command_start.py [--repeats 7]
 
-User and system time of the process, median of the repeats, beside those of `import torch`. About a minute.
+User and system time of the process, median of the repeats, next to the time of `import torch`. About a minute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 
 from common import write
 
-LINES = (
+COMMANDS = (
     "--version",
     "--help",
     "tokenzie",
@@ -31,7 +31,7 @@ LINES = (
 
 
 def cpu_seconds(command: list[str], repeats: int) -> dict[str, float]:
-    """Median, least and most; once before, so that nothing is compiled."""
+    """Median, minimum and maximum; one run before them fills the bytecode cache."""
     times = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(repeats + 1):
@@ -40,20 +40,20 @@ def cpu_seconds(command: list[str], repeats: int) -> dict[str, float]:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     del times[0]
-    return {"CPU s": round(statistics.median(times), 3), "least": round(min(times), 3), "most": round(max(times), 3)}
+    return {"CPU s": round(statistics.median(times), 3), "min": round(min(times), 3), "max": round(max(times), 3)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=7)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each command (default: %(default)s)")
     repeats = parser.parse_args().repeats
     rows = [
         {"command": f"fewtokens {line}", **cpu_seconds([sys.executable, "-m", "fewtokens", *line.split()], repeats)}
-        for line in LINES
+        for line in COMMANDS
     ]
     rows.append({"command": "python -c 'import torch'", **cpu_seconds([sys.executable, "-c", "import torch"], repeats)})
     command = f"python benchmarks/command_start.py --repeats {repeats}"
-    write("command_start", "CPU seconds of simple answers", command, rows)
+    write("command_start", "CPU time of commands that answer without torch", command, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What the benchmarks share: the machine, fair timing, results as JSON and Markdown."""
+"""What the benchmarks share: the machine, fair timing, results as JSON and Markdown.
+
+python benchmarks/common.py [NAME ...]   # renders results/NAME.md from NAME.json again; default: all
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, versions, date."""
+    """CPU, cores, threads, GPU, versions and date."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -39,10 +43,10 @@ def machine() -> dict[str, Any]:
 def time_side_by_side(
     runs: dict[str, Callable[[], Any]], repeats: int = 7, *, warm: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds of each run: median, least and most over the repeats.
+    """Median, minimum and maximum milliseconds of each run over the repeats.
 
-    The runs take turns, so that a slow moment of the machine falls on all of them; each runs once before, unless it is
-    warm already.
+    The runs alternate, so that a slow phase of the machine affects all of them. Each runs once before timing, unless
+    `warm` is set.
     """
     for run in () if warm else runs.values():
         run()
@@ -61,7 +65,7 @@ def time_side_by_side(
 
 
 def peak_memory(run: Callable[[], Any]) -> int:
-    """Bytes by which the resident memory of this process rises at most while `run` runs."""
+    """Largest increase in resident memory of this process while `run` runs, in bytes."""
     import psutil
 
     process = psutil.Process()
@@ -100,44 +104,66 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
 def joined(
     name: str, command: str, rows: list[dict[str, Any]], head: str = "", order: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """A table's rows and those that the same command wrote before of other encoders, trained elsewhere perhaps.
+    """The rows of a table together with the rows of other encoders that the same command wrote earlier.
 
     Args:
-        name: of the results.
-        command: of the report.
-        rows: of the table, each with its "encoder".
-        head: of the table, where the results have several.
-        order: of the encoders; those it does not name come last.
+        name: name of the results.
+        command: command in the report.
+        rows: new rows, each with its "encoder".
+        head: title of the table if the results contain several.
+        order: order of the encoders; unlisted ones come last.
     """
     path = RESULTS / f"{name}.json"
     report = json.loads(path.read_text()) if path.exists() else {"command": None, "rows": []}
     before = report["rows"].get(head, []) if isinstance(report["rows"], dict) else report["rows"]
-    here = {row["encoder"] for row in rows}
-    others = [row for row in before if row["encoder"] not in here and report["command"] == command]
+    new = {row["encoder"] for row in rows}
+    others = [row for row in before if row["encoder"] not in new and report["command"] == command]
     columns = dict.fromkeys(column for row in (*others, *rows) for column in row)
-    places = {encoder: place for place, encoder in enumerate(order)}
-    both = sorted((*others, *rows), key=lambda row: places.get(row["encoder"], len(places)))
+    ranks = {encoder: rank for rank, encoder in enumerate(order)}
+    both = sorted((*others, *rows), key=lambda row: ranks.get(row["encoder"], len(ranks)))
     return [{column: row.get(column) for column in columns} for row in both]
 
 
-def write(name: str, title: str, command: str, rows: Any, notes: str = "", pictures: Sequence[str] = ()) -> None:
+def write(name: str, title: str, command: str, rows: Any, notes: str = "", images: Sequence[str] = ()) -> None:
     """Prints tables and writes them to results/NAME.json and NAME.md, with machine and command.
 
     Args:
-        name: of the files.
-        title, command: of the report.
+        name: stem of the files.
+        title, command: title of the report and the command that makes it.
         rows: one table as a list of rows with equal keys, or several as {title: rows}.
-        notes: a paragraph below.
-        pictures: files in results/ that are shown in the Markdown.
+        notes: a paragraph below the tables.
+        images: files in results/ that the Markdown shows.
     """
-    where = machine()
-    tables = rows if isinstance(rows, dict) else {"": rows}
-    text = "\n\n".join((f"## {head}\n\n" if head else "") + markdown_table(part) for head, part in tables.items())
-    print(f"\n{title}\n\n{text}\n{notes}")
+    report = {"title": title, "command": command, "machine": machine(), "rows": rows, "notes": notes}
+    if images:
+        report["images"] = list(images)
+    print(f"\n{title}\n\n{tables(rows)}\n{notes}")
     RESULTS.mkdir(exist_ok=True)
-    report = {"title": title, "command": command, "machine": where, "rows": rows, "notes": notes}
     (RESULTS / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
-    facts = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
-    text = f"# {title}\n\n`{command}`\n\n{facts}\n\n{text}\n"
-    text += "".join(f"\n![{picture}]({picture})\n" for picture in pictures)
-    (RESULTS / f"{name}.md").write_text(text + (f"\n{notes}\n" if notes else ""))
+    (RESULTS / f"{name}.md").write_text(render(report))
+
+
+def tables(rows: Any) -> str:
+    """One table, or several under their titles, as Markdown."""
+    parts = rows if isinstance(rows, dict) else {"": rows}
+    return "\n\n".join((f"## {head}\n\n" if head else "") + markdown_table(part) for head, part in parts.items())
+
+
+def render(report: dict[str, Any]) -> str:
+    """The Markdown page of a report that `write` made."""
+    facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if value is not None)
+    text = f"# {report['title']}\n\n`{report['command']}`\n\n{facts}\n\n{tables(report['rows'])}\n"
+    text += "".join(f"\n![{image}]({image})\n" for image in report.get("images", ()))
+    return text + (f"\n{report['notes']}\n" if report["notes"] else "")
+
+
+def render_again(names: Sequence[str]) -> None:
+    """Writes NAME.md from NAME.json; reports that other scripts format are skipped."""
+    for path in [RESULTS / f"{name}.json" for name in names] or sorted(RESULTS.glob("*.json")):
+        report = json.loads(path.read_text())
+        if {"title", "command", "machine", "rows", "notes"} == set(report) - {"images"}:
+            path.with_suffix(".md").write_text(render(report))
+
+
+if __name__ == "__main__":
+    render_again(sys.argv[1:])

@@ -1,20 +1,21 @@
-"""The whole training-free family on the real clips and DAVIS sequences, by `fewtokens bench`.
+"""All training-free methods on real clips and DAVIS sequences, with `fewtokens bench`.
 
     python benchmarks/family.py [FOLDER]
+    python benchmarks/family.py FOLDER clips    # one part; also davis. Then once more without: table and page
 
-Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2's ViT-S/14 there: ten clips of 32 frames at 168 px (about 250
-cells a frame), eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), spread evenly over each; 25, 10, 5 and
-2 % of the tokens; every method at its paper's defaults. J and F by label propagation (protocol A, its radius in
-proportion to the rows of the grid) at the native size and at 480x880. Times on clips are medians of two runs, on
-sequences single runs; one thread each (OMP_NUM_THREADS=1), so that two parts may run side by side. About three and a
-half hours of one core; a stopped run goes on where it was. To share the work, start it twice, one with `clips` and one
-with `davis` as the second argument, and at last without.
+Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2 ViT-S/14: ten clips of 32 frames at 168 px (about 250 cells per
+frame) and eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), both sampled uniformly over time; 25, 10, 5 and
+2 % of the tokens; each method with the defaults of its paper. J and F come from label propagation (protocol A, radius
+proportional to the rows of the grid) at the native size and at 480x880. Times are medians of two runs on clips and
+single runs on sequences, with one thread (OMP_NUM_THREADS=1), so that the parts clips and davis can run in parallel.
 
-Writes results/family.json (means over all, over clips, over sequences), family.md, and the plots.
+About three and a half hours on one core; interrupted runs resume. Writes results/family.json (means over all, over
+clips and over sequences), family.md and the plots. Expected: see docs/studies/comparison.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -31,50 +32,55 @@ MEASURES = ("cosine", "rare_cosine", "j_and_f", "total_ms")
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else RESULTS / "family").resolve()
-    parts = sys.argv[2:] or ["clips", "davis", "both"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS / "family", help="output directory of the runs")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="clips, davis or both (default: each in turn)")
+    options = parser.parse_args()
+    folder, parts = options.folder.resolve(), options.parts or ["clips", "davis", "both"]
+    if unknown := set(parts) - {"clips", "davis", "both"}:
+        parser.error(f"PART must be clips, davis or both, got {', '.join(sorted(unknown))}")
     root = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data").resolve()
     os.environ["OMP_NUM_THREADS"] = "1"
-    what = {"clips": ["clips"], "davis": ["--davis", "davis2016/DAVIS"]}
-    what["both"] = [*what["clips"], *what["davis"]]
+    inputs = {"clips": ["clips"], "davis": ["--davis", "davis2016/DAVIS"]}
+    inputs["both"] = [*inputs["clips"], *inputs["davis"]]
     for part in parts:
-        words = ["--encoder", "weights/dinov2-small", "--frames", "32", "--size", "168", "--davis-size", "196"]
-        words += ["--repeats", "1" if part == "davis" else "2", "--show", "1" if part == "davis" else "3"]
-        command = [sys.executable, "-m", "fewtokens", "bench", *what[part], *words, "--out", str(folder)]
+        arguments = ["--encoder", "weights/dinov2-small", "--frames", "32", "--size", "168", "--davis-size", "196"]
+        arguments += ["--repeats", "1" if part == "davis" else "2", "--show", "1" if part == "davis" else "3"]
+        command = [sys.executable, "-m", "fewtokens", "bench", *inputs[part], *arguments, "--out", str(folder)]
         subprocess.run(command, cwd=root, check=True)
     if "both" in parts:
         report(folder)
 
 
 def report(folder: Path) -> None:
-    found = read_results(folder / "results.json")
-    # A clip's vector is not in the results, so agreement of neighbors is taken from the summary over all.
-    rows = [row | {"vector": [1.0]} for row in found["rows"]]
+    results = read_results(folder / "results.json")
+    # results.json has no mean token per clip, so neighbor agreement is only in the summary over all clips.
+    rows = [row | {"vector": [1.0]} for row in results["rows"]]
     tables = {
-        "all": found["summary"],
+        "all": results["summary"],
         "clips": summarise([row for row in rows if "j_and_f" not in row]),
         "sequences": summarise([row for row in rows if "j_and_f" in row]),
     }
     for name in ("clips", "sequences"):
         for line in tables[name]:
             line.pop("neighbor_agreement", None), line.pop("rank_correlation", None)
-    where = machine()
-    plain = {"machine": where, "settings": found["settings"], "about": found["about"], **tables}
-    (RESULTS / "family.json").write_text(json.dumps(plain, indent=1) + "\n")
-    facts = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
-    text = "# The training-free family on real clips\n\n`python benchmarks/family.py`\n\n" + facts
-    text += f"\n\n{found['about']}\n"
-    first = [
+    hardware = machine()
+    data = {"machine": hardware, "settings": results["settings"], "about": results["about"], **tables}
+    (RESULTS / "family.json").write_text(json.dumps(data, indent=1) + "\n")
+    facts = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
+    text = "# Training-free methods on real clips\n\n`python benchmarks/family.py`\n\n" + facts
+    text += f"\n\n{results['about']}\n"
+    ranking = [
         {
             "budget": f"{100 * keep:g} %",
             "measure": heading(measure),
             "best five": ", ".join(f"`{name}`" for name in names),
         }
         for measure in MEASURES
-        for keep, names in best(found["summary"], measure).items()
+        for keep, names in best(results["summary"], measure).items()
     ]
-    text += "\n## The five best\n\n" + markdown_table(first) + "\n"
-    text += "\n## Against the baselines\n\n" + markdown_table(standing(found["summary"])) + "\n"
+    text += "\n## Best five methods\n\n" + markdown_table(ranking) + "\n"
+    text += "\n## Compared with the baselines\n\n" + markdown_table(standing(results["summary"])) + "\n"
     _, head, rest = (folder / "results.md").read_text().partition("\n## ")
     text += head + rest
     for measure in MEASURES[:3]:
@@ -86,7 +92,7 @@ def report(folder: Path) -> None:
 
 
 def standing(summary: list[dict]) -> list[dict]:
-    """For each method at how many budgets it is above random and downsample, and above all five baselines."""
+    """The number of budgets at which each method beats random and downsample, and all five baselines."""
     budgets = [keep for keep in dict.fromkeys(line["keep"] for line in summary) if keep != 1.0]
     at = {(line["keep"], line["method"]): line for line in summary}
     rows = []
@@ -95,14 +101,14 @@ def standing(summary: list[dict]) -> list[dict]:
             continue
         row = {"method": f"`{method}`"}
         for measure in MEASURES[:3]:
-            above = {"two": 0, "five": 0}
+            wins = {"two": 0, "five": 0}
             for keep in budgets:
-                own = at[keep, method][measure]
+                score = at[keep, method][measure]
                 rivals = {name: at[keep, name][measure] for name in BASELINES}
-                above["two"] += own > max(rivals["random"], rivals["downsample"])
-                above["five"] += own > max(rivals.values())
-            row[f"{heading(measure)}: above random, downsample"] = f"{above['two']} of {len(budgets)}"
-            row[f"{heading(measure)}: above all five"] = f"{above['five']} of {len(budgets)}"
+                wins["two"] += score > max(rivals["random"], rivals["downsample"])
+                wins["five"] += score > max(rivals.values())
+            row[f"{heading(measure)}: above random, downsample"] = f"{wins['two']} of {len(budgets)}"
+            row[f"{heading(measure)}: above all five"] = f"{wins['five']} of {len(budgets)}"
         rows.append(row)
     return rows
 

@@ -1,27 +1,28 @@
-"""The training-free family against loops, and against the time of the encoder before it.
+"""Speed of the training-free methods: against loops, and relative to the encoder before them.
 
     python benchmarks/family_speed.py            # about ten minutes on 2 cores
-    python benchmarks/family_speed.py loops      # one part alone: loops, encoder, rlt
+    python benchmarks/family_speed.py loops      # one part: loops, encoder or rlt
 
-Three tables, results/family_speed_loops.md, _encoder.md and _rlt.md:
+Writes three tables, results/family_speed_loops.md, _encoder.md and _rlt.md:
 
-* loops: each method on [32,196,896] and [128,196,896] at a quarter of the tokens, against the loop for each token,
-  frame or segment that tests/helpers/naive.py writes down from the papers (quadratic loops, and the methods that look
-  at all pairs of a video, on the shorter one alone);
-  beside it the time that ViT-S/14 takes for the same number of frames of 196 patches. The target is 2 % of that.
-  Expected: the same tokens but for ties; loops 2 to 10 times slower (their inner steps are vectorised too), but for
-  `max_min`, which is one long chain of products of a matrix with a vector, and which numpy does faster.
-* encoder: methods inside ViT-S and ViT-B at 224 and 448 px, batch 1 and 8, to a quarter of the tokens: the ratio of
-  the times beside the ratio of the operations. Expected: at batch 8 most of the saved operations arrive as time, at
+* loops: each method on [32,196,896] and [128,196,896] at a quarter of the tokens, against the reference in
+  tests/helpers/naive.py, which follows the paper with a loop over tokens, frames or segments (quadratic loops, and
+  methods that compare all pairs of a video, only on the shorter one). The time of ViT-S/14 for the same number of
+  frames of 196 patches is listed too; a method should take at most 2 % of it. Expected: the same tokens except for
+  ties; loops 2 to 10 times slower (their inner steps are vectorized too), except for `max_min`, which is one long
+  chain of matrix-vector products and faster in numpy.
+* encoder: methods inside ViT-S and ViT-B at 224 and 448 px, batch 1 and 8, to a quarter of the tokens: ratio of the
+  times next to the ratio of the operations. Expected: at batch 8 most of the saved operations become saved time, at
   batch 1 half of them or none.
-* rlt: a still camera and a moving one, with the weights of ../shared/data (or $FEWTOKENS_DATA): the encoder's time
-  falls with the tokens.
+* rlt: a static and a moving camera, with the weights in ../shared/data (or $FEWTOKENS_DATA). Expected: the encoder's
+  time decreases with the number of tokens.
 
 With CUDA the methods and the encoder run there too.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -49,7 +50,7 @@ from reduce_speed import video_tokens
 KEEP = 0.25
 SIZES = {"ViT-S": {"dim": 384, "num_heads": 6}, "ViT-B": {"dim": 768, "num_heads": 12}}
 
-# name -> the loops, given features and the method; and whether they are quadratic in the video.
+# spec -> reference loops over features and method, and whether they are quadratic in the length of the video.
 Loops = Callable[[np.ndarray, "object"], list]
 LOOPS: dict[str, tuple[Loops, bool]] = {
     "evs": (lambda x, m: naive.evs(x, m.target), False),
@@ -67,18 +68,18 @@ LOOPS: dict[str, tuple[Loops, bool]] = {
     "metok": (lambda x, m: naive.metok(x, m.target, 5, 3, 6), False),
     "prunevid(ratio=0.5)": (lambda x, m: naive.prunevid(x, 0.8, 0.25, 0.5, 7), True),
 }
-WITHOUT = (
+WITHOUT_LOOPS = (
     "tome", "kmeans", "dpc_knn", "visionzip", "holitom", "fastvid", "scissor", "sttm", "hourglass", "centerclip",
     "centerclip(algorithm='spectral')", "representation_shift",
 )  # fmt: skip
 
 
-# These look at all pairs of the video, or at every token for each one kept: minutes on the longer one.
+# These compare all pairs of tokens, or every token for each one kept: minutes on the longer video.
 ALL_PAIRS = ("max_min", "kmeans", "dpc_knn", "scissor")
 
 
 class _Case:
-    """What the loops may ask for."""
+    """The method, grid and token count that a reference needs."""
 
     def __init__(self, method, grid) -> None:
         self.method, self.grid, self.target = method, grid, method.planned_count(grid)
@@ -97,49 +98,49 @@ def loops(device: str) -> list[dict]:
         }
         cues = {name: cue.to(device) for name, cue in cues.items()}
         encoding = _encoding(frames, device)
-        plain = x[0].double().numpy().reshape(frames, 14, 14, 896)
-        for spec in [*LOOPS, *WITHOUT]:
+        cells = x[0].double().numpy().reshape(frames, 14, 14, 896)
+        for spec in [*LOOPS, *WITHOUT_LOOPS]:
             if frames > 32 and spec in ALL_PAIRS:
                 continue
             (method,) = registry.build(spec, keep=KEEP)
-            given = {name: cues[name] for name in method.needs}
-            ours = time_side_by_side({"ours": partial(method, tokens, **given)}, 2)["ours"]
+            needed = {name: cues[name] for name in method.needs}
+            ours = time_side_by_side({"ours": partial(method, tokens, **needed)}, 2)["ours"]
             loop, quadratic = LOOPS.get(spec, (None, True))
             row = {
                 "features": f"[{frames},196,896] {device}",
                 "method": spec,
                 "ours ms": f"{ours['median']:.1f} ({ours['min']:.1f}..{ours['max']:.1f})",
-                "of encoding": f"{100 * ours['median'] / encoding:.1f} %",
+                "relative to encoding": f"{100 * ours['median'] / encoding:.1f} %",
                 "loops ms": None,
                 "loops / ours": None,
                 "same tokens": None,
             }
             if loop is not None and device == "cpu" and (frames == 32 or not quadratic):
                 start = time.perf_counter()
-                expected = loop(plain, _Case(method, tokens.grid))
-                spent = 1000 * (time.perf_counter() - start)
-                row["loops ms"] = f"{spent:.0f}"
-                row["loops / ours"] = f"{spent / ours['median']:.0f}"
-                row["same tokens"] = f"{100 * _same(method(tokens, **given), expected):.1f} %"
+                expected = loop(cells, _Case(method, tokens.grid))
+                loop_ms = 1000 * (time.perf_counter() - start)
+                row["loops ms"] = f"{loop_ms:.0f}"
+                row["loops / ours"] = f"{loop_ms / ours['median']:.0f}"
+                row["same tokens"] = f"{100 * _same(method(tokens, **needed), expected):.1f} %"
             rows.append(row)
             print(row, flush=True)
         rows.append({**dict.fromkeys(rows[-1]), "features": f"[{frames},196,·] {device}", "method": "ViT-S/14 encoding",
-                     "ours ms": f"{encoding:.0f}", "of encoding": "100 %"})  # fmt: skip
+                     "ours ms": f"{encoding:.0f}", "relative to encoding": "100 %"})  # fmt: skip
     return rows
 
 
 def _same(out: Tokens, expected: list) -> float:
-    """The share of tokens that stand for exactly the same cells."""
-    source = out.assignment[0].cpu()
-    order = source.argsort(stable=True)
-    counts = torch.bincount(source[source >= 0], minlength=out.N).tolist()
-    members = order[source[order] >= 0].split(counts)
-    ours = {frozenset(part.tolist()) for part in members}
+    """The fraction of tokens that represent exactly the same cells."""
+    assignment = out.assignment[0].cpu()
+    order = assignment.argsort(stable=True)
+    counts = torch.bincount(assignment[assignment >= 0], minlength=out.N).tolist()
+    members = order[assignment[order] >= 0].split(counts)
+    ours = {frozenset(group.tolist()) for group in members}
     return len(ours & {frozenset(cells) for _, cells in expected}) / max(1, len(ours))
 
 
 def _encoding(frames: int, device: str) -> float:
-    """Milliseconds of ViT-S/14 for so many frames of 14x14 patches."""
+    """Milliseconds of ViT-S/14 for `frames` frames of 14x14 patches."""
     vit = ViT(ViTConfig(patch_size=14)).eval().to(device)
     video = torch.rand(1, frames, 3, 196, 196)
     return time_side_by_side({"encode": lambda: VitEncoder(vit)(video)}, 3)["encode"]["median"]
@@ -154,12 +155,12 @@ def encoder(device: str) -> list[dict]:
         for side in (224, 448):
             for batch in (1, 8):
                 frames = torch.rand(1, batch, 3, side, side)
-                runs = {"plain": partial(vit, frames)}
+                runs = {"unreduced": partial(vit, frames)}
                 for spec in specs:
                     methods = registry.build(spec, keep=KEEP)
                     runs[spec] = partial(vit, frames, inside=methods)
                 times = time_side_by_side(runs, 2)
-                base = count(runs["plain"]).by("macs")
+                base = count(runs["unreduced"]).by("macs")
                 for spec in specs:
                     saved = base / count(runs[spec]).by("macs")
                     t = times[spec]
@@ -167,9 +168,9 @@ def encoder(device: str) -> list[dict]:
                         {
                             "network": f"{size}/16 {side} px, batch {batch}, {device}",
                             "method": spec,
-                            "plain ms": f"{times['plain']['median']:.0f}",
+                            "unreduced ms": f"{times['unreduced']['median']:.0f}",
                             "ms": f"{t['median']:.0f} ({t['min']:.0f}..{t['max']:.0f})",
-                            "time ratio": f"{times['plain']['median'] / t['median']:.2f}",
+                            "time ratio": f"{times['unreduced']['median'] / t['median']:.2f}",
                             "operations ratio": f"{saved:.2f}",
                         }
                     )
@@ -180,20 +181,20 @@ def encoder(device: str) -> list[dict]:
 def rlt(device: str) -> list[dict]:
     data = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not data.exists():
-        print("rlt: no $FEWTOKENS_DATA, left out")
+        print("rlt: skipped, requires $FEWTOKENS_DATA")
         return []
     dinov2 = load_encoder(data / "weights" / "dinov2-small", device=device)
     rows = []
-    for clip, camera in (("vtest.avi", "still"), ("cutie_example.mp4", "moving")):
+    for clip, camera in (("vtest.avi", "static"), ("cutie_example.mp4", "moving")):
         frames = read(data / "clips" / clip, fps=10, end=3.2, size=224).frames[None]
         specs = ("rlt(0.05)", "rlt(0.1)", "rlt(0.3)", "rlt(keep=0.1)")
         methods = {spec: registry.build(spec) for spec in specs}
-        runs = {"plain": partial(dinov2, frames)}
+        runs = {"unreduced": partial(dinov2, frames)}
         for spec in specs:
             runs[spec] = partial(dinov2, frames, before=methods[spec])
         times = time_side_by_side(runs, 2)
         cells = dinov2(frames)[0].N
-        base = count(runs["plain"]).by("macs")
+        base = count(runs["unreduced"]).by("macs")
         for spec in specs:
             tokens = dinov2(frames, before=methods[spec])[0].N
             rows.append(
@@ -201,9 +202,9 @@ def rlt(device: str) -> list[dict]:
                     "clip": f"{clip} ({camera} camera), {frames.shape[1]} frames, {device}",
                     "method": spec,
                     "tokens": f"{100 * tokens / cells:.1f} %",
-                    "plain ms": f"{times['plain']['median']:.0f}",
+                    "unreduced ms": f"{times['unreduced']['median']:.0f}",
                     "ms": f"{times[spec]['median']:.0f} ({times[spec]['min']:.0f}..{times[spec]['max']:.0f})",
-                    "time ratio": f"{times['plain']['median'] / times[spec]['median']:.2f}",
+                    "time ratio": f"{times['unreduced']['median'] / times[spec]['median']:.2f}",
                     "operations ratio": f"{base / count(runs[spec]).by('macs'):.2f}",
                 }
             )
@@ -214,18 +215,20 @@ def rlt(device: str) -> list[dict]:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     parts = {"loops": loops, "encoder": encoder, "rlt": rlt}
-    wanted = sys.argv[1:] or list(parts)
-    if unknown := set(wanted) - set(parts):
-        raise SystemExit(f"parts are {', '.join(parts)}, not {', '.join(unknown)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)} (default: all)")
+    names = parser.parse_args().parts or list(parts)
+    if unknown := set(names) - set(parts):
+        parser.error(f"PART must be one of {', '.join(parts)}, got {', '.join(sorted(unknown))}")
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     notes = {
-        "loops": "Milliseconds: median (least..most) of two runs; loops once. Of encoding: against ViT-S/14. "
-        "Same tokens: the share that stands for exactly the same cells; loops compute in float64, so ties and the last "
-        "digit may go another way.",
-        "encoder": "Milliseconds: median (least..most) of two runs, to a quarter of the tokens.",
-        "rlt": "Milliseconds from frames to tokens: median (least..most) of two runs.",
+        "loops": "Milliseconds: median (min..max) of two runs; loops run once. Relative to encoding: fraction of the "
+        "time of ViT-S/14 for the same number of frames. Same tokens: fraction of tokens that represent exactly the "
+        "same cells; loops compute in float64, so ties and last digits may be resolved differently.",
+        "encoder": "Milliseconds: median (min..max) of two runs; a quarter of the tokens is kept.",
+        "rlt": "Milliseconds from frames to tokens: median (min..max) of two runs.",
     }
-    for name in wanted:
+    for name in names:
         if rows := [row for device in devices for row in parts[name](device)]:
             command = f"python benchmarks/family_speed.py {name}"
-            write(f"family_speed_{name}", f"The training-free family: speed ({name})", command, rows, notes[name])
+            write(f"family_speed_{name}", f"Training-free methods: speed ({name})", command, rows, notes[name])

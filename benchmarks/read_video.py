@@ -1,15 +1,16 @@
-"""Reading videos: sparse frames by the packet index against decoding everything, and chunks in flat memory.
+"""Reading videos: sparse frames by the packet index against decoding everything, and chunks in constant memory.
 
     python benchmarks/read_video.py
 
-About four minutes on 2 cores, most of it for making a 10-minute 1280x720 clip (H.264, 30 frames/s, keyframe
-every 2 s; kept in the system's temporary folder for the next run). Expected there: 32 of 18,000 frames at
-least 10 times faster than decoding all; 32 of 300 frames not slower than decoding all; the memory of `stream`
-the same for 1 and for 10 minutes.
+About four minutes on 2 cores, most of it for generating a 10-minute 1280x720 clip (H.264, 30 frames/s, a keyframe every
+2 s), which is kept in the system's temporary folder for the next run. Expected: 32 of 18,000 frames at least 10 times
+faster than decoding all; 32 of 300 frames not slower than decoding all; the same memory of `stream` for 1 and for 10
+minutes.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,8 @@ FOLDER = Path(tempfile.gettempdir()) / "fewtokens-bench"
 SIZE = 224
 
 
-def make(path: Path, seconds: int, rate: int = 30) -> Path:
-    """A texture that moves, so that frames depend on one another; keyframe every 2 s."""
+def make_clip(path: Path, seconds: int, rate: int = 30) -> Path:
+    """Writes a moving texture, so that frames depend on each other, with a keyframe every 2 s."""
     if path.exists():
         return path
     FOLDER.mkdir(exist_ok=True)
@@ -40,8 +41,8 @@ def make(path: Path, seconds: int, rate: int = 30) -> Path:
         stream.codec_context.gop_size = 2 * rate
         stream.options = {"preset": "veryfast", "crf": "28", "sc_threshold": "0"}
         for n in range(seconds * rate):
-            at = abs((3 * n) % 2400 - 1200)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:, at : at + 1280]), format="rgb24")
+            offset = abs((3 * n) % 2400 - 1200)
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:, offset : offset + 1280]), format="rgb24")
             frame.pts, frame.time_base = n, Fraction(1, rate)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -50,7 +51,7 @@ def make(path: Path, seconds: int, rate: int = 30) -> Path:
 
 
 def decode_all(path: Path, convert: bool) -> int:
-    """The plain way: every frame, converted or not."""
+    """The simple method: decodes every frame, with or without conversion."""
     count = 0
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -63,8 +64,8 @@ def decode_all(path: Path, convert: bool) -> int:
 
 
 def seek_for_each(path: Path, frames: int) -> int:
-    """The naive sparse way: a seek for each frame."""
-    found = 0
+    """The naive sparse method: one seek per frame."""
+    count = 0
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -75,13 +76,13 @@ def seek_for_each(path: Path, frames: int) -> int:
             for frame in container.decode(stream):
                 if frame.pts >= target:
                     frame.reformat(398, SIZE, "rgb24", interpolation="AREA").to_ndarray()
-                    found += 1
+                    count += 1
                     break
-    return found
+    return count
 
 
 def peak_of_stream(path: Path, seconds: float) -> float:
-    """MiB of resident memory at most, in a process of its own that goes through the chunks."""
+    """Peak resident memory of a separate process that reads the chunks, in MiB."""
     code = (
         "import resource\n"
         "from fewtokens.video import stream\n"
@@ -95,7 +96,7 @@ def peak_of_stream(path: Path, seconds: float) -> float:
 def rows() -> list[dict]:
     table = []
     for seconds, repeats in ((600, 3), (10, 7)):
-        path = make(FOLDER / f"{seconds}s.mp4", seconds)
+        path = make_clip(FOLDER / f"{seconds}s.mp4", seconds)
         times = time_side_by_side(
             {
                 "ours": lambda path=path: read(path, frames=32, size=SIZE),
@@ -109,33 +110,34 @@ def rows() -> list[dict]:
         for name, t in times.items():
             table.append(
                 {
-                    "what": f"32 frames of {seconds} s",
+                    "task": f"32 frames of {seconds} s",
                     "reader": name,
                     "ms": f"{t['median']:.0f}",
-                    "least..most": f"{t['min']:.0f}..{t['max']:.0f}",
-                    "times ours": f"{t['median'] / ours:.1f}",
+                    "min..max": f"{t['min']:.0f}..{t['max']:.0f}",
+                    "relative to ours": f"{t['median'] / ours:.1f}",
                 }
             )
     path = FOLDER / "600s.mp4"
     for seconds in (60.0, 600.0):
         table.append(
             {
-                "what": f"stream over {seconds:.0f} s",
+                "task": f"stream over {seconds:.0f} s",
                 "reader": "ours, chunks of 32",
                 "ms": "-",
-                "least..most": "-",
-                "times ours": f"{peak_of_stream(path, seconds):.0f} MiB at most",
+                "min..max": "-",
+                "relative to ours": f"{peak_of_stream(path, seconds):.0f} MiB peak",
             }
         )
     return table
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write(
         "read_video",
-        "Reading 32 uniformly spaced frames of 1280x720 H.264 at 224 px, and memory of chunks",
+        "Reading 32 uniformly spaced frames of 1280x720 H.264 at 224 px, and memory of chunked reading",
         "python benchmarks/read_video.py",
         rows(),
-        "`decode all` does not even convert; the last rows are the peak resident memory of a whole process, "
-        "Python and torch included.",
+        "`decode all` does not convert frames. The last rows are the peak resident memory of the process, including "
+        "Python and torch.",
     )

@@ -1,15 +1,16 @@
-"""`fewtokens tokenize --chunked` over files of 1, 10 and 30 minutes: the memory stays, the tokens are the same.
+"""Memory of `fewtokens tokenize --chunked` on files of 1, 10 and 30 minutes, and equality with processing in one call.
 
     python benchmarks/stream_long.py
 
-About four minutes and 200 MB of disk on 2 cores. Files of 320x180 at 10 frames a second are made (a still room, things
-that move, a cut each minute) and run through `rlt` on pixel patches in chunks of 32. Expected: the peak of resident
-memory of the whole process differs by a few MiB between one minute and thirty; on the one-minute file every token is
-that of the offline run.
+About four minutes and 200 MB of disk on 2 cores. Generates files of 320x180 at 10 frames per second (a static room,
+moving objects, a cut every minute) and runs `rlt` on pixel patches in chunks of 32. Expected: the peak resident memory
+of the process differs by a few MiB between 1 and 30 minutes; on the one-minute file all tokens equal those of the run
+in one call.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -30,69 +31,71 @@ COMMAND = Path(sys.executable).with_name("fewtokens")
 RATE = 10
 
 
-def make(path: Path, minutes: int) -> None:
-    """Writes so many minutes, one after the other in memory of one of them."""
+def make_video(path: Path, minutes: int) -> None:
+    """Writes a video of `minutes` minutes, with one minute in memory at a time."""
     scenes = [synthetic("static", frames=60 * RATE, size=(180, 320), seed=seed).frames for seed in range(2)]
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "20", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
         for minute in range(minutes):
             for frame in scenes[minute % 2]:
-                picture = np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                image = np.ascontiguousarray(frame.permute(1, 2, 0).numpy())
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
 
-def run(*words: str) -> tuple[float, float]:
-    """Seconds, and the peak of resident memory in MiB, of one command."""
+def run(*arguments: str) -> tuple[float, float]:
+    """Runs a command; returns seconds and peak resident memory in MiB."""
     start = time.perf_counter()
-    process = subprocess.Popen([str(COMMAND), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([str(COMMAND), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"{' '.join(words)} ended with {status}")
+        raise SystemExit(f"fewtokens {' '.join(arguments)} exited with {status}")
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        make(Path(sys.argv[1]), int(sys.argv[2]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--make", nargs=2, metavar=("FILE", "MINUTES"), help=argparse.SUPPRESS)
+    if request := parser.parse_args().make:
+        make_video(Path(request[0]), int(request[1]))
         raise SystemExit
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for minutes in (1, 10, 30):
             video = folder / f"{minutes}.mp4"
-            # In a process of its own: what this one holds would count as the peak of those that it starts.
-            subprocess.run([sys.executable, __file__, str(video), str(minutes)], check=True)
-            words = ("--with", "rlt", "--size", "112")
-            seconds, peak = run("tokenize", str(video), "--chunked", *words, "--out", str(folder / "s"))
+            # In a separate process, because the memory of this one would count in the peak of its children.
+            subprocess.run([sys.executable, __file__, "--make", str(video), str(minutes)], check=True)
+            options = ("--with", "rlt", "--size", "112")
+            seconds, peak = run("tokenize", str(video), "--chunked", *options, "--out", str(folder / "s"))
             tokens = load(folder / "s" / video.stem)
             row = {
                 "minutes": minutes,
                 "frames": tokens.grid.T,
                 "tokens": tokens.N,
-                "share": f"{100 * tokens.N / tokens.grid.cells:.2f} %",
+                "tokens kept": f"{100 * tokens.N / tokens.grid.cells:.2f} %",
                 "seconds": round(seconds, 1),
                 "peak MiB, streamed": round(peak),
-                "peak MiB, at once": None,
-                "equal to at once": None,
+                "peak MiB, in one call": None,
+                "equal to one call": None,
             }
             if minutes == 1:
-                seconds, whole = run(
-                    "tokenize", str(video), *words, "--fps", str(RATE), "--out", str(folder / "w.safetensors")
+                _, peak = run(
+                    "tokenize", str(video), *options, "--fps", str(RATE), "--out", str(folder / "w.safetensors")
                 )
-                other = Tokens.load(folder / "w.safetensors")
-                row["peak MiB, at once"] = round(whole)
-                row["equal to at once"] = all(
-                    torch.equal(getattr(tokens, part), getattr(other, part))
+                reference = Tokens.load(folder / "w.safetensors")
+                row["peak MiB, in one call"] = round(peak)
+                row["equal to one call"] = all(
+                    torch.equal(getattr(tokens, part), getattr(reference, part))
                     for part in ("features", "assignment", "sizes")
                 )
             rows.append(row)
             print(row, flush=True)
     write(
         "stream_long",
-        "A long file in constant memory",
+        "Long files in constant memory",
         "python benchmarks/stream_long.py",
         rows,
-        "Peak: resident memory of the whole process, Python and torch included.",
+        "Peak: resident memory of the process, including Python and torch.",
     )

@@ -1,23 +1,23 @@
-"""A training step of Token Bottleneck against the straightforward way: samples a second and memory.
+"""Speed and memory of a training step of Token Bottleneck against a simple implementation.
 
     python benchmarks/tobo_speed.py          # small and ViT-S/16 on this machine's CPU or GPU; 2 minutes on 2 cores
-    python benchmarks/tobo_speed.py --tiny   # seconds, to see that it runs; writes nothing
+    python benchmarks/tobo_speed.py --tiny   # takes seconds, to check that it runs; writes nothing
 
-`fewtokens`    source and hints are encoded once, both paths go through the decoder as one batch
-`two passes`   each path by itself: its own encoding of the source and of the hints, its own pass of the decoder
-`SiamMAE`      the auxiliary path alone, for what the bottleneck's path adds
+`fewtokens`    encodes source and hints once; both paths pass through the decoder as one batch
+`two passes`   each path separately: two encodings of the source and of the hints, two passes of the decoder
+`SiamMAE`      only the auxiliary path, to show the cost of the bottleneck path
 
-A step is forward, backward and AdamW on frames that are in memory; the ways take turns. float32 and bf16 autocast; on a
-GPU fp16 and large batches too. The losses of the first two are compared before anything is timed. Memory is that of
-tensors alive at most beyond weights and frames; the optimizer's state is among them on its first step only, which is
-not measured. Expected: 1.4 to 1.55 times as fast as two passes with a third less memory for the small network, 1.25 to
-1.35 times with a fifth less for ViT-S/16, since the whole source is encoded once instead of twice; one batch instead of
-two in the decoder matters on a GPU at most.
+A step is forward pass, backward pass and AdamW on frames in memory; the implementations alternate. float32 and bf16
+autocast; on a GPU also fp16 and large batches. The losses of the first two are compared before timing. Memory is the
+peak of tensors in addition to weights and frames; the first step, which allocates the optimizer state, is not measured.
+Expected: 1.4 to 1.55 times as fast as two passes with a third less memory for the small network, 1.25 to 1.35 times
+with a fifth less for ViT-S/16, because the full source is encoded once instead of twice; decoding one batch instead of
+two matters at most on a GPU.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +39,10 @@ TINY = {"tiny": {"dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_
 
 
 def two_passes(model: ToBo, frames: Tensor, noise: Tensor) -> Tensor:
-    """The same loss, each path from its own encodings and through the decoder by itself."""
+    """The same loss, with separate encodings and a separate decoder pass for each path."""
     config, decoder = model.config, model.decoder
     source, target = model.split(frames)
-    wanted = pixel_targets(target, config.patch_size)
+    expected = pixel_targets(target, config.patch_size)
     losses = []
     for path in ("tobo", "siam"):
         mask = random_mask(noise, config.mask_ratio)
@@ -50,11 +50,11 @@ def two_passes(model: ToBo, frames: Tensor, noise: Tensor) -> Tensor:
         slots = decoder.slots(model._encode(target, mask.visible), mask)
         squeezed = torch.cat([memory[:, :1], slots[:, 1:]], 1)
         predicted = decoder(squeezed) if path == "tobo" else decoder(slots, memory)
-        losses.append(pixel_loss(predicted, wanted, mask.hidden))
+        losses.append(pixel_loss(predicted, expected, mask.hidden))
     return losses[0] + losses[1]
 
 
-def step_of(
+def training_step(
     model: torch.nn.Module, loss: Callable[[], Tensor], precision: torch.dtype | None, device: torch.device
 ) -> Callable[[], Any]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-5)
@@ -70,33 +70,33 @@ def step_of(
 
 
 def measure(shape: dict[str, Any], batch: int, precision: torch.dtype | None, repeats: int) -> list[dict[str, Any]]:
-    """A row for each way."""
+    """One row per implementation."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     model = ToBo(ToBoConfig(**shape)).to(device)
     siam = SiamMae(SiamMaeConfig(**shape, mask_ratio=model.config.mask_ratio)).to(device)
     frames = torch.randint(256, (batch, 2, 3, *model.config.image_size), device=device).byte()
     noise = torch.rand(batch, model.config.patches, device=device)
-    ways: dict[str, tuple[torch.nn.Module, Callable[[], Tensor]]] = {
+    losses: dict[str, tuple[torch.nn.Module, Callable[[], Tensor]]] = {
         "fewtokens": (model, lambda: model(frames, noise)["loss"]),
         "two passes": (model, lambda: two_passes(model, frames, noise)),
         "SiamMAE": (siam, lambda: siam(frames, noise)["loss"]),
     }
     with torch.no_grad():
-        torch.testing.assert_close(ways["fewtokens"][1](), ways["two passes"][1](), rtol=1e-4, atol=1e-4)
-    steps = {name: step_of(network, loss, precision, device) for name, (network, loss) in ways.items()}
+        torch.testing.assert_close(losses["fewtokens"][1](), losses["two passes"][1](), rtol=1e-4, atol=1e-4)
+    steps = {name: training_step(network, loss, precision, device) for name, (network, loss) in losses.items()}
     times = time_side_by_side(steps, repeats)
     rows = []
     for name, step in steps.items():
-        took = times[name]
+        ms = times[name]
         rows.append(
             {
-                "way": name,
+                "implementation": name,
                 "batch": batch,
                 "precision": "float32" if precision is None else str(precision).removeprefix("torch."),
-                "samples/s": 1000 * batch / took["median"],
-                "ms a step (least..most)": f"{took['median']:.0f} ({took['min']:.0f}..{took['max']:.0f})",
-                "times as fast as two passes": times["two passes"]["median"] / took["median"],
+                "samples/s": 1000 * batch / ms["median"],
+                "ms per step (min..max)": f"{ms['median']:.0f} ({ms['min']:.0f}..{ms['max']:.0f})",
+                "speedup over two passes": times["two passes"]["median"] / ms["median"],
                 "memory, MiB": peak_memory(step, device) / 2**20,
             }
         )
@@ -114,17 +114,19 @@ def main(tiny: bool) -> None:
         large = "ViT" in name
         batch = (128 if large else 512) if gpu else (4 if large else 32)
         for precision in (None, torch.bfloat16, *([torch.float16] if gpu else [])):
-            # fp16 is timed without the scaled loss, which costs nothing that can be seen here.
+            # fp16 is timed without loss scaling, whose cost is negligible.
             tables.setdefault(name, []).extend(measure(shape, batch, precision, 20 if gpu else 5))
     write(
         "tobo_speed_gpu" if gpu else "tobo_speed",
         "A training step of Token Bottleneck against two passes",
         "python benchmarks/tobo_speed.py",
         tables,
-        "Forward, backward, AdamW; medians. Both ways give the same loss. Memory: tensors alive at most beyond "
-        "weights, optimizer state and frames.",
+        "Forward pass, backward pass and AdamW; medians. The first two implementations compute the same loss. Memory: "
+        "peak of tensors in addition to weights, optimizer state and frames.",
     )
 
 
 if __name__ == "__main__":
-    main("--tiny" in sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="only check that it runs; writes nothing")
+    main(parser.parse_args().tiny)

@@ -1,20 +1,20 @@
-"""TokenLearner against its alternatives, trained here: real images, made videos, a frozen real encoder.
+"""TokenLearner and its alternatives, trained on small data: photographs, synthetic videos, and a frozen encoder.
 
     python benchmarks/tokenlearner_small.py images videos frozen report
 
-Costs on 2 cores: images and videos about 40 minutes each with --threads 1 (both at once, one core each), frozen 6;
-`report` draws the plots and the tables from what the others left in results/tokenlearner_small/. Each part can be
-stopped and goes on where it was. Expected (results/tokenlearner_small.md): with 8 learned tokens from the middle on
-the networks reach what the plain ones reach, and more, at 0.57 to 0.62 of the operations. Of the alternatives one
-dense layer over the places is the best here, where the hands are in the middle of the picture; TokenFuser gains much
-on images and nothing on the moving digits; pool + MLP does not learn at all. The three seeds lie up to 30 points
-apart, so smaller differences mean nothing.
+Cost on 2 cores: images and videos about 40 minutes each with --threads 1 (in parallel, one core each), frozen 6;
+`report` makes the plots and tables from the results of the others in results/tokenlearner_small/. Interrupted parts
+resume. Expected (results/tokenlearner_small.md): with 8 learned tokens from the middle layer on, networks reach or
+exceed the accuracy of the full ones at 0.57 to 0.62 of the operations. Of the alternatives, one dense layer over the
+positions is best here, because the hands are in the middle of the images; TokenFuser helps much on images and not at
+all on the moving digits; pool + MLP does not learn. The three seeds differ by up to 30 points, so smaller differences
+are not significant.
 
-images  ../shared/data/sign_digits ($FEWTOKENS_DATA): 2,062 photographs of ten hand signs, 80 % to train on by a fixed
-        split, 48 px, patches of 6 (64 tokens); a ViT of 8 blocks and 64 channels against the same with learners.
-videos  moving digits, 40 classes (which digit, which way), drawn on the fly; 24 px, 8 frames,
-        tubelets of 4x4x2 (144 tokens); ViViT of 4 blocks and 64 channels.
-frozen  features of dinov2-small at 112 px: what stands between them and a linear classifier.
+images  ../shared/data/sign_digits ($FEWTOKENS_DATA): 2,062 photographs of ten hand signs, a fixed split with 80 % for
+        training, 48 px, patches of 6 (64 tokens); a ViT with 8 blocks and 64 channels, with and without learners.
+videos  moving digits, 40 classes (digit and direction), generated on the fly; 24 px, 8 frames,
+        tubelets of 4x4x2 (144 tokens); ViViT with 4 blocks and 64 channels.
+frozen  features of dinov2-small at 112 px, with different heads before a linear classifier.
 """
 
 from __future__ import annotations
@@ -76,20 +76,20 @@ CLIP = {
 }  # fmt: skip
 VIDEOS: dict[str, dict[str, Any]] = {
     "ViViT, joint": {},
-    "8 tokens a frame at 1/2": {"learner": "tokenlearner('8/frame')", "at": 2},
-    "4 tokens a frame at 1/2": {"learner": "tokenlearner('4/frame')", "at": 2},
-    "8 tokens a frame at 1/2, version 1.1": {"learner": "tokenlearner('8/frame', version='1.1')", "at": 2},
-    "8 tokens a frame at 1/2 + fuser": {"learner": "tokenlearner('8/frame')", "at": 2, "fuser": "fuser"},
-    "factorised encoder": {"attention": "factorised_encoder", "depth": 3, "temporal_depth": 1},
-    "factorised self-attention": {"attention": "factorised_self"},
-    "factorised dot product": {"attention": "factorised_dot"},
+    "8 tokens per frame at 1/2": {"learner": "tokenlearner('8/frame')", "at": 2},
+    "4 tokens per frame at 1/2": {"learner": "tokenlearner('4/frame')", "at": 2},
+    "8 tokens per frame at 1/2, version 1.1": {"learner": "tokenlearner('8/frame', version='1.1')", "at": 2},
+    "8 tokens per frame at 1/2 + fuser": {"learner": "tokenlearner('8/frame')", "at": 2, "fuser": "fuser"},
+    "factorized encoder": {"attention": "factorized_encoder", "depth": 3, "temporal_depth": 1},
+    "factorized self-attention": {"attention": "factorized_self"},
+    "factorized dot product": {"attention": "factorized_dot"},
     "grid split 8 at 1/2": {"learner": "grid_split('8/frame')", "at": 2},
 }
 LOOP = {"optimizer": "adamw", "weight_decay": 0.05, "warmup": 0.1, "workers": 0, "log_every": 50, "eval_every": 0}
 
 
-class Held(Dataset[Sample]):
-    """A small set held as one tensor, [n,3,H,W] bytes, with random shifts and brightness drawn for each item."""
+class InMemory(Dataset[Sample]):
+    """A small data set in one uint8 tensor [n,3,H,W], with a random shift and brightness for each item."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, seed: int, *, training: bool) -> None:
         self.pixels, self.labels, self.seed, self.training = pixels, labels, seed, training
@@ -112,7 +112,7 @@ class Held(Dataset[Sample]):
 
 
 def load_images(side: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Pixels and labels of the fixed split: training, test."""
+    """Pixels and labels of the training and test set of the fixed split."""
     listing = read_listing(DATA / "sign_digits" / "Dataset")
     sets = []
     for part in listing.split(0.2, seed=0):
@@ -123,10 +123,10 @@ def load_images(side: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]
 
 
 def train_one(part: str, name: str, seed: int, make: Any, data: Any, test: Any, settings: Settings) -> None:
-    """One run, unless its result is there."""
+    """Trains one network, unless its result exists."""
     slug = f"{part}-{name}-{seed}".replace("/", "_").replace(" ", "_")
-    done = PARTS / f"{slug}.json"
-    if done.exists():
+    path = PARTS / f"{slug}.json"
+    if path.exists():
         return
     torch.manual_seed(seed)
     model = make()
@@ -136,13 +136,13 @@ def train_one(part: str, name: str, seed: int, make: Any, data: Any, test: Any, 
         evaluate=evaluator(test, batch=256), device="cpu",
     )  # fmt: skip
     PARTS.mkdir(parents=True, exist_ok=True)
-    said = {
+    result = {
         "part": part, "name": name, "seed": seed, "top1": report.scores["top1"],
         "train_seconds": time.perf_counter() - start, "last": report.metrics[-2],
     }  # fmt: skip
-    done.write_text(json.dumps(said, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"{part:7s} {name:40s} seed {seed}  top-1 {report.scores['top1']:.1f}  {said['train_seconds']:.0f} s",
+        f"{part:7s} {name:40s} seed {seed}  top-1 {report.scores['top1']:.1f}  {result['train_seconds']:.0f} s",
         flush=True,
     )
 
@@ -154,8 +154,8 @@ def images(seeds: tuple[int, ...], epochs: float) -> None:
             settings = Settings(**LOOP, epochs=epochs, batch=64, lr=2e-3, seed=seed)
             config = VisionConfig(**(IMAGE | changes))
             train_one(
-                "images", name, seed, lambda config=config: VisionTransformer(config), Held(x, y, seed, training=True),
-                Held(x_test, y_test, seed, training=False), settings,
+                "images", name, seed, lambda config=config: VisionTransformer(config),
+                InMemory(x, y, seed, training=True), InMemory(x_test, y_test, seed, training=False), settings,
             )  # fmt: skip
 
 
@@ -171,18 +171,18 @@ def videos(seeds: tuple[int, ...], steps: int) -> None:
 
 
 class Head(nn.Module):
-    """What stands between frozen features [B,H,W,C] and a linear classifier."""
+    """The layers between frozen features [B,H,W,C] and the logits."""
 
-    def __init__(self, kind: str, width: int, classes: int) -> None:
+    def __init__(self, kind: str, dim: int, classes: int) -> None:
         super().__init__()
         self.kind = kind
-        self.learner = TokenLearner(int(kind.split()[1]), dim=width) if kind.startswith("tokenlearner") else None
+        self.learner = TokenLearner(int(kind.split()[1]), dim=dim) if kind.startswith("tokenlearner") else None
         if kind == "attention":
-            self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-            self.norm = nn.LayerNorm(width)
-            self.attention = nn.MultiheadAttention(width, 6, batch_first=True)
-        self.norm_last = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
+            self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+            self.norm = nn.LayerNorm(dim)
+            self.attention = nn.MultiheadAttention(dim, 6, batch_first=True)
+        self.norm_last = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes)
 
     def features(self, x: Tensor) -> Tensor:
         if self.learner is not None:
@@ -213,10 +213,10 @@ def frozen(seeds: tuple[int, ...]) -> None:
     sets = []
     for pixels, labels in load_images(112):
         with torch.inference_mode():
-            made = [
+            parts = [
                 encoder(part[:, None])[0].features.reshape(len(part), 8, 8, -1).half() for part in pixels.split(128)
             ]
-        sets.append((torch.cat(made).clone(), labels))
+        sets.append((torch.cat(parts).clone(), labels))
     (x, y), (x_test, y_test) = sets
     rows = []
     for kind in ("mean", "attention", "tokenlearner 8", "tokenlearner 4"):
@@ -231,18 +231,18 @@ def frozen(seeds: tuple[int, ...]) -> None:
             )  # fmt: skip
             head.eval()
             with torch.no_grad():
-                made = [torch.cat([head.features(p.float()) for p in part.split(256)]) for part in (x, x_test)]
-                top1 = float((head.head(made[1]).argmax(1) == y_test).double().mean())
-            probe, _ = linear_probe(made[0], y, made[1], y_test)
-            shots = few_shot(made[0], y, made[1], y_test, seed=seed)
+                features = [torch.cat([head.features(p.float()) for p in part.split(256)]) for part in (x, x_test)]
+                top1 = float((head.head(features[1]).argmax(1) == y_test).double().mean())
+            probe, _ = linear_probe(features[0], y, features[1], y_test)
+            shots = few_shot(features[0], y, features[1], y_test, seed=seed)
             rows.append(
                 {"head": kind, "seed": seed, "trained": 100 * top1, "linear": 100 * probe, "5-shot": 100 * shots}
             )
             print(rows[-1], flush=True)
-    plain = x.float().mean((1, 2)), x_test.float().mean((1, 2))
+    mean = x.float().mean((1, 2)), x_test.float().mean((1, 2))
     for seed in seeds:
-        probe, _ = linear_probe(plain[0], y, plain[1], y_test)
-        shots = few_shot(plain[0], y, plain[1], y_test, seed=seed)
+        probe, _ = linear_probe(mean[0], y, mean[1], y_test)
+        shots = few_shot(mean[0], y, mean[1], y_test, seed=seed)
         rows.append(
             {"head": "(untrained mean)", "seed": seed, "trained": None, "linear": 100 * probe, "5-shot": 100 * shots}
         )
@@ -250,22 +250,23 @@ def frozen(seeds: tuple[int, ...]) -> None:
     (PARTS / "frozen.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measured(part: str, variants: dict[str, dict[str, Any]], base: dict[str, Any], batch: int) -> list[dict[str, Any]]:
-    """Accuracy with spread, operations, throughput and memory of each variant."""
-    found: dict[str, list[float]] = {name: [] for name in variants}
+def measure(part: str, variants: dict[str, dict[str, Any]], base: dict[str, Any], batch: int) -> list[dict[str, Any]]:
+    """Accuracy of each seed, operations, throughput and memory of each variant."""
+    scores_of: dict[str, list[float]] = {name: [] for name in variants}
     for file in PARTS.glob(f"{part}-*.json"):
-        said = json.loads(file.read_text())
-        if said["name"] in found:
-            found[said["name"]].append(said["top1"])
+        result = json.loads(file.read_text())
+        name = result["name"].replace("factorised", "factorized").replace("a frame", "per frame")
+        if name in scores_of:
+            scores_of[name].append(result["top1"])
     networks = {name: VisionTransformer(VisionConfig(**(base | changes))).eval() for name, changes in variants.items()}
-    frames = base.get("frames", 1)
-    clip = torch.rand(batch, frames, 3, *base["size"])
+    frames = base.get("num_frames", 1)
+    clip = torch.rand(batch, frames, 3, *base["image_size"])
     with torch.inference_mode():
         times = time_side_by_side({name: lambda n=network: n(clip) for name, network in networks.items()}, 9)
     rows = []
     for name, network in networks.items():
         one = clip[:1]
-        scores = found[name]
+        scores = scores_of[name]
         rows.append(
             {
                 "network": name,
@@ -273,7 +274,7 @@ def measured(part: str, variants: dict[str, dict[str, Any]], base: dict[str, Any
                 "seeds": " ".join(f"{score:.1f}" for score in sorted(scores)),
                 "GFLOPs": round(count(network, one).by("paper"), 4),
                 f"{'clips' if frames > 1 else 'images'}/s": round(1000 * batch / times[name]["median"]),
-                "ms (least..most)": f"{times[name]['median']:.1f} ({times[name]['min']:.1f}..{times[name]['max']:.1f})",
+                "ms (min..max)": f"{times[name]['median']:.1f} ({times[name]['min']:.1f}..{times[name]['max']:.1f})",
                 "activations, MiB": round(activation_bytes(network, one) / 2**20, 2),
                 "parameters": parameters(network),
             }
@@ -290,19 +291,19 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for axis, (label, value) in zip(
         axes,
-        (("GFLOPs", lambda r: r["GFLOPs"]), ("ms a batch", lambda r: float(r["ms (least..most)"].split()[0]))),
+        (("GFLOPs", lambda r: r["GFLOPs"]), ("ms per batch", lambda r: float(r["ms (min..max)"].split()[0]))),
         strict=True,
     ):
-        for number, row in enumerate(r for r in rows if r["top-1 %"] is not None):
+        for index, row in enumerate(r for r in rows if r["top-1 %"] is not None):
             scores = [float(s) for s in row["seeds"].split()]
-            colour, marker = plt.cm.tab20(number % 20), "os^Dv"[number % 5]
+            color, marker = plt.cm.tab20(index % 20), "os^Dv"[index % 5]
             x = value(row)
-            axis.plot([x, x], [min(scores), max(scores)], color=colour, lw=1.2)
-            axis.plot(x, row["top-1 %"], marker, color=colour, ms=7, label=row["network"])
+            axis.plot([x, x], [min(scores), max(scores)], color=color, lw=1.2)
+            axis.plot(x, row["top-1 %"], marker, color=color, ms=7, label=row["network"])
         axis.set(xlabel=label)
         axis.xaxis.set_major_locator(plt.MaxNLocator(6))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="top-1 % (least, mean, most of the seeds)", title=title)
+    axes[0].set(ylabel="top-1 % (min, mean, max of the seeds)", title=title)
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -310,20 +311,20 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 def report() -> None:
     tables: dict[str, list[dict[str, Any]]] = {}
-    pictures = []
+    images_ = []
     for part, title, variants, base, batch in (
         ("images", "Sign digits, 10 classes", IMAGES, IMAGE, 64),
         ("videos", "Moving digits, 40 classes", VIDEOS, CLIP, 32),
     ):
-        rows = measured(part, variants, base, batch)
+        rows = measure(part, variants, base, batch)
         tables[title] = rows
-        pictures.append(f"tokenlearner_small_{part}.png")
-        plot(rows, title, RESULTS / pictures[-1])
+        images_.append(f"tokenlearner_small_{part}.png")
+        plot(rows, title, RESULTS / images_[-1])
     if (PARTS / "frozen.json").exists():
         rows = json.loads((PARTS / "frozen.json").read_text())
         summary = []
         for head in dict.fromkeys(row["head"] for row in rows):
-            line: dict[str, Any] = {"between dinov2-small (frozen) and classifier": head}
+            line: dict[str, Any] = {"head on frozen dinov2-small": head}
             for name in ("trained", "linear", "5-shot"):
                 values = [row[name] for row in rows if row["head"] == head and row[name] is not None]
                 line[f"{name} top-1 %"] = (
@@ -336,20 +337,20 @@ def report() -> None:
         "TokenLearner and its alternatives, trained on 2 cores",
         "python benchmarks/tokenlearner_small.py images videos frozen report",
         tables,
-        "top-1 is the mean over three seeds of initialisation and order of the data, each beside it; the split is "
-        "fixed. GFLOPs by the paper's convention, for one image or clip. Times are of one batch (64 images, 32 clips), "
-        "float32, the networks taking turns. Activations are what a forward pass keeps for the backward pass.",
-        pictures,
+        "top-1 is the mean over three seeds (initialization and data order), listed in the next column; the split is "
+        "fixed. GFLOPs by the paper's convention, for one image or clip. Times are for one batch (64 images, 32 clips) "
+        "in float32; the networks alternate. Activations: memory that a forward pass saves for the backward pass.",
+        images_,
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="+", choices=["images", "videos", "frozen", "report"])
-    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
-    parser.add_argument("--epochs", type=float, default=20)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=["images", "videos", "frozen", "report"], help="parts to run")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="seeds (default: 0 1 2)")
+    parser.add_argument("--epochs", type=float, default=20, help="epochs of images (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="steps of videos (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for part in arguments.parts:

@@ -1,23 +1,24 @@
-"""How much of TokenLearner's FLOP ratio arrives as time and memory, and what the rest is.
+"""How much of TokenLearner's FLOP reduction becomes saved time and memory, and where the rest goes.
 
     python benchmarks/tokenlearner_speed.py
 
-Costs about 2 minutes on 2 cores. Three tables:
+About 2 minutes on 2 cores. Three tables:
 
-1. whole networks against the plain one: time, FLOP ratio, and what a training step keeps in memory; on a GPU, where
-   there is one, also in bf16, compiled and not;
-2. where the time of a TokenLearner network goes: blocks before the learner, the learner, blocks behind it;
-3. one module, versions 1.0 and 1.1, against the straightforward version that makes the [B,M,N,C] product of every
-   map with every pixel: time and memory, and the largest difference. Ours is one matrix product.
+1. full networks against those without a learner: time, FLOP ratio, and memory that a training step saves for the
+   backward pass; on a GPU, if available, also in bf16, with and without compilation;
+2. where the time of a TokenLearner network goes: blocks before the learner, the learner, blocks after it;
+3. one module, versions 1.0 and 1.1, against a simple implementation that materializes the [B,M,N,C] product of every
+   map with every pixel: time, memory, and the largest difference. Ours is one matrix product.
 
-Expected on 2 cores: the networks are 1.7 to 2.0 times faster at FLOP ratios of 1.75 to 1.95, so nearly all of it
-arrives; what holds the rest back is the learner's 3x3 convolutions and the blocks on 8 tokens, which run at 30 to 70 %
-of the rate of the large ones. One module is 3 to 12 times faster than the straightforward version (writing the large
-product costs more or less by the state of the machine), in a thirteenth of its memory.
+Expected on 2 cores: the networks are 1.7 to 2.0 times faster at FLOP ratios of 1.75 to 1.95, so nearly all of the
+reduction becomes saved time; the rest is lost in the learner's 3x3 convolutions and the blocks on 8 tokens, which run
+at 30 to 70 % of the rate of the large ones. One module is 3 to 12 times faster than the simple implementation (the time
+to write the large product varies with the state of the machine), with a thirteenth of its memory.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -46,35 +47,35 @@ NETWORKS = [
 ]
 
 
-def whole(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any]]:
+def full_networks(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any]]:
     rows = []
-    peaks = on_cpu() if device == "cpu" else {}
-    for plain_name, name, size, batch in NETWORKS:
+    peaks = measure_peaks() if device == "cpu" else {}
+    for baseline, name, size, batch in NETWORKS:
         if device == "cuda":
             batch *= 16
         networks = {}
-        for each in (plain_name, name):
+        for each in (baseline, name):
             network = models.build(each, image_size=(size, size)).to(device, dtype).eval()
             networks[each] = torch.compile(network) if compiled else network
         clip = torch.rand(batch, networks[name].config.num_frames, 3, size, size, device=device)
         times = time_side_by_side({each: lambda n=network, c=clip: n(c) for each, network in networks.items()}, 7)
-        flops, kept = {}, {}
-        for each in (plain_name, name):
+        flops, saved = {}, {}
+        for each in (baseline, name):
             on_meta = models.on_meta(each, image_size=(size, size))
             one = torch.empty(1, *clip.shape[1:], device="meta")
             flops[each] = count(on_meta, one).by("paper")
             with torch.enable_grad():
-                kept[each] = activation_bytes(on_meta, one) / 2**20
+                saved[each] = activation_bytes(on_meta, one) / 2**20
         for each, t in times.items():
             rows.append(
                 {
                     "network": f"{each}, {size} px, batch {batch}",
-                    "where": f"{device} {str(dtype).removeprefix('torch.')}{', compiled' if compiled else ''}",
+                    "device": f"{device} {str(dtype).removeprefix('torch.')}{', compiled' if compiled else ''}",
                     "ms": f"{t['median']:.1f} ({t['min']:.1f}..{t['max']:.1f})",
-                    "time ratio": round(times[plain_name]["median"] / t["median"], 2),
+                    "time ratio": round(times[baseline]["median"] / t["median"], 2),
                     "GFLOPs": round(flops[each], 3),
-                    "FLOP ratio": round(flops[plain_name] / flops[each], 2),
-                    "kept for backward, MiB a sample": round(kept[each], 1),
+                    "FLOP ratio": round(flops[baseline] / flops[each], 2),
+                    "saved for backward, MiB per sample": round(saved[each], 1),
                     "peak, MiB": peaks[f"{each} {size} {batch}"] if peaks else _peak(networks[each], clip),
                 }
             )
@@ -82,18 +83,18 @@ def whole(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[str, Any
 
 
 def _peak(network: Any, clip: Tensor) -> float:
-    """Memory by which a forward pass without gradient rises at most."""
+    """Largest increase in memory during a forward pass without gradients, in MiB."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     network(clip)
     return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
 
 
-def on_cpu() -> dict[str, float]:
-    """MiB by which memory rises at most in a forward pass, measured in a process of its own.
+def measure_peaks() -> dict[str, float]:
+    """Largest increase in memory during each forward pass in MiB, measured in a separate process.
 
-    There every large block is given back as soon as it is free (an environment variable of the C library), which costs
-    time but makes the resident memory say what is in use.
+    Environment variables of the C library make it release every freed large block immediately, which takes time but makes
+    the resident memory equal to the memory in use.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(
@@ -103,14 +104,14 @@ def on_cpu() -> dict[str, float]:
 
 
 def print_peaks() -> None:
-    """What `on_cpu` reads."""
+    """Prints what `measure_peaks` reads."""
     peaks = {}
-    for plain_name, name, size, batch in NETWORKS:
-        for each in (plain_name, name):
+    for baseline, name, size, batch in NETWORKS:
+        for each in (baseline, name):
             network = models.build(each, image_size=(size, size)).eval()
             clip = torch.rand(batch, network.config.num_frames, 3, size, size)
             network(clip)
-            peaks[f"{each} {size} {batch}"] = _most(lambda n=network, c=clip: n(c))
+            peaks[f"{each} {size} {batch}"] = _largest_peak(lambda n=network, c=clip: n(c))
     for version, shape in MODULES:
         learner = TokenLearner("16/frame", dim=shape[-1], version=version).eval()
         x = torch.randn(*shape)
@@ -119,16 +120,16 @@ def print_peaks() -> None:
             ("broadcast", lambda n=Broadcast(learner), x=x: n(x)),
         ):
             run()
-            peaks[f"{version} {shape} {how}"] = _most(run)
+            peaks[f"{version} {shape} {how}"] = _largest_peak(run)
     print(json.dumps(peaks))
 
 
-def _most(run: Any) -> float:
+def _largest_peak(run: Any) -> float:
     return round(max(peak_memory(run) for _ in range(5)) / 2**20, 1)
 
 
 def parts() -> list[dict[str, Any]]:
-    """The pieces of one network, each timed on what it is given there."""
+    """The parts of one network, each timed on its input in that network."""
     size, batch = 224, 8
     network = models.build("tokenlearner_vit_s16_8at6", image_size=(size, size)).eval()
     clip = torch.rand(batch, 1, 3, size, size)
@@ -142,15 +143,15 @@ def parts() -> list[dict[str, Any]]:
     }
     times = time_side_by_side({name: run for name, (run, _) in runs.items()}, 15)
     rows = []
-    for name, (run, often) in runs.items():
+    for name, (run, repetitions) in runs.items():
         counted = count(lambda r=run: r())
         rows.append(
             {
                 "part": name,
-                "times": often,
+                "count": repetitions,
                 "ms each": round(times[name]["median"], 2),
-                "ms in all": round(times[name]["median"] * often, 1),
-                "GFLOPs in all": round(counted.by("paper") * often, 3),
+                "total ms": round(times[name]["median"] * repetitions, 1),
+                "total GFLOPs": round(counted.by("paper") * repetitions, 3),
                 "GFLOP/s": round(1e3 * counted.by("paper") / times[name]["median"], 1),
             }
         )
@@ -158,7 +159,7 @@ def parts() -> list[dict[str, Any]]:
 
 
 class Broadcast(nn.Module):
-    """The straightforward pooling: every map times every pixel, then the sum; [B,M,N,C] in between."""
+    """Pooling in a simple way: every map times every pixel, [B,M,N,C], then the sum."""
 
     def __init__(self, learner: TokenLearner) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class Broadcast(nn.Module):
 
 def module() -> list[dict[str, Any]]:
     rows = []
-    peaks = on_cpu()
+    peaks = measure_peaks()
     for version, shape in MODULES:
         learner = TokenLearner("16/frame", dim=shape[-1], version=version).eval()
         naive = Broadcast(learner)
@@ -184,7 +185,7 @@ def module() -> list[dict[str, Any]]:
             rows.append(
                 {
                     "module": f"version {version}, {list(shape)}, 16 tokens",
-                    "how": name,
+                    "implementation": name,
                     "ms": f"{times[name]['median']:.2f} ({times[name]['min']:.2f}..{times[name]['max']:.2f})",
                     "ratio": round(times["broadcast"]["median"] / times[name]["median"], 2),
                     "peak, MiB": peaks[f"{version} {shape} {name}"],
@@ -197,20 +198,22 @@ def module() -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    if "--peaks" in sys.argv:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peaks", action="store_true", help=argparse.SUPPRESS)
+    if parser.parse_args().peaks:
         print_peaks()
         sys.exit()
-    tables = {"Whole networks": whole("cpu", torch.float32, False)}
+    tables = {"Whole networks": full_networks("cpu", torch.float32, False)}
     if torch.cuda.is_available():
         for compiled in (False, True):
-            tables["Whole networks"] += whole("cuda", torch.bfloat16, compiled)
+            tables["Whole networks"] += full_networks("cuda", torch.bfloat16, compiled)
     tables["Where the time goes: ViT-S/16, 8 tokens from layer 6, 224 px, batch 8, float32"] = parts()
-    tables["The module against the straightforward version, float32"] = module()
+    tables["The module against a simple implementation, float32"] = module()
     write(
         "tokenlearner_speed",
         "TokenLearner: time and memory against FLOPs",
         "python benchmarks/tokenlearner_speed.py",
         tables,
-        "Milliseconds: median (least..most), the runs of a row's group taking turns. Random weights; the time does not "
-        "depend on them. Compiled networks are measured on a GPU alone.",
+        "Milliseconds: median (min..max); the runs of a group alternate. Random weights, which do not affect the time. "
+        "Compiled networks are measured only on a GPU.",
     )

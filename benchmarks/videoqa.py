@@ -1,31 +1,31 @@
-"""What each method keeps for a language model that watches videos: the table of Token Dynamics, made from nothing.
+"""Accuracy of a video language model with each method: the table of Token Dynamics, all models trained from scratch.
 
     python benchmarks/videoqa_encoder.py WORK        the frozen encoder, about 35 minutes on 2 cores
     python benchmarks/videoqa.py WORK data           clips and their features, about 10 minutes, 7 GB
     python benchmarks/videoqa.py WORK base           a language model of 0.9 M parameters on all tokens, over an hour
-    python benchmarks/videoqa.py WORK zeroshot       every method at 12, 32 and 64 of 256 tokens, not retrained
+    python benchmarks/videoqa.py WORK zeroshot       every method at 12, 32 and 64 of 256 tokens, without retraining
     python benchmarks/videoqa.py WORK finetune       every method at 32 tokens, equal further training, 3 seeds; hours
-    python benchmarks/videoqa.py WORK longer         some of them with four times as much of it
-    python benchmarks/videoqa.py WORK ablation       the map and the base of Token Dynamics, one by one
+    python benchmarks/videoqa.py WORK longer         some of them with four times as much further training
+    python benchmarks/videoqa.py WORK ablation       the map and the base of Token Dynamics, separately
     python benchmarks/videoqa.py WORK report         results/videoqa.json, .md and .png
 
-finetune, longer and ablation take numbers of seeds after them; seeds can run side by side, each on one core. Each step
-goes on where it was stopped.
+finetune, longer and ablation accept seeds as further arguments; seeds can run in parallel, one per core. Interrupted
+steps resume.
 
-Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten kinds of question, all open (answers of one word), scored
-by exact match. Tokens: 16 frames x 4 x 4 cells, 2 x 2 patches of the encoder in each. Reduction is after the projector,
-in the width of the language model; tokens keep the positions of their cells (positions="keep"), but for the rows that
-say otherwise.
+Clips of 16 frames, 64 pixels (`fewtokens.data.videoqa`): ten types of question, all open (answers of one word), scored
+by exact match. Tokens: 16 frames x 4 x 4 cells, each with 2 x 2 patches of the encoder. Reduction is after the
+projector, in the dimension of the language model; tokens keep the positions of their cells (positions="keep"), except
+in the rows marked otherwise.
 
-Expected: 47.7 % with all tokens where a blind guess has 18.4 %; not retrained, at 32 tokens, hourglass 44,
-fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 46, fewer_frames 44, token_dynamics
-43, kmeans 42. What is made of them: docs/studies/video_llm.md.
+Expected: 47.7 % with all tokens, compared with 18.4 % for a blind guess; without retraining, at 32 tokens, hourglass
+44, fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 46, fewer_frames 44,
+token_dynamics 43, kmeans 42. Discussion: docs/studies/video_llm.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ GRID = Grid(16, 4, 4, torch.arange(16) / CONFIG.fps)
 ITEMS = {"train": 24_000, "test": 2_000}
 BUDGETS = (12, 32, 64)
 TUNE_STEPS, TUNE_ITEMS, SEEDS = 100, 6_400, (0, 1, 2)
-# Made for this budget by their own arguments: 32 tokens of 16 frames of 4 x 4 cells.
+# Their arguments give this budget: 32 tokens for 16 frames of 4 x 4 cells.
 TRAINED = {
     "token_dynamics": "token_dynamics({k})",
     "token_dynamics (paper)": "token_dynamics({k}, mode='paper')",
@@ -77,7 +77,7 @@ TRAINED = {
     "storm": "storm(pool=2, spatial=2)",
     "linvt": "linvt({k})",
 }
-# A quarter of an hour a run where others take half a minute: one seed.
+# One seed, because a run takes a quarter of an hour instead of half a minute.
 SLOW = ("storm",)
 ADAPTIVE = {
     "kmeans, adaptive 12-32": "kmeans(criterion='silhouette', k_min=12, k_max=32)",
@@ -88,80 +88,87 @@ ADAPTIVE = {
 DESCRIBE = "What does the clip show?"
 
 
-def scene(split: str, number: int) -> list[Actor]:
-    """Everything that is seen in a clip, as it comes up and from left to right."""
+def scene(split: str, index: int) -> list[Actor]:
+    """The visible objects of a clip, ordered by first appearance, then from left to right."""
     actors, _ = stage(
-        make_question(split, number, CONFIG), CONFIG, np.random.default_rng(key_of(split, number, CONFIG, 1))
+        make_question(split, index, CONFIG), CONFIG, np.random.default_rng(key_of(split, index, CONFIG, 1))
     )
-    shown = [actor for actor in actors if actor.shown.any()]
-    return sorted(shown, key=lambda actor: (int(actor.shown.argmax()), actor.path[actor.shown.argmax()][1]))
+    visible = [actor for actor in actors if actor.shown.any()]
+    return sorted(visible, key=lambda actor: (int(actor.shown.argmax()), actor.path[actor.shown.argmax()][1]))
 
 
 def caption(actors: Sequence[Actor]) -> str:
     return " ".join(f"{actor.colour} {actor.look}" for actor in actors)
 
 
-def talk(split: str, number: int, turns: int = 5) -> list[tuple[str, str]]:
-    """The question of a clip, other questions on it whose answer is certain, and a description: a small model learns to
-    look many times faster from much said of each clip than from one word."""
-    rng = np.random.default_rng(key_of(split, number, CONFIG, 2))
-    question = make_question(split, number, CONFIG, formats=("open",))
-    actors = scene(split, number)
-    colours, looks = Counter(actor.colour for actor in actors), Counter(actor.look for actor in actors)
+def conversation(split: str, index: int, turns: int = 5) -> list[tuple[str, str]]:
+    """The question of a clip, further questions with a certain answer, and a description.
+
+    A small model learns to use the video many times faster from several turns per clip than from one word.
+    """
+    rng = np.random.default_rng(key_of(split, index, CONFIG, 2))
+    question = make_question(split, index, CONFIG, formats=("open",))
+    actors = scene(split, index)
+    colors, looks = Counter(actor.colour for actor in actors), Counter(actor.look for actor in actors)
     starts = [int(actor.shown.argmax()) for actor in actors]
-    found: list[tuple[str, tuple[str, ...], str]] = []
+    candidates: list[tuple[str, tuple[str, ...], str]] = []
     for actor in actors:
-        alone = colours[actor.colour] == 1
-        if alone:
-            found.append(("digit coloured" if actor.look.isdigit() else "shape shape", (actor.colour,), actor.look))
+        if colors[actor.colour] == 1:
+            candidates.append(
+                ("digit coloured" if actor.look.isdigit() else "shape shape", (actor.colour,), actor.look)
+            )
         if looks[actor.look] == 1 and not actor.look.isdigit():
-            found.append(("colour colour", (actor.look,), actor.colour))
+            candidates.append(("colour colour", (actor.look,), actor.colour))
             frames = np.flatnonzero(actor.shown)
             down, right = actor.path[frames[-1]] - actor.path[frames[0]]
             if max(abs(down), abs(right)) > 0.3 and min(abs(down), abs(right)) < 0.1:
                 way = ("right" if right > 0 else "left") if abs(right) > abs(down) else "down" if down > 0 else "up"
-                found.append(("direction way", (actor.colour, actor.look), way))
-    found.append(("count object", (), str(len(actors))))
-    found += [("count colour", (colour,), str(many)) for colour, many in colours.items()]
+                candidates.append(("direction way", (actor.colour, actor.look), way))
+    candidates.append(("count object", (), str(len(actors))))
+    candidates += [("count colour", (color,), str(count)) for color, count in colors.items()]
     if len(actors) > 1 and starts[0] < starts[1]:
-        found += [("order shape", (), actors[0].look)] * (not actors[0].look.isdigit())
-        found.append(("order colour", (), actors[0].colour))
+        candidates += [("order shape", (), actors[0].look)] * (not actors[0].look.isdigit())
+        candidates.append(("order colour", (), actors[0].colour))
         later = actors[int(rng.integers(1, len(actors)))].colour
         if later != actors[0].colour:
-            found.append(("order pair", tuple(rng.permutation([actors[0].colour, later]).tolist()), actors[0].colour))
+            candidates.append(
+                ("order pair", tuple(rng.permutation([actors[0].colour, later]).tolist()), actors[0].colour)
+            )
     frame = int(rng.integers(CONFIG.frames))
-    there = [actor for actor in actors if actor.shown[frame]]
-    if len(there) == 1 and not there[0].look.isdigit():
-        at = (f"{round(frame / CONFIG.fps, 3):g}",)
-        found += [("moment shape", at, there[0].look), ("moment colour", at, there[0].colour)]
-    said = [(prompt(question), target(question))]
-    for n in rng.permutation(len(found))[:turns]:
-        what, named, answer = found[n]
-        text = TEXTS[what][int(rng.integers(len(TEXTS[what])))].format(*named)
-        said.append((f"{text}\nAnswer with one word.", answer))
-    return [*said, (DESCRIBE, caption(actors))]
+    present = [actor for actor in actors if actor.shown[frame]]
+    if len(present) == 1 and not present[0].look.isdigit():
+        second = (f"{round(frame / CONFIG.fps, 3):g}",)
+        candidates += [("moment shape", second, present[0].look), ("moment colour", second, present[0].colour)]
+    exchanges = [(prompt(question), target(question))]
+    for n in rng.permutation(len(candidates))[:turns]:
+        wording, values, answer = candidates[n]
+        text = TEXTS[wording][int(rng.integers(len(TEXTS[wording])))].format(*values)
+        exchanges.append((f"{text}\nAnswer with one word.", answer))
+    return [*exchanges, (DESCRIBE, caption(actors))]
 
 
 class Cells(Dataset[dict[str, Any]]):
-    """Encoded clips with their questions, all open, as `train_video_llm` takes them; in memory.
+    """Encoded clips with open questions, in memory, in the format of `train_video_llm`.
 
     Args:
-        talks: much said of each clip, instead of its question alone.
-        items: the first so many; all if none.
+        conversations: several turns per clip instead of its question only.
+        items: number of items, from the first; 0 for all.
     """
 
-    def __init__(self, work: Path, split: str, tokenizer: Any, *, talks: bool = False, items: int = 0) -> None:
+    def __init__(self, work: Path, split: str, tokenizer: Any, *, conversations: bool = False, items: int = 0) -> None:
         self.questions = VideoQA(CONFIG, split, items or ITEMS[split], formats=("open",)).questions()
         self.cells = np.load(work / f"{split}.npy", mmap_mode="r")[: len(self.questions)].copy()
-        turns = (talk(split, n) if talks else [(prompt(q), target(q))] for n, q in enumerate(self.questions))
-        self.lines = [encode_turns(tokenizer, said) for said in turns]
+        turns = (
+            conversation(split, n) if conversations else [(prompt(q), target(q))] for n, q in enumerate(self.questions)
+        )
+        self.lines = [encode_turns(tokenizer, exchanges) for exchanges in turns]
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        number = key[1] if isinstance(key, tuple) else key
-        return {"line": self.lines[number], "video_cells": torch.from_numpy(self.cells[number].astype(np.float32))}
+        index = key[1] if isinstance(key, tuple) else key
+        return {"line": self.lines[index], "video_cells": torch.from_numpy(self.cells[index].astype(np.float32))}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch | {"video_cells": cells, "video_grid": GRID}
 
 
-def encoder_of(work: Path) -> VitEncoder:
+def load_frozen_encoder(work: Path) -> VitEncoder:
     encoder = load_encoder(blank(work / "blank"), batch=4096)
     assert isinstance(encoder, VitEncoder)
     tensors, _ = files.load(work / "encoder.safetensors", "videoqa_encoder")
@@ -179,17 +186,19 @@ def encoder_of(work: Path) -> VitEncoder:
 
 
 def make_language_model(folder: Path) -> Path:
-    """A Llama of random weights and a tokenizer that knows the words of the questions."""
+    """Saves a Llama with random weights and a tokenizer for the vocabulary of the questions."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    vocabulary = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<s>", "</s>", "<unk>"])
-    texts = [f"USER: {asked} ASSISTANT: {said}" for number in range(4000) for asked, said in talk("train", number)]
-    words.train_from_iterator(texts, trainer)
+    texts = [
+        f"USER: {text} ASSISTANT: {answer}" for index in range(4000) for text, answer in conversation("train", index)
+    ]
+    vocabulary.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=vocabulary, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -203,7 +212,7 @@ def make_language_model(folder: Path) -> Path:
 
 
 def step_data(work: Path) -> None:
-    model = ComposedVideoLLM(encoder_of(work), *_language(work), pool=POOL)
+    model = ComposedVideoLLM(load_frozen_encoder(work), *_language(work), pool=POOL)
     for split, items in ITEMS.items():
         path = work / f"{split}.npy"
         done_path = work / f"{split}.done"
@@ -229,47 +238,47 @@ def _language(work: Path) -> tuple[Any, Any]:
 
 def step_base(work: Path, steps: int = 3600) -> None:
     torch.manual_seed(0)
-    model = ComposedVideoLLM(encoder_of(work), *_language(work), pool=POOL)
+    model = ComposedVideoLLM(load_frozen_encoder(work), *_language(work), pool=POOL)
     settings = Settings(
         steps=steps, batch=32, lr=1.5e-3, weight_decay=0.02, rates={"encoder": 0.0}, workers=1, save_every=200,
         log_every=50, warmup=0.03, precision="bf16",
     )  # fmt: skip
-    data = Cells(work, "train", model.tokenizer, talks=True)
-    train_video_llm(model, data, settings, work / "base", collate=collate, progress=say, device="cpu")
+    data = Cells(work, "train", model.tokenizer, conversations=True)
+    train_video_llm(model, data, settings, work / "base", collate=collate, progress=print_progress, device="cpu")
     print(summarize(answers(model.eval(), Cells(work, "test", model.tokenizer)))["all"])
 
 
-def say(done: int, total: int, numbers: dict[str, float]) -> None:
+def print_progress(done: int, total: int, values: dict[str, float]) -> None:
     if done % 50 == 0:
-        print(done, total, {name: round(value, 3) for name, value in numbers.items()}, flush=True)
+        print(done, total, {name: round(value, 3) for name, value in values.items()}, flush=True)
 
 
 @torch.no_grad()
 def answers(model: ComposedVideoLLM, data: Cells, part: slice = slice(None)) -> list[dict[str, Any]]:
-    """Rows of `evaluate.videoqa` for a part of the test; every answer is one word."""
+    """Rows of `evaluation.videoqa` for a part of the test set; every answer is one word."""
     questions = data.questions[part]
     rows: list[dict[str, Any]] = []
     for start in range(0, len(questions), 100):
-        some = questions[start : start + 100]
-        cells = torch.from_numpy(data.cells[part][start : start + len(some)].astype(np.float32))
-        words = model.encode_questions([prompt(q) for q in some])
-        said = model.answer(words | {"video_cells": cells, "video_grid": GRID}, max_new_tokens=1)
-        rows += [row(text, question) for text, question in zip(said, some, strict=True)]
+        batch = questions[start : start + 100]
+        cells = torch.from_numpy(data.cells[part][start : start + len(batch)].astype(np.float32))
+        inputs = model.encode_questions([prompt(q) for q in batch])
+        texts = model.answer(inputs | {"video_cells": cells, "video_grid": GRID}, max_new_tokens=1)
+        rows += [row(text, question) for text, question in zip(texts, batch, strict=True)]
     return rows
 
 
 def usable() -> list[str]:
-    """Methods without parameters that need no cue of the encoder, the baselines first."""
-    found = []
+    """Methods without parameters or cues of the encoder, baselines first."""
+    names = []
     for name in registry.names():
         kind = registry.get(name)
         if kind.stage == "tokens" and not kind.learned and set(kind().needs) <= {"text", "frame_global"}:
-            found.append(name)
-    return [name for name in found if name not in ("grid_split", "spatial_pool")]
+            names.append(name)
+    return [name for name in names if name not in ("grid_split", "spatial_pool")]
 
 
-def with_methods(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> ComposedVideoLLM:
-    """The model with a chain at a budget; what cannot go so low is taken down by `tome`, as in a bench."""
+def with_budget(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> ComposedVideoLLM:
+    """The model with a chain at a budget; a method that keeps more is followed by `tome`, as in `bench`."""
     torch.manual_seed(seed)
     if "(" in spec:
         return model.reduce_with(spec.format(k=k))
@@ -278,19 +287,19 @@ def with_methods(model: ComposedVideoLLM, spec: str, k: int, seed: int = 0) -> C
 
 
 def measure(model: ComposedVideoLLM, data: Cells) -> dict[str, Any]:
-    """Accuracy by kind, tokens that came out, milliseconds of reduction and prompt a video."""
+    """Accuracy by type of question, tokens kept, milliseconds of reduction and of an answer per video."""
     counts, reducing = [], 0.0
     with torch.no_grad():
         for start in range(0, 200, 50):
             cells = torch.from_numpy(data.cells[start : start + 50].astype(np.float32))
-            words = model.encode_questions([prompt(q) for q in data.questions[start : start + 50]])
-            begun = time.perf_counter()
-            short = model.compress(words | {"video_cells": cells, "video_grid": GRID})
-            reducing += time.perf_counter() - begun
-            counts += [tokens.N for tokens in short.tokens]
-    begun = time.perf_counter()
+            inputs = model.encode_questions([prompt(q) for q in data.questions[start : start + 50]])
+            start_time = time.perf_counter()
+            edited = model.compress(inputs | {"video_cells": cells, "video_grid": GRID})
+            reducing += time.perf_counter() - start_time
+            counts += [tokens.N for tokens in edited.tokens]
+    start_time = time.perf_counter()
     scores = summarize(answers(model, data))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start_time
     kinds = {kind: scores["kinds"][kind]["accuracy"] for kind in KINDS}
     tokens = float(np.mean(counts))
     accuracy = scores["all"]["accuracy"]
@@ -300,18 +309,18 @@ def measure(model: ComposedVideoLLM, data: Cells) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kept(path: Path) -> dict[str, Any]:
+def read_rows(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def keep(path: Path, rows: dict[str, Any]) -> None:
+def write_rows(path: Path, rows: dict[str, Any]) -> None:
     with files.whole_file(path) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def step_zeroshot(work: Path) -> None:
     path = work / "zeroshot.json"
-    rows = kept(path)
+    rows = read_rows(path)
     model = load_video_llm(work / "base" / "model", device="cpu")
     data = Cells(work, "test", model.tokenizer)
     jobs: list[tuple[str, str, int]] = [("full", "", GRID.cells)]
@@ -321,18 +330,18 @@ def step_zeroshot(work: Path) -> None:
     for key, spec, k in jobs:
         if key in rows:
             continue
-        rows[key] = measure(with_methods(model, spec, k) if spec else model.reduce_with(""), data)
-        keep(path, rows)
+        rows[key] = measure(with_budget(model, spec, k) if spec else model.reduce_with(""), data)
+        write_rows(path, rows)
         print(key, round(rows[key]["accuracy"], 4), round(rows[key]["tokens"], 1), flush=True)
     if "full, renumbered" not in rows:
         model.positions = "renumber"
         for name in ("uniform", "kmeans", "tome", "mean_pool"):
-            rows[f"{name}@32, renumbered"] = measure(with_methods(model, name, 32), data)
+            rows[f"{name}@32, renumbered"] = measure(with_budget(model, name, 32), data)
         rows["full, renumbered"] = measure(model.reduce_with(""), data)
-        keep(path, rows)
+        write_rows(path, rows)
 
 
-def tuned(
+def finetune(
     work: Path,
     spec: str,
     k: int,
@@ -343,10 +352,10 @@ def tuned(
     make: Any = None,
     steps: int = TUNE_STEPS,
 ) -> dict[str, Any]:
-    """The base with a chain, trained further for as many steps as all others; its scores."""
+    """Trains the base with a chain for the same number of steps as all others; returns its scores."""
     model = load_video_llm(work / "base" / "model", device="cpu")
     model.positions = positions
-    with_methods(model, spec, k, seed) if spec else model.reduce_with("")
+    with_budget(model, spec, k, seed) if spec else model.reduce_with("")
     if make is not None:
         model.compressor = Pipeline([make(model)])
     settings = Settings(
@@ -354,9 +363,9 @@ def tuned(
         save_every=10**9, log_every=50, seed=seed, precision="bf16",
     )  # fmt: skip
     out = work / f"tune-{seed}"
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     fit(model, answer_loss, data, settings, out, collate=collate, resume=False, device="cpu")
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start_time
     return measure(model.eval(), test) | {"train_seconds": seconds}
 
 
@@ -364,39 +373,41 @@ def step_finetune(work: Path, seeds: Sequence[int]) -> None:
     tokenizer = _language(work)[1]
     data, test = Cells(work, "train", tokenizer, items=TUNE_ITEMS), Cells(work, "test", tokenizer)
     names = {"full": "", **{name: name for name in usable()}, **TRAINED, **ADAPTIVE}
-    some = ("token_dynamics", "kmeans", "uniform", "mean_pool")
-    others = {f"{name}@{k}": (TRAINED.get(name, name), k) for k in (12, 64) for name in some}
+    selected = ("token_dynamics", "kmeans", "uniform", "mean_pool")
+    others = {f"{name}@{k}": (TRAINED.get(name, name), k) for k in (12, 64) for name in selected}
     jobs = {name: (spec, 32) for name, spec in names.items()} | others
     for seed in seeds:
         path = work / f"finetune-{seed}.json"
-        rows = kept(path)
+        rows = read_rows(path)
         for name, (spec, k) in jobs.items():
             key = f"{name}#{seed}"
             if key not in rows and (name not in SLOW or seed == SEEDS[0]):
-                rows[key] = tuned(work, spec, k, seed, data, test)
-                keep(path, rows)
+                rows[key] = finetune(work, spec, k, seed, data, test)
+                write_rows(path, rows)
                 print(key, round(rows[key]["accuracy"], 4), round(rows[key]["tokens"], 1), flush=True)
 
 
 def step_longer(work: Path, seeds: Sequence[int]) -> None:
-    """Whether what begins at random comes nearer to what does not."""
+    """Whether randomly initialized methods approach those without parameters."""
     tokenizer = _language(work)[1]
     data, test = Cells(work, "train", tokenizer, items=2 * TUNE_ITEMS), Cells(work, "test", tokenizer)
     names = ("kmeans", "token_dynamics", "token_dynamics (paper)", "token_dynamics (reference)", "perceiver")
     for seed in seeds:
         path = work / f"longer-{seed}.json"
-        rows = kept(path)
+        rows = read_rows(path)
         for name in names:
             key = f"{name}#{seed}"
             if key not in rows:
-                rows[key] = tuned(work, TRAINED.get(name, name), 32, seed, data, test, steps=4 * TUNE_STEPS)
-                keep(path, rows)
+                rows[key] = finetune(work, TRAINED.get(name, name), 32, seed, data, test, steps=4 * TUNE_STEPS)
+                write_rows(path, rows)
                 print(key, round(rows[key]["accuracy"], 4), flush=True)
 
 
 def step_ablation(work: Path, seeds: Sequence[int]) -> None:
-    """The base alone, the base with its map, with a map of another video, and a base drawn at random; each trained as
-    long, positions renumbered, so that what says where and when is the map alone."""
+    """The base, the base with its map, with a shuffled map, and a random base with its map.
+
+    All are trained equally long with renumbered positions, so that only the map contains positions.
+    """
     from fewtokens.methods.learned.token_dynamics import TokenDynamics
 
     class RandomMap(TokenDynamics):
@@ -404,17 +415,17 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
             base = tokens.apply(self.decide(tokens))
             generator = torch.Generator().manual_seed(self.seed)
             shuffled = base.assignment[:, torch.randperm(base.assignment.shape[1], generator=generator)]
-            told = base.replace(assignment=shuffled)
-            made = self.attention(base.features, told)
-            return base.replace(features=made * base.mask[..., None])
+            remapped = base.replace(assignment=shuffled)
+            features = self.attention(base.features, remapped)
+            return base.replace(features=features * base.mask[..., None])
 
     class RandomBase(TokenDynamics):
         def forward(self, tokens: Any, **cues: Any) -> Any:
             base = tokens.apply(self.decide(tokens))
             generator = torch.Generator().manual_seed(self.seed)
-            drawn = torch.randn(base.features.shape, generator=generator) * base.features.std()
-            made = self.attention(drawn, base)
-            return base.replace(features=made * base.mask[..., None])
+            random = torch.randn(base.features.shape, generator=generator) * base.features.std()
+            features = self.attention(random, base)
+            return base.replace(features=features * base.mask[..., None])
 
     tokenizer = _language(work)[1]
     data, test = Cells(work, "train", tokenizer, items=TUNE_ITEMS), Cells(work, "test", tokenizer)
@@ -428,12 +439,12 @@ def step_ablation(work: Path, seeds: Sequence[int]) -> None:
     }
     for seed in seeds:
         path = work / f"ablation-{seed}.json"
-        rows = kept(path)
+        rows = read_rows(path)
         for name, (spec, make) in makes.items():
             key = f"{name}#{seed}"
             if key not in rows:
-                rows[key] = tuned(work, spec, 32, seed, data, test, positions="renumber", make=make)
-                keep(path, rows)
+                rows[key] = finetune(work, spec, 32, seed, data, test, positions="renumber", make=make)
+                write_rows(path, rows)
                 print(key, round(rows[key]["accuracy"], 4), flush=True)
 
 
@@ -441,25 +452,33 @@ def step_report(work: Path) -> None:
     from videoqa_report import write
 
     questions = [VideoQA(CONFIG, split, 40_000, formats=("open",)).questions() for split in ("train", "test")]
-    found: dict[str, Any] = {"zeroshot": kept(work / "zeroshot.json")}
+    results: dict[str, Any] = {"zeroshot": read_rows(work / "zeroshot.json")}
     for name in ("finetune", "longer", "ablation"):
-        found[name] = {key: row for path in sorted(work.glob(f"{name}-*.json")) for key, row in kept(path).items()}
-    found["text_only"] = text_only(*questions)
-    found["machine"] = machine()
-    found["prefill_gflops"] = {str(k): prefill_gflops(k) for k in (*BUDGETS, GRID.cells)}
-    write(found, RESULTS)
+        results[name] = {
+            key: row for path in sorted(work.glob(f"{name}-*.json")) for key, row in read_rows(path).items()
+        }
+    results["text_only"] = text_only(*questions)
+    results["machine"] = machine()
+    results["prefill_gflops"] = {str(k): prefill_gflops(k) for k in (*BUDGETS, GRID.cells)}
+    write(results, RESULTS)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     steps = {name.removeprefix("step_"): function for name, function in globals().items() if name.startswith("step_")}
-    if len(arguments) < 2 or arguments[1] not in steps:
-        sys.exit(f"usage: python benchmarks/videoqa.py WORK {'|'.join(steps)} [SEED ...]")
-    work, step, *seeds = arguments
-    if step in ("finetune", "longer", "ablation"):
-        steps[step](Path(work), [int(seed) for seed in seeds] or SEEDS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK", help="directory of data and runs")
+    parser.add_argument("step", choices=list(steps), metavar="STEP", help=", ".join(steps))
+    parser.add_argument(
+        "seeds", type=int, nargs="*", metavar="SEED", help="for finetune, longer, ablation (default: 0 1 2)"
+    )
+    options = parser.parse_args()
+    if options.step in ("finetune", "longer", "ablation"):
+        steps[options.step](options.work, options.seeds or SEEDS)
+    elif options.seeds:
+        parser.error(f"{options.step} does not accept seeds")
     else:
-        steps[step](Path(work))
+        steps[options.step](options.work)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,15 +1,16 @@
-"""A small ViT that sees what is in the made clips: the frozen encoder of `videoqa.py`.
+"""Trains the frozen encoder of `videoqa.py`: a small ViT that recognizes the objects of the synthetic clips.
 
-    python benchmarks/videoqa_encoder.py WORK        # 35 minutes on 2 cores; goes on where it was stopped
+    python benchmarks/videoqa_encoder.py WORK        # 35 minutes on 2 cores; resumes
 
-A Dinov2 config of 0.83 M parameters (128 channels, 4 blocks, patches of 8 pixels of 64), drawn at random and taught for
-every 2 x 2 patches what is there: the look (6 shapes, 10 digits), the colour, and where its middle lies. These labels
-come from the generator, clips of the training split alone. Expected at the end: see the table in results.
+A Dinov2 config with 0.83 M parameters (128 channels, 4 blocks, patches of 8 pixels, 64 x 64 images), randomly
+initialized and trained to predict, for every 2 x 2 patches, the look (6 shapes, 10 digits), color and offset of the
+object there. The labels come from the generator; only clips of the training split are used. It prints the accuracies on
+other clips at the end and saves them with the weights.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,8 @@ LOOKS = (*SHAPES, *DIGITS)
 CELLS, POOL, FRAMES = 4, 2, 8
 
 
-class LabelledFrames(Dataset[dict[str, Tensor]]):
-    """Some frames of a clip, and what is in each of 4 x 4 places: look, colour (0 is nothing) and offset."""
+class LabeledFrames(Dataset[dict[str, Tensor]]):
+    """Some frames of a clip with labels for each of 4 x 4 cells: look, color (0 for none) and offset."""
 
     def __init__(self, split: str, items: int, first: int = 0) -> None:
         self.split, self.items, self.first, self.config = split, items, first, SceneConfig()
@@ -40,27 +41,27 @@ class LabelledFrames(Dataset[dict[str, Tensor]]):
         return self.items
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
-        epoch, number = key if isinstance(key, tuple) else (0, key)
-        number += self.first + epoch * self.items
-        question = make_question(self.split, number, self.config)
-        rng = np.random.default_rng(key_of(self.split, number, self.config, 1))
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        index += self.first + epoch * self.items
+        question = make_question(self.split, index, self.config)
+        rng = np.random.default_rng(key_of(self.split, index, self.config, 1))
         actors, background = stage(question, self.config, rng)
         frames = render(actors, background, self.config.frames, self.config.size, self.split)
-        chosen = rng.permutation(self.config.frames)[:FRAMES]
-        look = torch.zeros(len(chosen), CELLS, CELLS, dtype=torch.int64)
-        colour, offset = torch.zeros_like(look), torch.zeros(len(chosen), CELLS, CELLS, 2)
+        sampled = rng.permutation(self.config.frames)[:FRAMES]
+        look = torch.zeros(len(sampled), CELLS, CELLS, dtype=torch.int64)
+        color, offset = torch.zeros_like(look), torch.zeros(len(sampled), CELLS, CELLS, 2)
         for actor in actors:
-            for n, t in enumerate(chosen):
+            for n, t in enumerate(sampled):
                 row, column = actor.path[t] * CELLS
                 if actor.shown[t] and 0 <= row < CELLS and 0 <= column < CELLS:
-                    at = n, int(row), int(column)
-                    look[at], colour[at] = 1 + LOOKS.index(actor.look), 1 + list(COLOURS).index(actor.colour)
-                    offset[at] = torch.tensor([row % 1, column % 1])
-        return {"frames": frames[chosen], "look": look, "colour": colour, "offset": offset}
+                    cell = n, int(row), int(column)
+                    look[cell], color[cell] = 1 + LOOKS.index(actor.look), 1 + list(COLOURS).index(actor.colour)
+                    offset[cell] = torch.tensor([row % 1, column % 1])
+        return {"frames": frames[sampled], "look": look, "color": color, "offset": offset}
 
 
-class Seer(nn.Module):
-    """The encoder, and what is read off every 2 x 2 patches."""
+class Recognizer(nn.Module):
+    """The encoder with a linear head on every 2 x 2 patches."""
 
     def __init__(self, encoder: VitEncoder) -> None:
         super().__init__()
@@ -74,17 +75,17 @@ class Seer(nn.Module):
         return self.head(x).split([len(LOOKS) + 1, len(COLOURS) + 1, 2], -1)  # type: ignore[return-value]
 
 
-def objective(model: Seer, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    look, colour, offset = model(batch["frames"])
-    wanted = {name: batch[name].flatten(0, 1) for name in ("look", "colour", "offset")}
-    there = wanted["look"] > 0
-    loss = F.cross_entropy(look.movedim(-1, 1), wanted["look"]) + F.cross_entropy(
-        colour.movedim(-1, 1), wanted["colour"]
-    )
-    loss = loss + F.mse_loss(offset[there], wanted["offset"][there])
+def objective(
+    model: Recognizer, batch: dict[str, Tensor], generator: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    look, color, offset = model(batch["frames"])
+    labels = {name: batch[name].flatten(0, 1) for name in ("look", "color", "offset")}
+    occupied = labels["look"] > 0
+    loss = F.cross_entropy(look.movedim(-1, 1), labels["look"]) + F.cross_entropy(color.movedim(-1, 1), labels["color"])
+    loss = loss + F.mse_loss(offset[occupied], labels["offset"][occupied])
     named = {
-        "look": (look.argmax(-1) == wanted["look"])[there].float().mean(),
-        "colour": (colour.argmax(-1) == wanted["colour"])[there].float().mean(),
+        "look": (look.argmax(-1) == labels["look"])[occupied].float().mean(),
+        "color": (color.argmax(-1) == labels["color"])[occupied].float().mean(),
     }
     return loss, named
 
@@ -94,7 +95,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def blank(folder: Path) -> Path:
-    """A Dinov2 of random weights, as transformers saves it."""
+    """Saves a Dinov2 with random weights in the format of transformers."""
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -108,22 +109,22 @@ def blank(folder: Path) -> Path:
 def main(work: Path) -> None:
     encoder = load_encoder(blank(work / "blank"), batch=4096)
     assert isinstance(encoder, VitEncoder)
-    model = Seer(encoder)
+    model = Recognizer(encoder)
 
-    def say(done: int, total: int, numbers: dict[str, float]) -> None:
+    def print_progress(done: int, total: int, values: dict[str, float]) -> None:
         if done % 20 == 0:
-            print(done, total, {name: round(value, 3) for name, value in numbers.items()}, flush=True)
+            print(done, total, {name: round(value, 3) for name, value in values.items()}, flush=True)
 
-    # Two falls of the learning rate, the second from where the first ended.
-    for number, steps in enumerate((900, 2000)):
+    # Two cycles of the learning rate; the second continues from the weights of the first.
+    for cycle, steps in enumerate((900, 2000)):
         settings = Settings(
-            steps=steps, batch=24, lr=1.5e-3, weight_decay=0.02, workers=1, save_every=100, log_every=20, seed=number
+            steps=steps, batch=24, lr=1.5e-3, weight_decay=0.02, workers=1, save_every=100, log_every=20, seed=cycle
         )
-        data = LabelledFrames("train", 24 * steps, first=24 * 900 * number)
-        fit(model, objective, data, settings, work / ("seer", "seer2")[number], collate=collate, progress=say)
+        data = LabeledFrames("train", 24 * steps, first=24 * 900 * cycle)
+        fit(model, objective, data, settings, work / ("seer", "seer2")[cycle], collate=collate, progress=print_progress)
     model.eval()
     with torch.no_grad():
-        batch = collate([LabelledFrames("val", 64)[n] for n in range(64)])
+        batch = collate([LabeledFrames("val", 64)[n] for n in range(64)])
         _, scores = objective(model, batch, torch.Generator())
     print("val", {name: round(float(value), 3) for name, value in scores.items()})
     files.save(
@@ -133,4 +134,6 @@ def main(work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, metavar="WORK", help="directory of the runs")
+    main(parser.parse_args().work)

@@ -1,14 +1,18 @@
-"""Tables and curves of `videoqa.py`; called by its step `report`."""
+"""Tables and plot of `videoqa.py`, whose step `report` calls `write`.
+
+python benchmarks/videoqa_report.py    # renders results/videoqa.md again from videoqa.json
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import markdown_table
+from common import RESULTS, markdown_table
 from fewtokens.core.files import whole_file
 from fewtokens.core.registry import BASELINES
 from fewtokens.data.videoqa import KINDS
@@ -16,29 +20,36 @@ from fewtokens.data.videoqa import KINDS
 Rows = dict[str, dict[str, Any]]
 
 
-def write(found: dict[str, Any], folder: Path) -> None:
-    """results/videoqa.json, .md and .png."""
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Writes videoqa.json, .md and .png."""
     folder.mkdir(exist_ok=True)
     with whole_file(folder / "videoqa.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
-    where = ", ".join(f"{key} {value}" for key, value in found["machine"].items() if value is not None)
-    parts = [f"# What each method keeps for a language model\n\n`python benchmarks/videoqa.py`; {where}\n"]
-    parts.append(guessing(found["text_only"]))
-    zero = found["zeroshot"]
-    if zero:
-        told = ", ".join(f"{k} tokens {value:.0f}" for k, value in found["prefill_gflops"].items())
-        parts += [zeroshot(zero), f"Prefill in a language model of Qwen2-7B's shape, GFLOPs: {told}.\n"]
-        at_32 = {name(key): row for key, row in zero.items() if key.endswith("@32") or key == "full"}
-        parts.append(by_kind("Not retrained, 32 tokens", at_32))
-        if draw(zero, folder / "videoqa.png"):
-            parts.append("![Answers right by tokens kept, not retrained](videoqa.png)\n")
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
+    if results["zeroshot"]:
+        draw(results["zeroshot"], folder / "videoqa.png")
+    write_page(results, folder)
+
+
+def write_page(results: dict[str, Any], folder: Path) -> None:
+    """Writes videoqa.md, with the plot if it exists."""
+    facts = ", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None)
+    parts = [f"# Accuracy of a video language model with few tokens\n\n`python benchmarks/videoqa.py`; {facts}\n"]
+    parts.append(guessing(results["text_only"]))
+    rows = results["zeroshot"]
+    if rows:
+        prefill = ", ".join(f"{k} tokens {value:.0f}" for k, value in results["prefill_gflops"].items())
+        parts += [zeroshot(rows), f"Prefill of a language model with the shape of Qwen2-7B, GFLOPs: {prefill}.\n"]
+        at_32 = {name(key): row for key, row in rows.items() if key.endswith("@32") or key == "full"}
+        parts.append(by_kind("Without retraining, 32 tokens", at_32))
+        if (folder / "videoqa.png").is_file():
+            parts.append("![Accuracy by number of tokens kept, without retraining](videoqa.png)\n")
     for key, title in (
-        ("finetune", "After equal further training, 32 tokens where no other count is said"),
+        ("finetune", "After equal further training, 32 tokens unless noted"),
         ("longer", "After four times as much further training, 32 tokens"),
-        ("ablation", "The base and the map of Token Dynamics, positions renumbered"),
+        ("ablation", "The base and the map of Token Dynamics, with renumbered positions"),
     ):
-        if found[key]:
-            rows = over_seeds(found[key])
+        if results[key]:
+            rows = over_seeds(results[key])
             parts += [trained(title, rows), by_kind(title, rows)]
     with whole_file(folder / "videoqa.md") as temporary:
         temporary.write_text("\n".join(parts))
@@ -49,21 +60,26 @@ def name(key: str) -> str:
     return key.partition("@")[0]
 
 
+def label(kind: str) -> str:
+    """The name of a type of question in the tables."""
+    return kind.replace("colour", "color")
+
+
 def percent(value: float) -> float:
     return round(100 * value, 1)
 
 
 def ranked(rows: Rows, score: Callable[[str], float]) -> list[str]:
-    """Everything first, then the baselines, then the best."""
+    """Keys with all tokens first, then the baselines, then by score."""
     return sorted(rows, key=lambda key: (key != "full", name(key) not in BASELINES, -score(key)))
 
 
-def guessing(found: dict[str, Any]) -> str:
+def guessing(scores: dict[str, Any]) -> str:
     rows = [
-        {"kind": kind, "guesser, %": percent(part["accuracy"]), "chance, %": percent(part["chance"])}
-        for kind, part in {"all": found["all"], **found["kinds"]}.items()
+        {"type": label(kind), "text only, %": percent(part["accuracy"]), "chance, %": percent(part["chance"])}
+        for kind, part in {"all": scores["all"], **scores["kinds"]}.items()
     ]
-    return f"## The questions alone\n\nA guesser that sees texts and never clips.\n\n{markdown_table(rows)}\n"
+    return f"## Without the video\n\nAccuracy of a guesser that sees only the text.\n\n{markdown_table(rows)}\n"
 
 
 def zeroshot(rows: Rows) -> str:
@@ -73,21 +89,21 @@ def zeroshot(rows: Rows) -> str:
         at = {k: rows.get(f"{method}@{k}") for k in (12, 32, 64)}
         scores = {f"{k} tokens": None if row is None else percent(row["accuracy"]) for k, row in at.items()}
         density, reducing = round(methods[method]["tokdense"], 3), methods[method]["reduce_ms"]
-        table.append({"method": method, **scores, "TokDense at 32": density, "reduce, ms a video": reducing})
+        table.append({"method": method, **scores, "TokDense at 32": density, "reduce, ms per video": reducing})
     full = percent(rows["full"]["accuracy"])
     text = (
-        f"## Not retrained: answers right, in %\n\nWith all 256 tokens: {full} %. Milliseconds here and below are of "
-        "one core, the other one busy; answer, ms was partly taken beside more than that, and tells little. Methods "
-        "that need an encoder's attention or keys are not there: reduction is "
+        f"## Without retraining: accuracy in %\n\nWith all 256 tokens: {full} %. Milliseconds here and below are for "
+        "one core while the other was busy; answer, ms was partly measured under higher load and is not reliable. "
+        "Methods that require the encoder's attention or keys are excluded, because the reduction is "
         f"after the projector.\n\n{markdown_table(table)}\n"
     )
     others = [
-        {"row": key, "tokens": round(row["tokens"], 2), "right, %": percent(row["accuracy"])}
+        {"row": key, "tokens": round(row["tokens"], 2), "accuracy, %": percent(row["accuracy"])}
         for key, row in rows.items()
         if "adaptive" in key or "renumbered" in key
     ]
     if others:
-        text += "\nOf adaptive length, and with positions renumbered (all others keep those of their cells):\n\n"
+        text += "\nAdaptive length, and renumbered positions (all others keep the positions of their cells):\n\n"
         text += markdown_table(others) + "\n"
     return text
 
@@ -97,10 +113,10 @@ def over_seeds(rows: Rows) -> Rows:
     groups: dict[str, list[dict[str, Any]]] = {}
     for key, row in rows.items():
         groups.setdefault(key.partition("#")[0], []).append(row)
-    made = {}
+    means = {}
     for key, group in groups.items():
         accuracies = [row["accuracy"] for row in group]
-        made[key] = {
+        means[key] = {
             "accuracy": statistics.mean(accuracies),
             "spread": (max(accuracies) - min(accuracies)) / 2 if len(group) > 1 else None,
             "seeds": len(group),
@@ -109,7 +125,7 @@ def over_seeds(rows: Rows) -> Rows:
             "answer_ms": statistics.median(row["answer_ms"] for row in group),
             "kinds": {kind: statistics.mean(row["kinds"][kind] for row in group) for kind in KINDS},
         }
-    return made
+    return means
 
 
 def trained(title: str, rows: Rows) -> str:
@@ -117,8 +133,8 @@ def trained(title: str, rows: Rows) -> str:
         {
             "method": key,
             "tokens": round(rows[key]["tokens"], 2),
-            "right, %": percent(rows[key]["accuracy"]),
-            "± half of the range": None if rows[key]["spread"] is None else percent(rows[key]["spread"]),
+            "accuracy, %": percent(rows[key]["accuracy"]),
+            "± half the range": None if rows[key]["spread"] is None else percent(rows[key]["spread"]),
             "seeds": rows[key]["seeds"],
             "TokDense": round(rows[key]["tokdense"], 3),
             "answer, ms": rows[key]["answer_ms"],
@@ -130,14 +146,14 @@ def trained(title: str, rows: Rows) -> str:
 
 def by_kind(title: str, rows: Rows) -> str:
     table = [
-        {"method": key, **{kind: percent(rows[key]["kinds"][kind]) for kind in KINDS}}
+        {"method": key, **{label(kind): percent(rows[key]["kinds"][kind]) for kind in KINDS}}
         for key in ranked(rows, lambda key: rows[key]["accuracy"])
     ]
-    return f"### {title}: by kind of question, in %\n\n{markdown_table(table)}\n"
+    return f"### {title}: accuracy by type of question, in %\n\n{markdown_table(table)}\n"
 
 
 def draw(rows: Rows, path: Path) -> bool:
-    """Accuracy over tokens: the baselines, token_dynamics, and the best others at 32."""
+    """Plots accuracy over tokens: the baselines, token_dynamics, and the six best others at 32 tokens."""
     try:
         import matplotlib
     except ImportError:
@@ -146,19 +162,19 @@ def draw(rows: Rows, path: Path) -> bool:
     import matplotlib.pyplot as plt
 
     at_32 = {name(key): row["accuracy"] for key, row in rows.items() if key.endswith("@32")}
-    # Of methods with one and the same result the first.
+    # Of methods with the same accuracy only the first.
     others = {value: method for method, value in reversed(at_32.items()) if method not in BASELINES}
     best = [others[value] for value in sorted(others, reverse=True)[:6]]
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     for method in [*BASELINES, *dict.fromkeys([*best, "token_dynamics"])]:
-        found = [row for k in (12, 32, 64) if (row := rows.get(f"{method}@{k}"))]
+        points = [row for k in (12, 32, 64) if (row := rows.get(f"{method}@{k}"))]
         style = "--" if method in BASELINES else "-"
         width = 2.5 if method == "token_dynamics" else 1.4
-        tokens, right = [row["tokens"] for row in found], [100 * row["accuracy"] for row in found]
-        axis.plot(tokens, right, style, marker="o", markersize=4, linewidth=width, label=method)
+        tokens, accuracy = [row["tokens"] for row in points], [100 * row["accuracy"] for row in points]
+        axis.plot(tokens, accuracy, style, marker="o", markersize=4, linewidth=width, label=method)
     axis.axhline(100 * rows["full"]["accuracy"], color="black", linewidth=1, label="all 256 tokens")
-    axis.set(xlabel="tokens kept of 256", ylabel="answers right, %", xscale="log")
+    axis.set(xlabel="tokens kept of 256", ylabel="accuracy, %", xscale="log")
     axis.set_xticks([12, 32, 64], ["12", "32", "64"])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
@@ -167,3 +183,8 @@ def draw(rows: Rows, path: Path) -> bool:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
     return True
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write_page(json.loads((RESULTS / "videoqa.json").read_text()), RESULTS)

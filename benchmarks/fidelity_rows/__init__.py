@@ -1,8 +1,8 @@
-"""The rows of the fidelity table: what is compared, with which published code, and how rows are found.
+"""The rows of the fidelity table: what is compared with which published code, and how the rows are collected.
 
-Each module of this folder has `ROWS`, a sequence of `Row`. A comparison imports the published code from the folder of
-clones that it is given, runs it and our method on the same features, and returns an `Agreement`. Published code is
-never copied here; an import that it does not need for the comparison is replaced by an empty module (`stub`).
+Each module of this package has `ROWS`, a sequence of `Row`. A comparison imports the published code from the folder of
+clones, runs it and our method on the same features, and returns an `Agreement`. Published code is never copied here;
+imports that a comparison does not need are replaced by stubs (`importing`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ PATCH = 14  # of the encoder, in pixels
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a comparison found on one clip.
+    """The result of a comparison on one clip.
 
     Args:
-        equal: share of the tokens of both, in 0..1; see `same_rows` and `same_places`.
+        equal: fraction of the tokens of both, in 0..1; see `same_rows` and `same_places`.
         difference: largest absolute difference of the features of equal tokens.
-        why: why they differ, one sentence; empty where they do not.
+        why: reason for any difference, in one sentence; empty if there is none.
     """
 
     equal: float
@@ -47,12 +47,12 @@ class Row:
     """One line of the table.
 
     Args:
-        method: its name in the registry.
-        repository: of the reference, "owner/name"; its clone is FOLDER/name. Empty where no code is published.
-        commit: of the reference, at least seven hex digits; empty where it is an installed package called name.
-        settings: of the comparison, in words.
-        compare: runs both on the features of one clip; None where nothing can be run.
-        why: for rows that cannot be run, the reason.
+        method: name of the method in the registry.
+        repository: repository of the reference, "owner/name"; its clone is FOLDER/name. Empty if no code is published.
+        commit: commit of the reference, at least seven hex digits; empty if it is an installed package called name.
+        settings: settings of the comparison, as text.
+        compare: runs both on the features of one clip; None if nothing can be run.
+        why: the reason, for rows that cannot be run.
     """
 
     method: str
@@ -70,7 +70,7 @@ class Row:
 
 @dataclass
 class Features:
-    """A real clip, and what the encoder makes of it; everything is computed once and kept.
+    """A real clip with its features and cues, each computed once.
 
     Args:
         clip: a video file.
@@ -79,10 +79,10 @@ class Features:
 
     clip: Path
     encoder: VitEncoder
-    _kept: dict[tuple, tuple[Tokens, dict[str, Tensor]]] = field(default_factory=dict, repr=False)
+    _cache: dict[tuple, tuple[Tokens, dict[str, Tensor]]] = field(default_factory=dict, repr=False)
 
     def frames(self, frames: int = 32, side: int = 14) -> Tensor:
-        """Frames evenly over the clip, brought to a square: [1,T,3,14*side,14*side] uint8."""
+        """Uniformly sampled frames, resized to a square: [1,T,3,14*side,14*side] uint8."""
         return fewtokens.read(self.clip, frames=frames, size=(PATCH * side, PATCH * side)).frames[None]
 
     def tokens(self, frames: int = 32, side: int = 14) -> Tokens:
@@ -94,28 +94,28 @@ class Features:
         return self._encoded(frames, side)[1][name]
 
     def _encoded(self, frames: int, side: int) -> tuple[Tokens, dict[str, Tensor]]:
-        if (frames, side) not in self._kept:
+        if (frames, side) not in self._cache:
             tokens, cues = self.encoder(self.frames(frames, side), needs=("keys", "attention", "frame_global"))
             x = tokens.features
-            self._kept[frames, side] = tokens.replace(features=(x - x.mean(1)) / x.std(1), prefix=None), cues
-        return self._kept[frames, side]
+            self._cache[frames, side] = tokens.replace(features=(x - x.mean(1)) / x.std(1), prefix=None), cues
+        return self._cache[frames, side]
 
 
 def collect() -> list[Row]:
-    """All rows of the modules of this folder, in the order of the modules' names."""
-    modules = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    """All rows of the modules of this package, in the order of the modules' names."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
     return [row for module in modules for row in module.ROWS]
 
 
 @contextlib.contextmanager
 def importing(folder: Path, *stubs: str) -> Iterator[None]:
-    """Lets published code in `folder` be imported, with stand-ins for packages that the comparison does not need.
+    """Makes published code in `folder` importable, with stubs for packages that the comparison does not need.
 
-    What was imported so is forgotten afterwards, so that two repositories may use one name.
+    Its modules are removed from sys.modules afterwards, so that two repositories can use the same name.
 
     Args:
-        folder: goes first on the path.
-        stubs: packages, each with everything under it, of which every attribute is an empty class.
+        folder: directory to put first on sys.path.
+        stubs: packages to replace, with their submodules; every attribute of a stub is an empty class.
     """
     before = dict(sys.modules)
     for name in before:
@@ -137,24 +137,24 @@ def importing(folder: Path, *stubs: str) -> Iterator[None]:
 
 
 def load(file: Path, *stubs: str) -> types.ModuleType:
-    """One file of published code as a module, without its package: what it imports from there is stand-ins.
+    """Loads one file of published code as a module; imports from its own package are stubs.
 
     Args:
-        file: of the clone.
-        stubs: other packages that the comparison does not need.
+        file: path in the clone.
+        stubs: other packages to replace by stubs.
     """
     name = f"published.a.b.{file.stem}"  # deep enough for imports relative to its parents
     with importing(file.parent, "published", *stubs):
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # dataclasses look there
+        sys.modules[name] = module  # dataclasses look modules up there
         spec.loader.exec_module(module)
     return module
 
 
 class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds stand-ins for packages of these names."""
+    """Finds stubs for packages of these names."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -172,7 +172,7 @@ class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 class _StandInType(type):
-    """Classes that have every attribute, and hand back what they are to decorate."""
+    """Classes that have every attribute and, used as a decorator, return the decorated object."""
 
     def __getattr__(cls, name: str) -> object:
         if name.startswith("__"):
@@ -203,7 +203,7 @@ class _StandIn(metaclass=_StandInType):
 
 
 def stand_in(name: str) -> type:
-    """An empty class of this name, so that it can be inherited from, called, or used as a decorator."""
+    """An empty class of this name that can be subclassed, called, or used as a decorator."""
     return _StandInType(name, (_StandIn,), {"__module__": __name__})
 
 
@@ -215,22 +215,22 @@ class _Stub(types.ModuleType):
 
 
 def same_rows(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> tuple[float, float]:
-    """Tokens [M,C] and [M',C] matched by value, whatever their order.
+    """Matches tokens [M,C] and [M',C] by value, in any order.
 
     Returns:
-        The share of equal tokens: those of both that have a partner within `tolerance` (largest absolute difference
-        over the channels), twice over all of both; and the largest difference among partners.
+        The fraction of equal tokens: twice the number of pairs within `tolerance` (largest absolute difference over
+        the channels), divided by the number of tokens of both; and the largest difference within a pair.
     """
-    # The nearest by a matrix product, then its exact difference.
+    # The nearest token by a matrix product, then the exact difference to it.
     squared = ours.square().sum(1) - 2 * theirs @ ours.T
     partner = squared.argmin(1)
-    apart = (theirs - ours[partner]).abs().amax(1)
-    found = apart <= tolerance
-    hits = partner[found].unique().numel()
-    return 2 * hits / (len(ours) + len(theirs)), float(apart[found].max()) if hits else float("nan")
+    distance = (theirs - ours[partner]).abs().amax(1)
+    equal = distance <= tolerance
+    hits = partner[equal].unique().numel()
+    return 2 * hits / (len(ours) + len(theirs)), float(distance[equal].max()) if hits else float("nan")
 
 
 def same_places(ours: Tensor, theirs: Tensor) -> float:
-    """The share of equal places of two sets of kept cells, int64 [M] and [M']: twice the common ones over all."""
+    """The fraction of equal cells of two kept sets, int64 [M] and [M']: twice the common ones over the size of both."""
     common = set(ours.tolist()) & set(theirs.tolist())
     return 2 * len(common) / (len(ours) + len(theirs))

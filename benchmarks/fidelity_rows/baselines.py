@@ -1,8 +1,8 @@
-"""The plain baselines: nobody's method, so there is no reference to be faithful to."""
+"""The baselines, which have no reference."""
 
 from __future__ import annotations
 
 from fewtokens.core.registry import BASELINES
 from fidelity_rows import Row
 
-ROWS = [Row(name, why="no reference: a baseline of our own") for name in BASELINES]
+ROWS = [Row(name, why="baseline without a reference") for name in BASELINES]

@@ -1,4 +1,4 @@
-"""Methods that cluster tokens, or choose those that stand for the others."""
+"""Methods that cluster tokens or select representatives."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from fewtokens.methods.pruning.max_min import MaxMin
 from fidelity_rows import Agreement, Features, Row, importing, load, same_places, same_rows
 
 
-def means(x: torch.Tensor, label: torch.Tensor, number: int) -> torch.Tensor:
-    """The mean of each cluster, [number,C]."""
-    total = torch.zeros(number, x.shape[1]).index_add_(0, label, x)
-    return total / torch.zeros(number).index_add_(0, label, torch.ones(len(x)))[:, None]
+def means(x: torch.Tensor, label: torch.Tensor, count: int) -> torch.Tensor:
+    """The mean of each cluster, [count,C]."""
+    total = torch.zeros(count, x.shape[1]).index_add_(0, label, x)
+    return total / torch.zeros(count).index_add_(0, label, torch.ones(len(x)))[:, None]
 
 
 def dpc_knn(peers: Path, features: Features) -> Agreement:
-    """On eight frames, for the published code holds all distances."""
+    """On eight frames, because the published code keeps all distances in memory."""
     x = features.tokens(frames=8)
     code = load(peers / "TCFormer" / "tcformer_module" / "tcformer_utils.py", "mmcv")
-    label, number = code.cluster_dpc_knn({"x": x.features}, x.N // 4, 5)
+    label, count = code.cluster_dpc_knn({"x": x.features}, x.N // 4, 5)
     (method,) = registry.build("dpc_knn(0.25, neighbors=5)")
-    why = "the published code adds noise of 1e-6 to densities; places decide here"
-    return Agreement(*same_rows(method(x).features[0], means(x.features[0], label[0], number)), why)
+    why = "the published code breaks ties of density with noise of 1e-6, ours by position"
+    return Agreement(*same_rows(method(x).features[0], means(x.features[0], label[0], count)), why)
 
 
 def hourglass(peers: Path, features: Features) -> Agreement:
-    """Noise that settles equal densities is replaced by a trifle that falls with the place, as places decide here."""
+    """The noise that breaks ties of density is replaced by a tiny decreasing ramp: ours breaks them by position."""
     x = features.tokens()
     frames = x.features.double().unflatten(1, (x.grid.T, -1)).mean(2)
     code = load(peers / "HoT" / "model" / "mixste" / "hot_mixste.py", "timm")
@@ -42,14 +42,14 @@ def hourglass(peers: Path, features: Features) -> Agreement:
     (method,) = registry.build("hourglass(0.25)")
     ours = method(x).frame[0].unique()
     why = (
-        "with 2 neighbors pairs of frames are equally dense, and the published code settles that by noise: "
-        f"two runs of it have {len(first & second)} of 8 frames in common"
+        "with 2 neighbors, pairs of frames are equally dense, and the published code breaks these ties with noise: "
+        f"two of its runs have {len(first & second)} of 8 frames in common"
     )
     return Agreement(same_places(ours, index[0]), 0.0, why)
 
 
 def max_min(peers: Path, features: Features) -> Agreement:
-    why = "begins with the token farthest from the mean; start='isolated' begins as published"
+    why = "starts with the token farthest from the mean; start='isolated' starts as published"
     return _max_min(peers, features, "mean", why)
 
 
@@ -58,12 +58,12 @@ def max_min_isolated(peers: Path, features: Features) -> Agreement:
 
 
 def _max_min(peers: Path, features: Features, start: str, why: str) -> Agreement:
-    """On eight frames, for the published code holds all distances."""
+    """On eight frames, because the published code keeps all distances in memory."""
     x = features.tokens(frames=8)
     code = load(peers / "divprune" / "LLaVA" / "llava" / "model" / "llava_arch.py", "llava").LlavaMetaForCausalLM
-    own = SimpleNamespace()
-    own.pairwise_cosine_similarity = lambda rows: code.pairwise_cosine_similarity(own, rows)
-    index, _ = code.DivPrune(own, x.features[0], x.N, threshold_ratio=0.1)
+    model = SimpleNamespace()
+    model.pairwise_cosine_similarity = lambda rows: code.pairwise_cosine_similarity(model, rows)
+    index, _ = code.DivPrune(model, x.features[0], x.N, threshold_ratio=0.1)
     ours = MaxMin(len(index), start=start)(x)
     return Agreement(same_places(ours.cell[0], index), 0.0, why)
 
@@ -73,12 +73,12 @@ def centerclip(peers: Path, features: Features) -> Agreement:
 
 
 def centerclip_spectral(peers: Path, features: Features) -> Agreement:
-    """With the settings of the published script: neighbors 5 times the frames, sigma the scale of these features."""
+    """Settings of the published script: 5 neighbors per frame; sigma is adapted to the scale of these features."""
     return _centerclip(peers, features, "spectral", sigma=20.0)
 
 
 def _centerclip(peers: Path, features: Features, algorithm: str, sigma: float | None = None) -> Agreement:
-    """In double precision and by exact distances, since clusters of two members are ties."""
+    """In float64 with exact distances, because clusters of two members are ties."""
     x = features.tokens(frames=12, side=7)
     rows = x.features[0].double().unflatten(0, (6, -1))
     exact = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,8 +1,8 @@
-"""Methods inside a language model: the published decision and ours, of the same hidden states and attention.
+"""Layer methods: the published decision and ours, for the same hidden states and attention.
 
-A prompt of four words, eight frames and eight words is made of real features; a layer of six heads has drawn
-projections and no rotary embedding. Published code that sits in a model's forward is run with layers that hand on what
-they are given.
+The prompt has four text tokens, eight frames of real features and eight text tokens. The layer has six heads, random
+projections and no rotary embedding. Published code in a model's forward pass is run with layers
+that return their input.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BEFORE, AFTER, HEADS, WIDTH = 4, 8, 6, 64
 
 
 class Prompt:
-    """A prompt and a layer that both sides are given."""
+    """The prompt and layer that both sides receive."""
 
     def __init__(self, features: Features) -> None:
         torch.manual_seed(0)
         self.tokens = features.tokens(frames=8)
         self.N, C = self.tokens.N, self.tokens.C
-        words = torch.randn(1, BEFORE + AFTER, C)
-        self.hidden = torch.cat([words[:, :BEFORE], self.tokens.features, words[:, BEFORE:]], 1)
+        text = torch.randn(1, BEFORE + AFTER, C)
+        self.hidden = torch.cat([text[:, :BEFORE], self.tokens.features, text[:, BEFORE:]], 1)
         self.M = self.hidden.shape[1]
         self.attention = nn.Module()
         for name in ("q_proj", "k_proj", "v_proj"):
@@ -44,12 +44,12 @@ class Prompt:
         self.attention.head_dim, self.attention.scaling = WIDTH, WIDTH**-0.5
         self.attention.num_heads = self.attention.num_key_value_heads = HEADS
         self.attention.num_key_value_groups = 1
-        self.attention.rotary_emb = lambda x, *_, **__: self.turns(x.shape[2])
+        self.attention.rotary_emb = lambda x, *_, **__: self.rotary(x.shape[2])
         self.layer = nn.Module()
         self.layer.input_layernorm, self.layer.self_attn = nn.LayerNorm(C), self.attention
 
-    def turns(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a rotary embedding that turns nothing, [1,length,d]."""
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of an identity rotary embedding, [1,length,d]."""
         return torch.ones(1, length, WIDTH), torch.zeros(1, length, WIDTH)
 
     def maps(self) -> Tensor:
@@ -59,14 +59,14 @@ class Prompt:
             getattr(self.attention, name)(x).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)
             for name in ("q_proj", "k_proj")
         )
-        unseen = torch.ones(self.M, self.M, dtype=torch.bool).triu(1)
-        return (q @ k.transpose(2, 3) * WIDTH**-0.5).masked_fill(unseen, -torch.inf).softmax(3)
+        future = torch.ones(self.M, self.M, dtype=torch.bool).triu(1)
+        return (q @ k.transpose(2, 3) * WIDTH**-0.5).masked_fill(future, -torch.inf).softmax(3)
 
     def choose(self, method: LayerMethod) -> tuple[Tensor, Tensor]:
-        """The columns that a method of ours keeps of the video, and their hidden states."""
+        """The columns of the video that our method keeps, and their hidden states."""
         queries = torch.arange(self.M - AFTER, self.M) if method.asks == "text" else torch.tensor([self.M - 1])
         real = torch.ones(1, self.M, dtype=torch.bool)
-        rope = self.turns(self.M)
+        rope = self.rotary(self.M)
         scores = attention_rows(self.layer, self.hidden, rope, queries[None], real, pool=method.pool)
         columns = torch.arange(BEFORE, BEFORE + self.N)
         video = torch.zeros(1, self.M, dtype=torch.bool)
@@ -77,23 +77,23 @@ class Prompt:
         kept = (decision.kept & video)[0].nonzero()[:, 0]
         return kept, (self.hidden if decision.hidden is None else decision.hidden)[0, kept]
 
-    def forward_until(self, forward: Any, own: SimpleNamespace, cut: int, **options: Any) -> Tensor:
-        """What enters layer `cut` of a published forward whose layers hand on the hidden states, [L,C]."""
+    def forward_until(self, forward: Any, model: SimpleNamespace, cut: int, **options: Any) -> Tensor:
+        """The input [L,C] of layer `cut` of a published forward pass whose layers return their input."""
 
-        class Caught(Exception):
+        class Stop(Exception):
             pass
 
-        caught: list[Tensor] = []
+        inputs: list[Tensor] = []
 
         def layer(hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            if len(caught) == cut:
-                caught.append(hidden)
-                raise Caught
-            caught.append(hidden)
+            if len(inputs) == cut:
+                inputs.append(hidden)
+                raise Stop
+            inputs.append(hidden)
             return hidden, maps
 
         maps = self.maps()
-        vars(own).update(
+        vars(model).update(
             layers=[layer] * (cut + 1),
             config=SimpleNamespace(
                 output_attentions=False,
@@ -109,9 +109,9 @@ class Prompt:
             _update_causal_mask=lambda *_: None,
         )
         try:
-            forward(own, inputs_embeds=self.hidden.clone(), use_cache=False, **options)
-        except Caught:
-            return caught[-1][0]
+            forward(model, inputs_embeds=self.hidden.clone(), use_cache=False, **options)
+        except Stop:
+            return inputs[-1][0]
         raise AssertionError("the published forward has fewer layers")
 
 
@@ -128,9 +128,9 @@ def fastv(peers: Path, features: Features) -> Agreement:
 def holitom_inner(peers: Path, features: Features) -> Agreement:
     prompt = Prompt(features)
     code = load(peers / "HoliTom" / "holitom" / "modeling_qwen2.py", "transformers")
-    own = SimpleNamespace(image_token_posi=[BEFORE], image_tokens=[prompt.N])
+    model = SimpleNamespace(image_token_posi=[BEFORE], image_tokens=[prompt.N])
     with patch.dict("os.environ", HOLITOM_k="2", HOLITOM_r="0.5"):
-        theirs = prompt.forward_until(code.Qwen2Model_holitom.forward, own, 2)
+        theirs = prompt.forward_until(code.Qwen2Model_holitom.forward, model, 2)
     _, ours = prompt.choose(HoliTomInner(0.5, layer=2))
     return Agreement(*same_rows(ours, theirs[BEFORE:-AFTER]))
 
@@ -140,10 +140,10 @@ def pyramid_drop(peers: Path, features: Features) -> Agreement:
     code = load(
         peers / "PyramidDrop" / "llava" / "model" / "modeling_llama_pdrop.py", "transformers", "flash_attn", "llava"
     )
-    unseen = torch.full((prompt.M, prompt.M), -torch.inf).triu(1)[None, None]
-    code._prepare_4d_causal_attention_mask = lambda *_, **__: unseen
+    future = torch.full((prompt.M, prompt.M), -torch.inf).triu(1)[None, None]
+    code._prepare_4d_causal_attention_mask = lambda *_, **__: future
     code.apply_rotary_pos_emb, code.IGNORE_INDEX = lambda q, k, *_: (q, k), -100
-    own = SimpleNamespace(
+    model = SimpleNamespace(
         config=SimpleNamespace(tokenizer_padding_side="right", tokenizer_model_max_length=10**6),
         image_tokens=[prompt.N],
         image_token_ratio_list=[1.0, 0.5],
@@ -152,7 +152,7 @@ def pyramid_drop(peers: Path, features: Features) -> Agreement:
         layers=[prompt.layer],
         training=False,
     )
-    _, _, theirs, _ = code.LlamaModel.pdrop_rank_drop(own, 0, 0, prompt.hidden, None, None, None)
+    _, _, theirs, _ = code.LlamaModel.pdrop_rank_drop(model, 0, 0, prompt.hidden, None, None, None)
     _, ours = prompt.choose(PyramidDrop((0.5,), layers=(8,)))
     return Agreement(*same_rows(ours, theirs[0, BEFORE:-AFTER]))
 
@@ -204,7 +204,7 @@ def dycoke_cache(peers: Path, features: Features) -> Agreement:
     video = torch.zeros(1, prompt.M - 1, dtype=torch.bool)
     video[:, BEFORE : BEFORE + prompt.N] = True
     real, query = torch.ones(1, prompt.M, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
-    scores = attention_rows(prompt.layer, prompt.hidden[:, -1:], prompt.turns(1), query, real, keys=stored)[:, :-1]
+    scores = attention_rows(prompt.layer, prompt.hidden[:, -1:], prompt.rotary(1), query, real, keys=stored)[:, :-1]
     kept = DyCokeCache(0.3).choose_cached(CacheState(scores * video, video, video, None, None))
     assert kept is not None
     return Agreement(same_places((kept | ~video)[0].nonzero()[:, 0], torch.tensor(theirs.kv_cache)), 0.0)
@@ -214,7 +214,7 @@ _FLEX = "yunzhuzhang0918/flexselect", "a1d1f5a"
 ROWS = [
     Row("fastv", "pkunlp-icler/FastV", "d165972", "half, before layer 2", fastv),
     Row("pyramid_drop", "Cooperx521/PyramidDrop", "6444f30", "one stage, half", pyramid_drop),
-    Row("holitom_inner", "cokeshao/HoliTom", "e9b2972", "half, one after the other", holitom_inner),
+    Row("holitom_inner", "cokeshao/HoliTom", "e9b2972", "half, in sequence", holitom_inner),
     Row("prunevid_inner", "Visual-AI/PruneVid", "b12600c", "0.4 of each frame", prunevid_inner),
     Row("flexselect", *_FLEX, "a quarter, by='max'", flexselect),
     Row("flexselect", *_FLEX, "a quarter, by='mean'", flexselect_mean),
@@ -222,7 +222,7 @@ ROWS = [
         "sttm_inner",
         "HYUNJS/STTM",
         "00736c7",
-        why="what merges is `sttm`, see its row; for LLaVA the published code counts positions anew, here they stay",
+        why="the merging is `sttm`, see its row; for LLaVA the published code renumbers positions, ours keeps them",
     ),
-    Row("dycoke_cache", "KD-TAO/DyCoke", "dd74634", "0.3 at the first word", dycoke_cache),
+    Row("dycoke_cache", "KD-TAO/DyCoke", "dd74634", "0.3 at the first generated token", dycoke_cache),
 ]

@@ -1,4 +1,4 @@
-"""Methods with parameters: both are given the same ones, drawn by a seed, and where tokens stand is left out."""
+"""Methods with parameters: both use the same seeded random parameters, without positions."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from fewtokens.methods.ops.token_base import fixed
 from fidelity_rows import Agreement, Features, Row, importing, load, same_rows
 from fidelity_rows.clusters import means
 
-# Outputs of networks are compared within this: float32 sums in another order.
+# Tolerance for outputs of networks, whose float32 sums have a different order.
 NEAR = 1e-3
 
 
 def kmeans(peers: Path, features: Features) -> Agreement:
-    """32 clusters from the same starts; means of the raw tokens of both."""
+    """32 clusters from the same initial centroids; compares the means of the original tokens."""
     x = features.tokens()
     unit = F.normalize(x.features[0], dim=1)
-    starts: list[Tensor] = []
+    initial: list[Tensor] = []
 
     def seeded(rows: Tensor, real: Tensor, draws: Tensor) -> Tensor:
-        starts.append(plus_plus(rows, real, draws))
-        return starts[-1]
+        initial.append(plus_plus(rows, real, draws))
+        return initial[-1]
 
     with patch("fewtokens.methods.ops.spherical.plus_plus", seeded):
         ours = KMeans(32, iterations=300, tol=1e-6)(x)
     code = load(peers / "VQToken" / "VQToken" / "cluster.py", "faiss").KMeansTorch(32, 300, 1e-6)
-    code.sample_init_centroids = lambda _: starts[0][0]
+    code.sample_init_centroids = lambda _: initial[0][0]
     label, _ = code.fit(unit)
     return Agreement(*same_rows(ours.features[0], means(x.features[0], label, 32)))
 
 
 def vqtoken(peers: Path, features: Features) -> Agreement:
-    """The attention of the released code over the same clusters."""
+    """The attention of the released code, over the same clusters."""
     torch.manual_seed(0)
     x = features.tokens()
     method = VqToken(32, dim=x.C, side=x.grid.H).eval()
@@ -57,13 +57,15 @@ def vqtoken(peers: Path, features: Features) -> Agreement:
     theirs.load_state_dict(method.attention.state_dict())
     plan = fixed(x, torch.tensor([32]), method.seed)
     assert plan.dest is not None
-    centres = means(F.normalize(x.features[0], dim=1), plan.dest[0], 32)
+    centroids = means(F.normalize(x.features[0], dim=1), plan.dest[0], 32)
     frames = plan.dest[0].unflatten(0, (x.grid.T, -1)).float()
-    return Agreement(*same_rows(method(x).features[0], theirs.cross_attention_weighted_clusters(frames, centres), NEAR))
+    return Agreement(
+        *same_rows(method(x).features[0], theirs.cross_attention_weighted_clusters(frames, centroids), NEAR)
+    )
 
 
 def copy(layers: dict[Any, Any]) -> None:
-    """Gives each layer or parameter (key) the parameters of another (value); biases that it lacks there are zero."""
+    """Copies parameters from layer or parameter (value) to layer or parameter (key); missing biases become zero."""
     for target, source in layers.items():
         if isinstance(target, nn.Parameter):
             target.data.copy_(source)
@@ -74,7 +76,7 @@ def copy(layers: dict[Any, Any]) -> None:
 
 
 def perceiver(peers: Path, features: Features) -> Agreement:
-    """OpenFlamingo's, 6 layers of 6 heads of 64; its layers have no biases, so ours are zero."""
+    """OpenFlamingo's resampler, 6 layers of 6 heads of 64; its layers have no biases, so ours are zero."""
     torch.manual_seed(0)
     x = features.tokens()
     with patch.dict("sys.modules", einops_exts=SimpleNamespace(rearrange_many=_rearrange_many)):
@@ -100,7 +102,7 @@ def _rearrange_many(tensors: tuple[Tensor, ...], pattern: str, **sizes: int) -> 
 
 
 def qformer(peers: Path, features: Features) -> Agreement:
-    """transformers' own Blip2QFormerModel, 12 layers, its biases of attention zero and its epsilon 1e-5 as ours."""
+    """Blip2QFormerModel of transformers, 12 layers, with zero attention biases and epsilon 1e-5 as in ours."""
     from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
     torch.manual_seed(0)
@@ -129,13 +131,13 @@ def qformer(peers: Path, features: Features) -> Agreement:
             copy({attention.out: other.output.dense, norm: other.output.LayerNorm})
         copy({own.mlp[0]: layer.intermediate_query.dense, own.mlp[2]: layer.output_query.dense})
         copy({own.norm3: layer.output_query.LayerNorm})
-    seen = method.norm_seen(x.features)
-    out = theirs(query_embeds=method.queries[None], encoder_hidden_states=seen).last_hidden_state
+    inputs = method.norm_seen(x.features)
+    out = theirs(query_embeds=method.queries[None], encoder_hidden_states=inputs).last_hidden_state
     return Agreement(*same_rows(method(x).features[0], out[0], NEAR))
 
 
 def llama_vid(peers: Path, features: Features) -> Agreement:
-    """One context and one content token a frame; the text is given to both as queries."""
+    """One context and one content token per frame, with the same text queries."""
     torch.manual_seed(0)
     x = features.tokens()
     method = LlamaVid("2/frame", dim=x.C).eval()
@@ -144,16 +146,18 @@ def llama_vid(peers: Path, features: Features) -> Agreement:
     parts = SimpleNamespace(
         vlm_att_key_projector=method.key, vlm_att_val_projector=method.context, mm_projector=method.content
     )
-    own = SimpleNamespace(get_model=lambda: parts, config=SimpleNamespace(compress_type="mean"))
-    asked = method.query(text).expand(x.grid.T, -1, -1)
+    model = SimpleNamespace(get_model=lambda: parts, config=SimpleNamespace(compress_type="mean"))
+    queries = method.query(text).expand(x.grid.T, -1, -1)
     frames = x.features[0].unflatten(0, (x.grid.T, -1))
-    theirs = code.LLaMAVIDMetaForCausalLM.token_generation(own, asked, frames)
+    theirs = code.LLaMAVIDMetaForCausalLM.token_generation(model, queries, frames)
     return Agreement(*same_rows(method(x, text=text).features[0], theirs.flatten(0, 1), NEAR))
 
 
 def ppllava(peers: Path, features: Features) -> Agreement:
-    """The formula of the paper against what was released."""
-    why = "the released code takes a softmax over the video and one more in each window; softmax='twice' does"
+    """The formula of the paper against the released code."""
+    why = (
+        "the released code applies one softmax over the video and another in each window; softmax='twice' does the same"
+    )
     return _ppllava(peers, features, "window", why)
 
 
@@ -183,7 +187,7 @@ def tokenlearner_11(peers: Path, features: Features) -> Agreement:
 
 
 def _scenic(peers: Path, features: Features, version: str) -> Agreement:
-    """Eight tokens a frame, parameters drawn by flax."""
+    """Eight tokens per frame, with parameters initialized by flax."""
     import jax
 
     x = features.tokens()
@@ -201,7 +205,7 @@ def _scenic(peers: Path, features: Features, version: str) -> Agreement:
 
 
 def token_turing(peers: Path, features: Features) -> Agreement:
-    """Scenic's unit over 8 frames, parameters drawn by flax: what is worked out at each frame, and the memory."""
+    """Scenic's unit over 8 frames, with parameters initialized by flax: the output at each frame and the memory."""
     import jax
 
     x = features.tokens(frames=8)
@@ -219,40 +223,40 @@ def token_turing(peers: Path, features: Features) -> Agreement:
         theirs.append(torch.tensor(jax.device_get(memory))[0])
     method = TokenTuring(8, dim=x.C, heads=8).eval()
     _turing_from_flax(method, dict(_leaves(params["params"])))
-    ours, held = [], None
+    ours, state = [], None
     for frame in frames.unbind(1):
-        held, out = method.advance(Tokens.from_cells(frame.unflatten(1, (1, x.grid.H, x.grid.W))), held)
+        state, out = method.advance(Tokens.from_cells(frame.unflatten(1, (1, x.grid.H, x.grid.W))), state)
         ours.append(out[0])
-    assert held is not None
-    why = "the exact GELU and epsilon 1e-5 here, the tanh form and 1e-6 there"
-    return Agreement(*same_rows(torch.cat([*ours, held[0]]), torch.cat(theirs), 0.02), why)
+    assert state is not None
+    why = "ours uses the exact GELU and epsilon 1e-5, the published code the tanh approximation and 1e-6"
+    return Agreement(*same_rows(torch.cat([*ours, state[0]]), torch.cat(theirs), 0.02), why)
 
 
-def _turing_from_flax(method: TokenTuring, drawn: dict[str, Any]) -> None:
-    """Fills a machine with scenic's parameters; what marks memory, places and outputs is silent there."""
-    for silent in (method.places.layer.weight, method.slots, method.outputs):
-        silent.data.zero_()
+def _turing_from_flax(method: TokenTuring, params: dict[str, Any]) -> None:
+    """Loads scenic's parameters; embeddings of memory, positions and outputs, which it does not have, become zero."""
+    for embedding in (method.places.layer.weight, method.slots, method.outputs):
+        embedding.data.zero_()
     for number, summary in enumerate((method.reader, method.writer)):
         name = f"TokenLearnerModuleV11_{number}"
-        _fill(summary.norm, drawn[f"{name}/LayerNorm_0"])
+        _fill(summary.norm, params[f"{name}/LayerNorm_0"])
         for layer, dense in ((summary.mlp[0], "Dense_0"), (summary.mlp[2], "Dense_1")):
-            _fill(layer, drawn[f"{name}/token_masking/{dense}"])
-    method.order.data.copy_(_tensor(drawn["Encoder_0/posembed_input"]["pos_embedding"])[0])
-    _fill(method.norm, drawn["Encoder_0/encoder_norm"])
+            _fill(layer, params[f"{name}/token_masking/{dense}"])
+    method.order.data.copy_(_tensor(params["Encoder_0/posembed_input"]["pos_embedding"])[0])
+    _fill(method.norm, params["Encoder_0/encoder_norm"])
     for number, block in enumerate(method.blocks):
         name = f"Encoder_0/encoderblock_{number}/"
         attention = f"{name}MultiHeadDotProductAttention_0/"
-        _fill(block.norm1, drawn[f"{name}LayerNorm_0"])
-        _fill(block.norm2, drawn[f"{name}LayerNorm_1"])
-        _fill(block.mlp[0], drawn[f"{name}MlpBlock_0/Dense_0"])
-        _fill(block.mlp[2], drawn[f"{name}MlpBlock_0/Dense_1"])
+        _fill(block.norm1, params[f"{name}LayerNorm_0"])
+        _fill(block.norm2, params[f"{name}LayerNorm_1"])
+        _fill(block.mlp[0], params[f"{name}MlpBlock_0/Dense_0"])
+        _fill(block.mlp[2], params[f"{name}MlpBlock_0/Dense_1"])
         for layer in ("query", "key", "value"):
-            _fill(getattr(block.attention, layer), drawn[attention + layer])
-        _fill(block.attention.out, drawn[f"{attention}out"])
+            _fill(getattr(block.attention, layer), params[attention + layer])
+        _fill(block.attention.out, params[f"{attention}out"])
 
 
 def _fill(layer: Any, params: Any) -> None:
-    """A linear layer or LayerNorm from flax's parameters; heads of a kernel are put side by side."""
+    """Loads a linear layer or LayerNorm from flax's parameters; the heads of a kernel are concatenated."""
     if "scale" in params:
         layer.weight.data.copy_(_tensor(params["scale"]))
     else:
@@ -266,14 +270,14 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _from_flax(method: TokenLearner, params: Any, version: str) -> None:
-    drawn = dict(_leaves(params))
-    _fill(method.norm, drawn["LayerNorm_0"])
+    leaves = dict(_leaves(params))
+    _fill(method.norm, leaves["LayerNorm_0"])
     layers = [layer for layer in method.scorer if isinstance(layer, nn.Conv2d | nn.Linear)]
     for number, layer in enumerate(layers):
         if version == "1.0":
-            layer.weight.data.copy_(_tensor(drawn[f"Conv_{number}"]["kernel"]).permute(3, 2, 0, 1))
+            layer.weight.data.copy_(_tensor(leaves[f"Conv_{number}"]["kernel"]).permute(3, 2, 0, 1))
         else:
-            _fill(layer, drawn[f"token_masking/Dense_{number}"])
+            _fill(layer, leaves[f"token_masking/Dense_{number}"])
 
 
 def _leaves(params: Any, before: str = "") -> Any:
@@ -289,31 +293,31 @@ _SCENIC_STUBS = ("clu", "tensorflow")
 _VQ, _SCENIC = ("Hai-chao-Zhang/VQToken", "019f89f"), ("google-research/scenic", "4a38d47")
 _PPLLAVA = "farewellthree/PPLLaVA", "d5766c8"
 ROWS = [
-    Row("kmeans", *_VQ, "32 clusters, the same starts, until nothing moves", kmeans),
+    Row("kmeans", *_VQ, "32 clusters, same initial centroids, until convergence", kmeans),
     Row("vqtoken", *_VQ, "32 clusters, the same map and parameters", vqtoken),
-    Row("token_dynamics", why="the released code is `vqtoken`, see its row; the clusters are `kmeans`'s"),
-    Row("tokenlearner", *_SCENIC, "version 1.0, 8 tokens a frame", tokenlearner),
-    Row("tokenlearner", *_SCENIC, "version 1.1, 8 tokens a frame", tokenlearner_11),
-    Row("token_turing", *_SCENIC, "8 frames, memory 64, 8 read, 4 layers, places left out", token_turing),
-    Row("perceiver", "mlfoundations/open_flamingo", "655f693", "64 latents, 6 layers, places left out", perceiver),
-    Row("qformer", "huggingface/transformers", "", "32 queries, 12 layers, places left out", qformer),
-    Row("llama_vid", "dvlab-research/LLaMA-VID", "b3d3ae2", "two tokens a frame, the same queries", llama_vid),
+    Row("token_dynamics", why="the released code is `vqtoken`, see its row; the clusters are those of `kmeans`"),
+    Row("tokenlearner", *_SCENIC, "version 1.0, 8 tokens per frame", tokenlearner),
+    Row("tokenlearner", *_SCENIC, "version 1.1, 8 tokens per frame", tokenlearner_11),
+    Row("token_turing", *_SCENIC, "8 frames, memory 64, 8 read, 4 layers, without positions", token_turing),
+    Row("perceiver", "mlfoundations/open_flamingo", "655f693", "64 latents, 6 layers, without positions", perceiver),
+    Row("qformer", "huggingface/transformers", "", "32 queries, 12 layers, without positions", qformer),
+    Row("llama_vid", "dvlab-research/LLaMA-VID", "b3d3ae2", "two tokens per frame, the same queries", llama_vid),
     Row("ppllava", *_PPLLAVA, "windows of 2x2x2, tau 0.01", ppllava),
     Row("ppllava", *_PPLLAVA, "windows of 2x2x2, tau 0.01, softmax='twice'", ppllava_twice),
     Row(
         "linvt",
         "gls0425/LinVT",
         "9301c89",
-        why="not run: another network. The released one has neither norms nor residuals around its attention within "
-        "frames and over time, norms after its queries' residuals, and no MLP; and it mixes the samples of a batch",
+        why="not run: the released network differs. It has no norms or residuals around its attention within frames "
+        "and over time, norms after the residuals of its queries, and no MLP; it also mixes the samples of a batch",
     ),
     Row(
         "attentional_pool",
-        why="xGen-MM-Vid's code is not to be had here; its formula is tokenlearner 1.1 over all tokens",
+        why="xGen-MM-Vid's code is not available; its formula is tokenlearner 1.1 over all tokens",
     ),
-    Row("storm", why="no code published that can be had here"),
-    Row("grid_split", why="no code published for this alternative of TokenLearner's paper"),
-    Row("spatial_pool", why="no code published for this alternative of TokenLearner's paper"),
-    Row("dense_tokens", why="no code published for this alternative of TokenLearner's paper"),
-    Row("pool_mlp", why="no code published for this alternative of TokenLearner's paper"),
+    Row("storm", why="no published code available"),
+    Row("grid_split", why="no published code for this alternative in TokenLearner's paper"),
+    Row("spatial_pool", why="no published code for this alternative in TokenLearner's paper"),
+    Row("dense_tokens", why="no published code for this alternative in TokenLearner's paper"),
+    Row("pool_mlp", why="no published code for this alternative in TokenLearner's paper"),
 ]

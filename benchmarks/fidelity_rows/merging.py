@@ -1,4 +1,4 @@
-"""Methods that merge by similarity inside or after an encoder: ToMe and its relatives."""
+"""Methods that merge by similarity inside or after an encoder: ToMe and methods based on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fidelity_rows import Agreement, Features, Row, load, same_rows
 
 
 def tome(peers: Path, features: Features) -> Agreement:
-    """One step of matching and merging by features, r of half the tokens."""
+    """One step of matching and merging by features; r is a quarter of the tokens."""
     tokens = features.tokens()
     r = tokens.N // 4
     code = load(peers / "ToMe" / "tome" / "merge.py")
@@ -47,7 +47,7 @@ def _testa(peers: Path, features: Features, time: float) -> Agreement:
     theirs, _ = code.merge_wavg(merge, grid)
     ours = Testa(x.N * 3 // 4, time=time)(x)
     why = (
-        "frames are ranked by the mean over their patches, in the published code by the mode, which is the least"
+        "ours ranks frames by the mean over their patches, the published code by the mode, which is the minimum"
         if time
         else ""
     )
@@ -55,7 +55,7 @@ def _testa(peers: Path, features: Features, time: float) -> Agreement:
 
 
 def tempme(peers: Path, features: Features) -> Agreement:
-    """One round: two neighbouring frames are joined, and three tokens in ten merge."""
+    """One round: pairs of consecutive frames are joined, and 30 % of their tokens merge."""
     x = features.tokens()
     n = x.grid.cells_per_frame
     r = int(0.3 * 2 * n)
@@ -69,7 +69,7 @@ def tempme(peers: Path, features: Features) -> Agreement:
 
 
 def vid_tldr(peers: Path, features: Features) -> Agreement:
-    """One block, each frame for itself; attention of six heads is made of the features."""
+    """One block, each frame separately; the attention of six heads is computed from the features."""
     x = features.tokens()
     frames = x.features[0].unflatten(0, (x.grid.T, -1))
     heads = frames.unflatten(2, (6, -1)).transpose(1, 2)
@@ -78,18 +78,18 @@ def vid_tldr(peers: Path, features: Features) -> Agreement:
     info = {"use": True, "r": [0.3], "source_trace": False, "source": None, "size": None}
     theirs = code.vidTLDR(frames, attention, info, 0)
     mean = attention.mean(1)
-    each = Tokens.from_cells(frames.unflatten(1, (1, x.grid.H, x.grid.W)))
-    ours = VidTldr(r=[0.3])(each, sharpness=torch.special.xlogy(mean, mean).sum(2), layer=0, depth=12)
+    tokens = Tokens.from_cells(frames.unflatten(1, (1, x.grid.H, x.grid.W)))
+    ours = VidTldr(r=[0.3])(tokens, sharpness=torch.special.xlogy(mean, mean).sum(2), layer=0, depth=12)
     sized = torch.cat([ours.features, ours.sizes[..., None]], 2)
     return Agreement(*same_rows(sized.flatten(0, 1), torch.cat([theirs, info["size"]], 2).flatten(0, 1)))
 
 
 ROWS = [
     Row("tome", "facebookresearch/ToMe", "af95e4b", "one step, [6272,384], r = a quarter", tome),
-    Row("tome_video", why="no code for videos published; its step is `tome`'s"),
-    Row("tome_in_encoder", why="its step is `tome`'s, see its row"),
-    Row("merge_windows", why="ours, for windowed encoders; its step is `tome`'s"),
-    Row("merge_windows_in_encoder", why="ours, for windowed encoders; its step is `tome`'s"),
+    Row("tome_video", why="no published code for videos; its step is that of `tome`"),
+    Row("tome_in_encoder", why="its step is that of `tome`, see its row"),
+    Row("merge_windows", why="our own, for windowed encoders; its step is that of `tome`"),
+    Row("merge_windows_in_encoder", why="our own, for windowed encoders; its step is that of `tome`"),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step within frames, r = a quarter", testa_patches),
     Row("testa", "RenShuhuai-Andy/TESTA", "41b9486", "one step over frames, 8 of 32", testa_frames),
     Row("tempme", "LunarShen/TempMe", "e624930", "one round, pairs of frames, 30 %", tempme),

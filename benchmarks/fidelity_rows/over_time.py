@@ -1,4 +1,4 @@
-"""Methods that compare a place with itself in other frames."""
+"""Methods that compare each position with the same position in other frames."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def frame_fusion(peers: Path, features: Features) -> Agreement:
 
 
 def holitom(peers: Path, features: Features) -> Agreement:
-    """At the budget that the published code really met, which rounds each window and frame."""
+    """At the number of tokens that the published code keeps, which rounds in each window and frame."""
     tau, ratio = 0.8, 0.25
     x, attention = features.tokens(), features.cue("attention")
     T, n = x.grid.T, x.grid.cells_per_frame
-    frames, paid = x.features[0].unflatten(0, (T, n)), attention[0].unflatten(0, (T, n))
+    frames, scores = x.features[0].unflatten(0, (T, n)), attention[0].unflatten(0, (T, n))
     code = load(peers / "HoliTom" / "holitom" / "llava_arch.py", "llava").LlavaMetaForCausalLM_holitom()
-    likeness = torch.nn.functional.cosine_similarity(frames[:-1], frames[1:], dim=-1)
-    windows, saved = code.select_static_windows(likeness, T, tau, T)
-    share = min(ratio * T * n / (T * n - saved), 1)
-    parts = code.get_static_dynamic_features(frames, paid, windows, likeness, tau)
+    similarity = torch.nn.functional.cosine_similarity(frames[:-1], frames[1:], dim=-1)
+    windows, saved = code.select_static_windows(similarity, T, tau, T)
+    fraction = min(ratio * T * n / (T * n - saved), 1)
+    parts = code.get_static_dynamic_features(frames, scores, windows, similarity, tau)
     code.model = SimpleNamespace(image_newline=torch.zeros(0))
     theirs = torch.cat(
         [
-            code.holitom(still, moving, score, place, places, end - start + 1, share, 0, 0.6, 7, torch.float32, "no")
+            code.holitom(still, moving, score, place, places, end - start + 1, fraction, 0, 0.6, 7, torch.float32, "no")
             for still, moving, score, place, places, (start, end) in zip(
                 parts[0], parts[1], parts[3], parts[4], parts[5], windows, strict=True
             )
         ]
     )
     ours = HoliTom(len(theirs), tau=tau)(x, attention=attention)
-    why = "ours meets the count exactly, the published code rounds in each window and frame"
+    why = "ours keeps the exact count, the published code rounds in each window and frame"
     return Agreement(*same_rows(ours.features[0], theirs), why)
 
 
@@ -75,7 +75,7 @@ def dtd_pixel(peers: Path, features: Features) -> Agreement:
 def _dtd(peers: Path, features: Features, spec: str, by: str, tau: float, absolute: bool) -> Agreement:
     x = features.tokens()
     T, side = x.grid.T, x.grid.H
-    # Two frames of 28 pixels a token: frames are doubled in time and size.
+    # A token of the published model is two frames of 28 pixels, so frames are doubled in time and size.
     frames = features.frames().float().div(255).repeat_interleave(2, 1)
     frames = frames.repeat_interleave(2, 3).repeat_interleave(2, 4)[0]
     file = peers / "TimeChat-Online" / "eval" / "qwen2_5_vl" / "modeling_qwen2_5_vl_DTD.py"
@@ -89,10 +89,10 @@ def _dtd(peers: Path, features: Features, spec: str, by: str, tau: float, absolu
     ends = torch.tensor([[0, T + side + 1]]).expand(3, -1)
     places = torch.cat([ends[:, :1], cells, ends[:, 1:]], 1)[:, None]
     rows = torch.cat([x.features.new_zeros(1, 1, x.C), x.features, x.features.new_zeros(1, 1, x.C)], 1)
-    spoken = SimpleNamespace(config=SimpleNamespace(vision_start_token_id=0, vision_end_token_id=1))
+    model = SimpleNamespace(config=SimpleNamespace(vision_start_token_id=0, vision_end_token_id=1))
     where = places[..., None].float()
     out = code.Qwen2_5_VLModel.token_drop(
-        spoken,
+        model,
         by,
         tau,
         absolute,
@@ -112,7 +112,7 @@ def _dtd(peers: Path, features: Features, spec: str, by: str, tau: float, absolu
 
 
 def rlt(peers: Path, features: Features) -> Agreement:
-    """Tubelets of two frames, patches of 14 pixels, and the run lengths that the published code counts."""
+    """Tubelets of two frames, patches of 14 pixels, and the run lengths counted by the published code."""
     frames = features.frames().float().div(255)
     T, side = frames.shape[1] // 2, frames.shape[3] // PATCH
     code = load(peers / "rlt" / "src" / "models" / "static_token_utils.py", "ipdb")
@@ -122,7 +122,7 @@ def rlt(peers: Path, features: Features) -> Agreement:
     (method,) = registry.build("rlt(0.1)")
     cells = Tokens.from_cells(torch.zeros(1, T, side, side, 1))
     ours = method(cells, pixels=patchify(frames, 2, PATCH))
-    # Lengths come by place, then time.
+    # The published lengths are ordered by position, then time.
     order = (ours.cell[0] % side**2 * T + ours.cell[0] // side**2).argsort()
     agree = same_places(ours.cell[0], mask[0].nonzero()[:, 0])
     same = len(lengths) == ours.N and bool((ours.sizes[0][order] == lengths).all())
@@ -142,6 +142,6 @@ ROWS = [
         "grt",
         "Hai-chao-Zhang/DenseVideoUnderstand",
         "0d374c9",
-        why="the published repository holds the benchmark's tasks alone, not the gate",
+        why="the published repository contains only the benchmark's tasks, not the gate",
     ),
 ]

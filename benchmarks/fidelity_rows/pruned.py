@@ -1,8 +1,8 @@
 """Methods that prune by frame or segment: EVS, VidCom2, FastVID, LLaVA-Scissor, STTM, PruneVid.
 
-Three of the references are stretches of a language model's forward pass. Those lines are read out of the clone and run
-as they are (`definitions`, `stretch`), with what stands around them given as plain values. Noise that a reference adds
-to break ties is zero here, as equal densities go by place in ours.
+Three of the references are parts of a language model's forward pass. Those lines are read from the clone and executed
+unchanged (`run_definitions`, `run_lines`), with the surrounding variables set to simple values. Noise that a reference
+adds to break ties is set to zero, because ours breaks ties by position.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ from fidelity_rows import Agreement, Features, Row, importing, same_places, same
 _FRAMES, _SIDE = 32, 14
 
 
-def definitions(path: Path, *names: str, **given: Any) -> dict[str, Any]:
-    """Runs the functions and classes of these names alone out of a published file; returns its namespace."""
+def run_definitions(path: Path, *names: str, **variables: Any) -> dict[str, Any]:
+    """Runs only the functions and classes of these names from a published file; returns its namespace."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = [node for node in ast.walk(tree) if getattr(node, "name", None) in names]
-    if missing := set(names) - {node.name for node in found}:
-        raise ValueError(f"{path}: no {', '.join(sorted(missing))}")
-    namespace = {"torch": torch, "F": F, **given}
-    exec(compile(ast.Module(found, []), str(path), "exec"), namespace)
+    nodes = [node for node in ast.walk(tree) if getattr(node, "name", None) in names]
+    if missing := set(names) - {node.name for node in nodes}:
+        raise ValueError(f"{path} does not define {', '.join(sorted(missing))}")
+    namespace = {"torch": torch, "F": F, **variables}
+    exec(compile(ast.Module(nodes, []), str(path), "exec"), namespace)
     return namespace
 
 
-def stretch(path: Path, first: str, last: str, **given: Any) -> dict[str, Any]:
-    """Runs the lines of a published file from the one that begins with `first` to the next one with `last`."""
+def run_lines(path: Path, first: str, last: str, **variables: Any) -> dict[str, Any]:
+    """Runs the lines of a published file from the one that starts with `first` to the next that starts with `last`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip().startswith(first))
     end = next(n for n in range(start, len(lines)) if lines[n].strip().startswith(last))
-    namespace = {"torch": torch, "F": F, **given}
+    namespace = {"torch": torch, "F": F, **variables}
     code = textwrap.dedent("\n".join(lines[start : end + 1]))
     exec(compile(code, f"{path}:{start + 1}", "exec"), namespace)
     return namespace
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the noise on densities."""
+def without_noise() -> Iterator[None]:
+    """Disables the noise on densities."""
     with patch("torch.rand", lambda *shape, **options: torch.zeros(*shape, **options)):
         yield
 
@@ -63,13 +63,13 @@ def ours(spec: str, tokens: Tokens, **cues: Tensor) -> Tokens:
     return method(tokens, **cues)
 
 
-def kept(out: Tokens) -> Tensor:
-    """The cells that a method without merging kept."""
+def kept_cells(out: Tokens) -> Tensor:
+    """The cells kept by a method that does not merge."""
     return (out.assignment[0] >= 0).nonzero().flatten()
 
 
-def graded(tokens: Tokens) -> Tokens:
-    """Channels of unequal variance: standardised ones are all alike to VidCom2, which chooses the calmest half."""
+def scale_channels(tokens: Tokens) -> Tokens:
+    """Gives channels unequal variance: VidCom2 selects the half with the lowest, and standardized channels tie."""
     return tokens.replace(features=tokens.features * torch.linspace(0.5, 1.5, tokens.C))
 
 
@@ -77,30 +77,30 @@ def vllm(module: str, spec: str, q: float, peers: Path, tokens: Tokens) -> Agree
     with importing(peers / "vllm" / "vllm" / "multimodal" / "video_prune"):
         reference = __import__(module)
         mask = reference.compute_retention_mask(tokens.features[0], (_FRAMES, _SIDE, _SIDE), 1, q)
-    return Agreement(same_places(kept(ours(spec, tokens)), mask.nonzero().flatten()), 0.0)
+    return Agreement(same_places(kept_cells(ours(spec, tokens)), mask.nonzero().flatten()), 0.0)
 
 
 def evs(peers: Path, features: Features) -> Agreement:
-    """Which cells stay."""
+    """Compares the kept cells."""
     return vllm("evs", "evs(q=0.75)", 0.75, peers, features.tokens())
 
 
 def vidcom2(peers: Path, features: Features) -> Agreement:
-    """Which cells stay."""
-    return vllm("vidcom2", "vidcom2(q=0.75)", 0.75, peers, graded(features.tokens()))
+    """Compares the kept cells."""
+    return vllm("vidcom2", "vidcom2(q=0.75)", 0.75, peers, scale_channels(features.tokens()))
 
 
 def vidcom2_authors(peers: Path, features: Features) -> Agreement:
-    """Which cells stay by the authors' code, which leaves the sum of the frames' counts as rounding has it."""
-    tokens = graded(features.tokens())
+    """Compares the kept cells with the authors' code, in which the sum of the counts per frame depends on rounding."""
+    tokens = scale_channels(features.tokens())
     with importing(peers / "VidCom2" / "token_compressor" / "vidcom2"):
         import vidcom2 as reference
 
-        x = torch.cat([tokens.features[0], torch.arange(tokens.N)[:, None]], 1)  # what stays says where it was
+        x = torch.cat([tokens.features[0], torch.arange(tokens.N)[:, None]], 1)  # the last channel is the position
         with patch.object(reference, "select_low_var_channels", _without_last(reference.select_low_var_channels)):
             out = reference.vidcom2_compression(x, "qwen2_vl", 0.25, frame_token_len=_SIDE**2)
-    why = "the counts of the frames sum to what rounding leaves; ours mends the sum as vLLM does"
-    return Agreement(same_places(kept(ours("vidcom2(0.25)", tokens)), out[:, -1].long()), 0.0, why)
+    why = "the published code leaves the sum of the counts per frame to rounding; ours corrects it as vLLM does"
+    return Agreement(same_places(kept_cells(ours("vidcom2(0.25)", tokens)), out[:, -1].long()), 0.0, why)
 
 
 def _without_last(select: Any) -> Any:
@@ -108,7 +108,7 @@ def _without_last(select: Any) -> Any:
 
 
 def fastvid(peers: Path, features: Features) -> Agreement:
-    """The rows that come out, at the published settings and a quarter of the tokens."""
+    """Compares the output rows, at the published settings and a quarter of the tokens."""
     tokens, attention = features.tokens(), features.cue("attention")
     frame_global = features.cue("frame_global")
     model = SimpleNamespace(
@@ -125,8 +125,8 @@ def fastvid(peers: Path, features: Features) -> Agreement:
         fastvid_DTM_beta=0.6,
     )
     path = peers / "FastVID/fastvid_llavaonevision/LLaVA-NeXT/llava/model/language_model/modeling_qwen2.py"
-    with quiet():
-        theirs = stretch(
+    with without_noise():
+        theirs = run_lines(
             path,
             "device_type = hidden_states.device",
             "keep_indexs = keep_indexs[sorted_indexs]",
@@ -137,17 +137,18 @@ def fastvid(peers: Path, features: Features) -> Agreement:
     out = ours("fastvid(0.25)", tokens, attention=attention, frame_global=frame_global)
     return Agreement(
         *same_rows(out.features[0], theirs["hidden_states"][0]),
-        "it loses places to rounding; ours gives them to the next tokens by attention, so that the count is exact",
+        "the published code loses tokens to rounding; ours fills up with the next tokens by attention, so that the "
+        "count is exact",
     )
 
 
 def scissor(peers: Path, features: Features) -> Agreement:
-    """The rows that come out; sampling is exact up to about 3,400 tokens."""
+    """Compares the output rows; sampling is exact up to about 3,400 tokens."""
     tokens = features.tokens()
     path = peers / "LLaVA-Scissor/llava/model/llava_arch_zip.py"
     np.random.seed(0)
-    parts = definitions(path, "UnionFind", "approximate_components", np=np, defaultdict=defaultdict)
-    theirs = stretch(
+    parts = run_definitions(path, "UnionFind", "approximate_components", np=np, defaultdict=defaultdict)
+    theirs = run_lines(
         path,
         "frame_num = image_feat.shape[0]//ori_token_num",
         "image_feat = selected_tokens",
@@ -170,29 +171,32 @@ def sttm(side: int, peers: Path, features: Features) -> Agreement:
 
         x = tokens.features[0].unflatten(0, (_FRAMES, side, side)).permute(0, 3, 1, 2)
         theirs = get_quadtree_features(x, 0.85, 0.6, root_level=1)[0]
-    why = "it stops spreading labels before all nodes that hang together have one; with a loop to the end all are equal"
+    why = (
+        "the published code stops label propagation before all connected nodes share a label; run to convergence, it "
+        "is identical"
+    )
     return Agreement(*same_rows(ours("sttm", tokens).features[0], theirs), why)
 
 
 def sttm_14(peers: Path, features: Features) -> Agreement:
-    """The rows that come out, on the grid of LLaVA-OneVision."""
+    """Compares the output rows, on the grid of LLaVA-OneVision."""
     return sttm(14, peers, features)
 
 
 def sttm_13(peers: Path, features: Features) -> Agreement:
-    """The rows that come out, on the grid of LLaVA-Video."""
+    """Compares the output rows, on the grid of LLaVA-Video."""
     return sttm(13, peers, features)
 
 
 def sttm_8(peers: Path, features: Features) -> Agreement:
-    """The rows that come out, on a grid without strips."""
+    """Compares the output rows, on a grid without strips."""
     return sttm(8, peers, features)
 
 
 def prunevid(peers: Path, features: Features) -> Agreement:
-    """The rows that come out, at the published settings."""
+    """Compares the output rows, at the published settings."""
     tokens = features.tokens()
-    parts = definitions(
+    parts = run_definitions(
         peers / "PruneVid/models/pllava/modeling_pllava.py",
         "index_points",
         "cluster_dpc_knn",
@@ -212,7 +216,7 @@ def prunevid(peers: Path, features: Features) -> Agreement:
     model = SimpleNamespace(config=config)
     for name in ("spatial_merge_tokens", "compute_cluster_vectors"):
         setattr(model, name, parts[name].__get__(model))
-    with quiet():
+    with without_noise():
         theirs = parts["merge_frames_dynamic"](model, tokens.features, threshold=0.8, k=7)[0]
     return Agreement(*same_rows(ours("prunevid", tokens).features[0], theirs[0]))
 

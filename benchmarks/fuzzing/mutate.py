@@ -1,4 +1,4 @@
-"""Damage to files: bytes, text, JSON, and the headers of containers, so that a reader's inside is reached too."""
+"""Mutations of files: bytes, text, JSON, and container headers that stay valid, to reach the code behind them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 Mutate = Callable[[random.Random, bytes], bytes]
 
-# What a header, a list or an option could hold instead of what it should.
+# Invalid values for headers, lists and options.
 _HOSTILE: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 10**30, 0.5, -0.5, 1e308, -1e308, float("nan"),
     float("inf"), "", " ", "x", "0", "-1", "nan", "../../../etc/passwd", "/dev/zero", "a\0b", "\ufeff", "\ud800", "²",
@@ -27,7 +27,7 @@ _WORDS = [
 
 
 def change_bytes(rng: random.Random, data: bytes) -> bytes:
-    """One to four changes of bytes anywhere: bits, runs, cuts, copies, numbers that are too large."""
+    """One to four changes of bytes anywhere: bits, runs, cuts, copies, too large numbers."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         size = len(out)
@@ -55,7 +55,7 @@ def change_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_text(rng: random.Random, data: bytes) -> bytes:
-    """Changes of words, lines and marks; now and then of bytes or of the encoding."""
+    """One to three changes of words, lines or characters; sometimes of bytes or of the encoding."""
     if rng.random() < 0.2:
         return change_bytes(rng, data)
     text = data.decode("utf-8", "surrogateescape")
@@ -86,19 +86,19 @@ def change_text(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_json(rng: random.Random, data: bytes) -> bytes:
-    """Other values, keys and types inside JSON; now and then other text."""
+    """Other values, keys and types inside JSON; sometimes other text."""
     if rng.random() < 0.25:
         return change_text(rng, data)
     value = json.loads(data)
     for _ in range(rng.randint(1, 2)):
-        value = _changed(rng, value)
+        value = _mutate_value(rng, value)
     if rng.random() < 0.02:
         return b'{"a":' * 3000 + b"1" + b"}" * 3000
     return json.dumps(value).encode()
 
 
 def change_json_lines(rng: random.Random, data: bytes) -> bytes:
-    """One line's JSON changed, or the text of the whole."""
+    """Changes the JSON of one line, or the text of the file."""
     lines = data.splitlines()
     if not lines or rng.random() < 0.3:
         return change_text(rng, data)
@@ -107,8 +107,8 @@ def change_json_lines(rng: random.Random, data: bytes) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-def _changed(rng: random.Random, value: Any) -> Any:
-    """The same with one value, or one key, replaced, removed or doubled."""
+def _mutate_value(rng: random.Random, value: Any) -> Any:
+    """A copy with one value or key replaced, removed or duplicated."""
     if isinstance(value, dict) and value and rng.random() < 0.8:
         out = dict(value)
         name = rng.choice(list(out))
@@ -118,7 +118,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
             case 1:
                 out[rng.choice(["", "x", "../x", name + "2"])] = out.pop(name)
             case _:
-                out[name] = _changed(rng, out[name])
+                out[name] = _mutate_value(rng, out[name])
         return out
     if isinstance(value, list) and value and rng.random() < 0.8:
         out_list = list(value)
@@ -129,7 +129,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
             case 1:
                 out_list.insert(at, out_list[at])
             case _:
-                out_list[at] = _changed(rng, out_list[at])
+                out_list[at] = _mutate_value(rng, out_list[at])
         return out_list
     if isinstance(value, int | float) and not isinstance(value, bool) and rng.random() < 0.4:
         return rng.choice([-value, value + 1, value * 10**9, value - 1, value / 2])
@@ -137,7 +137,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
 
 
 def change_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """Bytes; or a header that is still JSON with its length right: our own part of it, or names, types and shapes."""
+    """Changes bytes, or a header that stays JSON of the correct length: our metadata, or names, types, shapes."""
     if rng.random() < 0.3:
         return change_bytes(rng, data)
     (length,) = struct.unpack("<Q", data[:8])
@@ -158,7 +158,7 @@ def change_safetensors(rng: random.Random, data: bytes) -> bytes:
                 entry["dtype"] = rng.choice(["F32", "I32", "U32", "F16", "BF16", "BOOL", "U8", "I64", "F8_E4M3", "X"])
                 header[name] = entry
             case _:
-                header[name] = _changed(rng, entry)
+                header[name] = _mutate_value(rng, entry)
     text = json.dumps(header).encode()
     if rng.random() < 0.2:
         rest = change_bytes(rng, rest)
@@ -166,7 +166,7 @@ def change_safetensors(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_zip(rng: random.Random, data: bytes) -> bytes:
-    """Bytes of the archive, or of one member in an archive that is still right."""
+    """Changes bytes of the archive, or of one member of an archive that stays valid."""
     if rng.random() < 0.4:
         return change_bytes(rng, data)
     out = io.BytesIO()
@@ -183,7 +183,7 @@ def change_zip(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_tar(rng: random.Random, data: bytes) -> bytes:
-    """Bytes anywhere, or in the header of a member with its checksum made right again."""
+    """Changes bytes anywhere, or in the header of a member with a corrected checksum."""
     if rng.random() < 0.5 or len(data) < 1024:
         return change_bytes(rng, data)
     out = bytearray(data)

@@ -1,7 +1,7 @@
-"""Everything of the project that reads a file, each with a small sound example to damage.
+"""Every file reader of the package, each with a small valid example to damage.
 
-A target makes its example into a folder, of which one file is damaged, and reads that folder again. What it returns is
-hashed, so that two readings can be compared. Allowed are an answer, and the documented errors: ValueError and OSError.
+A target writes its example to a folder, of which one file is damaged, and reads that folder. The results are hashed, so
+that readings can be compared. Allowed are a result and the documented errors, ValueError and OSError.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from fuzzing import mutate
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One kind of file and what reads it.
+    """A file format and its reader.
 
     Attributes:
-        name: of the target.
-        count: mutants of a whole campaign.
-        make: writes the sound example into an empty folder.
-        read: reads the folder; the number of the mutant may choose among ways to read it. What it returns is
-            plain values, tensors, arrays, dataclasses, or containers of these.
-        damage: a mutator for each pattern of file names that may be damaged.
-        readings: how often each mutant is read; all answers must be equal.
+        name: name of the target.
+        count: mutants in a full campaign.
+        make: writes the valid example to an empty folder.
+        read: reads the folder; the index of the mutant may select how. Returns simple values, tensors, arrays,
+            dataclasses, or containers of these.
+        damage: a mutation for each pattern of file names that may be damaged.
+        readings: readings of each mutant; all results must be equal.
     """
 
     name: str
@@ -75,13 +75,13 @@ def _pictures(path: Path, **options: Any) -> None:
     images[0].save(path, **({"save_all": True, "append_images": images[1:], "duration": 100} if options else {}))
 
 
-def _read_media(folder: Path, number: int) -> object:
+def _read_media(folder: Path, index: int) -> object:
     (path,) = folder.iterdir()
-    truncated = number % 3 == 0
-    if number % 2:
-        chunks = stream(path, chunk=8, size=32, fps=(None, 5.0)[number % 5 == 0], allow_truncated=truncated)
+    truncated = index % 3 == 0
+    if index % 2:
+        chunks = stream(path, chunk=8, size=32, fps=(None, 5.0)[index % 5 == 0], allow_truncated=truncated)
         return [(chunk.frames, chunk.times) for chunk in chunks]
-    video = read(path, frames=(4, None)[number % 4 == 0], size=32, allow_truncated=truncated)
+    video = read(path, frames=(4, None)[index % 4 == 0], size=32, allow_truncated=truncated)
     return [video.frames, video.times, video.duration, video.fps]
 
 
@@ -102,7 +102,7 @@ def _make_tokens(folder: Path) -> None:
     pipeline(video.frames, video.times).save(folder / "a.safetensors", source={"path": "a.mp4", "bytes": 3})
 
 
-def _read_tokens(folder: Path, number: int) -> object:
+def _read_tokens(folder: Path, index: int) -> object:
     tokens = Tokens.load(folder / "a.safetensors")
     return [tokens.features, tokens.positions, tokens.sizes, tokens.assignment, tokens.unmerge(), tokens.meta]
 
@@ -111,7 +111,7 @@ def _make_pipeline(folder: Path) -> None:
     Pipeline("tokenlearner('4/frame', dim=768) | tome(keep=0.5)", load_encoder("patches")).save_pretrained(folder)
 
 
-def _read_pipeline(folder: Path, number: int) -> object:
+def _read_pipeline(folder: Path, index: int) -> object:
     pipeline = Pipeline.from_pretrained(folder)
     return [pipeline.spec, *pipeline.methods.state_dict().values()]
 
@@ -127,17 +127,18 @@ def _make_stream(folder: Path) -> None:
     streaming.finish(folder, names, run.pipeline.spec, {"source": {"path": "a.mp4"}})
 
 
-def _read_stream(folder: Path, number: int) -> object:
+def _read_stream(folder: Path, index: int) -> object:
     tokens = streaming.load(folder)
     return [tokens.features, tokens.assignment, tokens.meta]
 
 
 _SPECS = [
     "tome(keep=0.25)", "rlt(tau=0.1) | kmeans(keep=32)", "tome(0.5) | scissor(tau=0.9)", "dycoke(0.7)",
-    "visionzip(keep=16, dominant=0.8)", "tokenlearner('8/frame', version='1.1')",
+    "visionzip(keep=16, contextual=0.2)", "tokenlearner('8/frame', version='1.1')",
     "holitom(keep=0.1) | mean_pool(keep=0.5)",
-    "sttm(tau=0.8) | random(keep=8, seed=3)", "token_dynamics(keep=32, adaptive=True)", "evs(keep=0.3)",
-    "perceiver(keep=16, layers=2)", "downsample(keep=(1, 2, 2))", "fastvid(keep=0.25)", "prunevid(tau=0.8)",
+    "sttm(tau=0.8) | random(keep=8, seed=3)",
+    "token_dynamics(criterion='silhouette', between=(12, 32))", "evs(keep=0.3)",
+    "perceiver(keep=16, num_layers=2)", "downsample(keep='4/frame')", "fastvid(keep=0.25)", "prunevid(tau=0.8)",
 ]  # fmt: skip
 
 
@@ -145,10 +146,10 @@ def _make_spec(folder: Path) -> None:
     (folder / "spec.txt").write_text("\n".join(_SPECS), encoding="utf-8")
 
 
-def _read_spec(folder: Path, number: int) -> object:
+def _read_spec(folder: Path, index: int) -> object:
     text = (folder / "spec.txt").read_bytes().decode("utf-8", "replace")
     lines = text.split("\n")
-    spec = lines[number % len(lines)] if number % 8 else " | ".join(lines)
+    spec = lines[index % len(lines)] if index % 8 else " | ".join(lines)
     methods = registry.build(spec, dim=8)
     return [method.spec for method in methods if sum(p.numel() for p in method.parameters()) < 1e8]
 
@@ -177,8 +178,8 @@ def _make_list(name: str, folder: Path) -> None:
         (folder / video).write_bytes(b"")
 
 
-def _read_list(name: str, folder: Path, number: int) -> object:
-    if number % 2:
+def _read_list(name: str, folder: Path, index: int) -> object:
+    if index % 2:
         return footage.find_footage(folder / name)
     return read_listing(folder / name)
 
@@ -189,15 +190,15 @@ def _list(name: str, damage: mutate.Mutate) -> Target:
 
 
 def _questions(name: str) -> dict[str, str]:
-    """A tiny annotation file of each public question set: its place and text."""
+    """A tiny annotation file of each public question set: its path and text."""
     choices = ["one", "two", "three", "four", "five"]
     if name == "nextqa":
         head = "video,frame_count,width,height,question,answer,qid,type,a0,a1,a2,a3,a4\n"
         return {"test.csv": head + "v1,10,4,4,what is it,2,1,CW," + ",".join(choices) + "\n"}
     if name == "activitynetqa":
-        asked = [{"video_name": "v1", "question": "what", "question_id": "v1_1"}]
+        questions = [{"video_name": "v1", "question": "what", "question_id": "v1_1"}]
         return {
-            "test_q.json": json.dumps(asked),
+            "test_q.json": json.dumps(questions),
             "test_a.json": json.dumps([{"answer": "yes", "type": 3, "question_id": "v1_1"}]),
         }
     if name == "longvideobench":
@@ -218,12 +219,12 @@ def _questions(name: str) -> dict[str, str]:
 
 
 def _make_questions(name: str, folder: Path) -> None:
-    for place, text in _questions(name).items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_text(text, encoding="utf-8")
-    for place in ("videos/v1.mp4", "video/star/Charades_v1_480/v1.mp4"):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        (folder / place).write_bytes(b"")
+    for path, text in _questions(name).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text, encoding="utf-8")
+    for path in ("videos/v1.mp4", "video/star/Charades_v1_480/v1.mp4"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"")
     if name == "longvideobench":
         (folder / "subtitles").mkdir()
         lines = [{"start": "00:00:01.000", "end": "00:00:02.000", "line": "hello"}, {"timestamp": [1, 2], "text": "x"}]
@@ -233,7 +234,7 @@ def _make_questions(name: str, folder: Path) -> None:
         (folder / "subtitle" / "v1.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n\n", encoding="utf-8")
 
 
-def _read_questions(name: str, folder: Path, number: int) -> object:
+def _read_questions(name: str, folder: Path, index: int) -> object:
     questions = qa_sets.load(name, folder)
     return [(question, qa_sets.prompt(question, name), qa_sets.read_subtitles(question)) for question in questions]
 
@@ -261,9 +262,9 @@ def _make_tar(folder: Path) -> None:
                 tar.add(Path(inside) / f"{number}.{end}", f"clip{number}.{end}")
 
 
-def _read_tar(folder: Path, number: int) -> object:
+def _read_tar(folder: Path, index: int) -> object:
     path = folder / "a.tar"
-    if number % 2:
+    if index % 2:
         items = footage.find_footage(path).items
         return [footage.read_frames(item, lambda count: [0, count - 1], short=8) for item in items]
     listing = read_listing(path)
@@ -277,8 +278,8 @@ def _make_masks(folder: Path) -> None:
     masks.write_masks(objects, [folder / "0.png", folder / "1.png"])
 
 
-def _read_masks(folder: Path, number: int) -> object:
-    return masks.read_masks(sorted(folder.glob("*.png")), values=bool(number % 2))
+def _read_masks(folder: Path, index: int) -> object:
+    return masks.read_masks(sorted(folder.glob("*.png")), values=bool(index % 2))
 
 
 def _make_davis(folder: Path) -> None:
@@ -294,11 +295,11 @@ def _make_davis(folder: Path) -> None:
     (folder / "ImageSets" / "2016" / "val.txt").write_text("\n".join(f"{f} {f}" for f in frames) + "\n")
 
 
-def _read_davis(folder: Path, number: int) -> object:
-    sequences, said = dense_sets.davis_sequences(folder)
+def _read_davis(folder: Path, index: int) -> object:
+    sequences, split = dense_sets.davis_sequences(folder)
     for files in sequences:
         dense_sets.paired(files)
-    return [sequences, said, [masks.read_masks(files.labels) for files in sequences]]
+    return [sequences, split, [masks.read_masks(files.labels) for files in sequences]]
 
 
 def _make_jhmdb(folder: Path) -> None:
@@ -315,33 +316,33 @@ def _make_jhmdb(folder: Path) -> None:
     (folder / "list.txt").write_text("wave/clip\n", encoding="utf-8")
 
 
-def _read_jhmdb(folder: Path, number: int) -> object:
+def _read_jhmdb(folder: Path, index: int) -> object:
     from fewtokens.evaluation.pck import read_joints
 
-    clips, said = dense_sets.jhmdb_clips(folder, folder / "list.txt")
-    return [clips, said, [read_joints(clip.labels[0]) for clip in clips]]
+    clips, listing = dense_sets.jhmdb_clips(folder, folder / "list.txt")
+    return [clips, listing, [read_joints(clip.labels[0]) for clip in clips]]
 
 
 def _make_released(folder: Path) -> None:
     torch.manual_seed(0)
-    width, hidden = 64, 128
+    dim, hidden = 64, 128
     state = {
-        "cls_token": torch.randn(1, 1, width), "pos_embed": torch.randn(1, 17, width),
-        "patch_embed.proj.weight": torch.randn(width, 3, 8, 8), "patch_embed.proj.bias": torch.randn(width),
-        "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width),
+        "cls_token": torch.randn(1, 1, dim), "pos_embed": torch.randn(1, 17, dim),
+        "patch_embed.proj.weight": torch.randn(dim, 3, 8, 8), "patch_embed.proj.bias": torch.randn(dim),
+        "norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim),
     }  # fmt: skip
     for block in ("blocks.0.", "blocks.1."):
         for name, shape in {
-            "norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,),
-            "attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,), "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,), "mlp.fc1.weight": (hidden, width), "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden), "mlp.fc2.bias": (width,),
+            "norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,), "norm2.bias": (dim,),
+            "attn.qkv.weight": (3 * dim, dim), "attn.qkv.bias": (3 * dim,), "attn.proj.weight": (dim, dim),
+            "attn.proj.bias": (dim,), "mlp.fc1.weight": (hidden, dim), "mlp.fc1.bias": (hidden,),
+            "mlp.fc2.weight": (dim, hidden), "mlp.fc2.bias": (dim,),
         }.items():  # fmt: skip
             state[block + name] = torch.randn(shape) * 0.02
     torch.save({"model": state, "epoch": 3}, folder / "a.pth")
 
 
-def _read_released(folder: Path, number: int) -> object:
+def _read_released(folder: Path, index: int) -> object:
     from fewtokens.encoders.released import load_released
 
     return [value for value in load_released(folder / "a.pth").state_dict().values() if not value.is_meta]
@@ -354,10 +355,10 @@ def _make_model(folder: Path) -> None:
     models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32), num_classes=3).save_pretrained(folder)
 
 
-def _read_model(folder: Path, number: int) -> object:
+def _read_model(folder: Path, index: int) -> object:
     from fewtokens import networks as models
 
-    if number % 2:
+    if index % 2:
         return load_encoder(str(folder)).describe()
     return list(models.load(folder).state_dict().values())
 
@@ -370,10 +371,10 @@ def _make_pretraining(folder: Path) -> None:
     ToBo(ToBoConfig(patch_size=8, image_size=(32, 32), **sizes)).save_pretrained(folder)
 
 
-def _read_pretraining(folder: Path, number: int) -> object:
+def _read_pretraining(folder: Path, index: int) -> object:
     from fewtokens.networks.pretrained import load_pretrained_vit, load_pretraining
 
-    model = load_pretraining(folder) if number % 2 else load_pretrained_vit(folder)
+    model = load_pretraining(folder) if index % 2 else load_pretrained_vit(folder)
     return list(model.state_dict().values())
 
 
@@ -385,7 +386,7 @@ def _make_encoder(folder: Path) -> None:
     VitEncoder(ViT(config)).save_pretrained(folder)
 
 
-def _read_encoder(folder: Path, number: int) -> object:
+def _read_encoder(folder: Path, index: int) -> object:
     encoder = load_encoder(str(folder))
     return [encoder.describe()["options"], *encoder.state_dict().values()]
 
@@ -400,7 +401,7 @@ def _make_hf(folder: Path) -> None:
     transformers.Dinov2Model(config).save_pretrained(folder)
 
 
-def _read_hf(folder: Path, number: int) -> object:
+def _read_hf(folder: Path, index: int) -> object:
     encoder = load_encoder(str(folder))
     frames = synthetic("static", frames=1, size=(28, 28)).frames
     return encoder(frames[None])[0].features
@@ -418,7 +419,7 @@ def _make_state(folder: Path) -> None:
     checkpoint.save(folder / "state.safetensors", {"model.a": torch.randn(4, 3)}, head)
 
 
-def _read_state(folder: Path, number: int) -> object:
+def _read_state(folder: Path, index: int) -> object:
     from fewtokens.train import checkpoint
 
     tensors, header = checkpoint.read(folder / "state.safetensors")
@@ -446,16 +447,16 @@ def _make_demonstrations(folder: Path) -> None:
     demonstrations.write(folder / "a.safetensors", [one, one], task="metaworld/hammer", proprio=4)
 
 
-def _read_demonstrations(folder: Path, number: int) -> object:
+def _read_demonstrations(folder: Path, index: int) -> object:
     (path,) = folder.iterdir()
-    return demonstrations.read(path, None if number % 3 else 1)
+    return demonstrations.read(path, None if index % 3 else 1)
 
 
 def _make_packed(folder: Path) -> None:
     np.save(folder / "a.npy", _frames(4, (16, 16)))
 
 
-def _read_packed(folder: Path, number: int) -> object:
+def _read_packed(folder: Path, index: int) -> object:
     (item,) = footage.find_footage(folder).items
     return footage.read_frames(item, lambda count: [0, count - 1], short=8)
 
@@ -467,7 +468,7 @@ def _make_words(folder: Path) -> None:
     save_words(torch.randn(4, 12), folder / "words.safetensors", patch=2)
 
 
-def _read_words(folder: Path, number: int) -> object:
+def _read_words(folder: Path, index: int) -> object:
     return registry.build(f"visual_words(words={str(folder / 'words.safetensors')!r})")[0].spec
 
 
@@ -478,7 +479,7 @@ def _make_weights(folder: Path) -> None:
     save_weights(registry.build("tokenlearner('4/frame', dim=8)")[0], folder / "weights.safetensors")
 
 
-def _read_weights(folder: Path, number: int) -> object:
+def _read_weights(folder: Path, index: int) -> object:
     path = str(folder / "weights.safetensors")
     return list(registry.build(f"tokenlearner('4/frame', dim=8, checkpoint={path!r})")[0].state_dict().values())
 
@@ -526,7 +527,7 @@ TARGETS = [
     *(_question_set(name) for name in ("nextqa", "activitynetqa", "longvideobench", "videomme", "mvbench")),
     Target(
         "conversations", 150, _make_conversations,
-        lambda folder, number: list(qa_sets.conversations(folder / "a.json")), {"a.json": mutate.change_json},
+        lambda folder, index: list(qa_sets.conversations(folder / "a.json")), {"a.json": mutate.change_json},
     ),
     Target("tar", 500, _make_tar, _read_tar, {"*": mutate.change_tar}),
     Target("masks", 300, _make_masks, _read_masks, {"*": mutate.change_bytes}),
@@ -564,7 +565,7 @@ TARGETS = [
 ]  # fmt: skip
 
 
-def _misbehave(kind: str, folder: Path, number: int) -> object:
+def _misbehave(kind: str, folder: Path, index: int) -> object:
     import os
     import time
 
@@ -581,15 +582,15 @@ def _misbehave(kind: str, folder: Path, number: int) -> object:
     raise KeyError("not documented")
 
 
-# A campaign that notices none of these proves nothing; it runs them first.
+# Targets that misbehave on purpose: a campaign runs them first and must detect all of them.
 CHECKS = [
     Target(f"check {kind}", 1, _make_spec, functools.partial(_misbehave, kind), {"*": mutate.change_bytes})
     for kind in ("hang", "crash", "memory", "unsteady", "untidy", "undocumented")
 ]
 
 
-def digest(answer: Any) -> str:
-    """A hash of an answer: plain values, tensors, arrays, dataclasses, paths, and containers of these."""
+def digest(result: Any) -> str:
+    """A hash of a result: simple values, tensors, arrays, dataclasses, paths, and containers of these."""
     import hashlib
 
     state = hashlib.sha256()
@@ -614,22 +615,22 @@ def digest(answer: Any) -> str:
             assert part is None or isinstance(part, str | bytes | int | float | Path | np.generic), type(part)
             state.update(repr(part).encode("utf-8", "surrogatepass"))
 
-    add(answer)
+    add(result)
     return state.hexdigest()[:16]
 
 
 def find(name: str) -> Target:
-    """The target of a name."""
+    """The target with this name."""
     return next(target for target in (*TARGETS, *CHECKS) if target.name == name)
 
 
 def make_examples(folder: Path, targets: Iterable[Target]) -> None:
-    """Writes the sound example of each target that is not there yet."""
+    """Writes the valid example of each target, unless it exists."""
     for target in targets:
-        place = folder / target.name.replace(" ", "_")
-        if not place.is_dir():
-            unfinished = place.with_name(f".{place.name}")
+        path = folder / target.name.replace(" ", "_")
+        if not path.is_dir():
+            unfinished = path.with_name(f".{path.name}")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             target.make(unfinished)
-            unfinished.rename(place)
+            unfinished.rename(path)

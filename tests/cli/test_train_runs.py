@@ -197,15 +197,15 @@ class TestProgressWithoutATerminal:
 
 
 def test_a_short_kill_campaign(tmp_path, monkeypatch):
-    """A slice of benchmarks/kills.py: real commands, killed at drawn moments, end as undisturbed ones."""
+    """A part of benchmarks/kills.py: real commands, killed at random times, end like undisturbed ones."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import kills
 
     cases = [case for case in kills.CASES if case.name == "train"]
-    made = kills.campaign(cases, 1, tmp_path, seed=3, say=lambda line: None)
-    rows = kills.summarise(cases, made)
+    trials = kills.campaign(cases, 1, tmp_path, seed=3, log=lambda line: None)
+    rows = kills.summarize(cases, trials)
     assert rows[0]["kills"] >= 1
-    for row in made:
-        assert row["complete"] and not row["differing"] and not row["left"], row
+    for row in trials:
+        assert row["complete"] and not row["differing"] and not row["leftovers"], row
     assert rows[0]["bit-equal"] == str(rows[0]["reruns"])
     assert sys.modules["kills"] is kills
