@@ -2,6 +2,7 @@
 
     python benchmarks/family.py [FOLDER]
     python benchmarks/family.py FOLDER clips    # one part; also davis. Then once more without: table and page
+    python benchmarks/family.py plots           # draws the plots of results/family.json again
 
 Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2 ViT-S/14: ten clips of 32 frames at 168 px (about 250 cells per
 frame) and eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), both sampled uniformly over time; 25, 10, 5 and
@@ -18,20 +19,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, machine, markdown_table
-from fewtokens.core.keys import heading
+from fewtokens.core.keys import current_keys, heading
+from fewtokens.core.legacy import current_spec
 from fewtokens.core.registry import BASELINES
+from fewtokens.evaluation.bench import FULL
 from fewtokens.evaluation.summary import best, read_results, summarise
+from fewtokens.show.plots import draw_trade_off
 
 MEASURES = ("cosine", "rare_cosine", "j_and_f", "total_ms")
 
 
 def main() -> None:
+    if sys.argv[1:] == ["plots"]:
+        draw(json.loads((RESULTS / "family.json").read_text()))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=RESULTS / "family", help="output directory of the runs")
     parser.add_argument("parts", nargs="*", metavar="PART", help="clips, davis or both (default: each in turn)")
@@ -83,12 +90,29 @@ def report(folder: Path) -> None:
     text += "\n## Compared with the baselines\n\n" + markdown_table(standing(results["summary"])) + "\n"
     _, head, rest = (folder / "results.md").read_text().partition("\n## ")
     text += head + rest
-    for measure in MEASURES[:3]:
-        name = measure.replace("j_and_f", "JF")
-        shutil.copy(folder / f"{measure}.png", RESULTS / f"family_{name}.png")
-        text += f"\n![{name}](family_{name}.png)\n"
+    text += "".join(f"\n![{name}](family_{name}.png)\n" for name in draw(data))
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
+
+
+def draw(results: dict[str, Any]) -> list[str]:
+    """Draws the plots of family.json; returns their names."""
+    encoder = Path(results["settings"]["encoder"]["id"]).name
+    clips = f"{results['all'][0]['clips']} clips of up to {results['settings']['frames']} frames"
+    about = {"j_and_f": f"J&F on the sequences of DAVIS-2016; tokens and times on all {clips}"}
+    # Names of earlier versions.
+    names = {"representation_shift": "representation_shift_in_encoder"}
+    rows = []
+    for row in current_keys(results["all"]):
+        method = row["method"] if row["method"] == FULL else current_spec(names.get(row["method"], row["method"]))
+        rows.append(row | {"method": method.removesuffix("()")})
+    plots = []
+    for measure in MEASURES[:3]:
+        plots.append(measure.replace("j_and_f", "JF"))
+        caption = f"{about.get(measure, clips)}, encoder {encoder}, {results['machine']['cores']} CPU cores."
+        path = RESULTS / f"family_{plots[-1]}.png"
+        draw_trade_off(rows, measure, path, baselines=BASELINES, full=FULL, caption=caption)
+    return plots
 
 
 def standing(summary: list[dict]) -> list[dict]:

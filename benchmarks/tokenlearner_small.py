@@ -41,6 +41,8 @@ from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
 from fewtokens.profiling.memory import activation_bytes
 from fewtokens.profiling.operations import count, parameters
+from fewtokens.show import method_styles
+from fewtokens.show.plots import save_plot
 from fewtokens.train.loop import fit
 from fewtokens.train.objectives import Classification
 from fewtokens.train.settings import Settings
@@ -288,24 +290,31 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    styles = method_styles(row["network"] for row in rows)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
     for axis, (label, value) in zip(
         axes,
-        (("GFLOPs", lambda r: r["GFLOPs"]), ("ms per batch", lambda r: float(r["ms (min..max)"].split()[0]))),
+        (
+            ("GFLOPs per sample", lambda r: r["GFLOPs"]),
+            ("time per batch (ms)", lambda r: float(r["ms (min..max)"].split()[0])),
+        ),
         strict=True,
     ):
-        for index, row in enumerate(r for r in rows if r["top-1 %"] is not None):
+        for row in (r for r in rows if r["top-1 %"] is not None):
             scores = [float(s) for s in row["seeds"].split()]
-            color, marker = plt.cm.tab20(index % 20), "os^Dv"[index % 5]
+            style = styles[row["network"]] | {"linestyle": "", "markersize": 7}
             x = value(row)
-            axis.plot([x, x], [min(scores), max(scores)], color=color, lw=1.2)
-            axis.plot(x, row["top-1 %"], marker, color=color, ms=7, label=row["network"])
+            axis.plot([x, x], [min(scores), max(scores)], color=style["color"], lw=1.2)
+            axis.plot(x, row["top-1 %"], label=row["network"], **style)
         axis.set(xlabel=label)
         axis.xaxis.set_major_locator(plt.MaxNLocator(6))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="top-1 % (min, mean, max of the seeds)", title=title)
+    axes[0].set(ylabel="top-1 accuracy (%)")
     axes[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(path, dpi=110)
+    caption = (
+        "Networks with and without a TokenLearner, trained from scratch. Marker: mean over the seeds; line: range."
+    )
+    save_plot(figure, path, title=f"Accuracy and cost: {title}", caption=caption)
     plt.close(figure)
 
 

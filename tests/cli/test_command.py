@@ -87,6 +87,22 @@ def test_demo(tmp_path):
     assert {p.name for p in (tmp_path / "d").iterdir()} == {"index.html", "static.png", "pan.png"}
 
 
+def test_demo_runs_every_method_that_needs_only_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
+    done = run("demo", "--out", tmp_path, "--frames", 8, "--size", 64, "--json")
+    kinds = {name: registry.get(name) for name in registry.names()}
+    expected = {
+        name
+        for name, kind in kinds.items()
+        if kind.stage in ("pixels", "tokens")
+        and not kind.learned
+        and set(registry.create_method(name).needs) <= {"pixels"}
+    }
+    assert {"grt", "visual_words", "dycoke", "grid_split"} <= expected
+    for clip in json.loads(done.stdout)["clips"]:
+        assert {row["method"] for row in clip["rows"]} == expected
+
+
 def test_demo_for_machines(tmp_path):
     done = run("demo", "--out", tmp_path, "--frames", 3, "--size", 48, "--json")
     report = json.loads(done.stdout)

@@ -88,7 +88,7 @@ def test_soft_attribution_glows():
     assert int(drawn[1, :, 1, 5].min()) > int(drawn[0].max())
     with pytest.raises(ValueError, match="no soft weights"):
         heat(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), tokens, 0)
-    with pytest.raises(ValueError, match="token must be in 0..1, got 2"):
+    with pytest.raises(ValueError, match=r"token must be in 0\.\.1, got 2"):
         heat(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), soft, 2)
 
 
@@ -99,7 +99,7 @@ def test_consecutive_tokens_differ_in_color():
 
 
 def clips() -> list[Clip]:
-    made = []
+    examples = []
     for name in ("</script><b>one</b>", "two"):
         frames, tokens = example("tome(0.2)")
         _, kept = example("random(0.2)")
@@ -109,8 +109,8 @@ def clips() -> list[Clip]:
             ),
             Result("random", "random(0.2)", kept, None, {"tokens": 19, "retention": 0.2, "psnr_db": 9.5}),
         ]
-        made.append(Clip(name, frames, torch.arange(4) / 8, results))
-    return made
+        examples.append(Clip(name, frames, torch.arange(4) / 8, results))
+    return examples
 
 
 def test_a_page_needs_nothing_else(tmp_path):

@@ -125,8 +125,8 @@ def save_plot(figure: Any, path: Path, *, title: str, caption: str) -> Path:
     """
     import matplotlib
 
-    columns = round(13 * figure.get_figwidth())
-    figure.suptitle("\n".join(textwrap.wrap(title, round(columns * 0.6))), fontsize=12)
+    columns = round(16 * figure.get_figwidth())
+    figure.suptitle("\n".join(textwrap.wrap(title, round(columns * 0.5))), fontsize=12)
     if caption:
         figure.supxlabel("\n".join(textwrap.wrap(caption, columns)), fontsize=8, color="#696e7a", x=0.01, ha="left")
     # Equal figures are equal files: no date, ids that do not change.

@@ -1,4 +1,4 @@
-"""What the figures and pages are drawn from."""
+"""The input of figures and pages: a clip, and the results of several methods on it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Result:
     """One method on one clip.
 
     Attributes:
-        name: of the method.
+        name: of the method; the label on sheets and pages.
         spec: the spec string that ran.
         tokens: the tokens that remain, B=1.
-        frames: rebuilt from the tokens, uint8 [T,3,H,W]; None if features are not pixels.
-        numbers: columns of the table by name; "tokens", "retention" and "psnr_db" are also shown on the sheet.
+        frames: rebuilt from the tokens, uint8 [T,3,H,W]; None if the features are not pixels.
+        numbers: columns of the table by key; sheets also show "tokens", "retention" and "psnr_db".
     """
 
     name: str
@@ -31,7 +31,7 @@ class Result:
     __repr__ = by_shape
 
     def facts(self, separator: str = "   ") -> str:
-        """Tokens, retention and PSNR in one line, as far as `numbers` has them."""
+        """Tokens, retention and PSNR in one line; those missing in `numbers` are skipped."""
         parts = []
         if "tokens" in self.numbers:
             parts.append(f"{self.numbers['tokens']} tokens")
