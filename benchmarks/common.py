@@ -5,12 +5,12 @@ python benchmarks/common.py [NAME ...]   # renders results/NAME.md from NAME.jso
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import platform
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -166,4 +166,6 @@ def render_again(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    render_again(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="stems of files in results/ (default: all)")
+    render_again(parser.parse_args().names)

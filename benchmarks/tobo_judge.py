@@ -243,9 +243,9 @@ def main() -> None:
         "Means over seeds; ± is half the range. All encoders use a grid of 30 x 55 cells; masks are scored at the "
         "native size. Unseen loss: loss of the objective's main path (ToBo: from one token) on pairs of DAVIS "
         "sequences, where 1 is an uninformative prediction; swapped: with the source of another sequence. It is not "
-        "comparable between objectives, which mask different fractions. Core minutes: time per step on one idle core, times the number of "
-        "steps. First image: protocol A at 60 % of each sequence, with the ground truth outlined in white. Second "
-        "image: pairs of unseen videos reconstructed by ToBo. " + EARLIER,
+        "comparable between objectives, which mask different fractions. Core minutes: time per step on one idle core, "
+        "times the number of steps. First image: protocol A at 60 % of each sequence, with the ground truth outlined "
+        "in white. Second image: pairs of unseen videos reconstructed by ToBo. " + EARLIER,
         [file for file in ("tobo_small.png", "tobo_small_rebuilt.png") if (RESULTS / file).is_file()],
     )  # fmt: skip
 

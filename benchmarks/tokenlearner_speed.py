@@ -93,8 +93,8 @@ def _peak(network: Any, clip: Tensor) -> float:
 def measure_peaks() -> dict[str, float]:
     """Largest increase in memory during each forward pass in MiB, measured in a separate process.
 
-    Environment variables of the C library make it release every freed large block immediately, which takes time but makes
-    the resident memory equal to the memory in use.
+    Environment variables of the C library make it release every freed large block immediately, which takes time but
+    makes the resident memory equal to the memory in use.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(

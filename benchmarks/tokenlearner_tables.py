@@ -149,7 +149,7 @@ if __name__ == "__main__":
             "X(2+1)D-M on AViD": avid(),
         },
         'Rows marked "from memory" were not checked against the paper. paper_fit and paper_text are two '
-        "interpretations of the module; the text taken literally is 40 to 50 % below the printed FLOPs. The baseline network as "
-        "described sums to less than the printed 532 (its temporal stem and normalization are not described); the "
-        "differences between the three networks match.",
+        "interpretations of the module; the text taken literally is 40 to 50 % below the printed FLOPs. The baseline "
+        "network as described sums to less than the printed 532 (its temporal stem and normalization are not "
+        "described); the differences between the three networks match.",
     )

@@ -221,7 +221,7 @@ def masking(model: Any, frames: int, repeats: int) -> list[dict[str, Any]]:
             )
         (few, removed), (_, full) = both
         survivors = few[0].tokens.cell[0]
-        positions = encoded["video"].places[0][:cells]
+        positions = encoded["video"].columns[0][:cells]
         mask = full["attention_mask"].clone()
         mask[0, positions] = 0
         mask[0, positions[survivors]] = 1

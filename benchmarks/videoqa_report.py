@@ -15,7 +15,6 @@ from typing import Any
 from common import RESULTS, markdown_table
 from fewtokens.core.files import whole_file
 from fewtokens.core.registry import BASELINES
-from fewtokens.data.videoqa import KINDS
 from fewtokens.show import method_styles
 from fewtokens.show.plots import save_plot
 
@@ -62,11 +61,6 @@ def name(key: str) -> str:
     return key.partition("@")[0]
 
 
-def label(kind: str) -> str:
-    """The name of a type of question in the tables."""
-    return kind.replace("colour", "color")
-
-
 def percent(value: float) -> float:
     return round(100 * value, 1)
 
@@ -78,7 +72,7 @@ def ranked(rows: Rows, score: Callable[[str], float]) -> list[str]:
 
 def guessing(scores: dict[str, Any]) -> str:
     rows = [
-        {"type": label(kind), "text only, %": percent(part["accuracy"]), "chance, %": percent(part["chance"])}
+        {"type": kind, "text only, %": percent(part["accuracy"]), "chance, %": percent(part["chance"])}
         for kind, part in {"all": scores["all"], **scores["kinds"]}.items()
     ]
     return f"## Without the video\n\nAccuracy of a guesser that sees only the text.\n\n{markdown_table(rows)}\n"
@@ -125,7 +119,7 @@ def over_seeds(rows: Rows) -> Rows:
             "tokens": statistics.mean(row["tokens"] for row in group),
             "tokdense": statistics.mean(row["tokdense"] for row in group),
             "answer_ms": statistics.median(row["answer_ms"] for row in group),
-            "kinds": {kind: statistics.mean(row["kinds"][kind] for row in group) for kind in KINDS},
+            "kinds": {kind: statistics.mean(row["kinds"][kind] for row in group) for kind in group[0]["kinds"]},
         }
     return means
 
@@ -148,7 +142,7 @@ def trained(title: str, rows: Rows) -> str:
 
 def by_kind(title: str, rows: Rows) -> str:
     table = [
-        {"method": key, **{label(kind): percent(rows[key]["kinds"][kind]) for kind in KINDS}}
+        {"method": key, **{kind: percent(value) for kind, value in rows[key]["kinds"].items()}}
         for key in ranked(rows, lambda key: rows[key]["accuracy"])
     ]
     return f"### {title}: accuracy by type of question, in %\n\n{markdown_table(table)}\n"

@@ -96,8 +96,9 @@ def sources() -> list[Path]:
     pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "mkdocs.yml", "Makefile")]
     docs = [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".py", ".ipynb")]
     generated = ROOT / "docs" / "methods"
-    code = [path for folder in ("src", "examples") for path in (ROOT / folder).rglob("*.py")]
-    return [path for path in (*pages, *docs, *code) if path.exists() and generated not in path.parents]
+    code = [path for folder in ("src", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    reports = (ROOT / "benchmarks" / "results").glob("*.md")
+    return [path for path in (*pages, *docs, *code, *reports) if path.exists() and generated not in path.parents]
 
 
 def helps(*names: str) -> str:
