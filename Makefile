@@ -41,10 +41,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# MkDocs Material prints a notice about MkDocs 2 unless this variable is set.
+# MkDocs Material prints a notice about MkDocs 2 unless this variable is set. Not --quiet, which hides warnings from --strict.
 docs: $(VENV)/.ready-docs
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/check_links.py
 
 bench: $(READY)

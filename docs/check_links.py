@@ -3,12 +3,13 @@
     python docs/check_links.py [SITE]     # default: site; "-" checks the Markdown files only
 
 In the site every `href` and `src` of every page leads to a file, and every fragment to an element with that id. In
-README.md, CONTRIBUTING.md and docs/ every relative link leads to a file, and every fragment to a heading. Addresses of
-other hosts are checked for their form only, and the site may not load anything from them.
+README.md, CONTRIBUTING.md and docs/, notebooks included, every relative link leads to a file, and every fragment to a
+heading. Addresses of other hosts are checked for their form only, and the site may not load anything from them.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from functools import cache
@@ -100,19 +101,29 @@ def _anchors(path: Path) -> set[str]:
 
 
 def sources(root: Path = ROOT) -> list[Path]:
-    """The Markdown files whose links are checked; generated pages of methods are part of the site only."""
+    """The Markdown files and notebooks whose links are checked, without the generated pages of methods."""
     docs = [path for path in sorted((root / "docs").rglob("*.md")) if path.parent != root / "docs" / "methods"]
-    return [root / "README.md", root / "CONTRIBUTING.md", *docs]
+    return [root / "README.md", root / "CONTRIBUTING.md", *docs, *sorted((root / "docs").rglob("*.ipynb"))]
+
+
+def _text(path: Path) -> str:
+    """The Markdown of a file; of a notebook its text cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(cell["source"]) for cell in cells)
+    return text
 
 
 def check_sources(root: Path = ROOT) -> list[str]:
     """The problems of the Markdown files, one line for each."""
     problems = []
     # Pages that exist in the site only.
-    made = {root / "docs" / "changelog.md", root / "docs" / "methods"}
+    docs = root / "docs"
+    site_only = {docs / "changelog.md", docs / "methods", docs / "reference" / "commands.md"}
     for path in sources(root):
         where = path.relative_to(root)
-        text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.S | re.M)
+        text = re.sub(r"^```.*?^```$", "", _text(path), flags=re.S | re.M)
         text = re.sub(r"`[^`\n]*`", "`", text)
         for link in re.findall(r"\]\(([^()\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text):
             parts = urlsplit(link)
@@ -121,7 +132,7 @@ def check_sources(root: Path = ROOT) -> list[str]:
                     problems.append(f"{where}: {link}: {problem}")
                 continue
             target = path if not parts.path else (path.parent / unquote(parts.path)).resolve()
-            if made & {target, target.parent} or (target.parent.name == "notebooks" and target.suffix == ".md"):
+            if site_only & {target, target.parent} or (target.parent.name == "notebooks" and target.suffix == ".md"):
                 continue
             if not target.exists():
                 problems.append(f"{where}: {link}: no such file")

@@ -81,8 +81,14 @@ def arguments_table(name: str, entries: Sequence[tuple[str, str]]) -> str:
         first = next(iter(re.findall(r"\w+", names)))
         if first != each:
             words = f"see `{first}`"
-        types = " or ".join(f"`{part}`" for part in str(parameter.annotation).split(" | "))
-        cells = (f"`{each}`", types, f"`{parameter.default!r}`", words)
+        # The table has a column for it.
+        default = re.escape(str(parameter.default))
+        words = re.sub(rf'[.;,]? (Default: |Defaults to )"?{default}"?\.?$', ".", words)
+        # At the outer level only: Sequence[float | int] is one type.
+        types = " or ".join(
+            f"`{part.replace(' | ', ' or ')}`" for part in re.split(r" \| (?![^\[]*\])", str(parameter.annotation))
+        )
+        cells = (f"`{each}`", types, f"`{parameter.default!r}`", cross_references(words, name))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n" if parameters else "None.\n"
 
@@ -94,8 +100,8 @@ def facts(name: str) -> dict[str, str]:
     values = {
         "kind": registry.kind_of(name),
         "stage": f"{about['stage']}: {STAGES[about['stage']]}",
-        "needs": "; ".join(f"`{cue}`: {CUES[cue]}" for cue in about["needs"]) or "nothing but the tokens",
-        "count": "" if inside_llm else about["budget"],
+        "needs": "; ".join(f"`{cue}`: {CUES[cue]}" for cue in about["needs"]) or "only the tokens",
+        "budget": "" if inside_llm else about["budget"],
         "streaming": "" if inside_llm else about["streaming"],
         "trained": "yes" if about["trainable"] else "no",
         "paper": about["paper"],
@@ -103,6 +109,12 @@ def facts(name: str) -> dict[str, str]:
         "license": about["license"],
     }
     return {label: value for label, value in values.items() if value}
+
+
+def cross_references(text: str, name: str) -> str:
+    """Names of other methods in code marks as links to their pages."""
+    others = {*registry.names(), *registry.layer_names()} - {name}
+    return re.sub(r"`(\w+)`", lambda code: f"[{code[0]}]({code[1]}.md)" if code[1] in others else code[0], text)
 
 
 def linked(paper: str) -> str:
@@ -122,7 +134,7 @@ def page(name: str, image: strips.Strip | None = None) -> str:
     elif image is not None:
         parts.append(image.text)
     if rest:
-        parts.append(rest)
+        parts.append(cross_references(rest, name))
     parts += [f"| | |\n|---|---|\n{table}", "## Arguments", f"```python\n{signature(name)}\n```"]
     parts.append(arguments_table(name, entries))
     for heading, measurement in (
@@ -137,7 +149,8 @@ def page(name: str, image: strips.Strip | None = None) -> str:
 
 def index(names: list[str]) -> str:
     """All methods by kind, each with its first sentence."""
-    parts = ["# Methods\n", "Which one to take: [Choose a method](../guides/choose_a_method.md).\n"]
+    guide = "[Choose a method](../guides/choose_a_method.md) helps to find one for a video, an encoder and a budget."
+    parts = ["# Methods\n", f"{guide}\n"]
     for kind, meaning in KINDS.items():
         rows = [f"* [`{name}`]({name}.md): {describe(name)['summary']}" for name in names if kind_of(name) == kind]
         if rows:

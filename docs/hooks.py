@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,15 @@ def external() -> dict[str, Path]:
 
 
 def notebook_page(path: Path) -> str:
-    """A Jupyter notebook as Markdown: text, code, and printed output; images are embedded as data."""
+    """A Jupyter notebook as Markdown: text, code, and printed output; images are embedded as data.
+
+    Links to other notebooks lead to their pages.
+    """
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source)
+            parts.append(re.sub(r"\]\((\w+)\.ipynb\)", r"](\1.md)", source))
         elif cell["cell_type"] == "code":
             parts.append(f"```python\n{source}\n```")
             parts += filter(None, map(_output, cell.get("outputs", [])))
@@ -110,6 +114,14 @@ def _output(output: dict[str, Any]) -> str:
         return "".join(data["text/html"])
     text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
     return f"```text\n{text}\n```" if text else ""
+
+
+def commands_page() -> str:
+    """The page of the command line; see docs/commands.py."""
+    sys.path.insert(0, str(DOCS))
+    import commands
+
+    return commands.page()
 
 
 def rewrite_links(text: str, page: str, repository: str | None) -> str:
@@ -159,6 +171,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, path in external().items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "reference/commands.md", content=commands_page()))
     for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files

@@ -1,4 +1,4 @@
-"""Draws what a method does to a clip: frames, the regions of its tokens, and the frames that come back."""
+"""Draws what a method does to a clip: frames, the regions of its tokens, and the frames rebuilt from them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def strip(name: str) -> Strip:
         f"`{name}({budget})`{encoder}: {count:,} tokens of {cells:,} patches ({100 * count / cells:.1f} %), "
         f"`synthetic({CLIP!r})`, {FRAMES} frames of {SIDE} x {SIDE} pixels. "
         "Top: frames. Middle: regions of the tokens (a color is one token of several patches; dark is dropped). "
-        "Bottom: the frames that come back."
+        "Bottom: the frames rebuilt from the tokens."
     )
     return Strip(_draw(clip, tokens, back), text)
 

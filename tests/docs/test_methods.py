@@ -46,6 +46,8 @@ def test_a_stranger_adds_a_method_by_the_two_files_of_contributing(tmp_path):
     paths = re.findall(r"`((?:src|tests)/\S+loudest\.py)`", text)
     codes = re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
     assert len(paths) == len(codes) == 2
+    guide = (ROOT / "docs" / "guides" / "add_a_method.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```python\n(.*?)^```$", guide, re.S | re.M) == codes
     leave = shutil.ignore_patterns("__pycache__", "results", "runs")
     for folder in ("src", "tests", "docs"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=leave)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
+import inspect
+import pkgutil
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -32,6 +38,7 @@ def test_the_navigation_names_every_page_once():
     listed = [page for page in hooks.leaves(hooks.expand(nav)) if not page.startswith("methods/")]
     written = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent != DOCS / "methods"]
     written += [name for name in hooks.external() if name.endswith(".md")]
+    written.append("reference/commands.md")
     written += [f"notebooks/{path.stem}.md" for path in (DOCS / "notebooks").glob("*.ipynb")]
     assert sorted(listed) == sorted(written)
 
@@ -131,6 +138,65 @@ def test_the_reference_names_modules_that_exist_and_all_public_names():
     listed = re.findall(r"\[`fewtokens\.(\w+)`\]\[([\w.]+)\.\1\]", pages["index.md"])
     assert {name for name, _ in listed} == {*fewtokens.__all__} - {"__version__"}
     assert {where for _, where in listed} <= set(modules)
+
+
+def test_the_page_of_commands_has_every_verb_and_option():
+    from fewtokens.cli.verbs import every_verb, find
+
+    page = module("commands").page()
+    parts = dict(re.findall(r"^###? ([\w -]+)\n(.*?)(?=^###? |\Z)", page, re.S | re.M))
+    for names in every_verb():
+        part, verb = parts[" ".join(names)], find(*names)
+        for option in (option for each in verb.command(names[-1], "").params for option in each.opts):
+            assert not option.startswith("--") or f"`{option}`" in part, (names, option)
+        assert all(example in part for example in verb.examples)
+    assert "](#train-tobo)" in parts["train"]
+
+
+def documented_constants(name: str) -> set[str]:
+    """The constants of a module with a docstring below them."""
+    body = ast.parse((ROOT / "src" / name.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")).body
+    return {
+        target.id
+        for node, below in pairwise(body)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(below, ast.Expr)
+        if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+
+
+def public_names() -> list[tuple[str, str, Any]]:
+    """(package, name, object) of every name in `__all__` of fewtokens and its packages; the commands have a page."""
+    import fewtokens
+
+    packages = [each.name for each in pkgutil.walk_packages(fewtokens.__path__, "fewtokens.") if each.ispkg]
+    names = []
+    for package in ["fewtokens", *packages]:
+        if package.startswith("fewtokens.cli"):
+            continue
+        module = importlib.import_module(package)
+        names += [(package, name, getattr(module, name)) for name in getattr(module, "__all__", ())]
+    return [entry for entry in names if entry[1] != "__version__"]
+
+
+def test_every_public_name_is_in_the_reference():
+    pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md"))
+    modules = set(re.findall(r"^::: ([\w.]+)$", pages, re.M))
+    names = public_names()
+    assert len(names) > 80
+    missing = []
+    for package, name, value in names:
+        if inspect.isclass(value) or inspect.isfunction(value):
+            if value.__module__ not in modules or not inspect.getdoc(value):
+                missing.append(f"{package}.{name}, defined in {value.__module__}")
+        elif not any(
+            name in documented_constants(module) and getattr(importlib.import_module(module), name) is value
+            for module in modules
+            if module.startswith(package)
+        ):
+            missing.append(f"{package}.{name}: a constant without a docstring below it, or in no page")
+    assert missing == []
 
 
 def test_entries_for_several_names_are_separated():

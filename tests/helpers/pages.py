@@ -39,8 +39,9 @@ def pages() -> list[Path]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Returns the `fewtokens` command lines in the shell blocks of a page."""
-    lines = [line for block in blocks(page) if block.language in SHELL for line in block.text.splitlines()]
+    """Returns the `fewtokens` command lines in the shell blocks of a page; a backslash continues a line."""
+    texts = [block.text.replace("\\\n", " ") for block in blocks(page) if block.language in SHELL]
+    lines = [line for text in texts for line in text.splitlines()]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("fewtokens ")]
 
 

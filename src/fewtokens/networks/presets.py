@@ -22,7 +22,6 @@ from fewtokens.networks.base import Model, make_config
 from fewtokens.networks.vit import ATTENTION, VisionTransformer
 from fewtokens.networks.x2plus1d import X2plus1d
 
-# dim, depth, num_heads
 SIZES = {
     "nano": (64, 4, 4),
     "micro": (128, 8, 4),
@@ -32,8 +31,8 @@ SIZES = {
     "l": (1024, 24, 16),
     "h": (1280, 32, 16),
 }
+"""(dim, depth, num_heads) of each size that a name can contain."""
 
-# Networks of the papers, or marked as ours; other names of the same grammar are valid too.
 PRESETS = {
     "vit_s16": "ViT-S/16 (arXiv 2010.11929), mean pooling over tokens",
     "vit_b16": "ViT-B/16",
@@ -65,6 +64,7 @@ PRESETS = {
     "vivit_nano8": "a video network of the size of vit_nano8 (ours)",
     "tokenlearner_vivit_nano8_8at2": "vivit_nano8 with TokenLearner (ours)",
 }
+"""One line about each network of the papers, or marked as ours; other names of the same grammar are valid too."""
 
 _NAME = re.compile(
     rf"(?P<learner>tokenlearner_)?(?P<kind>vit|vivit)_(?P<size>{'|'.join(SIZES)})(?P<patch>\d+)"

@@ -14,6 +14,7 @@ from fewtokens.networks.vit import VisionTransformer
 from fewtokens.networks.x2plus1d import X2plus1d
 
 KINDS: dict[str, type[Model]] = {"vit": VisionTransformer, "x2plus1d": X2plus1d}
+"""The class of each type of network, by its name in config files."""
 
 
 def describe(model: Model) -> dict[str, Any]:

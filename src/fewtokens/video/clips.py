@@ -219,3 +219,4 @@ _GENERATORS: dict[str, Callable[[np.random.Generator, int, int, int], Image]] = 
     "noise": _noise,
 }
 KINDS = tuple(_GENERATORS)
+"""The names of the clips that `synthetic` generates."""

@@ -29,6 +29,7 @@ from fewtokens.video import Video
 MODALITIES = ("image", "video")
 # The model_type of a config is the name of its module, which is imported when first needed.
 BACKENDS = tuple(sorted(module.name for module in iter_modules(backends.__path__) if module.name != "base"))
+"""The `model_type` of each supported family of transformers."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
