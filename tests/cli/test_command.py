@@ -292,7 +292,7 @@ class TestTokenize:
         [
             (["missing.mp4"], "no such file"),
             (["empty.mp4"], "empty"),
-            (["text.mp4"], "not a video"),
+            (["text.mp4"], "cannot be opened as a video"),
             (["sound.mp4"], "only sound"),
             (["clip.mp4", "--with", "nothing"], "no method called"),
             (["clip.mp4", "--with", "tome("], "cannot read the spec"),
@@ -325,7 +325,7 @@ class TestTokenize:
         (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
         (tmp_path / "model.safetensors").write_bytes(b"not weights")
         done = run("tokenize", clip, "--encoder", tmp_path, "--out", tmp_path / "o.safetensors", code=2)
-        assert "invalid safetensors" in error_line(done)
+        assert "not a readable safetensors file" in error_line(done)
 
     def test_real_features(self, tmp_path):
         weights, video = data_path("weights", "dinov2-small"), data_path("clips", "mmaction_demo.mp4")
