@@ -91,7 +91,7 @@ def report(folder: Path) -> None:
     text += "\n## Compared with the baselines\n\n" + markdown_table(standing(results["summary"])) + "\n"
     _, head, rest = (folder / "results.md").read_text().partition("\n## ")
     text += head + rest
-    text += "".join(f"\n![{name}](family_{name}.png)\n" for name in draw(plain))
+    text += "".join(f"\n![{name}](family_{name}.png)\n" for name in draw(data))
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
 

@@ -200,7 +200,7 @@ def test_words(folder, tmp_path):
     message = error_line(
         run("words", folder / "videos" / "pan.mp4", "--words", 5000, "--size", 32, "--out", path, code=2)
     )
-    assert "too few" in message
+    assert "5000 patches are required" in message
 
 
 def test_rows_of_another_source_are_rejected(folder, tmp_path):

@@ -341,7 +341,7 @@ class TestTokenize:
         (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
         (tmp_path / "model.safetensors").write_bytes(b"not weights")
         done = run("tokenize", clip, "--encoder", tmp_path, "--out", tmp_path / "o.safetensors", code=2)
-        assert "invalid safetensors" in error_line(done)
+        assert "not a readable safetensors file" in error_line(done)
 
     def test_real_features(self, tmp_path):
         weights, video = data_path("weights", "dinov2-small"), data_path("clips", "mmaction_demo.mp4")

@@ -131,7 +131,7 @@ def test_vip(tmp_path):
         (["davis", "--data", "D", "--only", "three"], "--only: no sequence three"),
         (["davis", "--data", "D", "--split", "2016/val"], "no such list"),
         (["davis", "--data", "D", "--write-videos"], "--out FOLDER"),
-        (["davis", "--data", "D", "--with", "rlt", "--out", "D/ImageSets/2017/val.txt"], "is a file"),
+        (["davis", "--data", "D", "--with", "rlt", "--out", "D/ImageSets/2017/val.txt"], "--out must be a folder"),
         (["davis", "--data", "D", "--encoder", "./none"], "no such folder"),
     ],
 )

@@ -111,7 +111,7 @@ def test_bad_input(videos, tmp_path):
     single = write(tmp_path / "single.mp4", synthetic("pan", frames=1, size=(32, 40)).frames, 10)
     assert "a pair requires two frames" in run("train", "tobo", single, *words, *SMALL, code=2).stderr
     for more, message in (
-        (["--preset", "mae_tiny"], "--preset must be one of tobo_"), (["--set", "kl_weight=1"], "known:"),
+        (["--preset", "mae_tiny"], "--preset must be one of tobo_"), (["--set", "kl_weight=1"], "available:"),
         (["--steps", 3, "--epochs", 1], "not both"), (["--set", "distance=l1"], "distance"),
         (["--set", "precision=fp16", "--device", "cpu"], "fp16 requires a GPU"),
     ):  # fmt: skip
