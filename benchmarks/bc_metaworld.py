@@ -30,7 +30,7 @@ from fewtokens.data import demonstrations
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.evaluation.cloning_protocol import Cloning, make_protocol
 from fewtokens.evaluation.cloning_run import Report, Source, run
-from fewtokens.evaluation.simulate import NOTE, make, record
+from fewtokens.evaluation.simulate import NOTE, make_environment, record
 from fewtokens.show.sheet import draw_contact_sheet
 from fewtokens.video import read
 
@@ -46,7 +46,7 @@ def random_encoder() -> VitEncoder:
 def record_once(task: str, protocol: Cloning, horizon: int, hold: int, path: Path) -> Path:
     """The file of the expert's demonstrations, recorded if it does not exist."""
     if not path.is_file():
-        environment = make(task, horizon=horizon)
+        environment = make_environment(task, horizon=horizon)
         episodes = record(environment, protocol.demos, protocol.render, hold=hold)
         demonstrations.write(path, episodes, task=task, camera=environment.camera, proprio=environment.proprio)
         environment.close()

@@ -29,7 +29,7 @@ from fewtokens.core.keys import current_keys, heading
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.registry import BASELINES
 from fewtokens.evaluation.bench import FULL
-from fewtokens.evaluation.summary import best, read_results, summarise
+from fewtokens.evaluation.summary import best_methods, read_results, summarize
 from fewtokens.show.plots import draw_trade_off
 
 MEASURES = ("cosine", "rare_cosine", "j_and_f", "total_ms")
@@ -66,8 +66,8 @@ def report(folder: Path) -> None:
     rows = [row | {"vector": [1.0]} for row in results["rows"]]
     tables = {
         "all": results["summary"],
-        "clips": summarise([row for row in rows if "j_and_f" not in row]),
-        "sequences": summarise([row for row in rows if "j_and_f" in row]),
+        "clips": summarize([row for row in rows if "j_and_f" not in row]),
+        "sequences": summarize([row for row in rows if "j_and_f" in row]),
     }
     for name in ("clips", "sequences"):
         for line in tables[name]:
@@ -85,7 +85,7 @@ def report(folder: Path) -> None:
             "best five": ", ".join(f"`{name}`" for name in names),
         }
         for measure in MEASURES
-        for keep, names in best(results["summary"], measure).items()
+        for keep, names in best_methods(results["summary"], measure).items()
     ]
     text += "\n## Best five methods\n\n" + markdown_table(ranking) + "\n"
     text += "\n## Compared with the baselines\n\n" + markdown_table(standing(results["summary"])) + "\n"

@@ -43,7 +43,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import ViT, ViTConfig, VitEncoder, load_encoder
 from fewtokens.methods.ops.groups import num_frames_to_keep
 from fewtokens.methods.ops.windows import tokens_per_window
-from fewtokens.profiling.operations import count
+from fewtokens.profiling.operations import count_operations
 from fewtokens.video import read
 from reduce_speed import video_tokens
 
@@ -160,9 +160,9 @@ def encoder(device: str) -> list[dict]:
                     methods = registry.build(spec, keep=KEEP)
                     runs[spec] = partial(vit, frames, inside=methods)
                 times = time_side_by_side(runs, 2)
-                base = count(runs["unreduced"]).by("macs")
+                base = count_operations(runs["unreduced"]).by("macs")
                 for spec in specs:
-                    saved = base / count(runs[spec]).by("macs")
+                    saved = base / count_operations(runs[spec]).by("macs")
                     t = times[spec]
                     rows.append(
                         {
@@ -194,7 +194,7 @@ def rlt(device: str) -> list[dict]:
             runs[spec] = partial(dinov2, frames, before=methods[spec])
         times = time_side_by_side(runs, 2)
         cells = dinov2(frames)[0].N
-        base = count(runs["unreduced"]).by("macs")
+        base = count_operations(runs["unreduced"]).by("macs")
         for spec in specs:
             tokens = dinov2(frames, before=methods[spec])[0].N
             rows.append(
@@ -205,7 +205,7 @@ def rlt(device: str) -> list[dict]:
                     "unreduced ms": f"{times['unreduced']['median']:.0f}",
                     "ms": f"{times[spec]['median']:.0f} ({times[spec]['min']:.0f}..{times[spec]['max']:.0f})",
                     "time ratio": f"{times['unreduced']['median'] / times[spec]['median']:.2f}",
-                    "operations ratio": f"{base / count(runs[spec]).by('macs'):.2f}",
+                    "operations ratio": f"{base / count_operations(runs[spec]).by('macs'):.2f}",
                 }
             )
             print(rows[-1], flush=True)

@@ -41,7 +41,7 @@ import torch
 import fewtokens
 from common import RESULTS, machine, markdown_table
 from fewtokens.core import registry
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fidelity_rows import Features, Row, collect
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -90,9 +90,9 @@ def write(rows: list[dict[str, Any]]) -> None:
     """Writes results/fidelity.json, one row per line, and fidelity.md."""
     head = {"title": TITLE, "command": COMMAND, "machine": machine(), "clips": CLIPS, "notes": NOTES}
     lines = ",\n".join(json.dumps(row) for row in rows)
-    with whole_file(RESULTS / "fidelity.json") as path:
+    with atomic_file(RESULTS / "fidelity.json") as path:
         path.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
-    with whole_file(RESULTS / "fidelity.md") as path:
+    with atomic_file(RESULTS / "fidelity.md") as path:
         path.write_text(page(rows, head["machine"]), encoding="utf-8")
 
 

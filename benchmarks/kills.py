@@ -35,7 +35,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from common import write
-from fewtokens.core.files import add_row, read_rows
+from fewtokens.core.files import append_row, read_rows
 from fewtokens.video import synthetic
 from fewtokens.video import write as write_video
 
@@ -351,7 +351,7 @@ def campaign(
             start_time = time.monotonic()
             out = work / "trials" / f"{case.name.replace(' ', '_')}-{index}"
             row = trial(case, inputs, reference, out, random.Random(f"{seed} {case.name} {index}"))
-            add_row(trials, row)
+            append_row(trials, row)
             own.append(row)
             rows.append(row)
             index += 1

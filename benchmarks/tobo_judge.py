@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from common import RESULTS, joined, write
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.core.keys import current_keys
 from fewtokens.data.footage import find_footage
 from fewtokens.data.masks import read_masks
@@ -89,7 +89,7 @@ def run_command(path: Path, *arguments: str) -> dict[str, Any]:
         if done.returncode:
             sys.exit(f"fewtokens {' '.join(arguments)}: {done.stderr.strip()}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_text(done.stdout)
     return current_keys(json.loads(path.read_text()))
 

@@ -40,7 +40,7 @@ from fewtokens.evaluation.probes import few_shot, linear_probe
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.networks.vit import VisionConfig, VisionTransformer
 from fewtokens.profiling.memory import activation_bytes
-from fewtokens.profiling.operations import count, parameters
+from fewtokens.profiling.operations import count_operations, count_parameters
 from fewtokens.show import method_styles
 from fewtokens.show.plots import save_plot
 from fewtokens.train.loop import fit
@@ -274,11 +274,11 @@ def measure(part: str, variants: dict[str, dict[str, Any]], base: dict[str, Any]
                 "network": name,
                 "top-1 %": round(statistics.mean(scores), 1) if scores else None,
                 "seeds": " ".join(f"{score:.1f}" for score in sorted(scores)),
-                "GFLOPs": round(count(network, one).by("paper"), 4),
+                "GFLOPs": round(count_operations(network, one).by("paper"), 4),
                 f"{'clips' if frames > 1 else 'images'}/s": round(1000 * batch / times[name]["median"]),
                 "ms (min..max)": f"{times[name]['median']:.1f} ({times[name]['min']:.1f}..{times[name]['max']:.1f})",
                 "activations, MiB": round(activation_bytes(network, one) / 2**20, 2),
-                "parameters": parameters(network),
+                "parameters": count_parameters(network),
             }
         )
     return rows

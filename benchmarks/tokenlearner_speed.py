@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from fewtokens import networks as models
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.profiling.memory import activation_bytes
-from fewtokens.profiling.operations import count
+from fewtokens.profiling.operations import count_operations
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import peak_memory, time_side_by_side, write
@@ -63,7 +63,7 @@ def full_networks(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[
         for each in (baseline, name):
             meta_network = models.build_on_meta(each, image_size=(size, size))
             one = torch.empty(1, *clip.shape[1:], device="meta")
-            flops[each] = count(meta_network, one).by("paper")
+            flops[each] = count_operations(meta_network, one).by("paper")
             with torch.enable_grad():
                 saved[each] = activation_bytes(meta_network, one) / 2**20
         for each, t in times.items():
@@ -144,7 +144,7 @@ def parts() -> list[dict[str, Any]]:
     times = time_side_by_side({name: run for name, (run, _) in runs.items()}, 15)
     rows = []
     for name, (run, repetitions) in runs.items():
-        counted = count(lambda r=run: r())
+        counted = count_operations(lambda r=run: r())
         rows.append(
             {
                 "part": name,

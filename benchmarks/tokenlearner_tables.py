@@ -21,7 +21,7 @@ from torch import nn
 
 from fewtokens import networks as models
 from fewtokens.networks.x2plus1d import X2plus1dConfig, make_part
-from fewtokens.profiling.operations import count, parameters
+from fewtokens.profiling.operations import count_operations, count_parameters
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import write
@@ -73,7 +73,7 @@ def image_and_video() -> list[dict[str, Any]]:
     rows = []
     for table, title, name, size, changes, printed, params in IMAGE_AND_VIDEO:
         network = models.build_on_meta(name, image_size=(size, size), **changes)
-        counted = count(network, torch.empty(1, network.config.num_frames, 3, size, size, device="meta"))
+        counted = count_operations(network, torch.empty(1, network.config.num_frames, 3, size, size, device="meta"))
         assert not counted.unknown, counted.unknown
         ours = counted.by("paper")
         rows.append(
@@ -85,7 +85,7 @@ def image_and_video() -> list[dict[str, Any]]:
                 "difference %": round(100 * (ours / printed - 1), 3) if printed else None,
                 "MACs, G": round(counted.by("macs"), 3),
                 "paper M": params,
-                "ours M": round(parameters(network) / 1e6, 2),
+                "ours M": round(count_parameters(network) / 1e6, 2),
                 "note": NOTES.get(printed, ""),
             }
         )
@@ -101,13 +101,13 @@ def modules() -> list[dict[str, Any]]:
                 continue
             with torch.device("meta"):
                 network = nn.Sequential(*(make_part(part, 432, config) for part in name.split("+")))
-            counted = count(network, torch.empty(1, 432, 64, 8, 8, device="meta"))
+            counted = count_operations(network, torch.empty(1, 432, 64, 8, 8, device="meta"))
             ours = counted.by("paper_video")
             rows.append(
                 {
                     "module": name if reading == "paper_fit" else f"{name} ({reading})",
                     "paper M": params,
-                    "ours M": round(parameters(network) / 1e6, 3),
+                    "ours M": round(count_parameters(network) / 1e6, 3),
                     "paper GFLOPs": printed,
                     "ours": round(ours, 3),
                     "difference %": round(100 * (ours / printed - 1), 2),
@@ -124,7 +124,7 @@ def avid() -> list[dict[str, Any]]:
     base = 0.0
     for module, printed in AVID:
         network = models.build_on_meta("x2plus1d_m", module=module, num_classes=887)
-        ours = count(network, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video")
+        ours = count_operations(network, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video")
         base = base or ours
         rows.append(
             {

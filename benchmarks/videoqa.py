@@ -40,9 +40,9 @@ from common import RESULTS, machine
 from fewtokens.core import files, registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.data.questions import TEXTS, key_of, make_question
+from fewtokens.data.questions import TEXTS, clip_seed, make_question
 from fewtokens.data.scenes import Actor
-from fewtokens.data.staging import stage
+from fewtokens.data.staging import build_scene
 from fewtokens.data.videoqa import KINDS, SceneConfig, VideoQA
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.evaluation.bench import chain
@@ -90,15 +90,15 @@ DESCRIBE = "What does the clip show?"
 
 def scene(split: str, index: int) -> list[Actor]:
     """The visible objects of a clip, ordered by first appearance, then from left to right."""
-    actors, _ = stage(
-        make_question(split, index, CONFIG), CONFIG, np.random.default_rng(key_of(split, index, CONFIG, 1))
+    actors, _ = build_scene(
+        make_question(split, index, CONFIG), CONFIG, np.random.default_rng(clip_seed(split, index, CONFIG, 1))
     )
     visible = [actor for actor in actors if actor.shown.any()]
     return sorted(visible, key=lambda actor: (int(actor.shown.argmax()), actor.path[actor.shown.argmax()][1]))
 
 
 def caption(actors: Sequence[Actor]) -> str:
-    return " ".join(f"{actor.colour} {actor.look}" for actor in actors)
+    return " ".join(f"{actor.color} {actor.look}" for actor in actors)
 
 
 def conversation(split: str, index: int, turns: int = 5) -> list[tuple[str, str]]:
@@ -106,39 +106,37 @@ def conversation(split: str, index: int, turns: int = 5) -> list[tuple[str, str]
 
     A small model learns to use the video many times faster from several turns per clip than from one word.
     """
-    rng = np.random.default_rng(key_of(split, index, CONFIG, 2))
+    rng = np.random.default_rng(clip_seed(split, index, CONFIG, 2))
     question = make_question(split, index, CONFIG, formats=("open",))
     actors = scene(split, index)
-    colors, looks = Counter(actor.colour for actor in actors), Counter(actor.look for actor in actors)
+    colors, looks = Counter(actor.color for actor in actors), Counter(actor.look for actor in actors)
     starts = [int(actor.shown.argmax()) for actor in actors]
     candidates: list[tuple[str, tuple[str, ...], str]] = []
     for actor in actors:
-        if colors[actor.colour] == 1:
-            candidates.append(
-                ("digit coloured" if actor.look.isdigit() else "shape shape", (actor.colour,), actor.look)
-            )
+        if colors[actor.color] == 1:
+            candidates.append(("digit colored" if actor.look.isdigit() else "shape shape", (actor.color,), actor.look))
         if looks[actor.look] == 1 and not actor.look.isdigit():
-            candidates.append(("colour colour", (actor.look,), actor.colour))
+            candidates.append(("color color", (actor.look,), actor.color))
             frames = np.flatnonzero(actor.shown)
             down, right = actor.path[frames[-1]] - actor.path[frames[0]]
             if max(abs(down), abs(right)) > 0.3 and min(abs(down), abs(right)) < 0.1:
                 way = ("right" if right > 0 else "left") if abs(right) > abs(down) else "down" if down > 0 else "up"
-                candidates.append(("direction way", (actor.colour, actor.look), way))
+                candidates.append(("direction way", (actor.color, actor.look), way))
     candidates.append(("count object", (), str(len(actors))))
-    candidates += [("count colour", (color,), str(count)) for color, count in colors.items()]
+    candidates += [("count color", (color,), str(count)) for color, count in colors.items()]
     if len(actors) > 1 and starts[0] < starts[1]:
         candidates += [("order shape", (), actors[0].look)] * (not actors[0].look.isdigit())
-        candidates.append(("order colour", (), actors[0].colour))
-        later = actors[int(rng.integers(1, len(actors)))].colour
-        if later != actors[0].colour:
+        candidates.append(("order color", (), actors[0].color))
+        later = actors[int(rng.integers(1, len(actors)))].color
+        if later != actors[0].color:
             candidates.append(
-                ("order pair", tuple(rng.permutation([actors[0].colour, later]).tolist()), actors[0].colour)
+                ("order pair", tuple(rng.permutation([actors[0].color, later]).tolist()), actors[0].color)
             )
     frame = int(rng.integers(CONFIG.frames))
     present = [actor for actor in actors if actor.shown[frame]]
     if len(present) == 1 and not present[0].look.isdigit():
         second = (f"{round(frame / CONFIG.fps, 3):g}",)
-        candidates += [("moment shape", second, present[0].look), ("moment colour", second, present[0].colour)]
+        candidates += [("moment shape", second, present[0].look), ("moment color", second, present[0].color)]
     exchanges = [(prompt(question), target(question))]
     for n in rng.permutation(len(candidates))[:turns]:
         wording, values, answer = candidates[n]
@@ -314,7 +312,7 @@ def read_rows(path: Path) -> dict[str, Any]:
 
 
 def write_rows(path: Path, rows: dict[str, Any]) -> None:
-    with files.whole_file(path) as temporary:
+    with files.atomic_file(path) as temporary:
         temporary.write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fewtokens.core import files
-from fewtokens.data.questions import SceneConfig, key_of, make_question
-from fewtokens.data.scenes import COLOURS, DIGITS, SHAPES, render
-from fewtokens.data.staging import stage
+from fewtokens.data.questions import SceneConfig, clip_seed, make_question
+from fewtokens.data.scenes import COLORS, DIGITS, SHAPES, render
+from fewtokens.data.staging import build_scene
 from fewtokens.encoders import VitEncoder, load_encoder
 from fewtokens.train.loop import fit
 from fewtokens.train.settings import Settings
@@ -44,8 +44,8 @@ class LabeledFrames(Dataset[dict[str, Tensor]]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index += self.first + epoch * self.items
         question = make_question(self.split, index, self.config)
-        rng = np.random.default_rng(key_of(self.split, index, self.config, 1))
-        actors, background = stage(question, self.config, rng)
+        rng = np.random.default_rng(clip_seed(self.split, index, self.config, 1))
+        actors, background = build_scene(question, self.config, rng)
         frames = render(actors, background, self.config.frames, self.config.size, self.split)
         sampled = rng.permutation(self.config.frames)[:FRAMES]
         look = torch.zeros(len(sampled), CELLS, CELLS, dtype=torch.int64)
@@ -55,7 +55,7 @@ class LabeledFrames(Dataset[dict[str, Tensor]]):
                 row, column = actor.path[t] * CELLS
                 if actor.shown[t] and 0 <= row < CELLS and 0 <= column < CELLS:
                     cell = n, int(row), int(column)
-                    look[cell], color[cell] = 1 + LOOKS.index(actor.look), 1 + list(COLOURS).index(actor.colour)
+                    look[cell], color[cell] = 1 + LOOKS.index(actor.look), 1 + list(COLORS).index(actor.color)
                     offset[cell] = torch.tensor([row % 1, column % 1])
         return {"frames": frames[sampled], "look": look, "color": color, "offset": offset}
 
@@ -67,12 +67,12 @@ class Recognizer(nn.Module):
         super().__init__()
         self.encoder = encoder.vit
         object.__setattr__(self, "frames", encoder)  # not registered, so that its ViT has one name
-        self.head = nn.Linear(encoder.dim * POOL**2, len(LOOKS) + 1 + len(COLOURS) + 1 + 2)
+        self.head = nn.Linear(encoder.dim * POOL**2, len(LOOKS) + 1 + len(COLORS) + 1 + 2)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self.frames(frames)[0].features
         x = x.reshape(-1, CELLS, POOL, CELLS, POOL, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).flatten(3)
-        return self.head(x).split([len(LOOKS) + 1, len(COLOURS) + 1, 2], -1)  # type: ignore[return-value]
+        return self.head(x).split([len(LOOKS) + 1, len(COLORS) + 1, 2], -1)  # type: ignore[return-value]
 
 
 def objective(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, markdown_table
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.core.registry import BASELINES
 from fewtokens.show import method_styles
 from fewtokens.show.plots import save_plot
@@ -24,7 +24,7 @@ Rows = dict[str, dict[str, Any]]
 def write(results: dict[str, Any], folder: Path) -> None:
     """Writes videoqa.json, .md and .png."""
     folder.mkdir(exist_ok=True)
-    with whole_file(folder / "videoqa.json") as temporary:
+    with atomic_file(folder / "videoqa.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     if results["zeroshot"]:
         draw(results["zeroshot"], folder / "videoqa.png")
@@ -52,7 +52,7 @@ def write_page(results: dict[str, Any], folder: Path) -> None:
         if results[key]:
             rows = over_seeds(results[key])
             parts += [trained(title, rows), by_kind(title, rows)]
-    with whole_file(folder / "videoqa.md") as temporary:
+    with atomic_file(folder / "videoqa.md") as temporary:
         temporary.write_text("\n".join(parts))
     print("\n".join(parts))
 

@@ -21,7 +21,7 @@ import strips
 
 from fewtokens.cli.methods import describe
 from fewtokens.core import registry
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.core.method import CUES, STAGES
 
 FOLDER = Path(__file__).parent / "methods"
@@ -98,7 +98,7 @@ def facts(name: str) -> dict[str, str]:
     about = describe(name)
     inside_llm = about["stage"] == "llm"
     values = {
-        "kind": registry.kind_of(name),
+        "kind": registry.get_kind(name),
         "stage": f"{about['stage']}: {STAGES[about['stage']]}",
         "needs": "; ".join(f"`{cue}`: {CUES[cue]}" for cue in about["needs"]) or "only the tokens",
         "budget": "" if inside_llm else about["budget"],
@@ -160,7 +160,7 @@ def index(names: list[str]) -> str:
 
 def kind_of(name: str) -> str:
     """The kind of a method, one of `KINDS`."""
-    kind = registry.kind_of(name)
+    kind = registry.get_kind(name)
     assert kind in KINDS, f"docs/generate.py has no line for the kind {kind}"
     return kind
 
@@ -184,7 +184,7 @@ def write(folder: Path, *, images: bool = True, only: Sequence[str] = ()) -> lis
             pictures.add(f"{name}.webp")
         texts[f"{name}.md"] = page(name, image)
     for name, text in texts.items():
-        with whole_file(folder / name) as path:
+        with atomic_file(folder / name) as path:
             path.write_text(text, encoding="utf-8")
     for old in (*folder.glob("*.md"), *folder.glob("*.webp")):
         if old.name not in texts and old.name not in pictures:

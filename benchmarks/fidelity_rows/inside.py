@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, PlacedVideo
+from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, VideoPlacement
 from fewtokens.llm.layers.attention import attention_rows
 from fewtokens.methods.layers.dycoke_cache import DyCokeCache
 from fewtokens.methods.layers.fastv import FastV
@@ -73,7 +73,7 @@ class Prompt:
         columns = torch.arange(BEFORE, BEFORE + self.N)
         video = torch.zeros(1, self.M, dtype=torch.bool)
         video[:, columns] = True
-        videos = [PlacedVideo(0, columns, self.tokens)]
+        videos = [VideoPlacement(0, columns, self.tokens)]
         state = LayerState(self.hidden, rope, video, torch.tensor([self.N]), scores, videos)
         decision = method.choose(state, 0)
         kept = (decision.kept & video)[0].nonzero()[:, 0]

@@ -235,8 +235,10 @@ def _make_questions(name: str, folder: Path) -> None:
 
 
 def _read_questions(name: str, folder: Path, index: int) -> object:
-    questions = qa_sets.load(name, folder)
-    return [(question, qa_sets.prompt(question, name), qa_sets.read_subtitles(question)) for question in questions]
+    questions = qa_sets.load_questions(name, folder)
+    return [
+        (question, qa_sets.format_prompt(question, name), qa_sets.read_subtitles(question)) for question in questions
+    ]
 
 
 def _question_set(name: str) -> Target:
@@ -298,7 +300,7 @@ def _make_davis(folder: Path) -> None:
 def _read_davis(folder: Path, index: int) -> object:
     sequences, split = dense_sets.davis_sequences(folder)
     for files in sequences:
-        dense_sets.paired(files)
+        dense_sets.check_paired(files)
     return [sequences, split, [masks.read_masks(files.labels) for files in sequences]]
 
 
@@ -527,7 +529,7 @@ TARGETS = [
     *(_question_set(name) for name in ("nextqa", "activitynetqa", "longvideobench", "videomme", "mvbench")),
     Target(
         "conversations", 150, _make_conversations,
-        lambda folder, index: list(qa_sets.conversations(folder / "a.json")), {"a.json": mutate.change_json},
+        lambda folder, index: list(qa_sets.read_conversations(folder / "a.json")), {"a.json": mutate.change_json},
     ),
     Target("tar", 500, _make_tar, _read_tar, {"*": mutate.change_tar}),
     Target("masks", 300, _make_masks, _read_masks, {"*": mutate.change_bytes}),

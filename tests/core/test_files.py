@@ -73,7 +73,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     before = path.read_bytes()
     with pytest.raises(TypeError):
         clip().save(path, broken=object())
-    with pytest.raises(RuntimeError), files.whole_file(path) as temporary:
+    with pytest.raises(RuntimeError), files.atomic_file(path) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError("killed")
     assert path.read_bytes() == before
@@ -150,7 +150,7 @@ def test_the_longest_file_name(tmp_path):
 
 
 def write_folder(folder: Path) -> None:
-    with files.whole_folder(folder, last="config.json") as temporary:
+    with files.atomic_folder(folder, last="config.json") as temporary:
         save_file({"x": torch.zeros(1)}, temporary / "x.safetensors")
         (temporary / "config.json").write_text("{}")
 
@@ -210,7 +210,7 @@ def test_write_errors_are_os_errors(tmp_path, monkeypatch, message):
 def test_a_full_disk_is_an_os_error(tmp_path):
     if not os.access("/dev/full", os.W_OK):
         pytest.skip("no /dev/full here")
-    with pytest.raises(OSError, match="No space left"), files.whole_file(tmp_path / "a.txt") as temporary:
+    with pytest.raises(OSError, match="No space left"), files.atomic_file(tmp_path / "a.txt") as temporary:
         temporary.symlink_to("/dev/full")
         with temporary.open("w") as file:
             file.write("x" * 100_000)
@@ -257,7 +257,7 @@ def test_invalid_headers_are_one_line_errors(tmp_path, header):
 
 class TestWholeFolder:
     def write(self, folder, content):
-        with files.whole_folder(folder, last="config.json") as temporary:
+        with files.atomic_folder(folder, last="config.json") as temporary:
             (temporary / "inner").mkdir()
             (temporary / "inner" / f"{content}.txt").write_text(content)
             (temporary / "weights").write_text(content)
@@ -273,7 +273,7 @@ class TestWholeFolder:
 
     def test_a_failure_keeps_the_old_files(self, tmp_path):
         self.write(tmp_path, "old")
-        with pytest.raises(OSError, match="full"), files.whole_folder(tmp_path, last="config.json") as temporary:
+        with pytest.raises(OSError, match="full"), files.atomic_folder(tmp_path, last="config.json") as temporary:
             (temporary / "weights").write_text("new")
             raise OSError("full")
         assert sorted(os.listdir(tmp_path)) == ["config.json", "inner", "weights"]
@@ -310,7 +310,7 @@ class TestRows:
         path = tmp_path / "a.jsonl"
         assert files.read_rows(path) == []
         for n in range(3):
-            files.add_row(path, {"n": n})
+            files.append_row(path, {"n": n})
         assert files.read_rows(path, dict[str, int]) == [{"n": 0}, {"n": 1}, {"n": 2}]
 
     @pytest.mark.parametrize(("last_line", "count"), [('{"n": 1', 1), ('{"n": 1}', 2), ("{", 1), ("", 1)])
@@ -318,7 +318,7 @@ class TestRows:
         path = tmp_path / "a.jsonl"
         path.write_text('{"n": 0}\n' + last_line)
         assert len(files.read_rows(path, dict[str, int])) == count
-        files.add_row(path, {"n": 5})
+        files.append_row(path, {"n": 5})
         assert len(files.read_rows(path, dict[str, int])) == count + 1
 
     @pytest.mark.parametrize("line", ["x", "[]", '{"n": "1"}', "null"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewtokens.core.identity import identity, source_of
+from fewtokens.core.identity import describe_source, identity
 
 
 def _write(path, content=b"abc", mtime_ns=1_700_000_000_000_000_000):
@@ -63,9 +63,9 @@ def test_source_of_a_file_and_of_a_folder(tmp_path, monkeypatch):
     _write(tmp_path / "frames/.hidden", b"678", mtime_ns=9_000_000_000)
     monkeypatch.chdir(tmp_path)
     folder = {"path": str(tmp_path / "frames"), "bytes": 5, "mtime_ns": 7_000_000_001}
-    assert source_of("frames") == folder
-    assert source_of(Path("frames/1.png")) == {
+    assert describe_source("frames") == folder
+    assert describe_source(Path("frames/1.png")) == {
         "path": str(tmp_path / "frames/1.png"), "bytes": 2, "mtime_ns": 5_000_000_000
     }  # fmt: skip
     with pytest.raises(OSError, match="gone"):
-        source_of("gone")
+        describe_source("gone")

@@ -141,7 +141,7 @@ class TestTokensAsData:
         assert repr(plan) == "Plan(B=1, N=36 -> M=3, copies)"
         video = fewtokens.Video(frames, torch.zeros(3), path="a.mp4")
         assert repr(video) == "Video(frames=uint8[3, 3, 32, 48], times=float32[3], path='a.mp4')"
-        assert repr(tokens.packed()) == "Packed(features=float32[36, 192], cu_seqlens=int32[2], max_count=36)"
+        assert repr(tokens.pack()) == "Packed(features=float32[36, 192], cu_seqlens=int32[2], max_count=36)"
 
     def test_no_repr_prints_tensors(self):
         """Every dataclass with a tensor field defines `__repr__`."""

@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from fewtokens.core.keys import HEADINGS, change, current_keys, headed, heading
-from fewtokens.evaluation.summary import changes
+from fewtokens.core.keys import HEADINGS, current_keys, delta_key, heading, with_headings
+from fewtokens.evaluation.summary import compare_runs
 
 
 def test_headings():
-    assert headed({"method": "tome", "psnr_db": 1.0, "total_ms": 2.0}) == {
+    assert with_headings({"method": "tome", "psnr_db": 1.0, "total_ms": 2.0}) == {
         "method": "tome", "PSNR dB": 1.0, "total ms": 2.0,
     }  # fmt: skip
-    assert heading(change("j_and_f")) == "Δ J&F"
+    assert heading(delta_key("j_and_f")) == "Δ J&F"
     assert all(key == key.lower() and " " not in key for key in HEADINGS)
     assert len(set(HEADINGS.values())) == len(HEADINGS)
 
@@ -32,6 +32,6 @@ def test_comparing_results_of_an_earlier_version(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({"settings": {"davis size": 480}, "summary": [line], "rows": [line]}))
     line = {"keep": 0.1, "method": "tome", "rare_cosine": 0.75, "total_ms": 2.0}
     (tmp_path / "new.json").write_text(json.dumps({"settings": {"davis_size": 480}, "summary": [line], "rows": [line]}))
-    (difference,), notes = changes(tmp_path / "old.json", tmp_path / "new.json")
+    (difference,), notes = compare_runs(tmp_path / "old.json", tmp_path / "new.json")
     assert difference["delta_rare_cosine"] == pytest.approx(0.25)
     assert not notes

@@ -125,8 +125,8 @@ OPERATIONS: dict[str, Callable[[Tokens, Tensor], Tokens]] = {
     "shares": group_with_shares,
     "soft": mix,
     "then": compose,
-    "ordered": lambda tokens, value: group(tokens, value).ordered(),
-    "finer": lambda tokens, value: tokens.on(Grid(tokens.grid.T, tokens.grid.H * 2, tokens.grid.W * 3)),
+    "ordered": lambda tokens, value: group(tokens, value).sort_by_position(),
+    "finer": lambda tokens, value: tokens.to_grid(Grid(tokens.grid.T, tokens.grid.H * 2, tokens.grid.W * 3)),
     "soft, then hard": lambda tokens, value: keep_positive(mix(tokens, value), mix(tokens, value).features[..., 0]),
     "trim": lambda tokens, value: trim(keep_positive(tokens, value)),
     "per frame": lambda tokens, value: join_frames(
@@ -157,8 +157,8 @@ def test_derived_values_of_a_batch_equal_those_of_each_video(videos, seed, time_
     fewer = group(batch, pad_rows([row[..., 0] for row in rows], batch.N, fill=1))
     moved = fewer.pool(pad_rows(rows, batch.N).half(), batch)
     back = batch.unmerge(time_weight=time_weight)
-    packed = batch.packed()
-    again = batch.with_packed(packed.features)
+    packed = batch.pack()
+    again = batch.unpack(packed.features)
     assert torch.equal(again.features, batch.features)
     for b, (single, row) in enumerate(zip(videos, rows, strict=True)):
         n, T = single.N, single.grid.T
@@ -243,7 +243,7 @@ def test_three_resolutions_in_one_video():
     torch.testing.assert_close(merged.positions, torch.tensor([[[1.0, 5.5, 5.5]]]))
     torch.testing.assert_close(merged.features[0, 0], back.mean((0, 1, 2)))
     with pytest.raises(ValueError, match="must be a multiple of"):
-        chunks[1].on(Grid(1, 6, 6))
+        chunks[1].to_grid(Grid(1, 6, 6))
 
 
 @pytest.mark.parametrize("field", ["features", "positions", "sizes", "codes", "attribution"])

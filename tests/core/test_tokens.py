@@ -29,7 +29,7 @@ class TestGrid:
         one, two = grid.videos(2)
         assert (one.T, two.T) == (3, 2)
         assert two.times.tolist() == [0, 2]
-        assert grid.exists(2).sum(1).tolist() == [12, 8]
+        assert grid.cell_mask(2).sum(1).tolist() == [12, 8]
         assert grid.select(torch.tensor([1])).lengths.tolist() == [2]
 
     def test_invalid_grids(self):
@@ -243,14 +243,14 @@ class TestBatch:
 
     def test_packed_and_back(self):
         tokens = clip(B=3).apply(Plan.keep(torch.rand(3, 120) < torch.tensor([[0.2], [0.5], [0.8]])))
-        packed = tokens.packed()
+        packed = tokens.pack()
         assert packed.cu_seqlens.dtype == torch.int32
         assert packed.cu_seqlens.tolist() == [0, *tokens.count.cumsum(0).tolist()]
         assert packed.max_count == int(tokens.count.max())
         for b in range(3):
             rows = packed.features[packed.cu_seqlens[b] : packed.cu_seqlens[b + 1]]
             assert torch.equal(rows, tokens[b].features[0])
-        assert_same_tokens(tokens.with_packed(packed.features), tokens, 0)
+        assert_same_tokens(tokens.unpack(packed.features), tokens, 0)
 
     @pytest.mark.parametrize("reduced", [False, True])
     def test_frames_and_back(self, reduced):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewtokens.data.dense_sets import davis_sequences, jhmdb_clips, paired, vip_videos
+from fewtokens.data.dense_sets import check_paired, davis_sequences, jhmdb_clips, vip_videos
 from fewtokens.data.masks import palette, read_masks, resize_masks, write_masks
 from tests.helpers.dense import make_davis, make_jhmdb, make_vip, save_mask
 
@@ -48,9 +48,9 @@ class TestDavis:
         (masks / "two" / "00000.png").unlink()
         one, two = davis_sequences(root)[0]
         with pytest.raises(ValueError, match="1 of 5 frames have no mask to score against, 00003"):
-            paired(one)
+            check_paired(one)
         with pytest.raises(ValueError, match="first frame 00000 has no mask"):
-            paired(two)
+            check_paired(two)
         for folder in masks.iterdir():
             for file in folder.iterdir():
                 file.unlink()

@@ -70,13 +70,13 @@ def test_csv_and_jsonl(tmp_path):
     assert listing.classes == ("cat", "dog")
     assert [(i.start, i.end) for i in listing.items] == [(1.5, 2.0), (None, None)]
     assert listing.missing == ("gone.png",)
-    assert listing.left_out == (f"{tmp_path / 'list.csv'}, line 5: no path or no label",)
+    assert listing.skipped == (f"{tmp_path / 'list.csv'}, line 5: no path or no label",)
     lines = [{"path": "a.png", "label": ["x", "y"]}, {"path": "b c.png", "label": ["y"]}]
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
     multi_label = read_listing(tmp_path / "list.jsonl")
     assert multi_label.multi_label
     assert [i.labels for i in multi_label.items] == [(0, 1), (1,)]
-    assert len(multi_label.left_out) == 1
+    assert len(multi_label.skipped) == 1
     target = ClipData(multi_label, Transform(8), training=False)[0].target
     assert target.tolist() == [1, 1]
     (tmp_path / "bad.csv").write_text("path,label,start\na.png,cat,soon\n")
@@ -93,7 +93,7 @@ def test_kinetics_lists(tmp_path, line):
     assert listing.classes[listing.items[0].labels[0]] == "3"
     # Numbers are class indices, so all lower ones are classes too.
     assert len(listing.classes) == 4
-    assert len(listing.left_out) == 1
+    assert len(listing.skipped) == 1
 
 
 def test_csv_of_kinetics(tmp_path):
@@ -107,7 +107,7 @@ def test_csv_of_kinetics(tmp_path):
     assert listing.classes == ("riding a bike", "singing")
     assert len(listing.items) == 2
     assert listing.missing == ("singing/lost_000000_000010.mp4",)
-    assert len(listing.left_out) == 1
+    assert len(listing.skipped) == 1
 
 
 def test_charades(tmp_path):
@@ -133,7 +133,7 @@ def test_avid(tmp_path):
     listing = read_listing(tmp_path / "avid_train.json")
     assert listing.classes == ("playing harmonica",)
     assert listing.missing == ("lost.mp4",)
-    assert listing.left_out == ("ovpgieoc.mp4: has no class",)
+    assert listing.skipped == ("ovpgieoc.mp4: has no class",)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="invalid JSON"):
         read_listing(tmp_path / "broken.json")
@@ -155,7 +155,7 @@ def test_webdataset(tmp_path):
     listing = read_listing(tmp_path / "set-000.tar")
     assert listing == read_listing(tmp_path)
     assert [listing.classes[item.labels[0]] for item in listing.items] == ["1", "3"]
-    assert len(listing.left_out) == 2
+    assert len(listing.skipped) == 2
     data = ClipData(listing, Transform(16), View(frames=3), training=False)
     batch = collate([data[0], data[1]])
     assert batch["broken"] == []
@@ -232,7 +232,7 @@ class TestClips:
         listing = self.listing(tmp_path)
         make = lambda seed: ClipData(  # noqa: E731
             listing,
-            Transform(16, scale=(1, 1.5), flip=0.5, colour=1, grey=0.2),
+            Transform(16, scale=(1, 1.5), flip=0.5, color=1, gray=0.2),
             View(frames=4),
             training=True,
             seed=seed,

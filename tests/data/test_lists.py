@@ -87,7 +87,7 @@ def test_quotes_and_commas(folder):
     assert read_items("l.txt", '"a,b.png" big cat\n0.png a "b\n') == [("a,b.png", "big cat"), ("0.png", 'a "b')]
     listing = read_items("l.csv", "path,label\na,b.png,cat\n0.png,dog\n")
     assert listing == [("0.png", "dog")]
-    assert "line 2: more cells than the header" in read_listing("l.csv").left_out[0]
+    assert "line 2: more cells than the header" in read_listing("l.csv").skipped[0]
     with pytest.raises(ValueError, match=r"l.csv, line 4: invalid CSV"):
         read_items("l.csv", 'path,label\n0.png,cat\n"1.png,cat\n2.png,dog\n')
     with pytest.raises(ValueError, match=r"l.csv, line 2: invalid CSV"):
@@ -116,7 +116,7 @@ class TestMissingLabels:
             listing = read_listing(name)
         assert listing.classes == ("cat", "dog")
         assert not listing.multi_label
-        assert len(listing.left_out) == 2
+        assert len(listing.skipped) == 2
 
     @pytest.mark.parametrize(
         ("name", "text"),
@@ -222,7 +222,7 @@ class TestTextLists:
 )  # fmt: skip
 def test_json_lines_of_other_types(folder, line):
     assert read_items("l.jsonl", TEXTS["l.jsonl"] + line + "\n") == ITEMS
-    (reason,) = read_listing("l.jsonl").left_out
+    (reason,) = read_listing("l.jsonl").skipped
     assert reason.startswith("l.jsonl, line 5: not an object with path and label (")
     assert len(reason) < 200
 
@@ -246,7 +246,7 @@ def test_incomplete_rows_of_kinetics(folder):
     Path("elsewhere/train/x_000000_000010.mp4").write_bytes(b"")
     text = "label,youtube_id,time_start,time_end\nsing,x,0,10\nsing,x\nsing\nsing,x,inf,10\nsing,x,nan,1\n"
     assert read_items("k.csv", text, root="elsewhere") == [("elsewhere/train/x_000000_000010.mp4", "sing")]
-    assert len(read_listing("k.csv", root="elsewhere").left_out) == 4
+    assert len(read_listing("k.csv", root="elsewhere").skipped) == 4
     for row in ("sing,../../x,0,10", "../..,x,0,10"):
         with pytest.raises(ValueError, match="is outside"):
             read_items("k.csv", f"label,youtube_id,time_start,time_end\n{row}\n")
@@ -270,7 +270,7 @@ class TestSpecialFiles:
         assert read_items("l.csv", text) == [("0.png", "b")]
         listing = read_listing("l.csv")
         assert listing.missing == ("set/x/pipe.png", "/dev/zero")
-        assert listing.left_out == ("l.csv, line 2: 'set/x/dir.jpg' is a folder, not an image",)
+        assert listing.skipped == ("l.csv, line 2: 'set/x/dir.jpg' is a folder, not an image",)
         os.mkdir("films")
         os.mkfifo("films/pipe.mp4")
         os.mkdir("films/folder.mp4")
@@ -323,7 +323,7 @@ class TestLinks:
             warnings.simplefilter("ignore")
             listing = read_listing("set")
             assert self.names() == ["a/one/more/far.png", "a/real.png", "b/other.png"]
-        assert sorted(line.split(":")[0] for line in listing.left_out) == [
+        assert sorted(line.split(":")[0] for line in listing.skipped) == [
             "set/a/everything", "set/a/itself", "set/a/the other", "set/a/up", "set/b/three.png", "set/b/two",
         ]  # fmt: skip
 

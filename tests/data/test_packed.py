@@ -30,7 +30,7 @@ def items(videos: Path) -> tuple[Footage, ...]:
 
 def test_existing_files_are_skipped_for_relative_and_absolute_paths(videos, tmp_path, monkeypatch):
     first = pack_frames(items(videos), tmp_path / "out", short=16)
-    assert (len(first.files), first.frames, first.trusted) == (2, 12, 0)
+    assert (len(first.files), first.frames, first.unverified) == (2, 12, 0)
     before = {path: path.stat().st_mtime_ns for path in first.files}
     monkeypatch.chdir(tmp_path)
     again = pack_frames(items(Path("videos")), "out", short=16)
@@ -72,7 +72,7 @@ def test_frames_without_an_index_line_are_incomplete(videos, tmp_path, monkeypat
     monkeypatch.undo()
     write(videos / "0.mp4", synthetic("pan", frames=3, size=(32, 40), seed=7).frames, 10)
     result = pack_frames(items(videos), tmp_path / "out", short=16)
-    assert (result.frames, result.trusted) == (9, 0)
+    assert (result.frames, result.unverified) == (9, 0)
     with (tmp_path / "out" / INDEX).open("a") as file:
         file.write('{"file": "0-')
     assert pack_frames(items(videos), tmp_path / "out", short=16).frames == 0
@@ -90,7 +90,7 @@ def test_frames_of_an_older_version(videos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="24 requested"):
         pack_frames(relative, out, short=24)
     again = pack_frames(relative, out, short=16)
-    assert (again.frames, again.trusted) == (0, 2)
+    assert (again.frames, again.unverified) == (0, 2)
     assert len(find_footage(out).items) == 2
     assert pack_frames(items(videos), out, short=16).frames == 0
 

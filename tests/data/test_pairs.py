@@ -13,7 +13,7 @@ from PIL import Image
 
 from fewtokens.data.footage import Footage, find_footage, open_frames, read_frames
 from fewtokens.data.packed import pack_frames, write_frames
-from fewtokens.data.pairs import PairData, Pairing, collate_pairs, first_good, mask_noise, sample_pair
+from fewtokens.data.pairs import PairData, Pairing, collate_pairs, first_valid_sample, mask_noise, sample_pair
 from tests.video.makers import make_video, moving_frames, numbered_frames
 
 
@@ -172,9 +172,9 @@ def test_unusable_videos_are_reported(tmp_path):
     assert len(batch["broken"]) == 4
     for part in ("1.npy: a pair requires two frames", "broken.mp4", "uint8 [T,H,W,3], got float64", "object.npy"):
         assert part in errors
-    assert first_good(data).frames is not None
+    assert first_valid_sample(data).frames is not None
     with pytest.raises(ValueError, match=r"none of 1 videos can be used.*a pair requires two frames"):
-        first_good(PairData([item for item in items if "1.npy" in item.path], Pairing(size=8)))
+        first_valid_sample(PairData([item for item in items if "1.npy" in item.path], Pairing(size=8)))
     # One frame is enough for the modes other than "pair".
     assert PairData(items, Pairing(mode="crops", size=8))[1].frames is not None
     assert collate_pairs([data[n] for n in range(len(data)) if data[n].frames is None]).keys() == {"broken", "seeds"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fewtokens.data.qa_sets import NAMES, Question, conversations, load, prompt, read_subtitles
-from fewtokens.evaluation.qa_sets import accuracy, find_letter, is_right
+from fewtokens.data.qa_sets import NAMES, Question, format_prompt, load_questions, read_conversations, read_subtitles
+from fewtokens.evaluation.qa_sets import accuracy, find_letter, is_correct
 
 HEAD = ["video", "frame_count", "width", "height", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4"]
 NEXT = ["4010069381", "369", "640", "480", "how do the two man play the instrument", "0", "6", "CH"]
@@ -89,11 +89,11 @@ MV = {
 def test_nextqa(tmp_path):
     nextqa(tmp_path)
     touch(tmp_path / "NExTVideo" / "4010069381.mp4")
-    (question,) = load("nextqa", tmp_path)
+    (question,) = load_questions("nextqa", tmp_path)
     assert question == Question(
         "4010069381_6", tmp_path / "NExTVideo" / "4010069381.mp4", NEXT[4], tuple(NEXT[8:]), NEXT[8], "A", "CH"
     )
-    assert prompt(question, "nextqa") == (
+    assert format_prompt(question, "nextqa") == (
         "how do the two man play the instrument\nA. roll the handle\nB. tap their feet\nC. strum the string\n"
         "D. hit with sticks\nE. pat with hand\nAnswer with the option's letter from the given choices directly."
     )
@@ -103,16 +103,16 @@ def test_nextqa_in_the_folders_of_vidor(tmp_path):
     nextqa(tmp_path, split="val")
     write_json(tmp_path / "map_vid_vidorID.json", {"4010069381": "1106/4010069381"})
     touch(tmp_path / "NExTVideo" / "1106" / "4010069381.mp4")
-    assert load("nextqa", tmp_path, "val")[0].video == tmp_path / "NExTVideo" / "1106" / "4010069381.mp4"
+    assert load_questions("nextqa", tmp_path, "val")[0].video == tmp_path / "NExTVideo" / "1106" / "4010069381.mp4"
 
 
 def test_activitynetqa(tmp_path):
     activitynetqa(tmp_path, "1QIUV7WYKXg", "v_two")
     touch(tmp_path / "all_test" / "v_1QIUV7WYKXg.mkv", tmp_path / "all_test" / "v_two.mp4")
-    first, second = load("activitynetqa", tmp_path)
+    first, second = load_questions("activitynetqa", tmp_path)
     assert first.video.name == "v_1QIUV7WYKXg.mkv" and second.video.name == "v_two.mp4"
     assert (first.choices, first.answer, first.letter, first.kind) == ((), "no", None, "3")
-    assert prompt(first, "activitynetqa") == (
+    assert format_prompt(first, "activitynetqa") == (
         "is the man wearing a hat? Answer the question using a single word or phrase."
     )
 
@@ -126,10 +126,10 @@ def test_longvideobench(tmp_path):
         {"timestamp": [15.0, None], "text": "the end"},
     ]
     write_json(tmp_path / "subtitles" / "86CxyhFV9MI_en.json", track)
-    (question,) = load("longvideobench", tmp_path)
+    (question,) = load_questions("longvideobench", tmp_path)
     assert (question.letter, question.answer, question.kind, question.group) == ("B", "run for a while", "T3E", "600")
     assert read_subtitles(question) == [(2.5, 3.0, "hello"), (5.0, 190.16, "the end")]
-    assert prompt(question, "longvideobench") == (
+    assert format_prompt(question, "longvideobench") == (
         "Which subtitles appear with the tree?\nA. promisc has come to an end\nB. run for a while\nC. a tree\n"
         "Answer with the option's letter from the given choices directly.\n"
     )
@@ -138,10 +138,10 @@ def test_longvideobench(tmp_path):
 def test_hidden_answers_of_longvideobench(tmp_path):
     write_json(tmp_path / "lvb_test_wo_gt.json", [{k: v for k, v in LONG.items() if k != "correct_choice"}])
     touch(tmp_path / "videos" / "86CxyhFV9MI.mp4")
-    (question,) = load("longvideobench", tmp_path, "test")
+    (question,) = load_questions("longvideobench", tmp_path, "test")
     assert (question.answer, question.letter) == ("", None)
     with pytest.raises(ValueError, match="'86CxyhFV9MI_0': its answer is not published"):
-        is_right(question, "A")
+        is_correct(question, "A")
 
 
 @pytest.mark.parametrize("end", ["json", "jsonl"])
@@ -151,16 +151,16 @@ def test_videomme(tmp_path, end):
     srt = '1\n00:00:00,500 --> 00:00:02,000\n<font color="white" size=".72c">merry\nChristmas</font>\n'
     (tmp_path / "subtitle").mkdir()
     (tmp_path / "subtitle" / "fFjv93ACGo8.srt").write_text(srt)
-    (question,) = load("videomme", tmp_path)
+    (question,) = load_questions("videomme", tmp_path)
     assert (question.choices[2], question.answer, question.letter) == ("Berries.", "Berries.", "C")
     assert (question.kind, question.group) == ("Counting Problem", "short")
     assert read_subtitles(question) == [(0.5, 2.0, "merry Christmas")]
     body = "Which ball is not on the tree?\nA. Apples.\nB. Candles.\nC. Berries.\nD. None of them.\nThe best answer is:"
-    assert prompt(question, "videomme") == (
+    assert format_prompt(question, "videomme") == (
         "Select the best answer to the following multiple-choice question based on the video. Respond with only the "
         "letter (A, B, C, or D) of the correct option.\n" + body
     )
-    assert prompt(question, "videomme", "merry Christmas") == (
+    assert format_prompt(question, "videomme", "merry Christmas") == (
         "This video's subtitles are listed below:\nmerry Christmas\nSelect the best answer to the following "
         "multiple-choice question based on the video and the subtitles. Respond with only the letter (A, B, C, or D) "
         "of the correct option.\n" + body
@@ -171,20 +171,20 @@ def test_mvbench(tmp_path):
     write_json(tmp_path / "json" / "action_sequence.json", [MV])
     write_json(tmp_path / "json" / "action_antonym.json", [{**MV, "video": "1.webm"}])
     touch(tmp_path / "video/star/Charades_v1_480/ZS9XR.mp4", tmp_path / "video/ssv2_video_mp4/1.mp4")
-    antonym, sequence = load("mvbench", tmp_path)
+    antonym, sequence = load_questions("mvbench", tmp_path)
     assert (antonym.id, antonym.start, antonym.video.name) == ("action_antonym_0", None, "1.mp4")
     assert (sequence.start, sequence.end, sequence.letter, sequence.kind) == (11.1, 21.0, "A", "action_sequence")
-    assert load("mvbench", tmp_path, "action_sequence") == [sequence]
-    assert prompt(sequence, "mvbench") == (
+    assert load_questions("mvbench", tmp_path, "action_sequence") == [sequence]
+    assert format_prompt(sequence, "mvbench") == (
         "Question:What happened after the person took the food?\nOption:\nA. Ate the medicine.\n"
         "B. Tidied up the blanket.\nC. Put down the cup.\n"
         "Answer with the option's letter from the given choices directly."
     )
     # A segment contains only the relevant part.
     touch(tmp_path / "video/star/Charades_segment/ZS9XR.mp4")
-    assert load("mvbench", tmp_path, "action_sequence")[0].start is None
+    assert load_questions("mvbench", tmp_path, "action_sequence")[0].start is None
     with pytest.raises(ValueError, match="the task of mvbench must be one of action_antonym"):
-        load("mvbench", tmp_path, "juggling")
+        load_questions("mvbench", tmp_path, "juggling")
 
 
 def test_parquet(tmp_path):
@@ -194,14 +194,14 @@ def test_parquet(tmp_path):
     (tmp_path / "videomme").mkdir()
     parquet.write_table(pyarrow.Table.from_pylist([MME]), tmp_path / "videomme" / "test-00000-of-00001.parquet")
     touch(tmp_path / "data" / "fFjv93ACGo8.mp4")
-    assert load("videomme", tmp_path)[0].letter == "C"
+    assert load_questions("videomme", tmp_path)[0].letter == "C"
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     touch(tmp_path / "MC" / "test-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=r"parquet: requires pyarrow; pip install pyarrow, or convert the rows"):
-        load("nextqa", tmp_path)
+        load_questions("nextqa", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../x.mp4", "/etc/passwd", "a/../../x.mp4", "..\\x.mp4"])
@@ -209,11 +209,11 @@ def test_videos_outside_the_folder_are_refused(tmp_path, name):
     write_json(tmp_path / "set" / "lvb_val.json", [{**LONG, "video_path": name}])
     touch(tmp_path / "x.mp4")
     with pytest.raises(ValueError, match=r"lvb_val.json, entry 1: the file '.*' is outside"):
-        load("longvideobench", tmp_path / "set")
+        load_questions("longvideobench", tmp_path / "set")
     with pytest.raises(ValueError, match=r"talk.json, entry 1: the file '.*' is outside"):
         turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Nothing."}]
         list(
-            conversations(
+            read_conversations(
                 write_json(tmp_path / "set" / "talk.json", [{"id": "1", "video": name, "conversations": turns}])
             )
         )
@@ -225,22 +225,22 @@ def test_links_outside_the_folder_are_refused(tmp_path):
     (tmp_path / "set" / "videos").mkdir()
     (tmp_path / "set" / "videos" / "86CxyhFV9MI.mp4").symlink_to(tmp_path / "x.mp4")
     with pytest.raises(ValueError, match="is outside"):
-        load("longvideobench", tmp_path / "set")
+        load_questions("longvideobench", tmp_path / "set")
     # The folder of the videos itself may be a link, for example to another disk.
     touch(tmp_path / "disk" / "86CxyhFV9MI.mp4")
     (tmp_path / "set" / "videos" / "86CxyhFV9MI.mp4").unlink()
     (tmp_path / "set" / "videos").rmdir()
     (tmp_path / "set" / "videos").symlink_to(tmp_path / "disk")
-    assert len(load("longvideobench", tmp_path / "set")) == 1
+    assert len(load_questions("longvideobench", tmp_path / "set")) == 1
 
 
 def test_missing_videos_are_reported_once(tmp_path):
     activitynetqa(tmp_path, *"abcde")
     with pytest.raises(ValueError, match=r"5 videos are missing: v_a, v_b, v_c \.\.\.$"):
-        load("activitynetqa", tmp_path)
+        load_questions("activitynetqa", tmp_path)
     touch(tmp_path / "all_test" / "v_b.mp4")
     with pytest.warns(UserWarning, match=r"4 videos are missing: v_a, v_c, v_d \.\.\.; their") as warnings_:
-        assert len(load("activitynetqa", tmp_path)) == 1
+        assert len(load_questions("activitynetqa", tmp_path)) == 1
     assert len(warnings_) == 1
 
 
@@ -283,19 +283,19 @@ def broken(folder: Path, name: str) -> str:
 )
 def test_errors_name_the_line(tmp_path, name, kind):
     with pytest.raises(ValueError, match=broken(tmp_path, name)):
-        load(kind, tmp_path)
+        load_questions(kind, tmp_path)
 
 
 def test_missing_datasets_and_folders(tmp_path):
     with pytest.raises(ValueError, match="the dataset must be one of nextqa"):
-        load("tvqa", tmp_path)
+        load_questions("tvqa", tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
-        load("nextqa", tmp_path / "nowhere")
+        load_questions("nextqa", tmp_path / "nowhere")
     for name in NAMES:
         with pytest.raises(ValueError, match=f"no annotations of {name} for .*; expected "):
-            load(name, tmp_path)
+            load_questions(name, tmp_path)
     with pytest.raises(ValueError, match="does not include subtitles"):
-        prompt(Question("1", tmp_path, "what"), "nextqa", "hello")
+        format_prompt(Question("1", tmp_path, "what"), "nextqa", "hello")
 
 
 @pytest.mark.parametrize("end", ["json", "jsonl"])
@@ -313,17 +313,17 @@ def test_conversations(tmp_path, end):
     path = tmp_path / f"talk.{end}"
     path.write_text(json.dumps(items) if end == "json" else "".join(json.dumps(item) + "\n" for item in items))
     with pytest.raises(ValueError, match=r"2 videos are missing: NextQA/1\.mp4, NextQA/2\.mp4; set the folder"):
-        list(conversations(path))
+        list(read_conversations(path))
     touch(tmp_path / "NextQA" / "1.mp4")
     with pytest.warns(UserWarning, match=r"1 video is missing: NextQA/2\.mp4"):
-        (conversation,) = conversations(path)
+        (conversation,) = read_conversations(path)
     assert conversation.turns == (("What is it?", "A cat."), ("Which color?", "Gray."))
     assert conversation.video == tmp_path / "NextQA" / "1.mp4"
     write_json(
         path, [{**items[0], "conversations": turns[:3]}] if end == "json" else {**items[0], "conversations": turns[1:]}
     )
     with pytest.raises(ValueError, match=rf"talk.{end}, \w+ 1: conversations must be objects from human and gpt"):
-        list(conversations(path))
+        list(read_conversations(path))
 
 
 @pytest.mark.parametrize(
@@ -361,8 +361,8 @@ def test_letters(reply, letter):
 def test_scores(tmp_path):
     multiple_choice = Question("1", tmp_path, "what", ("x", "y"), "y", "B", "CH", "short")
     open_ended = Question("2", tmp_path, "what", (), "a red car", kind="4")
-    assert is_right(open_ended, "Red car.") and not is_right(open_ended, "a red car and a bus")
-    assert not any(is_right(multiple_choice, "no idea") for _ in range(20))
+    assert is_correct(open_ended, "Red car.") and not is_correct(open_ended, "a red car and a bus")
+    assert not any(is_correct(multiple_choice, "no idea") for _ in range(20))
     assert accuracy([multiple_choice, multiple_choice, open_ended], ["B", "who knows", "the red car"]) == {
         "all": pytest.approx(2 / 3),
         "CH": 0.5,
@@ -379,10 +379,10 @@ def test_tables_from_spreadsheets(tmp_path, mark, separator):
     text = mark + "\r\n".join(separator.join(row) for row in (HEAD, NEXT)) + "\r\n"
     (tmp_path / "test.csv").write_text(text, newline="")
     touch(tmp_path / "videos" / f"{NEXT[0]}.mp4")
-    assert len(load("nextqa", tmp_path)) == 1
+    assert len(load_questions("nextqa", tmp_path)) == 1
     (tmp_path / "test.csv").write_bytes(text.encode("utf-16"))
     with pytest.raises(ValueError, match=r"test.csv: UTF-16, not UTF-8 text"):
-        load("nextqa", tmp_path)
+        load_questions("nextqa", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -411,10 +411,10 @@ def test_tables_from_spreadsheets(tmp_path, mark, separator):
 def test_values_of_other_types(tmp_path, change, message):
     touch(tmp_path / "videos" / LONG["video_path"])
     write_json(tmp_path / "lvb_val.json", [LONG])
-    assert len(load("longvideobench", tmp_path)) == 1
+    assert len(load_questions("longvideobench", tmp_path)) == 1
     write_json(tmp_path / "lvb_val.json", [LONG | change])
     with pytest.raises(ValueError, match=message) as error:
-        load("longvideobench", tmp_path)
+        load_questions("longvideobench", tmp_path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
 
@@ -423,19 +423,19 @@ def test_too_long_names_count_as_missing(tmp_path):
     write_json(tmp_path / "lvb_val.json", [LONG | {"video_path": "x" * 5000}, LONG])
     touch(tmp_path / "videos" / LONG["video_path"])
     with pytest.warns(UserWarning, match="1 video is missing: x{80}; "):
-        assert len(load("longvideobench", tmp_path)) == 1
+        assert len(load_questions("longvideobench", tmp_path)) == 1
 
 
 @pytest.mark.parametrize("split", ["/etc", "../x", "a/b", "*", "", "a b"])
 def test_a_split_must_be_one_word(tmp_path, split):
     with pytest.raises(ValueError, match="split must be one word"):
-        load("nextqa", tmp_path, split)
+        load_questions("nextqa", tmp_path, split)
 
 
 def test_windows_paths(tmp_path):
     touch(tmp_path / "videos" / "a" / "v.mp4")
     write_json(tmp_path / "lvb_val.json", [LONG | {"video_path": "a\\v.mp4"}])
-    assert load("longvideobench", tmp_path)[0].video == tmp_path / "videos" / "a" / "v.mp4"
+    assert load_questions("longvideobench", tmp_path)[0].video == tmp_path / "videos" / "a" / "v.mp4"
 
 
 def test_hostile_and_unusual_subtitles(tmp_path):
@@ -472,7 +472,7 @@ def test_damaged_parquet(tmp_path):
     for content in (b"", b"PAR1", intact[:-9], intact[:40] + b"\xff" * 40 + intact[80:], intact[:-60] + b"\0" * 60):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"test-0.parquet: cannot be read as parquet") as error:
-            load("videomme", tmp_path)
+            load_questions("videomme", tmp_path)
         assert "\n" not in str(error.value)
 
 

@@ -72,7 +72,7 @@ def test_samples(archive):
     data = ClipData(listing, Transform(8), View(), training=False)
     grays = [float(data[n].clip.mean()) * 255 for n in range(3)]
     assert grays == pytest.approx([10, 20, 30], abs=0.5)
-    assert [one.split("::")[1] for one in listing.left_out] == ["/last: no image or video", "/empty: no label"]
+    assert [one.split("::")[1] for one in listing.skipped] == ["/last: no image or video", "/empty: no label"]
     for item in find_footage(archive).items:
         if item.members[0][2]:
             assert read_frames(item, lambda count: [0]).shape == (1, 3, 8, 8)
@@ -89,7 +89,7 @@ def test_invalid_labels_are_skipped(tmp_path, labels):
         put(tar, "1.cls", b"cat")
     listing = read_listing(tmp_path / "a.tar")
     assert [item.member for item in listing.items] == ["1.png"]
-    assert "its .json" in listing.left_out[0]
+    assert "its .json" in listing.skipped[0]
 
 
 def header(name: bytes, size: bytes, kind: bytes = b"0", magic: bytes = b"ustar\x0000") -> bytes:

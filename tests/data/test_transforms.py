@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
     "transform",
     [
         Transform(16), Transform(16, resize=20), Transform(16, scale=(0.9, 1.33)), Transform(16, area=(0.05, 1.0)),
-        Transform(16, flip=1.0, colour=1.0, grey=0.5),
+        Transform(16, flip=1.0, color=1.0, gray=0.5),
     ],
 )  # fmt: skip
 def test_sizes_and_range(shape, transform):
@@ -42,7 +42,7 @@ def test_identity_without_random_changes():
 
 def test_all_frames_get_the_same_transform():
     clip = torch.randint(256, (1, 3, 40, 60), generator=generator()).byte().expand(4, -1, -1, -1)
-    out = Transform(16, scale=(0.9, 1.3), flip=0.5, colour=1.0, grey=0.5).training(clip, generator(3))
+    out = Transform(16, scale=(0.9, 1.3), flip=0.5, color=1.0, gray=0.5).training(clip, generator(3))
     assert torch.equal(out[0], out[3])
 
 
@@ -82,7 +82,7 @@ def test_hue_rotates_colors_and_keeps_gray():
     ("changes", "message"),
     [
         ({"size": 0}, "resize"), ({"size": 32, "resize": 16}, "resize"), ({"area": (0.0, 1.0)}, "area"),
-        ({"scale": (1.5, 1.0)}, "scale"), ({"flip": 2.0}, "flip"), ({"colour": -1.0}, "colour"),
+        ({"scale": (1.5, 1.0)}, "scale"), ({"flip": 2.0}, "flip"), ({"color": -1.0}, "color"),
     ],
 )  # fmt: skip
 def test_invalid_values(changes, message):

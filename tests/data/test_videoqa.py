@@ -12,18 +12,18 @@ import torch
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from fewtokens.data.scenes import COLOURS, SHAPES, _handwriting
+from fewtokens.data.scenes import COLORS, SHAPES, _handwriting
 from fewtokens.data.videoqa import KINDS, Example, SceneConfig, VideoQA, make_clip, make_question
 
 
 def pixels(example: Example, color: str) -> np.ndarray:
     """The pixels with exactly this color, [T,H,W]."""
-    return (example.frames.permute(0, 2, 3, 1) == torch.tensor(COLOURS[color])).all(3).numpy()
+    return (example.frames.permute(0, 2, 3, 1) == torch.tensor(COLORS[color])).all(3).numpy()
 
 
 def dominant_mask(example: Example, color: str) -> np.ndarray:
     """The pixels that are mostly covered by an object of this color, [T,H,W]."""
-    return dominant_colors(example) == list(COLOURS).index(color)
+    return dominant_colors(example) == list(COLORS).index(color)
 
 
 @lru_cache(maxsize=4)
@@ -31,7 +31,7 @@ def dominant_colors(example: Example) -> np.ndarray:
     """The index of the color that covers most of each pixel, [T,H,W]; -1 is the background."""
     frames = example.frames.permute(0, 2, 3, 1).float()
     background = frames[0].reshape(-1, 3).median(0).values
-    colors = torch.tensor(list(COLOURS.values())) - background  # [8,3]
+    colors = torch.tensor(list(COLORS.values())) - background  # [8,3]
     frames = frames - background
     norms = colors.square().sum(1)
     fraction = (frames @ colors.T / norms).clamp(0, 1)  # [T,H,W,8]
@@ -175,16 +175,14 @@ def test_without_scikit_learn(monkeypatch):
 @pytest.mark.parametrize("camera", ["static", "moving"])
 def test_shape(camera):
     for clip in clips("shape", 40, camera=camera):
-        (color,) = [name for name in COLOURS if name in clip.question.split()]
+        (color,) = [name for name in COLORS if name in clip.question.split()]
         for mask in dominant_mask(clip, color)[[0, -1]]:
             assert nearest_shape(mask) == clip.answer
 
 
 def test_color():
-    for clip in clips("colour", 30):
-        color_of = {
-            nearest_shape(dominant_mask(clip, name)[0]): name for name in COLOURS if pixels(clip, name)[0].any()
-        }
+    for clip in clips("color", 30):
+        color_of = {nearest_shape(dominant_mask(clip, name)[0]): name for name in COLORS if pixels(clip, name)[0].any()}
         (shape,) = [name for name in SHAPES if name in clip.question.rstrip("?").split()]
         assert color_of[shape] == clip.answer
 
@@ -194,8 +192,8 @@ def test_digit():
     samples, digits = _handwriting()
     means = np.stack([samples[digits == digit].mean(0) for digit in range(10)]).reshape(10, -1)
     correct = []
-    for clip in clips("digit", 60, "coloured", size=96, camera="static"):
-        (color,) = [name for name in COLOURS if name in clip.question.rstrip("?").split()]
+    for clip in clips("digit", 60, "colored", size=96, camera="static"):
+        (color,) = [name for name in COLORS if name in clip.question.rstrip("?").split()]
         mask = dominant_mask(clip, color)[0]
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         side = max(len(rows), rows[-1] - rows[0] + 1)
@@ -210,7 +208,7 @@ def test_digit():
 def test_direction(camera):
     directions = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
     for clip in clips("direction", 30, camera=camera):
-        (color,) = [name for name in COLOURS if name in clip.question.split()]
+        (color,) = [name for name in COLORS if name in clip.question.split()]
         mask = pixels(clip, color)
         centers = np.array([np.argwhere(frame).mean(0) for frame in mask])
         travel = centers[-1] - centers[0]
@@ -221,8 +219,8 @@ def test_direction(camera):
 
 
 def test_count():
-    for clip in clips("count", 30, "object") + clips("count", 30, "colour"):
-        names = [name for name in COLOURS if name in clip.question.rstrip("?").split()] or list(COLOURS)
+    for clip in clips("count", 30, "object") + clips("count", 30, "color"):
+        names = [name for name in COLORS if name in clip.question.rstrip("?").split()] or list(COLORS)
         for n in (0, 15):
             assert sum(len(components(dominant_mask(clip, name)[n])) for name in names) == int(clip.answer)
 
@@ -230,20 +228,20 @@ def test_count():
 def test_count_of_shapes():
     for clip in clips("count", 30, "shape", size=96):
         counts = Counter[str]()
-        for name in COLOURS:
+        for name in COLORS:
             counts.update(map(nearest_shape, components(dominant_mask(clip, name)[0])))
         (shape,) = [name for name in SHAPES if name in clip.question]
         assert counts[shape] == int(clip.answer)
 
 
 def first_frames(clip: Example) -> dict[str, int]:
-    shown = {name: pixels(clip, name).any((1, 2)) for name in COLOURS}
+    shown = {name: pixels(clip, name).any((1, 2)) for name in COLORS}
     return {name: int(visible.argmax()) for name, visible in shown.items() if visible.any()}
 
 
 @pytest.mark.parametrize("frames", [8, 40])
 def test_order(frames):
-    for clip in clips("order", 20, "colour", frames=frames):
+    for clip in clips("order", 20, "color", frames=frames):
         first = first_frames(clip)
         assert len(set(first.values())) == len(first) == 4
         assert min(first, key=lambda name: first[name]) == clip.answer
@@ -263,12 +261,12 @@ def test_moment(frames, fps):
         second = float(clip.question.rstrip("?").split()[-1])
         frame = int(np.abs(clip.times.numpy() - second).argmin())
         assert abs(float(clip.times[frame]) - second) < 1e-3
-        shown = [name for name in COLOURS if pixels(clip, name)[frame].any()]
+        shown = [name for name in COLORS if pixels(clip, name)[frame].any()]
         assert len(shown) == 1
         shape = nearest_shape(dominant_mask(clip, shown[0])[frame])
-        assert clip.answer == (shown[0] if clip.attribute == "colour" else shape)
+        assert clip.answer == (shown[0] if clip.attribute == "color" else shape)
         # The other objects are visible at other times.
-        assert sum(pixels(clip, name).any() for name in COLOURS) == 4
+        assert sum(pixels(clip, name).any() for name in COLORS) == 4
 
 
 def test_frame_of_a_second():
@@ -281,13 +279,13 @@ def test_frame_of_a_second():
 
 @pytest.mark.parametrize("frames", [8, 16, 128])
 def test_needle(frames):
-    for attribute in ("colour", "shape", "digit"):
+    for attribute in ("color", "shape", "digit"):
         for clip in clips("needle", 8, attribute, frames=frames):
-            shown = {name: pixels(clip, name).any((1, 2)) for name in COLOURS}
+            shown = {name: pixels(clip, name).any((1, 2)) for name in COLORS}
             once = [name for name, visible in shown.items() if visible.sum() == 1]
             assert len(once) == 1
             assert all(visible.all() for name, visible in shown.items() if visible.any() and name != once[0])
-            if attribute == "colour":
+            if attribute == "color":
                 assert once[0] == clip.answer
             elif attribute == "shape":
                 assert nearest_shape(dominant_mask(clip, once[0])[int(shown[once[0]].argmax())]) == clip.answer
@@ -308,27 +306,27 @@ def touches(clip: Example, one: str, other: str) -> bool:
 @pytest.mark.parametrize("camera", ["static", "moving"])
 def test_collision(camera):
     for clip in clips("collision", 30, "whether", camera=camera):
-        one, other = (name for name in clip.question.split() if name in COLOURS)
+        one, other = (name for name in clip.question.split() if name in COLORS)
         assert touches(clip, one, other) == (clip.answer == "yes")
     for clip in clips("collision", 30, "which", camera=camera):
-        (one,) = [name for name in clip.question.split() if name in COLOURS]
-        others = [name for name in COLOURS if name != one and pixels(clip, name).any()]
+        (one,) = [name for name in clip.question.split() if name in COLORS]
+        others = [name for name in COLORS if name != one and pixels(clip, name).any()]
         assert [name for name in others if touches(clip, one, name)] == [clip.answer]
 
 
 def test_leave():
-    for clip in clips("leave", 30, "colour"):
-        absent = [name for name in COLOURS if pixels(clip, name)[0].any() and not dominant_mask(clip, name)[-1].any()]
+    for clip in clips("leave", 30, "color"):
+        absent = [name for name in COLORS if pixels(clip, name)[0].any() and not dominant_mask(clip, name)[-1].any()]
         assert absent == [clip.answer]
-        remaining = [pixels(clip, name).sum((1, 2)) for name in COLOURS if pixels(clip, name)[-1].any()]
+        remaining = [pixels(clip, name).sum((1, 2)) for name in COLORS if pixels(clip, name)[-1].any()]
         assert remaining
         assert all(areas.min() > 0.6 * areas.max() for areas in remaining)
 
 
 def test_objects_are_large_enough():
     for number in range(60):
-        clip = make_clip("val", number, kinds=("shape", "colour", "direction", "count", "order", "moment"))
-        for name in COLOURS:
+        clip = make_clip("val", number, kinds=("shape", "color", "direction", "count", "order", "moment"))
+        for name in COLORS:
             for component in components(dominant_mask(clip, name)[-1]):
                 assert max(np.ptp(np.argwhere(component), axis=0)) + 1 >= 9
 

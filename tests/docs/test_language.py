@@ -98,7 +98,10 @@ def sources() -> list[Path]:
     generated = ROOT / "docs" / "methods"
     code = [path for folder in ("src", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
     reports = (ROOT / "benchmarks" / "results").glob("*.md")
-    return [path for path in (*pages, *docs, *code, *reports) if path.exists() and generated not in path.parents]
+    # It lists names of earlier versions.
+    excluded = {ROOT / "src" / "fewtokens" / "core" / "legacy.py"}
+    paths = (*pages, *docs, *code, *reports)
+    return [path for path in paths if path.exists() and generated not in path.parents and path not in excluded]
 
 
 def helps(*names: str) -> str:

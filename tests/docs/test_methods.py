@@ -33,7 +33,7 @@ def test_every_method_has_a_page_and_a_line_of_the_index(tmp_path):
         for argument in inspect.signature(kind).parameters:
             assert re.search(rf"^\| `{argument}` \| `[^|]+` \| `[^`]+` \| \S", page, re.M), (name, argument)
         facts = dict(re.findall(r"^\| (\w+) \| (.*) \|$", page, re.M))
-        assert facts["kind"] == registry.kind_of(name) and facts["stage"].startswith(kind.stage)
+        assert facts["kind"] == registry.get_kind(name) and facts["stage"].startswith(kind.stage)
         for fact in ("paper", "cost", "license"):
             text = re.sub(r"\[arXiv ([\d.]+)\]\([^)]*\)", r"\1", facts.get(fact, "").replace("\\|", "|"))
             assert text == re.sub(r"arXiv[: ](?=\d)", "", getattr(kind, fact))

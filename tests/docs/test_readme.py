@@ -108,11 +108,13 @@ def test_the_kinds_are_the_folders():
     rows = dict(re.findall(r"^\| (\w+) \| [^|]+ \| (`[^|]*) \|$", page, re.M))
     known = [*registry.names(), *registry.layer_names()]
     kinds = [
-        kind for kind in (*registry.KINDS, registry.LAYER_KIND) if any(registry.kind_of(name) == kind for name in known)
+        kind
+        for kind in (*registry.KINDS, registry.LAYER_KIND)
+        if any(registry.get_kind(name) == kind for name in known)
     ]
     assert list(rows) == kinds
     for kind, examples in rows.items():
-        assert {registry.kind_of(name) for name in re.findall(r"`(\w+)`", examples)} == {kind}
+        assert {registry.get_kind(name) for name in re.findall(r"`(\w+)`", examples)} == {kind}
 
 
 def test_files_that_a_page_names_exist():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewtokens.cli.resume import check_request, check_settings
-from fewtokens.core.identity import with_current_names
+from fewtokens.core.identity import rename_encoder_keys
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import Encoder, Patches, ViT, ViTConfig, VitEncoder, load_encoder, pick_device, pick_dtype
 from fewtokens.encoders.hf import HfEncoder
@@ -138,13 +138,13 @@ class TestOldDescriptions:
 
     def test_are_read_under_current_names(self):
         old = {"encoder": {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}, "seed": 0}
-        assert with_current_names(old) == {"encoder": Patches(4).describe(), "seed": 0}
+        assert rename_encoder_keys(old) == {"encoder": Patches(4).describe(), "seed": 0}
         assert "weights" in old["encoder"]
-        assert with_current_names(with_current_names(old)) == with_current_names(old)
+        assert rename_encoder_keys(rename_encoder_keys(old)) == rename_encoder_keys(old)
 
     @pytest.mark.parametrize("odd", [None, [], {}, {"encoder": None}, {"encoder": {"options": 3}}])
     def test_other_values_are_unchanged(self, odd):
-        assert with_current_names(odd) == odd
+        assert rename_encoder_keys(odd) == odd
 
     def test_runs_resume(self, tmp_path):
         old = {"id": "patches", "options": {"patch": 4, "tubelet": 1}, "weights": None}

@@ -19,12 +19,12 @@ from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
-from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, specs_of, unpacked
+from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, select_specs, unpack_assignment
 from fewtokens.evaluation.fidelity import neighbor_agreement, rare_cells
-from fewtokens.evaluation.summary import best, summarise
-from fewtokens.evaluation.summary import changes as changes_of
+from fewtokens.evaluation.summary import best_methods, summarize
+from fewtokens.evaluation.summary import compare_runs as changes_of
 from fewtokens.profiling.memory import peak_memory
-from fewtokens.profiling.operations import count
+from fewtokens.profiling.operations import count_operations
 from fewtokens.profiling.prefill import QWEN2_7B, prefill_gflops
 from fewtokens.show.plots import draw_trade_off
 from fewtokens.video import synthetic
@@ -48,19 +48,19 @@ def static():
 
 class TestSpecs:
     def test_all_methods_that_an_encoder_supports(self):
-        specs = specs_of("all", vit())
+        specs = select_specs("all", vit())
         assert specs[:5] == list(registry.BASELINES)
         assert {"vid_tldr", "tome_in_encoder", "rlt", "visionzip", "dynamic_pool"} <= set(specs)
         assert not {"tokenlearner", "pool_mlp"} & set(specs)
-        fewer = set(specs_of("all", Patches(8)))
+        fewer = set(select_specs("all", Patches(8)))
         assert "rlt" in fewer
         assert not {"vid_tldr", "visionzip", "tome_in_encoder"} & fewer
 
     def test_a_list_includes_the_baselines_and_commas_inside_brackets(self):
-        specs = specs_of("tempme(joins=(2, 2)), kmeans", Patches(8))
+        specs = select_specs("tempme(joins=(2, 2)), kmeans", Patches(8))
         assert specs == [*registry.BASELINES, "tempme(joins=(2, 2))", "kmeans"]
 
-    @pytest.mark.parametrize("spec", specs_of("all", vit()))
+    @pytest.mark.parametrize("spec", select_specs("all", vit()))
     @pytest.mark.parametrize("keep", [0.5, 0.1, 0.02])
     def test_every_method_meets_every_budget(self, spec, keep, static):
         """Methods that count in blocks or frames may stay below the budget; none exceeds it."""
@@ -86,7 +86,7 @@ class TestMeasure:
         inside = measure(encoded, encoder, "tome_in_encoder", 0.1, repeats=1)["encoder_gflops"]
         before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder_gflops"]
         assert full == after > inside > before > 0
-        macs = count(lambda: encoder(encoded.item.frames[None])).by("macs")
+        macs = count_operations(lambda: encoder(encoded.item.frames[None])).by("macs")
         assert full == pytest.approx(2 * macs)
 
     def test_the_assignment_is_saved_for_the_report(self):
@@ -94,7 +94,7 @@ class TestMeasure:
         encoded = encode(item(frames=20), encoder, repeats=1)
         row = measure(encoded, encoder, "uniform", 0.5, repeats=1, shown=True)
         assert row["grid"] == [8, 4, 6]
-        assert unpacked(row["assignment"]).shape == (8 * 24,)
+        assert unpack_assignment(row["assignment"]).shape == (8 * 24,)
 
     def test_features_are_cached(self, tmp_path):
         encoder, clip = vit(), item()
@@ -157,7 +157,7 @@ def test_peak_memory_is_the_memory_in_use_at_one_time():
 def test_operations_are_counted_in_inference_mode_too():
     layer = nn.Linear(8, 16)
     with torch.inference_mode():
-        assert count(layer, torch.ones(4, 8)).by("macs") == 4 * 8 * 16 / 1e9
+        assert count_operations(layer, torch.ones(4, 8)).by("macs") == 4 * 8 * 16 / 1e9
 
 
 def test_summary_and_best(tmp_path):
@@ -167,11 +167,11 @@ def test_summary_and_best(tmp_path):
     rows = [row(c, FULL, 1.0, 1.0, 9) for c in "abc"]
     rows += [row(c, "x", 0.1, v, 3) for c, v in zip("abc", (0.2, 0.4, 0.6), strict=True)]
     rows += [row(c, "y", 0.1, 0.5, 2) for c in "abc"]
-    summary = summarise(rows)
+    summary = summarize(rows)
     assert [(line["method"], line["clips"]) for line in summary] == [(FULL, 3), ("x", 3), ("y", 3)]
     assert summary[1]["cosine"] == pytest.approx(0.4)
-    assert best(summary, "cosine") == {0.1: ["y", "x"]}
-    assert best(summary, "total_ms", 1) == {0.1: ["y"]}
+    assert best_methods(summary, "cosine") == {0.1: ["y", "x"]}
+    assert best_methods(summary, "total_ms", 1) == {0.1: ["y"]}
     with pytest.raises(ValueError, match="cannot be read"):
         changes_of(tmp_path / "a.json", tmp_path / "b.json")
 

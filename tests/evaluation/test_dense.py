@@ -160,7 +160,7 @@ class TestSets:
 
     def test_too_short_and_not_finite(self, tmp_path, encode):
         files = davis_sequences(make_davis(tmp_path / "D"))[0][0]
-        short = dataclasses.replace(files, pictures=files.pictures[:2], labels=files.labels[:2])
+        short = dataclasses.replace(files, images=files.images[:2], labels=files.labels[:2])
         with pytest.raises(ValueError, match="one: J and F require at least 3 frames"):
             dense.davis(short, encode, self.native)
         with pytest.raises(ValueError, match="no images"):
@@ -193,7 +193,7 @@ class TestSets:
         assert scores == {"pck_0_1": 100, "pck_0_2": 100, "joints_counted": 45, "joints_unseen": 0}
         torch.testing.assert_close(result.joints, read_joints(files.labels[0]), atol=1e-3, rtol=0)
         assert lines[0]["pck_0_1"] == scores["pck_0_1"]
-        files.pictures.pop()
+        files.images.pop()
         with pytest.raises(ValueError, match="4 frames, but there are 3 images"):
             dense.jhmdb(files, encode, protocol)
 

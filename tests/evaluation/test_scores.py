@@ -9,7 +9,7 @@ from torch import nn
 
 from fewtokens.data import ClipData, MovingDigits, Transform, View, collate, read_listing
 from fewtokens.evaluation.classify import accuracy, average_precision, evaluator, mean_average_precision, predict
-from fewtokens.evaluation.probes import few_shot, linear_probe, nearest_neighbours
+from fewtokens.evaluation.probes import few_shot, linear_probe, nearest_neighbors
 from fewtokens.train.objectives import Classification
 from tests.data.test_listing import save_clip, save_image
 
@@ -138,8 +138,8 @@ class TestProbes:
                 k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
             ).fit(x.numpy(), y.numpy())
             expected = reference.score(x_test.numpy(), y_test.numpy())
-            assert nearest_neighbours(x, y, x_test, y_test, k=k) == pytest.approx(expected)
-        assert nearest_neighbours(x[:4], y[:4], x_test, y_test, k=100) > 0.3
+            assert nearest_neighbors(x, y, x_test, y_test, k=k) == pytest.approx(expected)
+        assert nearest_neighbors(x[:4], y[:4], x_test, y_test, k=100) > 0.3
 
 
 class TestObjective:

@@ -11,7 +11,7 @@ import torch
 from fewtokens.encoders import Patches
 from fewtokens.evaluation.cloning_protocol import make_protocol
 from fewtokens.evaluation.cloning_run import Source, run
-from fewtokens.evaluation.simulate import CORTEXBENCH, KITCHEN, make, record
+from fewtokens.evaluation.simulate import CORTEXBENCH, KITCHEN, make_environment, record
 
 pytestmark = pytest.mark.sim
 
@@ -23,7 +23,7 @@ kitchen = pytest.mark.skipif(find_spec("gymnasium_robotics") is None, reason="gy
 @metaworld
 @pytest.mark.parametrize("task", CORTEXBENCH)
 def test_experts_succeed(task):
-    environment = make(f"metaworld/{task}", horizon=200)
+    environment = make_environment(f"metaworld/{task}", horizon=200)
     expert = environment.expert()
     for seed in (0, 100_000):
         environment.reset(seed)
@@ -38,7 +38,7 @@ def test_experts_succeed(task):
 
 @metaworld
 def test_a_seed_determines_the_initial_state():
-    environment = make("metaworld/drawer-open")
+    environment = make_environment("metaworld/drawer-open")
     try:
         states, images = [], []
         for seed in (0, 1, 0):
@@ -58,18 +58,18 @@ def test_a_seed_determines_the_initial_state():
 @metaworld
 def test_cameras_and_horizons():
     with pytest.raises(ValueError, match="no camera 'left'; cameras: topview"):
-        make("metaworld/hammer", camera="left")
+        make_environment("metaworld/hammer", camera="left")
     with pytest.raises(ValueError, match="at most 500 steps"):
-        make("metaworld/hammer", horizon=501)
+        make_environment("metaworld/hammer", horizon=501)
     with pytest.raises(ValueError, match="at least 1 step"):
-        make("metaworld/hammer", horizon=0)
+        make_environment("metaworld/hammer", horizon=0)
     with pytest.raises(ValueError, match="no task 'juggling'; tasks: assembly"):
-        make("metaworld/juggling")
+        make_environment("metaworld/juggling")
 
 
 @kitchen
 def test_the_kitchen():
-    environment = make("kitchen/light-switch", horizon=5)
+    environment = make_environment("kitchen/light-switch", horizon=5)
     try:
         environment.reset(0)
         assert environment.state.shape == (59,)
@@ -85,9 +85,9 @@ def test_the_kitchen():
     finally:
         environment.close()
     with pytest.raises(ValueError, match="the kitchen has no task 'oven'; tasks: microwave"):
-        make("kitchen/oven")
+        make_environment("kitchen/oven")
     for name in KITCHEN:
-        assert make(f"kitchen/{name}").actions == 9
+        assert make_environment(f"kitchen/{name}").actions == 9
 
 
 @metaworld

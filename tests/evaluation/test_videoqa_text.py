@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 from scipy import stats
 
-from fewtokens.data.scenes import COLOURS
+from fewtokens.data.scenes import COLORS
 from fewtokens.data.videoqa import KINDS, Question, SceneConfig, VideoQA
 from fewtokens.evaluation.videoqa import normalize, prompt, row, score, summarize, target, text_only
 
@@ -62,14 +62,14 @@ def test_the_text_only_baseline_finds_leaks():
 
 
 CHOICE = Question(
-    "colour", "choice", "What colour is the star?", "red", ("blue", "red", "cyan", "white"), tuple(COLOURS), "colour",
+    "color", "choice", "What color is the star?", "red", ("blue", "red", "cyan", "white"), tuple(COLORS), "color",
     ("star",), ("blue", "cyan", "white"),
 )  # fmt: skip
 OPEN = Question("count", "open", "How many objects are there?", "3", (), tuple("12345"), "object", (), ())
 
 
 def test_prompts_and_targets():
-    assert prompt(CHOICE) == "What colour is the star?\nA. blue\nB. red\nC. cyan\nD. white\nAnswer with the letter."
+    assert prompt(CHOICE) == "What color is the star?\nA. blue\nB. red\nC. cyan\nD. white\nAnswer with the letter."
     assert prompt(OPEN) == "How many objects are there?\nAnswer with one word."
     assert (target(CHOICE), target(OPEN)) == ("B", "3")
     assert (CHOICE.chance, OPEN.chance) == (0.25, 0.2)
@@ -100,7 +100,7 @@ def test_summary():
     rows = [row(reply, CHOICE) for reply in ("B", "A", "red", "C")] + [row("3", OPEN), row("x", OPEN)]
     summary = summarize(rows)
     assert summary["all"] == {"accuracy": 0.5, "chance": pytest.approx((4 * 0.25 + 2 * 0.2) / 6), "count": 6}
-    assert summary["kinds"]["colour"] == {"accuracy": 0.5, "chance": 0.25, "count": 4}
+    assert summary["kinds"]["color"] == {"accuracy": 0.5, "chance": 0.25, "count": 4}
     assert summary["formats"]["open"] == {"accuracy": 0.5, "chance": pytest.approx(0.2), "count": 2}
     with pytest.raises(ValueError, match="at least one question"):
         summarize([])

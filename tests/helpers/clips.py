@@ -53,7 +53,7 @@ def run_method(method, tokens: Tokens, *, blocks: int = DEPTH, **extra: Tensor) 
             frames = method(
                 frames, **{name: available[name] for name in method.needs}, layer=layer, depth=DEPTH, **extra
             )
-        return join_frames(frames.ordered(), tokens.grid.T, tokens.grid)
+        return join_frames(frames.sort_by_position(), tokens.grid.T, tokens.grid)
     available = cues(tokens)
     return method(tokens, **{name: available[name] for name in method.needs}, **extra)
 

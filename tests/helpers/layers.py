@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.layer_method import LayerState, PlacedVideo
+from fewtokens.core.layer_method import LayerState, VideoPlacement
 from fewtokens.core.tokens import Tokens
 
 COLUMNS = range(3, 11)
@@ -18,7 +18,7 @@ def layer_state(seed: int = 0) -> LayerState:
     hidden = torch.randn(2, 13, 16, generator=generator)
     video = torch.zeros(2, 13, dtype=torch.bool)
     video[:, columns] = True
-    videos = [PlacedVideo(b, columns, Tokens.from_cells(hidden[b : b + 1, columns], grid)) for b in range(2)]
+    videos = [VideoPlacement(b, columns, Tokens.from_cells(hidden[b : b + 1, columns], grid)) for b in range(2)]
     scores = torch.rand(2, 13, generator=generator)
     rope = torch.randn(2, 13, 4, generator=generator), torch.randn(2, 13, 4, generator=generator)
     return LayerState(hidden, rope, video, video.sum(1), scores, videos)

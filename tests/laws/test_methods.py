@@ -335,7 +335,7 @@ class TestEveryMethod:
             assert count >= 1
             assert count <= grid.cells or isinstance(method, Resampler)
             assert method.planned_count(grid) in (None, count)
-        assert not bool((out.assignment >= 0)[~tokens.grid.exists(2)].any())
+        assert not bool((out.assignment >= 0)[~tokens.grid.cell_mask(2)].any())
         assert out.unmerge().shape == (2, *tokens.grid.shape, C)
 
 

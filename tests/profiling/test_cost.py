@@ -9,7 +9,7 @@ from torch import nn
 from fewtokens import networks as models
 from fewtokens.profiling.latency import latency
 from fewtokens.profiling.memory import activation_bytes
-from fewtokens.profiling.operations import count, count_torch_macs, parameters
+from fewtokens.profiling.operations import count_operations, count_parameters, count_torch_macs
 
 
 def block(N: int, d: int, h: int) -> tuple[int, int]:
@@ -55,7 +55,7 @@ def vit(size: int, patch: int, d: int, depth: int, h: int, classes: int, S: int 
 )
 def test_the_counter_equals_the_formula(name, size, shape):
     model = models.build_on_meta(name, image_size=(size, size))
-    counted = count(model, torch.empty(1, 1, 3, size, size, device="meta"))
+    counted = count_operations(model, torch.empty(1, 1, 3, size, size, device="meta"))
     macs, elementwise = vit(size, *shape)
     assert counted.unknown == ()
     assert counted.macs == macs
@@ -83,13 +83,13 @@ def test_the_counter_equals_the_formula(name, size, shape):
 )
 def test_the_papers_tables(name, size, printed, within):
     model = models.build_on_meta(name, image_size=(size, size))
-    counted = count(model, torch.empty(1, model.config.num_frames, 3, size, size, device="meta"))
+    counted = count_operations(model, torch.empty(1, model.config.num_frames, 3, size, size, device="meta"))
     assert counted.by("paper") == pytest.approx(printed, rel=within)
 
 
 def test_the_misprint_is_not_reproduced():
     model = models.build_on_meta("tokenlearner_vit_l16_16at12", image_size=(512, 512))
-    counted = count(model, torch.empty(1, 1, 3, 512, 512, device="meta"))
+    counted = count_operations(model, torch.empty(1, 1, 3, 512, 512, device="meta"))
     assert counted.by("paper") / 178.1 > 1.03
 
 
@@ -97,7 +97,7 @@ def test_avid_totals():
     totals = []
     for module in ("conv2d+conv1d", "spatial+temporal", "tokenlearner"):
         model = models.build_on_meta("x2plus1d_m", module=module)
-        totals.append(count(model, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video"))
+        totals.append(count_operations(model, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video"))
     assert [round(532 - (totals[0] - total)) for total in totals] == [532, 493, 487]
 
 
@@ -110,7 +110,7 @@ def test_taps_on_real_pixels(size, side, stride, padding):
     conv = nn.Conv2d(3, 2, side, stride, padding, bias=False)
     nn.init.ones_(conv.weight)
     x = torch.ones(1, 3, *size)
-    counted = count(conv, x)
+    counted = count_operations(conv, x)
     assert counted.macs == int(conv(x).sum())
     assert counted.macs + counted.border == conv(x).numel() * 3 * side * side
 
@@ -119,28 +119,30 @@ def test_groups_batches_and_devices():
     conv = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
     nn.init.ones_(conv.weight)
     x = torch.ones(3, 4, 5, 5)
-    assert count(conv, x).macs == int(conv(x).sum())
+    assert count_operations(conv, x).macs == int(conv(x).sum())
     model, meta_model = (
         models.build("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
         models.build_on_meta("tokenlearner_vit_nano8_8at2", image_size=(32, 32)),
     )
-    assert count(model, torch.rand(2, 1, 3, 32, 32)) == count(meta_model, torch.empty(2, 1, 3, 32, 32, device="meta"))
+    assert count_operations(model, torch.rand(2, 1, 3, 32, 32)) == count_operations(
+        meta_model, torch.empty(2, 1, 3, 32, 32, device="meta")
+    )
 
 
 def test_macs_agree_with_torch():
     for name in ("tokenlearner_vivit_nano8_8at2", "vivit_nano8_factorized_self", "vivit_nano8_factorized_dot"):
         model = models.build(name, image_size=(32, 32), num_frames=4)
         clip = torch.rand(1, 4, 3, 32, 32)
-        assert count_torch_macs(model, clip) == pytest.approx(count(model, clip).by("macs"), rel=1e-9)
+        assert count_torch_macs(model, clip) == pytest.approx(count_operations(model, clip).by("macs"), rel=1e-9)
 
 
 def test_an_unknown_operation_is_named():
-    assert count(lambda x: torch.linalg.inv(x), torch.eye(3)).unknown != ()
+    assert count_operations(lambda x: torch.linalg.inv(x), torch.eye(3)).unknown != ()
 
 
 def test_parameters_and_time():
     layer = nn.Linear(10, 5)
-    assert parameters(layer) == 55
+    assert count_parameters(layer) == 55
     measured = latency(layer, torch.rand(2, 10), repeats=5)
     assert 0 < measured.low <= measured.median <= measured.high
     assert measured.repeats == 5

@@ -314,7 +314,7 @@ def test_settings_of_the_command_line(text, value):
     assert parse_setting(text) == value
 
 
-@pytest.mark.parametrize("text", ["lr", "colour_of_the_sky=3", "batch=many", "keep=perhaps", "area=1"])
+@pytest.mark.parametrize("text", ["lr", "color_of_the_sky=3", "batch=many", "keep=perhaps", "area=1"])
 def test_settings_that_cannot_be_read(text):
     with pytest.raises(ValueError, match=r"setting is written|must be of type"):
         parse_setting(text)

@@ -448,7 +448,7 @@ def test_a_setting_that_may_be_a_fraction():
      "beta1=1", "beta2=nan", "warmup=inf", "warmup=-1", "clip=nan", "ema=1", "seed=1e99", f"seed={2**80}", "workers=-1",
      f"workers={10**9}", "log_every=0", "save_minutes=nan", "save_every=-1", "eval_every=nan", "rates=head=nan",
      "rates=head=inf", "size=0", f"size={10**9}", "resize=-1", "frames=0", f"frames={10**9}", "stride=0", "fps=nan",
-     "fps=-1", "flip=2", "colour=nan", "grey=-1", "scale=nan,nan", "scale=2,1", "area=0,2", "label_smoothing=nan",
+     "fps=-1", "flip=2", "color=nan", "gray=-1", "scale=nan,nan", "scale=2,1", "area=0,2", "label_smoothing=nan",
      "mixup=inf", "cutmix=-1", "head_bias=nan", "clips=0", "crops=0", f"steps={10**30}", "lr_end=-inf", "accumulate=0"],
 )  # fmt: skip
 def test_settings_out_of_range(text):

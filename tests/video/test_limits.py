@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewtokens.video import VideoError, read, stream, write
-from fewtokens.video.images import load_picture
+from fewtokens.video.images import load_image
 from fewtokens.video.select import MAX_PIXELS, select_frames
 from tests.video.makers import make_video, moving_frames, numbered_frames
 
@@ -41,7 +41,7 @@ class TestLimits:
             lambda: read(tmp_path / "a.png", size=8),
             lambda: read(tmp_path, frames=1, size=8),
             lambda: next(stream(tmp_path / "a.png", size=8)),
-            lambda: load_picture(io.BytesIO(data), "in.tar::a.png"),
+            lambda: load_image(io.BytesIO(data), "in.tar::a.png"),
         ):
             with pytest.raises(VideoError, match=r"a\.png: .*more than"):
                 call()

@@ -39,7 +39,7 @@ from fewtokens.cli.resume import (
     unique_paths,
 )
 from fewtokens.cli.tables import print_json, table
-from fewtokens.core.keys import change, current_keys, headed
+from fewtokens.core.keys import current_keys, delta_key, with_headings
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.bench import Item
@@ -61,7 +61,7 @@ class _SourceRow(TypedDict):
 
 # Columns of the tables in the terminal, which has no room for all.
 _SHORT = ("method", "tokens", "cosine", "rare_cosine", "j_and_f", "psnr_db", "total_ms")
-_CHANGED = ("keep", "method", *map(change, ("cosine", "j_and_f", "total_ms")))
+_CHANGED = ("keep", "method", *map(delta_key, ("cosine", "j_and_f", "total_ms")))
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ def bench(
 
     from fewtokens.core import files
     from fewtokens.encoders import load_encoder, pick_device
-    from fewtokens.evaluation.bench import encode, jobs, measure, specs_of
+    from fewtokens.evaluation.bench import encode, jobs, measure, select_specs
 
     loaded = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
-    specs = specs_of(",".join(budget.specs or ["all"]), loaded)
+    specs = select_specs(",".join(budget.specs or ["all"]), loaded)
     sources = _sources(videos or [], clip.davis)
     settings = {
         "encoder": loaded.describe(),
@@ -270,7 +270,7 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
     Raises:
         ValueError: no clips, or a folder without videos.
     """
-    from fewtokens.data.dense_sets import davis_sequences, paired
+    from fewtokens.data.dense_sets import check_paired, davis_sequences
     from fewtokens.data.listing import VIDEOS
 
     files: list[Path] = []
@@ -286,8 +286,8 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
     if davis is not None:
         sequences, _ = davis_sequences(davis, "all")
         for sequence in sequences:
-            paired(sequence)
-        clips += [(sequence.pictures[0].parent, sequence.labels) for sequence in sequences]
+            check_paired(sequence)
+        clips += [(sequence.images[0].parent, sequence.labels) for sequence in sequences]
     if not clips:
         raise ValueError("give videos, folders of videos, or --davis FOLDER")
     names = distinct_names([path for path, _ in clips])
@@ -357,9 +357,9 @@ def _thumbnails(item: Item) -> tuple[Any, list[str]]:
     """Returns small copies of the frames that the page shows, with captions."""
     import torch.nn.functional as F
 
-    from fewtokens.evaluation.bench import shown_frames
+    from fewtokens.evaluation.bench import shown_frame_indices
 
-    indices = shown_frames(len(item.frames))
+    indices = shown_frame_indices(len(item.frames))
     frames = item.frames[indices]
     height, width = (max(1, round(side * 360 / max(360, frames.shape[3]))) for side in frames.shape[2:])
     small = F.interpolate(frames.float(), (height, width), mode="bilinear", antialias=True).round().clamp(0, 255).byte()
@@ -389,13 +389,13 @@ def _write(
     """Writes tables, plots and the page of a finished run; returns the summary."""
     from fewtokens.core import registry
     from fewtokens.core.files import write_text
-    from fewtokens.evaluation.bench import FULL, unpacked
-    from fewtokens.evaluation.summary import as_csv, as_markdown, summarise
+    from fewtokens.evaluation.bench import FULL, unpack_assignment
+    from fewtokens.evaluation.summary import as_csv, as_markdown, summarize
     from fewtokens.profiling.prefill import QWEN2_7B
     from fewtokens.show.bench_page import write_bench_page
     from fewtokens.show.plots import draw_trade_off
 
-    summary = summarise(rows)
+    summary = summarize(rows)
     scalars = [
         {name: value for name, value in row.items() if name not in ("vector", "assignment", "grid")} for row in rows
     ]
@@ -437,7 +437,7 @@ def _write(
         title="fewtokens bench",
         note=about
         + " In the images, each color marks one token that stands for several cells; dark cells are dropped.",
-        unpack=unpacked,
+        unpack=unpack_assignment,
     )
     return summary
 
@@ -450,22 +450,22 @@ def _print(summary: list[dict[str, Any]], target: Path) -> None:
         lines = [*full, *(line for line in summary if line["keep"] == budget and line["method"] != FULL)]
         names = [name for name in _SHORT if any(line.get(name) is not None for line in lines)]
         title = f"{100 * budget:g} % of the tokens" if isinstance(budget, float) else f"{budget} tokens"
-        out.print(table(title, [headed({name: line.get(name) for name in names}) for line in lines]))
+        out.print(table(title, [with_headings({name: line.get(name) for name in names}) for line in lines]))
     out.print(f"[bold]Page[/bold]   {escape(str(target / 'index.html'))}", highlight=False)
     out.print(f"[bold]Tables[/bold] {escape(str(target / 'results.md'))}, .csv, .json", highlight=False)
 
 
 def _compare(files: Sequence[Path], as_json: bool) -> None:
-    from fewtokens.evaluation.summary import changes
+    from fewtokens.evaluation.summary import compare_runs
 
     if len(files) != 2:
         raise ValueError(f"--compare requires two results.json files, got {len(files)}")
-    lines, differences = changes(*files)
+    lines, differences = compare_runs(*files)
     for difference in differences:
         note("difference:", difference)
     if as_json:
         print_json(lines)
         return
     names = [name for name in _CHANGED if any(name in line for line in lines)]
-    rows = [headed({name: line.get(name) for name in names}) for line in lines]
+    rows = [with_headings({name: line.get(name) for name in names}) for line in lines]
     out.print(table(f"{files[0]} → {files[1]}", rows))

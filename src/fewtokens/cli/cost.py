@@ -135,7 +135,7 @@ def cost(
     from fewtokens.encoders import pick_device
     from fewtokens.profiling.latency import latency
     from fewtokens.profiling.memory import activation_bytes
-    from fewtokens.profiling.operations import count, count_torch_macs, parameters
+    from fewtokens.profiling.operations import count_operations, count_parameters, count_torch_macs
 
     if time.batch < 1 or time.repeats < 1:
         raise ValueError(f"--batch and --repeats must be at least 1, got {time.batch} and {time.repeats}")
@@ -143,13 +143,13 @@ def cost(
     for name in names:
         model, shape = _build(name, network, torch.device("meta"))
         clip = torch.empty(1, *shape, device="meta")
-        operations = count(model, clip)
+        operations = count_operations(model, clip)
         row: dict[str, Any] = {
             "name": name,
             "input": "x".join(str(shape[axis]) for axis in (0, 2, 3)),
             "gflops_paper": operations.by("paper"),
             "gmacs": count_torch_macs(model, clip),
-            "parameters": parameters(model),
+            "parameters": count_parameters(model),
             "activations_mib": activation_bytes(model.train(), clip) / 2**20,
         }
         if models.preset_kind(name) == "x2plus1d":

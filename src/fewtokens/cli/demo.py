@@ -14,7 +14,7 @@ from fewtokens.cli.options import INPUT, METHOD, OUTPUT, JsonOption, SeedOption
 from fewtokens.cli.pipelines import parse_keep
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
-from fewtokens.core.keys import headed
+from fewtokens.core.keys import with_headings
 
 if TYPE_CHECKING:
     from fewtokens.evaluation.compare import Row
@@ -86,10 +86,10 @@ def _methods(budget: float | int | str, frames: int, size: int, seed: int) -> tu
     """All methods that need only pixels by label: those that meet the budget, and the others."""
     from fewtokens.core import registry
     from fewtokens.encoders import Patches
-    from fewtokens.evaluation.compare import at_one_budget
+    from fewtokens.evaluation.compare import methods_at_budget
 
     grid = Patches(_PATCH).grid(frames, size, size)
-    at_budget = {method.name: method for method in at_one_budget(budget, grid, seed, gives=("pixels",))}
+    at_budget = {method.name: method for method in methods_at_budget(budget, grid, seed, gives=("pixels",))}
     others = {f"{method.name}(threshold)": method for method in registry.build("rlt | dtd(mode='pixel')")}
     for name in registry.names():
         kind = registry.get(name)
@@ -136,6 +136,6 @@ def _columns(labels: list[str], rows: list[dict[str, Any]]) -> list[dict[str, An
     """The columns that fit the terminal."""
     names = ("tokens", "retention", "psnr_db", "method_ms")
     return [
-        headed({"method": label, **{name: row[name] for name in names}})
+        with_headings({"method": label, **{name: row[name] for name in names}})
         for label, row in zip(labels, rows, strict=True)
     ]

@@ -45,7 +45,7 @@ def _accepts_keep(spec: str) -> bool:
 
     links = registry.parse(spec)
     return any(
-        registry.leaves_keep_open(name, arguments, last=number == len(links) - 1)
+        registry.accepts_default_keep(name, arguments, last=number == len(links) - 1)
         for number, (name, arguments) in enumerate(links)
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 from rich.markup import escape
 
 from fewtokens.cli.console import log
-from fewtokens.core.identity import source_of, with_current_names
+from fewtokens.core.identity import describe_source, rename_encoder_keys
 from fewtokens.core.keys import current_keys
 from fewtokens.core.plain import conform
 
@@ -74,13 +74,13 @@ def unique_paths(paths: Iterable[Path]) -> list[Path]:
 
 
 def source_now(path: Path) -> dict[str, Any]:
-    """Returns `source_of` of an input.
+    """Returns `describe_source` of an input.
 
     Raises:
         ValueError: no such file.
     """
     try:
-        return source_of(path)
+        return describe_source(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
 
@@ -92,7 +92,7 @@ def check_source(result: Path | str, before: Any, now: dict[str, Any], advice: s
 
     Args:
         result: start of the message.
-        before: "source" of the result. now: from `source_of`.
+        before: "source" of the result. now: from `describe_source`.
         advice: end of the message.
 
     Raises:
@@ -119,7 +119,7 @@ def check_request(result: Path | str, before: dict[str, Any], request: dict[str,
     Raises:
         ValueError: they differ; names the settings.
     """
-    plain, before = json.loads(json.dumps(request)), with_current_names(before)
+    plain, before = json.loads(json.dumps(request)), rename_encoder_keys(before)
     if changed := [name for name in plain if before.get(name) != plain[name]]:
         raise ValueError(
             f"{result} was made with other settings ({', '.join(changed)}); give --overwrite, or another --out"
@@ -148,7 +148,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
         files.write_json(path, plain)
         return
     try:
-        before = with_current_names(current_keys(files.read_json(path, dict[str, Any])))
+        before = rename_encoder_keys(current_keys(files.read_json(path, dict[str, Any])))
     except ValueError as error:
         raise ValueError(
             f"{error}; remove it if the run in this folder has the same settings, or give another --out"

@@ -200,8 +200,8 @@ def _meta(path: Path) -> dict[str, Any] | None:
         try:
             meta = conform(header, Header, f"{path}: a damaged token file")["meta"]
         except ValueError as error:
-            raise files.Damaged(str(error)) from None
-    except files.Damaged as error:
+            raise files.CorruptFileError(str(error)) from None
+    except files.CorruptFileError as error:
         report_damaged(error)
         return None
     return meta | {"reading": current_names(meta["reading"])} if isinstance(meta.get("reading"), dict) else meta

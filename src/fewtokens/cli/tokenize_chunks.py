@@ -93,10 +93,10 @@ def tokenize_chunks(
 def _meta(folder: Path) -> dict[str, Any] | None:
     """Returns the source and settings of a finished folder, or None if a part of it is damaged or missing."""
     from fewtokens.core import files
-    from fewtokens.core.streaming import read_facts
+    from fewtokens.core.streaming import read_stream_info
 
     try:
-        facts = read_facts(folder)
+        facts = read_stream_info(folder)
         for name in facts["chunks"]:
             files.load_header(folder / Path(name).name, "tokens")
     except ValueError as error:

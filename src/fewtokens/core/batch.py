@@ -192,7 +192,7 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
     if not chunks:
         raise ValueError("chunks must not be empty")
     H, W = (math.lcm(*(getattr(chunk.grid, axis) for chunk in chunks)) for axis in "HW")
-    chunks = [chunk.replace(attribution=None).on(Grid(chunk.grid.T, H, W)) for chunk in chunks]
+    chunks = [chunk.replace(attribution=None).to_grid(Grid(chunk.grid.T, H, W)) for chunk in chunks]
     frames = tokens = 0
     positions, assignments = [], []
     for chunk in chunks:

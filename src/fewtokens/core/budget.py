@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 from fewtokens.core.grid import Grid
 
-Unit = Literal["share", "count", "per frame", "pruning rate"]
+Unit = Literal["fraction", "count", "per frame", "pruning rate"]
 
 _EXAMPLES = {
-    "share": "a fraction of the cells in (0, 1] such as 0.1",
+    "fraction": "a fraction of the cells in (0, 1] such as 0.1",
     "count": "a count of at least 1 such as 32",
     "per frame": "a count per frame such as '8/frame'",
 }
 
 
-class NotBoth(ValueError):
+class ConflictingArguments(ValueError):
     """Raised if `keep` is combined with an argument that replaces it."""
 
 
@@ -29,7 +29,7 @@ class Budget:
 
     Args:
         value: the amount, in `unit`.
-        unit: "share", a fraction of the grid's cells in (0, 1]; "count", tokens per video, at least 1; "per frame",
+        unit: "fraction", a fraction of the grid's cells in (0, 1]; "count", tokens per video, at least 1; "per frame",
             tokens per frame, at least 1; or "pruning rate", the fraction of cells to drop in [0, 1), as in vLLM.
     """
 
@@ -37,7 +37,7 @@ class Budget:
     unit: Unit
 
     @staticmethod
-    def parse(keep: Any, *, caller: str = "", units: tuple[Unit, ...] = ("share", "count", "per frame")) -> Budget:
+    def parse(keep: Any, *, caller: str = "", units: tuple[Unit, ...] = ("fraction", "count", "per frame")) -> Budget:
         """Parses a `keep` argument: 0.1 is a fraction of the cells, 32 a count, "8/frame" a count per frame.
 
         Args:
@@ -49,7 +49,7 @@ class Budget:
             ValueError: `keep` is not a budget, out of range, or of a unit that the caller does not accept.
         """
         value, unit = _read(keep)
-        if unit not in units or not (0 < value <= 1 if unit == "share" else value >= 1):
+        if unit not in units or not (0 < value <= 1 if unit == "fraction" else value >= 1):
             choices = [_EXAMPLES[accepted] for accepted in units]
             prefix = f"{caller}: " if caller else ""
             raise ValueError(f"{prefix}keep must be {' or '.join(choices)}, got {keep!r}")
@@ -61,7 +61,7 @@ class Budget:
         keep: Any,
         *,
         default: Any = None,
-        units: tuple[Unit, ...] = ("share", "count", "per frame"),
+        units: tuple[Unit, ...] = ("fraction", "count", "per frame"),
         **instead: Any,
     ) -> Budget | None:
         """Returns the budget of a method that accepts `keep` or alternatives to it, such as a threshold.
@@ -83,7 +83,9 @@ class Budget:
         present = [name for name, value in {"keep": keep, **instead}.items() if value is not None]
         if len(present) > 1:
             names = [f"{name}=" for name in ("keep", *instead)]
-            raise NotBoth(f"{caller} takes one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}")
+            raise ConflictingArguments(
+                f"{caller} takes one of {', '.join(names[:-1])} and {names[-1]}, got {' and '.join(present)}"
+            )
         if present and present != ["keep"]:
             return None
         keep = default if keep is None else keep
@@ -114,14 +116,14 @@ class Budget:
             return min(int(grid.cells * (1 - self.value)), grid.cells)
         if self.unit == "per frame":
             return grid.T * min(int(self.value), grid.cells_per_frame)
-        count = int(self.value * grid.cells + 1e-6) if self.unit == "share" else int(self.value)
+        count = int(self.value * grid.cells + 1e-6) if self.unit == "fraction" else int(self.value)
         return max(1, min(count, grid.cells))
 
     def amount(self, grid: Grid) -> float:
         """Returns the number of tokens before rounding and clamping."""
         if self.unit == "pruning rate":
             return (1 - self.value) * grid.cells
-        if self.unit == "share":
+        if self.unit == "fraction":
             return self.value * grid.cells
         return float(self.value * (grid.T if self.unit == "per frame" else 1))
 
@@ -142,4 +144,4 @@ def _read(keep: Any) -> tuple[Any, Any]:
         number = int(text) if per_frame else None
     if isinstance(number, bool) or not isinstance(number, int | float):
         return None, None
-    return number, "per frame" if per_frame else "share" if isinstance(number, float) else "count"
+    return number, "per frame" if per_frame else "fraction" if isinstance(number, float) else "count"

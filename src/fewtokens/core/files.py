@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fewtokens.core.plain import conform, in_a_line
+from fewtokens.core.plain import conform, one_line
 from fewtokens.version import __version__
 
 try:
@@ -36,10 +36,10 @@ except ImportError:  # Windows: killed writers cannot be distinguished from runn
 FORMAT_VERSION = 2
 
 # Error codes of a full or read-only disk.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-class Damaged(ValueError):
+class CorruptFileError(ValueError):
     """Raised if a file is truncated or corrupt. A valid file of another type raises an ordinary ValueError."""
 
 
@@ -49,7 +49,7 @@ _swept: set[Path] = set()
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path that replaces `path` on success and is removed on failure.
 
     The temporary file is in a private folder next to `path`, so that partial files of other libraries are removed with
@@ -66,7 +66,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(folder: str | Path, last: str) -> Iterator[Path]:
+def atomic_folder(folder: str | Path, last: str) -> Iterator[Path]:
     """Yields a temporary folder; its files move into `folder` on success and are removed on failure.
 
     If the process is killed between two moves, files of two saves must not be mixed. So the file `last`, which every
@@ -167,7 +167,7 @@ def _flush_folder(folder: Path) -> None:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Writes UTF-8 text atomically; bytes of file names that are not UTF-8 are preserved (surrogateescape)."""
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
     return Path(path)
 
@@ -307,7 +307,7 @@ def read_json(path: str | Path, kind: Any = Any) -> Any:
 
 
 def read_rows(path: str | Path, kind: Any = Any) -> list[Any]:
-    """Reads a JSON Lines file, to which `add_row` can then append.
+    """Reads a JSON Lines file, to which `append_row` can then append.
 
     An incomplete last line, left by a killed process, is skipped and removed from the file.
 
@@ -341,7 +341,7 @@ def write_rows(path: str | Path, rows: Iterable[Any]) -> Path:
     return write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def add_row(path: str | Path, row: Any) -> None:
+def append_row(path: str | Path, row: Any) -> None:
     """Appends a value to a JSON Lines file, which is created if needed."""
     with open(path, "a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(row) + "\n")
@@ -369,7 +369,7 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
     }
     text = json.dumps({"kind": kind, "version": FORMAT_VERSION, "versions": versions, **header})
     path = Path(path)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         # safetensors does not write tensors that share storage, such as expanded views.
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         try:
@@ -382,7 +382,7 @@ def save(path: str | Path, kind: str, tensors: dict[str, Tensor], header: dict[s
 def as_os_error(error: SafetensorError, path: str | Path) -> OSError:
     """Converts an error of safetensors while writing to the OSError behind it."""
     message = str(error)
-    for code in (*NO_ROOM, errno.EACCES, errno.EIO):
+    for code in (*DISK_FULL_ERRORS, errno.EACCES, errno.EIO):
         if f"os error {code}" in message or os.strerror(code) in message:
             return OSError(code, os.strerror(code), str(path))
     return OSError(errno.EIO, f"cannot be written ({message})", str(path))
@@ -409,7 +409,7 @@ def load(path: str | Path, kind: str, device: str | torch.device = "cpu") -> tup
             # Copies, since memory-mapped tensors crash the process if the file is truncated later.
             return {name: file.get_tensor(name).clone() for name in file.keys()}, header  # noqa: SIM118
     except SafetensorError as error:
-        raise Damaged(f"{path}: invalid safetensors file ({in_a_line(error)})") from None
+        raise CorruptFileError(f"{path}: invalid safetensors file ({one_line(error)})") from None
 
 
 def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
@@ -426,7 +426,7 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         with _in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{path}: invalid safetensors file ({in_a_line(error)}); was it cut short?") from None
+        raise CorruptFileError(f"{path}: invalid safetensors file ({one_line(error)}); was it cut short?") from None
     if "fewtokens" not in metadata:
         raise ValueError(f"{path}: a safetensors file that was not written by fewtokens")
     try:
@@ -435,13 +435,13 @@ def load_header(path: str | Path, kind: str | None = None) -> dict[str, Any]:
         )
         version = conform(header.get("version", 0), int, f"{path}: version in its header")
     except ValueError as error:
-        raise Damaged(str(error)) from None
+        raise CorruptFileError(str(error)) from None
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path}: has format version {version}, this fewtokens reads up to {FORMAT_VERSION}; update fewtokens"
         )
     if kind is not None and header.get("kind") != kind:
-        raise ValueError(f"{path}: contains {in_a_line(header.get('kind'))}, not {kind}")
+        raise ValueError(f"{path}: contains {one_line(header.get('kind'))}, not {kind}")
     return header
 
 
@@ -478,5 +478,5 @@ def check_fit(expected: dict[str, Tensor], tensors: dict[str, Tensor], message: 
         ("of a different shape", different),
     ):
         if names:
-            listing = ", ".join(in_a_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
+            listing = ", ".join(one_line(name) for name in sorted(names)[:5]) + (" ..." if len(names) > 5 else "")
             raise ValueError(f"{message}; {problem}: {listing}")

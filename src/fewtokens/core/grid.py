@@ -89,7 +89,7 @@ class Grid:
         axes = [torch.arange(n, device=device, dtype=torch.float32) for n in self.shape]
         return torch.cartesian_prod(*axes).reshape(self.cells, 3)
 
-    def exists(self, batch: int, device: torch.device | str | None = None) -> Tensor:
+    def cell_mask(self, batch: int, device: torch.device | str | None = None) -> Tensor:
         """Returns whether each cell is in a real frame, bool [B,S]."""
         if self.lengths is None:
             return torch.ones(batch, self.cells, dtype=torch.bool, device=device)

@@ -46,7 +46,7 @@ def _add(digest: hashlib._Hash, text: str) -> None:
     digest.update(content)
 
 
-def source_of(path: str | Path) -> dict[str, object]:
+def describe_source(path: str | Path) -> dict[str, object]:
     """Returns the path, size and modification time of a file or of a folder of images.
 
     Returns:
@@ -72,7 +72,7 @@ _ENCODER = {"weights": "fingerprint"}
 _OPTIONS = {"patch": "patch_size", "tubelet": "tubelet_size"}
 
 
-def with_current_names(settings: Any) -> Any:
+def rename_encoder_keys(settings: Any) -> Any:
     """Returns settings read from a file with the keys of "encoder" renamed to the current ones.
 
     Args:
@@ -81,13 +81,13 @@ def with_current_names(settings: Any) -> Any:
     encoder = settings.get("encoder") if isinstance(settings, dict) else None
     if not isinstance(encoder, dict):
         return settings
-    encoder = renamed(encoder, _ENCODER)
+    encoder = rename_keys(encoder, _ENCODER)
     if isinstance(encoder.get("options"), dict):
-        encoder["options"] = renamed(encoder["options"], _OPTIONS)
+        encoder["options"] = rename_keys(encoder["options"], _OPTIONS)
     return settings | {"encoder": encoder}
 
 
-def renamed(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+def rename_keys(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """Renames keys, keeping their order; a key whose new name already exists keeps its old name."""
     return {
         names[name] if name in names and names[name] not in values else name: value for name, value in values.items()

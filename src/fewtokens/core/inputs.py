@@ -14,7 +14,7 @@ from torch import Tensor
 from fewtokens.video import Video, read
 
 # Defaults for reading a file: number of frames, and the short side in pixels.
-FRAMES, SIZE = 16, 224
+DEFAULT_FRAMES, DEFAULT_SIZE = 16, 224
 
 ACCEPTED = (
     "a path, a Video, frames [T,3,H,W] or [B,T,3,H,W], an image [3,H,W], a NumPy array (channels first or last), PIL "
@@ -38,7 +38,7 @@ def to_frames(video: Any, times: Tensor | None = None) -> tuple[Tensor, Tensor |
         ValueError: any other input; the message lists the accepted ones.
     """
     if isinstance(video, str | os.PathLike):
-        video = read(os.fspath(video), frames=FRAMES, size=SIZE)
+        video = read(os.fspath(video), frames=DEFAULT_FRAMES, size=DEFAULT_SIZE)
     if isinstance(video, Video):
         return video.frames[None], video.times if times is None else times
     if isinstance(video, Image.Image):

@@ -41,12 +41,12 @@ def heading(key: str) -> str:
     return HEADINGS.get(key, key.replace("_", " "))
 
 
-def headed(row: dict[str, Any]) -> dict[str, Any]:
+def with_headings(row: dict[str, Any]) -> dict[str, Any]:
     """Returns a table row with its keys replaced by their headings."""
     return {heading(key): value for key, value in row.items()}
 
 
-def change(key: str) -> str:
+def delta_key(key: str) -> str:
     """Returns the key of the difference of a value between two runs."""
     return f"{_CHANGE}{key}"
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.spec import Spec
 from fewtokens.core.tokens import Tokens
 
@@ -47,7 +47,7 @@ class CachePoint:
 
 
 @dataclass
-class PlacedVideo:
+class VideoPlacement:
     """The position of one video's tokens in a batch of prompts.
 
     Attributes:
@@ -60,7 +60,7 @@ class PlacedVideo:
     columns: Tensor
     tokens: Tokens
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 @dataclass
@@ -81,9 +81,9 @@ class LayerState:
     video: Tensor
     before: Tensor
     scores: Tensor | None
-    videos: list[PlacedVideo]
+    videos: list[VideoPlacement]
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 @dataclass
@@ -100,7 +100,7 @@ class LayerDecision:
     hidden: Tensor | None = None
     rope: tuple[Tensor, Tensor] | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 @dataclass
@@ -121,7 +121,7 @@ class CacheState:
     previous_scores: Tensor | None
     previous: Tensor | None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class LayerMethod(Spec):
@@ -211,7 +211,7 @@ class LayerMethod(Spec):
         return self.may_keep_all
 
 
-def may_spare_all(keep: float | int) -> bool:
+def budget_may_keep_all(keep: float | int) -> bool:
     """Whether a budget may keep all tokens: a count, which may exceed the number of tokens, or the fraction 1."""
     return isinstance(keep, int) or keep == 1
 

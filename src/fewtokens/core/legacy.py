@@ -1,4 +1,4 @@
-"""Converts spec strings of earlier versions to current names."""
+"""Converts spec strings and training settings of earlier versions to current names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ _RENAMED = {
     "width": "dim", "text_width": "text_dim", "weights": "checkpoint", "neighbours": "neighbors",
     "normalise": "normalize", "centre": "center", "total": "keep", "step": "stride",
 }  # fmt: skip
+RENAMED_SETTINGS = {"colour": "color", "grey": "gray"}
 _PER_FRAME = ("tokenlearner", "dense_tokens", "pool_mlp", "grid_split")
 _TWO_STAGES = ("tome", "merge_windows", "representation_shift")
 

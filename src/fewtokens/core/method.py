@@ -21,7 +21,7 @@ from fewtokens.core.batch import concatenate
 from fewtokens.core.budget import Budget, Unit
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.spec import Spec
 from fewtokens.core.tokens import Tokens
 
@@ -82,7 +82,7 @@ class Method(Spec, nn.Module):
         super().__init__()
         self.budget = None
 
-    def take_budget(
+    def set_budget(
         self,
         keep: float | int | str | None,
         *,
@@ -104,7 +104,7 @@ class Method(Spec, nn.Module):
             ValueError: `keep` is invalid, see `Budget.parse`.
         """
         if not units:
-            units = ("share", "per frame") if self.stage == "encoder" else ("share", "count", "per frame")
+            units = ("fraction", "per frame") if self.stage == "encoder" else ("fraction", "count", "per frame")
         self.budget = Budget.choose(self.name, keep, default=default, units=units, **instead)
         self.keep = None if self.budget is None else self.budget.keep
 
@@ -168,15 +168,15 @@ class Method(Spec, nn.Module):
 
     def counts(self, tokens: Tokens) -> Tensor:
         """Returns the number of tokens of each video of a batch, int64 [B], at most its number of input tokens."""
-        return torch.tensor(self.planned(tokens), device=tokens.device).minimum(tokens.count)
+        return torch.tensor(self.planned_counts(tokens), device=tokens.device).minimum(tokens.count)
 
-    def planned(self, tokens: Tokens) -> list[int]:
+    def planned_counts(self, tokens: Tokens) -> list[int]:
         """Returns `planned_count` of each video of a batch (0 for None), without reading tensors."""
         return [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
 
     def max_slots(self, tokens: Tokens) -> int:
         """Returns an upper bound of `counts`, without reading tensors: `num_slots` of a plan of exact counts."""
-        return min(tokens.N, max(self.planned(tokens)))
+        return min(tokens.N, max(self.planned_counts(tokens)))
 
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
         """Processes the next frames of a video.
@@ -208,7 +208,7 @@ class Reducer(Method):
         class Norm(Reducer):
             def __init__(self, keep=None):
                 super().__init__()
-                self.take_budget(keep, default=0.1)
+                self.set_budget(keep, default=0.1)
 
             def plan(self, tokens):
                 scores = tokens.features.norm(dim=-1)
@@ -241,7 +241,7 @@ class Resampled:
     attribution: Tensor
     count: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     @property
     def plan(self) -> Plan:
@@ -289,7 +289,7 @@ class Quantized(NamedTuple):
     losses: dict[str, Tensor]
 
     def __repr__(self) -> str:
-        return by_shape(self)
+        return shape_repr(self)
 
 
 class Quantizer(Method):
@@ -399,7 +399,7 @@ class Selection:
     index: Tensor
     sizes: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class FrameSelector(Spec):
@@ -443,7 +443,7 @@ def load_weights(method: Method, path: str | None) -> None:
     tensors, header = files.load(path, "method")
     if header.get("method") != method.name:
         raise ValueError(
-            f"{path}: contains the weights of {files.in_a_line(header.get('method'))}, not of {method.name}"
+            f"{path}: contains the weights of {files.one_line(header.get('method'))}, not of {method.name}"
         )
     try:
         method.load_state_dict(tensors)

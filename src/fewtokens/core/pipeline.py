@@ -17,7 +17,7 @@ from fewtokens.core.batch import collate, concatenate
 from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
-from fewtokens.core.identity import with_current_names
+from fewtokens.core.identity import rename_encoder_keys
 from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, to_frames
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
@@ -293,7 +293,7 @@ class Pipeline(Pushable, nn.Module):
                 )
         encoder = None if self.encoder is None else self.encoder.describe()
         state = self.methods.state_dict()
-        with files.whole_folder(folder, last="config.json") as temporary:
+        with files.atomic_folder(folder, last="config.json") as temporary:
             files.save(temporary / "methods.safetensors", "pipeline", state, {"spec": self.spec})
             files.write_json(temporary / "config.json", {"spec": self.spec, "encoder": encoder})
         return Path(folder)
@@ -328,7 +328,7 @@ class Pipeline(Pushable, nn.Module):
         if not config.is_file():
             raise ValueError(f"{folder}: no config.json, so not a saved pipeline")
         try:
-            settings: _Config = conform(with_current_names(files.read_json(config)), _Config, str(config))
+            settings: _Config = conform(rename_encoder_keys(files.read_json(config)), _Config, str(config))
         except (OSError, ValueError) as error:
             reason = str(error).removeprefix(f"{config}: ")
             raise ValueError(f"{config}: not the config of a saved pipeline ({reason})") from None

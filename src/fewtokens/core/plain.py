@@ -43,7 +43,7 @@ def _check(value: Any, kind: Any, what: str, path: str, depth: int) -> None:
         _check_union(value, parts, what, path, depth, kind)
         return
     if not _is_a(value, kind):
-        at = f"{what}: {in_a_line(path.lstrip('.'))}" if path else what
+        at = f"{what}: {one_line(path.lstrip('.'))}" if path else what
         raise ValueError(f"{at} must be {_describe(kind)}, got {_show(value)}")
     if origin in (list, Sequence) or (origin is tuple and parts[1:] == (...,)):
         for index, entry in enumerate(value):
@@ -68,13 +68,13 @@ def _check_plain(value: Any, what: str, path: str, depth: int) -> None:
             _check(name, str, what, f"{path} key", depth + 1)
             _check(entry, Any, what, f"{path}.{name}", depth + 1)
     elif not (value is None or isinstance(value, str | int | float)):
-        raise ValueError(f"{what}: {in_a_line(path.lstrip('.')) or 'it'} must be a plain value, got {_show(value)}")
+        raise ValueError(f"{what}: {one_line(path.lstrip('.')) or 'it'} must be a plain value, got {_show(value)}")
 
 
 def _check_union(value: Any, parts: tuple[Any, ...], what: str, path: str, depth: int, kind: Any) -> None:
     candidates = [part for part in parts if _is_a(value, part)]
     if not candidates:
-        at = f"{what}: {in_a_line(path.lstrip('.'))}" if path else what
+        at = f"{what}: {one_line(path.lstrip('.'))}" if path else what
         raise ValueError(f"{at} must be {_describe(kind)}, got {_show(value)}")
     for index, part in enumerate(candidates):
         try:
@@ -94,13 +94,13 @@ def _check_fields(value: dict[str, Any], kind: Any, what: str, path: str, depth:
         unknown = [str(name) for name in value if name not in fields]
         if unknown:
             raise ValueError(
-                f"{what}: unknown key {in_a_line(', '.join(sorted(unknown)[:5]))}; known keys: {', '.join(fields)}"
+                f"{what}: unknown key {one_line(', '.join(sorted(unknown)[:5]))}; known keys: {', '.join(fields)}"
             )
     else:
         required = set(kind.__required_keys__)
     absent = sorted(required - value.keys())
     if absent:
-        raise ValueError(f"{what}: lacks {in_a_line(path.lstrip('.'))}{'.' if path else ''}{', '.join(absent)}")
+        raise ValueError(f"{what}: lacks {one_line(path.lstrip('.'))}{'.' if path else ''}{', '.join(absent)}")
     for name, hint in hints.items():
         if name in value:
             _check(value[name], hint, what, f"{path}.{name}", depth + 1)
@@ -162,7 +162,7 @@ def _show(value: Any) -> str:
     return reprlib.repr(value)  # short, and no deeper than a few levels
 
 
-def in_a_line(value: Any) -> str:
+def one_line(value: Any) -> str:
     """Formats a value from a file for an error message: at most 200 characters, without control characters."""
     # Memory addresses differ from run to run.
     text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(value).split()))

@@ -117,10 +117,10 @@ class Plan:
         """
         groups = int(labels.max()) + 1 if groups is None else groups
         labels = labels.masked_fill(~tokens.mask, -1)
-        sizes = sums(tokens.sizes[..., None], labels, groups)  # [B,groups,1]
-        used = sums(torch.ones_like(tokens.sizes)[..., None], labels, groups).squeeze(2) > 0
-        positions = sums(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
-        order = by_position(positions, used)  # [B,groups]: rank -> label
+        sizes = group_sum(tokens.sizes[..., None], labels, groups)  # [B,groups,1]
+        used = group_sum(torch.ones_like(tokens.sizes)[..., None], labels, groups).squeeze(2) > 0
+        positions = group_sum(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
+        order = position_order(positions, used)  # [B,groups]: rank -> label
         rank = order.argsort(dim=1)
         dest = rank.gather(1, labels.clamp(min=0)).masked_fill(labels < 0, -1)
         count = used.sum(1)
@@ -157,11 +157,11 @@ class Plan:
         dropped: Dropped = "held" if "held" in (self.dropped, later.dropped) else "lost"
         return Plan(later.count, later.num_slots, dest, representative, dropped=dropped)
 
-    def ordered(self, tokens: Tokens) -> Plan:
+    def sort_by_position(self, tokens: Tokens) -> Plan:
         """Returns this hard plan with its outputs sorted by mean time, then row, then column."""
         assert self.dest is not None
         sizes = tokens.sizes if self.sizes is None else self.sizes
-        order = by_position(self.move(tokens.positions, sizes), self.mask)
+        order = position_order(self.move(tokens.positions, sizes), self.mask)
         copies = None if self.representative is None else self.representative.gather(1, order)
         return replace(self, dest=compose_assignment(order.argsort(dim=1), self.dest), representative=copies)
 
@@ -205,7 +205,7 @@ class Plan:
     def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
         assert self.dest is not None
-        total = sums(sizes[..., None], self.dest, self.num_slots).squeeze(2)
+        total = group_sum(sizes[..., None], self.dest, self.num_slots).squeeze(2)
         floor = torch.finfo(sizes.dtype).tiny
         # One extra group for dropped tokens, since M may be 0.
         own_total = F.pad(total, (0, 1), value=1.0).gather(1, self.dest.masked_fill(self.dest < 0, self.num_slots))
@@ -214,7 +214,7 @@ class Plan:
     def sum(self, values: Tensor, share: Tensor) -> Tensor:
         """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
         assert self.dest is not None
-        return sums(share[..., None] * values.to(share.dtype), self.dest, self.num_slots).to(values.dtype)
+        return group_sum(share[..., None] * values.to(share.dtype), self.dest, self.num_slots).to(values.dtype)
 
     def __repr__(self) -> str:
         B, N = self.shape
@@ -225,7 +225,7 @@ class Plan:
         return f"Plan(B={B}, N={N} -> M={self.num_slots}, {rule}{dropped})"
 
 
-def sums(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
+def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums rows by destination: [B,N,D] -> [B,num_slots,D]. Rows with destination -1 are skipped."""
     B, _, D = values.shape
     slots = num_slots + 1
@@ -235,7 +235,7 @@ def sums(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     return out.reshape(B, slots, D)[:, :num_slots]
 
 
-def by_position(positions: Tensor, real: Tensor) -> Tensor:
+def position_order(positions: Tensor, real: Tensor) -> Tensor:
     """Returns the indices that sort positions [B,N,3] by (t, y, x), padding last, int64 [B,N].
 
     Positions are rounded to 1/1024 of a cell, since the last digits of a mean depend on the order of summation.

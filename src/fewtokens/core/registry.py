@@ -28,7 +28,7 @@ import torch
 
 from fewtokens import methods
 from fewtokens.core import files
-from fewtokens.core.budget import NotBoth
+from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.method import STAGES, Method
 from fewtokens.core.plain import conform
 from fewtokens.core.spec import Spec
@@ -119,7 +119,7 @@ def create_method(name: str, **arguments: Any) -> Any:
     return _create(name, arguments)
 
 
-def kind_of(name: str) -> str:
+def get_kind(name: str) -> str:
     """Returns the kind of a method, which is its folder in `fewtokens.methods`, or "other packages"."""
     return next((kind for kind in (*KINDS, LAYER_KIND) if name in _folder(kind)), "other packages")
 
@@ -130,7 +130,7 @@ def get(name: str) -> type[Any]:
     Raises:
         ValueError: there is no method of this name; the message suggests similar names.
     """
-    kind = kind_of(name)
+    kind = get_kind(name)
     if kind in (*KINDS, LAYER_KIND):
         return _class_of(import_module(f"fewtokens.methods.{kind}.{name}"))
     if point := _external_entry_points().get(name):
@@ -139,7 +139,7 @@ def get(name: str) -> type[Any]:
         return loaded
     similar = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
     hint = f"did you mean {' or '.join(similar)}?" if similar else f"known: {', '.join(names())}"
-    raise ValueError(f"no method called {files.in_a_line(name)!r}; {hint}")
+    raise ValueError(f"no method called {files.one_line(name)!r}; {hint}")
 
 
 def _class_of(module: ModuleType) -> type[Any]:
@@ -157,7 +157,7 @@ def _external_entry_points() -> dict[str, EntryPoint]:
     return {
         point.name: point
         for point in entry_points(group="fewtokens.methods")
-        if kind_of(point.name) == "other packages"
+        if get_kind(point.name) == "other packages"
     }
 
 
@@ -235,7 +235,7 @@ def _parse_link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
     unknown = set(arguments) - set(parameters)
     if unknown or (values and not parameters):
         raise ValueError(
-            _unknown_arguments(name, parameters, files.in_a_line(", ".join(sorted(unknown)) or repr(values[0])))
+            _unknown_arguments(name, parameters, files.one_line(", ".join(sorted(unknown)) or repr(values[0])))
         )
     arguments = dict(zip(parameters, values, strict=False)) | arguments
     check_arguments(name, arguments)
@@ -249,7 +249,7 @@ def check_arguments(name: str, arguments: dict[str, Any]) -> None:
         ValueError: an argument has the wrong type or is out of range.
     """
     kind = get(name)
-    hints = get_type_hints(kind.__init__) if kind_of(name) != "other packages" else {}
+    hints = get_type_hints(kind.__init__) if get_kind(name) != "other packages" else {}
     for argument, value in arguments.items():
         conform(value, hints.get(argument, Any), f"{name}: {argument}")
         for number in _whole_numbers(value):
@@ -297,7 +297,7 @@ def build(spec: str, **defaults: Any) -> list[Any]:
         own = {key: value for key, value in defaults.items() if key in parameters and key not in arguments}
         budget = {"keep": own.pop("keep")} if "keep" in own else {}
         arguments = own | arguments
-        if budget and leaves_keep_open(name, arguments, last=index == len(links) - 1):
+        if budget and accepts_default_keep(name, arguments, last=index == len(links) - 1):
             arguments = budget | arguments
         chain.append(_create(name, arguments))
     return chain
@@ -331,7 +331,7 @@ def _total_memory() -> int | None:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> bool:
+def accepts_default_keep(name: str, arguments: dict[str, Any], *, last: bool) -> bool:
     """Whether `build` passes a default `keep` to a method of a chain.
 
     Args:
@@ -347,7 +347,7 @@ def leaves_keep_open(name: str, arguments: dict[str, Any], *, last: bool) -> boo
         return False
     try:
         _build_on_meta(name, {**arguments, "keep": _ANY_BUDGET[kind.stage]})
-    except NotBoth:
+    except ConflictingArguments:
         return False
     except ValueError:
         pass  # a budget of another unit, which raises its own error when the method is built

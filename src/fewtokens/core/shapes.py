@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 
-def by_shape(value: Any) -> str:
+def shape_repr(value: Any) -> str:
     """Formats a dataclass or named tuple as `Name(field=float32[2, 120, 24], ...)`, without fields that are None."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]

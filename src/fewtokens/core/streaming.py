@@ -51,7 +51,7 @@ class Streaming:
         return tokens
 
 
-class Facts(TypedDict):
+class StreamInfo(TypedDict):
     """The stream.json of a finished stream."""
 
     spec: str
@@ -59,7 +59,7 @@ class Facts(TypedDict):
     meta: dict[str, Any]
 
 
-def read_facts(folder: str | Path) -> Facts:
+def read_stream_info(folder: str | Path) -> StreamInfo:
     """Reads the stream.json of a folder.
 
     Raises:
@@ -68,7 +68,7 @@ def read_facts(folder: str | Path) -> Facts:
     path = Path(folder) / "stream.json"
     if not path.is_file():
         raise ValueError(f"{folder}: no stream.json, so not a finished stream")
-    return files.read_json(path, Facts)
+    return files.read_json(path, StreamInfo)
 
 
 def load(folder: str | Path) -> Tokens:
@@ -78,7 +78,7 @@ def load(folder: str | Path) -> Tokens:
         ValueError: the folder does not exist, the stream is not finished, or a file is invalid.
     """
     folder = Path(folder)
-    facts = read_facts(folder)
+    facts = read_stream_info(folder)
     spec = current_spec(facts["spec"])
     pipeline = Pipeline(spec)
     try:
@@ -88,7 +88,7 @@ def load(folder: str | Path) -> Tokens:
     if not facts["chunks"]:
         raise ValueError(f"{folder / 'stream.json'}: lists no chunks")
     if invalid := [name for name in facts["chunks"] if Path(name).name != name or len(os.fsencode(name)) > 255]:
-        raise ValueError(f"{folder / 'stream.json'}: {files.in_a_line(invalid[0])!r} is not a file name")
+        raise ValueError(f"{folder / 'stream.json'}: {files.one_line(invalid[0])!r} is not a file name")
     chunks = [Tokens.load(folder / name) for name in facts["chunks"]]
     shapes = {(c.B, c.C, c.grid.H, c.grid.W, c.num_prefix, c.codes is None) for c in chunks}
     if len(shapes) > 1:

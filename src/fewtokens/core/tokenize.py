@@ -10,7 +10,7 @@ import torch
 
 from fewtokens.core import registry
 from fewtokens.core.encoder import Encoder
-from fewtokens.core.inputs import FRAMES, SIZE
+from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
@@ -24,8 +24,8 @@ def tokenize(
     *,
     encoder: str | Encoder = "patches",
     keep: float | int | str | None = None,
-    frames: int = FRAMES,
-    size: int = SIZE,
+    frames: int = DEFAULT_FRAMES,
+    size: int = DEFAULT_SIZE,
     device: str | torch.device | None = None,
     seed: int = 0,
 ) -> Tokens:

@@ -27,9 +27,9 @@ from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
-from fewtokens.core.plan import Dropped, Plan, by_position, compose_assignment, sums
+from fewtokens.core.plan import Dropped, Plan, compose_assignment, group_sum, position_order
 from fewtokens.core.pytree import register
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 
 __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 
@@ -77,7 +77,7 @@ class Packed(NamedTuple):
     max_count: int
 
     def __repr__(self) -> str:
-        return by_shape(self)
+        return shape_repr(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class Tokens:
         features = features.reshape(B, -1, C)
         if features.shape[1] != grid.cells:
             raise ValueError(f"the grid has {grid.cells} cells, the features have {features.shape[1]}")
-        mask = grid.exists(B, features.device)
+        mask = grid.cell_mask(B, features.device)
         if grid.lengths is not None:
             features = features.masked_fill(~mask[..., None], 0)
         index = torch.arange(grid.cells, device=features.device).expand(B, -1)
@@ -367,7 +367,7 @@ class Tokens:
         own = self.sizes if plan.sizes is None else plan.sizes.to(self.sizes.dtype)
         copied = plan.representative is not None
         if copied:
-            sizes = sums(own[..., None], plan.dest, plan.num_slots).squeeze(2)
+            sizes = group_sum(own[..., None], plan.dest, plan.num_slots).squeeze(2)
             share = parts = own  # unused
         else:
             share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own)
@@ -452,7 +452,7 @@ class Tokens:
             moved = (weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ cells).to(values.dtype)
         return moved.reshape(self.B, self.N, *values.shape[2:])
 
-    def on(self, grid: Grid) -> Tokens:
+    def to_grid(self, grid: Grid) -> Tokens:
         """Moves the tokens to a finer grid, in which each cell is split into y x x cells.
 
         Used to combine frames of different resolutions in one video. Features do not change; a token stands for all
@@ -494,9 +494,9 @@ class Tokens:
             grid=grid,
         )
 
-    def ordered(self) -> Tokens:
+    def sort_by_position(self) -> Tokens:
         """Sorts the tokens of each video by mean time, then row, then column."""
-        order = by_position(self.positions, self.mask)
+        order = position_order(self.positions, self.mask)
         dest = order.argsort(dim=1).masked_fill(~self.mask, -1)
         return self.apply(Plan(self.count, self.N, dest, order))
 
@@ -514,7 +514,7 @@ class Tokens:
             Features of all cells, [B,T,H,W,C].
         """
         assignment = self.assignment
-        exists = self.grid.exists(self.B, self.device)
+        exists = self.grid.cell_mask(self.B, self.device)
         if self.dropped == "held":
             by_time = assignment.reshape(self.B, self.grid.T, -1)
             frame = torch.arange(self.grid.T, device=self.device)[:, None].expand_as(by_time)
@@ -541,7 +541,7 @@ class Tokens:
             nearest[:, block] = distance.argmin(2)  # type: ignore[union-attr]
         return nearest
 
-    def packed(self) -> Packed:
+    def pack(self) -> Packed:
         """Concatenates the real tokens of all videos, for attention kernels that accept `cu_seqlens`."""
         count = self.count
         return Packed(
@@ -550,7 +550,7 @@ class Tokens:
             int(count.max()) if self.B else 0,
         )
 
-    def with_packed(self, features: Tensor) -> Tokens:
+    def unpack(self, features: Tensor) -> Tokens:
         """Replaces the features by packed ones.
 
         Args:

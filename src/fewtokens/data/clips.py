@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.data.footage import describe_error, list_images
 from fewtokens.data.images import read_image
 from fewtokens.data.listing import Item, Listing
@@ -71,7 +71,7 @@ class Sample:
     broken: str = ""
     enlarged: bool = False
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class ClipData(Dataset[Sample]):
@@ -108,7 +108,7 @@ class ClipData(Dataset[Sample]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         item = self.listing.items[index]
         target = self.target(item)
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
+        generator = torch.Generator().manual_seed(combine_seeds(self.seed, epoch, index))
         try:
             return replace(self._sample(item, index, generator), target=target)
         except (OSError, ValueError) as error:
@@ -184,7 +184,7 @@ class ClipData(Dataset[Sample]):
         return list(frames.split(view.frames))
 
 
-def mix(*numbers: int) -> int:
+def combine_seeds(*numbers: int) -> int:
     """Combines several numbers into one seed, the same on every machine."""
     seed = 0x9E3779B97F4A7C15
     for number in numbers:

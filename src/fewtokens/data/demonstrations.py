@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.plain import conform
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.data.pickles import MemoryBudget, RefusedError, read_pickle, to_array
 
 _KIND = "demonstrations"
@@ -52,7 +52,7 @@ class Demonstration:
     actions: Tensor
     rewards: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -19,7 +19,7 @@ class SequenceFiles:
     """One sequence: its name, its images in order, and its labels, one mask per image or one .mat for all."""
 
     name: str
-    pictures: list[Path]
+    images: list[Path]
     labels: list[Path]
 
 
@@ -141,15 +141,15 @@ def vip_videos(root: str | Path, listing: str | Path | None = None) -> tuple[lis
     return videos, origin
 
 
-def paired(files: SequenceFiles) -> None:
+def check_paired(files: SequenceFiles) -> None:
     """Checks that each image has a mask.
 
     Raises:
         ValueError: there are no images, or the first or other images have no mask.
     """
-    if not files.pictures:
+    if not files.images:
         raise ValueError(f"{files.name}: no images")
-    images, labels = [p.stem for p in files.pictures], {p.stem for p in files.labels}
+    images, labels = [p.stem for p in files.images], {p.stem for p in files.labels}
     missing = [stem for stem in images if stem not in labels]
     if images[0] in missing:
         raise ValueError(f"{files.name}: the first frame {images[0]} has no mask, so there is nothing to propagate")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.core.files import in_a_line
+from fewtokens.core.files import one_line
 from fewtokens.data.folders import natural, walk
 from fewtokens.data.images import read_image
 from fewtokens.data.listing import read_listing
@@ -56,12 +56,12 @@ class Collection:
     Attributes:
         items: the videos, in a fixed order.
         missing: files that a list names but that do not exist.
-        left_out: skipped lines of a list and skipped links of a folder, with the reason.
+        skipped: skipped lines of a list and skipped links of a folder, with the reason.
     """
 
     items: tuple[Footage, ...]
     missing: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = field(default=())
+    skipped: tuple[str, ...] = field(default=())
 
 
 def find_footage(source: str | Path, *, root: str | Path | None = None) -> Collection:
@@ -94,7 +94,7 @@ def find_footage(source: str | Path, *, root: str | Path | None = None) -> Colle
         items = [Footage(str(source))]
     else:
         listing = read_listing(source, root=root, labels=False)
-        missing, skipped = list(listing.missing), list(listing.left_out)
+        missing, skipped = list(listing.missing), list(listing.skipped)
         items = [Footage(item.path, item.start, item.end) for item in listing.items]
     if not items:
         reason = f"none of the {len(missing)} listed files exists" if missing else "no video, .npy or image found"
@@ -191,7 +191,7 @@ def open_frames(path: Path) -> NDArray[np.uint8]:
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy parses the header as Python, which can raise any error
-        raise ValueError(f"{path}: not an array that can be memory-mapped ({in_a_line(error)})") from None
+        raise ValueError(f"{path}: not an array that can be memory-mapped ({one_line(error)})") from None
     if not isinstance(frames, np.ndarray):
         raise ValueError(f"{path}: must be an array, got an archive")
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:

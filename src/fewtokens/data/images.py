@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fewtokens.video import VideoError
-from fewtokens.video.images import FORMATS, load_picture
+from fewtokens.video.images import FORMATS, load_image
 from fewtokens.video.select import check_pixels
 
 
@@ -40,8 +40,8 @@ def open_image(source: Path | bytes, name: str, kind: str = "an image") -> Itera
 
 
 def read_image(source: Path | bytes, name: str) -> Tensor:
-    """Reads an image with `fewtokens.video.images.load_picture`; returns uint8 [3,H,W] in RGB."""
+    """Reads an image with `fewtokens.video.images.load_image`; returns uint8 [3,H,W] in RGB."""
     if isinstance(source, Path) and not source.is_file():
         raise VideoError(f"{name}: no such file")
-    pixels = load_picture(io.BytesIO(source) if isinstance(source, bytes) else source, name)
+    pixels = load_image(io.BytesIO(source) if isinstance(source, bytes) else source, name)
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -57,14 +57,14 @@ class Listing:
         classes: names, by index.
         multi_label: whether an item may have several classes.
         missing: files that a list names but that do not exist.
-        left_out: skipped lines, members and links, with the reason.
+        skipped: skipped lines, members and links, with the reason.
     """
 
     items: tuple[Item, ...]
     classes: tuple[str, ...]
     multi_label: bool = False
     missing: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = field(default=())
+    skipped: tuple[str, ...] = field(default=())
 
     def split(self, share: float, seed: int = 0) -> tuple[Listing, Listing]:
         """Splits the items at random into two listings; the second gets a fraction of each class, at least one item.
@@ -90,7 +90,7 @@ class Listing:
             held_out |= set(random.Random(f"{seed} {labels}").sample(items, count))
         return (
             replace(self, items=tuple(item for item in self.items if item not in held_out)),
-            replace(self, items=tuple(item for item in self.items if item in held_out), missing=(), left_out=()),
+            replace(self, items=tuple(item for item in self.items if item in held_out), missing=(), skipped=()),
         )
 
 

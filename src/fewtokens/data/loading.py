@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 # Seconds without a batch after which the workers count as stuck, and seconds between two checks.
-PATIENCE = 1800.0
+TIMEOUT = 1800.0
 _POLL = 5.0
 
 
@@ -53,7 +53,7 @@ def load_batches(
         collate_fn=_SharedCollate(collate or default_collate),
         pin_memory=pin,
         worker_init_fn=_silence_disconnects,
-        timeout=min(_POLL, PATIENCE) if workers else 0,
+        timeout=min(_POLL, TIMEOUT) if workers else 0,
     )
     batches: Iterator[dict[str, Any]] | None = None
     with ExitStack() as stack:
@@ -68,7 +68,7 @@ def load_batches(
                     return
                 except RuntimeError as error:
                     waited += _POLL
-                    if "timed out" in str(error) and waited < PATIENCE:
+                    if "timed out" in str(error) and waited < TIMEOUT:
                         continue
                     raise
                 waited = 0.0
@@ -140,7 +140,7 @@ _MESSAGES = (
     (("t allocate memory", "MemoryError", "Cannot allocate memory", "out of memory"),
      "out of memory for the prefetched batches"),
     (("killed by signal", "exited unexpectedly"), _KILLED),
-    (("timed out after",), f"no data for {PATIENCE / 60:.0f} minutes; is the disk or the network stuck?"),
+    (("timed out after",), f"no data for {TIMEOUT / 60:.0f} minutes; is the disk or the network stuck?"),
 )  # fmt: skip
 
 

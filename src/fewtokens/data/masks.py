@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.data.images import open_image
 from fewtokens.video import VideoError
 
 # In a palette, 255 is "void": pixels of no object. This leaves 254 values for objects.
 VOID = 255
-MOST_OBJECTS = 254
+MAX_OBJECTS = 254
 # A grayscale mask has one value per object; more values than this are soft edges or a photograph.
 _MAX_GRAYS = 32
 
@@ -78,16 +78,16 @@ def write_masks(masks: Tensor, files: Sequence[Path]) -> None:
     """Writes integer masks [T,H,W] as PNGs with the DAVIS palette, one file per frame, each atomically.
 
     Raises:
-        ValueError: a value is negative or above `MOST_OBJECTS`.
+        ValueError: a value is negative or above `MAX_OBJECTS`.
     """
     low, high = int(masks.min()), int(masks.max())
-    if high > MOST_OBJECTS or low < 0:
-        raise ValueError(f"masks must have values from 0 to {MOST_OBJECTS}, got {low} to {high}")
+    if high > MAX_OBJECTS or low < 0:
+        raise ValueError(f"masks must have values from 0 to {MAX_OBJECTS}, got {low} to {high}")
     colors = palette().tobytes()
     for mask, file in zip(masks.to(torch.uint8).cpu().numpy(), files, strict=True):
         image = Image.fromarray(mask)
         image.putpalette(colors)
-        with whole_file(file) as temporary:
+        with atomic_file(file) as temporary:
             image.save(temporary, format="PNG")
 
 

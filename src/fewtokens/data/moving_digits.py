@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import Dataset
 
-from fewtokens.data.clips import Sample, View, mix
+from fewtokens.data.clips import Sample, View, combine_seeds
 from fewtokens.video.clips import glyph
 
 _DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
@@ -42,7 +42,7 @@ class MovingDigits(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch, index))
+        generator = torch.Generator().manual_seed(combine_seeds(self.seed, epoch, index))
         label = index % len(self.classes)
         down, right = list(_DIRECTIONS.values())[label % 4]
         glyph = self._glyphs[label // 4]

@@ -40,14 +40,14 @@ class Packed:
         files: all files, including existing ones.
         frames: the number of frames written by this call.
         broken: videos that could not be read, with the reason.
-        trusted: the number of existing files of an older version, which recorded no source; only their size is
+        unverified: the number of existing files of an older version, which recorded no source; only their size is
             checked.
     """
 
     files: tuple[Path, ...]
     frames: int
     broken: tuple[str, ...]
-    trusted: int = 0
+    unverified: int = 0
 
 
 def pack_frames(
@@ -92,10 +92,10 @@ def pack_frames(
         try:
             if name not in existing:
                 frames += write_frames(path, _chunks(item, short))
-                files.add_row(out / INDEX, entries[name])
+                files.append_row(out / INDEX, entries[name])
             paths.append(path)
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in files.NO_ROOM:
+            if isinstance(error, OSError) and error.errno in files.DISK_FULL_ERRORS:
                 raise
             broken.append(f"{item.name}: {' '.join(str(error).split())}"[:500])
         if progress is not None:
@@ -149,7 +149,7 @@ def write_frames(path: str | Path, chunks: Iterable[Tensor]) -> int:
         ValueError: there are no frames.
     """
     count = 0
-    with files.whole_file(path) as temporary, temporary.open("wb") as file:
+    with files.atomic_file(path) as temporary, temporary.open("wb") as file:
         for chunk in chunks:
             pixels = np.ascontiguousarray(chunk.permute(0, 2, 3, 1).numpy())
             if not count:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewtokens.core.shapes import by_shape
-from fewtokens.data.clips import mix
+from fewtokens.core.shapes import shape_repr
+from fewtokens.data.clips import combine_seeds
 from fewtokens.data.footage import Footage, describe_error, read_frames
 from fewtokens.data.transforms import random_box, resize
 
@@ -83,7 +83,7 @@ class PairSample:
     seeds: tuple[int, ...]
     broken: str = ""
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def sample_pair(length: int, min_gap: int, max_gap: int, generator: torch.Generator) -> list[int]:
@@ -123,7 +123,7 @@ class PairData(Dataset[PairSample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> PairSample:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        seed = mix(self.seed, epoch, index)
+        seed = combine_seeds(self.seed, epoch, index)
         generator = torch.Generator().manual_seed(seed)
         item, pairing = self.items[index % len(self.items)], self.pairing
 
@@ -140,7 +140,7 @@ class PairData(Dataset[PairSample]):
         except (ValueError, OSError) as error:
             return PairSample(None, (), describe_error(item.name, error))
         samples = [self._sample(part, generator) for part in frames.chunk(pairing.repeats)]
-        return PairSample(torch.stack(samples), tuple(mix(seed, 1, n) for n in range(pairing.repeats)))
+        return PairSample(torch.stack(samples), tuple(combine_seeds(seed, 1, n) for n in range(pairing.repeats)))
 
     def _sample(self, frames: Tensor, generator: torch.Generator) -> Tensor:
         """Crops and flips the frames of one sample, uint8 [1 or 2,3,H,W] to [F,3,size,size]."""
@@ -172,7 +172,7 @@ def mask_noise(seeds: Sequence[int], patches: int) -> Tensor:
     return torch.stack([torch.rand(patches, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def first_good(data: PairData, tries: int = 64) -> PairSample:
+def first_valid_sample(data: PairData, tries: int = 64) -> PairSample:
     """The first sample that is not broken, from at most `tries` evenly spaced videos.
 
     Raises:

@@ -95,7 +95,7 @@ class Conversation:
     turns: tuple[tuple[str, str], ...]
 
 
-def load(name: str, folder: str | Path, split: str | None = None) -> list[Question]:
+def load_questions(name: str, folder: str | Path, split: str | None = None) -> list[Question]:
     """Loads the questions of a dataset.
 
     Questions whose video is missing are skipped, with one warning that reports their number and the first names.
@@ -126,7 +126,7 @@ def load(name: str, folder: str | Path, split: str | None = None) -> list[Questi
     return questions
 
 
-def prompt(question: Question, name: str, subtitles: str = "") -> str:
+def format_prompt(question: Question, name: str, subtitles: str = "") -> str:
     """Formats a question as the prompt of its dataset.
 
     The wording is that of lmms-eval, except for Video-MME, which publishes its own with and without subtitles. The
@@ -209,7 +209,7 @@ def _read_subrip(path: Path) -> Iterator[tuple[float, float, str]]:
             times = None
 
 
-def conversations(path: str | Path, folder: str | Path | None = None) -> Iterator[Conversation]:
+def read_conversations(path: str | Path, folder: str | Path | None = None) -> Iterator[Conversation]:
     """Yields the items of a .json or .jsonl of LLaVA-Video-178K, in their order.
 
     Items whose video is missing are skipped, with one warning at the end.

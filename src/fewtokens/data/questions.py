@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewtokens.data.scenes import COLOURS, DIGITS, SHAPES, SPLITS
+from fewtokens.data.scenes import COLORS, DIGITS, SHAPES, SPLITS
 
-KINDS = ("shape", "colour", "digit", "direction", "count", "order", "moment", "needle", "collision", "leave")
+KINDS = ("shape", "color", "digit", "direction", "count", "order", "moment", "needle", "collision", "leave")
 FORMATS = ("choice", "open")
 CAMERAS = ("both", "static", "moving")
 DIRECTIONS = {"left": (0.0, -1.0), "right": (0.0, 1.0), "up": (-1.0, 0.0), "down": (1.0, 0.0)}
 COUNTS = tuple("12345")
 LETTERS = "ABCD"
-VALUES = {"shape": SHAPES, "colour": tuple(COLOURS), "digit": DIGITS}
+VALUES = {"shape": SHAPES, "color": tuple(COLORS), "digit": DIGITS}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Question:
         answer: the correct answer, one word or number.
         choices: two or four answers to choose from, in random order; () for open questions.
         answers: all possible answers to this text, equally likely.
-        attribute: the attribute in question ("shape", "colour", "digit", "pair", ...).
+        attribute: the attribute in question ("shape", "color", "digit", "pair", ...).
         named: the colors and shapes that the text names.
         foils: wrong answers, which the scene also shows if possible.
         frame: the frame that "at second ..." refers to, or -1.
@@ -93,45 +93,45 @@ class Question:
 
 TEXTS = {
     "shape shape": ("Which shape is the {0} object?", "What is the shape of the {0} object?"),
-    "colour colour": ("What colour is the {0}?", "Which colour does the {0} have?"),
+    "color color": ("What color is the {0}?", "Which color does the {0} have?"),
     "digit single": ("Which handwritten digit is shown?", "What digit can be seen?"),
-    "digit coloured": ("Which digit is {0}?", "What is the {0} handwritten digit?"),
+    "digit colored": ("Which digit is {0}?", "What is the {0} handwritten digit?"),
     "direction way": (
         "Which way does the {0} {1} move in the picture: left, right, up or down?",
         "Does the {0} {1} move left, right, up or down in the picture?",
     ),
     "count object": ("How many objects are there?", "How many objects does the clip show?"),
     "count shape": ("How many {0} are there?", "How many {0} does the clip show?"),
-    "count colour": ("How many {0} objects are there?", "How many objects are {0}?"),
+    "count color": ("How many {0} objects are there?", "How many objects are {0}?"),
     "order pair": (
         "Which object appeared first, the {0} one or the {1} one?",
         "What came first: the {0} object or the {1} object?",
     ),
     "order shape": ("Which shape appeared first?", "Of what shape is the object that came first?"),
-    "order colour": ("What is the colour of the object that appeared first?", "Of what colour is what came first?"),
+    "order color": ("What is the color of the object that appeared first?", "What color is the first object?"),
     "moment shape": ("Which shape is there at second {0}?", "What is the shape of the object at second {0}?"),
-    "moment colour": (
-        "Which colour has the object that is there at second {0}?",
-        "What is the colour of the object at second {0}?",
+    "moment color": (
+        "Which color is the object at second {0}?",
+        "What is the color of the object at second {0}?",
     ),
     "needle shape": ("Which shape is shown for a single frame?", "An object flashes up once. What is its shape?"),
-    "needle colour": (
-        "Of what colour is the object that is shown for a single frame?",
-        "An object flashes up once. What is its colour?",
+    "needle color": (
+        "What color is the object that is shown for a single frame?",
+        "An object flashes up once. What is its color?",
     ),
     "needle digit": ("Which digit is shown for a single frame?", "A digit flashes up once. Which one?"),
     "collision which": (
-        "Of what colour is the object that the {0} object collides with?",
-        "The {0} object touches another one. What is the colour of that one?",
+        "What color is the object that the {0} object collides with?",
+        "The {0} object touches another one. What is the color of that one?",
     ),
     "collision whether": (
         "Do the {0} object and the {1} object collide?",
         "Does the {0} object touch the {1} one?",
     ),
-    "leave shape": ("Which shape leaves the picture?", "Of what shape is the object that leaves the picture?"),
-    "leave colour": (
-        "What is the colour of the object that leaves the picture?",
-        "Of what colour is the object that moves out of the picture?",
+    "leave shape": ("Which shape leaves the picture?", "Of what shape is the object that leaves the frame?"),
+    "leave color": (
+        "What is the color of the object that leaves the frame?",
+        "What color is the object that moves out of the frame?",
     ),
 }
 _ATTRIBUTES = {
@@ -143,7 +143,7 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("s") else "s")
 
 
-def key_of(split: str, number: int, config: SceneConfig, part: int) -> list[int]:
+def clip_seed(split: str, number: int, config: SceneConfig, part: int) -> list[int]:
     """The seed of one part (0: the question, 1: the scene) of a clip."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -192,21 +192,21 @@ def make_question(
     """
     config = config or SceneConfig()
     kinds = check_kinds(kinds, formats, config)
-    rng = np.random.default_rng(key_of(split, number, config, 0))
+    rng = np.random.default_rng(clip_seed(split, number, config, 0))
     kind = kinds[number % len(kinds)]
     attributes = _ATTRIBUTES[kind] + (("digit",) if kind == "needle" and config.digits else ())
     attribute = attributes[rng.integers(len(attributes))]
     texts = TEXTS[f"{kind} {attribute}"]
     text = texts[rng.integers(len(texts))]
     frame = -1
-    colors, shapes = rng.permutation(list(COLOURS)).tolist(), rng.permutation(SHAPES).tolist()
+    colors, shapes = rng.permutation(list(COLORS)).tolist(), rng.permutation(SHAPES).tolist()
     named: tuple[str, ...] = {
         "shape shape": (colors[0],),
-        "colour colour": (shapes[0],),
-        "digit coloured": (colors[0],),
+        "color color": (shapes[0],),
+        "digit colored": (colors[0],),
         "direction way": (colors[0], shapes[0]),
         "count shape": (shapes[0],),
-        "count colour": (colors[0],),
+        "count color": (colors[0],),
         "order pair": (colors[0], colors[1]),
         "collision which": (colors[0],),
         "collision whether": (colors[0], colors[1]),
@@ -233,7 +233,7 @@ def _answers(kind: str, attribute: str, named: tuple[str, ...]) -> tuple[str, ..
     if attribute == "whether":
         return ("yes", "no")
     if attribute == "which":
-        return tuple(color for color in COLOURS if color not in named)
+        return tuple(color for color in COLORS if color not in named)
     return VALUES[attribute]
 
 

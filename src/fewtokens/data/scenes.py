@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 
 Floats = NDArray[np.float32]
 
-COLOURS = {
+COLORS = {
     "red": (225, 35, 40),
     "green": (30, 170, 60),
     "blue": (45, 85, 255),
@@ -44,7 +44,7 @@ class Actor:
 
     Attributes:
         look: name of a shape, or a digit.
-        colour: name of a color.
+        color: name of a color.
         side: side of its box, as a fraction of the frame.
         path: float64 [T,2], row and column of the center of the box in each frame, as a fraction of the frame.
         shown: bool [T], whether it is visible in each frame.
@@ -52,13 +52,13 @@ class Actor:
     """
 
     look: str
-    colour: str
+    color: str
     side: float
     path: NDArray[np.float64]
     shown: NDArray[np.bool_]
     writing: int = 0
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _draw(canvas: Floats, actor: Actor, margin: int, size: int, split: str) -> N
     corners = sums[row[:, :, None], column[:, None, :]]  # [F,w+1,w+1]
     cover = np.diff(np.diff(corners, axis=1), axis=2) / (widths[:, 0, :, None] * widths[:, 1, None, :])
     where = (times[:, None, None], edges[:, 0, :-1, None], edges[:, 1, None, :-1])
-    color = np.array(COLOURS[actor.colour], np.float32)
+    color = np.array(COLORS[actor.color], np.float32)
     cover = cover.astype(np.float32)[..., None]
     canvas[where] += cover * (color - canvas[where])
 

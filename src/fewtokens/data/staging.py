@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewtokens.data.questions import DIRECTIONS, VALUES, Question, SceneConfig
-from fewtokens.data.scenes import BACKGROUNDS, COLOURS, DIGITS, SHAPES, Actor, Background
+from fewtokens.data.scenes import BACKGROUNDS, COLORS, DIGITS, SHAPES, Actor, Background
 
 # Positions tried per object, and attempts to build a scene, each with slower objects than the last.
 _TRIES, _ATTEMPTS = 64, 200
@@ -98,7 +98,7 @@ class _Stage:
         return np.stack([np.sin(angle), np.cos(angle)], 1) * distance[:, None] + self.camera
 
 
-def stage(question: Question, config: SceneConfig, rng: np.random.Generator) -> tuple[list[Actor], Background]:
+def build_scene(question: Question, config: SceneConfig, rng: np.random.Generator) -> tuple[list[Actor], Background]:
     """Samples the scene of a question.
 
     Returns:
@@ -128,22 +128,22 @@ def _others(rng: np.random.Generator, names: Iterable[str], excluded: Iterable[s
 def _cast(rng: np.random.Generator, question: Question) -> list[tuple[str, str]]:
     """(look, color) of the answer and then of the foils, all different in both."""
     values = (question.answer, *question.foils)
-    if question.attribute == "colour":
+    if question.attribute == "color":
         return list(zip(rng.permutation(SHAPES).tolist(), values, strict=False))
     looks = VALUES["digit"] if question.attribute == "digit" else SHAPES
     assert set(values) <= set(looks)
-    return list(zip(values, rng.permutation(list(COLOURS)).tolist(), strict=False))
+    return list(zip(values, rng.permutation(list(COLORS)).tolist(), strict=False))
 
 
 def _named(stage: _Stage, question: Question) -> None:
     """The shape of a color, color of a shape, or digit of a color; the foils are also shown."""
     (name,) = question.named
     values = (question.answer, *question.foils)
-    if question.attribute == "colour":
+    if question.attribute == "color":
         looks = _others(stage.rng, SHAPES, [name])
         cast = list(zip([name, *looks], values, strict=False))
     else:
-        cast = list(zip(values, [name, *_others(stage.rng, COLOURS, [name])], strict=False))
+        cast = list(zip(values, [name, *_others(stage.rng, COLORS, [name])], strict=False))
     for n, (look, color) in enumerate(cast):
         stage.add(look, color, needed=n < 2)
 
@@ -151,7 +151,7 @@ def _named(stage: _Stage, question: Question) -> None:
 def _digit(stage: _Stage, question: Question) -> None:
     if question.named:
         return _named(stage, question)
-    colors = _others(stage.rng, COLOURS, [])
+    colors = _others(stage.rng, COLORS, [])
     stage.add(question.answer, colors[0])
     for look, color in zip(_others(stage.rng, SHAPES, [])[: stage.rng.integers(4)], colors[1:], strict=False):
         stage.add(look, color, needed=False)
@@ -160,7 +160,7 @@ def _digit(stage: _Stage, question: Question) -> None:
 def _direction(stage: _Stage, question: Question) -> None:
     color, shape = question.named
     stage.add(shape, color, travel=np.array(DIRECTIONS[question.answer]) * stage.rng.uniform(0.35, 0.6))
-    looks, colors = _others(stage.rng, SHAPES, [shape]), _others(stage.rng, COLOURS, [color])
+    looks, colors = _others(stage.rng, SHAPES, [shape]), _others(stage.rng, COLORS, [color])
     for n, (direction, look, other) in enumerate(zip(question.foils, looks, colors, strict=False)):
         travel = np.array(DIRECTIONS[direction]) * stage.rng.uniform(0.2, 0.5) * stage.speed + stage.camera
         stage.add(look, other, travel=travel, needed=n == 0)
@@ -169,12 +169,12 @@ def _direction(stage: _Stage, question: Question) -> None:
 def _count(stage: _Stage, question: Question) -> None:
     """The objects that are counted, and up to two others."""
     rng, count = stage.rng, int(question.answer)
-    looks, colors = rng.choice(SHAPES, count + 2).tolist(), rng.choice(list(COLOURS), count + 2).tolist()
+    looks, colors = rng.choice(SHAPES, count + 2).tolist(), rng.choice(list(COLORS), count + 2).tolist()
     extra = int(rng.integers(3)) if question.named else 0
     if question.attribute == "shape":
         looks = [question.named[0]] * count + _others(rng, SHAPES, question.named)[:2]
-    elif question.attribute == "colour":
-        colors = [question.named[0]] * count + _others(rng, COLOURS, question.named)[:2]
+    elif question.attribute == "color":
+        colors = [question.named[0]] * count + _others(rng, COLORS, question.named)[:2]
     for n, (look, color) in enumerate(zip(looks[: count + extra], colors, strict=False)):
         stage.add(look, color, sides=(0.17, 0.21), needed=n < count)
 
@@ -186,7 +186,7 @@ def _order(stage: _Stage, question: Question) -> None:
     starts = (np.sort(rng.permutation(7)[:4]) * step + rng.integers(step)).tolist()
     if question.attribute == "pair":
         later = question.foils[0]
-        others = _others(rng, COLOURS, question.named)[:2]
+        others = _others(rng, COLORS, question.named)[:2]
         ranks = rng.permutation(4)
         first, second = np.sort(ranks[:2])
         colors = {first: question.answer, second: later, ranks[2]: others[0], ranks[3]: others[1]}
@@ -229,7 +229,7 @@ def _collision(stage: _Stage, question: Question) -> None:
     rng = stage.rng
     stage.gap = max(0.07, 2.5 / stage.config.size)
     looks = rng.permutation(_COLLIDERS).tolist()
-    others = _others(rng, COLOURS, (*question.named, question.answer))
+    others = _others(rng, COLORS, (*question.named, question.answer))
     if question.attribute == "which":
         pair = [question.named[0], question.answer]
         rest = list(question.foils[:2])
@@ -284,7 +284,7 @@ def _leave(stage: _Stage, question: Question) -> None:
 
 _SCENES: dict[str, Callable[[_Stage, Question], None]] = {
     "shape": _named,
-    "colour": _named,
+    "color": _named,
     "digit": _digit,
     "direction": _direction,
     "count": _count,

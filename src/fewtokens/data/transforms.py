@@ -23,9 +23,9 @@ class Transform:
         area: range of the area of a random crop, as a fraction of the image, with an aspect ratio of 3:4 to 4:3; used
             instead of `scale` (for images) unless it is (1, 1).
         flip: probability of a horizontal flip.
-        colour: probability of color jitter.
+        color: probability of color jitter.
         brightness, contrast, saturation, hue: maximum relative change; for `hue`, a fraction of the color circle.
-        grey: probability of conversion to grayscale.
+        gray: probability of conversion to grayscale.
     """
 
     size: int = 224
@@ -33,12 +33,12 @@ class Transform:
     scale: tuple[float, float] = (1.0, 1.0)
     area: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.0
-    colour: float = 0.0
+    color: float = 0.0
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
-    grey: float = 0.0
+    gray: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(self.scale))
@@ -49,7 +49,7 @@ class Transform:
             raise ValueError(
                 f"scale and area must be ranges above 0 (area at most 1), got {self.scale} and {self.area}"
             )
-        for name in ("flip", "colour", "grey"):
+        for name in ("flip", "color", "gray"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be a probability, got {getattr(self, name)}")
 
@@ -72,9 +72,9 @@ class Transform:
             x = x[..., top : top + self.size, left : left + self.size]
         if _rand(generator) < self.flip:
             x = x.flip(-1)
-        if _rand(generator) < self.colour:
+        if _rand(generator) < self.color:
             x = self._jitter(x, generator)
-        if _rand(generator) < self.grey:
+        if _rand(generator) < self.gray:
             x = to_gray(x).expand_as(x)
         return x.clamp(0, 1).contiguous()
 

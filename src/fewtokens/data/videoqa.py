@@ -9,7 +9,7 @@ camera moves.
 kind       question                                                       other objects
 ========== ============================================================== ==========================================
 shape      the shape of the red object                                    other shapes in other colors
-colour     the color of the circle                                        other shapes in other colors
+color     the color of the circle                                        other shapes in other colors
 digit      which digit is shown, or which one is red                      shapes, or other digits in other colors
 direction  the direction of an object: left, right, up, down              objects with other directions
 count      the number of objects, stars or red objects: 1 to 5            up to two that are not counted
@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fewtokens.core.shapes import by_shape
-from fewtokens.data.questions import FORMATS, KINDS, Question, SceneConfig, check_kinds, key_of, make_question
+from fewtokens.core.shapes import shape_repr
+from fewtokens.data.questions import FORMATS, KINDS, Question, SceneConfig, check_kinds, clip_seed, make_question
 from fewtokens.data.scenes import SPLITS, render
-from fewtokens.data.staging import stage
+from fewtokens.data.staging import build_scene
 
 __all__ = ["FORMATS", "KINDS", "SPLITS", "Example", "Question", "SceneConfig", "VideoQA", "make_clip", "make_question"]
 
@@ -50,7 +50,7 @@ class Example(Question):
     frames: Tensor
     times: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     # Compared by identity: equal questions may have different clips.
     __eq__ = object.__eq__
@@ -80,8 +80,8 @@ def make_clip(
     """
     config = config or SceneConfig()
     question = make_question(split, number, config, kinds=kinds, formats=formats)
-    rng = np.random.default_rng(key_of(split, number, config, 1))
-    actors, background = stage(question, config, rng)
+    rng = np.random.default_rng(clip_seed(split, number, config, 1))
+    actors, background = build_scene(question, config, rng)
     frames = render(actors, background, config.frames, config.size, split)
     times = torch.arange(config.frames, dtype=torch.float64) / config.fps
     return Example(**{f.name: getattr(question, f.name) for f in fields(Question)}, frames=frames, times=times)
@@ -114,7 +114,7 @@ class VideoQA(Dataset[Example]):
             raise ValueError(f"items must be at least 1, got {items}")
         self.config, self.split, self.items = config or SceneConfig(), split, items
         self.kinds, self.formats = check_kinds(kinds, formats, self.config), tuple(formats)
-        key_of(split, 0, self.config, 0)
+        clip_seed(split, 0, self.config, 0)
 
     def __len__(self) -> int:
         return self.items

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.identity import renamed
-from fewtokens.core.plain import conform, in_a_line
+from fewtokens.core.identity import rename_keys
+from fewtokens.core.plain import conform, one_line
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -115,7 +115,7 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
     "positions", formerly the grid of the position embedding, becomes the size in pixels if the patch size is known.
     """
-    current = renamed(dict(values), OLD_NAMES)
+    current = rename_keys(dict(values), OLD_NAMES)
     grid, patch = current.get("positions"), current.get("patch_size")
     if isinstance(grid, list | tuple) and isinstance(patch, int) and all(isinstance(side, int) for side in grid):
         del current["positions"]
@@ -146,9 +146,7 @@ def check_names(values: Mapping[str, Any], kind: Any, where: str) -> None:
         return
     if hint := rename_hint(unknown, names):
         raise ValueError(f"{where}: {hint}")
-    raise ValueError(
-        f"{where}: unknown settings {in_a_line(', '.join(unknown))}; available: {', '.join(sorted(names))}"
-    )
+    raise ValueError(f"{where}: unknown settings {one_line(', '.join(unknown))}; available: {', '.join(sorted(names))}")
 
 
 def rename_hint(unknown: list[str], names: set[str]) -> str:

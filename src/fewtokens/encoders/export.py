@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
@@ -86,7 +86,7 @@ def export_onnx(module: FrameEncoder, frames: Tensor, path: str | Path) -> Path:
         count = op.Reshape(op.Gather(op.Shape(x), [dim]), [1])
         return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         torch.onnx.export(
             module,
             (frames,),

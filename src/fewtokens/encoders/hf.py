@@ -88,7 +88,7 @@ class HfEncoder(Encoder):
         if save is None:
             raise ValueError(f"{self.id}: transformers cannot save its vision part separately; save the full model")
         preprocessing = {"image_mean": list(self.mean), "image_std": list(self.std)}
-        with files.whole_folder(folder, last="config.json") as temporary:
+        with files.atomic_folder(folder, last="config.json") as temporary:
             save(temporary)
             files.write_json(temporary / "preprocessor_config.json", preprocessing)
         return Path(folder)

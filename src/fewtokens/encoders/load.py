@@ -9,7 +9,7 @@ import torch
 
 from fewtokens.core.encoder import Encoder, set_loader
 from fewtokens.core.hub import from_hub
-from fewtokens.core.plain import conform, in_a_line
+from fewtokens.core.plain import conform, one_line
 from fewtokens.encoders import weights
 from fewtokens.encoders.devices import pick_device, pick_dtype
 from fewtokens.encoders.patches import Patches
@@ -98,7 +98,7 @@ def load_encoder(
 def _only(options: dict[str, Any], name: str, *accepted: str) -> dict[str, Any]:
     if unknown := set(options) - set(accepted):
         accepts = f"accepts {', '.join(accepted)}" if accepted else "accepts no options"
-        raise ValueError(f"{name} {accepts}; got {in_a_line(', '.join(sorted(unknown)))}")
+        raise ValueError(f"{name} {accepts}; got {one_line(', '.join(sorted(unknown)))}")
     return options
 
 

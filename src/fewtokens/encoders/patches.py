@@ -63,7 +63,7 @@ class Patches(Encoder):
         return make_grid(frames, height, width, self.tubelet_size, self.patch_size, times)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        with files.whole_folder(folder, last="config.json") as temporary:
+        with files.atomic_folder(folder, last="config.json") as temporary:
             files.write_json(temporary / "config.json", {"fewtokens_model": self.kind, "config": self.options})
         return Path(folder)
 

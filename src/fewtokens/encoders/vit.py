@@ -152,7 +152,7 @@ class ViT(nn.Module):
         tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
         if not inside:
             return tokens, {name: cues[name] for name in needs}
-        ordered = tokens.ordered()
+        ordered = tokens.sort_by_position()
         return ordered, _pool_cues({name: cues[name] for name in needs}, tokens, ordered)
 
     def _weight(self, tokens: Tokens, prefix: int, padded: bool, weighted: bool) -> Tensor | None:

@@ -101,7 +101,7 @@ class VitEncoder(Encoder):
             "config": asdict(self.vit.config), "proportional": self.vit.proportional,
             "mean": self.mean, "std": self.std,
         }  # fmt: skip
-        with files.whole_folder(folder, last="config.json") as temporary:
+        with files.atomic_folder(folder, last="config.json") as temporary:
             files.save(temporary / "model.safetensors", "model", self.vit.state_dict(), {"model": self.kind})
             files.write_json(temporary / "config.json", {"fewtokens_model": self.kind, **config})
         return Path(folder)

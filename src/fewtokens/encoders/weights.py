@@ -159,7 +159,7 @@ def load_vit(folder: Path, proportional: str | None = None) -> tuple[ViT, tuple[
     family = FAMILIES.get(part["model_type"])
     if family is None:
         raise ValueError(
-            f"{folder}: model_type must be one of {', '.join(FAMILIES)}, got {files.in_a_line(part['model_type'])!r}"
+            f"{folder}: model_type must be one of {', '.join(FAMILIES)}, got {files.one_line(part['model_type'])!r}"
         )
     tensors = _rename(read_tensors(weight_files(folder)), str(folder))
     config = _shape(part, tensors, str(folder))
@@ -188,7 +188,7 @@ def build_vit(config: ViTConfig, tensors: dict[str, Tensor], proportional: str, 
         with torch.device("meta"):
             vit = ViT(config, proportional=proportional)
     except (RuntimeError, OverflowError) as error:  # impossible tensor sizes
-        raise ValueError(f"{message}; it cannot be built ({files.in_a_line(error)})") from None
+        raise ValueError(f"{message}; it cannot be built ({files.one_line(error)})") from None
     files.check_fit(vit.state_dict(), tensors, message)
     vit.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
     return vit.eval()
@@ -212,11 +212,11 @@ def check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, value in tensors.items():
         if value.is_nested or value.layout != torch.strided or value.is_quantized or not value.is_floating_point():
             raise ValueError(
-                f"{where}: {files.in_a_line(name)} must be dense floating point, got {value.dtype}; is it quantized?"
+                f"{where}: {files.one_line(name)} must be dense floating point, got {value.dtype}; is it quantized?"
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ValueError(
-                f"{where}: {files.in_a_line(name)} of shape {list(value.shape)} has more values than are stored"
+                f"{where}: {files.one_line(name)} of shape {list(value.shape)} has more values than are stored"
             )
 
 
@@ -340,7 +340,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, Tensor]:
                         tensors[name] = file.get_tensor(name)
         except Exception as error:  # SafetensorError, or any error of torch about a dtype or a size
             raise ValueError(
-                f"{path}: not a readable safetensors file ({files.in_a_line(error)}); is it truncated?"
+                f"{path}: not a readable safetensors file ({files.one_line(error)}); is it truncated?"
             ) from None
     return tensors
 

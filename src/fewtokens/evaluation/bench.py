@@ -20,11 +20,11 @@ from fewtokens.core import files, registry
 from fewtokens.core.budget import Budget
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.grid import Grid
-from fewtokens.core.identity import with_current_names
+from fewtokens.core.identity import rename_encoder_keys
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.data.masks import resize_masks
 from fewtokens.evaluation.compare import TIME_WEIGHT
@@ -33,7 +33,7 @@ from fewtokens.evaluation.fidelity import mean_cosine, psnr, rare_cells, relativ
 from fewtokens.evaluation.label_propagation import Protocol, first_labels, propagate, to_masks
 from fewtokens.profiling.latency import half_range, timings
 from fewtokens.profiling.memory import peak_memory
-from fewtokens.profiling.operations import count
+from fewtokens.profiling.operations import count_operations
 from fewtokens.profiling.prefill import prefill_gflops
 
 FULL = "full"
@@ -64,7 +64,7 @@ class Item:
     times: Tensor | None
     masks: Tensor | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +89,14 @@ class EncodedItem:
     full: Tensor = field(init=False)
     rare: Tensor = field(init=False)
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "full", self.tokens.unmerge()[0])
         object.__setattr__(self, "rare", rare_cells(self.full))
 
 
-def specs_of(methods: str, encoder: Encoder) -> list[str]:
+def select_specs(methods: str, encoder: Encoder) -> list[str]:
     """Returns the specs to compare, baselines first.
 
     Args:
@@ -166,7 +166,7 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
     frames = item.frames[None]
     with torch.inference_mode():
         outputs: list[Tokens] = []
-        operations = count(lambda: outputs.append(encoder(frames, item.times)[0]))
+        operations = count_operations(lambda: outputs.append(encoder(frames, item.times)[0]))
         device = outputs[0].device
         milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
         tokens, cues = encoder(frames, item.times, needs=encoder.cues)
@@ -196,7 +196,7 @@ def _read_cache(cache: Path, item: Item, request: dict[str, Any]) -> EncodedItem
     try:
         tensors, values = files.load(cache, "bench features")
         header: _Cache = conform(values, _Cache, str(cache))
-        if with_current_names(header["request"]) != request:
+        if rename_encoder_keys(header["request"]) != request:
             return None
         grid = Grid(*header["grid"], item.times)
         tokens = Tokens.from_cells(tensors.pop("features"), grid, tensors.pop("prefix", None))
@@ -256,7 +256,7 @@ def measure(
             return pipeline(frames, times)
 
         outputs: list[Tokens] = []
-        operations = count(lambda: memory.append(peak_memory(lambda: outputs.append(run()), tokens.device)))
+        operations = count_operations(lambda: memory.append(peak_memory(lambda: outputs.append(run()), tokens.device)))
         gflops, out = 2 * operations.by("macs"), outputs[0]
         total_ms = timings(run, repeats, tokens.device)
         spread = half_range(total_ms)
@@ -284,7 +284,7 @@ def measure(
     }
     if shown:
         row["assignment"] = _pack_assignment(out)
-        row["grid"] = [len(shown_frames(tokens.grid.T)), tokens.grid.H, tokens.grid.W]
+        row["grid"] = [len(shown_frame_indices(tokens.grid.T)), tokens.grid.H, tokens.grid.W]
     return row
 
 
@@ -324,18 +324,18 @@ def label_propagation_scores(features: Tensor, masks: Tensor) -> dict[str, float
     return {name: native[name] for name in names} | {f"{name}_880": resized[name] for name in names}
 
 
-def shown_frames(frames: int) -> list[int]:
+def shown_frame_indices(frames: int) -> list[int]:
     """Indices of the frames whose assignment is saved."""
     return torch.linspace(0, frames - 1, min(frames, SHOWN_FRAMES)).round().long().tolist()
 
 
 def _pack_assignment(tokens: Tokens) -> str:
     """Encodes the assignment of the cells of the shown frames as text."""
-    assignment = tokens.assignment[0].reshape(tokens.grid.T, -1)[shown_frames(tokens.grid.T)]
+    assignment = tokens.assignment[0].reshape(tokens.grid.T, -1)[shown_frame_indices(tokens.grid.T)]
     return base64.b64encode(zlib.compress(assignment.cpu().numpy().astype("<i4").tobytes())).decode()
 
 
-def unpacked(text: str) -> np.ndarray:
+def unpack_assignment(text: str) -> np.ndarray:
     """Decodes the "assignment" of a row: int32 [frames*H*W]."""
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<i4")
 

@@ -19,7 +19,7 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
-from fewtokens.profiling.operations import count
+from fewtokens.profiling.operations import count_operations
 from fewtokens.profiling.prefill import LANGUAGE_MODELS, LanguageModel, prefill_gflops
 
 # Complexity of a module in the paper's table: n input tokens, m output tokens, d channels, L layers of the model.
@@ -127,7 +127,7 @@ def token_cost(
         tokens = Tokens.from_cells(torch.randn(1, grid.cells, model.width, generator=generator), grid)
         cues = {"text": torch.randn(1, max(1, text), model.width, generator=generator)}
         outputs: list[Tokens] = []
-        operations = 2 * count(lambda: outputs.append(Pipeline(methods).eval()(tokens, **cues))).by("macs")
+        operations = 2 * count_operations(lambda: outputs.append(Pipeline(methods).eval()(tokens, **cues))).by("macs")
         remaining = int(outputs[0].count[0])
     name = "full" if full else methods[-1].name
     return TokenCost(

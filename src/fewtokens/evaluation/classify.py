@@ -97,7 +97,7 @@ def average_precision(scores: Tensor, targets: Tensor) -> float:
     return float((steps * precision).sum())
 
 
-def scores_of(scores: Tensor, targets: Tensor) -> dict[str, float]:
+def classification_scores(scores: Tensor, targets: Tensor) -> dict[str, float]:
     """Standard scores in percent: top-1 and top-5 for one class per item, mAP for several classes per item."""
     if targets.ndim == 2:
         return {"map": 100 * mean_average_precision(scores, targets)}
@@ -116,6 +116,6 @@ def evaluator(data: ClipData, **options: Any) -> Callable[[nn.Module], dict[str,
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         scores, targets, _ = predict(model, data, **options)
-        return scores_of(scores, targets)
+        return classification_scores(scores, targets)
 
     return evaluate

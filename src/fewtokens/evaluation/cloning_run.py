@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.encoder import Encoder
-from fewtokens.core.identity import with_current_names
+from fewtokens.core.identity import rename_encoder_keys
 from fewtokens.core.keys import current_keys
 from fewtokens.data.demonstrations import Demonstration, read
 from fewtokens.evaluation.behavior_cloning import clone, confidence_interval, encode_demonstrations, policy_inputs
 from fewtokens.evaluation.cloning_protocol import Cloning
 from fewtokens.evaluation.rollouts import FrameEncoder, filmstrip
-from fewtokens.evaluation.simulate import Environment, make, record
+from fewtokens.evaluation.simulate import Environment, make_environment, record
 from fewtokens.video import write
 
 Progress = Callable[[str, int, int], None]
@@ -107,7 +107,9 @@ def run(
     environments: list[Environment] = []
     if source.task is not None:
         count = min(side_by_side, max(1, protocol.rollouts))
-        environments = [make(source.task, camera=source.camera, horizon=source.horizon) for _ in range(count)]
+        environments = [
+            make_environment(source.task, camera=source.camera, horizon=source.horizon) for _ in range(count)
+        ]
         source = replace(source, camera=environments[0].camera, horizon=environments[0].horizon)
         if own_states and protocol.proprio:
             protocol = replace(protocol, proprio=environments[0].proprio)
@@ -186,7 +188,7 @@ def _check_request(folder: Path, request: dict[str, Any], fresh: bool) -> None:
     path = folder / "protocol.json"
     if path.is_file() and not fresh:
         try:
-            existing = with_current_names(files.read_json(path, dict[str, Any]))
+            existing = rename_encoder_keys(files.read_json(path, dict[str, Any]))
         except ValueError as error:
             raise ValueError(f"{error}; start from scratch with --fresh") from None
         if names := sorted(name for name in request if existing.get(name) != request[name]):
@@ -209,7 +211,7 @@ def _policy_inputs(
         try:
             tensors, header = files.load(path, "cloning features")
             return [(tensors[f"{n}.inputs"], tensors[f"{n}.actions"]) for n in range(header["count"])]
-        except (files.Damaged, KeyError, TypeError):
+        except (files.CorruptFileError, KeyError, TypeError):
             path.unlink()  # damaged: computed again below
 
     def titled(title: str) -> Callable[[int, int], None] | None:

@@ -14,7 +14,7 @@ from fewtokens.core import registry
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, Method
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, relative_error
 from fewtokens.profiling.latency import half_range, timings
@@ -49,7 +49,7 @@ class Row:
     frames: Tensor | None
     psnr: float | None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     @property
     def count(self) -> int:
@@ -81,7 +81,7 @@ class Row:
         }
 
 
-def at_one_budget(
+def methods_at_budget(
     keep: float | int | str, grid: Grid, seed: int = 0, *, gives: Sequence[str] = tuple(CUES)
 ) -> list[Method]:
     """Builds all registered methods of the stages "pixels" and "tokens" without trainable parameters, baselines first.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 
 # Boundaries match within this fraction of the diagonal of the frame.
 _BOUND = 0.008
@@ -24,7 +24,7 @@ class Scores:
     j: Tensor
     f: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     def numbers(self) -> dict[str, float]:
         """Returns the official columns for one object.

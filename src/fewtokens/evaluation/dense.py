@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.core.shapes import by_shape
-from fewtokens.data.dense_sets import SequenceFiles, paired
+from fewtokens.core.shapes import shape_repr
+from fewtokens.data.dense_sets import SequenceFiles, check_paired
 from fewtokens.data.masks import read_masks, resize_masks
 from fewtokens.data.transforms import resize
 from fewtokens.evaluation.compare import TIME_WEIGHT
@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class SequenceResult:
     """The result of one sequence.
 
     Attributes:
@@ -48,7 +48,7 @@ class Judged:
     masks: Tensor | None = None
     joints: Tensor | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def encode_with(pipeline: Pipeline) -> Encode:
@@ -111,7 +111,7 @@ def read_frames(
 def davis(
     files: SequenceFiles, encode: Encode, protocol: Protocol, sizes: Sequence[str] = ("native",),
     *, progress: Progress | None = None,
-) -> Judged:  # fmt: skip
+) -> SequenceResult:  # fmt: skip
     """Computes J and F of every object of a DAVIS sequence.
 
     The objects are those of the first mask; objects that appear later are ignored. The first mask is the ground truth.
@@ -127,7 +127,7 @@ def davis(
         ValueError: frames without a mask or masks of another size, no object in the first mask, or fewer than three
             frames.
     """
-    paired(files)
+    check_paired(files)
     truth = read_masks(files.labels)
     objects = int(truth[0].max())
     if not objects:
@@ -150,7 +150,7 @@ def davis(
             "tolerance": tolerance(*shape),
             "objects": [scores.numbers() for scores in score(predictions, targets)],
         }
-    return Judged(row, masks=masks)
+    return SequenceResult(row, masks=masks)
 
 
 def davis_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
@@ -176,7 +176,9 @@ def davis_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
     return lines, tables
 
 
-def jhmdb(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: Progress | None = None) -> Judged:
+def jhmdb(
+    files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: Progress | None = None
+) -> SequenceResult:
     """Counts the correctly predicted joints of a JHMDB clip; images after the last labeled frame are ignored.
 
     Args:
@@ -189,14 +191,14 @@ def jhmdb(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress:
         ValueError: a .mat that cannot be read or has more frames than images, or fewer than two frames.
     """
     truth = read_joints(files.labels[0])
-    if len(truth) > len(files.pictures):
+    if len(truth) > len(files.images):
         raise ValueError(
-            f"{files.name}: {files.labels[0].name} has {len(truth)} frames, but there are {len(files.pictures)} images"
+            f"{files.name}: {files.labels[0].name} has {len(truth)} frames, but there are {len(files.images)} images"
         )
     if len(truth) < 2:
         raise ValueError(f"{files.name}: PCK requires at least 2 frames (the first is not scored), got {len(truth)}")
-    _, native = read_frames(files.pictures[:1], None)
-    frames, native = read_frames(files.pictures[: len(truth)], protocol.input_size(*native), protocol.images)
+    _, native = read_frames(files.images[:1], None)
+    frames, native = read_frames(files.images[: len(truth)], protocol.input_size(*native), protocol.images)
     features, tokens = encode(frames)
     grid = (features.shape[1], features.shape[2])
     labels = joint_maps(truth[0], native, grid).to(features.device)
@@ -204,7 +206,7 @@ def jhmdb(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress:
     joints = joints_from_maps(soft.cpu(), native)
     joints[0] = truth[0]
     row = _base_row(files, features, tokens) | count_correct(joints, truth, native)
-    return Judged(row, joints=joints)
+    return SequenceResult(row, joints=joints)
 
 
 def jhmdb_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -216,7 +218,9 @@ def jhmdb_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
     }
 
 
-def vip(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: Progress | None = None) -> Judged:
+def vip(
+    files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: Progress | None = None
+) -> SequenceResult:
     """Computes the confusion matrix of the classes in a VIP video, including the first frame, which is given.
 
     Args:
@@ -228,7 +232,7 @@ def vip(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: P
     Raises:
         ValueError: frames without a mask, or masks of another size.
     """
-    paired(files)
+    check_paired(files)
     truth = read_masks(files.labels, values=True)
     # Only classes of the first frame can be propagated; the maps of the others would be empty.
     classes = [0, *(number for number in truth[0].unique().tolist() if 0 < number < len(VIP_CLASSES))]
@@ -238,7 +242,7 @@ def vip(files: SequenceFiles, encode: Encode, protocol: Protocol, *, progress: P
     masks = resize_masks(predicted, (truth.shape[1], truth.shape[2]))
     masks = torch.tensor(classes, dtype=torch.uint8)[masks.long()]
     masks[0] = torch.where(truth[0] < len(VIP_CLASSES), truth[0], 0)
-    return Judged(row | {"confusion": confusion(masks, truth).tolist()}, masks=masks)
+    return SequenceResult(row | {"confusion": confusion(masks, truth).tolist()}, masks=masks)
 
 
 def vip_summary(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -254,13 +258,13 @@ def _propagate_masks(
     files: SequenceFiles, truth: Tensor, objects: int, encode: Encode, protocol: Protocol, progress: Progress | None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Returns masks uint8 [T,h,w] at the size of the encoder's input, and the first columns of a row."""
-    _, native = read_frames(files.pictures[:1], None)
+    _, native = read_frames(files.images[:1], None)
     if native != (truth.shape[1], truth.shape[2]):
         raise ValueError(
             f"{files.name}: masks are {truth.shape[2]}x{truth.shape[1]}, but frames are {native[1]}x{native[0]}"
         )
     size = protocol.input_size(*native)
-    frames, _ = read_frames(files.pictures, size, protocol.images)
+    frames, _ = read_frames(files.images, size, protocol.images)
     features, tokens = encode(frames)
     grid = (features.shape[1], features.shape[2])
     labels = first_labels(truth[0], objects, size, grid, protocol.labels).to(features.device)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.data.masks import MOST_OBJECTS, resize_masks
+from fewtokens.data.masks import MAX_OBJECTS, resize_masks
 
 # Similarities in memory at a time: 64 MiB of float32.
 _MAX_SIMILARITIES = 2**24
@@ -377,8 +377,8 @@ def first_labels(
     Raises:
         ValueError: more objects than a mask can represent.
     """
-    if objects > MOST_OBJECTS:
-        raise ValueError(f"a mask can represent at most {MOST_OBJECTS} objects, got {objects}")
+    if objects > MAX_OBJECTS:
+        raise ValueError(f"a mask can represent at most {MAX_OBJECTS} objects, got {objects}")
     if how == "nearest":
         return F.one_hot(resize_masks(mask[None], grid)[0].long(), objects + 1).float()
     one_hot = F.one_hot(resize_masks(mask[None], size)[0].long(), objects + 1).permute(2, 0, 1)[None].float()

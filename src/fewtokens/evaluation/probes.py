@@ -15,7 +15,7 @@ from fewtokens.evaluation.items import apply_to_items
 LAMBDA = 2.0**10
 
 
-def features_of(
+def extract_features(
     features: Callable[[Tensor], Tensor],
     data: ClipData,
     *,
@@ -152,7 +152,7 @@ def _fit_logistic(x: Tensor, y: Tensor, classes: int, penalty: float) -> nn.Line
     return model.requires_grad_(False)
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, *, k: int = 20, temperature: float = 0.07
 ) -> float:
     """Accuracy of the weighted vote of the k nearest neighbors by cosine (arXiv 1805.01978, section 3.4).

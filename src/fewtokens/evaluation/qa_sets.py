@@ -48,7 +48,7 @@ def normalize(text: str) -> str:
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
-def is_right(question: Question, reply: str) -> bool:
+def is_correct(question: Question, reply: str) -> bool:
     """Returns whether a reply names the correct letter or, without choices, has exactly the words of the answer.
 
     A reply that names no letter is wrong; lmms-eval picks a random choice instead. Open answers are strict: "yes, he
@@ -65,14 +65,14 @@ def is_right(question: Question, reply: str) -> bool:
 
 
 def accuracy(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, float]:
-    """Accuracy over all questions ("all") and for each kind and group of questions; see `is_right`."""
+    """Accuracy over all questions ("all") and for each kind and group of questions; see `is_correct`."""
     if len(questions) != len(replies) or not questions:
         raise ValueError(
             f"needs questions and one reply per question, got {len(replies)} replies to {len(questions)} questions"
         )
     results: dict[str, list[bool]] = defaultdict(list)
     for question, reply in zip(questions, replies, strict=True):
-        correct = is_right(question, reply)
+        correct = is_correct(question, reply)
         for name in dict.fromkeys(("all", question.kind, question.group)):
             if name:
                 results[name].append(correct)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.encoder import Encoder
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.evaluation.cloning_protocol import FEATURES, Cloning
 from fewtokens.evaluation.simulate import Environment
 
@@ -96,7 +96,7 @@ class Rollout:
     final_success: bool = False
     frames: list[Tensor] = field(default_factory=list)
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def stack_history(features: Tensor, history: int) -> Tensor:

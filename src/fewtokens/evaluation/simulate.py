@@ -86,7 +86,7 @@ class Environment(Protocol):
         ...
 
 
-def make(task: str, *, camera: str | None = None, horizon: int | None = None) -> Environment:
+def make_environment(task: str, *, camera: str | None = None, horizon: int | None = None) -> Environment:
     """Creates the environment of a task such as "metaworld/drawer-open" or "kitchen/microwave".
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 
 from fewtokens.core import files
-from fewtokens.core.keys import change, current_keys, heading
+from fewtokens.core.keys import current_keys, delta_key, heading
 from fewtokens.evaluation.bench import FULL
 from fewtokens.evaluation.fidelity import neighbor_agreement
 
@@ -33,7 +33,7 @@ _LOWER_IS_BETTER = {
 _COMPARED = ("cosine", "relative_error", "rare_cosine", "psnr_db", "j_and_f", "tokens", *_TIMES, "peak_mib")
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Averages rows over clips; returns one line per budget and method in the order of the rows, all tokens first.
 
     "neighbor_agreement" is the fraction of clips with the same nearest other clip as with all tokens,
@@ -63,7 +63,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def best(summary: Sequence[dict[str, Any]], measure: str, number: int = 5) -> dict[float | int, list[str]]:
+def best_methods(summary: Sequence[dict[str, Any]], measure: str, number: int = 5) -> dict[float | int, list[str]]:
     """Returns the `number` best methods by a measure at each budget."""
     methods: dict[float | int, list[str]] = {}
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
@@ -121,7 +121,7 @@ def _cell(name: str, line: dict[str, Any]) -> str:
     return f"{value:.4f}" if abs(value) <= 1 else f"{value:.1f}"
 
 
-def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def compare_runs(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """Compares two results at the methods and budgets that both contain.
 
     Args:
@@ -143,7 +143,7 @@ def changes(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[str]]
             old, new = first[key].get(name), second[key].get(name)
             if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):
                 line[name] = new
-                line[change(name)] = new - old
+                line[delta_key(name)] = new - old
         lines.append(line)
     if not lines:
         raise ValueError(f"{before} and {after} have no method at the same budget in common")

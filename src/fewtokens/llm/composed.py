@@ -312,7 +312,7 @@ class ComposedVideoLLM(nn.Module):
             OSError: the disk is full, or the folder is not writable; its previous content is unchanged.
         """
         llm = self.llm.merge_and_unload() if hasattr(self.llm, "merge_and_unload") else self.llm
-        with files.whole_folder(folder, last="config.json") as temporary:
+        with files.atomic_folder(folder, last="config.json") as temporary:
             try:
                 llm.save_pretrained(temporary / "llm", safe_serialization=True)
             except SafetensorError as error:

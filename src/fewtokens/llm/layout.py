@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewtokens.core.layer_method import PlacedVideo
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.layer_method import VideoPlacement
+from fewtokens.core.shapes import shape_repr
 
 
 def prompt_columns(prompt: dict[str, Any]) -> Tensor:
@@ -33,9 +33,9 @@ class Layout:
 
     visual: Tensor
     ends: Tensor
-    videos: list[PlacedVideo]
+    videos: list[VideoPlacement]
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     def video(self) -> Tensor:
         """The columns of video tokens, bool [B,L]."""
@@ -49,7 +49,7 @@ class Layout:
         repeats = rows // len(self.visual)
         visual = F.pad(self.visual, (0, length - self.visual.shape[1])).repeat_interleave(repeats, 0)
         videos = [
-            PlacedVideo(video.row * repeats + copy, video.columns, video.tokens)
+            VideoPlacement(video.row * repeats + copy, video.columns, video.tokens)
             for video in self.videos
             for copy in range(repeats)
         ]

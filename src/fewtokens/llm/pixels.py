@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 
 # The ids of filters in preprocessor_config.json, which are Pillow's.
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
@@ -35,7 +35,7 @@ class PreparedVideo:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     text: str = ""
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def resize(frames: Tensor, size: tuple[int, int], resample: int = BICUBIC) -> Tensor:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.layer_method import PlacedVideo
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.layer_method import VideoPlacement
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.features import mark_reduced
@@ -53,7 +53,7 @@ class Compressed:
     shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     layout: Layout | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 @dataclass
@@ -72,7 +72,7 @@ class EditedPrompt:
     labels: Tensor
     columns: Sequence[Tensor]
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class PromptEditor:
@@ -237,7 +237,7 @@ def _layout(
     # The number of padding columns to the left of each prompt.
     offset = mask.long().argmax(1).tolist()
     videos = [
-        PlacedVideo(b, edited[b].columns[index] + offset[b], video)
+        VideoPlacement(b, edited[b].columns[index] + offset[b], video)
         for (b, index), video in zip(video_slots, tokens, strict=True)
     ]
     return Layout(visual & mask, column.where(before_answer, 0).amax(1), videos)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.interface import cache_of, is_filled
 
 _ATTRIBUTE = "_positions_by_fewtokens"
@@ -31,7 +31,7 @@ class LastPass:
     positions: Tensor | None
     end: int
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

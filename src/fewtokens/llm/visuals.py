@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewtokens.core.batch import collate
 from fewtokens.core.pipeline import Pipeline
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
 from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
@@ -46,7 +46,7 @@ class EncodedVisuals:
     row: list[int]
     columns: list[Tensor]
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def encode_visuals(

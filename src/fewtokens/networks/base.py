@@ -61,7 +61,7 @@ class Model(Pushable, nn.Module):
 
 def save_model(model: Model, state: dict[str, Tensor], folder: str | Path, meta: dict[str, Any]) -> Path:
     """Writes the config of a model with the tensors `state`; see `Model.save_pretrained`."""
-    with files.whole_folder(folder, last="config.json") as temporary:
+    with files.atomic_folder(folder, last="config.json") as temporary:
         files.save(temporary / "model.safetensors", "model", state, {"model": model.kind})
         config = {"fewtokens_model": model.kind, "config": asdict(model.config), **meta}
         files.write_json(temporary / "config.json", config)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.encoders.frames import patchify
 from fewtokens.encoders.vit import ViT
 
@@ -32,7 +32,7 @@ class Mask:
     visible: Tensor
     hidden: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def visible_count(patches: int, ratio: float) -> int:

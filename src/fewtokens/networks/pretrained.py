@@ -67,6 +67,6 @@ def _read(folder: str | Path) -> tuple[type[Pretraining], Any]:
     kind = PRETRAINING.get(content["fewtokens_model"])
     if kind is None:
         raise ValueError(
-            f"{folder}: must be one of {', '.join(PRETRAINING)}, got {files.in_a_line(content['fewtokens_model'])!r}"
+            f"{folder}: must be one of {', '.join(PRETRAINING)}, got {files.one_line(content['fewtokens_model'])!r}"
         )
     return kind, make_config(kind, content["config"], str(folder))

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, normalize, to_unit
 from fewtokens.encoders.vit import ViT
@@ -161,7 +161,7 @@ class Prediction:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, float] = field(default_factory=dict)
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class Pretraining(Model, ABC):

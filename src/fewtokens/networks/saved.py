@@ -48,7 +48,7 @@ def load(folder: str | Path, **changes: Any) -> Model:
     kind = KINDS.get(content["fewtokens_model"])
     if kind is None:
         raise ValueError(
-            f"{folder}: must be one of {', '.join(KINDS)}, got {files.in_a_line(content['fewtokens_model'])!r}"
+            f"{folder}: must be one of {', '.join(KINDS)}, got {files.one_line(content['fewtokens_model'])!r}"
         )
     config = make_config(kind, content["config"] | changes, str(folder))
     tensors, _ = files.load(Path(folder) / "model.safetensors", "model")

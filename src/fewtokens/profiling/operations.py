@@ -65,7 +65,7 @@ class Count:
         raise ValueError(f"convention must be one of {', '.join(CONVENTIONS)}, got {convention!r}")
 
 
-def count(run: Callable[..., Any], *inputs: Tensor) -> Count:
+def count_operations(run: Callable[..., Any], *inputs: Tensor) -> Count:
     """Counts the operations of `run(*inputs)`, without gradients.
 
     Args:
@@ -224,6 +224,6 @@ _FREE = set(
 )
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Returns the number of parameters of a network."""
     return sum(parameter.numel() for parameter in model.parameters())

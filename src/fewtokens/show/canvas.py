@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 
 INK, SOFT, PAPER, LINE = (28, 30, 36), (105, 110, 122), (255, 255, 255), (225, 227, 232)
 _TITLE, _CAPTION = 24, 15
@@ -64,6 +64,6 @@ def draw_header(pen: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, c
 
 
 def save_png(image: Image.Image, path: str | Path) -> Path:
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)
     return Path(path)

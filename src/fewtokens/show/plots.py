@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.core.keys import heading
 from fewtokens.show.colors import method_styles
 
@@ -131,9 +131,9 @@ def save_plot(figure: Any, path: Path, *, title: str, caption: str) -> Path:
         figure.supxlabel("\n".join(textwrap.wrap(caption, columns)), fontsize=8, color="#696e7a", x=0.01, ha="left")
     # Equal figures are equal files: no date, ids that do not change.
     with matplotlib.rc_context({"svg.hashsalt": "fewtokens"}):
-        with whole_file(path) as temporary:
+        with atomic_file(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-        with whole_file(path.with_suffix(".svg")) as temporary:
+        with atomic_file(path.with_suffix(".svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
     return path
 

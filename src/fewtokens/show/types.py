@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 
 
@@ -28,7 +28,7 @@ class Result:
     frames: Tensor | None
     numbers: dict[str, float | int | str]
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     def facts(self, separator: str = "   ") -> str:
         """Tokens, retention and PSNR in one line; those missing in `numbers` are skipped."""
@@ -58,7 +58,7 @@ class Clip:
     times: Tensor | None
     results: list[Result]
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     @property
     def cells(self) -> int:

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from fewtokens.core import files
+from fewtokens.core.legacy import RENAMED_SETTINGS
 from fewtokens.core.plain import conform
 from fewtokens.encoders.config import current_names
 from fewtokens.train.settings import Settings, plain, total_steps
@@ -196,7 +197,7 @@ def check_same_run(head: Head, settings: Settings, items: int, out: Path) -> lis
     Raises:
         ValueError: it belongs to a run with other settings or other data, or has more steps than this run.
     """
-    before, now = head["settings"], plain(settings)
+    before, now = {RENAMED_SETTINGS.get(name, name): value for name, value in head["settings"].items()}, plain(settings)
     if isinstance(before.get("network"), dict):
         before = before | {"network": current_names(before["network"])}
     skipped = {*_MAY_CHANGE, *_LENGTH}

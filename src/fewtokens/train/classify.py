@@ -11,7 +11,7 @@ from torch import nn
 
 from fewtokens import networks as models
 from fewtokens.data import ClipData, Listing, Transform, View, collate, read_listing
-from fewtokens.evaluation.classify import evaluator, predict, scores_of
+from fewtokens.evaluation.classify import classification_scores, evaluator, predict
 from fewtokens.networks.inflate import initialize_from, matching_config
 from fewtokens.train.curves import draw_curves
 from fewtokens.train.inputs import Input, listing_input
@@ -63,8 +63,8 @@ def datasets(training: Listing, test: Listing, recipe: Recipe) -> tuple[ClipData
         scale=recipe.scale,
         area=recipe.area,
         flip=recipe.flip,
-        colour=recipe.colour,
-        grey=recipe.grey,
+        color=recipe.color,
+        gray=recipe.gray,
     )
     view = View(frames=recipe.frames, stride=recipe.stride, fps=recipe.fps or None)
     return (
@@ -172,7 +172,7 @@ def train_classifier(
     if recipe.clips * recipe.crops > 1:
         views.view = replace(views.view, clips=recipe.clips, crops=recipe.crops)
         scores, targets, broken = predict(model, views, **options)
-        report.scores = scores_of(scores, targets)
+        report.scores = classification_scores(scores, targets)
         report.broken = list(dict.fromkeys([*report.broken, *broken]))
     from accelerate import PartialState
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fewtokens.core.files import write_text
-from fewtokens.data.clips import mix
+from fewtokens.data.clips import combine_seeds
 from fewtokens.data.loading import LoadingError, load_batches
 from fewtokens.train import checkpoint
 from fewtokens.train.average import Average
@@ -344,9 +344,9 @@ class _Run:
     def _step(self, step: int, parts: list[dict[str, Any]]) -> dict[str, float]:
         """Runs one optimizer step; returns the numbers to log."""
         settings, accelerator = self.settings, self.accelerator
-        seed = mix(settings.seed, step, accelerator.process_index)
+        seed = combine_seeds(settings.seed, step, accelerator.process_index)
         torch.manual_seed(seed)
-        generator = torch.Generator().manual_seed(mix(seed, 1))
+        generator = torch.Generator().manual_seed(combine_seeds(seed, 1))
         sizes = [_batch_size(batch) for batch in parts]
         numbers: dict[str, float] = {}
         for index, (batch, size) in enumerate(zip(parts, sizes, strict=True)):

@@ -50,7 +50,7 @@ class Metrics:
         if not self.writes:
             return
         if not self._ahead and not repeated:
-            files.add_row(self.path, line)
+            files.append_row(self.path, line)
             return
         self._ahead = [old for old in self._ahead if old["step"] >= step and not is_same(old)]
         files.write_rows(self.path, [*self.lines, *self._ahead])

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.data.footage import Footage
-from fewtokens.data.pairs import PairData, collate_pairs, first_good, mask_noise
+from fewtokens.data.pairs import PairData, collate_pairs, first_valid_sample, mask_noise
 from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, unpatchify
 from fewtokens.networks.masking import patch_pixels
 from fewtokens.networks.pretrained import PRETRAINING
@@ -182,7 +182,7 @@ def pretrain(
     out = Path(out)
     model = build_pretraining(recipe) if model is None else model
     data = PairData(items, recipe.pairing, seed=recipe.seed, visits=recipe.visits)
-    first_good(data)
+    first_valid_sample(data)
     out.mkdir(parents=True, exist_ok=True)
     report = fit(
         model,

@@ -26,7 +26,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "momentum": (0, 1), "beta1": (0, 1 - 1e-9), "beta2": (0, 1 - 1e-9), "ema": (0, 1 - 1e-9),
     "seed": (-(2.0**63), 2.0**63),
     "workers": (0, 1024), "log_every": (1, HUGE), "size": (1, 16384), "resize": (0, 16384), "short": (0, 16384),
-    "frames": (1, 16384), "stride": (1, 1e6), "fps": (0, 1e4), "flip": (0, 1), "grey": (0, 1), "area": (0, 1),
+    "frames": (1, 16384), "stride": (1, 1e6), "fps": (0, 1e4), "flip": (0, 1), "gray": (0, 1), "area": (0, 1),
     "label_smoothing": (0, 1 - 1e-9), "head_bias": (-HUGE, HUGE), "clips": (1, 1024), "crops": (1, 1024),
     "repeats": (1, 1024), "visits": (1, 1e6), "shown": (2, 1024),
 }  # fmt: skip
@@ -159,8 +159,8 @@ class Recipe(Settings):
         scale: range of the random scale of the short side (videos).
         area: range of the area of a random crop, as a fraction of the image (images).
         flip: probability of a horizontal flip.
-        colour: probability of color jitter.
-        grey: probability of conversion to grayscale.
+        color: probability of color jitter.
+        gray: probability of conversion to grayscale.
         frames: frames per clip.
         stride: frames from one frame of a clip to the next.
         fps: frames per second of a clip; replaces stride if above 0.
@@ -180,8 +180,8 @@ class Recipe(Settings):
     scale: tuple[float, float] = (1.0, 1.0)
     area: tuple[float, float] = (1.0, 1.0)
     flip: float = 0.5
-    colour: float = 0.0
-    grey: float = 0.0
+    color: float = 0.0
+    gray: float = 0.0
     frames: int = 1
     stride: int = 1
     fps: float = 0.0
@@ -228,7 +228,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "kinetics": {
         "epochs": 30, "batch": 64, "optimizer": "sgd", "lr": 0.05, "weight_decay": 0.0, "warmup": 1 / 12,
-        "size": 224, "resize": 256, "scale": (0.9, 1.33), "colour": 0.8, "grey": 0.1, "frames": 32, "stride": 2,
+        "size": 224, "resize": 256, "scale": (0.9, 1.33), "color": 0.8, "gray": 0.1, "frames": 32, "stride": 2,
         "clips": 4, "crops": 3, "precision": "bf16", "workers": 8,
         "note": "TokenLearner in ViViT (lr 0.05; ViViT itself 0.1), from a pre-trained image network; 32 TPU cores, "
                 "no weight decay, smoothing or dropout; tested on 4 clips x 3 crops",

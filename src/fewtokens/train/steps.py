@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from fewtokens.data.clips import mix
+from fewtokens.data.clips import combine_seeds
 from fewtokens.train.settings import Settings
 
 
@@ -38,7 +38,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
             for position in range(first + self.rank, first + self.part, self.world_size):
                 epoch, index = divmod(position, self.items)
                 if epoch not in orders:
-                    generator = torch.Generator().manual_seed(mix(self.settings.seed, epoch, -1))
+                    generator = torch.Generator().manual_seed(combine_seeds(self.settings.seed, epoch, -1))
                     orders = {e: order for e, order in orders.items() if e >= epoch - 1}
                     orders[epoch] = torch.randperm(self.items, generator=generator).tolist()
                 keys.append((epoch, orders[epoch][index]))

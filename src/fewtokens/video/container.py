@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.video.select import MAX_PIXELS, check_pixels
 from fewtokens.video.types import VideoError
 
@@ -108,7 +108,7 @@ class Index:
     reliable: bool
     headless: bool
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def read_index(container: Any, stream: Any) -> Index:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.video.container import Index, is_truncated, open_stream, read_index
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size
@@ -67,7 +67,7 @@ class VideoFile:
     time_base: float
     rate: float | None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     @staticmethod
     def open(path: Path, video_stream: int | None, allow_truncated: bool) -> VideoFile:

@@ -97,7 +97,7 @@ class Folder:
     def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
         """Yields the images at these indices, uint8 [3,H,W] each."""
         for n in indices.tolist():
-            yield scaler.array(load_picture(self._files[n], str(self._files[n])))
+            yield scaler.array(load_image(self._files[n], str(self._files[n])))
 
 
 def read_image(path: Path, size: Size | None) -> Video:
@@ -108,13 +108,13 @@ def read_image(path: Path, size: Size | None) -> Video:
         size: see `read`.
 
     Raises:
-        VideoError: see `load_picture`.
+        VideoError: see `load_image`.
     """
-    image = Scaler(size, str(path)).array(load_picture(path, str(path)))
+    image = Scaler(size, str(path)).array(load_image(path, str(path)))
     return Video(image[None], torch.zeros(1, dtype=torch.float64), None, None, str(path), path.stat().st_size)
 
 
-def load_picture(source: Path | IO[bytes], name: str) -> NDArray[np.uint8]:
+def load_image(source: Path | IO[bytes], name: str) -> NDArray[np.uint8]:
     """Reads an image, or the first frame of an animation, uint8 [H,W,3] in RGB.
 
     Applies the EXIF orientation, composites transparency over black, and converts grayscale and 16-bit images. The

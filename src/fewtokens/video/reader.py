@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.video.container import reason
 from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, VideoFile
 from fewtokens.video.images import Animation, Folder, is_image
@@ -167,7 +167,7 @@ class _Frame:
     index: int
     remaining: int
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 def _read_sequential(source: Source, select: Picker, scaler: Scaler) -> Iterator[_Frame]:

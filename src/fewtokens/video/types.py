@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 
 
 class VideoError(ValueError):
@@ -40,7 +40,7 @@ class Video:
     path: str | None = None
     source_size: int | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     def __len__(self) -> int:
         """The number of frames."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewtokens.core.files import whole_file
+from fewtokens.core.files import atomic_file
 from fewtokens.video.container import reason, url
 
 # Format and codec for each suffix.
@@ -76,7 +76,7 @@ def _write_video(path: Path, pixels: NDArray[np.uint8], fps: float, quality: int
     container_format, codec = _FORMATS[path.suffix.lower()]
     H, W = pixels.shape[1:3]
     pixels = np.pad(pixels, ((0, 0), (0, H % 2), (0, W % 2), (0, 0)), mode="edge")
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         try:
             with av.open(url(temporary), "w", format=container_format) as container:
                 stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(60000))
@@ -95,7 +95,7 @@ def _write_gif(path: Path, pixels: NDArray[np.uint8], fps: float) -> None:
     from PIL import Image
 
     images = [Image.fromarray(image).quantize(256) for image in pixels]
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         images[0].save(
             temporary,
             format="GIF",

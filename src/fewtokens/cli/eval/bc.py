@@ -235,11 +235,11 @@ def bc(
 
 def _write_demos(path: Path, source: TaskOptions, protocol: Cloning, as_json: bool) -> None:
     from fewtokens.data.demonstrations import write
-    from fewtokens.evaluation.simulate import make, record
+    from fewtokens.evaluation.simulate import make_environment, record
 
     task, hold = source.task, source.hold
     assert task is not None
-    environment = make(task, camera=source.camera, horizon=source.horizon)
+    environment = make_environment(task, camera=source.camera, horizon=source.horizon)
     try:
         with progress("demonstrations", protocol.demos) as advance:
             episodes = record(environment, protocol.demos, protocol.render, hold=hold, progress=advance)

@@ -39,7 +39,7 @@ def classify(
     from fewtokens import networks as models
     from fewtokens.data import read_listing
     from fewtokens.encoders import pick_device
-    from fewtokens.evaluation.classify import predict, scores_of
+    from fewtokens.evaluation.classify import classification_scores, predict
 
     if not models.is_saved(model):
         raise ValueError(
@@ -66,5 +66,5 @@ def classify(
         scores, targets, broken = predict(
             network, items, batch=load.batch, workers=load.workers, average=average, loss=loss, progress=advance
         )
-    results: dict[str, Any] = scores_of(scores, targets) | {"items": len(scores)}
+    results: dict[str, Any] = classification_scores(scores, targets) | {"items": len(scores)}
     print_scores("classify", model, views, {}, results, broken, as_json)

@@ -14,7 +14,7 @@ from fewtokens.cli.options import INPUT, PROTOCOL
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
-    from fewtokens.evaluation.dense import Judged
+    from fewtokens.evaluation.dense import SequenceResult
 
 
 @verb(
@@ -63,7 +63,7 @@ def davis(
     sizes = dense.SIZES if score_size == "both" else (score_size,)
     sequences, listing = davis_sequences(data, split)
 
-    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> Judged:
+    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> SequenceResult:
         return dense.davis(files, encode, settings, sizes, progress=report)
 
     def summarize(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:

@@ -35,7 +35,7 @@ from fewtokens.core.keys import current_keys, heading
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.data.dense_sets import SequenceFiles
-    from fewtokens.evaluation.dense import Judged
+    from fewtokens.evaluation.dense import SequenceResult
     from fewtokens.evaluation.label_propagation import Protocol
 
 # Short headings, for which a terminal has room.
@@ -120,7 +120,7 @@ class Task:
     name: str
     sequences: list[SequenceFiles]
     listing: str
-    evaluate: Callable[..., Judged]
+    evaluate: Callable[..., SequenceResult]
     summarize: Callable[[Sequence[dict[str, Any]]], tuple[list[dict[str, Any]], dict[str, Any], list[str]]]
     measure: str
     more: dict[str, Any]
@@ -197,7 +197,7 @@ class _Row(TypedDict):
 
 def _files_of(files: SequenceFiles) -> str:
     """Returns a hash of the images and labels of a sequence."""
-    return identity([*files.pictures, *files.labels])
+    return identity([*files.images, *files.labels])
 
 
 def _check_names(selected: Sequence[SequenceFiles]) -> None:
@@ -206,10 +206,10 @@ def _check_names(selected: Sequence[SequenceFiles]) -> None:
     for files in selected:
         if (other := names.setdefault(files.name.casefold(), files.name)) is not files.name:
             raise ValueError(f"sequences {other} and {files.name} would have the same file name; rename one")
-        stems = {picture.stem.casefold() for picture in files.pictures}
-        if len(stems) < len(files.pictures):
+        stems = {picture.stem.casefold() for picture in files.images}
+        if len(stems) < len(files.images):
             raise ValueError(
-                f"{files.pictures[0].parent}: two images have the same name except for case or suffix; rename one"
+                f"{files.images[0].parent}: two images have the same name except for case or suffix; rename one"
             )
 
 
@@ -224,7 +224,7 @@ def _check_files(selected: Sequence[SequenceFiles], results: dict[str, dict[str,
             )
         if results[files.name]["files"] != _files_of(files):
             raise ValueError(
-                f"{target}: {files.name} was evaluated on files in {files.pictures[0].parent} that have changed since; "
+                f"{target}: {files.name} was evaluated on files in {files.images[0].parent} that have changed since; "
                 "give another --out"
             )
 
@@ -252,9 +252,9 @@ def _evaluate(
     failed = []
     done = 0
     # Each frame counts twice: when it is encoded, and when labels are propagated to it.
-    with progress(task.name, 2 * sum(len(files.pictures) for files in selected)) as advance:
+    with progress(task.name, 2 * sum(len(files.images) for files in selected)) as advance:
         for files in selected:
-            count = len(files.pictures)
+            count = len(files.images)
             if files.name not in results or not _has_labels(task, files, target):
                 pipeline.encoder.progress = partial(_report, advance, done, f"{files.name}: encoding")
                 try:
@@ -308,12 +308,12 @@ def _grids(grids: Sequence[tuple[int, ...]]) -> str:
     return ", ".join("x".join(map(str, grid)) for grid in grids[:3]) + (" ..." if len(grids) > 3 else "")
 
 
-def _write_labels(target: Path, files: SequenceFiles, output: Judged) -> None:
+def _write_labels(target: Path, files: SequenceFiles, output: SequenceResult) -> None:
     from fewtokens.core.files import write_text
     from fewtokens.data.masks import write_masks
 
     if output.masks is not None:
-        write_masks(output.masks, [target / "masks" / files.name / f"{p.stem}.png" for p in files.pictures])
+        write_masks(output.masks, [target / "masks" / files.name / f"{p.stem}.png" for p in files.images])
     if output.joints is not None:
         joints = [[[round(v, 2) for v in point] for point in frame] for frame in output.joints.tolist()]
         write_text(target / "joints" / f"{files.name}.json", json.dumps(joints))
@@ -359,7 +359,7 @@ def _predicted(target: Path, task: Task, files: SequenceFiles) -> list[Any]:
         from fewtokens.core.files import read_json
 
         return read_json(target / "joints" / f"{files.name}.json", list[list[list[float]]])
-    return [target / "masks" / files.name / f"{picture.stem}.png" for picture in files.pictures]
+    return [target / "masks" / files.name / f"{picture.stem}.png" for picture in files.images]
 
 
 def _overlay(target: Path, task: Task, files: SequenceFiles, indices: Sequence[int]) -> Any:
@@ -371,7 +371,7 @@ def _overlay(target: Path, task: Task, files: SequenceFiles, indices: Sequence[i
     from fewtokens.evaluation.pck import read_joints
     from fewtokens.show.objects import overlay_joints, overlay_objects
 
-    frames, _ = read_frames([files.pictures[n] for n in indices], None)
+    frames, _ = read_frames([files.images[n] for n in indices], None)
     labels = _predicted(target, task, files)
     if task.name == "jhmdb":
         index = list(indices)

@@ -10,7 +10,7 @@ from fewtokens.cli.eval.dense_run import MODES, DataOption, DenseOptions, ListOp
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
-    from fewtokens.evaluation.dense import Judged
+    from fewtokens.evaluation.dense import SequenceResult
 
 
 @verb(
@@ -36,7 +36,7 @@ def jhmdb(
 
     sequences, source = jhmdb_clips(data, listing)
 
-    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> Judged:
+    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> SequenceResult:
         return dense.jhmdb(files, encode, settings, progress=report)
 
     task = Task("jhmdb", sequences, source, evaluate, lambda rows: (*dense.jhmdb_summary(rows), []), "pck_0_1", {})

@@ -26,8 +26,8 @@ def knn(
     """Score a frozen encoder by the top-1 accuracy of a weighted vote of nearest neighbors."""
 
     def fit(*sets: Any) -> dict[str, Any]:
-        from fewtokens.evaluation.probes import nearest_neighbours
+        from fewtokens.evaluation.probes import nearest_neighbors
 
-        return {"top1": 100 * nearest_neighbours(*sets, k=k)}
+        return {"top1": 100 * nearest_neighbors(*sets, k=k)}
 
     run_probe(context, "knn", labeled, options, fit, {"k": k})

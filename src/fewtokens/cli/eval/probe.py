@@ -74,7 +74,7 @@ def run_probe(
     check_exists(labeled.data, labeled.validation)
     from fewtokens import networks as models
     from fewtokens.encoders import pick_device
-    from fewtokens.evaluation.probes import features_of
+    from fewtokens.evaluation.probes import extract_features
     from fewtokens.train.classify import find_data
 
     trained = models.is_saved(options.encoder)
@@ -93,7 +93,7 @@ def run_probe(
     for title, listing in zip(("training items", "test items"), listings, strict=True):
         items = clip_data(listing, views)
         with progress(title, len(items)) as advance:
-            x, y, bad = features_of(
+            x, y, bad = extract_features(
                 features, items, device=pick_device(options.device), batch=options.batch, workers=options.workers,
                 progress=advance,
             )  # fmt: skip

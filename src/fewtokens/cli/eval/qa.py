@@ -51,14 +51,15 @@ def qa(
     equal words, without an LLM as judge, and are not comparable with published numbers that use one.
     """
     check_exists(data)
-    from fewtokens.data.qa_sets import load, prompt
+    from fewtokens.data.qa_sets import format_prompt, load_questions
     from fewtokens.evaluation import qa_sets
 
-    questions = load(name, data, split)
+    questions = load_questions(name, data, split)
     if limit is not None and limit < len(questions):
         questions = [questions[number * len(questions) // limit] for number in range(limit)]
     prompts = [
-        (f"{number} {question.id}", question.video, prompt(question, name)) for number, question in enumerate(questions)
+        (f"{number} {question.id}", question.video, format_prompt(question, name))
+        for number, question in enumerate(questions)
     ]
     digest = identity((), [part for id, _, text in prompts for part in (id, text)])
     request = {

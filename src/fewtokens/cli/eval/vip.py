@@ -10,7 +10,7 @@ from fewtokens.cli.eval.dense_run import MODES, DataOption, DenseOptions, ListOp
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
-    from fewtokens.evaluation.dense import Judged
+    from fewtokens.evaluation.dense import SequenceResult
 
 
 @verb(
@@ -35,7 +35,7 @@ def vip(
 
     sequences, source = vip_videos(data, listing)
 
-    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> Judged:
+    def evaluate(files: SequenceFiles, encode: Any, settings: Any, report: Any) -> SequenceResult:
         return dense.vip(files, encode, settings, progress=report)
 
     task = Task("vip", sequences, source, evaluate, lambda rows: (*dense.vip_summary(rows), []), "mean_iou", {})

@@ -168,4 +168,4 @@ def _print_data(training: Any, test: Any) -> None:
         style="dim",
     )
     print_some("missing", training.missing + test.missing)
-    print_some("skipped", training.left_out)
+    print_some("skipped", training.skipped)

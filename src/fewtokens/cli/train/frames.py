@@ -54,7 +54,7 @@ def frames(
                     "broken": list(packed.broken), "missing": list(footage.missing)})  # fmt: skip
         return
     out.print(f"{len(packed.files)} videos in {escape(str(folder))}, {packed.frames} frames written in this run")
-    if packed.trusted:
-        log.print(f"{packed.trusted} files of an earlier version, which did not save their sources, were kept")
+    if packed.unverified:
+        log.print(f"{packed.unverified} files of an earlier version, which did not save their sources, were kept")
     print_some("could not be read", packed.broken)
     print_some("missing", footage.missing)

@@ -103,11 +103,11 @@ def train_language_model(
     settings = Settings(**values)
     main = PartialState(cpu=options.device == "cpu").is_main_process
     folder = options.folder
-    training = list(qa_sets.conversations(conversations.data, conversations.root))
+    training = list(qa_sets.read_conversations(conversations.data, conversations.root))
     test = (
         []
         if conversations.validation is None
-        else list(qa_sets.conversations(conversations.validation, conversations.root))
+        else list(qa_sets.read_conversations(conversations.validation, conversations.root))
     )
     torch.manual_seed(settings.seed)
     model, inputs = build()

@@ -130,7 +130,7 @@ def _train(data: Path, root: Path | None, recipe: Any, options: TrainOptions) ->
     if main:
         log.print(f"{len(footage.items)} videos to train on", style="dim")
         print_some("missing", footage.missing)
-        print_some("skipped", footage.left_out)
+        print_some("skipped", footage.skipped)
     model = build_pretraining(recipe)
     total = recipe.total(len(footage.items) * recipe.visits)
     if options.dry_run:

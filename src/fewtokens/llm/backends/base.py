@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.llm import backends
 from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version
 from fewtokens.llm.pixels import PreparedVideo
@@ -55,7 +55,7 @@ class VisualFeatures:
     deepstack: list[Tensor] = field(default_factory=list)
     pixels: Tensor | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class Backend(ABC):

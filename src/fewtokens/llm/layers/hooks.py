@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PlacedVideo
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, VideoPlacement
+from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, is_filled, layer_cache, unsupported
@@ -62,7 +62,7 @@ class Run:
     finished: bool = False
     active: Tensor | None = None
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class LayerRuntime:
@@ -312,7 +312,9 @@ class LayerRuntime:
         slot = torch.full((len(hidden), video.shape[1] + 1), -1, device=hidden.device)
         slot_index = torch.arange(columns.shape[1], device=hidden.device).expand_as(columns)
         slot = slot.scatter(1, columns.masked_fill(~real, video.shape[1]), slot_index)
-        videos = [PlacedVideo(placed.row, slot[placed.row, placed.columns], placed.tokens) for placed in layout.videos]
+        videos = [
+            VideoPlacement(placed.row, slot[placed.row, placed.columns], placed.tokens) for placed in layout.videos
+        ]
         state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos)
         decision = method.choose(state, key[1])
         run.done.add(key)

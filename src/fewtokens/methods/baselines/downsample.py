@@ -27,7 +27,7 @@ class Downsample(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
 
     def shape(self, grid: Grid) -> tuple[int, int, int]:
         """The shape (T',H',W') of the coarser grid."""

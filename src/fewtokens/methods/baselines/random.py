@@ -25,7 +25,7 @@ class Random(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, seed: int = 0) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         self.seed = seed
 
     def plan(self, tokens: Tokens) -> Plan:

@@ -24,7 +24,7 @@ class Uniform(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
 
     def plan(self, tokens: Tokens) -> Plan:
         count = self.counts(tokens)

@@ -59,7 +59,7 @@ class CenterClip(Reducer):
             raise ValueError(f"centerclip: algorithm must be 'medoids' or 'spectral', got {algorithm!r}")
         if sigma is not None and (algorithm != "spectral" or sigma <= 0):
             raise ValueError(f"sigma requires algorithm='spectral' and must be above 0, got {sigma}")
-        self.take_budget(keep)
+        self.set_budget(keep)
         if frames < 1 or iterations < 0:
             raise ValueError(f"frames must be at least 1 and iterations at least 0, got {frames} and {iterations}")
         self.frames, self.medoid, self.iterations = frames, bool(medoid), iterations

@@ -51,7 +51,7 @@ class KMeans(Reducer):
         check_bounds(k_min, k_max)
         if iterations < 1:
             raise ValueError(f"iterations must be at least 1, got {iterations}")
-        self.take_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
+        self.set_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
         self.criterion = criterion
         self.k_min, self.k_max = k_min, k_max
         self.iterations, self.tol, self.seed = iterations, tol, seed

@@ -38,7 +38,7 @@ class DyCokeCache(LayerMethod):
     def __init__(self, keep: float = 0.3, *, layer: int = 3, similarity: float = 0.9, revive: bool = True) -> None:
         if not -1 <= similarity <= 1:
             raise ValueError(f"dycoke_cache: similarity must be a cosine in [-1, 1], got {similarity}")
-        self.keep, self.layer = Budget.parse(keep, units=("share",)).value, check_layer(layer, "dycoke_cache")
+        self.keep, self.layer = Budget.parse(keep, units=("fraction",)).value, check_layer(layer, "dycoke_cache")
         self.similarity, self.revive = float(similarity), bool(revive)
 
     def cache_point(self, depth: int) -> CachePoint:

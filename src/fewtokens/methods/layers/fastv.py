@@ -8,9 +8,9 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
+    budget_may_keep_all,
     check_layer,
     counts,
-    may_spare_all,
     top,
 )
 
@@ -33,13 +33,13 @@ class FastV(LayerMethod):
     cost = "one row of attention, O(L C^2 / groups) for its keys"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:
-        self.keep, self.layer = Budget.parse(keep, units=("share", "count")).value, check_layer(layer, "fastv")
+        self.keep, self.layer = Budget.parse(keep, units=("fraction", "count")).value, check_layer(layer, "fastv")
 
     def prune_points(self, depth: int) -> list[PrunePoint]:
         return [PrunePoint(self.layer, self.layer - 1)]
 
     def keeps_all(self, index: int) -> bool:
-        return may_spare_all(self.keep)
+        return budget_may_keep_all(self.keep)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep, nearest=True)))

@@ -8,9 +8,9 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
+    budget_may_keep_all,
     check_layer,
     counts,
-    may_spare_all,
     top,
 )
 
@@ -39,7 +39,7 @@ class FlexSelect(LayerMethod):
         if by not in ("max", "mean"):
             raise ValueError(f"flexselect: by must be 'max' or 'mean', got {by!r}")
         self.keep, self.layer, self.by = (
-            Budget.parse(keep, units=("share", "count")).value,
+            Budget.parse(keep, units=("fraction", "count")).value,
             check_layer(layer, "flexselect"),
             by,
         )
@@ -52,7 +52,7 @@ class FlexSelect(LayerMethod):
         return [PrunePoint(self.layer, self.layer)]
 
     def keeps_all(self, index: int) -> bool:
-        return may_spare_all(self.keep)
+        return budget_may_keep_all(self.keep)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep)))

@@ -12,9 +12,9 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
+    budget_may_keep_all,
     check_layer,
     counts,
-    may_spare_all,
     top,
 )
 from fewtokens.methods.ops.segments import rank_within
@@ -46,7 +46,7 @@ class HoliTomInner(LayerMethod):
         if merge not in ("sequential", "mean", "drop"):
             raise ValueError(f"holitom_inner: merge must be 'sequential', 'mean' or 'drop', got {merge!r}")
         self.keep, self.layer, self.merge = (
-            Budget.parse(keep, units=("share", "count")).value,
+            Budget.parse(keep, units=("fraction", "count")).value,
             check_layer(layer, "holitom_inner"),
             merge,
         )
@@ -55,7 +55,7 @@ class HoliTomInner(LayerMethod):
         return [PrunePoint(self.layer, self.layer - 1)]
 
     def keeps_all(self, index: int) -> bool:
-        return may_spare_all(self.keep)
+        return budget_may_keep_all(self.keep)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         selected = top(state, counts(state, self.keep, nearest=True))

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.budget import Budget
-from fewtokens.core.layer_method import LayerDecision, LayerMethod, LayerState, PrunePoint, check_layer, may_spare_all
+from fewtokens.core.layer_method import (
+    LayerDecision,
+    LayerMethod,
+    LayerState,
+    PrunePoint,
+    budget_may_keep_all,
+    check_layer,
+)
 from fewtokens.core.tokens import Tokens
 
 
@@ -33,7 +40,7 @@ class PruneVidInner(LayerMethod):
     def __init__(self, keep: float = 0.4, *, layer: int = 10) -> None:
         if isinstance(keep, int) and not isinstance(keep, bool):
             raise ValueError(f"prunevid_inner: keep must be a fraction of each group such as 0.4, got the count {keep}")
-        self.keep, self.layer = Budget.parse(keep, units=("share",)).value, layer
+        self.keep, self.layer = Budget.parse(keep, units=("fraction",)).value, layer
         check_layer(layer + 1, "prunevid_inner")
 
     @property
@@ -48,7 +55,7 @@ class PruneVidInner(LayerMethod):
 
     def keeps_all(self, index: int) -> bool:
         # Groups of one token always keep it.
-        return may_spare_all(self.keep) or self.may_keep_all
+        return budget_may_keep_all(self.keep) or self.may_keep_all
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         assert state.scores is not None

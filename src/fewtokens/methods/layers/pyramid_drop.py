@@ -10,9 +10,9 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
+    budget_may_keep_all,
     check_layer,
     counts,
-    may_spare_all,
     top,
 )
 
@@ -41,7 +41,7 @@ class PyramidDrop(LayerMethod):
     ) -> None:
         if isinstance(keep, (int, float)) or not keep:
             raise ValueError(f"pyramid_drop: keep must be one budget per stage such as (0.5, 0.25), got {keep!r}")
-        self.keep = tuple(Budget.parse(part, units=("share", "count")).value for part in keep)
+        self.keep = tuple(Budget.parse(part, units=("fraction", "count")).value for part in keep)
         self.layers = None if layers is None else tuple(check_layer(layer, "pyramid_drop") for layer in layers)
         if self.layers is not None:
             if len(self.layers) != len(self.keep):
@@ -61,7 +61,7 @@ class PyramidDrop(LayerMethod):
 
     def keeps_all(self, index: int) -> bool:
         earlier = self.keep[index - 1] if index else None
-        return may_spare_all(self.keep[index]) or self.keep[index] == earlier or isinstance(earlier, int)
+        return budget_may_keep_all(self.keep[index]) or self.keep[index] == earlier or isinstance(earlier, int)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep[index])))

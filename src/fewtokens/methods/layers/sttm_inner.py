@@ -45,7 +45,7 @@ class SttmInner(LayerMethod):
             raise ValueError(f"sttm_inner: positions must be 'keep' or 'average', got {positions!r}")
         # tau and tau_time may both be given.
         instead = {"tau_time": tau_time} if tau is None else {"tau": tau}
-        self.budget = Budget.choose("sttm_inner", keep, units=("share", "count"), **instead)
+        self.budget = Budget.choose("sttm_inner", keep, units=("fraction", "count"), **instead)
         self.squares = Squares(tau, tau_time, levels, bool(weighted), strips)
         self.tau, self.tau_time, self.levels, self.weighted = tau, tau_time, levels, bool(weighted)
         self.keep = keep

@@ -39,7 +39,7 @@ class AttentionalPool(Resampler):
 
     def __init__(self, keep: int = 32, *, dim: int = 384, hidden: int = 64, checkpoint: str | None = None) -> None:
         super().__init__()
-        self.take_budget(keep, units=("count",))
+        self.set_budget(keep, units=("count",))
         check_counts(hidden=hidden)
         self.dim, self.hidden, self.checkpoint = dim, hidden, checkpoint
         self.summary = TokenSummary(dim, keep, hidden)

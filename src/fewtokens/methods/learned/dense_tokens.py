@@ -43,7 +43,7 @@ class DenseTokens(Resampler):
         self, keep: int | str = "8/frame", *, dim: int = 384, side: int = 14, checkpoint: str | None = None
     ) -> None:
         super().__init__()
-        self.take_budget(keep, units=("per frame",))
+        self.set_budget(keep, units=("per frame",))
         assert self.budget is not None
         num_tokens = self.num_tokens = int(self.budget.value)
         self.dim, self.side, self.checkpoint = dim, side, checkpoint

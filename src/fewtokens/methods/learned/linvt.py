@@ -76,7 +76,7 @@ class LinVt(Resampler):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, units=("count",))
+        self.set_budget(keep, units=("count",))
         check_counts(selected=selected, num_layers=num_layers, heads=heads)
         scales = tuple(scales)
         if not scales or any(not isinstance(scale, int) or scale < 1 for scale in scales):

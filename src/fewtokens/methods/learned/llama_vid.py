@@ -51,7 +51,7 @@ class LlamaVid(Resampler):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, units=("per frame", "share"))
+        self.set_budget(keep, units=("per frame", "fraction"))
         self.dim, self.text_dim, self.checkpoint = dim, text_dim, checkpoint
         self.query = nn.Linear(text_dim or dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)

@@ -57,7 +57,7 @@ class Perceiver(Resampler):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, units=("count",))
+        self.set_budget(keep, units=("count",))
         check_counts(num_layers=num_layers, heads=heads)
         self.dim, self.num_layers, self.heads = dim, num_layers, heads
         self.checkpoint = checkpoint

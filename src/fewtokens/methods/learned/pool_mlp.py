@@ -31,7 +31,7 @@ class PoolMlp(Resampler):
 
     def __init__(self, keep: int | str = "8/frame", *, dim: int = 384, checkpoint: str | None = None) -> None:
         super().__init__()
-        self.take_budget(keep, units=("per frame",))
+        self.set_budget(keep, units=("per frame",))
         assert self.budget is not None
         num_tokens = self.num_tokens = int(self.budget.value)
         self.dim, self.checkpoint = dim, checkpoint

@@ -60,7 +60,7 @@ class PpLlava(Resampler):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, kernel=kernel)
+        self.set_budget(keep, kernel=kernel)
         kernel = (2, 3, 3) if kernel is None else kernel
         if len(kernel) != 3 or any(not isinstance(side, int) or side < 1 for side in kernel):
             raise ValueError(f"kernel must be three integers of at least 1 (frames, rows, columns), got {kernel!r}")

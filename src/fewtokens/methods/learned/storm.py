@@ -59,9 +59,9 @@ class Storm(Method):
     ) -> None:
         super().__init__()
         if pool is None:
-            self.take_budget(keep, spatial=spatial)
+            self.set_budget(keep, spatial=spatial)
         else:
-            self.take_budget(keep, pool=pool)
+            self.set_budget(keep, pool=pool)
         self.pool = None if self.budget else 4 if pool is None else pool
         self.spatial = None if self.budget else 1 if spatial is None else spatial
         windows = {} if self.budget else {"pool": self.pool, "spatial": self.spatial}

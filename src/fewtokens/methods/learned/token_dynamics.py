@@ -57,7 +57,7 @@ class TokenDynamics(Method):
             raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}; for the released code use vqtoken")
         if criterion not in ("fixed", *CRITERIA):
             raise ValueError(f"criterion must be one of fixed, {', '.join(CRITERIA)}, got {criterion!r}")
-        self.take_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
+        self.set_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
         self.between = (int(between[0]), int(between[1]))
         check_bounds(*self.between)
         self.dim, self.mode, self.criterion = dim, mode, criterion

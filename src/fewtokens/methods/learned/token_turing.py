@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
-from fewtokens.core.plan import by_position
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.plan import position_order
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
 from fewtokens.methods.ops.resample import (
@@ -46,7 +46,7 @@ class TuringState:
     moments: Tensor
     frames: int
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class TokenTuring(Resampler):
@@ -92,7 +92,7 @@ class TokenTuring(Resampler):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, units=("count",))
+        self.set_budget(keep, units=("count",))
         check_counts(memory=memory, read=read, num_layers=num_layers, heads=heads)
         self.dim, self.memory, self.read = dim, memory, read
         self.num_layers, self.heads, self.checkpoint = num_layers, heads, checkpoint
@@ -153,7 +153,7 @@ class TokenTuring(Resampler):
         moments = read_weights[..., :4] + read_weights[..., 4:] @ values
         positions = moments[..., 1:] / moments[..., :1].clamp(min=1e-12) - start
         count = constant_count(tokens, self.keep)
-        order = by_position(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))[..., None]
+        order = position_order(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))[..., None]
 
         def sort(rows: Tensor) -> Tensor:
             return rows.gather(1, order.expand(-1, -1, rows.shape[2]))

@@ -58,7 +58,7 @@ class TokenLearner(Resampler):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, units=("per frame",))
+        self.set_budget(keep, units=("per frame",))
         assert self.budget is not None
         num_tokens = self.num_tokens = int(self.budget.value)
         if version not in VERSIONS:

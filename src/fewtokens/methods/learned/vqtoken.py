@@ -64,7 +64,7 @@ class VqToken(Resampler):
         super().__init__()
         if criterion not in ("fixed", *CRITERIA):
             raise ValueError(f"criterion must be one of fixed, {', '.join(CRITERIA)}, got {criterion!r}")
-        self.take_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
+        self.set_budget(keep, default=32, criterion=None if criterion == "fixed" else criterion)
         self.between = (int(between[0]), int(between[1]))
         check_bounds(*self.between)
         self.dim, self.side, self.criterion, self.seed, self.checkpoint = dim, side, criterion, seed, checkpoint

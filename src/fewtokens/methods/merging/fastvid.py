@@ -69,7 +69,7 @@ class FastVid(Method):
         neighbors: int = 4,
     ) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if min(segments, stride, neighbors) < 1:
             raise ValueError(
                 f"segments, stride and neighbors must be at least 1, got {segments}, {stride}, {neighbors}"
@@ -153,4 +153,6 @@ class FastVid(Method):
         plan = Plan.keep(selected, self.max_slots(tokens))
         assert plan.dest is not None
         dest = torch.where(selected | (credited < 0), plan.dest, plan.dest.gather(1, credited.clamp(min=0)))
-        return tokens.apply(Plan(plan.count, plan.num_slots, dest)).replace(features=plan.move(mixed)).ordered()
+        return (
+            tokens.apply(Plan(plan.count, plan.num_slots, dest)).replace(features=plan.move(mixed)).sort_by_position()
+        )

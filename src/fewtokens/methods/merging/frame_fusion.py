@@ -31,7 +31,7 @@ class FrameFusion(Reducer):
 
     def __init__(self, similarity: float | None = None, *, keep: float | int | str | None = None) -> None:
         super().__init__()
-        self.take_budget(keep, similarity=similarity)
+        self.set_budget(keep, similarity=similarity)
         if similarity is not None and not -1 <= similarity <= 1:
             raise ValueError(f"similarity must be a cosine in [-1, 1], got {similarity}")
         self.similarity = similarity

@@ -42,7 +42,7 @@ class HoliTom(Reducer):
         self, keep: float | int | str = 0.25, *, tau: float = 0.8, center: float = 0.6, neighbors: int = 7
     ) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if not -1 <= tau <= 1 or not 0 <= center <= 1 or neighbors < 1:
             raise ValueError(
                 f"tau must be in [-1, 1], center in [0, 1] and neighbors at least 1, got {tau}, {center}, {neighbors}"
@@ -109,7 +109,7 @@ class HoliTom(Reducer):
             is_center, torch.where(alone, 1.0, self.center) / frames, (1 - self.center) / num_members.clamp(min=1)
         )
         part = torch.where(static.flatten(1), part, 1.0)
-        return Plan(counts, int(counts.max()), dest, shares=part).ordered(tokens)
+        return Plan(counts, int(counts.max()), dest, shares=part).sort_by_position(tokens)
 
 
 def _least_similar(similar: Tensor, later: Tensor, spare: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Lftr(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, time: float = 0.5) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if not 0 <= time <= 1:
             raise ValueError(f"time must be in [0, 1] (the part of the reduction that applies to frames), got {time}")
         self.time = float(time)

@@ -33,7 +33,7 @@ class MergeWindowsInEncoder(Reducer):
 
     def __init__(self, keep: float | str = 0.25, *, window: int = 7) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if window < 1:
             raise ValueError(f"window must be at least 1 cell, got {window}")
         self.window = window

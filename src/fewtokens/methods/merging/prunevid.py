@@ -52,7 +52,7 @@ class PruneVid(Reducer):
         neighbors: int = 7,
     ) -> None:
         super().__init__()
-        self.take_budget(keep, ratio=ratio)
+        self.set_budget(keep, ratio=ratio)
         ratio = 0.5 if ratio is None else ratio
         if not 0 < segments <= 1 or not 0 < ratio <= 1 or not -1 <= tau <= 1:
             raise ValueError(f"segments and ratio must be in (0, 1] and tau in [-1, 1], got {segments}, {ratio}, {tau}")

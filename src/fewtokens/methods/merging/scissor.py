@@ -47,7 +47,7 @@ class Scissor(Method):
 
     def __init__(self, tau: float | None = None, *, keep: float | int | str | None = None) -> None:
         super().__init__()
-        self.take_budget(keep, tau=tau)
+        self.set_budget(keep, tau=tau)
         if tau is not None and not -1 <= tau <= 1:
             raise ValueError(f"tau must be a cosine in [-1, 1], got {tau}")
         self.tau = tau

@@ -55,9 +55,9 @@ class Sttm(Method):
     ) -> None:
         super().__init__()
         if tau is None:
-            self.take_budget(keep, tau_time=tau_time)
+            self.set_budget(keep, tau_time=tau_time)
         else:
-            self.take_budget(keep, tau=tau)
+            self.set_budget(keep, tau=tau)
         self.tau, self.tau_time, self.levels, self.weighted = tau, tau_time, levels, bool(weighted)
         self.strips = strips
         self.squares = Squares(tau, tau_time, levels, bool(weighted), strips)

@@ -34,7 +34,7 @@ class TempMe(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, joins: Sequence[int] = (2, 2, 3)) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if any(not isinstance(n, int) or n < 1 for n in joins):
             raise ValueError(f"joins must be integers of at least 1, got {joins!r}")
         self.joins = tuple(joins)

@@ -38,7 +38,7 @@ class Testa(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, time: float = 0.26) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if not 0 <= time <= 1:
             raise ValueError(f"time must be in [0, 1] (the part of the reduction that applies to frames), got {time}")
         self.time = float(time)

@@ -28,7 +28,7 @@ class Tome(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        return merge_to(tokens, self.counts(tokens), self.planned(tokens))
+        return merge_to(tokens, self.counts(tokens), self.planned_counts(tokens))

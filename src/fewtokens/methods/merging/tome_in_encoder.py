@@ -36,7 +36,7 @@ class TomeInEncoder(Reducer):
         self, keep: float | str | None = None, *, r: int | tuple[int, float] | Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        self.take_budget(keep, default=0.25, r=r)
+        self.set_budget(keep, default=0.25, r=r)
         if r is not None:
             schedule(r, 1)
         self.r = r

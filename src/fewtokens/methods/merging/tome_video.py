@@ -34,7 +34,7 @@ class TomeVideo(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, within: str = "video") -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if within not in ("video", "frame"):
             raise ValueError(f"tome_video: within must be 'video' or 'frame', got {within!r}")
         self.within = within
@@ -45,7 +45,7 @@ class TomeVideo(Reducer):
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         if self.within == "video":
             shifted = _shift_odd_frames(tokens)
-            return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens), self.planned(tokens)))
+            return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens), self.planned_counts(tokens)))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         return merge_within(tokens, frame, allocate(self.counts(tokens), group_sizes(frame, tokens.grid.T)))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan, sums
+from fewtokens.core.plan import Plan, group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import bipartite_plan
 
@@ -50,7 +50,7 @@ class VidTldr(Reducer):
         by: str = "attention",
     ) -> None:
         super().__init__()
-        self.take_budget(keep, default=0.25, r=r)
+        self.set_budget(keep, default=0.25, r=r)
         if by not in ("attention", "shift"):
             raise ValueError(f"by must be 'attention' or 'shift', got {by!r}")
         if blocks < 1:
@@ -89,7 +89,7 @@ class VidTldr(Reducer):
         index = torch.arange(tokens.N, device=tokens.device)
         in_set_a = (index - tokens.num_prefix) % 2 == 0
         dest = plan.dest.clamp(min=0)
-        merges = sums(tokens.mask[..., None].float(), plan.dest, plan.num_slots).squeeze(2).gather(1, dest) > 1
+        merges = group_sum(tokens.mask[..., None].float(), plan.dest, plan.num_slots).squeeze(2).gather(1, dest) > 1
         score = saliency(cues[self.needs[0]], tokens.mask)
         return replace(plan, sizes=torch.where(in_set_a & merges, tokens.sizes * score, tokens.sizes))
 

@@ -38,7 +38,7 @@ class VisionZip(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, contextual: float = 10 / 64, normalize: bool = True) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if not 0 <= contextual < 1:
             raise ValueError(f"contextual must be in [0, 1) (a fraction of the budget), got {contextual}")
         self.contextual, self.normalize = float(contextual), bool(normalize)

@@ -56,7 +56,7 @@ class VisualWords(Reducer):
         super().__init__()
         if distance is not None and words is None:
             raise ValueError("distance requires words: visual_words(words=FILE)")
-        self.take_budget(keep, default=0.5 if words is None else None, distance=distance)
+        self.set_budget(keep, default=0.5 if words is None else None, distance=distance)
         if distance is not None and not 0 <= distance <= 2:
             raise ValueError(f"distance must be in [0, 2] (1 - cosine), got {distance}")
         self.words = words

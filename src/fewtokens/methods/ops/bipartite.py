@@ -119,7 +119,7 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
 
 def _plan_in_order(before: Tokens, after: Tokens) -> Plan:
     """The plan from `before` to `after`, in order of time; the features are not needed."""
-    return Plan.from_assignment(before, after.replace(features=after.features[..., :0], prefix=None).ordered())
+    return Plan.from_assignment(before, after.replace(features=after.features[..., :0], prefix=None).sort_by_position())
 
 
 def _excess(tokens: Tokens, target: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 
 
@@ -22,7 +22,7 @@ class LastFrame:
     values: Tensor
     has_token: Tensor
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
     @staticmethod
     def from_tokens(values: Tensor, tokens: Tokens) -> LastFrame:

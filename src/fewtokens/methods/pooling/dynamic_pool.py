@@ -32,7 +32,7 @@ class DynamicPool(Reducer):
 
     def __init__(self, keep: float | int | str = 2048, *, most: int = 144) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if not isinstance(most, int) or isinstance(most, bool) or most < 1:
             raise ValueError(f"most must be a count of at least 1, got {most!r}")
         self.most = most

@@ -38,7 +38,7 @@ class GridSplit(Resampler):
 
     def __init__(self, keep: float | str = "8/frame") -> None:
         super().__init__()
-        self.take_budget(keep, units=("per frame", "share"))
+        self.set_budget(keep, units=("per frame", "fraction"))
         assert self.budget is not None
         self.num_tokens = int(self.budget.value) if self.budget.unit == "per frame" else None
 

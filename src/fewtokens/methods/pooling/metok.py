@@ -54,7 +54,7 @@ class Metok(Reducer):
         super().__init__()
         self.keep = None
         if keep is not None:
-            self.take_budget(keep)
+            self.set_budget(keep)
         if by not in ("typical", "text"):
             raise ValueError(f"by must be 'typical' or 'text', got {by!r}")
         if min(events, key_events, key_frames) < 1:

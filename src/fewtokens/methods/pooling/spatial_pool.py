@@ -34,7 +34,7 @@ class SpatialPool(Resampler):
 
     def __init__(self, stride: int | None = None, *, side: int | None = None, keep: float | str | None = None) -> None:
         super().__init__()
-        self.take_budget(keep, units=("per frame", "share"), stride=stride)
+        self.set_budget(keep, units=("per frame", "fraction"), stride=stride)
         self.stride = None if self.budget else 2 if stride is None else stride
         for name, value in (("stride", self.stride), ("side", side)):
             if value is not None and (not isinstance(value, int) or value < 1):

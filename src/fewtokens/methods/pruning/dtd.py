@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.budget import NotBoth
+from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
@@ -41,8 +41,8 @@ class Dtd(Reducer):
         if mode not in ("feature", "relative", "pixel"):
             raise ValueError(f"dtd: mode must be 'feature', 'relative' or 'pixel', got {mode!r}")
         if keep is not None and mode == "relative":
-            raise NotBoth("dtd: keep= is not allowed in relative mode, where tau= sets the budget")
-        self.take_budget(keep, tau=tau)
+            raise ConflictingArguments("dtd: keep= is not allowed in relative mode, where tau= sets the budget")
+        self.set_budget(keep, tau=tau)
         self.threshold = (0.1 if mode == "pixel" else 0.5) if tau is None else float(tau)
         self.tau = None if self.budget else self.threshold
         low = -1.0 if mode == "feature" else 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
-from fewtokens.core.shapes import by_shape
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import allocate
 from fewtokens.methods.ops.temporal import cosine
@@ -29,7 +29,7 @@ class DyCokeState:
     past: Tensor
     frames: int
 
-    __repr__ = by_shape
+    __repr__ = shape_repr
 
 
 class DyCoke(Reducer):
@@ -61,7 +61,7 @@ class DyCoke(Reducer):
         self, rate: float | None = None, *, keep: float | int | str | None = None, last_group: str = "whole"
     ) -> None:
         super().__init__()
-        self.take_budget(keep, rate=rate)
+        self.set_budget(keep, rate=rate)
         if rate is not None and not 0 <= rate <= 1:
             raise ValueError(f"rate must be in [0, 1] (the fraction of a frame that is dropped), got {rate}")
         if last_group not in ("whole", "pruned"):

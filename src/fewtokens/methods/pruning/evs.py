@@ -36,7 +36,7 @@ class Evs(Reducer):
         self, keep: float | int | str | None = None, *, tau: float | None = None, q: float | None = None
     ) -> None:
         super().__init__()
-        self.take_budget(keep, default=0.25, tau=tau, q=q)
+        self.set_budget(keep, default=0.25, tau=tau, q=q)
         if tau is not None and not 0 <= tau <= 2:
             raise ValueError(f"tau must be in [0, 2] (1 - cosine), got {tau}")
         if q is not None:

@@ -43,7 +43,7 @@ class Grt(Reducer):
 
     def __init__(self, tau: float | None = None, *, keep: float | int | str | None = None, measure: str = "l2") -> None:
         super().__init__()
-        self.take_budget(keep, tau=tau)
+        self.set_budget(keep, tau=tau)
         if tau is not None and tau < 0:
             raise ValueError(f"tau must be at least 0, got {tau}")
         if measure not in ("l2", "rms", "ssim"):

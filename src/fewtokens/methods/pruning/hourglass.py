@@ -32,7 +32,7 @@ class Hourglass(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25, *, neighbors: int = 2) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if neighbors < 1:
             raise ValueError(f"neighbors must be at least 1 (the frame itself), got {neighbors}")
         self.neighbors = neighbors

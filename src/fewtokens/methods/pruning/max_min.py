@@ -35,7 +35,7 @@ class MaxMin(Reducer):
         super().__init__()
         if start not in ("mean", "isolated"):
             raise ValueError(f"max_min: start must be 'mean' or 'isolated', got {start!r}")
-        self.take_budget(keep)
+        self.set_budget(keep)
         self.start = start
 
     def plan(self, tokens: Tokens) -> Plan:

@@ -26,7 +26,7 @@ class RepresentationShift(Reducer):
 
     def __init__(self, keep: float | int | str = 0.25) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class RepresentationShiftInEncoder(Reducer):
 
     def __init__(self, keep: float | str = 0.25, *, layers: int = 3) -> None:
         super().__init__()
-        self.take_budget(keep)
+        self.set_budget(keep)
         if layers < 1:
             raise ValueError(f"layers must be at least 1 (the number of blocks that drop tokens), got {layers}")
         self.layers = layers

@@ -42,7 +42,7 @@ class Rlt(Reducer):
 
     def __init__(self, tau: float | None = None, *, keep: float | int | str | None = None) -> None:
         super().__init__()
-        self.take_budget(keep, tau=tau)
+        self.set_budget(keep, tau=tau)
         if tau is not None and tau < 0:
             raise ValueError(f"tau must be at least 0, got {tau}")
         self.tau = None if self.budget else 0.1 if tau is None else float(tau)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan, sums
+from fewtokens.core.plan import Plan, group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.segments import rank_within
 
@@ -43,7 +43,7 @@ class VidCom2(Reducer):
         self, keep: float | int | str | None = None, *, temperature: float = 0.01, q: float | None = None
     ) -> None:
         super().__init__()
-        self.take_budget(keep, default=0.25, q=q)
+        self.set_budget(keep, default=0.25, q=q)
         if q is not None:
             self.budget = Budget.pruning(q, caller=self.name)
         if temperature <= 0:
@@ -57,16 +57,16 @@ class VidCom2(Reducer):
         T, frame = tokens.grid.T, tokens.frame.masked_fill(~tokens.mask, -1)
         real = tokens.mask[..., None].float()
         x = _low_variance_half(tokens.features.float(), real)
-        count = sums(real, frame, T)  # [B,T,1]
+        count = group_sum(real, frame, T)  # [B,T,1]
         video_mean = (x * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
-        frame_mean = sums(x * real, frame, T) / count.clamp(min=1)
+        frame_mean = group_sum(x * real, frame, T) / count.clamp(min=1)
         frame_index = frame.clamp(min=0)
         video_similarity = _similarity(x, video_mean)
         similarity = video_similarity + _similarity(
             x, frame_mean.gather(1, frame_index[..., None].expand(-1, -1, x.shape[2]))
         )
         # A frame's distinctiveness: the mean dissimilarity of its tokens to the video.
-        dissimilarity = -sums(video_similarity[..., None] * real, frame, T) / count.clamp(min=1)  # [B,T,1]
+        dissimilarity = -group_sum(video_similarity[..., None] * real, frame, T) / count.clamp(min=1)  # [B,T,1]
         size = count[..., 0]
         nonempty = size > 0
         weight = (dissimilarity[..., 0] / self.temperature).masked_fill(~nonempty, -torch.inf).softmax(1)
