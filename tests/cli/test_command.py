@@ -373,7 +373,7 @@ class TestShow:
         (tmp_path / "v.mp4").rename(tmp_path / "w.mp4")
         assert "--video" in error_line(run("show", out, "--out", tmp_path / "a.png", code=2))
         run("show", out, "--video", tmp_path / "w.mp4", "--out", tmp_path / "a.png")
-        assert "ends in" in error_line(run("show", out, "--out", tmp_path / "a.bmp", code=2))
+        assert "suffix must be one of" in error_line(run("show", out, "--out", tmp_path / "a.bmp", code=2))
         assert "style" in error_line(run("show", out, "--style", "neon", "--out", tmp_path / "a.png", code=2))
         out.write_bytes(out.read_bytes()[:100])
         assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
