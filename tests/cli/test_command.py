@@ -103,7 +103,8 @@ def test_demo_runs_every_method_that_needs_only_pixels(tmp_path, monkeypatch):
         assert {row["method"] for row in clip["rows"]} == expected
 
 
-def test_demo_json(tmp_path):
+def test_demo_json(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
     done = run("demo", "--out", tmp_path, "--frames", 3, "--size", 48, "--json")
     report = json.loads(done.stdout)
     assert len(report["clips"]) == 2
@@ -114,7 +115,8 @@ def test_demo_json(tmp_path):
         assert planned is None or row["tokens"] == planned
 
 
-def test_a_perfect_copy_is_still_json(tmp_path):
+def test_a_perfect_copy_is_still_json(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewtokens.show.draw_sheet", lambda *args, **options: None)
     done = run("demo", "--out", tmp_path, "--frames", 2, "--size", 32, "--keep", "1.0", "--json")
     report = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert report["clips"][0]["rows"][0]["psnr_db"] is None
@@ -371,7 +373,7 @@ class TestShow:
         (tmp_path / "v.mp4").rename(tmp_path / "w.mp4")
         assert "--video" in error_line(run("show", out, "--out", tmp_path / "a.png", code=2))
         run("show", out, "--video", tmp_path / "w.mp4", "--out", tmp_path / "a.png")
-        assert "ends in" in error_line(run("show", out, "--out", tmp_path / "a.bmp", code=2))
+        assert "suffix must be one of" in error_line(run("show", out, "--out", tmp_path / "a.bmp", code=2))
         assert "style" in error_line(run("show", out, "--style", "neon", "--out", tmp_path / "a.png", code=2))
         out.write_bytes(out.read_bytes()[:100])
         assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))

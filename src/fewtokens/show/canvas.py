@@ -65,5 +65,5 @@ def draw_header(pen: ImageDraw.ImageDraw, corner: tuple[int, int], title: str, c
 
 def save_png(image: Image.Image, path: str | Path) -> Path:
     with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
+        image.save(temporary, format="PNG")
     return Path(path)

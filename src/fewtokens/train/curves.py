@@ -9,7 +9,13 @@ from typing import Any
 from fewtokens.core.keys import heading
 from fewtokens.show.plots import save_plot
 
-_UNITS = {"lr": "learning rate", "exact_match": "exact match (%)"}
+_UNITS = {
+    "lr": "learning rate",
+    "top1": "top-1 accuracy (%)",
+    "top5": "top-5 accuracy (%)",
+    "map": "mean average precision (%)",
+    "exact_match": "exact match (%)",
+}
 _COLORS = ("#2458a6", "#d1495b", "#2e8b57", "#e08e0b", "#7b3fa0")
 
 
