@@ -59,7 +59,7 @@ def row(name: str, protocol: Cloning, report: Report) -> dict[str, Any]:
         "encoder": name,
         "feature": protocol.feature,
         "success, %": report.mean,
-        "± (95 %)": report.half,
+        "± (95 %)": report.half_width,
         "lowest seed": min(best),
         "highest seed": max(best),
         "training error": sum(seed["loss"] for seed in report.seeds) / len(best),

@@ -158,11 +158,11 @@ def encoder(device: str) -> list[dict]:
                 runs = {"unreduced": partial(vit, frames)}
                 for spec in specs:
                     methods = registry.build(spec, keep=KEEP)
-                    runs[spec] = partial(vit, frames, inside=methods)
+                    runs[spec] = partial(vit, frames, block_methods=methods)
                 times = time_side_by_side(runs, 2)
-                base = count_operations(runs["unreduced"]).by("macs")
+                base = count_operations(runs["unreduced"]).giga("macs")
                 for spec in specs:
-                    saved = base / count_operations(runs[spec]).by("macs")
+                    saved = base / count_operations(runs[spec]).giga("macs")
                     t = times[spec]
                     rows.append(
                         {
@@ -191,12 +191,12 @@ def rlt(device: str) -> list[dict]:
         methods = {spec: registry.build(spec) for spec in specs}
         runs = {"unreduced": partial(dinov2, frames)}
         for spec in specs:
-            runs[spec] = partial(dinov2, frames, before=methods[spec])
+            runs[spec] = partial(dinov2, frames, pixel_methods=methods[spec])
         times = time_side_by_side(runs, 2)
         cells = dinov2(frames)[0].N
-        base = count_operations(runs["unreduced"]).by("macs")
+        base = count_operations(runs["unreduced"]).giga("macs")
         for spec in specs:
-            tokens = dinov2(frames, before=methods[spec])[0].N
+            tokens = dinov2(frames, pixel_methods=methods[spec])[0].N
             rows.append(
                 {
                     "clip": f"{clip} ({camera} camera), {frames.shape[1]} frames, {device}",

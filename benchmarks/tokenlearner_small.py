@@ -274,7 +274,7 @@ def measure(part: str, variants: dict[str, dict[str, Any]], base: dict[str, Any]
                 "network": name,
                 "top-1 %": round(statistics.mean(scores), 1) if scores else None,
                 "seeds": " ".join(f"{score:.1f}" for score in sorted(scores)),
-                "GFLOPs": round(count_operations(network, one).by("paper"), 4),
+                "GFLOPs": round(count_operations(network, one).giga("paper"), 4),
                 f"{'clips' if frames > 1 else 'images'}/s": round(1000 * batch / times[name]["median"]),
                 "ms (min..max)": f"{times[name]['median']:.1f} ({times[name]['min']:.1f}..{times[name]['max']:.1f})",
                 "activations, MiB": round(activation_bytes(network, one) / 2**20, 2),

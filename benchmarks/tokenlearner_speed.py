@@ -63,7 +63,7 @@ def full_networks(device: str, dtype: torch.dtype, compiled: bool) -> list[dict[
         for each in (baseline, name):
             meta_network = models.build_on_meta(each, image_size=(size, size))
             one = torch.empty(1, *clip.shape[1:], device="meta")
-            flops[each] = count_operations(meta_network, one).by("paper")
+            flops[each] = count_operations(meta_network, one).giga("paper")
             with torch.enable_grad():
                 saved[each] = activation_bytes(meta_network, one) / 2**20
         for each, t in times.items():
@@ -151,8 +151,8 @@ def parts() -> list[dict[str, Any]]:
                 "count": repetitions,
                 "ms each": round(times[name]["median"], 2),
                 "total ms": round(times[name]["median"] * repetitions, 1),
-                "total GFLOPs": round(counted.by("paper") * repetitions, 3),
-                "GFLOP/s": round(1e3 * counted.by("paper") / times[name]["median"], 1),
+                "total GFLOPs": round(counted.giga("paper") * repetitions, 3),
+                "GFLOP/s": round(1e3 * counted.giga("paper") / times[name]["median"], 1),
             }
         )
     return rows

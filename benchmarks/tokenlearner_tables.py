@@ -75,7 +75,7 @@ def image_and_video() -> list[dict[str, Any]]:
         network = models.build_on_meta(name, image_size=(size, size), **changes)
         counted = count_operations(network, torch.empty(1, network.config.num_frames, 3, size, size, device="meta"))
         assert not counted.unknown, counted.unknown
-        ours = counted.by("paper")
+        ours = counted.giga("paper")
         rows.append(
             {
                 "table": table,
@@ -83,7 +83,7 @@ def image_and_video() -> list[dict[str, Any]]:
                 "paper GFLOPs": printed or None,
                 "ours": round(ours, 3),
                 "difference %": round(100 * (ours / printed - 1), 3) if printed else None,
-                "MACs, G": round(counted.by("macs"), 3),
+                "MACs, G": round(counted.giga("macs"), 3),
                 "paper M": params,
                 "ours M": round(count_parameters(network) / 1e6, 2),
                 "note": NOTES.get(printed, ""),
@@ -102,7 +102,7 @@ def modules() -> list[dict[str, Any]]:
             with torch.device("meta"):
                 network = nn.Sequential(*(make_part(part, 432, config) for part in name.split("+")))
             counted = count_operations(network, torch.empty(1, 432, 64, 8, 8, device="meta"))
-            ours = counted.by("paper_video")
+            ours = counted.giga("paper_video")
             rows.append(
                 {
                     "module": name if reading == "paper_fit" else f"{name} ({reading})",
@@ -124,7 +124,7 @@ def avid() -> list[dict[str, Any]]:
     base = 0.0
     for module, printed in AVID:
         network = models.build_on_meta("x2plus1d_m", module=module, num_classes=887)
-        ours = count_operations(network, torch.empty(1, 64, 3, 256, 256, device="meta")).by("paper_video")
+        ours = count_operations(network, torch.empty(1, 64, 3, 256, 256, device="meta")).giga("paper_video")
         base = base or ours
         rows.append(
             {

@@ -28,7 +28,7 @@ def flops(encoder: VitEncoder, frames: torch.Tensor, inside: list) -> float:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        encoder(frames, inside=inside)
+        encoder(frames, block_methods=inside)
     return counter.get_total_flops() / 2e9 / frames.shape[1]
 
 
@@ -42,7 +42,7 @@ def networks(device: str, dtype: torch.dtype) -> list[dict]:
     def merged(proportional: str):
         def run():
             vit.proportional = proportional
-            return encoder(frames, inside=merge)
+            return encoder(frames, block_methods=merge)
 
         return run
 

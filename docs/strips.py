@@ -80,7 +80,7 @@ def strip(name: str) -> Strip:
     if "keys" in needs:
         encoder = " on the keys of an untrained ViT"
         if kind.stage == "encoder":
-            tokens, _ = _vit()(clip.frames[None], clip.times, inside=[method])
+            tokens, _ = _vit()(clip.frames[None], clip.times, block_methods=[method])
         else:
             own, cues = _vit()(clip.frames[None], clip.times, needs=needs)
             tokens = method(own, **{cue: cues[cue] for cue in needs})

@@ -40,13 +40,15 @@ class FakeEncoder(Encoder):
     def grid(self, frames, height, width, times=None):
         return Grid(frames, height // 4, width // 4, times)
 
-    def forward(self, frames, times=None, *, needs=(), before=(), inside=()) -> tuple[Tokens, dict[str, Tensor]]:
-        self.call = {"needs": list(needs), "before": list(before), "inside": list(inside)}
+    def forward(
+        self, frames, times=None, *, needs=(), pixel_methods=(), block_methods=()
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        self.call = {"needs": list(needs), "pixel_methods": list(pixel_methods), "block_methods": list(block_methods)}
         B, T, _, H, W = frames.shape
         x = frames.reshape(B, T, 3, H // 4, 4, W // 4, 4).permute(0, 1, 3, 5, 4, 6, 2).float() / 255
         pixels = x.reshape(B, -1, 1, 48)
         tokens = Tokens.from_cells(pixels.reshape(B, -1, 48), self.grid(T, H, W, times))
-        for method in before:
+        for method in pixel_methods:
             tokens = method(tokens, pixels=pixels)
         return tokens, dict.fromkeys(needs, pixels)
 
@@ -62,7 +64,7 @@ def test_frames_to_tokens():
     encoder = FakeEncoder()
     out = Pipeline("rlt | tome(0.1)", encoder)(frames(), torch.arange(5) / 2)
     assert out.count.tolist() == [8, 8]
-    assert len(encoder.call["before"]) == 1
+    assert len(encoder.call["pixel_methods"]) == 1
     assert out.grid.times.tolist() == [0, 0.5, 1, 1.5, 2]
     assert out.meta["spec"] == "rlt(tau=0.1) | tome(keep=0.1)"
     assert out.meta["encoder"]["id"] == "fake"
@@ -79,7 +81,7 @@ def test_no_methods_keep_everything():
 def test_a_pixels_method_after_an_encoder_that_cannot_skip_patches():
     encoder = FakeEncoder(skips=False)
     out = Pipeline("rlt", encoder)(frames())
-    assert encoder.call == {"needs": ["pixels"], "before": [], "inside": []}
+    assert encoder.call == {"needs": ["pixels"], "pixel_methods": [], "block_methods": []}
     assert_same_tokens(out, Pipeline("rlt", FakeEncoder())(frames()))
 
 

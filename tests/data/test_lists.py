@@ -82,7 +82,7 @@ def test_separators_of_tables(folder, separator, quoted):
 
 def test_quotes_and_commas(folder):
     Path("a,b.png").write_bytes(Path("0.png").read_bytes())
-    assert read_items("l.csv", 'path,label\n"a,b.png","big, grey cat"\n') == [("a,b.png", "big, grey cat")]
+    assert read_items("l.csv", 'path,label\n"a,b.png","big, gray cat"\n') == [("a,b.png", "big, gray cat")]
     assert read_items("l.txt", '"a,b.png",big cat\n') == [("a,b.png", "big cat")]
     assert read_items("l.txt", '"a,b.png" big cat\n0.png a "b\n') == [("a,b.png", "big cat"), ("0.png", 'a "b')]
     listing = read_items("l.csv", "path,label\na,b.png,cat\n0.png,dog\n")

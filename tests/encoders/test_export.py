@@ -36,7 +36,7 @@ def test_equals_the_encoder_frame_by_frame():
     features, positions, sizes, assignment = exportable()(frames())
     assert features.shape == (3, 9, 16)
     assert sizes.sum(1).tolist() == [24, 24, 24]
-    tokens, _ = encoder()(frames()[None], inside=registry.build(MERGING))
+    tokens, _ = encoder()(frames()[None], block_methods=registry.build(MERGING))
     torch.testing.assert_close(features.flatten(0, 1), tokens.features[0], rtol=1e-5, atol=1e-5)
     assert torch.equal(sizes.flatten(), tokens.sizes[0])
     torch.testing.assert_close(positions[..., 1:].flatten(0, 1), tokens.positions[0, :, 1:])

@@ -150,14 +150,14 @@ class TestEncoder:
 
     def test_without_merging_it_equals_the_model(self, vit):
         plain, _ = VitEncoder(vit)(frames())
-        walked, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=0)])
+        walked, _ = VitEncoder(vit)(frames(), block_methods=[TomeInEncoder(r=0)])
         assert torch.equal(plain.assignment, walked.assignment)
         torch.testing.assert_close(plain.features, walked.features, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("r", [1, 3, (2, -1), [4, 0, 4]])
     def test_merging_inside(self, vit, r):
         full, _ = VitEncoder(vit)(frames())
-        tokens, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=r)])
+        tokens, _ = VitEncoder(vit)(frames(), block_methods=[TomeInEncoder(r=r)])
         tokens.check()
         assert tokens.N < full.N
         torch.testing.assert_close(tokens.sizes.sum(1), torch.full((2,), 90.0))
@@ -170,7 +170,7 @@ class TestEncoder:
         out = {}
         for how in ("channels", "bias", "none"):
             vit.proportional = how
-            out[how], _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=4)])
+            out[how], _ = VitEncoder(vit)(frames(), block_methods=[TomeInEncoder(r=4)])
         torch.testing.assert_close(out["channels"].features, out["bias"].features, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(out["channels"].features, out["none"].features, atol=1e-3)
 
@@ -212,7 +212,9 @@ class TestEncoder:
 
     def test_cues_follow_merged_tokens(self, vit):
         _, full = VitEncoder(vit)(frames(), needs=("attention",))
-        tokens, cues = VitEncoder(vit)(frames(), needs=("attention", "pixels"), inside=[TomeInEncoder(r=[0, 0, 0, 5])])
+        tokens, cues = VitEncoder(vit)(
+            frames(), needs=("attention", "pixels"), block_methods=[TomeInEncoder(r=[0, 0, 0, 5])]
+        )
         assert cues["attention"].shape == (2, tokens.N)
         # After merging, the cue of a token is the mean over its members.
         members = full["attention"][0][tokens.assignment[0] == 7]
@@ -220,13 +222,13 @@ class TestEncoder:
 
     def test_half_precision(self, vit):
         wide, _ = VitEncoder(vit)(frames())
-        merged, _ = VitEncoder(vit)(frames(), inside=[TomeInEncoder(r=3)])
+        merged, _ = VitEncoder(vit)(frames(), block_methods=[TomeInEncoder(r=3)])
         half = VitEncoder(vit.to(torch.bfloat16))
         plain, _ = half(frames())
         assert plain.features.dtype == torch.bfloat16
         assert (plain.features.float() - wide.features).norm() / wide.features.norm() < 0.05
         # Keys rounded to bfloat16 may pair tokens differently, but counts are equal and no token is lost.
-        some, _ = half(frames(), inside=[TomeInEncoder(r=3)])
+        some, _ = half(frames(), block_methods=[TomeInEncoder(r=3)])
         assert some.check().N == merged.N
         assert some.sizes.sum(1).tolist() == [90, 90]
 
@@ -269,7 +271,7 @@ def test_merging_inside_equals_a_slow_model():
     for parameter in vit.parameters():
         parameter.add_(0.3 * torch.randn_like(parameter))
     video, r = torch.rand(1, 2, 3, 16, 20), 4
-    tokens, _ = VitEncoder(vit)(video, inside=[TomeInEncoder(r=r)])
+    tokens, _ = VitEncoder(vit)(video, block_methods=[TomeInEncoder(r=r)])
     encoder = VitEncoder(vit)
     for t in range(2):
         x = torch.cat([vit.prefix(1), encoder._embed(video[0, t : t + 1], Grid(1, 4, 5))], 1)[0]
@@ -308,7 +310,7 @@ def test_gradients_reach_every_parameter():
     vit = ViT(
         ViTConfig(dim=16, depth=2, num_heads=2, patch_size=4, image_size=(12, 12), num_registers=1, layer_scale=True)
     )
-    tokens, _ = VitEncoder(vit)(torch.rand(1, 2, 3, 16, 12), inside=[TomeInEncoder(r=2)])
+    tokens, _ = VitEncoder(vit)(torch.rand(1, 2, 3, 16, 12), block_methods=[TomeInEncoder(r=2)])
     (tokens.features.square().sum() + tokens.prefix.square().sum()).backward()
     for name, parameter in vit.named_parameters():
         assert parameter.grad is not None, name
@@ -446,8 +448,8 @@ def test_skipped_patches_in_any_chunking(batch):
     frames[:, 3:6] = frames[:, 3:4]  # includes frames without tokens
     frames[0, 7, :, :8] = frames[0, 6, :, :8]
     (rlt,) = registry.build("rlt(tau=0.3)")
-    reference, cues = VitEncoder(vit, batch=10_000)(frames, before=[rlt], needs=("keys", "pixels"))
-    tokens, returned = VitEncoder(vit, batch=batch)(frames, before=[rlt], needs=("keys", "pixels"))
+    reference, cues = VitEncoder(vit, batch=10_000)(frames, pixel_methods=[rlt], needs=("keys", "pixels"))
+    tokens, returned = VitEncoder(vit, batch=batch)(frames, pixel_methods=[rlt], needs=("keys", "pixels"))
     assert len(set(tokens.count.tolist())) == 2
     torch.testing.assert_close(tokens.features, reference.features, rtol=1e-4, atol=1e-5)
     assert torch.equal(tokens.assignment, reference.assignment)

@@ -329,7 +329,7 @@ class TestRuns:
             run(small(), Patches(8), source, folder=tmp_path)
         fresh = run(small(epochs=2), Patches(4), source, seeds=1, folder=tmp_path, fresh=True)
         assert not (tmp_path / "seed_1.json").exists()
-        assert fresh.half is None
+        assert fresh.half_width is None
 
     def test_episodes_are_rendered_at_the_size_of_the_demonstrations(self, tmp_path, monkeypatch):
         sizes = set()

@@ -86,7 +86,7 @@ class TestMeasure:
         inside = measure(encoded, encoder, "tome_in_encoder", 0.1, repeats=1)["encoder_gflops"]
         before = measure(encoded, encoder, "visual_words", 0.1, repeats=1)["encoder_gflops"]
         assert full == after > inside > before > 0
-        macs = count_operations(lambda: encoder(encoded.item.frames[None])).by("macs")
+        macs = count_operations(lambda: encoder(encoded.item.frames[None])).giga("macs")
         assert full == pytest.approx(2 * macs)
 
     def test_the_assignment_is_saved_for_the_report(self):
@@ -138,8 +138,8 @@ def test_neighbor_agreement():
 
 def test_prefill_against_a_sum_over_matrices():
     tokens, m = 100, QWEN2_7B
-    layer = tokens * (m.width * m.width * 2 + m.width * m.keys * 2 + 3 * m.width * m.hidden)
-    layer += sum(2 * m.width * (t + 1) for t in range(tokens))  # each token attends to itself and the previous ones
+    layer = tokens * (m.dim * m.dim * 2 + m.dim * m.kv_dim * 2 + 3 * m.dim * m.mlp_dim)
+    layer += sum(2 * m.dim * (t + 1) for t in range(tokens))  # each token attends to itself and the previous ones
     assert prefill_gflops(tokens) == pytest.approx(2 * m.layers * layer / 1e9)
 
 
@@ -157,7 +157,7 @@ def test_peak_memory_is_the_memory_in_use_at_one_time():
 def test_operations_are_counted_in_inference_mode_too():
     layer = nn.Linear(8, 16)
     with torch.inference_mode():
-        assert count_operations(layer, torch.ones(4, 8)).by("macs") == 4 * 8 * 16 / 1e9
+        assert count_operations(layer, torch.ones(4, 8)).giga("macs") == 4 * 8 * 16 / 1e9
 
 
 def test_summary_and_best(tmp_path):

@@ -12,7 +12,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.evaluation.budget import language_model, tok_dense, token_cost
 from fewtokens.profiling.prefill import LANGUAGE_MODELS, LanguageModel
 
-SMALL = LanguageModel("small", layers=2, width=32, hidden=64, keys=32)
+SMALL = LanguageModel("small", layers=2, dim=32, mlp_dim=64, kv_dim=32)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_token_cost():
     grid = Grid(4, 9, 9)
     cost = token_cost("token_dynamics(keep=32)", grid, SMALL, text=10, pooled=True, accuracy=50.0)
     assert (cost.tokens, cost.cells, cost.frames, cost.pooled) == (32, 324, 4, True)
-    assert cost.share == 32 / 324
+    assert cost.retention == 32 / 324
     assert cost.tokdense == 50 / 32
     assert (cost.module, cost.llm) == ("O((n + m^2) d)", "O(m^2 d L)")
     # At least one step of k-means: every token with every centroid, in the seeding and again in each iteration.
@@ -40,7 +40,7 @@ def test_token_cost():
     weights = 32 * (2 * 32 + 2 * 32 + 3 * 64)
     assert cost.prefill_gflops == pytest.approx(2 * 2 * (42 * weights + 42 * 43 // 2 * 2 * 32) / 1e9)
     full = token_cost("full", grid, SMALL, text=10)
-    assert (full.tokens, full.share, full.module, full.module_gflops, full.tokdense) == (324, 1.0, "0", 0.0, None)
+    assert (full.tokens, full.retention, full.module, full.module_gflops, full.tokdense) == (324, 1.0, "0", 0.0, None)
 
 
 def test_prefill_grows_faster_than_linearly():
@@ -55,7 +55,7 @@ def test_language_models_by_folder(tmp_path):
     config = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
     (tmp_path / "config.json").write_text(json.dumps({"text_config": config | {"num_key_value_heads": 2}}))
     model = language_model(tmp_path)
-    assert (model.layers, model.width, model.hidden, model.keys) == (3, 64, 96, 32)
+    assert (model.layers, model.dim, model.mlp_dim, model.kv_dim) == (3, 64, 96, 32)
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
     with pytest.raises(ValueError, match="num_attention_heads is missing"):
         language_model(tmp_path)
@@ -117,7 +117,7 @@ def test_invalid_configs(tmp_path, change, message):
     sizes = {"num_attention_heads": 4, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(sizes), encoding="utf-8-sig")
-    assert language_model(tmp_path).width == 64
+    assert language_model(tmp_path).dim == 64
     path.write_text(json.dumps(sizes | change))
     with pytest.raises(ValueError, match=message):
         language_model(tmp_path)

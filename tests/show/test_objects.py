@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fewtokens.data.masks import palette
-from fewtokens.show.objects import fitted, overlay_joints, overlay_objects
+from fewtokens.show.objects import fit_height, overlay_joints, overlay_objects
 
 
 def test_objects_are_tinted_and_the_truth_is_outlined():
@@ -35,6 +35,6 @@ def test_joints_and_their_truth():
 
 def test_frames_of_several_sizes_fit_one_stack():
     rows = [torch.zeros(2, 3, 20, 40, dtype=torch.uint8), torch.zeros(1, 3, 40, 20, dtype=torch.uint8)]
-    stack = fitted(rows, height=10)
+    stack = fit_height(rows, height=10)
     assert stack.shape == (3, 3, 10, 20)
     assert (stack[2, :, :, 5:] == 255).all() and not stack[2, :, :, :5].any()

@@ -147,13 +147,13 @@ def cost(
         row: dict[str, Any] = {
             "name": name,
             "input": "x".join(str(shape[axis]) for axis in (0, 2, 3)),
-            "gflops_paper": operations.by("paper"),
+            "gflops_paper": operations.giga("paper"),
             "gmacs": count_torch_macs(model, clip),
             "parameters": count_parameters(model),
             "activations_mib": activation_bytes(model.train(), clip) / 2**20,
         }
         if models.preset_kind(name) == "x2plus1d":
-            row["gflops_paper_video"] = operations.by("paper_video")
+            row["gflops_paper_video"] = operations.giga("paper_video")
         if operations.unknown:
             row["uncounted"] = list(operations.unknown)
         if time.timed:
@@ -205,7 +205,7 @@ def _print_token_costs(options: LanguageOptions, as_json: bool) -> None:
     columns = {
         "tokens (K)": lambda c: str(c.tokens),
         "cells (N)": lambda c: str(c.cells),
-        "retention": lambda c: f"{100 * c.share:.3f} %",
+        "retention": lambda c: f"{100 * c.retention:.3f} %",
         "frames, pooled": lambda c: f"{c.frames}, {'yes' if c.pooled else 'no'}",
         "module": lambda c: c.module,
         "module, GFLOPs": lambda c: f"{c.module_gflops:.2f}",

@@ -84,8 +84,8 @@ class Encoder(Pushable, nn.Module, ABC):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Callable[..., Tokens]] = (),
-        inside: Sequence[Method] = (),
+        pixel_methods: Sequence[Callable[..., Tokens]] = (),
+        block_methods: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes videos.
 
@@ -93,8 +93,8 @@ class Encoder(Pushable, nn.Module, ABC):
             frames: [B,T,3,H,W], uint8 or float in 0..1.
             times: seconds of each frame, [T] or [B,T].
             needs: names of the cues to return.
-            before: methods of the stage "pixels", applied in order; empty unless `skips_dropped_patches`.
-            inside: methods of the stage "encoder"; empty unless `exposes_blocks`.
+            pixel_methods: methods of the stage "pixels", applied in order; empty unless `skips_dropped_patches`.
+            block_methods: methods of the stage "encoder"; empty unless `exposes_blocks`.
 
         Returns:
             Tokens [B,N,C], and the cues by name.

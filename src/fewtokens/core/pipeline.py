@@ -255,8 +255,8 @@ class Pipeline(Pushable, nn.Module):
                 frames,
                 times,
                 needs=needs,
-                before=[partial(run, method) for method in before],
-                inside=self._methods_at("encoder"),
+                pixel_methods=[partial(run, method) for method in before],
+                block_methods=self._methods_at("encoder"),
             )
             cues = encoder_cues | cues
         start = tokens

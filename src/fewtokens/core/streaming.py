@@ -105,23 +105,23 @@ def finish(folder: Path, chunks: list[str], spec: str, meta: dict[str, Any]) -> 
 class SceneTrigger:
     """Detects scene changes: steps at which fewer tokens are dropped than at nearly all earlier ones.
 
-    TimeChat-Online (arXiv 2504.17343) answers at the fraction `part` of steps with the lowest drop ratios, which are
-    known only at the end of the video. Here the quantile is that of the steps so far, from a histogram, so that memory
-    is constant and any chunking produces the same events. The first 1/part steps only fill the histogram. Consecutive
-    steps below the quantile are one event, at the first of them.
+    TimeChat-Online (arXiv 2504.17343) answers at the `fraction` of steps with the lowest drop ratios, which are known
+    only at the end of the video. Here the quantile is that of the steps so far, from a histogram, so that memory is
+    constant and any chunking produces the same events. The first 1/fraction steps only fill the histogram.
+    Consecutive steps below the quantile are one event, at the first of them.
 
     Args:
-        part: fraction of the steps that trigger, in (0, 1).
+        fraction: fraction of the steps that trigger, in (0, 1).
         bins: number of bins of the histogram of drop ratios.
 
     Raises:
-        ValueError: `part` is out of range.
+        ValueError: `fraction` is out of range.
     """
 
-    def __init__(self, part: float = 0.1, bins: int = 1000) -> None:
-        if not 0 < part < 1:
-            raise ValueError(f"the fraction of steps that trigger must be in (0, 1), got {part}")
-        self.part = part
+    def __init__(self, fraction: float = 0.1, bins: int = 1000) -> None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"the fraction of steps that trigger must be in (0, 1), got {fraction}")
+        self.fraction = fraction
         self.counts = torch.zeros(bins + 1, dtype=torch.int64)
         self._below = False
 
@@ -133,9 +133,11 @@ class SceneTrigger:
         """
         index = round(drop * (len(self.counts) - 1))
         steps = int(self.counts.sum())
-        threshold = int((self.counts.cumsum(0) >= max(1, math.ceil(self.part * steps))).nonzero()[0]) if steps else 0
+        threshold = (
+            int((self.counts.cumsum(0) >= max(1, math.ceil(self.fraction * steps))).nonzero()[0]) if steps else 0
+        )
         self.counts[index] += 1
-        previous, self._below = self._below, steps >= 1 / self.part and index < threshold
+        previous, self._below = self._below, steps >= 1 / self.fraction and index < threshold
         return self._below and not previous
 
 

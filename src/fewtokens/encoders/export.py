@@ -25,21 +25,21 @@ class FrameEncoder(nn.Module):
 
     Args:
         encoder: supplies the ViT and the normalization of its frames.
-        inside: encoder methods that remove the same number of tokens from every frame.
+        block_methods: encoder methods that remove the same number of tokens from every frame.
 
     Raises:
         ValueError: a method acts at another stage.
     """
 
-    def __init__(self, encoder: VitEncoder, inside: Sequence[Method] = ()) -> None:
+    def __init__(self, encoder: VitEncoder, block_methods: Sequence[Method] = ()) -> None:
         super().__init__()
-        for method in inside:
+        for method in block_methods:
             if method.stage != "encoder":
                 raise ValueError(
                     f"{method.name} acts at stage {method.stage!r}; only methods of stage 'encoder' act between blocks"
                 )
         self.vit, self.mean, self.std = encoder.vit, encoder.mean, encoder.std
-        self.inside = nn.ModuleList(inside)
+        self.block_methods = nn.ModuleList(block_methods)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Encodes each frame separately.
@@ -53,7 +53,7 @@ class FrameEncoder(nn.Module):
         """
         embedded = self.vit.embed(normalize(frames, self.mean, self.std))
         grid = Grid(1, embedded.shape[1], embedded.shape[2])
-        tokens, _ = self.vit.walk(Tokens.from_cells(embedded.flatten(1, 2), grid), list(self.inside))  # type: ignore[arg-type]
+        tokens, _ = self.vit.walk(Tokens.from_cells(embedded.flatten(1, 2), grid), list(self.block_methods))  # type: ignore[arg-type]
         return tokens.features, tokens.positions, tokens.sizes, tokens.assignment
 
 

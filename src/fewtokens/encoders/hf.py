@@ -102,11 +102,11 @@ class HfEncoder(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Callable[..., Tokens]] = (),
-        inside: Sequence[Method] = (),
+        pixel_methods: Sequence[Callable[..., Tokens]] = (),
+        block_methods: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,T*side*side,C] with prefix tokens."""
-        if before or inside:
+        if pixel_methods or block_methods:
             raise ValueError(
                 f"{self.id} does not support methods before or between its blocks; use methods of stage 'tokens'"
             )

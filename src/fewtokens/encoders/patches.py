@@ -73,19 +73,19 @@ class Patches(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Callable[..., Tokens]] = (),
-        inside: Sequence[Method] = (),
+        pixel_methods: Sequence[Callable[..., Tokens]] = (),
+        block_methods: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1) to tokens [B,S,tubelet*patch*patch*3]."""
-        if inside:
-            raise ValueError(f"{inside[0].name} acts between encoder blocks; 'patches' has no blocks")
+        if block_methods:
+            raise ValueError(f"{block_methods[0].name} acts between encoder blocks; 'patches' has no blocks")
         grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
         fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet_size, self.patch_size)
         pixels = patchify(fitted, self.tubelet_size, self.patch_size)
         mean, std = self._scale(pixels.device)
         features = ((pixels.unflatten(-1, (-1, 3)) - mean) / std).flatten(2)
         tokens = Tokens.from_cells(features.to(self.dtype), grid)
-        for method in before:
+        for method in pixel_methods:
             reduced = method(tokens, pixels=pixels)
             pixels = pixels.gather(1, reduced.cell[..., None, None].expand(-1, -1, *pixels.shape[2:]))
             tokens = reduced

@@ -100,14 +100,14 @@ class ViT(nn.Module):
         return torch.cat(rows).expand(frames, -1, -1) if rows else None
 
     def walk(
-        self, tokens: Tokens, inside: Sequence[Method] = (), needs: Sequence[str] = ()
+        self, tokens: Tokens, block_methods: Sequence[Method] = (), needs: Sequence[str] = ()
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Runs all blocks on embedded patches, with methods between attention and MLP of each.
 
         Args:
             tokens: [F,N,C], one batch entry per frame, on grids of one frame; padding is masked in attention. The
                 prefix is added here.
-            inside: methods of stage "encoder".
+            block_methods: methods of stage "encoder".
             needs: cues of the last block to return: keys [F,N,d], attention [F,N], shift [F,N].
 
         Returns:
@@ -127,17 +127,17 @@ class ViT(nn.Module):
             start = x
             x, q, k = block.attention_half(x, weight, self.proportional)
             last_block_needs = needs if layer == len(self.blocks) - 1 else ()
-            requested = {*last_block_needs, *(name for method in inside for name in method.needs)}
+            requested = {*last_block_needs, *(name for method in block_methods for name in method.needs)}
             cues = _attention_cues(q, k, weight, tokens.mask, P, requested)
             if "shift" in requested:
                 # Shift of the previous MLP; the first block has none and uses its attention instead.
                 cues["shift"] = _update_norm(x - start, P) if shift is None else shift
-            if inside:
+            if block_methods:
                 tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
-                for index, method in enumerate(inside):
+                for index, method in enumerate(block_methods):
                     needed = {name: cues[name] for name in method.needs}
                     before, tokens = tokens, method(tokens, **needed, layer=layer, depth=len(self.blocks))
-                    if last_block_needs or index < len(inside) - 1:
+                    if last_block_needs or index < len(block_methods) - 1:
                         cues = _pool_cues(cues, before, tokens)
                 # After a method, frames may have unequal counts.
                 padded, weighted = padded or _may_have_padding(tokens), True
@@ -150,7 +150,7 @@ class ViT(nn.Module):
             cues["shift"] = shift
         x = self.norm_last(x)
         tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
-        if not inside:
+        if not block_methods:
             return tokens, {name: cues[name] for name in needs}
         ordered = tokens.sort_by_position()
         return ordered, _pool_cues({name: cues[name] for name in needs}, tokens, ordered)

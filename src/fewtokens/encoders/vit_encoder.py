@@ -119,8 +119,8 @@ class VitEncoder(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Callable[..., Tokens]] = (),
-        inside: Sequence[Method] = (),
+        pixel_methods: Sequence[Callable[..., Tokens]] = (),
+        block_methods: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1), each separately.
 
@@ -129,8 +129,8 @@ class VitEncoder(Encoder):
             times: timestamps in seconds, [T] or [B,T].
             needs: cues to return: pixels; keys, attention and shift of the last block; frame_global (the class token,
                 or the mean patch token).
-            before: methods of stage "pixels"; no block processes the patches that they drop.
-            inside: methods of stage "encoder".
+            pixel_methods: methods of stage "pixels"; no block processes the patches that they drop.
+            block_methods: methods of stage "encoder".
 
         Returns:
             Tokens [B,N,C] after the last norm, with prefix [B,T*P,C], and the cues.
@@ -139,7 +139,7 @@ class VitEncoder(Encoder):
         grid = self.grid(T, height, width, times)
         if unknown := set(needs) - set(self.cues):
             raise ValueError(f"needs must be among {', '.join(self.cues)}, got {', '.join(sorted(unknown))}")
-        cells = self._reduce_pixels(frames, grid, before) if before else None
+        cells = self._reduce_pixels(frames, grid, pixel_methods) if pixel_methods else None
         chunks: list[Tokens] = []
         split = None if cells is None else split_frames(cells)
         flat = frames.flatten(0, 1)
@@ -157,7 +157,7 @@ class VitEncoder(Encoder):
                 chunk = Tokens.from_cells(embedded, Grid(1, grid.H, grid.W))
             else:
                 chunk = trim(split.select(indices))
-            chunk, cues = self.vit.walk(chunk, inside, last_block_cues)
+            chunk, cues = self.vit.walk(chunk, block_methods, last_block_cues)
             # Cues are carried as extra channels until the frames are joined into videos.
             cue_shapes = {name: cues[name].shape[2:] for name in last_block_cues}
             extra = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in last_block_cues]
@@ -193,12 +193,12 @@ class VitEncoder(Encoder):
         fitted = self._fit(frames[None], Grid(len(frames), grid.H, grid.W))
         return self.vit.embed(normalize(fitted[0], self.mean, self.std)).flatten(1, 2)
 
-    def _reduce_pixels(self, frames: Tensor, grid: Grid, before: Sequence[Callable[..., Tokens]]) -> Tokens:
+    def _reduce_pixels(self, frames: Tensor, grid: Grid, pixel_methods: Sequence[Callable[..., Tokens]]) -> Tokens:
         """Embedded patches after the methods of stage "pixels", on the grid of the video."""
         embedded = torch.cat([self._embed(part, grid) for part in frames.flatten(0, 1).split(self.batch)])
         cells = Tokens.from_cells(embedded.reshape(len(frames), grid.cells, -1), grid)
         pixels = patchify(self._fit(frames, grid), 1, self.vit.config.patch_size)
-        for method in before:
+        for method in pixel_methods:
             reduced = method(cells, pixels=pixels)
             pixels = reduced.pool(pixels, cells)
             cells = reduced

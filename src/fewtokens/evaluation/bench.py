@@ -170,7 +170,7 @@ def encode(item: Item, encoder: Encoder, *, repeats: int, cache: Path | None = N
         device = outputs[0].device
         milliseconds = timings(lambda: encoder(frames, item.times), repeats, device)
         tokens, cues = encoder(frames, item.times, needs=encoder.cues)
-    gflops = 2 * operations.by("macs")
+    gflops = 2 * operations.giga("macs")
     tokens = tokens.to("cpu")
     cues = {name: cue.cpu() for name, cue in cues.items()}
     if cache is not None:
@@ -257,7 +257,7 @@ def measure(
 
         outputs: list[Tokens] = []
         operations = count_operations(lambda: memory.append(peak_memory(lambda: outputs.append(run()), tokens.device)))
-        gflops, out = 2 * operations.by("macs"), outputs[0]
+        gflops, out = 2 * operations.giga("macs"), outputs[0]
         total_ms = timings(run, repeats, tokens.device)
         spread = half_range(total_ms)
     row: dict[str, Any] = {

@@ -38,7 +38,7 @@ class TokenCost:
 
     Attributes:
         spec: the chain; "full" keeps all tokens.
-        tokens, cells: K and N; `share` is K / N. If K depends on the video, it is measured on noise.
+        tokens, cells: K and N; `retention` is K / N. If K depends on the video, it is measured on noise.
         frames: frames of the grid. pooled: whether the grid was pooled before the methods.
         module: complexity of the module in the paper's table, if the table contains it. llm: complexity of the
             language model.
@@ -60,7 +60,7 @@ class TokenCost:
     accuracy: float | None = None
 
     @property
-    def share(self) -> float:
+    def retention(self) -> float:
         return self.tokens / self.cells
 
     @property
@@ -70,7 +70,7 @@ class TokenCost:
     def row(self) -> dict[str, Any]:
         """All attributes as plain values."""
         return {
-            "spec": self.spec, "tokens": self.tokens, "cells": self.cells, "retention": self.share,
+            "spec": self.spec, "tokens": self.tokens, "cells": self.cells, "retention": self.retention,
             "frames": self.frames, "pooled": self.pooled, "module_complexity": self.module,
             "module_gflops": self.module_gflops, "llm_complexity": self.llm, "prefill_gflops": self.prefill_gflops,
             "accuracy": self.accuracy, "tokdense": self.tokdense,
@@ -115,7 +115,7 @@ def token_cost(
         ValueError: an unknown method, one that needs cues of an encoder, or one of another stage.
     """
     full = spec.strip() in ("", "full")
-    methods: list[Method] = [] if full else registry.build(spec, dim=model.width)
+    methods: list[Method] = [] if full else registry.build(spec, dim=model.dim)
     for method in methods:
         if needs := set(getattr(method, "needs", ())) - {"text"}:
             raise ValueError(
@@ -124,10 +124,10 @@ def token_cost(
     remaining, operations = grid.cells, 0.0
     if methods:
         generator = torch.Generator().manual_seed(seed)
-        tokens = Tokens.from_cells(torch.randn(1, grid.cells, model.width, generator=generator), grid)
-        cues = {"text": torch.randn(1, max(1, text), model.width, generator=generator)}
+        tokens = Tokens.from_cells(torch.randn(1, grid.cells, model.dim, generator=generator), grid)
+        cues = {"text": torch.randn(1, max(1, text), model.dim, generator=generator)}
         outputs: list[Tokens] = []
-        operations = 2 * count_operations(lambda: outputs.append(Pipeline(methods).eval()(tokens, **cues))).by("macs")
+        operations = 2 * count_operations(lambda: outputs.append(Pipeline(methods).eval()(tokens, **cues))).giga("macs")
         remaining = int(outputs[0].count[0])
     name = "full" if full else methods[-1].name
     return TokenCost(

@@ -51,14 +51,14 @@ class Report:
     Attributes:
         request: protocol, encoder and source: everything that a score depends on.
         seeds: for each seed: its number, best score and the step of it, loss, evaluations and episodes.
-        mean, half: mean of the seeds' best scores, and half the width of its 95 % interval (None for one seed).
+        mean, half_width: mean of the seeds' best scores, and half the width of its 95 % interval (None for one seed).
         baseline: error of always returning the mean action of the demonstrations; None if the score is not an error.
     """
 
     request: dict[str, Any]
     seeds: list[dict[str, Any]]
     mean: float | None
-    half: float | None
+    half_width: float | None
     baseline: float | None
 
 
@@ -142,9 +142,9 @@ def run(
         for environment in environments:
             environment.close()
     best = [result["best"] for result in results if result["best"] is not None]
-    mean, half = confidence_interval(best) if best else (None, None)
+    mean, half_width = confidence_interval(best) if best else (None, None)
     baseline = None if held_out is None else float((held_out[1] - actions.mean(0)).square().mean())
-    return Report(request, results, mean, half, baseline)
+    return Report(request, results, mean, half_width, baseline)
 
 
 def _resolve_source(source: Source, protocol: Cloning, own_states: bool) -> tuple[Source, list[Demonstration], Cloning]:

@@ -66,11 +66,11 @@ class ModelEncoder(Encoder):
         times: Tensor | None = None,
         *,
         needs: Sequence[str] = (),
-        before: Sequence[Callable[..., Tokens]] = (),
-        inside: Sequence[Method] = (),
+        pixel_methods: Sequence[Callable[..., Tokens]] = (),
+        block_methods: Sequence[Method] = (),
     ) -> tuple[Tokens, dict[str, Tensor]]:
         """Encodes frames [B,T,3,H,W] (uint8, or float in 0..1); returns no cues."""
-        if needs or before or inside:
+        if needs or pixel_methods or block_methods:
             raise ValueError(f"{self.id} is a complete network: methods can act only after it, and it provides no cues")
         B, T, _, height, width = frames.shape
         config = self.model.config

@@ -54,7 +54,7 @@ class Count:
     entry_macs: int = 0
     unknown: tuple[str, ...] = ()
 
-    def by(self, convention: str) -> float:
+    def giga(self, convention: str) -> float:
         """Returns operations / 1e9 in a convention of this module."""
         if convention == "macs":
             return (self.macs + self.border) / 1e9

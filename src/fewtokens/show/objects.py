@@ -73,7 +73,7 @@ def _outline(masks: Tensor) -> Tensor:
     return edge
 
 
-def fitted(rows: Sequence[Tensor], height: int = 270) -> Tensor:
+def fit_height(rows: Sequence[Tensor], height: int = 270) -> Tensor:
     """Stacks frames uint8 [n,3,H,W] of several sizes: resized to one height, padded with white to the widest."""
     small = [
         F.interpolate(

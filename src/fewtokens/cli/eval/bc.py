@@ -313,7 +313,7 @@ def _print_report(report: Report, task: str | None, sheets: list[Path], as_json:
     from fewtokens.evaluation.simulate import NOTE
 
     score = "held-out error" if task is None else _SCORES[report.request["criterion"]]
-    summary: dict[str, Any] = {"score": score, "mean": report.mean, "ci95": report.half}
+    summary: dict[str, Any] = {"score": score, "mean": report.mean, "ci95": report.half_width}
     if report.baseline is not None:
         summary["mean_action_error"] = report.baseline
     if as_json:
@@ -328,7 +328,11 @@ def _print_report(report: Report, task: str | None, sheets: list[Path], as_json:
     ]
     out.print(table(task or "held-out demonstrations", rows))
     if report.mean is not None:
-        spread = "one seed, no interval" if report.half is None else f"± {report.half:.3g} (95 %, {len(rows)} seeds)"
+        spread = (
+            "one seed, no interval"
+            if report.half_width is None
+            else f"± {report.half_width:.3g} (95 %, {len(rows)} seeds)"
+        )
         out.print(f"{score}: [bold]{report.mean:.4g}[/bold] {spread}", highlight=False)
     if report.baseline is not None:
         out.print(f"baseline, the mean action of the demonstrations: {report.baseline:.4g}", highlight=False)

@@ -321,7 +321,7 @@ def _write_labels(target: Path, files: SequenceFiles, output: SequenceResult) ->
 
 def _draw(target: Path, task: Task, selected: list[SequenceFiles], lines: list[dict[str, Any]], video: bool) -> None:
     """Writes the contact sheet, with one row for each of some sequences, and missing videos if `video`."""
-    from fewtokens.show.objects import fitted
+    from fewtokens.show.objects import fit_height
     from fewtokens.show.sheet import draw_contact_sheet
     from fewtokens.video import write
 
@@ -337,7 +337,7 @@ def _draw(target: Path, task: Task, selected: list[SequenceFiles], lines: list[d
             *(f"frame {n}" for n in indices[1:]),
         ]
     draw_contact_sheet(
-        fitted(images),
+        fit_height(images),
         captions,
         target / "sheet.png",
         title=f"Label propagation: {task.name}, {heading(task.measure)} over {len(selected)} sequences",
