@@ -20,7 +20,6 @@ from fewtokens.cli.options import (
     MODEL,
     OUTPUT,
     FpsOption,
-    FramesOption,
     JsonOption,
     MethodOptions,
     RunOptions,
@@ -57,7 +56,14 @@ class SessionOptions:
     """A video language model, and how it reads a video."""
 
     model: ModelOption
-    frames: FramesOption = None
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames",
+            help="Number of frames, spread evenly over the video. Default: 32; for models of train video-llm, as in training.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None
     fps: FpsOption = None
     layout: Annotated[
         str,

@@ -13,9 +13,6 @@ PANELS = ("Input", "Encoder", "Model", "Method", "Protocol", "Training", "Output
 INPUT, ENCODER, MODEL, METHOD, PROTOCOL, TRAINING, OUTPUT, RUN = PANELS
 
 VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Videos, images or folders of images.")]
-FramesOption = Annotated[
-    int | None, typer.Option("--frames", help="Number of frames, spread evenly over the video.", rich_help_panel=INPUT)
-]
 FpsOption = Annotated[
     float | None, typer.Option("--fps", help="Frames per second, instead of --frames.", rich_help_panel=INPUT)
 ]
@@ -53,7 +50,12 @@ SettingsOption = Annotated[
 class ReadOptions:
     """Which frames of a video are read, and at which size; also saved in token files ("reading")."""
 
-    frames: FramesOption = None
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames", help="Number of frames, spread evenly over the video. Default: 16.", rich_help_panel=INPUT
+        ),
+    ] = None
     fps: FpsOption = None
     size: SizeOption = 224
     start: Annotated[float, typer.Option("--start", help="Start time, in seconds.", rich_help_panel=INPUT)] = 0.0

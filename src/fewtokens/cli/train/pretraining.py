@@ -38,7 +38,7 @@ class _Options(TrainOptions):
         str | None,
         typer.Option(
             "--preset",
-            help="VERB_tiny, or VERB_vit_s16_k400 (also b16, l16) as published. Default: VERB_tiny.",
+            help="Preset, such as tobo_tiny, or as published tobo_vit_s16_k400 (also b16, l16). Default: the tiny one.",
             rich_help_panel=TRAINING,
         ),
     ] = None
