@@ -60,7 +60,8 @@ class SessionOptions:
         int | None,
         typer.Option(
             "--frames",
-            help="Number of frames, spread evenly over the video. Default: 32; for models of train video-llm, as in training.",
+            help="Number of frames, spread evenly over the video. Default: 32; for a model of train video-llm, as in "
+            "training.",
             rich_help_panel=INPUT,
         ),
     ] = None
