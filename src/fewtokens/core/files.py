@@ -268,12 +268,12 @@ def _rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         raise ValueError(f"{path}, line {reader.line_num}: invalid CSV ({error})") from None
 
 
-def parse_json(text: str, what: str) -> Any:
+def parse_json(text: str, label: str) -> Any:
     """Parses JSON.
 
     Args:
         text: the JSON.
-        what: prefix of the error message, such as the path of the file.
+        label: prefix of the error message, such as the path of the file.
 
     Raises:
         ValueError: invalid JSON, nesting too deep, or a string that is not valid Unicode.
@@ -284,11 +284,11 @@ def parse_json(text: str, what: str) -> Any:
             # A lone surrogate can be neither written nor printed, unless it represents a byte of a file name.
             json.dumps(value, ensure_ascii=False).encode(errors="surrogateescape")
     except RecursionError:
-        raise ValueError(f"{what}: nested too deeply") from None
+        raise ValueError(f"{label}: nested too deeply") from None
     except UnicodeEncodeError:
-        raise ValueError(f"{what}: invalid JSON (a string contains a lone surrogate)") from None
+        raise ValueError(f"{label}: invalid JSON (a string contains a lone surrogate)") from None
     except ValueError as error:
-        raise ValueError(f"{what}: invalid JSON ({error})") from None
+        raise ValueError(f"{label}: invalid JSON ({error})") from None
     return value
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is
 MAX_DEPTH = 64
 
 
-def conform(value: Any, kind: Any, what: str) -> Any:
+def conform(value: Any, kind: Any, label: str) -> Any:
     """Checks that a value is of a type, and returns it unchanged.
 
     Args:
@@ -23,69 +23,69 @@ def conform(value: Any, kind: Any, what: str) -> Any:
             tuple[X, ...], tuple[X, Y], dict[str, X], X | Y, Literal[...], Any (any plain value), a TypedDict (extra
             keys are accepted) or a dataclass (extra keys are rejected; keys with a default may be missing). For the
             last two, `value` is a dict. A bool is not accepted as a number.
-        what: prefix of the error message: a file name or an argument name.
+        label: prefix of the error message: a file name or an argument name.
 
     Raises:
-        ValueError: one line: `what`, the path inside the value, the expected type and the actual value.
+        ValueError: one line: `label`, the path inside the value, the expected type and the actual value.
     """
-    _check(value, kind, what, "", 0)
+    _check(value, kind, label, "", 0)
     return value
 
 
-def _check(value: Any, kind: Any, what: str, path: str, depth: int) -> None:
+def _check(value: Any, kind: Any, label: str, path: str, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise ValueError(f"{what}: nested too deeply")
+        raise ValueError(f"{label}: nested too deeply")
     if kind is Any:
-        _check_plain(value, what, path, depth)
+        _check_plain(value, label, path, depth)
         return
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        _check_union(value, parts, what, path, depth, kind)
+        _check_union(value, parts, label, path, depth, kind)
         return
     if not _is_a(value, kind):
-        at = f"{what}: {one_line(path.lstrip('.'))}" if path else what
+        at = f"{label}: {one_line(path.lstrip('.'))}" if path else label
         raise ValueError(f"{at} must be {_describe(kind)}, got {_show(value)}")
     if origin in (list, Sequence) or (origin is tuple and parts[1:] == (...,)):
         for index, entry in enumerate(value):
-            _check(entry, parts[0], what, f"{path}[{index}]", depth + 1)
+            _check(entry, parts[0], label, f"{path}[{index}]", depth + 1)
     elif origin is tuple:
         for index, (entry, part) in enumerate(zip(value, parts, strict=True)):
-            _check(entry, part, what, f"{path}[{index}]", depth + 1)
+            _check(entry, part, label, f"{path}[{index}]", depth + 1)
     elif origin is dict:
         for name, entry in value.items():
-            _check(name, parts[0], what, f"{path} key", depth + 1)
-            _check(entry, parts[1], what, f"{path}.{name}", depth + 1)
+            _check(name, parts[0], label, f"{path} key", depth + 1)
+            _check(entry, parts[1], label, f"{path}.{name}", depth + 1)
     elif is_typeddict(kind) or dataclasses.is_dataclass(kind):
-        _check_fields(value, kind, what, path, depth)
+        _check_fields(value, kind, label, path, depth)
 
 
-def _check_plain(value: Any, what: str, path: str, depth: int) -> None:
+def _check_plain(value: Any, label: str, path: str, depth: int) -> None:
     if isinstance(value, list | tuple):
         for index, entry in enumerate(value):
-            _check(entry, Any, what, f"{path}[{index}]", depth + 1)
+            _check(entry, Any, label, f"{path}[{index}]", depth + 1)
     elif isinstance(value, dict):
         for name, entry in value.items():
-            _check(name, str, what, f"{path} key", depth + 1)
-            _check(entry, Any, what, f"{path}.{name}", depth + 1)
+            _check(name, str, label, f"{path} key", depth + 1)
+            _check(entry, Any, label, f"{path}.{name}", depth + 1)
     elif not (value is None or isinstance(value, str | int | float)):
-        raise ValueError(f"{what}: {one_line(path.lstrip('.')) or 'it'} must be a plain value, got {_show(value)}")
+        raise ValueError(f"{label}: {one_line(path.lstrip('.')) or 'it'} must be a plain value, got {_show(value)}")
 
 
-def _check_union(value: Any, parts: tuple[Any, ...], what: str, path: str, depth: int, kind: Any) -> None:
+def _check_union(value: Any, parts: tuple[Any, ...], label: str, path: str, depth: int, kind: Any) -> None:
     candidates = [part for part in parts if _is_a(value, part)]
     if not candidates:
-        at = f"{what}: {one_line(path.lstrip('.'))}" if path else what
+        at = f"{label}: {one_line(path.lstrip('.'))}" if path else label
         raise ValueError(f"{at} must be {_describe(kind)}, got {_show(value)}")
     for index, part in enumerate(candidates):
         try:
-            _check(value, part, what, path, depth)
+            _check(value, part, label, path, depth)
             return
         except ValueError:
             if index == len(candidates) - 1:
                 raise
 
 
-def _check_fields(value: dict[str, Any], kind: Any, what: str, path: str, depth: int) -> None:
+def _check_fields(value: dict[str, Any], kind: Any, label: str, path: str, depth: int) -> None:
     hints = get_type_hints(kind)
     if dataclasses.is_dataclass(kind):
         fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
@@ -94,16 +94,16 @@ def _check_fields(value: dict[str, Any], kind: Any, what: str, path: str, depth:
         unknown = [str(name) for name in value if name not in fields]
         if unknown:
             raise ValueError(
-                f"{what}: unknown key {one_line(', '.join(sorted(unknown)[:5]))}; known keys: {', '.join(fields)}"
+                f"{label}: unknown key {one_line(', '.join(sorted(unknown)[:5]))}; known keys: {', '.join(fields)}"
             )
     else:
         required = set(kind.__required_keys__)
     absent = sorted(required - value.keys())
     if absent:
-        raise ValueError(f"{what}: lacks {one_line(path.lstrip('.'))}{'.' if path else ''}{', '.join(absent)}")
+        raise ValueError(f"{label}: lacks {one_line(path.lstrip('.'))}{'.' if path else ''}{', '.join(absent)}")
     for name, hint in hints.items():
         if name in value:
-            _check(value[name], hint, what, f"{path}.{name}", depth + 1)
+            _check(value[name], hint, label, f"{path}.{name}", depth + 1)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
