@@ -39,8 +39,8 @@ def dots(monkeypatch):
     def make(task, *, camera=None, horizon=None):
         return Dots(horizon or 20)
 
-    monkeypatch.setattr(cloning_run, "make", make)
-    monkeypatch.setattr(simulate, "make", make)
+    monkeypatch.setattr(cloning_run, "make_environment", make)
+    monkeypatch.setattr(simulate, "make_environment", make)
 
 
 def test_held_out(demos):

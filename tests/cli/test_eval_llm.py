@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fewtokens.cli import app
 from fewtokens.video import synthetic, write
-from tests.llm.test_composed import asked, parts  # noqa: F401  (fixtures)
+from tests.llm.test_composed import parts, saved_model  # noqa: F401  (fixtures)
 
 
 def run(*words):
@@ -18,11 +18,11 @@ def run(*words):
 
 
 class TestGeneratedClips:
-    def test_by_kind(self, asked):  # noqa: F811
+    def test_by_kind(self, saved_model):  # noqa: F811
         result = run(
             "videoqa",
             "--model",
-            asked,
+            saved_model,
             "--with",
             "uniform(keep=5)",
             "--limit",
@@ -41,12 +41,12 @@ class TestGeneratedClips:
         # Random weights answer at chance.
         assert report["all"]["accuracy"] <= 0.3
 
-    def test_a_stopped_run_resumes(self, asked, tmp_path):  # noqa: F811
+    def test_a_stopped_run_resumes(self, saved_model, tmp_path):  # noqa: F811
         path = tmp_path / "replies.jsonl"
         words = (
             "videoqa",
             "--model",
-            asked,
+            saved_model,
             "--limit",
             6,
             "--frames",
@@ -82,8 +82,8 @@ class TestGeneratedClips:
             (("--frames", 2), "frames"),
         ],
     )
-    def test_bad_input(self, asked, words, message):  # noqa: F811
-        result = run("videoqa", "--model", asked, "--limit", 4, *words)
+    def test_bad_input(self, saved_model, words, message):  # noqa: F811
+        result = run("videoqa", "--model", saved_model, "--limit", 4, *words)
         assert result.exit_code == 2, result.output
         assert message in result.output
         assert "Traceback" not in result.output
@@ -115,25 +115,25 @@ class TestPublicSets:
         write(tmp_path / "videos" / "11.mp4", synthetic("digits", frames=8, size=(32, 32)).frames, fps=8)
         return tmp_path
 
-    def test_accuracy(self, asked, nextqa):  # noqa: F811
+    def test_accuracy(self, saved_model, nextqa):  # noqa: F811
         result = run(
-            "qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--with", "kmeans(keep=3)", "--json"
+            "qa", "--model", saved_model, "--dataset", "nextqa", "--data", nextqa, "--with", "kmeans(keep=3)", "--json"
         )
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
         assert report["visual_tokens"] == 3
         assert {"all", "CW", "TN"} <= report["accuracy"].keys()
-        table = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa, "--limit", 2)
+        table = run("qa", "--model", saved_model, "--dataset", "nextqa", "--data", nextqa, "--limit", 2)
         assert table.exit_code == 0, table.output
         assert "TokDense" in table.output
 
-    def test_broken_videos(self, asked, nextqa):  # noqa: F811
+    def test_broken_videos(self, saved_model, nextqa):  # noqa: F811
         (nextqa / "videos" / "11.mp4").write_bytes(b"no video")
-        result = run("qa", "--model", asked, "--dataset", "nextqa", "--data", nextqa)
+        result = run("qa", "--model", saved_model, "--dataset", "nextqa", "--data", nextqa)
         assert result.exit_code == 2
         assert "no question could be answered" in " ".join(result.output.split())
 
-    def test_an_unknown_set(self, asked, nextqa):  # noqa: F811
-        result = run("qa", "--model", asked, "--dataset", "trivia", "--data", nextqa)
+    def test_an_unknown_set(self, saved_model, nextqa):  # noqa: F811
+        result = run("qa", "--model", saved_model, "--dataset", "trivia", "--data", nextqa)
         assert result.exit_code == 2
         assert "must be one of nextqa" in " ".join(result.output.split())

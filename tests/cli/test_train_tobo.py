@@ -59,7 +59,7 @@ def test_from_videos_to_an_encoder(videos, tmp_path):
     done = run(*words)
     assert "4 videos to train on" in done.stderr
     assert "tobo_swapped" in done.stdout
-    assert "without a second frame" in " ".join(done.stderr.split())
+    assert "(1 with fewer than two frames)" in " ".join(done.stderr.split())
     again = json.loads(run(*words, "--json").stdout)
     assert again["resumed_at"] == again["steps"] == 5
     assert "other settings (network)" in run(*words, "--set", "mask_ratio=0.5", code=2).stderr

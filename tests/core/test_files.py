@@ -123,8 +123,8 @@ def test_contents_are_validated(tmp_path, change):
 
 def test_partial_files_of_a_killed_process_are_removed(tmp_path):
     writer = (
-        "import sys; from fewtokens.core.files import whole_file\n"
-        "with whole_file(sys.argv[1]) as temporary:\n"
+        "import sys; from fewtokens.core.files import atomic_file\n"
+        "with atomic_file(sys.argv[1]) as temporary:\n"
         "    temporary.write_bytes(b'half'); (temporary.parent / '.tmpforeign').write_bytes(b'')\n"
         "    print('writing', flush=True); sys.stdin.read()\n"
     )

@@ -18,7 +18,7 @@ class TestDavis:
         (root / "ImageSets" / "2017" / "val.txt").write_text("c\nb\n")
         sequences, origin = davis_sequences(root)
         assert ([files.name for files in sequences], origin) == (["c", "b"], "2017/val")
-        assert [p.name for p in sequences[0].pictures] == [f"{n:05}.jpg" for n in range(5)]
+        assert [p.name for p in sequences[0].images] == [f"{n:05}.jpg" for n in range(5)]
         assert [files.name for files in davis_sequences(root, "all")[0]] == ["a", "b", "c"]
         (root / "ImageSets" / "2016").mkdir()
         lines = [f"/JPEGImages/480p/a/{n:05}.jpg /Annotations/480p/a/{n:05}.png" for n in range(5)]
@@ -64,7 +64,7 @@ def test_jhmdb_lists(tmp_path):
     root = make_jhmdb(tmp_path / "jhmdb")
     clips, origin = jhmdb_clips(root)
     assert ([files.name for files in clips], origin) == (["jump/first", "run/second"], "all")
-    assert len(clips[0].pictures) == 4 and clips[0].labels[0].is_file()
+    assert len(clips[0].images) == 4 and clips[0].labels[0].is_file()
     (root / "splits").mkdir()
     (root / "splits" / "jump_test_split1.txt").write_text("first.avi 1\n")
     (root / "splits" / "run_test_split1.txt").write_text("second.avi 2\n")
@@ -91,7 +91,7 @@ def test_vip_uses_only_labeled_images(tmp_path):
     videos, origin = vip_videos(root)
     assert ([files.name for files in videos], origin) == (["videos2", "videos10"], "all")
     assert (
-        [p.stem for p in videos[0].pictures]
+        [p.stem for p in videos[0].images]
         == [p.stem for p in videos[0].labels]
         == [f"{25 * t + 1:012}" for t in range(4)]
     )
@@ -103,7 +103,7 @@ def test_vip_uses_only_labeled_images(tmp_path):
         vip_videos(root)
     videos[0].labels[2].unlink()
     (root / "lists" / "val_videos.txt").unlink()
-    assert len(vip_videos(root)[0][0].pictures) == 3
+    assert len(vip_videos(root)[0][0].images) == 3
     with pytest.raises(ValueError, match="not a VIP folder"):
         vip_videos(tmp_path)
 
@@ -167,7 +167,7 @@ def test_encodings_and_line_ends_of_lists(tmp_path, change):
     (tmp_path / "ImageSets/2017/val.txt").write_bytes(text.encode("utf-8-sig" if change == "mark" else "utf-8"))
     sequences, _ = davis_sequences(tmp_path)
     assert [files.name for files in sequences] == ["bear", "two dogs"]
-    assert sequences[0].pictures == []
+    assert sequences[0].images == []
     (tmp_path / "ImageSets/2016/val.txt").write_text("/JPEGImages/480p/bear/0.jpg /Annotations/480p/bear/0.png\n")
     assert [files.name for files in davis_sequences(tmp_path, "2016/val")[0]] == ["bear"]
     for line in ("/", "x/", "a/../b.png", "../x", "x" * 300, "a\\b", "bear /"):

@@ -66,7 +66,7 @@ def test_frames_without_an_index_line_are_incomplete(videos, tmp_path, monkeypat
     def interrupt(path, row):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "add_row", interrupt)
+    monkeypatch.setattr(files, "append_row", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pack_frames(items(videos), tmp_path / "out", short=16)
     monkeypatch.undo()

@@ -59,7 +59,7 @@ BANNED = {
     r"nothing beside": "nothing else",
     r"in their turn": "in turn",
     r"of whatever kind": "of any type",
-    r"is worth": "scores; saves",
+    r"is worth(?! 1/2)": "scores; saves",
     r"what (it|they) (gives?|takes?|needs?) (back|in)": "name the output or input",
     r"by (the )?name alone": "by name only",
     r"at all times": "always",

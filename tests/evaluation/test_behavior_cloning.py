@@ -304,7 +304,7 @@ class TestRuns:
             self.environments.append(Dots())
             return self.environments[-1]
 
-        monkeypatch.setattr(cloning_run, "make", make)
+        monkeypatch.setattr(cloning_run, "make_environment", make)
 
     def test_full_and_resumed(self, tmp_path):
         source = Source(task="dots/reach", hold=2)

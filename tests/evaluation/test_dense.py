@@ -164,7 +164,7 @@ class TestSets:
         with pytest.raises(ValueError, match="one: J and F require at least 3 frames"):
             dense.davis(short, encode, self.native)
         with pytest.raises(ValueError, match="no images"):
-            dense.davis(dataclasses.replace(files, pictures=[]), encode, self.native)
+            dense.davis(dataclasses.replace(files, images=[]), encode, self.native)
 
         class Overflowing(Patches):
             def __call__(self, *args, **kwargs):

@@ -154,7 +154,10 @@ def test_broken_and_short_videos_are_skipped_and_reported(footage, tmp_path):
     report = pretrain(items, recipe(), tmp_path / "run", device="cpu")
     messages = (tmp_path / "run" / "broken.txt").read_text().splitlines()
     assert sorted(messages) == sorted(report.broken)
-    assert [("no pair" in line, "x.mp4" in line) for line in sorted(messages)] == [(True, False), (False, True)]
+    assert [("a pair requires two frames" in line, "x.mp4" in line) for line in sorted(messages)] == [
+        (True, False),
+        (False, True),
+    ]
     with pytest.raises(ValueError, match="none of 2 videos can be used"):
         pretrain(items[5:], recipe(), tmp_path / "none", device="cpu")
     assert not (tmp_path / "none").exists()

@@ -363,7 +363,7 @@ class TestLoading:
     def test_one_line_and_no_hang(self, spoil, message, monkeypatch):
         # Only a stuck process waits for the timeout, which is half an hour by default.
         if spoil is stuck:
-            monkeypatch.setattr(loading, "PATIENCE", 6.0)
+            monkeypatch.setattr(loading, "TIMEOUT", 6.0)
         start = time.monotonic()
         with pytest.raises(LoadingError, match=message) as error:
             for _ in load_batches(Numbers(spoil), workers=1):

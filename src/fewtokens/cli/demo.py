@@ -67,7 +67,7 @@ def demo(
     if as_json:
         print_json({"page": str(page), "clips": report})
         return
-    out.print(f"[dim]All other methods meet the budget. {_EXEMPT}.[/dim]", soft_wrap=True)
+    out.print(f"[dim]All other methods meet the budget. {_EXEMPT}.[/dim]")
     out.print(f"\n[bold]Page[/bold]      {escape(str(page))}   (step through frames, switch methods)", highlight=False)
     for entry in report:
         out.print(f"[bold]Image[/bold]     {escape(entry['sheet'])}", highlight=False)

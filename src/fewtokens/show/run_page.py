@@ -24,7 +24,7 @@ def write_run_page(
     title: str,
     note: str,
     numbers: Mapping[str, Any],
-    pictures: Sequence[tuple[str, str, Path]],
+    images: Sequence[tuple[str, str, Path]],
     settings: Mapping[str, Any],
 ) -> Path:
     """Writes a page that needs no network and no other file.
@@ -34,14 +34,14 @@ def write_run_page(
         title: heading of the page.
         note: the line below the heading.
         numbers: the last value of each metric, by name.
-        pictures: heading, caption and PNG of each image; missing files are skipped.
+        images: heading, caption and PNG of each image; missing files are skipped.
         settings: of the run, collapsed at the end of the page.
 
     Returns:
         The path.
     """
     parts = [f"<h1>{html.escape(title)}</h1><p class=note>{html.escape(note)}</p>", _table(numbers)]
-    for heading, caption, image in pictures:
+    for heading, caption, image in images:
         if image.is_file():
             data = base64.b64encode(image.read_bytes()).decode()
             parts.append(

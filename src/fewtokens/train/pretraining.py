@@ -226,7 +226,7 @@ def write_report(out: Path, recipe: PretrainingRecipe, report: Report) -> Path:
         note="The loss of each path with its own source and with that of another video: if they are equal, the "
         "source carries no information.",
         numbers=last,
-        pictures=[
+        images=[
             ("Losses", "Of each path during training; then on the fixed batch, with own and swapped sources.",
              out / "curves.png"),
             ("A fixed batch", "Predictions have the mean and standard deviation of the target's patches; visible "

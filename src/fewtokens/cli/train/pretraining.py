@@ -149,9 +149,11 @@ def _train(data: Path, root: Path | None, recipe: Any, options: TrainOptions) ->
         return
     print_run(report, table("Fixed batch", [{"loss": name, "value": value} for name, value in report.scores.items()]))
     if report.broken:
-        single = sum("no pair" in line for line in report.broken)
-        rest = f", {single} of them without a second frame" if single else ""
-        log.print(f"[yellow]{len(report.broken)} videos were skipped[/yellow]{rest}; see {folder / 'broken.txt'}")
+        single = sum("a pair requires two frames" in line for line in report.broken)
+        rest = f" ({single} with fewer than two frames)" if single else ""
+        count = len(report.broken)
+        skipped = f"{count} video was skipped" if count == 1 else f"{count} videos were skipped"
+        log.print(f"[yellow]{skipped}[/yellow]{rest}; see {folder / 'broken.txt'}")
     out.print(f"[bold]Encoder[/bold]  {escape(str(folder / 'model'))}", highlight=False)
     out.print(f"[bold]Page[/bold]     {escape(str(folder / 'index.html'))}", highlight=False)
 
