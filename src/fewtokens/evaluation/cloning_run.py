@@ -31,7 +31,8 @@ class Source:
     """The demonstrations to clone, and the task in which the clone acts.
 
     Attributes:
-        task: a simulated task, see `simulate.make_environment`; None to score by the error on a fifth of the demonstrations.
+        task: a simulated task, see `simulate.make_environment`; None to score by the error on a fifth of the
+            demonstrations.
         data: a file of demonstrations; None to record them with the task's scripted expert.
         camera, horizon: camera and horizon of the task.
         hold: steps recorded after the expert's success; None to record to the horizon.
