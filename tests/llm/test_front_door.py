@@ -62,8 +62,41 @@ def test_a_layer_beyond_the_model(parts):  # noqa: F811
     )
     for spec in ("fastv(layer=1)", "dycoke_cache(layer=1)"):
         check_refused(
-            lambda spec=spec: compress_inputs(model, processor(model, CLIP, FIRST), spec), "acts in the stage 'llm'"
+            lambda spec=spec: compress_inputs(model, processor(model, CLIP, FIRST), spec),
+            r"acts in the stage 'llm'; it acts inside the language model; use `with attach\(model",
         )
+
+
+def test_methods_inside_the_encoder():
+    model, processor = loaded("qwen2_vl")
+    message = "tome_in_encoder acts in the stage 'encoder'; methods inside the encoder are not supported in a video"
+    check_refused(lambda: Session(model, processor, "tome_in_encoder(r=1)"), message)
+    check_refused(lambda: attach(model, "tome_in_encoder(r=1)").__enter__(), message)
+
+
+def test_a_video_llm_instead_of_its_model():
+    model, processor = loaded("qwen2_vl")
+    video_llm = VideoLLM(model, processor)
+    message = "a model is required, got a VideoLLM; pass its attribute `model`"
+    check_refused(lambda: attach(video_llm, "evs(keep=0.5)").__enter__(), message)
+    check_refused(lambda: compress_inputs(video_llm, processor(model, CLIP, FIRST), "evs(keep=0.5)"), message)
+
+
+def test_several_questions_in_one_call():
+    model, processor = loaded("qwen2_vl")
+    questions: Any = [FIRST, SECOND]
+    check_refused(
+        lambda: Session(model, processor).ask(CLIP, questions), "question must be one string, got list; call ask once"
+    )
+
+
+def test_tokens_in_each_layer():
+    model, processor = loaded("qwen2_vl")
+    answer = Session(model, processor, "uniform(keep=8) | fastv(keep=0.5, layer=2)").ask(CLIP, FIRST, 2)
+    assert (answer.tokens, answer.layer_tokens) == (8, [8, 8, 4])
+    pyramid = Session(model, processor, "uniform(keep=8) | pyramid_drop(keep=(0.5, 0.25), layers=(1, 2))")
+    assert pyramid.ask(CLIP, FIRST, 2, memory=True).layer_tokens == [8, 4, 2]
+    assert Session(model, processor, "uniform(keep=8)").ask(CLIP, FIRST, 2).layer_tokens == []
 
 
 def test_from_pretrained(tmp_path):

@@ -36,9 +36,12 @@ class Answer:
     Attributes:
         text: the answer.
         tokens: the number of visual tokens that the language model read, without rows that are not cells (a newline).
+            Methods inside the language model drop more of them, see `layer_tokens`.
         cells: the number of visual tokens before reduction.
         prompt_tokens: the number of all tokens in the prompt.
         new_tokens: the number of tokens in the answer.
+        layer_tokens: the number of visual tokens in each layer during the prefill, if methods act inside the language
+            model; otherwise empty. `dycoke_cache` reduces caches only after the prefill.
         seconds: the time to first token (TTFT) by stage: "decode" (reading and resizing), "encode", "reduce" (with
             building the prompt) and "prefill"; 0 for stages whose result an earlier question left in memory.
         generation_seconds: seconds from the first token to the last one.
@@ -52,6 +55,7 @@ class Answer:
     cells: int
     prompt_tokens: int
     new_tokens: int
+    layer_tokens: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     generation_seconds: float = 0.0
     speed: float | None = None
@@ -165,6 +169,8 @@ class Session:
             ValueError: the video cannot be read, the question contains a special token, prompt and answer are longer
                 than the context, or methods are already attached to the model.
         """
+        if not isinstance(question, str):
+            raise ValueError(f"question must be one string, got {type(question).__name__}; call ask once per question")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_free(self.model)
@@ -176,8 +182,9 @@ class Session:
         self._check_length(short.inputs, max_new_tokens)
         clock.lap("reduce")
         self._report("answering")
-        with self.layer_hooks():
+        with self.layer_hooks() as runtime:
             answer = self._generate(short, max_new_tokens, on_text, clock)
+            answer.layer_tokens = [] if runtime is None else runtime.layer_tokens
             if memory and answer.memory is None:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
