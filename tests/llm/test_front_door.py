@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs
-from fewtokens.video import read, write
+from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs, load
+from fewtokens.video import Video, read, write
 from tests.llm.saved import save
 from tests.llm.test_composed import QUESTIONS, build, conversations, parts  # noqa: F401, fixtures
 from tests.llm.test_session import CLIP, FIRST, SECOND, loaded
+from tests.llm.tiny import FAMILIES
 
 
 def check_refused(run: Callable[[], Any], match: str) -> None:
@@ -43,13 +44,42 @@ def test_attach_without_with():
         assert attached.generate(**inputs, max_new_tokens=1).shape[0] == 1
 
 
-def test_a_processor_with_a_list(parts):  # noqa: F811
+def test_a_processor_with_lists_that_do_not_match(parts):  # noqa: F811
     model, processor = loaded("qwen2_vl")
     composed = build(parts)
-    for args in ((["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ("clip.mp4", FIRST)):
+    for args in (
+        (["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ("clip.mp4", FIRST), ([], []),
+        ([CLIP], [FIRST, SECOND]), (["clip.mp4"], [FIRST]), ([CLIP], [3]),
+    ):  # fmt: skip
         kinds = " and ".join(type(arg).__name__ for arg in args)
-        check_refused(lambda args=args: processor(model, *args), rf"takes one Video .* and one question, got {kinds}")
+        check_refused(
+            lambda args=args: processor(model, *args), rf"takes one Video .* and one question, or .*, got {kinds}"
+        )
     assert isinstance(composed, ComposedVideoLLM)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_processor_makes_batches(family):
+    """Each prompt of a batch continues as it does alone."""
+    model, processor = loaded(family)
+    equal = family.startswith("llava") or family == "smolvlm"
+    other = CLIP if equal else Video(CLIP.frames[:4], CLIP.times[:4])
+    videos, questions = [CLIP, other], [FIRST, SECOND]
+    with attach(model, "evs(keep=0.5)") as few:
+        ids = few.generate(**processor(model, videos, questions), max_new_tokens=4, do_sample=False)
+        together = ids[:, few.last.inputs["input_ids"].shape[1] :]
+        for video, question, expected in zip(videos, questions, together, strict=True):
+            ids = few.generate(**processor(model, video, question), max_new_tokens=4, do_sample=False)
+            assert ids[0, few.last.inputs["input_ids"].shape[1] :].tolist() == expected.tolist()
+    if equal:
+        short = Video(CLIP.frames[:4], CLIP.times[:4])
+        check_refused(lambda: processor(model, [CLIP, short], questions), "same number of frames in a batch")
+
+
+def test_inputs_have_the_dtype_of_the_model(tmp_path):
+    model, processor = load(save("llava_onevision", tmp_path), device="cpu", dtype="bfloat16")
+    inputs = processor(model, CLIP, FIRST)
+    assert inputs["pixel_values_videos"].dtype == torch.bfloat16 and inputs["input_ids"].dtype == torch.int64
 
 
 def test_a_layer_beyond_the_model(parts):  # noqa: F811

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
@@ -23,7 +22,7 @@ from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.cues import check_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
-from fewtokens.llm.prompts import Processor
+from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
@@ -202,7 +201,7 @@ class Session:
         clock.lap("decode")
         self._report("encoding")
         prompt = self._prompt(prepared.text, question)
-        inputs = {name: self._to_model(name, value) for name, value in prepared.inputs.items()}
+        inputs = inputs_on(self.model, prepared.inputs)
         items = [[("video", len(clip))]] if self.backend.needs_items else None
         encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
@@ -219,10 +218,6 @@ class Session:
     def _prompt(self, text: str, question: str) -> dict[str, Any]:
         ids = self.processor.ids(question, text).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def _to_model(self, name: str, value: Tensor) -> Tensor:
-        cast = name.startswith("pixel_values") and value.is_floating_point()
-        return value.to(self.model.device, self.model.dtype if cast else value.dtype)
 
     def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """Returns the shortened prompt. This is the only place where the spec is applied."""
