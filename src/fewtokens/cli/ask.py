@@ -70,7 +70,8 @@ class SessionOptions:
         str,
         typer.Option(
             "--layout",
-            help="Text between frames: per_frame keeps it, collapse removes it.",
+            help="Text between frames, in Qwen3-VL, InternVL, SmolVLM and VideoLLaMA 3: per_frame keeps it, collapse "
+            "removes it.",
             rich_help_panel=MODEL,
         ),
     ] = "per_frame"
@@ -78,7 +79,8 @@ class SessionOptions:
         str | None,
         typer.Option(
             "--positions",
-            help="Position ids of the tokens: keep, average or renumber. Default: depends on the model.",
+            help="Position ids of the tokens: keep, average or renumber. Default: average in Qwen2-VL, Qwen2.5-VL and "
+            "Qwen3-VL, renumber in other models.",
             rich_help_panel=MODEL,
         ),
     ] = None

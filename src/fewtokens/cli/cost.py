@@ -183,8 +183,8 @@ def cost(
         table("", [{"": heading(key)} | {row["name"]: _format(key, row.get(key)) for row in rows} for key in keys])
     )
     out.print(
-        "For one image or clip. GFLOPs (paper): (2 MACs + elementwise) / 2, as in TokenLearner's tables, so about 1 per "
-        "multiply-accumulate (--with counts 2); activations: float32 values kept for the backward pass.",
+        "For one image or clip. GFLOPs (paper): (2 MACs + elementwise) / 2, as in TokenLearner's tables, so about 1 "
+        "per multiply-accumulate (--with counts 2); activations: float32 values kept for the backward pass.",
         style="dim",
     )
 
@@ -226,7 +226,7 @@ def _print_token_costs(options: LanguageOptions, as_json: bool) -> None:
     }
     out.print(table("", [{"": name} | {cost.spec: column(cost) for cost in costs} for name, column in columns.items()]))
     out.print(
-        f"One video and {text} text tokens in {model.name}. GFLOPs: 2 operations per multiply-accumulate. Module and LLM: "
+        f"One video and {text} text tokens in {model.name}. GFLOPs: 2 per multiply-accumulate. Module and LLM: "
         "complexities from the table of Token Dynamics, which excludes iterations; GFLOPs are counted while it runs. "
         "TokDense rewards keeping almost nothing: read it together with the accuracy.",
         style="dim",
