@@ -134,7 +134,9 @@ def test_methods():
     assert "arXiv 2210.09461" in text
     assert "CC BY-NC" in text
     assert "did you mean tome" in error_line(run("methods", "tomee", code=2))
-    assert error_line(run("methods", "nope", code=2)).endswith("no method called 'nope'; fewtokens methods lists all")
+    assert error_line(run("methods", "nope", code=2)).endswith(
+        "no method called 'nope'; run 'fewtokens methods' to list all"
+    )
     layers = json.loads(run("methods", "--stage", "llm", "--json").stdout)
     assert {row["stage"] for row in layers} == {"llm"} and "fastv" in {row["name"] for row in layers}
     assert "tome_in_encoder" not in run("methods", "--stage", "tokens").stdout

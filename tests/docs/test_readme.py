@@ -55,7 +55,7 @@ def test_blocks_on_language_models_run(page, tmp_path, monkeypatch, capsys):
         assert names["ids"].shape[1] == names["few"].last.inputs["input_ids"].shape[1] + 64
         # A quarter of the cells, and at least one frame.
         for tokens in names["few"].last.tokens:
-            assert tokens.N == max(tokens.grid.cells // 4, tokens.grid.cells_per_frame)
+            assert max(tokens.grid.cells // 4, tokens.grid.cells_per_frame) == tokens.N
     tokenizer, prompt = names["processor"].tokenizer, names["prompt"]
     answers = tokenizer.batch_decode(names["ids"][:, prompt:], skip_special_tokens=True)
     assert all(answers) and names.get("answers", answers) == answers

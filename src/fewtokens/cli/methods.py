@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
-from fewtokens.cli.options import JsonOption
+from fewtokens.cli.options import METHOD, JsonOption
 from fewtokens.cli.tables import print_json, table
 
 # In processing order.
@@ -28,7 +28,8 @@ _STAGES = {
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Method to describe.")] = None,
     stage: Annotated[
-        str | None, typer.Option("--stage", help=f"List only methods of this stage: {', '.join(_STAGES)}.")
+        str | None,
+        typer.Option("--stage", help=f"List only methods of this stage: {', '.join(_STAGES)}.", rich_help_panel=METHOD),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

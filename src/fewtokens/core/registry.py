@@ -138,7 +138,7 @@ def get(name: str) -> type[Any]:
         loaded.name = name
         return loaded
     similar = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
-    hint = f"did you mean {' or '.join(similar)}?" if similar else "fewtokens methods lists all"
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "run 'fewtokens methods' to list all"
     raise ValueError(f"no method called {files.one_line(name)!r}; {hint}")
 
 

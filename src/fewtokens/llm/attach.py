@@ -1,7 +1,7 @@
 """Reduces the visual tokens of a model inside a `with` block, by hooks; the model is unchanged afterwards.
 
 with attach(model, "evs(keep=0.25)") as few:
-    ids = few.generate(**inputs, max_new_tokens=64)     # as model.generate
+    ids = few.generate(**inputs, max_new_tokens=64)     # the arguments of model.generate
     loss = few(**inputs, labels=labels).loss            # as model(...)
 
 with attach(model, "evs(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and half of them from layer 2 on
