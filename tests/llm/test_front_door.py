@@ -163,6 +163,9 @@ class TestComposed:
         inputs = model.processor(model.model, clip, QUESTIONS[0])
         ids = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         assert model.model.tokenizer.decode(ids[0, -4:], skip_special_tokens=True).strip() == answer.text.strip()
+        batch = model.processor(model.model, [clip, clip], QUESTIONS[:2])
+        both = model.model.generate(**batch, max_new_tokens=4, do_sample=False)
+        assert len(both) == 2 and both[0, -4:].tolist() == ids[0, -4:].tolist()
         half = VideoLLM.from_pretrained(composed, device="cpu", dtype="bfloat16")
         assert half.model.dtype == torch.bfloat16 and half.session().ask(clip, QUESTIONS[0], 2).new_tokens == 2
 

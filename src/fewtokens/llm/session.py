@@ -39,14 +39,14 @@ class Answer:
         cells: the number of visual tokens before reduction.
         prompt_tokens: the number of all tokens in the prompt.
         new_tokens: the number of tokens in the answer.
-        layer_tokens: the number of visual tokens in each layer during the prefill, if methods act inside the language
-            model; otherwise empty. `dycoke_cache` reduces caches only after the prefill.
         seconds: the time to first token (TTFT) by stage: "decode" (reading and resizing), "encode", "reduce" (with
             building the prompt) and "prefill"; 0 for stages whose result an earlier question left in memory.
         generation_seconds: seconds from the first token to the last one.
         speed: tokens per second after the first; None if there is only one.
         memory: peak bytes beyond weights and features while answering; None on a CPU, unless `ask(memory=True)`
             measures the prefill by running it a second time.
+        layer_tokens: the number of visual tokens in each layer during the prefill, if methods act inside the language
+            model; otherwise empty. `dycoke_cache` reduces caches only after the prefill.
     """
 
     text: str
@@ -54,11 +54,11 @@ class Answer:
     cells: int
     prompt_tokens: int
     new_tokens: int
-    layer_tokens: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     generation_seconds: float = 0.0
     speed: float | None = None
     memory: int | None = None
+    layer_tokens: list[int] = field(default_factory=list)
 
     @property
     def first_token(self) -> float:
