@@ -17,7 +17,7 @@ by exact match. Tokens: 16 frames x 4 x 4 cells, each with 2 x 2 patches of the 
 projector, in the dimension of the language model; tokens keep the positions of their cells (positions="keep"), except
 in the rows marked otherwise.
 
-Expected: 47.7 % with all tokens, compared with 18.4 % for a blind guess; without retraining, at 32 tokens, hourglass
+Expected: 47.7 % with all tokens, compared with 18.4 % for random guessing; without retraining, at 32 tokens, hourglass
 44, fewer_frames 43, kmeans 41, random 39, tome 30; after further training frame_fusion 46, fewer_frames 44,
 token_dynamics 43, kmeans 42. Discussion: docs/studies/video_llm.md.
 """

@@ -91,8 +91,8 @@ def questions(name: str) -> str:
         return ""
     about = (
         "Correct answers in percent on 2,000 questions about synthetic clips, by a small video language model that has "
-        f"{100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; a blind guess has 18.4 %. "
-        "How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
+        f"{100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; random guessing scores "
+        "18.4 %. How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
     )
     return about + _table(["tokens of 256", "without retraining", "after 100 further steps"], lines)
 

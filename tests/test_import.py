@@ -38,7 +38,7 @@ def test_import_takes_little_longer_than_torch():
 
 def test_public_names():
     assert len(set(fewtokens.__all__)) == len(fewtokens.__all__)
-    assert set(dir(fewtokens)) == set(fewtokens.__all__)
+    assert set(dir(fewtokens)) == {*fewtokens.__all__, *fewtokens._SUBPACKAGES}
     for name in fewtokens.__all__:
         assert getattr(fewtokens, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Tokenz'"):
@@ -52,4 +52,19 @@ def test_names_for_type_checkers_match():
     imported = {
         alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
-    assert imported == fewtokens._MODULES
+    subpackages = {name for name, module in imported.items() if module == "fewtokens"}
+    assert subpackages == set(fewtokens._SUBPACKAGES)
+    assert {name: imported[name] for name in imported if name not in subpackages} == fewtokens._MODULES
+
+
+def test_subpackages_are_attributes():
+    root = Path(fewtokens.__file__).parent
+    packages = {path.parent.name for path in root.glob("*/__init__.py")}
+    assert set(fewtokens._SUBPACKAGES) == packages - {"cli"}
+    code = (
+        "import sys, fewtokens; assert not [m for m in sys.modules if m.startswith('fewtokens.llm')]\n"
+        "print(fewtokens.llm.load.__name__, fewtokens.evaluation.__name__, fewtokens.video.read is fewtokens.read)\n"
+        "for name in fewtokens._SUBPACKAGES: assert getattr(fewtokens, name).__name__ == f'fewtokens.{name}'"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "load fewtokens.evaluation True"

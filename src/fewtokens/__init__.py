@@ -5,7 +5,8 @@
     pipeline = fewtokens.Pipeline("tome(keep=0.1)", fewtokens.load_encoder("patches"))
     tokens = pipeline(video.frames, video.times)
 
-Importing the package is fast: each public name, and torch with it, is imported on first use.
+Importing the package is fast: each public name and each subpackage (`fewtokens.llm`, `fewtokens.show`), and torch with
+them, is imported on first use.
 """
 
 from __future__ import annotations
@@ -16,6 +17,17 @@ from typing import TYPE_CHECKING, Any
 from fewtokens.version import __version__
 
 if TYPE_CHECKING:
+    from fewtokens import core as core
+    from fewtokens import data as data
+    from fewtokens import encoders as encoders
+    from fewtokens import evaluation as evaluation
+    from fewtokens import llm as llm
+    from fewtokens import methods as methods
+    from fewtokens import networks as networks
+    from fewtokens import profiling as profiling
+    from fewtokens import show as show
+    from fewtokens import train as train
+    from fewtokens import video as video
     from fewtokens.core.budget import Budget as Budget
     from fewtokens.core.method import Method as Method
     from fewtokens.core.method import Reducer as Reducer
@@ -67,10 +79,17 @@ _MODULES = {
     "tokenize": "fewtokens.core.tokenize",
 }
 
+# Imported on first use as attributes, as in `fewtokens.llm.load`.
+_SUBPACKAGES = (
+    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "show", "train", "video",
+)  # fmt: skip
+
 __all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"fewtokens.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'fewtokens' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)
@@ -78,4 +97,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_SUBPACKAGES])

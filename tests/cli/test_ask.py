@@ -72,6 +72,15 @@ def test_compare(clip, model):
     assert f"full: {full['answer']}" in shown and f"kmeans: {few['answer']}" in shown
 
 
+def test_tokens_in_the_last_layer(clip, model):
+    words = (clip, FIRST, "--model", model, "--with", "uniform(keep=8) | fastv(keep=0.5, layer=2)",
+             "--max-new-tokens", 3)  # fmt: skip
+    full, few = json.loads(ask(*words, "--compare", "--json").stdout)["answers"]
+    assert (few["visual_tokens"], few["layer_tokens"], full["layer_tokens"]) == (8, [8, 8, 4], [])
+    assert "in the last layer" in ask(*words, "--compare").stdout
+    assert "8 visual tokens of" in (done := ask(*words)).stderr and "(4 in the last layer)" in done.stderr
+
+
 def test_several_questions_encode_once(clip, model, tmp_path, monkeypatch):
     from fewtokens.llm import session
 

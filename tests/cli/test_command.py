@@ -134,6 +134,14 @@ def test_methods():
     assert "arXiv 2210.09461" in text
     assert "CC BY-NC" in text
     assert "did you mean tome" in error_line(run("methods", "tomee", code=2))
+    assert error_line(run("methods", "nope", code=2)).endswith(
+        "no method called 'nope'; run 'fewtokens methods' to list all"
+    )
+    layers = json.loads(run("methods", "--stage", "llm", "--json").stdout)
+    assert {row["stage"] for row in layers} == {"llm"} and "fastv" in {row["name"] for row in layers}
+    assert "tome_in_encoder" not in run("methods", "--stage", "tokens").stdout
+    assert "--stage must be one of" in error_line(run("methods", "--stage", "nope", code=2))
+    assert "not both" in error_line(run("methods", "tome", "--stage", "llm", code=2))
 
 
 def test_doctor():

@@ -51,7 +51,8 @@ def test_defaults_are_passed_to_methods_that_accept_them():
     ("spec", "message"),
     [
         ("tomee(0.5)", "did you mean tome"),
-        ("zzzz", "known: random"),
+        ("zzzz", "run 'fewtokens methods' to list all"),
+        ("pyramiddrop", "did you mean pyramid_drop"),
         ("tome(", "cannot read"),
         ("", "cannot read"),
         ("tome(keep=__import__('os').getcwd())", "must be numbers, strings"),

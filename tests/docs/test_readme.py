@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -36,23 +37,39 @@ def test_the_first_block_of_the_readme_runs_by_itself(tmp_path):
     assert (tmp_path / "clip.safetensors").exists()
 
 
-def tiny_model():
-    from tests.llm.tiny import prompt, tiny
-
-    inputs = prompt("llava_onevision", ("text", 5), ("video", 8), ("text", 5)).inputs
-    return {"model": tiny("llava_onevision"), "inputs": inputs}
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/guides/compress_a_video_llm.md"])
-def test_blocks_on_language_models_run(page):
+def test_blocks_on_language_models_run(page, tmp_path, monkeypatch, capsys):
+    """From `load` to the decoded answers, with a tiny model in place of the one that a page names."""
+    import fewtokens
+    from tests.llm.test_session import loaded
+
+    clip(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fewtokens.llm, "load", lambda name: loaded("qwen2_5_vl"))
     codes = [block.text for block in blocks(ROOT / page) if block.language == "python" and "attach(" in block.text]
+    codes = [code for code in codes if ".attach(" not in code]
     assert codes
+    names: dict[str, Any] = {}
     for code in codes:
-        names = tiny_model()
         exec(code, names)
-        # 10 words, a tenth of 8 x 16 cells or 32 of them, the newline, and what was generated.
-        left = 12 if "tome(keep=0.1)" in code else 32
-        assert names["ids"].shape[1] == 10 + left + 1 + 64
+        assert names["ids"].shape[1] == names["few"].last.inputs["input_ids"].shape[1] + 64
+        # A quarter of the cells, and at least one frame.
+        for tokens in names["few"].last.tokens:
+            assert max(tokens.grid.cells // 4, tokens.grid.cells_per_frame) == tokens.N
+    tokenizer, prompt = names["processor"].tokenizer, names["prompt"]
+    answers = tokenizer.batch_decode(names["ids"][:, prompt:], skip_special_tokens=True)
+    assert all(answers) and names.get("answers", answers) == answers
+    if page != "README.md":
+        assert len(answers) == 2 and names["answer"] and answers[0] == names["answer"]
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_guide_lists_the_methods_that_are_refused():
+    page = (ROOT / "docs" / "guides" / "compress_a_video_llm.md").read_text(encoding="utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith("* Refused: ")]
+    cues = {name: set(getattr(registry.get(name)(), "needs", ())) for name in registry.list_methods(stage="tokens")}
+    refused = {name for name, needs in cues.items() if needs - {"pixels", "text"}}
+    assert set(re.findall(r"`(\w+)`", line)) == refused | {"encoder"}
 
 
 @pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if found])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -59,6 +60,7 @@ def test_language_models_by_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
     with pytest.raises(ValueError, match="num_attention_heads is missing"):
         language_model(tmp_path)
+    assert language_model("qwen2.5-7b") == replace(language_model("qwen2-7b"), name="Qwen2.5-7B")
     with pytest.raises(ValueError, match=r"a folder with a config.json or one of qwen2-0\.5b"):
         language_model("gpt")
 
@@ -79,7 +81,7 @@ class TestCommand:
     def test_table(self):
         result = self.run("--with", "kmeans(keep=4)", "--grid", "2x4x4", "--pooled")
         assert result.exit_code == 0, result.output
-        for text in ("TokDense", "12.500 %", "2, yes", "O((n + m^2) d)"):
+        for text in ("TokDense", "12.500 %", "frames", "pooled", "O((n + m^2) d)"):
             assert text in result.stdout
 
     @pytest.mark.parametrize(
@@ -87,7 +89,8 @@ class TestCommand:
         [
             (("--with", "kmeans", "--grid", "4x4"), "frames x rows x columns"),
             (("--with", "kmeans", "--llm", "gpt"), "config.json or one of"),
-            (("--with", "visionzip"), "needs attention and keys"),
+            (("--with", "visionzip"), "so it cannot count this method; use bench"),
+            (("--with", "fastv"), "fastv acts inside the language model; cost counts only methods before"),
             (("--with", "kmeans", "--accuracy", "1", "--accuracy", "2"), "--accuracy must be given once per SPEC"),
             (("vit_s16", "--with", "kmeans"), "not both"),
             ((), "give a network, such as vit_s16"),

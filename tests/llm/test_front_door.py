@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs
-from fewtokens.video import read, write
+from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs, load
+from fewtokens.video import Video, read, write
 from tests.llm.saved import save
 from tests.llm.test_composed import QUESTIONS, build, conversations, parts  # noqa: F401, fixtures
 from tests.llm.test_session import CLIP, FIRST, SECOND, loaded
+from tests.llm.tiny import FAMILIES
 
 
 def check_refused(run: Callable[[], Any], match: str) -> None:
@@ -43,13 +44,42 @@ def test_attach_without_with():
         assert attached.generate(**inputs, max_new_tokens=1).shape[0] == 1
 
 
-def test_a_processor_with_a_list(parts):  # noqa: F811
+def test_a_processor_with_lists_that_do_not_match(parts):  # noqa: F811
     model, processor = loaded("qwen2_vl")
     composed = build(parts)
-    for args in ((["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ("clip.mp4", FIRST)):
+    for args in (
+        (["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ("clip.mp4", FIRST), ([], []),
+        ([CLIP], [FIRST, SECOND]), (["clip.mp4"], [FIRST]), ([CLIP], [3]),
+    ):  # fmt: skip
         kinds = " and ".join(type(arg).__name__ for arg in args)
-        check_refused(lambda args=args: processor(model, *args), rf"takes one Video .* and one question, got {kinds}")
+        check_refused(
+            lambda args=args: processor(model, *args), rf"takes one Video .* and one question, or .*, got {kinds}"
+        )
     assert isinstance(composed, ComposedVideoLLM)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_processor_makes_batches(family):
+    """Each prompt of a batch continues as it does alone."""
+    model, processor = loaded(family)
+    equal = family.startswith("llava") or family == "smolvlm"
+    other = CLIP if equal else Video(CLIP.frames[:4], CLIP.times[:4])
+    videos, questions = [CLIP, other], [FIRST, SECOND]
+    with attach(model, "evs(keep=0.5)") as few:
+        ids = few.generate(**processor(model, videos, questions), max_new_tokens=4, do_sample=False)
+        together = ids[:, few.last.inputs["input_ids"].shape[1] :]
+        for video, question, expected in zip(videos, questions, together, strict=True):
+            ids = few.generate(**processor(model, video, question), max_new_tokens=4, do_sample=False)
+            assert ids[0, few.last.inputs["input_ids"].shape[1] :].tolist() == expected.tolist()
+    if equal:
+        short = Video(CLIP.frames[:4], CLIP.times[:4])
+        check_refused(lambda: processor(model, [CLIP, short], questions), "same number of frames in a batch")
+
+
+def test_inputs_have_the_dtype_of_the_model(tmp_path):
+    model, processor = load(save("llava_onevision", tmp_path), device="cpu", dtype="bfloat16")
+    inputs = processor(model, CLIP, FIRST)
+    assert inputs["pixel_values_videos"].dtype == torch.bfloat16 and inputs["input_ids"].dtype == torch.int64
 
 
 def test_a_layer_beyond_the_model(parts):  # noqa: F811
@@ -62,8 +92,41 @@ def test_a_layer_beyond_the_model(parts):  # noqa: F811
     )
     for spec in ("fastv(layer=1)", "dycoke_cache(layer=1)"):
         check_refused(
-            lambda spec=spec: compress_inputs(model, processor(model, CLIP, FIRST), spec), "acts in the stage 'llm'"
+            lambda spec=spec: compress_inputs(model, processor(model, CLIP, FIRST), spec),
+            r"acts in the stage 'llm'; it acts inside the language model; use `with attach\(model",
         )
+
+
+def test_methods_inside_the_encoder():
+    model, processor = loaded("qwen2_vl")
+    message = "tome_in_encoder acts in the stage 'encoder'; methods inside the encoder are not supported in a video"
+    check_refused(lambda: Session(model, processor, "tome_in_encoder(r=1)"), message)
+    check_refused(lambda: attach(model, "tome_in_encoder(r=1)").__enter__(), message)
+
+
+def test_a_video_llm_instead_of_its_model():
+    model, processor = loaded("qwen2_vl")
+    video_llm = VideoLLM(model, processor)
+    message = "a model is required, got a VideoLLM; pass its attribute `model`"
+    check_refused(lambda: attach(video_llm, "evs(keep=0.5)").__enter__(), message)
+    check_refused(lambda: compress_inputs(video_llm, processor(model, CLIP, FIRST), "evs(keep=0.5)"), message)
+
+
+def test_several_questions_in_one_call():
+    model, processor = loaded("qwen2_vl")
+    questions: Any = [FIRST, SECOND]
+    check_refused(
+        lambda: Session(model, processor).ask(CLIP, questions), "question must be one string, got list; call ask once"
+    )
+
+
+def test_tokens_in_each_layer():
+    model, processor = loaded("qwen2_vl")
+    answer = Session(model, processor, "uniform(keep=8) | fastv(keep=0.5, layer=2)").ask(CLIP, FIRST, 2)
+    assert (answer.tokens, answer.layer_tokens) == (8, [8, 8, 4])
+    pyramid = Session(model, processor, "uniform(keep=8) | pyramid_drop(keep=(0.5, 0.25), layers=(1, 2))")
+    assert pyramid.ask(CLIP, FIRST, 2, memory=True).layer_tokens == [8, 4, 2]
+    assert Session(model, processor, "uniform(keep=8)").ask(CLIP, FIRST, 2).layer_tokens == []
 
 
 def test_from_pretrained(tmp_path):
@@ -100,6 +163,9 @@ class TestComposed:
         inputs = model.processor(model.model, clip, QUESTIONS[0])
         ids = model.model.generate(**inputs, max_new_tokens=4, do_sample=False)
         assert model.model.tokenizer.decode(ids[0, -4:], skip_special_tokens=True).strip() == answer.text.strip()
+        batch = model.processor(model.model, [clip, clip], QUESTIONS[:2])
+        both = model.model.generate(**batch, max_new_tokens=4, do_sample=False)
+        assert len(both) == 2 and both[0, -4:].tolist() == ids[0, -4:].tolist()
         half = VideoLLM.from_pretrained(composed, device="cpu", dtype="bfloat16")
         assert half.model.dtype == torch.bfloat16 and half.session().ask(clip, QUESTIONS[0], 2).new_tokens == 2
 

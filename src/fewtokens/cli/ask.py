@@ -70,7 +70,8 @@ class SessionOptions:
         str,
         typer.Option(
             "--layout",
-            help="Text between frames: per_frame keeps it, collapse removes it.",
+            help="Text between frames, in Qwen3-VL, InternVL, SmolVLM and VideoLLaMA 3: per_frame keeps it, collapse "
+            "removes it.",
             rich_help_panel=MODEL,
         ),
     ] = "per_frame"
@@ -78,7 +79,8 @@ class SessionOptions:
         str | None,
         typer.Option(
             "--positions",
-            help="Position ids of the tokens: keep, average or renumber. Default: depends on the model.",
+            help="Position ids of the tokens: keep, average or renumber. Default: average in Qwen2-VL, Qwen2.5-VL and "
+            "Qwen3-VL, renumber in other models.",
             rich_help_panel=MODEL,
         ),
     ] = None
@@ -87,7 +89,7 @@ class SessionOptions:
 
 @verb(
     "fewtokens ask clip.mp4 'What happens?' --model Qwen/Qwen2.5-VL-3B-Instruct",
-    "fewtokens ask clip.mp4 'What happens?' --model models/smolvlm2 --with \"tome(keep=0.1)\" --frames 16 --compare",
+    "fewtokens ask clip.mp4 'What happens?' --model models/smolvlm2 --with \"evs(keep=0.25)\" --frames 16 --compare",
     "fewtokens ask clip.mp4 --questions questions.txt --model run/model --json",
 )
 def ask(
@@ -115,7 +117,8 @@ def ask(
 
     Decoding is greedy, and answers are printed as they are generated. The video is read and encoded once for all
     questions. --compare answers first with all tokens, then with few, and prints tokens, time to first token,
-    tokens per second, memory and both answers. Memory excludes weights and features; on a CPU, the prefill runs a
+    tokens per second, memory and both answers. Visual tokens are counted before the language model, and in its last
+    layer if methods act inside it. Memory excludes weights and features; on a CPU, the prefill runs a
     second time to measure it.
     """
     check_exists(video, file)
@@ -165,7 +168,7 @@ def _questions(questions: list[str], file: Path | None) -> list[str]:
 def open_session(
     options: SessionOptions, method_options: MethodOptions, run: RunOptions, say: Callable[[str | None], None]
 ) -> Session:
-    """Opens a session with a model of transformers, or with one that `train video-llm` wrote."""
+    """Opens a session with a Transformers model, or with one that `train video-llm` wrote."""
     from fewtokens.core.method import Method
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.llm import Session, find, load
@@ -220,10 +223,15 @@ def _answer(
     if not quiet:
         write("\n")
         log.print(
-            f"{answer.tokens} visual tokens of {answer.cells}, first token after {answer.first_token:.2f} s",
+            f"{answer.tokens} visual tokens of {answer.cells}{_in_last_layer(answer)}, first token after "
+            f"{answer.first_token:.2f} s",
             highlight=False,
         )
     return _row(name, question, answer)
+
+
+def _in_last_layer(answer: Answer) -> str:
+    return f" ({answer.layer_tokens[-1]} in the last layer)" if answer.layer_tokens else ""
 
 
 def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
@@ -232,6 +240,7 @@ def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
         "question": question,
         "answer": answer.text,
         "visual_tokens": answer.tokens,
+        "layer_tokens": answer.layer_tokens,
         "cells": answer.cells,
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.new_tokens,
@@ -244,10 +253,12 @@ def _row(name: str, question: str, answer: Answer) -> dict[str, Any]:
 
 def _print_comparison(rows: list[dict[str, Any]]) -> None:
     # Two tables, because one would not fit a narrow terminal.
+    layers = any(row["layer_tokens"] for row in rows)
     counts = [
         {
             "method": row["spec"],
             "visual tokens": row["visual_tokens"],
+            **({"in the last layer": (row["layer_tokens"] or [row["visual_tokens"]])[-1]} if layers else {}),
             "prompt tokens": row["prompt_tokens"],
             "tokens/s": row["tokens_per_second"],
             "MiB": None if row["memory_bytes"] is None else row["memory_bytes"] / 2**20,

@@ -30,12 +30,20 @@ class LanguageOptions:
     ] = None
     grid: Annotated[
         str,
-        typer.Option("--grid", help="With --with: grid of the video, frames x rows x columns.", rich_help_panel=METHOD),
+        typer.Option(
+            "--grid",
+            help="With --with: grid of visual tokens that the language model receives, frames x rows x columns. For "
+            "Qwen2.5-VL: frames / 2, then rows and columns of patches / 2 (after the 2x2 merge). ask --json reports "
+            "the product as cells; few.last.tokens[0].grid is the grid.",
+            rich_help_panel=METHOD,
+        ),
     ] = "32x27x27"
     llm: Annotated[
         str,
         typer.Option(
-            "--llm", help="With --with: qwen2-0.5b, qwen2.5-3b, qwen2-7b or a folder.", rich_help_panel=METHOD
+            "--llm",
+            help="With --with: qwen2-0.5b, qwen2.5-3b, qwen2-7b, qwen2.5-7b, or a folder with a config.json.",
+            rich_help_panel=METHOD,
         ),
     ] = "qwen2-0.5b"
     text: Annotated[
@@ -119,7 +127,8 @@ def cost(
 ) -> None:
     """Count the cost of a network for one image or clip, or of few tokens in a language model.
 
-    GFLOPs follow the convention of TokenLearner: (2 MACs + elementwise operations) / 2. GMACs are multiply-accumulates.
+    GFLOPs of networks follow the convention of TokenLearner: (2 MACs + elementwise operations) / 2; GMACs are
+    multiply-accumulates. With --with, GFLOPs are 2 per multiply-accumulate.
     --time runs the network with random weights; counting alone allocates no memory.
     """
     if few.specs:
@@ -174,8 +183,8 @@ def cost(
         table("", [{"": heading(key)} | {row["name"]: _format(key, row.get(key)) for row in rows} for key in keys])
     )
     out.print(
-        "For one image or clip. paper: (2 MACs + elementwise) / 2, as in TokenLearner's tables; activations: float32 "
-        "values kept for the backward pass.",
+        "For one image or clip. GFLOPs (paper): (2 MACs + elementwise) / 2, as in TokenLearner's tables, so about 1 "
+        "per multiply-accumulate (--with counts 2); activations: float32 values kept for the backward pass.",
         style="dim",
     )
 
@@ -203,10 +212,11 @@ def _print_token_costs(options: LanguageOptions, as_json: bool) -> None:
         print_json([cost.row() for cost in costs])
         return
     columns = {
-        "tokens (K)": lambda c: str(c.tokens),
-        "cells (N)": lambda c: str(c.cells),
+        "tokens": lambda c: str(c.tokens),
+        "cells": lambda c: str(c.cells),
         "retention": lambda c: f"{100 * c.retention:.3f} %",
-        "frames, pooled": lambda c: f"{c.frames}, {'yes' if c.pooled else 'no'}",
+        "frames": lambda c: str(c.frames),
+        "pooled": lambda c: "yes" if c.pooled else "no",
         "module": lambda c: c.module,
         "module, GFLOPs": lambda c: f"{c.module_gflops:.2f}",
         "LLM": lambda c: c.llm,
@@ -216,7 +226,7 @@ def _print_token_costs(options: LanguageOptions, as_json: bool) -> None:
     }
     out.print(table("", [{"": name} | {cost.spec: column(cost) for cost in costs} for name, column in columns.items()]))
     out.print(
-        f"One video and {text} text tokens in {model.name}; 2 operations per multiply-accumulate. Module and LLM: "
+        f"One video and {text} text tokens in {model.name}. GFLOPs: 2 per multiply-accumulate. Module and LLM: "
         "complexities from the table of Token Dynamics, which excludes iterations; GFLOPs are counted while it runs. "
         "TokDense rewards keeping almost nothing: read it together with the accuracy.",
         style="dim",

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
-from fewtokens.cli.options import JsonOption
+from fewtokens.cli.options import METHOD, JsonOption
 from fewtokens.cli.tables import print_json, table
 
 # In processing order.
@@ -24,16 +24,25 @@ _STAGES = {
 }
 
 
-@verb("fewtokens methods", "fewtokens methods tome")
+@verb("fewtokens methods", "fewtokens methods --stage llm", "fewtokens methods tome")
 def methods(
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="Method to describe.")] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option("--stage", help=f"List only methods of this stage: {', '.join(_STAGES)}.", rich_help_panel=METHOD),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List all methods by stage, or describe one."""
     from fewtokens.core import registry
 
+    if name is not None and stage is not None:
+        raise ValueError("give NAME or --stage, not both")
+    if stage is not None and stage not in _STAGES:
+        raise ValueError(f"--stage must be one of {', '.join(_STAGES)}, got {stage!r}")
     if name is None:
-        rows = [describe(method) for method in [*registry.names(), *registry.layer_names()]]
+        every = [describe(method) for method in [*registry.names(), *registry.layer_names()]]
+        rows = [row for row in every if stage in (None, row["stage"])]
         if as_json:
             print_json(rows)
         else:

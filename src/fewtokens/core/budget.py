@@ -27,6 +27,8 @@ class Budget:
         budget = Budget.parse("8/frame")
         budget.count(Grid(16, 14, 14))  # 128
 
+    The integer 1 is one token; the float 1.0 is all tokens.
+
     Args:
         value: the amount, in `unit`.
         unit: "fraction", a fraction of the grid's cells in (0, 1]; "count", tokens per video, at least 1; "per frame",

@@ -80,8 +80,8 @@ def list_methods(pattern: str = "*", *, stage: str | None = None, learned: bool 
 
     Args:
         pattern: a wildcard pattern with `*` and `?`. Default: all names.
-        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Methods of the stage "llm" are
-            listed only if it is given.
+        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Default: all stages except "llm",
+            whose methods need a language model; list them with `stage="llm"`.
         learned: True for only methods with trainable parameters, False for only those without.
 
     Raises:
@@ -138,7 +138,7 @@ def get(name: str) -> type[Any]:
         loaded.name = name
         return loaded
     similar = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
-    hint = f"did you mean {' or '.join(similar)}?" if similar else f"known: {', '.join(names())}"
+    hint = f"did you mean {' or '.join(similar)}?" if similar else "run 'fewtokens methods' to list all"
     raise ValueError(f"no method called {files.one_line(name)!r}; {hint}")
 
 

@@ -117,9 +117,15 @@ def token_cost(
     full = spec.strip() in ("", "full")
     methods: list[Method] = [] if full else registry.build(spec, dim=model.dim)
     for method in methods:
+        if method.stage == "llm":
+            raise ValueError(
+                f"{method.name} acts inside the language model; cost counts only methods before the language model, so "
+                "remove it from the spec"
+            )
         if needs := set(getattr(method, "needs", ())) - {"text"}:
             raise ValueError(
-                f"{method.name} needs {' and '.join(sorted(needs))} of an encoder, but its cost is measured on noise"
+                f"{method.name} needs {' and '.join(sorted(needs))} of an encoder, but cost runs methods on random "
+                "features without an encoder, so it cannot count this method; use bench to measure it"
             )
     remaining, operations = grid.cells, 0.0
     if methods:

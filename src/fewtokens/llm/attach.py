@@ -1,10 +1,10 @@
 """Reduces the visual tokens of a model inside a `with` block, by hooks; the model is unchanged afterwards.
 
-with attach(model, "dycoke(keep=0.25)") as few:
-    ids = few.generate(**inputs, max_new_tokens=64)     # as model.generate
+with attach(model, "evs(keep=0.25)") as few:
+    ids = few.generate(**inputs, max_new_tokens=64)     # the arguments of model.generate
     loss = few(**inputs, labels=labels).loss            # as model(...)
 
-with attach(model, "dycoke(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and half of them from layer 2 on
+with attach(model, "evs(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and half of them from layer 2 on
     ids = few.generate(**inputs, max_new_tokens=64)
 """
 
@@ -76,6 +76,8 @@ class Attached:
 
     def generate(self, *args: Any, **inputs: Any) -> Any:
         """Runs `model.generate` on the shortened prompt; its sequences begin with the ids `last.inputs["input_ids"]`.
+
+        The answer is `ids[:, few.last.inputs["input_ids"].shape[1] :]`, not from the length of the original prompt on.
 
         Raises:
             ValueError: as `compress`, or for `prefill_chunk_size` before transformers 5.23, which then skips the video.

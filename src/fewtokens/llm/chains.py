@@ -13,6 +13,12 @@ from fewtokens.core.layer_method import LayerMethod
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 
+# For methods that cannot act between encoder and language model, by stage.
+_REMEDIES = {
+    "encoder": "methods inside the encoder are not supported in a video language model; use one of the stage 'tokens'",
+    "llm": "it acts inside the language model; use `with attach(model, ...)`, or a Session",
+}
+
 Methods: TypeAlias = str | Sequence[Method] | Pipeline
 
 
@@ -44,10 +50,8 @@ def as_pipeline(spec: Methods, model: Any) -> Pipeline:
     methods = build_methods(spec, model)
     for method in methods:
         if method.stage not in ("pixels", "tokens"):
-            raise ValueError(
-                f"{method.name} acts in the stage {method.stage!r}; only methods of the stages 'pixels' and 'tokens' "
-                "can reduce the output of an encoder"
-            )
+            remedy = _REMEDIES.get(method.stage, "use methods of the stages 'pixels', 'tokens' and 'llm'")
+            raise ValueError(f"{method.name} acts in the stage {method.stage!r}; {remedy}")
     return Pipeline(methods)
 
 

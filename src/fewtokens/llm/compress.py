@@ -57,11 +57,13 @@ def compress(
         spec: a chain of methods of the stages pixels and tokens. Features have the hidden size of the language model.
             Methods of the pixels stage choose from pixels which tokens reach the language model; the encoder still
             processes full frames. Query-aware methods receive the embedded text of the prompt.
-        layout: for families with text between frames: "per_frame" keeps the text and assigns each token to the frame
-            nearest to its mean time; "collapse" removes the text and leaves one block of tokens.
+        layout: for families with text between frames (Qwen3-VL, InternVL, SmolVLM, VideoLLaMA 3): "per_frame" keeps
+            the text and assigns each token to the frame nearest to its mean time; "collapse" removes the text and
+            leaves one block of tokens.
         positions: "renumber" counts the remaining tokens; "keep" gives a token the position of its nearest cell;
             "average" interpolates the positions of its cells. The positions of the text change only with "renumber".
-            Default: "average" if positions are (t, h, w), otherwise "renumber".
+            Default: "average" if positions are (t, h, w), as in Qwen2-VL, Qwen2.5-VL and Qwen3-VL, otherwise
+            "renumber"; that of training in a `ComposedVideoLLM`.
         items: for families whose videos and images share one placeholder: the modalities of each prompt in order, with
             their number of images, such as [[("image", 1), ("video", 8)]]. None treats all images of a prompt as one
             video if there are several.

@@ -1,7 +1,7 @@
-"""The model "fewtokens" for lmms-eval: any supported family, with any spec.
+"""The model "fewtokens" for lmms-eval: any supported family, with any spec that `attach` accepts.
 
     lmms-eval --model fewtokens --tasks videomme \\
-        --model_args "pretrained=FOLDER,spec='token_dynamics(keep=32)',frames=32"
+        --model_args "pretrained=FOLDER,spec='evs(keep=0.25)',frames=32"
 
 lmms-eval finds `manifest` by the entry point group "lmms_eval.models", which requires a version with
 lmms_eval/models/registry_v2.py; the older variable LMMS_EVAL_PLUGINS is deprecated there and does not support chat

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewtokens.encoders.weights import read_json
 from fewtokens.llm.backends.base import Backend, backend_of
@@ -25,13 +25,17 @@ _REQUIRED = ("do_resize", "do_rescale", "do_normalize")
 
 
 class Processor:
-    """The tokenizer, the chat template and the preprocessing of one model.
+    """The tokenizer, the chat template and the preprocessing of one model; requires no torchvision.
+
+        model, processor = fewtokens.llm.load("Qwen/Qwen2.5-VL-3B-Instruct")
+        inputs = processor(model, fewtokens.read("clip.mp4", frames=processor.num_frames), "What happens?")
 
     Args:
         folder: a model as transformers saves it, with its tokenizer.
         model: a model of a family in `BACKENDS`.
 
     Attributes:
+        tokenizer: the tokenizer of transformers, for `tokenizer.decode`.
         preprocess_config: the config of the video processor.
         placeholder: the token that stands for a row of features.
         video_marker: the text for the video in the chat template.
@@ -116,15 +120,39 @@ class Processor:
         ids = self.tokenizer(prompt, add_special_tokens=not has_bos)["input_ids"]
         return torch.tensor([ids], dtype=torch.int64)
 
-    def __call__(self, model: Any, video: Video, question: str) -> dict[str, Tensor]:
-        """Returns the inputs of a model for a question about a video, as transformers' own processor makes them.
+    def __call__(self, model: Any, video: Video | Sequence[Video], question: str | Sequence[str]) -> dict[str, Tensor]:
+        """Returns the inputs of a model for a question about a video, with the values of transformers' own processor.
+
+            inputs = processor(model, fewtokens.read("clip.mp4", frames=32), "What happens?")
+            inputs = processor(model, [first, second], ["What happens?", "Who is in it?"])  # a batch of two
+
+        Args:
+            model: the model; inputs are on its device, pixels in its dtype.
+            video: a video, or one for each prompt of a batch.
+            question: a question, or one for each prompt of a batch.
+
+        Returns:
+            input_ids [B,L] and attention_mask [B,L], padded on the left, pixels and grids.
 
         Raises:
-            ValueError: the arguments are not one video and one question.
+            ValueError: the arguments are neither one video and one question nor equally long lists of both; or the
+                videos have different numbers of frames in a family that requires equal ones in a batch.
         """
-        if not isinstance(video, Video) or not isinstance(question, str):
+        videos, questions = [video] if isinstance(video, Video) else video, question
+        questions = [question] if isinstance(question, str) else question
+        batched = isinstance(video, list | tuple) and isinstance(question, list | tuple)
+        single = isinstance(video, Video) and isinstance(question, str)
+        valid = (single or batched) and len(videos) == len(questions) > 0
+        if not valid or not all(isinstance(v, Video) for v in videos) or not all(isinstance(q, str) for q in questions):
             kinds = f"{type(video).__name__} and {type(question).__name__}"
-            raise ValueError(f"a processor takes one Video (fewtokens.video.read) and one question, got {kinds}")
+            raise ValueError(
+                "a processor takes one Video (fewtokens.read) and one question, or equally long lists of both, got "
+                f"{kinds}"
+            )
+        prompts = [self._inputs(model, *pair) for pair in zip(videos, questions, strict=True)]
+        return inputs_on(model, self._collate(prompts))
+
+    def _inputs(self, model: Any, video: Video, question: str) -> dict[str, Tensor]:
         prepared = self.prepare(model, video)
         ids = self.ids(question, prepared.text)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}
@@ -132,6 +160,23 @@ class Processor:
             # 2 means video; the model computes positions from these.
             inputs["mm_token_type_ids"] = 2 * (ids == self.tokenizer.convert_tokens_to_ids(self.placeholder)).long()
         return inputs
+
+    def _collate(self, prompts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Pads the columns of prompts on the left, and concatenates their pixels and grids."""
+        length = max(prompt["input_ids"].shape[1] for prompt in prompts)
+        batch = {}
+        for name in prompts[0]:
+            values = [prompt[name] for prompt in prompts]
+            if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+                fill = (self.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
+                values = [nn.functional.pad(value, (length - value.shape[1], 0), value=fill) for value in values]
+            elif len({value.shape[1:] for value in values}) > 1:
+                raise ValueError(
+                    f"{self.backend.name} requires videos with the same number of frames in a batch; read them with "
+                    "the same `frames`"
+                )
+            batch[name] = torch.cat(values)
+        return batch
 
 
 class ComposedProcessor(Processor):
@@ -156,6 +201,17 @@ class ComposedProcessor(Processor):
     def ids(self, question: str, video_text: str) -> Tensor:
         ids, _ = encode_turns(self.tokenizer, [(question, None)], video_text.count(self.placeholder))
         return ids[None]
+
+
+def inputs_on(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns inputs on the device of a model, with floating-point pixels in its dtype."""
+    model = unwrap(model)
+
+    def move(name: str, value: Tensor) -> Tensor:
+        cast = name.startswith("pixel_values") and value.is_floating_point()
+        return value.to(model.device, model.dtype if cast else value.dtype)
+
+    return {name: move(name, value) for name, value in inputs.items()}
 
 
 def read_preprocess_config(folder: Path) -> dict[str, Any]:

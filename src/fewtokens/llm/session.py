@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
@@ -23,7 +22,7 @@ from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.cues import check_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
-from fewtokens.llm.prompts import Processor
+from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
@@ -36,6 +35,7 @@ class Answer:
     Attributes:
         text: the answer.
         tokens: the number of visual tokens that the language model read, without rows that are not cells (a newline).
+            Methods inside the language model drop more of them, see `layer_tokens`.
         cells: the number of visual tokens before reduction.
         prompt_tokens: the number of all tokens in the prompt.
         new_tokens: the number of tokens in the answer.
@@ -45,6 +45,8 @@ class Answer:
         speed: tokens per second after the first; None if there is only one.
         memory: peak bytes beyond weights and features while answering; None on a CPU, unless `ask(memory=True)`
             measures the prefill by running it a second time.
+        layer_tokens: the number of visual tokens in each layer during the prefill, if methods act inside the language
+            model; otherwise empty. `dycoke_cache` reduces caches only after the prefill.
     """
 
     text: str
@@ -56,6 +58,7 @@ class Answer:
     generation_seconds: float = 0.0
     speed: float | None = None
     memory: int | None = None
+    layer_tokens: list[int] = field(default_factory=list)
 
     @property
     def first_token(self) -> float:
@@ -165,6 +168,8 @@ class Session:
             ValueError: the video cannot be read, the question contains a special token, prompt and answer are longer
                 than the context, or methods are already attached to the model.
         """
+        if not isinstance(question, str):
+            raise ValueError(f"question must be one string, got {type(question).__name__}; call ask once per question")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_free(self.model)
@@ -176,8 +181,9 @@ class Session:
         self._check_length(short.inputs, max_new_tokens)
         clock.lap("reduce")
         self._report("answering")
-        with self.layer_hooks():
+        with self.layer_hooks() as runtime:
             answer = self._generate(short, max_new_tokens, on_text, clock)
+            answer.layer_tokens = [] if runtime is None else runtime.layer_tokens
             if memory and answer.memory is None:
                 answer.memory = peak_memory(lambda: self.model(**dict(short.inputs), use_cache=True), self.model.device)
         return answer
@@ -195,7 +201,7 @@ class Session:
         clock.lap("decode")
         self._report("encoding")
         prompt = self._prompt(prepared.text, question)
-        inputs = {name: self._to_model(name, value) for name, value in prepared.inputs.items()}
+        inputs = inputs_on(self.model, prepared.inputs)
         items = [[("video", len(clip))]] if self.backend.needs_items else None
         encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
@@ -212,10 +218,6 @@ class Session:
     def _prompt(self, text: str, question: str) -> dict[str, Any]:
         ids = self.processor.ids(question, text).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def _to_model(self, name: str, value: Tensor) -> Tensor:
-        cast = name.startswith("pixel_values") and value.is_floating_point()
-        return value.to(self.model.device, self.model.dtype if cast else value.dtype)
 
     def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
         """Returns the shortened prompt. This is the only place where the spec is applied."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ LANGUAGE_MODELS = {
     "qwen2-0.5b": LanguageModel("Qwen2-0.5B", layers=24, dim=896, mlp_dim=4864, kv_dim=128),
     "qwen2.5-3b": LanguageModel("Qwen2.5-3B", layers=36, dim=2048, mlp_dim=11008, kv_dim=256),
     "qwen2-7b": QWEN2_7B,
+    "qwen2.5-7b": replace(QWEN2_7B, name="Qwen2.5-7B"),
 }
 
 

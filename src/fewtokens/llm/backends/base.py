@@ -176,6 +176,8 @@ def backend_of(model: Any) -> Backend:
         ValueError: the model is not supported, or not by the installed transformers.
     """
     model = unwrap(model)
+    if hasattr(model, "processor") and hasattr(model, "model"):  # a VideoLLM or a Session
+        raise ValueError(f"a model is required, got a {type(model).__name__}; pass its attribute `model`")
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     backend = backend_named(kind)
     parameters = inspect.signature(model.forward).parameters

@@ -45,6 +45,7 @@ class Run:
         scores: [B,L] by method and prune point.
         done: the prune points that were reached, by method and prune point.
         finished: whether the last layer has run.
+        remaining: the number of video tokens from a layer on, by layer; only layers before which tokens were removed.
         active: bool [B,L], columns that a method keeps in the caches of the next layers; None changes nothing.
     """
 
@@ -60,6 +61,7 @@ class Run:
     scores: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     done: set[tuple[int, int]] = field(default_factory=set)
     finished: bool = False
+    remaining: dict[int, Tensor] = field(default_factory=dict)
     active: Tensor | None = None
 
     __repr__ = shape_repr
@@ -71,6 +73,9 @@ class LayerRuntime:
     Args:
         model: a model of a family in `BACKENDS`, with its language-model head.
         methods: methods of the stage "llm", in order.
+
+    Attributes:
+        layer_tokens: the number of video tokens in each layer during the last prefill, summed over the prompts.
 
     Raises:
         ValueError: the model does not have a layer of the methods, or its layers use windowed attention.
@@ -92,13 +97,14 @@ class LayerRuntime:
                     )
         self.cache_points = [method.cache_point(self.depth) for method in self.methods]
         self.run: Run | None = None
+        self.layer_tokens: list[int] = []
 
     @property
     def flash(self) -> bool:
         return "flash" in (self.text.config._attn_implementation or "")
 
     @contextmanager
-    def attach(self) -> Iterator[None]:
+    def attach(self) -> Iterator[LayerRuntime]:
         """Registers the hooks, and removes them at the end."""
         with ExitStack() as hooks:
             hooks.callback(setattr, self, "run", None)
@@ -112,7 +118,7 @@ class LayerRuntime:
             for index, layer in enumerate(self.text.layers):
                 enter(layer.register_forward_pre_hook(partial(self._before, index), with_kwargs=True))
                 enter(layer.register_forward_hook(partial(self._after, index)))
-            yield
+            yield self
 
     def _begin(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         features = self.backend.input_features(self.model, kwargs).values()
@@ -154,6 +160,10 @@ class LayerRuntime:
                         f"{method.spec}: nothing was dropped before layer {point.layer}, which did not run; the model "
                         "ran fewer layers than it has"
                     )
+        count, self.layer_tokens = int(run.layout.video().sum()), []
+        for index in range(self.depth):
+            count = int(run.remaining.get(index, count))
+            self.layer_tokens.append(count)
 
     def _note_deepstack(self, text: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if self.run is not None:
@@ -328,6 +338,7 @@ class LayerRuntime:
                 f"{method.spec}: DeepStack adds features to single tokens after the first {run.deepstack} layers, so "
                 f"layer {run.deepstack} is the first before which tokens can be merged"
             )
+        run.remaining[index] = (survives & is_video).sum()
         run.full = hidden if run.columns is None else _restore(run, hidden)
         slots = to_slots(survives)
         hidden = hidden if decision.hidden is None else decision.hidden
