@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _CLIPS = {"static camera": "static", "moving camera": "pan"}
 _PATCH = 16
 _EXEMPT = (
-    "Methods marked (threshold) have no budget: they keep the cells that exceed their default threshold. Methods marked "
-    "(default) cannot reach this budget and run with their default arguments"
+    "Methods marked (threshold) have no budget: they keep the cells that exceed their default threshold. "
+    "Methods marked (default) cannot reach this budget and run with their default arguments"
 )
 
 

@@ -67,7 +67,7 @@ def _is_file(path: Path) -> bool:
     modes=(
         Mode(
             "token files", lambda values: all(map(_is_file, values["inputs"])),
-            names_of(EncoderOptions, RunOptions) + ("specs", "keep"),
+            (*names_of(EncoderOptions, RunOptions), "specs", "keep"),
             "have no effect on token files, which contain these settings",
         ),
         Mode(

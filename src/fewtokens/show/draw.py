@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewtokens.core import registry
 from fewtokens.core.encoder import Encoder
@@ -138,7 +137,7 @@ def result_of(video: Video, tokens: Tokens, encoder: Encoder | None = None, name
     spec = shorten(str(tokens.meta.get("spec", "")))
     frames = None
     encoder = encoder or _decoder_of(tokens)
-    if encoder is not None and encoder.decode is not None and tokens.C == encoder.dim:
+    if encoder is not None and encoder.decode is not None and encoder.dim == tokens.C:
         full, _ = encoder(video.frames[None], video.times)
         if full.grid.shape == tokens.grid.shape:
             reference = encoder.decode(full.unmerge())

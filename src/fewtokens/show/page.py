@@ -50,8 +50,8 @@ def _title(clips: Sequence[Clip]) -> str:
 
 
 _NOTE = (
-    "A color is one token of several cells, the same in every frame; no tint is one token for one cell; dark is dropped. "
-    "Point at a cell to see its token."
+    "A color is one token of several cells, the same in every frame; no tint is one token for one cell; dark is "
+    "dropped. Point at a cell to see its token."
 )
 
 

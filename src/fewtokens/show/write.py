@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.tokens import Tokens
-from fewtokens.show.overlay import STYLES, maps, overlay
 from fewtokens.show.labels import shorten
+from fewtokens.show.overlay import STYLES, maps, overlay
 from fewtokens.show.sheet import draw_contact_sheet
 
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
@@ -98,7 +98,10 @@ def _legend(tokens: Tokens, style: str) -> str:
     if style == "mean":
         parts.append("Each token has the mean color of its pixels over all frames.")
     if style == "fill" and bool((cells > 1).any()):
-        parts.append("A color is one token of several cells, the same in all frames.")
+        if _runs_only(tokens):
+            parts.append("A color is one token for one position in several frames.")
+        else:
+            parts.append("A color is one token of several cells, the same in all frames.")
     if style == "fill" and bool((cells == 1).any()):
         parts.append("No tint: one token for one cell.")
     if style != "mean":
@@ -106,3 +109,15 @@ def _legend(tokens: Tokens, style: str) -> str:
     if bool((assignment < 0).any()):
         parts.append("Dark: dropped.")
     return " ".join(parts)
+
+
+def _runs_only(tokens: Tokens) -> bool:
+    """Whether each token represents a single position of the frame, over one or more frames."""
+    assignment = tokens.assignment[0].cpu()
+    cells = (assignment >= 0).nonzero().flatten()
+    position, ids = cells % tokens.grid.cells_per_frame, assignment[cells]
+    first, last = (
+        torch.zeros(tokens.N, dtype=torch.long).scatter_reduce(0, ids, position, reduce, include_self=False)
+        for reduce in ("amin", "amax")
+    )
+    return torch.equal(first, last)

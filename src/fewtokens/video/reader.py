@@ -294,7 +294,8 @@ def _allocate(length: int, image: Tensor, name: str, *, total: int = 0) -> Tenso
     """
     height, width = image.shape[1:]
     check_bytes(max(length, total), height, width, name)
-    return torch.empty(length, *image.shape, dtype=torch.uint8)
+    with torch.inference_mode(False):  # threads, which are not in the inference mode of the caller, write to it
+        return torch.empty(length, *image.shape, dtype=torch.uint8)
 
 
 def _make_video(source: Source, frames: Tensor, indices: NDArray[np.int64]) -> Video:
