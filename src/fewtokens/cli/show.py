@@ -149,7 +149,7 @@ def show(
     with progress("frames", None) as advance:
         for path in inputs:
             if _is_file(path):
-                shown.append(_from_file(path, video, reading, context))
+                shown.append(_from_file(path, video, reading, None if videos else context))
                 continue
             if not pipelines:
                 pipelines = make_pipelines(specs, keep, encoding, run)
@@ -201,7 +201,7 @@ def _clips(shown: Sequence[_Shown]) -> list[Clip]:
     return clips
 
 
-def _from_file(path: Path, video: Path | None, options: ReadOptions, context: typer.Context) -> _Shown:
+def _from_file(path: Path, video: Path | None, options: ReadOptions, context: typer.Context | None) -> _Shown:
     """Returns the frames of the video of a token file, and the tokens.
 
     Without a reading in the file, the options select the frames; by default as many as the tokens have.
@@ -212,7 +212,8 @@ def _from_file(path: Path, video: Path | None, options: ReadOptions, context: ty
     tokens = Tokens.load(path)
     reading = options
     if "reading" in tokens.meta:
-        refuse(context, names_of(ReadOptions), f"have no effect on {path}, which contains these settings")
+        if context is not None:  # otherwise the options apply to the videos next to this file
+            refuse(context, names_of(ReadOptions), f"have no effect on {path}, which contains these settings")
         reading = _saved_reading(tokens.meta["reading"], path)
     elif options.frames is None and options.fps is None:
         reading = replace(options, frames=tokens.grid.T)
