@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 from fewtokens.version import __version__
 
 if TYPE_CHECKING:
+    import fewtokens.evaluation
+    import fewtokens.llm
+    import fewtokens.show
     from fewtokens.core.budget import Budget as Budget
     from fewtokens.core.method import Method as Method
     from fewtokens.core.method import Reducer as Reducer
@@ -70,7 +73,13 @@ _MODULES = {
 __all__ = ["__version__", *_MODULES]
 
 
+# Packages that are imported on first use, as in fewtokens.show.draw(tokens, "clip.png").
+_PACKAGES = ("evaluation", "llm", "show")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"fewtokens.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'fewtokens' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)

@@ -2,7 +2,7 @@
 
 from fewtokens.show.colors import method_color, method_styles
 from fewtokens.show.comparison import draw_comparison
-from fewtokens.show.draw import check_comparison, compare, draw, frame_rate, result_of, write_comparison
+from fewtokens.show.figures import check_comparison, compare, draw, frame_rate, result_of, write_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.overlay import STYLES, heat, overlay
 from fewtokens.show.page import write_page
