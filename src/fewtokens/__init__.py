@@ -18,7 +18,7 @@ from fewtokens.version import __version__
 if TYPE_CHECKING:
     import fewtokens.evaluation
     import fewtokens.llm
-    import fewtokens.show
+    import fewtokens.show  # noqa: F401
     from fewtokens.core.budget import Budget as Budget
     from fewtokens.core.method import Method as Method
     from fewtokens.core.method import Reducer as Reducer

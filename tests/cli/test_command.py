@@ -504,7 +504,7 @@ class TestComparison:
         (data,) = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S).group(1))
         assert [result["name"] for result in data["results"]] == ["tome(keep=0.2)", "evs(keep=0.3)"]
         assert all(result["frames"] and "PSNR dB" in result["numbers"] for result in data["results"])
-        assert "<title>clip.mp4: 4 frames, 16 cells</title>" in page
+        assert "<title>clip.mp4: 4 frames, 24 cells</title>" in page
         assert "must be a .png or an .html page" in error_line(quick(*words, "--out", tmp_path / "a.mp4", code=2))
 
     def test_token_files(self, clip, tmp_path):

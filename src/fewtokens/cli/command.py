@@ -159,7 +159,9 @@ class _Command(TyperCommand):
             _, _, order = self.make_parser(ctx).parse_args(list(args))
             counts = Counter(param.name for param in order)
             for param in self.params:
-                single = param.param_type_name == "option" and not param.multiple and not param.is_flag
+                single = (
+                    param.param_type_name == "option" and not param.multiple and not getattr(param, "is_flag", False)
+                )
                 if single and counts[param.name] > 1:
                     ctx.fail(f"{param.opts[0]} is given {counts[param.name]} times; give it once")
         return super().parse_args(ctx, args)
