@@ -31,6 +31,7 @@ from fewtokens.cli.resume import distinct_names, source_now
 
 if TYPE_CHECKING:
     from fewtokens.core.encoder import Encoder
+    from fewtokens.core.pipeline import Pipeline
     from fewtokens.core.tokens import Tokens
     from fewtokens.show import Clip
     from fewtokens.video import Video
@@ -145,7 +146,7 @@ def show(
         if target.exists() and path.samefile(target):
             raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
     shown: list[_Shown] = []
-    pipelines: list[Any] = []
+    pipelines: list[Pipeline] = []
     with progress("frames", None) as advance:
         for path in inputs:
             if _is_file(path):
@@ -153,6 +154,7 @@ def show(
                 continue
             if not pipelines:
                 pipelines = make_pipelines(specs, keep, encoding, run)
+                assert pipelines[0].encoder is not None
                 pipelines[0].encoder.progress = advance
             clip = read_video(path, reading)
             for pipeline in pipelines:

@@ -83,7 +83,9 @@ def compare(
         ValueError: the suffix is unknown, a spec is invalid, or the video cannot be read.
     """
     check_comparison(path, len(specs))
-    clip = read(video, frames=frames, size=size) if isinstance(video, str | os.PathLike) else _as_video(video)
+    clip = (
+        read(os.fspath(video), frames=frames, size=size) if isinstance(video, str | os.PathLike) else _as_video(video)
+    )
     network = load_encoder(encoder) if isinstance(encoder, str) else encoder
     results = []
     for spec in specs:
