@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -386,7 +387,7 @@ class TestShow:
         out.write_bytes(out.read_bytes()[:100])
         assert "cut short" in error_line(run("show", out, "--out", tmp_path / "b.png", code=2))
         Tokens.from_cells(torch.zeros(1, 1, 2, 2, 3)).save(out)
-        assert "does not contain the path of its video" in error_line(
+        assert "was saved from Python without the path of its video" in error_line(
             run("show", out, "--out", tmp_path / "b.png", code=2)
         )
 
@@ -451,6 +452,112 @@ def test_completion_is_offered_only_at_the_root():
     ],
 )
 def test_options_without_effect_are_rejected(clip, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_line(quick(*(clip if word == "CLIP" else word for word in words), code=2))
+    assert not any(tmp_path.iterdir())
+
+
+class TestTokensFromPython:
+    def test_tokens_know_their_video(self, clip, tmp_path):
+        import fewtokens
+
+        out = tmp_path / "a.safetensors"
+        tokens = fewtokens.tokenize(clip, "tome(keep=0.2)", frames=4, size=32)
+        tokens.save(out)
+        words = ("tokenize", clip, "--with", "tome(keep=0.2)", "--frames", 4, "--size", 32)
+        quick("show", out, "--out", tmp_path / "a.png")
+        assert "skipped" in quick(*words, "--out", out).stderr
+        quick(*words, "--out", tmp_path / "b.safetensors")
+        written = Tokens.load(tmp_path / "b.safetensors").meta
+        assert {name: tokens.meta[name] for name in ("source", "reading", "spec", "seed")} == {
+            name: written[name] for name in ("source", "reading", "spec", "seed")
+        }
+        # Without --frames the command reads 16, which Python records.
+        fewtokens.tokenize(clip, "tome(keep=0.2)", size=32).save(tmp_path / "c.safetensors")
+        assert "skipped" in quick(*words[:4], "--size", 32, "--out", tmp_path / "c.safetensors").stderr
+
+    @pytest.mark.parametrize("size", [None, 32, (24, 40)])
+    def test_a_video_that_was_read_knows_its_reading(self, clip, tmp_path, size):
+        import fewtokens
+
+        video = fewtokens.read(clip, size=size, start=0.1)
+        pipeline = fewtokens.Pipeline("uniform(keep=0.5)", fewtokens.load_encoder("patches"))
+        pipeline(video).save(tmp_path / "a.safetensors")
+        quick("show", tmp_path / "a.safetensors", "--out", tmp_path / "a.html")
+        again = fewtokens.read(clip, **video.reading)
+        assert torch.equal(again.frames, video.frames)
+        assert fewtokens.read(clip, pick=lambda times: [0]).reading is None
+
+    def test_without_a_path(self, clip, tmp_path):
+        import fewtokens
+
+        out = tmp_path / "a.safetensors"
+        video = fewtokens.read(clip, frames=4, size=32)
+        tokens = fewtokens.tokenize(video.frames, "tome(keep=0.2)")
+        assert "source" not in tokens.meta
+        tokens.save(out)
+        line = error_line(quick("show", out, "--out", tmp_path / "a.png", code=2))
+        assert "saved from Python without the path of its video; give --video PATH" in line
+        quick("show", out, "--video", clip, "--size", 32, "--out", tmp_path / "a.png")
+        line = error_line(quick("tokenize", clip, "--out", out, code=2))
+        assert "exists and was not written for this video; give --overwrite, or another --out" in line
+
+
+class TestComparison:
+    def test_specs_side_by_side(self, clip, tmp_path):
+        words = ("show", clip, "--frames", 4, "--size", 32, "--with", "tome(keep=0.2)", "--with", "evs(keep=0.3)")
+        quick(*words, "--out", tmp_path / "a.png")
+        quick(*words, "--out", tmp_path / "a.html")
+        page = (tmp_path / "a.html").read_text()
+        (data,) = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.S).group(1))
+        assert [result["name"] for result in data["results"]] == ["tome(keep=0.2)", "evs(keep=0.3)"]
+        assert all(result["frames"] and "PSNR dB" in result["numbers"] for result in data["results"])
+        assert "<title>clip.mp4: 4 frames, 24 cells</title>" in page
+        assert "must be a .png or an .html page" in error_line(quick(*words, "--out", tmp_path / "a.mp4", code=2))
+
+    def test_token_files(self, clip, tmp_path):
+        for name, spec in (("a", "tome(keep=0.2)"), ("b", "tome(keep=0.3)"), ("c", "tome(keep=0.2)")):
+            out = tmp_path / f"{name}.safetensors"
+            quick("tokenize", clip, "--frames", 4, "--size", 32, "--with", spec, "--out", out)
+
+        def names(*files: str) -> list[str]:
+            quick("show", *(tmp_path / f"{name}.safetensors" for name in files), "--out", tmp_path / "o.html")
+            text = (tmp_path / "o.html").read_text()
+            (data,) = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S).group(1))
+            return [result["name"] for result in data["results"]]
+
+        assert names("a", "b") == ["tome(keep=0.2)", "tome(keep=0.3)"]
+        assert names("a", "b", "c") == ["a", "b", "c"]
+        quick("show", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--out", tmp_path / "o.png")
+        quick("tokenize", clip, "--frames", 3, "--size", 32, "--out", tmp_path / "d.safetensors")
+        files = (tmp_path / "a.safetensors", tmp_path / "d.safetensors")
+        assert "different videos or frames" in error_line(quick("show", *files, "--out", tmp_path / "p.png", code=2))
+
+    def test_from_python(self, clip, tmp_path):
+        import fewtokens.show
+
+        tokens = fewtokens.tokenize(clip, "tome(keep=0.2)", frames=4, size=32)
+        for suffix in ("png", "html", "gif"):
+            assert fewtokens.show.draw(tokens, tmp_path / f"a.{suffix}").stat().st_size > 500
+        fewtokens.show.compare(clip, ["tome(keep=0.2)", "rlt"], tmp_path / "b.png", frames=4, size=32)
+        frames = fewtokens.read(clip, frames=4, size=32).frames
+        fewtokens.show.compare(frames, ["tome(keep=0.2)"], tmp_path / "c.png")
+        with pytest.raises(ValueError, match="pass their video"):
+            fewtokens.show.draw(fewtokens.tokenize(frames, "tome"), tmp_path / "d.png")
+        with pytest.raises(ValueError, match="at most 5 results, got 6"):
+            fewtokens.show.compare(frames, ["tome"] * 6, tmp_path / "d.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["show", "CLIP", "--frames", "2", "--frames", "3", "--out", "a.png"], "--frames is given 2 times"),
+        (["tokenize", "CLIP", "--with", "tome", "--with", "evs", "--out", "o"], "--with is given 2 times"),
+        (["tokenize", "CLIP", "--out", "a.pt"], "--out must be a .safetensors file or a folder, got a.pt"),
+        (["bench", "CLIP", "--out", "a.json"], "--out must be a folder, got a.json"),
+    ],
+)
+def test_options_given_twice_and_suffixes_of_files(clip, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     assert message in error_line(quick(*(clip if word == "CLIP" else word for word in words), code=2))
     assert not any(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def test_the_first_block_of_the_readme_runs_by_itself(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     # A tenth of 16 frames of 8 x 8 patches.
     assert "torch.Size([1, 102, 768])" in done.stdout
-    assert (tmp_path / "clip.safetensors").exists()
+    assert (tmp_path / "tokens.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guides/compress_a_video_llm.md"])

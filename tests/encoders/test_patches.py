@@ -58,3 +58,11 @@ def test_a_pipeline_through_a_folder(tmp_path):
     again = Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path), device="cpu")
     frames = torch.rand(1, 3, 3, 16, 16)
     assert torch.equal(again(frames).features, pipeline(frames).features)
+
+
+def test_decode_accepts_tokens_and_a_size():
+    encoder, frames = Patches(16), torch.rand(1, 2, 3, 30, 53)
+    tokens, _ = encoder(frames)
+    assert torch.equal(encoder.decode(tokens), encoder.decode(tokens.unmerge()))
+    assert encoder.decode(tokens).shape == (1, 2, 3, 32, 48)
+    assert encoder.decode(tokens, size=(30, 53)).shape == frames.shape

@@ -57,7 +57,7 @@ def test_in_a_pipeline_and_plotted(tmp_path):
     with pytest.raises(ValueError, match="maps require"):
         write_overlay(tmp_path / "maps.mp4", frames, plain, style="maps")
     hard = plain.replace(attribution=None)
-    with pytest.raises(ValueError, match="no soft weights"):
+    with pytest.raises(ValueError, match="no attribution weights"):
         write_overlay(tmp_path / "maps.png", frames, hard, style="maps")
 
 

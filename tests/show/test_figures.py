@@ -59,6 +59,26 @@ class TestSheets:
         assert texts[0] == "tome(keep=0.25) on clip.mp4"
         assert "24 tokens of 96 cells (25.0 %)" in " ".join(texts)
 
+    def test_the_legend_names_only_what_is_drawn(self, tmp_path, texts):
+        def caption(spec: str, frames: int = 4) -> str:
+            texts.clear()
+            pixels, tokens = example(spec, frames)
+            write_overlay(tmp_path / "a.png", pixels, tokens)
+            return " ".join(texts)
+
+        pruned = caption("evs(0.3)", frames=16)
+        assert "No tint: one token for one cell." in pruned and "Dark: dropped." in pruned
+        assert "A color" not in pruned and "12 of 16 frames shown" in pruned
+        assert "Dark" not in caption("tome(0.25)") and "frames shown" not in caption("tome(0.25)")
+        assert "A color is one token for one position in several frames." in caption("rlt")
+
+    def test_titles_have_short_specs(self, tmp_path, texts):
+        frames, tokens = example("tome(0.25)")
+        (method,) = registry.build("kmeans(keep=0.1)")
+        assert "criterion" in method.spec and method.short_spec == "kmeans(keep=0.1)"
+        write_overlay(tmp_path / "a.png", frames, tokens.replace(meta={"spec": f"rlt | {method.spec}"}))
+        assert texts[0] == "rlt | kmeans(keep=0.1)"
+
     def test_strips_and_contact_sheets(self, tmp_path, texts):
         frames = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
         draw_strips([("a", frames)], tmp_path / "a.png", title="A title", caption="A caption.")

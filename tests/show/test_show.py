@@ -86,7 +86,7 @@ def test_soft_attribution_glows():
     soft = tokens.apply(Plan(torch.tensor([2]), 2, weights=weights))
     drawn = heat(torch.full((2, 3, 8, 8), 200, dtype=torch.uint8), soft, 1)
     assert int(drawn[1, :, 1, 5].min()) > int(drawn[0].max())
-    with pytest.raises(ValueError, match="no soft weights"):
+    with pytest.raises(ValueError, match="no attribution weights"):
         heat(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), tokens, 0)
     with pytest.raises(ValueError, match=r"token must be in 0\.\.1, got 2"):
         heat(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), soft, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
@@ -151,6 +152,19 @@ class _Command(TyperCommand):
         if option is not None:
             option.rich_help_panel = RUN
         return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the command line; an option with one value that is given twice is an error, not overridden."""
+        if not ctx.resilient_parsing and "--help" not in args:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            counts = Counter(param.name for param in order)
+            for param in self.params:
+                single = (
+                    param.param_type_name == "option" and not param.multiple and not getattr(param, "is_flag", False)
+                )
+                if single and counts[param.name] > 1:
+                    ctx.fail(f"{param.opts[0]} is given {counts[param.name]} times; give it once")
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
+from fewtokens.cli.errors import check_folder
 from fewtokens.cli.options import INPUT, METHOD, OUTPUT, JsonOption, SeedOption
 from fewtokens.cli.pipelines import parse_keep
 from fewtokens.cli.progress import progress
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 _CLIPS = {"static camera": "static", "moving camera": "pan"}
 _PATCH = 16
-_EXEMPT = "(threshold): keeps what exceeds its default threshold. (default): cannot go so low, runs with its defaults"
+_EXEMPT = (
+    "Methods marked (threshold) have no budget: they keep the cells that exceed their default threshold. "
+    "Methods marked (default) cannot reach this budget and run with their default arguments"
+)
 
 
 @verb("fewtokens demo", "fewtokens demo --keep 0.05 --out few")
@@ -45,6 +49,7 @@ def demo(
 
     Methods with trained parameters, and those that use an encoder's attention or keys, are not included.
     """
+    check_folder(folder)
     from fewtokens.show import draw_sheet, write_page
 
     budget = parse_keep(keep)
@@ -63,11 +68,13 @@ def demo(
             labels = [result.name for result in clip.results]
             heading = f"{title}: {frames} frames, {rows[0]['cells']} patches, budget {keep}"
             out.print(table(heading, _columns(labels, rows)))
-    page = write_page(clips, folder / "index.html", title="fewtokens demo")
+    page = write_page(
+        clips, folder / "index.html", title=f"fewtokens demo: {len(at_budget) + len(others)} methods, budget {keep}"
+    )
     if as_json:
         print_json({"page": str(page), "clips": report})
         return
-    out.print(f"[dim]All other methods meet the budget. {_EXEMPT}.[/dim]")
+    out.print(f"[dim]{_EXEMPT}. All methods without a mark meet the budget.[/dim]")
     out.print(f"\n[bold]Page[/bold]      {escape(str(page))}   (step through frames, switch methods)", highlight=False)
     for entry in report:
         out.print(f"[bold]Image[/bold]     {escape(entry['sheet'])}", highlight=False)
@@ -129,7 +136,7 @@ def _result(label: str, row: Row) -> Any:
     assert row.frames is not None
     frames = (row.frames * 255).round().byte()
     numbers = {name: value for name, value in row.numbers().items() if value is not None}
-    return Result(label, row.method.spec, row.tokens, frames, numbers)
+    return Result(label, row.method.short_spec, row.tokens, frames, numbers)
 
 
 def _columns(labels: list[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

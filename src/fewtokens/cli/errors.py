@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import sys
 import traceback
 import warnings
@@ -96,10 +97,17 @@ def check_exists(*paths: Path | None, problem: str = "no such file or folder") -
             raise ValueError(f"{path}: {problem}")
 
 
-def check_folder(target: Path | None) -> None:
-    """Raises a ValueError if --out is a file but must be a folder."""
-    if target is not None and target.exists() and not target.is_dir():
-        raise ValueError(f"--out must be a folder, got the file {target}")
+def check_folder(target: Path | None, needed: str = "a folder") -> None:
+    """Raises a ValueError if --out is a file, or has the suffix of a file, but must be a folder."""
+    if target is None or target.is_dir():
+        return
+    if target.exists():
+        raise ValueError(f"--out must be {needed}, got the file {target}")
+    # "v1.2" is the name of a folder.
+    if re.fullmatch(r"\.[A-Za-z]\w{0,11}", target.suffix):
+        raise ValueError(
+            f"--out must be {needed}, got {target}; to write a folder of this name, create it first (mkdir {target})"
+        )
 
 
 def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:

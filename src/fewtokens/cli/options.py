@@ -35,6 +35,16 @@ DeviceOption = Annotated[
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON.", rich_help_panel=OUTPUT)]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.", rich_help_panel=OUTPUT)]
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        "--keep",
+        metavar="K",
+        help="Budget of methods whose spec sets none: 0.1 is a fraction, 32 a count, 8/frame a count per frame; 1 is one "
+        "token, 1.0 all tokens.",
+        rich_help_panel=METHOD,
+    ),
+]
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -104,16 +114,7 @@ class MethodOptions:
             rich_help_panel=METHOD,
         ),
     ] = ""
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            "--keep",
-            metavar="K",
-            help="Budget of methods whose spec sets none: 0.1 is a fraction, 32 a count, 8/frame a count per frame; "
-            "1 is one token, 1.0 all tokens.",
-            rich_help_panel=METHOD,
-        ),
-    ] = None
+    keep: KeepOption = None
 
 
 @dataclass(frozen=True)

@@ -82,14 +82,21 @@ def make_pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptio
     Raises:
         ValueError: an invalid option or spec, or a --keep that has no effect.
     """
+    (pipeline,) = make_pipelines([method.spec], method.keep, encoding, run)
+    return pipeline
+
+
+def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOptions, run: RunOptions) -> list[Pipeline]:
+    """Builds a pipeline for each spec, all with the same encoder; see `make_pipeline`."""
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.encoders import load_encoder, pick_device
 
-    parse_keep(method.keep)  # an invalid budget is reported before weights are read
+    parse_keep(keep)  # an invalid budget is reported before weights are read
     encoder: Encoder = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
-    pipeline = Pipeline(make_methods(method, run.seed, encoder.dim), encoder)
-    pipeline.methods.to(pick_device(run.device))
-    return pipeline
+    pipelines = [Pipeline(make_methods(MethodOptions(spec, keep), run.seed, encoder.dim), encoder) for spec in specs]
+    for pipeline in pipelines:
+        pipeline.methods.to(pick_device(run.device))
+    return pipelines
 
 
 def read_video(path: str | Path, options: ReadOptions) -> Video:
@@ -113,6 +120,12 @@ def read_video(path: str | Path, options: ReadOptions) -> Video:
 def current_names(reading: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the reading saved in a token file; earlier versions called `video_stream` `stream`."""
     return {"video_stream" if name == "stream" else name: value for name, value in reading.items()}
+
+
+def with_defaults(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a reading with the number of frames that is read if none is given, to compare readings."""
+    frames = 16 if reading.get("frames") is None and reading.get("fps") is None else reading.get("frames")
+    return {**reading, "frames": frames}
 
 
 def comma_separated(texts: str | Sequence[str]) -> list[str]:

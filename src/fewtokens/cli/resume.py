@@ -98,6 +98,8 @@ def check_source(result: Path | str, before: Any, now: dict[str, Any], advice: s
     Raises:
         ValueError: another source, or a source that has changed; names both.
     """
+    if before is None:
+        raise ValueError(f"{result} exists and was not written for this video; {advice}")
     if not isinstance(before, dict) or not {"path", "bytes", "mtime_ns"} <= before.keys():
         raise ValueError(f"{result} does not specify its source file (an earlier version wrote it); {advice}")
     same = all(before[name] == now[name] for name in ("bytes", "mtime_ns"))

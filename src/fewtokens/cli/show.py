@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypedDict
 
 import typer
 from rich.markup import escape
 
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import log
-from fewtokens.cli.errors import check_exists
-from fewtokens.cli.options import INPUT, OUTPUT, EncoderOptions, MethodOptions, ReadOptions, RunOptions, names_of
-from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video
+from fewtokens.cli.errors import check_exists, refuse
+from fewtokens.cli.options import (
+    INPUT,
+    METHOD,
+    OUTPUT,
+    EncoderOptions,
+    KeepOption,
+    ReadOptions,
+    RunOptions,
+    names_of,
+)
+from fewtokens.cli.pipelines import PATCHES, current_names, make_pipelines, read_video
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, source_now
 
 if TYPE_CHECKING:
+    from fewtokens.core.encoder import Encoder
+    from fewtokens.core.pipeline import Pipeline
     from fewtokens.core.tokens import Tokens
     from fewtokens.show import Clip
     from fewtokens.video import Video
+
+
+class _Shown(NamedTuple):
+    """The tokens of one input with their frames; `encoder` is None for a token file."""
+
+    path: Path
+    video: Video
+    tokens: Tokens
+    encoder: Encoder | None
 
 
 class _Source(TypedDict):
@@ -40,10 +64,11 @@ def _is_file(path: Path) -> bool:
 @verb(
     "fewtokens show clip.safetensors --out clip.html",
     'fewtokens show clip.mp4 --with "evs(keep=0.2)" --out kept.mp4',
+    'fewtokens show clip.mp4 --with "tome(keep=0.1)" --with "evs(keep=0.1)" --out compare.png',
     modes=(
         Mode(
             "token files", lambda values: all(map(_is_file, values["inputs"])),
-            names_of(ReadOptions, EncoderOptions, MethodOptions, RunOptions),
+            (*names_of(EncoderOptions, RunOptions), "specs", "keep"),
             "have no effect on token files, which contain these settings",
         ),
         Mode(
@@ -52,12 +77,17 @@ def _is_file(path: Path) -> bool:
         ),
         Mode(
             "page", lambda values: values["target"].suffix == ".html", ("style",),
-            "have no effect on a page, where the style can be switched",
+            "have no effect on a page",
+        ),
+        Mode(
+            "comparison", lambda values: len(values["inputs"]) > 1 or len(values["specs"] or ()) > 1, ("style",),
+            "have no effect on a comparison",
         ),
         PATCHES,
     ),
 )  # fmt: skip
 def show(
+    context: typer.Context,
     inputs: Annotated[
         list[Path], typer.Argument(metavar="FILE.safetensors|VIDEO", help="Token files, or videos to tokenize.")
     ],
@@ -67,10 +97,23 @@ def show(
     reading: ReadOptions,
     encoding: EncoderOptions,
     run: RunOptions,
-    method: MethodOptions = MethodOptions(spec="tome"),
+    specs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="SPEC",
+            help="Spec of the methods; repeat it to compare several. Default: tome.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    keep: KeepOption = None,
     video: Annotated[
         Path | None,
-        typer.Option("--video", help="New path of the video of a token file, if it was moved.", rich_help_panel=INPUT),
+        typer.Option(
+            "--video",
+            help="Path of the video of a token file, if it was moved or the file has no path.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     style: Annotated[
         str,
@@ -83,58 +126,104 @@ def show(
 ) -> None:
     """Draw the region of the video that each token stands for, as an image, an interactive page or a video.
 
-    Token files contain the settings and the path of their video. Videos are tokenized first.
+    Token files contain the settings and the path of their video. Videos are tokenized first. Several methods on one
+    video, and several token files of one video, are drawn side by side (.png) or on a page (.html); several videos
+    require a page. With the encoder patches, the frames rebuilt from the tokens and their PSNR are included.
     """
     check_exists(*inputs, video)
     import torch
 
-    from fewtokens.show import check_overlay, write_overlay, write_page
+    from fewtokens.show import check_comparison, check_overlay, frame_rate, write_comparison, write_overlay, write_page
 
+    specs = specs or ["tome"]
+    videos = [path for path in inputs if not _is_file(path)]
     check_overlay(target, style)
-    if len(inputs) > 1 and target.suffix != ".html":
+    if target.suffix != ".html" and (len(videos) > 1 or 0 < len(videos) < len(inputs)):
         raise ValueError(f"--out must end in .html to show {len(inputs)} inputs, got {target}")
+    if len(inputs) > 1 or len(specs) > 1:
+        check_comparison(target, len(inputs) - len(videos) + len(videos) * len(specs))
     for path in [*inputs, *([] if video is None else [video])]:
         if target.exists() and path.samefile(target):
             raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
-    pipeline = None
-    shown: list[tuple[Video, Tokens]] = []
+    shown: list[_Shown] = []
+    pipelines: list[Pipeline] = []
     with progress("frames", None) as advance:
         for path in inputs:
             if _is_file(path):
-                shown.append(_from_file(path, video))
+                shown.append(_from_file(path, video, reading, None if videos else context))
                 continue
-            if pipeline is None:
-                pipeline = make_pipeline(method, encoding, run)
-                assert pipeline.encoder is not None
-                pipeline.encoder.progress = advance
+            if not pipelines:
+                pipelines = make_pipelines(specs, keep, encoding, run)
+                assert pipelines[0].encoder is not None
+                pipelines[0].encoder.progress = advance
             clip = read_video(path, reading)
-            with torch.inference_mode():
-                shown.append((clip, pipeline(clip.frames, clip.times).to("cpu")))
-    if target.suffix == ".html":
-        names = [clip.name for clip, _ in shown]
-        if len(set(names)) < len(names):
-            names = distinct_names(inputs)
-        clips = [_clip(name, clip, tokens) for name, (clip, tokens) in zip(names, shown, strict=True)]
-        write_page(clips, target, title="Few tokens")
+            for pipeline in pipelines:
+                with torch.inference_mode():
+                    tokens = pipeline(clip).to("cpu")
+                shown.append(_Shown(path, clip, tokens, pipeline.encoder))
+    if len(shown) == 1 and target.suffix != ".html":
+        ((_, clip, tokens, _),) = shown
+        write_overlay(target, clip.frames, tokens, times=clip.times, fps=frame_rate(clip), style=style, name=clip.name)
     else:
-        ((clip, tokens),) = shown
-        write_overlay(target, clip.frames, tokens, times=clip.times, fps=_rate(clip), style=style, name=clip.name)
+        with torch.inference_mode():
+            clips = _clips(shown)
+        if target.suffix == ".html":
+            write_page(clips, target)
+        elif len(clips) > 1:
+            raise ValueError(f"--out must end in .html to show tokens of different videos or frames, got {target}")
+        else:
+            write_comparison(clips[0], target)
     log.print(f"wrote {escape(str(target))}", highlight=False)
 
 
-def _from_file(path: Path, video: Path | None) -> tuple[Video, Tokens]:
-    """Returns the frames of the video of a token file, and the tokens."""
+def _clips(shown: Sequence[_Shown]) -> list[Clip]:
+    """Collects the results on the same frames in one clip.
+
+    Results are labeled by spec if the specs of a clip differ, by file name otherwise.
+    """
+    from fewtokens.show import Clip, result_of, shorten
+
+    groups: dict[str, list[_Shown]] = {}
+    for entry in shown:
+        key = json.dumps([os.path.realpath(entry.video.path or ""), dict(entry.video.reading or {})], sort_keys=True)
+        groups.setdefault(key, []).append(entry)
+    names = [group[0].video.name for group in groups.values()]
+    if len(set(names)) < len(names):
+        names = distinct_names([group[0].path for group in groups.values()])
+    clips = []
+    for name, group in zip(names, groups.values(), strict=True):
+        labels = [shorten(str(entry.tokens.meta.get("spec", ""))) for entry in group]
+        if len(set(labels)) < len(labels):
+            labels = distinct_names([entry.path for entry in group])
+        results = [
+            result_of(entry.video, entry.tokens, entry.encoder, label)
+            for label, entry in zip(labels, group, strict=True)
+        ]
+        clips.append(Clip(name, group[0].video.frames, group[0].video.times, results))
+    return clips
+
+
+def _from_file(path: Path, video: Path | None, options: ReadOptions, context: typer.Context | None) -> _Shown:
+    """Returns the frames of the video of a token file, and the tokens.
+
+    Without a reading in the file, the options select the frames; by default as many as the tokens have.
+    """
     from fewtokens.core.plain import conform
     from fewtokens.core.tokens import Tokens
 
     tokens = Tokens.load(path)
-    if "source" not in tokens.meta or "reading" not in tokens.meta:
-        raise ValueError(f"{path} does not contain the path of its video; give the video instead")
+    reading = options
+    if "reading" in tokens.meta:
+        if context is not None:  # otherwise the options apply to the videos next to this file
+            refuse(context, names_of(ReadOptions), f"have no effect on {path}, which contains these settings")
+        reading = _saved_reading(tokens.meta["reading"], path)
+    elif options.frames is None and options.fps is None:
+        reading = replace(options, frames=tokens.grid.T)
+    if "source" not in tokens.meta:
+        if video is None:
+            raise ValueError(f"{path} was saved from Python without the path of its video; give --video PATH")
+        return _Shown(path, read_video(video, reading), tokens, None)
     source: Source = conform(tokens.meta["source"], Source, f"{path}: its source")
-    saved = conform(tokens.meta["reading"], dict[str, Any], f"{path}: its reading")
-    reading: dict[str, Any] = conform(current_names(saved), ReadOptions, f"{path}: its reading")
-    if absent := [name for name in names_of(ReadOptions) if name not in reading]:
-        raise ValueError(f"{path}: its reading has no {', '.join(absent)}")
     location = video or Path(source["path"])
     if not location.exists():
         raise ValueError(f"{path} was made from {location}, which does not exist; give --video if it was moved")
@@ -143,20 +232,18 @@ def _from_file(path: Path, video: Path | None) -> tuple[Video, Tokens]:
         raise ValueError(f"{location} has {now['bytes']} bytes, but {path} was made from a file of {source['bytes']}")
     if video is None and "mtime_ns" in source and now["mtime_ns"] != source["mtime_ns"]:
         raise ValueError(f"{location} has changed since {path} was made; give --video {location} if it shows the same")
-    return read_video(location, ReadOptions(**reading)), tokens
+    return _Shown(path, read_video(location, reading), tokens, None)
 
 
-def _rate(clip: Video) -> float:
-    """Returns the frame rate at which the frames last as long as in the video."""
-    span = float(clip.times[-1] - clip.times[0])
-    return max(1.0, (len(clip) - 1) / span) if span > 0 else 4.0
+def _saved_reading(saved: Any, path: Path) -> ReadOptions:
+    from fewtokens.core.plain import conform
 
-
-def _clip(name: str, video: Video, tokens: Tokens) -> Clip:
-    from fewtokens.show import Clip, Result
-
-    count = int(tokens.count[0])
-    numbers: dict[str, Any] = {"tokens": count, "retention": count / tokens.grid.cells}
-    spec = str(tokens.meta.get("spec", "")) or "all tokens"
-    result = Result(name=spec.split("(")[0], spec=spec, tokens=tokens, frames=None, numbers=numbers)
-    return Clip(name=name, frames=video.frames, times=video.times, results=[result])
+    reading = current_names(conform(saved, dict[str, Any], f"{path}: its reading"))
+    size = reading.get("size")
+    if isinstance(size, list):  # height and width, from Python
+        conform(size, tuple[int, int], f"{path}: its reading: size")
+        reading["size"] = size[0]
+    conform(reading, ReadOptions, f"{path}: its reading")
+    if absent := [name for name in names_of(ReadOptions) if name not in reading]:
+        raise ValueError(f"{path}: its reading has no {', '.join(absent)}")
+    return ReadOptions(**reading | {"size": tuple(size) if isinstance(size, list) else size})

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import fail, log
-from fewtokens.cli.errors import check_exists
+from fewtokens.cli.errors import check_exists, check_folder
 from fewtokens.cli.options import (
     INPUT,
     OUTPUT,
@@ -25,7 +25,7 @@ from fewtokens.cli.options import (
     RunOptions,
     VideosArgument,
 )
-from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video
+from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video, with_defaults
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import check_request, check_source, distinct_names, report_damaged, source_now, unique_paths
 from fewtokens.cli.tables import print_json
@@ -146,8 +146,7 @@ def _targets(videos: list[Path], target: Path, chunked: bool) -> list[tuple[Path
         if len(videos) > 1:
             raise ValueError(f"{len(videos)} videos cannot go into one file {target}; give a folder as --out")
         return [(videos[0], target)]
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"--out must be a .safetensors file or a folder, got the file {target}")
+    check_folder(target, "a folder" if chunked or len(videos) > 1 else "a .safetensors file or a folder")
     suffix = "" if chunked else ".safetensors"
     jobs = [(video, target / f"{name}{suffix}") for video, name in zip(videos, distinct_names(videos), strict=True)]
     for _, path in jobs:
@@ -170,7 +169,9 @@ def _tokenize_video(
     source = source_now(video)
     if path.exists() and not overwrite and (earlier := _meta(path)) is not None:
         check_source(path, earlier.get("source"), source, "give --overwrite, or another --out")
-        check_request(path, earlier, request)
+        if isinstance(earlier.get("reading"), dict):
+            earlier = earlier | {"reading": with_defaults(earlier["reading"])}
+        check_request(path, earlier, request | {"reading": with_defaults(asdict(reading))})
         return {"video": str(video), "out": str(path), "skipped": True}
     start = time.perf_counter()
     clip = read_video(video, reading)

@@ -41,7 +41,7 @@ class Encoder(Pushable, nn.Module, ABC):
             they keep. If False, they run after it.
         exposes_blocks: whether methods of the stage "encoder" can act between its blocks.
         decode: maps features [B,T,H,W,C] of all cells to frames [B,T',3,height,width] in 0..1; None if the encoder
-            has no decoder.
+            has no decoder, as all encoders except "patches", which also accepts `Tokens`, and `size` for the frames.
         progress: callback with (frames encoded, total frames), or None.
         dim: number of channels C of a feature.
     """
@@ -52,7 +52,7 @@ class Encoder(Pushable, nn.Module, ABC):
     cues: tuple[str, ...] = ()
     skips_dropped_patches: bool = False
     exposes_blocks: bool = False
-    decode: Callable[[Tensor], Tensor] | None = None
+    decode: Callable[..., Tensor] | None = None
     progress: Callable[[int, int], None] | None = None
 
     def __init__(self) -> None:

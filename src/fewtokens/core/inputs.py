@@ -38,7 +38,7 @@ def to_frames(video: Any, times: Tensor | None = None) -> tuple[Tensor, Tensor |
         ValueError: any other input; the message lists the accepted ones.
     """
     if isinstance(video, str | os.PathLike):
-        video = read(os.fspath(video), frames=DEFAULT_FRAMES, size=DEFAULT_SIZE)
+        video = read_video(video)
     if isinstance(video, Video):
         return video.frames[None], video.times if times is None else times
     if isinstance(video, Image.Image):
@@ -50,6 +50,11 @@ def to_frames(video: Any, times: Tensor | None = None) -> tuple[Tensor, Tensor |
     if not isinstance(video, Tensor):
         raise ValueError(f"a video must be {ACCEPTED}, got {type(video).__name__}")
     return _check_frames(video), times
+
+
+def read_video(path: str | os.PathLike[str]) -> Video:
+    """Reads 16 evenly spaced frames with a short side of 224 pixels."""
+    return read(os.fspath(path), frames=DEFAULT_FRAMES, size=DEFAULT_SIZE)
 
 
 def is_list_of_videos(video: Any) -> bool:

@@ -5,7 +5,9 @@ video -> pixels methods -> encoder (encoder methods inside) -> tokens methods ->
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,13 +19,14 @@ from fewtokens.core.batch import collate, concatenate
 from fewtokens.core.encoder import Encoder as Encoder
 from fewtokens.core.grid import Grid
 from fewtokens.core.hub import Pushable, from_hub
-from fewtokens.core.identity import rename_encoder_keys
-from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, to_frames
+from fewtokens.core.identity import describe_source, rename_encoder_keys
+from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, read_video, to_frames
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
+from fewtokens.video import Video
 
 # Cues with one row per token; they are pooled to the tokens at the input of each method (`Tokens.pool`).
 _PER_TOKEN = ("pixels", "keys", "attention", "shift", "sharpness")
@@ -155,7 +158,8 @@ class Pipeline(Pushable, nn.Module):
                 `fewtokens.core.method.CUES`. Not accepted with a list of videos.
 
         Returns:
-            Tokens of all videos in one batch; `meta` contains the spec and the encoder.
+            Tokens of all videos in one batch; `meta` contains the spec, the encoder and, for one video that was read
+            from a path, its source and how it was read, so that `fewtokens show` finds its frames.
 
         Raises:
             ValueError: invalid input, frames without an encoder, or a missing cue.
@@ -170,7 +174,14 @@ class Pipeline(Pushable, nn.Module):
         def run(method: Method, tokens: Tokens, **cues: Any) -> Tokens:
             return method(tokens, **cues)
 
-        return self._run(video, times, cues, run)
+        if isinstance(video, str | os.PathLike):
+            video = read_video(video)
+        tokens = self._run(video, times, cues, run)
+        if isinstance(video, Video) and video.path is not None and video.reading is not None:
+            with suppress(OSError):  # the file may have been removed since it was read
+                source = {**describe_source(Path(video.path)), "name": video.name}
+                tokens = tokens.replace(meta={**tokens.meta, "source": source, "reading": dict(video.reading)})
+        return tokens
 
     def step(
         self, video: Any, state: Sequence[Any] | None = None, times: Tensor | None = None, **cues: Tensor

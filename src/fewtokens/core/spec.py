@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
+
+
+def format_short(kind: type, name: str, arguments: Mapping[str, Any]) -> str:
+    """Formats a spec without the arguments that are None or have their default value, except `keep`."""
+    parameters = inspect.signature(kind).parameters
+    shown = {
+        key: value
+        for key, value in arguments.items()
+        if value is not None and (key == "keep" or key not in parameters or value != parameters[key].default)
+    }
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in shown.items())})" if shown else name
 
 
 class Spec:
@@ -17,6 +29,7 @@ class Spec:
             package. A class that is not registered has its class name, which no spec string can refer to.
         arguments: the constructor arguments and their values, by name.
         spec: the spec string that builds the object; arguments that are None are omitted.
+        short_spec: the spec without arguments that have their default value, except `keep`; for figures and tables.
     """
 
     name: ClassVar[str]
@@ -35,6 +48,11 @@ class Spec:
     def spec(self) -> str:
         """The spec string that builds the object; arguments that are None are omitted."""
         return f"{self.name}({self.extra_repr()})"
+
+    @property
+    def short_spec(self) -> str:
+        """The spec without arguments that have their default value, except `keep`: "tome(keep=0.1)" or "rlt"."""
+        return format_short(type(self), self.name, self.arguments)
 
     def extra_repr(self) -> str:
         """The arguments of the spec string; also shown by `repr` of modules."""

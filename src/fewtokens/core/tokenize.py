@@ -67,4 +67,5 @@ def tokenize(
 
     source = [read_path(item) for item in video] if isinstance(video, list | tuple) else read_path(video)
     with torch.inference_mode():
-        return pipeline(source)
+        tokens = pipeline(source)
+    return tokens.replace(meta={**tokens.meta, "seed": seed}) if "source" in tokens.meta else tokens

@@ -45,15 +45,21 @@ def fit(frames: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
 
     Heights and widths are scaled to the nearest multiple of the patch size; nothing is cropped. Values are in 0..1.
     """
-    B, T = frames.shape[:2]
+    T = frames.shape[1]
     size = (grid.H * patch, grid.W * patch)
-    if tuple(frames.shape[-2:]) != size:
-        resized = F.interpolate(frames.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
-        frames = resized.clamp(0, 1).unflatten(0, (B, T))
+    frames = resize(frames, size)
     missing = grid.T * tubelet - T
     if missing:
         frames = torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
     return frames
+
+
+def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes frames [B,T,3,H,W] to (height, width) and clamps them to 0..1; frames of this size are unchanged."""
+    if tuple(frames.shape[-2:]) == tuple(size):
+        return frames
+    resized = F.interpolate(frames.flatten(0, 1), tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return resized.clamp(0, 1).unflatten(0, tuple(frames.shape[:2]))
 
 
 def patchify(frames: Tensor, tubelet: int, patch: int) -> Tensor:

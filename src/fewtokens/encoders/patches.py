@@ -14,7 +14,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.devices import pick_device, pick_dtype
-from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, fit, make_grid, patchify, to_unit, unpatchify
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD, fit, make_grid, patchify, resize, to_unit, unpatchify
 
 # Upper limit of patch and tubelet size: small frames are scaled up to one patch, short clips padded to one tubelet.
 _MAX_SIZE = 1024
@@ -91,12 +91,24 @@ class Patches(Encoder):
             tokens = reduced
         return tokens, {"pixels": pixels} if "pixels" in needs else {}
 
-    def decode(self, features: Tensor) -> Tensor:
-        """Inverts the encoding: features [B,T,H,W,C] to frames [B,T*tubelet,3,height,width] in 0..1; exact."""
+    def decode(self, features: Tensor | Tokens, size: tuple[int, int] | None = None) -> Tensor:
+        """Inverts the encoding: features to frames in 0..1; exact, except for resizing.
+
+        Args:
+            features: features [B,T,H,W,C] of all cells, or `Tokens`, which are unmerged.
+            size: height and width of the frames, such as `video.size`. Default: a multiple of the patch size, to which
+                the encoder resizes frames of other sizes.
+
+        Returns:
+            Frames [B,T*tubelet,3,height,width].
+        """
+        if isinstance(features, Tokens):
+            features = features.unmerge()
         grid = Grid(*features.shape[1:4])
         mean, std = self._scale(features.device)
         pixels = features.float().flatten(1, 3).unflatten(-1, (self.tubelet_size, -1, 3)) * std + mean
-        return unpatchify(pixels.flatten(-2), grid, self.tubelet_size, self.patch_size)
+        frames = unpatchify(pixels.flatten(-2), grid, self.tubelet_size, self.patch_size)
+        return frames if size is None else resize(frames, size)
 
     def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)

@@ -15,15 +15,12 @@ from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, Method
 from fewtokens.core.shapes import shape_repr
+from fewtokens.core.tokens import TIME_WEIGHT as TIME_WEIGHT
 from fewtokens.core.tokens import Tokens
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, relative_error
 from fewtokens.profiling.latency import half_range, timings
 
 Decoder = Callable[[Tensor], Tensor]
-
-# When a dropped cell takes its nearest token, a step in time counts as a tenth of a step in space: on most clips this
-# reconstructs random, uniform and fewer_frames better than equal steps, and baselines should be strong.
-TIME_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)

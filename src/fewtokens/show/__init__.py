@@ -2,6 +2,8 @@
 
 from fewtokens.show.colors import method_color, method_styles
 from fewtokens.show.comparison import draw_comparison
+from fewtokens.show.figures import check_comparison, compare, draw, frame_rate, result_of, write_comparison
+from fewtokens.show.labels import shorten
 from fewtokens.show.overlay import STYLES, heat, overlay
 from fewtokens.show.page import write_page
 from fewtokens.show.sheet import draw_sheet
@@ -12,13 +14,20 @@ __all__ = [
     "STYLES",
     "Clip",
     "Result",
+    "check_comparison",
     "check_overlay",
+    "compare",
+    "draw",
     "draw_comparison",
     "draw_sheet",
+    "frame_rate",
     "heat",
     "method_color",
     "method_styles",
     "overlay",
+    "result_of",
+    "shorten",
+    "write_comparison",
     "write_overlay",
     "write_page",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from fewtokens.show.canvas import INK, LINE, PAPER, SOFT, fit_width, font, save_png, thumbnail, wrap
 from fewtokens.show.colors import method_color
@@ -55,7 +55,10 @@ def draw_comparison(
     size = fit_width(clip.frames, column)
     rebuilt = any(result.frames is not None for result in clip.results)
     rows = len(indices) + rebuilt
-    lines = wrap(caption or clip.describe(), width - 2 * _MARGIN, _TEXT)
+    text = caption or clip.describe()
+    if not rebuilt:  # otherwise it stands next to the rebuilt frames
+        text = " ".join([text, *_LEGEND])
+    lines = wrap(text, width - 2 * _MARGIN, _TEXT)
     head = 78 + 32 * len(lines) + 14
     top = head + _HEAD
     card = Image.new("RGB", (width, top + rows * (size[0] + _GAP) - _GAP + _MARGIN), PAPER)
@@ -81,7 +84,7 @@ def draw_comparison(
     for number, result in enumerate(clip.results, start=1):
         x = _MARGIN + number * (column + _GAP)
         pen.rounded_rectangle((x, head + 8, x + 20, head + 28), radius=5, fill=method_color(result.name))
-        pen.text((x + 30, head), result.name, fill=INK, font=font(_NAME))
+        pen.text((x + 30, head), result.name, fill=INK, font=_fitting(result.name, column - 30))
         pen.text((x, head + 42), result.facts(", "), fill=SOFT, font=font(_TEXT))
         regions = overlay(clip.frames, result.tokens)[indices]
         for row, region in enumerate(regions):
@@ -91,6 +94,12 @@ def draw_comparison(
             card.paste(thumbnail(result.frames[indices[-1]], size), (x, y))
             _tag(pen, (x, y), "rebuilt")
     return save_png(card, path)
+
+
+def _fitting(text: str, width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The largest font of at most `_NAME`, and at least 14, in which the text fits into the width."""
+    sizes = range(_NAME, 14, -1)
+    return next((font(size) for size in sizes if font(size).getlength(text) <= width), font(14))
 
 
 def _tag(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str) -> None:

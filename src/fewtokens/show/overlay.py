@@ -67,18 +67,18 @@ def overlay(frames: Tensor, tokens: Tokens, style: str = "fill") -> Tensor:
 
 
 def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
-    """Draws the soft weight of each cell in one token as a glow over the frames; returns uint8 [T,3,H,W].
+    """Draws the attribution weight of each cell in one token as a glow over the frames; returns uint8 [T,3,H,W].
 
     Args:
         frames: uint8 [T,3,H,W].
-        tokens: of this video, B=1, with soft weights.
+        tokens: of this video, B=1, with attribution.
         token: index of the token.
 
     Raises:
-        ValueError: the tokens have no soft weights, or the index is out of range.
+        ValueError: the tokens have no attribution weights, or the index is out of range.
     """
     if tokens.attribution is None:
-        raise ValueError("these tokens have no soft weights; overlay() shows hard regions")
+        raise ValueError("these tokens have no attribution weights; overlay() shows hard regions")
     if not 0 <= token < int(tokens.count[0]):
         raise ValueError(f"token must be in 0..{int(tokens.count[0]) - 1}, got {token}")
     T, _, height, width = frames.shape
@@ -90,14 +90,17 @@ def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
     return (image.clamp(0, 1) * 255).round().byte().permute(0, 3, 1, 2).contiguous()
 
 
-def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> tuple[Tensor, list[str], int]:
-    """Draws the soft weights of each token over its frame: frames side by side, and below each frame its tokens.
+def maps(
+    frames: Tensor, tokens: Tokens, *, times: Tensor | None = None, rows: int = 8, columns: int = 6
+) -> tuple[Tensor, list[str], int]:
+    """Draws the attribution weights of each token over its frame: frames side by side, and below each frame its tokens.
 
-    Each map runs from its smallest weight (dark) to its largest (light).
+    Each map runs from the smallest weight of the token in this frame (black) to the largest weight (white).
 
     Args:
         frames: uint8 [T,3,H,W].
-        tokens: of this video, B=1, with soft weights.
+        tokens: of this video, B=1, with attribution.
+        times: of the frames in seconds, for the captions.
         rows: largest number of tokens per frame.
         columns: largest number of frames, evenly spread.
 
@@ -105,17 +108,20 @@ def maps(frames: Tensor, tokens: Tokens, *, rows: int = 8, columns: int = 6) -> 
         Images uint8 [n,3,H,W] row by row, a caption for each, and the number of columns.
 
     Raises:
-        ValueError: the tokens have no soft weights.
+        ValueError: the tokens have no attribution weights.
     """
     if tokens.attribution is None:
-        raise ValueError("these tokens have no soft weights, which maps require; use style fill, outline or mean")
+        raise ValueError(
+            "these tokens have no attribution weights, which maps require; use style fill, outline or mean"
+        )
     T = len(frames)
     indices = torch.linspace(0, T - 1, min(columns, T)).round().long().unique().tolist()
     weights = tokens.attribution[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
     used = [
         weights[:, t * tokens.grid.T // T].flatten(1).abs().sum(1).nonzero().flatten()[:rows].tolist() for t in indices
     ]
-    images, captions = [frames[t].cpu() for t in indices], [f"frame {t}" for t in indices]
+    images = [frames[t].cpu() for t in indices]
+    captions = [f"frame {t}" if times is None else f"{float(times[t]):.2f} s" for t in indices]
     for row in range(max(map(len, used))):
         for t, ids in zip(indices, used, strict=True):
             if row < len(ids):

@@ -21,7 +21,7 @@ from fewtokens.core.keys import heading
 from fewtokens.show.types import Clip, Result
 
 
-def write_page(clips: Sequence[Clip], path: str | Path, *, title: str) -> Path:
+def write_page(clips: Sequence[Clip], path: str | Path, *, title: str = "") -> Path:
     """Writes a page that needs no network and no other file.
 
     The page holds the frames of each clip once, the regions as numbers that the browser draws, and the rebuilt frames.
@@ -30,7 +30,7 @@ def write_page(clips: Sequence[Clip], path: str | Path, *, title: str) -> Path:
     Args:
         clips: at least one.
         path: of the page.
-        title: heading of the page.
+        title: heading of the page. Defaults to the clip with its frames and cells, or the names of several clips.
 
     Returns:
         The path.
@@ -40,11 +40,18 @@ def write_page(clips: Sequence[Clip], path: str | Path, *, title: str) -> Path:
     """
     if not clips:
         raise ValueError("a page requires at least one clip")
-    return write_data([_clip(clip) for clip in clips], path, title=title)
+    return write_data([_clip(clip) for clip in clips], path, title=title or _title(clips))
+
+
+def _title(clips: Sequence[Clip]) -> str:
+    if len(clips) == 1:
+        return f"{clips[0].name}: {len(clips[0].frames)} frames, {clips[0].cells:,} cells"
+    return ", ".join(clip.name for clip in clips) if len(clips) <= 3 else f"{len(clips)} clips"
 
 
 _NOTE = (
-    "A color is one token of several cells, the same in every frame; dark is dropped. Point at a cell to see its token."
+    "A color is one token of several cells, the same in every frame; no tint is one token for one cell; dark is "
+    "dropped. Point at a cell to see its token."
 )
 
 

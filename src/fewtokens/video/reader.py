@@ -103,16 +103,34 @@ def read(
         return select_frames(times, frames, fps, start, end, name) if pick is None else _call_picker(pick, times)
 
     with _as_video_error(name):
-        video = _open(source, video_stream, allow_truncated)
-        try:
-            return _read_parallel(video, select(video.times), size, progress)
-        except IndexMismatch:
-            assert isinstance(video, VideoFile)
-        if frames is None and pick is None:
-            sequence = _read_sequential(video, select, video.scaler(size))
-            return _make_chunk(next(sequence), sequence, len(video.times))
-        video = video.counted()
+        video = _read(
+            _open(source, video_stream, allow_truncated), select, size, frames is None and pick is None, progress
+        )
+    if video.path is None or pick is not None:
+        return video
+    reading = {
+        "frames": len(video) if frames is None and fps is None else frames,
+        "fps": fps,
+        "size": min(video.size) if size is None else size,
+        "start": start,
+        "end": end,
+        "video_stream": video_stream,
+        "allow_truncated": allow_truncated,
+    }
+    return replace(video, reading=reading)
+
+
+def _read(video: Source, select: Picker, size: Size | None, sequential: bool, progress: Progress | None) -> Video:
+    """Reads the selected frames; `sequential`: whether a file with a wrong index may be read from start to end."""
+    try:
         return _read_parallel(video, select(video.times), size, progress)
+    except IndexMismatch:
+        assert isinstance(video, VideoFile)
+    if sequential:
+        sequence = _read_sequential(video, select, video.scaler(size))
+        return _make_chunk(next(sequence), sequence, len(video.times))
+    video = video.counted()
+    return _read_parallel(video, select(video.times), size, progress)
 
 
 def stream(
@@ -276,7 +294,8 @@ def _allocate(length: int, image: Tensor, name: str, *, total: int = 0) -> Tenso
     """
     height, width = image.shape[1:]
     check_bytes(max(length, total), height, width, name)
-    return torch.empty(length, *image.shape, dtype=torch.uint8)
+    with torch.inference_mode(False):  # threads, which are not in the inference mode of the caller, write to it
+        return torch.empty(length, *image.shape, dtype=torch.uint8)
 
 
 def _make_video(source: Source, frames: Tensor, indices: NDArray[np.int64]) -> Video:

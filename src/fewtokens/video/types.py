@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -28,6 +30,8 @@ class Video:
         fps: average frames per second of the source, or None if unknown.
         path: path of the source, or None for an array.
         source_size: size of the file in bytes, or None if the source is not a file.
+        reading: arguments of `read` that select these frames of `path`, as plain values; None for an array, for
+            frames that `pick` chose, and for a chunk of a stream.
         size: height and width in pixels.
         name: file name of the source, or "array".
         interval: average seconds between consecutive frames, or None if unknown.
@@ -39,6 +43,7 @@ class Video:
     fps: float | None = None
     path: str | None = None
     source_size: int | None = None
+    reading: Mapping[str, Any] | None = None
 
     __repr__ = shape_repr
 
