@@ -40,8 +40,8 @@ KeepOption = Annotated[
     typer.Option(
         "--keep",
         metavar="K",
-        help="Budget of methods whose spec sets none: 0.1 is a fraction, 32 a count, 8/frame a count per frame; 1 is one "
-        "token, 1.0 all tokens.",
+        help="Budget of methods whose spec sets none: 0.1 is a fraction, 32 a count, 8/frame a count per frame; 1 is "
+        "one token, 1.0 all tokens.",
         rich_help_panel=METHOD,
     ),
 ]
