@@ -57,7 +57,7 @@ def methods(
 
 
 def reflow(text: str, width: int) -> str:
-    """Returns a docstring with each paragraph and each entry of "Args:" wrapped to a width; code lines stay separate."""
+    """Returns a docstring with each paragraph and each entry of "Args:" wrapped to a width; code lines stay apart."""
     blocks: list[list[str]] = []
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
