@@ -81,6 +81,10 @@ def test_links_out_of_docs_become_links_of_the_site():
     assert hooks.rewrite_links(text, "studies/comparison.md", None) == (
         "[a](../results/family.md#x) `b` [c](comparison.md) [d](https://e.org)"
     )
+    generated = "[a](../../src/fewtokens/methods) [b](../../src/fewtokens/cli)"
+    assert hooks.rewrite_links(generated, "guides/stream.md", None) == (
+        "[a](../methods/index.md) [b](../reference/commands.md)"
+    )
     linked = hooks.rewrite_links("[b](../benchmarks/family.py)\n```\n[x](../y)\n```\n", "a.md", "https://host/us/it/")
     assert linked == "[b](https://host/us/it/blob/main/benchmarks/family.py)\n```\n[x](../y)\n```\n"
 

@@ -23,10 +23,10 @@ class Rlt(Reducer):
     """Keeps the first patch of each run of unchanged patches; the encoder skips the others.
 
     RLT (arXiv 2411.05222). A run is a patch and the patches at the same position in the following frames, until one of
-    them has changed: its mean absolute difference from the patch one frame earlier exceeds tau. Every patch of the first
-    frame starts a run. If an encoder's patches span several frames (tubelets), the last frame of a patch is compared
-    with the first frame of the patch before it, as in the paper. Each run is one token at the position of its first
-    patch; the size of the token is the length of the run, and sizes sum to T*H*W. Assumes a static camera: with
+    them has changed: its mean absolute difference from the patch one frame earlier exceeds tau. Every patch of the
+    first frame starts a run. If the patches of an encoder span several frames (tubelets), the last frame of a patch is
+    compared with the first frame of the patch before it, as in the paper. Each run is one token at the position of its
+    first patch; the size of the token is the length of the run, and sizes sum to T*H*W. Assumes a static camera: with
     panning, noise or fades few tokens are saved. The paper's learned embedding of run lengths, which requires
     fine-tuning, is `length_embedding`.
 
