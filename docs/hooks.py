@@ -130,8 +130,8 @@ def commands_page() -> str:
 def rewrite_links(text: str, page: str, repository: str | None) -> str:
     """Links out of docs/ as the site has them.
 
-    Pages and images of `external`, and the folders of `_GENERATED`, become links inside the site. Other files of the repository become links to
-    `repository`, or text if the site has no repository.
+    Pages and images of `external` and folders of `_GENERATED` become links inside the site. Other files of the
+    repository become links to `repository`, or text if the site has no repository.
 
     Args:
         text: Markdown.
