@@ -70,10 +70,10 @@ def reflow(text: str, width: int) -> str:
             blocks.append([line])
     lines = []
     for block in blocks:
-        indent = " " * (len(block[0]) - len(block[0].lstrip()))
+        margin = " " * (len(block[0]) - len(block[0].lstrip()))
         words = " ".join(line.strip() for line in block)
         wrapper = textwrap.TextWrapper(
-            width, initial_indent=indent, subsequent_indent=2 * indent, break_on_hyphens=False, break_long_words=False
+            width, initial_indent=margin, subsequent_indent=2 * margin, break_on_hyphens=False, break_long_words=False
         )
         lines.append(wrapper.fill(words))
     return "\n".join(lines)
