@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import measured
 import strips
+from docstrings import escape, literal
 
-from fewtokens.cli.methods import describe
+from fewtokens.cli.methods import default_of, describe
 from fewtokens.core import registry
 from fewtokens.core.files import atomic_file
 from fewtokens.core.method import CUES, STAGES
@@ -81,14 +82,20 @@ def arguments_table(name: str, entries: Sequence[tuple[str, str]]) -> str:
         first = next(iter(re.findall(r"\w+", names)))
         if first != each:
             words = f"see `{first}`"
+        shown = default_of(name, each, words)
         # The table has a column for it.
-        default = re.escape(str(parameter.default))
-        words = re.sub(rf'[.;,]? (Default: |Defaults to )"?{default}"?\.?$', ".", words)
+        default = re.escape(shown.strip("'"))
+        words = re.sub(rf'[.;,]? (Default: |Defaults to )(None, )?"?{default}"?\.?$', ".", words)
         # At the outer level only: Sequence[float | int] is one type.
         types = " or ".join(
             f"`{part.replace(' | ', ' or ')}`" for part in re.split(r" \| (?![^\[]*\])", str(parameter.annotation))
         )
-        cells = (f"`{each}`", types, f"`{parameter.default!r}`", cross_references(words, name))
+        cells = (
+            f"`{each}`",
+            types,
+            f"`{shown}`" if shown != "see text" else shown,
+            cross_references(escape(words), name),
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n" if parameters else "None.\n"
 
@@ -105,8 +112,8 @@ def facts(name: str) -> dict[str, str]:
         "streaming": "" if inside_llm else about["streaming"],
         "trained": "yes" if about["trainable"] else "no",
         "paper": about["paper"],
-        "cost": about["cost"],
-        "license": about["license"],
+        "cost": escape(about["cost"]),
+        "implementation": "" if about["license"] == "none needed" else about["license"],
     }
     return {label: value for label, value in values.items() if value}
 
@@ -125,6 +132,7 @@ def linked(paper: str) -> str:
 def page(name: str, image: strips.Strip | None = None) -> str:
     """The page of one method."""
     text, entries = sections(describe(name)["description"])
+    text = literal(text)
     first, _, rest = text.partition("\n\n")
     about = facts(name) | {"paper": linked(facts(name).get("paper", ""))}
     table = "\n".join(f"| {label} | {value.replace('|', chr(92) + '|')} |" for label, value in about.items() if value)
@@ -149,10 +157,12 @@ def page(name: str, image: strips.Strip | None = None) -> str:
 
 def index(names: list[str]) -> str:
     """All methods by kind, each with its first sentence."""
-    guide = "[Choose a method](../guides/choose_a_method.md) helps to find one for a video, an encoder and a budget."
+    guide = "To find one for your videos, encoder and budget, read [Choose a method](../guides/choose_a_method.md)."
     parts = ["# Methods\n", f"{guide}\n"]
     for kind, meaning in KINDS.items():
-        rows = [f"* [`{name}`]({name}.md): {describe(name)['summary']}" for name in names if kind_of(name) == kind]
+        rows = [
+            f"* [`{name}`]({name}.md): {escape(describe(name)['summary'])}" for name in names if kind_of(name) == kind
+        ]
         if rows:
             parts += [f"## {kind.capitalize()}\n", f"{meaning}\n", *rows, ""]
     return "\n".join(parts)

@@ -1,37 +1,21 @@
-"""A griffe extension: an entry of a docstring for several names, `mean, std: ...`, becomes one entry for each name."""
+"""A griffe extension: the docstrings of the reference as Markdown; see docs/docstrings.py."""
 
 from __future__ import annotations
 
-import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import griffe
 
-_SECTION = re.compile(r"(Args|Attributes):\s*")
-_ENTRY = re.compile(r"( {4})(\w+(?:, \w+)+): (.*)")
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-def separate(docstring: str) -> str:
-    """The docstring with an entry for each name; the entries after the first refer to it."""
-    lines, later, inside = [], [], False
-    for line in docstring.splitlines():
-        entry = _ENTRY.fullmatch(line) if inside else None
-        if later and not line.startswith("     "):
-            lines += later
-            later = []
-        if entry:
-            first, *others = entry[2].split(", ")
-            lines.append(f"{entry[1]}{first}: {entry[3]}")
-            later = [f"{entry[1]}{name}: See `{first}`." for name in others]
-            continue
-        inside = bool(_SECTION.fullmatch(line)) or (inside and (not line or line.startswith(" ")))
-        lines.append(line)
-    return "\n".join([*lines, *later])
+from docstrings import literal, separate
 
 
 class Names(griffe.Extension):
-    """Applies `separate` to every docstring."""
+    """Applies `separate` and `literal` to every docstring."""
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = separate(obj.docstring.value)
+            obj.docstring.value = literal(separate(obj.docstring.value))

@@ -16,6 +16,9 @@ from typing import Any
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# Folders of the repository whose pages are generated: links to the folder, which work in a clone and on GitHub, lead to
+# the pages in the site.
+_GENERATED = {"src/fewtokens/methods": "methods/index.md", "src/fewtokens/cli": "reference/commands.md"}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
@@ -127,8 +130,8 @@ def commands_page() -> str:
 def rewrite_links(text: str, page: str, repository: str | None) -> str:
     """Links out of docs/ as the site has them.
 
-    Pages and images of `external` become links inside the site. Other files of the repository become links to
-    `repository`, or text if the site has no repository.
+    Pages and images of `external` and folders of `_GENERATED` become links inside the site. Other files of the
+    repository become links to `repository`, or text if the site has no repository.
 
     Args:
         text: Markdown.
@@ -136,6 +139,7 @@ def rewrite_links(text: str, page: str, repository: str | None) -> str:
         repository: the address of the repository, or None.
     """
     inside = {path.resolve(): name for name, path in external().items()}
+    inside |= {ROOT / folder: name for folder, name in _GENERATED.items()}
     source = external().get(page, DOCS / page)
     base = posixpath.dirname(page)
 

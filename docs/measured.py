@@ -61,10 +61,10 @@ def bench(name: str) -> str:
         for row in rows
     ]
     about = (
-        "DINOv2 ViT-S/14, 18 clips of 32 frames, 2 CPU cores. Cosine: mean cosine between reconstructed and full "
-        "features; rare cosine: in the 5 % of cells least similar to the mean of their frame; J&F: label propagation "
-        "on eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was measured: "
-        "[The training-free methods compared](../studies/comparison.md).\n\n"
+        "DINOv2 ViT-S/14, ten clips and eight DAVIS sequences of 32 frames each, 2 CPU cores. Cosine: mean cosine "
+        "between reconstructed and full features; rare cosine: in the 5 % of cells least similar to the mean of their "
+        "frame; J&F: label propagation on eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was "
+        "measured: [The training-free methods compared](../studies/comparison.md).\n\n"
     )
     return about + _table(["budget", "method", *_BENCH], lines, text=2)
 
@@ -90,9 +90,9 @@ def questions(name: str) -> str:
     if not lines:
         return ""
     about = (
-        "Correct answers in percent on 2,000 questions about synthetic clips, by a small video language model that has "
-        f"{100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; random guessing scores "
-        "18.4 %. How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
+        "Correct answers in percent on 2,000 questions about synthetic clips, by a small video language model. It "
+        f"scores {100 * results['zeroshot']['full']['accuracy']:.1f} % with all 256 visual tokens; random guessing "
+        "scores 18.4 %. How it was measured: [In a video language model](../studies/video_llm.md).\n\n"
     )
     return about + _table(["tokens of 256", "without retraining", "after 100 further steps"], lines)
 

@@ -149,6 +149,8 @@ def test_doctor():
     report = json.loads(run("doctor", "--json").stdout)
     assert report["missing"] == []
     assert report["packages"]["torch"]["version"]
+    # The smaller of the extras that list a package.
+    assert report["packages"]["huggingface-hub"]["extra"] == "hf" and "mkdocs" not in report["packages"]
     assert report["decoders"]["h264"]
     assert "pip install" in run("doctor").stdout or "All packages are installed" in run("doctor").stdout
 

@@ -101,6 +101,8 @@ def test_tokenize(frames, tmp_path):
 def test_methods_by_name():
     merging = fewtokens.list_methods("*merge*")
     assert merging == ["merge_windows", "merge_windows_in_encoder"]
+    assert fewtokens.list_methods(kind="clustering") == ["centerclip", "dpc_knn", "kmeans"]
+    assert set(fewtokens.list_methods(kind="layers")) == set(fewtokens.list_methods(stage="llm"))
     assert fewtokens.list_methods()[:2] == ["random", "uniform"]
     assert "fastv" in fewtokens.list_methods(stage="llm")
     assert "fastv" not in fewtokens.list_methods()
@@ -114,6 +116,8 @@ def test_methods_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             fewtokens.create_method(**arguments)
+    with pytest.raises(ValueError, match="kind must be one of"):
+        fewtokens.list_methods(kind="nowhere")
     with pytest.raises(ValueError, match="stage must be one of"):
         fewtokens.list_methods(stage="nowhere")
 

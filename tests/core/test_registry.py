@@ -57,6 +57,7 @@ def test_defaults_are_passed_to_methods_that_accept_them():
         ("", "cannot read"),
         ("tome(keep=__import__('os').getcwd())", "must be numbers, strings"),
         ("tome(keep=open)", "must be numbers, strings"),
+        ("tome(keep=8/frame)", 'write keep="8/frame" in quotes'),
         ("os.system('x')", "cannot read"),
         ("tome()()", "cannot read"),
         ("tome(0.5, 3)", "must be named"),

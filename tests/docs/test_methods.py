@@ -31,14 +31,31 @@ def test_every_method_has_a_page_and_a_line_of_the_index(tmp_path):
         page, kind = (tmp_path / f"{name}.md").read_text(encoding="utf-8"), registry.get(name)
         assert page.startswith(f"# {name}\n") and f"{kind.__name__}(" in page
         for argument in inspect.signature(kind).parameters:
-            assert re.search(rf"^\| `{argument}` \| `[^|]+` \| `[^`]+` \| \S", page, re.M), (name, argument)
+            assert re.search(rf"^\| `{argument}` \| `[^|]+` \| (`[^`]+`|see text) \| \S", page, re.M), (name, argument)
         facts = dict(re.findall(r"^\| (\w+) \| (.*) \|$", page, re.M))
         assert facts["kind"] == registry.get_kind(name) and facts["stage"].startswith(kind.stage)
-        for fact in ("paper", "cost", "license"):
-            text = re.sub(r"\[arXiv ([\d.]+)\]\([^)]*\)", r"\1", facts.get(fact, "").replace("\\|", "|"))
-            assert text == re.sub(r"arXiv[: ](?=\d)", "", getattr(kind, fact))
+        for fact, attribute in (("paper", "paper"), ("cost", "cost"), ("implementation", "license")):
+            text = re.sub(r"\[arXiv ([\d.]+)\]\([^)]*\)", r"\1", re.sub(r"\\([|*_])", r"\1", facts.get(fact, "")))
+            expected = re.sub(r"arXiv[: ](?=\d)", "", getattr(kind, attribute))
+            assert text == ("" if expected == "none needed" else expected)
         for cue in getattr(kind(), "needs", ()):
             assert f"`{cue}`" in facts["needs"]
+
+
+def test_the_defaults_are_those_in_effect(tmp_path):
+    generate(tmp_path)
+    defaults = {
+        ("evs", "keep"): "`0.25`",
+        ("rlt", "tau"): "`0.1`",
+        ("sttm", "tau"): "`0.85`",
+        ("sttm", "levels"): "see text",
+        ("token_dynamics", "keep"): "`32`",
+        ("kmeans", "seed"): "`0`",
+    }
+    for (name, argument), default in defaults.items():
+        page = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        assert re.search(rf"^\| `{argument}` \| .* \| {default} \|", page, re.M), (name, argument)
+    assert "T\\*H\\*W" in (tmp_path / "rlt.md").read_text(encoding="utf-8")
 
 
 def test_a_stranger_adds_a_method_by_the_two_files_of_contributing(tmp_path):

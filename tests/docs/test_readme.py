@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_first_block_of_the_readme_runs_by_itself(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     # A tenth of 16 frames of 8 x 8 patches.
     assert "torch.Size([1, 102, 768])" in done.stdout
-    assert (tmp_path / "tokens.safetensors").exists()
+    assert (tmp_path / "static.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/guides/compress_a_video_llm.md"])
@@ -110,6 +111,20 @@ def test_the_commands_exist(page, words):
     for word in words[2:]:
         if re.fullmatch(r"[a-z_]+\(.*\)", word):
             registry.build(word)
+
+
+def test_the_tables_have_every_extra():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
+    for page, missing in (("docs/quickstart.md", set()), ("README.md", {"dev", "docs"})):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        table = re.search(r"^\| extra \| adds \|\n\|---\|---\|\n((?:\|.*\n)+)", text, re.M)
+        listed = {name for row in table[1].splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+        assert listed == extras - missing, page
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text(encoding="utf-8").split()) < 1200
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

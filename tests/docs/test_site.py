@@ -81,6 +81,10 @@ def test_links_out_of_docs_become_links_of_the_site():
     assert hooks.rewrite_links(text, "studies/comparison.md", None) == (
         "[a](../results/family.md#x) `b` [c](comparison.md) [d](https://e.org)"
     )
+    generated = "[a](../../src/fewtokens/methods) [b](../../src/fewtokens/cli)"
+    assert hooks.rewrite_links(generated, "guides/stream.md", None) == (
+        "[a](../methods/index.md) [b](../reference/commands.md)"
+    )
     linked = hooks.rewrite_links("[b](../benchmarks/family.py)\n```\n[x](../y)\n```\n", "a.md", "https://host/us/it/")
     assert linked == "[b](https://host/us/it/blob/main/benchmarks/family.py)\n```\n[x](../y)\n```\n"
 
@@ -201,7 +205,34 @@ def test_every_public_name_is_in_the_reference():
 
 def test_entries_for_several_names_are_separated():
     text = "A.\n\nArgs:\n    mean, std: of the\n        pixels.\n    x: one.\n\nReturns:\n    a, b: not an entry.\n"
-    pytest.importorskip("griffe")
-    assert module("griffe_names").separate(text).splitlines()[2:7] == [
+    assert module("docstrings").separate(text).splitlines()[2:7] == [
         "Args:", "    mean: of the", "        pixels.", "    std: See `mean`.", "    x: one.",
     ]  # fmt: skip
+    text = "A.\n\nClass attributes:\n    a: 1.\n\nAttributes:\n    b: 2.\n"
+    assert module("docstrings").separate(text) == "A.\n\nAttributes:\n    a: 1.\n    b: 2."
+
+
+def test_docstrings_keep_their_characters():
+    docstrings = module("docstrings")
+    assert docstrings.escape("S = T*H*W, `a*b`, ``x`*y``, _x, x_, x_y, <a>") == (
+        "S = T\\*H\\*W, `a*b`, ``x`*y``, \\_x, x\\_, x_y, &lt;a>"
+    )
+    text = (
+        "Cells [B*T,P+H*W].\n\n    few(**inputs)\n\n    more(*a)\n\nText of `a *\nb` * c.\n\n"
+        "Args:\n    *args: T*H.\n    x: [B*T],\n        a*b.\n\n```\na*b\n```\n"
+    )
+    assert docstrings.literal(text) == (
+        "Cells [B\\*T,P+H\\*W].\n\n    few(**inputs)\n\n    more(*a)\n\nText of `a *\nb` \\* c.\n\n"
+        "Args:\n    *args: T\\*H.\n    x: [B\\*T],\n        a\\*b.\n\n```\na*b\n```"
+    )
+
+
+def test_no_docstring_loses_characters_in_the_reference():
+    """Every docstring with Markdown rendered: the text outside of code has as many asterisks as the source."""
+    markdown = pytest.importorskip("markdown")
+    docstrings = module("docstrings")
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                html = markdown.markdown(docstrings.literal(text))
+                assert html.count("*") == text.count("*"), (path.name, text)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fewtokens.core import encoder as contract
+from fewtokens.core.hub import from_hub
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import Encoder, Patches, VitEncoder, load_encoder
 from fewtokens.encoders.hf import HfEncoder
@@ -146,6 +147,16 @@ class Hub:
 
 
 class TestHub:
+    def test_a_failed_download_is_one_sentence(self, monkeypatch):
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        def snapshot_download(*_, **__):
+            raise LocalEntryNotFoundError("An error happened while looking for the files of the revision on )")
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        with pytest.raises(ValueError, match=r"me/it; it is not in the local cache, and the hub cannot be reached$"):
+            from_hub("me/it")
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_an_encoder_up_and_down(self, kind, tmp_path, monkeypatch):
         hub = Hub(monkeypatch)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from typing import Any
 
 import typer
+from rich.markup import escape
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.console import log, out
@@ -24,6 +26,7 @@ _MODULES = {
     "scikit-learn": "sklearn",
     "gymnasium-robotics": "gymnasium_robotics",
 }
+_BEFORE_RELEASE = "Until the first release, write '.[x]' for 'fewtokens[x]' in a clone of the repository."
 _DECODERS = ("h264", "hevc", "av1", "vp9", "mpeg4", "gif", "ffv1")
 
 
@@ -43,15 +46,19 @@ def examine() -> dict[str, Any]:
     """Returns versions, devices, decoders and packages; "missing" lists required packages that are not installed."""
     import torch
 
-    packages: dict[str, dict[str, str | None]] = {}
+    extras: dict[str, list[str]] = {}
     for line in requires("fewtokens") or []:
         # As in: accelerate>=1.2; extra == 'train'
         requirement, _, marker = line.partition(";")
         extra = marker.split("==")[1].strip(" '\"") if "extra" in marker else ""
-        if extra == "dev" or requirement.startswith("fewtokens"):
-            continue
-        name = re.split(r"[^\w.-]", requirement.strip())[0]
-        packages[name] = {"extra": extra, "version": _version(name)}
+        if extra not in ("dev", "docs") and not requirement.startswith("fewtokens"):
+            extras.setdefault(re.split(r"[^\w.-]", requirement.strip())[0], []).append(extra)
+    # An extra that includes another lists the same packages; a package is listed under the smaller one.
+    sizes = Counter(extra for each in extras.values() for extra in each)
+    packages: dict[str, dict[str, str | None]] = {
+        name: {"extra": min(each, key=lambda extra: (extra != "", sizes[extra])), "version": _version(name)}
+        for name, each in extras.items()
+    }
     devices = ["cpu"]
     if torch.cuda.is_available():
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
@@ -108,6 +115,8 @@ def _show(report: dict[str, Any]) -> None:
             {"package": name, "extra": extra or "(required)", "version": entry["version"] or f"missing: {command}"}
         )
     out.print(table("Packages", rows))
+    if not all(entry["version"] for entry in report["packages"].values()):
+        out.print(escape(_BEFORE_RELEASE), style="dim", highlight=False)
     if report["missing"]:
         log.print(f"[red]missing:[/red] {', '.join(report['missing'])}")
     elif all(entry["version"] for entry in report["packages"].values()):

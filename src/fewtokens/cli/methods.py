@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -53,13 +54,59 @@ def methods(
         print_json(row)
         return
     out.print(f"[bold]{name}[/bold]  [dim]stage {row['stage']}, {row['budget']} count[/dim]\n")
-    out.print(escape(row["description"]), highlight=False)
+    out.print(escape(reflow(row["description"], out.width)), highlight=False)
     out.print()
-    out.print(table("Defaults", [{"argument": key, "default": repr(value)} for key, value in row["arguments"].items()]))
+    defaults = [{"argument": key, "default": default_of(name, key, row["description"])} for key in row["arguments"]]
+    out.print(table("Defaults", defaults))
     for label in ("needs", "cost", "paper", "license"):
-        if row[label]:
+        if row[label] and row[label] != "none needed":
             value = ", ".join(row[label]) if isinstance(row[label], list) else row[label]
-            out.print(f"[bold]{label}[/bold]  {escape(value)}", highlight=False)
+            shown = "implementation" if label == "license" else label
+            out.print(f"[bold]{shown}[/bold]  {escape(value)}", highlight=False)
+
+
+def reflow(text: str, width: int) -> str:
+    """Returns a docstring with each paragraph and each entry of "Args:" wrapped to a width; code lines stay apart."""
+    blocks: list[list[str]] = []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        previous = blocks[-1] if blocks else [""]
+        start = len(previous[0]) - len(previous[0].lstrip())
+        continues = bool(line.strip() and previous[0].strip()) and previous != ["Args:"]
+        if continues and (indent > start or indent == start == 0):
+            previous.append(line)
+        else:
+            blocks.append([line])
+    lines = []
+    for block in blocks:
+        margin = " " * (len(block[0]) - len(block[0].lstrip()))
+        words = " ".join(line.strip() for line in block)
+        wrapper = textwrap.TextWrapper(
+            width, initial_indent=margin, subsequent_indent=2 * margin, break_on_hyphens=False, break_long_words=False
+        )
+        lines.append(wrapper.fill(words))
+    return "\n".join(lines)
+
+
+def default_of(name: str, argument: str, text: str) -> str:
+    """Returns the value that an argument has if it is not given, as text.
+
+    For an argument whose default is None this is the value that the method sets, or the one that `text`, the
+    description of the argument or of the method, states; "see text" if that is not a plain value.
+    """
+    from fewtokens.core import registry
+
+    kind = registry.get(name)
+    value = inspect.signature(kind).parameters[argument].default
+    if value is None:
+        value = getattr(kind(), argument, None)
+    if value is not None:
+        return repr(value)
+    entry = re.search(rf"^ {{4}}[\w, ]*\b{argument}\b[\w, ]*: (.*(?:\n {{5}}.*)*)", text, re.M)
+    stated = re.search(r"Default: (?:None, )?(.+?)(?=[,;]|\.?$|\. )", " ".join((entry[1] if entry else text).split()))
+    if not stated or stated[1] == "None":
+        return "None"
+    return stated[1] if re.fullmatch(r"[\d./e-]+|\"[^\"]*\"|True|False", stated[1]) else "see text"
 
 
 def _list(rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,16 +23,28 @@ def from_hub(name: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -
         raise ValueError(f"no such folder: {name}")
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ImportError:
         raise ValueError(
             f"no such folder: {name}; if it is a hub id, install huggingface-hub with pip install 'fewtokens[hf]'"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"no such folder: {name}; downloading it from the hub failed ({reason})") from None
+    except GatedRepoError:
+        reason = "access to it is restricted; request it on the hub, then run hf auth login"
+    except RepositoryNotFoundError:
+        reason = "the hub has no such repository, or it is private"
+    except LocalEntryNotFoundError:
+        reason = "it is not in the local cache, and the hub cannot be reached"
+    except (HFValidationError, HfHubHTTPError, OSError) as error:
+        reason = f"the download from the hub failed ({textwrap.shorten(str(error), 200)})"
+    raise ValueError(f"no such folder: {name}; {reason}")
 
 
 class Pushable:

@@ -337,10 +337,12 @@ class Quantizer(Method):
 class Memory(Method):
     """A method that summarizes an endless stream in bounded memory and can be read at any time.
 
-    state = None
-    for chunk in chunks:
-        state = memory.push(chunk, state)
-    tokens = memory.read(state)
+    `push` takes the stream chunk by chunk:
+
+        state = None
+        for chunk in chunks:
+            state = memory.push(chunk, state)
+        tokens = memory.read(state)
     """
 
     @abstractmethod

@@ -14,6 +14,7 @@ import fnmatch
 import inspect
 import os
 import pkgutil
+import re
 import reprlib
 import warnings
 from collections.abc import Iterable
@@ -73,27 +74,35 @@ def layer_names() -> list[str]:
     return list(_folder(LAYER_KIND))
 
 
-def list_methods(pattern: str = "*", *, stage: str | None = None, learned: bool | None = None) -> list[str]:
+def list_methods(
+    pattern: str = "*", *, kind: str | None = None, stage: str | None = None, learned: bool | None = None
+) -> list[str]:
     """Lists the names of methods, baselines first.
 
-        fewtokens.list_methods("*merge*")  # ["merge_windows", "merge_windows_in_encoder"]
+        fewtokens.list_methods(kind="merging", learned=False)
+        fewtokens.list_methods(stage="llm")
+        fewtokens.list_methods("tome*")  # ["tome", "tome_in_encoder", "tome_video"]
 
     Args:
-        pattern: a wildcard pattern with `*` and `?`. Default: all names.
-        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Default: all stages except "llm",
-            whose methods need a language model; list them with `stage="llm"`.
+        pattern: a wildcard pattern of names, with `*` and `?`. Default: all names.
+        kind: only methods of this kind, one of `KINDS` or "layers".
+        stage: only methods of this stage, a key of `fewtokens.core.method.STAGES`. Methods of the stage "llm", which
+            have the kind "layers", are listed only if the stage or the kind is given.
         learned: True for only methods with trainable parameters, False for only those without.
 
     Raises:
-        ValueError: `stage` is not a stage.
+        ValueError: `kind` is not a kind, or `stage` is not a stage.
     """
+    if kind is not None and kind not in (*KINDS, LAYER_KIND):
+        raise ValueError(f"kind must be one of {', '.join((*KINDS, LAYER_KIND))}, got {kind!r}")
     if stage is not None and stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage!r}")
-    candidates = layer_names() if stage == "llm" else names()
+    candidates = layer_names() if stage == "llm" or kind == LAYER_KIND else names()
     return [
         name
         for name in fnmatch.filter(candidates, pattern)
-        if (stage is None or get(name).stage == stage)
+        if (kind is None or get_kind(name) == kind)
+        and (stage is None or get(name).stage == stage)
         and (learned is None or getattr(get(name), "learned", False) == learned)
     ]
 
@@ -227,7 +236,9 @@ def _parse_link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
         named = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords]
         values = [ast.literal_eval(value) for value in call.args]
     except (ValueError, TypeError):  # a call, a name; a list as the key of a dict
-        raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {text}") from None
+        per_frame = re.search(r"(\w+=)?(\d+) / frame", text)
+        hint = f'; write {per_frame[1] or ""}"{per_frame[2]}/frame" in quotes' if per_frame else ""
+        raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {text}{hint}") from None
     assigned = [argument for argument, _ in named] + parameters[: len(values)]
     if len(values) > 1 or len(set(assigned)) < len(assigned):
         raise ValueError(f"all arguments but the first must be named, and each given only once: {text}")

@@ -1,11 +1,13 @@
 """Reduces the visual tokens of a model inside a `with` block, by hooks; the model is unchanged afterwards.
 
-with attach(model, "evs(keep=0.25)") as few:
-    ids = few.generate(**inputs, max_new_tokens=64)     # the arguments of model.generate
-    loss = few(**inputs, labels=labels).loss            # as model(...)
+Inside the block `few` is called like the model:
 
-with attach(model, "evs(keep=0.25) | fastv(keep=0.5, layer=2)") as few:     # and half of them from layer 2 on
-    ids = few.generate(**inputs, max_new_tokens=64)
+    with attach(model, "evs(keep=0.25)") as few:
+        ids = few.generate(**inputs, max_new_tokens=64)     # the arguments of model.generate
+        loss = few(**inputs, labels=labels).loss            # as model(...)
+
+    with attach(model, "evs(keep=0.25) | fastv(keep=0.5, layer=2)") as few:  # and half of them from layer 2 on
+        ids = few.generate(**inputs, max_new_tokens=64)
 """
 
 from __future__ import annotations

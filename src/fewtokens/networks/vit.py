@@ -233,7 +233,7 @@ class VisionTransformer(Model, ViT):
         """Returns all intermediate outputs by name.
 
         Names: embedded, block0..., learner{i} (its maps), tokens (after the last norm), temporal{i}, pre_logits,
-            logits.
+        logits.
         """
         outputs: dict[str, Tensor] = {}
         x = self.embed(self.prepare(frames))

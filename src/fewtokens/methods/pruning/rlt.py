@@ -20,13 +20,15 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Rlt(Reducer):
-    """Keeps one token per run of unchanged patches; its size is the run's length.
+    """Keeps the first patch of each run of unchanged patches; the encoder skips the others.
 
-    RLT (arXiv 2411.05222). A patch starts a run if the mean absolute difference between its last sub-frame and the
-    first sub-frame of the previous patch exceeds tau; the first frame always starts runs. With one frame per patch this
-    is the difference of consecutive frames. The token is the run's first patch, at its original position; sizes sum to
-    T*H*W. Assumes a static camera: with panning, noise or fades few tokens are saved. The paper's learned embedding of
-    run lengths, which requires fine-tuning, is `length_embedding`.
+    RLT (arXiv 2411.05222). A run is a patch and the patches at the same position in the following frames, until one of
+    them has changed: its mean absolute difference from the patch one frame earlier exceeds tau. Every patch of the
+    first frame starts a run. If the patches of an encoder span several frames (tubelets), the last frame of a patch is
+    compared with the first frame of the patch before it, as in the paper. Each run is one token at the position of its
+    first patch; the size of the token is the length of the run, and sizes sum to T*H*W. Assumes a static camera: with
+    panning, noise or fades few tokens are saved. The paper's learned embedding of run lengths, which requires
+    fine-tuning, is `length_embedding`.
 
     Args:
         tau: threshold, at least 0, on pixels divided by ImageNet's standard deviation. Default: 0.1, as in the paper.
