@@ -456,7 +456,8 @@ def _write(
         note="\n".join(
             [
                 heading,
-                *notes,
+                *describe_columns(summary, ranges=False),
+                "encoder ms (tables of one clip): time of the encoder alone, in ms. Empty where method ms is.",
                 "Images (choose a clip): a color is one token that stands for several cells; dark cells are dropped.",
             ]
         ),

@@ -139,8 +139,12 @@ def label_of(line: dict[str, Any]) -> str:
     return str(line.get("label", line["method"]))
 
 
-def describe_columns(summary: Sequence[dict[str, Any]]) -> list[str]:
-    """One sentence or two about each column of the summary that has values, and about the marks in the tables."""
+def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True) -> list[str]:
+    """One sentence or two about each column of the summary that has values, and about the marks in the tables.
+
+    Args:
+        ranges: the tables show the range of times next to each median.
+    """
     notes = []
     names = [name for name in column_names(summary) if any(line.get(name) is not None for line in summary)]
     if any(label_of(line) != line["method"] for line in summary):
@@ -148,7 +152,9 @@ def describe_columns(summary: Sequence[dict[str, Any]]) -> list[str]:
     if any(line.get("over_budget") for line in summary):
         notes.append("over budget: the method returned more tokens than requested. Do not rank this row.")
     notes += [f"{heading(name)}: {_NOTES[name]}." for name in names if name in _NOTES]
-    if "total_ms_min" in names:
+    if not ranges:
+        notes.append("Times are medians over the runs.")
+    elif "total_ms_min" in names:
         notes.append("Times are medians over the runs, with the fastest and the slowest run in parentheses.")
     elif "total_ms_spread" in names:
         notes.append("Times are medians over the runs; ± is half the range from the fastest to the slowest run.")

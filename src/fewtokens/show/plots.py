@@ -198,7 +198,7 @@ def _notes(summary: Summary, full: str, lines: dict[str, Any], named: Sequence[s
     if any(name in baselines for name in lines):
         notes.append("Baselines are gray and dashed." if len(texts) > 1 else "Baselines are gray.")
     if len(named) < len(lines):
-        notes.append("Light gray: other methods, which score lower and are not in the legend.")
+        notes.append("Light gray: the other methods, which the legend does not name.")
     return " ".join(notes)
 
 
