@@ -17,13 +17,14 @@ from torch import nn
 from fewtokens.core import registry
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import Reducer
+from fewtokens.core.plan import Plan
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, select_specs, unpack_assignment
 from fewtokens.evaluation.fidelity import neighbor_agreement, rare_cells
 from fewtokens.evaluation.summary import as_markdown, best_methods, describe_columns, label_row, summarize
 from fewtokens.evaluation.summary import compare_runs as changes_of
-from fewtokens.methods.baselines.uniform import Uniform
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.profiling.operations import count_operations
 from fewtokens.profiling.prefill import QWEN2_7B, prefill_gflops
@@ -177,14 +178,15 @@ def test_summary_and_best(tmp_path):
         changes_of(tmp_path / "a.json", tmp_path / "b.json")
 
 
-class Greedy(Uniform):
-    """Keeps 80 % of the cells, whatever the budget."""
-
-    def __init__(self) -> None:
-        super().__init__(keep=0.8)
+class Greedy(Reducer):
+    """Keeps the first 80 % of the cells, whatever the budget, and does not plan a number of tokens."""
 
     def planned_count(self, grid):
         return None
+
+    def plan(self, tokens):
+        slots = int(0.8 * tokens.N)
+        return Plan.keep((torch.arange(tokens.N) < slots).expand(tokens.B, -1), slots)
 
 
 def test_a_method_that_exceeds_the_budget_is_marked_and_not_ranked(static, monkeypatch):
