@@ -508,5 +508,5 @@ def _compare(files: Sequence[Path], as_json: bool) -> None:
         print_json(lines)
         return
     names = [name for name in _CHANGED if any(name in line for line in lines)]
-    rows = [with_headings({name: line.get(name) for name in names}) for line in lines]
+    rows = [with_headings({name: line.get("label" if name == "method" else name) for name in names}) for line in lines]
     out.print(table(f"{files[0]} → {files[1]}", rows))

@@ -247,10 +247,10 @@ def compare_runs(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[
         ValueError: a file is missing or is not a results.json, or the runs share no method at the same budget.
     """
     runs = read_results(before), read_results(after)
-    first, second = ({(line["keep"], line["method"]): line for line in run["summary"]} for run in runs)
+    first, second = ({(line["keep"], line["method"]): dict(line) for line in run["summary"]} for run in runs)
     lines = []
     for key in [key for key in first if key in second]:
-        line: dict[str, Any] = {"keep": key[0], "method": key[1]}
+        line: dict[str, Any] = {"keep": key[0], "method": key[1], "label": label_of(second[key])}
         for name in _COMPARED:
             old, new = first[key].get(name), second[key].get(name)
             if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):
