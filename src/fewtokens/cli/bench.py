@@ -421,8 +421,11 @@ def _write(
     settings = header["settings"]
     encoder = settings["encoder"]["id"]
     clips = len({row["clip"] for row in rows})
-    # A video shorter than --frames has fewer.
-    frames_text = f"{settings['frames']} frames" if clips == 1 else f"up to {settings['frames']} frames"
+    # A video can be shorter than --frames; rows of earlier versions have no number of frames.
+    counts = {row.get("frames") for row in rows}
+    frames_text = f"up to {settings['frames']} frames"
+    if len(counts) == 1 and (frames := counts.pop()) is not None:
+        frames_text = _count(frames, "frame")
     heading = f"Encoder {encoder}, {_count(clips, 'clip')} of {frames_text}."
     notes = describe_columns(summary)
     about = " ".join([heading, *notes])

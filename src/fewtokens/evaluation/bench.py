@@ -269,6 +269,7 @@ def measure(
         "keep": keep,
         "spec": pipeline.spec,
         "tokens": int(out.count[0]),
+        "frames": len(encoded.item.frames),
         "cells": tokens.grid.cells,
         "retention": int(out.count[0]) / tokens.grid.cells,
     }

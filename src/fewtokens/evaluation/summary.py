@@ -154,9 +154,9 @@ def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True) 
     notes += [f"{heading(name)}: {_NOTES[name]}." for name in names if name in _NOTES]
     if not ranges:
         notes.append("Times are medians over the runs.")
-    elif "total_ms_min" in names:
+    elif any(line["total_ms_min"] < line["total_ms_max"] for line in summary if line.get("total_ms_min") is not None):
         notes.append("Times are medians over the runs, with the fastest and the slowest run in parentheses.")
-    elif "total_ms_spread" in names:
+    elif "total_ms_spread" in names and "total_ms_min" not in names:
         notes.append("Times are medians over the runs; ± is half the range from the fastest to the slowest run.")
     if any(line["clips"] > 1 for line in summary if "clips" in line):
         notes.append("Each number is the mean over clips.")

@@ -41,7 +41,7 @@ def write_bench_page(
         The path.
     """
     hidden = {"clip", "method", "spec", "keep", "vector", "assignment", "grid", "cells", "clips", "repeats"}
-    hidden |= {"label", "over_budget", "retention"}
+    hidden |= {"label", "over_budget", "retention", "frames"}
     hidden |= {f"{time}_{part}" for time in ("method_ms", "total_ms") for part in ("spread", "min", "max")}
     by_clip: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
