@@ -2,7 +2,7 @@
 
     python benchmarks/family.py [FOLDER]
     python benchmarks/family.py FOLDER clips    # one part (clips or davis); then run once without parts for the report
-    python benchmarks/family.py --plots         # only draws the plots of results/family.json again
+    python benchmarks/family.py --report        # only writes family.md and the plots of results/family.json again
 
 Reads ../shared/data (or $FEWTOKENS_DATA). With DINOv2 ViT-S/14: ten clips of 32 frames at 168 px (about 250 cells per
 frame) and eight DAVIS sequences of 32 frames at 196 px (14 x 25 cells), both sampled uniformly over time; 25, 10, 5 and
@@ -25,13 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, machine, markdown_table
+from fewtokens.core.grid import Grid
 from fewtokens.core.keys import current_keys, heading
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.registry import BASELINES
-from fewtokens.evaluation.bench import FULL
-from fewtokens.evaluation.summary import best_methods, read_results, summarize
+from fewtokens.evaluation.bench import FULL, chain
+from fewtokens.evaluation.summary import as_markdown, best_methods, describe_columns, read_results, summarize
 from fewtokens.show.plots import draw_trade_off
 
+# Names of earlier versions.
+EARLIER = {"representation_shift": "representation_shift_in_encoder"}
 MEASURES = ("cosine", "rare_cosine", "j_and_f", "total_ms")
 
 
@@ -39,10 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=RESULTS / "family", help="output directory of the runs")
     parser.add_argument("parts", nargs="*", metavar="PART", help="clips, davis or both (default: each in turn)")
-    parser.add_argument("--plots", action="store_true", help="only draw the plots of results/family.json again")
+    parser.add_argument("--report", action="store_true", help="only write family.md and the plots of family.json again")
     options = parser.parse_args()
-    if options.plots:
-        draw(json.loads((RESULTS / "family.json").read_text()))
+    if options.report:
+        write_report(json.loads((RESULTS / "family.json").read_text()))
         return
     folder, parts = options.folder.resolve(), options.parts or ["clips", "davis", "both"]
     if unknown := set(parts) - {"clips", "davis", "both"}:
@@ -74,10 +77,26 @@ def report(folder: Path) -> None:
             line.pop("neighbor_agreement", None), line.pop("rank_correlation", None)
     hardware = machine()
     data = {"machine": hardware, "settings": results["settings"], "about": results["about"], **tables}
+    write_report(data)
+
+
+def write_report(data: dict[str, Any]) -> None:
+    """Writes family.json with labels, family.md and the plots."""
+    for name in ("all", "clips", "sequences"):
+        data[name] = [
+            {"keep": line["keep"], "method": line["method"], "label": ""} | line | {"label": label(line)}
+            for line in data[name]
+        ]
     (RESULTS / "family.json").write_text(json.dumps(data, indent=1) + "\n")
-    facts = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
+    summary = data["all"]
+    facts = ", ".join(f"{key} {value}" for key, value in data["machine"].items() if value is not None)
     text = "# Training-free methods on real clips\n\n`python benchmarks/family.py`\n\n" + facts
-    text += f"\n\n{results['about']}\n"
+    settings = data["settings"]
+    text += (
+        f"\n\nEncoder {settings['encoder']['id']}, {summary[0]['clips']} clips of up to {settings['frames']} frames. "
+    )
+    text += 'The mark "+ tome" follows from the number of tokens that a method plans for 32 frames.\n\n'
+    text += "".join(f"- {line}\n" for line in describe_columns(summary))
     ranking = [
         {
             "budget": f"{100 * keep:g} %",
@@ -85,15 +104,26 @@ def report(folder: Path) -> None:
             "best five": ", ".join(f"`{name}`" for name in names),
         }
         for measure in MEASURES
-        for keep, names in best_methods(results["summary"], measure).items()
+        for keep, names in best_methods(summary, measure).items()
     ]
     text += "\n## Best five methods\n\n" + markdown_table(ranking) + "\n"
-    text += "\n## Compared with the baselines\n\n" + markdown_table(standing(results["summary"])) + "\n"
-    _, head, rest = (folder / "results.md").read_text().partition("\n## ")
-    text += head + rest
+    text += "\n## Compared with the baselines\n\n" + markdown_table(standing(summary)) + "\n\n"
+    text += as_markdown(summary)
     text += "".join(f"\n![{name}](family_{name}.png)\n" for name in draw(data))
     (RESULTS / "family.md").write_text(text)
     print(text[:4000])
+
+
+def label(line: dict[str, Any]) -> str:
+    """The method, followed by "+ tome" if it needs tome at this budget, from the numbers of tokens that it plans.
+
+    The answer is the same for the grids of all clips here, which have 32 frames.
+    """
+    if line["method"] == FULL:
+        return FULL
+    spec = current_spec(EARLIER.get(line["method"], line["method"]))
+    stages = len(chain(spec, line["keep"], Grid(32, 14, 25)))
+    return line["method"] + (" + tome" if stages > spec.count("|") + 1 else "")
 
 
 def draw(results: dict[str, Any]) -> list[str]:
@@ -101,12 +131,12 @@ def draw(results: dict[str, Any]) -> list[str]:
     encoder = Path(results["settings"]["encoder"]["id"]).name
     clips = f"{results['all'][0]['clips']} clips of up to {results['settings']['frames']} frames"
     about = {"j_and_f": f"J&F on the sequences of DAVIS-2016; tokens and times on all {clips}"}
-    # Names of earlier versions.
-    names = {"representation_shift": "representation_shift_in_encoder"}
     rows = []
     for row in current_keys(results["all"]):
-        method = row["method"] if row["method"] == FULL else current_spec(names.get(row["method"], row["method"]))
-        rows.append(row | {"method": method.removesuffix("()")})
+        method = row["method"] if row["method"] == FULL else current_spec(EARLIER.get(row["method"], row["method"]))
+        method = method.removesuffix("()")
+        mark = " + tome" if row["label"].endswith(" + tome") else ""
+        rows.append(row | {"method": method, "label": method + mark})
     plots = []
     for measure in MEASURES[:3]:
         plots.append(measure.replace("j_and_f", "JF"))

@@ -33,6 +33,11 @@ def _spec(name: str) -> str:
     return current_spec(_EARLIER.get(name, name))
 
 
+def _label(row: dict[str, Any]) -> str:
+    """The method of a row of family.json, with tome if it was added to reach the budget."""
+    return f"`{_spec(row['method'])}`" + (" + `tome`" if row["label"].endswith("+ tome") else "")
+
+
 def _cell(column: str, value: float | None) -> str:
     if value is None:
         return ""
@@ -56,16 +61,23 @@ def bench(name: str) -> str:
         budgets = {row["keep"] for row in rows}
         rows += [row for row in _read("family")["all"] if row["method"] == "random" and row["keep"] in budgets]
     rows.sort(key=lambda row: (-row["keep"], row["method"] == "random", row["method"]))
-    lines = [
-        [f"{100 * row['keep']:g} %", f"`{_spec(row['method'])}`", *(_cell(c, row[k]) for c, k in _BENCH.items())]
-        for row in rows
-    ]
+    lines = [[f"{100 * row['keep']:g} %", _label(row), *(_cell(c, row[k]) for c, k in _BENCH.items())] for row in rows]
     about = (
-        "DINOv2 ViT-S/14, ten clips and eight DAVIS sequences of 32 frames each, 2 CPU cores. Cosine: mean cosine "
-        "between reconstructed and full features; rare cosine: in the 5 % of cells least similar to the mean of their "
-        "frame; J&F: label propagation on eight sequences of DAVIS-2016, in percent (53.1 with all tokens). How it was "
-        "measured: [The training-free methods compared](../studies/comparison.md).\n\n"
+        "DINOv2 ViT-S/14, ten clips and eight DAVIS sequences of 32 frames each, 2 CPU cores. How it was measured: "
+        "[The training-free methods compared](../studies/comparison.md).\n\n"
+        "* cosine: mean cosine similarity between reconstructed and full features, -1 to 1. Higher is better.\n"
+        "* rare cosine: the same in the 5 % of cells least similar to the mean of their frame. Higher is better.\n"
+        "* J&F: label propagation on eight sequences of DAVIS-2016, in percent (53.1 with all tokens). Higher is "
+        "better.\n"
+        "* method, ms: time of the method alone. Empty for methods that run before or inside the encoder.\n"
+        "* frames to tokens, ms: the encoder and the method. Lower is better.\n"
     )
+    if any(row["label"].endswith("+ tome") for row in rows):
+        about += (
+            "* + `tome`: the method cannot reach this budget, so `tome` merged its tokens down to it. The row measures "
+            "both.\n"
+        )
+    about += "\n"
     return about + _table(["budget", "method", *_BENCH], lines, text=2)
 
 

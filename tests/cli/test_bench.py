@@ -75,7 +75,11 @@ def test_everything_is_written(finished):
     text = (out / "results.md").read_text()
     assert "## 10 % of the tokens" in text
     assert all(f"`{method}`" in text for method in methods)
+    assert "`evs + tome`" in text and "- + tome: the method cannot reach this budget" in text
+    assert "- cosine: " in text and "inf" not in text
     summary = {(line["keep"], line["method"]): line for line in results["summary"]}
+    assert summary[0.1, "evs"]["label"] == by_key["pan", "evs", 0.1]["label"] == "evs + tome"
+    assert summary[0.3, "evs"]["label"] == "evs"
     line = summary[0.3, "random"]
     rows = [by_key[clip, "random", 0.3] for clip in ("static", "pan", "square")]
     assert line["cosine"] == pytest.approx(sum(row["cosine"] for row in rows) / 3)
@@ -86,7 +90,9 @@ def test_everything_is_written(finished):
     page = (out / "index.html").read_text()
     assert page.count("data:image/jpeg") == 3 * 6
     assert "{{" not in page.split("<script")[0]
-    assert "random" in done.stdout
+    assert "evs + tome" in page
+    assert "random" in done.stdout and "evs + tome" in done.stdout and "exact" in done.stdout
+    assert "3 clips: all tokens, and 8 methods at 2 budgets: 51 measurements" in done.stderr
 
 
 def test_a_stopped_run_resumes(finished, folder):

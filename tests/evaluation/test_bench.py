@@ -17,11 +17,13 @@ from torch import nn
 from fewtokens.core import registry
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import Reducer
+from fewtokens.core.plan import Plan
 from fewtokens.encoders import Patches, VitEncoder
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.evaluation.bench import FULL, Item, chain, encode, jobs, measure, select_specs, unpack_assignment
 from fewtokens.evaluation.fidelity import neighbor_agreement, rare_cells
-from fewtokens.evaluation.summary import best_methods, summarize
+from fewtokens.evaluation.summary import as_markdown, best_methods, describe_columns, label_row, summarize
 from fewtokens.evaluation.summary import compare_runs as changes_of
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.profiling.operations import count_operations
@@ -176,6 +178,45 @@ def test_summary_and_best(tmp_path):
         changes_of(tmp_path / "a.json", tmp_path / "b.json")
 
 
+class Greedy(Reducer):
+    """Keeps the first 80 % of the cells, whatever the budget, and does not plan a number of tokens."""
+
+    def planned_count(self, grid):
+        return None
+
+    def plan(self, tokens):
+        slots = int(0.8 * tokens.N)
+        return Plan.keep((torch.arange(tokens.N) < slots).expand(tokens.B, -1), slots)
+
+
+def test_a_method_that_exceeds_the_budget_is_marked_and_not_ranked(static, monkeypatch):
+    encoder, encoded = static
+    rows = [measure(encoded, encoder, spec, keep, repeats=1) for spec, keep in ((FULL, 1.0), ("random", 0.1))]
+    monkeypatch.setattr("fewtokens.evaluation.bench.registry.build", lambda *_, **__: [Greedy()])
+    rows.append(measure(encoded, encoder, "greedy", 0.1, repeats=1))
+    summary = summarize(rows)
+    assert summary[2]["cosine"] > summary[1]["cosine"]
+    assert [line["over_budget"] for line in summary] == [0, 0, 1]
+    assert label_row(rows[2])["over_budget"] is True
+    assert best_methods(summary, "cosine") == {0.1: ["random"]}
+    assert f"| `greedy` | {rows[2]['tokens']} (over budget) |" in as_markdown(summary)
+    assert any(note.startswith("over budget: ") for note in describe_columns(summary))
+
+
+def test_a_fixed_budget_above_the_requested_one_is_shown_as_a_chain(static):
+    encoder, encoded = static
+    row = measure(encoded, encoder, "evs(keep=0.8)", 0.1, repeats=1)
+    assert label_row(row)["label"] == "evs(keep=0.8) + tome"
+    assert label_row(measure(encoded, encoder, "tome | uniform", 0.1, repeats=1))["label"] == "tome | uniform"
+
+
+def test_notes_describe_the_columns_that_are_present(static):
+    encoder, encoded = static
+    notes = describe_columns(summarize([measure(encoded, encoder, FULL, 1.0, repeats=1)]))
+    assert any(note.startswith("rel. error: ") for note in notes)
+    assert not any(note.startswith(("J&F", "PSNR", "+ tome", "nearest", "method ms")) for note in notes)
+
+
 def test_a_budget_that_a_method_cannot_reach_is_reached_by_merging():
     grid = Grid(10, 4, 4)
     assert [method.name for method in chain("evs", 0.05, grid)] == ["evs", "tome"]
@@ -191,6 +232,9 @@ def test_the_spread_of_a_sum_of_times_is_the_sum_of_spreads(monkeypatch):
     row = measure(encoded, encoder, "kmeans", 0.1, repeats=3)
     assert row["method_ms_spread"] == 400
     assert (row["total_ms"], row["total_ms_spread"]) == (312, 402)
+    assert (row["method_ms_min"], row["method_ms_max"]) == (100, 900)
+    assert (row["total_ms_min"], row["total_ms_max"]) == (110, 914)
+    assert "312.0 (110.0 to 914.0)" in as_markdown(summarize([row]))
     alone = measure(encoded, encoder, FULL, 1.0, repeats=3)
     assert (alone["total_ms"], alone["total_ms_spread"]) == (12, 2)
     monkeypatch.setattr("fewtokens.evaluation.bench.timings", lambda *_: (100.0,))
@@ -285,4 +329,7 @@ class TestPlots:
             lines = self.plot(monkeypatch, tmp_path, summary, "rank_correlation")["all"]
         points = [line for line in lines if len(line.get_xdata()) == 1]
         assert len(points) == 9
+        assert all(line.get_linestyle() == "None" for line in points)
+        low, high = points[0].axes.get_xlim()
+        assert high / low > 3
         assert all(line.get_marker() not in ("", "None", None) for line in points)

@@ -167,7 +167,7 @@ class TestPlots:
         assert figure.get_suptitle() == "Frames rebuilt from few tokens"
         assert figure.get_supxlabel().startswith("3 clips, encoder patches. Budgets: 10 %, 50 %.")
         assert [axis.get_xlabel() for axis in figure.axes] == [
-            "tokens per clip (mean)",
+            "tokens kept (% of all, mean)",
             "time from frames to tokens (ms, mean)",
         ]
         assert figure.axes[0].get_ylabel() == "PSNR (dB)"

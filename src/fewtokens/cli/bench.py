@@ -94,9 +94,7 @@ class ClipOptions:
 
     frames: Annotated[
         int,
-        typer.Option(
-            "--frames", min=1, help="Number of frames per clip, spread evenly over it.", rich_help_panel=INPUT
-        ),
+        typer.Option("--frames", min=1, help="Number of frames per clip, sampled uniformly.", rich_help_panel=INPUT),
     ] = 32
     size: SizeOption = 224
     davis: Annotated[
@@ -144,7 +142,11 @@ def bench(
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option("--out", help="Output folder. Resumes if it already contains a run.", rich_help_panel=OUTPUT),
+        typer.Option(
+            "--out",
+            help="Output folder. Required unless --compare is given. Resumes if it already contains a run.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     repeats: Annotated[
         int, typer.Option("--repeats", min=1, help="Number of timed runs per method and clip.", rich_help_panel=RUN)
@@ -167,7 +169,7 @@ def bench(
     Measured for each method, budget and clip: how well the full features are reconstructed, also in rare cells; on
     labeled sequences J and F of label propagation; tokens, operations, milliseconds and memory. The baselines random,
     uniform, fewer_frames, downsample and mean_pool are always included. If a method cannot reach a budget, tome merges
-    its tokens down to it.
+    its tokens down to it; its row reads "METHOD + tome". A row with more tokens than the budget is marked.
 
     Writes results.json, results.csv, results.md, plots and a page, index.html.
     """
@@ -212,6 +214,8 @@ def bench(
     images: dict[str, Any] = {}
     device = pick_device(run.device)
     finished = sum(job in results for job in requested)
+    log.print(f"{_count(len(sources), 'clip')}: all tokens, and {_count(len(specs), 'method')} at "
+        f"{_count(len(budgets), 'budget')}: {len(requested)} measurements", highlight=False)  # fmt: skip
     with progress("bench", len(requested)) as advance:
         advance(finished)
         for name, path, masks in sources:
@@ -240,7 +244,8 @@ def bench(
             }  # fmt: skip
             for job in missing:
                 _, spec, keep = job
-                advance(finished, title=f"{name}: {spec} {keep:g}")
+                finished += 1
+                advance(finished - 1, title=f"{name}: {_job_title(spec, keep)}")
                 try:
                     results[job] = measure(encoded, loaded, spec, keep, **options)
                 except ValueError as error:
@@ -248,7 +253,7 @@ def bench(
                     fail(f"{name}, {spec} at {keep:g}: {error}")
                     continue
                 append_row(target / "rows.jsonl", results[job])
-                finished += 1
+                advance(finished)
         advance(len(requested))
     rows = [results[job] for job in requested if job in results]
     if not rows:
@@ -262,6 +267,20 @@ def bench(
     if failed:
         log.print(f"{len(failed)} of {len(sources)} clips failed")
         raise typer.Exit(1)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _budget_text(keep: Any) -> str:
+    return f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens"
+
+
+def _job_title(spec: str, keep: Any) -> str:
+    from fewtokens.evaluation.bench import FULL
+
+    return "all tokens" if spec == FULL else f"{spec} at {_budget_text(keep)}"
 
 
 def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path, list[Path] | None]]:
@@ -390,29 +409,31 @@ def _write(
     from fewtokens.core import registry
     from fewtokens.core.files import write_text
     from fewtokens.evaluation.bench import FULL, unpack_assignment
-    from fewtokens.evaluation.summary import as_csv, as_markdown, summarize
-    from fewtokens.profiling.prefill import QWEN2_7B
+    from fewtokens.evaluation.summary import as_csv, as_markdown, describe_columns, label_row, summarize
     from fewtokens.show.bench_page import write_bench_page
     from fewtokens.show.plots import draw_trade_off
 
     summary = summarize(rows)
     scalars = [
-        {name: value for name, value in row.items() if name not in ("vector", "assignment", "grid")} for row in rows
+        {name: value for name, value in label_row(row).items() if name not in ("vector", "assignment", "grid")}
+        for row in rows
     ]
     settings = header["settings"]
     encoder = settings["encoder"]["id"]
     clips = len({row["clip"] for row in rows})
-    about = (
-        f"Encoder {encoder}, {clips} clips of up to {settings['frames']} frames (times: median and half the range). "
-        f"GFLOPs: 2 per multiply-accumulate; prefill: of {QWEN2_7B.name}. "
-        "Cosine and relative error: unmerged features compared with all features; rare cosine: in the 5 % of cells "
-        "least similar to the mean of their frame; J and F: label propagation from the first mask, at the native size "
-        "and at 480x880; nearest, ranks: which clips are most similar to a clip, by few tokens compared with all."
-    )
+    # A video can be shorter than --frames; rows of earlier versions have no number of frames.
+    counts = {row.get("frames") for row in rows}
+    frames_text = f"up to {settings['frames']} frames"
+    if len(counts) == 1 and (frames := counts.pop()) is not None:
+        frames_text = _count(frames, "frame")
+    heading = f"Encoder {encoder}, {_count(clips, 'clip')} of {frames_text}."
+    notes = describe_columns(summary)
+    about = " ".join([heading, *notes])
+    listed = "".join(f"- {line}\n" for line in notes)
     texts = {
         "results.json": json.dumps({**header, "about": about, "summary": summary, "rows": scalars}) + "\n",
         "results.csv": as_csv(scalars),
-        "results.md": f"# fewtokens bench\n\n{about}\n\n{as_markdown(summary)}",
+        "results.md": f"# fewtokens bench\n\n{heading}\n\n{listed}\n{as_markdown(summary)}",
     }
     for name, text in texts.items():
         write_text(target / name, text)
@@ -420,7 +441,7 @@ def _write(
     if find_spec("matplotlib") is None:
         log.print("no plots: matplotlib is missing; install it with pip install 'fewtokens[show]'", highlight=False)
     measures = ("cosine", "rare_cosine", "j_and_f", "psnr_db", "rank_correlation")
-    caption = f"{clips} clips of up to {settings['frames']} frames, encoder {encoder}."
+    caption = f"{_count(clips, 'clip')} of {frames_text}, encoder {encoder}."
     for measure in measures:
         plot = draw_trade_off(
             summary, measure, target / f"{measure}.png", baselines=registry.BASELINES, full=FULL, caption=caption
@@ -430,27 +451,50 @@ def _write(
     frames = {name: (*clip, full[name]["grid"]) for name, clip in images.items() if "grid" in full.get(name, {})}
     write_bench_page(
         summary,
-        rows,
+        [label_row(row) for row in rows],
         frames,
         plots,
         target / "index.html",
         title="fewtokens bench",
-        note=about
-        + " In the images, each color marks one token that stands for several cells; dark cells are dropped.",
+        note="\n".join(
+            [
+                heading,
+                *describe_columns(summary, ranges=False),
+                "encoder ms (tables of one clip): time of the encoder alone, in ms. Empty where method ms is.",
+                "Images (choose a clip): a color is one token that stands for several cells; dark cells are dropped.",
+            ]
+        ),
         unpack=unpack_assignment,
     )
     return summary
 
 
+def _shown(name: str, line: dict[str, Any]) -> Any:
+    """The value of a column in the terminal."""
+    from fewtokens.evaluation.summary import label_of
+
+    value = line.get(name)
+    if name == "method":
+        return label_of(line)
+    if name == "tokens":
+        return f"{value:.0f}, over budget" if line.get("over_budget") else round(line["tokens"])
+    return "exact" if name == "psnr_db" and value == float("inf") else value
+
+
 def _print(summary: list[dict[str, Any]], target: Path) -> None:
     from fewtokens.evaluation.bench import FULL
+    from fewtokens.evaluation.summary import describe_columns
 
     full = [line for line in summary if line["method"] == FULL]
     for budget in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [*full, *(line for line in summary if line["keep"] == budget and line["method"] != FULL)]
         names = [name for name in _SHORT if any(line.get(name) is not None for line in lines)]
-        title = f"{100 * budget:g} % of the tokens" if isinstance(budget, float) else f"{budget} tokens"
-        out.print(table(title, [with_headings({name: line.get(name) for name in names}) for line in lines]))
+        title = f"{_budget_text(budget)} of the tokens" if isinstance(budget, float) else _budget_text(budget)
+        out.print(table(title, [with_headings({name: _shown(name, line) for name in names}) for line in lines]))
+    for mark in ("+ tome", "over budget"):
+        for text in describe_columns(summary):
+            if text.startswith(mark):
+                out.print(text, highlight=False, markup=False)
     out.print(f"[bold]Page[/bold]   {escape(str(target / 'index.html'))}", highlight=False)
     out.print(f"[bold]Tables[/bold] {escape(str(target / 'results.md'))}, .csv, .json", highlight=False)
 
@@ -467,5 +511,5 @@ def _compare(files: Sequence[Path], as_json: bool) -> None:
         print_json(lines)
         return
     names = [name for name in _CHANGED if any(name in line for line in lines)]
-    rows = [with_headings({name: line.get(name) for name in names}) for line in lines]
+    rows = [with_headings({name: line.get("label" if name == "method" else name) for name in names}) for line in lines]
     out.print(table(f"{files[0]} → {files[1]}", rows))

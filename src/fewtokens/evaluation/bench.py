@@ -247,6 +247,8 @@ def measure(
         # Encoder and method are timed separately, so their spreads add up.
         spreads = [half_range(encoded.milliseconds), *([half_range(method_ms)] if methods else [])]
         spread = None if None in spreads else sum(part for part in spreads if part is not None)
+        parts = [encoded.milliseconds, *([method_ms] if methods else [])]
+        fastest, slowest = sum(map(min, parts)), sum(map(max, parts))
     else:
         # The method acts before or inside the encoder, so the encoder runs again.
         pipeline = Pipeline(methods, encoder)
@@ -260,12 +262,14 @@ def measure(
         gflops, out = 2 * operations.giga("macs"), outputs[0]
         total_ms = timings(run, repeats, tokens.device)
         spread = half_range(total_ms)
+        fastest, slowest = min(total_ms), max(total_ms)
     row: dict[str, Any] = {
         "clip": encoded.item.name,
         "method": spec,
         "keep": keep,
         "spec": pipeline.spec,
         "tokens": int(out.count[0]),
+        "frames": len(encoded.item.frames),
         "cells": tokens.grid.cells,
         "retention": int(out.count[0]) / tokens.grid.cells,
     }
@@ -273,9 +277,13 @@ def measure(
     row |= {
         "method_ms": statistics.median(method_ms) if method_ms and methods else None,
         "method_ms_spread": half_range(method_ms) if method_ms and methods else None,
+        "method_ms_min": min(method_ms) if method_ms and methods else None,
+        "method_ms_max": max(method_ms) if method_ms and methods else None,
         "encoder_ms": encoder_ms if method_ms else None,
         "total_ms": statistics.median(total_ms),
         "total_ms_spread": spread,
+        "total_ms_min": fastest,
+        "total_ms_max": slowest,
         "encoder_gflops": gflops,
         "prefill_gflops": prefill_gflops(int(out.count[0])),
         "peak_mib": memory[0] / 2**20 if memory else None,

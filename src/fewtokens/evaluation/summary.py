@@ -14,6 +14,8 @@ from typing import Any, TypedDict
 import torch
 
 from fewtokens.core import files
+from fewtokens.core.budget import Budget
+from fewtokens.core.grid import Grid
 from fewtokens.core.keys import current_keys, delta_key, heading
 from fewtokens.evaluation.bench import FULL
 from fewtokens.evaluation.fidelity import neighbor_agreement
@@ -22,9 +24,47 @@ from fewtokens.evaluation.fidelity import neighbor_agreement
 _TIMES = ("method_ms", "total_ms")
 _MEANS = (
     "tokens", "retention", "cosine", "relative_error", "rare_cosine", "psnr_db", "j_and_f", "j", "f", "j_and_f_880",
-    "j_880", "f_880", "method_ms", "method_ms_spread", "total_ms", "total_ms_spread", "encoder_gflops",
-    "prefill_gflops", "peak_mib",
+    "j_880", "f_880", "method_ms", "method_ms_spread", "method_ms_min", "method_ms_max", "total_ms", "total_ms_spread",
+    "total_ms_min", "total_ms_max", "encoder_gflops", "prefill_gflops", "peak_mib",
 )  # fmt: skip
+# Columns of a summary that no table shows by themselves: they identify a line or belong to another column.
+UNSHOWN = {
+    "keep", "label", "over_budget", "retention", "clips", "method_ms_spread", "method_ms_min", "method_ms_max",
+    "total_ms_spread", "total_ms_min", "total_ms_max",
+}  # fmt: skip
+# What a column means, its unit, and which direction is better.
+_NOTES = {
+    "tokens": "tokens that remain of a clip. Lower is cheaper",
+    "cosine": (
+        "cosine similarity between reconstructed and full features, mean over cells, from -1 (opposite) to 1 (equal). "
+        "Higher is better"
+    ),
+    "relative_error": (
+        "norm of the difference between reconstructed and full features, divided by the norm of the full features. "
+        "0 is exact. Lower is better"
+    ),
+    "rare_cosine": "cosine in the 5 % of cells least similar to the mean of their frame, -1 to 1. Higher is better",
+    "psnr_db": "PSNR in dB of frames decoded from the reconstructed features. Higher is better",
+    "j_and_f": "mean of J and F, 0 to 1: label propagation from the first mask, at the native size. Higher is better",
+    "j": "overlap of predicted and true masks, 0 to 1. Higher is better",
+    "f": "accuracy of mask boundaries, 0 to 1. Higher is better",
+    "j_and_f_880": "J&F at 480x880. J 880 and F 880 are its parts. Higher is better",
+    "method_ms": (
+        "time of the method alone, in ms. Lower is better. Empty for methods that run before or inside the encoder "
+        "(such as rlt): their time is included in total ms"
+    ),
+    "total_ms": "time from frames to tokens, encoder included, in ms. Lower is better",
+    "encoder_gflops": "operations of the encoder, in 1e9, 2 per multiply-accumulate. Lower is better",
+    "prefill_gflops": "operations of Qwen2-7B to read the tokens, in 1e9. Lower is better",
+    "peak_mib": "peak memory of the method, in MiB. Lower is better",
+    "neighbor_agreement": (
+        "fraction of clips whose most similar other clip is the same as with all tokens. Higher is better"
+    ),
+    "rank_correlation": (
+        "rank correlation of a clip's similarities to the other clips, with few and with all tokens, -1 to 1. "
+        "Higher is better"
+    ),
+}
 # Columns in which lower is better; in the others higher is better.
 _LOWER_IS_BETTER = {
     "tokens", "retention", "relative_error", "method_ms", "total_ms", "encoder_gflops", "prefill_gflops", "peak_mib",
@@ -39,6 +79,9 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     "neighbor_agreement" is the fraction of clips with the same nearest other clip as with all tokens,
     "rank_correlation" the mean rank correlation of the similarities to other clips; a clip's vector is the unweighted
     mean of its tokens. Both need at least three clips.
+
+    "label" is the method, followed by "+ tome" if tome was added to reach the budget. "over_budget" is the number of
+    clips with more tokens than the budget.
     """
     full = {row["clip"]: row["vector"] for row in rows if row["method"] == FULL}
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
@@ -48,7 +91,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = []
     for keep, method in order:
         part = groups[keep, method]
-        line: dict[str, Any] = {"keep": keep, "method": method, "clips": len(part)}
+        line: dict[str, Any] = {
+            "keep": keep, "method": method, "label": _label(method, part), "clips": len(part),
+            "over_budget": sum(map(is_over_budget, part)),
+        }  # fmt: skip
         for name in _MEANS:
             values = [row[name] for row in part if row.get(name) is not None]
             if any(name in row for row in rows):
@@ -63,15 +109,74 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
+def has_fallback(row: dict[str, Any]) -> bool:
+    """Whether tome was added because the method cannot reach the budget."""
+    return row["method"] != FULL and row.get("spec", "").count("|") > row["method"].count("|")
+
+
+def is_over_budget(row: dict[str, Any]) -> bool:
+    """Whether a row of one clip has more tokens than its budget."""
+    if row["method"] == FULL or not {"tokens", "cells"} <= row.keys():
+        return False
+    return int(row["tokens"]) > Budget.parse(row["keep"]).count(Grid(1, 1, row["cells"]))
+
+
+def label_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Adds "label" and "over_budget" to a row of one clip, after its method."""
+    identity = {name: row[name] for name in ("clip", "method") if name in row}
+    return identity | {"label": _label(row["method"], [row]), "over_budget": is_over_budget(row)} | row
+
+
+def _label(method: str, rows: Sequence[dict[str, Any]]) -> str:
+    chained = sum(map(has_fallback, rows))
+    if not chained:
+        return method
+    return f"{method} + tome" + ("" if chained == len(rows) else f" ({chained} of {len(rows)} clips)")
+
+
+def label_of(line: dict[str, Any]) -> str:
+    """The display name of a line; lines of earlier versions have only the method."""
+    return str(line.get("label", line["method"]))
+
+
+def describe_columns(summary: Sequence[dict[str, Any]], *, ranges: bool = True) -> list[str]:
+    """One sentence or two about each column of the summary that has values, and about the marks in the tables.
+
+    Args:
+        ranges: the tables show the range of times next to each median.
+    """
+    notes = []
+    names = [name for name in column_names(summary) if any(line.get(name) is not None for line in summary)]
+    if any(label_of(line) != line["method"] for line in summary):
+        notes.append("+ tome: the method cannot reach this budget, so tome merged its tokens down to it.")
+    if any(line.get("over_budget") for line in summary):
+        notes.append("over budget: the method returned more tokens than requested. Do not rank this row.")
+    notes += [f"{heading(name)}: {_NOTES[name]}." for name in names if name in _NOTES]
+    if not ranges:
+        notes.append("Times are medians over the runs.")
+    elif any(line["total_ms_min"] < line["total_ms_max"] for line in summary if line.get("total_ms_min") is not None):
+        notes.append("Times are medians over the runs, with the fastest and the slowest run in parentheses.")
+    elif "total_ms_spread" in names and "total_ms_min" not in names:
+        notes.append("Times are medians over the runs; ± is half the range from the fastest to the slowest run.")
+    if any(line["clips"] > 1 for line in summary if "clips" in line):
+        notes.append("Each number is the mean over clips.")
+    return notes
+
+
 def best_methods(summary: Sequence[dict[str, Any]], measure: str, number: int = 5) -> dict[float | int, list[str]]:
-    """Returns the `number` best methods by a measure at each budget."""
+    """Returns the labels of the `number` best methods by a measure at each budget, without those over the budget."""
     methods: dict[float | int, list[str]] = {}
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
         lines = [
-            row for row in summary if row["keep"] == keep and row["method"] != FULL and row.get(measure) is not None
+            row
+            for row in summary
+            if row["keep"] == keep
+            and row["method"] != FULL
+            and row.get(measure) is not None
+            and not row.get("over_budget")
         ]
         lines.sort(key=lambda row: row[measure], reverse=measure not in _LOWER_IS_BETTER)
-        methods[keep] = [row["method"] for row in lines[:number]]
+        methods[keep] = [label_of(row) for row in lines[:number]]
     return methods
 
 
@@ -95,7 +200,7 @@ def as_markdown(summary: Sequence[dict[str, Any]]) -> str:
     names = [
         name
         for name in column_names(summary)
-        if name not in ("keep", "retention", "clips", "method_ms_spread", "total_ms_spread")
+        if name not in UNSHOWN and any(line.get(name) is not None for line in summary)
     ]
     full = [line for line in summary if line["method"] == FULL]
     for keep in dict.fromkeys(line["keep"] for line in summary if line["method"] != FULL):
@@ -112,7 +217,14 @@ def _cell(name: str, line: dict[str, Any]) -> str:
     if value is None:
         return "-"
     if name == "method":
-        return f"`{value}`"
+        return f"`{label_of(line)}`"
+    if name == "tokens" and line.get("over_budget"):
+        return f"{value:.0f} (over budget)"
+    if name == "psnr_db" and value == math.inf:
+        return "exact"
+    if (fastest := line.get(f"{name}_min")) is not None:
+        slowest = line[f"{name}_max"]
+        return f"{value:.1f} ({fastest:.1f} to {slowest:.1f})" if fastest < slowest else f"{value:.1f}"
     if f"{name}_spread" in line:
         spread = line[f"{name}_spread"]
         return f"{value:.1f} ± {spread:.1f}" if spread is not None else f"{value:.1f}"
@@ -135,10 +247,10 @@ def compare_runs(before: Path, after: Path) -> tuple[list[dict[str, Any]], list[
         ValueError: a file is missing or is not a results.json, or the runs share no method at the same budget.
     """
     runs = read_results(before), read_results(after)
-    first, second = ({(line["keep"], line["method"]): line for line in run["summary"]} for run in runs)
+    first, second = ({(line["keep"], line["method"]): dict(line) for line in run["summary"]} for run in runs)
     lines = []
     for key in [key for key in first if key in second]:
-        line: dict[str, Any] = {"keep": key[0], "method": key[1]}
+        line: dict[str, Any] = {"keep": key[0], "method": key[1], "label": label_of(second[key])}
         for name in _COMPARED:
             old, new = first[key].get(name), second[key].get(name)
             if isinstance(old, int | float) and isinstance(new, int | float) and math.isfinite(old - new):

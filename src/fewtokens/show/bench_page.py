@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,14 @@ def write_bench_page(
         The path.
     """
     hidden = {"clip", "method", "spec", "keep", "vector", "assignment", "grid", "cells", "clips", "repeats"}
-    hidden |= {"retention", "method_ms_spread", "total_ms_spread"}
+    hidden |= {"label", "over_budget", "retention", "frames"}
+    hidden |= {f"{time}_{part}" for time in ("method_ms", "total_ms") for part in ("spread", "min", "max")}
     by_clip: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_clip.setdefault(row["clip"], []).append(row)
     clips: list[dict[str, Any]] = [
         {
-            "name": f"all {len(by_clip)} clips",
+            "name": f"all {len(by_clip)} clips" if len(by_clip) > 1 else "summary",
             "captions": [],
             "frames": [],
             "results": [_result(line, hidden, None, None) for line in summary],
@@ -74,14 +76,16 @@ def write_bench_page(
 def _result(row: dict[str, Any], hidden: set[str], grid: Any, assignment: Any) -> dict[str, Any]:
     keep = row["keep"]
     return {
-        "name": row["method"],
+        "name": row.get("label", row["method"]) + (" (over budget)" if row.get("over_budget") else ""),
         "spec": row.get("spec", row["method"]),
         "group": "everything" if row["method"] == "full" else f"{100 * keep:g} %" if isinstance(keep, float) else keep,
         "grid": grid,
         "source": None if assignment is None else base64.b64encode(assignment.tobytes()).decode(),
         "frames": None,
         "numbers": {
-            heading(name): plain(value) for name, value in row.items() if name not in hidden and value is not None
+            heading(name): "exact" if name == "psnr_db" and value == math.inf else plain(value)
+            for name, value in row.items()
+            if name not in hidden and value is not None
         },
     }
 

@@ -43,7 +43,11 @@ def _named(lines: dict[str, list[dict[str, Any]]], measure: str, baselines: Sequ
     """The methods that a plot names next to the baselines: the best after the encoder, and before or inside it."""
     others = sorted(
         (name for name in lines if name not in baselines),
-        key=lambda name: -sum(row[measure] for row in lines[name]) / len(lines[name]),
+        # Methods over the budget come last.
+        key=lambda name: (
+            any(row.get("over_budget") for row in lines[name]),
+            -sum(row[measure] for row in lines[name]) / len(lines[name]),
+        ),
     )
     within = [name for name in others if all(row.get("method_ms") is None for row in lines[name])]
     after = [name for name in others if name not in within]
@@ -62,8 +66,9 @@ def draw_trade_off(
 ) -> Path | None:
     """Plots a measure against tokens and against milliseconds; returns None if no row has it or matplotlib is missing.
 
-    A plot names the baselines and the best other methods by their mean over budgets: six after the encoder, four before
-    or inside it. The others are light gray. Lines follow the budget in both panels.
+    Tokens are drawn in percent of the full row. A plot names the baselines and the best other methods by their mean
+    over budgets: six after the encoder, four before or inside it. The others are light gray. Lines follow the budget in
+    both panels; with one budget, each method is a marker.
 
     Args:
         summary: rows with "keep", "method", "tokens", "total_ms" and the measure.
@@ -81,7 +86,7 @@ def draw_trade_off(
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    lines = _lines(summary, measure, full)
+    lines = _lines(_with_percent(summary, full), measure, full)
     if not lines:
         return None
     reference = next((row for row in summary if row["method"] == full and _is_number(row.get(measure))), None)
@@ -90,23 +95,37 @@ def draw_trade_off(
     styles = method_styles(row["method"] for row in summary)
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.6), sharey=True, layout="constrained")
     for axis, x, label in zip(
-        axes, ("tokens", "total_ms"), ("tokens per clip (mean)", "time from frames to tokens (ms, mean)"), strict=True
+        axes,
+        ("percent", "total_ms"),
+        ("tokens kept (% of all, mean)", "time from frames to tokens (ms, mean)"),
+        strict=True,
     ):
         for name in (name for name in lines if name not in named):
             # With one budget a line is a point, which needs a marker.
             _line(axis, lines[name], x, measure, color="#c3c7cf", linewidth=1, marker=".", markersize=4, zorder=1)
         for name in named:
             width, order = (1.3, 3) if name in baselines else (1.8, 2)
-            _line(axis, lines[name], x, measure, label=name, linewidth=width, zorder=order, **styles[name])
+            _line(
+                axis,
+                lines[name],
+                x,
+                measure,
+                label=_legend(name, lines[name]),
+                linewidth=width,
+                zorder=order,
+                **styles[name],
+            )
         if reference is not None:
             axis.axhline(reference[measure], color="#1b1b1b", linewidth=0.8, linestyle=":")
             axis.annotate("all tokens", (0.01, reference[measure]), xycoords=("axes fraction", "data"), fontsize=8)
         axis.set(xscale="log", xlabel=label)
+        _pad(axis, [row[x] for rows in lines.values() for row in rows])
         axis.grid(alpha=0.25, which="both")
     default, unit = _MEASURES.get(measure, (heading(measure), heading(measure)))
     axes[0].set(ylabel=unit)
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    save_plot(figure, path, title=title or default, caption=f"{caption} {_budgets(summary, full)}".strip())
+    notes = _notes(summary, full, lines, named, baselines)
+    save_plot(figure, path, title=title or default, caption=f"{caption} {notes}".strip())
     plt.close(figure)
     return path
 
@@ -138,12 +157,52 @@ def save_plot(figure: Any, path: Path, *, title: str, caption: str) -> Path:
     return path
 
 
-def _budgets(summary: Summary, full: str) -> str:
-    """The budgets of the rows in one sentence."""
+def _with_percent(summary: Summary, full: str) -> list[dict[str, Any]]:
+    """Rows with "percent", the tokens in percent of those of the full row, or of the budget if there is no full row."""
+    total = next((row["tokens"] for row in summary if row["method"] == full), None)
+    return [row | {"percent": 100 * (row["tokens"] / total if total else row["retention"])} for row in summary]
+
+
+def _pad(axis: Any, values: Sequence[float]) -> None:
+    """Limits and ticks of a logarithmic axis: at least a factor of four wide, with numbers that are written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = min(values), max(values)
+    factor = max(1.25, 2 / math.sqrt(high / low)) if low > 0 else 1.25
+    axis.set_xlim(low / factor, high * factor)
+    steps = (1, 2, 5) if high / low < 200 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def _legend(name: str, rows: Summary) -> str:
+    """The name of a method, with the budgets at which tome was added or that it exceeded."""
+    chained = [row["keep"] for row in rows if row.get("label", name) != name]
+    over = [row["keep"] for row in rows if row.get("over_budget")]
+    marks = [f"{mark} at {_join(keeps)}" for mark, keeps in (("+ tome", chained), ("over budget", over)) if keeps]
+    return f"{name} ({'; '.join(marks)})" if marks else name
+
+
+def _join(keeps: Sequence[float | int]) -> str:
+    if all(isinstance(keep, float) for keep in keeps):
+        return ", ".join(f"{100 * keep:g}" for keep in keeps) + " %"
+    return ", ".join(f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens" for keep in keeps)
+
+
+def _notes(summary: Summary, full: str, lines: dict[str, Any], named: Sequence[str], baselines: Sequence[str]) -> str:
+    """The budgets of the rows, and what gray means."""
     keeps = sorted({row["keep"] for row in summary if row["method"] != full}, key=str)
     texts = [f"{100 * keep:g} %" if isinstance(keep, float) else f"{keep} tokens" for keep in keeps]
-    return f"Budgets: {', '.join(texts)}. Baselines are gray and dashed; unnamed methods are light gray."
+    notes = [f"Budget{'s' if len(texts) > 1 else ''}: {', '.join(texts)}."]
+    if any(name in baselines for name in lines):
+        notes.append("Baselines are gray and dashed." if len(texts) > 1 else "Baselines are gray.")
+    if len(named) < len(lines):
+        notes.append("Light gray: the other methods, which the legend does not name.")
+    return " ".join(notes)
 
 
 def _line(axis: Any, rows: Sequence[dict[str, Any]], x: str, y: str, **style: Any) -> None:
+    if len(rows) == 1:
+        style["linestyle"] = "none"
     axis.plot([row[x] for row in rows], [row[y] for row in rows], **style)
