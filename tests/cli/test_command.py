@@ -126,7 +126,8 @@ def test_methods():
     rows = json.loads(run("methods", "--json").stdout)
     by_name = {row["name"]: row for row in rows}
     assert by_name["rlt"]["stage"] == "pixels"
-    assert by_name["rlt"]["budget"] == "threshold, or exact"
+    assert by_name["rlt"]["budget"] == "threshold, or exact above a minimum"
+    assert by_name["evs"]["budget"].endswith("exact above a minimum")
     assert by_name["rlt"]["streaming"] == "yes"
     assert by_name["tome"]["budget"] == "exact"
     assert "kmeans" in run("methods").stdout

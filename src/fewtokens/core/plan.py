@@ -116,7 +116,7 @@ class Plan:
 
         Args:
             labels: int64 [B,N], values in 0..groups-1; -1 drops a token. Not all values need to occur: unused labels
-                leave no gap. Labels of padded slots are ignored, but must be below `groups`.
+                leave no gap. Labels of padded slots are ignored.
             tokens: the N tokens to merge.
             groups: exclusive upper bound of the labels. Memory is proportional to it. Default: the largest label plus
                 1, which reads `labels` and so synchronizes a GPU.
@@ -127,8 +127,8 @@ class Plan:
             ValueError: on a CPU, a label is not below `groups`, or a video has more distinct labels than `num_slots`.
         """
         groups = int(labels.max()) + 1 if groups is None else groups
-        _check_below("labels", labels, "groups", groups)
         labels = labels.masked_fill(~tokens.mask, -1)
+        _check_below("labels", labels, "groups", groups)
         sizes = group_sum(tokens.sizes[..., None], labels, groups)  # [B,groups,1]
         used = group_sum(torch.ones_like(tokens.sizes)[..., None], labels, groups).squeeze(2) > 0
         positions = group_sum(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
