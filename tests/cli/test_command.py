@@ -137,6 +137,15 @@ def test_methods():
     assert "did you mean tome" in error_line(run("methods", "tomee", code=2))
 
 
+def test_a_budget_below_the_minimum_is_noted(clip, tmp_path):
+    words = ("--with", "evs", "--frames", 4, "--size", 64)
+    done = quick("tokenize", clip, *words, "--keep", 0.1, "--out", tmp_path / "a.safetensors")
+    # 8 x 4 x 6 patches; evs always keeps a full frame.
+    assert "note: evs kept 24 tokens, more than the budget of 9: its minimum" in done.stderr.replace("\n", " ")
+    done = quick("tokenize", clip, *words, "--keep", 0.5, "--out", tmp_path / "b.safetensors")
+    assert "minimum" not in done.stderr
+
+
 def test_doctor():
     report = json.loads(run("doctor", "--json").stdout)
     assert report["missing"] == []

@@ -56,8 +56,8 @@ class Method(Spec, nn.Module):
         learned: whether it has trainable parameters.
         full_grid: whether it requires one token per cell, and so must come before methods that drop or merge tokens.
             If True, calls with any other tokens raise a `ValueError`.
-        paper: citation, in one line; "none" without a paper.
-        license: license of the authors' code, in one line; "none needed" without a paper.
+        paper: citation, in one line; "none" if there is no paper.
+        license: license of the authors' code, in one line; "none needed" if no code was published.
         cost: computational cost, in one line.
 
     Attributes:
