@@ -229,13 +229,13 @@ class TestMethod:
             Plan(plan.count, 60, plan.dest, shares=torch.ones(2, 1))
 
     def test_an_output_beyond_the_slots_raises(self):
-        with pytest.raises(ValueError, match="^dest has values up to 42, but num_slots is 42$"):
+        with pytest.raises(ValueError, match=r"^dest has values up to 42, but num_slots is 42$"):
             Plan(torch.tensor([43]), 42, torch.arange(43)[None])
         tokens = clip()
         labels = torch.arange(tokens.N).expand(2, -1)
-        with pytest.raises(ValueError, match="^labels has values up to 119, but groups is 60$"):
+        with pytest.raises(ValueError, match=r"^labels has values up to 119, but groups is 60$"):
             Plan.group(labels, tokens, 60)
-        with pytest.raises(ValueError, match="^dest has values up to 119, but num_slots is 60$"):
+        with pytest.raises(ValueError, match=r"^dest has values up to 119, but num_slots is 60$"):
             Plan.group(labels, tokens, num_slots=60)
 
     def test_labels_may_be_sparse_and_of_padded_slots(self):

@@ -182,7 +182,7 @@ def test_a_class_without_an_entry_point_has_its_own_name(install, tmp_path):
 
 def test_a_broken_entry_point_is_skipped_with_one_warning(install):
     install("external_d", EXTERNAL, good="external_d:External", bad="external_nowhere:Bad", function="os:getcwd")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="the entry point") as caught:
         assert registry.names()[-1] == "good"
     messages = sorted(str(warning.message) for warning in caught)
     assert messages[0].startswith("the entry point bad = 'external_nowhere:Bad' of external_nowhere cannot be loaded")

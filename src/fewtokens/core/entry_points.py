@@ -22,9 +22,7 @@ def external(reserved: Collection[str] = ()) -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=GROUP), key=package_of):
         if point.name in reserved:
-            warn_once(
-                f"{describe(point)} is ignored: fewtokens has a method {point.name!r}; rename the entry point"
-            )
+            warn_once(f"{describe(point)} is ignored: fewtokens has a method {point.name!r}; rename the entry point")
         elif point.value != found.setdefault(point.name, point).value:
             warn_once(f"{describe(point)} is ignored: {package_of(found[point.name])} registers the same name")
     return found

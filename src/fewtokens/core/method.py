@@ -207,7 +207,7 @@ class Method(Spec, nn.Module):
         return [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
 
     def max_slots(self, tokens: Tokens) -> int:
-        """Returns the `num_slots` of a plan that keeps `counts` tokens of each video: an int that is at least the largest.
+        """Returns an int of at least every value of `counts`: the `num_slots` of a plan that keeps `counts` tokens.
 
         It is computed from the grid, since reading `counts` would synchronize a GPU.
         """
@@ -390,10 +390,10 @@ class Quantizer(Method):
 class Memory(Method):
     """A method that summarizes an endless stream in bounded memory and can be read at any time.
 
-        state = None
-        for chunk in chunks:
-            state = memory.push(chunk, state)
-        tokens = memory.read(state)
+    state = None
+    for chunk in chunks:
+        state = memory.push(chunk, state)
+    tokens = memory.read(state)
     """
 
     @abstractmethod

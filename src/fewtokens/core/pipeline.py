@@ -65,8 +65,8 @@ class Pipeline(Pushable, nn.Module):
         tokens = pipeline(frames)
 
     Args:
-        methods: a spec string, a method, or a sequence of methods. Their stages must be in the order pixels, encoder, tokens.
-            "" or () keeps all tokens.
+        methods: a spec string, a method, or a sequence of methods. Their stages must be in the order pixels, encoder,
+            tokens. "" or () keeps all tokens.
         encoder: required for frames; `Tokens` can be reduced without an encoder.
 
     Attributes:
@@ -190,7 +190,8 @@ class Pipeline(Pushable, nn.Module):
         Args:
             video: the next frames or tokens, see `forward`.
             state: the state that the previous call returned, or None at the start. Its size is bounded.
-            times, cues: see `forward`.
+            times: seconds of each frame, [T] or [B,T].
+            cues: cues that the encoder does not provide, or that `Tokens` need, by name.
 
         Returns:
             Tokens on the grid of these frames, and the new state, one entry per method. Cells whose token is in an

@@ -41,8 +41,8 @@ class Plan:
             same position remains valid because nothing changed.
 
     Raises:
-        ValueError: neither or both of `dest` and `weights` are given, other fields do not fit them, or, on a CPU, a value
-            of `dest` is not below `num_slots`. On other devices `dest` is not read, since that would synchronize them.
+        ValueError: neither or both of `dest` and `weights` are given, other fields do not fit them, or, on a CPU, a
+            value of `dest` is not below `num_slots`. On other devices `dest` is not read, which would synchronize them.
     """
 
     count: Tensor
@@ -99,8 +99,8 @@ class Plan:
             scores: [B,N], score of each token.
             count: int64 [B], number of tokens to keep, at most the number of real tokens.
             tokens: the N tokens to select from.
-            num_slots: M, at least the largest count, such as `Method.max_slots`. Default: the largest count, which reads
-                the mask and so synchronizes a GPU.
+            num_slots: M, at least the largest count, such as `Method.max_slots`. Default: the largest count, which
+                reads the mask and so synchronizes a GPU.
             dropped: the meaning of a dropped token, see `Plan`.
         """
         count = torch.minimum(count.to(tokens.device), tokens.count)

@@ -47,7 +47,9 @@ class Spec:
         names = list(inspect.signature(type(self)).parameters)
         if missing := [name for name in names if not hasattr(self, name)]:
             remedy = "; call self.set_budget(keep)" if missing[0] == "keep" and hasattr(self, "set_budget") else ""
-            raise TypeError(f"argument {missing[0]} of {type(self).__name__} is not stored as self.{missing[0]}{remedy}")
+            raise TypeError(
+                f"argument {missing[0]} of {type(self).__name__} is not stored as self.{missing[0]}{remedy}"
+            )
         return {name: getattr(self, name) for name in names}
 
     @property
