@@ -192,7 +192,7 @@ class Method(Spec, nn.Module):
     def counts(self, tokens: Tokens) -> Tensor:
         """Returns the number of tokens of each video of a batch, int64 [B], at most its number of input tokens.
 
-        Does not synchronize a GPU: the result is a tensor on the device of the tokens.
+        The result is on the device of the tokens; no tensor is copied to the CPU.
         """
         return torch.tensor(self.planned_counts(tokens), device=tokens.device).minimum(tokens.count)
 
