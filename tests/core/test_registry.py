@@ -201,6 +201,7 @@ def test_an_entry_point_with_the_name_of_a_built_in_method_is_ignored(install):
     with pytest.warns(UserWarning, match="tome = .* of external_e is ignored: fewtokens has a method 'tome'"):
         assert registry.names().count("tome") == 1
     assert registry.get("tome").__module__ == "fewtokens.methods.merging.tome"
+    assert import_module("external_e").External().name == "good"
 
 
 def test_arguments_of_another_package_must_have_defaults(install):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 GROUP = "fewtokens.methods"
@@ -31,7 +32,11 @@ def external(reserved: Collection[str] = ()) -> dict[str, EntryPoint]:
 def name_of(cls: type) -> str | None:
     """Returns the name of the entry point that refers to a class, or None if there is none."""
     package = cls.__module__.partition(".")[0]
-    points = [point for point in entry_points(group=GROUP) if point.module.partition(".")[0] == package]
+    points = [
+        point
+        for point in entry_points(group=GROUP)
+        if point.module.partition(".")[0] == package and not _is_built_in(point.name)
+    ]
     for point in points:
         if (point.module, point.attr) == (cls.__module__, cls.__qualname__):
             return point.name
@@ -42,6 +47,11 @@ def name_of(cls: type) -> str | None:
         except Exception:  # broken, or the package is still being imported
             continue
     return None
+
+
+def _is_built_in(name: str) -> bool:
+    folders = (Path(__file__).parents[1] / "methods").glob(f"*/{name}.py")
+    return any(path.parent.name != "ops" for path in folders)
 
 
 def package_of(point: EntryPoint) -> str:
