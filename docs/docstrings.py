@@ -65,21 +65,31 @@ def literal(docstring: str) -> str:
 
 
 def separate(docstring: str) -> str:
-    """The docstring with an entry for each name; the entries after the first refer to it."""
-    lines, later, inside = [], [], False
+    """The docstring with an entry for each name, with the same text."""
     docstring = _HEADING.sub("Attributes:", docstring)
     # Attributes of the class and of its instances are one table.
     docstring = re.sub(r"^(Attributes:\n(?: .*\n)+)\nAttributes:\n", r"\1", docstring, flags=re.M)
+    lines: list[str] = []
+    text: list[str] = []  # the current entry after its names, with its further lines
+    names: list[str] = []
+    inside = False
+
+    def finish() -> None:
+        for name in names:
+            lines.extend([f"    {name}: {text[0]}", *text[1:]])
+        names.clear()
+        text.clear()
+
     for line in docstring.splitlines():
-        entry = _ENTRY.fullmatch(line) if inside else None
-        if later and not line.startswith("     "):
-            lines += later
-            later = []
-        if entry:
-            first, *others = entry[2].split(", ")
-            lines.append(f"{entry[1]}{first}: {entry[3]}")
-            later = [f"{entry[1]}{name}: See `{first}`." for name in others]
+        if names and line.startswith("     "):
+            text.append(line)
+            continue
+        finish()
+        if inside and (entry := _ENTRY.fullmatch(line)):
+            names.extend(entry[2].split(", "))
+            text.append(entry[3])
             continue
         inside = bool(_SECTION.fullmatch(line)) or (inside and (not line or line.startswith(" ")))
         lines.append(line)
-    return "\n".join([*lines, *later])
+    finish()
+    return "\n".join(lines)

@@ -76,12 +76,9 @@ def arguments_table(name: str, entries: Sequence[tuple[str, str]]) -> str:
     """The arguments with their types, defaults and meanings."""
     lines = ["| argument | type | default | meaning |", "|---|---|---|---|"]
     parameters = inspect.signature(registry.get(name), eval_str=False).parameters
-    meanings = {each: (names, words) for names, words in entries for each in re.findall(r"\w+", names)}
+    meanings = {each: words for names, words in entries for each in re.findall(r"\w+", names)}
     for each, parameter in parameters.items():
-        names, words = meanings.get(each, (each, ""))
-        first = next(iter(re.findall(r"\w+", names)))
-        if first != each:
-            words = f"see `{first}`"
+        words = meanings.get(each, "")
         shown = default_of(name, each, words)
         # The table has a column for it.
         default = re.escape(shown.strip("'"))

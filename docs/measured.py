@@ -110,12 +110,13 @@ def questions(name: str) -> str:
 
 
 def fidelity(name: str) -> str:
-    """The comparison of the method with its published code, or a sentence that there is none."""
+    """The comparison of the method with its published code, the reason that there is none, or ""."""
     rows = [row for row in _read("fidelity")["rows"] if row["method"] == name]
     measured = [row for row in rows if row["equal"] is not None]
+    if not rows:
+        return ""
     if not measured:
-        reason = rows[0]["why"] if rows else "not compared"
-        return f"No comparison with published code: {reason}.\n"
+        return f"No comparison with published code: {rows[0]['why']}.\n"
     lines = [
         [
             f"`{row['reference']}` @{row['commit']}",

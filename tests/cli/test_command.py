@@ -127,7 +127,8 @@ def test_methods():
     rows = json.loads(run("methods", "--json").stdout)
     by_name = {row["name"]: row for row in rows}
     assert by_name["rlt"]["stage"] == "pixels"
-    assert by_name["rlt"]["budget"] == "threshold, or exact"
+    assert by_name["rlt"]["budget"] == "threshold, or exact above a minimum"
+    assert by_name["evs"]["budget"].endswith("exact above a minimum")
     assert by_name["rlt"]["streaming"] == "yes"
     assert by_name["tome"]["budget"] == "exact"
     assert "kmeans" in run("methods").stdout
@@ -143,6 +144,15 @@ def test_methods():
     assert "tome_in_encoder" not in run("methods", "--stage", "tokens").stdout
     assert "--stage must be one of" in error_line(run("methods", "--stage", "nope", code=2))
     assert "not both" in error_line(run("methods", "tome", "--stage", "llm", code=2))
+
+
+def test_a_budget_below_the_minimum_is_noted(clip, tmp_path):
+    words = ("--with", "evs", "--frames", 4, "--size", 64)
+    done = quick("tokenize", clip, *words, "--keep", 0.1, "--out", tmp_path / "a.safetensors")
+    # 8 x 4 x 6 patches; evs always keeps a full frame.
+    assert "note: evs kept 24 tokens, more than the budget of 9: its minimum" in done.stderr.replace("\n", " ")
+    done = quick("tokenize", clip, *words, "--keep", 0.5, "--out", tmp_path / "b.safetensors")
+    assert "minimum" not in done.stderr
 
 
 def test_doctor():

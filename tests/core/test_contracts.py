@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
 from torch import Tensor
 
+import fewtokens
 from fewtokens.core.grid import Grid
-from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quantizer, Reducer, Selection
+from fewtokens.core.method import FrameSelector, Memory, Method, Quantized, Quantizer, Reducer, Resampler, Selection
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
@@ -113,8 +115,71 @@ class TestMethod:
             def __init__(self) -> None:
                 super().__init__()
 
-        with pytest.raises(NotImplementedError, match="Nothing must extend Reducer or Resampler"):
+        with pytest.raises(TypeError, match="Nothing must extend Reducer or Resampler"):
             Nothing()(clip())
+
+    def test_mistakes_of_authors_are_one_line(self):
+        class NoInit(Reducer):
+            def __init__(self, keep: float = 0.5) -> None:
+                self.set_budget(keep)
+
+        class NoInitEither(Reducer):
+            def __init__(self) -> None:
+                pass
+
+        class NoPlan(Reducer):
+            pass
+
+        class NoResample(Resampler):
+            pass
+
+        class Unstored(Reducer):
+            def __init__(self, tau: float = 0.5) -> None:
+                super().__init__()
+
+        class NoBudget(Reducer):
+            def __init__(self, keep: float = 0.5) -> None:
+                super().__init__()
+                self.keep = keep
+
+            def plan(self, tokens: Tokens, **cues: Tensor) -> Plan:
+                return Plan.top(tokens.features.norm(dim=2), self.counts(tokens), tokens)
+
+        class Unset(NoBudget):
+            def __init__(self, keep: float = 0.5) -> None:
+                Reducer.__init__(self)
+
+        for call, message in (
+            (NoInit, "NoInit.__init__ must first call super().__init__()"),
+            (lambda: NoInitEither()(clip()), "NoInitEither.__init__ must first call super().__init__()"),
+            (lambda: Pipeline([NoInitEither()]), "NoInitEither.__init__ must first call super().__init__()"),
+            (lambda: NoPlan()(clip()), "NoPlan must override plan"),
+            (lambda: NoPlan().decide(clip()), "NoPlan must override plan"),
+            (lambda: NoResample()(clip()), "NoResample must override resample"),
+            (lambda: Unstored().spec, "argument tau of Unstored is not stored as self.tau"),
+            (lambda: Unset().spec, "argument keep of Unset is not stored as self.keep; call self.set_budget(keep)"),
+            (lambda: NoBudget()(clip()), "NoBudget.__init__ must call self.set_budget(keep)"),
+        ):
+            with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+                call()
+
+    def test_a_full_grid_is_checked_when_the_method_is_called(self):
+        class Rows(Reducer):
+            full_grid = True
+
+            def plan(self, tokens: Tokens, **cues: Tensor) -> Plan:
+                raise AssertionError("not called")
+
+        fewer = Pipeline("uniform(0.5)").methods[0](clip())
+        for call in (Rows(), Rows().decide):
+            with pytest.raises(ValueError, match="Rows works on whole frames"):
+                call(fewer)
+
+    def test_a_single_method_is_accepted(self):
+        method = Newest()
+        assert list(Pipeline(method).methods) == [method]
+        out = fewtokens.tokenize(torch.zeros(2, 3, 32, 32), method)
+        assert out.count.tolist() == [8]
 
     def test_an_unregistered_method_cannot_be_saved(self, tmp_path):
         class Half(Reducer):
@@ -162,6 +227,23 @@ class TestMethod:
             clip().apply(soft)
         with pytest.raises(ValueError, match=r"shares must be \[2, 60\]"):
             Plan(plan.count, 60, plan.dest, shares=torch.ones(2, 1))
+
+    def test_an_output_beyond_the_slots_raises(self):
+        with pytest.raises(ValueError, match=r"^dest has values up to 42, but num_slots is 42$"):
+            Plan(torch.tensor([43]), 42, torch.arange(43)[None])
+        tokens = clip()
+        labels = torch.arange(tokens.N).expand(2, -1)
+        with pytest.raises(ValueError, match=r"^labels has values up to 119, but groups is 60$"):
+            Plan.group(labels, tokens, 60)
+        with pytest.raises(ValueError, match=r"^dest has values up to 119, but num_slots is 60$"):
+            Plan.group(labels, tokens, num_slots=60)
+
+    def test_labels_may_be_sparse_and_of_padded_slots(self):
+        tokens = clip(T=2, H=1, W=2, lengths=[2, 1])
+        labels = torch.tensor([[7, 7, 3, -1], [5, 2, 99, -1]])  # the last two of the second video are padding
+        plan = Plan.group(labels, tokens, 10, num_slots=2)
+        assert plan.dest.tolist() == [[0, 0, 1, -1], [0, 1, -1, -1]]
+        torch.testing.assert_close(tokens.apply(plan).features[0, 0], tokens.features[0, :2].mean(0))
 
     def test_bits(self):
         assert math.isclose(Signs().bits, sum(map(math.log2, Signs.codebook_sizes)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
+import warnings
+from importlib import import_module
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -11,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewtokens.core import registry
+from fewtokens.core import entry_points, registry
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
+from fewtokens.core.pipeline import Pipeline
 
 
 def test_every_name_is_that_of_its_class():
@@ -124,17 +127,90 @@ def test_counting_parameters_does_not_change_the_random_state():
         assert torch.equal(actual, expected)
 
 
-def test_methods_of_other_packages(monkeypatch, tmp_path):
-    (tmp_path / "external.py").write_text(
-        "from fewtokens.methods.baselines.random import Random\nclass External(Random):\n    '''External.'''\n"
-    )
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """Writes modules and registers entry points, as an installed package does."""
+    monkeypatch.setattr(entry_points, "_warned", set())
     monkeypatch.syspath_prepend(tmp_path)
-    point = EntryPoint("external", "external:External", "fewtokens.methods")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "fewtokens.methods" else [])
-    assert registry.names()[-1] == "external"
+    points = []
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: points if group == "fewtokens.methods" else [])
+
+    def write(module: str, code: str, **named: str) -> None:
+        path = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(code)
+        points.extend(EntryPoint(name, value, "fewtokens.methods") for name, value in named.items())
+
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0].startswith("external")]:
+        del sys.modules[name]
+
+
+EXTERNAL = "from fewtokens.methods.baselines.random import Random\nclass External(Random):\n    '''External.'''\n"
+
+
+def test_methods_of_other_packages(install):
+    install("external", EXTERNAL, external="external:External")
+    registry.get("tome")
+    registry.build("tome")
     assert "external" not in sys.modules
+    assert registry.names()[-1] == "external"
     (method,) = registry.build("external(0.5)")
     assert method.name == "external"
+
+
+def test_a_class_of_another_package_has_the_name_of_its_entry_point_at_once(install, tmp_path):
+    install("external_a", EXTERNAL, pair_average="external_a:External")
+    method = import_module("external_a").External(keep=0.5)
+    assert method.name == "pair_average"
+    assert method.spec == "pair_average(keep=0.5, seed=0)"
+    assert registry.is_registered(method)
+    pipeline = Pipeline(method)
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert Pipeline.from_pretrained(tmp_path / "saved").spec == method.spec
+    # The entry point may name what the package exports, while the class is in one of its modules.
+    install("external_b.inner", EXTERNAL.replace("External(", "Other("), other="external_b:Other")
+    install("external_b.__init__", "from external_b.inner import Other\n")
+    assert import_module("external_b.inner").Other().name == "other"
+
+
+def test_a_class_without_an_entry_point_has_its_own_name(install, tmp_path):
+    install("external_c", EXTERNAL)
+    method = import_module("external_c").External()
+    assert method.name == "External" and not registry.is_registered(method)
+    with pytest.raises(ValueError, match="External is not registered"):
+        Pipeline([method]).save_pretrained(tmp_path / "saved")
+
+
+def test_a_broken_entry_point_is_skipped_with_one_warning(install):
+    install("external_d", EXTERNAL, good="external_d:External", bad="external_nowhere:Bad", function="os:getcwd")
+    with pytest.warns(UserWarning, match="the entry point") as caught:
+        assert registry.names()[-1] == "good"
+    messages = sorted(str(warning.message) for warning in caught)
+    assert messages[0].startswith("the entry point bad = 'external_nowhere:Bad' of external_nowhere cannot be loaded")
+    assert "function = 'os:getcwd' of os must be a class" in messages[1]
+    assert len(messages) == 2 and "\n" not in "".join(messages)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert registry.names()[-1] == "good"
+        assert registry.build("good | tome")[0].name == "good"
+    with pytest.raises(ValueError, match=r"bad = .* cannot be loaded \(ModuleNotFoundError"):
+        registry.build("bad")
+
+
+def test_an_entry_point_with_the_name_of_a_built_in_method_is_ignored(install):
+    install("external_e", EXTERNAL, tome="external_e:External", good="external_e:External")
+    with pytest.warns(UserWarning, match="tome = .* of external_e is ignored: fewtokens has a method 'tome'"):
+        assert registry.names().count("tome") == 1
+    assert registry.get("tome").__module__ == "fewtokens.methods.merging.tome"
+    assert import_module("external_e").External().name == "good"
+
+
+def test_arguments_of_another_package_must_have_defaults(install):
+    code = EXTERNAL + "    def __init__(self, keep):\n        super().__init__(keep)\n"
+    install("external_f", code, required="external_f:External")
+    with pytest.raises(ValueError, match="its argument keep must have a default"):
+        registry.get("required")
 
 
 def test_a_default_that_no_method_accepts_is_an_error():

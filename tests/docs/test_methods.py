@@ -10,10 +10,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from fewtokens.core import registry
+from fewtokens.video import synthetic, write
+from tests.helpers.clips import clip
+from tests.helpers.pages import ROOT, blocks
 
-ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "guides" / "add_a_method.md"
 
 
 def generate(folder: Path) -> None:
@@ -58,21 +65,20 @@ def test_the_defaults_are_those_in_effect(tmp_path):
     assert "T\\*H\\*W" in (tmp_path / "rlt.md").read_text(encoding="utf-8")
 
 
-def test_a_stranger_adds_a_method_by_the_two_files_of_contributing(tmp_path):
+def test_contributing_leaves_the_example_to_the_guide():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    paths = re.findall(r"`((?:src|tests)/\S+loudest\.py)`", text)
-    codes = re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M)
+    assert "](docs/guides/add_a_method.md)" in text
+    assert not [block for block in blocks(ROOT / "CONTRIBUTING.md") if block.language == "python"]
+
+
+def test_a_stranger_adds_a_method_by_the_two_files_of_the_guide(tmp_path):
+    paths = list(dict.fromkeys(re.findall(r"`((?:src|tests)/\S+loudest\.py)`", GUIDE.read_text(encoding="utf-8"))))
+    codes = [block.text for block in blocks(GUIDE) if block.language == "python"][:2]
     assert len(paths) == len(codes) == 2
-    guide = (ROOT / "docs" / "guides" / "add_a_method.md").read_text(encoding="utf-8")
-    assert re.findall(r"^```python\n(.*?)^```$", guide, re.S | re.M) == codes
-    leave = shutil.ignore_patterns("__pycache__", "results", "runs")
-    for folder in ("src", "tests", "docs"):
+    leave = shutil.ignore_patterns("__pycache__", "runs")
+    for folder in ("src", "tests", "docs", "benchmarks"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=leave)
-    results = ("family", "videoqa", "fidelity")
-    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    for name in results:
-        shutil.copy(ROOT / "benchmarks" / "results" / f"{name}.json", tmp_path / "benchmarks" / "results")
-    for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml"):
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "mkdocs.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for path, code in zip(paths, codes, strict=True):
         (tmp_path / path).write_text(code, encoding="utf-8")
@@ -85,9 +91,38 @@ def test_a_stranger_adds_a_method_by_the_two_files_of_contributing(tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    command = ("-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider")
     tests = [paths[1], "tests/laws", "tests/docs/test_readme.py"]
-    chosen = "loudest or kinds"
-    assert " passed" in run("-m", "pytest", "-p", "no:xdist", "-p", "no:cacheprovider", *tests, "-k", chosen)
+    assert " passed" in run(*command, *tests, "-k", "loudest or kinds")
+    # Nothing else changes: the tests of the documentation that read the registry pass too.
+    named = "benchmarks or fidelity or methods_that or measured or page or contributing"
+    names = ("test_methods", "test_benchmarks", "test_fidelity", "test_readme", "test_site")
+    run(*command, *(f"tests/docs/{name}.py" for name in names), "-k", f"({named}) and not stranger and not blocks")
     assert "largest norm" in run("-m", "fewtokens", "methods", "loudest")
     run("docs/generate.py", "pages", "--no-images")
-    assert "Loudest(keep: float | int | str = 0.25)" in (tmp_path / "pages" / "loudest.md").read_text(encoding="utf-8")
+    page = (tmp_path / "pages" / "loudest.md").read_text(encoding="utf-8")
+    assert "Loudest(keep: float | int | str = 0.25)" in page
+    assert "Fidelity" not in page
+
+
+def test_the_other_blocks_of_the_guide_run(tmp_path, monkeypatch, capsys):
+    merging, minimum, instance = [block.text for block in blocks(GUIDE) if block.language == "python"][2:]
+    names: dict[str, Any] = {}
+    exec(merging, names)
+    frame_pairs = names["FramePairs"]()
+    tokens = clip(T=5, lengths=[5, 2])
+    out = frame_pairs(tokens).check()
+    assert out.count.tolist() == [3 * 30, 30]
+    torch.testing.assert_close(out.features[0, :30], (tokens.features[0, :30] + tokens.features[0, 30:60]) / 2)
+    assert torch.equal(out.features[0, 60:], tokens.features[0, 120:])
+    with pytest.raises(ValueError, match="FramePairs works on whole frames"):
+        frame_pairs(out)
+
+    exec(minimum, names)
+    floor = type("Floor", (registry.get("random"),), {"min_count": names["min_count"]})(keep=0.01)
+    assert floor.planned_count(tokens.grid) == floor.max_slots(tokens) == 30
+    assert floor(tokens).count.tolist() == [30, 30]
+    monkeypatch.chdir(tmp_path)
+    write("clip.mp4", synthetic("static", frames=8, size=(64, 96)).frames, 8)
+    exec(instance, names | {"MyMethod": registry.get("random")})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["random(keep=0.1,", "tome(keep=0.1)"]

@@ -205,8 +205,9 @@ def test_every_public_name_is_in_the_reference():
 
 def test_entries_for_several_names_are_separated():
     text = "A.\n\nArgs:\n    mean, std: of the\n        pixels.\n    x: one.\n\nReturns:\n    a, b: not an entry.\n"
-    assert module("docstrings").separate(text).splitlines()[2:7] == [
-        "Args:", "    mean: of the", "        pixels.", "    std: See `mean`.", "    x: one.",
+    assert module("docstrings").separate(text).splitlines()[2:] == [
+        "Args:", "    mean: of the", "        pixels.", "    std: of the", "        pixels.", "    x: one.", "",
+        "Returns:", "    a, b: not an entry.",
     ]  # fmt: skip
     text = "A.\n\nClass attributes:\n    a: 1.\n\nAttributes:\n    b: 2.\n"
     assert module("docstrings").separate(text) == "A.\n\nAttributes:\n    a: 1.\n    b: 2."

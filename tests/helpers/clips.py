@@ -16,7 +16,11 @@ DEPTH = 12
 def clip(
     T: int = 4, H: int = 5, W: int = 6, C: int = 24, B: int = 2, *, seed: int = 0, lengths: list[int] | None = None
 ) -> Tokens:
-    """A static random background with a third of the cells changing per frame, plus a little noise."""
+    """A static random background with a third of the cells changing per frame, plus a little noise.
+
+    Default: B=2 videos of T=4 frames of H=5 rows and W=6 columns, one token per cell (N=120), C=24 channels in float32.
+    The same `seed` (default 0) gives the same features. `lengths`: real frames of each video; the others are padding.
+    """
     generator = torch.Generator().manual_seed(seed)
     static = torch.randn(B, 1, H, W, C, generator=generator)
     fresh = torch.randn(B, T, H, W, C, generator=generator)

@@ -135,6 +135,7 @@ def summary_of(text: str) -> str:
 def describe(name: str) -> dict[str, Any]:
     """Returns the properties of a method as plain values (see docs/formats.md)."""
     from fewtokens.core import registry
+    from fewtokens.core.grid import Grid
     from fewtokens.core.method import Method
 
     kind = registry.get(name)
@@ -143,6 +144,8 @@ def describe(name: str) -> dict[str, Any]:
     budget = "threshold, or exact" if has_keep else "threshold"
     if getattr(method, "budget", None) or (has_keep and not isinstance(method, Method)):
         budget = "exact"
+    if isinstance(method, Method) and method.min_count(Grid(16, 14, 14)) > 1:
+        budget += " above a minimum"
     streams = "no"
     if isinstance(method, Method):
         streams = "yes" if method.causal else "as an option" if kind.step is not Method.step else "no"

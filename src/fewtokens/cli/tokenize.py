@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from fewtokens.cli.command import Mode, verb
-from fewtokens.cli.console import fail, log
+from fewtokens.cli.console import fail, log, note
 from fewtokens.cli.errors import check_exists, check_folder
 from fewtokens.cli.options import (
     INPUT,
@@ -33,6 +33,7 @@ from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
 if TYPE_CHECKING:
     from fewtokens.core.pipeline import Pipeline
+    from fewtokens.core.tokens import Tokens
 
 
 @verb(
@@ -119,9 +120,12 @@ def tokenize(
                 fail(error)
                 failed.append({"video": str(video), "error": " ".join(str(error).split())})
             else:
+                minimum = row.pop("minimum", None)
                 done.append(row)
                 if not as_json:
                     _print_row(row)
+                if minimum:
+                    note("note:", minimum)
             if not single:
                 advance(number + 1)
     if not single:
@@ -187,7 +191,25 @@ def _tokenize_video(
         "tokens": int(tokens.count[0]),
         "bytes": path.stat().st_size,
         "seconds": round(time.perf_counter() - start, 3),
+        "minimum": _minimum(pipeline, tokens),
     }
+
+
+def _minimum(pipeline: Pipeline, tokens: Tokens) -> str | None:
+    """Returns a note on the method whose minimum makes the result exceed its budget, or None."""
+    from fewtokens.core.method import Method
+
+    grid = tokens.grid
+    for method in pipeline.methods:
+        assert isinstance(method, Method)
+        # The budget and the minimum of an encoder method are those of each frame.
+        frames, part = (grid.T, grid.frame) if method.stage == "encoder" else (1, grid)
+        if method.budget is None:
+            continue
+        minimum, requested = frames * method.min_count(part), frames * method.budget.count(part)
+        if minimum > requested and int(tokens.count[0]) > requested:
+            return f"{method.name} kept {minimum} tokens, more than the budget of {requested}: its minimum"
+    return None
 
 
 def _meta(path: Path) -> dict[str, Any] | None:

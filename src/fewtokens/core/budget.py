@@ -79,7 +79,7 @@ class Budget:
             The budget, or None if an alternative or the method's own default determines the number of tokens.
 
         Raises:
-            NotBoth: more than one argument is given.
+            ConflictingArguments: more than one argument is given.
             ValueError: `keep` is invalid, see `parse`.
         """
         present = [name for name, value in {"keep": keep, **instead}.items() if value is not None]

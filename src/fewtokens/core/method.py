@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, final
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,9 @@ class Method(Spec, nn.Module):
         stage: where the method acts, a key of `STAGES`.
         learned: whether it has trainable parameters.
         full_grid: whether it requires one token per cell, and so must come before methods that drop or merge tokens.
-        paper: citation, in one line.
-        license: license of the authors' code, in one line.
+            If True, calls with any other tokens raise a `ValueError`.
+        paper: citation, in one line; "none" if there is no paper.
+        license: license of the authors' code, in one line; "none needed" if no code was published.
         cost: computational cost, in one line.
 
     Attributes:
@@ -100,9 +101,11 @@ class Method(Spec, nn.Module):
             instead: alternatives to `keep` by name, None if not given.
 
         Raises:
-            NotBoth: more than one argument is given.
+            ConflictingArguments: more than one argument is given.
             ValueError: `keep` is invalid, see `Budget.parse`.
+            TypeError: `super().__init__()` has not been called.
         """
+        self.check_initialized()
         if not units:
             units = ("fraction", "per frame") if self.stage == "encoder" else ("fraction", "count", "per frame")
         self.budget = Budget.choose(self.name, keep, default=default, units=units, **instead)
@@ -124,13 +127,29 @@ class Method(Spec, nn.Module):
         return self.learned and not self.arguments.get("checkpoint")
 
     def __call__(self, tokens: Tokens, **cues: Any) -> Tokens:
+        self._check_inputs(tokens, cues)
+        return super().__call__(tokens, **cues)
+
+    def check_initialized(self) -> None:
+        """Checks that the constructor called `super().__init__()`.
+
+        Raises:
+            TypeError: it did not.
+        """
+        if "_parameters" not in self.__dict__:
+            raise TypeError(f"{type(self).__name__}.__init__ must first call super().__init__()")
+
+    def _check_inputs(self, tokens: Tokens, cues: dict[str, Any]) -> None:
+        """Checks that all cues are given, and that there is one token per cell if the method requires it."""
+        self.check_initialized()
         missing = [name for name in self.needs if cues.get(name) is None]
         if missing:
             raise ValueError(
                 f"{self.name} requires the cue {' and '.join(missing)}: "
                 + "; ".join(f"{name} is {CUES[name]}" for name in missing)
             )
-        return super().__call__(tokens, **cues)
+        if self.full_grid:
+            tokens.require_full_grid(self.name)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         """Reduces the tokens.
@@ -139,7 +158,7 @@ class Method(Spec, nn.Module):
             tokens: the input tokens.
             cues: the cues named in `needs`, by name.
         """
-        raise NotImplementedError(f"{self.name} must extend Reducer or Resampler, or override forward")
+        raise TypeError(f"{type(self).__name__} must extend Reducer or Resampler, or override forward")
 
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
         """Returns the method's decision as a plan, which can be applied to any tensor with one row per token.
@@ -154,7 +173,11 @@ class Method(Spec, nn.Module):
         return Plan.from_assignment(tokens, self(tokens, **cues))
 
     def min_count(self, grid: Grid) -> int:
-        """Returns the minimum number of tokens for one video of this grid, regardless of the budget."""
+        """Returns the minimum number of tokens for one video of this grid, regardless of the budget.
+
+        A method that cannot keep fewer, such as one that always keeps a full frame, overrides it. `planned_count`,
+        `counts` and `max_slots` are then at least this number; a smaller budget does not raise or warn.
+        """
         return 1
 
     def planned_count(self, grid: Grid) -> int | None:
@@ -167,15 +190,27 @@ class Method(Spec, nn.Module):
         return max(self.min_count(grid), self.budget.count(grid))
 
     def counts(self, tokens: Tokens) -> Tensor:
-        """Returns the number of tokens of each video of a batch, int64 [B], at most its number of input tokens."""
+        """Returns the number of tokens of each video of a batch, int64 [B], at most its number of input tokens.
+
+        The result is on the device of the tokens; no tensor is copied to the CPU.
+        """
         return torch.tensor(self.planned_counts(tokens), device=tokens.device).minimum(tokens.count)
 
     def planned_counts(self, tokens: Tokens) -> list[int]:
-        """Returns `planned_count` of each video of a batch (0 for None), without reading tensors."""
+        """Returns `planned_count` of each video of a batch (0 for None), without reading tensors.
+
+        Raises:
+            TypeError: the constructor stored `keep` without calling `set_budget`.
+        """
+        if self.budget is None and getattr(self, "keep", None) is not None:
+            raise TypeError(f"{type(self).__name__}.__init__ must call self.set_budget(keep)")
         return [self.planned_count(grid) or 0 for grid in tokens.grid.videos(tokens.B)]
 
     def max_slots(self, tokens: Tokens) -> int:
-        """Returns an upper bound of `counts`, without reading tensors: `num_slots` of a plan of exact counts."""
+        """Returns an int of at least every value of `counts`: the `num_slots` of a plan that keeps `counts` tokens.
+
+        It is computed from the grid, since reading `counts` would synchronize a GPU.
+        """
         return min(tokens.N, max(self.planned_counts(tokens)))
 
     def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
@@ -205,26 +240,38 @@ class Reducer(Method):
     A subclass overrides `plan(tokens, **cues)`, which is called without gradients. Gradients flow through the features
     in `Tokens.apply`.
 
-        class Norm(Reducer):
-            def __init__(self, keep=None):
-                super().__init__()
-                self.set_budget(keep, default=0.1)
+        from fewtokens.core.method import Reducer
+        from fewtokens.core.plan import Plan
 
-            def plan(self, tokens):
-                scores = tokens.features.norm(dim=-1)
-                return Plan.top(scores, self.counts(tokens), tokens)
+        class Norm(Reducer):
+            def __init__(self, keep=0.1):
+                super().__init__()
+                self.set_budget(keep)
+
+            def plan(self, tokens, **cues):
+                scores = tokens.features.float().norm(dim=-1)
+                return Plan.top(scores, self.counts(tokens), tokens, num_slots=self.max_slots(tokens))
     """
 
-    plan: Callable[..., Plan]
+    if TYPE_CHECKING:
+        plan: Callable[..., Plan]
+    else:
+
+        def plan(self, tokens: Tokens, **cues: Any) -> Plan:
+            """Decides which tokens to drop or merge; overridden by the method."""
+            raise TypeError(f"{type(self).__name__} must override plan")
 
     @final
     def decide(self, tokens: Tokens, **cues: Any) -> Plan:
+        self._check_inputs(tokens, cues)
         with torch.no_grad():
             return self.plan(tokens, **cues)
 
     @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        return tokens.apply(self.decide(tokens, **cues))
+        with torch.no_grad():
+            plan = self.plan(tokens, **cues)  # not `decide`: `__call__` has checked the inputs
+        return tokens.apply(plan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +302,13 @@ class Resampler(Method):
     A subclass overrides `resample(tokens, **cues)`, which returns a `Resampled`.
     """
 
-    resample: Callable[..., Resampled]
+    if TYPE_CHECKING:
+        resample: Callable[..., Resampled]
+    else:
+
+        def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
+            """Computes the new tokens; overridden by the method."""
+            raise TypeError(f"{type(self).__name__} must override resample")
 
     def planned_count(self, grid: Grid) -> int | None:
         # There may be more new tokens than cells.

@@ -68,8 +68,8 @@ class Pipeline(Pushable, nn.Module):
         tokens = pipeline(frames)
 
     Args:
-        methods: a spec string, or a sequence of methods. Their stages must be in the order pixels, encoder, tokens.
-            "" or () keeps all tokens.
+        methods: a spec string, a method, or a sequence of methods. Their stages must be in the order pixels, encoder,
+            tokens. "" or () keeps all tokens.
         encoder: required for frames; `Tokens` can be reduced without an encoder.
 
     Attributes:
@@ -81,12 +81,16 @@ class Pipeline(Pushable, nn.Module):
             the encoder does not provide, or a method that requires a full grid after one that drops or merges tokens.
     """
 
-    def __init__(self, methods: str | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
+    def __init__(self, methods: str | Method | Sequence[Method] = (), encoder: Encoder | None = None) -> None:
         super().__init__()
         if isinstance(methods, str):
             # Learned methods are built with the encoder's number of channels.
             dim = {} if getattr(encoder, "dim", None) is None else {"dim": encoder.dim}  # type: ignore[union-attr]
             methods = registry.build(methods, **dim) if methods.strip() else ()
+        methods = (methods,) if isinstance(methods, Method) else methods
+        for method in methods:
+            if isinstance(method, Method):
+                method.check_initialized()
         order = list(STAGES)
         stages = [method.stage for method in methods]
         for method in methods:
@@ -197,7 +201,8 @@ class Pipeline(Pushable, nn.Module):
         Args:
             video: the next frames or tokens, see `forward`.
             state: the state that the previous call returned, or None at the start. Its size is bounded.
-            times, cues: see `forward`.
+            times: seconds of each frame, [T] or [B,T].
+            cues: cues that the encoder does not provide, or that `Tokens` need, by name.
 
         Returns:
             Tokens on the grid of these frames, and the new state, one entry per method. Cells whose token is in an

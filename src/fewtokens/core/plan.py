@@ -41,7 +41,8 @@ class Plan:
             same position remains valid because nothing changed.
 
     Raises:
-        ValueError: neither or both of `dest` and `weights` are given, or other fields do not fit them.
+        ValueError: neither or both of `dest` and `weights` are given, other fields do not fit them, or, on a CPU, a
+            value of `dest` is not below `num_slots`. On other devices `dest` is not read, which would synchronize them.
     """
 
     count: Tensor
@@ -64,6 +65,8 @@ class Plan:
         for name, value in (("shares", self.shares), ("sizes", self.sizes)):
             if value is not None and self.dest is not None and value.shape != self.dest.shape:
                 raise ValueError(f"{name} must be {list(self.dest.shape)} like dest, got {list(value.shape)}")
+        if self.dest is not None:
+            _check_below("dest", self.dest, "num_slots", self.num_slots)
 
     @staticmethod
     def identity(tokens: Tokens) -> Plan:
@@ -96,7 +99,9 @@ class Plan:
             scores: [B,N], score of each token.
             count: int64 [B], number of tokens to keep, at most the number of real tokens.
             tokens: the N tokens to select from.
-            num_slots, dropped: see `keep`.
+            num_slots: M, at least the largest count, such as `Method.max_slots`. Default: the largest count, which
+                reads the mask and so synchronizes a GPU.
+            dropped: the meaning of a dropped token, see `Plan`.
         """
         count = torch.minimum(count.to(tokens.device), tokens.count)
         scores = scores.float().masked_fill(~tokens.mask, -torch.inf)
@@ -105,18 +110,25 @@ class Plan:
 
     @staticmethod
     def group(labels: Tensor, tokens: Tokens, groups: int | None = None, *, num_slots: int | None = None) -> Plan:
-        """Merges tokens with equal labels.
+        """Merges tokens with equal labels. The features of a merged token are the mean weighted by `sizes`.
 
-        Output tokens are sorted by mean time, then row, then column. Unused labels leave no gap.
+        Output tokens are sorted by mean time, then row, then column.
 
         Args:
-            labels: int64 [B,N], values in 0..groups-1; -1 drops a token.
+            labels: int64 [B,N], values in 0..groups-1; -1 drops a token. Not all values need to occur: unused labels
+                leave no gap. Labels of padded slots are ignored.
             tokens: the N tokens to merge.
-            groups: upper bound of the labels plus 1. Default: computed from `labels`.
-            num_slots: M, at least the largest number of distinct labels per video. Default: computed from `labels`.
+            groups: exclusive upper bound of the labels. Memory is proportional to it. Default: the largest label plus
+                1, which reads `labels` and so synchronizes a GPU.
+            num_slots: M, at least the largest number of distinct labels per video. Default: that number, read from
+                `labels`.
+
+        Raises:
+            ValueError: on a CPU, a label is not below `groups`, or a video has more distinct labels than `num_slots`.
         """
         groups = int(labels.max()) + 1 if groups is None else groups
         labels = labels.masked_fill(~tokens.mask, -1)
+        _check_below("labels", labels, "groups", groups)
         sizes = group_sum(tokens.sizes[..., None], labels, groups)  # [B,groups,1]
         used = group_sum(torch.ones_like(tokens.sizes)[..., None], labels, groups).squeeze(2) > 0
         positions = group_sum(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
@@ -223,6 +235,17 @@ class Plan:
             rule = "sums by shares"
         dropped = ", dropped='held'" if self.dropped == "held" else ""
         return f"Plan(B={B}, N={N} -> M={self.num_slots}, {rule}{dropped})"
+
+
+def _check_below(name: str, values: Tensor, limit_name: str, limit: int) -> None:
+    """Checks that integers are below a limit; only those on a CPU, since reading others synchronizes their device.
+
+    Raises:
+        ValueError: a value is too large.
+    """
+    readable = type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and values.numel() and (largest := int(values.max())) >= limit:
+        raise ValueError(f"{name} has values up to {largest}, but {limit_name} is {limit}")
 
 
 def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -28,7 +28,7 @@ from typing import Any, get_type_hints
 import torch
 
 from fewtokens import methods
-from fewtokens.core import files
+from fewtokens.core import entry_points, files
 from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.method import STAGES, Method
 from fewtokens.core.plain import conform
@@ -60,10 +60,11 @@ def _folder(kind: str) -> tuple[str, ...]:
 def names() -> list[str]:
     """Returns the names of all methods except those of `layer_names`, baselines first.
 
-    Methods of other packages, which are entry points of the group `fewtokens.methods`, are last.
+    Methods of other packages, which are entry points of the group `fewtokens.methods`, are last. Their packages are
+    imported; one that cannot be loaded is skipped, with one warning per process.
     """
     own = [name for kind in KINDS for name in _folder(kind)]
-    return [*BASELINES, *(name for name in own if name not in BASELINES), *sorted(_external_entry_points())]
+    return [*BASELINES, *(name for name in own if name not in BASELINES), *_external_names()]
 
 
 def layer_names() -> list[str]:
@@ -137,15 +138,14 @@ def get(name: str) -> type[Any]:
     """Returns the class of a method.
 
     Raises:
-        ValueError: there is no method of this name; the message suggests similar names.
+        ValueError: there is no method of this name (the message suggests similar names), or its entry point cannot be
+            loaded.
     """
     kind = get_kind(name)
     if kind in (*KINDS, LAYER_KIND):
         return _class_of(import_module(f"fewtokens.methods.{kind}.{name}"))
     if point := _external_entry_points().get(name):
-        loaded = point.load()
-        loaded.name = name
-        return loaded
+        return _load_external(point)
     similar = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
     hint = f"did you mean {' or '.join(similar)}?" if similar else "run 'fewtokens methods' to list all"
     raise ValueError(f"no method called {files.one_line(name)!r}; {hint}")
@@ -163,11 +163,32 @@ def _class_of(module: ModuleType) -> type[Any]:
 
 
 def _external_entry_points() -> dict[str, EntryPoint]:
-    return {
-        point.name: point
-        for point in entry_points(group="fewtokens.methods")
-        if get_kind(point.name) == "other packages"
-    }
+    return entry_points.external({name for kind in (*KINDS, LAYER_KIND) for name in _folder(kind)})
+
+
+def _load_external(point: EntryPoint) -> type[Any]:
+    """Loads the class of an entry point; from then on the entry point determines its name."""
+    loaded = entry_points.load(point, Spec)
+    loaded.name = point.name
+    required = [p.name for p in inspect.signature(loaded).parameters.values() if p.default is inspect.Parameter.empty]
+    if required:
+        raise ValueError(
+            f"{entry_points.describe(point)} cannot be used: its argument {required[0]} must have a default"
+        )
+    return loaded
+
+
+def _external_names() -> list[str]:
+    """Returns the names of the entry points that can be loaded."""
+    usable = []
+    for name, point in sorted(_external_entry_points().items()):
+        try:
+            _load_external(point)
+        except ValueError as error:
+            entry_points.warn_once(f"{error}; skipped")
+        else:
+            usable.append(name)
+    return usable
 
 
 def streaming_names() -> list[str]:

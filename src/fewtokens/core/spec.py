@@ -6,6 +6,17 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from fewtokens.core import entry_points
+
+
+class _ExternalName:
+    """The `name` of a class of another package, looked up in the entry points on first use."""
+
+    def __get__(self, instance: object, owner: type) -> str:
+        name = entry_points.name_of(owner) or owner.__name__
+        owner.name = name  # type: ignore[attr-defined]
+        return name
+
 
 def format_short(kind: type, name: str, arguments: Mapping[str, Any]) -> str:
     """Formats a spec without the arguments that are None or have their default value, except `keep`."""
@@ -26,7 +37,7 @@ class Spec:
 
     Attributes:
         name: the name in spec strings: that of the file in `fewtokens.methods`, or of the entry point of another
-            package. A class that is not registered has its class name, which no spec string can refer to.
+            package. A class that is not registered has its class name, which no spec string can contain.
         arguments: the constructor arguments and their values, by name.
         spec: the spec string that builds the object; arguments that are None are omitted.
         short_spec: the spec without arguments that have their default value, except `keep`; for figures and tables.
@@ -37,12 +48,22 @@ class Spec:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         package, _, module = cls.__module__.rpartition(".")
-        cls.name = module if package.startswith("fewtokens.methods.") else cls.__name__
+        cls.name = module if package.startswith("fewtokens.methods.") else _ExternalName()  # type: ignore[assignment]
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The constructor arguments and their values, by name."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        """The constructor arguments and their values, by name.
+
+        Raises:
+            TypeError: the constructor does not store an argument under its own name.
+        """
+        names = list(inspect.signature(type(self)).parameters)
+        if missing := [name for name in names if not hasattr(self, name)]:
+            remedy = "; call self.set_budget(keep)" if missing[0] == "keep" and hasattr(self, "set_budget") else ""
+            raise TypeError(
+                f"argument {missing[0]} of {type(self).__name__} is not stored as self.{missing[0]}{remedy}"
+            )
+        return {name: getattr(self, name) for name in names}
 
     @property
     def spec(self) -> str:

@@ -20,7 +20,7 @@ from fewtokens.video import read
 
 def tokenize(
     video: Any,
-    methods: str | Sequence[Method] = "tome",
+    methods: str | Method | Sequence[Method] = "tome",
     *,
     encoder: str | Encoder = "patches",
     keep: float | int | str | None = None,
@@ -36,7 +36,7 @@ def tokenize(
     Args:
         video: any input of `Pipeline.forward`: a path (a video, an image or a folder of images), a `Video`, frames, or
             a list of these.
-        methods: a spec string, or a sequence of methods. Default: "tome".
+        methods: a spec string, a method, or a sequence of methods. Default: "tome".
         encoder: an encoder, or a name for `load_encoder`. Default: "patches", which needs no weights.
         keep: budget of the methods in the spec that do not set one: a fraction of the cells (0.1), a count (32) or a
             count per frame ("8/frame"). None for the default of each method.

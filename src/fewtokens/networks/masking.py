@@ -124,7 +124,7 @@ def set_sincos_positions(vit: ViT) -> None:
 
 
 def initialize(module: nn.Module) -> None:
-    """Initializes as in the published codes: Xavier for linear layers and the patch embedding, tokens N(0, 0.02).
+    """Initializes as in the published code: Xavier for linear layers and the patch embedding, tokens N(0, 0.02).
 
     Biases are 0, except for that of the patch embedding, which keeps the default of PyTorch: uniform within
     1 / sqrt(fan-in).

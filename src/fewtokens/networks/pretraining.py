@@ -54,7 +54,7 @@ class PretrainingConfig(ViTConfig):
         image_size: height and width of the frames in pixels, multiples of the patch size.
         mask_ratio: fraction of the patches of the target to mask, in (0, 1).
         decoder_dim, decoder_depth, decoder_num_heads: of the decoder, which is discarded after pre-training.
-        distance: "mse" of normalized pixels (as in the published codes) or "cosine" (as in the paper of Token
+        distance: "mse" of normalized pixels (as in the published code) or "cosine" (as in the paper of Token
             Bottleneck). Default: "mse".
     """
 

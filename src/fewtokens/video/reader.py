@@ -150,9 +150,14 @@ def stream(
             print(video.times, video.frames.shape)
 
     Args:
-        path: a file or folder, see `read`.
+        path: a video file, an image, or a folder of images.
         chunk: number of frames per chunk; the last chunk may have fewer. Default: 32.
-        fps, size, start, end, video_stream, allow_truncated: see `read`.
+        fps: sampling rate in frames per second. Default: every frame.
+        size: short side in pixels, which preserves the aspect ratio, or (height, width). Default: the original size.
+        start: time of the first frame to read, in seconds after the first frame of the video. Default: 0.
+        end: only frames before this time, in seconds, are read. Default: the end of the video.
+        video_stream: index of the video stream if the file has several. Default: the one that FFmpeg ranks best.
+        allow_truncated: whether to read all frames of a damaged file that can be decoded, instead of raising an error.
 
     Yields:
         A `Video` for each chunk, with times relative to the first frame of the file. Concatenated, the chunks equal the

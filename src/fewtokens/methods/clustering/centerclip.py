@@ -70,7 +70,7 @@ class CenterClip(Reducer):
 
     def plan(self, tokens: Tokens) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.require_full_grid(self.name).features.float()
+        x = tokens.features.float()
         S, m = -(-T // self.frames), self.frames * n
         padding = S * m - tokens.N
         rows = F.pad(x, (0, 0, 0, padding)).reshape(B * S, m, -1)

@@ -66,7 +66,7 @@ class DenseTokens(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        x = to_frames(tokens, self.name)
+        x = to_frames(tokens)
         maps = self.maps(tokens.grid.H, tokens.grid.W).expand(len(x), -1, -1)
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         features = maps.to(dtype) @ x.flatten(1, 2).to(dtype) + self.bias

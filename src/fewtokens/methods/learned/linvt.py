@@ -100,7 +100,7 @@ class LinVt(Resampler):
     def refine(self, tokens: Tokens) -> Tensor:
         """Applies attention within frames, then over time; returns [B,N,C]."""
         B, (T, H, W) = tokens.B, tokens.grid.shape
-        x = masked_features(tokens.require_full_grid(self.name), self.queries.dtype) + self.places(tokens)
+        x = masked_features(tokens, self.queries.dtype) + self.places(tokens)
         x = x.reshape(B * T, H * W, -1)
         y = self.norm_space(x)
         x = (x + self.space(y, y)).reshape(B, T, H * W, -1).transpose(1, 2).flatten(0, 1)  # [B*HW,T,C]

@@ -69,7 +69,7 @@ class LlamaVid(Resampler):
         check_dim(self.name, tokens.C, self.dim)
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         B, (T, H, W) = tokens.B, tokens.grid.shape
-        x = masked_features(tokens.require_full_grid(self.name), self.key.weight.dtype).reshape(B, T, H * W, -1)
+        x = masked_features(tokens, self.key.weight.dtype).reshape(B, T, H * W, -1)
         queries = self.query(text.to(x.dtype))[:, None]  # [B,1,L,C]
         # The mean over queries is linear, so it can precede the sum over patches.
         attention = attention_weights(queries, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]

@@ -52,5 +52,5 @@ class PoolMlp(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        features, maps = self.learn(to_frames(tokens, self.name).to(self.norm.weight.dtype))
+        features, maps = self.learn(to_frames(tokens).to(self.norm.weight.dtype))
         return resample_frames(tokens, maps, features)

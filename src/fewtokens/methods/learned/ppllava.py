@@ -84,7 +84,6 @@ class PpLlava(Resampler):
         check_dim(self.name, tokens.C, self.dim)
         text: Tensor = cues["text"]
         check_text(self.name, text, tokens, self.text_dim or self.dim)
-        tokens = tokens.require_full_grid(self.name)
         x = masked_features(tokens, self.to_text.weight.dtype)
         prompt = _unit(text.to(x.dtype).mean(1))
         logits = (_unit(self.to_text(x)) @ prompt[..., None]).squeeze(2) / self.tau

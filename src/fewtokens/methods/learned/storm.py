@@ -79,7 +79,6 @@ class Storm(Method):
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         check_dim(self.name, tokens.C, self.dim)
-        tokens = tokens.require_full_grid(self.name)
         x = masked_features(tokens, next(self.parameters()).dtype)
         for layer in self.layers:
             x = layer(x, tokens.mask)

@@ -92,7 +92,7 @@ class TokenLearner(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        return resample_frames(tokens, self.maps(to_frames(tokens, self.name).to(self.norm.weight.dtype)))
+        return resample_frames(tokens, self.maps(to_frames(tokens).to(self.norm.weight.dtype)))
 
 
 def _convolutions(dim: int, num_tokens: int) -> nn.Sequential:

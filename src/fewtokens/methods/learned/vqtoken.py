@@ -76,7 +76,6 @@ class VqToken(Resampler):
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
         check_dim(self.name, tokens.C, self.dim)
-        tokens = tokens.require_full_grid(self.name)
         if (self.side, self.side) != (tokens.grid.H, tokens.grid.W):
             raise ValueError(
                 f"{self.name} was built for frames of {self.side} x {self.side} cells, got {tokens.grid.H} x "

@@ -85,7 +85,7 @@ class FastVid(Method):
 
     def _select(self, tokens: Tokens, attention: Tensor, frame_global: Tensor) -> _Selection:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
+        x = tokens.features.float().unflatten(1, (T, n))
         lengths = tokens.mask.unflatten(1, (T, n))[..., 0].sum(1)
         similarity = cosine(frame_global[:, :-1], frame_global[:, 1:])
         first, last = cut_where_frames_change(similarity, lengths, self.segments, self.tau)

@@ -55,7 +55,7 @@ class HoliTom(Reducer):
 
     def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
+        x = tokens.features.float().unflatten(1, (T, n))
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]  # [B,T]
         similar = cosine(x[:, 1:], x[:, :-1])
         runs = _runs(similar > self.tau, real_frames)

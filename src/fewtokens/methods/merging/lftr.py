@@ -44,7 +44,7 @@ class Lftr(Reducer):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.require_full_grid(self.name).features.detach().float().unflatten(1, (T, n))
+        x = tokens.features.detach().float().unflatten(1, (T, n))
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
         with torch.no_grad():
             mean = x.mean(2)

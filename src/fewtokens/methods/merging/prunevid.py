@@ -63,7 +63,7 @@ class PruneVid(Reducer):
 
     def plan(self, tokens: Tokens) -> Plan:
         T, n = tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.require_full_grid(self.name).features.float().unflatten(1, (T, n))
+        x = tokens.features.float().unflatten(1, (T, n))
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
         num_segments = (real_frames.sum(1) * self.segments + 1e-6).long().clamp(min=1)
         first = frame_segments(x.mean(2), real_frames, num_segments, self.neighbors)

@@ -63,5 +63,4 @@ class Sttm(Method):
         self.squares = Squares(tau, tau_time, levels, bool(weighted), strips)
 
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        tokens.require_full_grid(self.name)
         return self.squares.merge(tokens, None if self.budget is None else self.counts(tokens))

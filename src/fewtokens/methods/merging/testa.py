@@ -45,7 +45,7 @@ class Testa(Reducer):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        x = tokens.require_full_grid(self.name).features.detach().float()
+        x = tokens.features.detach().float()
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
         with torch.no_grad():
             # A frame is one long row; with unit patches, the cosine of two rows is the mean over their positions.

@@ -49,7 +49,6 @@ class VisionZip(Reducer):
 
     def plan(self, tokens: Tokens, *, attention: Tensor, keys: Tensor) -> Plan:
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        tokens.require_full_grid(self.name)
         lengths = torch.tensor([grid.T for grid in tokens.grid.videos(B)], device=tokens.device)[:, None]
         total = self.counts(tokens)[:, None]
         t = torch.arange(T + 1, device=tokens.device).minimum(lengths)

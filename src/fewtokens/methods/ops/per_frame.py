@@ -23,9 +23,9 @@ def check_dim(name: str, actual: int, dim: int) -> None:
         raise ValueError(f"{name} was built for {dim} channels, but these tokens have {actual}; set dim={actual}")
 
 
-def to_frames(tokens: Tokens, name: str) -> Tensor:
-    """The features as frames [B*T,H,W,C]; raises a ValueError, naming the method `name`, if cells are missing."""
-    return tokens.require_full_grid(name).features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
+def to_frames(tokens: Tokens) -> Tensor:
+    """The features of one token per cell as frames [B*T,H,W,C]."""
+    return tokens.features.reshape(-1, tokens.grid.H, tokens.grid.W, tokens.C)
 
 
 def resample_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None) -> Resampled:

@@ -57,7 +57,7 @@ class GridSplit(Resampler):
         return apply_maps(self.maps(x.shape[1], x.shape[2], x.device), x)
 
     def resample(self, tokens: Tokens, **cues: Any) -> Resampled:
-        frames = to_frames(tokens, self.name)
+        frames = to_frames(tokens)
         maps = self.maps(tokens.grid.H, tokens.grid.W, tokens.device)
         return resample_frames(tokens, maps.expand(len(frames), -1, -1))
 

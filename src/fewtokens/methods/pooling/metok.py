@@ -90,7 +90,7 @@ class Metok(Reducer):
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         T, n, W = tokens.grid.T, tokens.grid.cells_per_frame, tokens.grid.W
-        x = tokens.require_full_grid(self.name).features.float()
+        x = tokens.features.float()
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
         if self.by == "text":
             vectors = cues["frame_global"].float()

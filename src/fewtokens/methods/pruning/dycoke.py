@@ -99,7 +99,7 @@ class DyCoke(Reducer):
         return in_full + pruned * self._survivors_per_frame(grid.cells_per_frame)
 
     def plan(self, tokens: Tokens, *, state: DyCokeState | None = None) -> Plan:
-        x = tokens.require_full_grid(self.name).features.unflatten(1, (tokens.grid.T, -1))  # [B,T,n,C]
+        x = tokens.features.unflatten(1, (tokens.grid.T, -1))  # [B,T,n,C]
         B, T, n, _ = x.shape
         start = 0 if state is None else state.frames
         # The frame that each one is compared with depends on the length of its video.

@@ -43,7 +43,7 @@ class Hourglass(Reducer):
 
     def plan(self, tokens: Tokens) -> Plan:
         n = tokens.grid.cells_per_frame
-        frames = tokens.require_full_grid(self.name).features.float().unflatten(1, (tokens.grid.T, n)).mean(2)
+        frames = tokens.features.float().unflatten(1, (tokens.grid.T, n)).mean(2)
         real_frames = tokens.mask.unflatten(1, (tokens.grid.T, n))[..., 0]
         score = density_peaks(frames, real_frames, self.neighbors)
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)

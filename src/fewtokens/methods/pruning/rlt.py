@@ -62,7 +62,6 @@ class Rlt(Reducer):
 
     def plan(self, tokens: Tokens, *, pixels: Tensor, last: LastFrame | None = None) -> Plan:
         counts = self.counts(tokens) if self.budget else None
-        tokens = tokens.require_full_grid(self.name)
         return plan_runs(tokens, pixels, difference, threshold=self.tau, counts=counts, last=last)
 
     def step(self, tokens: Tokens, state: LastFrame | None = None, **cues: Any) -> tuple[Tokens, LastFrame]:
