@@ -56,7 +56,10 @@ class PyramidDrop(LayerMethod):
         parts = len(self.keep) + 1
         layers = self.layers or tuple(depth * part // parts for part in range(1, parts))
         if layers[0] < 1 or list(layers) != sorted(set(layers)):
-            raise ValueError(f"pyramid_drop: {depth} layers are too few for {len(self.keep)} stages; set layers=")
+            raise ValueError(
+                f"pyramid_drop: {depth} layers are too few for {len(self.keep)} stages; set fewer budgets and their "
+                "layers, such as keep=(0.5, 0.25), layers=(1, 2)"
+            )
         return [PrunePoint(layer, layer) for layer in layers]
 
     def keeps_all(self, index: int) -> bool:
