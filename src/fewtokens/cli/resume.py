@@ -122,9 +122,16 @@ def check_request(result: Path | str, before: dict[str, Any], request: dict[str,
         ValueError: they differ; names the settings.
     """
     plain, before = json.loads(json.dumps(request)), rename_encoder_keys(before)
-    if changed := [name for name in plain if before.get(name) != plain[name]]:
+    changed = []
+    for name in plain:
+        then, now = before.get(name), plain[name]
+        if isinstance(then, dict) and isinstance(now, dict):  # such as the options of reading a video
+            changed += [_change(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
+        elif then != now:
+            changed.append(_change(name, then, now))
+    if changed:
         raise ValueError(
-            f"{result} was made with other settings ({', '.join(changed)}); give --overwrite, or another --out"
+            f"{result} was made with other settings: {', '.join(changed)}; give --overwrite, or another --out"
         )
 
 
