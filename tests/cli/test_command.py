@@ -251,10 +251,12 @@ class TestTokenize:
         (tmp_path / "a").rename(tmp_path / "c")
         assert "skipped" in quick("tokenize", tmp_path / "c" / "clip.mp4", *words).stderr
 
-    def test_results_of_an_earlier_version_are_rejected_in_one_line(self, clip, tmp_path):
+    def test_results_of_other_settings_or_an_earlier_version_are_rejected_in_one_line(self, clip, tmp_path):
         out = tmp_path / "a.safetensors"
         words = ("tokenize", clip, "--frames", 2, "--size", 32, "--out", out)
         quick(*words)
+        other = error_line(quick("tokenize", clip, "--frames", 3, "--size", 32, "--out", out, code=2))
+        assert "made with other settings: frames (2, now 3); give --overwrite" in other
         tokens = Tokens.load(out)
         before = {"path": "clip.mp4", "name": "clip", "bytes": clip.stat().st_size}
         tokens.replace(meta={**tokens.meta, "source": before}).save(out)

@@ -125,7 +125,7 @@ def check_request(result: Path | str, before: dict[str, Any], request: dict[str,
     changed = []
     for name in plain:
         then, now = before.get(name), plain[name]
-        if isinstance(then, dict) and isinstance(now, dict):  # such as the options of reading a video
+        if name == "reading" and isinstance(then, dict):  # its keys are the options of reading a video
             changed += [_change(key, then.get(key), now[key]) for key in now if then.get(key) != now[key]]
         elif then != now:
             changed.append(_change(name, then, now))
