@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from fewtokens.core import registry
-from fewtokens.core.tokens import Tokens
+from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.encoders import Patches, ViT, VitEncoder
 from fewtokens.encoders.config import ViTConfig
-from fewtokens.evaluation.compare import TIME_WEIGHT
 from fewtokens.show import overlay
 from fewtokens.video import Video, synthetic
 

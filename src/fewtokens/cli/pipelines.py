@@ -101,13 +101,14 @@ def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOpti
 
 def read_video(path: str | Path, options: ReadOptions) -> Video:
     """Reads the frames that the options specify. Default: 16 frames."""
+    from fewtokens.core.inputs import DEFAULT_FRAMES
     from fewtokens.video import read
 
     if options.frames is not None and options.fps is not None:
         raise ValueError("give --frames or --fps, not both")
     return read(
         path,
-        frames=16 if options.frames is None and options.fps is None else options.frames,
+        frames=DEFAULT_FRAMES if options.frames is None and options.fps is None else options.frames,
         fps=options.fps,
         size=options.size,
         start=options.start,

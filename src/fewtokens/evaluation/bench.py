@@ -25,9 +25,8 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.shapes import shape_repr
-from fewtokens.core.tokens import Tokens
+from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.data.masks import resize_masks
-from fewtokens.evaluation.compare import TIME_WEIGHT
 from fewtokens.evaluation.davis import mean_numbers, score
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, rare_cells, relative_error
 from fewtokens.evaluation.label_propagation import Protocol, first_labels, propagate, to_masks

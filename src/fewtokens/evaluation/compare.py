@@ -15,8 +15,7 @@ from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import CUES, Method
 from fewtokens.core.shapes import shape_repr
-from fewtokens.core.tokens import TIME_WEIGHT as TIME_WEIGHT
-from fewtokens.core.tokens import Tokens
+from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.evaluation.fidelity import mean_cosine, psnr, relative_error
 from fewtokens.profiling.latency import half_range, timings
 

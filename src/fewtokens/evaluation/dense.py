@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.shapes import shape_repr
+from fewtokens.core.tokens import TIME_WEIGHT
 from fewtokens.data.dense_sets import SequenceFiles, check_paired
 from fewtokens.data.masks import read_masks, resize_masks
 from fewtokens.data.transforms import resize
-from fewtokens.evaluation.compare import TIME_WEIGHT
 from fewtokens.evaluation.davis import TABLE, official_table, score, tolerance
 from fewtokens.evaluation.label_propagation import Protocol, first_labels, propagate, to_masks
 from fewtokens.evaluation.mean_iou import VIP_CLASSES, confusion, mean_iou

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, to_frames
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.encoders import load_encoder
+from fewtokens.evaluation.fidelity import psnr
 from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.page import write_page
@@ -145,8 +145,7 @@ def result_of(video: Video, tokens: Tokens, encoder: Encoder | None = None, name
             reference = encoder.decode(full.unmerge())
             cells = tokens.to(encoder.device).unmerge(time_weight=TIME_WEIGHT)
             rebuilt = encoder.decode(cells).clamp(0, 1)
-            error = float((rebuilt.double() - reference.double()).square().mean())
-            numbers["psnr_db"] = math.inf if error == 0 else -10 * math.log10(error)
+            numbers["psnr_db"] = psnr(rebuilt, reference)
             frames = (encoder.decode(cells, size=video.size)[0].clamp(0, 1) * 255).round().byte().cpu()
             frames = frames[: len(video)]  # the last tubelet may be padded
     return Result(name or spec, spec, tokens, frames, numbers)
