@@ -103,7 +103,8 @@ def main() -> None:
     try:
         _, report = run(out, evaluate=evaluate, **changes)
     except Stopped as stopped:
-        print(json.dumps({"message": str(stopped), "code": stopped.code}))
+        # Both processes print: a line and its end in one write, which those of the other process cannot split.
+        sys.stdout.write(json.dumps({"message": str(stopped), "code": stopped.code}) + "\n")
         end_process()
     if dist.get_rank() == 0:
         print(json.dumps({"steps": report.steps, "loss": report.metrics[0]["loss"], **shards}))
