@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,8 +99,8 @@ def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOpti
     return pipelines
 
 
-def read_video(path: str | Path, options: ReadOptions) -> Video:
-    """Reads the frames that the options specify. Default: 16 frames."""
+def read_video(path: str | Path, options: ReadOptions, progress: Callable[[int, int], None] | None = None) -> Video:
+    """Reads the frames that the options specify. Default: 16 frames. `progress`: see `fewtokens.read`."""
     from fewtokens.core.inputs import DEFAULT_FRAMES
     from fewtokens.video import read
 
@@ -115,6 +115,7 @@ def read_video(path: str | Path, options: ReadOptions) -> Video:
         end=options.end,
         video_stream=options.video_stream,
         allow_truncated=options.allow_truncated,
+        progress=progress,
     )
 
 

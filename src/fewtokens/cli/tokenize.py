@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +35,7 @@ from fewtokens.cli.tables import print_json
 from fewtokens.cli.tokenize_chunks import tokenize_chunks
 
 if TYPE_CHECKING:
+    from fewtokens.core.ahead import Check
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.core.tokens import Tokens
 
@@ -104,16 +108,21 @@ def tokenize(
     done, failed = [], []
     assert pipeline.encoder is not None
     unit = "videos" if not single else "seconds of video" if chunked else "frames"
-    with progress(unit, None if single else len(jobs)) as advance:
+    with progress(unit, None if single else len(jobs)) as advance, ExitStack() as threads:
         if single:
             pipeline.encoder.progress = advance
-        for number, (video, path) in enumerate(jobs):
+        results: Iterator[Callable[[], dict[str, Any]]]
+        if chunked:
+            report = advance if single else None
+            results = (
+                partial(tokenize_chunks, pipeline, video, path, chunk_reading, run.seed, overwrite, report)
+                for video, path in jobs
+            )
+        else:
+            results = threads.enter_context(_tokenize_ahead(pipeline, jobs, reading, run.seed, overwrite))
+        for number, ((video, _), result) in enumerate(zip(jobs, results, strict=True)):
             try:
-                if chunked:
-                    report = advance if single else None
-                    row = tokenize_chunks(pipeline, video, path, chunk_reading, run.seed, overwrite, report)
-                else:
-                    row = _tokenize_video(pipeline, video, path, reading, run.seed, overwrite)
+                row = result()
             except (ValueError, OSError) as error:
                 if single:
                     raise
@@ -160,39 +169,94 @@ def _targets(videos: list[Path], target: Path, chunked: bool) -> list[tuple[Path
     return jobs
 
 
-def _tokenize_video(
-    pipeline: Pipeline, video: Path, path: Path, reading: ReadOptions, seed: int, overwrite: bool
-) -> dict[str, Any]:
-    """Tokenizes one video; returns its entry in the report."""
-    import torch
+@contextmanager
+def _tokenize_ahead(
+    pipeline: Pipeline, jobs: Sequence[tuple[Path, Path]], reading: ReadOptions, seed: int, overwrite: bool
+) -> Iterator[Iterator[Callable[[], dict[str, Any]]]]:
+    """Tokenizes videos: while one is encoded and reduced, the next ones are read and the last one is saved.
+
+    Yields:
+        An iterator over functions, one per video, that return its entry in the report or raise its error.
+    """
+    from fewtokens.core.ahead import map_ahead, reading_threads
 
     assert pipeline.encoder is not None
     request = {
         "spec": pipeline.spec, "encoder": pipeline.encoder.describe(), "reading": asdict(reading), "seed": seed,
     }  # fmt: skip
-    source = source_now(video)
-    if path.exists() and not overwrite and (earlier := _meta(path)) is not None:
-        check_source(path, earlier.get("source"), source, "give --overwrite, or another --out")
-        if isinstance(earlier.get("reading"), dict):
-            earlier = earlier | {"reading": with_defaults(earlier["reading"])}
-        check_request(path, earlier, request | {"reading": with_defaults(asdict(reading))})
-        return {"video": str(video), "out": str(path), "skipped": True}
-    start = time.perf_counter()
-    clip = read_video(video, reading)
-    with torch.inference_mode():
-        tokens = pipeline(clip.frames, clip.times)
-    tokens.to("cpu").save(path, **request, source={**source, "name": clip.name})
-    return {
-        "video": str(video),
-        "out": str(path),
-        "skipped": False,
-        "frames": len(clip),
-        "cells": tokens.grid.cells,
-        "tokens": int(tokens.count[0]),
-        "bytes": path.stat().st_size,
-        "seconds": round(time.perf_counter() - start, 3),
-        "minimum": _minimum(pipeline, tokens),
-    }
+    tasks = (_Task(video, path, reading, request, overwrite) for video, path in jobs)
+    with (
+        map_ahead(_Task.read, tasks, reading_threads()) as read,
+        map_ahead(_Task.save, (task.reduce(pipeline) for task in read), 1) as saved,
+    ):
+        yield (task.result for task in saved)
+
+
+def _step(function: Callable[..., None]) -> Callable[..., _Task]:
+    """Turns a method of `_Task` into one that measures its time, keeps its error, and does nothing after the end."""
+
+    def run(task: _Task, argument: Any) -> _Task:
+        if task.row is None and task.error is None:
+            start = time.perf_counter()
+            try:
+                function(task, argument)
+            except (ValueError, OSError) as error:
+                task.error = error
+            task.seconds += time.perf_counter() - start
+        return task
+
+    return run
+
+
+class _Task:
+    """The way of one video to its file, in steps that run in different threads; ends early at an error or a result."""
+
+    def __init__(self, video: Path, path: Path, reading: ReadOptions, request: dict[str, Any], overwrite: bool) -> None:
+        self.video, self.path, self.reading, self.request, self.overwrite = video, path, reading, request, overwrite
+        self.row: dict[str, Any] | None = None
+        self.error: Exception | None = None
+        self.seconds = 0.0
+
+    def result(self) -> dict[str, Any]:
+        """Returns the entry of the video in the report, or raises its error."""
+        if self.error is not None:
+            raise self.error
+        assert self.row is not None
+        return self.row if self.row["skipped"] else self.row | {"seconds": round(self.seconds, 3)}
+
+    @_step
+    def read(self, check: Check) -> None:
+        self.source = source_now(self.video)
+        if self.path.exists() and not self.overwrite and (earlier := _meta(self.path)) is not None:
+            check_source(self.path, earlier.get("source"), self.source, "give --overwrite, or another --out")
+            if isinstance(earlier.get("reading"), dict):
+                earlier = earlier | {"reading": with_defaults(earlier["reading"])}
+            check_request(self.path, earlier, self.request | {"reading": with_defaults(self.request["reading"])})
+            self.row = {"video": str(self.video), "out": str(self.path), "skipped": True}
+        else:
+            self.clip = read_video(self.video, self.reading, check)
+
+    @_step
+    def reduce(self, pipeline: Pipeline) -> None:
+        import torch
+
+        with torch.inference_mode():
+            self.tokens = pipeline(self.clip.frames, self.clip.times).to("cpu")
+        self.minimum = _minimum(pipeline, self.tokens)
+
+    @_step
+    def save(self, _: Check) -> None:
+        self.tokens.save(self.path, **self.request, source={**self.source, "name": self.clip.name})
+        self.row = {
+            "video": str(self.video),
+            "out": str(self.path),
+            "skipped": False,
+            "frames": len(self.clip),
+            "cells": self.tokens.grid.cells,
+            "tokens": int(self.tokens.count[0]),
+            "bytes": self.path.stat().st_size,
+            "minimum": self.minimum,
+        }
 
 
 def _minimum(pipeline: Pipeline, tokens: Tokens) -> str | None:

@@ -24,7 +24,7 @@ def to_unit(frames: Tensor) -> Tensor:
     if frames.ndim < 4 or frames.shape[-3] != 3:
         raise ValueError(f"frames must be [B,T,3,H,W], got {list(frames.shape)}")
     if frames.dtype == torch.uint8:
-        return frames.float() / 255
+        return frames.float().div_(255)
     if not frames.is_floating_point():
         raise ValueError(f"frames must be uint8, or float in 0..1, got {frames.dtype}")
     return frames.float()
@@ -59,14 +59,14 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
     resized = F.interpolate(frames.flatten(0, 1), tuple(size), mode="bilinear", antialias=True, align_corners=False)
-    return resized.clamp(0, 1).unflatten(0, tuple(frames.shape[:2]))
+    return resized.clamp_(0, 1).unflatten(0, tuple(frames.shape[:2]))
 
 
 def patchify(frames: Tensor, tubelet: int, patch: int) -> Tensor:
     """Splits frames [B,T*p,3,H*q,W*q] into the pixels of each cell [B,T*H*W,p,q*q*3] (row, column, channel)."""
-    return rearrange(
-        frames, "b (t p) c (h q) (w r) -> b (t h w) p (q r c)", p=tubelet, q=patch, r=patch
-    )  # fmt: skip
+    # One copy per channel reads and writes whole rows, unlike a single copy whose innermost dimension is the channels.
+    channels = rearrange(frames, "b (t p) c (h q) (w r) -> c b t h w p q r", p=tubelet, q=patch, r=patch)
+    return rearrange(torch.stack(channels.unbind(), dim=-1), "b t h w p q r c -> b (t h w) p (q r c)")
 
 
 def unpatchify(pixels: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:

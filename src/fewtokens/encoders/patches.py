@@ -82,8 +82,9 @@ class Patches(Encoder):
         grid = self.grid(frames.shape[1], frames.shape[3], frames.shape[4], times)
         fitted = fit(to_unit(frames.to(self.device)), grid, self.tubelet_size, self.patch_size)
         pixels = patchify(fitted, self.tubelet_size, self.patch_size)
-        mean, std = self._scale(pixels.device)
-        features = ((pixels.unflatten(-1, (-1, 3)) - mean) / std).flatten(2)
+        mean, std = (values.repeat(self.patch_size**2) for values in self._scale(pixels.device))
+        used = pixel_methods or "pixels" in needs  # in addition to the features
+        features = (pixels - mean if used else pixels.sub_(mean)).div_(std).flatten(2)
         tokens = Tokens.from_cells(features.to(self.dtype), grid)
         for method in pixel_methods:
             reduced = method(tokens, pixels=pixels)

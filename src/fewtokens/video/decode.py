@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ _PARTS = 4
 _MAX_ERRORS = 16
 # Frames per second if a file does not specify them.
 DEFAULT_FPS = 25.0
+Progress = Callable[[int, int], None]
 
 
 class IndexMismatch(Exception):
@@ -70,8 +71,10 @@ class VideoFile:
     __repr__ = shape_repr
 
     @staticmethod
-    def open(path: Path, video_stream: int | None, allow_truncated: bool) -> VideoFile:
-        """Opens a file by its packet index, or by decoding all frames if the index is not reliable.
+    def open(
+        path: Path, video_stream: int | None, allow_truncated: bool, progress: Progress | None = None
+    ) -> VideoFile:
+        """Opens a file by its packet index, or by decoding all frames if the index is not reliable, see `counted`.
 
         Raises:
             VideoError: the file is not a video, has no frames, or is damaged and `allow_truncated` is False.
@@ -91,7 +94,7 @@ class VideoFile:
             path, video_stream, allow_truncated, times, _duration(times, rate, last), _fps(times, rate), aspect, index,
             by_index, declared, expected, time_base, rate,
         )  # fmt: skip
-        return file if by_index else file.counted()
+        return file if by_index else file.counted(progress)
 
     @property
     def name(self) -> str:
@@ -104,8 +107,11 @@ class VideoFile:
     def scaler(self, size: Size | None) -> Scaler:
         return Scaler(size, self.name, self.aspect)
 
-    def counted(self) -> VideoFile:
+    def counted(self, progress: Progress | None = None) -> VideoFile:
         """Decodes the full file and returns a `VideoFile` that locates frames by counting.
+
+        Args:
+            progress: called with (0, expected frames) at each frame, since counting reads none of those requested.
 
         Raises:
             VideoError: no frame can be decoded, or the file is damaged and `allow_truncated` is False.
@@ -118,6 +124,8 @@ class VideoFile:
                 damage += 1
             if frame is not None:
                 stamps.append(frame.pts)
+            if progress is not None:
+                progress(0, self.expected)
         if not stamps and not self.index.packets:
             raise VideoError(f"{self.path}: contains no frames")
         if not stamps:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
 from fewtokens.video.container import reason
-from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, VideoFile
+from fewtokens.video.decode import DEFAULT_FPS, IndexMismatch, Progress, VideoFile
 from fewtokens.video.images import Animation, Folder, is_image
 from fewtokens.video.scale import Scaler
 from fewtokens.video.select import Size, check_bytes, check_request, select_frames
@@ -27,7 +27,6 @@ from fewtokens.video.types import Video, VideoError
 
 # Maps the seconds of all frames to the indices of the frames to read.
 Picker = Callable[[NDArray[np.float64]], NDArray[np.int64]]
-Progress = Callable[[int, int], None]
 
 
 class Source(Protocol):
@@ -85,7 +84,8 @@ def read(
         video_stream: index of the video stream if the file has several. Default: the one that FFmpeg ranks best.
         allow_truncated: whether to read all frames of a damaged file that can be decoded, including those after the
             damage, instead of raising an error.
-        progress: callback that receives the number of frames read and the total.
+        progress: callback that receives the number of frames read and the total; 0 of an estimate while a damaged file
+            is checked.
 
     Returns:
         A `Video` with the exact times of its frames. Transparency is composited over black.
@@ -104,7 +104,11 @@ def read(
 
     with _as_video_error(name):
         video = _read(
-            _open(source, video_stream, allow_truncated), select, size, frames is None and pick is None, progress
+            _open(source, video_stream, allow_truncated, progress),
+            select,
+            size,
+            frames is None and pick is None,
+            progress,
         )
     if video.path is None or pick is not None:
         return video
@@ -129,7 +133,7 @@ def _read(video: Source, select: Picker, size: Size | None, sequential: bool, pr
     if sequential:
         sequence = _read_sequential(video, select, video.scaler(size))
         return _make_chunk(next(sequence), sequence, len(video.times))
-    video = video.counted()
+    video = video.counted(progress)
     return _read_parallel(video, select(video.times), size, progress)
 
 
@@ -173,7 +177,7 @@ def stream(
         raise ValueError(f"chunk must be at least 1 frame, got {chunk!r}")
     name = str(path)
     with _as_video_error(name):
-        source = _open(Path(path), video_stream, allow_truncated)
+        source = _open(Path(path), video_stream, allow_truncated, None)
         sequence = _read_sequential(
             source, lambda times: select_frames(times, None, fps, start, end, name), source.scaler(size)
         )
@@ -235,7 +239,10 @@ def _as_video_error(name: str) -> Iterator[None]:
         raise VideoError(f"{name}: does not fit in memory; pass frames=, fps= or size=") from None
 
 
-def _open(source: str | Path | NDArray[Any] | Tensor, video_stream: int | None, allow_truncated: bool) -> Source:
+def _open(
+    source: str | Path | NDArray[Any] | Tensor, video_stream: int | None, allow_truncated: bool,
+    progress: Progress | None,
+) -> Source:  # fmt: skip
     if not isinstance(source, str | os.PathLike):
         return _Array(source)
     path = Path(source)
@@ -243,7 +250,7 @@ def _open(source: str | Path | NDArray[Any] | Tensor, video_stream: int | None, 
         raise VideoError(f"{path}: no such file")
     if path.is_dir():
         return Folder(path)
-    return Animation(path) if is_image(path) else VideoFile.open(path, video_stream, allow_truncated)
+    return Animation(path) if is_image(path) else VideoFile.open(path, video_stream, allow_truncated, progress)
 
 
 def _call_picker(pick: Picker, times: NDArray[np.float64]) -> NDArray[np.int64]:
