@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewtokens.video import Video, VideoError, read, stream, synthetic, write
+from fewtokens.video import Video, VideoError, read, scale, stream, synthetic, write
 from fewtokens.video.select import select_frames
 from tests.helpers.data import data_path
 from tests.video.makers import gray_levels, make_audio_only, make_video, moving_frames, numbered_frames
@@ -86,6 +86,21 @@ class TestFrames:
             part = read(path, frames=n)
             indices = [int((full.times == t).nonzero()) for t in part.times]
             assert torch.equal(full.frames[indices], part.frames)
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuvj420p", "yuv422p", "yuv444p"])
+@pytest.mark.parametrize(
+    ("size", "target"), [((64, 96), None), ((63, 96), None), ((64, 90), None), ((130, 210), 32), ((128, 96), (32, 80)),
+                         ((96, 130), 60), ((64, 80), (64, 40)), ((64, 96), 130)]
+)  # fmt: skip
+def test_planar_conversion_equals_packed_conversion(pixel_format, size, target, monkeypatch):
+    frame = av.VideoFrame(size[1], size[0], pixel_format)
+    random = np.random.default_rng(0)
+    for plane in frame.planes:
+        plane.update(random.integers(0, 256, plane.buffer_size, dtype=np.uint8).tobytes())
+    fast = scale.Scaler(target, "clip").frame(frame)
+    monkeypatch.setattr(scale, "_PLANAR", frozenset())
+    assert torch.equal(fast, scale.Scaler(target, "clip").frame(frame))
 
 
 class TestOddFiles:

@@ -33,6 +33,7 @@ def tokenize_chunks(
             or of other settings; a folder with other .safetensors files.
     """
     from fewtokens.core import files
+    from fewtokens.core.ahead import iterate_ahead
     from fewtokens.core.streaming import SceneTrigger, Streaming, drop_ratios, finish
     from fewtokens.video import stream
 
@@ -65,24 +66,25 @@ def tokenize_chunks(
         video_stream=reading["video_stream"],
         allow_truncated=reading["allow_truncated"],
     )
-    for part in chunks:
-        tokens = run(part.frames, part.times).to("cpu")
-        name = f"{len(names):06}.safetensors"
-        tokens.save(folder / name, spec=pipeline.spec)
-        assert tokens.grid.times is not None
-        for second, drop in zip(tokens.grid.times.tolist(), drop_ratios(tokens).tolist(), strict=True):
-            # The first frame of a video has no previous frame, so nothing in it can be dropped.
-            if (totals["frames"] or second > float(tokens.grid.times[0])) and trigger(drop):
-                events.append({"seconds": round(second, 3), "drop": round(drop, 4)})
-                log.print(f"{_clock(second)}  scene changes ({100 * drop:.0f} % dropped)", highlight=False)
-        names.append(name)
-        totals["frames"] += len(part)
-        totals["cells"] += tokens.grid.cells
-        totals["tokens"] += int(tokens.count[0])
-        totals["bytes"] += (folder / name).stat().st_size
-        if progress is not None:
-            ends = [end for end in (reading["end"], part.duration) if end is not None]
-            progress(round(float(part.times[-1])), round(min(ends)) if ends else None)
+    with iterate_ahead(chunks) as parts:
+        for part in parts:
+            tokens = run(part.frames, part.times).to("cpu")
+            name = f"{len(names):06}.safetensors"
+            tokens.save(folder / name, spec=pipeline.spec)
+            assert tokens.grid.times is not None
+            for second, drop in zip(tokens.grid.times.tolist(), drop_ratios(tokens).tolist(), strict=True):
+                # The first frame of a video has no previous frame, so nothing in it can be dropped.
+                if (totals["frames"] or second > float(tokens.grid.times[0])) and trigger(drop):
+                    events.append({"seconds": round(second, 3), "drop": round(drop, 4)})
+                    log.print(f"{_clock(second)}  scene changes ({100 * drop:.0f} % dropped)", highlight=False)
+            names.append(name)
+            totals["frames"] += len(part)
+            totals["cells"] += tokens.grid.cells
+            totals["tokens"] += int(tokens.count[0])
+            totals["bytes"] += (folder / name).stat().st_size
+            if progress is not None:
+                ends = [end for end in (reading["end"], part.duration) if end is not None]
+                progress(round(float(part.times[-1])), round(min(ends)) if ends else None)
     files.write_text(folder / "events.jsonl", "".join(json.dumps(event) + "\n" for event in events))
     finish(folder, names, pipeline.spec, {**request, "source": {**source, "name": video.stem}})
     seconds = round(time.perf_counter() - start, 3)

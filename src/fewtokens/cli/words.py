@@ -40,6 +40,7 @@ def words(
     check_exists(*videos)
     import torch
 
+    from fewtokens.core.ahead import map_ahead, reading_threads
     from fewtokens.encoders.frames import fit, patchify, to_unit
     from fewtokens.encoders.patches import Patches
     from fewtokens.methods.merging.visual_words import fit_words, save_words
@@ -48,10 +49,12 @@ def words(
         raise ValueError(f"--out must end in .safetensors, got {target}")
 
     def batches() -> Iterator[torch.Tensor]:
-        with progress("videos", len(videos)) as advance:
-            for done, video in enumerate(videos):
-                clip = read_video(video, reading).frames
-                for part in clip.split(16):
+        with (
+            progress("videos", len(videos)) as advance,
+            map_ahead(lambda video, check: read_video(video, reading, check), videos, reading_threads()) as clips,
+        ):
+            for done, clip in enumerate(clips):
+                for part in clip.frames.split(16):
                     grid = Patches(patch).grid(len(part), *part.shape[2:])
                     yield patchify(fit(to_unit(part)[None], grid, 1, patch), 1, patch)[0]
                 advance(done + 1)

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat, takewhile
 from threading import Event
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -61,6 +62,14 @@ def map_ahead(function: Callable[[T, Check], R], items: Iterable[T], threads: in
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def iterate_ahead(items: Iterable[T]) -> Iterator[Iterator[T]]:
+    """Iterates in a thread, one item ahead of the caller; see `map_ahead`."""
+    iterator, end = iter(items), object()
+    with map_ahead(lambda *_: next(iterator, end), repeat(None), threads=1) as results:
+        yield cast(Iterator[T], takewhile(lambda item: item is not end, results))
 
 
 def reading_threads() -> int:

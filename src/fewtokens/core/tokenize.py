@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from fewtokens.core import registry
+from fewtokens.core.ahead import Check, map_ahead, reading_threads
+from fewtokens.core.batch import collate
 from fewtokens.core.encoder import Encoder
-from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE
+from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, is_list_of_videos
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
@@ -62,10 +64,14 @@ def tokenize(
     if device is not None:
         pipeline.to(device)
 
-    def read_path(item: Any) -> Any:
-        return read(os.fspath(item), frames=frames, size=size) if isinstance(item, str | os.PathLike) else item
+    def prepare(item: Any, check: Check | None = None) -> Any:
+        is_path = isinstance(item, str | os.PathLike)
+        return read(os.fspath(item), frames=frames, size=size, progress=check) if is_path else item
 
-    source = [read_path(item) for item in video] if isinstance(video, list | tuple) else read_path(video)
     with torch.inference_mode():
-        tokens = pipeline(source)
+        if is_list_of_videos(video) and video:
+            with map_ahead(prepare, video, reading_threads()) as ahead:
+                tokens = collate([pipeline(item) for item in ahead])
+        else:
+            tokens = pipeline(prepare(video))
     return tokens.replace(meta={**tokens.meta, "seed": seed}) if "source" in tokens.meta else tokens
