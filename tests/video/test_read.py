@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
