@@ -179,6 +179,8 @@ def bench(
     if target is None:
         raise ValueError("missing option '--out'; give --out FOLDER")
     check_folder(target)
+    if not videos and clip.davis is None:
+        raise ValueError("give videos, folders of videos, or --davis FOLDER")
     if len(videos or []) == 1:
         check_exists(*(videos or []))
     budgets = [parse_keep(part) for part in comma_separated(budget.keep)]
@@ -287,7 +289,7 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
     """Returns a distinct name, the file and the masks of each clip.
 
     Raises:
-        ValueError: no clips, or a folder without videos.
+        ValueError: a folder without videos.
     """
     from fewtokens.data.dense_sets import check_paired, davis_sequences
     from fewtokens.data.listing import VIDEOS
@@ -307,8 +309,6 @@ def _sources(videos: Sequence[Path], davis: Path | None) -> list[tuple[str, Path
         for sequence in sequences:
             check_paired(sequence)
         clips += [(sequence.images[0].parent, sequence.labels) for sequence in sequences]
-    if not clips:
-        raise ValueError("give videos, folders of videos, or --davis FOLDER")
     names = distinct_names([path for path, _ in clips])
     return [(name, path, masks) for name, (path, masks) in zip(names, clips, strict=True)]
 
@@ -500,10 +500,11 @@ def _print(summary: list[dict[str, Any]], target: Path) -> None:
 
 
 def _compare(files: Sequence[Path], as_json: bool) -> None:
-    from fewtokens.evaluation.summary import compare_runs
-
     if len(files) != 2:
         raise ValueError(f"--compare requires two results.json files, got {len(files)}")
+    check_exists(*files)
+    from fewtokens.evaluation.summary import compare_runs
+
     lines, differences = compare_runs(*files)
     for difference in differences:
         note("difference:", difference)

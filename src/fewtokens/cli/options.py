@@ -16,7 +16,9 @@ VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Vid
 FpsOption = Annotated[
     float | None, typer.Option("--fps", help="Frames per second, instead of --frames.", rich_help_panel=INPUT)
 ]
-SizeOption = Annotated[int, typer.Option("--size", help="Short side of the frames, in pixels.", rich_help_panel=INPUT)]
+SizeOption = Annotated[
+    int, typer.Option("--size", min=1, help="Short side of the frames, in pixels.", rich_help_panel=INPUT)
+]
 RootOption = Annotated[
     Path | None, typer.Option("--root", help="Base folder of the relative paths in a list.", rich_help_panel=INPUT)
 ]
@@ -63,7 +65,10 @@ class ReadOptions:
     frames: Annotated[
         int | None,
         typer.Option(
-            "--frames", help="Number of frames, spread evenly over the video. Default: 16.", rich_help_panel=INPUT
+            "--frames",
+            min=1,
+            help="Number of frames, spread evenly over the video. Default: 16.",
+            rich_help_panel=INPUT,
         ),
     ] = None
     fps: FpsOption = None

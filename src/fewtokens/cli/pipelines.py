@@ -88,10 +88,10 @@ def make_pipeline(method: MethodOptions, encoding: EncoderOptions, run: RunOptio
 
 def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOptions, run: RunOptions) -> list[Pipeline]:
     """Builds a pipeline for each spec, all with the same encoder; see `make_pipeline`."""
+    parse_keep(keep)  # an invalid budget is reported before torch is imported and weights are read
     from fewtokens.core.pipeline import Pipeline
     from fewtokens.encoders import load_encoder, pick_device
 
-    parse_keep(keep)  # an invalid budget is reported before weights are read
     encoder: Encoder = load_encoder(encoding.encoder, device=run.device, dtype=encoding.dtype, batch=encoding.batch)
     pipelines = [Pipeline(make_methods(MethodOptions(spec, keep), run.seed, encoder.dim), encoder) for spec in specs]
     for pipeline in pipelines:
@@ -99,13 +99,18 @@ def make_pipelines(specs: Sequence[str], keep: str | None, encoding: EncoderOpti
     return pipelines
 
 
+def check_reading(options: ReadOptions) -> None:
+    """Raises ValueError if both --frames and --fps are given; called before torch is imported."""
+    if options.frames is not None and options.fps is not None:
+        raise ValueError("give --frames or --fps, not both")
+
+
 def read_video(path: str | Path, options: ReadOptions, progress: Callable[[int, int], None] | None = None) -> Video:
     """Reads the frames that the options specify. Default: 16 frames. `progress`: see `fewtokens.read`."""
+    check_reading(options)
     from fewtokens.core.inputs import DEFAULT_FRAMES
     from fewtokens.video import read
 
-    if options.frames is not None and options.fps is not None:
-        raise ValueError("give --frames or --fps, not both")
     return read(
         path,
         frames=DEFAULT_FRAMES if options.frames is None and options.fps is None else options.frames,

@@ -25,7 +25,7 @@ from fewtokens.cli.options import (
     RunOptions,
     names_of,
 )
-from fewtokens.cli.pipelines import PATCHES, current_names, make_pipelines, read_video
+from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipelines, read_video
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, source_now
 
@@ -131,6 +131,7 @@ def show(
     require a page. With the encoder patches, the frames rebuilt from the tokens and their PSNR are included.
     """
     check_exists(*inputs, video)
+    check_reading(reading)
     import torch
 
     from fewtokens.show import check_comparison, check_overlay, frame_rate, write_comparison, write_overlay, write_page

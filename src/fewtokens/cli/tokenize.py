@@ -28,7 +28,7 @@ from fewtokens.cli.options import (
     RunOptions,
     VideosArgument,
 )
-from fewtokens.cli.pipelines import PATCHES, current_names, make_pipeline, read_video, with_defaults
+from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipeline, read_video, with_defaults
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import check_request, check_source, distinct_names, report_damaged, source_now, unique_paths
 from fewtokens.cli.tables import print_json
@@ -99,9 +99,10 @@ def tokenize(
     single = len(jobs) == 1
     if single:
         check_exists(jobs[0][0])
+    check_reading(reading)
+    pipeline = make_pipeline(method, encoding, run)
     from fewtokens.core import files
 
-    pipeline = make_pipeline(method, encoding, run)
     chunk_reading: dict[str, Any] = asdict(reading) | {"chunk": chunk, "events": events}
     del chunk_reading["frames"]
     files.sweep(jobs[0][1].parent)

@@ -13,7 +13,7 @@ from fewtokens.cli.command import verb
 from fewtokens.cli.console import log
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.options import METHOD, OUTPUT, ReadOptions, SeedOption, VideosArgument
-from fewtokens.cli.pipelines import read_video
+from fewtokens.cli.pipelines import check_reading, read_video
 from fewtokens.cli.progress import progress
 
 
@@ -38,15 +38,15 @@ def words(
 ) -> None:
     """Fit the vocabulary of the method visual_words on the patches of videos."""
     check_exists(*videos)
+    check_reading(reading)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"--out must end in .safetensors, got {target}")
     import torch
 
     from fewtokens.core.ahead import map_ahead, reading_threads
     from fewtokens.encoders.frames import fit, patchify, to_unit
     from fewtokens.encoders.patches import Patches
     from fewtokens.methods.merging.visual_words import fit_words, save_words
-
-    if target.suffix != ".safetensors":
-        raise ValueError(f"--out must end in .safetensors, got {target}")
 
     def batches() -> Iterator[torch.Tensor]:
         with (

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from fewtokens.core.grid import Grid
+if TYPE_CHECKING:
+    from fewtokens.core.grid import Grid
 
 Unit = Literal["fraction", "count", "per frame", "pruning rate"]
 
