@@ -201,6 +201,23 @@ class TestTokenize:
         assert not (tmp_path / "o" / "failed.jsonl").exists()
         assert {p.name for p in (tmp_path / "o").iterdir()} == {"bad.safetensors", "clip.safetensors"}
 
+    def test_many_videos_are_reported_in_order(self, clip, tmp_path):
+        paths = [tmp_path / f"{number}.mp4" for number in range(7)]
+        for number, path in enumerate(paths):
+            if number in (2, 3):
+                path.write_text("no video")
+            else:
+                make_video(path, moving_frames(4 + number))
+        words = ("tokenize", *paths, "--with", "evs(keep=0.5)", "--size", 32, "--out", tmp_path / "o", "--json")
+        report = json.loads(run(*words, code=1).stdout)
+        assert [Path(row["video"]).stem for row in report["done"]] == ["0", "1", "4", "5", "6"]
+        assert [row["frames"] for row in report["done"]] == [4, 5, 8, 9, 10]
+        assert [Path(row["video"]).stem for row in report["failed"]] == ["2", "3"]
+        alone = tmp_path / "alone.safetensors"
+        quick("tokenize", paths[5], *words[8:12], "--out", alone)
+        assert torch.equal(Tokens.load(alone).features, Tokens.load(tmp_path / "o" / "5.safetensors").features)
+        assert all(row["skipped"] for row in json.loads(run(*words, code=1).stdout)["done"])
+
     def test_equal_names_from_two_folders(self, clip, tmp_path):
         for folder in ("x", "y"):
             (tmp_path / folder).mkdir()
