@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD
 from fidelity_rows import importing, load, same_places, same_rows
 from fidelity_rows.pruned import kept_cells, scale_channels
 from peer_rows import Pair, Row, Workload
@@ -90,6 +91,7 @@ def dtd(peers: Path, work: Workload) -> Pair:
     code = load(
         peers / "TimeChat-Online" / "eval" / "qwen2_5_vl" / "modeling_qwen2_5_vl_DTD.py", "transformers", "flash_attn"
     )
+    code.OPENAI_CLIP_MEAN, code.OPENAI_CLIP_STD = IMAGENET_MEAN, IMAGENET_STD
     (method,) = registry.build("dtd(0.5)")
     T, device = tokens.grid.T, tokens.device
     ids = torch.tensor([[0, *[2] * tokens.N, 1]], device=device)
