@@ -4,7 +4,7 @@
 
 The video is that of read_video.py (four minutes to generate, kept in the system's temporary folder). `bench` runs all
 methods at one budget with the encoder patches; `ask` runs tiny random Qwen2-VL and LLaVA-OneVision models as the tests
-save them, two questions each. Each command is a process of its own; its peak resident memory is compared with that of
+save them, two questions each. Each command is a separate process; its peak resident memory is compared with that of
 a process that imports the package and loads the model. About ten minutes on 2 cores. Expected: at most 2 GiB beyond the
 loaded model.
 """
