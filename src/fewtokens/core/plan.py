@@ -327,7 +327,7 @@ def position_order(positions: Tensor, real: Tensor) -> Tensor:
     if not positions.shape[1]:
         return torch.zeros_like(real, dtype=torch.int64)
     t, y, x = (positions.double() * 1024).round().long().unbind(2)
-    rows, columns = (axis.amax().clamp(min=0) + 1 for axis in (y, x))
+    rows, columns = (axis.max().clamp(min=0) + 1 for axis in (y, x))
     key = (t * rows + y) * columns + x
     return key.masked_fill(~real, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
 
