@@ -28,7 +28,7 @@ class TestKMeans:
         real, k = tokens.mask, torch.tensor([10])
         start = x[:, :10].clone()
         values = [
-            float(spherical.assign(x, real, spherical.lloyd(x, real, start, k, n, 0.0), k).distortion)
+            float(spherical.assign(x, real, spherical.lloyd(x, real, start, k, n, 0.0)[0], k).distortion)
             for n in (1, 2, 4, 8, 30)
         ]
         assert values == sorted(values, reverse=True)

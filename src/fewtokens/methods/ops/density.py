@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan, mask_indices, take_rows
 
 # Distances are computed in blocks of at most this many entries (16 MiB in float32).
 _MAX_BLOCK_ENTRIES = 1 << 22
@@ -128,17 +128,11 @@ def _update(near: Tensor, index: Tensor, table: Tensor, dim: int, start: int) ->
 def _separate_rest(left: Tensor, right: Tensor, rank: Tensor, separation: Tensor, rest: Tensor) -> Tensor:
     """Replaces the squared distance to the nearest denser token [B,N] where `rest` [B,N] is True."""
     block = max(1, _MAX_BLOCK_ENTRIES // (rest.shape[0] * rest.shape[1]))
-    for token in _indices(rest).split(block, 1):
+    for token in mask_indices(rest).split(block, 1):
         table = take_rows(left, token) @ right.transpose(1, 2)
         denser = rank[:, None] < rank.gather(1, token)[..., None]
         separation = separation.scatter(1, token, table.masked_fill_(~denser, torch.inf).amin(2).clamp(min=0))
     return separation
-
-
-def _indices(selected: Tensor) -> Tensor:
-    """The indices of the True entries of a mask [B,N], int64 [B,n]; in rows with fewer than n, others follow."""
-    most = selected.shape[1] if torch.compiler.is_compiling() else int(selected.sum(1).max())
-    return selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
 
 
 def nearest_center(features: Tensor, centers: Tensor, real: Tensor) -> Tensor:
@@ -179,7 +173,7 @@ def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, n
     joined = F.pad(peaks.dest, (0, 1), value=-1).gather(1, nearest.flatten(1) % (mask.shape[1] + 1)).reshape(nearest.shape)
     first = (joined >= 0).to(torch.uint8).argmax(2, keepdim=True)
     label = joined.gather(2, first).squeeze(2)
-    rest = _indices((label < 0) & mask)
+    rest = mask_indices((label < 0) & mask)
     label = label.scatter(1, rest, nearest_center(take_rows(features, rest), peaks.move(features), real))
     # A peak stays in its own cluster even if another peak is identical.
     return torch.where(peaks.dest >= 0, peaks.dest, label), peaks.count
