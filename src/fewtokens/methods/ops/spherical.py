@@ -21,6 +21,8 @@ from fewtokens.core.plan import take_rows
 _MAX_BLOCK_ENTRIES = 1 << 20
 # Centroids whose candidates are sampled together by k-means++, at most.
 _MAX_TOGETHER = 32
+# Candidates of each of them.
+_NUM_TOGETHER = 3
 
 
 class Assignment(NamedTuple):
@@ -41,9 +43,14 @@ class Assignment(NamedTuple):
     similarity: Tensor | None = None
 
 
-def assign(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Assignment:
-    """Assigns every row to its most similar centroid; no used cluster stays empty if there are enough rows."""
-    value, label = _best(x, centroids, _unused(centroids, k))
+def assign(
+    x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, nearest: tuple[Tensor, Tensor] | None = None
+) -> Assignment:
+    """Assigns every row to its most similar centroid; no used cluster stays empty if there are enough rows.
+
+    `nearest` is the result of the comparison, if known; see `lloyd`.
+    """
+    value, label = nearest or _best(x, centroids, _unused(centroids, k))
     sums = _add_by_label(torch.zeros_like(centroids), _masked(x, real), label)
     return _without_empty(x, real, value, label, sums, k)
 
@@ -147,15 +154,30 @@ def _fill_empty(labels: Tensor, similarity: Tensor, real: Tensor, empty: Tensor)
 
 
 def lloyd(
-    x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, iterations: int, tol: float
+    x: Tensor,
+    real: Tensor,
+    centroids: Tensor,
+    k: Tensor,
+    iterations: int,
+    tol: float,
+    nearest: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Assignment]:
     """Lloyd's algorithm from `centroids`; a video that has converged is not changed.
+
+    Args:
+        x: unit rows [B,N,C].
+        real: bool [B,N].
+        centroids: unit vectors [B,K,C].
+        k: [B].
+        iterations: maximum number of iterations.
+        tol: a video has converged if its centroids move by less than this Frobenius norm.
+        nearest: the similarity of each row to its most similar centroid and the index of that, both [B,N], if known.
 
     Returns:
         Unit centroids [B,K,C], and the assignment to them.
     """
     active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
-    fit = assign(x, real, centroids, k)
+    fit = assign(x, real, centroids, k, nearest)
     for _ in range(iterations):
         has_mean = (fit.counts > 0)[..., None] & (fit.sums.norm(dim=2, keepdim=True) > 0)
         means = torch.where(has_mean & active[:, None, None], F.normalize(fit.sums, dim=2), centroids)
@@ -172,38 +194,63 @@ def lloyd(
     return centroids, fit
 
 
-def kmeans_plus_plus(x: Tensor, real: Tensor, uniforms: Tensor) -> Tensor:
-    """Greedy k-means++: returns centroids [B,K,C].
+class Seeds(NamedTuple):
+    """The result of `kmeans_plus_plus`.
+
+    Attributes:
+        centroids: [B,K,C].
+        similarity: [B,N], cosine of each row to its most similar used centroid, undefined in padded slots.
+        labels: int64 [B,N], the index of that centroid.
+    """
+
+    centroids: Tensor
+    similarity: Tensor
+    labels: Tensor
+
+
+def kmeans_plus_plus(x: Tensor, real: Tensor, k: Tensor, uniforms: Tensor) -> Seeds:
+    """Greedy k-means++.
 
     For each next centroid a few candidates are sampled with probability proportional to their distance to the existing
-    centroids, and the one that leaves the smallest total distance is selected. Candidates of several centroids are
-    compared with the rows by one product: from the eighth centroid on, these are sampled together, for a quarter of the
-    number of existing centroids, at most 32. This changes the result of k-means by less than the seed does.
+    centroids, and the one that leaves the smallest total distance is selected. From the eighth centroid on, those of
+    several centroids are sampled together and compared with the rows by one product: for a quarter of the number of
+    existing centroids, at most 32, three candidates each. A centroid is then selected among the L most promising of all
+    of these. The inertia of k-means differs less than between two seeds.
 
     Args:
         x: unit rows [B,N,C].
         real: bool [B,N].
+        k: [B], number of centroids that a video uses.
         uniforms: random numbers in [0,1), [K,L]: L candidates per centroid.
     """
-    B, N, _ = x.shape
-    K, L = uniforms.shape
+    N, (K, L) = x.shape[1], uniforms.shape
     far = real.to(x.dtype)
+    labels = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
     selected: list[Tensor] = []
     while len(selected) < K:
-        together = min(max(1, len(selected) // 4), _MAX_TOGETHER, K - len(selected))
-        row = uniforms[len(selected) : len(selected) + together].double().flatten()
+        together = min(max(1, len(selected) // 4), _MAX_TOGETHER)
+        row = uniforms[len(selected) : len(selected) + together, : _NUM_TOGETHER if together > 1 else L].double()
         # If every row already equals some centroid, sample among all rows.
         cumulative = torch.where(far.sum(1, keepdim=True) > 0, far, real.to(x.dtype)).double().cumsum(1)
-        index = torch.searchsorted(cumulative, row * cumulative[:, -1:], right=True).clamp(max=N - 1)
+        index = torch.searchsorted(cumulative, row.flatten() * cumulative[:, -1:], right=True).clamp(max=N - 1)
         distance = (1 - take_rows(x, index) @ x.transpose(1, 2)).mul_(real[:, None])
         # Rows within rounding error of a centroid count as equal to it.
         distance = distance.masked_fill_(distance < 1e-6, 0)
-        for candidates, to in zip(index.split(L, 1), distance.split(L, 1), strict=True):
-            after = torch.minimum(far[:, None], to) if selected else to
-            best = after.sum(2, dtype=torch.float64).argmin(1, keepdim=True)  # [B,1]
-            far = take_rows(after, best).squeeze(1)
-            selected.append(candidates.gather(1, best))
-    return take_rows(x, torch.cat(selected, 1))
+        if not selected:
+            far = torch.full_like(far, 2) * real
+        # What a candidate removes from the total distance: once known, it can only become less.
+        gain = (far[:, None] - distance).clamp_(min=0).sum(2)
+        for _ in range(len(row)):
+            promising = gain.topk(min(L, gain.shape[1]), dim=1).indices
+            to = take_rows(distance, promising)
+            removed = (far[:, None] - to).clamp_(min=0).sum(2, dtype=torch.float64)
+            best = removed.argmax(1, keepdim=True)
+            gain = gain.scatter(1, promising, removed.to(gain.dtype).scatter(1, best, -1))
+            to = take_rows(to, best).squeeze(1)
+            closer = (to < far) & (len(selected) < k)[:, None]
+            far, labels = torch.where(closer, to, far), labels.masked_fill(closer, len(selected))
+            selected.append(index.gather(1, promising.gather(1, best)))
+    return Seeds(take_rows(x, torch.cat(selected, 1)), 1 - far, labels)
 
 
 def farthest_row(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan, readable, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops import spherical
 from fewtokens.methods.ops.seeded import uniform_hash
@@ -47,8 +47,9 @@ def cluster_fixed(
     clusters = max_clusters or int(k.max())
     rows = (_ROWS_PER_CENTROID * k).clamp(min=_MAX_SAMPLE)
     sample, sampled = _sample(x, tokens.count, rows, max(_MAX_SAMPLE, _ROWS_PER_CENTROID * clusters))
-    centroids = _seed(sample, sampled, clusters, seed)
-    labels = spherical.lloyd(x, real, centroids, k, iterations, tol)[1].labels
+    centroids, *nearest = _seed(sample, sampled, k, clusters, seed)
+    known = (nearest[0], nearest[1]) if readable(real) and torch.equal(sampled, real) else None
+    labels = spherical.lloyd(x, real, centroids, k, iterations, tol, known)[1].labels
     return Plan.group(labels, tokens, clusters, num_slots=max_clusters)
 
 
@@ -71,7 +72,7 @@ def cluster_adaptive(
     x = F.normalize(tokens.features.detach().float(), dim=2)
     sample, real = _sample(x, tokens.count, torch.full_like(tokens.count, _MAX_SAMPLE), _MAX_SAMPLE)
     count = real.sum(1)
-    centroids = _seed(sample, real, k_min, seed)
+    centroids = _seed(sample, real, count.clamp(max=k_min), k_min, seed).centroids
     fits, scores = [], []
     for k in range(k_min, k_max + 1):
         limit = count.clamp(max=k)
@@ -88,9 +89,9 @@ def cluster_adaptive(
     return Plan.group(labels, tokens, k_max)
 
 
-def _seed(x: Tensor, real: Tensor, centroids: int, seed: int) -> Tensor:
+def _seed(x: Tensor, real: Tensor, k: Tensor, centroids: int, seed: int) -> spherical.Seeds:
     uniforms = uniform_hash(seed, centroids * _NUM_CANDIDATES, x.device).reshape(centroids, _NUM_CANDIDATES)
-    return spherical.kmeans_plus_plus(x, real, uniforms)
+    return spherical.kmeans_plus_plus(x, real, k, uniforms)
 
 
 def _sample(x: Tensor, count: Tensor, limit: Tensor, most: int) -> tuple[Tensor, Tensor]:
