@@ -125,7 +125,8 @@ def page(rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
     facts = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
     below = sum(row["ratio"] < 1 for row in rows)
     summary = f"{len(rows)} measurements, {below} of them with a ratio below 1."
-    return f"# {TITLE}\n\n`{COMMAND}`\n\n{facts}\n\n{summary}\n\n{markdown_table([_cells(row) for row in rows])}\n\n{NOTES}\n"
+    table = markdown_table([_cells(row) for row in rows])
+    return f"# {TITLE}\n\n`{COMMAND}`\n\n{facts}\n\n{summary}\n\n{table}\n\n{NOTES}\n"
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
