@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,34 @@ from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
+
+# Methods that compare all tokens of a video do so within windows of this many frames if a video is longer, so that time
+# is linear in the number of frames.
+WINDOW_FRAMES = 128
+
+
+def check_window(window: int | None) -> None:
+    """Raises a ValueError if a number of frames per window is invalid; None is valid."""
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 (frames), or None for the full video, got {window}")
+
+
+def frame_windows(tokens: Tokens, counts: Tensor, window: int | None) -> tuple[Tensor, Tensor] | None:
+    """Splits videos into windows of consecutive frames, and a budget over them in proportion to their tokens.
+
+    Args:
+        tokens: [B,N,C].
+        counts: int64 [B], the budgets.
+        window: frames per window; None for no windows.
+
+    Returns:
+        The window of each token, int64 [B,N] (-1 in padded slots), and the budget of each window, int64 [B,windows];
+        None if no video is longer than a window.
+    """
+    if window is None or tokens.grid.T <= window:
+        return None
+    group = (tokens.frame // window).masked_fill(~tokens.mask, -1)
+    return group, allocate(counts, group_sizes(group, -(-tokens.grid.T // window)))
 
 
 def group_sizes(group: Tensor, groups: int) -> Tensor:
@@ -108,3 +138,15 @@ def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
         dest = merge_to(parts, counts.flatten()).dest
         assert dest is not None
         return plan_from_groups(dest, slot, group, tokens)
+
+
+def keep_within(
+    tokens: Tokens, group: Tensor, counts: Tensor, select: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Plan:
+    """Keeps `counts` [B,groups] tokens of each group, those that `select(features, mask, counts)` marks.
+
+    `select` gets each group as a video: [R,n,C], bool [R,n] and [R], and returns bool [R,n].
+    """
+    parts, slot = split_groups(tokens, group, counts.shape[1])
+    kept = select(parts.features, parts.mask, counts.flatten())
+    return Plan.keep(kept.reshape(tokens.B, -1).gather(1, slot) & (group >= 0))
