@@ -112,9 +112,13 @@ def _farthest_first(x: Tensor, mask: Tensor, first: Tensor, counts: Tensor) -> T
 def _nearest_other(x: Tensor, mask: Tensor) -> Tensor:
     """The similarity of each token to its most similar other token, [B,N], for unit rows x [B,N,C]."""
     block = max(1, _MAX_BLOCK_ENTRIES // (x.shape[0] * x.shape[1]))
-    nearest = []
-    for start, rows in zip(range(0, x.shape[1], block), x.split(block, 1), strict=True):
-        similar = (rows @ x.transpose(1, 2)).masked_fill_(~mask[:, None], -torch.inf)
-        similar.diagonal(start, 1, 2).fill_(-torch.inf)
-        nearest.append(similar.amax(2))
-    return torch.cat(nearest, 1)
+    nearest = torch.full_like(x[..., 0], -torch.inf)
+    # Each pair is compared once: rows with themselves and all later rows.
+    for start, rows, real in zip(range(0, x.shape[1], block), x.split(block, 1), mask.split(block, 1), strict=True):
+        later = nearest[:, start:]
+        similar = rows @ x[:, start:].transpose(1, 2)
+        similar.diagonal(0, 1, 2).fill_(-torch.inf)
+        similar.masked_fill_(~mask[:, None, start:], -torch.inf).masked_fill_(~real[..., None], -torch.inf)
+        nearest[:, start:] = torch.maximum(later, similar.amax(1))
+        nearest[:, start : start + block] = torch.maximum(later[:, :block], similar.amax(2))
+    return nearest
