@@ -72,9 +72,7 @@ def faiss(keep: float, peers: Path, work: Workload) -> Pair:
 def fast_pytorch_kmeans(keep: float, peers: Path, work: Workload) -> Pair:
     from fast_pytorch_kmeans import KMeans
 
-    return _kmeans(
-        work, keep, lambda rows, k: KMeans(k, max_iter=ITERATIONS, tol=0, mode="cosine").fit_predict(rows)
-    )
+    return _kmeans(work, keep, lambda rows, k: KMeans(k, max_iter=ITERATIONS, tol=0, mode="cosine").fit_predict(rows))
 
 
 def torch_kmeans(keep: float, peers: Path, work: Workload) -> Pair:

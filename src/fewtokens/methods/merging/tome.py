@@ -38,4 +38,6 @@ class Tome(Reducer):
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
         counts = self.counts(tokens)
         windows = frame_windows(tokens, counts, self.window)
-        return merge_to(tokens, counts, self.planned_counts(tokens)) if windows is None else merge_within(tokens, *windows)
+        return (
+            merge_to(tokens, counts, self.planned_counts(tokens)) if windows is None else merge_within(tokens, *windows)
+        )

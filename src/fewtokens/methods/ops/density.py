@@ -41,24 +41,26 @@ def density_peaks(features: Tensor, mask: Tensor, neighbors: int) -> Tensor:
 
 def _peaks(features: Tensor, mask: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
     """The scores of `density_peaks` and each token's nearest tokens, itself first, int64 [B,N,k]; -1 for none."""
-    count = mask.sum(1)
-    # Centering leaves distances unchanged and loses fewer digits in the matrix product.
-    x = features.detach().float() * mask[..., None]
-    x = (x - x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]) / features.shape[2] ** 0.5
-    left, right = _factors(x, mask)
-    near, index, farthest = _nearest(left, right, mask, min(neighbors, x.shape[1]))
-    # With fewer than k real tokens the mean is over the existing ones.
-    exists = near.isfinite()
-    density = -near.masked_fill(~exists, 0).sum(2) / exists.sum(2).clamp(min=1)  # log rho
-    density = density.masked_fill(~mask, -torch.inf)
-    # Rank 0 is the densest; ties by position. "Denser" is then a comparison of ranks.
-    rank = density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    denser = (rank.gather(1, index.flatten(1)).reshape(index.shape) < rank[..., None]) & exists
-    separation = near.masked_fill(~denser, torch.inf).amin(2)
-    separation = _separate_rest(left, right, rank, separation, separation.isinf() & mask & (rank > 0))
-    separation = torch.where(rank == 0, farthest[:, None], separation).sqrt()
-    score = (density + separation.clamp(min=1e-30).log()).masked_fill(~mask, -torch.inf)
-    return score, index.masked_fill(~exists, -1)
+    # Under autocast, products in half precision would not tell near tokens apart.
+    with torch.autocast(features.device.type, enabled=False):
+        count = mask.sum(1)
+        # Centering leaves distances unchanged and loses fewer digits in the matrix product.
+        x = features.detach().float() * mask[..., None]
+        x = (x - x.sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]) / features.shape[2] ** 0.5
+        left, right = _factors(x, mask)
+        near, index, farthest = _nearest(left, right, mask, min(neighbors, x.shape[1]))
+        # With fewer than k real tokens the mean is over the existing ones.
+        exists = near.isfinite()
+        density = -near.masked_fill(~exists, 0).sum(2) / exists.sum(2).clamp(min=1)  # log rho
+        density = density.masked_fill(~mask, -torch.inf)
+        # Rank 0 is the densest; ties by position. "Denser" is then a comparison of ranks.
+        rank = density.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        denser = (rank.gather(1, index.flatten(1)).reshape(index.shape) < rank[..., None]) & exists
+        separation = near.masked_fill(~denser, torch.inf).amin(2)
+        separation = _separate_rest(left, right, rank, separation, separation.isinf() & mask & (rank > 0))
+        separation = torch.where(rank == 0, farthest[:, None], separation).sqrt()
+        score = (density + separation.clamp(min=1e-30).log()).masked_fill(~mask, -torch.inf)
+        return score, index.masked_fill(~exists, -1)
 
 
 def _factors(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +172,9 @@ def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, n
     assert peaks.dest is not None
     real = torch.arange(peaks.num_slots, device=features.device) < peaks.count[:, None]
     # The first peak in the list of a token's nearest tokens is its nearest peak; the others are compared with all.
-    joined = F.pad(peaks.dest, (0, 1), value=-1).gather(1, nearest.flatten(1) % (mask.shape[1] + 1)).reshape(nearest.shape)
+    joined = (
+        F.pad(peaks.dest, (0, 1), value=-1).gather(1, nearest.flatten(1) % (mask.shape[1] + 1)).reshape(nearest.shape)
+    )
     first = (joined >= 0).to(torch.uint8).argmax(2, keepdim=True)
     label = joined.gather(2, first).squeeze(2)
     rest = mask_indices((label < 0) & mask)

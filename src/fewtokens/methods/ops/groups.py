@@ -37,7 +37,7 @@ def frame_windows(tokens: Tokens, counts: Tensor, window: int | None) -> tuple[T
         The window of each token, int64 [B,N] (-1 in padded slots), and the budget of each window, int64 [B,windows];
         None if no video is longer than a window.
     """
-    if window is None or tokens.grid.T <= window:
+    if window is None or window >= tokens.grid.T:
         return None
     group = (tokens.frame // window).masked_fill(~tokens.mask, -1)
     return group, allocate(counts, group_sizes(group, -(-tokens.grid.T // window)))

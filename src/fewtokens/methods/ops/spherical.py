@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import mask_indices, readable, take_rows
-
-from fewtokens.core.plan import take_rows
+from fewtokens.core.plan import group_sum, mask_indices, readable, take_rows
 
 # Similarities are computed in blocks of at most this many entries (4 MiB in float32), which are still in the cache when
 # their maximum is taken.
@@ -61,6 +59,7 @@ def _reassign(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, fit: Assign
     A row whose centroid has not moved is compared only with those that have; the sums change by the rows that change
     clusters. Memberships are read, so this is for tensors on a CPU.
     """
+    assert fit.similarity is not None
     own, unused = fit.labels.clamp(min=0), _unused(centroids, k)
     if int(moved.sum()) * 2 > moved.numel():
         value, label = _best(x, centroids, unused)
@@ -110,7 +109,7 @@ def _best(x: Tensor, centroids: Tensor, unused: Tensor) -> tuple[Tensor, Tensor]
 
 def _without_empty(x: Tensor, real: Tensor, value: Tensor, label: Tensor, sums: Tensor, k: Tensor) -> Assignment:
     """The assignment of rows to their most similar centroids, after each empty cluster has received a row."""
-    counts = torch.zeros_like(sums[..., 0]).scatter_add_(1, label, real.to(x.dtype))
+    counts = group_sum(real[..., None].to(x.dtype), label, sums.shape[1]).squeeze(2)
     empty = (counts == 0) & ~_unused(sums, k)
     if not readable(empty) or bool(empty.any()):
         filled = _fill_empty(label, value, real, empty)

@@ -95,7 +95,10 @@ def _seed(x: Tensor, real: Tensor, k: Tensor, centroids: int, seed: int) -> sphe
 
 
 def _sample(x: Tensor, count: Tensor, limit: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Up to `limit` [B] evenly spaced rows of each video, [B,n,C], and which are real, bool [B,n]; n is at most `most`."""
+    """Up to `limit` [B] evenly spaced rows of each video, [B,n,C], and which are real, bool [B,n].
+
+    `most` is an upper bound of `limit`.
+    """
     n = min(x.shape[1], most)
     position = torch.arange(n, device=x.device).expand(len(count), -1)
     size = count.minimum(limit)[:, None]
