@@ -46,10 +46,7 @@ def test_a_padded_batch_equals_single_steps(start, candidates, monkeypatch):
     out = MaxMin(0.3, start=start)(collate(videos))
     for row, video in enumerate(videos):
         x = torch.nn.functional.normalize(video.features[0].double(), dim=1)
-        if start == "mean":
-            near = x @ x.mean(0)
-        else:
-            near = (x @ x.T).fill_diagonal_(-torch.inf).amax(1)
+        near = x @ x.mean(0) if start == "mean" else (x @ x.T).fill_diagonal_(-torch.inf).amax(1)
         survivors = [int(near.argmin())]
         near = x @ x[survivors[0]]
         while len(survivors) < round(0.3 * len(x)):
