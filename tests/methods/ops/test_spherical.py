@@ -112,7 +112,8 @@ def test_lloyd_equals_full_assignments(seed):
 def test_seeds_know_their_nearest_centroids(seed):
     x, real = padded_rows([300, 200], seed)
     k = torch.tensor([70, 20])
-    seeds = spherical.kmeans_plus_plus(x, real, k, torch.rand(70, 5, generator=torch.Generator().manual_seed(seed)))
+    uniforms = torch.rand(102, 5, generator=torch.Generator().manual_seed(seed))
+    seeds = spherical.kmeans_plus_plus(x, real, k, 70, uniforms)
     fit = spherical.assign(x, real, seeds.centroids, k)
     similarity = (x * seeds.centroids.gather(1, seeds.labels[..., None].expand(-1, -1, 12))).sum(2)
     torch.testing.assert_close(similarity[real], seeds.similarity[real], atol=2e-6, rtol=0)
@@ -122,8 +123,8 @@ def test_seeds_know_their_nearest_centroids(seed):
 
 def test_seeds_of_a_video_do_not_depend_on_the_batch():
     x, real = padded_rows([300, 200], 0)
-    uniforms = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
-    both = spherical.kmeans_plus_plus(x, real, torch.tensor([60, 33]), uniforms)
-    alone = spherical.kmeans_plus_plus(x[1:, :200], real[1:, :200], torch.tensor([33]), uniforms[:33])
+    uniforms = torch.rand(92, 5, generator=torch.Generator().manual_seed(0))
+    both = spherical.kmeans_plus_plus(x, real, torch.tensor([60, 33]), 60, uniforms)
+    alone = spherical.kmeans_plus_plus(x[1:, :200], real[1:, :200], torch.tensor([33]), 33, uniforms)
     assert torch.equal(both.centroids[1:, :33], alone.centroids)
     assert torch.equal(both.labels[1:, :200], alone.labels)

@@ -76,7 +76,7 @@ def _nearest(left: Tensor, right: Tensor, mask: Tensor, k: int) -> tuple[Tensor,
     Only the upper half of the table is computed: a block of rows with all later columns, read in both directions.
 
     Returns:
-        Squared distances [B,N,k], inf where there is no token, their indices, int64 [B,N,k], and the largest [B].
+        Squared distances [B,N,k], inf without a token, their indices, int64 [B,N,k], and the largest [B].
     """
     B, N, _ = left.shape
     near = left.new_full((B, N, k), torch.inf)

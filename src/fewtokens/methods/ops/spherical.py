@@ -18,7 +18,7 @@ from fewtokens.core.plan import group_sum, mask_indices, readable, take_rows
 # their maximum is taken.
 _MAX_BLOCK_ENTRIES = 1 << 20
 # Centroids whose candidates are sampled together by k-means++, at most.
-_MAX_TOGETHER = 32
+MAX_TOGETHER = 32
 # Candidates of each of them.
 _NUM_TOGETHER = 3
 
@@ -207,27 +207,29 @@ class Seeds(NamedTuple):
     labels: Tensor
 
 
-def kmeans_plus_plus(x: Tensor, real: Tensor, k: Tensor, uniforms: Tensor) -> Seeds:
+def kmeans_plus_plus(x: Tensor, real: Tensor, k: Tensor, clusters: int, uniforms: Tensor) -> Seeds:
     """Greedy k-means++.
 
     For each next centroid a few candidates are sampled with probability proportional to their distance to the existing
     centroids, and the one that leaves the smallest total distance is selected. From the eighth centroid on, those of
-    several centroids are sampled together and compared with the rows by one product: for a quarter of the number of
-    existing centroids, at most 32, three candidates each. A centroid is then selected among the L most promising of all
+    several centroids are sampled together and compared with the rows by one product: for half the number of existing
+    centroids, at most 32, three candidates each. A centroid is then selected among the L most promising of all
     of these. The inertia of k-means differs less than between two seeds.
 
     Args:
         x: unit rows [B,N,C].
         real: bool [B,N].
         k: [B], number of centroids that a video uses.
-        uniforms: random numbers in [0,1), [K,L]: L candidates per centroid.
+        clusters: K, at least every k.
+        uniforms: random numbers in [0,1), [K+32,L]: L candidates per centroid. The last 32 complete the candidates that
+            are sampled together, so that the centroids of a video do not depend on the K of its batch.
     """
-    N, (K, L) = x.shape[1], uniforms.shape
+    N, L = x.shape[1], uniforms.shape[1]
     far = real.to(x.dtype)
     labels = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
     selected: list[Tensor] = []
-    while len(selected) < K:
-        together = min(max(1, len(selected) // 4), _MAX_TOGETHER)
+    while len(selected) < clusters:
+        together = 1 if len(selected) < 8 else min(len(selected) // 2, MAX_TOGETHER)
         row = uniforms[len(selected) : len(selected) + together, : _NUM_TOGETHER if together > 1 else L].double()
         # If every row already equals some centroid, sample among all rows.
         cumulative = torch.where(far.sum(1, keepdim=True) > 0, far, real.to(x.dtype)).double().cumsum(1)
@@ -239,7 +241,7 @@ def kmeans_plus_plus(x: Tensor, real: Tensor, k: Tensor, uniforms: Tensor) -> Se
             far = torch.full_like(far, 2) * real
         # What a candidate removes from the total distance: once known, it can only become less.
         gain = (far[:, None] - distance).clamp_(min=0).sum(2)
-        for _ in range(len(row)):
+        for _ in range(min(together, clusters - len(selected))):
             promising = gain.topk(min(L, gain.shape[1]), dim=1).indices
             to = take_rows(distance, promising)
             removed = (far[:, None] - to).clamp_(min=0).sum(2, dtype=torch.float64)

@@ -89,9 +89,10 @@ def cluster_adaptive(
     return Plan.group(labels, tokens, k_max)
 
 
-def _seed(x: Tensor, real: Tensor, k: Tensor, centroids: int, seed: int) -> spherical.Seeds:
-    uniforms = uniform_hash(seed, centroids * _NUM_CANDIDATES, x.device).reshape(centroids, _NUM_CANDIDATES)
-    return spherical.kmeans_plus_plus(x, real, k, uniforms)
+def _seed(x: Tensor, real: Tensor, k: Tensor, clusters: int, seed: int) -> spherical.Seeds:
+    shape = clusters + spherical.MAX_TOGETHER, _NUM_CANDIDATES
+    uniforms = uniform_hash(seed, shape[0] * shape[1], x.device).reshape(shape)
+    return spherical.kmeans_plus_plus(x, real, k, clusters, uniforms)
 
 
 def _sample(x: Tensor, count: Tensor, limit: Tensor, most: int) -> tuple[Tensor, Tensor]:
