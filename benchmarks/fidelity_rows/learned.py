@@ -20,7 +20,7 @@ from fewtokens.methods.learned.qformer import QFormer
 from fewtokens.methods.learned.token_turing import TokenTuring
 from fewtokens.methods.learned.tokenlearner import TokenLearner
 from fewtokens.methods.learned.vqtoken import VqToken
-from fewtokens.methods.ops.spherical import kmeans_plus_plus
+from fewtokens.methods.ops.spherical import Seeds, kmeans_plus_plus
 from fewtokens.methods.ops.token_base import cluster_fixed
 from fidelity_rows import Agreement, Features, Row, importing, load, same_rows
 from fidelity_rows.clusters import means
@@ -35,9 +35,10 @@ def kmeans(peers: Path, features: Features) -> Agreement:
     unit = F.normalize(x.features[0], dim=1)
     initial: list[Tensor] = []
 
-    def seeded(rows: Tensor, real: Tensor, draws: Tensor) -> Tensor:
-        initial.append(kmeans_plus_plus(rows, real, draws))
-        return initial[-1]
+    def seeded(*args: Tensor) -> Seeds:
+        seeds = kmeans_plus_plus(*args)
+        initial.append(seeds.centroids)
+        return seeds
 
     with patch("fewtokens.methods.ops.spherical.kmeans_plus_plus", seeded):
         ours = KMeans(32, iterations=300, tol=1e-6)(x)

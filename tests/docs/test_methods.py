@@ -125,4 +125,4 @@ def test_the_other_blocks_of_the_guide_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write("clip.mp4", synthetic("static", frames=8, size=(64, 96)).frames, 8)
     exec(instance, names | {"MyMethod": registry.get("random")})
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["random(keep=0.1,", "tome(keep=0.1)"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["random(keep=0.1,", "tome(keep=0.1,"]

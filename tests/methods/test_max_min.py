@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fewtokens.core import registry
+from fewtokens.core.batch import collate
+from fewtokens.core.tokens import Tokens
 from fewtokens.methods.pruning.max_min import MaxMin
 from tests.helpers import naive
 from tests.helpers.clips import clip
@@ -33,3 +35,39 @@ def test_budgets_against_loops(keep, seed):
     tokens, x = naive.video(seed=seed)
     (method,) = registry.build(f"max_min({keep})")
     naive.assert_same_tokens(method(tokens), naive.max_min(x, method.planned_count(tokens.grid)))
+
+
+@pytest.mark.parametrize("candidates", [1, 8, 96])
+@pytest.mark.parametrize("start", ["mean", "isolated"])
+def test_a_padded_batch_equals_single_steps(start, candidates, monkeypatch):
+    """Candidates that are brought up to date together are selected in the order of one pass per token."""
+    monkeypatch.setattr("fewtokens.methods.pruning.max_min._NUM_CANDIDATES", candidates)
+    videos = [clip(t, 6, 7, 8, 1, seed=t) for t in (5, 12)]
+    out = MaxMin(0.3, start=start)(collate(videos))
+    for row, video in enumerate(videos):
+        x = torch.nn.functional.normalize(video.features[0].double(), dim=1)
+        near = x @ x.mean(0) if start == "mean" else (x @ x.T).fill_diagonal_(-torch.inf).amax(1)
+        survivors = [int(near.argmin())]
+        near = x @ x[survivors[0]]
+        while len(survivors) < round(0.3 * len(x)):
+            near[survivors] = torch.inf
+            survivors.append(int(near.argmin()))
+            near = torch.maximum(near, x @ x[survivors[-1]])
+        kept = (out.assignment[row, : len(x)] >= 0).nonzero().flatten()
+        assert kept.tolist() == sorted(survivors)
+
+
+@pytest.mark.parametrize("spec", ["max_min(0.25, {})", "tome(0.25, {})", "dpc_knn(0.25, {})"])
+def test_a_long_video_is_reduced_in_windows(spec):
+    """Each window by itself, with its part of the budget; a video of one window is not changed."""
+    video = clip(8, 4, 5, 8, 1)
+    (windowed,), (full,) = registry.build(spec.format("window=4")), registry.build(spec.format("window=None"))
+    out = windowed(video)
+    assert out.count.tolist() == [40]
+    cells = video.features.reshape(1, 8, 4, 5, 8)
+    short = Tokens.from_cells(cells[:, :4])
+    parts = [full(short), full(Tokens.from_cells(cells[:, 4:]))]
+    torch.testing.assert_close(out.features[0], torch.cat([part.features[0] for part in parts]))
+    assert torch.equal(windowed(short).features, full(short).features)
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        registry.build(spec.format("window=0"))

@@ -271,6 +271,15 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
 
 
+def mask_indices(selected: Tensor) -> Tensor:
+    """The indices of the True entries of a mask [B,N], in order, int64 [B,n]; n is the largest number of them.
+
+    A row with fewer continues with other indices. A traced graph cannot read n, which is N there.
+    """
+    most = selected.shape[1] if torch.compiler.is_compiling() else int(selected.sum(1).max())
+    return selected.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
 def top_mask(scores: Tensor, count: Tensor, mask: Tensor) -> Tensor:
     """Marks the tokens with the highest scores, bool [B,N]; ties go to the first. NaN is the highest score.
 

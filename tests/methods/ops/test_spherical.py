@@ -28,7 +28,7 @@ class TestKMeans:
         real, k = tokens.mask, torch.tensor([10])
         start = x[:, :10].clone()
         values = [
-            float(spherical.assign(x, real, spherical.lloyd(x, real, start, k, n, 0.0), k).distortion)
+            float(spherical.assign(x, real, spherical.lloyd(x, real, start, k, n, 0.0)[0], k).distortion)
             for n in (1, 2, 4, 8, 30)
         ]
         assert values == sorted(values, reverse=True)
@@ -76,3 +76,55 @@ def test_silhouettes_of_a_padded_batch_equal_scikit_learn(seed):
     for b, n in enumerate(lengths):
         expected = metrics.silhouette_score(x[b, :n].double().numpy(), labels[b, :n].numpy(), metric="cosine")
         assert float(scores[b]) == pytest.approx(expected, abs=1e-5)
+
+
+def padded_rows(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows around a few directions, some of them equal, padded with zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    n = max(lengths)
+    centers = torch.randn(len(lengths), 30, 12, generator=generator)
+    pick = torch.randint(0, 30, (len(lengths), n), generator=generator)
+    x = centers.gather(1, pick[..., None].expand(-1, -1, 12))
+    x = x + 0.4 * torch.randn(x.shape, generator=generator) * (torch.arange(n) % 5 > 0)[:, None]
+    real = torch.arange(n) < torch.tensor(lengths)[:, None]
+    return F.normalize(x, dim=2) * real[..., None], real
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_lloyd_equals_full_assignments(seed):
+    """Comparisons with moved centroids only, and sums that change by the rows that move, are the plain algorithm."""
+    x, real = padded_rows([400, 90, 251], seed)
+    k = torch.tensor([40, 7, 25])
+    start = F.normalize(torch.randn(3, 40, 12, generator=torch.Generator().manual_seed(seed)), dim=2)
+    centroids = start
+    for iterations in range(12):
+        fast, fit = spherical.lloyd(x, real, start, k, iterations, 0.0)
+        plain = spherical.assign(x, real, centroids, k)
+        assert torch.equal(fit.labels, plain.labels)
+        torch.testing.assert_close(fast, centroids)
+        torch.testing.assert_close(fit.sums, plain.sums, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(fit.counts, plain.counts)
+        moved = F.normalize(plain.sums, dim=2)
+        centroids = torch.where(plain.sums.norm(dim=2, keepdim=True) > 0, moved, centroids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seeds_know_their_nearest_centroids(seed):
+    x, real = padded_rows([300, 200], seed)
+    k = torch.tensor([70, 20])
+    uniforms = torch.rand(102, 5, generator=torch.Generator().manual_seed(seed))
+    seeds = spherical.kmeans_plus_plus(x, real, k, 70, uniforms)
+    fit = spherical.assign(x, real, seeds.centroids, k)
+    similarity = (x * seeds.centroids.gather(1, seeds.labels[..., None].expand(-1, -1, 12))).sum(2)
+    torch.testing.assert_close(similarity[real], seeds.similarity[real], atol=2e-6, rtol=0)
+    assert bool((seeds.labels < k[:, None]).all())
+    assert float((fit.distortion - ((1 - seeds.similarity) * real).sum(1) / real.sum(1)).abs().max()) < 1e-5
+
+
+def test_seeds_of_a_video_do_not_depend_on_the_batch():
+    x, real = padded_rows([300, 200], 0)
+    uniforms = torch.rand(92, 5, generator=torch.Generator().manual_seed(0))
+    both = spherical.kmeans_plus_plus(x, real, torch.tensor([60, 33]), 60, uniforms)
+    alone = spherical.kmeans_plus_plus(x[1:, :200], real[1:, :200], torch.tensor([33]), 33, uniforms)
+    assert torch.equal(both.centroids[1:, :33], alone.centroids)
+    assert torch.equal(both.labels[1:, :200], alone.labels)

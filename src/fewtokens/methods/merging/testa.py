@@ -47,22 +47,26 @@ class Testa(Reducer):
         B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
         x = tokens.features.detach().float()
         real_frames = tokens.mask.unflatten(1, (T, n))[..., 0]
+        grids = tokens.grid.videos(B)
+        targets = [num_frames_to_keep(grid, self.planned_count(grid) or 1, self.time) for grid in grids]
+        if targets == [grid.T for grid in grids]:  # no frames merge
+            frame = tokens.frame.masked_fill(~tokens.mask, -1)
+            return merge_within(tokens, frame, allocate(self.counts(tokens), real_frames * n))
         with torch.no_grad():
             # A frame is one long row; with unit patches, the cosine of two rows is the mean over their positions.
             rows = F.normalize(x, dim=2).unflatten(1, (T, n)).flatten(2)
             frames = Tokens.from_cells(rows, Grid(T, 1, 1)).replace(mask=real_frames, sizes=real_frames.float())
             index = torch.arange(T, device=x.device).expand(B, -1).masked_fill(~real_frames, -1)
-            num_frames = torch.tensor(
-                [num_frames_to_keep(grid, self.planned_count(grid) or 1, self.time) for grid in tokens.grid.videos(B)],
-                device=x.device,
-            )
+            num_frames = torch.tensor(targets, device=x.device)
             frames = frames.replace(assignment=index)
             merged = merge_to(frames, num_frames)
             assert merged.dest is not None
             frame = merged.dest.repeat_interleave(n, 1)
             label = (frame * n + torch.arange(n, device=x.device).repeat(T)).masked_fill(~tokens.mask, -1)
             frame_plan = Plan.group(label, tokens, merged.num_slots * n)
-        reduced = tokens.apply(frame_plan)
         size = (torch.arange(merged.num_slots, device=x.device) < num_frames[:, None]) * n
         counts = allocate(self.counts(tokens), size)
+        if torch.equal(counts, size):  # no patches merge
+            return frame_plan
+        reduced = tokens.apply(frame_plan)
         return frame_plan.then(merge_within(reduced, carry_labels(frame_plan, frame, reduced), counts))

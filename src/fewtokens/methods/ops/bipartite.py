@@ -113,7 +113,10 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
             merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged, slots))
         return _plan_in_order(tokens, merged)
     while bool((merged.count > target).any()):
-        merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged))
+        plan = bipartite_plan(merged.features, _excess(merged, target), merged)
+        if not bool((plan.count > target).any()):
+            merged = merged.replace(features=merged.features[..., :0], prefix=None)  # the last step: not matched again
+        merged = merged.apply(plan)
     return _plan_in_order(tokens, merged)
 
 

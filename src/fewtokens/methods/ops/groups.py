@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan, readable, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
+
+# Methods that compare all tokens of a video do so within windows of this many frames if a video is longer, so that time
+# is linear in the number of frames.
+WINDOW_FRAMES = 128
+
+
+def check_window(window: int | None) -> None:
+    """Raises a ValueError if a number of frames per window is invalid; None is valid."""
+    if window is not None and window < 1:
+        raise ValueError(f"window must be at least 1 (frames), or None for the full video, got {window}")
+
+
+def frame_windows(tokens: Tokens, counts: Tensor, window: int | None) -> tuple[Tensor, Tensor] | None:
+    """Splits videos into windows of consecutive frames, and a budget over them in proportion to their tokens.
+
+    Args:
+        tokens: [B,N,C].
+        counts: int64 [B], the budgets.
+        window: frames per window; None for no windows.
+
+    Returns:
+        The window of each token, int64 [B,N] (-1 in padded slots), and the budget of each window, int64 [B,windows];
+        None if no video is longer than a window.
+    """
+    if window is None or window >= tokens.grid.T:
+        return None
+    group = (tokens.frame // window).masked_fill(~tokens.mask, -1)
+    return group, allocate(counts, group_sizes(group, -(-tokens.grid.T // window)))
 
 
 def group_sizes(group: Tensor, groups: int) -> Tensor:
@@ -71,7 +101,10 @@ def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Te
     token_index = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
     index = index.scatter(1, slot, token_index)[:, :-1]
     real = (torch.arange(width, device=tokens.device) < count[..., None]).flatten(1)
-    features = take_rows(tokens.features, index).masked_fill(~real[..., None], 0)
+    # Groups of equal size in the order of the tokens, such as frames, are the tokens themselves.
+    features = tokens.features
+    if not readable(index) or not torch.equal(index, token_index) or not bool(real.all()):
+        features = take_rows(features, index).masked_fill(~real[..., None], 0)
     rows = tokens.B * groups
     grid = Grid(1, 1, width)
     mask = real.reshape(rows, width)
@@ -108,3 +141,15 @@ def merge_within(tokens: Tokens, group: Tensor, counts: Tensor) -> Plan:
         dest = merge_to(parts, counts.flatten()).dest
         assert dest is not None
         return plan_from_groups(dest, slot, group, tokens)
+
+
+def keep_within(
+    tokens: Tokens, group: Tensor, counts: Tensor, select: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Plan:
+    """Keeps `counts` [B,groups] tokens of each group, those that `select(features, mask, counts)` marks.
+
+    `select` gets each group as a video: [R,n,C], bool [R,n] and [R], and returns bool [R,n].
+    """
+    parts, slot = split_groups(tokens, group, counts.shape[1])
+    kept = select(parts.features, parts.mask, counts.flatten())
+    return Plan.keep(kept.reshape(tokens.B, -1).gather(1, slot) & (group >= 0))

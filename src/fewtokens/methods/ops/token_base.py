@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan, readable, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops import spherical
 from fewtokens.methods.ops.seeded import uniform_hash
 
 # Criteria that select the number of clusters if it is not given.
 CRITERIA = ("silhouette", "elbow")
-# The number is selected on at most this many evenly spaced tokens.
+# The number is selected, and a fixed number of centroids initialized, on at most this many evenly spaced tokens.
 _MAX_SAMPLE = 4096
+# More tokens initialize more centroids, up to this many for each.
+_ROWS_PER_CENTROID = 128
 # Candidates per centroid of greedy k-means++; about 2 + log K, as in scikit-learn.
 _NUM_CANDIDATES = 5
 
@@ -41,9 +43,14 @@ def cluster_fixed(
 
     `max_clusters` is an upper bound of k, if known without reading the data.
     """
-    x, real = F.normalize(tokens.features.float(), dim=2), tokens.mask
-    centroids = spherical.lloyd(x, real, _seed(x, real, max_clusters or int(k.max()), seed), k, iterations, tol)
-    return _merge(tokens, x, centroids, k, exact=max_clusters is not None)
+    x, real = F.normalize(tokens.features.detach().float(), dim=2), tokens.mask
+    clusters = max_clusters or int(k.max())
+    rows = (_ROWS_PER_CENTROID * k).clamp(min=_MAX_SAMPLE)
+    sample, sampled = _sample(x, tokens.count, rows, max(_MAX_SAMPLE, _ROWS_PER_CENTROID * clusters))
+    centroids, *nearest = _seed(sample, sampled, k, clusters, seed)
+    known = (nearest[0], nearest[1]) if readable(real) and torch.equal(sampled, real) else None
+    labels = spherical.lloyd(x, real, centroids, k, iterations, tol, known)[1].labels
+    return Plan.group(labels, tokens, clusters, num_slots=max_clusters)
 
 
 def cluster_adaptive(
@@ -62,40 +69,39 @@ def cluster_adaptive(
         iterations: maximum number of Lloyd iterations.
         tol: stop if the centroids move by less than this Frobenius norm.
     """
-    x = F.normalize(tokens.features.float(), dim=2)
-    sample, real = _sample(x, tokens.count)
+    x = F.normalize(tokens.features.detach().float(), dim=2)
+    sample, real = _sample(x, tokens.count, torch.full_like(tokens.count, _MAX_SAMPLE), _MAX_SAMPLE)
     count = real.sum(1)
-    centroids = _seed(sample, real, k_min, seed)
+    centroids = _seed(sample, real, count.clamp(max=k_min), k_min, seed).centroids
     fits, scores = [], []
     for k in range(k_min, k_max + 1):
         limit = count.clamp(max=k)
         if k > k_min:
             centroids = torch.cat([centroids, spherical.farthest_row(sample, real, centroids, limit)], dim=1)
-        centroids = spherical.lloyd(sample, real, centroids, limit, iterations, tol)
-        fit = spherical.assign(sample, real, centroids, limit)
+        centroids, fit = spherical.lloyd(sample, real, centroids, limit, iterations, tol)
         fits.append(F.pad(centroids, (0, 0, 0, k_max - k)))
         scores.append(spherical.silhouette(sample, real, fit) if criterion == "silhouette" else fit.distortion)
     curve = torch.stack(scores, 1)  # [B, number of ks]
     # A K above the number of tokens repeats the result of the K below it, so it never wins alone.
     best = (curve if criterion == "silhouette" else spherical.below_chord(curve)).argmax(1)
     selected = torch.stack(fits, 1)[torch.arange(len(best), device=x.device), best]
-    return _merge(tokens, x, selected, (best + k_min).minimum(count))
+    labels = spherical.assign(x, tokens.mask, selected, (best + k_min).minimum(count)).labels
+    return Plan.group(labels, tokens, k_max)
 
 
-def _merge(tokens: Tokens, x: Tensor, centroids: Tensor, k: Tensor, *, exact: bool = False) -> Plan:
-    labels = spherical.assign(x, tokens.mask, centroids, k).labels
-    return Plan.group(labels, tokens, centroids.shape[1], num_slots=centroids.shape[1] if exact else None)
+def _seed(x: Tensor, real: Tensor, k: Tensor, clusters: int, seed: int) -> spherical.Seeds:
+    shape = clusters + spherical.MAX_TOGETHER, _NUM_CANDIDATES
+    uniforms = uniform_hash(seed, shape[0] * shape[1], x.device).reshape(shape)
+    return spherical.kmeans_plus_plus(x, real, k, clusters, uniforms)
 
 
-def _seed(x: Tensor, real: Tensor, centroids: int, seed: int) -> Tensor:
-    uniforms = uniform_hash(seed, centroids * _NUM_CANDIDATES, x.device).reshape(centroids, _NUM_CANDIDATES)
-    return spherical.kmeans_plus_plus(x, real, uniforms)
+def _sample(x: Tensor, count: Tensor, limit: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Up to `limit` [B] evenly spaced rows of each video, [B,n,C], and which are real, bool [B,n].
 
-
-def _sample(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Evenly spaced rows of each video, [B,n,C], and which are real, bool [B,n]."""
-    n = min(x.shape[1], _MAX_SAMPLE)
+    `most` is an upper bound of `limit`.
+    """
+    n = min(x.shape[1], most)
     position = torch.arange(n, device=x.device).expand(len(count), -1)
-    size = count.clamp(max=n)[:, None]
+    size = count.minimum(limit)[:, None]
     index = (position * count[:, None] // size).clamp(max=x.shape[1] - 1)
     return take_rows(x, index), position < size
