@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, group_sum, weighted_group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import cluster_around_peaks
-from fewtokens.methods.ops.groups import allocate, carry_labels, group_sizes, plan_from_groups, split_groups
+from fewtokens.methods.ops.groups import allocate, group_sizes, packs
+from fewtokens.methods.ops.temporal import in_blocks
 
 # Sets of at most this many tokens are not clustered.
 _SMALL = 14
@@ -76,18 +77,69 @@ class PruneVid(Reducer):
             remaining = self.counts(tokens) - tokens.count + later.flatten(1).sum(1)
             rank_from_end = later.flatten(1).flip(1).cumsum(1).flip(1)
             static = static & ~((rank_from_end <= remaining[:, None]).unflatten(1, (T, n)) & later)
-        target = torch.where(static, first[..., None] * n + position, t * n + position).flatten(1)
-        averaged = Plan.group(target.masked_fill(~tokens.mask, -1), tokens, T * n)
         # Sets: T + t for the dynamic tokens of frame t, t for the static tokens of the segment that starts at t.
-        label = torch.where(static, first[..., None], T + t).flatten(1)
-        reduced = tokens.apply(averaged)
-        group = carry_labels(averaged, label, reduced)
+        at_first = static & (first[..., None] == t)
+        dynamic = ~static & real_frames[..., None]
+        group = torch.where(dynamic, T + t, torch.where(at_first, t, -1)).flatten(1)
         size = group_sizes(group, 2 * T)
         if self.ratio is not None:
             counts = torch.where(size > _SMALL, (size * self.ratio + 1e-6).long().clamp(min=1), size)
         else:
             counts = allocate(self.counts(tokens), size)
-        return averaged.then(_cluster(reduced, group, counts, self.neighbors))
+        # The label of a token is a cell of its set; static tokens have the label of their first frame.
+        own = torch.where(static, first[..., None] * n + position, t * n + position).flatten(1)
+        averaged = own.masked_fill(~static.flatten(1), -1)
+        label = self._cluster(tokens.features, group, counts, averaged)
+        label = label.gather(1, own).masked_fill(~tokens.mask, -1)
+        return Plan.group(label, tokens, T * n)
+
+    def _cluster(self, features: Tensor, group: Tensor, counts: Tensor, averaged: Tensor) -> Tensor:
+        """Clusters each set around its density peaks: labels in 0..N-1 of the tokens in sets, int64 [B,N]; -1 to drop.
+
+        Args:
+            features: [B,N,C].
+            group: int64 [B,N], the set of each token; -1 for none.
+            counts: int64 [B,groups], number of clusters of each set.
+            averaged: int64 [B,N], the token of a set that is the mean of this and other tokens; -1 for tokens that are
+                not averaged.
+        """
+        (B, N), groups = group.shape, counts.shape[1]
+        video = torch.arange(B, device=group.device)[:, None]
+        rows, flat_counts = features.flatten(0, 1), counts.flatten()
+        flat = (group + groups * video).masked_fill(group < 0, -1).flatten()
+        # A set with as many clusters as tokens, or with none, is not clustered.
+        label = torch.arange(N, device=group.device).repeat(B)
+        allowed = flat_counts[flat.clamp(min=0)]
+        label = label.masked_fill((flat < 0) | (allowed == 0), -1)
+        clustered = (flat >= 0) & (allowed > 0) & (allowed < group_sizes(flat[None], B * groups)[0][flat.clamp(min=0)])
+        is_mean = averaged.flatten() >= 0
+        # Sets of single tokens, then sets of means.
+        means, of_mean = _means(rows, (averaged + N * video).masked_fill(averaged < 0, -1).flatten())
+        for values, of_value, members in ((rows, None, clustered & ~is_mean), (means, of_mean, clustered & is_mean)):
+            for pack in packs(flat.masked_fill(~members, -1), B * groups):
+                index = pack.index if of_value is None else of_value[pack.index]
+                x = values.index_select(0, index.flatten()).unflatten(0, index.shape)
+                cluster, _ = cluster_around_peaks(x, pack.real, flat_counts[pack.group], self.neighbors)
+                chosen = pack.index.gather(1, torch.where(pack.real, cluster, 0))
+                # Padding repeats the first token of a set, and so its label.
+                chosen = torch.where(pack.real, chosen, chosen[:, :1])
+                label.index_copy_(0, pack.index.flatten(), chosen.flatten() % N)
+        return label.unflatten(0, (B, N))
+
+
+def _means(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of rows [N,C] with the same target, int64 [N] (-1 for none), in float32, and the mean of each target.
+
+    Returns:
+        The means [M,C], and their indices by target, int64 [N] (undefined for others).
+    """
+    member = target >= 0
+    size = torch.bincount(target.masked_fill(~member, len(rows)), minlength=len(rows) + 1)[:-1]
+    place = (size > 0).cumsum(0) - 1
+    count = int((size > 0).sum())
+    dest = place[target.clamp(min=0)].masked_fill(~member, -1)
+    weight = 1 / size[target.clamp(min=0)].clamp(min=1)
+    return weighted_group_sum(rows.float()[None], weight[None], dest[None], count)[0], place
 
 
 def frame_segments(vectors: Tensor, real_frames: Tensor, num_segments: Tensor, neighbors: int) -> Tensor:
@@ -154,19 +206,21 @@ def _static_positions(x: Tensor, first: Tensor, real_frames: Tensor, tau: float)
 
     For l unit vectors the sum over all pairs is (|sum|^2 - l) / 2, so no pair is computed.
     """
+    B, T, n, _ = x.shape
+    t = torch.arange(T, device=x.device)
+    length = torch.zeros_like(first).scatter_add(1, first, real_frames.long())  # by first frame
+    # Segments of one frame have no static positions and are not summed.
+    several = (length.gather(1, first) > 1) & real_frames
+    begins = several & (first == t)
+    segment = begins.cumsum(1) - 1  # within a segment of several frames, its number
+    segments = max(1, int(begins.sum(1).max()))
+    norm = in_blocks(lambda rows, _: rows.norm(dim=-1), x, x)
+    inverse = torch.where(norm > 0, 1 / norm, 0)
+    dest = (segment[..., None] * n + torch.arange(n, device=x.device)).masked_fill(~several[..., None], -1).flatten(1)
+    total = weighted_group_sum(x.flatten(1, 2), inverse.flatten(1), dest, segments * n)
     # Zero vectors equal each other and are dissimilar to everything else.
-    unit = torch.cat([F.normalize(x, dim=3), (x == 0).all(3, keepdim=True).float()], 3)
-    unit = unit * real_frames[..., None, None]
-    segment_start = first[..., None].expand(-1, -1, x.shape[2])
-    total = torch.zeros_like(unit).scatter_add_(1, segment_start[..., None].expand_as(unit), unit)
-    length = torch.zeros_like(first).scatter_add(1, first, real_frames.long())[..., None]
-    mean = (total.square().sum(3) - length) / (length * (length - 1)).clamp(min=1)
-    return ((mean > tau) & (length > 1)).gather(1, segment_start) & real_frames[..., None]
-
-
-def _cluster(tokens: Tokens, group: Tensor, counts: Tensor, neighbors: int) -> Plan:
-    """Clusters each group around its `counts` [B,groups] density peaks; a group with a count of 0 is dropped."""
-    parts, slot = split_groups(tokens, group, counts.shape[1])
-    label, count = cluster_around_peaks(parts.features, parts.mask, counts.flatten(), neighbors)
-    label = label.masked_fill(~parts.mask | (count == 0)[:, None], -1)
-    return plan_from_groups(label, slot, group, tokens)
+    zeros = group_sum((norm == 0).float().flatten(1)[..., None], dest, segments * n)
+    pairs = (total.square().sum(2) + zeros.square().squeeze(2)).gather(1, dest.clamp(min=0)).unflatten(1, (T, n))
+    own_length = length.gather(1, first)[..., None]
+    mean = (pairs - own_length) / (own_length * (own_length - 1)).clamp(min=1)
+    return (mean > tau) & several[..., None]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
@@ -12,10 +15,57 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
 
+# A pack of groups of n tokens has at most this many pairs of tokens, so that its rows stay in the cache.
+_MAX_PACK_PAIRS = 1 << 17
+# Groups of at most this many tokens are packed together; of larger ones, those of at least 3/4 of the largest.
+_SMALL = 16
+
+
+class Pack(NamedTuple):
+    """Groups of about the same size, one per row.
+
+    Attributes:
+        group: int64 [G], the groups.
+        index: int64 [G,n], the tokens of each group in their order; padding repeats a token.
+        real: bool [G,n].
+    """
+
+    group: Tensor
+    index: Tensor
+    real: Tensor
+
+
+def packs(group: Tensor, groups: int) -> Iterator[Pack]:
+    """Splits groups of tokens into packs of about the same size, so that little is padded. Reads the sizes.
+
+    Args:
+        group: int64 [N], 0..groups-1; -1 for no group.
+        groups: the number of groups.
+    """
+    label = group.masked_fill(group < 0, groups)
+    order = label.argsort(stable=True)
+    size = torch.bincount(label, minlength=groups + 1)[:groups]
+    start = size.cumsum(0) - size
+    by_size = size.argsort(descending=True, stable=True)
+    smaller = [-width for width in size[by_size].tolist()]  # ascending
+    first, count = 0, bisect_right(smaller, -1)
+    while first < count:
+        width = -smaller[first]
+        last = min(
+            bisect_right(smaller, -1 if width <= _SMALL else -(3 * width // 4)),
+            first + max(1, _MAX_PACK_PAIRS // width**2),
+        )
+        chosen = by_size[first:last]
+        place = torch.arange(width, device=group.device)
+        real = place < size[chosen, None]
+        yield Pack(chosen, order[torch.where(real, start[chosen, None] + place, start[chosen, None])], real)
+        first = last
+
 
 def group_sizes(group: Tensor, groups: int) -> Tensor:
     """The number of tokens of each group, int64 [B,groups], from `group` [B,N] (-1 for no group)."""
-    return F.one_hot(group.masked_fill(group < 0, groups), groups + 1)[..., :groups].sum(1)
+    label = group.masked_fill(group < 0, groups)
+    return label.new_zeros(len(label), groups + 1).scatter_add_(1, label, torch.ones_like(label))[:, :groups]
 
 
 def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:

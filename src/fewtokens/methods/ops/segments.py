@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,7 +18,7 @@ def rank_within(values: Tensor, group: Tensor, groups: int) -> Tensor:
     label = group.masked_fill(group < 0, groups)
     by_group = order.gather(1, label.gather(1, order).argsort(dim=1, stable=True))
     label = label.gather(1, by_group)
-    size = F.one_hot(label, groups + 1).sum(1)
+    size = label.new_zeros(len(label), groups + 1).scatter_add_(1, label, torch.ones_like(label))
     rank = torch.arange(values.shape[1], device=values.device) - (size.cumsum(1) - size).gather(1, label)
     return torch.empty_like(rank).scatter_(1, by_group, rank)
 
