@@ -10,7 +10,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan, group_sum, weighted_group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import cluster_around_peaks
-from fewtokens.methods.ops.groups import allocate, group_sizes, packs
+from fewtokens.methods.ops.groups import allocate, average, group_sizes, packs
 from fewtokens.methods.ops.temporal import in_blocks
 
 # Sets of at most this many tokens are not clustered.
@@ -104,42 +104,21 @@ class PruneVid(Reducer):
                 not averaged.
         """
         (B, N), groups = group.shape, counts.shape[1]
-        video = torch.arange(B, device=group.device)[:, None]
-        rows, flat_counts = features.flatten(0, 1), counts.flatten()
-        flat = (group + groups * video).masked_fill(group < 0, -1).flatten()
-        # A set with as many clusters as tokens, or with none, is not clustered.
-        label = torch.arange(N, device=group.device).repeat(B)
-        allowed = flat_counts[flat.clamp(min=0)]
-        label = label.masked_fill((flat < 0) | (allowed == 0), -1)
-        clustered = (flat >= 0) & (allowed > 0) & (allowed < group_sizes(flat[None], B * groups)[0][flat.clamp(min=0)])
-        is_mean = averaged.flatten() >= 0
-        # Sets of single tokens, then sets of means.
-        means, of_mean = _means(rows, (averaged + N * video).masked_fill(averaged < 0, -1).flatten())
-        for values, of_value, members in ((rows, None, clustered & ~is_mean), (means, of_mean, clustered & is_mean)):
-            for pack in packs(flat.masked_fill(~members, -1), B * groups):
-                index = pack.index if of_value is None else of_value[pack.index]
-                x = values.index_select(0, index.flatten()).unflatten(0, index.shape)
-                cluster, _ = cluster_around_peaks(x, pack.real, flat_counts[pack.group], self.neighbors)
-                chosen = pack.index.gather(1, torch.where(pack.real, cluster, 0))
-                # Padding repeats the first token of a set, and so its label.
-                chosen = torch.where(pack.real, chosen, chosen[:, :1])
-                label.index_copy_(0, pack.index.flatten(), chosen.flatten() % N)
+        size, allowed = (x.gather(1, group.clamp(min=0)) for x in (group_sizes(group, groups), counts))
+        clustered = (group >= 0) & (allowed > 0) & (allowed < size)
+        # In a set with as many clusters as tokens, each token is one.
+        label = torch.arange(N, device=group.device).expand(B, -1).masked_fill((group < 0) | (allowed == 0), -1).flatten()
+        means, mean_at = average(features, averaged)
+        is_mean = averaged >= 0
+        for values, at, members in (
+            (features.float().flatten(0, 1), None, clustered & ~is_mean),
+            (means, mean_at, clustered & is_mean),
+        ):
+            for pack in packs(group.masked_fill(~members, -1), groups):
+                limit = counts.flatten()[pack.group]
+                cluster, _ = cluster_around_peaks(pack.rows(values, at), pack.real, limit, self.neighbors)
+                pack.write(label, pack.index.gather(1, cluster.masked_fill(~pack.real, 0)) % N)
         return label.unflatten(0, (B, N))
-
-
-def _means(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The means of rows [N,C] with the same target, int64 [N] (-1 for none), in float32, and the mean of each target.
-
-    Returns:
-        The means [M,C], and their indices by target, int64 [N] (undefined for others).
-    """
-    member = target >= 0
-    size = torch.bincount(target.masked_fill(~member, len(rows)), minlength=len(rows) + 1)[:-1]
-    place = (size > 0).cumsum(0) - 1
-    count = int((size > 0).sum())
-    dest = place[target.clamp(min=0)].masked_fill(~member, -1)
-    weight = 1 / size[target.clamp(min=0)].clamp(min=1)
-    return weighted_group_sum(rows.float()[None], weight[None], dest[None], count)[0], place
 
 
 def frame_segments(vectors: Tensor, real_frames: Tensor, num_segments: Tensor, neighbors: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan, take_rows, weighted_group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
@@ -22,11 +22,11 @@ _SMALL = 16
 
 
 class Pack(NamedTuple):
-    """Groups of about the same size, one per row.
+    """Groups of about the same size, one per row, of tokens [B,N].
 
     Attributes:
-        group: int64 [G], the groups.
-        index: int64 [G,n], the tokens of each group in their order; padding repeats a token.
+        group: int64 [G], video * groups + group.
+        index: int64 [G,n], video * N + token, in their order; padding repeats the first token of the group.
         real: bool [G,n].
     """
 
@@ -34,32 +34,68 @@ class Pack(NamedTuple):
     index: Tensor
     real: Tensor
 
+    def rows(self, values: Tensor, at: Tensor | None = None) -> Tensor:
+        """The values [M,C] of the tokens, [G,n,C]; `at` int64 [B*N] is the row of each token. Default: its index."""
+        index = self.index if at is None else at[self.index]
+        return values.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def write(self, out: Tensor, values: Tensor) -> None:
+        """Writes values [G,n] of the tokens into `out` [B*N], in place."""
+        out.index_copy_(0, self.index.flatten(), torch.where(self.real, values, values[:, :1]).flatten())
+
 
 def packs(group: Tensor, groups: int) -> Iterator[Pack]:
     """Splits groups of tokens into packs of about the same size, so that little is padded. Reads the sizes.
 
     Args:
-        group: int64 [N], 0..groups-1; -1 for no group.
-        groups: the number of groups.
+        group: int64 [B,N], 0..groups-1; -1 for no group.
+        groups: the number of groups of a video.
     """
-    label = group.masked_fill(group < 0, groups)
+    count = len(group) * groups
+    label = flat_index(group, groups).masked_fill(group.flatten() < 0, count)
     order = label.argsort(stable=True)
-    size = torch.bincount(label, minlength=groups + 1)[:groups]
+    size = torch.bincount(label, minlength=count + 1)[:count]
     start = size.cumsum(0) - size
     by_size = size.argsort(descending=True, stable=True)
     smaller = [-width for width in size[by_size].tolist()]  # ascending
-    first, count = 0, bisect_right(smaller, -1)
-    while first < count:
-        width = -smaller[first]
-        last = min(
-            bisect_right(smaller, -1 if width <= _SMALL else -(3 * width // 4)),
-            first + max(1, _MAX_PACK_PAIRS // width**2),
-        )
-        chosen = by_size[first:last]
+    begin, end = 0, bisect_right(smaller, -1)
+    while begin < end:
+        width = -smaller[begin]
+        least = 1 if width <= _SMALL else 3 * width // 4
+        stop = min(bisect_right(smaller, -least), begin + max(1, _MAX_PACK_PAIRS // width**2))
+        chosen = by_size[begin:stop]
         place = torch.arange(width, device=group.device)
         real = place < size[chosen, None]
-        yield Pack(chosen, order[torch.where(real, start[chosen, None] + place, start[chosen, None])], real)
-        first = last
+        yield Pack(chosen, order[start[chosen, None] + place * real], real)
+        begin = stop
+
+
+def flat_index(index: Tensor, size: int) -> Tensor:
+    """video * size + index, int64 [B*N], for indices [B,N] in 0..size-1; undefined for negative ones."""
+    return (index + size * torch.arange(len(index), device=index.device)[:, None]).flatten()
+
+
+def average(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of tokens with the same target.
+
+    Args:
+        features: [B,N,C].
+        target: int64 [B,N], a token; -1 for tokens that are not averaged.
+
+    Returns:
+        The means in float32 [M,C], and the mean of each target, int64 [B*N] (undefined for others).
+    """
+    B, N, C = features.shape
+    member = target.flatten() >= 0
+    cell = flat_index(target, N)
+    size = torch.bincount(cell.masked_fill(~member, B * N), minlength=B * N + 1)[:-1]
+    at = (size > 0).cumsum(0) - 1
+    cell = cell.masked_fill(~member, 0)
+    dest = at[cell].masked_fill(~member, -1)
+    means = weighted_group_sum(
+        features.float().reshape(1, B * N, C), 1 / size[cell].clamp(min=1)[None], dest[None], int((size > 0).sum())
+    )
+    return means[0], at
 
 
 def group_sizes(group: Tensor, groups: int) -> Tensor:
