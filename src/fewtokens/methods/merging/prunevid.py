@@ -107,7 +107,9 @@ class PruneVid(Reducer):
         size, allowed = (x.gather(1, group.clamp(min=0)) for x in (group_sizes(group, groups), counts))
         clustered = (group >= 0) & (allowed > 0) & (allowed < size)
         # In a set with as many clusters as tokens, each token is one.
-        label = torch.arange(N, device=group.device).expand(B, -1).masked_fill((group < 0) | (allowed == 0), -1).flatten()
+        label = (
+            torch.arange(N, device=group.device).expand(B, -1).masked_fill((group < 0) | (allowed == 0), -1).flatten()
+        )
         means, mean_at = average(features, averaged)
         is_mean = averaged >= 0
         for values, at, members in (
@@ -185,7 +187,7 @@ def _static_positions(x: Tensor, first: Tensor, real_frames: Tensor, tau: float)
 
     For l unit vectors the sum over all pairs is (|sum|^2 - l) / 2, so no pair is computed.
     """
-    B, T, n, _ = x.shape
+    T, n = x.shape[1:3]
     t = torch.arange(T, device=x.device)
     length = torch.zeros_like(first).scatter_add(1, first, real_frames.long())  # by first frame
     # Segments of one frame have no static positions and are not summed.

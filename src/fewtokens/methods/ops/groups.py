@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ _MAX_PACK_PAIRS = 1 << 17
 _SMALL = 16
 
 
-class Pack(NamedTuple):
+@dataclass(frozen=True)
+class Pack:
     """Groups of about the same size, one per row, of tokens [B,N].
 
     Attributes:

@@ -37,7 +37,9 @@ def proportional_order(rank: Tensor, weight: Tensor) -> Tensor:
     return (rank + 0.5) / weight.clamp(min=1e-9)
 
 
-def cut_where_frames_change(similarity: Tensor, lengths: Tensor, segments: int, tau: float) -> tuple[Tensor, Tensor]:
+def cut_where_frames_change(
+    similarity: Tensor, lengths: Tensor, segments: int | Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
     """Segments of similar frames: the first and last frame of each frame's segment, int64 [B,T].
 
     The video is cut after frame t if the frame's similarity to the next one is below tau, or among the segments-1
@@ -46,14 +48,15 @@ def cut_where_frames_change(similarity: Tensor, lengths: Tensor, segments: int, 
     Args:
         similarity: [B,T-1], similarity of each frame to the next.
         lengths: [B], number of real frames; each padded frame is a separate segment.
-        segments: minimum number of segments.
+        segments: minimum number of segments, one for all videos or int64 [B].
         tau: similarity below which there is always a cut.
     """
     B, T = similarity.shape[0], similarity.shape[1] + 1
     t = torch.arange(T - 1, device=similarity.device)
     inside = t < lengths[:, None] - 1
     rank = similarity.masked_fill(~inside, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    cut = (rank < segments - 1) | (similarity < tau) | ~inside
+    lowest = segments - 1 if isinstance(segments, int) else segments[:, None] - 1
+    cut = (rank < lowest) | (similarity < tau) | ~inside
     starts = torch.cat([torch.ones_like(lengths[:, None], dtype=torch.bool), cut], 1)  # a segment starts here
     frame = torch.arange(T, device=similarity.device).expand(B, -1)
     first = frame.masked_fill(~starts, 0).cummax(1).values
