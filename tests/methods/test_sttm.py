@@ -9,7 +9,7 @@ import torch
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.sttm import Sttm
-from fewtokens.methods.ops.quadtree import published_levels, quadtree
+from fewtokens.methods.ops.quadtree import published_levels
 from tests.helpers.clips import clip
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
 from tests.helpers.squares import sttm_by_loops
@@ -58,8 +58,8 @@ def test_a_static_uniform_clip_becomes_one_token():
 def test_mirrored_frames_on_a_dyadic_grid():
     tokens = smooth(3, 8, 8, 0)
     mirrored = Tokens.from_cells(tokens.features.reshape(1, 3, 8, 8, 6).flip(3))
-    a, b = quadtree(tokens, torch.tensor([0.8]), 3)[1], quadtree(mirrored, torch.tensor([0.8]), 3)[1]
-    torch.testing.assert_close(a.reshape(3, 8, 8, 6).flip(2), b.reshape(3, 8, 8, 6))
+    method = Sttm(0.8, tau_time=1.01, levels=3)
+    torch.testing.assert_close(method(tokens).unmerge().flip(3), method(mirrored).unmerge())
 
 
 def test_equal_weights_and_weights_by_size():

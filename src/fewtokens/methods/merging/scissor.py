@@ -12,10 +12,10 @@ from torch import Tensor
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.bipartite import best_match
+from fewtokens.methods.ops.bipartite import best_match, merge_to
 from fewtokens.methods.ops.components import cosine_components
 from fewtokens.methods.ops.groups import plan_from_groups, split_groups
-from fewtokens.methods.ops.search import reduce_to_budget
+from fewtokens.methods.ops.search import find_threshold
 
 _ROUNDING = 1e-6
 
@@ -57,7 +57,11 @@ class Scissor(Method):
             tau = torch.full((tokens.B,), 0.9 if self.tau is None else self.tau, device=tokens.device)
             return _reduce(tokens, tau)
         # A threshold of 1 connects nothing.
-        return reduce_to_budget(lambda tau: _reduce(tokens, tau), self.counts(tokens), -1.0, 1.0)
+        target = self.counts(tokens)
+        with torch.no_grad():
+            tau = find_threshold(lambda tau: _reduce(tokens, tau).count, target, -1.0, 1.0)
+        reduced = _reduce(tokens, tau)
+        return reduced.apply(merge_to(reduced, target))
 
 
 def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
