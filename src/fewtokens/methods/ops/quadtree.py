@@ -62,12 +62,12 @@ class Squares:
             if count is None:
                 taus = [0.85 if self.tau is None else self.tau, 0.6 if self.tau_time is None else self.tau_time]
                 space, time = (torch.full((tokens.B,), tau, device=tokens.device) for tau in taus)
-                return tokens.apply(tree.plan(tokens, space, time))
-            # No cosine exceeds 1, so the highest threshold keeps all tokens.
-            tau = find_threshold(lambda tau: tree.count(tau, tau), count, -1.0, 1.01)
-            plan = tree.plan(tokens, tau, tau)
+            else:
+                # No cosine exceeds 1, so the highest threshold keeps all tokens.
+                space = time = find_threshold(lambda tau: tree.count(tau, tau), count, -1.0, 1.01)
+            plan = tree.plan(tokens, space, time)
         merged = tokens.apply(plan)
-        return merged.apply(merge_to(merged, count))
+        return merged if count is None else merged.apply(merge_to(merged, count))
 
 
 def published_levels(grid: Grid) -> int:
