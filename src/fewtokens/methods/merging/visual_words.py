@@ -93,7 +93,8 @@ class VisualWords(Reducer):
         if self.distance is not None:
             return merge_words(torch.full_like(similar[:, 0], 1 - self.distance))
         target = self.counts(tokens)
-        reduced = tokens.apply(merge_words(find_threshold(lambda tau: merge_words(tau).count, target, -1.0, 1.01)))
+        tau = find_threshold(lambda tau: merge_words(tau).count >= target, -1.0, 1.01, target)
+        reduced = tokens.apply(merge_words(tau))
         return Plan.from_assignment(tokens, reduced.apply(merge_to(reduced, target)))
 
 

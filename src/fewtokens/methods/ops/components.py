@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Similarities are computed in blocks of at most this many entries (16 MiB in float32).
-_MAX_BLOCK_ENTRIES = 1 << 22
+from fewtokens.core.plan import readable
+
+# Similarities are computed in blocks of at most this many entries (4 MiB in float32).
+_MAX_BLOCK_ENTRIES = 1 << 20
 
 
-def components(lowest: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
+def components(lowest: Callable[[Tensor], Tensor], mask: Tensor, label: Tensor | None = None) -> Tensor:
     """The smallest index in each token's component, int64 [B,N]; each padded slot is a separate component.
 
     Labels propagate along edges and along themselves (pointer jumping) until nothing changes, in about the logarithm of
@@ -21,8 +23,10 @@ def components(lowest: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
     Args:
         lowest: maps labels [B,N] to the lowest label among each token's neighbors and itself, [B,N].
         mask: bool [B,N], True for real tokens.
+        label: components already found, as returned by this function.
     """
-    label = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+    if label is None:
+        label = torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
     while True:
         # Hook the root of every tree to the lowest label next to any of its members, then shorten the paths.
         neighbor_label = torch.where(mask, lowest(label), label)
@@ -38,23 +42,81 @@ def components(lowest: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
         label = new_label
 
 
-def cosine_components(x: Tensor, mask: Tensor, tau: Tensor) -> Tensor:
+def lowest_over(a: Tensor, b: Tensor, linked: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """The argument `lowest` of `components` for edges between tokens `a` and `b`, int64 [B,E].
+
+    `linked` bool [B,E] marks the edges that count; None for all.
+    """
+
+    def lowest(label: Tensor) -> Tensor:
+        at_a, at_b = label.gather(1, a), label.gather(1, b)
+        to_a, to_b = (
+            (at_b, at_a) if linked is None else (torch.where(linked, at_b, at_a), torch.where(linked, at_a, at_b))
+        )
+        return label.scatter_reduce(1, a, to_a, "amin").scatter_reduce(1, b, to_b, "amin")
+
+    return lowest
+
+
+def count_components(label: Tensor, mask: Tensor) -> Tensor:
+    """The number of components of the tokens of a mask, int64 [B], from the first token of each, both [B,N]."""
+    return ((label == torch.arange(label.shape[1], device=label.device)) & mask).sum(1)
+
+
+def cosine_components(x: Tensor, mask: Tensor, tau: Tensor, least: Tensor | None = None) -> Tensor:
     """Components of tokens connected by a cosine above tau.
+
+    Each pair of tokens is compared once, in blocks; the components found so far are joined by the edges of each block.
 
     Args:
         x: [B,N,D].
         mask: bool [B,N].
         tau: [B].
+        least: [B]; as soon as every video has fewer components, further edges are not looked for. Default: all are.
     """
     x = F.normalize(x.float(), dim=2)
     B, N, _ = x.shape
-    block = max(1, _MAX_BLOCK_ENTRIES // (B * N))
+    every = torch.ones(1, B * N, dtype=torch.bool, device=x.device)
+    label = torch.arange(B * N, device=x.device)[None]
+    start = 0
+    while start < N:
+        stop = start + max(1, _MAX_BLOCK_ENTRIES // (B * (N - start)))
+        connected = (x[:, start:stop] @ x[:, start:].transpose(1, 2)).clamp_(max=1) > tau[:, None, None]
+        if not (readable(mask) and bool(mask.all())):
+            connected &= mask[:, None, start:] & mask[:, start:stop, None]
+        video, row, column = connected.nonzero().unbind(1)
+        row, column = video * N + start + row, video * N + start + column
+        label = components(lowest_over(row[None], column[None]), every, label)
+        if least is not None and bool((count_components(label.reshape(B, N) % N, mask) < least).all()):
+            break
+        start = stop
+    return label.reshape(B, N) % N
 
-    def lowest(label: Tensor) -> Tensor:
-        rows = []
-        for block_rows in x.split(block, 1):
-            connected = ((block_rows @ x.transpose(1, 2)).clamp(max=1) > tau[:, None, None]) & mask[:, None]
-            rows.append(torch.where(connected, label[:, None], N).amin(2))
-        return torch.minimum(torch.cat(rows, 1), label)
 
-    return components(lowest, mask)
+def spanning_edges(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges of a maximum spanning tree by cosine: the components of the edges above any tau are those of all pairs.
+
+    Boruvka's algorithm: in each round, every component is joined to its most similar neighbor.
+
+    Args:
+        x: [B,N,D], of length 1; the table of all pairs is in memory.
+        mask: bool [B,N].
+
+    Returns:
+        The other end of up to R edges of each token, int64 [B,R,N], and their cosines, -inf for none.
+    """
+    similar = (x @ x.transpose(1, 2)).clamp_(max=1)
+    similar = similar.masked_fill_(~(mask[:, None] & mask[..., None]), -torch.inf)
+    label = torch.arange(mask.shape[1], device=x.device).expand(mask.shape)
+    ends, cosines = [], []
+    while True:
+        value, end = similar.masked_fill(label[:, None] == label[..., None], -torch.inf).max(2)
+        best = torch.full_like(value, -torch.inf).scatter_reduce(1, label, value, "amax").gather(1, label)
+        value = value.masked_fill(value < best, -torch.inf)
+        ends.append(end)
+        cosines.append(value)
+        chosen = value > -torch.inf
+        if not bool(chosen.any()):
+            return torch.stack(ends, 1), torch.stack(cosines, 1)
+        own = torch.arange(mask.shape[1], device=x.device).expand(mask.shape)
+        label = components(lowest_over(own, end, chosen), mask, label)

@@ -12,7 +12,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.components import components
+from fewtokens.methods.ops.components import components, lowest_over
 from fewtokens.methods.ops.search import find_threshold
 
 # Frames are compared in blocks of at most this many entries (4 MiB in float32), which stay in the cache.
@@ -64,7 +64,7 @@ class Squares:
                 space, time = (torch.full((tokens.B,), tau, device=tokens.device) for tau in taus)
             else:
                 # No cosine exceeds 1, so the highest threshold keeps all tokens.
-                space = time = find_threshold(lambda tau: tree.count(tau, tau), count, -1.0, 1.01)
+                space = time = find_threshold(lambda tau: tree.count(tau, tau) >= count, -1.0, 1.01, count)
             plan = tree.plan(tokens, space, time)
         merged = tokens.apply(plan)
         return merged if count is None else merged.apply(merge_to(merged, count))
@@ -215,14 +215,8 @@ class Quadtree:
         pair = level[:, :-1] * (self.layout.depth + 1) + level[:, 1:]
         linked = self.links.gather(3, pair[..., None]).squeeze(3) >= tau_time[:, None, None]
         linked = (linked & self.mask[:, 1:]).flatten(1)
-        before, after = node[:, :-Z], node[:, Z:]
-
-        def lowest(label: Tensor) -> Tensor:
-            # Each place passes the labels of its two nodes to each other.
-            a, b = label.gather(1, before), label.gather(1, after)
-            neighbor_label = label.scatter_reduce(1, before, torch.where(linked, b, a), "amin")
-            return neighbor_label.scatter_reduce(1, after, torch.where(linked, a, b), "amin")
-
+        # Each place links its two nodes.
+        lowest = lowest_over(node[:, :-Z], node[:, Z:], linked)
         return components(lowest, torch.ones_like(self.mask).flatten(1)).gather(1, node), level
 
     def count(self, tau: Tensor, tau_time: Tensor) -> Tensor:

@@ -11,18 +11,18 @@ from torch import Tensor
 _HALVINGS = 8
 
 
-def find_threshold(count: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float) -> Tensor:
-    """The threshold of each video that leaves the fewest tokens not below its target, by bisection, float32 [B].
+def find_threshold(enough: Callable[[Tensor], Tensor], low: float, high: float, like: Tensor) -> Tensor:
+    """The threshold of each video that leaves the fewest tokens, but enough of them, by bisection, float32 [B].
 
     Args:
-        count: maps thresholds [B] to numbers of tokens [B]; a higher threshold leaves more, and `high` leaves all.
-        target: [B], number of tokens of each video.
+        enough: maps thresholds [B] to whether they leave enough tokens, bool [B]; higher ones leave more, and `high`
+            leaves enough.
         low, high: range of thresholds, split into 256 steps.
+        like: a tensor [B] on the device of the result.
     """
-    below = torch.full(target.shape, low, device=target.device)
-    above = torch.full(target.shape, high, device=target.device)
+    below, above = (torch.full(like.shape, edge, device=like.device) for edge in (low, high))
     for _ in range(_HALVINGS):
         middle = (below + above) / 2
-        enough = count(middle) >= target
-        below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
+        passes = enough(middle)
+        below, above = torch.where(passes, below, middle), torch.where(passes, middle, above)
     return above
