@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from fewtokens.core.batch import collate
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.merging.scissor import Scissor
+from fewtokens.methods.merging.scissor import Scissor, _Passes
 from tests.helpers.clips import clip
 from tests.helpers.components import connected_components
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
@@ -43,6 +44,18 @@ def test_scissor_against_loops(tau, seed):
 def test_a_static_clip_leaves_no_more_than_one_frame():
     x = torch.randn(1, 1, 4, 4, 16).repeat(1, 6, 1, 1, 1)
     assert int(Scissor(0.99)(Tokens.from_cells(x)).count[0]) <= 16
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_search_knows_the_count_without_the_assignment(seed):
+    """In a padded batch; some representatives have no tokens at low thresholds."""
+    tokens = collate([clip(4, 3, 4, 4, 1, seed=seed), clip(7, 3, 4, 4, 1, seed=seed + 9)])
+    passes = _Passes(tokens)
+    for tau in (-0.8, -0.2, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0):
+        count = Scissor(tau)(tokens).count
+        for change in (-1, 0, 1):
+            target = (count + change).clamp(min=1)
+            assert torch.equal(passes.leave(torch.full((2,), tau), target), count >= target)
 
 
 def test_budget_is_per_video():

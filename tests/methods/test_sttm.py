@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fewtokens.core.batch import collate
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.sttm import Sttm
-from fewtokens.methods.ops.quadtree import published_levels
+from fewtokens.methods.ops.quadtree import Layout, Quadtree, published_levels
 from tests.helpers.clips import clip
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
 from tests.helpers.squares import sttm_by_loops
@@ -68,6 +69,16 @@ def test_equal_weights_and_weights_by_size():
     assert torch.equal(equal.assignment, weighted.assignment)
     torch.testing.assert_close((weighted.sizes[..., None] * weighted.features).sum(1), tokens.features.sum(1))
     assert not torch.allclose(equal.features, weighted.features)
+
+
+@pytest.mark.parametrize("strips", ["first", "last"])
+def test_counts_without_merging(strips):
+    """In a padded batch, at all thresholds of the search."""
+    tokens = collate([smooth(5, 7, 6, 0), smooth(2, 7, 6, 1)])
+    tree = Quadtree.measure(tokens, Layout(tokens.grid, 2, weighted=False, strips=strips))
+    for tau in (-1.0, 0.0, 0.4, 0.7, 0.9, 0.97, 1.01):
+        expected = Sttm(tau, tau_time=tau, levels=2, strips=strips)(tokens).count
+        assert torch.equal(tree.count(torch.full((2,), tau), torch.full((2,), tau)), expected)
 
 
 def test_budgets():

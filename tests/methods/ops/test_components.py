@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fewtokens.methods.ops import components as module
-from fewtokens.methods.ops.components import cosine_components
+from fewtokens.methods.ops.components import (
+    components,
+    cosine_components,
+    count_components,
+    lowest_over,
+    spanning_edges,
+)
 from tests.helpers.components import connected_components
 
 
@@ -31,3 +38,30 @@ def test_a_long_chain():
     x = torch.stack([angle.cos(), angle.sin()], 1)[order][None]
     label = cosine_components(x, torch.ones(1, 300, dtype=torch.bool), torch.tensor([float(np.cos(0.011))]))
     assert bool((label == 0).all())
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_a_spanning_tree_has_the_components_of_all_pairs_at_every_threshold(levels):
+    """Also with equal similarities, and in padded batches."""
+    x = torch.randn(3, 40, 4, generator=torch.Generator().manual_seed(1))
+    x = x if levels is None else (x * levels).round()
+    mask = torch.ones(3, 40, dtype=torch.bool)
+    mask[1, 25:] = False
+    ends, cosines = spanning_edges(F.normalize(x, dim=2), mask)
+    own = torch.arange(40).expand(ends.shape)
+    for tau in (-1.0, -0.3, 0.2, 0.5, 0.8, 0.95, 1.0):
+        edges = (cosines > tau).flatten(1)
+        label = components(lowest_over(own.flatten(1), ends.flatten(1), edges), mask)
+        assert torch.equal(label[mask], cosine_components(x, mask, torch.full((3,), tau))[mask])
+
+
+@pytest.mark.parametrize("block", [50, 1 << 20])
+def test_the_search_for_edges_stops_below_the_least_count(block, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_BLOCK_ENTRIES", block)
+    x = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(2))
+    mask, tau = torch.ones(2, 60, dtype=torch.bool), torch.full((2,), 0.8)
+    expected = cosine_components(x, mask, tau)
+    count = count_components(expected, mask)
+    assert torch.equal(cosine_components(x, mask, tau, count), expected)
+    stopped = count_components(cosine_components(x, mask, tau, count + 10), mask)
+    assert bool(((stopped >= count) & (stopped < count + 10)).all())
