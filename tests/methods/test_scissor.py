@@ -9,6 +9,7 @@ import torch
 from fewtokens.core.batch import collate
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.scissor import Scissor, _Passes
+from fewtokens.methods.ops.search import find_threshold
 from tests.helpers.clips import clip
 from tests.helpers.components import connected_components
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
@@ -55,7 +56,21 @@ def test_the_search_knows_the_count_without_the_assignment(seed):
         count = Scissor(tau)(tokens).count
         for change in (-1, 0, 1):
             target = (count + change).clamp(min=1)
-            assert torch.equal(passes.leave(torch.full((2,), tau), target), count >= target)
+            assert torch.equal(passes.leave(torch.full((2,), tau), torch.full((2,), -1.0), target), count >= target)
+
+
+@pytest.mark.parametrize("keep", [5, 14, 30])
+def test_the_search_finds_the_threshold_that_leaves_the_fewest_tokens(keep):
+    """In a padded batch: pairs that were compared at one threshold are not compared again at the next."""
+    tokens = collate([clip(6, 3, 4, 4, 1, seed=keep), clip(3, 3, 4, 4, 1, seed=keep + 1)])
+    target, passes = torch.full((2,), keep), _Passes(tokens)
+
+    def enough(tau: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.stack([Scissor(float(value))(tokens).count[video] for video, value in enumerate(tau)]) >= target
+
+    expected = find_threshold(enough, -1.0, 1.0, target)
+    assert torch.equal(find_threshold(lambda *taus: passes.leave(*taus, target), -1.0, 1.0, target), expected)
+    assert passes.compared is not None
 
 
 def test_budget_is_per_video():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fewtokens.methods.ops import components as module
 from fewtokens.methods.ops.components import (
     components,
+    components_and_edges,
     cosine_components,
     count_components,
     lowest_over,
@@ -65,3 +66,19 @@ def test_the_search_for_edges_stops_below_the_least_count(block, monkeypatch):
     assert torch.equal(cosine_components(x, mask, tau, count), expected)
     stopped = count_components(cosine_components(x, mask, tau, count + 10), mask)
     assert bool(((stopped >= count) & (stopped < count + 10)).all())
+
+
+@pytest.mark.parametrize("block", [50, 1 << 20])
+def test_edges_between_known_tokens_are_not_looked_for_again(block, monkeypatch):
+    monkeypatch.setattr(module, "_MAX_BLOCK_ENTRIES", block)
+    x = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    mask[1, 50:] = False
+    tau, floor = torch.tensor([0.9, 0.8]), torch.tensor([0.7, 0.75])
+    _, edges = components_and_edges(x, mask, tau, floor)
+    assert edges is not None
+    fresh = torch.rand(2, 60, generator=torch.Generator().manual_seed(4)) < 0.3
+    x = torch.where(fresh[..., None], -x.flip(1), x)
+    known = edges.select(~fresh.flatten()[edges.a] & ~fresh.flatten()[edges.b])
+    label, _ = components_and_edges(x, mask, tau, floor, known=known, fresh=fresh)
+    assert torch.equal(label[mask], cosine_components(x, mask, tau)[mask])

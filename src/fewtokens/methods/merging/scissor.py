@@ -14,13 +14,14 @@ from fewtokens.core.plan import Plan, readable, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match, merge_to
 from fewtokens.methods.ops.components import (
+    Edges,
     components,
-    cosine_components,
+    components_and_edges,
     count_components,
     lowest_over,
     spanning_edges,
 )
-from fewtokens.methods.ops.groups import packs
+from fewtokens.methods.ops.groups import flat_index, packs
 from fewtokens.methods.ops.search import find_threshold
 
 _ROUNDING = 1e-6
@@ -66,7 +67,7 @@ class Scissor(Method):
             else:
                 # A threshold of 1 connects nothing.
                 target = self.counts(tokens)
-                tau = find_threshold(lambda tau: passes.leave(tau, target), -1.0, 1.0, target)
+                tau = find_threshold(lambda tau, floor: passes.leave(tau, floor, target), -1.0, 1.0, target)
             representatives = passes.representatives(tau)
             nearest = passes.assign(representatives)
             plan = Plan.group(nearest, tokens, representatives.unit.shape[1])
@@ -97,6 +98,8 @@ class _Passes:
 
     # The last thresholds that left enough tokens, with their representatives.
     last: tuple[Tensor, _Representatives | None] | None = None
+    # All edges between components of frames that were compared, and the sizes of these components, by first tokens.
+    compared: tuple[Edges, Tensor] | None = None
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens.replace(features=tokens.features.float())
@@ -121,19 +124,25 @@ class _Passes:
     def representatives(self, tau: Tensor) -> _Representatives:
         """The representatives after both passes, with a separate tau [B] for each video."""
         if self.last is None or not torch.equal(self.last[0], tau):
-            self.last = tau, self._both_passes(tau, torch.zeros_like(self.tokens.count))
+            self.last = tau, self._both_passes(tau, tau, torch.zeros_like(self.tokens.count))
         assert self.last[1] is not None
         return self.last[1]
 
-    def _both_passes(self, tau: Tensor, least: Tensor) -> _Representatives | None:
-        """The representatives, or None as soon as every video is known to have fewer than `least` [B]."""
+    def _both_passes(self, tau: Tensor, floor: Tensor, least: Tensor) -> _Representatives | None:
+        """The representatives, or None as soon as every video is known to have fewer than `least` [B].
+
+        `floor` [B] is a lower bound of all thresholds that follow.
+        """
         tokens = self.tokens
         label = self.first_labels(tau)
         if bool((count_components(label, tokens.mask) < least).all()):
             return None
         first_plan = Plan.group(label, tokens, tokens.N)
         first = tokens.apply(first_plan)
-        label = cosine_components(first.features, first.mask, tau, least)
+        known, fresh, token = self._compared_before(first_plan, first)
+        label, edges = components_and_edges(first.features, first.mask, tau, floor, least, known, fresh)
+        if edges is not None:
+            self.compared = edges._replace(a=token[edges.a], b=token[edges.b]), self._sizes(token, first)
         if bool((count_components(label, first.mask) < least).all()):
             return None
         second_plan = Plan.group(label, first, first.N)
@@ -142,6 +151,35 @@ class _Passes:
         assert own is not None
         return _Representatives(features, F.normalize(features, dim=2), second_plan.mask, own.clamp(min=0))
 
+    def _compared_before(self, plan: Plan, first: Tokens) -> tuple[Edges | None, Tensor | None, Tensor]:
+        """The components of frames that were compared at another threshold.
+
+        As components at two thresholds are nested, those of equal size with the same first token are equal.
+
+        Returns:
+            The edges between such components, which of the components are others, bool [B,M], and the first token of
+                each component, int64 [B*M] (video * N + token).
+        """
+        (B, N), M = plan.shape, first.N
+        assert plan.dest is not None
+        slot = flat_index(plan.dest.masked_fill(plan.dest < 0, M), M + 1)
+        token = torch.arange(B * N, device=slot.device)
+        earliest = torch.full((B * (M + 1),), B * N, device=slot.device).scatter_reduce(0, slot, token, "amin")
+        earliest = earliest.reshape(B, M + 1)[:, :M].flatten()
+        if self.compared is None:
+            return None, None, earliest
+        edges, sizes = self.compared
+        same = (F.pad(sizes, (0, 1))[earliest] == first.sizes.flatten()) & first.mask.flatten()
+        position = torch.full((B * N + 1,), -1, device=slot.device)
+        position[earliest] = torch.arange(B * M, device=slot.device).masked_fill(~same, -1)
+        edges = edges._replace(a=position[edges.a], b=position[edges.b])
+        return edges.select((edges.a >= 0) & (edges.b >= 0)), (~same).reshape(B, M), earliest
+
+    def _sizes(self, token: Tensor, first: Tokens) -> Tensor:
+        """The size of the component of each first token, float32 [B*N]; 0 for other tokens."""
+        sizes = torch.zeros(self.tokens.mask.numel() + 1, device=token.device)
+        return sizes.index_copy(0, token, first.sizes.flatten())[:-1]
+
     def assign(self, representatives: _Representatives) -> Tensor:
         """The representative of each token, int64 [B,N]: its own, unless another is nearer by more than rounding."""
         _, unit, real, own = representatives
@@ -149,9 +187,12 @@ class _Passes:
         similarity = (self.rows * take_rows(unit, own)).sum(2)
         return torch.where(similarity >= best - _ROUNDING, own, nearest)
 
-    def leave(self, tau: Tensor, target: Tensor) -> Tensor:
-        """Whether thresholds [B] leave at least `target` [B] tokens, bool [B]; mostly without the assignment."""
-        found = self._both_passes(tau, target)
+    def leave(self, tau: Tensor, floor: Tensor, target: Tensor) -> Tensor:
+        """Whether thresholds [B] leave at least `target` [B] tokens, bool [B]; mostly without the assignment.
+
+        Later thresholds must not be below `floor` [B]: the pairs compared now are not compared again.
+        """
+        found = self._both_passes(tau, floor, target)
         if found is None:
             return torch.zeros_like(target, dtype=torch.bool)
         count = self._least_count(found)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import readable
+from fewtokens.core.plan import readable, take_rows
 
 # Similarities are computed in blocks of at most this many entries (4 MiB in float32).
 _MAX_BLOCK_ENTRIES = 1 << 20
+# Edges are kept for lower thresholds if there are at most this many per token.
+_MAX_EDGES = 64
 
 
 def components(lowest: Callable[[Tensor], Tensor], mask: Tensor, label: Tensor | None = None) -> Tensor:
@@ -63,10 +66,24 @@ def count_components(label: Tensor, mask: Tensor) -> Tensor:
     return ((label == torch.arange(label.shape[1], device=label.device)) & mask).sum(1)
 
 
-def cosine_components(x: Tensor, mask: Tensor, tau: Tensor, least: Tensor | None = None) -> Tensor:
-    """Components of tokens connected by a cosine above tau.
+class Edges(NamedTuple):
+    """Pairs of tokens of a batch [B,N], as video * N + token.
 
-    Each pair of tokens is compared once, in blocks; the components found so far are joined by the edges of each block.
+    Attributes:
+        a, b: int64 [E].
+        cosine: float32 [E].
+    """
+
+    a: Tensor
+    b: Tensor
+    cosine: Tensor
+
+    def select(self, chosen: Tensor) -> Edges:
+        return Edges(self.a[chosen], self.b[chosen], self.cosine[chosen])
+
+
+def cosine_components(x: Tensor, mask: Tensor, tau: Tensor, least: Tensor | None = None) -> Tensor:
+    """Components of tokens connected by a cosine above tau, int64 [B,N]: the first token of each.
 
     Args:
         x: [B,N,D].
@@ -74,23 +91,67 @@ def cosine_components(x: Tensor, mask: Tensor, tau: Tensor, least: Tensor | None
         tau: [B].
         least: [B]; as soon as every video has fewer components, further edges are not looked for. Default: all are.
     """
-    x = F.normalize(x.float(), dim=2)
+    return components_and_edges(x, mask, tau, tau, least)[0]
+
+
+def components_and_edges(
+    x: Tensor,
+    mask: Tensor,
+    tau: Tensor,
+    floor: Tensor,
+    least: Tensor | None = None,
+    known: Edges | None = None,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Edges | None]:
+    """Components of tokens connected by a cosine above tau, and the edges for lower thresholds.
+
+    Each pair of tokens is compared once, in blocks; the components found so far are joined by the edges of each block.
+
+    Args:
+        x: [B,N,D].
+        mask: bool [B,N].
+        tau: [B].
+        floor: [B], at most tau, the lowest cosine of the edges that are returned.
+        least: see `cosine_components`.
+        known: all edges above `floor` between tokens that are not fresh.
+        fresh: bool [B,N], the tokens to compare with all others. Default: all tokens.
+
+    Returns:
+        The first token of each component, int64 [B,N], and all edges; None if they are more than a few per token, or
+            if not all were looked for.
+    """
     B, N, _ = x.shape
+    x, real = F.normalize(x.float(), dim=2), mask
+    dense = readable(mask) and bool(mask.all())
     every = torch.ones(1, B * N, dtype=torch.bool, device=x.device)
     label = torch.arange(B * N, device=x.device)[None]
+    slot, compared, found, kept = label.reshape(B, N), N, [], 0
+    if known is not None and fresh is not None:
+        # The fresh tokens first.
+        order = (~fresh).to(torch.uint8).argsort(dim=1, stable=True)
+        x, slot, compared = take_rows(x, order), slot.gather(1, order), int(fresh.sum(1).max())
+        mask = mask.gather(1, order)
+        above = known.cosine > tau[known.a // N]
+        label = components(lowest_over(known.a[above][None], known.b[above][None]), every, label)
+        found, kept = [known], len(known.a)
     start = 0
-    while start < N:
-        stop = start + max(1, _MAX_BLOCK_ENTRIES // (B * (N - start)))
-        connected = (x[:, start:stop] @ x[:, start:].transpose(1, 2)).clamp_(max=1) > tau[:, None, None]
-        if not (readable(mask) and bool(mask.all())):
-            connected &= mask[:, None, start:] & mask[:, start:stop, None]
-        video, row, column = connected.nonzero().unbind(1)
-        row, column = video * N + start + row, video * N + start + column
-        label = components(lowest_over(row[None], column[None]), every, label)
-        if least is not None and bool((count_components(label.reshape(B, N) % N, mask) < least).all()):
-            break
+    while start < compared:
+        stop = min(compared, start + max(1, _MAX_BLOCK_ENTRIES // (B * (N - start))))
+        similar = (x[:, start:stop] @ x[:, start:].transpose(1, 2)).clamp_(max=1)
+        near = similar > floor[:, None, None]
+        if not dense:
+            near &= mask[:, None, start:] & mask[:, start:stop, None]
+        video, row, column = near.nonzero().unbind(1)
+        edges = Edges(slot[video, start + row], slot[video, start + column], similar[near])
+        above = edges.cosine > tau[video]
+        label = components(lowest_over(edges.a[above][None], edges.b[above][None]), every, label)
         start = stop
-    return label.reshape(B, N) % N
+        kept += len(edges.a)
+        found = [*found, edges] if kept <= _MAX_EDGES * B * N else []
+        if least is not None and bool((count_components(label.reshape(B, N) % N, real) < least).all()):
+            return label.reshape(B, N) % N, None
+    complete = bool(found) and kept <= _MAX_EDGES * B * N
+    return label.reshape(B, N) % N, Edges(*map(torch.cat, zip(*found, strict=True))) if complete else None
 
 
 def spanning_edges(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,7 @@ class Squares:
                 space, time = (torch.full((tokens.B,), tau, device=tokens.device) for tau in taus)
             else:
                 # No cosine exceeds 1, so the highest threshold keeps all tokens.
-                space = time = find_threshold(lambda tau: tree.count(tau, tau) >= count, -1.0, 1.01, count)
+                space = time = find_threshold(lambda tau, _: tree.count(tau, tau) >= count, -1.0, 1.01, count)
             plan = tree.plan(tokens, space, time)
         merged = tokens.apply(plan)
         return merged if count is None else merged.apply(merge_to(merged, count))
