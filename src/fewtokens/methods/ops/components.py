@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,9 +53,9 @@ def lowest_over(a: Tensor, b: Tensor, linked: Tensor | None = None) -> Callable[
 
     def lowest(label: Tensor) -> Tensor:
         at_a, at_b = label.gather(1, a), label.gather(1, b)
-        to_a, to_b = (
-            (at_b, at_a) if linked is None else (torch.where(linked, at_b, at_a), torch.where(linked, at_a, at_b))
-        )
+        to_a, to_b = at_b, at_a
+        if linked is not None:
+            to_a, to_b = torch.where(linked, at_b, at_a), torch.where(linked, at_a, at_b)
         return label.scatter_reduce(1, a, to_a, "amin").scatter_reduce(1, b, to_b, "amin")
 
     return lowest
@@ -82,23 +82,11 @@ class Edges(NamedTuple):
         return Edges(self.a[chosen], self.b[chosen], self.cosine[chosen])
 
 
-def cosine_components(x: Tensor, mask: Tensor, tau: Tensor, least: Tensor | None = None) -> Tensor:
-    """Components of tokens connected by a cosine above tau, int64 [B,N]: the first token of each.
-
-    Args:
-        x: [B,N,D].
-        mask: bool [B,N].
-        tau: [B].
-        least: [B]; as soon as every video has fewer components, further edges are not looked for. Default: all are.
-    """
-    return components_and_edges(x, mask, tau, tau, least)[0]
-
-
-def components_and_edges(
+def cosine_components(
     x: Tensor,
     mask: Tensor,
     tau: Tensor,
-    floor: Tensor,
+    floor: Tensor | None = None,
     least: Tensor | None = None,
     known: Edges | None = None,
     fresh: Tensor | None = None,
@@ -111,8 +99,8 @@ def components_and_edges(
         x: [B,N,D].
         mask: bool [B,N].
         tau: [B].
-        floor: [B], at most tau, the lowest cosine of the edges that are returned.
-        least: see `cosine_components`.
+        floor: [B], the cosine above which edges are returned. Default: tau.
+        least: [B]; as soon as every video has fewer components, no further edges are looked for. Default: all are.
         known: all edges above `floor` between tokens that are not fresh.
         fresh: bool [B,N], the tokens to compare with all others. Default: all tokens.
 
@@ -120,6 +108,7 @@ def components_and_edges(
         The first token of each component, int64 [B,N], and all edges; None if they are more than a few per token, or
             if not all were looked for.
     """
+    floor = tau if floor is None else floor
     B, N, _ = x.shape
     x, real = F.normalize(x.float(), dim=2), mask
     dense = readable(mask) and bool(mask.all())
@@ -157,21 +146,35 @@ def components_and_edges(
 def spanning_edges(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Edges of a maximum spanning tree by cosine: the components of the edges above any tau are those of all pairs.
 
-    Boruvka's algorithm: in each round, every component is joined to its most similar neighbor.
+    Boruvka's algorithm: in each round, every component is joined to its most similar neighbor. A table of all pairs
+    that does not fit in a block is computed again in each round.
 
     Args:
-        x: [B,N,D], of length 1; the table of all pairs is in memory.
+        x: [B,N,D], of length 1.
         mask: bool [B,N].
 
     Returns:
         The other end of up to R edges of each token, int64 [B,R,N], and their cosines, -inf for none.
     """
-    similar = (x @ x.transpose(1, 2)).clamp_(max=1)
-    similar = similar.masked_fill_(~(mask[:, None] & mask[..., None]), -torch.inf)
-    label = torch.arange(mask.shape[1], device=x.device).expand(mask.shape)
+    B, N, _ = x.shape
+    block = max(1, _MAX_BLOCK_ENTRIES // (B * N))
+
+    def tables() -> Iterator[Tensor]:
+        for rows in x.split(block, 1):
+            yield (rows @ x.transpose(1, 2)).clamp_(max=1).masked_fill_(~mask[:, None], -torch.inf)
+
+    computed = list(tables()) if block >= N else None
+    own = torch.arange(N, device=x.device).expand(B, N)
+    label = own
     ends, cosines = [], []
     while True:
-        value, end = similar.masked_fill(label[:, None] == label[..., None], -torch.inf).max(2)
+        # Padded tokens are separate components; nothing is similar to them.
+        nearest = [
+            table.masked_fill(rows[..., None] == label[:, None], -torch.inf).max(2)
+            for table, rows in zip(computed or tables(), label.split(block, 1), strict=True)
+        ]
+        value, end = (torch.cat(part, 1) for part in zip(*nearest, strict=True))
+        value = value.masked_fill(~mask, -torch.inf)
         best = torch.full_like(value, -torch.inf).scatter_reduce(1, label, value, "amax").gather(1, label)
         value = value.masked_fill(value < best, -torch.inf)
         ends.append(end)
@@ -179,5 +182,4 @@ def spanning_edges(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         chosen = value > -torch.inf
         if not bool(chosen.any()):
             return torch.stack(ends, 1), torch.stack(cosines, 1)
-        own = torch.arange(mask.shape[1], device=x.device).expand(mask.shape)
         label = components(lowest_over(own, end, chosen), mask, label)
