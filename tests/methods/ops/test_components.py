@@ -26,7 +26,7 @@ def test_components_against_scipy(tau, block, monkeypatch):
     x = torch.randn(3, 40, 4, generator=generator)
     mask = torch.ones(3, 40, dtype=torch.bool)
     mask[1, 25:] = False
-    label, _ = cosine_components(x, mask, torch.full((3,), tau))
+    label, *_ = cosine_components(x, mask, torch.full((3,), tau))
     for b, n in enumerate((40, 25, 40)):
         assert label[b, :n].tolist() == connected_components(x[b, :n].double().numpy(), tau).tolist()
 
@@ -36,7 +36,7 @@ def test_a_long_chain():
     angle = torch.arange(300) * 0.01
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     x = torch.stack([angle.cos(), angle.sin()], 1)[order][None]
-    label, _ = cosine_components(x, torch.ones(1, 300, dtype=torch.bool), torch.tensor([float(np.cos(0.011))]))
+    label, *_ = cosine_components(x, torch.ones(1, 300, dtype=torch.bool), torch.tensor([float(np.cos(0.011))]))
     assert bool((label == 0).all())
 
 
@@ -62,7 +62,7 @@ def test_the_search_for_edges_stops_below_the_least_count(block, monkeypatch):
     monkeypatch.setattr(module, "_MAX_BLOCK_ENTRIES", block)
     x = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(2))
     mask, tau = torch.ones(2, 60, dtype=torch.bool), torch.full((2,), 0.8)
-    expected, _ = cosine_components(x, mask, tau)
+    expected, *_ = cosine_components(x, mask, tau)
     count = count_components(expected, mask)
     assert torch.equal(cosine_components(x, mask, tau, least=count)[0], expected)
     stopped = count_components(cosine_components(x, mask, tau, least=count + 10)[0], mask)
@@ -76,10 +76,22 @@ def test_edges_between_known_tokens_are_not_looked_for_again(block, monkeypatch)
     mask = torch.ones(2, 60, dtype=torch.bool)
     mask[1, 50:] = False
     tau, floor = torch.tensor([0.9, 0.8]), torch.tensor([0.7, 0.75])
-    _, edges = cosine_components(x, mask, tau, floor)
+    _, edges, _ = cosine_components(x, mask, tau, floor)
     assert edges is not None
     fresh = torch.rand(2, 60, generator=torch.Generator().manual_seed(4)) < 0.3
     x = torch.where(fresh[..., None], -x.flip(1), x)
     known = edges.select(~fresh.flatten()[edges.a] & ~fresh.flatten()[edges.b])
-    label, _ = cosine_components(x, mask, tau, floor, known=known, fresh=fresh)
+    label, *_ = cosine_components(x, mask, tau, floor, known=known, fresh=fresh)
     assert torch.equal(label[mask], cosine_components(x, mask, tau)[0][mask])
+
+
+def test_a_search_that_stopped_says_which_tokens_were_compared(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_BLOCK_ENTRIES", 200)
+    x = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(5))
+    mask, tau = torch.ones(2, 60, dtype=torch.bool), torch.full((2,), 0.7)
+    _, edges, done = cosine_components(x, mask, tau, least=torch.full((2,), 40))
+    assert edges is not None
+    assert 0 < int(done.sum()) < 120
+    known = edges.select(done.flatten()[edges.a] & done.flatten()[edges.b])
+    label, *_ = cosine_components(x, mask, tau, known=known, fresh=~done)
+    assert torch.equal(label, cosine_components(x, mask, tau)[0])

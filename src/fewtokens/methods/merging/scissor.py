@@ -102,7 +102,8 @@ class _Passes:
 
     # The last thresholds that left enough tokens, with their representatives.
     last: tuple[Tensor, _Representatives | None] | None = None
-    # All edges between components of frames that were compared, and their numbers of tokens, by first tokens.
+    # The edges of components of frames that were compared with all others, and their numbers of tokens, both by first
+    # tokens.
     compared: tuple[Edges, Tensor] | None = None
 
     def __init__(self, tokens: Tokens) -> None:
@@ -147,10 +148,10 @@ class _Passes:
         members = _occupied(first_plan.dest.clamp(min=0), tokens.mask, first.N)
         token = self._first_tokens(first_plan.dest, first.N)
         known, fresh = self._compared_before(token, members)
-        label, edges = cosine_components(first.features, first.mask, tau, floor, least, known, fresh)
-        if edges is not None:
+        label, edges, done = cosine_components(first.features, first.mask, tau, floor, least, known, fresh)
+        if edges is not None and (self.compared is None or bool(done.sum() >= (self.compared[1] > 0).sum())):
             counts = torch.zeros(tokens.mask.numel() + 1, dtype=torch.int64, device=token.device)
-            counts[token] = members.flatten()
+            counts[token] = (members * done).flatten()
             self.compared = edges._replace(a=token[edges.a], b=token[edges.b]), counts
         if bool((count_components(label, first.mask) < least).all()):
             return None

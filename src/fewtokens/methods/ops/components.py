@@ -90,7 +90,7 @@ def cosine_components(
     least: Tensor | None = None,
     known: Edges | None = None,
     fresh: Tensor | None = None,
-) -> tuple[Tensor, Edges | None]:
+) -> tuple[Tensor, Edges | None, Tensor]:
     """Components of tokens connected by a cosine above tau, and the edges for lower thresholds.
 
     Each pair of tokens is compared once, in blocks; the components found so far are joined by the edges of each block.
@@ -105,8 +105,8 @@ def cosine_components(
         fresh: bool [B,N], the tokens to compare with all others. Default: all tokens.
 
     Returns:
-        The first token of each component, int64 [B,N], and all edges; None if they are more than a few per token, or
-            if not all were looked for.
+        The first token of each component, int64 [B,N]; the edges, None if they are more than a few per token; and the
+            tokens that were compared with all others, bool [B,N].
     """
     floor = tau if floor is None else floor
     B, N, _ = x.shape
@@ -138,9 +138,10 @@ def cosine_components(
         kept += len(edges.a)
         found = [*found, edges] if kept <= _MAX_EDGES * B * N else []
         if least is not None and bool((count_components(label.reshape(B, N) % N, real) < least).all()):
-            return label.reshape(B, N) % N, None
+            break
+    done = torch.ones_like(real).flatten().index_fill(0, slot[:, start:compared].flatten(), False).reshape(B, N)
     complete = bool(found) and kept <= _MAX_EDGES * B * N
-    return label.reshape(B, N) % N, Edges(*map(torch.cat, zip(*found, strict=True))) if complete else None
+    return label.reshape(B, N) % N, Edges(*map(torch.cat, zip(*found, strict=True))) if complete else None, done
 
 
 def spanning_edges(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
