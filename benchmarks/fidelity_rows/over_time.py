@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
@@ -34,27 +36,38 @@ def frame_fusion(peers: Path, features: Features) -> Agreement:
     return Agreement(*same_rows(method(x).features[0], rows[0]))
 
 
+def holitom_reference(peers: Path, tokens: Tokens, attention: Tensor) -> Callable[[], Tensor]:
+    """Runs the published code at its settings and a quarter of the tokens; returns the output rows [M,C]."""
+    tau, ratio = 0.8, 0.25
+    T, n = tokens.grid.T, tokens.grid.cells_per_frame
+    frames, scores = tokens.features[0].unflatten(0, (T, n)), attention[0].unflatten(0, (T, n))
+    code = load(peers / "HoliTom" / "holitom" / "llava_arch.py", "llava").LlavaMetaForCausalLM_holitom()
+    code.model = SimpleNamespace(image_newline=torch.zeros(0))
+
+    def run() -> Tensor:
+        similarity = torch.nn.functional.cosine_similarity(frames[:-1], frames[1:], dim=-1)
+        windows, saved = code.select_static_windows(similarity, T, tau, T)
+        fraction = min(ratio * T * n / (T * n - saved), 1)
+        parts = code.get_static_dynamic_features(frames, scores, windows, similarity, tau)
+        return torch.cat(
+            [
+                code.holitom(
+                    still, moving, score, at, places, end - start + 1, fraction, 0, 0.6, 7, torch.float32, "no"
+                )
+                for still, moving, score, at, places, (start, end) in zip(
+                    parts[0], parts[1], parts[3], parts[4], parts[5], windows, strict=True
+                )
+            ]
+        )
+
+    return run
+
+
 def holitom(peers: Path, features: Features) -> Agreement:
     """At the number of tokens that the published code keeps, which rounds in each window and frame."""
-    tau, ratio = 0.8, 0.25
     x, attention = features.tokens(), features.cue("attention")
-    T, n = x.grid.T, x.grid.cells_per_frame
-    frames, scores = x.features[0].unflatten(0, (T, n)), attention[0].unflatten(0, (T, n))
-    code = load(peers / "HoliTom" / "holitom" / "llava_arch.py", "llava").LlavaMetaForCausalLM_holitom()
-    similarity = torch.nn.functional.cosine_similarity(frames[:-1], frames[1:], dim=-1)
-    windows, saved = code.select_static_windows(similarity, T, tau, T)
-    fraction = min(ratio * T * n / (T * n - saved), 1)
-    parts = code.get_static_dynamic_features(frames, scores, windows, similarity, tau)
-    code.model = SimpleNamespace(image_newline=torch.zeros(0))
-    theirs = torch.cat(
-        [
-            code.holitom(still, moving, score, place, places, end - start + 1, fraction, 0, 0.6, 7, torch.float32, "no")
-            for still, moving, score, place, places, (start, end) in zip(
-                parts[0], parts[1], parts[3], parts[4], parts[5], windows, strict=True
-            )
-        ]
-    )
-    ours = HoliTom(len(theirs), tau=tau)(x, attention=attention)
+    theirs = holitom_reference(peers, x, attention)()
+    ours = HoliTom(len(theirs))(x, attention=attention)
     why = "ours keeps the exact count, the published code rounds in each window and frame"
     return Agreement(*same_rows(ours.features[0], theirs), why)
 

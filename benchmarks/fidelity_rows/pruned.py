@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import textwrap
+import types
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,14 +41,18 @@ def run_definitions(path: Path, *names: str, **variables: Any) -> dict[str, Any]
     return namespace
 
 
-def run_lines(path: Path, first: str, last: str, **variables: Any) -> dict[str, Any]:
-    """Runs the lines of a published file from the one that starts with `first` to the next that starts with `last`."""
+def compile_lines(path: Path, first: str, last: str) -> types.CodeType:
+    """The lines of a published file from the one that starts with `first` to the next that starts with `last`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     start = next(n for n, line in enumerate(lines) if line.strip().startswith(first))
     end = next(n for n in range(start, len(lines)) if lines[n].strip().startswith(last))
+    return compile(textwrap.dedent("\n".join(lines[start : end + 1])), f"{path}:{start + 1}", "exec")
+
+
+def run_lines(code: types.CodeType, **variables: Any) -> dict[str, Any]:
+    """Runs published lines with these variables; returns their namespace."""
     namespace = {"torch": torch, "F": F, **variables}
-    code = textwrap.dedent("\n".join(lines[start : end + 1]))
-    exec(compile(code, f"{path}:{start + 1}", "exec"), namespace)
+    exec(code, namespace)
     return namespace
 
 
@@ -107,14 +112,12 @@ def _without_last(select: Any) -> Any:
     return lambda x: select(x[:, :-1])
 
 
-def fastvid(peers: Path, features: Features) -> Agreement:
-    """Compares the output rows, at the published settings and a quarter of the tokens."""
-    tokens, attention = features.tokens(), features.cue("attention")
-    frame_global = features.cue("frame_global")
+def fastvid_reference(peers: Path, tokens: Tokens, attention: Tensor, frame_global: Tensor) -> Callable[[], Tensor]:
+    """Runs the published code at its settings and a quarter of the tokens; returns the output rows [M,C]."""
     model = SimpleNamespace(
         video_start_idx=0,
         video_token_len=tokens.N,
-        frame_num=_FRAMES,
+        frame_num=tokens.grid.T,
         frame_attn_weights=attention[0],
         frame_global_features=frame_global[0],
         fastvid_retention_ratio=0.25,
@@ -125,52 +128,69 @@ def fastvid(peers: Path, features: Features) -> Agreement:
         fastvid_DTM_beta=0.6,
     )
     path = peers / "FastVID/fastvid_llavaonevision/LLaVA-NeXT/llava/model/language_model/modeling_qwen2.py"
-    with without_noise():
-        theirs = run_lines(
-            path,
-            "device_type = hidden_states.device",
-            "keep_indexs = keep_indexs[sorted_indexs]",
-            self=model,
-            hidden_states=tokens.features,
-            seq_length=tokens.N,
-        )
+    code = compile_lines(path, "device_type = hidden_states.device", "keep_indexs = keep_indexs[sorted_indexs]")
+
+    def run() -> Tensor:
+        with without_noise():
+            out = run_lines(code, self=model, hidden_states=tokens.features, seq_length=tokens.N)
+        return out["hidden_states"][0]
+
+    return run
+
+
+def fastvid(peers: Path, features: Features) -> Agreement:
+    """Compares the output rows, at the published settings and a quarter of the tokens."""
+    tokens, attention = features.tokens(), features.cue("attention")
+    frame_global = features.cue("frame_global")
+    theirs = fastvid_reference(peers, tokens, attention, frame_global)()
     out = ours("fastvid(0.25)", tokens, attention=attention, frame_global=frame_global)
     return Agreement(
-        *same_rows(out.features[0], theirs["hidden_states"][0]),
+        *same_rows(out.features[0], theirs),
         "the published code loses tokens to rounding; ours fills up with the next tokens by attention, so that the "
         "count is exact",
     )
 
 
+def scissor_reference(peers: Path, tokens: Tokens) -> Callable[[], Tensor]:
+    """Runs the published code at tau = 0.9; returns the output rows [M,C]."""
+    path = peers / "LLaVA-Scissor/llava/model/llava_arch_zip.py"
+    parts = run_definitions(path, "UnionFind", "approximate_components", np=np, defaultdict=defaultdict)
+    code = compile_lines(path, "frame_num = image_feat.shape[0]//ori_token_num", "image_feat = selected_tokens")
+
+    def run() -> Tensor:
+        np.random.seed(0)
+        return run_lines(
+            code,
+            approximate_components=parts["approximate_components"],
+            einops=SimpleNamespace(rearrange=lambda x, _, n, hw: x.unflatten(0, (n, hw))),
+            image_feat=tokens.features[0],
+            ori_token_num=_SIDE**2,
+            tau=0.9,
+            epsilon=0.05,
+            self=SimpleNamespace(total_token_1=0, total_token_2=0, val_cnt=0),
+            print=lambda *words: None,
+        )["image_feat"]
+
+    return run
+
+
 def scissor(peers: Path, features: Features) -> Agreement:
     """Compares the output rows; sampling is exact up to about 3,400 tokens."""
     tokens = features.tokens()
-    path = peers / "LLaVA-Scissor/llava/model/llava_arch_zip.py"
-    np.random.seed(0)
-    parts = run_definitions(path, "UnionFind", "approximate_components", np=np, defaultdict=defaultdict)
-    theirs = run_lines(
-        path,
-        "frame_num = image_feat.shape[0]//ori_token_num",
-        "image_feat = selected_tokens",
-        approximate_components=parts["approximate_components"],
-        einops=SimpleNamespace(rearrange=lambda x, _, n, hw: x.unflatten(0, (n, hw))),
-        image_feat=tokens.features[0],
-        ori_token_num=_SIDE**2,
-        tau=0.9,
-        epsilon=0.05,
-        self=SimpleNamespace(total_token_1=0, total_token_2=0, val_cnt=0),
-        print=lambda *words: None,
-    )["image_feat"]
-    return Agreement(*same_rows(ours("scissor(0.9)", tokens).features[0], theirs))
+    return Agreement(*same_rows(ours("scissor(0.9)", tokens).features[0], scissor_reference(peers, tokens)()))
+
+
+def sttm_reference(peers: Path, tokens: Tokens) -> Callable[[], Tensor]:
+    """Runs the published code at its settings; returns the output rows [M,C]."""
+    with importing(peers / "STTM"):
+        from token_merging_utils.quadtree_interface import get_quadtree_features
+    x = tokens.features[0].unflatten(0, tokens.grid.shape).permute(0, 3, 1, 2)
+    return lambda: get_quadtree_features(x, 0.85, 0.6, root_level=1)[0]
 
 
 def sttm(side: int, peers: Path, features: Features) -> Agreement:
     tokens = features.tokens(side=side)
-    with importing(peers / "STTM"):
-        from token_merging_utils.quadtree_interface import get_quadtree_features
-
-        x = tokens.features[0].unflatten(0, (_FRAMES, side, side)).permute(0, 3, 1, 2)
-        theirs = get_quadtree_features(x, 0.85, 0.6, root_level=1)[0]
+    theirs = sttm_reference(peers, tokens)()
     why = (
         "the published code stops label propagation before all connected nodes share a label; run to convergence, it "
         "is identical"
@@ -193,9 +213,8 @@ def sttm_8(peers: Path, features: Features) -> Agreement:
     return sttm(8, peers, features)
 
 
-def prunevid(peers: Path, features: Features) -> Agreement:
-    """Compares the output rows, at the published settings."""
-    tokens = features.tokens()
+def prunevid_reference(peers: Path, tokens: Tokens) -> Callable[[], Tensor]:
+    """Runs the published code at its settings; returns the output rows [M,C]."""
     parts = run_definitions(
         peers / "PruneVid/models/pllava/modeling_pllava.py",
         "index_points",
@@ -208,17 +227,23 @@ def prunevid(peers: Path, features: Features) -> Agreement:
         einsum=torch.einsum,
     )
     config = SimpleNamespace(
-        num_frames=_FRAMES,
-        pooling_shape=(_FRAMES, _SIDE, _SIDE),
-        temporal_segment_ratio=0.25,
-        cluster_ratio=0.5,
+        num_frames=tokens.grid.T, pooling_shape=tokens.grid.shape, temporal_segment_ratio=0.25, cluster_ratio=0.5
     )
     model = SimpleNamespace(config=config)
     for name in ("spatial_merge_tokens", "compute_cluster_vectors"):
         setattr(model, name, parts[name].__get__(model))
-    with without_noise():
-        theirs = parts["merge_frames_dynamic"](model, tokens.features, threshold=0.8, k=7)[0]
-    return Agreement(*same_rows(ours("prunevid", tokens).features[0], theirs[0]))
+
+    def run() -> Tensor:
+        with without_noise():
+            return parts["merge_frames_dynamic"](model, tokens.features, threshold=0.8, k=7)[0][0]
+
+    return run
+
+
+def prunevid(peers: Path, features: Features) -> Agreement:
+    """Compares the output rows, at the published settings."""
+    tokens = features.tokens()
+    return Agreement(*same_rows(ours("prunevid", tokens).features[0], prunevid_reference(peers, tokens)()))
 
 
 ROWS = [

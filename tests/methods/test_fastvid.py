@@ -90,6 +90,16 @@ def test_segments_are_cut_where_frames_change():
     assert selection.last[0].tolist() == [2, 2, 2, 4, 4, 5]
 
 
+def test_long_videos_have_a_segment_per_sixteen_frames():
+    """By default; the first 128 frames have 8, as published."""
+    tokens = Tokens.from_cells(torch.randn(1, 160, 1, 1, 4))
+    for frames, segments in ((100, 8), (128, 8), (160, 10)):
+        part = Tokens.from_cells(tokens.features[:, :frames].reshape(1, frames, 1, 1, 4))
+        vectors = 1 + 0.01 * torch.randn(1, frames, 16)
+        selection = FastVid(0.5)._select(part, torch.rand(1, frames), vectors)
+        assert selection.first[0].unique().numel() == segments
+
+
 @pytest.mark.parametrize("keep", [0.46, 0.6, 0.9])
 def test_budgets_at_which_the_published_code_fails(keep):
     tokens = clip(4, 14, 14, 16, 1)

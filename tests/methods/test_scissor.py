@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fewtokens.core.batch import collate
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.merging.scissor import Scissor
+from fewtokens.methods.merging.scissor import Scissor, _Passes
+from fewtokens.methods.ops.search import find_threshold
 from tests.helpers.clips import clip
 from tests.helpers.components import connected_components
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
@@ -43,6 +45,32 @@ def test_scissor_against_loops(tau, seed):
 def test_a_static_clip_leaves_no_more_than_one_frame():
     x = torch.randn(1, 1, 4, 4, 16).repeat(1, 6, 1, 1, 1)
     assert int(Scissor(0.99)(Tokens.from_cells(x)).count[0]) <= 16
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_search_knows_the_count_without_the_assignment(seed):
+    """In a padded batch; some representatives have no tokens at low thresholds."""
+    tokens = collate([clip(4, 3, 4, 4, 1, seed=seed), clip(7, 3, 4, 4, 1, seed=seed + 9)])
+    passes = _Passes(tokens)
+    for tau in (-0.8, -0.2, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0):
+        count = Scissor(tau)(tokens).count
+        for change in (-1, 0, 1):
+            target = (count + change).clamp(min=1)
+            assert torch.equal(passes.leave(torch.full((2,), tau), torch.full((2,), -1.0), target), count >= target)
+
+
+@pytest.mark.parametrize("keep", [5, 14, 30])
+def test_the_search_finds_the_threshold_that_leaves_the_fewest_tokens(keep):
+    """In a padded batch: pairs that were compared at one threshold are not compared again at the next."""
+    tokens = collate([clip(6, 3, 4, 4, 1, seed=keep), clip(3, 3, 4, 4, 1, seed=keep + 1)])
+    target, passes = torch.full((2,), keep), _Passes(tokens)
+
+    def enough(tau: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.stack([Scissor(float(value))(tokens).count[video] for video, value in enumerate(tau)]) >= target
+
+    expected = find_threshold(enough, -1.0, 1.0, target)
+    assert torch.equal(find_threshold(lambda *taus: passes.leave(*taus, target), -1.0, 1.0, target), expected)
+    assert passes.compared is not None
 
 
 def test_budget_is_per_video():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fewtokens.core.batch import collate
 from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.sttm import Sttm
-from fewtokens.methods.ops.quadtree import published_levels, quadtree
+from fewtokens.methods.ops.quadtree import Layout, Quadtree, published_levels
 from tests.helpers.clips import clip
 from tests.helpers.published import run_spec, sum_and_square_sum, waves
 from tests.helpers.squares import sttm_by_loops
@@ -58,8 +59,8 @@ def test_a_static_uniform_clip_becomes_one_token():
 def test_mirrored_frames_on_a_dyadic_grid():
     tokens = smooth(3, 8, 8, 0)
     mirrored = Tokens.from_cells(tokens.features.reshape(1, 3, 8, 8, 6).flip(3))
-    a, b = quadtree(tokens, torch.tensor([0.8]), 3)[1], quadtree(mirrored, torch.tensor([0.8]), 3)[1]
-    torch.testing.assert_close(a.reshape(3, 8, 8, 6).flip(2), b.reshape(3, 8, 8, 6))
+    method = Sttm(0.8, tau_time=1.01, levels=3)
+    torch.testing.assert_close(method(tokens).unmerge().flip(3), method(mirrored).unmerge())
 
 
 def test_equal_weights_and_weights_by_size():
@@ -68,6 +69,16 @@ def test_equal_weights_and_weights_by_size():
     assert torch.equal(equal.assignment, weighted.assignment)
     torch.testing.assert_close((weighted.sizes[..., None] * weighted.features).sum(1), tokens.features.sum(1))
     assert not torch.allclose(equal.features, weighted.features)
+
+
+@pytest.mark.parametrize("strips", ["first", "last"])
+def test_counts_without_merging(strips):
+    """In a padded batch, at all thresholds of the search."""
+    tokens = collate([smooth(5, 7, 6, 0), smooth(2, 7, 6, 1)])
+    tree = Quadtree.measure(tokens, Layout(tokens.grid, 2, weighted=False, strips=strips))
+    for tau in (-1.0, 0.0, 0.4, 0.7, 0.9, 0.97, 1.01):
+        expected = Sttm(tau, tau_time=tau, levels=2, strips=strips)(tokens).count
+        assert torch.equal(tree.count(torch.full((2,), tau), torch.full((2,), tau)), expected)
 
 
 def test_budgets():

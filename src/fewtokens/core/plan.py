@@ -302,11 +302,11 @@ def top_mask(scores: Tensor, count: Tensor, mask: Tensor) -> Tensor:
 
 def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums rows by destination: [B,N,D] -> [B,num_slots,D]. Rows with destination -1 are skipped."""
-    B, _, D = values.shape
+    B, N, D = values.shape
     slots = num_slots + 1
     rows = torch.arange(B, device=values.device)[:, None] * slots + dest.masked_fill(dest < 0, num_slots)
     out = values.new_zeros(B * slots, D)
-    out.index_add_(0, rows.flatten(), values.reshape(-1, D))
+    out.index_add_(0, rows.flatten(), values.reshape(B * N, D))
     return out.reshape(B, slots, D)[:, :num_slots]
 
 

@@ -9,6 +9,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks, nearest_center
+from fewtokens.methods.ops.groups import average, packs
 from fewtokens.methods.ops.segments import proportional_order, rank_within
 from fewtokens.methods.ops.temporal import cosine
 
@@ -69,16 +70,19 @@ class HoliTom(Reducer):
         at_first = static & begins
         window = first[..., None].expand(-1, -1, n)
         length = torch.zeros(B, T, n, device=x.device).scatter_add_(1, window, static.float()).gather(1, window)
-        mean = torch.zeros_like(x).scatter_add_(
-            1, window[..., None].expand_as(x), x.masked_fill(~static[..., None], 0) / length.clamp(min=1)[..., None]
-        )
-        peaks = density_peaks(mean.flatten(0, 1), at_first.flatten(0, 1), self.neighbors).unflatten(0, (B, T))
+        position = torch.arange(n, device=x.device)
+        first_cell = (window * n + position).flatten(1)
+        means, mean_at = average(tokens.features, first_cell.masked_fill(~static.flatten(1), -1))
+        t = torch.arange(T, device=x.device)[:, None].expand(B, -1, n)
+        windows = list(packs(t.masked_fill(~at_first, -1).flatten(1), T))
+        peaks = means.new_zeros(B * T * n)
+        for pack in windows:
+            pack.write(peaks, density_peaks(pack.rows(means, mean_at), pack.real, self.neighbors))
 
         dynamic = ~static & real_frames[..., None]
         # Groups: t for the dynamic tokens of frame t, T + t for the static tokens of the window that starts at t.
-        t = torch.arange(T, device=x.device)[:, None].expand(B, -1, n)
         group = torch.where(dynamic, t, torch.where(at_first, T + t, -1)).flatten(1)
-        score = torch.where(dynamic, attention.float().unflatten(1, (T, n)), peaks).flatten(1)
+        score = torch.where(dynamic.flatten(1), attention.float(), peaks.unflatten(0, (B, T * n)))
         size = torch.cat([dynamic.sum(2), at_first.sum(2)], 1).float()
         order = proportional_order(rank_within(-score, group, 2 * T), size.gather(1, group.clamp(min=0)))
         candidates = group >= 0
@@ -87,12 +91,16 @@ class HoliTom(Reducer):
 
         # Static tokens that are not centers join the nearest center of their window.
         centers = selected & at_first
-        nearest = nearest_center(mean.flatten(0, 1), mean.flatten(0, 1), centers.flatten(0, 1)).unflatten(0, (B, T))
-        own = torch.arange(n, device=x.device).expand(B, T, -1)
-        position = torch.where(centers, own, nearest)  # within the first frame of the window
-        position = position.gather(1, window)  # for the static positions of every frame
+        center_cell = torch.arange(T * n, device=x.device).repeat(B)
+        for pack in windows:
+            rows, is_center = pack.rows(means, mean_at), centers.flatten()[pack.index] & pack.real
+            kept = Plan.keep(is_center, max(1, int(is_center.sum(1).max())))
+            assert kept.representative is not None
+            nearest = nearest_center(rows, kept.copy(rows), kept.mask)
+            nearest = pack.index.gather(1, kept.representative.gather(1, nearest)) % (T * n)
+            pack.write(center_cell, torch.where(is_center, pack.index % (T * n), nearest))
         slot = (selected.flatten(1).cumsum(1) - 1).masked_fill(~selected.flatten(1), -1)
-        static_slot = slot.gather(1, (window * n + position).flatten(1))
+        static_slot = slot.gather(1, center_cell.unflatten(0, (B, T * n)).gather(1, first_cell))
         # The static positions of a window without a center are dropped.
         has_center = centers.any(2).gather(1, first)[..., None].expand(-1, -1, n).flatten(1)
         dest = torch.where(static.flatten(1), static_slot.masked_fill(~has_center, -1), slot)

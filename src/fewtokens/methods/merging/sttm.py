@@ -40,7 +40,7 @@ class Sttm(Method):
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
     license = "written from the description; the reference code has no license"
-    cost = "O(levels * N C); with keep, nine times that"
+    cost = "O(levels * N C); with keep also O(M^2 C) to merge the last of M tokens pairwise"
     full_grid = True
 
     def __init__(

@@ -14,9 +14,9 @@ from fewtokens.core import files
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.bipartite import best_match
+from fewtokens.methods.ops.bipartite import best_match, merge_to
 from fewtokens.methods.ops.groups import allocate, group_sizes
-from fewtokens.methods.ops.search import reduce_to_budget
+from fewtokens.methods.ops.search import find_threshold
 from fewtokens.methods.ops.segments import rank_within
 
 # The published code receives pixels normalized by CLIP's processor.
@@ -92,8 +92,10 @@ class VisualWords(Reducer):
 
         if self.distance is not None:
             return merge_words(torch.full_like(similar[:, 0], 1 - self.distance))
-        reduced = reduce_to_budget(lambda tau: tokens.apply(merge_words(tau)), self.counts(tokens), -1.0, 1.01)
-        return Plan.from_assignment(tokens, reduced)
+        target = self.counts(tokens)
+        tau = find_threshold(lambda tau, _: merge_words(tau).count >= target, -1.0, 1.01, target)
+        reduced = tokens.apply(merge_words(tau))
+        return Plan.from_assignment(tokens, reduced.apply(merge_to(reduced, target)))
 
 
 def _word_labels(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int) -> Tensor:

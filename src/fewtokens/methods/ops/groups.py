@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan, readable, take_rows
+from fewtokens.core.plan import Plan, readable, take_rows, weighted_group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
@@ -17,6 +18,88 @@ from fewtokens.methods.ops.segments import proportional_order, rank_within
 # Methods that compare all tokens of a video do so within windows of this many frames if a video is longer, so that time
 # is linear in the number of frames.
 WINDOW_FRAMES = 128
+# A pack of groups of n tokens has at most this many pairs of tokens, so that its rows stay in the cache.
+_MAX_PACK_PAIRS = 1 << 17
+# Groups of at most this many tokens are packed together; of larger ones, those of at least 3/4 of the largest.
+_SMALL = 16
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Groups of about the same size, one per row, of tokens [B,N].
+
+    Attributes:
+        group: int64 [G], video * groups + group.
+        index: int64 [G,n], video * N + token, in their order; padding repeats the first token of the group.
+        real: bool [G,n].
+    """
+
+    group: Tensor
+    index: Tensor
+    real: Tensor
+
+    def rows(self, values: Tensor, at: Tensor | None = None) -> Tensor:
+        """The values [M,C] of the tokens, [G,n,C]; `at` int64 [B*N] is the row of each token. Default: its index."""
+        index = self.index if at is None else at[self.index]
+        return values.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def write(self, out: Tensor, values: Tensor) -> None:
+        """Writes values [G,n] of the tokens into `out` [B*N], in place."""
+        out.index_copy_(0, self.index.flatten(), torch.where(self.real, values, values[:, :1]).flatten())
+
+
+def packs(group: Tensor, groups: int) -> Iterator[Pack]:
+    """Splits groups of tokens into packs of about the same size, so that little is padded. Reads the sizes.
+
+    Args:
+        group: int64 [B,N], 0..groups-1; -1 for no group.
+        groups: the number of groups of a video.
+    """
+    count = len(group) * groups
+    label = flat_index(group, groups).masked_fill(group.flatten() < 0, count)
+    order = label.argsort(stable=True)
+    size = torch.bincount(label, minlength=count + 1)[:count]
+    start = size.cumsum(0) - size
+    by_size = size.argsort(descending=True, stable=True)
+    smaller = [-width for width in size[by_size].tolist()]  # ascending
+    begin, end = 0, bisect_right(smaller, -1)
+    while begin < end:
+        width = -smaller[begin]
+        least = 1 if width <= _SMALL else 3 * width // 4
+        stop = min(bisect_right(smaller, -least), begin + max(1, _MAX_PACK_PAIRS // width**2))
+        chosen = by_size[begin:stop]
+        place = torch.arange(width, device=group.device)
+        real = place < size[chosen, None]
+        yield Pack(chosen, order[start[chosen, None] + place * real], real)
+        begin = stop
+
+
+def flat_index(index: Tensor, size: int) -> Tensor:
+    """video * size + index, int64 [B*N], for indices [B,N] in 0..size-1; undefined for negative ones."""
+    return (index + size * torch.arange(len(index), device=index.device)[:, None]).flatten()
+
+
+def average(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of tokens with the same target.
+
+    Args:
+        features: [B,N,C].
+        target: int64 [B,N], a token; -1 for tokens that are not averaged.
+
+    Returns:
+        The means in float32 [M,C], and the mean of each target, int64 [B*N] (undefined for others).
+    """
+    B, N, C = features.shape
+    member = target.flatten() >= 0
+    cell = flat_index(target, N)
+    size = torch.bincount(cell.masked_fill(~member, B * N), minlength=B * N + 1)[:-1]
+    at = (size > 0).cumsum(0) - 1
+    cell = cell.masked_fill(~member, 0)
+    dest = at[cell].masked_fill(~member, -1)
+    means = weighted_group_sum(
+        features.float().reshape(1, B * N, C), 1 / size[cell].clamp(min=1)[None], dest[None], int((size > 0).sum())
+    )
+    return means[0], at
 
 
 def check_window(window: int | None) -> None:
@@ -45,7 +128,8 @@ def frame_windows(tokens: Tokens, counts: Tensor, window: int | None) -> tuple[T
 
 def group_sizes(group: Tensor, groups: int) -> Tensor:
     """The number of tokens of each group, int64 [B,groups], from `group` [B,N] (-1 for no group)."""
-    return F.one_hot(group.masked_fill(group < 0, groups), groups + 1)[..., :groups].sum(1)
+    label = group.masked_fill(group < 0, groups)
+    return label.new_zeros(len(label), groups + 1).scatter_add_(1, label, torch.ones_like(label))[:, :groups]
 
 
 def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:

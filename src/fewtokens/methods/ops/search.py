@@ -1,4 +1,4 @@
-"""Exact budgets for methods with a threshold: the threshold is searched, and excess tokens are merged."""
+"""The threshold that fits a budget, for methods with a threshold."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.bipartite import merge_to
-
 # Number of bisections of the threshold's range.
 _HALVINGS = 8
 
 
-def reduce_to_budget(reduce: Callable[[Tensor], Tokens], target: Tensor, low: float, high: float) -> Tokens:
-    """Reduces to exactly `target` tokens: the threshold that leaves the fewest not below it, then pairwise merging.
+def find_threshold(enough: Callable[[Tensor, Tensor], Tensor], low: float, high: float, like: Tensor) -> Tensor:
+    """The threshold of each video that leaves the fewest tokens, but enough of them, by bisection, float32 [B].
 
     Args:
-        reduce: maps thresholds [B] to tokens; a higher threshold leaves more, and `high` leaves all.
-        target: [B], number of tokens of each video.
-        low, high: range of thresholds.
+        enough: maps thresholds [B], and lower bounds [B] of all that follow, to whether they leave enough tokens, bool
+            [B]; higher ones leave more, and `high` leaves enough.
+        low, high: range of thresholds, split into 256 steps.
+        like: a tensor [B] on the device of the result.
     """
-    below = torch.full(target.shape, low, device=target.device)
-    above = torch.full(target.shape, high, device=target.device)
-    with torch.no_grad():
-        for _ in range(_HALVINGS):
-            middle = (below + above) / 2
-            enough = reduce(middle).count >= target
-            below, above = torch.where(enough, below, middle), torch.where(enough, middle, above)
-    reduced = reduce(above)
-    return reduced.apply(merge_to(reduced, target))
+    below, above = (torch.full(like.shape, edge, device=like.device) for edge in (low, high))
+    for _ in range(_HALVINGS):
+        middle = (below + above) / 2
+        passes = enough(middle, below)
+        below, above = torch.where(passes, below, middle), torch.where(passes, middle, above)
+    return above

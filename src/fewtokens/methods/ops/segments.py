@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,7 +18,7 @@ def rank_within(values: Tensor, group: Tensor, groups: int) -> Tensor:
     label = group.masked_fill(group < 0, groups)
     by_group = order.gather(1, label.gather(1, order).argsort(dim=1, stable=True))
     label = label.gather(1, by_group)
-    size = F.one_hot(label, groups + 1).sum(1)
+    size = label.new_zeros(len(label), groups + 1).scatter_add_(1, label, torch.ones_like(label))
     rank = torch.arange(values.shape[1], device=values.device) - (size.cumsum(1) - size).gather(1, label)
     return torch.empty_like(rank).scatter_(1, by_group, rank)
 
@@ -38,7 +37,9 @@ def proportional_order(rank: Tensor, weight: Tensor) -> Tensor:
     return (rank + 0.5) / weight.clamp(min=1e-9)
 
 
-def cut_where_frames_change(similarity: Tensor, lengths: Tensor, segments: int, tau: float) -> tuple[Tensor, Tensor]:
+def cut_where_frames_change(
+    similarity: Tensor, lengths: Tensor, segments: int | Tensor, tau: float
+) -> tuple[Tensor, Tensor]:
     """Segments of similar frames: the first and last frame of each frame's segment, int64 [B,T].
 
     The video is cut after frame t if the frame's similarity to the next one is below tau, or among the segments-1
@@ -47,14 +48,15 @@ def cut_where_frames_change(similarity: Tensor, lengths: Tensor, segments: int, 
     Args:
         similarity: [B,T-1], similarity of each frame to the next.
         lengths: [B], number of real frames; each padded frame is a separate segment.
-        segments: minimum number of segments.
+        segments: minimum number of segments, one for all videos or int64 [B].
         tau: similarity below which there is always a cut.
     """
     B, T = similarity.shape[0], similarity.shape[1] + 1
     t = torch.arange(T - 1, device=similarity.device)
     inside = t < lengths[:, None] - 1
     rank = similarity.masked_fill(~inside, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    cut = (rank < segments - 1) | (similarity < tau) | ~inside
+    lowest = segments - 1 if isinstance(segments, int) else segments[:, None] - 1
+    cut = (rank < lowest) | (similarity < tau) | ~inside
     starts = torch.cat([torch.ones_like(lengths[:, None], dtype=torch.bool), cut], 1)  # a segment starts here
     frame = torch.arange(T, device=similarity.device).expand(B, -1)
     first = frame.masked_fill(~starts, 0).cummax(1).values
