@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Dropped, Plan
+from fewtokens.core.plan import Dropped, Plan, take_rows
 from fewtokens.core.tokens import SLOTS, Tokens
 
 
@@ -123,7 +123,7 @@ def split_frames(tokens: Tokens) -> Tokens:
     )
 
     def rows(values: Tensor) -> Tensor:
-        moved = values.gather(1, representative.reshape(B, -1, 1).expand(-1, -1, values.shape[2]))
+        moved = take_rows(values, representative.reshape(B, -1))
         return moved.reshape(B * T, num_slots, -1).masked_fill(~mask.reshape(B * T, num_slots, 1), 0)
 
     positions = rows(tokens.positions) * torch.tensor([0.0, 1.0, 1.0], device=tokens.device)

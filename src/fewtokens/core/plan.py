@@ -85,8 +85,12 @@ class Plan:
         """
         count = kept.sum(1)
         num_slots = int(count.max()) if num_slots is None else num_slots
-        dest = (kept.cumsum(1) - 1).masked_fill(~kept, -1)
-        representative = (~kept).to(torch.uint8).argsort(dim=1, stable=True)[:, :num_slots]
+        slot = kept.cumsum(1) - 1
+        dest = slot.masked_fill(~kept, -1)
+        # One extra slot for dropped tokens (and for those that do not fit, which the constructor reports).
+        slot = slot.masked_fill(~kept, num_slots).clamp(max=num_slots)
+        token = torch.arange(kept.shape[1], device=kept.device).expand_as(slot)
+        representative = slot.new_zeros(len(kept), num_slots + 1).scatter_(1, slot, token)[:, :num_slots]
         return Plan(count, num_slots, dest, representative, dropped=dropped)
 
     @staticmethod
@@ -104,9 +108,7 @@ class Plan:
             dropped: the meaning of a dropped token, see `Plan`.
         """
         count = torch.minimum(count.to(tokens.device), tokens.count)
-        scores = scores.float().masked_fill(~tokens.mask, -torch.inf)
-        rank = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        return Plan.keep((rank < count[:, None]) & tokens.mask, num_slots, dropped)
+        return Plan.keep(top_mask(scores.float(), count, tokens.mask), num_slots, dropped)
 
     @staticmethod
     def group(labels: Tensor, tokens: Tokens, groups: int | None = None, *, num_slots: int | None = None) -> Plan:
@@ -211,8 +213,12 @@ class Plan:
     def copy(self, values: Tensor) -> Tensor:
         """Returns the rows of `values` [B,N,D] at the representatives, [B,M,D]; empty slots are zero."""
         assert self.representative is not None
-        moved = values.gather(1, self.representative[..., None].expand(-1, -1, values.shape[2]))
-        return moved.masked_fill(~self.mask.to(values.device)[..., None], 0)
+        moved = take_rows(values, self.representative)
+        mask = self.mask.to(values.device)
+        # Without empty slots there is nothing to clear, but reading that on a GPU would synchronize it.
+        if readable(mask) and bool(mask.all()):
+            return moved
+        return moved.masked_fill(~mask[..., None], 0)
 
     def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
@@ -226,7 +232,7 @@ class Plan:
     def sum(self, values: Tensor, share: Tensor) -> Tensor:
         """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
         assert self.dest is not None
-        return group_sum(share[..., None] * values.to(share.dtype), self.dest, self.num_slots).to(values.dtype)
+        return weighted_group_sum(values.to(share.dtype), share, self.dest, self.num_slots).to(values.dtype)
 
     def __repr__(self) -> str:
         B, N = self.shape
@@ -243,9 +249,46 @@ def _check_below(name: str, values: Tensor, limit_name: str, limit: int) -> None
     Raises:
         ValueError: a value is too large.
     """
-    readable = type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and values.numel() and (largest := int(values.max())) >= limit:
+    if readable(values) and values.numel() and (largest := int(values.max())) >= limit:
         raise ValueError(f"{name} has values up to {largest}, but {limit_name} is {limit}")
+
+
+def readable(values: Tensor) -> bool:
+    """Returns whether values can be read at no cost: on a CPU, and not while a graph is traced."""
+    return type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Takes rows by index: [B,N,...] and int64 [B,M] -> [B,M,...]. Differentiable.
+
+    All rows of a batch are moved by one `index_select`, which copies whole rows; `gather` with an expanded index reads
+    an index per channel and takes four times as long.
+    """
+    B, N = values.shape[:2]
+    if B == 1 and not torch.compiler.is_compiling():  # an exported network accepts any batch size
+        return values[0].index_select(0, index[0])[None]
+    rows = index + N * torch.arange(B, device=index.device)[:, None]
+    return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, index.shape)
+
+
+def top_mask(scores: Tensor, count: Tensor, mask: Tensor) -> Tensor:
+    """Marks the tokens with the highest scores, bool [B,N]; ties go to the first. NaN is the highest score.
+
+    Args:
+        scores: float [B,N].
+        count: int64 [B], number of tokens to mark, at most the number of real tokens.
+        mask: bool [B,N], True for real tokens, which come first.
+    """
+    if not scores.shape[1]:
+        return mask
+    scores = scores.masked_fill(scores.isnan(), torch.inf).masked_fill(~mask, -torch.inf)
+    # The values alone are sorted: one sort, where ranks would take two.
+    ordered = scores.sort(dim=1, descending=True).values
+    threshold = ordered.gather(1, (count[:, None] - 1).clamp(min=0))
+    above = scores > threshold
+    ties = (scores == threshold) & mask
+    spare = count[:, None] - above.sum(1, keepdim=True)
+    return above | (ties & (ties.cumsum(1) <= spare))
 
 
 def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
@@ -258,16 +301,35 @@ def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     return out.reshape(B, slots, D)[:, :num_slots]
 
 
+def weighted_group_sum(values: Tensor, weight: Tensor, dest: Tensor, num_slots: int) -> Tensor:
+    """Sums weight [B,N] * values [B,N,D] by destination: [B,num_slots,D]. Rows with destination -1 are skipped."""
+    differentiable = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    if differentiable or values.dtype != torch.float32 or not readable(values):
+        return group_sum(weight[..., None] * values, dest, num_slots)
+    # On a CPU an embedding bag reads each row once, where the products would be written and read again.
+    B, N, D = values.shape
+    bags = B * num_slots
+    label = (dest + num_slots * torch.arange(B)[:, None]).masked_fill(dest < 0, bags).flatten()
+    size = torch.bincount(label, minlength=bags + 1)[:bags]
+    row = label.argsort(stable=True)[: int(size.sum())]
+    starts = F.pad(size.cumsum(0), (1, 0))[:-1]
+    sums = F.embedding_bag(
+        row, values.reshape(B * N, D), starts, mode="sum", per_sample_weights=weight.flatten()[row].float()
+    )
+    return sums.reshape(B, num_slots, D)
+
+
 def position_order(positions: Tensor, real: Tensor) -> Tensor:
     """Returns the indices that sort positions [B,N,3] by (t, y, x), padding last, int64 [B,N].
 
     Positions are rounded to 1/1024 of a cell, since the last digits of a mean depend on the order of summation.
     """
-    positions = (positions * 1024).round()
-    order = torch.arange(positions.shape[1], device=positions.device).expand(positions.shape[0], -1)
-    for key in (positions[..., 2], positions[..., 1], positions[..., 0], (~real).float()):
-        order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
-    return order
+    if not positions.shape[1]:
+        return torch.zeros_like(real, dtype=torch.int64)
+    t, y, x = (positions.double() * 1024).round().long().unbind(2)
+    rows, columns = (axis.amax().clamp(min=0) + 1 for axis in (y, x))
+    key = (t * rows + y) * columns + x
+    return key.masked_fill(~real, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
 
 
 def compose_assignment(dest: Tensor, assignment: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
-from fewtokens.core.plan import Dropped, Plan, compose_assignment, group_sum, position_order
+from fewtokens.core.plan import Dropped, Plan, compose_assignment, group_sum, position_order, take_rows
 from fewtokens.core.pytree import register
 from fewtokens.core.shapes import shape_repr
 
@@ -528,7 +528,7 @@ class Tokens:
         lost = (assignment < 0) & exists
         if lost.any():
             assignment = torch.where(lost, self._nearest(lost, time_weight), assignment)
-        cells = self.features.gather(1, assignment.clamp(min=0)[..., None].expand(-1, -1, self.C))
+        cells = take_rows(self.features, assignment.clamp(min=0))
         cells = cells.masked_fill((assignment < 0)[..., None], 0)
         return cells.reshape(self.B, *self.grid.shape, self.C)
 

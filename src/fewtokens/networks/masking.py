@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fewtokens.core.plan import take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.encoders.frames import patchify
 from fewtokens.encoders.vit import ViT
@@ -108,7 +109,7 @@ def encode(vit: ViT, frames: Tensor, visible: Tensor | None = None, *, recompute
     """
     x = vit.embed(frames).flatten(1, 2)
     if visible is not None:
-        x = x.gather(1, visible[..., None].expand(-1, -1, x.shape[-1]))
+        x = take_rows(x, visible)
     prefix = vit.prefix(len(x))
     x = vit.norm_first(x if prefix is None else torch.cat([prefix.to(x.dtype), x], 1))
     for block in vit.blocks:

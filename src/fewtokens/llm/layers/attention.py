@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtokens.core.plan import take_rows
 from fewtokens.llm.interface import unsupported
 
 # The submodules of decoder layers and of their attention; the code below accounts for all of them.
@@ -61,7 +62,7 @@ def attention_rows(
     with torch.no_grad():
         hidden = layer.input_layernorm(hidden)
         valid = queries >= 0
-        selected = hidden.gather(1, queries.clamp(min=0)[..., None].expand(-1, -1, hidden.shape[2]))
+        selected = take_rows(hidden, queries.clamp(min=0))
         cos, sin = (part.expand(len(hidden), -1, -1) for part in rope)
         all_keys = _rotate(_heads(attention, "k", hidden), cos, sin)
         if keys is not None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, VideoPlacement
+from fewtokens.core.plan import take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.features import is_reduced, layout_of
@@ -380,7 +381,7 @@ def _columns(run: Run, hidden: Tensor) -> Tensor:
 
 def _gather(values: Tensor, slots: Tensor) -> Tensor:
     """Rows [B,M,D] of values [B,N,D]; arbitrary at padding."""
-    return values.gather(1, slots.clamp(min=0)[..., None].expand(-1, -1, values.shape[2]))
+    return take_rows(values, slots.clamp(min=0))
 
 
 def _restore(run: Run, hidden: Tensor) -> Tensor:

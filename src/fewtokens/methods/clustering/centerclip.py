@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 
 # Segments are clustered together in batches whose distance matrices have at most this many entries (64 MiB).
@@ -155,15 +155,15 @@ def k_medoids(x: Tensor, real: Tensor, k: Tensor, iterations: int, weight: Tenso
     medoids = torch.zeros(R, most, dtype=torch.int64, device=x.device)
     medoids[:, 0] = (x.norm(dim=2) if weight is None else weight).masked_fill(~real, -1).argmax(1)
     selected = torch.zeros_like(real).scatter_(1, medoids[:, :1], True)
-    near = distance.gather(1, medoids[:, :1, None].expand(-1, -1, m))[:, 0]
+    near = take_rows(distance, medoids[:, :1])[:, 0]
     for index in range(1, most):
         medoids[:, index] = near.masked_fill(~real | selected, -1).argmax(1)
         newest = medoids[:, index : index + 1]
         selected = selected.scatter(1, newest, True)
-        near = torch.minimum(near, distance.gather(1, newest[..., None].expand(-1, -1, m))[:, 0])
+        near = torch.minimum(near, take_rows(distance, newest)[:, 0])
 
     def assign(medoids: Tensor) -> Tensor:
-        to = distance.gather(1, medoids[..., None].expand(-1, -1, m)).masked_fill(~valid[..., None], torch.inf)
+        to = take_rows(distance, medoids).masked_fill(~valid[..., None], torch.inf)
         label = to.argmin(1)
         # A medoid stays in its own cluster even if another medoid is identical.
         own_label = torch.full((R, m + 1), -1, dtype=torch.int64, device=x.device)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
-from fewtokens.core.plan import position_order
+from fewtokens.core.plan import position_order, take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import check_dim
@@ -153,16 +153,12 @@ class TokenTuring(Resampler):
         moments = read_weights[..., :4] + read_weights[..., 4:] @ values
         positions = moments[..., 1:] / moments[..., :1].clamp(min=1e-12) - start
         count = constant_count(tokens, self.keep)
-        order = position_order(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))[..., None]
-
-        def sort(rows: Tensor) -> Tensor:
-            return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
-
-        new = Resampled(None, sort(with_attention_floor(read_weights[..., 4:])), count)
-        features = sort(maps.to(memory.dtype) @ memory).to(tokens.features.dtype)
+        order = position_order(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))
+        new = Resampled(None, take_rows(with_attention_floor(read_weights[..., 4:]), order), count)
+        features = take_rows(maps.to(memory.dtype) @ memory, order).to(tokens.features.dtype)
         read = tokens.apply(new.plan)
         # These frames may have no tokens at all.
-        read = read.replace(features=features, positions=sort(positions), sizes=read.sizes.clamp(min=1e-6))
+        read = read.replace(features=features, positions=take_rows(positions, order), sizes=read.sizes.clamp(min=1e-6))
         after = weights[..., :4] + weights[..., 4:] @ values
         return read, TuringState(memory.detach(), after, state.frames + tokens.grid.T)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Method
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks
 from fewtokens.methods.ops.segments import cut_where_frames_change, rank_within
@@ -137,7 +137,7 @@ class FastVid(Method):
             inside &= ~selection.alone.gather(1, anchor_frame) | (anchor_frame == own_frame)
             anchor_frame = anchor_frame[..., None]
             candidates = anchors.gather(1, anchor_frame.expand(-1, -1, n)) & inside[..., None]
-            rows = unit.gather(1, anchor_frame[..., None].expand(-1, -1, n, unit.shape[3]))
+            rows = take_rows(unit, anchor_frame[..., 0])
             similar, nearest = (unit @ rows.transpose(2, 3)).masked_fill(~candidates[:, :, None], -torch.inf).max(3)
             target = (anchor_frame * n + nearest).flatten(1)
             similar = similar.flatten(1)

@@ -8,7 +8,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.temporal import cosine, with_previous
+from fewtokens.methods.ops.temporal import compare_with_previous, cosine
 
 
 class FrameFusion(Reducer):
@@ -40,8 +40,8 @@ class FrameFusion(Reducer):
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens) -> Plan:
-        previous, has_previous = with_previous(tokens.features, tokens)
-        similar = cosine(tokens.features, previous).masked_fill(~has_previous, -2)
+        similar, has_previous = compare_with_previous(cosine, tokens.features, tokens)
+        similar = similar.masked_fill(~has_previous, -2)
         if self.budget is None:
             begins = similar < (0.6 if self.similarity is None else self.similarity)
         else:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Method
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match
 from fewtokens.methods.ops.components import cosine_components
@@ -77,7 +77,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
         own = first_plan.then(second_plan).dest
         assert own is not None
         own = own.clamp(min=0)
-        similarity = (rows * unit.gather(1, own[..., None].expand(-1, -1, unit.shape[2]))).sum(2)
+        similarity = (rows * take_rows(unit, own)).sum(2)
         nearest = torch.where(similarity >= best - _ROUNDING, own, nearest)
         plan = Plan.group(nearest, tokens, second_plan.num_slots)
     out = tokens.apply(plan)
@@ -86,7 +86,7 @@ def _reduce(tokens: Tokens, tau: Tensor) -> Tokens:
     ones = torch.ones_like(tokens.sizes)
     count = plan.parts(ones)[1][..., None]
     mean = plan.move(tokens.features.float())
-    center = plan.move(representatives.gather(1, nearest[..., None].expand(-1, -1, x.shape[2])))
+    center = plan.move(take_rows(representatives, nearest))
     features = (mean * count + center) / (count + 1)
     return replace(out, features=features.masked_fill(~out.mask[..., None], 0).to(tokens.features.dtype))
 

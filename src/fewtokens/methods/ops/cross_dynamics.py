@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewtokens.core.plan import take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.resample import fitting_heads, key_mask, split_heads
 
@@ -165,4 +166,4 @@ class ReferenceAttention(nn.Module):
 def _tile(rows: Tensor, position: Tensor, count: Tensor) -> Tensor:
     """Rows [B,n,D], `count` [B] of which are real, repeated from their start and read at the positions [M]."""
     index = position % count[:, None]
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
+    return take_rows(rows, index)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
@@ -71,7 +71,7 @@ def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Te
     token_index = torch.arange(tokens.N, device=tokens.device).expand_as(slot)
     index = index.scatter(1, slot, token_index)[:, :-1]
     real = (torch.arange(width, device=tokens.device) < count[..., None]).flatten(1)
-    features = tokens.features.gather(1, index[..., None].expand(-1, -1, tokens.C)).masked_fill(~real[..., None], 0)
+    features = take_rows(tokens.features, index).masked_fill(~real[..., None], 0)
     rows = tokens.B * groups
     grid = Grid(1, 1, width)
     mask = real.reshape(rows, width)

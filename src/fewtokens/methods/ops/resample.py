@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.method import Resampled
-from fewtokens.core.plan import position_order
+from fewtokens.core.plan import position_order, take_rows
 from fewtokens.core.tokens import Tokens
 
 # A frame has this many units along each side, so that a position means the same at any resolution.
@@ -56,12 +56,9 @@ def sort_by_time(tokens: Tokens, new: Resampled) -> Resampled:
     weights = new.attribution.detach().float().clamp(min=0) * tokens.mask[:, None]
     center = weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ tokens.positions
     filled = torch.arange(center.shape[1], device=tokens.device) < new.count[:, None]
-    order = position_order(center, filled)[..., None]
-
-    def sort(rows: Tensor) -> Tensor:
-        return rows.gather(1, order.expand(-1, -1, rows.shape[2]))
-
-    return Resampled(None if new.features is None else sort(new.features), sort(new.attribution), new.count)
+    order = position_order(center, filled)
+    features = None if new.features is None else take_rows(new.features, order)
+    return Resampled(features, take_rows(new.attribution, order), new.count)
 
 
 def attribute_by_attention(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:

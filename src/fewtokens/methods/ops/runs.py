@@ -11,7 +11,7 @@ from torch import Tensor
 from fewtokens.core.batch import concatenate
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.temporal import LastFrame, with_previous
+from fewtokens.methods.ops.temporal import LastFrame, compare_with_previous, in_blocks
 
 Change = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,8 +38,11 @@ def plan_runs(
         counts: [B], number of runs in place of the threshold, started where the change is largest.
         last: the frame before the first one of `tokens`, in a stream.
     """
-    previous, has_previous = with_previous(pixels[:, :, 0], tokens, last)
-    difference = change(previous.float(), pixels[:, :, -1].float())
+
+    def measure(previous: Tensor, now: Tensor) -> Tensor:
+        return in_blocks(lambda a, b: change(a.float(), b.float()), previous, now)
+
+    difference, has_previous = compare_with_previous(measure, pixels[:, :, -1], tokens, last, before=pixels[:, :, 0])
     if counts is None:
         assert threshold is not None
         plan = Plan.keep(tokens.mask & (~has_previous | (difference > threshold)))

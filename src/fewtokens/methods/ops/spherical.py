@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.plan import take_rows
+
 # Rows are processed in blocks of at most this many entries (4 MiB in float32), which are still in the cache when they
 # are read again for the sums.
 _MAX_BLOCK_ENTRIES = 1 << 20
@@ -126,14 +128,14 @@ def kmeans_plus_plus(x: Tensor, real: Tensor, uniforms: Tensor) -> Tensor:
         # If every row already equals some centroid, sample among all rows.
         cumulative = torch.where(far.sum(1, keepdim=True) > 0, far, real.double()).cumsum(1)
         index = torch.searchsorted(cumulative, row * cumulative[:, -1:], right=True).clamp(max=x.shape[1] - 1)  # [B,L]
-        candidates = x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+        candidates = take_rows(x, index)
         distance = (1 - candidates @ x.transpose(1, 2)).double() * real[:, None]  # [B,L,N]
         # Rows within rounding error of a centroid count as equal to it.
         distance = distance.masked_fill(distance < 1e-6, 0)
         after = torch.minimum(far[:, None], distance) if selected else distance
-        best = after.sum(2).argmin(1)[:, None, None]
-        far = after.gather(1, best.expand(-1, -1, x.shape[1])).squeeze(1)
-        selected.append(candidates.gather(1, best.expand(-1, -1, x.shape[2])))
+        best = after.sum(2).argmin(1, keepdim=True)
+        far = take_rows(after, best).squeeze(1)
+        selected.append(take_rows(candidates, best))
     return torch.cat(selected, 1)
 
 

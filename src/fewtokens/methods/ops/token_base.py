@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops import spherical
 from fewtokens.methods.ops.seeded import uniform_hash
@@ -98,4 +98,4 @@ def _sample(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     position = torch.arange(n, device=x.device).expand(len(count), -1)
     size = count.clamp(max=n)[:, None]
     index = (position * count[:, None] // size).clamp(max=x.shape[1] - 1)
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2])), position < size
+    return take_rows(x, index), position < size

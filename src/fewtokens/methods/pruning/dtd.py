@@ -11,7 +11,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
+from fewtokens.methods.ops.temporal import LastFrame, compare_with_previous, cosine, in_blocks
 
 
 class Dtd(Reducer):
@@ -69,12 +69,11 @@ class Dtd(Reducer):
 
     def plan(self, tokens: Tokens, *, pixels: Tensor | None = None, last: LastFrame | None = None) -> Plan:
         if pixels is not None:
-            previous, has_previous = with_previous(pixels[:, :, 0], tokens, last)
-            change = (previous.float() - pixels[:, :, -1].float()).abs().mean(-1)
+            before, now = pixels[:, :, 0], pixels[:, :, -1]
+            change, has_previous = compare_with_previous(_pixel_change, now, tokens, last, before=before)
             drop = change < self.threshold
         else:
-            previous, has_previous = with_previous(tokens.features, tokens, last)
-            similarity = cosine(tokens.features, previous)
+            similarity, has_previous = compare_with_previous(cosine, tokens.features, tokens, last)
             change = 1 - similarity
             if self.mode == "feature":
                 drop = similarity > self.threshold
@@ -92,6 +91,11 @@ class Dtd(Reducer):
         values = cues["pixels"][:, :, 0] if "pixels" in cues else tokens.features
         plan = self.decide(tokens, last=state, **cues)
         return tokens.apply(plan), LastFrame.from_tokens(values, tokens)
+
+
+def _pixel_change(previous: Tensor, now: Tensor) -> Tensor:
+    """The mean absolute difference of patches [B,n,D], [B,n]."""
+    return in_blocks(lambda a, b: (a.float() - b.float()).abs().mean(-1), previous, now)
 
 
 def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import allocate
 from fewtokens.methods.ops.temporal import cosine
+
+# Frames are compared in blocks of this many, so that the copies of earlier frames stay in the cache.
+_BLOCK_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,11 @@ class DyCoke(Reducer):
         compared = [[self._compared(length, start + t) for t in range(T)] for length in lengths]
         in_full = torch.tensor([[t is None for t in row] for row in compared], device=x.device)
         earlier = torch.tensor([[start + t if e is None else e for t, e in enumerate(row)] for row in compared])
-        # The chunk is preceded by the first frame of its group and the last frame.
-        past = x[:, :1].expand(-1, 2, -1, -1) if state is None else state.past.unflatten(1, (2, -1))
-        index = torch.where(earlier >= start, earlier - start + 2, (earlier == start - 1).long()).to(x.device)
-        before = torch.cat([past, x], 1).gather(1, index[..., None, None].expand_as(x))
-        similarity: Tensor = cosine(x, before)  # [B,T,n]
+        # In a stream, the chunk is preceded by the first frame of its group and the last frame.
+        seen = x if state is None else torch.cat([state.past.unflatten(1, (2, -1)), x], 1)
+        index = torch.where(earlier >= start, earlier - start, (earlier == start - 1).long() - 2) + seen.shape[1] - T
+        blocks = zip(x.split(_BLOCK_FRAMES, 1), index.to(x.device).split(_BLOCK_FRAMES, 1), strict=True)
+        similarity = torch.cat([cosine(now, take_rows(seen, before)) for now, before in blocks], 1)  # [B,T,n]
         rank = similarity.argsort(dim=2, stable=True).argsort(dim=2)
         survivors = torch.full((B, T), self._survivors_per_frame(n), device=x.device)
         if self.budget is not None:

@@ -9,7 +9,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.temporal import LastFrame, cosine, with_previous
+from fewtokens.methods.ops.temporal import LastFrame, compare_with_previous, cosine
 
 
 class Evs(Reducer):
@@ -51,8 +51,8 @@ class Evs(Reducer):
         return grid.cells_per_frame
 
     def plan(self, tokens: Tokens, *, last: LastFrame | None = None) -> Plan:
-        previous, has_previous = with_previous(tokens.features, tokens, last)
-        change = 1 - cosine(tokens.features, previous)
+        similarity, has_previous = compare_with_previous(cosine, tokens.features, tokens, last)
+        change = 1 - similarity
         if self.tau is not None:
             return Plan.keep(tokens.mask & (~has_previous | (change > self.tau)), dropped="held")
         change = change.masked_fill(~has_previous, 255)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
 
 # Pairwise similarities are computed in blocks of at most this many entries (16 MiB in float32).
@@ -51,7 +51,7 @@ class MaxMin(Reducer):
         for step in range(int(counts.max())):
             newest = near.masked_fill(survives, torch.inf).argmin(1, keepdim=True)  # [B,1]
             survives = survives.scatter(1, newest, (step < counts)[:, None] | survives.gather(1, newest))
-            similar = (x @ x.gather(1, newest[..., None].expand(-1, -1, x.shape[2])).transpose(1, 2))[..., 0]
+            similar = (x @ take_rows(x, newest).transpose(1, 2))[..., 0]
             near = similar.masked_fill(~tokens.mask, torch.inf) if step == 0 else torch.maximum(near, similar)
         return Plan.keep(survives & tokens.mask)
 
