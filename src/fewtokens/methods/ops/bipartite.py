@@ -88,7 +88,11 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: i
     rank = torch.empty_like(order).scatter_(1, order, index[: a.shape[1]].expand_as(order))
     merges = rank < merged
     start_b = num_a - merged
-    slot_a = (merges.logical_not() & real_a).cumsum(1) - 1 if tokens.num_prefix else rank - merged
+    if tokens.num_prefix:
+        survives = merges.logical_not()
+        slot_a = (survives if dense else survives & real_a).cumsum(1) - 1
+    else:
+        slot_a = rank - merged
     dest = torch.empty(B, N, dtype=torch.int64, device=metric.device)
     dest[:, first::2] = torch.where(merges, match + start_b, slot_a)
     dest[:, 1 - first :: 2] = index[: b.shape[1]] + start_b
