@@ -146,6 +146,7 @@ def page(name: str, image: strips.Strip | None = None) -> str:
         ("Measured", measured.bench(name)),
         ("In a video language model", measured.questions(name)),
         ("Fidelity", measured.fidelity(name)),
+        ("Speed", measured.speed(name)),
     ):
         if measurement:
             parts += [f"## {heading}", measurement]

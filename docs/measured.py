@@ -135,3 +135,35 @@ def fidelity(name: str) -> str:
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head = ["published code", "settings", "equal tokens", "difference", "reason for the difference"]
     return about + _table(head, lines, text=len(head))
+
+
+def speed(name: str) -> str:
+    """The speed and memory of the method next to its published code, or ""."""
+    path = RESULTS / "peers.json"
+    rows = [row for row in _read("peers")["rows"] if row["method"] == name] if path.exists() else []
+    if not rows:
+        return ""
+    lines = []
+    for row in rows:
+        threads = "GPU" if row["device"] == "cuda" else f"{row['threads']} CPU thread{'s' * (row['threads'] > 1)}"
+        reasons = [row["unequal"]] if row["unequal"] and row["equal_tokens"] not in (None, 1.0) else []
+        reasons += [row["reason"]] if row["reason"] and row["ratio"] < 1 else []
+        lines.append(
+            [
+                f"`{row['reference']}`",
+                row["task"] + (f", {row['frames']} frames" if row["frames"] else ""),
+                threads,
+                f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
+                "" if row["equal_tokens"] is None else f"{100 * row['equal_tokens']:.4g} %",
+                "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
+                "; ".join(reasons),
+            ]
+        )
+    about = (
+        "Ratio: time of the published code divided by ours, median (lowest to highest) of alternating runs in one "
+        "process; above 1, ours is faster. Memory: theirs divided by ours. How it was measured: "
+        "[Speed next to published code](../studies/speed.md).\n\n"
+    )
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    head = ["published code", "task", "device", "ratio", "equal tokens", "memory", "reason"]
+    return about + _table(head, lines, text=len(head))

@@ -14,7 +14,7 @@ from fewtokens.methods.ops.segments import rank_within
 from fewtokens.methods.ops.temporal import in_blocks
 
 # Variances are summed over blocks of this many tokens, which stay in the cache.
-_ROWS = 256
+_ROWS = 512
 _WIDTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 
 
@@ -58,22 +58,21 @@ class VidCom2(Reducer):
     def plan(self, tokens: Tokens) -> Plan:
         T, frame = tokens.grid.T, tokens.frame.masked_fill(~tokens.mask, -1)
         real = tokens.mask[..., None].float()
-        x = tokens.features.float()
-        channels = _low_variance_half(x, tokens.mask)  # [B,C], 1 for the selected channels
-        # The selected channels are weighted, not moved, and no normalized copy is made.
-        norm = in_blocks(lambda rows, _: (rows.square() @ channels[..., None])[..., 0].sqrt(), x, frame)
+        x = _low_variance_half(tokens.features.float(), tokens.mask)  # [B,N,C/2]
+        # Inner products with the means replace distances from a normalized copy.
+        norm = x.norm(dim=2)
         scale = 1 / norm.clamp(min=1e-12)
         count = group_sum(real, frame, T)  # [B,T,1]
-        sums = weighted_group_sum(x, scale, frame, T) * channels[:, None]  # [B,T,C]
+        sums = weighted_group_sum(x, scale, frame, T)  # [B,T,C/2]
         video_mean = sums.sum(1) / real.sum(1)
         frame_mean = sums / count.clamp(min=1)
         frame_index = frame.clamp(min=0)
-        length = (norm > 0).float()
-        video_similarity = _similarity(
-            length, (x @ video_mean[..., None])[..., 0] * scale, video_mean.square().sum(1)[:, None]
-        )
-        products = in_blocks(lambda rows, f: (rows * take_rows(frame_mean, f)).sum(2), x, frame_index) * scale
-        similarity = video_similarity + _similarity(length, products, frame_mean.square().sum(2).gather(1, frame_index))
+        with_video = (x @ video_mean[..., None])[..., 0]
+        with_frame = in_blocks(lambda rows, index: (rows * take_rows(frame_mean, index)).sum(2), x, frame_index)
+        length = (norm > 0).float()  # of the normalized token
+        video_similarity = _similarity(length - 2 * scale * with_video + video_mean.square().sum(1, keepdim=True))
+        frame_length = frame_mean.square().sum(2).gather(1, frame_index)
+        similarity = video_similarity + _similarity(length - 2 * scale * with_frame + frame_length)
         # A frame's distinctiveness: the mean dissimilarity of its tokens to the video.
         dissimilarity = -group_sum(video_similarity[..., None] * real, frame, T) / count.clamp(min=1)  # [B,T,1]
         size = count[..., 0]
@@ -95,22 +94,22 @@ class VidCom2(Reducer):
 
 
 def _low_variance_half(x: Tensor, mask: Tensor) -> Tensor:
-    """Marks the half of the channels with the lowest variance over the video's tokens, float32 [B,C] of 0 and 1.
+    """The half of the channels with the lowest variance over the video's tokens, [B,N,C/2].
 
     Args:
         x: float32 [B,N,C], zero in padded slots.
         mask: bool [B,N], True for real tokens.
     """
-    count = mask.sum(1)[:, None]
-    mean = x.sum(1) / count
+    real = mask[:, None].float()  # [B,1,N]; sums over rows are products with it
+    mean = real @ x / real.sum(2, keepdim=True)
     variance = torch.zeros_like(mean)
-    for rows, real in zip(x.split(_ROWS, 1), mask.split(_ROWS, 1), strict=True):
-        variance += ((rows - mean[:, None]) * real[..., None]).square().sum(1)
-    lowest = variance.argsort(dim=1, stable=True)[:, : max(1, x.shape[2] // 2)]
-    return torch.zeros_like(mean).scatter_(1, lowest, 1.0)
+    for rows, weight in zip(x.split(_ROWS, 1), real.split(_ROWS, 2), strict=True):
+        variance += weight @ (rows - mean).square_()
+    channels = variance[:, 0].argsort(dim=1, stable=True)[:, : max(1, x.shape[2] // 2)].sort(dim=1).values
+    return x.gather(2, channels[:, None].expand(-1, x.shape[1], -1))
 
 
-def _similarity(length: Tensor, product: Tensor, center: Tensor) -> Tensor:
-    """Sum of Gaussians of the distance to a center, [B,N], from squared lengths and the inner product."""
-    squared = (length - 2 * product + center).clamp(min=0)
+def _similarity(squared: Tensor) -> Tensor:
+    """Sum of Gaussians of the squared distance to a center, [B,N]."""
+    squared = squared.clamp(min=0)
     return sum(((-squared / (2 * width)).exp() for width in _WIDTHS), torch.zeros_like(squared))
