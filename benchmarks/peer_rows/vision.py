@@ -69,9 +69,7 @@ def _row(method: str, task: str, reference: str, build: Any) -> Row:
     return Row(method, task, reference, build, frames=(0,))
 
 
-ROWS = [
-    _row("vit", f"ViT-S/16, 224 px, batch {batch}", "timm==1.0.31", partial(vit, batch)) for batch in (1, 8)
-] + [
+ROWS = [_row("vit", f"ViT-S/16, 224 px, batch {batch}", "timm==1.0.31", partial(vit, batch)) for batch in (1, 8)] + [
     _row(
         "tome_in_encoder",
         f"ViT-S/16, {side} px, batch {batch}, r = {r}",
