@@ -87,6 +87,7 @@ class TokenLearner(Resampler):
         y = self.norm(x)
         if self.version == "1.0":
             first, *others = self.scorer
+            assert isinstance(first, nn.Conv2d)
             y = convolve(first, y)
             for layer in others:
                 y = layer(y)

@@ -73,7 +73,9 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: i
     best, match = best_match(a, b, None if dense else real_b)
     count = tokens.count
     index = torch.arange(N, device=metric.device)
-    merged: int | Tensor  # how many tokens merge, an int if it is the same in all videos, otherwise [B,1]
+    # How many tokens of each video merge, and how many set A has: ints if all videos are equal, otherwise [B,1].
+    merged: int | Tensor
+    num_a: int | Tensor
     if dense and isinstance(r, int):
         merged = min(r, N // 2)
         left, num_a = count - merged, a.shape[1]
