@@ -12,6 +12,7 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders import VitEncoder, load_encoder
+from fewtokens.encoders.transformer import Mlp
 from fewtokens.encoders.vit import ViT, ViTConfig
 from fewtokens.methods.merging.tome_in_encoder import TomeInEncoder
 from fewtokens.networks.inflate import matching_config
@@ -455,3 +456,16 @@ def test_skipped_patches_in_any_chunking(batch):
     assert torch.equal(tokens.assignment, reference.assignment)
     torch.testing.assert_close(returned["keys"], cues["keys"], rtol=1e-4, atol=1e-5)
     assert torch.equal(returned["pixels"], cues["pixels"])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh"])
+def test_activations_without_gradients(activation):
+    """They may work in place, with the same result and without changing the input of the MLP."""
+    mlp = Mlp(8, 16, activation=activation)
+    x = torch.randn(2, 3, 8)
+    before, expected = x.clone(), mlp(x)
+    with torch.no_grad():
+        assert torch.equal(mlp(x), expected)
+    assert torch.equal(x, before)
+    expected.sum().backward()
+    assert mlp.fc1.weight.grad is not None

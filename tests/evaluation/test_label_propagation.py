@@ -245,3 +245,19 @@ def test_labels_to_the_grid_and_back():
     assert to_masks(maps, (1, 2), rescale=True)[0].tolist() == [[0, 1]]
     flat = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
     assert to_masks(flat, (1, 2), rescale=True)[0].tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("size", [(12, 20), (9, 7), (3, 4), (1, 1)])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_masks_are_the_largest_of_interpolated_maps(size, rescale):
+    torch.manual_seed(0)
+    soft = torch.rand(3, 4, 5, 6)
+    maps = torch.nn.functional.interpolate(soft.movedim(3, 1), size, mode="bilinear", align_corners=False)
+    if rescale and size != (1, 1):
+        low, high = maps.flatten(2).aminmax(dim=2, keepdim=True)
+        maps = ((maps.flatten(2) - low) / (high - low)).unflatten(2, size)
+    if rescale and size == (1, 1):
+        maps = torch.zeros_like(maps)
+    assert torch.equal(to_masks(soft, size, rescale=rescale).long(), maps.argmax(1))
+    half = soft.to(torch.bfloat16)
+    assert torch.equal(to_masks(half, size, rescale=rescale), to_masks(half.float(), size, rescale=rescale))

@@ -14,6 +14,7 @@ from fewtokens.core.method import save_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.learned.pool_mlp import PoolMlp
 from fewtokens.methods.learned.tokenlearner import TokenLearner
+from fewtokens.methods.ops import per_frame
 from fewtokens.networks.token_fuser import FUSERS, Reproject, TokenFuser, Unpool
 
 TYPES = [torch.float32, torch.float64]
@@ -230,3 +231,17 @@ def test_invalid_arguments(arguments, message):
 def test_other_channels_are_rejected():
     with pytest.raises(ValueError, match="set dim=7"):
         TokenLearner("4/frame", dim=6)(Tokens.from_cells(torch.randn(1, 1, 2, 2, 7)))
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("shape", [(3, 5, 4, 16), (2, 1, 3, 16), (1, 1, 1, 16)])
+def test_without_gradients_frames_are_processed_in_parts(version, shape, monkeypatch):
+    monkeypatch.setattr(per_frame, "_MAX_ENTRIES", 1)
+    torch.manual_seed(0)
+    x, y = torch.randn(shape), torch.randn(1, shape[0], 8, shape[3])
+    learner, fuser = TokenLearner("8/frame", dim=16, version=version), TokenFuser(8, dim=16)
+    nn.init.normal_(fuser.mixing.weight)
+    expected = learner.maps(x), fuser(y, x[None])
+    with torch.no_grad():
+        for got, value in zip((learner.maps(x), fuser(y, x[None])), expected, strict=True):
+            torch.testing.assert_close(got, value.detach(), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from torch import nn
 
 from fewtokens.core import files
 from fewtokens.train import checkpoint, loop
+from fewtokens.train.optimizer import make_optimizer
 from fewtokens.train.settings import PRESETS, Settings, make_recipe, parse_setting
 from tests.train.runs import network, run, settings
 
@@ -331,3 +333,24 @@ def test_settings_that_cannot_be_read(text):
 def test_impossible_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         Settings(**changes)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd"])
+def test_the_optimizer_is_that_of_torch_step_by_step(kind):
+    """Fused kernels compute the same step, up to rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    optimizer = make_optimizer(model, Settings(optimizer=kind, lr=0.1))
+    assert optimizer.defaults["fused"]
+    other = copy.deepcopy(model)
+    plain = make_optimizer(other, Settings(optimizer=kind, lr=0.1))
+    for group in plain.param_groups:
+        group["fused"] = group["foreach"] = False
+    for _ in range(5):
+        x = torch.randn(6, 5)
+        for net, solver in ((model, optimizer), (other, plain)):
+            net(x).square().sum().backward()
+            solver.step()
+            solver.zero_grad()
+    for ours, expected in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Dropped = Literal["lost", "held"]
 
+# Below this number of entries (1 MiB in float32) preparing an embedding bag takes longer than it saves.
+_SMALL = 1 << 18
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -222,17 +225,23 @@ class Plan:
 
     def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
-        assert self.dest is not None
-        total = group_sum(sizes[..., None], self.dest, self.num_slots).squeeze(2)
+        B = sizes.shape[0]
+        row = self._row
+        total = _sum_rows(sizes.reshape(-1), row, B * self.num_slots)
+        total[-1] = 1  # a dropped token is alone
+        own_total = total.index_select(0, row).reshape(sizes.shape)
         floor = torch.finfo(sizes.dtype).tiny
-        # One extra group for dropped tokens, since M may be 0.
-        own_total = F.pad(total, (0, 1), value=1.0).gather(1, self.dest.masked_fill(self.dest < 0, self.num_slots))
-        return sizes / own_total.clamp(min=floor), total
+        return sizes / own_total.clamp(min=floor), total[:-1].reshape(B, self.num_slots)
 
     def sum(self, values: Tensor, share: Tensor) -> Tensor:
         """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
+        return _weighted_sum_rows(values.to(share.dtype), share, self._row, self.num_slots).to(values.dtype)
+
+    @property
+    def _row(self) -> Tensor:
+        """The output row of each token in the whole batch, see `_rows`."""
         assert self.dest is not None
-        return weighted_group_sum(values.to(share.dtype), share, self.dest, self.num_slots).to(values.dtype)
+        return _rows(self.dest, self.num_slots)
 
     def __repr__(self) -> str:
         B, N = self.shape
@@ -303,27 +312,41 @@ def top_mask(scores: Tensor, count: Tensor, mask: Tensor) -> Tensor:
 def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums rows by destination: [B,N,D] -> [B,num_slots,D]. Rows with destination -1 are skipped."""
     B, N, D = values.shape
-    slots = num_slots + 1
-    rows = torch.arange(B, device=values.device)[:, None] * slots + dest.masked_fill(dest < 0, num_slots)
-    out = values.new_zeros(B * slots, D)
-    out.index_add_(0, rows.flatten(), values.reshape(B * N, D))
-    return out.reshape(B, slots, D)[:, :num_slots]
+    sums = _sum_rows(values.reshape(B * N, D), _rows(dest, num_slots), B * num_slots)
+    return sums[:-1].reshape(B, num_slots, D)
 
 
 def weighted_group_sum(values: Tensor, weight: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums weight [B,N] * values [B,N,D] by destination: [B,num_slots,D]. Rows with destination -1 are skipped."""
-    differentiable = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
-    if differentiable or values.dtype != torch.float32 or not readable(values):
-        return group_sum(weight[..., None] * values, dest, num_slots)
-    # On a CPU an embedding bag reads each row once, where the products would be written and read again.
+    return _weighted_sum_rows(values, weight, _rows(dest, num_slots), num_slots)
+
+
+def _rows(dest: Tensor, num_slots: int) -> Tensor:
+    """The output row of each token among those of the whole batch, int64 [B*N]; B*num_slots if it is dropped."""
+    B = dest.shape[0]
+    rows = dest
+    if torch.compiler.is_compiling() or B != 1:  # an exported network accepts any batch size
+        rows = dest + num_slots * torch.arange(B, device=dest.device)[:, None]
+    return rows.masked_fill(dest < 0, B * num_slots).flatten()
+
+
+def _sum_rows(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
+    """Sums values [B*N,...] by row; an extra row at the end, [num_rows+1,...], is for dropped tokens."""
+    return values.new_zeros(num_rows + 1, *values.shape[1:]).index_add_(0, row, values)
+
+
+def _weighted_sum_rows(values: Tensor, weight: Tensor, row: Tensor, num_slots: int) -> Tensor:
     B, N, D = values.shape
     bags = B * num_slots
-    label = (dest + num_slots * torch.arange(B)[:, None]).masked_fill(dest < 0, bags).flatten()
-    size = torch.bincount(label, minlength=bags + 1)[:bags]
-    row = label.argsort(stable=True)[: int(size.sum())]
+    differentiable = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    if differentiable or values.dtype != torch.float32 or not readable(values) or values.numel() < _SMALL:
+        return _sum_rows((weight[..., None] * values).reshape(B * N, D), row, bags)[:-1].reshape(B, num_slots, D)
+    # On a CPU an embedding bag reads each row once, where the products would be written and read again.
+    size = torch.bincount(row, minlength=bags + 1)[:bags]
+    order = row.argsort(stable=True)[: int(size.sum())]
     starts = F.pad(size.cumsum(0), (1, 0))[:-1]
     sums = F.embedding_bag(
-        row, values.reshape(B * N, D), starts, mode="sum", per_sample_weights=weight.flatten()[row].float()
+        order, values.reshape(B * N, D), starts, mode="sum", per_sample_weights=weight.flatten()[order].float()
     )
     return sums.reshape(B, num_slots, D)
 
@@ -336,12 +359,13 @@ def position_order(positions: Tensor, real: Tensor) -> Tensor:
     if not positions.shape[1]:
         return torch.zeros_like(real, dtype=torch.int64)
     t, y, x = (positions.double() * 1024).round().long().unbind(2)
-    rows, columns = (axis.max().clamp(min=0) + 1 for axis in (y, x))
+    rows, columns = (axis.amax((0, 1)).clamp(min=0) + 1 for axis in (y, x))
     key = (t * rows + y) * columns + x
     return key.masked_fill(~real, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
 
 
 def compose_assignment(dest: Tensor, assignment: Tensor) -> Tensor:
     """Maps an assignment [B,S] through `dest` [B,N], so that each cell follows its token; -1 stays -1. N may be 0."""
-    # One extra entry for dropped cells.
-    return F.pad(dest, (0, 1), value=-1).gather(1, torch.where(assignment < 0, dest.shape[1], assignment))
+    if not dest.shape[1]:
+        return torch.full_like(assignment, -1)
+    return dest.gather(1, assignment.clamp(min=0)).masked_fill(assignment < 0, -1)

@@ -27,7 +27,7 @@ from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
-from fewtokens.core.plan import Dropped, Plan, compose_assignment, group_sum, position_order, take_rows
+from fewtokens.core.plan import Dropped, Plan, compose_assignment, group_sum, position_order, readable, take_rows
 from fewtokens.core.pytree import register
 from fewtokens.core.shapes import shape_repr
 
@@ -366,7 +366,8 @@ class Tokens:
         if plan.weights is not None:
             return self._apply_soft(plan)
         assert plan.dest is not None
-        plan = replace(plan, dest=plan.dest.masked_fill(~self.mask, -1))
+        if not (readable(self.mask) and bool(self.mask.all())):
+            plan = replace(plan, dest=plan.dest.masked_fill(~self.mask, -1))
         assert plan.dest is not None
         own = self.sizes if plan.sizes is None else plan.sizes.to(self.sizes.dtype)
         copied = plan.representative is not None

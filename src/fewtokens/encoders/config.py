@@ -13,9 +13,17 @@ from torch import Tensor
 from fewtokens.core.identity import rename_keys
 from fewtokens.core.plain import conform, one_line
 
+
+def _gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if x.requires_grad or torch.compiler.is_compiling():
+        return F.gelu(x, approximate=approximate)
+    return torch.ops.aten.gelu_(x, approximate=approximate)
+
+
+# They may overwrite their input if it does not require a gradient: the hidden layer is the largest tensor of a block.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": _gelu,
+    "gelu_pytorch_tanh": lambda x: _gelu(x, "tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "silu": F.silu,
 }

@@ -59,11 +59,12 @@ class Attention(nn.Module):
             weight: float32 [B,N], added to the logits of each key (log of its size, or a large negative value to mask
                 it), or None.
             mode: "bias" adds the weight as an attention mask; otherwise it is appended as extra channels of queries
-                and keys, so that fused kernels without a mask can be used. Both compute the same function.
+                and keys, so that fused kernels without a mask can be used. Both compute the same function. In float32
+                on a CPU, whose fused kernel takes a mask, both add it.
         """
         if weight is None:
             mixed = F.scaled_dot_product_attention(q, k, v)
-        elif mode == "bias":
+        elif mode == "bias" or (q.device.type == "cpu" and q.dtype == torch.float32):
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=weight.to(q.dtype)[:, None, None])
         else:
             mixed = _attend_with_channels(q, k, v, weight)

@@ -132,6 +132,7 @@ class ViT(nn.Module):
             if "shift" in requested:
                 # Shift of the previous MLP; the first block has none and uses its attention instead.
                 cues["shift"] = _update_norm(x - start, P) if shift is None else shift
+            del start, q, k  # not kept while the MLP runs
             if block_methods:
                 tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
                 for index, method in enumerate(block_methods):
@@ -142,10 +143,10 @@ class ViT(nn.Module):
                 # After a method, frames may have unequal counts.
                 padded, weighted = padded or _may_have_padding(tokens), True
                 x = tokens.features if tokens.prefix is None else torch.cat([tokens.prefix, tokens.features], 1)
-            start = x
+            before_mlp = x if "shift" in requested else None
             x = block.mlp_half(x)
-            if "shift" in requested:
-                shift = _update_norm(x - start, P)
+            if before_mlp is not None:
+                shift = _update_norm(x - before_mlp, P)
         if shift is not None and "shift" in needs:
             cues["shift"] = shift
         x = self.norm_last(x)
@@ -161,7 +162,7 @@ class ViT(nn.Module):
         if not weighted and not padded:
             return None
         weight = tokens.sizes.clamp(min=1e-6).log() if weighted else torch.zeros_like(tokens.sizes)
-        return F.pad(weight.masked_fill(~tokens.mask, _MASKED), (prefix, 0))
+        return F.pad(weight.masked_fill(~tokens.mask, _MASKED) if padded else weight, (prefix, 0))
 
 
 def _update_norm(added: Tensor, prefix: int) -> Tensor:

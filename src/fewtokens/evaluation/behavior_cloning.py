@@ -162,7 +162,7 @@ def clone(
         policy = Policy(x.shape[1], actions.shape[1], hidden=protocol.hidden, activation=protocol.activation)
     policy.to(device)
     x, actions = x.to(device), actions.to(device)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=protocol.lr)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=protocol.lr, fused=x.device.type in ("cpu", "cuda"))
     evaluation_steps = set(_evaluation_steps(len(x), protocol))
     total = max(evaluation_steps)
     evaluations: list[Evaluation] = []

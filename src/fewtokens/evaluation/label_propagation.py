@@ -393,16 +393,31 @@ def to_masks(soft: Tensor, size: tuple[int, int], *, rescale: bool = False) -> T
         size: rows and columns of the masks.
         rescale: stretch the map of each label in each frame to 0..1 before the argmax; empty maps stay 0.
     """
+    # Along each axis at most two cells contribute to a pixel, so these products are the sums of `F.interpolate`.
+    down, across = (_interpolation(*pair, soft.device) for pair in zip(size, soft.shape[1:3], strict=True))
+    columns = soft.float().movedim(3, 1) @ across.T  # [T,K,h,W]
     masks = torch.zeros(len(soft), *size, dtype=torch.uint8, device=soft.device)
-    for frame, mask in zip(soft, masks, strict=True):
-        maps = F.interpolate(frame.permute(2, 0, 1)[None], size, mode="bilinear", align_corners=False)[0]
-        if rescale:
-            low, high = maps.flatten(1).aminmax(dim=1)
-            span = torch.where(high > low, high - low, 1)[:, None, None]
-            maps = (maps - low[:, None, None]) / span
+    for frame, mask in zip(columns, masks, strict=True):
         # A loop over the labels: argmax over such a short axis is slow.
-        largest, *others = maps
-        for number, value in enumerate(others, 1):
-            mask.masked_fill_(value > largest, number)
-            largest = torch.maximum(largest, value)
+        largest = None
+        for number, column in enumerate(frame):
+            value = down @ column
+            if rescale:
+                low, high = value.aminmax()
+                value.sub_(low).div_(torch.where(high > low, high - low, 1))
+            if largest is None:
+                largest = value
+                continue
+            # Numbers increase, so the last label that is larger than all before it is the largest number.
+            torch.maximum(mask, (value > largest).to(torch.uint8).mul_(number), out=mask)
+            torch.maximum(value, largest, out=largest)
     return masks
+
+
+def _interpolation(pixels: int, cells: int, device: torch.device) -> Tensor:
+    """The weight of each cell in each pixel in bilinear interpolation along one axis, float32 [pixels,cells]."""
+    position = ((torch.arange(pixels, device=device) + 0.5) * (cells / pixels) - 0.5).clamp(min=0)
+    before = position.floor().long().clamp(max=cells - 1)
+    fraction = (position - before)[:, None]
+    weight = torch.zeros(pixels, cells, device=device).scatter_(1, before[:, None], 1 - fraction)
+    return weight.scatter_add_(1, (before + 1).clamp(max=cells - 1)[:, None], fraction)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewtokens.encoders.transformer import Attention
 from fewtokens.methods.learned.tokenlearner import mlp
+from fewtokens.methods.ops.per_frame import in_parts
 
 
 class TokenFuser(nn.Module):
@@ -69,7 +70,7 @@ class TokenFuser(nn.Module):
             y = y.flatten(1, 2)
         y = self.mixing(y.transpose(-1, -2)).transpose(-1, -2)
         y = self.norm_mixed(y).reshape(B * T, M, C)
-        gate = self.gate(self.norm_grid(x.reshape(B * T, -1, C))).sigmoid()  # [B*T,H*W,M]
+        gate = in_parts(lambda grid: self.gate(self.norm_grid(grid)).sigmoid(), x.reshape(B * T, -1, C))  # [B*T,H*W,M]
         return self.dropout(gate @ y).reshape(x.shape)
 
 

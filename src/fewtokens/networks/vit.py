@@ -9,7 +9,7 @@ One network for images and clips: an image is a clip of one frame. A learner can
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,9 @@ from fewtokens.networks.token_fuser import FUSERS, TokenFuser
 
 ATTENTION = ("joint", "factorized_encoder", "factorized_self", "factorized_dot")
 HEADS = ("gap", "gmp", "gsp", "token")
+
+# Receives the name and the value of an intermediate output.
+Keep = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -229,31 +232,38 @@ class VisionTransformer(Model, ViT):
             raise ValueError("methods between blocks require joint attention and no learner")
         return super().walk(tokens, inside, needs)
 
-    def intermediates(self, frames: Tensor) -> dict[str, Tensor]:
-        """Returns all intermediate outputs by name.
+    def intermediates(self, frames: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Returns intermediate outputs by name.
 
         Names: embedded, block0..., learner{i} (its maps), tokens (after the last norm), temporal{i}, pre_logits,
         logits.
+
+        Args:
+            frames: as for `forward`.
+            names: the outputs to return; others are freed as soon as possible. None for all.
         """
         outputs: dict[str, Tensor] = {}
-        x = self.embed(self.prepare(frames))
-        outputs["embedded"] = x
-        grid = x.shape[1:4]
-        x, prefix = self._run_blocks(x, outputs)
+
+        def keep(name: str, value: Tensor) -> None:
+            if names is None or name in names:
+                outputs[name] = value
+
+        x, prefix, T = self._run_blocks(self.embed(self.prepare(frames)), keep)
         x = self.norm_last(x)
-        outputs["tokens"] = x[:, prefix:] if x.ndim == 3 else x
+        keep("tokens", x[:, prefix:] if x.ndim == 3 else x)
         if self.config.attention == "factorized_encoder":
-            x, prefix = self._run_temporal_blocks(self._pool(x, prefix), grid[0], outputs), 0
-        outputs["pre_logits"] = self._pool(x, prefix)
-        outputs["logits"] = self.head(outputs["pre_logits"])
+            x, prefix = self._run_temporal_blocks(self._pool(x, prefix), T, keep), 0
+        x = self._pool(x, prefix)
+        keep("pre_logits", x)
+        keep("logits", self.head(x))
         return outputs
 
     def forward(self, frames: Tensor) -> Tensor:
-        return self.intermediates(frames)["logits"]
+        return self.intermediates(frames, ("logits",))["logits"]
 
     def features(self, frames: Tensor) -> Tensor:
         """Returns the input of the classifier, [B,C]."""
-        return self.intermediates(frames)["pre_logits"]
+        return self.intermediates(frames, ("pre_logits",))["pre_logits"]
 
     def tokens(self, frames: Tensor, times: Tensor | None = None) -> Tokens:
         """Returns the last tokens as `Tokens` [B,N,C], with the maps of a learner as attribution.
@@ -265,7 +275,7 @@ class VisionTransformer(Model, ViT):
         """
         if self.config.attention == "factorized_encoder":
             raise ValueError("the factorized encoder returns one token per frame, not cells of a grid")
-        outputs = self.intermediates(frames)
+        outputs = self.intermediates(frames, ("embedded", "tokens", f"learner{self.config.at}"))
         T, H, W = outputs["embedded"].shape[1:4]
         step = self.config.tubelet_size
         seconds = None if times is None else torch.as_tensor(times)[..., : T * step : step]
@@ -275,8 +285,9 @@ class VisionTransformer(Model, ViT):
             cells = cells.apply(resample_frames(cells, maps.detach().abs().clamp(min=1e-12)).plan)
         return cells.replace(features=outputs["tokens"].reshape(cells.B, cells.N, -1))
 
-    def _run_blocks(self, x: Tensor, outputs: dict[str, Tensor]) -> tuple[Tensor, int]:
-        """Runs all blocks; returns the tokens and the number of prefix tokens."""
+    def _run_blocks(self, x: Tensor, keep: Keep) -> tuple[Tensor, int, int]:
+        """Runs all blocks; returns the tokens, the number of prefix tokens and the number of frames."""
+        keep("embedded", x)
         B, T, H, W, C = x.shape
         attention = self.config.attention
         prefix = 0
@@ -294,17 +305,17 @@ class VisionTransformer(Model, ViT):
             if key in self.learners:
                 grid = x.reshape(B, T, H, W, C)
                 tokens, maps = self.learners[key].learn(grid.flatten(0, 1))  # type: ignore[operator]
-                outputs[f"learner{layer}"] = maps
+                keep(f"learner{layer}", maps)
                 tokens = tokens.reshape(B, -1, C)
                 if key in self.fusers:
                     tokens = self._block(block, tokens, layer)
                     x = x + self.fusers[key](tokens.reshape(B, T, -1, C), grid, maps).reshape(x.shape)
-                    outputs[f"block{layer}"] = x
+                    keep(f"block{layer}", x)
                     continue
                 x = tokens
             x = self._block(block, x, layer)
-            outputs[f"block{layer}"] = x
-        return x, prefix
+            keep(f"block{layer}", x)
+        return x, prefix, T
 
     def _block(self, block: nn.Module, x: Tensor, layer: int) -> Tensor:
         rate = self.config.stochastic_depth * layer / max(1, self.config.depth - 1)
@@ -313,7 +324,7 @@ class VisionTransformer(Model, ViT):
             return checkpoint(block, x, rate, use_reentrant=False)
         return block(x, rate)
 
-    def _run_temporal_blocks(self, x: Tensor, frames: int, outputs: dict[str, Tensor]) -> Tensor:
+    def _run_temporal_blocks(self, x: Tensor, frames: int, keep: Keep) -> Tensor:
         """Runs the temporal blocks of the factorized encoder: frames [B*T,C] to [B,T(+1),C]."""
         per_frame = x.unflatten(0, (-1, frames))
         positions: Tensor = self.temporal_positions
@@ -326,7 +337,7 @@ class VisionTransformer(Model, ViT):
         for layer, block in enumerate(self.temporal_blocks):
             assert isinstance(block, Block)
             x = self._block(block, x, 0)
-            outputs[f"temporal{layer}"] = x
+            keep(f"temporal{layer}", x)
         return self.temporal_norm(x)
 
     def _pool(self, x: Tensor, prefix: int) -> Tensor:

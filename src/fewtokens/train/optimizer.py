@@ -50,7 +50,8 @@ def freeze(model: nn.Module, settings: Settings) -> None:
 def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """Builds the optimizer of the settings. Parameters with one dimension are not decayed; rates apply to parts.
 
-    The learning rate of a group is that of the step times its "rate".
+    The learning rate of a group is that of the step times its "rate". On CPUs and CUDA the step is one kernel per group
+    of parameters, several times faster than one per operation; the result is the same to rounding.
     """
     parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -61,7 +62,8 @@ def make_optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimize
         {"params": params, "weight_decay": settings.weight_decay if decayed else 0.0, "rate": rate}
         for (rate, decayed), params in sorted(parts.items(), key=lambda part: part[0], reverse=True)
     ]
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum)
+        return torch.optim.SGD(groups, settings.lr, momentum=settings.momentum, fused=fused)
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, settings.lr, betas=(settings.beta1, settings.beta2))
+    return kind(groups, settings.lr, betas=(settings.beta1, settings.beta2), fused=fused)

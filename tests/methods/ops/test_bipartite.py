@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fewtokens.core.grid import Grid
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match, bipartite_plan
 
@@ -99,3 +101,20 @@ def test_best_match_in_blocks(monkeypatch):
     value, index = best_match(a, b)
     torch.testing.assert_close(value, expected.values)
     assert torch.equal(index, expected.indices)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+@pytest.mark.parametrize("r", [0, 1, 3, 100])
+def test_alone_and_in_a_padded_batch(prefix, n, r):
+    """A video without padding, whose counts are known, gets the same plan as in a batch with a longer video."""
+    torch.manual_seed(n)
+    start = torch.randn(2, prefix, 3) if prefix else None
+    longer = Tokens.from_cells(torch.randn(2, 14, 3), Grid(1, 1, 14), start)
+    both = longer.apply(Plan.keep(torch.arange(14) < torch.tensor([[n], [14]])))
+    metric = torch.randn(2, 14, 4)
+    plan = bipartite_plan(metric, r, both)
+    alone = bipartite_plan(metric[:1, :n], r, both[0])
+    assert torch.equal(plan.count[:1], alone.count)
+    assert torch.equal(plan.dest[:1, :n], alone.dest)
+    assert alone.num_slots == int(alone.count)

@@ -10,6 +10,8 @@ from fewtokens.core.method import Resampled, Resampler, load_weights
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.per_frame import (
     check_dim,
+    convolve,
+    in_parts,
     lecun_normal_,
     resample_frames,
     to_frames,
@@ -79,9 +81,17 @@ class TokenLearner(Resampler):
 
     def maps(self, x: Tensor) -> Tensor:
         """Spatial maps [F,M,H*W] of frames [F,H,W,C]: in 0..1 for 1.0 (divided by H*W for the mean), sum 1 for 1.1."""
+        return in_parts(self._maps, x)
+
+    def _maps(self, x: Tensor) -> Tensor:
         y = self.norm(x)
         if self.version == "1.0":
-            maps = self.scorer(y.permute(0, 3, 1, 2)).flatten(2).sigmoid()
+            first, *others = self.scorer
+            assert isinstance(first, nn.Conv2d)
+            y = convolve(first, y)
+            for layer in others:
+                y = layer(y)
+            maps = y.flatten(2).sigmoid()
             return maps / maps.shape[2] if self.pool == "mean" else maps
         return self.scorer(y).flatten(1, 2).transpose(1, 2).softmax(-1)
 

@@ -41,6 +41,8 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor
         value, match = similarity.max(dim=2)
         best.append(value)
         index.append(match)
+    if len(best) == 1:
+        return best[0], index[0]
     return torch.cat(best, dim=1), torch.cat(index, dim=1)
 
 
@@ -65,30 +67,43 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: i
     real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
     if a.shape[1] == 0 or b.shape[1] == 0:
         return Plan.identity(tokens)
-    # If every slot is real, masking is a wasted pass over the similarities. On a GPU the check would synchronize, and a
-    # compiled network cannot branch on data.
-    dense = not real_b.is_cuda and not torch.compiler.is_compiling() and bool(real_b.all())
+    # If every slot is real, there is nothing to mask. On a GPU the check would synchronize, and a compiled network
+    # cannot branch on data.
+    dense = not metric.is_cuda and not torch.compiler.is_compiling() and bool(tokens.mask.all())
     best, match = best_match(a, b, None if dense else real_b)
-    best = best.masked_fill(~real_a, -torch.inf)
-
-    # The longest video has no padding, so the number of slots is known without reading the data.
-    merged = torch.as_tensor(r, device=metric.device).minimum(tokens.count // 2)[:, None]  # [B,1]
+    count = tokens.count
+    index = torch.arange(N, device=metric.device)
+    # How many tokens of each video merge, and how many set A has: ints if all videos are equal, otherwise [B,1].
+    merged: int | Tensor
+    num_a: int | Tensor
+    if dense and isinstance(r, int):
+        merged = min(r, N // 2)
+        left, num_a = count - merged, a.shape[1]
+    else:
+        best = best.masked_fill(~real_a, -torch.inf)
+        merged = torch.as_tensor(r, device=metric.device).minimum(count // 2)[:, None]
+        left, num_a = count - merged[:, 0], real_a.sum(1, keepdim=True)
     if num_slots is None:
-        num_slots = N - min(r, N // 2) if isinstance(r, int) else int((tokens.count - merged[:, 0]).max())
+        # The longest video has no padding, so the number of slots is known without reading the data.
+        num_slots = N - min(r, N // 2) if isinstance(r, int) else int(left.max())
     order = best.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
+    rank = torch.empty_like(order).scatter_(1, order, index[: a.shape[1]].expand_as(order))
     merges = rank < merged
-    survives = ~merges & real_a
-    slot_a = survives.cumsum(1) - 1 if tokens.num_prefix else rank - merged
-    slot_b = real_a.sum(1, keepdim=True) - merged + torch.arange(b.shape[1], device=metric.device)
+    start_b = num_a - merged
+    if tokens.num_prefix:
+        survives = merges.logical_not()
+        slot_a = (survives if dense else survives & real_a).cumsum(1) - 1
+    else:
+        slot_a = rank - merged
     dest = torch.empty(B, N, dtype=torch.int64, device=metric.device)
-    dest[:, first::2] = torch.where(merges, slot_b.gather(1, match), slot_a)
-    dest[:, 1 - first :: 2] = slot_b
-    # A video with nothing to merge keeps its order, regardless of the others in the batch.
-    dest = torch.where(merged > 0, dest, torch.arange(N, device=metric.device))
-    return Plan(tokens.count - merged[:, 0], num_slots, dest.masked_fill(~tokens.mask, -1))
+    dest[:, first::2] = torch.where(merges, match + start_b, slot_a)
+    dest[:, 1 - first :: 2] = index[: b.shape[1]] + start_b
+    if isinstance(merged, Tensor):
+        # A video with nothing to merge keeps its order, regardless of the others in the batch.
+        dest = torch.where(merged > 0, dest, index).masked_fill(~tokens.mask, -1)
+    elif merged == 0:
+        dest = index.expand(B, -1)
+    return Plan(left, num_slots, dest)
 
 
 def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = None) -> Plan:

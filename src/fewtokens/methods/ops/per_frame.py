@@ -7,6 +7,7 @@ call `learn`; as a method it acts on `Tokens`, and the maps are its attribution.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled
 from fewtokens.core.tokens import Tokens
+
+# Entries of the frames that are processed at a time (4 MiB in float32).
+_MAX_ENTRIES = 1 << 20
 
 
 def check_dim(name: str, actual: int, dim: int) -> None:
@@ -43,6 +47,49 @@ def resample_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None
     lengths = tokens.mask.reshape(B, T, -1).any(2).sum(1)
     new = None if features is None else features.reshape(B, T * M, -1)
     return Resampled(new, weights.reshape(B, T * M, -1), lengths * M)
+
+
+def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Applies a function of frames [F,...] to a few frames at a time, so that its copies of them stay in the cache.
+
+    All frames are processed at once if a gradient may be recorded, in a compiled network, and on other devices than
+    CPUs.
+    """
+    frames = max(1, _MAX_ENTRIES // max(1, x[:1].numel()))
+    if not _inference_on_cpu(x) or frames >= len(x):
+        return function(x)
+    return torch.cat([function(part) for part in x.split(frames)])
+
+
+def convolve(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Applies a 3x3 convolution with padding 1, no bias and C inputs to frames [F,H,W,C]; returns [F,M,H,W].
+
+    For large frames and few outputs, for which the kernels of CPUs are slow, it is one product and nine shifted sums.
+    """
+    M = layer.out_channels
+    large = x[:1].numel() >= _MAX_ENTRIES
+    if not (large and M <= 8 and x.dtype == torch.float32 and _inference_on_cpu(x)):
+        return layer(x.permute(0, 3, 1, 2))
+    F, H, W, _ = x.shape
+    taps = x.flatten(1, 2) @ layer.weight.permute(1, 2, 3, 0).flatten(1)  # [F,H*W,9*M]
+    parts = taps.transpose(1, 2).reshape(F, 3, 3, M, H, W)
+    out = parts[:, 1, 1].clone()
+    rows, columns = _shifts(H), _shifts(W)
+    for i, (to_row, from_row) in enumerate(rows):
+        for j, (to_column, from_column) in enumerate(columns):
+            if (i, j) != (1, 1):
+                out[..., to_row, to_column] += parts[:, i, j, :, from_row, from_column]
+    return out
+
+
+def _shifts(size: int) -> tuple[tuple[slice, slice], ...]:
+    """The outputs and the inputs of each of the three taps along an axis."""
+    return (slice(1, None), slice(0, size - 1)), (slice(None), slice(None)), (slice(0, size - 1), slice(1, None))
+
+
+def _inference_on_cpu(x: Tensor) -> bool:
+    other = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not other
 
 
 def separable_maps(rows: Tensor, columns: Tensor) -> Tensor:
