@@ -217,7 +217,7 @@ class Plan:
         """
         wide = values.dtype if values.dtype == torch.float64 else torch.float32
         if self.weights is not None:
-            blocks = in_blocks(values.to(wide), self.block_weights.shape[3])
+            blocks = split_blocks(values.to(wide), self.block_weights.shape[3])
             return (self.block_weights.to(wide) @ blocks).flatten(1, 2).to(values.dtype)
         assert self.dest is not None
         if self.representative is not None:
@@ -273,7 +273,7 @@ def readable(values: Tensor) -> bool:
     return type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def in_blocks(values: Tensor, size: int) -> Tensor:
+def split_blocks(values: Tensor, size: int) -> Tensor:
     """Divides rows into blocks: [B,N,...] -> [B,G,size,...]; the last block is padded with zeros."""
     B, N = values.shape[:2]
     if size == N:

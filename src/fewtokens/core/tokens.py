@@ -34,8 +34,8 @@ from fewtokens.core.plan import (
     compose_assignment,
     group_count,
     group_sum,
-    in_blocks,
     position_order,
+    split_blocks,
     take_rows,
 )
 from fewtokens.core.pytree import register
@@ -473,6 +473,7 @@ class Tokens:
         w, total = self.block_frames, -(-self.grid.T // self.block_frames)
         if total == 1 or torch.compiler.is_compiling():  # a graph cannot depend on values
             return total
+        # Reading the result synchronizes a GPU, which costs less than a table of all tokens and cells.
         block = self.frame // w
         slot = dest.masked_fill(dest < 0, num_slots)
         first = block.new_full((self.B, num_slots + 1), total).scatter_reduce(1, slot, block, "amin")[:, :num_slots]
@@ -488,7 +489,7 @@ class Tokens:
     def _apply_soft(self, plan: Plan) -> Tokens:
         filled = plan.mask.to(self.device)
         G, m, n = plan.block_weights.shape[1:]
-        mask, positions, sizes = (in_blocks(x, n) for x in (self.mask, self.positions, self.sizes))
+        mask, positions, sizes = (split_blocks(x, n) for x in (self.mask, self.positions, self.sizes))
         weights = plan.block_weights * mask[:, :, None] * filled.unflatten(1, (G, m))[..., None]  # [B,G,m,n]
         # The size of a token is distributed over the outputs that use it, so that sizes still sum to the used cells.
         positive = weights.detach().float().clamp(min=0)
@@ -595,8 +596,8 @@ class Tokens:
         assert self.attribution is not None
         wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
         n = self.attribution.shape[2]
-        cells = in_blocks(take_rows(rows, assignment.clamp(min=0)).to(wide), n)  # [B,G,n,D]
-        valid = in_blocks(assignment >= 0, n)[:, :, None]
+        cells = split_blocks(take_rows(rows, assignment.clamp(min=0)).to(wide), n)  # [B,G,n,D]
+        valid = split_blocks(assignment >= 0, n)[:, :, None]
         if cells.shape[1] == 1:
             weights, place = (self.attribution * self.mask[..., None])[:, None], None
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
-from fewtokens.core.plan import in_blocks
+from fewtokens.core.plan import split_blocks
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.blocks import num_windows, window_shape
 from fewtokens.methods.ops.per_frame import check_dim
@@ -109,9 +109,9 @@ class PpLlava(Resampler):
         parts = (logits - peak.gather(1, index)).exp()
         total = torch.zeros_like(peak).scatter_add(1, index, parts)
         weights = (parts / total.clamp(min=1e-12).gather(1, index)).clamp(min=1e-9) * tokens.mask
-        inside = in_blocks(window, n)[:, :, None] == torch.arange(m, device=x.device)[:, None]  # [B,G,m,n]
+        inside = split_blocks(window, n)[:, :, None] == torch.arange(m, device=x.device)[:, None]  # [B,G,m,n]
         count = torch.tensor([math.prod(c) for c in counts], device=x.device)
-        return sort_by_time(tokens, Resampled(None, in_blocks(weights, n)[:, :, None] * inside, count))
+        return sort_by_time(tokens, Resampled(None, split_blocks(weights, n)[:, :, None] * inside, count))
 
     def _window(self, grid: Grid) -> tuple[int, int, int]:
         if self.budget is not None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.method import Resampled
-from fewtokens.core.plan import group_count, in_blocks, position_order, take_rows
+from fewtokens.core.plan import group_count, position_order, split_blocks, take_rows
 from fewtokens.core.tokens import Tokens
 
 # A frame has this many units along each side, so that a position means the same at any resolution.
@@ -55,7 +55,7 @@ def sort_by_time(tokens: Tokens, new: Resampled) -> Resampled:
     """Sorts the new tokens by mean time, then row, then column; with attribution in blocks those of each block."""
     plan = new.plan
     m, n = plan.block_weights.shape[2:]
-    positions, mask = (in_blocks(x, n).flatten(0, 1) for x in (tokens.positions, tokens.mask))  # [B*G,n,...]
+    positions, mask = (split_blocks(x, n).flatten(0, 1) for x in (tokens.positions, tokens.mask))  # [B*G,n,...]
     weights = plan.block_weights.detach().float().clamp(min=0).flatten(0, 1) * mask[:, None]
     center = weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ positions
     order = position_order(center, plan.mask.reshape(-1, m))
