@@ -10,9 +10,10 @@ Methods of stage "encoder" run once on all frames, as in one block of the encode
 parameters. The first run at 8 frames is not counted. A size is skipped if the sizes before it predict more than
 `--seconds` or 20 GB.
 
-Exponent: slope of log(time) between the two largest measured sizes; 1 is linear. Memory is the peak of the process
-above its level before the call, which includes the features. "24 GB at" is the number of frames at which features, cues
-and peak memory together reach 24 GB, extrapolated from the two largest sizes.
+"Of encoding" is the time at 32 frames divided by that of encoding the same frames. Exponent: slope of log(time) between
+the two largest measured sizes; 1 is linear. Memory is the peak of the process above its level before the call, which
+includes the features. "24 GB at" is the number of frames at which features, cues and peak memory together reach 24 GB,
+extrapolated from the two largest sizes.
 
 About 40 minutes and 10 GB. Expected: no exponent above 1.2 except for the methods that state a higher one in `cost`.
 """
@@ -50,9 +51,10 @@ SIDE, PATCH, DIM = 14, 14, 384
 CUES = ("keys", "attention", "shift")
 LIMIT = 24e9
 NOTES = (
-    "Seconds and MiB on one CPU thread. Peak: memory of the process above its level before the call. Exponent: slope "
-    "of log(time) between the two largest measured sizes. 24 GB at: frames at which features, cues and peak together "
-    "reach 24 GB, extrapolated. '-': skipped, because the smaller sizes predict more than the limits."
+    "Seconds and MiB on one CPU thread. Peak: memory of the process above its level before the call. Of encoding: time "
+    "at 32 frames divided by that of encoding these frames with the ViT-S/14, in percent. Exponent: slope of log(time) "
+    "between the two largest measured sizes. 24 GB at: frames at which features, cues and peak together reach 24 GB, "
+    "extrapolated. '-': skipped, because the smaller sizes predict more than the limits."
 )
 
 
@@ -143,7 +145,20 @@ def _exponent(results: list[dict[str, float]], key: str) -> float:
     return math.log(last[key] / first[key]) / math.log(last["frames"] / first["frames"])
 
 
-def row(name: str, results: list[dict[str, float]]) -> dict[str, Any]:
+def encoding_seconds() -> float:
+    """The time of encoding 32 frames of 196 tokens."""
+    encoder = fewtokens.load_encoder(DATA / "weights" / "dinov2-small", device="cpu")
+    frames = torch.rand(1, 32, 3, SIDE * PATCH, SIDE * PATCH)
+    encoder(frames)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        encoder(frames)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def row(name: str, results: list[dict[str, float]], encoding: float) -> dict[str, Any]:
     """One line of the table."""
     line: dict[str, Any] = {"method": f"`{name}`"}
     measured = {int(result["frames"]): result for result in results}
@@ -153,6 +168,7 @@ def row(name: str, results: list[dict[str, float]]) -> dict[str, Any]:
             line[f"{frames:,} frames, {'s' if key == 'seconds' else 'MiB'}"] = (
                 None if value is None else round(value, 4 if key == "seconds" else 1)
             )
+    line["of encoding, %"] = round(100 * measured[32]["seconds"] / encoding, 2) if 32 in measured else None
     line["exponent"] = round(_exponent(results, "seconds"), 2)
     line["24 GB at"] = f"{frames_that_fit(results):,} frames"
     return line
@@ -229,6 +245,7 @@ def main() -> None:
         if not (Path(folder) / "features.pt").exists():
             Path(folder).mkdir(parents=True, exist_ok=True)
             encode(Path(folder))
+        encoding = encoding_seconds()
         for name in requested:
             command = [sys.executable, "-W", "ignore", __file__, "--seconds", str(args.seconds), "--run", folder, name]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -236,7 +253,7 @@ def main() -> None:
                 failed.append(name)
                 print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
                 continue
-            line = row(name, json.loads(done.stdout.splitlines()[-1]))
+            line = row(name, json.loads(done.stdout.splitlines()[-1]), encoding)
             rows[line["method"]] = line
             print(json.dumps(line), flush=True)
     ordered = [rows[f"`{name}`"] for name in names if f"`{name}`" in rows]

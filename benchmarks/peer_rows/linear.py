@@ -1,8 +1,9 @@
-"""Methods that read the features once: EVS, VidCom2, DyCoke, FrameFusion."""
+"""Methods that read the features once: EVS, VidCom2, DyCoke, FrameFusion, DTD."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.frames import IMAGENET_MEAN, IMAGENET_STD
 from fidelity_rows import importing, load, same_places, same_rows
 from fidelity_rows.pruned import kept_cells, scale_channels
 from peer_rows import Pair, Row, Workload
@@ -83,6 +85,37 @@ def frame_fusion(peers: Path, work: Workload) -> Pair:
     return Pair(lambda: method(tokens), theirs, _same_features, tokens.features.clone)
 
 
+def dtd(peers: Path, work: Workload) -> Pair:
+    """The published function also rearranges the pixels, and selects position ids and rotary embeddings."""
+    tokens = work.tokens()
+    code = load(
+        peers / "TimeChat-Online" / "eval" / "qwen2_5_vl" / "modeling_qwen2_5_vl_DTD.py", "transformers", "flash_attn"
+    )
+    code.OPENAI_CLIP_MEAN, code.OPENAI_CLIP_STD = IMAGENET_MEAN, IMAGENET_STD
+    (method,) = registry.build("dtd(0.5)")
+    T, device = tokens.grid.T, tokens.device
+    ids = torch.tensor([[0, *[2] * tokens.N, 1]], device=device)
+    cells = tokens.grid.positions(device).long().T + 1
+    ends = torch.tensor([[0, T + SIDE + 1]], device=device).expand(3, -1)
+    places = torch.cat([ends[:, :1], cells, ends[:, 1:]], 1)[:, None]
+    rotary = places[..., None].float()
+    rows = torch.nn.functional.pad(tokens.features, (0, 0, 1, 1))
+    grid = torch.tensor([[T, 2 * SIDE, 2 * SIDE]], device=device)
+    model = SimpleNamespace(config=SimpleNamespace(vision_start_token_id=0, vision_end_token_id=1))
+    pixels = torch.zeros(4 * tokens.N, 3 * 2 * 14 * 14, device=device)  # rearranged, but not compared in this mode
+
+    def theirs() -> Any:
+        return code.Qwen2_5_VLModel.token_drop(
+            model, "feature", 0.5, True, rows, pixels, grid, (rotary, rotary), places, ids[None]
+        )
+
+    def agree(ours: Tokens, theirs: Any) -> float:
+        t, y, column = (theirs[2][:, 0, 1:-1] - 1).long()
+        return same_places(ours.cell[0], (t * SIDE + y) * SIDE + column)
+
+    return Pair(lambda: method(tokens), theirs, agree, tokens.features.clone)
+
+
 ROWS = [
     Row("evs", "q = 0.75", "vllm-project/vllm@d750efb", evs),
     Row("vidcom2", "q = 0.75, channels times 0.5..1.5", "vllm-project/vllm@0f17ee0", vidcom2),
@@ -94,5 +127,8 @@ ROWS = [
         unequal="the published code leaves the sum of the counts per frame to rounding",
     ),
     Row("dycoke", "rate 0.7", "KD-TAO/DyCoke@dd74634", dycoke),
+    Row(
+        "dtd", "features, drop above 0.5; theirs rearranges pixels too", "yaolinli/TimeChat-Online@25a1578", dtd, (32,)
+    ),
     Row("frame_fusion", "similarity 0.6, merging of one layer", "thu-nics/FrameFusion@fbec1d2", frame_fusion),
 ]
