@@ -416,8 +416,8 @@ class Tokens:
             Tokens with `plan.num_slots` slots, on the same grid.
 
         Raises:
-            ValueError: the plan is for another number of videos or tokens, or has weights in blocks of the cells although
-                there is not one token per cell.
+            ValueError: the plan is for another number of videos or tokens, or its weights are in blocks and there is
+                not one token per cell.
         """
         B, N = plan.shape
         if plan.weights is not None and plan.weights.ndim == 4:
