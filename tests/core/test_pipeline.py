@@ -208,7 +208,7 @@ def test_cues_after_a_resampler_are_weighted_by_attribution(spec):
     Pipeline([method.eval(), recorder])(tokens, **inputs)
     out = method(tokens, **{name: inputs[name] for name in method.needs})
     for b, m in itertools.product(range(2), range(0, out.N, 5)):
-        weight = out.attribution[b, m].detach().clamp(min=0)
+        weight = out.cell_weights()[b, m].detach().clamp(min=0)
         expected = float((weight * inputs["attention"][b]).sum() / weight.sum()) if m < int(out.count[b]) else 0.0
         assert float(recorder.received["attention"][b, m].detach()) == pytest.approx(expected, abs=1e-5)
 

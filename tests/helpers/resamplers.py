@@ -109,7 +109,7 @@ def compare(out: Tokens, b: int, features: np.ndarray, weights: np.ndarray, posi
     mean = np.round(weights @ positions * 1024)
     order = np.lexsort((mean[:, 2], mean[:, 1], mean[:, 0]))
     np.testing.assert_allclose(to_numpy(out.features[b]), features[order], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(to_numpy(out.attribution[b]), weights[order], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(to_numpy(out.cell_weights()[b]), weights[order], rtol=1e-4, atol=1e-6)
 
 
 def split_frames(tokens: Tokens) -> list[Tokens]:

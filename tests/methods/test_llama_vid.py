@@ -31,7 +31,7 @@ def test_llama_vid_against_loops():
             np.testing.assert_allclose(
                 to_numpy(out.features[b, t * 5 : t * 5 + 5]), np.array(features), rtol=1e-6, atol=1e-9
             )
-            np.testing.assert_allclose(to_numpy(out.attribution[b, t * 5, t * 12 : t * 12 + 12]), probs, rtol=1e-6)
+            np.testing.assert_allclose(to_numpy(out.cell_weights()[b, t * 5, t * 12 : t * 12 + 12]), probs, rtol=1e-6)
 
 
 def test_two_tokens_per_frame():

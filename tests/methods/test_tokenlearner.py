@@ -132,7 +132,7 @@ def test_the_method_applies_the_module_per_frame(version):
     z, maps = learner.learn(x.flatten(0, 1))
     torch.testing.assert_close(out.features, z.reshape(2, 12, 6))
     # The maps are the weights of the plan, each token's within its own frame.
-    weights = out.attribution.detach().reshape(2, 3, 4, 3, 20)
+    weights = out.cell_weights().detach().reshape(2, 3, 4, 3, 20)
     for t in range(3):
         torch.testing.assert_close(weights[:, t, :, t], maps.reshape(2, 3, 4, 20)[:, t])
         assert float(weights[:, t, :, [s for s in range(3) if s != t]].abs().max()) == 0

@@ -33,7 +33,7 @@ def test_frame_by_frame(tmp_path):
         alone = model.tokens(frames[1:, t])
         torch.testing.assert_close(tokens.features[1, 3 * t : 3 * t + 3], alone.features[0])
         torch.testing.assert_close(
-            tokens.attribution[1, 3 * t : 3 * t + 3].reshape(3, 5, 24)[:, t], alone.attribution[0]
+            tokens.cell_weights()[1, 3 * t : 3 * t + 3].reshape(3, 5, 24)[:, t], alone.attribution[0]
         )
     assert tokens.sizes.sum(1).tolist() == pytest.approx([120, 120])
 

@@ -155,7 +155,7 @@ def test_tokens_carry_the_maps():
     model = make("clip learner")
     tokens = model.tokens(frames(model), torch.arange(8) / 4).check()
     assert tokens.features.shape == (2, 12, 16)
-    assert tokens.attribution.shape == (2, 12, 96)
+    assert tokens.attribution.shape == (2, 12, 24)
     assert tokens.grid.shape == (4, 4, 6)
     assert tokens.grid.times.tolist() == [0, 0.5, 1.0, 1.5]
     assert make("fuser").tokens(frames(make("fuser"))).check().N == 24

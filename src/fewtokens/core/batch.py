@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Dropped, Plan, take_rows
+from fewtokens.core.plan import Dropped, Plan, group_count, take_rows
 from fewtokens.core.tokens import SLOTS, Tokens
 
 
@@ -67,9 +67,18 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
         grid=grid,
         prefix=stack("prefix"),
         codes=stack("codes", 0),
-        attribution=stack("attribution", 0, 1),
+        attribution=_collate_attribution(videos, N, T),
         dropped=_common_dropped(videos),
     )
+
+
+def _collate_attribution(videos: Sequence[Tokens], N: int, T: int) -> Tensor | None:
+    """Attribution [B,N,w*H*W] in the smallest blocks that fit all videos; None if a video has none."""
+    if any(v.attribution is None for v in videos):
+        return None
+    sizes = {(v.block_frames, v.grid.T) for v in videos}
+    frames = next(n for n in range(1, T + 1) if all(n >= w and (n % w == 0 or n >= t) for w, t in sizes))
+    return torch.cat([F.pad(v.attribution_in_blocks(frames), (0, 0, 0, N - v.N)) for v in videos])
 
 
 def _common_dropped(parts: Sequence[Tokens]) -> Dropped:
@@ -100,7 +109,7 @@ def split_frames(tokens: Tokens) -> Tokens:
     B, T, HW = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
     frame = tokens.positions[..., 0].round().long().clamp(0, T - 1)
     frame = frame.masked_fill(~tokens.mask, T)
-    count = F.one_hot(frame, T + 1)[..., :T].sum(1)  # [B,T]
+    count = group_count(frame, T + 1)[:, :T]
     num_slots = int(count.max())
     order = frame.argsort(dim=1, stable=True)
     start = F.pad(count.cumsum(1), (1, 0))[:, :T]  # [B,T]

@@ -7,6 +7,7 @@ new features and their attribution. `Quantizer` assigns codes, `Memory` summariz
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -280,7 +281,8 @@ class Resampled:
 
     Attributes:
         features: [B,M,C], new features in any float dtype; None if they are the sums weighted by `attribution`.
-        attribution: [B,M,N], weight of each input token in each new token.
+        attribution: [B,M,N], weight of each input token in each new token; or [B,G,m,n] in blocks of whole frames, see
+            `Plan.weights`.
         count: int64 [B], number of real tokens among the M.
     """
 
@@ -293,7 +295,7 @@ class Resampled:
     @property
     def plan(self) -> Plan:
         """The soft plan that moves the input tokens by `attribution`."""
-        return Plan(self.count, self.attribution.shape[1], weights=self.attribution)
+        return Plan(self.count, math.prod(self.attribution.shape[1:-1]), weights=self.attribution)
 
 
 class Resampler(Method):
@@ -321,9 +323,10 @@ class Resampler(Method):
     @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
         new = self.resample(tokens, **cues)
-        reduced = tokens.apply(new.plan)
         if new.features is None:
-            return reduced
+            return tokens.apply(new.plan)
+        # The sums of the features are not needed.
+        reduced = tokens.replace(features=tokens.features[..., :0]).apply(new.plan)
         features = new.features.to(tokens.features.dtype).masked_fill(~reduced.mask[..., None], 0)
         return reduced.replace(features=features)
 

@@ -36,7 +36,10 @@ class Plan:
         dest: int64 [B,N], output index of each token; -1 if it is dropped.
         representative: int64 [B,M], the token that output m copies; other tokens with the same output only add to its
             size. If None, output m is the mean of its tokens, weighted by size.
-        weights: float [B,M,N], for a soft plan: output m is sum_n weights[m,n] * token[n].
+        weights: float [B,M,N], for a soft plan: output m is sum_n weights[m,n] * token[n]. Or float [B,G,m,n], for G
+            blocks of n consecutive tokens, each reduced to m outputs: output g*m + i is the sum of weights[g,i,j] *
+            token[g*n + j] over j. M is G*m, and the last block may have fewer tokens. `Tokens.apply` requires one
+            token per cell and blocks of whole frames.
         shares: float [B,N], for a hard plan: output m is the sum of shares[n] * token[n] over its tokens, instead of
             their mean.
         sizes: float [B,N], for a hard plan: sizes used instead of those of the tokens.
@@ -63,6 +66,10 @@ class Plan:
         hard = (self.representative, self.shares, self.sizes)
         if self.weights is not None and any(value is not None for value in hard):
             raise ValueError("a soft plan must not have representative, shares or sizes")
+        if self.weights is not None and self.weights.ndim == 4:
+            G, m, _ = self.weights.shape[1:]
+            if G * m != self.num_slots:
+                raise ValueError(f"num_slots must be {G * m}, {m} for each of {G} blocks, got {self.num_slots}")
         if self.representative is not None and self.shares is not None:
             raise ValueError("a plan must not have both representative and shares")
         for name, value in (("shares", self.shares), ("sizes", self.sizes)):
@@ -135,7 +142,7 @@ class Plan:
         labels = labels.masked_fill(~tokens.mask, -1)
         _check_below("labels", labels, "groups", groups)
         sizes = group_sum(tokens.sizes[..., None], labels, groups)  # [B,groups,1]
-        used = group_sum(torch.ones_like(tokens.sizes)[..., None], labels, groups).squeeze(2) > 0
+        used = group_count(labels, groups) > 0
         positions = group_sum(tokens.sizes[..., None] * tokens.positions, labels, groups) / sizes.clamp(min=1e-12)
         order = position_order(positions, used)  # [B,groups]: rank -> label
         rank = order.argsort(dim=1)
@@ -184,10 +191,17 @@ class Plan:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, N): the numbers of videos and input tokens."""
-        tensor = self.dest if self.weights is None else self.weights
-        assert tensor is not None
-        return tensor.shape[0], tensor.shape[-1]
+        """(B, N): the numbers of videos and input tokens. With weights in blocks, N is that of G full blocks."""
+        if self.dest is not None:
+            return self.dest.shape[0], self.dest.shape[1]
+        B, G, _, n = self.block_weights.shape
+        return B, G * n
+
+    @property
+    def block_weights(self) -> Tensor:
+        """The weights of a soft plan as [B,G,m,n]; G is 1 if they are not in blocks."""
+        assert self.weights is not None
+        return self.weights if self.weights.ndim == 4 else self.weights[:, None]
 
     @property
     def mask(self) -> Tensor:
@@ -206,7 +220,8 @@ class Plan:
         """
         wide = values.dtype if values.dtype == torch.float64 else torch.float32
         if self.weights is not None:
-            return (self.weights.to(wide) @ values.to(wide)).to(values.dtype)
+            blocks = split_blocks(values.to(wide), self.block_weights.shape[3])
+            return (self.block_weights.to(wide) @ blocks).flatten(1, 2).to(values.dtype)
         assert self.dest is not None
         if self.representative is not None:
             return self.copy(values)
@@ -267,6 +282,16 @@ def readable(values: Tensor) -> bool:
     return type(values) is Tensor and values.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def split_blocks(values: Tensor, size: int) -> Tensor:
+    """Divides rows into blocks: [B,N,...] -> [B,G,size,...]; the last block is padded with zeros."""
+    B, N = values.shape[:2]
+    if size == N:
+        return values[:, None]
+    if spare := -N % size:
+        values = torch.cat([values, values.new_zeros(B, spare, *values.shape[2:])], 1)
+    return values.unflatten(1, (-1, size))
+
+
 def take_rows(values: Tensor, index: Tensor) -> Tensor:
     """Takes rows by index: [B,N,...] and int64 [B,M] -> [B,M,...]. Differentiable.
 
@@ -314,6 +339,11 @@ def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     B, N, D = values.shape
     sums = _sum_rows(values.reshape(B * N, D), _rows(dest, num_slots), B * num_slots)
     return sums[:-1].reshape(B, num_slots, D)
+
+
+def group_count(labels: Tensor, groups: int) -> Tensor:
+    """The number of each label 0..groups-1 in labels [B,N], int64 [B,groups]; -1 is skipped."""
+    return group_sum(torch.ones_like(labels)[..., None], labels, groups).squeeze(2)
 
 
 def weighted_group_sum(values: Tensor, weight: Tensor, dest: Tensor, num_slots: int) -> Tensor:

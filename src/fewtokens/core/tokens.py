@@ -7,6 +7,7 @@ drop or merge (`Plan`), and `Tokens.apply` carries the plan out. Axis letters, u
     N  input tokens of a method, or slots of a batch; M output tokens
     T  frames (or tubelets), H rows and W columns of the grid
     S  cells of the grid, S = T*H*W, in raster order: cell = (t*H + y)*W + x
+    w  frames of a block of `attribution`; block g has the frames g*w..g*w + w-1
     C  channels of a feature
     P  prefix tokens (class and register tokens)
     Q  codes of a token (residual levels, product groups)
@@ -27,7 +28,17 @@ from fewtokens.core import files
 from fewtokens.core.grid import Grid
 from fewtokens.core.html import as_html
 from fewtokens.core.plain import conform
-from fewtokens.core.plan import Dropped, Plan, compose_assignment, group_sum, position_order, readable, take_rows
+from fewtokens.core.plan import (
+    Dropped,
+    Plan,
+    compose_assignment,
+    group_count,
+    group_sum,
+    position_order,
+    readable,
+    split_blocks,
+    take_rows,
+)
 from fewtokens.core.pytree import register
 from fewtokens.core.shapes import shape_repr
 
@@ -106,7 +117,10 @@ class Tokens:
         grid: the grid of cells.
         prefix: [B,P,C], class and register tokens, which are never reduced, or None.
         codes: int64 [B,N,Q], discrete codes of each token, or None.
-        attribution: float [B,N,S], weight of each cell in each token, or None if `assignment` determines it.
+        attribution: float [B,N,w*H*W], weight of each cell in each token, or None if `assignment` determines it. The
+            cells are those of the token's block of w frames, w in 1..T: the block of a token at `frame` t begins at
+            frame w * (t // w). Weights past the end of the video are 0. A method that resamples each frame separately
+            has w = 1; with w = T these are all cells. `cell_weights` returns the weights of any cells.
         dropped: the meaning of a dropped cell for `unmerge`: "lost", or "held" if the previous token at the same
             position remains valid because nothing changed.
         aux: scalar losses and statistics by name.
@@ -137,7 +151,10 @@ class Tokens:
         if self.codes is not None:
             expected["codes"] = (B, N, *self.codes.shape[2:3]) if self.codes.ndim == 3 else (B, N, 1)
         if self.attribution is not None:
-            expected["attribution"] = (B, N, self.grid.cells)
+            # Any number of whole frames, at most T.
+            HW = self.grid.cells_per_frame
+            frames = max(1, min(self.grid.T, self.attribution.shape[-1] // HW))
+            expected["attribution"] = (B, N, frames * HW)
         if self.prefix is not None:
             # A method may change the channels of the tokens, but not those of the prefix.
             expected["prefix"] = (B, *self.prefix.shape[1:]) if self.prefix.ndim == 3 else (B, 0, C)
@@ -221,6 +238,48 @@ class Tokens:
     def frame(self) -> Tensor:
         """The frame nearest to the position of each token, int64 [B,N]; 0 in padded slots."""
         return self.cell // self.grid.cells_per_frame
+
+    @property
+    def block_frames(self) -> int:
+        """The number w of frames of a block of `attribution`; T if there is no attribution."""
+        return self.grid.T if self.attribution is None else self.attribution.shape[2] // self.grid.cells_per_frame
+
+    def cell_weights(self, index: Tensor | None = None, frames: Tensor | None = None) -> Tensor:
+        """Returns the weight of each cell in some tokens: rows of `attribution` for any cells, zero outside the block.
+
+        The weights of all tokens and cells have N*S entries, which is too many for a long video.
+
+        Args:
+            index: int64 [K], indices of tokens, the same in every video. Default: all N.
+            frames: int64 [F], frames of the cells. Default: all T.
+
+        Returns:
+            [B,K,F*H*W], in raster order.
+
+        Raises:
+            ValueError: the tokens have no attribution.
+        """
+        if self.attribution is None:
+            raise ValueError("these tokens have no attribution weights")
+        start = self.frame // self.block_frames * self.block_frames
+        weights = self.attribution
+        if index is not None:
+            weights, start = weights[:, index], start[:, index]
+        frames = torch.arange(self.grid.T, device=self.device) if frames is None else frames.to(self.device)
+        return _take_frames(weights, frames - start[..., None], self.grid.cells_per_frame)
+
+    def attribution_in_blocks(self, frames: int) -> Tensor:
+        """Returns `attribution` in larger blocks, [B,N,frames*H*W].
+
+        Args:
+            frames: a multiple of `block_frames`, or at least T.
+        """
+        assert self.attribution is not None
+        if frames == self.block_frames:
+            return self.attribution
+        start = self.frame // self.block_frames * self.block_frames % frames
+        local = torch.arange(frames, device=self.device) - start[..., None]
+        return _take_frames(self.attribution, local, self.grid.cells_per_frame)
 
     def previous_frame_index(self) -> Tensor:
         """Returns the index of the token at the same position in the previous frame, int64 [B,N]; -1 if there is none.
@@ -358,9 +417,15 @@ class Tokens:
             Tokens with `plan.num_slots` slots, on the same grid.
 
         Raises:
-            ValueError: the plan is for another number of videos or tokens.
+            ValueError: the plan is for another number of videos or tokens, or its weights are in blocks and there is
+                not one token per cell.
         """
         B, N = plan.shape
+        if plan.weights is not None and plan.weights.ndim == 4:
+            n = plan.weights.shape[3]
+            if self.grid.cells != self.N or n % self.grid.cells_per_frame:
+                raise ValueError(f"weights in blocks of {n} tokens require one token per cell, and whole frames")
+            N -= -self.N % n
         if (B, N) != (self.B, self.N):
             raise ValueError(f"the plan is for {B} videos of {N} tokens, got {self.B} videos of {self.N}")
         if plan.weights is not None:
@@ -390,36 +455,112 @@ class Tokens:
             assignment=compose_assignment(plan.dest, self.assignment),
             # The codes of a mean are undefined, so codes are kept only if tokens are copied.
             codes=plan.copy(self.codes) if copied and self.codes is not None else None,
-            attribution=None if self.attribution is None else move(self.attribution, parts),
+            attribution=self._move_attribution(plan, parts),
             dropped="held" if "held" in (self.dropped, plan.dropped) else "lost",
         )
 
+    def _move_attribution(self, plan: Plan, parts: Tensor) -> Tensor | None:
+        """Copies or sums attribution by a hard plan; a sum over several blocks has weights in one larger block."""
+        if self.attribution is None or plan.representative is not None:
+            return None if self.attribution is None else plan.copy(self.attribution)
+        assert plan.dest is not None
+        blocks = self._joined_blocks(plan.dest, plan.num_slots)
+        # Each row is added to its place in the larger block.
+        place = plan.dest * blocks + self.frame // self.block_frames % blocks
+        places = replace(plan, dest=place.masked_fill(plan.dest < 0, -1), num_slots=plan.num_slots * blocks)
+        sums = places.sum(self.attribution, parts)
+        return sums.unflatten(1, (plan.num_slots, blocks)).flatten(2)[..., : self.grid.cells]
+
+    def _joined_blocks(self, dest: Tensor, num_slots: int) -> int:
+        """The smallest number of blocks to join so that tokens with the same `dest` [B,N] are in one block."""
+        w, total = self.block_frames, -(-self.grid.T // self.block_frames)
+        if total == 1 or torch.compiler.is_compiling():  # a graph cannot depend on values
+            return total
+        # Reading the result synchronizes a GPU, which costs less than a table of all tokens and cells.
+        block = self.frame // w
+        slot = dest.masked_fill(dest < 0, num_slots)
+        first = block.new_full((self.B, num_slots + 1), total).scatter_reduce(1, slot, block, "amin")[:, :num_slots]
+        last = block.new_zeros(self.B, num_slots + 1).scatter_reduce(1, slot, block, "amax")[:, :num_slots]
+        several = (first < last).long().flatten()
+        # The number of outputs with tokens on both sides of each border between two blocks.
+        change = block.new_zeros(total + 1)
+        change.index_add_(0, (first.flatten() + 1).clamp(max=total), several)
+        change.index_add_(0, last.flatten() + 1, -several)
+        crossed = change.cumsum(0)[:total].cpu().numpy() > 0
+        return next(k for k in range(1, total + 1) if not crossed[k::k].any())
+
     def _apply_soft(self, plan: Plan) -> Tokens:
-        assert plan.weights is not None
         filled = plan.mask.to(self.device)
-        weights = plan.weights * self.mask[:, None] * filled[..., None]  # [B,M,N]
+        G, m, n = plan.block_weights.shape[1:]
+        mask, positions, sizes = (split_blocks(x, n) for x in (self.mask, self.positions, self.sizes))
+        weights = plan.block_weights * mask[:, :, None] * filled.unflatten(1, (G, m))[..., None]  # [B,G,m,n]
         # The size of a token is distributed over the outputs that use it, so that sizes still sum to the used cells.
         positive = weights.detach().float().clamp(min=0)
-        share = positive / positive.sum(1, keepdim=True).clamp(min=1e-12)
-        center = positive / positive.sum(2, keepdim=True).clamp(min=1e-12)
-        best = share.argmax(1).masked_fill(share.sum(1) == 0, -1)  # [B,N]
-        if self.attribution is None:
+        share = positive / positive.sum(2, keepdim=True).clamp(min=1e-12)
+        center = positive / positive.sum(3, keepdim=True).clamp(min=1e-12)
+        block = torch.arange(G, device=self.device)[:, None]
+        best = (share.argmax(2) + m * block).masked_fill(share.sum(2) == 0, -1)  # [B,G,n]
+        if G == 1:
+            means = center @ positions
+        else:
+            # From the first frame of the block, so that the time of a token in one frame is exact.
+            start = F.pad((block * (n // self.grid.cells_per_frame))[..., None], (0, 2))
+            means = center @ (positions - start) + start
+        if self.attribution is not None:
+            per_cell = self._mix_attribution(replace(plan, weights=weights))
+        elif G > 1:
+            per_cell = (weights / sizes.clamp(min=1e-12)[:, :, None]).flatten(1, 2)
+        else:
             # One extra token of weight 0 for dropped cells.
-            parts = F.pad(weights / self.sizes.clamp(min=1e-12)[:, None], (0, 1))
+            parts = F.pad(weights[:, 0] / self.sizes.clamp(min=1e-12)[:, None], (0, 1))
             token = torch.where(self.assignment < 0, self.N, self.assignment)
             per_cell = parts.gather(2, token[:, None].expand(-1, plan.num_slots, -1))
-        else:
-            per_cell = weights.to(self.attribution.dtype) @ self.attribution
         return replace(
             self,
             features=replace(plan, weights=weights).move(self.features),
-            positions=center @ self.positions,
-            sizes=(share @ self.sizes[..., None]).squeeze(2),
+            positions=means.flatten(1, 2).masked_fill(~filled[..., None], 0),
+            sizes=(share @ sizes[..., None]).flatten(1),
             mask=filled,
-            assignment=compose_assignment(best, self.assignment),
+            assignment=compose_assignment(best.flatten(1)[:, : self.N], self.assignment),
             codes=None,
             attribution=per_cell,
         )
+
+    def _mix_attribution(self, plan: Plan) -> Tensor:
+        """Sums attribution by a soft plan: [B,M,S], since an output may use tokens of all blocks."""
+        assert self.attribution is not None
+        G = plan.block_weights.shape[1]
+        diagonal = torch.eye(G, device=self.device, dtype=plan.block_weights.dtype)
+        dense = plan.block_weights[:, :, :, None] * diagonal[:, None, :, None]  # [B,G,m,G,n]
+        weights = dense.flatten(3).flatten(1, 2)[..., : self.N].to(self.attribution.dtype)
+        if self.block_frames == self.grid.T:
+            return weights @ self.attribution
+        index, _ = self._tokens_of_blocks()
+        rows = take_rows(self.attribution, index.clamp(min=0).flatten(1)).unflatten(1, index.shape[1:])
+        columns = take_rows(weights.transpose(1, 2), index.clamp(min=0).flatten(1)).unflatten(1, index.shape[1:])
+        mixed = torch.einsum("bgkm,bgkc->bmgc", columns * (index >= 0)[..., None], rows)
+        return mixed.flatten(2)[..., : self.grid.cells]
+
+    def _tokens_of_blocks(self) -> tuple[Tensor, Tensor]:
+        """The tokens of each block of attribution.
+
+        Returns:
+            Indices of tokens, int64 [B,G,k], -1 for none; and the place of each token among these G*k, int64 [B,N].
+        """
+        G = -(-self.grid.T // self.block_frames)
+        block = (self.frame // self.block_frames).masked_fill(~self.mask, G)
+        count = group_count(block, G + 1)
+        # A graph cannot depend on values.
+        k = self.N if torch.compiler.is_compiling() else max(1, int(count[:, :G].max()))
+        order = block.argsort(dim=1, stable=True)
+        ordered = block.gather(1, order)
+        token = torch.arange(self.N, device=self.device).expand(self.B, -1)
+        rank = token - (count.cumsum(1) - count).gather(1, ordered)
+        # One extra place for padded slots.
+        ordered_place = (ordered * k + rank).clamp(max=G * k)
+        place = torch.empty_like(order).scatter(1, order, ordered_place)
+        index = place.new_full((self.B, G * k + 1), -1).scatter(1, place, token)[:, :-1]
+        return index.unflatten(1, (G, k)), place.clamp(max=G * k - 1)
 
     def pool(self, values: Tensor, before: Tokens | None = None) -> Tensor:
         """Pools a tensor with one row per earlier token to one row per current token.
@@ -450,12 +591,24 @@ class Tokens:
         if self.attribution is None:
             moved = Plan.from_assignment(before, self).move(rows, before.sizes)
         else:
-            wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-            valid = self.mask[..., None] & (before.assignment >= 0)[:, None]
-            weights = self.attribution.to(wide).clamp(min=0) * valid
-            cells = rows[torch.arange(self.B, device=rows.device)[:, None], before.assignment.clamp(min=0)].to(wide)
-            moved = (weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ cells).to(values.dtype)
+            moved = self._pool_by_attribution(rows, before.assignment)
         return moved.reshape(self.B, self.N, *values.shape[2:])
+
+    def _pool_by_attribution(self, rows: Tensor, assignment: Tensor) -> Tensor:
+        """Means [B,N,D], weighted by attribution, of rows [B,N',D], one per token of an `assignment` [B,S]."""
+        assert self.attribution is not None
+        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        n = self.attribution.shape[2]
+        cells = split_blocks(take_rows(rows, assignment.clamp(min=0)).to(wide), n)  # [B,G,n,D]
+        valid = split_blocks(assignment >= 0, n)[:, :, None]
+        if cells.shape[1] == 1:
+            weights, place = (self.attribution * self.mask[..., None])[:, None], None
+        else:
+            index, place = self._tokens_of_blocks()
+            weights = take_rows(self.attribution, index.clamp(min=0).flatten(1)).unflatten(1, index.shape[1:])
+        weights = weights.to(wide).clamp(min=0) * valid
+        means = (weights / weights.sum(3, keepdim=True).clamp(min=1e-12) @ cells).flatten(1, 2).to(rows.dtype)
+        return means if place is None else take_rows(means, place).masked_fill(~self.mask[..., None], 0)
 
     def to_grid(self, grid: Grid) -> Tokens:
         """Moves the tokens to a finer grid, in which each cell is split into y x x cells.
@@ -485,7 +638,7 @@ class Tokens:
             return replace(self, grid=grid)
 
         def spread(values: Tensor) -> Tensor:
-            cells = values.unflatten(-1, (T, H, W))
+            cells = values.unflatten(-1, (-1, H, W))
             return cells.repeat_interleave(y, -2).repeat_interleave(x, -1).flatten(-3)
 
         factor = torch.tensor([1.0, y, x], device=self.device)
@@ -614,7 +767,7 @@ class Tokens:
             name: None if getattr(single, name) is None else getattr(single, name)[:, :n] for name in SLOTS
         }
         if single.attribution is not None:
-            changes["attribution"] = single.attribution[:, :n, : grid.cells]
+            changes["attribution"] = single.attribution[:, :n, : grid.cells]  # a block may be longer than the video
         return replace(single, grid=grid, assignment=single.assignment[:, : grid.cells], **changes)
 
     def __iter__(self) -> Iterator[Tokens]:
@@ -714,6 +867,24 @@ class Tokens:
             ).check()
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: a damaged token file ({' '.join(str(error).split())})") from None
+
+
+def _take_frames(weights: Tensor, frames: Tensor, cells: int) -> Tensor:
+    """Takes frames of weights.
+
+    Args:
+        weights: [B,N,w*cells].
+        frames: int64 [B,N,F]; those outside 0..w-1 give zeros.
+        cells: the number of cells per frame.
+
+    Returns:
+        [B,N,F*cells].
+    """
+    by_frame = weights.unflatten(2, (-1, cells)).flatten(0, 1)  # [B*N,w,cells]
+    w = by_frame.shape[1]
+    outside = (frames < 0) | (frames >= w)
+    taken = take_rows(by_frame, frames.clamp(0, w - 1).flatten(0, 1)).unflatten(0, weights.shape[:2])
+    return taken.masked_fill(outside[..., None], 0).flatten(2)
 
 
 def _current_format(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -96,10 +96,6 @@ def _join_frames(frames: Tokens, grid: Grid) -> Tokens:
     first = M * torch.arange(T, device=frames.device)[:, None]
     positions = frames.positions.clone()
     positions[..., 0] += torch.arange(T, device=frames.device)[:, None]
-    attribution = None
-    if frames.attribution is not None:
-        diagonal = torch.eye(T, device=frames.device, dtype=frames.attribution.dtype)
-        attribution = (frames.attribution[:, :, None] * diagonal[:, None, :, None]).reshape(1, T * M, -1)
     return frames.replace(
         features=frames.features.reshape(1, T * M, -1),
         positions=positions.reshape(1, T * M, 3),
@@ -108,7 +104,7 @@ def _join_frames(frames: Tokens, grid: Grid) -> Tokens:
         assignment=torch.where(frames.assignment < 0, -1, frames.assignment + first).reshape(1, -1),
         grid=grid,
         prefix=None,
-        attribution=attribution,
+        attribution=None if frames.attribution is None else frames.attribution.reshape(1, T * M, -1),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewtokens.core.grid import Grid
 from fewtokens.core.tokens import Tokens
 
 STYLES = ("fill", "outline", "mean")
@@ -81,9 +80,14 @@ def heat(frames: Tensor, tokens: Tokens, token: int) -> Tensor:
         raise ValueError("these tokens have no attribution weights; overlay() shows hard regions")
     if not 0 <= token < int(tokens.count[0]):
         raise ValueError(f"token must be in 0..{int(tokens.count[0]) - 1}, got {token}")
+    weights = tokens.cell_weights(torch.tensor([token], device=tokens.device))
+    return _glow(frames, weights.detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0))
+
+
+def _glow(frames: Tensor, weights: Tensor) -> Tensor:
+    """Draws nonnegative weights of cells [t,h,w] over frames; returns uint8 [T,3,H,W]."""
     T, _, height, width = frames.shape
-    weights = tokens.attribution[0, token].detach().cpu().float().reshape(tokens.grid.shape).clamp(min=0)
-    t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), tokens.grid.shape, strict=True))
+    t, y, x = (torch.arange(n) * cells // n for n, cells in zip((T, height, width), weights.shape, strict=True))
     glow = (weights / weights.max().clamp(min=1e-12))[t][:, y][:, :, x][..., None]
     image = frames.cpu().float().permute(0, 2, 3, 1) / 255
     image = image.mean(-1, keepdim=True) * 0.5 * (1 - glow) + glow * glow_colors(glow[..., 0])
@@ -116,31 +120,24 @@ def maps(
         )
     T = len(frames)
     indices = torch.linspace(0, T - 1, min(columns, T)).round().long().unique().tolist()
-    weights = tokens.attribution[0, : int(tokens.count[0])].detach().cpu().reshape(-1, *tokens.grid.shape)
-    used = [
-        weights[:, t * tokens.grid.T // T].flatten(1).abs().sum(1).nonzero().flatten()[:rows].tolist() for t in indices
+    count, (_, H, W) = int(tokens.count[0]), tokens.grid.shape
+    weights = [
+        tokens.cell_weights(frames=torch.tensor([t * tokens.grid.T // T]))[0, :count].detach().cpu().float()
+        for t in indices
     ]
+    used = [part.abs().sum(1).nonzero().flatten()[:rows].tolist() for part in weights]
     images = [frames[t].cpu() for t in indices]
     captions = [f"frame {t}" if times is None else f"{float(times[t]):.2f} s" for t in indices]
     for row in range(max(map(len, used))):
-        for t, ids in zip(indices, used, strict=True):
+        for t, part, ids in zip(indices, weights, used, strict=True):
             if row < len(ids):
-                images.append(heat(frames[t : t + 1], _in_frame(tokens, t * tokens.grid.T // T), ids[row])[0])
+                above = part[ids[row]] - part[ids[row]].min()
+                images.append(_glow(frames[t : t + 1], above.reshape(1, H, W))[0])
                 captions.append(f"token {ids[row]}")
             else:
                 images.append(torch.zeros_like(frames[t]).cpu())
                 captions.append("")
     return torch.stack(images), captions, len(indices)
-
-
-def _in_frame(tokens: Tokens, t: int) -> Tokens:
-    """The tokens with the cells and weights of frame t only; the smallest weight of each token becomes 0."""
-    assert tokens.attribution is not None
-    cells = slice(t * tokens.grid.cells_per_frame, (t + 1) * tokens.grid.cells_per_frame)
-    grid = Grid(1, tokens.grid.H, tokens.grid.W)
-    weights = tokens.attribution[..., cells]
-    weights = weights - weights.amin(2, keepdim=True)
-    return tokens.replace(grid=grid, assignment=tokens.assignment[:, cells], attribution=weights)
 
 
 def token_colors(n: int) -> Tensor:

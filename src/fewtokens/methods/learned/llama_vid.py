@@ -40,7 +40,7 @@ class LlamaVid(Resampler):
     full_grid = True
     paper = "LLaMA-VID, arXiv 2311.17043"
     license = "written from the paper; reference code Apache-2.0"
-    cost = "per frame: H*W*C*C + 2*L*H*W*C + (1 + g*g)*C*C MACs"
+    cost = "per frame: (L + 1 + g*g)*H*W*C + (1 + g*g)*C*C MACs for L rows of text; L*C*(C + text_dim) per video"
 
     def __init__(
         self,
@@ -70,9 +70,10 @@ class LlamaVid(Resampler):
         check_text(self.name, text, tokens, self.text_dim or self.dim)
         B, (T, H, W) = tokens.B, tokens.grid.shape
         x = masked_features(tokens, self.key.weight.dtype).reshape(B, T, H * W, -1)
-        queries = self.query(text.to(x.dtype))[:, None]  # [B,1,L,C]
+        # q (W x) = (q W) x, so W is applied to the few queries instead of to all patches.
+        queries = (self.query(text.to(x.dtype)) @ self.key.weight)[:, None]  # [B,1,L,C]
         # The mean over queries is linear, so it can precede the sum over patches.
-        attention = attention_weights(queries, self.key(x)).mean(2, keepdim=True)  # [B,T,1,H*W]
+        attention = attention_weights(queries, x).mean(2, keepdim=True)  # [B,T,1,H*W]
         side = self._side(tokens.grid)
         pools = separable_maps(_pooling(H, side, x), _pooling(W, side, x)).expand(B, T, -1, -1)
         context = self.context(attention.to(x.dtype) @ x)

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Resampled, Resampler, load_weights
+from fewtokens.core.plan import split_blocks
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.blocks import num_windows, window_shape
 from fewtokens.methods.ops.per_frame import check_dim
@@ -46,7 +46,7 @@ class PpLlava(Resampler):
     full_grid = True
     paper = "PPLLaVA, arXiv 2411.02327"
     license = "written from the paper"
-    cost = "N*C*D + N*M*C MACs for D channels of the text"
+    cost = "N*C*D + N*m*C MACs for D channels of the text and m windows in the same frames"
 
     def __init__(
         self,
@@ -92,19 +92,26 @@ class PpLlava(Resampler):
             logits = (logits.softmax(1) / self.tau).masked_fill(~tokens.mask, -torch.inf)
         grids = tokens.grid.videos(tokens.B)
         windows = [self._window(grid) for grid in grids]
-        counts = torch.tensor([num_windows(g.shape, w) for g, w in zip(grids, windows, strict=True)], device=x.device)
-        M = int(counts.prod(1).max())
-        cells = tokens.grid.positions(x.device).long() // torch.tensor(windows, device=x.device)[:, None]
-        t, row, column = cells.unbind(2)  # [B,S]
-        index = ((t * counts[:, None, 1] + row) * counts[:, None, 2] + column).masked_fill(~tokens.mask, 0)
-        inside = F.one_hot(index, M).transpose(1, 2).bool()  # [B,M,S]
+        counts = [num_windows(grid.shape, window) for grid, window in zip(grids, windows, strict=True)]
+        # The sums are computed in blocks of frames if all videos have the same windows, otherwise in one block.
+        frames = min(windows[0][0], tokens.grid.T) if len(set(windows)) == 1 else tokens.grid.T
+        n, G = frames * tokens.grid.cells_per_frame, -(-tokens.grid.T // frames)
+        m = max(math.prod((t if G == 1 else 1, rows, columns)) for t, rows, columns in counts)
+        # The window of each cell among the m of its block, [B,S].
+        t, row, column = tokens.grid.positions(x.device).long().unbind(1)
+        steps, (_, rows, columns) = (torch.tensor(v, device=x.device).T[..., None] for v in (windows, counts))
+        window = ((t % frames // steps[0]) * rows + row // steps[1]) * columns + column // steps[2]
+        window = window.masked_fill(~tokens.mask, 0)
+        index = window + t // frames * m
         # Subtract the maximum of each window, so that windows far from the text do not underflow.
-        peak = torch.full_like(logits[:, :1], -torch.inf).repeat(1, M)
+        peak = torch.full_like(logits[:, :1], -torch.inf).repeat(1, G * m)
         peak = peak.scatter_reduce(1, index, logits.detach(), "amax").nan_to_num(neginf=0.0)
         parts = (logits - peak.gather(1, index)).exp()
         total = torch.zeros_like(peak).scatter_add(1, index, parts)
         weights = (parts / total.clamp(min=1e-12).gather(1, index)).clamp(min=1e-9) * tokens.mask
-        return sort_by_time(tokens, Resampled(None, weights[:, None] * inside, counts.prod(1)))
+        inside = split_blocks(window, n)[:, :, None] == torch.arange(m, device=x.device)[:, None]  # [B,G,m,n]
+        count = torch.tensor([math.prod(c) for c in counts], device=x.device)
+        return sort_by_time(tokens, Resampled(None, split_blocks(weights, n)[:, :, None] * inside, count))
 
     def _window(self, grid: Grid) -> tuple[int, int, int]:
         if self.budget is not None:

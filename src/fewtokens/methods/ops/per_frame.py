@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from fewtokens.core.budget import Budget
@@ -40,13 +39,11 @@ def resample_frames(tokens: Tokens, maps: Tensor, features: Tensor | None = None
         maps: [B*T,M,H*W], the weight of each cell of a frame in each of its tokens.
         features: [B*T,M,C] new features. Default: the sums weighted by `maps`.
     """
-    B, T = tokens.B, tokens.grid.T
-    M = maps.shape[1]
-    same_frame = torch.eye(T, device=maps.device, dtype=maps.dtype)
-    weights = maps.reshape(B, T, M, 1, -1) * same_frame[:, None, :, None]
-    lengths = tokens.mask.reshape(B, T, -1).any(2).sum(1)
-    new = None if features is None else features.reshape(B, T * M, -1)
-    return Resampled(new, weights.reshape(B, T * M, -1), lengths * M)
+    T = tokens.grid.T
+    maps = maps.unflatten(0, (-1, T))
+    lengths = tokens.mask.unflatten(1, (T, -1)).any(2).sum(1)
+    new = None if features is None else features.reshape(tokens.B, -1, features.shape[-1])
+    return Resampled(new, maps, lengths * maps.shape[2])
 
 
 def in_parts(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.method import Resampled
-from fewtokens.core.plan import position_order, take_rows
+from fewtokens.core.plan import group_count, position_order, split_blocks, take_rows
 from fewtokens.core.tokens import Tokens
 
 # A frame has this many units along each side, so that a position means the same at any resolution.
@@ -52,13 +52,18 @@ def constant_count(tokens: Tokens, count: int) -> Tensor:
 
 
 def sort_by_time(tokens: Tokens, new: Resampled) -> Resampled:
-    """Sorts the new tokens by mean time, then row, then column."""
-    weights = new.attribution.detach().float().clamp(min=0) * tokens.mask[:, None]
-    center = weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ tokens.positions
-    filled = torch.arange(center.shape[1], device=tokens.device) < new.count[:, None]
-    order = position_order(center, filled)
-    features = None if new.features is None else take_rows(new.features, order)
-    return Resampled(features, take_rows(new.attribution, order), new.count)
+    """Sorts the new tokens by mean time, then row, then column; with attribution in blocks those of each block."""
+    plan = new.plan
+    m, n = plan.block_weights.shape[2:]
+    positions, mask = (split_blocks(x, n).flatten(0, 1) for x in (tokens.positions, tokens.mask))  # [B*G,n,...]
+    weights = plan.block_weights.detach().float().clamp(min=0).flatten(0, 1) * mask[:, None]
+    center = weights / weights.sum(2, keepdim=True).clamp(min=1e-12) @ positions
+    order = position_order(center, plan.mask.reshape(-1, m))
+
+    def sort(rows: Tensor) -> Tensor:
+        return take_rows(rows.reshape(-1, m, rows.shape[-1]), order).reshape(rows.shape)
+
+    return Resampled(None if new.features is None else sort(new.features), sort(new.attribution), new.count)
 
 
 def attribute_by_attention(tokens: Tokens, features: Tensor, attention: Tensor, count: Tensor) -> Resampled:
@@ -213,7 +218,7 @@ def group_by_frame(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """
     T = tokens.grid.T
     frame = tokens.frame.masked_fill(~tokens.mask, T)
-    count = F.one_hot(frame, T + 1)[..., :T].sum(1)
+    count = group_count(frame, T + 1)[:, :T]
     slots = torch.arange(int(count.max()), device=tokens.device)
     start = count.cumsum(1) - count
     index = (start[..., None] + slots).clamp(max=tokens.N - 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, group_count
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.temporal import LastFrame, compare_with_previous, cosine, in_blocks
 
@@ -103,7 +103,7 @@ def _most_similar(similarity: Tensor, tokens: Tokens, tau: float) -> Tensor:
     frame = tokens.frame.masked_fill(~tokens.mask, tokens.grid.T)
     order = similarity.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, frame.gather(1, order).argsort(dim=1, stable=True))  # by frame, then similarity
-    count = F.one_hot(frame, tokens.grid.T + 1).sum(1)  # [B,T+1]
+    count = group_count(frame, tokens.grid.T + 1)
     start = F.pad(count.cumsum(1), (1, 0))[:, :-1]
     rank = order.argsort(dim=1) - start.gather(1, frame)
     return rank < (count.double() * tau).long().gather(1, frame)
