@@ -66,7 +66,7 @@ def test_frames_to_tokens():
     assert out.count.tolist() == [8, 8]
     assert len(encoder.call["pixel_methods"]) == 1
     assert out.grid.times.tolist() == [0, 0.5, 1, 1.5, 2]
-    assert out.meta["spec"] == "rlt(tau=0.1) | tome(keep=0.1)"
+    assert out.meta["spec"] == "rlt(tau=0.1) | tome(keep=0.1, window=128)"
     assert out.meta["encoder"]["id"] == "fake"
 
 

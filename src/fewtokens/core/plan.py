@@ -343,7 +343,8 @@ def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
 
 def group_count(labels: Tensor, groups: int) -> Tensor:
     """The number of each label 0..groups-1 in labels [B,N], int64 [B,groups]; -1 is skipped."""
-    return group_sum(torch.ones_like(labels)[..., None], labels, groups).squeeze(2)
+    label = labels.masked_fill(labels < 0, groups)
+    return label.new_zeros(len(label), groups + 1).scatter_add_(1, label, torch.ones_like(label))[:, :groups]
 
 
 def weighted_group_sum(values: Tensor, weight: Tensor, dest: Tensor, num_slots: int) -> Tensor:

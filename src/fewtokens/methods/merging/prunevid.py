@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan, group_sum, weighted_group_sum
+from fewtokens.core.plan import Plan, group_count, group_sum, weighted_group_sum
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import cluster_around_peaks
-from fewtokens.methods.ops.groups import allocate, average, group_sizes, packs
+from fewtokens.methods.ops.groups import allocate, average, packs
 from fewtokens.methods.ops.temporal import in_blocks
 
 # Sets of at most this many tokens are not clustered.
@@ -82,7 +82,7 @@ class PruneVid(Reducer):
         at_first = static & (first[..., None] == t)
         dynamic = ~static & real_frames[..., None]
         group = torch.where(dynamic, T + t, torch.where(at_first, t, -1)).flatten(1)
-        size = group_sizes(group, 2 * T)
+        size = group_count(group, 2 * T)
         if self.ratio is not None:
             counts = torch.where(size > _SMALL, (size * self.ratio + 1e-6).long().clamp(min=1), size)
         else:
@@ -105,7 +105,7 @@ class PruneVid(Reducer):
                 not averaged.
         """
         (B, N), groups = group.shape, counts.shape[1]
-        size, allowed = (x.gather(1, group.clamp(min=0)) for x in (group_sizes(group, groups), counts))
+        size, allowed = (x.gather(1, group.clamp(min=0)) for x in (group_count(group, groups), counts))
         clustered = (group >= 0) & (allowed > 0) & (allowed < size)
         # In a set with as many clusters as tokens, each token is one.
         label = (

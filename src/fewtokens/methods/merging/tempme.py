@@ -9,9 +9,9 @@ import torch
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, group_count
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
+from fewtokens.methods.ops.groups import allocate, merge_within
 
 
 class TempMe(Reducer):
@@ -56,7 +56,7 @@ class TempMe(Reducer):
         for round_index, frames in enumerate(rounds, 1):
             clips = -(-tokens.grid.T // frames)
             group = (tokens.frame // frames).masked_fill(~tokens.mask, -1)
-            size = group_sizes(group, clips)
+            size = group_count(group, clips)
             # The same factor in every round, at least one token per clip.
             share = start * (target / start) ** (round_index / len(rounds))
             total = share.ceil().long().maximum((size > 0).sum(1)).minimum(tokens.count)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, group_count
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
-from fewtokens.methods.ops.groups import allocate, group_sizes, merge_within
+from fewtokens.methods.ops.groups import allocate, merge_within
 
 
 class TomeVideo(Reducer):
@@ -50,7 +50,7 @@ class TomeVideo(Reducer):
             shifted = _shift_odd_frames(tokens)
             return shifted.then(merge_to(tokens.apply(shifted), self.counts(tokens), self.planned_counts(tokens)))
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
-        return merge_within(tokens, frame, allocate(self.counts(tokens), group_sizes(frame, tokens.grid.T)))
+        return merge_within(tokens, frame, allocate(self.counts(tokens), group_count(frame, tokens.grid.T)))
 
 
 def _shift_odd_frames(tokens: Tokens) -> Plan:

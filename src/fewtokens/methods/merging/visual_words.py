@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fewtokens.core import files
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, group_count
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match, merge_to
-from fewtokens.methods.ops.groups import allocate, group_sizes
+from fewtokens.methods.ops.groups import allocate
 from fewtokens.methods.ops.search import find_threshold
 from fewtokens.methods.ops.segments import rank_within
 
@@ -72,7 +72,7 @@ class VisualWords(Reducer):
         pixels = _normalize_pixels(cues["pixels"])
         frame = tokens.frame.masked_fill(~tokens.mask, -1)
         if self.vocabulary is None:
-            counts = allocate(self.counts(tokens), group_sizes(frame, tokens.grid.T))
+            counts = allocate(self.counts(tokens), group_count(frame, tokens.grid.T))
             variance = pixels.var(2, correction=0)
             survives = rank_within(-variance, frame, tokens.grid.T) < counts.gather(1, frame.clamp(min=0))
             return Plan.keep(survives & tokens.mask)

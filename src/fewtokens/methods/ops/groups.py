@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan, readable, take_rows, weighted_group_sum
+from fewtokens.core.plan import Plan, group_count, readable, take_rows, weighted_group_sum
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.segments import proportional_order, rank_within
@@ -37,6 +38,8 @@ class Pack:
     group: Tensor
     index: Tensor
     real: Tensor
+
+    __repr__ = shape_repr
 
     def rows(self, values: Tensor, at: Tensor | None = None) -> Tensor:
         """The values [M,C] of the tokens, [G,n,C]; `at` int64 [B*N] is the row of each token. Default: its index."""
@@ -123,13 +126,7 @@ def frame_windows(tokens: Tokens, counts: Tensor, window: int | None) -> tuple[T
     if window is None or window >= tokens.grid.T:
         return None
     group = (tokens.frame // window).masked_fill(~tokens.mask, -1)
-    return group, allocate(counts, group_sizes(group, -(-tokens.grid.T // window)))
-
-
-def group_sizes(group: Tensor, groups: int) -> Tensor:
-    """The number of tokens of each group, int64 [B,groups], from `group` [B,N] (-1 for no group)."""
-    label = group.masked_fill(group < 0, groups)
-    return label.new_zeros(len(label), groups + 1).scatter_add_(1, label, torch.ones_like(label))[:, :groups]
+    return group, allocate(counts, group_count(group, -(-tokens.grid.T // window)))
 
 
 def allocate(total: Tensor, size: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -177,7 +174,7 @@ def split_groups(tokens: Tokens, group: Tensor, groups: int) -> tuple[Tokens, Te
             each token, int64 [B,N]: group * width + index in the row (0 for tokens in no group).
     """
     group = group.masked_fill(~tokens.mask, -1)
-    count = group_sizes(group, groups)
+    count = group_count(group, groups)
     width = max(1, int(count.max()))
     column = rank_within(torch.zeros_like(tokens.sizes), group, groups)
     slot = (group * width + column).masked_fill(group < 0, groups * width)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
 from fewtokens.methods.ops.components import components, lowest_over
@@ -167,6 +168,8 @@ class Quadtree:
     links: Tensor
     mask: Tensor
 
+    __repr__ = shape_repr
+
     @staticmethod
     def measure(tokens: Tokens, layout: Layout) -> Quadtree:
         """Computes all similarities of a video with one token for each cell, in blocks of frames."""
@@ -246,6 +249,8 @@ class _Nodes:
 
     mean: Tensor
     norm: Tensor
+
+    __repr__ = shape_repr
 
     @staticmethod
     def of(mean: Tensor) -> _Nodes:
