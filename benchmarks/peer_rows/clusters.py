@@ -261,6 +261,8 @@ _KMEANS = [
         ("torch-kmeans==0.2.0", torch_kmeans, _TORCH),
         ("Hai-chao-Zhang/VQToken@019f89f", vqtoken, _TORCH),
     )
+    # With 627 clusters these two take minutes or tens of GB.
+    if keep == 32 or build in (sklearn, fast_pytorch_kmeans)
 ]
 _SEEDS = "ours begins with greedy k-means++, theirs with random rows; the same inertia takes ours 2 iterations"
 _FAISS = [

@@ -109,7 +109,7 @@ def rsp(peers: Path, work: Workload) -> Pair:
 
 
 ROWS = [
-    Row(name, f"training step, ViT-S/16, 224 px, batch {BATCH}", reference, build, frames=(0,))
+    Row(name, f"training step, ViT-S/16, 224 px, batch {BATCH}", reference, build, frames=(0,), threads=(2,))
     for name, reference, build in (
         ("tobo", "naver-ai/tobo@fa41194", tobo),
         ("mae", "facebookresearch/mae@efb2a80", mae),
