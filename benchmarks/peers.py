@@ -189,6 +189,8 @@ def main() -> None:
                 for threads in row.threads if device == "cpu" else (1,):
                     key = (row.method, row.task, row.reference, frames, device, threads)
                     order.append(key)
+                    if key in table:
+                        table[key] |= {"unequal": row.unequal, "reason": row.reason}
                     skip = row.method not in requested or (args.missing and key in table)
                     if skip or not available(row, args.peers):
                         continue
@@ -207,9 +209,8 @@ def main() -> None:
                     date = datetime.date.today().isoformat()
                     table[key] = {**head, **numbers, "unequal": row.unequal, "reason": row.reason, "date": date}
                     print(json.dumps(table[key]), flush=True)
-                    write(
-                        [table[key] for key in order if key in table] + [r for k, r in table.items() if k not in order]
-                    )
+                    write(list(table.values()))
+    write([table[key] for key in order if key in table])
     if failed:
         sys.exit(f"failed: {', '.join(dict.fromkeys(failed))}")
 

@@ -144,6 +144,7 @@ ROWS = tuple(
         frames=(0,),
         repeats=7,
         devices=("cpu",),
+        threads=(2,),  # the readers choose their own
         memory=False,
         unequal=unequal if side else _CHROMA,
     )

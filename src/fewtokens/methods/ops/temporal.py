@@ -12,7 +12,7 @@ from fewtokens.core.plan import readable, take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 
-# Large inputs are compared in blocks of about this many entries (1 MiB in float32), which stay in the cache.
+# Large inputs are compared in blocks of this many entries per thread (1 MiB in float32), which stay in the cache.
 _BLOCK_ENTRIES = 1 << 18
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -92,7 +92,7 @@ def in_blocks(measure: Measure, a: Tensor, b: Tensor) -> Tensor:
         measure: maps rows [B,n,...] and [B,n,...] to numbers [B,n] or [B,n,...].
         a, b: [B,N,...], both of the same shape.
     """
-    size = max(1, _BLOCK_ENTRIES * a.shape[1] // max(1, a.numel()))
+    size = max(1, _BLOCK_ENTRIES * torch.get_num_threads() * a.shape[1] // max(1, a.numel()))
     if size >= a.shape[1] or torch.compiler.is_compiling():
         return measure(a, b)
     return torch.cat([measure(p, q) for p, q in zip(a.split(size, 1), b.split(size, 1), strict=True)], 1)

@@ -10,14 +10,11 @@ from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.groups import allocate
 from fewtokens.methods.ops.temporal import cosine
-
-# Frames are compared in blocks of this many, so that the copies of earlier frames stay in the cache.
-_BLOCK_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,14 @@ class DyCoke(Reducer):
         # A stream does not know which group is the last one.
         return self.budget is None and self.last_group == "pruned"
 
-    def _compared(self, frames: int, t: int) -> int | None:
-        """The frame that frame t is compared with; None if it is kept in full."""
+    def _compared(self, frames: int, t: int) -> bool:
+        """Whether frame t is compared with an earlier one; otherwise it is kept in full."""
         position = t % 4
-        if position in (1, 3):
-            return t - 1
-        if position == 2 and (self.last_group == "pruned" or t - 2 < frames - 4):
-            return t - 2
-        return None
+        return position in (1, 3) or (position == 2 and (self.last_group == "pruned" or t - 2 < frames - 4))
 
     def _pruned(self, grid: Grid) -> int:
         """The number of frames that are compared with an earlier one."""
-        return sum(self._compared(grid.T, t) is not None for t in range(grid.T))
+        return sum(self._compared(grid.T, t) for t in range(grid.T))
 
     def _survivors_per_frame(self, per_frame: int) -> int:
         # 0.3 * 10 is 3, not 2, despite floating-point error.
@@ -105,16 +98,21 @@ class DyCoke(Reducer):
         x = tokens.features.unflatten(1, (tokens.grid.T, -1))  # [B,T,n,C]
         B, T, n, _ = x.shape
         start = 0 if state is None else state.frames
-        # The frame that each one is compared with depends on the length of its video.
+        # Which frames are compared depends on the length of the video.
         lengths = [start + grid.T for grid in tokens.grid.videos(B)]
         compared = [[self._compared(length, start + t) for t in range(T)] for length in lengths]
-        in_full = torch.tensor([[t is None for t in row] for row in compared], device=x.device)
-        earlier = torch.tensor([[start + t if e is None else e for t, e in enumerate(row)] for row in compared])
-        # In a stream, the chunk is preceded by the first frame of its group and the last frame.
-        seen = x if state is None else torch.cat([state.past.unflatten(1, (2, -1)), x], 1)
-        index = torch.where(earlier >= start, earlier - start, (earlier == start - 1).long() - 2) + seen.shape[1] - T
-        blocks = zip(x.split(_BLOCK_FRAMES, 1), index.to(x.device).split(_BLOCK_FRAMES, 1), strict=True)
-        similarity = torch.cat([cosine(now, take_rows(seen, before)) for now, before in blocks], 1)  # [B,T,n]
+        in_full = ~torch.tensor(compared, device=x.device)
+        # In a stream, the chunk is preceded by the frames of its group, of which only the first and the last are needed.
+        r = start % 4
+        if r:
+            assert state is not None
+            first, last = state.past.unflatten(1, (2, -1)).split(1, 1)
+            x = torch.cat([*[first] * max(1, r - 1), *[last] * min(1, r - 1), x], 1)
+        similarity = torch.ones(x.shape[:3], device=x.device)  # [B,r+T,n]
+        for position, earlier in ((1, 0), (2, 0), (3, 2)):
+            now = x[:, position::4]
+            similarity[:, position::4] = cosine(x[:, earlier::4][:, : now.shape[1]], now)
+        similarity = similarity[:, r:]
         rank = similarity.argsort(dim=2, stable=True).argsort(dim=2)
         survivors = torch.full((B, T), self._survivors_per_frame(n), device=x.device)
         if self.budget is not None:
