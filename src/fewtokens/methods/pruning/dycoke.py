@@ -102,7 +102,7 @@ class DyCoke(Reducer):
         lengths = [start + grid.T for grid in tokens.grid.videos(B)]
         compared = [[self._compared(length, start + t) for t in range(T)] for length in lengths]
         in_full = ~torch.tensor(compared, device=x.device)
-        # In a stream, the chunk is preceded by the frames of its group, of which only the first and the last are needed.
+        # In a stream, the chunk is preceded by the frames of its group; only the first and the last are needed.
         r = start % 4
         if r:
             assert state is not None
