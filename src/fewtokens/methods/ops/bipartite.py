@@ -14,11 +14,12 @@ from torch import Tensor
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
-# Similarities are computed in blocks of at most this many entries (8 MiB in float32), so that a block is still in the
-# cache when its maximum is taken; the full matrix is never in memory.
-_MAX_BLOCK_ENTRIES = 1 << 21
+# Similarities are computed in blocks of at most this many entries (32 MiB in float32): smaller ones are slower products,
+# and the full matrix is never in memory.
+_MAX_BLOCK_ENTRIES = 1 << 23
 
 
+@torch.no_grad()
 def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Finds the most similar row of `b` for every row of `a`.
 
@@ -30,20 +31,27 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor
     Returns:
         The similarity [B,Na] and the index of the row, int64 [B,Na]; ties go to the first row.
     """
-    best, index = [], []
-    block = max(1, _MAX_BLOCK_ENTRIES // max(1, b.shape[0] * b.shape[1]))
-    if torch.compiler.is_compiling():
-        block = a.shape[1]  # so that an exported network accepts any batch size
-    for rows in a.split(block, dim=1):
-        similarity = rows @ b.transpose(1, 2)
-        if real is not None:
-            similarity.masked_fill_(~real[:, None], -torch.inf)
-        value, match = similarity.max(dim=2)
-        best.append(value)
-        index.append(match)
-    if len(best) == 1:
-        return best[0], index[0]
-    return torch.cat(best, dim=1), torch.cat(index, dim=1)
+    (B, Na, _), Nb = a.shape, b.shape[1]
+    block = max(1, _MAX_BLOCK_ENTRIES // max(1, B * Nb))
+    if block >= Na or torch.compiler.is_compiling():  # an exported network accepts any batch size
+        return _highest(a @ b.transpose(1, 2), real)
+    best = a.new_empty(B, Na)
+    index = torch.empty(B, Na, dtype=torch.int64, device=a.device)
+    # One buffer serves all blocks: the system would clear new memory for each.
+    buffer = a.new_empty(B, block, Nb)
+    for start in range(0, Na, block):
+        rows = a[:, start : start + block]
+        table = torch.bmm(rows, b.transpose(1, 2), out=buffer[:, : rows.shape[1]])
+        best[:, start : start + block], index[:, start : start + block] = _highest(table, real)
+    return best, index
+
+
+def _highest(table: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The highest entry of each row of a table [B,Na,Nb] and its column; `real` as in `best_match`."""
+    if real is not None:
+        table.masked_fill_(~real[:, None], -torch.inf)
+    value, match = table.max(dim=2)
+    return value, match
 
 
 def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: int | None = None) -> Plan:

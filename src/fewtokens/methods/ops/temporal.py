@@ -92,8 +92,10 @@ def in_blocks(measure: Measure, a: Tensor, b: Tensor) -> Tensor:
         measure: maps rows [B,n,...] and [B,n,...] to numbers [B,n] or [B,n,...].
         a, b: [B,N,...], both of the same shape.
     """
+    if torch.compiler.is_compiling():
+        return measure(a, b)
     size = max(1, _BLOCK_ENTRIES * torch.get_num_threads() * a.shape[1] // max(1, a.numel()))
-    if size >= a.shape[1] or torch.compiler.is_compiling():
+    if size >= a.shape[1]:
         return measure(a, b)
     return torch.cat([measure(p, q) for p, q in zip(a.split(size, 1), b.split(size, 1), strict=True)], 1)
 
