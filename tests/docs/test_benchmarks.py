@@ -43,6 +43,22 @@ def test_the_fidelity_page_is_that_of_its_json(common):
     assert {(row.method, row.repository, row.settings) for row in fidelity.collect()} == rows
 
 
+def test_the_page_of_speed_is_that_of_its_json(common):
+    import peers
+
+    results = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))
+    assert results["notes"] == peers.NOTES
+    assert peers.page(results["rows"], results["machine"]) == (RESULTS / "peers.md").read_text(encoding="utf-8")
+    rows = {(row.method, row.task, row.reference) for row in peers.collect()}
+    assert {(row["method"], row["task"], row["reference"]) for row in results["rows"]} <= rows
+
+
+def test_rows_that_are_slower_or_differ_state_a_reason():
+    for row in json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))["rows"]:
+        assert row["ratio"] >= 1 or row["reason"], row
+        assert row["equal_tokens"] in (None, 1.0) or row["unequal"], row
+
+
 def test_the_page_of_videoqa_is_that_of_its_json(common, tmp_path):
     import videoqa_report
 
