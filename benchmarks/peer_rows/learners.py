@@ -120,6 +120,6 @@ ROWS = [
     *_rows(
         "google-research/scenic@4a38d47", scenic, ("1.0", "1.1", "fuser"), devices=("cpu",), threads=(2,), memory=False
     ),
-    *_rows("Kashu7100/TokenLearner@f4b7ee2", kashu, ("1.0", "1.1", "fuser")),
-    *_rows("rish-16/tokenlearner-pytorch@2b4f107", rish, ("1.0", "fuser"), devices=("cpu",)),
+    *_rows("Kashu7100/TokenLearner@f4b7ee2", kashu, ("1.0", "1.1", "fuser"), threads=(2,)),
+    *_rows("rish-16/tokenlearner-pytorch@2b4f107", rish, ("1.0", "fuser"), devices=("cpu",), threads=(2,)),
 ]
