@@ -112,7 +112,8 @@ def available(row: Row, peers: Path) -> bool:
 
 def write(rows: list[dict[str, Any]]) -> None:
     """Writes results/peers.json, one row per line, and peers.md."""
-    head = {"title": TITLE, "command": COMMAND, "machine": machine() | {"threads": None}, "notes": NOTES}
+    hardware = machine() | {"threads": None}
+    head = {"title": TITLE, "command": COMMAND, "machine": hardware, "clip": CLIP, "notes": NOTES}
     lines = ",\n".join(json.dumps(row) for row in rows)
     with atomic_file(RESULTS / "peers.json") as path:
         path.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
