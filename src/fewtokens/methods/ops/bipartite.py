@@ -14,8 +14,8 @@ from torch import Tensor
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 
-# Similarities are computed in blocks of at most this many entries (32 MiB in float32). Smaller blocks are slower products;
-# the full matrix is never in memory.
+# Similarities are computed in blocks of at most this many entries (32 MiB in float32): products of smaller ones are
+# slower. The full matrix is never in memory.
 _MAX_BLOCK_ENTRIES = 1 << 23
 
 
