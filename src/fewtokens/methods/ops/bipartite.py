@@ -31,9 +31,11 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor
     Returns:
         The similarity [B,Na] and the index of the row, int64 [B,Na]; ties go to the first row.
     """
+    if torch.compiler.is_compiling():  # an exported network accepts any batch size
+        return _highest(a @ b.transpose(1, 2), real)
     (B, Na, _), Nb = a.shape, b.shape[1]
     block = max(1, _MAX_BLOCK_ENTRIES // max(1, B * Nb))
-    if block >= Na or torch.compiler.is_compiling():  # an exported network accepts any batch size
+    if block >= Na:
         return _highest(a @ b.transpose(1, 2), real)
     best = a.new_empty(B, Na)
     index = torch.empty(B, Na, dtype=torch.int64, device=a.device)
