@@ -254,9 +254,9 @@ class Plan:
 
     @property
     def _row(self) -> Tensor:
-        """The output row of each token in the whole batch, see `_rows`."""
+        """The output row of each token in the whole batch, see `flat_rows`."""
         assert self.dest is not None
-        return _rows(self.dest, self.num_slots)
+        return flat_rows(self.dest, self.num_slots)
 
     def __repr__(self) -> str:
         B, N = self.shape
@@ -337,7 +337,7 @@ def top_mask(scores: Tensor, count: Tensor, mask: Tensor) -> Tensor:
 def group_sum(values: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums rows by destination: [B,N,D] -> [B,num_slots,D]. Rows with destination -1 are skipped."""
     B, N, D = values.shape
-    sums = _sum_rows(values.reshape(B * N, D), _rows(dest, num_slots), B * num_slots)
+    sums = _sum_rows(values.reshape(B * N, D), flat_rows(dest, num_slots), B * num_slots)
     return sums[:-1].reshape(B, num_slots, D)
 
 
@@ -349,10 +349,10 @@ def group_count(labels: Tensor, groups: int) -> Tensor:
 
 def weighted_group_sum(values: Tensor, weight: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums weight [B,N] * values [B,N,D] by destination: [B,num_slots,D]. Rows with destination -1 are skipped."""
-    return _weighted_sum_rows(values, weight, _rows(dest, num_slots), num_slots)
+    return _weighted_sum_rows(values, weight, flat_rows(dest, num_slots), num_slots)
 
 
-def _rows(dest: Tensor, num_slots: int) -> Tensor:
+def flat_rows(dest: Tensor, num_slots: int) -> Tensor:
     """The output row of each token among those of the whole batch, int64 [B*N]; B*num_slots if it is dropped."""
     B = dest.shape[0]
     rows = dest

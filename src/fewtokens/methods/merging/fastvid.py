@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Method
-from fewtokens.core.plan import Plan, take_rows
+from fewtokens.core.plan import Plan, flat_rows, mask_indices, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.density import density_peaks
-from fewtokens.methods.ops.groups import Pack, flat_index, packs
+from fewtokens.methods.ops.groups import Pack, packs
 from fewtokens.methods.ops.segments import cut_where_frames_change, rank_within
 from fewtokens.methods.ops.temporal import cosine
 
@@ -145,7 +145,7 @@ class FastVid(Method):
         M = plan.num_slots
         slot = plan.dest.gather(1, cell.clamp(min=0)).masked_fill(cell < 0, M)
         kept = F.pad(plan.copy(tokens.features), (0, 0, 0, 1)).flatten(0, 1)
-        features = kept.index_copy(0, flat_index(slot, M + 1), mixed.flatten(0, 1)).unflatten(0, (-1, M + 1))[:, :M]
+        features = kept.index_copy(0, flat_rows(slot, M + 1), mixed.flatten(0, 1)).unflatten(0, (-1, M + 1))[:, :M]
         empty = tokens.replace(features=tokens.features[..., :0])
         return empty.apply(Plan(plan.count, M, dest)).replace(features=features).sort_by_position()
 
@@ -165,10 +165,10 @@ class FastVid(Method):
         is_any_anchor, per_frame = anchor.flatten(), anchor.sum(2)
         # Products are fastest for multiples of 16.
         K = n if traced else min(n, -(-int(per_frame.max()) // 16) * 16)
-        A = T if traced else int((per_frame > 0).sum(1).max())
+        row_frame = mask_indices(per_frame > 0)  # [B,A]
+        A = row_frame.shape[1]
         if A == 0:
             return tokens.assignment[:, :0], tokens.features[:, :0], torch.full_like(tokens.assignment, -1)
-        row_frame = (per_frame == 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :A]  # [B,A]
         row_of = row_frame.new_zeros(B, T).scatter_(1, row_frame, torch.arange(A, device=x.device).expand(B, -1))
         place = (~take_rows(anchor, row_frame)).to(torch.uint8).argsort(dim=2, stable=True)[..., :K]  # [B,A,K]
         num_anchors = per_frame.gather(1, row_frame)

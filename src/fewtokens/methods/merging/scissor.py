@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.method import Method
-from fewtokens.core.plan import Plan, readable, take_rows
+from fewtokens.core.plan import Plan, flat_rows, readable, take_rows
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import best_match, merge_to
 from fewtokens.methods.ops.components import (
@@ -21,7 +21,7 @@ from fewtokens.methods.ops.components import (
     lowest_over,
     spanning_edges,
 )
-from fewtokens.methods.ops.groups import flat_index, packs
+from fewtokens.methods.ops.groups import packs
 from fewtokens.methods.ops.search import find_threshold
 
 _ROUNDING = 1e-6
@@ -164,7 +164,7 @@ class _Passes:
     def _first_tokens(self, dest: Tensor, slots: int) -> Tensor:
         """The first token of each component of frames, video * N + token, int64 [B*slots]; B * N for padding."""
         B, N = dest.shape
-        slot = flat_index(dest.masked_fill(dest < 0, slots), slots + 1)
+        slot = flat_rows(dest.masked_fill(dest < 0, slots), slots + 1)
         first = torch.full((B * (slots + 1),), B * N, device=dest.device)
         first = first.scatter_reduce(0, slot, torch.arange(B * N, device=dest.device), "amin")
         return first.reshape(B, slots + 1)[:, :slots].flatten()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Plan, group_count, readable, take_rows, weighted_group_sum
+from fewtokens.core.plan import Plan, flat_rows, group_count, readable, take_rows, weighted_group_sum
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.ops.bipartite import merge_to
@@ -59,7 +59,7 @@ def packs(group: Tensor, groups: int) -> Iterator[Pack]:
         groups: the number of groups of a video.
     """
     count = len(group) * groups
-    label = flat_index(group, groups).masked_fill(group.flatten() < 0, count)
+    label = flat_rows(group, groups)
     order = label.argsort(stable=True)
     size = torch.bincount(label, minlength=count + 1)[:count]
     start = size.cumsum(0) - size
@@ -77,11 +77,6 @@ def packs(group: Tensor, groups: int) -> Iterator[Pack]:
         begin = stop
 
 
-def flat_index(index: Tensor, size: int) -> Tensor:
-    """video * size + index, int64 [B*N], for indices [B,N] in 0..size-1; undefined for negative ones."""
-    return (index + size * torch.arange(len(index), device=index.device)[:, None]).flatten()
-
-
 def average(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The means of tokens with the same target.
 
@@ -93,9 +88,9 @@ def average(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         The means in float32 [M,C], and the mean of each target, int64 [B*N] (undefined for others).
     """
     B, N, C = features.shape
-    member = target.flatten() >= 0
-    cell = flat_index(target, N)
-    size = torch.bincount(cell.masked_fill(~member, B * N), minlength=B * N + 1)[:-1]
+    cell = flat_rows(target, N)
+    member = cell < B * N
+    size = torch.bincount(cell, minlength=B * N + 1)[:-1]
     at = (size > 0).cumsum(0) - 1
     cell = cell.masked_fill(~member, 0)
     dest = at[cell].masked_fill(~member, -1)
