@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from fewtokens.core.files import atomic_file
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,6 +40,11 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def describe(hardware: dict[str, Any]) -> str:
+    """The facts of `machine` as text, without those that are None."""
+    return ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
 
 
 def time_side_by_side(
@@ -143,6 +150,22 @@ def write(name: str, title: str, command: str, rows: Any, notes: str = "", image
     (RESULTS / f"{name}.md").write_text(render(report))
 
 
+def write_lines(path: Path, head: dict[str, Any], rows: Sequence[dict[str, Any]], page: str) -> None:
+    """Writes PATH.json, with one row per line, and PATH.md.
+
+    Args:
+        path: without suffix.
+        head: the other keys of the JSON.
+        rows: the lines.
+        page: the Markdown.
+    """
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    with atomic_file(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    with atomic_file(path.with_suffix(".md")) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
 def tables(rows: Any) -> str:
     """One table, or several under their titles, as Markdown."""
     parts = rows if isinstance(rows, dict) else {"": rows}
@@ -151,8 +174,9 @@ def tables(rows: Any) -> str:
 
 def render(report: dict[str, Any]) -> str:
     """The Markdown page of a report that `write` made."""
-    facts = ", ".join(f"{key} {value}" for key, value in report["machine"].items() if value is not None)
-    text = f"# {report['title']}\n\n`{report['command']}`\n\n{facts}\n\n{tables(report['rows'])}\n"
+    text = (
+        f"# {report['title']}\n\n`{report['command']}`\n\n{describe(report['machine'])}\n\n{tables(report['rows'])}\n"
+    )
     text += "".join(f"\n![{image}]({image})\n" for image in report.get("images", ()))
     return text + (f"\n{report['notes']}\n" if report["notes"] else "")
 

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, markdown_table
+from common import RESULTS, describe, machine, markdown_table
 from fewtokens.core.grid import Grid
 from fewtokens.core.keys import current_keys, heading
 from fewtokens.core.legacy import current_spec
@@ -89,7 +89,7 @@ def write_report(data: dict[str, Any]) -> None:
         ]
     (RESULTS / "family.json").write_text(json.dumps(data, indent=1) + "\n")
     summary = data["all"]
-    facts = ", ".join(f"{key} {value}" for key, value in data["machine"].items() if value is not None)
+    facts = describe(data["machine"])
     text = "# Training-free methods on real clips\n\n`python benchmarks/family.py`\n\n" + facts
     settings = data["settings"]
     text += (

@@ -39,9 +39,8 @@ from typing import Any
 import torch
 
 import fewtokens
-from common import RESULTS, machine, markdown_table
+from common import RESULTS, describe, machine, markdown_table, write_lines
 from fewtokens.core import registry
-from fewtokens.core.files import atomic_file
 from fidelity_rows import Features, Row, collect
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -89,16 +88,11 @@ def code_of(row: Row) -> str:
 def write(rows: list[dict[str, Any]]) -> None:
     """Writes results/fidelity.json, one row per line, and fidelity.md."""
     head = {"title": TITLE, "command": COMMAND, "machine": machine(), "clips": CLIPS, "notes": NOTES}
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    with atomic_file(RESULTS / "fidelity.json") as path:
-        path.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
-    with atomic_file(RESULTS / "fidelity.md") as path:
-        path.write_text(page(rows, head["machine"]), encoding="utf-8")
+    write_lines(RESULTS / "fidelity", head, rows, page(rows, head["machine"]))
 
 
 def page(rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
     """fidelity.md."""
-    facts = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
     table = [
         {
             "method": f"`{row['method']}`",
@@ -110,7 +104,8 @@ def page(rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
         }
         for row in rows
     ]
-    return f"# {TITLE}\n\n`{COMMAND}`\n\n{facts}\n\n{markdown_table(table)}\n\n{NOTES}\n\n{without_row(rows)}\n"
+    parts = (f"# {TITLE}", f"`{COMMAND}`", describe(hardware), markdown_table(table), NOTES, without_row(rows))
+    return "\n\n".join(parts) + "\n"
 
 
 def without_row(rows: list[dict[str, Any]]) -> str:

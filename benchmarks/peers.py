@@ -28,16 +28,16 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fewtokens
-from common import RESULTS, machine, markdown_table
-from fewtokens.core.files import atomic_file
+from common import RESULTS, describe, machine, markdown_table, write_lines
 from fewtokens.profiling.memory import peak_memory
 from fidelity_rows import Features
 from peer_rows import Pair, Row, Workload, collect
@@ -99,6 +99,15 @@ def _seconds(run: Callable[[], Any], device: str) -> float:
     return elapsed
 
 
+def cases(rows: Sequence[Row]) -> Iterator[tuple[Row, int, str, int]]:
+    """Each row with each number of frames, device and number of threads that it is measured with here."""
+    for row in rows:
+        devices = [device for device in row.devices if device == "cpu" or torch.cuda.is_available()]
+        for frames, device in product(row.frames, devices):
+            for threads in row.threads if device == "cpu" else (1,):
+                yield row, frames, device, threads
+
+
 def available(row: Row, peers: Path) -> bool:
     """Whether the published code of a row is there."""
     if row.folder:
@@ -114,20 +123,15 @@ def write(rows: list[dict[str, Any]]) -> None:
     """Writes results/peers.json, one row per line, and peers.md."""
     hardware = machine() | {"threads": None}
     head = {"title": TITLE, "command": COMMAND, "machine": hardware, "clip": CLIP, "notes": NOTES}
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    with atomic_file(RESULTS / "peers.json") as path:
-        path.write_text(json.dumps(head, indent=1)[:-2] + f',\n "rows": [\n{lines}\n ]\n}}\n', encoding="utf-8")
-    with atomic_file(RESULTS / "peers.md") as path:
-        path.write_text(page(rows, head["machine"]), encoding="utf-8")
+    write_lines(RESULTS / "peers", head, rows, page(rows, head["machine"]))
 
 
 def page(rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
     """peers.md."""
-    facts = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
     below = sum(row["ratio"] < 1 for row in rows)
     summary = f"{len(rows)} measurements, {below} of them with a ratio below 1."
     table = markdown_table([_cells(row) for row in rows])
-    return f"# {TITLE}\n\n`{COMMAND}`\n\n{facts}\n\n{summary}\n\n{table}\n\n{NOTES}\n"
+    return f"# {TITLE}\n\n`{COMMAND}`\n\n{describe(hardware)}\n\n{summary}\n\n{table}\n\n{NOTES}\n"
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
@@ -182,35 +186,28 @@ def main() -> None:
     features = Features(DATA / CLIP, encoder)
     order: list[tuple] = []
     failed = []
-    for row in rows:
-        for frames in row.frames:
-            for device in row.devices:
-                if device == "cuda" and not torch.cuda.is_available():
-                    continue
-                for threads in row.threads if device == "cpu" else (1,):
-                    key = (row.method, row.task, row.reference, frames, device, threads)
-                    order.append(key)
-                    if key in table:
-                        table[key] |= {"unequal": row.unequal, "reason": row.reason}
-                    skip = row.method not in requested or (args.missing and key in table)
-                    if skip or not available(row, args.peers):
-                        continue
-                    torch.set_num_threads(threads)
-                    try:
-                        pair = row.build(args.peers, Workload(features, frames, device))
-                        numbers = measure(row, pair, device, row.repeats)
-                    except Exception as error:
-                        print(
-                            f"{row.method}: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
-                            file=sys.stderr,
-                        )
-                        failed.append(row.method)
-                        continue
-                    head = dict(zip(names, key, strict=True))
-                    date = datetime.date.today().isoformat()
-                    table[key] = {**head, **numbers, "unequal": row.unequal, "reason": row.reason, "date": date}
-                    print(json.dumps(table[key]), flush=True)
-                    write(list(table.values()))
+    for row, frames, device, threads in cases(rows):
+        key = (row.method, row.task, row.reference, frames, device, threads)
+        order.append(key)
+        reasons = {"unequal": row.unequal, "reason": row.reason}
+        if key in table:
+            table[key] |= reasons
+        skip = row.method not in requested or (args.missing and key in table)
+        if skip or not available(row, args.peers):
+            continue
+        torch.set_num_threads(threads)
+        try:
+            pair = row.build(args.peers, Workload(features, frames, device))
+            numbers = measure(row, pair, device, row.repeats)
+        except Exception as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            print(f"{row.method}: {message}", file=sys.stderr)
+            failed.append(row.method)
+            continue
+        date = datetime.date.today().isoformat()
+        table[key] = {**dict(zip(names, key, strict=True)), **numbers, **reasons, "date": date}
+        print(json.dumps(table[key]), flush=True)
+        write(list(table.values()))
     write([table[key] for key in order if key in table])
     if failed:
         sys.exit(f"failed: {', '.join(dict.fromkeys(failed))}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, markdown_table
+from common import RESULTS, describe, markdown_table
 from fewtokens.core.files import atomic_file
 from fewtokens.core.registry import BASELINES
 from fewtokens.show import method_styles
@@ -33,7 +33,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
 
 def write_page(results: dict[str, Any], folder: Path) -> None:
     """Writes videoqa.md, with the plot if it exists."""
-    facts = ", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None)
+    facts = describe(results["machine"])
     parts = [f"# Accuracy of a video language model with few tokens\n\n`python benchmarks/videoqa.py`; {facts}\n"]
     parts.append(guessing(results["text_only"]))
     rows = results["zeroshot"]
