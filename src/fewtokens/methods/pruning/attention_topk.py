@@ -1,0 +1,43 @@
+"""FasterVLM: the tokens that receive the most attention in the encoder."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fewtokens.core.method import Reducer
+from fewtokens.core.plan import Plan, group_count
+from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.groups import allocate
+from fewtokens.methods.ops.segments import rank_within
+
+
+class AttentionTopk(Reducer):
+    """Keeps the tokens of each frame that receive the most attention in the encoder.
+
+    FasterVLM (arXiv 2412.01818). The score is the attention that the class token pays to each patch, or, in an encoder
+    without a class token, the mean attention that a patch receives. It is published for images; the budget of a video
+    is split over its frames in proportion to their tokens. VisionZip's dominant tokens are the same selection, and so
+    are those of vLLM's pruning of images by attention.
+
+    Args:
+        keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+    """
+
+    paper = "[CLS] Attention is All You Need for Training-Free Visual Token Pruning (FasterVLM), arXiv 2412.01818"
+    license = "written from the description; reference code Apache-2.0"
+    cost = "O(N log N)"
+
+    def __init__(self, keep: float | int | str = 0.25) -> None:
+        super().__init__()
+        self.set_budget(keep)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("attention",)
+
+    def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
+        frame, frames = tokens.frame.masked_fill(~tokens.mask, -1), tokens.grid.T
+        budget = allocate(self.counts(tokens), group_count(frame, frames))
+        rank = rank_within(-attention.float(), frame, frames)
+        kept = (rank < budget.gather(1, frame.clamp(min=0))) & tokens.mask
+        return Plan.keep(kept, self.max_slots(tokens))
