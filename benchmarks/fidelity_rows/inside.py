@@ -74,7 +74,11 @@ class Prompt:
         video = torch.zeros(1, self.M, dtype=torch.bool)
         video[:, columns] = True
         videos = [VideoPlacement(0, columns, self.tokens)]
-        state = LayerState(self.hidden, rope, video, torch.tensor([self.N]), scores, videos)
+        question = torch.zeros_like(video)
+        question[:, -AFTER:] = True
+        state = LayerState(
+            self.hidden, rope, video, torch.tensor([self.N]), scores, videos, question, torch.nn.Identity()
+        )
         decision = method.choose(state, 0)
         kept = (decision.kept & video)[0].nonzero()[:, 0]
         return kept, (self.hidden if decision.hidden is None else decision.hidden)[0, kept]

@@ -21,7 +21,10 @@ def layer_state(seed: int = 0) -> LayerState:
     videos = [VideoPlacement(b, columns, Tokens.from_cells(hidden[b : b + 1, columns], grid)) for b in range(2)]
     scores = torch.rand(2, 13, generator=generator)
     rope = torch.randn(2, 13, 4, generator=generator), torch.randn(2, 13, 4, generator=generator)
-    return LayerState(hidden, rope, video, video.sum(1), scores, videos)
+    question = torch.zeros_like(video)
+    question[:, 11:] = True
+    keys = torch.randn(2, 13, 8, generator=generator)
+    return LayerState(hidden, rope, video, video.sum(1), scores, videos, question, torch.nn.Identity(), keys)
 
 
 def top_columns(row: list[float], columns: list[int], count: int) -> list[int]:

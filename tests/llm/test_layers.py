@@ -30,11 +30,14 @@ DROPS = {
     "flexselect(keep=0.3, layer=2, by='mean')": 2,
     "prunevid_inner(keep=0.4, layer=1)": 2,
     "holitom_inner(keep=0.4, layer=2, merge='drop')": 2,
+    "dart(keep=0.4, layer=2, pivots=(2, 1))": 2,
+    "sparsevlm(keep=(0.4,), layers=(1,), recycle=0)": 2,
 }
 MERGES = (
     "holitom_inner(keep=0.5, layer=2)",
     "sttm_inner(keep=0.4, layer=2)",
     "sttm_inner(0.3, tau_time=0.2, levels=3, layer=2)",
+    "sparsevlm(keep=(0.3,), layers=(1,), recycle=0.9)",
 )
 DYCOKE = ("dycoke_cache(keep=0.3, layer=1)", "dycoke_cache(keep=0.3, layer=2, revive=False)")
 
@@ -126,6 +129,22 @@ def budget(count, keep):
     return keep if isinstance(keep, int) else max(1, int(count * keep + 1e-6))
 
 
+def layer_input(family, short, index):
+    """The input of a layer for one prompt, [L,D]."""
+    seen = []
+
+    def record(layer, args, kwargs):
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    hook = language_model(tiny(family)).layers[index].register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            tiny(family)(**short)
+    finally:
+        hook.remove()
+    return seen[0][0]
+
+
 @pytest.mark.parametrize("spec", DROPS)
 def test_kept_tokens_have_the_highest_attention(family, spec):
     example = prompt(family, *MIXTURE, seed=2)
@@ -157,6 +176,27 @@ def test_kept_tokens_have_the_highest_attention(family, spec):
         later = forward_with_masks(eager(family), short, short["input_ids"], visible, output_attentions=True).attentions
         survives = columns[first[columns]]
         expected = {1: first, 2: best(later[2][0, :, -1].mean(0), budget(n, 0.25), survives) & first}
+    elif method.name == "dart":
+        with torch.no_grad():
+            stock = tiny(family)(**short, use_cache=True)
+        norm = cache_of(stock).layers[1].keys[0].abs().sum((0, 2))
+        x = language_model(tiny(family)).norm(layer_input(family, short, 2)).detach()
+        x = x / x.norm(dim=1, keepdim=True)
+        order = torch.cat([columns[norm[columns].topk(2).indices], text_columns[norm[text_columns].topk(1).indices]])
+        kept, spare = order[:2].tolist(), int(n * 0.4 + 1e-6) - 2
+        for turn, pivot in enumerate(order):
+            rest = torch.tensor([c for c in columns.tolist() if c not in kept])
+            part = spare // 3 + (turn < spare % 3)
+            kept += rest[(x[rest] @ x[pivot]).argsort(stable=True)[:part]].tolist()
+        mark = torch.ones(length, dtype=torch.bool)
+        mark[[c for c in columns.tolist() if c not in kept]] = False
+        expected = {2: mark}
+    elif method.name == "sparsevlm":
+        embeddings = tiny(family).get_input_embeddings()(short["input_ids"][0, text_columns])
+        tokens = layer_input(family, short, 0)[columns]
+        match = (tokens @ embeddings.T).softmax(1).mean(0)
+        raters = text_columns[match > match.mean()]
+        expected = {2: best(maps[1][0][:, raters].mean((0, 1)), budget(n, 0.4))}
     elif method.name == "flexselect":
         row = maps[method.layer][0][:, text_columns]
         expected = {method.layer: best(row.mean((0, 1)) if method.by == "mean" else row.amax((0, 1)), budget(n, 0.3))}
@@ -252,7 +292,7 @@ def test_dycoke_holds_less_and_dropped_entries_return(family):
     ]
 
 
-@pytest.mark.parametrize("spec", list(DROPS)[:3] + list(DROPS)[5:6] + list(MERGES[::2]) + [DYCOKE[0]])
+@pytest.mark.parametrize("spec", list(DROPS)[:3] + list(DROPS)[5:6] + list(MERGES[::2]) + [MERGES[-1], DYCOKE[0]])
 def test_a_batch_equals_single(family, spec):
     model = tiny(family)
     steps = (3, 3, 3) if family.startswith("llava") else (3, 4, 2)

@@ -19,7 +19,7 @@ def test_an_image_by_hand(step, survivors):
     angles = [math.radians(angle) for angle in (0, 2, 4, 90, 92, 180, 182, 270)]
     image = Tokens.from_cells(torch.tensor([[math.cos(a), math.sin(a)] for a in angles]).reshape(1, 1, 2, 4, 2))
     attention = torch.tensor([[0.3, 0.05, 0.2, 0.02, 0.15, 0.08, 0.12, 0.08]])
-    out = VisPruner(4, step=step)(image, attention=attention)
+    out = VisPruner(4, per_round=step)(image, attention=attention)
     assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == survivors
 
 
@@ -40,7 +40,7 @@ def test_a_padded_batch_against_loops(keep, important, step):
     videos = [clip(t, 4, 5, 16, 1, seed=t) for t in (3, 2)]
     attention = [cues(video)["attention"] for video in videos]
     padded = torch.stack([torch.nn.functional.pad(row[0], (0, 60 - row.shape[1])) for row in attention])
-    out = VisPruner(keep, important=important, step=step)(collate(videos), attention=padded)
+    out = VisPruner(keep, important=important, per_round=step)(collate(videos), attention=padded)
     for row, (video, scores) in enumerate(zip(videos, attention, strict=True)):
         T = video.grid.T
         expected = []
@@ -56,5 +56,5 @@ def test_a_padded_batch_against_loops(keep, important, step):
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"important must be in \[0, 1\]"):
         VisPruner(4, important=1.5)
-    with pytest.raises(ValueError, match="step must be at least 1"):
-        VisPruner(4, step=0)
+    with pytest.raises(ValueError, match="per_round must be at least 1"):
+        VisPruner(4, per_round=0)

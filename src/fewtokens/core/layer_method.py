@@ -6,6 +6,7 @@ prunes key-value caches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,10 +25,12 @@ class PrunePoint:
     Attributes:
         layer: index of the first layer with fewer tokens.
         score_layer: index of the layer whose attention scores the tokens; None for no scores.
+        key_layer: index of the layer whose keys `choose` receives; None for no keys.
     """
 
     layer: int
     score_layer: int | None = None
+    key_layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,9 @@ class LayerState:
         before: int64 [B], number of video tokens of each prompt at the first layer.
         scores: float32 [B,M], attention that each column receives, or None if the point has no `score_layer`.
         videos: each video and the columns of its tokens.
+        question: bool [B,M], whether each column is a text token after the last video and before the answer.
+        final_norm: the norm of the language model before its head, [...,D] -> [...,D].
+        keys: [B,M,heads*d], rotated keys of each column, or None if the point has no `key_layer`.
     """
 
     hidden: Tensor
@@ -82,6 +88,9 @@ class LayerState:
     before: Tensor
     scores: Tensor | None
     videos: list[VideoPlacement]
+    question: Tensor
+    final_norm: Callable[[Tensor], Tensor]
+    keys: Tensor | None = None
 
     __repr__ = shape_repr
 
@@ -174,6 +183,19 @@ class LayerMethod(Spec):
             depth: number of layers of the language model.
         """
         return []
+
+    def raters(self, embeddings: Tensor, video: Tensor, question: Tensor) -> Tensor | None:
+        """Chooses which question tokens score the tokens, if `scoring_queries` is "text"; None for all of them.
+
+        Args:
+            embeddings: [B,L,D], the input of the first layer.
+            video: bool [B,L], whether each column is a video token.
+            question: bool [B,L], as in `LayerState`.
+
+        Returns:
+            bool [B,L].
+        """
+        return None
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         """Decides which video tokens to keep at a prune point.

@@ -44,6 +44,12 @@ class Layout:
             marks[video.row, video.columns] = True
         return marks
 
+    def question(self) -> Tensor:
+        """The columns of text after the last visual and up to the end of the question, bool [B,L]."""
+        column = torch.arange(self.visual.shape[1], device=self.visual.device)
+        last = torch.where(self.visual, column, -1).amax(1, keepdim=True)
+        return (column > last) & (column <= self.ends[:, None])
+
     def expand(self, rows: int, length: int) -> Layout:
         """Repeats each prompt (beams) and appends text columns (a pass that includes generated tokens)."""
         repeats = rows // len(self.visual)

@@ -86,6 +86,14 @@ def attention_rows(
         return total if pool == "max" else total / (heads * valid.sum(1, keepdim=True).clamp(min=1))
 
 
+def rotated_keys(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Returns the keys of a decoder layer, after rotation, [B,M,heads*d], for its input `hidden` [B,M,D]."""
+    cos, sin = (part.expand(len(hidden), -1, -1) for part in rope)
+    with torch.no_grad():
+        keys = _rotate(_heads(layer.self_attn, "k", layer.input_layernorm(hidden)), cos, sin)
+    return keys.transpose(1, 2).flatten(2)
+
+
 def _heads(attention: Any, which: str, hidden: Tensor) -> Tensor:
     """Queries or keys [B,heads,M,d] before rotation."""
     projected = getattr(attention, f"{which}_proj")(hidden).unflatten(2, (-1, attention.head_dim))

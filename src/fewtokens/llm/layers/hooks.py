@@ -24,7 +24,7 @@ from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, is_filled, layer_cache, unsupported
-from fewtokens.llm.layers.attention import attention_rows, check_layers
+from fewtokens.llm.layers.attention import attention_rows, check_layers, rotated_keys
 from fewtokens.llm.layers.cache import PrunedLayer, prune_layer, pruned_layer, to_slots
 from fewtokens.llm.layers.masks import narrow_mask
 from fewtokens.llm.layout import Layout
@@ -44,6 +44,8 @@ class Run:
         rope, mask: of these columns, for the next layers.
         full: [B,L,D], each column as it was when it was removed.
         scores: [B,L] by method and prune point.
+        keys: [B,L,heads*d] by method and prune point.
+        raters: bool [B,L], the question tokens that score the tokens, by method; only if they are chosen.
         done: the prune points that were reached, by method and prune point.
         finished: whether the last layer has run.
         remaining: the number of video tokens from a layer on, by layer; only layers before which tokens were removed.
@@ -60,6 +62,8 @@ class Run:
     mask: Tensor | None = None
     full: Tensor | None = None
     scores: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    keys: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    raters: dict[int, Tensor] = field(default_factory=dict)
     done: set[tuple[int, int]] = field(default_factory=set)
     finished: bool = False
     remaining: dict[int, Tensor] = field(default_factory=dict)
@@ -206,10 +210,16 @@ class LayerRuntime:
             if inputs["hidden_states"].shape[1] != run.columns.shape[1]:
                 inputs["hidden_states"] = _gather(inputs["hidden_states"], run.columns)
             self._shorten(inputs, run)
+        if index == 0:
+            self._choose_raters(inputs["hidden_states"], run)
         for method_index, (method, prune_points) in enumerate(zip(self.methods, self.prune_points, strict=True)):
             for point_index, point in enumerate(prune_points):
                 if point.score_layer == index:
-                    run.scores[method_index, point_index] = self._score(method, layer, inputs, run)
+                    raters = run.raters.get(method_index)
+                    run.scores[method_index, point_index] = self._score(method, layer, inputs, run, raters)
+                if point.key_layer == index:
+                    keys = rotated_keys(layer, inputs["hidden_states"], inputs["position_embeddings"])
+                    run.keys[method_index, point_index] = _by_column(run, keys)
                 if point.layer == index:
                     self._drop(method, (method_index, point_index), index, inputs, run)
         cache = layer_cache(inputs)
@@ -291,22 +301,30 @@ class LayerRuntime:
         # The rotary embeddings contain the positions; flash attention would take ids with gaps for packed sequences.
         inputs.update(position_embeddings=run.rope, attention_mask=run.mask, position_ids=None)
 
-    def _score(self, method: LayerMethod, layer: Any, inputs: dict[str, Any], run: Run) -> Tensor:
+    def _choose_raters(self, embeddings: Tensor, run: Run) -> None:
+        assert run.layout is not None
+        for index, method in enumerate(self.methods):
+            if method.scoring_queries == "text":
+                question = run.layout.question()
+                raters = method.raters(embeddings, run.layout.video(), question)
+                if raters is not None:
+                    run.raters[index] = raters
+
+    def _score(
+        self, method: LayerMethod, layer: Any, inputs: dict[str, Any], run: Run, raters: Tensor | None
+    ) -> Tensor:
         """The attention that a method reads, by column of the full prompt, float32 [B,L]."""
         assert run.layout is not None
         layout, hidden = run.layout, inputs["hidden_states"]
         columns = _columns(run, hidden)
-        column = torch.arange(layout.visual.shape[1], device=hidden.device)
-        is_query = column == layout.ends[:, None]
+        is_query = torch.arange(layout.visual.shape[1], device=hidden.device) == layout.ends[:, None]
         if method.scoring_queries == "text":
-            last = torch.where(layout.visual, column, -1).amax(1, keepdim=True)
-            text = (column > last) & (column <= layout.ends[:, None])
-            is_query = torch.where(text.any(1, keepdim=True), text, is_query)
+            question = layout.question() if raters is None else raters
+            is_query = torch.where(question.any(1, keepdim=True), question, is_query)
         real = columns >= 0
         queries = to_slots(is_query.gather(1, columns.clamp(min=0)) & real)
         rows = attention_rows(layer, hidden, inputs["position_embeddings"], queries, real, pool=method.pool)
-        scores = rows.new_zeros(layout.visual.shape[0], len(column) + 1)
-        return scores.scatter(1, columns.masked_fill(~real, len(column)), rows)[:, :-1]
+        return _by_column(run, rows[..., None])[..., 0]
 
     def _drop(self, method: LayerMethod, key: tuple[int, int], index: int, inputs: dict[str, Any], run: Run) -> None:
         """Removes tokens before layer `index`, at prune point `key[1]` of method `key[0]`."""
@@ -326,7 +344,13 @@ class LayerRuntime:
         videos = [
             VideoPlacement(placed.row, slot[placed.row, placed.columns], placed.tokens) for placed in layout.videos
         ]
-        state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos)
+        keys = run.keys.get(key)
+        if keys is not None:
+            keys = _gather(keys, columns)
+        question = layout.question().gather(1, columns.clamp(min=0)) & real
+        # Not the module itself: its pre-hook ends the pass.
+        final_norm = self.text.norm.forward
+        state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos, question, final_norm, keys)
         decision = method.choose(state, key[1])
         run.done.add(key)
         survives = real & (~is_video | decision.kept)
@@ -377,6 +401,14 @@ def _columns(run: Run, hidden: Tensor) -> Tensor:
         return run.columns
     all_columns = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
     return all_columns if run.real is None else all_columns.masked_fill(~run.real, -1)
+
+
+def _by_column(run: Run, values: Tensor) -> Tensor:
+    """Values [B,M,d] of the remaining columns by column of the full prompt, [B,L,d]; 0 in the others."""
+    assert run.layout is not None
+    length, columns = run.layout.visual.shape[1], _columns(run, values)
+    target = columns.masked_fill(columns < 0, length)[..., None].expand_as(values)
+    return values.new_zeros(len(values), length + 1, values.shape[2]).scatter(1, target, values)[:, :-1]
 
 
 def _gather(values: Tensor, slots: Tensor) -> Tensor:

@@ -17,32 +17,31 @@ class VisPruner(Reducer):
 
     VisPruner (arXiv 2412.01818v2, "Beyond Text-Visual Attention"). `important * k` of the k tokens of a frame, rounded
     down, are those with the most attention. The other tokens, most attended first, are dealt alternately into two sets;
-    the `step` tokens of the first set that are most similar to one of the second are dropped. The rest of the first
-    set, most similar first, precedes the second, and both are dealt again, until only the diverse part of the budget is
-    left. A frame's last round drops fewer. The size of the step is part of the definition: with another one, other
-    tokens remain. It is published for images; the budget of a video is split over its frames in proportion to their
-    tokens.
+    the `per_round` tokens of the first set that are most similar to one of the second are dropped. The rest of the
+    first set, most similar first, precedes the second, and both are dealt again, until only the diverse part of the
+    budget is left; the last round drops fewer. `per_round` is part of the definition: another value keeps other tokens.
+    It is published for images; the budget of a video is split over its frames in proportion to their tokens.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
         important: fraction of the budget for the most attended tokens, in [0, 1]. Default: 0.5, as published.
-        step: number of tokens that a round drops, at least 1. Default: 8, as published.
+        per_round: number of tokens that a round drops, at least 1. Default: 8, as published.
     """
 
     paper = (
         "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (VisPruner), ICCV 25"
     )
     license = "written from the description; reference code Apache-2.0"
-    cost = "O(n^2 C) per frame of n cells, and O(n^3 / step) comparisons without products"
+    cost = "O(n^2 C) per frame of n cells, and O(n^3 / per_round) comparisons without products"
 
-    def __init__(self, keep: float | int | str = 0.25, *, important: float = 0.5, step: int = 8) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, important: float = 0.5, per_round: int = 8) -> None:
         super().__init__()
         self.set_budget(keep)
         if not 0 <= important <= 1:
             raise ValueError(f"important must be in [0, 1] (a fraction of the budget), got {important}")
-        if step < 1:
-            raise ValueError(f"step must be at least 1, got {step}")
-        self.important, self.step = float(important), step
+        if per_round < 1:
+            raise ValueError(f"per_round must be at least 1, got {per_round}")
+        self.important, self.per_round = float(important), per_round
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ class VisPruner(Reducer):
             pairs = similar[frame, first[:, :, None], second[:, None]].masked_fill(~real[:, None, 1::2], -2)
             nearest = F.pad(pairs, (0, 1), value=-2).amax(2).masked_fill(~real[:, ::2], -3)
             by_similarity = nearest.argsort(dim=1, descending=True, stable=True)
-            drop = (size - target).clamp(min=0, max=self.step).minimum(real[:, ::2].sum(1))
+            drop = (size - target).clamp(min=0, max=self.per_round).minimum(real[:, ::2].sum(1))
             stays = real[:, ::2] & (place[: first.shape[1]] >= drop[:, None])
             dealt = torch.cat([first.gather(1, by_similarity), second], 1)
             valid = torch.cat([stays, real[:, 1::2]], 1)
