@@ -9,8 +9,8 @@ from __future__ import annotations
 # Every input cell is assigned to a token.
 PARTITION = {
     "centerclip", "downsample", "dpc_knn", "dynamic_pool", "frame_fusion", "grt", "kmeans", "length_embedding", "lftr",
-    "mean_pool", "merge_windows", "merge_windows_in_encoder", "metok", "rlt", "scissor", "storm", "sttm", "tempme",
-    "testa", "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr",
+    "mean_pool", "merge_windows", "merge_windows_in_encoder", "metok", "pixelprune", "rlt", "scissor", "storm", "sttm",
+    "tempme", "testa", "token_dynamics", "tome", "tome_in_encoder", "tome_video", "vid_tldr",
 }  # fmt: skip
 # The sum of sizes * features is conserved.
 CONSERVES = {
