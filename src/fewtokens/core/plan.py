@@ -238,23 +238,25 @@ class Plan:
             return moved
         return moved.masked_fill(~mask[..., None], 0)
 
-    def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
-        B = sizes.shape[0]
-        row = self._row
+    def parts(self, sizes: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only.
+
+        The weight of a dropped token has no meaning, but is finite. `rows` are those of this plan, if already computed.
+        """
+        B, row = sizes.shape[0], self.rows if rows is None else rows
         total = _sum_rows(sizes.reshape(-1), row, B * self.num_slots)
-        total[-1] = 1  # a dropped token is alone
         own_total = total.index_select(0, row).reshape(sizes.shape)
         floor = torch.finfo(sizes.dtype).tiny
-        return sizes / own_total.clamp(min=floor), total[:-1].reshape(B, self.num_slots)
+        return sizes / own_total.clamp_(min=floor), total[:-1].reshape(B, self.num_slots)
 
-    def sum(self, values: Tensor, share: Tensor) -> Tensor:
+    def sum(self, values: Tensor, share: Tensor, rows: Tensor | None = None) -> Tensor:
         """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
-        return _weighted_sum_rows(values.to(share.dtype), share, self._row, self.num_slots).to(values.dtype)
+        rows = self.rows if rows is None else rows
+        return _weighted_sum_rows(values.to(share.dtype), share, rows, self.num_slots).to(values.dtype)
 
     @property
-    def _row(self) -> Tensor:
-        """The output row of each token in the whole batch, see `flat_rows`."""
+    def rows(self) -> Tensor:
+        """The output row of each token in the whole batch, see `flat_rows`; hard plans only."""
         assert self.dest is not None
         return flat_rows(self.dest, self.num_slots)
 

@@ -436,15 +436,16 @@ class Tokens:
         assert plan.dest is not None
         own = self.sizes if plan.sizes is None else plan.sizes.to(self.sizes.dtype)
         copied = plan.representative is not None
+        rows = None if copied else plan.rows
         if copied:
             sizes = group_sum(own[..., None], plan.dest, plan.num_slots).squeeze(2)
             share = parts = own  # unused
         else:
-            share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own)
+            share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own, rows)
             parts = share if plan.shares is None else plan.shares.masked_fill(plan.dest < 0, 0)
 
         def move(values: Tensor, parts: Tensor) -> Tensor:
-            return plan.copy(values) if copied else plan.sum(values, parts)
+            return plan.copy(values) if copied else plan.sum(values, parts, rows)
 
         return replace(
             self,
