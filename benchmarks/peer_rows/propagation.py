@@ -73,9 +73,7 @@ def dino(peers: Path, work: Workload) -> Pair:
 
 def cropmae(peers: Path, work: Workload) -> Pair:
     """Soft labels of all frames. The script looks features up, and hands each map to a function that keeps it."""
-    with importing(
-        peers / "CropMAE" / "downstreams" / "propagation", "timm", "cv2", "matplotlib", "imageio", "scipy"
-    ):
+    with importing(peers / "CropMAE" / "downstreams" / "propagation", "timm", "cv2", "matplotlib", "imageio", "scipy"):
         from src import test as script
     protocol = PROTOCOLS["davis"]["A"]
     features, labels = sequence(CROPMAE_FRAMES, str(work.device))
