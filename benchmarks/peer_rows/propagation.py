@@ -1,4 +1,4 @@
-"""Label propagation next to the scripts of DINO and CropMAE for DAVIS, on the grid of a ViT-S/16, features in memory."""
+"""Label propagation next to the scripts of DINO and CropMAE for DAVIS, on the grid of a ViT-S/16 at 480p."""
 
 from __future__ import annotations
 
