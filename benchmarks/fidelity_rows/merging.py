@@ -118,13 +118,13 @@ def vid_tldr_reference(peers: Path, tokens: Tokens, attention: Tensor) -> Callab
 
 def vid_tldr_ours(tokens: Tokens, attention: Tensor) -> Callable[[], Tokens]:
     """Runs ours in the same way, with each frame as a video; the sharpness of the attention is computed, too."""
-    frames = tokens.features[0].unflatten(0, tokens.grid.shape)[:, None]
+    frames = Tokens.from_cells(tokens.features[0].unflatten(0, tokens.grid.shape)[:, None])
     method = VidTldr(r=[0.3])
 
     def run() -> Tokens:
         mean = attention.mean(1)
         sharpness = torch.special.xlogy(mean, mean).sum(2)
-        return method(Tokens.from_cells(frames), sharpness=sharpness, layer=0, depth=12)
+        return method(frames, sharpness=sharpness, layer=0, depth=12)
 
     return run
 
