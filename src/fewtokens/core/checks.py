@@ -9,8 +9,7 @@ DEVICES = ("cuda", "mps", "cpu")
 DTYPES = ("float32", "float16", "bfloat16")
 
 SUFFIXES = (".png", ".html", ".mp4", ".gif")
-STYLES = ("fill", "outline", "mean")
-"""The ways to draw a region: tinted, outlined, or filled with the mean of its pixels."""
+STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
 MAX_COLUMNS = 5  # of a comparison as a .png
 
 # The folders that a data set must contain.

@@ -31,7 +31,7 @@ class Link(NamedTuple):
         name: the name of a method.
         values: the positional arguments, at most one.
         named: the other arguments, whose names may be unknown or repeated.
-        text: the link as it is written, for messages.
+        text: the text of the link, for messages.
     """
 
     name: str
