@@ -88,7 +88,7 @@ class Scaler:
         The first call determines the size of all results.
         """
         if isinstance(frame, np.ndarray):
-            height, width, steps = *frame.shape[:2], (False, False, False)
+            height, width, steps = frame.shape[0], frame.shape[1], (False, False, False)
         else:
             check_pixels(frame.width, frame.height, self.name)
             height, width, steps = frame.height, max(1, round(frame.width * self.aspect)), self._orientation(frame)
