@@ -26,7 +26,7 @@ _RESIZED = "another filter for resizing"
 _CHROMA = "another conversion of colors"
 _FILTER = "theirs resizes by a filter that reads fewer pixels; ours averages areas"
 _COPIES = (
-    "theirs decodes with all threads, which reads damaged files differently each time; ours decodes with one thread "
+    "theirs decodes with all threads, with which results for damaged files may vary; ours decodes with one thread "
     "from each of at most four keyframes, and copies three planes into [T,3,H,W]"
 )
 

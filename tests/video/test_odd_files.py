@@ -82,7 +82,7 @@ class TestConsistency:
 
     @pytest.mark.parametrize("threads", [1, 2, 4])
     @pytest.mark.parametrize("name", ["a.mp4", "b.avi"])
-    def test_frames_equal_those_converted_one_after_the_other(self, files_by_name, name, threads, monkeypatch):
+    def test_frames_equal_those_converted_sequentially(self, files_by_name, name, threads, monkeypatch):
         scaler = Scaler(20, name)
         frames = [scaler.frame(frame) for frame in every_frame(files_by_name[name], None)]
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -310,7 +310,7 @@ def _call_behind(pool: ThreadPoolExecutor, function: Callable[[int, T], None], i
     """Calls a function with the number of each item, from `start`, and the item, while the next item is made.
 
     Another thread of the pool makes the call if one is free, otherwise this thread does after the next item is made.
-    The calls are made one after the other. This thread releases each item before it makes the next but one.
+    The calls are made sequentially. This thread releases each item before it makes the next but one.
     """
     waiting: tuple[Future[None], int, list[T]] | None = None
 
