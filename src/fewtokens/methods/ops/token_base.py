@@ -21,7 +21,7 @@ INITS = ("k-means++", "random")
 # The number is selected on at most this many tokens.
 _MAX_SAMPLE = 4096
 # A fixed number of centroids is initialized on at most this many tokens per centroid, and at least this many.
-_ROWS_PER_CENTROID = 32
+_ROWS_PER_CENTROID = 48
 _MIN_SAMPLE = 1024
 # Candidates per centroid of greedy k-means++; about 2 + log K, as in scikit-learn.
 _NUM_CANDIDATES = 5
