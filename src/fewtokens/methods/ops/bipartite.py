@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, compose_assignment, position_order
 from fewtokens.core.tokens import Tokens
 
 # Similarities are computed in blocks of at most this many entries (32 MiB in float32): products of smaller ones are
@@ -130,24 +130,28 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
     # Means of one step are matched in the next, so they stay in float32 in between.
     half = tokens.features.dtype in (torch.float16, torch.bfloat16)
     merged = tokens.to(torch.float32) if half else tokens.replace(features=tokens.features.detach())
+    total = Plan.identity(tokens)
     if planned is not None and torch.compiler.is_compiling():
         bound, slots = tokens.N, tokens.N
         while bound > min(planned):
             bound = -(-bound // 2)
             slots = max(min(max(planned), slots), -(-slots // 2))
-            merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged, slots))
-        return _plan_in_order(tokens, merged)
+            plan = bipartite_plan(merged.features, _excess(merged, target), merged, slots)
+            merged, total = merged.apply(plan), total.then(plan)
+        return _plan_in_order(total, merged)
     while bool((merged.count > target).any()):
         plan = bipartite_plan(merged.features, _excess(merged, target), merged)
         if not bool((plan.count > target).any()):
             merged = merged.replace(features=merged.features[..., :0], prefix=None)  # the last step: not matched again
-        merged = merged.apply(plan)
-    return _plan_in_order(tokens, merged)
+        merged, total = merged.apply(plan), total.then(plan)
+    return _plan_in_order(total, merged)
 
 
-def _plan_in_order(before: Tokens, after: Tokens) -> Plan:
-    """The plan from `before` to `after`, in order of time; the features are not needed."""
-    return Plan.from_assignment(before, after.replace(features=after.features[..., :0], prefix=None).sort_by_position())
+def _plan_in_order(total: Plan, after: Tokens) -> Plan:
+    """The plan that leads to `after`, as means, in order of time."""
+    assert total.dest is not None
+    rank = position_order(after.positions, after.mask).argsort(dim=1)
+    return Plan(total.count, total.num_slots, compose_assignment(rank, total.dest))
 
 
 def _excess(tokens: Tokens, target: Tensor) -> Tensor:
