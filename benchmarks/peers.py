@@ -41,6 +41,7 @@ from common import RESULTS, describe, machine, markdown_table, write_lines
 from fewtokens.profiling.memory import peak_memory
 from fidelity_rows import Features
 from peer_rows import Pair, Row, Workload, collect
+from reasons import shown_reasons
 
 DATA = Path(os.environ.get("FEWTOKENS_DATA") or Path(__file__).parents[2] / "shared" / "data")
 CLIP = "clips/vtest.avi"
@@ -135,8 +136,6 @@ def page(rows: list[dict[str, Any]], hardware: dict[str, Any]) -> str:
 
 
 def _cells(row: dict[str, Any]) -> dict[str, str]:
-    reasons = [row["unequal"]] if row["unequal"] and row["equal_tokens"] not in (None, 1.0) else []
-    reasons += [row["reason"]] if row["reason"] and row["ratio"] < 1 else []
     equal, limit = row["equal_tokens"], row["limit_share"]
     return {
         "method": f"`{row['method']}`",
@@ -150,7 +149,7 @@ def _cells(row: dict[str, Any]) -> dict[str, str]:
         "equal tokens": "-" if equal is None else f"{100 * equal:.4g} %",
         "memory": "-" if row["memory_ratio"] is None else f"{row['theirs_mib']:.0f} / {row['ours_mib']:.0f} MiB",
         "limit": "-" if limit is None else f"{100 * limit:.0f} %",
-        "reason": "; ".join(reasons) or "-",
+        "reason": shown_reasons(row) or "-",
     }
 
 

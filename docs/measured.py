@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,12 @@ def speed(name: str) -> str:
     rows = [row for row in _read("peers")["rows"] if row["method"] == name] if path.exists() else []
     if not rows:
         return ""
+    sys.path.insert(0, str(RESULTS.parent))
+    from reasons import shown_reasons
+
     lines = []
     for row in rows:
         threads = "GPU" if row["device"] == "cuda" else f"{row['threads']} CPU thread{'s' * (row['threads'] > 1)}"
-        reasons = [row["unequal"]] if row["unequal"] and row["equal_tokens"] not in (None, 1.0) else []
-        reasons += [row["reason"]] if row["reason"] and row["ratio"] < 1 else []
         lines.append(
             [
                 f"`{row['reference']}`",
@@ -156,7 +158,7 @@ def speed(name: str) -> str:
                 f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})",
                 "" if row["equal_tokens"] is None else f"{100 * row['equal_tokens']:.4g} %",
                 "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
-                "; ".join(reasons),
+                shown_reasons(row),
             ]
         )
     about = (

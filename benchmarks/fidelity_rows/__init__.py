@@ -129,11 +129,17 @@ def importing(folder: Path, *stubs: str) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         sys.meta_path.remove(finder)
-        for name, module in list(sys.modules.items()):
-            origin = getattr(module, "__file__", None) or ""
-            if name.partition(".")[0] in stubs or (name not in before and origin.startswith(str(folder))):
+        added = [name for name, module in sys.modules.items() if name not in before and _is_in(folder, module)]
+        for name in list(sys.modules):
+            if name.partition(".")[0] in stubs or name in added:
                 del sys.modules[name]
         sys.modules.update({name: module for name, module in before.items() if name not in sys.modules})
+
+
+def _is_in(folder: Path, module: types.ModuleType) -> bool:
+    """Whether a module is in a folder; a package without __init__.py has no file, but a path."""
+    origin = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+    return origin.startswith(str(folder))
 
 
 def load(file: Path, *stubs: str) -> types.ModuleType:

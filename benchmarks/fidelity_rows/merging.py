@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.merging.testa import Testa
@@ -14,15 +16,37 @@ from fewtokens.methods.ops.groups import merge_within
 from fidelity_rows import Agreement, Features, Row, load, same_rows
 
 
+def tome_reference(peers: Path, x: Tensor) -> Callable[[], Tensor]:
+    """Runs one published step of matching and merging of [1,N,C]; r is a quarter; returns the output rows [M,C]."""
+    code = load(peers / "ToMe" / "tome" / "merge.py")
+
+    def run() -> Tensor:
+        merge, _ = code.bipartite_soft_matching(x, x.shape[1] // 4)
+        return code.merge_wavg(merge, x)[0][0]
+
+    return run
+
+
 def tome(peers: Path, features: Features) -> Agreement:
     """One step of matching and merging by features; r is a quarter of the tokens."""
     tokens = features.tokens()
-    r = tokens.N // 4
-    code = load(peers / "ToMe" / "tome" / "merge.py")
-    merge, _ = code.bipartite_soft_matching(tokens.features, r)
-    theirs, _ = code.merge_wavg(merge, tokens.features)
-    ours = tokens.apply(bipartite_plan(tokens.features, r, tokens)).features
-    return Agreement(*same_rows(ours[0], theirs[0]))
+    ours = tokens.apply(bipartite_plan(tokens.features, tokens.N // 4, tokens)).features
+    return Agreement(*same_rows(ours[0], tome_reference(peers, tokens.features)()))
+
+
+def testa_reference(peers: Path, tokens: Tokens, time: float) -> Callable[[], Tensor]:
+    """Runs one published step within frames, or over frames if `time` is 1; returns the output rows [M,C]."""
+    T, n = tokens.grid.T, tokens.grid.cells_per_frame
+    code = load(peers / "TESTA" / "testa" / "merge.py")
+    kind, r = ("frame", T // 4) if time else ("patch", n // 4)
+
+    def run() -> Tensor:
+        grid = tokens.features.unflatten(1, (T, n))
+        grid = grid.transpose(1, 2) if time else grid
+        merge, _ = code.bipartite_soft_matching(grid, r, merging_type=kind)
+        return code.merge_wavg(merge, grid)[0][0].flatten(0, 1)
+
+    return run
 
 
 def testa_patches(peers: Path, features: Features) -> Agreement:
@@ -37,51 +61,81 @@ def testa_frames(peers: Path, features: Features) -> Agreement:
 
 def _testa(peers: Path, features: Features, time: float) -> Agreement:
     x = features.tokens()
-    T, n = x.grid.T, x.grid.cells_per_frame
-    code = load(peers / "TESTA" / "testa" / "merge.py")
-    grid = x.features.unflatten(1, (T, n))  # b t l d
-    if time:
-        grid = grid.transpose(1, 2)  # b l t d
-    kind, r = ("frame", T // 4) if time else ("patch", n // 4)
-    merge, _ = code.bipartite_soft_matching(grid, r, merging_type=kind)
-    theirs, _ = code.merge_wavg(merge, grid)
     ours = Testa(x.N * 3 // 4, time=time)(x)
     why = (
         "ours ranks frames by the mean over their patches, the published code by the mode, which is the minimum"
         if time
         else ""
     )
-    return Agreement(*same_rows(ours.features[0], theirs[0].flatten(0, 1)), why)
+    return Agreement(*same_rows(ours.features[0], testa_reference(peers, x, time)()), why)
+
+
+def tempme_counts(tokens: Tokens) -> Tensor:
+    """The number of tokens after one round of each pair of frames, 30 % fewer, int64 [1,T/2]."""
+    n = 2 * tokens.grid.cells_per_frame
+    return torch.full((1, tokens.grid.T // 2), n - int(0.3 * n), device=tokens.device)
+
+
+def tempme_reference(peers: Path, tokens: Tokens) -> Callable[[], Tensor]:
+    """Runs one published round, in which pairs of frames are joined and 30 % merge; returns the output rows [M,C]."""
+    n = 2 * tokens.grid.cells_per_frame
+    code = load(peers / "TempMe" / "tvr" / "models" / "module_tome_merge.py")
+    clips = tokens.features[0].unflatten(0, (-1, n))
+
+    def run() -> Tensor:
+        merge, _ = code.bipartite_soft_matching(clips, int(0.3 * n), 0, 2)
+        return code.merge_wavg(merge, clips)[0].flatten(0, 1)
+
+    return run
 
 
 def tempme(peers: Path, features: Features) -> Agreement:
     """One round: pairs of consecutive frames are joined, and 30 % of their tokens merge."""
     x = features.tokens()
-    n = x.grid.cells_per_frame
-    r = int(0.3 * 2 * n)
-    code = load(peers / "TempMe" / "tvr" / "models" / "module_tome_merge.py")
-    clips = x.features[0].unflatten(0, (-1, 2 * n))
-    merge, _ = code.bipartite_soft_matching(clips, r, 0, 2)
-    theirs, _ = code.merge_wavg(merge, clips)
-    counts = torch.full((1, len(clips)), 2 * n - r)
-    ours = x.apply(merge_within(x, x.frame // 2, counts))
-    return Agreement(*same_rows(ours.features[0], theirs.flatten(0, 1)))
+    ours = x.apply(merge_within(x, x.frame // 2, tempme_counts(x)))
+    return Agreement(*same_rows(ours.features[0], tempme_reference(peers, x)()))
+
+
+def vid_tldr_attention(tokens: Tokens, heads: int) -> Tensor:
+    """The attention within each frame, computed from the features, [T,heads,H*W,H*W]."""
+    frames = tokens.features[0].unflatten(0, (tokens.grid.T, -1))
+    split = frames.unflatten(2, (heads, -1)).transpose(1, 2)
+    return (split @ split.transpose(2, 3) / 8).softmax(3)
+
+
+def vid_tldr_reference(peers: Path, tokens: Tokens, attention: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Runs one published block, 30 %, on each frame; returns the output rows [M,C] and their sizes [M,1]."""
+    code = load(peers / "vid-TLDR" / "multi_modality" / "utils" / "vid_TLDR.py")
+    frames = tokens.features[0].unflatten(0, (tokens.grid.T, -1))
+
+    def run() -> tuple[Tensor, Tensor]:
+        info = {"use": True, "r": [0.3], "source_trace": False, "source": None, "size": None}
+        out = code.vidTLDR(frames, attention, info, 0)
+        return out.flatten(0, 1), info["size"].flatten(0, 1)
+
+    return run
+
+
+def vid_tldr_ours(tokens: Tokens, attention: Tensor) -> Callable[[], Tokens]:
+    """Runs ours in the same way, with each frame as a video; the sharpness of the attention is computed, too."""
+    frames = Tokens.from_cells(tokens.features[0].unflatten(0, tokens.grid.shape)[:, None])
+    method = VidTldr(r=[0.3])
+
+    def run() -> Tokens:
+        mean = attention.mean(1)
+        sharpness = torch.special.xlogy(mean, mean).sum(2)
+        return method(frames, sharpness=sharpness, layer=0, depth=12)
+
+    return run
 
 
 def vid_tldr(peers: Path, features: Features) -> Agreement:
     """One block, each frame separately; the attention of six heads is computed from the features."""
     x = features.tokens()
-    frames = x.features[0].unflatten(0, (x.grid.T, -1))
-    heads = frames.unflatten(2, (6, -1)).transpose(1, 2)
-    attention = (heads @ heads.transpose(2, 3) / 8).softmax(3)
-    code = load(peers / "vid-TLDR" / "multi_modality" / "utils" / "vid_TLDR.py")
-    info = {"use": True, "r": [0.3], "source_trace": False, "source": None, "size": None}
-    theirs = code.vidTLDR(frames, attention, info, 0)
-    mean = attention.mean(1)
-    tokens = Tokens.from_cells(frames.unflatten(1, (1, x.grid.H, x.grid.W)))
-    ours = VidTldr(r=[0.3])(tokens, sharpness=torch.special.xlogy(mean, mean).sum(2), layer=0, depth=12)
+    attention = vid_tldr_attention(x, 6)
+    ours = vid_tldr_ours(x, attention)()
     sized = torch.cat([ours.features, ours.sizes[..., None]], 2)
-    return Agreement(*same_rows(sized.flatten(0, 1), torch.cat([theirs, info["size"]], 2).flatten(0, 1)))
+    return Agreement(*same_rows(sized.flatten(0, 1), torch.cat(vid_tldr_reference(peers, x, attention)(), 1)))
 
 
 ROWS = [

@@ -16,12 +16,20 @@ from fewtokens.core import registry
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.clustering.centerclip import CenterClip
 from fewtokens.methods.merging.testa import Testa
-from fewtokens.methods.merging.vid_tldr import VidTldr
 from fewtokens.methods.merging.visionzip import VisionZip
 from fewtokens.methods.ops.bipartite import bipartite_plan
 from fewtokens.methods.ops.groups import merge_within
 from fidelity_rows import importing, load, same_places, same_rows
 from fidelity_rows.clusters import means
+from fidelity_rows.merging import (
+    tempme_counts,
+    tempme_reference,
+    testa_reference,
+    tome_reference,
+    vid_tldr_attention,
+    vid_tldr_ours,
+    vid_tldr_reference,
+)
 from peer_rows import Pair, Row, Workload
 
 ITERATIONS = 10
@@ -33,10 +41,10 @@ def inertia(rows: Tensor, label: Tensor) -> float:
     return float((1 - (rows * F.normalize(total, dim=1)[label]).sum(1)).sum())
 
 
-def _kmeans(work: Workload, keep: float, fit: Callable[[Tensor, int], Any], iterations: int = ITERATIONS) -> Pair:
+def _kmeans(work: Workload, keep: float, fit: Callable[[Tensor, int], Any], init: str = "k-means++") -> Pair:
     """Ours from raw tokens to merged tokens; theirs from unit rows to labels. Agreement is a ratio of inertias."""
     tokens = work.tokens()
-    (method,) = registry.build(f"kmeans({keep}, iterations={iterations}, tol=0)")
+    (method,) = registry.build(f"kmeans({keep}, iterations={ITERATIONS}, tol=0, init={init!r})")
     rows = F.normalize(tokens.features[0], dim=1)
     clusters = method.planned_count(tokens.grid)
 
@@ -55,7 +63,7 @@ def sklearn(keep: float, peers: Path, work: Workload) -> Pair:
     )
 
 
-def faiss(keep: float, peers: Path, work: Workload, iterations: int = ITERATIONS) -> Pair:
+def faiss(keep: float, peers: Path, work: Workload, init: str = "k-means++") -> Pair:
     """Trained on all rows; by default faiss uses at most 256 for each centroid."""
     import faiss
 
@@ -66,13 +74,16 @@ def faiss(keep: float, peers: Path, work: Workload, iterations: int = ITERATIONS
         model.train(rows.numpy())
         return model.index.search(rows.numpy(), 1)[1]
 
-    return _kmeans(work, keep, fit, iterations)
+    return _kmeans(work, keep, fit, init)
 
 
-def fast_pytorch_kmeans(keep: float, peers: Path, work: Workload) -> Pair:
+def fast_pytorch_kmeans(keep: float, peers: Path, work: Workload, init: str = "k-means++") -> Pair:
     from fast_pytorch_kmeans import KMeans
 
-    return _kmeans(work, keep, lambda rows, k: KMeans(k, max_iter=ITERATIONS, tol=0, mode="cosine").fit_predict(rows))
+    def fit(rows: Tensor, k: int) -> Tensor:
+        return KMeans(k, max_iter=ITERATIONS, tol=0, mode="cosine").fit_predict(rows)
+
+    return _kmeans(work, keep, fit, init)
 
 
 def torch_kmeans(keep: float, peers: Path, work: Workload) -> Pair:
@@ -151,74 +162,42 @@ def centerclip(peers: Path, work: Workload) -> Pair:
 
 def tome(peers: Path, work: Workload) -> Pair:
     tokens = work.tokens()
-    x, r = tokens.features, tokens.N // 4
-    code = load(peers / "ToMe" / "tome" / "merge.py")
-
-    def theirs() -> Tensor:
-        merge, _ = code.bipartite_soft_matching(x, r)
-        return code.merge_wavg(merge, x)[0]
-
     return Pair(
-        lambda: tokens.apply(bipartite_plan(x, r, tokens)),
-        theirs,
-        lambda a, b: same_rows(a.features[0], b[0])[0],
+        lambda: tokens.apply(bipartite_plan(tokens.features, tokens.N // 4, tokens)),
+        tome_reference(peers, tokens.features),
+        _same_rows,
     )
 
 
 def testa(time: float, peers: Path, work: Workload) -> Pair:
     tokens = work.tokens()
-    T, n = tokens.grid.T, tokens.grid.cells_per_frame
-    code = load(peers / "TESTA" / "testa" / "merge.py")
-    kind, r = ("frame", T // 4) if time else ("patch", n // 4)
     method = Testa(tokens.N * 3 // 4, time=time)
-
-    def theirs() -> Tensor:
-        grid = tokens.features.unflatten(1, (T, n))
-        grid = grid.transpose(1, 2) if time else grid
-        merge, _ = code.bipartite_soft_matching(grid, r, merging_type=kind)
-        return code.merge_wavg(merge, grid)[0]
-
-    return Pair(lambda: method(tokens), theirs, lambda a, b: same_rows(a.features[0], b[0].flatten(0, 1))[0])
+    return Pair(lambda: method(tokens), testa_reference(peers, tokens, time), _same_rows)
 
 
 def tempme(peers: Path, work: Workload) -> Pair:
     tokens = work.tokens()
-    n = tokens.grid.cells_per_frame
-    r = int(0.3 * 2 * n)
-    code = load(peers / "TempMe" / "tvr" / "models" / "module_tome_merge.py")
-    clips = tokens.features[0].unflatten(0, (-1, 2 * n))
-    counts = torch.full((1, len(clips)), 2 * n - r, device=tokens.device)
-
-    def theirs() -> Tensor:
-        merge, _ = code.bipartite_soft_matching(clips, r, 0, 2)
-        return code.merge_wavg(merge, clips)[0].flatten(0, 1)
-
+    counts = tempme_counts(tokens)
     return Pair(
         lambda: tokens.apply(merge_within(tokens, tokens.frame // 2, counts)),
-        theirs,
-        lambda a, b: same_rows(a.features[0], b)[0],
+        tempme_reference(peers, tokens),
+        _same_rows,
     )
 
 
 def vid_tldr(peers: Path, work: Workload) -> Pair:
     """The attention is computed before; its sharpness is computed on both sides."""
-    x = work.tokens()
-    frames = x.features[0].unflatten(0, (x.grid.T, -1))
-    heads = frames.unflatten(2, (14, -1)).transpose(1, 2)
-    attention = (heads @ heads.transpose(2, 3) / 8).softmax(3)
-    code = load(peers / "vid-TLDR" / "multi_modality" / "utils" / "vid_TLDR.py")
-    tokens = Tokens.from_cells(frames.unflatten(1, (1, x.grid.H, x.grid.W)))
-    method = VidTldr(r=[0.3])
+    tokens = work.tokens()
+    attention = vid_tldr_attention(tokens, 14)
+    return Pair(
+        vid_tldr_ours(tokens, attention),
+        vid_tldr_reference(peers, tokens, attention),
+        lambda a, b: same_rows(a.features.flatten(0, 1), b[0])[0],
+    )
 
-    def ours() -> Tokens:
-        mean = attention.mean(1)
-        return method(tokens, sharpness=torch.special.xlogy(mean, mean).sum(2), layer=0, depth=12)
 
-    def theirs() -> Tensor:
-        info = {"use": True, "r": [0.3], "source_trace": False, "source": None, "size": None}
-        return code.vidTLDR(frames, attention, info, 0)
-
-    return Pair(ours, theirs, lambda a, b: same_rows(a.features.flatten(0, 1), b.flatten(0, 1))[0])
+def _same_rows(ours: Tokens, theirs: Tensor) -> float:
+    return same_rows(ours.features[0], theirs)[0]
 
 
 def visionzip(peers: Path, work: Workload) -> Pair:
@@ -252,30 +231,31 @@ _INERTIA = "fraction: their inertia divided by ours, 1 if ours is at least as lo
 _CPU: dict[str, Any] = {"devices": ("cpu",), "memory": False, "unequal": _INERTIA}
 _TORCH: dict[str, Any] = {"unequal": _INERTIA}
 _K32, _TENTH = "K = 32, 10 iterations", "K = a tenth, 10 iterations"
-_SEEDS = "ours begins with greedy k-means++, theirs with random rows; the same inertia takes ours 2 iterations"
 _KMEANS = [
     Row("kmeans", task, reference, partial(build, keep), (32,), **settings)
     for task, keep in ((_K32, 32), (_TENTH, 0.1))
     for reference, build, settings in (
         ("scikit-learn==1.9.1", sklearn, _CPU),
-        ("fast_pytorch_kmeans==0.2.2", fast_pytorch_kmeans, _TORCH | {"reason": _SEEDS.partition(";")[0]}),
+        ("fast_pytorch_kmeans==0.2.2", fast_pytorch_kmeans, _TORCH),
         ("torch-kmeans==0.2.0", torch_kmeans, _TORCH | {"threads": (1,)}),  # 40 s
         ("Hai-chao-Zhang/VQToken@019f89f", vqtoken, _TORCH),
+        ("faiss-cpu==1.15.1", faiss, _CPU),
     )
     # With 627 clusters these two take minutes or tens of GB.
-    if keep == 32 or build in (sklearn, fast_pytorch_kmeans)
+    if keep == 32 or build not in (torch_kmeans, vqtoken)
 ]
-_FAISS = [
-    Row("kmeans", task, "faiss-cpu==1.15.1", partial(faiss, keep, iterations=count), (32,), reason=reason, **_CPU)
-    for keep, share in ((32, "32"), (0.1, "a tenth"))
-    for count, task, reason in (
-        (ITERATIONS, f"K = {share}, 10 iterations", _SEEDS),
-        (2, f"K = {share}, ours 2 iterations, theirs 10", ""),
+# These two begin with random rows.
+_RANDOM = [
+    Row("kmeans", f"{task}, init='random'", reference, partial(build, keep, init="random"), (32,), **settings)
+    for task, keep in ((_K32, 32), (_TENTH, 0.1))
+    for reference, build, settings in (
+        ("fast_pytorch_kmeans==0.2.2", fast_pytorch_kmeans, _TORCH),
+        ("faiss-cpu==1.15.1", faiss, _CPU),
     )
 ]
 ROWS = [
     *_KMEANS,
-    *_FAISS,
+    *_RANDOM,
     Row(
         "dpc_knn",
         "a quarter, k 5",

@@ -25,7 +25,10 @@ Size = tuple[int, int]  # height and width
 _RESIZED = "another filter for resizing"
 _CHROMA = "another conversion of colors"
 _FILTER = "theirs resizes by a filter that reads fewer pixels; ours averages areas"
-_COPIES = "theirs converts into its batch of frames with channels last; ours copies three planes into [T,3,H,W]"
+_COPIES = (
+    "theirs decodes with all threads, with which results for damaged files may vary; ours decodes with one thread "
+    "from each of at most four keyframes, and copies three planes into [T,3,H,W]"
+)
 
 
 def _torchcodec(path: Path, indices: list[int], size: Size | None) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from einops import rearrange
 
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.encoders import Patches, load_encoder
+from fewtokens.encoders.frames import patchify
 
 
 @pytest.mark.parametrize(("patch", "tubelet"), [(4, 1), (8, 2), (2, 3)])
@@ -66,3 +68,16 @@ def test_decode_accepts_tokens_and_a_size():
     assert torch.equal(encoder.decode(tokens), encoder.decode(tokens.unmerge()))
     assert encoder.decode(tokens).shape == (1, 2, 3, 32, 48)
     assert encoder.decode(tokens, size=(30, 53)).shape == frames.shape
+
+
+@pytest.mark.parametrize("tubelet", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_patchify_reorders_pixels_and_is_differentiable(tubelet, dtype):
+    frames = torch.rand(2, 4, 3, 6, 9).to(dtype)
+    expected = rearrange(frames, "b (t p) c (h q) (w r) -> b (t h w) p (q r c)", p=tubelet, q=3, r=3)
+    assert torch.equal(patchify(frames, tubelet, 3), expected)
+    leaf = frames.requires_grad_()
+    pixels = patchify(leaf, tubelet, 3)
+    assert torch.equal(pixels, expected)
+    pixels.sum().backward()
+    assert torch.equal(leaf.grad, torch.ones_like(leaf))

@@ -67,14 +67,15 @@ def blobs(T=3, H=20, W=26, seed=0):
     return torch.nn.functional.avg_pool2d(torch.rand(T, H + 4, W + 4, generator=g), 5, 1) > 0.52
 
 
-def test_boundary_and_disk_against_loops():
-    masks = blobs()
-    for mask, edge, wide in zip(masks, boundary(masks), dilate(masks, 3), strict=True):
+@pytest.mark.parametrize(("size", "radius"), [((20, 26), 3), ((20, 26), 6), ((2, 9), 4), ((9, 2), 4), ((1, 1), 2)])
+def test_boundary_and_disk_against_loops(size, radius):
+    masks = blobs(3, *size)
+    for mask, edge, wide in zip(masks, boundary(masks), dilate(masks, radius), strict=True):
         assert (edge.numpy() == slow_boundary(mask.numpy())).all()
         ys, xs = np.nonzero(mask.numpy())
         for y in range(mask.shape[0]):
             for x in range(mask.shape[1]):
-                assert bool(wide[y, x]) == bool((((ys - y) ** 2 + (xs - x) ** 2) <= 9).any())
+                assert bool(wide[y, x]) == bool((((ys - y) ** 2 + (xs - x) ** 2) <= radius**2).any())
 
 
 def test_tolerance():

@@ -99,6 +99,11 @@ BUDGET = [
     if "keep" in inspect.signature(registry.get(name)).parameters and not issubclass(registry.get(name), Resampler)
 ]
 CAUSAL = [spec for spec in SPECS if registry.build(spec)[0].causal]
+# Methods that accept the output of a resampler.
+AFTER_RESAMPLERS = [
+    spec for spec in SPECS for method in registry.build(spec)
+    if method.stage == "tokens" and not method.needs and not method.full_grid
+]  # fmt: skip
 
 
 def build(spec: str, *, dim: int = 24, side: int = 5, **defaults) -> Method:
@@ -124,8 +129,19 @@ def valid_budgets(spec: str, *keeps: float | int) -> list[float | int]:
     return [keep for keep in keeps if isinstance(keep, float) or registry.get(method_name(spec)).stage != "encoder"]
 
 
+@pytest.mark.parametrize("spec", AFTER_RESAMPLERS)
+def test_tokens_without_cells_have_sizes(spec):
+    """A cell is assigned to the first of the tokens that use it equally, and the others may have no cell at all."""
+    tokens, method = build("pool_mlp('20/frame')")(sample(spec)), build(spec)
+    assert len(tokens.assignment.unique()) < tokens.N
+    out = method(tokens).check()
+    if method.name in PARTITION - SIZES_ARE_IMPORTANCE:
+        torch.testing.assert_close(out.sizes.sum(1), tokens.sizes.sum(1))
+
+
 def test_methods_are_registered():
     assert len(BUDGET) >= 9
+    assert len(AFTER_RESAMPLERS) >= 9
     assert len(CAUSAL) >= 3
 
 

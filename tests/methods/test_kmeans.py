@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.clustering.kmeans import KMeans
+from fewtokens.methods.ops.token_base import _sample
 from tests.helpers import naive
 from tests.helpers.planted import planted_clusters, same_partition
 
@@ -78,12 +80,39 @@ class TestKMeans:
         out = KMeans(criterion="silhouette", k_min=2, k_max=12)(tokens)
         assert same_partition(out.assignment[0], labels)
 
+    def test_random_rows_as_the_first_centroids(self):
+        tokens, _ = planted_clusters(30, noise=0.8)
+        a, b, c = (KMeans(10, seed=s, init="random")(tokens).check().assignment for s in (0, 0, 1))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
+
+    @pytest.mark.parametrize("criterion", ["fixed", "silhouette"])
+    def test_random_rows_of_a_video_do_not_depend_on_the_batch(self, criterion):
+        x = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(2))
+        both = Tokens.from_cells(x.reshape(2, 1, 5, 8, 8))
+        count = torch.tensor([40, 25])
+        padded = both.apply(Plan.keep(torch.arange(40) < count[:, None]))
+        arguments = {"keep": 6} if criterion == "fixed" else {"criterion": criterion, "k_min": 3, "k_max": 7}
+        method = KMeans(init="random", **arguments)
+        together = method(padded)
+        for b in range(2):
+            alone = method(both[b : b + 1].apply(Plan.keep(torch.arange(40)[None] < count[b])))
+            assert torch.equal(together.assignment[b], alone.assignment[0])
+
+    def test_a_sample_is_spread_over_the_cells_of_a_frame(self):
+        """At even steps it would see the same quarter of the cells in each frame."""
+        x = torch.arange(64.0).repeat(16)[None, :, None]
+        sample, real = _sample(x, torch.tensor([1024]), torch.tensor([256]), 256, 0)
+        assert real.all()
+        assert len(sample.unique()) > 55
+
     def test_invalid_arguments(self):
         for arguments in (
             {"criterion": "gap"},
             {"keep": 4, "criterion": "elbow"},
             {"k_min": 5, "k_max": 4, "criterion": "elbow"},
             {"iterations": 0},
+            {"init": "farthest"},
         ):
-            with pytest.raises(ValueError, match=r"kmeans|k_min|iterations"):
+            with pytest.raises(ValueError, match=r"kmeans|k_min|iterations|init"):
                 KMeans(**arguments)

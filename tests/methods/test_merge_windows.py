@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from fewtokens.core import registry
+from fewtokens.methods.ops.windows import window_index
 from tests.helpers import naive
 from tests.helpers.naive import video
 
@@ -25,3 +27,13 @@ def test_against_loops(keep, seed, window):
     naive.assert_same_tokens(out, naive.merge_windows(x, max(fits, default=1), window))
     # The planned count is exact.
     assert method.planned_count(tokens.grid) == out.N
+
+
+def test_a_rounding_error_does_not_change_the_window():
+    """A mean of positions that are all 3 may be 2.9999998."""
+    tokens, _ = video(H=5, W=6)
+    below = tokens.positions.nextafter(torch.tensor(-1.0)) * tokens.mask[..., None]
+    above = tokens.positions.nextafter(torch.tensor(9.0)) * tokens.mask[..., None]
+    expected = window_index(tokens, 3)
+    for positions in (below, above):
+        assert torch.equal(window_index(tokens.replace(positions=positions), 3), expected)

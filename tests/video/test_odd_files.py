@@ -80,6 +80,28 @@ class TestConsistency:
             torch.set_num_threads(before)
         assert equal(*videos)
 
+    @pytest.mark.parametrize("threads", [1, 2, 4])
+    @pytest.mark.parametrize("name", ["a.mp4", "b.avi"])
+    def test_frames_equal_those_converted_sequentially(self, files_by_name, name, threads, monkeypatch):
+        scaler = Scaler(20, name)
+        frames = [scaler.frame(frame) for frame in every_frame(files_by_name[name], None)]
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        assert np.array_equal(read(files_by_name[name], size=20).frames, np.stack(frames))
+
+    def test_an_error_during_conversion(self, files_by_name, monkeypatch):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        convert, calls = Scaler.frame, []
+
+        def fail(self, frame, out=None):
+            calls.append(frame)
+            if len(calls) == 5:
+                raise VideoError("cannot convert")
+            return convert(self, frame, out)
+
+        monkeypatch.setattr(Scaler, "frame", fail)
+        with pytest.raises(VideoError, match="cannot convert"):
+            read(files_by_name["a.mp4"])
+
     @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm", "b.avi", "a.mpg"])
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_reading_damaged_files_is_deterministic(self, files_by_name, tmp_path, name, seed):

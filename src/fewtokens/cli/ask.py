@@ -19,14 +19,17 @@ from fewtokens.cli.options import (
     INPUT,
     MODEL,
     OUTPUT,
+    Check,
     FpsOption,
     JsonOption,
     MethodOptions,
     RunOptions,
+    check_model,
 )
 from fewtokens.cli.pipelines import make_methods
 from fewtokens.cli.progress import progress
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.checks import check_dtype
 
 if TYPE_CHECKING:
     from fewtokens.llm import Answer, Session
@@ -41,6 +44,7 @@ ModelOption = Annotated[
         "--model", metavar="M", help="Video language model: hub id, or folder (also one written by train video-llm).",
         rich_help_panel=MODEL,
     ),
+    Check(check_model),
 ]  # fmt: skip
 ModelDtypeOption = Annotated[
     str | None,
@@ -48,6 +52,7 @@ ModelDtypeOption = Annotated[
         "--dtype", help="float32, float16 or bfloat16. Default: that of the model; float32 on a CPU.",
         rich_help_panel=MODEL,
     ),
+    Check(check_dtype),
 ]  # fmt: skip
 
 

@@ -20,11 +20,13 @@ from fewtokens.cli.options import (
     METHOD,
     OUTPUT,
     RUN,
+    Check,
     EncoderOptions,
     JsonOption,
     ReadOptions,
     RunOptions,
     SizeOption,
+    check_spec_lists,
     names_of,
 )
 from fewtokens.cli.pipelines import PATCHES, comma_separated, parse_keep, read_video
@@ -76,6 +78,7 @@ class BudgetOptions:
             help="Comma-separated specs; can be repeated. Default: all methods. Baselines are always included.",
             rich_help_panel=METHOD,
         ),
+        Check(check_spec_lists("all")),
     ] = None
     keep: Annotated[
         str,

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from fewtokens.cli.errors import check_numbers, refuse, report_errors
-from fewtokens.cli.options import PANELS, RUN
+from fewtokens.cli.options import PANELS, RUN, Check
 
 DEBUG = Annotated[
     bool, typer.Option("--debug", help="Show the traceback of an error instead of one line.", rich_help_panel=RUN)
@@ -94,11 +94,15 @@ class Verb:
         return values | groups
 
     def check(self, context: typer.Context) -> None:
-        """Raises ValueError for numbers out of range, and for options that have no effect in the selected modes."""
+        """Raises ValueError for numbers out of range, options without effect in the selected modes, wrong names."""
         check_numbers(context.params)
         for mode in self.modes:
             if mode.chosen(context.params):
                 refuse(context, mode.unused, mode.why)
+        for parameter in self.parameters:
+            for part in getattr(parameter.annotation, "__metadata__", ()):
+                if isinstance(part, Check) and context.params[parameter.name] is not None:
+                    part.function(context.params[parameter.name])
 
     def command(self, name: str, short_help: str) -> TyperCommand:
         """Returns the command that parses the command line and calls the function."""

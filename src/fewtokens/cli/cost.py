@@ -10,7 +10,7 @@ import typer
 
 from fewtokens.cli.command import Mode, verb
 from fewtokens.cli.console import out
-from fewtokens.cli.options import INPUT, METHOD, MODEL, RUN, DeviceOption, JsonOption, names_of
+from fewtokens.cli.options import INPUT, METHOD, MODEL, RUN, Check, DeviceOption, JsonOption, check_spec_lists, names_of
 from fewtokens.cli.tables import print_json, table
 from fewtokens.core.keys import heading
 
@@ -27,6 +27,7 @@ class LanguageOptions:
             help="Specs to count in a language model, instead of networks; comma-separated or repeated.",
             rich_help_panel=METHOD,
         ),
+        Check(check_spec_lists("full")),
     ] = None
     grid: Annotated[
         str,
@@ -191,7 +192,7 @@ def cost(
 
 def _print_token_costs(options: LanguageOptions, as_json: bool) -> None:
     from fewtokens.core.grid import Grid
-    from fewtokens.evaluation.bench import split_specs
+    from fewtokens.core.syntax import split_specs
     from fewtokens.evaluation.budget import language_model, token_cost
 
     specs, text, accuracies = split_specs(",".join(options.specs or [])), options.text, options.accuracy or []

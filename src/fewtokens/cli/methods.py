@@ -14,6 +14,7 @@ from fewtokens.cli.command import verb
 from fewtokens.cli.console import out
 from fewtokens.cli.options import METHOD, JsonOption
 from fewtokens.cli.tables import print_json, table
+from fewtokens.core.syntax import check_name
 
 # In processing order.
 _STAGES = {
@@ -35,12 +36,14 @@ def methods(
     as_json: JsonOption = False,
 ) -> None:
     """List all methods by stage, or describe one."""
-    from fewtokens.core import registry
-
     if name is not None and stage is not None:
         raise ValueError("give NAME or --stage, not both")
     if stage is not None and stage not in _STAGES:
         raise ValueError(f"--stage must be one of {', '.join(_STAGES)}, got {stage!r}")
+    if name is not None:
+        check_name(name)
+    from fewtokens.core import registry
+
     if name is None:
         every = [describe(method) for method in [*registry.names(), *registry.layer_names()]]
         rows = [row for row in every if stage in (None, row["stage"])]

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from fewtokens.core.checks import check_device, check_dtype
+from fewtokens.core.hub import check_hub_id
 
 # Panels of --help, in order.
 PANELS = ("Input", "Encoder", "Model", "Method", "Protocol", "Training", "Output", "Run")
 INPUT, ENCODER, MODEL, METHOD, PROTOCOL, TRAINING, OUTPUT, RUN = PANELS
+
+
+@dataclass(frozen=True)
+class Check:
+    """In the annotation of an option: raises ValueError for a wrong value, before the verb imports torch."""
+
+    function: Callable[[Any], object]
+
+
+def check_specs(specs: str | Sequence[str]) -> None:
+    """Raises ValueError if a spec cannot be parsed, or a method is unknown; arguments need the method and torch."""
+    from fewtokens.core.syntax import read_links
+
+    for spec in [specs] if isinstance(specs, str) else specs:
+        if spec.strip():
+            read_links(spec)
+
+
+def check_spec_lists(keyword: str) -> Callable[[Sequence[str]], None]:
+    """Returns the check of comma-separated specs, among which a keyword of the verb may be."""
+
+    def check(texts: Sequence[str]) -> None:
+        from fewtokens.core.syntax import split_specs
+
+        check_specs([spec for spec in split_specs(",".join(texts)) if spec != keyword])
+
+    return check
+
+
+def check_model(name: str) -> None:
+    """Raises ValueError if a model is neither a file, nor a folder, nor the name of one on the hub."""
+    if not Path(name).exists():
+        check_hub_id(name)
+
 
 VideosArgument = Annotated[list[Path], typer.Argument(metavar="VIDEO", help="Videos, images or folders of images.")]
 FpsOption = Annotated[
@@ -23,7 +61,9 @@ RootOption = Annotated[
     Path | None, typer.Option("--root", help="Base folder of the relative paths in a list.", rich_help_panel=INPUT)
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32.", rich_help_panel=ENCODER)
+    str | None,
+    typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32.", rich_help_panel=ENCODER),
+    Check(check_dtype),
 ]
 BatchOption = Annotated[
     int,
@@ -32,7 +72,9 @@ BatchOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto (a GPU if available), cpu, cuda or mps.", rich_help_panel=RUN)
+    str,
+    typer.Option("--device", help="auto (a GPU if available), cpu, cuda or mps.", rich_help_panel=RUN),
+    Check(check_device),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Random seed.", rich_help_panel=RUN)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print results as JSON.", rich_help_panel=OUTPUT)]
@@ -101,6 +143,7 @@ class EncoderOptions:
             help="patches (pixels, no weights), a folder, or a hub id such as facebook/dinov2-small.",
             rich_help_panel=ENCODER,
         ),
+        Check(check_model),
     ] = "patches"
     dtype: DtypeOption = None
     batch: BatchOption = 32
@@ -118,6 +161,7 @@ class MethodOptions:
             help='Spec of the methods, such as "rlt | tome(keep=0.1)"; "" keeps all tokens.',
             rich_help_panel=METHOD,
         ),
+        Check(check_specs),
     ] = ""
     keep: KeepOption = None
 

@@ -19,15 +19,18 @@ from fewtokens.cli.options import (
     INPUT,
     METHOD,
     OUTPUT,
+    Check,
     EncoderOptions,
     KeepOption,
     ReadOptions,
     RunOptions,
+    check_specs,
     names_of,
 )
 from fewtokens.cli.pipelines import PATCHES, check_reading, current_names, make_pipelines, read_video
 from fewtokens.cli.progress import progress
 from fewtokens.cli.resume import distinct_names, source_now
+from fewtokens.core.checks import check_comparison, check_overlay
 
 if TYPE_CHECKING:
     from fewtokens.core.encoder import Encoder
@@ -105,6 +108,7 @@ def show(
             help="Spec of the methods; repeat it to compare several. Default: tome.",
             rich_help_panel=METHOD,
         ),
+        Check(check_specs),
     ] = None,
     keep: KeepOption = None,
     video: Annotated[
@@ -132,10 +136,6 @@ def show(
     """
     check_exists(*inputs, video)
     check_reading(reading)
-    import torch
-
-    from fewtokens.show import check_comparison, check_overlay, frame_rate, write_comparison, write_overlay, write_page
-
     specs = specs or ["tome"]
     videos = [path for path in inputs if not _is_file(path)]
     check_overlay(target, style)
@@ -146,6 +146,10 @@ def show(
     for path in [*inputs, *([] if video is None else [video])]:
         if target.exists() and path.samefile(target):
             raise ValueError(f"--out {target} is an input and would be overwritten; give another --out")
+    import torch
+
+    from fewtokens.show import frame_rate, write_comparison, write_overlay, write_page
+
     shown: list[_Shown] = []
     pipelines: list[Pipeline] = []
     with progress("frames", None) as advance:

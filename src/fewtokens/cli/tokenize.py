@@ -280,8 +280,8 @@ def _minimum(pipeline: Pipeline, tokens: Tokens) -> str | None:
 def _meta(path: Path) -> dict[str, Any] | None:
     """Returns the source and settings saved in a token file, or None if it is damaged."""
     from fewtokens.core import files
+    from fewtokens.core.conversions import Header
     from fewtokens.core.plain import conform
-    from fewtokens.core.tokens import Header
 
     try:
         header = files.load_header(path, "tokens")

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.conversions import SLOTS
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Dropped, Plan, group_count, take_rows
-from fewtokens.core.tokens import SLOTS, Tokens
+from fewtokens.core.tokens import Tokens
 
 
 def collate(videos: Sequence[Tokens]) -> Tokens:

@@ -19,8 +19,7 @@ def from_hub(name: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -
     Raises:
         ValueError: `name` is not a hub id, huggingface-hub is not installed, or the download fails.
     """
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
-        raise ValueError(f"no such folder: {name}")
+    check_hub_id(name)
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
@@ -45,6 +44,12 @@ def from_hub(name: str, patterns: Sequence[str] = ("*.json", "*.safetensors")) -
     except (HFValidationError, HfHubHTTPError, OSError) as error:
         reason = f"the download from the hub failed ({textwrap.shorten(str(error), 200)})"
     raise ValueError(f"no such folder: {name}; {reason}")
+
+
+def check_hub_id(name: str) -> None:
+    """Raises ValueError if this can only be a path, not a hub id."""
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+        raise ValueError(f"no such folder: {name}")
 
 
 class Pushable:

@@ -16,6 +16,8 @@ Dropped = Literal["lost", "held"]
 
 # Below this number of entries (1 MiB in float32) preparing an embedding bag takes longer than it saves.
 _SMALL = 1 << 18
+# The precision of positions that are compared, in parts of a cell.
+POSITION_UNITS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,8 @@ class Plan:
     def from_assignment(before: Tokens, after: Tokens) -> Plan:
         """Returns the hard plan that leads from tokens to tokens reduced from them.
 
-        The assignments determine it, since all cells of a token move together.
+        The assignments determine it, since all cells of a token move together. A token of `before` without a cell, as
+        resampling may give, counts as dropped; compose the plans with `then` to include it.
 
         Args:
             before: the tokens before reduction.
@@ -238,23 +241,25 @@ class Plan:
             return moved
         return moved.masked_fill(~mask[..., None], 0)
 
-    def parts(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only."""
-        B = sizes.shape[0]
-        row = self._row
+    def parts(self, sizes: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns each token's weight in the mean of its group [B,N] and the group sizes [B,M]; hard plans only.
+
+        The weight of a dropped token has no meaning, but is finite. `rows` are those of this plan, if already computed.
+        """
+        B, row = sizes.shape[0], self.rows if rows is None else rows
         total = _sum_rows(sizes.reshape(-1), row, B * self.num_slots)
-        total[-1] = 1  # a dropped token is alone
         own_total = total.index_select(0, row).reshape(sizes.shape)
         floor = torch.finfo(sizes.dtype).tiny
-        return sizes / own_total.clamp(min=floor), total[:-1].reshape(B, self.num_slots)
+        return sizes / own_total.clamp_(min=floor), total[:-1].reshape(B, self.num_slots)
 
-    def sum(self, values: Tensor, share: Tensor) -> Tensor:
+    def sum(self, values: Tensor, share: Tensor, rows: Tensor | None = None) -> Tensor:
         """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
-        return _weighted_sum_rows(values.to(share.dtype), share, self._row, self.num_slots).to(values.dtype)
+        rows = self.rows if rows is None else rows
+        return _weighted_sum_rows(values.to(share.dtype), share, rows, self.num_slots).to(values.dtype)
 
     @property
-    def _row(self) -> Tensor:
-        """The output row of each token in the whole batch, see `flat_rows`."""
+    def rows(self) -> Tensor:
+        """The output row of each token in the whole batch, see `flat_rows`; hard plans only."""
         assert self.dest is not None
         return flat_rows(self.dest, self.num_slots)
 
@@ -383,16 +388,22 @@ def _weighted_sum_rows(values: Tensor, weight: Tensor, row: Tensor, num_slots: i
 
 
 def position_order(positions: Tensor, real: Tensor) -> Tensor:
-    """Returns the indices that sort positions [B,N,3] by (t, y, x), padding last, int64 [B,N].
-
-    Positions are rounded to 1/1024 of a cell, since the last digits of a mean depend on the order of summation.
-    """
+    """Returns the indices that sort positions [B,N,3] by (t, y, x), padding last, int64 [B,N]."""
     if not positions.shape[1]:
         return torch.zeros_like(real, dtype=torch.int64)
-    t, y, x = (positions.double() * 1024).round().long().unbind(2)
+    t, y, x = round_positions(positions).unbind(2)
     rows, columns = (axis.amax((0, 1)).clamp(min=0) + 1 for axis in (y, x))
     key = (t * rows + y) * columns + x
     return key.masked_fill(~real, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+
+
+def round_positions(positions: Tensor) -> Tensor:
+    """Rounds positions, because the last digits of a mean depend on the order of summation.
+
+    Returns:
+        int64, in units of 1/`POSITION_UNITS` of a cell.
+    """
+    return (positions.double() * POSITION_UNITS).round().long()
 
 
 def compose_assignment(dest: Tensor, assignment: Tensor) -> Tensor:

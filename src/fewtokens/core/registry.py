@@ -3,58 +3,38 @@
     "tome(keep=0.25)"                  one method
     "rlt(tau=0.1) | kmeans(keep=32)"   a chain, applied from left to right
 
-Arguments are parsed with `ast.literal_eval`; nothing in a spec is ever executed.
+`fewtokens.core.syntax` reads names and arguments with `ast.literal_eval`; nothing in a spec is ever executed.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
 import fnmatch
 import inspect
 import os
-import pkgutil
-import re
 import reprlib
-import warnings
 from collections.abc import Iterable
-from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
 import torch
 
-from fewtokens import methods
-from fewtokens.core import entry_points, files
+from fewtokens.core import entry_points
 from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.method import STAGES, Method
-from fewtokens.core.plain import conform
+from fewtokens.core.plain import conform, one_line
 from fewtokens.core.spec import Spec
-
-# A method is a file in one of these folders of `fewtokens.methods` and has the name of the file.
-KINDS = ("baselines", "pruning", "merging", "clustering", "pooling", "learned", "selection", "memory", "quantizers")
-LAYER_KIND = "layers"
+from fewtokens.core.syntax import KINDS, LAYER_KIND, Link, check_name, external, folder, read_links, short
 
 # Included in every comparison, at the same budget as the compared methods.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
 
 # Defaults that `build` accepts even if no method of the chain has such an argument.
 _SHARED = ("keep", "seed", "dim", "text_dim")
-# Longer than any real chain: characters, and methods.
-MAX_LENGTH, MAX_LINKS = 10_000, 100
 # Larger integers overflow in tensors; larger layers do not fit into the memory of any machine.
 _MAX_SEED, _MAX_COUNT, _MAX_SIZE, _MAX_LAYERS = 2**63 - 1, 2**31 - 1, 2**20, 1000
 _SIZES = ("dim", "text_dim", "hidden", "heads", "memory", "read", "state", "side", "grid", "num_layers")
-
-
-@cache
-def _folder(kind: str) -> tuple[str, ...]:
-    """Returns the names of the methods of a kind by listing its folder, without importing them."""
-    folder = Path(methods.__path__[0]) / kind
-    return tuple(sorted(module.name for module in pkgutil.iter_modules([str(folder)])))
 
 
 def names() -> list[str]:
@@ -63,7 +43,7 @@ def names() -> list[str]:
     Methods of other packages, which are entry points of the group `fewtokens.methods`, are last. Their packages are
     imported; one that cannot be loaded is skipped, with one warning per process.
     """
-    own = [name for kind in KINDS for name in _folder(kind)]
+    own = [name for kind in KINDS for name in folder(kind)]
     return [*BASELINES, *(name for name in own if name not in BASELINES), *_external_names()]
 
 
@@ -72,7 +52,7 @@ def layer_names() -> list[str]:
 
     They need more than tokens, so `names`, which comparisons iterate over, does not contain them.
     """
-    return list(_folder(LAYER_KIND))
+    return list(folder(LAYER_KIND))
 
 
 def list_methods(
@@ -131,7 +111,7 @@ def create_method(name: str, **arguments: Any) -> Any:
 
 def get_kind(name: str) -> str:
     """Returns the kind of a method, which is its folder in `fewtokens.methods`, or "other packages"."""
-    return next((kind for kind in (*KINDS, LAYER_KIND) if name in _folder(kind)), "other packages")
+    return next((kind for kind in (*KINDS, LAYER_KIND) if name in folder(kind)), "other packages")
 
 
 def get(name: str) -> type[Any]:
@@ -141,14 +121,11 @@ def get(name: str) -> type[Any]:
         ValueError: there is no method of this name (the message suggests similar names), or its entry point cannot be
             loaded.
     """
+    check_name(name)
     kind = get_kind(name)
     if kind in (*KINDS, LAYER_KIND):
         return _class_of(import_module(f"fewtokens.methods.{kind}.{name}"))
-    if point := _external_entry_points().get(name):
-        return _load_external(point)
-    similar = difflib.get_close_matches(name, [*names(), *layer_names()], n=3)
-    hint = f"did you mean {' or '.join(similar)}?" if similar else "run 'fewtokens methods' to list all"
-    raise ValueError(f"no method called {files.one_line(name)!r}; {hint}")
+    return _load_external(external()[name])
 
 
 def _class_of(module: ModuleType) -> type[Any]:
@@ -160,10 +137,6 @@ def _class_of(module: ModuleType) -> type[Any]:
     ]
     assert len(own) == 1, f"{module.__name__} must define one method, has {[cls.__name__ for cls in own]}"
     return own[0]
-
-
-def _external_entry_points() -> dict[str, EntryPoint]:
-    return entry_points.external({name for kind in (*KINDS, LAYER_KIND) for name in _folder(kind)})
 
 
 def _load_external(point: EntryPoint) -> type[Any]:
@@ -181,7 +154,7 @@ def _load_external(point: EntryPoint) -> type[Any]:
 def _external_names() -> list[str]:
     """Returns the names of the entry points that can be loaded."""
     usable = []
-    for name, point in sorted(_external_entry_points().items()):
+    for name, point in sorted(external().items()):
         try:
             _load_external(point)
         except ValueError as error:
@@ -214,61 +187,23 @@ def parse(spec: str) -> list[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: the spec cannot be parsed, a name is unknown, or an argument has the wrong type.
     """
-    if len(spec) > MAX_LENGTH:
-        raise ValueError(f"a spec must have at most {MAX_LENGTH} characters, got {len(spec)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's warnings about literals do not help the author of a spec
-            tree = ast.parse(spec.strip(), mode="eval").body
-        links: list[ast.expr] = []
-        while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-            links.append(tree.right)
-            tree = tree.left
-        links = [tree, *reversed(links)]
-        if len(links) > MAX_LINKS:
-            raise ValueError(f"a chain must have at most {MAX_LINKS} methods, got {len(links)}")
-        return [_parse_link(link, spec) for link in links]
-    except SyntaxError:
-        raise _syntax_error(spec) from None
-    except (RecursionError, MemoryError):
-        raise ValueError(f"the spec {_short(spec)} is nested too deeply") from None
-
-
-def _short(text: str) -> str:
-    return repr(text) if len(text) <= 120 else f"{text[:117]!r}..."
-
-
-def _syntax_error(spec: str) -> ValueError:
-    return ValueError(f"cannot read the spec {_short(spec)}; write it like 'rlt(tau=0.1) | tome(keep=0.25)'")
+    return [_parse_link(link) for link in read_links(spec)]
 
 
 def _unknown_arguments(name: str, parameters: Iterable[str], unknown: str) -> str:
     return f"{name} has no argument {unknown}; it accepts {', '.join(parameters) or 'no arguments'}"
 
 
-def _parse_link(node: ast.expr, spec: str) -> tuple[str, dict[str, Any]]:
-    text = _short(ast.unparse(node))[1:-1]
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name):
-        raise ValueError(f"cannot read '{text}' in the spec {_short(spec)}; write a method like tome(keep=0.25)")
-    name = call.func.id
+def _parse_link(link: Link) -> tuple[str, dict[str, Any]]:
+    name, values, named, text = link
     parameters = list(inspect.signature(get(name)).parameters)
-    try:
-        named = [(str(keyword.arg), ast.literal_eval(keyword.value)) for keyword in call.keywords]
-        values = [ast.literal_eval(value) for value in call.args]
-    except (ValueError, TypeError):  # a call, a name; a list as the key of a dict
-        per_frame = re.search(r"(\w+=)?(\d+) / frame", text)
-        hint = f'; write {per_frame[1] or ""}"{per_frame[2]}/frame" in quotes' if per_frame else ""
-        raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {text}{hint}") from None
     assigned = [argument for argument, _ in named] + parameters[: len(values)]
     if len(values) > 1 or len(set(assigned)) < len(assigned):
         raise ValueError(f"all arguments but the first must be named, and each given only once: {text}")
     arguments = dict(named)
     unknown = set(arguments) - set(parameters)
     if unknown or (values and not parameters):
-        raise ValueError(
-            _unknown_arguments(name, parameters, files.one_line(", ".join(sorted(unknown)) or repr(values[0])))
-        )
+        raise ValueError(_unknown_arguments(name, parameters, one_line(", ".join(sorted(unknown)) or repr(values[0]))))
     arguments = dict(zip(parameters, values, strict=False)) | arguments
     check_arguments(name, arguments)
     return name, arguments
@@ -320,7 +255,7 @@ def build(spec: str, **defaults: Any) -> list[Any]:
     accepted = {name for kind, _ in links for name in inspect.signature(get(kind)).parameters}
     if unknown := sorted(set(defaults) - accepted - set(_SHARED)):
         raise ValueError(
-            f"no method of {_short(spec)} has an argument {', '.join(unknown)}; they accept "
+            f"no method of {short(spec)} has an argument {', '.join(unknown)}; they accept "
             f"{', '.join(sorted(accepted))}"
         )
     chain = []

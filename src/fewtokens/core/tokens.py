@@ -18,21 +18,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core import files
+from fewtokens.core import attribution, conversions
+from fewtokens.core.conversions import SLOTS, TENSORS
 from fewtokens.core.grid import Grid
 from fewtokens.core.html import as_html
-from fewtokens.core.plain import conform
 from fewtokens.core.plan import (
     Dropped,
     Plan,
     compose_assignment,
-    group_count,
     group_sum,
     position_order,
     readable,
@@ -47,35 +46,9 @@ __all__ = ["Grid", "Packed", "Plan", "Tokens"]
 # The nearest token is searched in blocks of cells, so that no distance matrix has more entries than this
 # (64 MiB in float32).
 _MAX_DISTANCES = 1 << 24
-# Fields of Tokens with one row per video; those in `SLOTS` also have one row per token.
 # When a dropped cell takes its nearest token, a step in time counts as a tenth of a step in space: on most clips this
 # reconstructs random, uniform and fewer_frames better than equal steps, and baselines should be strong.
 TIME_WEIGHT = 0.1
-
-_TENSORS = ("features", "positions", "sizes", "mask", "assignment", "prefix", "codes", "attribution")
-SLOTS = ("features", "positions", "sizes", "mask", "codes", "attribution")
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_DTYPES = {
-    "features": _FLOATS, "prefix": _FLOATS, "positions": (torch.float32,), "sizes": (torch.float32,),
-    "attribution": _FLOATS, "mask": (torch.bool,), "assignment": (torch.int64,), "codes": (torch.int64,),
-}  # fmt: skip
-
-
-class _Shape(TypedDict):
-    shape: tuple[int, int, int]
-    times: list[float] | list[list[float]] | None
-    lengths: list[int] | None
-
-
-class _Dropped(TypedDict, total=False):
-    dropped: Dropped
-
-
-class Header(_Dropped):
-    """The header of a token file, without the versions. Files of format 1 have no `dropped`."""
-
-    grid: _Shape
-    meta: dict[str, Any]
 
 
 class Packed(NamedTuple):
@@ -259,14 +232,7 @@ class Tokens:
         Raises:
             ValueError: the tokens have no attribution.
         """
-        if self.attribution is None:
-            raise ValueError("these tokens have no attribution weights")
-        start = self.frame // self.block_frames * self.block_frames
-        weights = self.attribution
-        if index is not None:
-            weights, start = weights[:, index], start[:, index]
-        frames = torch.arange(self.grid.T, device=self.device) if frames is None else frames.to(self.device)
-        return _take_frames(weights, frames - start[..., None], self.grid.cells_per_frame)
+        return attribution.take_cells(self, index, frames)
 
     def attribution_in_blocks(self, frames: int) -> Tensor:
         """Returns `attribution` in larger blocks, [B,N,frames*H*W].
@@ -274,12 +240,7 @@ class Tokens:
         Args:
             frames: a multiple of `block_frames`, or at least T.
         """
-        assert self.attribution is not None
-        if frames == self.block_frames:
-            return self.attribution
-        start = self.frame // self.block_frames * self.block_frames % frames
-        local = torch.arange(frames, device=self.device) - start[..., None]
-        return _take_frames(self.attribution, local, self.grid.cells_per_frame)
+        return attribution.enlarge_blocks(self, frames)
 
     def previous_frame_index(self) -> Tensor:
         """Returns the index of the token at the same position in the previous frame, int64 [B,N]; -1 if there is none.
@@ -339,11 +300,7 @@ class Tokens:
 
     def numpy(self) -> dict[str, Any]:
         """Returns all tensors by name as NumPy arrays; bfloat16 becomes float32. Fields that are None are skipped."""
-        tensors = {name: value for name in _TENSORS if (value := getattr(self, name)) is not None}
-        return {
-            name: (value.float() if value.dtype == torch.bfloat16 else value).detach().cpu().numpy()
-            for name, value in tensors.items()
-        }
+        return conversions.to_arrays(self)
 
     def to_pandas(self) -> Any:
         """Converts to a pandas DataFrame with one row per real token.
@@ -355,25 +312,7 @@ class Tokens:
         Raises:
             ValueError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise ValueError("to_pandas requires pandas; install it with pip install 'fewtokens[show]'") from None
-        video, token = (index.cpu().numpy() for index in self.mask.nonzero(as_tuple=True))
-        columns: dict[str, Any] = {"video": video, "token": token}
-        if self.grid.times is not None:
-            times = self.grid.times.expand(self.B, -1).to(self.device).gather(1, self.frame)
-            columns["seconds"] = times[self.mask].cpu().numpy()
-        for name, values in zip("tyx", self.positions[self.mask].unbind(1), strict=True):
-            columns[name] = values.cpu().numpy()
-        columns["size"] = self.sizes[self.mask].cpu().numpy()
-        if self.codes is not None:
-            columns |= {f"code{q}": v.cpu().numpy() for q, v in enumerate(self.codes[self.mask].unbind(1))}
-        features = self.features[self.mask].detach().float().cpu().numpy()
-        return pandas.concat(
-            [pandas.DataFrame(columns), pandas.DataFrame(features).add_prefix("f")],
-            axis=1,
-        )
+        return conversions.to_frame(self)
 
     @staticmethod
     def from_hf(outputs: Any, grid: Grid | tuple[int, int, int], *, num_prefix: int | None = None) -> Tokens:
@@ -389,19 +328,7 @@ class Tokens:
         Raises:
             ValueError: there is no last_hidden_state, or the number of tokens does not fit the grid.
         """
-        hidden = outputs if isinstance(outputs, Tensor) else getattr(outputs, "last_hidden_state", None)
-        if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-            raise ValueError(f"outputs must have a last_hidden_state [rows,tokens,C], got {type(outputs).__name__}")
-        grid = grid if isinstance(grid, Grid) else Grid(*grid)
-        rows, length, C = hidden.shape
-        by_frame = rows % grid.T == 0 and length < grid.cells + (num_prefix or 0)
-        cells = grid.cells_per_frame if by_frame or grid.T == 1 else grid.cells
-        P = length - cells if num_prefix is None else num_prefix
-        if P < 0 or length != P + cells:
-            raise ValueError(f"{length} tokens per row do not fit a grid of {grid.T} x {grid.H} x {grid.W} cells")
-        frames = grid.T if by_frame else 1
-        prefix = hidden[:, :P].reshape(rows // frames, frames * P, C) if P else None
-        return Tokens.from_cells(hidden[:, P:].reshape(rows // frames, grid.cells, C), grid, prefix)
+        return Tokens.from_cells(*conversions.split_hidden(outputs, grid, num_prefix))
 
     def apply(self, plan: Plan) -> Tokens:
         """Drops and merges tokens according to a plan. Differentiable in the features and in soft weights.
@@ -436,15 +363,16 @@ class Tokens:
         assert plan.dest is not None
         own = self.sizes if plan.sizes is None else plan.sizes.to(self.sizes.dtype)
         copied = plan.representative is not None
+        rows = None if copied else plan.rows
         if copied:
             sizes = group_sum(own[..., None], plan.dest, plan.num_slots).squeeze(2)
             share = parts = own  # unused
         else:
-            share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own)
+            share, sizes = plan.parts(own.double() if self.features.dtype == torch.float64 else own, rows)
             parts = share if plan.shares is None else plan.shares.masked_fill(plan.dest < 0, 0)
 
         def move(values: Tensor, parts: Tensor) -> Tensor:
-            return plan.copy(values) if copied else plan.sum(values, parts)
+            return plan.copy(values) if copied else plan.sum(values, parts, rows)
 
         return replace(
             self,
@@ -455,39 +383,9 @@ class Tokens:
             assignment=compose_assignment(plan.dest, self.assignment),
             # The codes of a mean are undefined, so codes are kept only if tokens are copied.
             codes=plan.copy(self.codes) if copied and self.codes is not None else None,
-            attribution=self._move_attribution(plan, parts),
+            attribution=attribution.apply_hard(self, plan, parts),
             dropped="held" if "held" in (self.dropped, plan.dropped) else "lost",
         )
-
-    def _move_attribution(self, plan: Plan, parts: Tensor) -> Tensor | None:
-        """Copies or sums attribution by a hard plan; a sum over several blocks has weights in one larger block."""
-        if self.attribution is None or plan.representative is not None:
-            return None if self.attribution is None else plan.copy(self.attribution)
-        assert plan.dest is not None
-        blocks = self._joined_blocks(plan.dest, plan.num_slots)
-        # Each row is added to its place in the larger block.
-        place = plan.dest * blocks + self.frame // self.block_frames % blocks
-        places = replace(plan, dest=place.masked_fill(plan.dest < 0, -1), num_slots=plan.num_slots * blocks)
-        sums = places.sum(self.attribution, parts)
-        return sums.unflatten(1, (plan.num_slots, blocks)).flatten(2)[..., : self.grid.cells]
-
-    def _joined_blocks(self, dest: Tensor, num_slots: int) -> int:
-        """The smallest number of blocks to join so that tokens with the same `dest` [B,N] are in one block."""
-        w, total = self.block_frames, -(-self.grid.T // self.block_frames)
-        if total == 1 or torch.compiler.is_compiling():  # a graph cannot depend on values
-            return total
-        # Reading the result synchronizes a GPU, which costs less than a table of all tokens and cells.
-        block = self.frame // w
-        slot = dest.masked_fill(dest < 0, num_slots)
-        first = block.new_full((self.B, num_slots + 1), total).scatter_reduce(1, slot, block, "amin")[:, :num_slots]
-        last = block.new_zeros(self.B, num_slots + 1).scatter_reduce(1, slot, block, "amax")[:, :num_slots]
-        several = (first < last).long().flatten()
-        # The number of outputs with tokens on both sides of each border between two blocks.
-        change = block.new_zeros(total + 1)
-        change.index_add_(0, (first.flatten() + 1).clamp(max=total), several)
-        change.index_add_(0, last.flatten() + 1, -several)
-        crossed = change.cumsum(0)[:total].cpu().numpy() > 0
-        return next(k for k in range(1, total + 1) if not crossed[k::k].any())
 
     def _apply_soft(self, plan: Plan) -> Tokens:
         filled = plan.mask.to(self.device)
@@ -507,7 +405,7 @@ class Tokens:
             start = F.pad((block * (n // self.grid.cells_per_frame))[..., None], (0, 2))
             means = center @ (positions - start) + start
         if self.attribution is not None:
-            per_cell = self._mix_attribution(replace(plan, weights=weights))
+            per_cell = attribution.apply_soft(self, replace(plan, weights=weights))
         elif G > 1:
             per_cell = (weights / sizes.clamp(min=1e-12)[:, :, None]).flatten(1, 2)
         else:
@@ -525,42 +423,6 @@ class Tokens:
             codes=None,
             attribution=per_cell,
         )
-
-    def _mix_attribution(self, plan: Plan) -> Tensor:
-        """Sums attribution by a soft plan: [B,M,S], since an output may use tokens of all blocks."""
-        assert self.attribution is not None
-        G = plan.block_weights.shape[1]
-        diagonal = torch.eye(G, device=self.device, dtype=plan.block_weights.dtype)
-        dense = plan.block_weights[:, :, :, None] * diagonal[:, None, :, None]  # [B,G,m,G,n]
-        weights = dense.flatten(3).flatten(1, 2)[..., : self.N].to(self.attribution.dtype)
-        if self.block_frames == self.grid.T:
-            return weights @ self.attribution
-        index, _ = self._tokens_of_blocks()
-        rows = take_rows(self.attribution, index.clamp(min=0).flatten(1)).unflatten(1, index.shape[1:])
-        columns = take_rows(weights.transpose(1, 2), index.clamp(min=0).flatten(1)).unflatten(1, index.shape[1:])
-        mixed = torch.einsum("bgkm,bgkc->bmgc", columns * (index >= 0)[..., None], rows)
-        return mixed.flatten(2)[..., : self.grid.cells]
-
-    def _tokens_of_blocks(self) -> tuple[Tensor, Tensor]:
-        """The tokens of each block of attribution.
-
-        Returns:
-            Indices of tokens, int64 [B,G,k], -1 for none; and the place of each token among these G*k, int64 [B,N].
-        """
-        G = -(-self.grid.T // self.block_frames)
-        block = (self.frame // self.block_frames).masked_fill(~self.mask, G)
-        count = group_count(block, G + 1)
-        # A graph cannot depend on values.
-        k = self.N if torch.compiler.is_compiling() else max(1, int(count[:, :G].max()))
-        order = block.argsort(dim=1, stable=True)
-        ordered = block.gather(1, order)
-        token = torch.arange(self.N, device=self.device).expand(self.B, -1)
-        rank = token - (count.cumsum(1) - count).gather(1, ordered)
-        # One extra place for padded slots.
-        ordered_place = (ordered * k + rank).clamp(max=G * k)
-        place = torch.empty_like(order).scatter(1, order, ordered_place)
-        index = place.new_full((self.B, G * k + 1), -1).scatter(1, place, token)[:, :-1]
-        return index.unflatten(1, (G, k)), place.clamp(max=G * k - 1)
 
     def pool(self, values: Tensor, before: Tokens | None = None) -> Tensor:
         """Pools a tensor with one row per earlier token to one row per current token.
@@ -591,24 +453,8 @@ class Tokens:
         if self.attribution is None:
             moved = Plan.from_assignment(before, self).move(rows, before.sizes)
         else:
-            moved = self._pool_by_attribution(rows, before.assignment)
+            moved = attribution.weighted_means(self, rows, before.assignment)
         return moved.reshape(self.B, self.N, *values.shape[2:])
-
-    def _pool_by_attribution(self, rows: Tensor, assignment: Tensor) -> Tensor:
-        """Means [B,N,D], weighted by attribution, of rows [B,N',D], one per token of an `assignment` [B,S]."""
-        assert self.attribution is not None
-        wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-        n = self.attribution.shape[2]
-        cells = split_blocks(take_rows(rows, assignment.clamp(min=0)).to(wide), n)  # [B,G,n,D]
-        valid = split_blocks(assignment >= 0, n)[:, :, None]
-        if cells.shape[1] == 1:
-            weights, place = (self.attribution * self.mask[..., None])[:, None], None
-        else:
-            index, place = self._tokens_of_blocks()
-            weights = take_rows(self.attribution, index.clamp(min=0).flatten(1)).unflatten(1, index.shape[1:])
-        weights = weights.to(wide).clamp(min=0) * valid
-        means = (weights / weights.sum(3, keepdim=True).clamp(min=1e-12) @ cells).flatten(1, 2).to(rows.dtype)
-        return means if place is None else take_rows(means, place).masked_fill(~self.mask[..., None], 0)
 
     def to_grid(self, grid: Grid) -> Tokens:
         """Moves the tokens to a finer grid, in which each cell is split into y x x cells.
@@ -732,7 +578,7 @@ class Tokens:
             raise IndexError(f"video indices must be in {-self.B}..{self.B - 1}, got {index.tolist()}")
         index = index % max(1, self.B)
         changes: dict[str, Any] = {
-            name: None if getattr(self, name) is None else getattr(self, name)[index] for name in _TENSORS
+            name: None if getattr(self, name) is None else getattr(self, name)[index] for name in TENSORS
         }
         return replace(self, grid=self.grid.select(index), **changes)
 
@@ -824,16 +670,7 @@ class Tokens:
         Raises:
             OSError: the disk is full, or the path is not writable.
         """
-        grid = {
-            "shape": list(self.grid.shape),
-            "times": None if self.grid.times is None else self.grid.times.tolist(),
-            "lengths": None if self.grid.lengths is None else self.grid.lengths.tolist(),
-        }
-        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        tensors |= {f"aux.{name}": value for name, value in self.aux.items()}
-        return files.save(
-            path, "tokens", tensors, {"grid": grid, "dropped": self.dropped, "meta": {**self.meta, **meta}}
-        )
+        return conversions.save(self, path, meta)
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu") -> Tokens:
@@ -847,72 +684,9 @@ class Tokens:
             ValueError: the file does not exist, is corrupt, is not a token file, has a newer format, or its values are
                 invalid (see `check`).
         """
-        header: Header = conform(files.load_header(path, "tokens"), Header, f"{path}: a damaged token file")
-        tensors, _ = files.load(path, "tokens", device)
-        try:
-            T, H, W = header["grid"]["shape"]
-            times, lengths = header["grid"]["times"], header["grid"]["lengths"]
-            grid = Grid(
-                T,
-                H,
-                W,
-                times=None if times is None else torch.tensor(times, dtype=torch.float64),
-                lengths=None if lengths is None else torch.tensor(lengths, dtype=torch.int64),
-            )
-            aux = {name[4:]: value for name, value in tensors.items() if name.startswith("aux.")}
-            fields = _current_format({name: value for name, value in tensors.items() if not name.startswith("aux.")})
-            _check_tensors(fields)
-            return Tokens(
-                **fields, grid=grid, dropped=header.get("dropped", "lost"), aux=aux, meta=header["meta"]
-            ).check()
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path}: a damaged token file ({' '.join(str(error).split())})") from None
-
-
-def _take_frames(weights: Tensor, frames: Tensor, cells: int) -> Tensor:
-    """Takes frames of weights.
-
-    Args:
-        weights: [B,N,w*cells].
-        frames: int64 [B,N,F]; those outside 0..w-1 give zeros.
-        cells: the number of cells per frame.
-
-    Returns:
-        [B,N,F*cells].
-    """
-    by_frame = weights.unflatten(2, (-1, cells)).flatten(0, 1)  # [B*N,w,cells]
-    w = by_frame.shape[1]
-    outside = (frames < 0) | (frames >= w)
-    taken = take_rows(by_frame, frames.clamp(0, w - 1).flatten(0, 1)).unflatten(0, weights.shape[:2])
-    return taken.masked_fill(outside[..., None], 0).flatten(2)
-
-
-def _current_format(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Converts tensors of format 1, which had other names, one code per token and nonzero padding."""
-    if "source" not in tensors:
-        return tensors
-    tensors = {{"source": "assignment", "weights": "attribution"}.get(name, name): v for name, v in tensors.items()}
-    if "codes" in tensors and tensors["codes"].ndim == 2:
-        tensors["codes"] = tensors["codes"][..., None]
-    mask = tensors.get("mask")
-    for name in SLOTS:
-        value = tensors.get(name)
-        if mask is not None and value is not None and name != "mask" and value.shape[:2] == mask.shape:
-            tensors[name] = value.masked_fill(~mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), 0)
-    return tensors
-
-
-def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises a ValueError if a tensor is missing, unexpected or of the wrong dtype."""
-    if missing := [name for name in _TENSORS[:5] if name not in tensors]:
-        raise ValueError(f"missing tensors: {', '.join(missing)}")
-    for name, value in tensors.items():
-        if name not in _DTYPES:
-            raise ValueError(f"unexpected tensor {name[:40]!r}")
-        if value.dtype not in _DTYPES[name]:
-            raise ValueError(f"{name} must be {_DTYPES[name][0]}, got {value.dtype}")
+        return conversions.load(Tokens, path, device)
 
 
 register(Grid, ("times", "lengths"))
 register(Plan, ("count", "dest", "representative", "weights", "shares", "sizes"))
-register(Tokens, (*_TENSORS, "grid", "aux"))
+register(Tokens, (*TENSORS, "grid", "aux"))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fewtokens.core.checks import check_layout
 from fewtokens.core.files import read_lines
 from fewtokens.video.images import is_image
 
@@ -39,9 +40,7 @@ def davis_sequences(root: str | Path, split: str | None = None) -> tuple[list[Se
             sequences. Frames without masks are reported by `paired`, when the sequence is read.
     """
     root = Path(root)
-    images, masks = root / "JPEGImages" / "480p", root / "Annotations" / "480p"
-    if not images.is_dir() or not masks.is_dir():
-        raise ValueError(f"{root}: not a DAVIS folder; it must contain JPEGImages/480p and Annotations/480p")
+    images, masks = check_layout(root, "DAVIS")
     if split is None:
         split = next((name for name in _DEFAULT_SPLITS if (root / "ImageSets" / f"{name}.txt").is_file()), "all")
     if split == "all":
@@ -76,9 +75,7 @@ def jhmdb_clips(root: str | Path, listing: str | Path | None = None) -> tuple[li
         ValueError: the folders or the list do not exist, the list names a missing clip, or there are no clips.
     """
     root = Path(root)
-    mats, images = root / "joint_positions", root / "Rename_Images"
-    if not mats.is_dir() or not images.is_dir():
-        raise ValueError(f"{root}: not a JHMDB folder; it must contain joint_positions and Rename_Images")
+    mats, images = check_layout(root, "JHMDB")
     splits = sorted((root / "splits").glob("*_test_split1.txt"))
     if listing is not None:
         names, origin = [_clip_name(line.split(), Path(listing)) for line in _lines(Path(listing))], str(listing)
@@ -118,9 +115,7 @@ def vip_videos(root: str | Path, listing: str | Path | None = None) -> tuple[lis
         ValueError: the folders or the list do not exist, the list names a missing video, or there are no videos.
     """
     root = Path(root)
-    images, masks = root / "Images", root / "Annotations" / "Category_ids"
-    if not images.is_dir() or not masks.is_dir():
-        raise ValueError(f"{root}: not a VIP folder; it must contain Images and Annotations/Category_ids")
+    images, masks = check_layout(root, "VIP")
     default = root / "lists" / "val_videos.txt"
     path = Path(listing) if listing is not None else default if default.is_file() else None
     if path is None:

@@ -68,7 +68,7 @@ def read_masks(files: Sequence[Path], *, values: bool = False) -> Tensor:
                 f"{Path(files[0]).parent}: masks must have one value per object, got {len(grays)} gray values "
                 "(soft edges, or images that are not masks)"
             )
-        stacked = np.searchsorted(grays, stacked).astype(np.uint8)
+        stacked = np.searchsorted(grays, np.arange(256)).astype(np.uint8)[stacked]
     else:
         stacked[stacked == VOID] = 0
     return torch.from_numpy(stacked)

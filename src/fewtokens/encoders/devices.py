@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from fewtokens.core.checks import DEVICES, check_device, check_dtype
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -17,12 +17,11 @@ def pick_device(name: str | torch.device) -> torch.device:
         ValueError: unknown name, or the device is not available.
     """
     name = str(name)
+    check_device(name)
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+        return torch.device(next(kind for kind in DEVICES if available[kind]))
     kind, _, index = name.partition(":")
-    if kind not in available or (index and not index.isdigit()):
-        raise ValueError(f"device must be auto, cpu, cuda or mps, got {name!r}")
     if not available[kind] or (index and kind == "cuda" and int(index) >= torch.cuda.device_count()):
         raise ValueError(f"no device {name}; available: {', '.join(k for k, ok in available.items() if ok)}")
     return torch.device(name)
@@ -34,7 +33,7 @@ def pick_dtype(name: str | torch.dtype) -> torch.dtype:
     Raises:
         ValueError: not float32, float16 or bfloat16.
     """
-    dtype = _DTYPES.get(name) if isinstance(name, str) else name
-    if dtype is None or dtype not in _DTYPES.values():
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {str(name)!r}")
+    name = name if isinstance(name, str) else str(name).removeprefix("torch.")
+    check_dtype(name)
+    dtype: torch.dtype = getattr(torch, name)
     return dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fewtokens.core.grid import Grid
+from fewtokens.core.plan import readable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -64,9 +66,18 @@ def resize(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 def patchify(frames: Tensor, tubelet: int, patch: int) -> Tensor:
     """Splits frames [B,T*p,3,H*q,W*q] into the pixels of each cell [B,T*H*W,p,q*q*3] (row, column, channel)."""
-    # One copy per channel reads and writes whole rows, unlike a single copy whose innermost dimension is the channels.
-    channels = rearrange(frames, "b (t p) c (h q) (w r) -> c b t h w p q r", p=tubelet, q=patch, r=patch)
-    return rearrange(torch.stack(channels.unbind(), dim=-1), "b t h w p q r c -> b (t h w) p (q r c)")
+    if not readable(frames) or (frames.requires_grad and torch.is_grad_enabled()):
+        # One copy per channel reads and writes whole rows, unlike a single copy with the channels innermost.
+        channels = rearrange(frames, "b (t p) c (h q) (w r) -> c b t h w p q r", p=tubelet, q=patch, r=patch)
+        return rearrange(torch.stack(channels.unbind(), dim=-1), "b t h w p q r c -> b (t h w) p (q r c)")
+    B, T, C, height, width = frames.shape
+    grid = (T // tubelet, height // patch, width // patch)
+    cells = frames.new_empty(B * grid[0], *grid[1:], tubelet, patch, patch, C)
+    # The frames of one cell stay in the cache between the two copies: channels last, then whole rows of patches.
+    for out, part in zip(cells, frames.flatten(0, 1).split(tubelet), strict=True):
+        rows = part.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        out.copy_(rearrange(rows, "p (h q) (w r) c -> h w p q r c", q=patch, r=patch))
+    return cells.reshape(B, math.prod(grid), tubelet, patch * patch * C)
 
 
 def unpatchify(pixels: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:

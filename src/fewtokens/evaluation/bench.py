@@ -25,6 +25,7 @@ from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plain import conform
 from fewtokens.core.shapes import shape_repr
+from fewtokens.core.syntax import split_specs
 from fewtokens.core.tokens import TIME_WEIGHT, Tokens
 from fewtokens.data.masks import resize_masks
 from fewtokens.evaluation.davis import mean_numbers, score
@@ -123,18 +124,6 @@ def select_specs(methods: str, encoder: Encoder) -> list[str]:
     # Variants come right after their method.
     specs.sort(key=lambda spec: registry.names().index(registry.parse(spec)[0][0]))
     return specs
-
-
-def split_specs(methods: str) -> list[str]:
-    """Splits comma-separated specs; commas inside brackets do not separate."""
-    parts, depth = [""], 0
-    for character in methods:
-        depth += (character in "([") - (character in ")]")
-        if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return [part.strip() for part in parts if part.strip()]
 
 
 def chain(spec: str, keep: float | int | str, grid: Grid, *, seed: int = 0, dim: int = 384) -> list[Method]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
@@ -96,7 +95,8 @@ def jaccard(predicted: Tensor, truth: Tensor) -> Tensor:
 
 def _sizes(mask: Tensor) -> Tensor:
     """Number of True pixels in each frame, float64 [T]."""
-    return mask.flatten(1).view(torch.uint8).sum(1, dtype=torch.int32).double()
+    # Several times faster than one sum along an axis, which converts every pixel to an integer.
+    return torch.stack([frame.count_nonzero() for frame in mask]).double()
 
 
 def tolerance(height: int, width: int) -> int:
@@ -145,13 +145,14 @@ def boundary(mask: Tensor) -> Tensor:
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
     """Marks pixels within a disk of this radius around a True pixel; bool [T,H,W]."""
-    H, W = mask.shape[1:]
-    counts = F.pad(mask.to(torch.int32).cumsum(2, dtype=torch.int32), (radius + 1, radius))
-    counts[:, :, radius + 1 + W :] = counts[:, :, radius + W : radius + W + 1]
-    out = torch.zeros_like(mask)
-    for dy in range(radius + 1):
-        half = math.isqrt(radius**2 - dy**2)
-        wide = counts[:, :, radius + 1 + half : radius + 1 + half + W] > counts[:, :, radius - half : radius - half + W]
+    H = mask.shape[1]
+    out, wide, reach = torch.zeros_like(mask), mask.clone(), 0
+    # From the farthest lines to the middle one, the disk gets wider, and `wide` grows with it.
+    for dy in range(min(radius, H - 1), -1, -1):
+        while reach < math.isqrt(radius**2 - dy**2):
+            reach += 1
+            wide[:, :, reach:] |= mask[:, :, :-reach]
+            wide[:, :, :-reach] |= mask[:, :, reach:]
         out[:, dy:] |= wide[:, : H - dy]
         out[:, : H - dy] |= wide[:, dy:]
     return out

@@ -198,11 +198,13 @@ class Session:
         self._report("reading")
         clip = video if isinstance(video, Video) else self._read(video)
         prepared = self.processor.prepare(self.model, clip)
+        length = len(clip)
+        del clip  # frees the frames while the model encodes
         clock.lap("decode")
         self._report("encoding")
         prompt = self._prompt(prepared.text, question)
         inputs = inputs_on(self.model, prepared.inputs)
-        items = [[("video", len(clip))]] if self.backend.needs_items else None
+        items = [[("video", length)]] if self.backend.needs_items else None
         encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
         clock.lap("encode")
         other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}

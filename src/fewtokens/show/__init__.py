@@ -1,14 +1,15 @@
 """Figures and pages: the region of a video that each token represents, and the video rebuilt from the tokens."""
 
+from fewtokens.core.checks import check_comparison, check_overlay
 from fewtokens.show.colors import method_color, method_styles
 from fewtokens.show.comparison import draw_comparison
-from fewtokens.show.figures import check_comparison, compare, draw, frame_rate, result_of, write_comparison
+from fewtokens.show.figures import compare, draw, frame_rate, result_of, write_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.overlay import STYLES, heat, overlay
 from fewtokens.show.page import write_page
 from fewtokens.show.sheet import draw_sheet
 from fewtokens.show.types import Clip, Result
-from fewtokens.show.write import check_overlay, write_overlay
+from fewtokens.show.write import write_overlay
 
 __all__ = [
     "STYLES",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fewtokens.core import registry
+from fewtokens.core.checks import check_comparison, check_overlay
 from fewtokens.core.encoder import Encoder
 from fewtokens.core.inputs import DEFAULT_FRAMES, DEFAULT_SIZE, to_frames
 from fewtokens.core.pipeline import Pipeline
@@ -20,10 +21,8 @@ from fewtokens.show.comparison import draw_comparison
 from fewtokens.show.labels import shorten
 from fewtokens.show.page import write_page
 from fewtokens.show.types import Clip, Result
-from fewtokens.show.write import check_overlay, write_overlay
+from fewtokens.show.write import write_overlay
 from fewtokens.video import Video, read
-
-MAX_COLUMNS = 5
 
 
 def draw(tokens: Tokens, path: str | Path, video: Any = None, *, style: str = "fill") -> Path:
@@ -95,18 +94,6 @@ def compare(
         tokens = Pipeline(methods, network).eval()(clip).to("cpu")
         results.append(result_of(clip, tokens, network))
     return write_comparison(Clip(clip.name, clip.frames, clip.times, results), path)
-
-
-def check_comparison(path: str | Path, count: int) -> None:
-    """Raises ValueError unless the path can hold a comparison of `count` results, before any work is done."""
-    if count < 1:
-        raise ValueError("a comparison requires at least one spec")
-    if Path(path).suffix not in (".png", ".html"):
-        raise ValueError(f"{path}: a comparison must be a .png or an .html page")
-    if count > MAX_COLUMNS and Path(path).suffix == ".png":
-        raise ValueError(
-            f"{path}: a .png has columns for at most {MAX_COLUMNS} results, got {count}; write an .html page"
-        )
 
 
 def write_comparison(clip: Clip, path: str | Path) -> Path:

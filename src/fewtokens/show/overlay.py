@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.core import checks
 from fewtokens.core.tokens import Tokens
 
-STYLES = ("fill", "outline", "mean")
+STYLES = checks.STYLES
 """The ways to draw a region: tinted, outlined, or filled with the mean of its pixels."""
 
 _DARK = 0.22  # brightness of a dropped cell, as a fraction of the original

@@ -7,23 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewtokens.core.checks import check_overlay
 from fewtokens.core.tokens import Tokens
 from fewtokens.show.labels import shorten
-from fewtokens.show.overlay import STYLES, maps, overlay
+from fewtokens.show.overlay import maps, overlay
 from fewtokens.show.sheet import draw_contact_sheet
 
-SUFFIXES = (".png", ".html", ".mp4", ".gif")
 MOST = 12  # frames on a .png
-
-
-def check_overlay(path: str | Path, style: str) -> None:
-    """Raises ValueError if the suffix or the style is unknown, before any work is done."""
-    if Path(path).suffix not in SUFFIXES:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
-    if style not in (*STYLES, "maps"):
-        raise ValueError(f"style must be one of {', '.join(STYLES)}, maps, got {style!r}")
-    if style == "maps" and Path(path).suffix != ".png":
-        raise ValueError(f"{path}: maps require a .png")
 
 
 def write_overlay(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
 from fewtokens.video.container import Index, is_truncated, open_stream, read_index
@@ -154,29 +153,33 @@ class VideoFile:
         nearest = {int(borders[np.abs(borders - split).argmin()]) for split in even_splits if len(borders)}
         return np.split(indices, sorted(nearest))
 
-    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """Yields the frames at ascending indices, uint8 [3,H,W] each.
+    def frames(self, indices: NDArray[np.int64]) -> Iterator[Any]:
+        """Yields the frames at ascending indices, as `av.VideoFrame`.
+
+        Each is kept until the next one has been decoded, so that the memory of frames is reused in the same order
+        whether or not the caller converts a frame during that time; see `_without_threads` in `scale.py`.
 
         Raises:
             IndexMismatch: the decoded frames contradict the packet index.
-            VideoError: a frame is too large or cannot be converted.
+            VideoError: the file has changed.
         """
-        return self._images_by_index(indices, scaler) if self.by_index else self._images_by_count(indices, scaler)
+        return self._frames_by_index(indices) if self.by_index else self._frames_by_count(indices)
 
-    def _images_by_count(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+    def _frames_by_count(self, indices: NDArray[np.int64]) -> Iterator[Any]:
         """Decodes all frames up to the last index."""
         remaining = iter(indices.tolist())
         target = next(remaining, None)
         frames = (frame for frame in every_frame(self.path, self.video_stream) if frame is not None)
         for n, frame in enumerate(frames):
             if n == target:
-                yield scaler.frame(frame)
+                kept = frame
+                yield kept
                 target = next(remaining, None)
             if target is None:
                 return
         raise VideoError(f"{self.path}: changed while it was read; is it being written?")
 
-    def _images_by_index(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+    def _frames_by_index(self, indices: NDArray[np.int64]) -> Iterator[Any]:
         """Locates frames by timestamp; seeks if the next keyframe is far enough ahead."""
         import av
 
@@ -201,7 +204,7 @@ class VideoFile:
                 if frame is None or frame.pts != target or frame.is_corrupt:
                     raise IndexMismatch
                 latest = int(n)
-                yield scaler.frame(frame)
+                yield frame
 
 
 def _seek_to_keyframe(container: Any, stream: Any, keys: NDArray[np.int64], k: int) -> Iterator[Any]:

@@ -11,7 +11,6 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewtokens.video.decode import DEFAULT_FPS
 from fewtokens.video.scale import Scaler
@@ -56,14 +55,14 @@ class Animation:
     def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return [indices]
 
-    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """Yields the frames at ascending indices, uint8 [3,H,W] each."""
+    def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yields the frames at ascending indices, uint8 [H,W,3] each."""
         remaining = iter(indices.tolist())
         target = next(remaining, None)
         for n, (image, _) in enumerate(_images(self._path, self.name, pixels=True)):
             if n == target:
                 assert image is not None
-                yield scaler.array(image)
+                yield image
                 target = next(remaining, None)
             if target is None:
                 return
@@ -94,10 +93,10 @@ class Folder:
     def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return [indices]
 
-    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
-        """Yields the images at these indices, uint8 [3,H,W] each."""
+    def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yields the images at these indices, uint8 [H,W,3] each."""
         for n in indices.tolist():
-            yield scaler.array(load_image(self._files[n], str(self._files[n])))
+            yield load_image(self._files[n], str(self._files[n]))
 
 
 def read_image(path: Path, size: Size | None) -> Video:
@@ -110,8 +109,10 @@ def read_image(path: Path, size: Size | None) -> Video:
     Raises:
         VideoError: see `load_image`.
     """
-    image = Scaler(size, str(path)).array(load_image(path, str(path)))
-    return Video(image[None], torch.zeros(1, dtype=torch.float64), None, None, str(path), path.stat().st_size)
+    image = Scaler(size, str(path)).frame(load_image(path, str(path)))
+    return Video(
+        torch.from_numpy(image[None]), torch.zeros(1, dtype=torch.float64), None, None, str(path), path.stat().st_size
+    )
 
 
 def load_image(source: Path | IO[bytes], name: str) -> NDArray[np.uint8]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fewtokens.video.types import Video, VideoError
 
 # Maps the seconds of all frames to the indices of the frames to read.
 Picker = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -44,7 +45,7 @@ class Source(Protocol):
     def source_size(self) -> int | None: ...
     def scaler(self, size: Size | None) -> Scaler: ...
     def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]: ...
-    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]: ...
+    def frames(self, indices: NDArray[np.int64]) -> Iterator[Any]: ...
 
 
 def read(
@@ -203,9 +204,10 @@ def _read_sequential(source: Source, select: Picker, scaler: Scaler) -> Iterator
     while True:
         indices = select(source.times)
         indices = indices[source.times[indices] > latest]
-        images = chain.from_iterable(source.images(part, scaler) for part in source.parts(indices))
+        decoded = chain.from_iterable(source.frames(part) for part in source.parts(indices))
         try:
-            for n, image in enumerate(images):
+            for n, frame in enumerate(decoded):
+                image = torch.from_numpy(scaler.frame(frame))
                 latest = float(source.times[indices[n]])
                 yield _Frame(image, source, int(indices[n]), len(indices) - n)
             return
@@ -261,28 +263,37 @@ def _call_picker(pick: Picker, times: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _read_parallel(source: Source, indices: NDArray[np.int64], size: Size | None, progress: Progress | None) -> Video:
-    """Reads the frames at these indices, decoding up to as many parts in parallel as PyTorch has threads."""
+    """Reads the frames at these indices, with as many threads as PyTorch has.
+
+    Each part is decoded by one thread. Threads without a part convert the frames that others have decoded.
+    """
     unique, inverse = np.unique(indices, return_inverse=True)
     scaler = source.scaler(size)
     parts = source.parts(unique)
-    images = source.images(parts[0], scaler)
-    first = next(images)
-    frames = _allocate(len(unique), first, source.name, total=len(indices))
+    decoded = source.frames(parts[0])
+    first = next(decoded)
+    height, width = scaler.shape_of(first)
+    check_bytes(len(indices), height, width, source.name)
+    with torch.inference_mode(False):
+        video = torch.empty(len(unique), 3, height, width, dtype=torch.uint8)
+    frames = video.numpy()
     lock, done, stop = Lock(), count(1), Event()
 
-    def fill(start: int, images: Iterator[Tensor]) -> None:
-        for n, image in enumerate(images, start=start):
-            frames[n] = image
+    def fill(start: int, decoded: Iterator[Any], scaler: Scaler) -> None:
+        def convert(n: int, frame: Any) -> None:
+            scaler.frame(frame, frames[n])
             if progress is not None:
                 with lock:
                     progress(next(done), len(unique))
-            if stop.is_set():
-                return
+
+        _call_behind(pool, convert, takewhile(lambda _: not stop.is_set(), decoded), start)
 
     starts = np.cumsum([0] + [len(part) for part in parts])
-    iterators = [chain([first], images), *(source.images(part, scaler.copy()) for part in parts[1:])]
-    with ThreadPoolExecutor(min(len(parts), torch.get_num_threads())) as pool:
-        futures = [pool.submit(fill, int(start), part) for start, part in zip(starts, iterators, strict=False)]
+    iterators = [chain([first], decoded), *(source.frames(part) for part in parts[1:])]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        futures = [
+            pool.submit(fill, int(start), part, scaler.copy()) for start, part in zip(starts, iterators, strict=False)
+        ]
         try:
             for future in futures:
                 future.result()
@@ -291,23 +302,35 @@ def _read_parallel(source: Source, indices: NDArray[np.int64], size: Size | None
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     if len(unique) != len(indices) or (inverse[1:] < inverse[:-1]).any():
-        frames = frames[torch.from_numpy(inverse)]
-    return _make_video(source, frames, indices)
+        video = video[torch.from_numpy(inverse)]
+    return _make_video(source, video, indices)
 
 
-def _allocate(length: int, image: Tensor, name: str, *, total: int = 0) -> Tensor:
-    """Allocates `length` images of the shape of `image`, uint8 [length,3,H,W], after checking the size.
+def _call_behind(pool: ThreadPoolExecutor, function: Callable[[int, T], None], items: Iterable[T], start: int) -> None:
+    """Calls a function with the number of each item, from `start`, and the item, while the next item is made.
 
-    Args:
-        length: number of distinct images.
-        image: [3,H,W].
-        name: name of the video, for the error message.
-        total: number of images including repeats.
+    Another thread of the pool makes the call if one is free, otherwise this thread does after the next item is made.
+    The calls are made sequentially. This thread releases each item before it makes the next but one.
     """
-    height, width = image.shape[1:]
-    check_bytes(max(length, total), height, width, name)
-    with torch.inference_mode(False):  # threads, which are not in the inference mode of the caller, write to it
-        return torch.empty(length, *image.shape, dtype=torch.uint8)
+    waiting: tuple[Future[None], int, list[T]] | None = None
+
+    def call(n: int, box: list[T]) -> None:
+        function(n, box[0])
+
+    def finish() -> None:
+        if waiting is not None:
+            future, n, box = waiting
+            if future.cancel():
+                call(n, box)
+            else:
+                future.result()
+            box.clear()  # the pool may keep the arguments of a call for longer
+
+    for n, item in enumerate(items, start):
+        finish()
+        box = [item]
+        waiting = pool.submit(call, n, box), n, box
+    finish()
 
 
 def _make_video(source: Source, frames: Tensor, indices: NDArray[np.int64]) -> Video:
@@ -349,9 +372,10 @@ class _Array:
     def parts(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return [indices]
 
-    def images(self, indices: NDArray[np.int64], scaler: Scaler) -> Iterator[Tensor]:
+    def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Yields the frames at these indices, uint8 [H,W,3] each."""
         for n in indices.tolist():
             image = self._pixels[n].detach().cpu()
             if image.is_floating_point():
                 image = (image.clamp(0, 1) * 255).round().byte()
-            yield scaler.array(image.permute(1, 2, 0).numpy())
+            yield image.permute(1, 2, 0).numpy()

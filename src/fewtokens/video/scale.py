@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fewtokens.video.select import Size, check_pixels, target_size
 from fewtokens.video.types import VideoError
@@ -21,7 +19,7 @@ _PLANAR = frozenset(["yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "y
 
 
 class Scaler:
-    """Converts decoded frames and arrays to RGB tensors of one size; resizes and converts colors in one swscale pass.
+    """Converts decoded frames and images to RGB of one size; resizes and converts colors in one swscale pass.
 
     The first image determines the size of all images. Non-square pixels are made square, rotation and mirroring are
     applied, and transparency is composited over black. Images are reduced by area averaging and enlarged by bicubic
@@ -45,30 +43,59 @@ class Scaler:
         other.shape = self.shape
         return other
 
-    def frame(self, frame: Any) -> Tensor:
-        """Converts a decoded `av.VideoFrame` to uint8 [3,H,W].
+    def shape_of(self, frame: Any) -> tuple[int, int]:
+        """Returns the height and width of the results; determined by this frame if it is the first one.
+
+        Raises:
+            VideoError: the frame is too large, before or after resizing.
+        """
+        (height, width), (transposed, _, _) = self._plan(frame)
+        return (width, height) if transposed else (height, width)
+
+    def frame(self, frame: Any, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Converts a decoded `av.VideoFrame`, or an image, uint8 [H,W,3], to uint8 [3,H,W].
+
+        Args:
+            frame: frame or image.
+            out: memory for the result, of the same shape.
 
         Raises:
             VideoError: the frame is too large, before or after resizing, or its pixel format cannot be converted.
         """
-        check_pixels(frame.width, frame.height, self.name)
-        transposed, flip_rows, flip_columns = self._orientation(frame)
-        shape = self._target_shape(max(1, round(frame.width * self.aspect)), frame.height, transposed)
-        alpha = any(component.is_alpha for component in frame.format.components)
-        if alpha:
+        shape, (transposed, flip_rows, flip_columns) = self._plan(frame)
+        planes: Iterable[NDArray[np.uint8]]
+        if isinstance(frame, np.ndarray):
+            planes = self._resize(frame, *shape).transpose(2, 0, 1)
+        elif any(component.is_alpha for component in frame.format.components):
             # Composited before resizing, so that the color of transparent pixels does not bleed into their neighbors.
             full = self._convert_frame(frame, frame.height, frame.width, "rgba").to_ndarray()
             full = (full[..., :3] * (full[..., 3:] / 255.0)).round().astype(np.uint8)
-            image = self._resize(full, *shape).transpose(2, 0, 1)
+            planes = self._resize(full, *shape).transpose(2, 0, 1)
         elif _has_equal_planes(frame, *shape):
-            image = _planes(self._convert_frame(frame, *shape, "gbrp"))
+            planes = _planes(self._convert_frame(frame, *shape, "gbrp"))
         else:
-            image = self._convert_frame(frame, *shape, "rgb24").to_ndarray().transpose(2, 0, 1)
-        if transposed:
-            image = image.transpose(0, 2, 1)
-        if flip_rows or flip_columns:
-            image = image[:, :: -1 if flip_rows else 1, :: -1 if flip_columns else 1].copy()
-        return torch.from_numpy(image)
+            planes = self._convert_frame(frame, *shape, "rgb24").to_ndarray().transpose(2, 0, 1)
+        if out is None:
+            out = np.empty((3, *(shape[::-1] if transposed else shape)), dtype=np.uint8)
+        for channel, plane in zip(out, planes, strict=True):
+            plane = plane.T if transposed else plane
+            channel[...] = plane[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        return out
+
+    def _plan(self, frame: Any) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
+        """Returns the height and width to resize a frame to, and its orientation, which is applied after that.
+
+        The first call determines the size of all results.
+        """
+        if isinstance(frame, np.ndarray):
+            height, width, steps = frame.shape[0], frame.shape[1], (False, False, False)
+        else:
+            check_pixels(frame.width, frame.height, self.name)
+            height, width, steps = frame.height, max(1, round(frame.width * self.aspect)), self._orientation(frame)
+        transposed = steps[0]
+        if self.shape is None:
+            self.shape = target_size(*((height, width) if transposed else (width, height)), self.size, self.name)
+        return self.shape[::-1] if transposed else self.shape, steps
 
     def _orientation(self, frame: Any) -> tuple[bool, bool, bool]:
         """Returns the orientation of a frame, see `orientation`; computed only if the rotation changes.
@@ -80,17 +107,6 @@ class Scaler:
         if not self._rotations or self._rotations[-1][0].rotation != frame.rotation:
             self._rotations.append((frame, orientation(frame)))
         return self._rotations[-1][1]
-
-    def array(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Converts an image, uint8 [H,W,3], to uint8 [3,H,W] of the target size."""
-        height, width = pixels.shape[:2]
-        return torch.from_numpy(self._resize(pixels, *self._target_shape(width, height, False))).permute(2, 0, 1)
-
-    def _target_shape(self, width: int, height: int, transposed: bool) -> tuple[int, int]:
-        """Returns the height and width to resize to, before transposing; the first call determines it."""
-        if self.shape is None:
-            self.shape = target_size(*((height, width) if transposed else (width, height)), self.size, self.name)
-        return self.shape[::-1] if transposed else self.shape
 
     def _resize(self, pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
         import av
@@ -130,12 +146,13 @@ def _has_equal_planes(frame: Any, height: int, width: int) -> bool:
     return height * width < frame.height * frame.width and 2 * height < frame.height
 
 
-def _planes(frame: Any) -> NDArray[np.uint8]:
-    """Returns the pixels of a planar RGB frame, [3,H,W]."""
-    image = np.empty((3, frame.height, frame.width), dtype=np.uint8)
-    for channel, plane in zip((1, 2, 0), frame.planes, strict=True):  # in the order green, blue, red
-        image[channel] = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-    return image
+def _planes(frame: Any) -> list[NDArray[np.uint8]]:
+    """Returns the red, green and blue plane of a planar RGB frame, [H,W] each, without copying."""
+    green, blue, red = (
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+        for plane in frame.planes
+    )
+    return [red, green, blue]
 
 
 def _without_threads(reformat: Callable[..., Any]) -> Callable[..., Any]:

@@ -92,10 +92,14 @@ def padded_rows(lengths: list[int], seed: int) -> tuple[torch.Tensor, torch.Tens
 
 @pytest.mark.parametrize("seed", range(4))
 def test_lloyd_equals_full_assignments(seed):
-    """Comparisons with moved centroids only, and sums that change by the rows that move, are the plain algorithm."""
+    """Comparisons of open rows only, and sums that change by the rows that move, are the plain algorithm.
+
+    40 centroids of 12 channels have bounds for groups of 4. One centroid has no direction at the start.
+    """
     x, real = padded_rows([400, 90, 251], seed)
     k = torch.tensor([40, 7, 25])
     start = F.normalize(torch.randn(3, 40, 12, generator=torch.Generator().manual_seed(seed)), dim=2)
+    start[0, 3] = 0
     centroids = start
     for iterations in range(12):
         fast, fit = spherical.lloyd(x, real, start, k, iterations, 0.0)
@@ -106,6 +110,26 @@ def test_lloyd_equals_full_assignments(seed):
         torch.testing.assert_close(fit.counts, plain.counts)
         moved = F.normalize(plain.sums, dim=2)
         centroids = torch.where(plain.sums.norm(dim=2, keepdim=True) > 0, moved, centroids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("rows", [1, 60])
+def test_few_rows_are_compared_once_they_are_settled(seed, rows, monkeypatch):
+    """Near convergence only rows between two centroids are compared; the labels are those of the plain algorithm."""
+    x, real = padded_rows([500], seed)
+    x[:, rows:60] = x[:, :1]
+    start, k = x[:, 60:80].clone(), torch.tensor([20])
+    compared = []
+    best = spherical._best
+
+    def count(rows, *args):
+        compared.append(rows.shape[1])
+        return best(rows, *args)
+
+    monkeypatch.setattr(spherical, "_best", count)
+    centroids, fit = spherical.lloyd(x, real, start, k, 30, 0.0)
+    assert torch.equal(fit.labels, spherical.assign(x, real, centroids, k).labels)
+    assert min(compared) < 150
 
 
 @pytest.mark.parametrize("seed", range(3))

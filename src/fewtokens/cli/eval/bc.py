@@ -19,10 +19,12 @@ from fewtokens.cli.options import (
     PROTOCOL,
     RUN,
     BatchOption,
+    Check,
     DeviceOption,
     DtypeOption,
     JsonOption,
     SettingsOption,
+    check_model,
     names_of,
 )
 from fewtokens.cli.progress import progress
@@ -92,6 +94,7 @@ class FeatureOptions:
             help="patches (pixels, no weights), a folder (also of a trained network), or a hub id.",
             rich_help_panel=ENCODER,
         ),
+        Check(check_model),
     ] = None
     feature: Annotated[
         str | None,

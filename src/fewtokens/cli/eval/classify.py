@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from fewtokens.cli.errors import check_exists
 from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, clip_data, make_views, print_scores
 from fewtokens.cli.options import PROTOCOL, JsonOption
 from fewtokens.cli.progress import progress
+
+_NOT_TRAINED = "no trained network in this folder; fewtokens train classify writes one to OUT/model"
 
 
 @verb(
@@ -36,15 +39,14 @@ def classify(
     validation or test in --data; else the part of --data that training held out; else all of --data.
     """
     check_exists(labeled.data, labeled.validation)
+    check_exists(Path(model), problem=_NOT_TRAINED)
     from fewtokens import networks as models
     from fewtokens.data import read_listing
     from fewtokens.encoders import pick_device
     from fewtokens.evaluation.classify import classification_scores, predict
 
     if not models.is_saved(model):
-        raise ValueError(
-            f"{model}: no trained network in this folder; fewtokens train classify writes one to OUT/model"
-        )
+        raise ValueError(f"{model}: {_NOT_TRAINED}")
     meta = models.read_meta(model)
     trained = meta.get("trained", {})
     views = make_views(view, trained)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewtokens.cli.command import verb
-from fewtokens.cli.errors import check_exists
 from fewtokens.cli.eval.dense_run import MODES, DataOption, DenseOptions, Task, run_task
 from fewtokens.cli.options import INPUT, PROTOCOL
+from fewtokens.core.checks import check_layout
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
@@ -54,12 +54,12 @@ def davis(
     --out writes results.json, masks/ in the layout and palette of the official tool, and sheet.png (white: ground
     truth). F is higher at 480x880, where boundaries match within 9 px, than at 480x854, where they match within 8 px.
     """
-    check_exists(data, problem="not a DAVIS folder")
+    check_layout(data, "DAVIS")
+    if score_size not in ("native", "880", "both"):
+        raise ValueError(f"--score-size must be native, 880 or both, got {score_size!r}")
     from fewtokens.data.dense_sets import davis_sequences
     from fewtokens.evaluation import dense
 
-    if score_size not in ("native", "880", "both"):
-        raise ValueError(f"--score-size must be native, 880 or both, got {score_size!r}")
     sizes = dense.SIZES if score_size == "both" else (score_size,)
     sequences, listing = davis_sequences(data, split)
 

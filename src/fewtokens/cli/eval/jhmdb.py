@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fewtokens.cli.command import verb
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.eval.dense_run import MODES, DataOption, DenseOptions, ListOption, ProtocolOption, Task, run_task
+from fewtokens.core.checks import check_layout
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
@@ -29,7 +30,7 @@ def jhmdb(
     A joint counts as correct within that fraction of 0.6 times the diagonal of the joints' bounding box. PCK is the
     mean of the percentages per joint.
     """
-    check_exists(data, problem="not a JHMDB folder")
+    check_layout(data, "JHMDB")
     check_exists(listing)
     from fewtokens.data.dense_sets import jhmdb_clips
     from fewtokens.evaluation import dense

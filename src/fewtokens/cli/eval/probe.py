@@ -14,11 +14,13 @@ from fewtokens.cli.eval.views import LabeledOptions, LoadOptions, ViewOptions, c
 from fewtokens.cli.options import (
     ENCODER,
     INPUT,
+    Check,
     EncoderOptions,
     JsonOption,
     MethodOptions,
     RunOptions,
     SeedOption,
+    check_model,
 )
 from fewtokens.cli.pipelines import make_pipeline
 from fewtokens.cli.progress import progress
@@ -38,6 +40,7 @@ class ProbeOptions(LoadOptions, ViewOptions, MethodOptions):
             help="patches (pixels, no weights), a folder (also of a trained network), or a hub id.",
             rich_help_panel=ENCODER,
         ),
+        Check(check_model),
     ] = "patches"
     feature: Annotated[
         str,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fewtokens.cli.command import verb
 from fewtokens.cli.errors import check_exists
 from fewtokens.cli.eval.dense_run import MODES, DataOption, DenseOptions, ListOption, ProtocolOption, Task, run_task
+from fewtokens.core.checks import check_layout
 
 if TYPE_CHECKING:
     from fewtokens.data.dense_sets import SequenceFiles
@@ -28,7 +29,7 @@ def vip(
 
     There are 20 classes, including the background. The given first frame is included.
     """
-    check_exists(data, problem="not a VIP folder")
+    check_layout(data, "VIP")
     check_exists(listing)
     from fewtokens.data.dense_sets import vip_videos
     from fewtokens.evaluation import dense

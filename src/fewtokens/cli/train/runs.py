@@ -82,6 +82,8 @@ class TrainOptions(_Folder):
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu"):
             raise ValueError(f"--device must be auto or cpu for training, got {self.device!r}")
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"--epochs must be above 0, got {self.epochs}")
 
     def changes(self, **more: Any) -> dict[str, Any]:
         """Returns the settings that options override."""

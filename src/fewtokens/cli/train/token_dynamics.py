@@ -9,7 +9,7 @@ import typer
 
 from fewtokens.cli.command import verb
 from fewtokens.cli.errors import check_exists
-from fewtokens.cli.options import METHOD, MODEL, TRAINING
+from fewtokens.cli.options import METHOD, MODEL, TRAINING, Check, check_specs
 from fewtokens.cli.train.language_model import (
     ConversationOptions,
     LanguageTrainOptions,
@@ -41,6 +41,7 @@ def token_dynamics(
             help="Spec of the methods between encoder and language model.",
             rich_help_panel=METHOD,
         ),
+        Check(check_specs),
     ] = "token_dynamics(keep=32)",
     whole: Annotated[
         bool,

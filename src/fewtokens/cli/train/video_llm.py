@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewtokens.cli.command import verb
-from fewtokens.cli.options import ENCODER, METHOD, MODEL
+from fewtokens.cli.options import ENCODER, METHOD, MODEL, Check, check_model, check_specs
 from fewtokens.cli.train.language_model import (
     ConversationOptions,
     LanguageTrainOptions,
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 def video_llm(
     conversations: ConversationOptions,
     encoder: Annotated[
-        str, typer.Option("--encoder", help="Video encoder, a ViT: folder or hub id.", rich_help_panel=ENCODER)
+        str,
+        typer.Option("--encoder", help="Video encoder, a ViT: folder or hub id.", rich_help_panel=ENCODER),
+        Check(check_model),
     ],
     llm: Annotated[
         str,
         typer.Option("--llm", help="Causal language model: folder, .gguf file or hub id.", rich_help_panel=MODEL),
+        Check(check_model),
     ],
     options: LanguageTrainOptions,
     spec: Annotated[
@@ -44,6 +47,7 @@ def video_llm(
             rich_help_panel=METHOD,
             help='Spec of the methods between encoder and language model; "" keeps all tokens.',
         ),
+        Check(check_specs),
     ] = "",
     pool: Annotated[
         int,

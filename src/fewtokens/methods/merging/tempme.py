@@ -50,7 +50,8 @@ class TempMe(Reducer):
         return -(-grid.T // self._frames()[-1])
 
     def plan(self, tokens: Tokens, **cues: Any) -> Plan:
-        before, tokens = tokens, tokens.replace(features=tokens.features.detach())
+        tokens = tokens.replace(features=tokens.features.detach())
+        merged = Plan.identity(tokens)
         target, start = self.counts(tokens), tokens.count
         rounds = self._frames()
         for round_index, frames in enumerate(rounds, 1):
@@ -61,5 +62,6 @@ class TempMe(Reducer):
             share = start * (target / start) ** (round_index / len(rounds))
             total = share.ceil().long().maximum((size > 0).sum(1)).minimum(tokens.count)
             total = target if round_index == len(rounds) else torch.maximum(total, target)
-            tokens = tokens.apply(merge_within(tokens, group, allocate(total, size)))
-        return Plan.from_assignment(before, tokens)
+            plan = merge_within(tokens, group, allocate(total, size))
+            tokens, merged = tokens.apply(plan), merged.then(plan)
+        return merged

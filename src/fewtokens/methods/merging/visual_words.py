@@ -94,8 +94,8 @@ class VisualWords(Reducer):
             return merge_words(torch.full_like(similar[:, 0], 1 - self.distance))
         target = self.counts(tokens)
         tau = find_threshold(lambda tau, _: merge_words(tau).count >= target, -1.0, 1.01, target)
-        reduced = tokens.apply(merge_words(tau))
-        return Plan.from_assignment(tokens, reduced.apply(merge_to(reduced, target)))
+        plan = merge_words(tau)
+        return plan.then(merge_to(tokens.apply(plan), target))
 
 
 def _word_labels(word: Tensor, near: Tensor, frame: Tensor, frames: int, words: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan
+from fewtokens.core.plan import Plan, compose_assignment, position_order
 from fewtokens.core.tokens import Tokens
 
 # Similarities are computed in blocks of at most this many entries (32 MiB in float32): products of smaller ones are
@@ -81,38 +81,38 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: i
     # cannot branch on data.
     dense = not metric.is_cuda and not torch.compiler.is_compiling() and bool(tokens.mask.all())
     best, match = best_match(a, b, None if dense else real_b)
-    count = tokens.count
-    index = torch.arange(N, device=metric.device)
     # How many tokens of each video merge, and how many set A has: ints if all videos are equal, otherwise [B,1].
     merged: int | Tensor
     num_a: int | Tensor
     if dense and isinstance(r, int):
-        merged = min(r, N // 2)
-        left, num_a = count - merged, a.shape[1]
+        merged, num_a = min(r, N // 2), a.shape[1]
+        left = torch.full((B,), N - merged, device=metric.device)
     else:
+        count = tokens.count
         best = best.masked_fill(~real_a, -torch.inf)
         merged = torch.as_tensor(r, device=metric.device).minimum(count // 2)[:, None]
         left, num_a = count - merged[:, 0], real_a.sum(1, keepdim=True)
     if num_slots is None:
         # The longest video has no padding, so the number of slots is known without reading the data.
         num_slots = N - min(r, N // 2) if isinstance(r, int) else int(left.max())
+    index = torch.arange(N, device=metric.device)
+    if isinstance(merged, int) and merged == 0:
+        return Plan(left, num_slots, index.expand(B, -1))
     order = best.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, index[: a.shape[1]].expand_as(order))
-    merges = rank < merged
-    start_b = num_a - merged
-    if tokens.num_prefix:
-        survives = merges.logical_not()
-        slot_a = (survives if dense else survives & real_a).cumsum(1) - 1
+    if isinstance(merged, int) and tokens.num_prefix:
+        survives = torch.ones_like(best, dtype=torch.bool).scatter_(1, order[:, :merged], False)
+        slot_a = survives.cumsum(1).sub_(1)
     else:
-        slot_a = rank - merged
+        rank = torch.empty_like(order).scatter_(1, order, index[: a.shape[1]].expand_as(order))
+        survives = rank >= merged
+        slot_a = (survives & real_a).cumsum(1).sub_(1) if tokens.num_prefix else rank - merged
+    start_b = num_a - merged
     dest = torch.empty(B, N, dtype=torch.int64, device=metric.device)
-    dest[:, first::2] = torch.where(merges, match + start_b, slot_a)
+    dest[:, first::2] = torch.where(survives, slot_a, match + start_b)
     dest[:, 1 - first :: 2] = index[: b.shape[1]] + start_b
     if isinstance(merged, Tensor):
         # A video with nothing to merge keeps its order, regardless of the others in the batch.
         dest = torch.where(merged > 0, dest, index).masked_fill(~tokens.mask, -1)
-    elif merged == 0:
-        dest = index.expand(B, -1)
     return Plan(left, num_slots, dest)
 
 
@@ -130,24 +130,28 @@ def merge_to(tokens: Tokens, target: Tensor, planned: Sequence[int] | None = Non
     # Means of one step are matched in the next, so they stay in float32 in between.
     half = tokens.features.dtype in (torch.float16, torch.bfloat16)
     merged = tokens.to(torch.float32) if half else tokens.replace(features=tokens.features.detach())
+    total = Plan.identity(tokens)
     if planned is not None and torch.compiler.is_compiling():
         bound, slots = tokens.N, tokens.N
         while bound > min(planned):
             bound = -(-bound // 2)
             slots = max(min(max(planned), slots), -(-slots // 2))
-            merged = merged.apply(bipartite_plan(merged.features, _excess(merged, target), merged, slots))
-        return _plan_in_order(tokens, merged)
+            plan = bipartite_plan(merged.features, _excess(merged, target), merged, slots)
+            merged, total = merged.apply(plan), total.then(plan)
+        return _plan_in_order(total, merged)
     while bool((merged.count > target).any()):
         plan = bipartite_plan(merged.features, _excess(merged, target), merged)
         if not bool((plan.count > target).any()):
             merged = merged.replace(features=merged.features[..., :0], prefix=None)  # the last step: not matched again
-        merged = merged.apply(plan)
-    return _plan_in_order(tokens, merged)
+        merged, total = merged.apply(plan), total.then(plan)
+    return _plan_in_order(total, merged)
 
 
-def _plan_in_order(before: Tokens, after: Tokens) -> Plan:
-    """The plan from `before` to `after`, in order of time; the features are not needed."""
-    return Plan.from_assignment(before, after.replace(features=after.features[..., :0], prefix=None).sort_by_position())
+def _plan_in_order(total: Plan, after: Tokens) -> Plan:
+    """The plan that leads to `after`, as means, in order of time."""
+    assert total.dest is not None
+    rank = position_order(after.positions, after.mask).argsort(dim=1)
+    return Plan(total.count, total.num_slots, compose_assignment(rank, total.dest))
 
 
 def _excess(tokens: Tokens, target: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import group_sum, mask_indices, readable, take_rows
+from fewtokens.core.plan import flat_rows, group_sum, mask_indices, readable, take_rows
 
 # Similarities are computed in blocks of at most this many entries (4 MiB in float32), which are still in the cache when
 # their maximum is taken.
 _MAX_BLOCK_ENTRIES = 1 << 20
+# Cosines and angles that differ by less may be equal.
+_ROUNDING = 1e-6
 # Centroids whose candidates are sampled together by k-means++, at most.
 MAX_TOGETHER = 32
 # Candidates of each of them.
@@ -31,14 +33,26 @@ class Assignment(NamedTuple):
         sums: [B,K,C], sum of each cluster.
         counts: [B,K], number of rows of each cluster.
         distortion: [B], mean of 1 - cosine to the centroid.
-        similarity: [B,N], largest cosine to a centroid, undefined in padded slots; None if it is not known.
     """
 
     labels: Tensor
     sums: Tensor
     counts: Tensor
     distortion: Tensor
-    similarity: Tensor | None = None
+
+
+class _Bounds(NamedTuple):
+    """What is known about the angles between rows and centroids.
+
+    Attributes:
+        labels: int64 [B,N], the most similar centroid of each row.
+        own: [B,N], an upper bound of the angle to it.
+        others: [B,N,G], a lower bound of the angle to any other centroid of a group of consecutive ones.
+    """
+
+    labels: Tensor
+    own: Tensor
+    others: Tensor
 
 
 def assign(
@@ -50,37 +64,23 @@ def assign(
     """
     value, label = nearest or _best(x, centroids, _unused(centroids, k))
     sums = _add_by_label(torch.zeros_like(centroids), _masked(x, real), label)
-    return _without_empty(x, real, value, label, sums, k)
+    return _without_empty(x, real, centroids, label, sums, k, value)
 
 
-def _reassign(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, fit: Assignment, moved: Tensor) -> Assignment:
-    """The same as `assign`, from the assignment `fit` to centroids of which only `moved` [B,K] have changed since.
+def _reassign(x: Tensor, real: Tensor, centroids: Tensor, k: Tensor, fit: Assignment, labels: Tensor) -> Assignment:
+    """The same as `assign` with the most similar centroids `labels`; the sums change by the rows that change clusters.
 
-    A row whose centroid has not moved is compared only with those that have; the sums change by the rows that change
-    clusters. Memberships are read, so this is for tensors on a CPU.
+    Memberships are read, so this is for tensors on a CPU.
     """
-    assert fit.similarity is not None
-    own, unused = fit.labels.clamp(min=0), _unused(centroids, k)
-    if int(moved.sum()) * 2 > moved.numel():
-        value, label = _best(x, centroids, unused)
-    else:
-        columns = mask_indices(moved)
-        fixed = ~moved.gather(1, columns)
-        value, nearest = _best(x, take_rows(centroids, columns), fixed | unused.gather(1, columns))
-        stays = value <= fit.similarity
-        label = torch.where(stays, own, columns.gather(1, nearest))
-        value = torch.where(stays, fit.similarity, value)
-        rows = mask_indices(moved.gather(1, own) & real)
-        new_value, new_label = _best(take_rows(x, rows), centroids, unused)
-        value, label = value.scatter(1, rows, new_value), label.scatter(1, rows, new_label)
-    rows = mask_indices((label != own) & real)
+    own = fit.labels.clamp(min=0)
+    rows = mask_indices((labels != own) & real)
     if rows.shape[1] * 4 > real.shape[1]:
-        sums = _add_by_label(torch.zeros_like(centroids), _masked(x, real), label)
+        sums = _add_by_label(torch.zeros_like(centroids), _masked(x, real), labels)
     else:
-        changed = take_rows(x, rows) * (label != own).gather(1, rows)[..., None]
-        sums = _add_by_label(fit.sums.clone(), changed, label.gather(1, rows))
+        changed = take_rows(x, rows) * ((labels != own) & real).gather(1, rows)[..., None]
+        sums = _add_by_label(fit.sums.clone(), changed, labels.gather(1, rows))
         sums = _add_by_label(sums, changed.neg_(), own.gather(1, rows))
-    return _without_empty(x, real, value, label, sums, k)
+    return _without_empty(x, real, centroids, labels, sums, k)
 
 
 def _unused(centroids: Tensor, k: Tensor) -> Tensor:
@@ -92,33 +92,85 @@ def _masked(x: Tensor, real: Tensor) -> Tensor:
     return x if readable(real) and bool(real.all()) else x * real[..., None]
 
 
-def _best(x: Tensor, centroids: Tensor, unused: Tensor) -> tuple[Tensor, Tensor]:
-    """The similarity of each row to its most similar centroid that is not unused, and the index of that, both [B,N]."""
+def _best(x: Tensor, centroids: Tensor, unused: Tensor, others: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The similarity of each row to its most similar centroid that is not unused, and the index of that, both [B,N].
+
+    Angles to all others are written to `others`, as in `_Bounds`.
+    """
     masked = not readable(unused) or bool(unused.any())
     block = max(1, _MAX_BLOCK_ENTRIES // max(1, centroids.shape[0] * centroids.shape[1]))
     values, labels = [], []
-    for rows in x.split(block, 1):
-        similarity = rows @ centroids.transpose(1, 2)
+    for start in range(0, max(1, x.shape[1]), block):
+        # In this order the product of many centroids takes two thirds of the time.
+        similarity = (centroids @ x[:, start : start + block].transpose(1, 2)).transpose(1, 2)
         if masked:
             similarity.masked_fill_(unused[:, None], -torch.inf)
         value, label = similarity.max(2)
         values.append(value)
         labels.append(label)
+        if others is not None:
+            angle = similarity.add_(_ROUNDING).clamp_(-1, 1).acos_().scatter_(2, label[..., None], torch.inf)
+            others[:, start : start + block] = -_grouped(-angle, others.shape[2])
     return torch.cat(values, 1), torch.cat(labels, 1)
 
 
-def _without_empty(x: Tensor, real: Tensor, value: Tensor, label: Tensor, sums: Tensor, k: Tensor) -> Assignment:
-    """The assignment of rows to their most similar centroids, after each empty cluster has received a row."""
+def _grouped(values: Tensor, groups: int) -> Tensor:
+    """The largest value of each group of consecutive centroids: [...,K] -> [...,G]."""
+    K = values.shape[-1]
+    if groups == K:
+        return values
+    size = -(-K // groups)
+    return F.pad(values, (0, size * groups - K), value=-torch.inf).unflatten(-1, (groups, size)).amax(-1)
+
+
+def _compare(x: Tensor, centroids: Tensor, unused: Tensor, groups: int) -> _Bounds:
+    """Compares all rows with all centroids."""
+    others = x.new_empty(*x.shape[:2], groups)
+    value, labels = _best(x, centroids, unused, others)
+    return _Bounds(labels, (value - _ROUNDING).clamp_(-1, 1).acos_(), others)
+
+
+def _compare_near(
+    x: Tensor, real: Tensor, centroids: Tensor, unused: Tensor, bounds: _Bounds, turned: Tensor
+) -> _Bounds:
+    """The same from bounds for centroids that have turned by up to `turned` [B,K] since; `bounds` are overwritten.
+
+    Angles obey the triangle inequality (Elkan, ICML 2003). Only the rows to which another centroid could now be nearer
+    are compared. Bounds are read, so this is for tensors on a CPU.
+    """
+    labels, own, others = bounds
+    groups = others.shape[2]
+    own += turned.gather(1, labels)
+    others -= _grouped(turned, groups)[:, None]
+    rows = mask_indices((own >= others.amin(2)) & real)
+    if rows.shape[1] * 4 > real.shape[1] * 3:
+        return _compare(x, centroids, unused, groups)
+    new = _compare(take_rows(x, rows), centroids, unused, groups)
+    flat = flat_rows(rows, real.shape[1])
+    others.flatten(0, 1).index_copy_(0, flat, new.others.flatten(0, 1))
+    return _Bounds(labels.scatter(1, rows, new.labels), own.scatter_(1, rows, new.own), others)
+
+
+def _without_empty(
+    x: Tensor, real: Tensor, centroids: Tensor, label: Tensor, sums: Tensor, k: Tensor, value: Tensor | None = None
+) -> Assignment:
+    """The assignment of rows to their most similar centroids, after each empty cluster has received a row.
+
+    `value` [B,N] is the similarity to them, if known.
+    """
+    unused = _unused(sums, k)
     counts = group_sum(real[..., None].to(x.dtype), label, sums.shape[1]).squeeze(2)
-    empty = (counts == 0) & ~_unused(sums, k)
+    # The sum of the similarities of a cluster is the product of its centroid and its sum.
+    distortion = 1 - (centroids * sums).sum((1, 2)) / counts.sum(1).clamp(min=1)
+    empty = (counts == 0) & ~unused
     if not readable(empty) or bool(empty.any()):
+        value = _best(x, centroids, unused)[0] if value is None else value
         filled = _fill_empty(label, value, real, empty)
         new_sums = _add_by_label(torch.zeros_like(sums), x * real[..., None], filled)
         any_empty = empty.any()
         label, sums = torch.where(any_empty, filled, label), torch.where(any_empty, new_sums, sums)
         counts = torch.zeros_like(counts).scatter_add_(1, label, real.to(x.dtype))
-    distortion = ((1 - value) * real).sum(1) / real.sum(1).clamp(min=1)
-    return Assignment(label.masked_fill(~real, -1), sums, counts, distortion, value)
+    return Assignment(label.masked_fill(~real, -1), sums, counts, distortion)
 
 
 def _add_by_label(sums: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
@@ -176,17 +228,29 @@ def lloyd(
         Unit centroids [B,K,C], and the assignment to them.
     """
     active = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    unused = _unused(centroids, k)
+    # The bounds take no more memory than the rows.
+    size = -(-centroids.shape[1] // max(1, x.shape[2]))
+    groups = -(-centroids.shape[1] // size)
+    bounds = None
     fit = assign(x, real, centroids, k, nearest)
     for _ in range(iterations):
         has_mean = (fit.counts > 0)[..., None] & (fit.sums.norm(dim=2, keepdim=True) > 0)
         means = torch.where(has_mean & active[:, None, None], F.normalize(fit.sums, dim=2), centroids)
         shift = (means - centroids).square().sum(2)
         active = active & (shift.sum(1).sqrt() > tol)
-        centroids, moved = means, shift > 0
         if not readable(x):
-            fit = assign(x, real, centroids, k)
-        elif bool(moved.any()):
-            fit = _reassign(x, real, centroids, k, fit, moved)
+            fit = assign(x, real, means, k)
+        elif bool((shift > 0).any()):
+            if bounds is None:
+                bounds = _compare(x, means, unused, groups)
+            else:
+                turned = 2 * (shift.sqrt() / 2).clamp_(max=1).asin_() + _ROUNDING * (shift > 0)
+                # A centroid of length 0 had no direction.
+                turned.masked_fill_(~centroids.any(2), torch.pi)
+                bounds = _compare_near(x, real, means, unused, bounds, turned)
+            fit = _reassign(x, real, means, k, fit, bounds.labels)
+        centroids = means
         # A traced graph cannot branch on data; converged videos do not change anyway.
         if not torch.compiler.is_compiling() and not bool(active.any()):
             break

@@ -16,10 +16,13 @@ from fewtokens.methods.ops.seeded import uniform_hash
 
 # Criteria that select the number of clusters if it is not given.
 CRITERIA = ("silhouette", "elbow")
-# The number is selected, and a fixed number of centroids initialized, on at most this many evenly spaced tokens.
+# How centroids are initialized.
+INITS = ("k-means++", "random")
+# The number is selected on at most this many tokens.
 _MAX_SAMPLE = 4096
-# More tokens initialize more centroids, up to this many for each.
-_ROWS_PER_CENTROID = 128
+# A fixed number of centroids is initialized on at most this many tokens per centroid, and at least this many.
+_ROWS_PER_CENTROID = 48
+_MIN_SAMPLE = 1024
 # Candidates per centroid of greedy k-means++; about 2 + log K, as in scikit-learn.
 _NUM_CANDIDATES = 5
 
@@ -37,28 +40,41 @@ def cluster_fixed(
     iterations: int = 50,
     tol: float = 1e-4,
     *,
+    init: str = "k-means++",
     max_clusters: int | None = None,
 ) -> Plan:
     """Merges the tokens of each video into exactly k [B] clusters, if there are enough tokens.
 
-    `max_clusters` is an upper bound of k, if known without reading the data.
+    `init` is one of `INITS`; `max_clusters` is an upper bound of k, if known without reading the data.
     """
     x, real = F.normalize(tokens.features.detach().float(), dim=2), tokens.mask
     clusters = max_clusters or int(k.max())
-    rows = (_ROWS_PER_CENTROID * k).clamp(min=_MAX_SAMPLE)
-    sample, sampled = _sample(x, tokens.count, rows, max(_MAX_SAMPLE, _ROWS_PER_CENTROID * clusters))
-    centroids, *nearest = _seed(sample, sampled, k, clusters, seed)
-    known = (nearest[0], nearest[1]) if readable(real) and torch.equal(sampled, real) else None
+    if init == "random":
+        centroids, known = _random_rows(x, real, clusters, seed), None
+    else:
+        rows = (_ROWS_PER_CENTROID * k).clamp(min=_MIN_SAMPLE)
+        sample, sampled = _sample(x, tokens.count, rows, max(_MIN_SAMPLE, _ROWS_PER_CENTROID * clusters), seed)
+        centroids, *nearest = _seed(sample, sampled, k, clusters, seed)
+        known = (nearest[0], nearest[1]) if readable(real) and torch.equal(sampled, real) else None
     labels = spherical.lloyd(x, real, centroids, k, iterations, tol, known)[1].labels
     return Plan.group(labels, tokens, clusters, num_slots=max_clusters)
 
 
 def cluster_adaptive(
-    tokens: Tokens, criterion: str, k_min: int, k_max: int, seed: int = 0, iterations: int = 50, tol: float = 1e-4
+    tokens: Tokens,
+    criterion: str,
+    k_min: int,
+    k_max: int,
+    seed: int = 0,
+    iterations: int = 50,
+    tol: float = 1e-4,
+    *,
+    init: str = "k-means++",
 ) -> Plan:
     """Merges the tokens of each video into k_min..k_max clusters, as many as the criterion selects.
 
-    Every K is fitted on up to 4096 evenly spaced tokens, initialized from the previous K; then all tokens are assigned.
+    Every K is fitted on up to 4096 tokens spread over the video, initialized from the previous K; then all tokens are
+    assigned.
 
     Args:
         tokens: the tokens to merge.
@@ -68,11 +84,15 @@ def cluster_adaptive(
         seed: random seed of k-means++.
         iterations: maximum number of Lloyd iterations.
         tol: stop if the centroids move by less than this Frobenius norm.
+        init: one of `INITS`.
     """
     x = F.normalize(tokens.features.detach().float(), dim=2)
-    sample, real = _sample(x, tokens.count, torch.full_like(tokens.count, _MAX_SAMPLE), _MAX_SAMPLE)
+    sample, real = _sample(x, tokens.count, torch.full_like(tokens.count, _MAX_SAMPLE), _MAX_SAMPLE, seed)
     count = real.sum(1)
-    centroids = _seed(sample, real, count.clamp(max=k_min), k_min, seed).centroids
+    if init == "random":
+        centroids = _random_rows(sample, real, k_min, seed)
+    else:
+        centroids = _seed(sample, real, count.clamp(max=k_min), k_min, seed).centroids
     fits, scores = [], []
     for k in range(k_min, k_max + 1):
         limit = count.clamp(max=k)
@@ -95,13 +115,22 @@ def _seed(x: Tensor, real: Tensor, k: Tensor, clusters: int, seed: int) -> spher
     return spherical.kmeans_plus_plus(x, real, k, clusters, uniforms)
 
 
-def _sample(x: Tensor, count: Tensor, limit: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Up to `limit` [B] evenly spaced rows of each video, [B,n,C], and which are real, bool [B,n].
+def _random_rows(x: Tensor, real: Tensor, clusters: int, seed: int) -> Tensor:
+    """Different random rows of each video as centroids [B,K,C]; a video of fewer rows repeats padding."""
+    order = uniform_hash(seed, x.shape[1], x.device).masked_fill(~real, torch.inf).argsort(dim=1, stable=True)
+    return take_rows(x, order[:, torch.arange(clusters, device=x.device).clamp(max=x.shape[1] - 1)])
+
+
+def _sample(x: Tensor, count: Tensor, limit: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Up to `limit` [B] rows of each video, one from each of as many equal parts, [B,n,C]; which are real, bool [B,n].
+
+    Rows at even steps would be the same cells of each frame if the step divided the size of a frame.
 
     `most` is an upper bound of `limit`.
     """
     n = min(x.shape[1], most)
     position = torch.arange(n, device=x.device).expand(len(count), -1)
     size = count.minimum(limit)[:, None]
-    index = (position * count[:, None] // size).clamp(max=x.shape[1] - 1)
+    start = position.double() + uniform_hash(seed, n, x.device)
+    index = (start * (count[:, None].double() / size.clamp(min=1))).long().clamp(max=x.shape[1] - 1)
     return take_rows(x, index), position < size

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
+from fewtokens.core.plan import POSITION_UNITS, round_positions
 from fewtokens.core.tokens import Tokens
 
 
@@ -27,8 +28,8 @@ def tokens_per_window(grid: Grid, side: int, budget: Budget) -> int:
 def window_index(tokens: Tokens, side: int) -> Tensor:
     """The index of each token's window within its video, int64 [B,N]; -1 in padded slots."""
     across, down = -(-tokens.grid.W // side), -(-tokens.grid.H // side)
-    # The mean of positions within a window is within it.
-    y, x = (tokens.positions[..., axis].floor().long() // side for axis in (1, 2))
+    # The mean of positions within a window is within it, but for rounding: 2.9999998 is 3.
+    y, x = (round_positions(tokens.positions[..., axis]) // (POSITION_UNITS * side) for axis in (1, 2))
     return ((tokens.frame * down + y) * across + x).masked_fill(~tokens.mask, -1)
 
 

@@ -1,0 +1,63 @@
+"""Checks of arguments that need no torch, so that the command line reports a wrong one at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# In the order in which "auto" prefers them.
+DEVICES = ("cuda", "mps", "cpu")
+DTYPES = ("float32", "float16", "bfloat16")
+
+SUFFIXES = (".png", ".html", ".mp4", ".gif")
+STYLES = ("fill", "outline", "mean")  # see `fewtokens.show.overlay`
+MAX_COLUMNS = 5  # of a comparison as a .png
+
+# The folders that a data set must contain.
+LAYOUTS = {
+    "DAVIS": ("JPEGImages/480p", "Annotations/480p"),
+    "JHMDB": ("joint_positions", "Rename_Images"),
+    "VIP": ("Images", "Annotations/Category_ids"),
+}
+
+
+def check_device(name: str) -> None:
+    """Raises ValueError if this is not the name of a device, available or not: "auto", "cpu", "cuda:1"."""
+    kind, _, index = name.partition(":")
+    if name != "auto" and (kind not in DEVICES or (index and not index.isdigit())):
+        raise ValueError(f"device must be auto, cpu, cuda or mps, got {name!r}")
+
+
+def check_dtype(name: str) -> None:
+    """Raises ValueError if this is not the name of a dtype."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+
+
+def check_overlay(path: str | Path, style: str) -> None:
+    """Raises ValueError if the suffix or the style is unknown, before any work is done."""
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
+    if style not in (*STYLES, "maps"):
+        raise ValueError(f"style must be one of {', '.join(STYLES)}, maps, got {style!r}")
+    if style == "maps" and Path(path).suffix != ".png":
+        raise ValueError(f"{path}: maps require a .png")
+
+
+def check_comparison(path: str | Path, count: int) -> None:
+    """Raises ValueError unless the path can hold a comparison of `count` results, before any work is done."""
+    if count < 1:
+        raise ValueError("a comparison requires at least one spec")
+    if Path(path).suffix not in (".png", ".html"):
+        raise ValueError(f"{path}: a comparison must be a .png or an .html page")
+    if count > MAX_COLUMNS and Path(path).suffix == ".png":
+        raise ValueError(
+            f"{path}: a .png has columns for at most {MAX_COLUMNS} results, got {count}; write an .html page"
+        )
+
+
+def check_layout(root: Path, name: str) -> tuple[Path, Path]:
+    """Returns the two folders of a data set of `LAYOUTS`; raises ValueError if one does not exist."""
+    first, second = LAYOUTS[name]
+    if not (root / first).is_dir() or not (root / second).is_dir():
+        raise ValueError(f"{root}: not a {name} folder; it must contain {first} and {second}")
+    return root / first, root / second
