@@ -28,6 +28,18 @@ class TestMaxMin:
         assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == sorted(survivors)
 
 
+@pytest.mark.parametrize(
+    ("angles", "keep", "survivors"),
+    [((0, 5, 60, 65, 120, 180), 4, [0, 3, 4, 5]), ((0, 0, 0, 90), 3, [0, 1, 3])],
+)
+def test_the_published_selection_by_hand(angles, keep, survivors):
+    """DivPrune; of the duplicates in the second example, its code selects one twice."""
+    turns = torch.tensor(angles, dtype=torch.float32).deg2rad()
+    image = Tokens.from_cells(torch.stack([turns.cos(), turns.sin()], 1).reshape(1, 1, 2, -1, 2))
+    out = MaxMin(keep, start="isolated")(image)
+    assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == survivors
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("keep", [0.6, 0.25])
 def test_budgets_against_loops(keep, seed):
