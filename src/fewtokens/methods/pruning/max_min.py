@@ -53,8 +53,15 @@ class MaxMin(Reducer):
         counts = self.counts(tokens)
         windows = frame_windows(tokens, counts, self.window)
         if windows is not None:
-            return keep_within(tokens, *windows, self._select)
+            return keep_within(tokens, *windows, self._select_each)
         return Plan.keep(self._select(tokens.features, tokens.mask, counts))
+
+    def _select_each(self, features: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+        """`_select` for windows; on a CPU one by one, since all wait for the one that takes the most steps."""
+        if not readable(features):
+            return self._select(features, mask, counts)
+        parts = zip(features.split(1), mask.split(1), counts.split(1), strict=True)
+        return torch.cat([self._select(*window) for window in parts])
 
     def _select(self, features: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
         """The `counts` [B] tokens to keep of features [B,N,C], bool [B,N]."""
