@@ -51,7 +51,8 @@ def compress(
     """Encodes the images and videos of a prompt, reduces the videos and shortens the prompt to match.
 
     Args:
-        model: a model of a family in `BACKENDS`, with its language-model head; may be wrapped, see `unwrap`.
+        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head;
+            may be wrapped, see `unwrap`.
         inputs: the output of the processor: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if given.
             Other inputs are passed through.
         spec: a chain of methods of the stages pixels and tokens. Features have the hidden size of the language model.
