@@ -203,6 +203,11 @@ def edit_prompts(
     positions = positions or backend.default_positions(model)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    if backend.counted and positions != "renumber":
+        raise ValueError(
+            f"in {backend.name}, transformers counts the columns of a prompt, so positions must be 'renumber', got "
+            f"{positions!r}"
+        )
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
