@@ -140,7 +140,7 @@ def families_page() -> str:
     names = [key for key in rows[0] if key not in ("works", "reason")]
     parts = [
         "# Families of video language models",
-        "Every model of transformers that takes features made ahead (`mm_encoder_outputs`). A tiny random model of "
+        "Every model of transformers that takes precomputed features (`mm_encoder_outputs`). A tiny random model of "
         f"each was tested with transformers {TESTED}; `fewtokens llm-families` prints this table.",
         "* `video`: it takes videos; otherwise a video is a sequence of images.\n"
         "* `axes`: the number of axes of positions; 1 is a count of the tokens.\n"

@@ -1,4 +1,4 @@
-"""A tiny random model of each model folder of transformers that takes features made ahead, and prompts for it.
+"""A tiny random model of each model folder of transformers that takes precomputed features, and prompts for it.
 
 Configs come from the defaults of the config class: sizes are reduced by the names of their fields, and `TUNED` has what
 a family needs beyond that.
@@ -193,7 +193,7 @@ def folders() -> tuple[str, ...]:
 
 
 def model_class(folder: str) -> type | None:
-    """The class with a language-model head that takes features made ahead."""
+    """The class with a language-model head that takes precomputed features."""
     for file in sorted((ROOT / folder).glob("modeling_*.py")):
         module = import_module(f"transformers.models.{folder}.{file.stem}")
         for name, kind in vars(module).items():

@@ -37,7 +37,7 @@ MODALITIES = ("image", "video")
 _SHARED = ("base", "rows")
 # The model_type of a config is the name of its module, which is imported when first needed.
 BACKENDS = tuple(sorted(module.name for module in iter_modules(backends.__path__) if module.name not in _SHARED))
-"""The `model_type` of each family with a file of its own; others use `Backend`."""
+"""The `model_type` of each family with a separate file; others use `Backend`."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -385,7 +385,7 @@ def register_family(model_type: str, backend: type[Backend]) -> None:
     """Makes models of a type use a backend, such as a subclass of `Backend` for a model outside transformers.
 
         class Mine(Backend):
-            video_parts = True  # its encoder returns each frame on its own
+            video_parts = True  # its encoder returns each frame separately
 
         register_family("my_model", Mine)
 
@@ -402,7 +402,7 @@ def register_family(model_type: str, backend: type[Backend]) -> None:
 
 
 def backend_class(kind: str) -> type[Backend]:
-    """The backend of a model_type; `Backend` itself if the type has none of its own."""
+    """The backend of a model_type; `Backend` itself if the type has no other."""
     if kind in _registered:
         return _registered[kind]
     kind = _SAME.get(kind, kind)
