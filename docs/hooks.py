@@ -148,7 +148,7 @@ def families_page() -> str:
         "* `prompts`: `fewtokens ask`, `Session` and `Processor` make its prompts. For others, use `AutoProcessor` of "
         "transformers and pass its output to `attach` or `compress_inputs`.",
     ]
-    for title, works in (("These work", True), ("These do not", False)):
+    for title, works in (("Supported", True), ("Not supported", False)):
         shown = [row for row in rows if row["works"] is works]
         columns = [*names, "reason"] if works else ["name", "reason"]
         lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
