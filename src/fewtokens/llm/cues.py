@@ -15,7 +15,8 @@ from torch import Tensor
 from fewtokens.core.method import CUES
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
+from fewtokens.llm.backends.base import MODALITIES, Backend
+from fewtokens.llm.backends.rows import VisualFeatures
 from fewtokens.llm.layout import prompt_columns
 
 
@@ -30,7 +31,7 @@ def question_columns(backend: Backend, model: Any, prompt: dict[str, Any]) -> Te
     """The columns of the cue "text", bool [B,L]: no placeholders, no padding, and nothing from the first label on."""
     columns = prompt_columns(prompt)
     for modality in MODALITIES:
-        if (placeholder := backend.placeholder(model, modality)) is not None:
+        for placeholder in backend.placeholders(model, modality):
             columns = columns & (prompt["input_ids"] != placeholder)
     return columns
 

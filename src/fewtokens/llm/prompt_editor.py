@@ -17,20 +17,22 @@ from torch import Tensor, nn
 from fewtokens.core.layer_method import VideoPlacement
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
+from fewtokens.llm.backends.base import MODALITIES, Backend
+from fewtokens.llm.backends.rows import VisualFeatures
 from fewtokens.llm.features import mark_reduced
-from fewtokens.llm.interface import check_parameters
 from fewtokens.llm.layout import Layout, prompt_columns
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
 
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
-# Inputs that describe pixels or the original sequence, which features replace.
-_CONSUMED = (
-    "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "image_sizes", "image_sizes_videos",
-    "video_merge_sizes", "image_merge_sizes", "video_compression_mask", "pixel_attention_mask", "batch_num_images",
-    "pixel_values", "pixel_values_videos", "video_times", "video_cells", "video_grid",
+# Inputs of `forward` that describe pixels and that no encoder reads.
+_PIXEL_INPUTS = (
+    "num_chunks_per_video", "image_sizes_videos", "video_compression_mask", "batch_num_images", "pixel_attention_mask",
 )  # fmt: skip
+# Inputs with a value for each token, and the value of padding. Others with a value for each token are refused.
+_PARALLEL = {
+    "labels": -100, "mm_token_type_ids": 0, "token_type_ids": 0, "moe_mm_token_type_ids": 0, "block_sequence_ids": -1,
+}  # fmt: skip
 
 
 @dataclass
@@ -62,15 +64,34 @@ class EditedPrompt:
 
     Attributes:
         ids: int64 [L].
-        positions: int64 [A,L] of A = 1 or 3 axes.
-        labels: int64 [L], -100 at tokens of videos.
+        positions: int64 [A,L] of A axes.
+        parallel: [L], other inputs with a value for each token, by name; labels are -100 at tokens of videos.
         columns: int64 [n], the columns of the tokens of each video, in the order in which the videos were replaced.
     """
 
     ids: Tensor
     positions: Tensor
-    labels: Tensor
+    parallel: dict[str, Tensor]
     columns: Sequence[Tensor]
+
+    __repr__ = shape_repr
+
+
+@dataclass
+class NewColumns:
+    """The columns of the tokens of a video.
+
+    Attributes:
+        column: int64 [n], where each is inserted.
+        id: the placeholder.
+        positions: int64 [A,n].
+        source: int64 [n], the original column whose values in parallel inputs each takes.
+    """
+
+    column: Tensor
+    id: int
+    positions: Tensor
+    source: Tensor
 
     __repr__ = shape_repr
 
@@ -80,17 +101,14 @@ class PromptEditor:
 
     Args:
         ids, mask: int64 [L] of the prompt.
-        positions: int64 [A,L] of A = 1 or 3 axes.
-        prompt: the batch, with labels [B,L] if given.
-        row: the row of this prompt in the batch.
+        positions: int64 [A,L] of A axes.
+        parallel: [L], other inputs with a value for each token, by name.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor, prompt: dict[str, Any], row: int) -> None:
-        self.ids, self.positions = ids, positions
-        labels = prompt.get("labels")
-        self.labels = torch.full_like(ids, -100) if labels is None else labels[row]
+    def __init__(self, ids: Tensor, mask: Tensor, positions: Tensor, parallel: dict[str, Tensor]) -> None:
+        self.ids, self.positions, self.parallel = ids, positions, parallel
         self.survivors = mask.bool().clone()
-        self.new: list[tuple[Tensor, int, Tensor]] = []  # column, id, positions of each group of columns
+        self.new: list[NewColumns] = []
 
     def replace(
         self,
@@ -100,37 +118,53 @@ class PromptEditor:
         placeholder: int,
         layout: str,
         positions: str,
-    ) -> None:
-        """Replaces the placeholders of a visual, at `columns`, by its reduced rows."""
+    ) -> VisualFeatures:
+        """Replaces the placeholders of a visual, at `columns`, by its reduced rows; returns these in their new order.
+
+        Rows that are not cells stay with their group of cells, and are removed with it if no token is left in it.
+        """
         if reduced.tokens is None:
-            return
-        assert visual.grid is not None
-        cells = visual.grid.cells
-        cell_columns = columns[:cells]
+            return reduced.visual
+        assert visual.layout is not None
+        grid, group = visual.layout.grid, visual.layout.group
+        cell_columns, other_columns = (
+            columns[part(columns.device)] for part in (visual.layout.cells, visual.layout.others)
+        )
         self.survivors[cell_columns] = False
-        # A run is a sequence of placeholders without text between them.
+        # A run is a sequence of cells without text or other rows between them.
         begins = torch.cat([cell_columns.new_ones(1, dtype=torch.bool), cell_columns[1:] != cell_columns[:-1] + 1])
         start = cell_columns[begins][begins.cumsum(0) - 1]
         if layout == "collapse":
             self.survivors[int(cell_columns[0]) : int(cell_columns[-1]) + 1] = False
-            start = cell_columns[:1].expand(cells)
+            start = cell_columns[:1].expand(grid.cells)
         centers = reduced.tokens.positions[0]
-        nearest = nearest_cell(centers, visual.grid.shape)
+        nearest = nearest_cell(centers, grid.shape)
         old = self.positions[:, cell_columns]
-        new = old[:, nearest] if positions != "average" else _interpolate(old, centers, visual.grid.shape)
-        self.new.append((start[nearest], placeholder, new))
+        new = old[:, nearest] if positions != "average" else _interpolate(old, centers, grid.shape)
+        self.new.append(NewColumns(start[nearest], placeholder, new, cell_columns[nearest]))
+        if not group:
+            return reduced.visual
+        remains = torch.zeros_like(other_columns, dtype=torch.bool)
+        remains[torch.div(nearest, group, rounding_mode="floor")] = True
+        self.survivors[other_columns[~remains]] = False
+        others = self.survivors[other_columns].nonzero().squeeze(1)
+        order = torch.cat([start[nearest], other_columns[others]]).argsort(stable=True)
+        tokens = torch.arange(len(nearest), device=columns.device)
+        return reduced.visual.take(torch.cat([tokens, others + len(nearest)])[order])
 
     def result(self) -> EditedPrompt:
         """Returns the columns in order; new columns at one position keep the order in which they were added."""
         survivors = self.survivors.nonzero().squeeze(1)
-        column = torch.cat([survivors, *(column for column, _, _ in self.new)])
-        ids = torch.cat([self.ids[survivors], *(torch.full_like(column, id) for column, id, _ in self.new)])
-        positions = torch.cat([self.positions[:, survivors], *(new for _, _, new in self.new)], dim=1)
-        ignored = [torch.full_like(column, -100) for column, _, _ in self.new]
-        labels = torch.cat([self.labels[survivors], *ignored])
+        column = torch.cat([survivors, *(new.column for new in self.new)])
+        ids = torch.cat([self.ids[survivors], *(torch.full_like(new.column, new.id) for new in self.new)])
+        positions = torch.cat([self.positions[:, survivors], *(new.positions for new in self.new)], dim=1)
         order = column.argsort(stable=True)
-        columns = order.argsort()[len(survivors) :].split([len(column) for column, _, _ in self.new])
-        return EditedPrompt(ids[order], positions[:, order], labels[order], columns)
+        source = torch.cat([survivors, *(new.source for new in self.new)])[order]
+        parallel = {name: values[source] for name, values in self.parallel.items()}
+        if "labels" in parallel:
+            parallel["labels"] = parallel["labels"].masked_fill(order >= len(survivors), -100)
+        columns = order.argsort()[len(survivors) :].split([len(new.column) for new in self.new])
+        return EditedPrompt(ids[order], positions[:, order], parallel, columns)
 
 
 def nearest_cell(position: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -166,16 +200,27 @@ def edit_prompts(
     positions = positions or backend.default_positions(model)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    if backend.counted and positions != "renumber":
+        raise ValueError(
+            f"in {backend.name}, transformers counts the columns of a prompt, so positions must be 'renumber', got "
+            f"{positions!r}"
+        )
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
-    old = _positions(backend, model, prompt, mask)
-    editors = [PromptEditor(ids[b], mask[b], old[:, b], prompt, b) for b in range(len(ids))]
+    old = backend.original_positions(model, prompt, mask)
+    consumed = backend.consumed(model).union(*backend.pixel_inputs.values(), _PIXEL_INPUTS)
+    rest = {name: value for name, value in prompt.items() if name not in consumed}
+    parallel = _parallel_inputs(rest)
+    editors = [
+        PromptEditor(ids[b], mask[b], old[:, b], {name: values[b] for name, values in parallel.items()})
+        for b in range(len(ids))
+    ]
+    packed: dict[str, list[VisualFeatures]] = {modality: [] for modality in encoded}
     video_slots: list[tuple[int, int]] = []  # the prompt of each video, and its index in that prompt
     for modality, group in encoded.items():
-        placeholder = backend.placeholder(model, modality)
         for before, after, b, columns in zip(group.visuals, reduced[modality], group.row, group.columns, strict=True):
-            editors[b].replace(before, after, columns, int(placeholder or 0), layout, positions)
+            packed[modality].append(editors[b].replace(before, after, columns, group.placeholder, layout, positions))
             if after.tokens is not None:
                 video_slots.append((b, len(editors[b].new) - 1))
     edited = [editor.result() for editor in editors]
@@ -187,18 +232,18 @@ def edit_prompts(
         return torch.stack([nn.functional.pad(v, side, value=fill) for v, side in zip(values, sides, strict=True)])
 
     lengths = mask.sum(1), torch.tensor([len(row.ids) for row in edited], device=ids.device)
-    result = {name: value for name, value in prompt.items() if name not in _CONSUMED}
+    result = rest
     result["input_ids"] = pad([row.ids for row in edited], _pad_id(model))
     result["attention_mask"] = pad([torch.ones_like(row.ids) for row in edited], 0).to(mask.dtype)
-    if "labels" in prompt and prompt["labels"] is not None:
-        result["labels"] = pad([row.labels for row in edited], -100)
+    for name in parallel:
+        result[name] = pad([row.parallel[name] for row in edited], _PARALLEL[name])
     shift = torch.zeros_like(lengths[1])
     if positions != "renumber":
         shift = lengths[0] - lengths[1]
-    if backend.mrope:
+    if len(old) > 1:
         count = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
         axes = pad([row.positions for row in edited], 0).transpose(0, 1)
-        axes = count.expand(3, -1, -1) if positions == "renumber" else axes
+        axes = count.expand(len(old), -1, -1) if positions == "renumber" else axes
         result["position_ids"] = torch.cat([count[None], axes])
         # From the text at the end; the model's own delta comes from the largest position, which in Qwen2.5-VL is
         # that of a video's last frame.
@@ -211,8 +256,8 @@ def edit_prompts(
     tokens = [visual.tokens for modality in encoded for visual in reduced[modality] if visual.tokens is not None]
     token_layout = _layout(backend, model, result, edited, video_slots, tokens)
     result["mm_encoder_outputs"] = {
-        modality: mark_reduced(
-            backend.pack(modality, group.outputs, [visual.visual for visual in reduced[modality]]), token_layout
+        backend.output_name(model, modality, group.placeholder): mark_reduced(
+            backend.pack(modality, group.outputs, packed[modality]), token_layout
         )
         for modality, group in encoded.items()
     }
@@ -230,7 +275,7 @@ def _layout(
     ids, mask = result["input_ids"], result["attention_mask"].bool()
     visual = torch.zeros_like(mask)
     for modality in MODALITIES:
-        if (placeholder := backend.placeholder(model, modality)) is not None:
+        for placeholder in backend.placeholders(model, modality):
             visual |= ids == placeholder
     before_answer = prompt_columns(result)
     column = torch.arange(ids.shape[1], device=ids.device)
@@ -250,20 +295,21 @@ def _pad_id(model: Any) -> int:
     return 0
 
 
-def _positions(backend: Backend, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
-    """Positions of the original prompt, int64 [A,B,L] of A = 1 or 3 axes."""
-    ids = prompt["input_ids"]
-    if not backend.mrope:
-        return (mask.long().cumsum(1) - 1).clamp(min=0)[None]
-    token_types = prompt.get("mm_token_type_ids")
-    if token_types is None:
-        token_types = sum(
-            (ids == backend.placeholder(model, modality)).long() * token_type
-            for token_type, modality in enumerate(MODALITIES, start=1)
-        )
-    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
-    get_rope_index = model.base_model.get_rope_index
-    check_parameters(get_rope_index, ("input_ids", "mm_token_type_ids", "attention_mask", *names), "get_rope_index")
-    inputs = {name: prompt[name] for name in names if prompt.get(name) is not None}
-    positions, _ = get_rope_index(ids, mm_token_type_ids=token_types, attention_mask=mask, **inputs)
-    return positions
+def _parallel_inputs(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The inputs with a value for each token of prompts [B,L], other than ids and mask.
+
+    Raises:
+        ValueError: an unknown one, which cannot be shortened.
+    """
+    shape, parallel = inputs["input_ids"].shape, {}
+    for name, value in inputs.items():
+        if name in ("input_ids", "attention_mask") or not isinstance(value, Tensor):
+            continue
+        if value.shape[-2:] == shape or value.shape[:2] == shape:
+            if name not in _PARALLEL:
+                raise ValueError(
+                    f"{name} {list(value.shape)} has a value for each token, but is not one of "
+                    f"{', '.join(_PARALLEL)}, which are shortened with the prompt; remove it"
+                )
+            parallel[name] = value
+    return parallel

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.encoders.weights import read_json
-from fewtokens.llm.backends.base import Backend, backend_of
+from fewtokens.llm.backends.base import OWN_PROCESSOR, Backend, backend_of
 from fewtokens.llm.chat import check_question, encode_turns
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.pixels import PreparedVideo
@@ -32,7 +32,7 @@ class Processor:
 
     Args:
         folder: a model as transformers saves it, with its tokenizer.
-        model: a model of a family in `BACKENDS`.
+        model: a model of a family with prompts here, see `Backend.prepare`.
 
     Attributes:
         tokenizer: the tokenizer of transformers, for `tokenizer.decode`.
@@ -55,10 +55,12 @@ class Processor:
         self.folder = Path(folder)
         model = unwrap(model)
         self.backend: Backend = backend_of(model)
+        if not self.backend.has_prompts:
+            raise ValueError(f"{self.backend.name} has no prompts here; {OWN_PROCESSOR}")
         self.tokenizer = _load_tokenizer(self.folder)
         self.notes: list[str] = []
         modality = "image" if self.backend.needs_items else "video"
-        id = self.backend.placeholder(model, modality)
+        id = next(iter(self.backend.placeholders(model, modality)), None)
         placeholder = None if id is None else self.tokenizer.convert_ids_to_tokens(id)
         if placeholder is None:
             raise ValueError(f"{self.folder}: the tokenizer has no token {id}, the config's {modality}_token_id")
@@ -156,7 +158,7 @@ class Processor:
         prepared = self.prepare(model, video)
         ids = self.ids(question, prepared.text)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **prepared.inputs}
-        if self.backend.mrope:
+        if self.backend.axes(unwrap(model)) > 1:
             # 2 means video; the model computes positions from these.
             inputs["mm_token_type_ids"] = 2 * (ids == self.tokenizer.convert_tokens_to_ids(self.placeholder)).long()
         return inputs

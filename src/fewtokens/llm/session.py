@@ -235,7 +235,7 @@ class Session:
 
     def _relocate(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
         """Returns the features with their columns in another prompt."""
-        at = (prompt["input_ids"][0] == self.backend.placeholder(self.model, modality)).nonzero().squeeze(1)
+        at = (prompt["input_ids"][0] == encoded.placeholder).nonzero().squeeze(1)
         return replace(encoded, columns=[at])
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:

@@ -54,17 +54,18 @@ def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None
         setattr(cache, _ATTRIBUTE, LastPass(positions, int(cache.get_seq_length())))
 
 
-def later_positions(cache: Any, inputs: dict[str, Any], *, mrope: bool, all_columns: bool) -> Tensor | None:
+def later_positions(cache: Any, inputs: dict[str, Any], *, axes: int, all_columns: bool) -> Tensor | None:
     """Returns the positions of the columns of a later turn, as `forward` and `generate` take them.
 
     Args:
         cache: the cache of the earlier turns.
         inputs: input_ids or inputs_embeds [B,l,...], of all columns or the new ones; attention_mask [B,L] of all.
         all_columns: whether ids without a mask are those of all columns, as in `generate`, or only of the new ones.
-        mrope: whether positions are (t, h, w), after a count of the columns: [4,B,l]; otherwise [B,l].
+        axes: the number of axes of positions.
 
     Returns:
-        The positions, or None if no pass was recorded for the cache.
+        The positions, [B,l] if they have one axis, otherwise [1 + A,B,l] after a count of the columns; None if no pass
+        was recorded for the cache.
 
     Raises:
         ValueError: several prompts without a mask.
@@ -83,20 +84,20 @@ def later_positions(cache: Any, inputs: dict[str, Any], *, mrope: bool, all_colu
             )
         mask = torch.ones(B, length if all_columns else cached + length, dtype=torch.int64, device=ids.device)
     count = (mask.long().cumsum(1) - 1).clamp(min=0)
-    shift = _shift(last, count, mask, cached)
-    if mrope:
-        new = count + shift.expand(3, -1)[..., None]
+    shift = _shift(last, count, mask, cached, axes)
+    if axes > 1:
+        new = count + shift.expand(axes, -1)[..., None]
         return torch.cat([count[None], new])[..., -length:]
     return (count + shift[-1][:, None])[:, -length:]
 
 
-def _shift(last: LastPass, count: Tensor, mask: Tensor, cached: int) -> Tensor:
-    """The offset of text positions from a count of the columns, int64 [A,B] of A = 1 or 3 axes."""
+def _shift(last: LastPass, count: Tensor, mask: Tensor, cached: int, axes: int) -> Tensor:
+    """The offset of text positions from a count of the columns, int64 [A or 1,B] of A axes."""
     B = len(count)
     if last.positions is None:
         return count.new_zeros(1, B)
     at = last.positions if last.positions.ndim == 3 else last.positions[None]
-    at = at[-3:].to(count.device)
+    at = at[-axes:].to(count.device)
     # Beams are several rows of one prompt.
     at = at.repeat_interleave(B // at.shape[1], 1) if at.shape[1] < B else at[:, :: at.shape[1] // B]
     # The last column of that pass that is still cached (rejected draft tokens are removed) and is not padding.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ from fewtokens.core.batch import collate
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
+from fewtokens.llm.backends.base import MODALITIES, Backend
+from fewtokens.llm.backends.rows import VisualFeatures, join_layouts
 from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
-from fewtokens.llm.interface import attribute, cache_of, is_filled
+from fewtokens.llm.interface import cache_of, is_filled
 
 
 @dataclass
@@ -22,7 +24,7 @@ class ReducedVisual:
     """An image or video after reduction.
 
     Attributes:
-        visual: the rows [n,D] that the language model reads: tokens, then the tail.
+        visual: the rows [n,D] that the language model reads: tokens, then the rows of the layout that are not cells.
         tokens: the tokens of a video, [1,N,D]; None for an image, which is not reduced.
     """
 
@@ -36,12 +38,14 @@ class EncodedVisuals:
 
     Attributes:
         outputs: the output of the encoder.
+        placeholder: the token id that stands for a row.
         visuals: the images or videos, in the order of the prompts.
         row: the index of each one's prompt.
         columns: int64 [n], the columns of each one's rows in its prompt.
     """
 
     outputs: Any
+    placeholder: int
     visuals: list[VisualFeatures]
     row: list[int]
     columns: list[Tensor]
@@ -61,38 +65,36 @@ def encode_visuals(
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
-            _check_no_placeholders(backend, model, prompt, modality)
             continue
         if ids is None:
             raise ValueError("shortening a prompt requires input_ids; pass them instead of inputs_embeds")
         if is_filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be inserted into an existing cache; start with a new one")
         outputs = backend.encode(model, modality, prompt)
-        placeholder = attribute(model.config, f"{modality}_token_id")
-        at = (ids == placeholder).nonzero()
-        if backend.needs_items:
-            items = items if items is not None else _guess_items(backend, model, outputs, at, len(ids))
-        flat = [item for row in items or () for item in row]
-        visuals = backend.visuals(model, modality, outputs, prompt, flat, pixels)
-        lengths = [len(visual.features) for visual in visuals]
-        if sum(lengths) != len(at):
-            raise ValueError(
-                f"the prompt has {len(at)} placeholders for {modality} features, the encoder returned {sum(lengths)}; "
-                "was the prompt made by the processor of this model?"
-            )
-        parts = at.split(lengths)
+        entries = backend.entries(model, outputs)
+        placeholder, at = backend.locate(model, modality, prompt, sum(map(len, entries)))
+        groups = _groups(backend, model, modality, prompt, entries, at[:, 0], items)
+        visuals = backend.visuals(model, modality, outputs, prompt, groups, pixels)
+        parts = at.split([len(visual.features) for visual in visuals])
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
             raise ValueError(f"placeholders of one {modality} span two prompts in the batch")
-        encoded[modality] = EncodedVisuals(outputs, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts])
+        encoded[modality] = EncodedVisuals(
+            outputs, placeholder, visuals, [int(p[0, 0]) for p in parts], [p[:, 1] for p in parts]
+        )
+    for modality in set(MODALITIES) - set(encoded):
+        _check_no_placeholders(backend, model, prompt, modality, {group.placeholder for group in encoded.values()})
     return encoded
 
 
-def _check_no_placeholders(backend: Backend, model: Any, prompt: dict[str, Any], modality: str) -> None:
+def _check_no_placeholders(
+    backend: Backend, model: Any, prompt: dict[str, Any], modality: str, in_use: set[int]
+) -> None:
     """Raises a ValueError if a prompt without pixels of a modality has placeholders for them."""
-    ids, placeholder = prompt.get("input_ids"), backend.placeholder(model, modality)
+    ids, placeholder = prompt.get("input_ids"), next(iter(backend.placeholders(model, modality)), None)
     encoded = (prompt.get("mm_encoder_outputs") or {}).get(modality) is not None
+    shared = in_use if modality == "image" else in_use.union(backend.placeholders(model, "image")[:1])
     # Earlier turns may contain placeholders.
-    if ids is None or placeholder is None or encoded or is_filled(cache_of(prompt)):
+    if ids is None or placeholder is None or placeholder in shared or encoded or is_filled(cache_of(prompt)):
         return
     if count := int((ids == placeholder).sum()):
         pixels = backend.pixel_inputs[modality][0]
@@ -101,11 +103,47 @@ def _check_no_placeholders(backend: Backend, model: Any, prompt: dict[str, Any],
         )
 
 
-def _guess_items(backend: Backend, model: Any, outputs: Any, at: Tensor, prompts: int) -> list[list[tuple[str, int]]]:
-    """Treats all images of a prompt as one video if there are several."""
-    size = getattr(model.base_model, "image_seq_len", None) or outputs.pooler_output[0].shape[0]
-    counts = (torch.bincount(at[:, 0], minlength=prompts) // size).tolist()
-    return [[("video" if count > 1 else "image", count)] if count else [] for count in counts]
+def _groups(
+    backend: Backend,
+    model: Any,
+    modality: str,
+    prompt: dict[str, Any],
+    entries: list[Tensor],
+    rows: Tensor,
+    items: Sequence[Sequence[tuple[str, int]]] | None,
+) -> list[tuple[str, int]]:
+    """The images and videos of a modality as ("image" or "video", number of entries), in order.
+
+    Args:
+        entries: the rows [n,D] of each entry.
+        rows: int64 [sum of n], the prompt of each row.
+        items: see `compress`; None treats all entries of a prompt as one video if they have a common grid.
+
+    Raises:
+        ValueError: `items` lists another number of entries.
+    """
+    videos = prompt.get("pixel_values_videos") if modality == "video" else None
+    if videos is not None and videos.ndim == 5 and len(entries) in (len(videos), videos.shape[0] * videos.shape[1]):
+        return [("video", len(entries) // len(videos))] * len(videos)  # an entry per video or per frame
+    if not (backend.needs_items if modality == "image" else backend.video_parts):
+        return [(modality, 1)] * len(entries)
+    if items is not None:
+        groups = [item for row in items for item in row if modality in ("image", item[0])]
+        if (total := sum(count for _, count in groups)) != len(entries):
+            raise ValueError(f"{backend.name}: items list {total} {modality}s, the prompt has {len(entries)}")
+        return groups
+    ends = torch.tensor([len(entry) for entry in entries]).cumsum(0) - 1
+    counts = torch.unique_consecutive(rows[ends.to(rows.device)], return_counts=True)[1].tolist()
+    if modality == "video":
+        stated = prompt.get("num_chunks_per_video")
+        return [("video", int(count)) for count in (counts if stated is None else stated)]
+    layouts = backend.layouts(model, modality, prompt, entries)
+    groups = []
+    for count in counts:
+        begin = sum(number for _, number in groups)
+        is_video = count > 1 and join_layouts(layouts[begin : begin + count]) is not None
+        groups += [("video", count)] if is_video else [("image", 1)] * count
+    return groups
 
 
 def reduce_visuals(
@@ -130,15 +168,16 @@ def _reduce(
     # Videos are batched if their frames and their cues have the same size.
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, visual in enumerate(visuals):
-        if visual.grid is None:
+        if not visual.is_reducible:
             continue
+        assert visual.grid is not None
         shape = cue_shape(needs, visual, None if text is None else text[encoded.row[index]])
         groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(index)
     for indices in groups.values():
         group = [_tokens(visuals[index]) for index in indices]
         if not len(pipeline.methods):
             for index, tokens in zip(indices, group, strict=True):
-                results[index].tokens = tokens
+                results[index] = ReducedVisual(_shorten(visuals[index], tokens, tokens), tokens)
             continue
         batch = group[0] if len(group) == 1 else collate(group)
         rows = [encoded.row[index] for index in indices]
@@ -152,13 +191,18 @@ def _reduce(
 
 
 def _tokens(visual: VisualFeatures) -> Tokens:
-    assert visual.grid is not None
-    return Tokens.from_cells(visual.features[None, : visual.grid.cells], visual.grid)
+    assert visual.layout is not None
+    return Tokens.from_cells(visual.features[None, visual.layout.cells(visual.features.device)], visual.layout.grid)
 
 
 def _shorten(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFeatures:
     """Replaces the cells of a visual with the tokens `after`, and its DeepStack rows by the same plan."""
-    cells = before.N
-    deepstack = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]
-    features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[cells:]])
+    assert visual.layout is not None
+    device = visual.features.device
+    cells, others = visual.layout.cells(device), visual.layout.others(device)
+    layers = [
+        layer[cells] if after is before else after.pool(layer[None, cells], before)[0] for layer in visual.deepstack
+    ]
+    deepstack = [torch.cat([layer, full[others]]) for layer, full in zip(layers, visual.deepstack, strict=True)]
+    features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[others]])
     return replace(visual, features=features, deepstack=deepstack, pixels=None)

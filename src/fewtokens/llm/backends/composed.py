@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor
 
-from fewtokens.llm.backends.base import Backend, VisualFeatures, cell_pixels
+from fewtokens.llm.backends.base import Backend
+from fewtokens.llm.backends.rows import RowLayout, cell_pixels
 from fewtokens.llm.interface import cache_of, is_filled
 from fewtokens.llm.pixels import PreparedVideo, square_frames
 from fewtokens.video import Video
@@ -17,6 +18,8 @@ class Composed(Backend):
     """Rows of a video: T x H x W cells, each of pool x pool patches, in raster order."""
 
     name = "composed"
+    needs_items = False
+    cues: ClassVar = ("text", "frame_global", "pixels")
     pixel_inputs: ClassVar = {"image": (), "video": ("pixel_values_videos", "video_cells")}
 
     def prepare(self, model: Any, processor: Any, video: Video) -> PreparedVideo:
@@ -33,24 +36,21 @@ class Composed(Backend):
         rows: Any = list(model.project(cells))
         return BaseModelOutputWithPooling(pooler_output=rows)
 
-    def visuals(
-        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[VisualFeatures]:
-        rows, frames = outputs.pooler_output, inputs.get("pixel_values_videos")
-        if pixels and frames is None:
+    def layouts(
+        self, model: Any, modality: str, inputs: dict[str, Any], entries: Sequence[Tensor]
+    ) -> Sequence[RowLayout | None]:
+        return [RowLayout(grid) for grid in model.grid_of(inputs).videos(len(entries))]
+
+    def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
+        frames = inputs.get("pixel_values_videos")
+        if frames is None:
             raise ValueError(
                 "methods that read pixels require the frames (pixel_values_videos), not encoded cells (video_cells)"
             )
-        grids = model.grid_of(inputs).videos(len(rows))  # type: ignore[operator]
-        return [
-            VisualFeatures(
-                "video",
-                row,
-                grid,
-                pixels=cell_pixels(frames[index].float() / 255, grid) if pixels and frames is not None else None,
-            )
-            for index, (row, grid) in enumerate(zip(rows, grids, strict=True))
-        ]
+        return cell_pixels(frames[entries].flatten(0, 1).float() / 255, layout.grid)
+
+    def consumed(self, model: Any) -> set[str]:
+        return {"pixel_values_videos", "video_times", "video_cells", "video_grid"}
 
     def default_positions(self, model: Any) -> str:
         return model.positions

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import nn
-
-from fewtokens.llm.backends.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Backend,
-    VisualFeatures,
-    group_blocks,
-    to_unit_pixels,
-)
+from fewtokens.llm.backends.base import IMAGENET_MEAN, IMAGENET_STD, Backend
 from fewtokens.llm.pixels import PreparedVideo, fit, normalize
 from fewtokens.video import Video
 
@@ -24,7 +14,7 @@ class InternVL(Backend):
 
     name = "internvl"
     needs_items = True
-    stacked: ClassVar = ("image",)
+    cues: ClassVar = ("text", "frame_global", "pixels")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     video_marker = "<video>"
 
@@ -45,9 +35,3 @@ class InternVL(Backend):
         run = start + processor.placeholder * cells + end
         text = "\n".join(f"Frame{number}: {run}" for number in range(1, len(frames) + 1))
         return PreparedVideo({"pixel_values": frames}, text)
-
-    def visuals(
-        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[VisualFeatures]:
-        frames = to_unit_pixels(inputs["pixel_values"], self.mean, self.std) if pixels else None
-        return group_blocks(list(outputs.pooler_output), items, frames, self.name)

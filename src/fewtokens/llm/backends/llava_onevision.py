@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import nn
-
-from fewtokens.core.grid import Grid
-from fewtokens.llm.backends.base import Backend, VisualFeatures, cell_pixels, to_unit_pixels
+from fewtokens.llm.backends.base import Backend
 from fewtokens.llm.pixels import PreparedVideo, fit, normalize
 from fewtokens.video import Video
 
@@ -18,7 +14,7 @@ class LlavaOnevision(Backend):
     """Rows of a video: T x 14 x 14, then the newline, which is not a cell and is always kept."""
 
     name = "llava_onevision"
-    stacked: ClassVar = ("video",)
+    cues: ClassVar = ("text", "frame_global", "pixels")
 
     def defaults(self, config: Any) -> dict[str, Any]:
         side = config.vision_config.image_size
@@ -33,22 +29,3 @@ class LlavaOnevision(Backend):
         """The number of cells along a side of a frame."""
         vision = model.config.vision_config
         return math.ceil(vision.image_size // vision.patch_size / 2)
-
-    def visuals(
-        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[VisualFeatures]:
-        if modality == "image":
-            return [VisualFeatures("image", rows) for rows in outputs.pooler_output]
-        side = self.side(model)
-        frames = inputs["pixel_values_videos"]
-        grid = Grid(frames.shape[1], side, side)
-        return [
-            VisualFeatures(
-                "video",
-                rows,
-                grid,
-                tail=1,
-                pixels=cell_pixels(to_unit_pixels(frames[index], self.mean, self.std), grid) if pixels else None,
-            )
-            for index, rows in enumerate(outputs.pooler_output)
-        ]

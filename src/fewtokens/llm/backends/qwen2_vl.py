@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fewtokens.core.grid import Grid
-from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend, VisualFeatures
+from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend
+from fewtokens.llm.backends.rows import RowLayout
 from fewtokens.llm.interface import attribute
 from fewtokens.llm.pixels import PreparedVideo, normalize, pack, pixel_limits, resize, whole_patches
 from fewtokens.video import Video
@@ -19,7 +19,7 @@ class Qwen2VL(Backend):
     """Rows of a video: T/2 x H/28 x W/28, in raster order."""
 
     name = "qwen2_vl"
-    mrope = True
+    cues: ClassVar = ("text", "frame_global", "pixels")
     mean, std = CLIP_MEAN, CLIP_STD
     preprocess_config: ClassVar = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
 
@@ -60,31 +60,11 @@ class Qwen2VL(Backend):
     def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
         """Adds further inputs of the model."""
 
-    def visuals(
-        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[VisualFeatures]:
-        shapes = inputs[f"{modality}_grid_thw"].tolist()
-        merges = self.merges(model, modality, inputs)
-        deepstack = [list(layers) for layers in zip(*self.deepstack(outputs), strict=True)]
-        visuals, at = [], 0
-        for index, (rows, (t, h, w), merge) in enumerate(zip(outputs.pooler_output, shapes, merges, strict=True)):
-            visual = VisualFeatures(modality, rows, deepstack=deepstack[index] if deepstack else [])
-            if modality == "video":
-                visual.grid = Grid(t, h // merge, w // merge)
-                if pixels:
-                    packed = inputs["pixel_values_videos"][at : at + t * h * w]
-                    visual.pixels = self.packed_pixels(packed, merge, model)
-            visuals.append(visual)
-            at += t * h * w
-        return visuals
-
-    def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
-        """Additional rows of each image or video, by layer of the language model."""
-        return ()
-
-    def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
-        """The number of patches of each image or video that are merged along each side."""
-        return [model.config.vision_config.spatial_merge_size] * len(inputs[f"{modality}_grid_thw"])
+    def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
+        counts = inputs[f"{modality}_grid_thw"].prod(1)
+        start, stop = (int(counts[:end].sum()) for end in (entries.start, entries.stop))
+        patches = inputs["pixel_values_videos"][start:stop]
+        return self.packed_pixels(patches, math.isqrt(len(patches) // layout.grid.cells), model)
 
     def packed_pixels(self, packed: Tensor, merge: int, model: Any) -> Tensor:
         """The cue `pixels` from patches as packed for the encoder, where those of a cell are consecutive."""

@@ -1,15 +1,14 @@
-"""Qwen3-VL: timestamps as text between the frames, and DeepStack features for the first layers. arXiv 2511.21631."""
+"""Qwen3-VL and later models with its processor: timestamps as text between the frames, DeepStack features.
+
+arXiv 2511.21631.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from fewtokens.llm.backends.base import HALF
 from fewtokens.llm.backends.qwen2_vl import Qwen2VL
-from fewtokens.llm.interface import attribute
 from fewtokens.llm.pixels import pair_times, pixel_limits, whole_patches
 from fewtokens.video import Video
 
@@ -32,9 +31,6 @@ class Qwen3VL(Qwen2VL):
             grow = max(factor / height, factor / width)
             height, width = int(height * grow), int(width * grow)
         return whole_patches(height, width, factor, min_pixels, max_pixels, T, round(T / tubelet) * tubelet)
-
-    def deepstack(self, outputs: Any) -> Sequence[Sequence[Tensor]]:
-        return attribute(outputs, "deepstack_features")
 
     def placeholder_text(self, processor: Any, video: Video, steps: int, cells: int, tubelet: int) -> str:
         start = processor.token("vision_start_token", "<|vision_start|>")

@@ -7,9 +7,10 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from fewtokens.llm.backends.base import Backend, VisualFeatures, group_blocks, to_unit_pixels
+from fewtokens.llm.backends.base import Backend
+from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
 from fewtokens.llm.interface import version
 from fewtokens.llm.pixels import LANCZOS, PreparedVideo, normalize, resize
 from fewtokens.video import Video
@@ -27,6 +28,7 @@ class SmolVLM(Backend):
 
     name = "smolvlm"
     needs_items = True
+    cues: ClassVar = ("text", "frame_global", "pixels")
     video_marker = "<video>"
     unsupported_versions = ((5, 20),)
     preprocess_config: ClassVar = {
@@ -61,23 +63,16 @@ class SmolVLM(Backend):
             text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{image}"
         return PreparedVideo({"pixel_values": frames[None]}, text + "\n\n")
 
+    def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
+        images = inputs["pixel_values"].flatten(0, 1)
+        return super().pixels(model, modality, {"pixel_values": images[images.flatten(1).any(1)]}, entries, layout)
+
     def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
         packed = super().pack(modality, outputs, visuals)
         if version() < (5, 20):
             # One image per row.
             packed["pooler_output"] = torch.cat(packed["pooler_output"])[:, None]
         return packed
-
-    def visuals(
-        self, model: nn.Module, modality: str, outputs: Any, inputs: dict[str, Any], items: Sequence[Any], pixels: bool
-    ) -> list[VisualFeatures]:
-        size: int = model.base_model.image_seq_len  # type: ignore[union-attr, assignment]
-        blocks = [block for row in outputs.pooler_output for block in row.split(size)]
-        frames = None
-        if pixels:
-            images = inputs["pixel_values"].flatten(0, 1)
-            frames = to_unit_pixels(images[images.flatten(1).any(1)], self.mean, self.std)
-        return group_blocks(blocks, items, frames, self.name)
 
 
 def _first_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:

@@ -20,11 +20,7 @@ class VideoLlama3(Qwen2VL):
     """Rows of a video: T runs of H/28 x W/28, with text between them."""
 
     name = "video_llama_3"
-    mrope = False
     mean, std = HALF, HALF
-
-    def merges(self, model: Any, modality: str, inputs: dict[str, Any]) -> list[int]:
-        return inputs[f"{modality}_merge_sizes"].tolist()
 
     def tubelet(self, model: Any) -> int:
         return 1

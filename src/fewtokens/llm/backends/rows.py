@@ -1,0 +1,156 @@
+"""Finds which rows of an encoder's output are the cells of an image or a video, from their number and its shape.
+
+Models return rows without a grid. Their number follows one of a few laws from the shape that the processor states:
+frames x height x width in patches or pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.grid import Grid
+from fewtokens.core.shapes import shape_repr
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """The order of the rows of an image or a video: its cells, and rows between them that are not cells.
+
+    Attributes:
+        grid: the cells, in raster order.
+        group: the number of cells for each row that is not a cell: a newline after each grid row or at the end, or a
+            class token of each frame. 0 if there are no such rows.
+        leading: whether this row comes before its group of cells, otherwise after it.
+    """
+
+    grid: Grid
+    group: int = 0
+    leading: bool = False
+
+    def __len__(self) -> int:
+        return self.grid.cells + (self.grid.cells // self.group if self.group else 0)
+
+    def cells(self, device: torch.device | None = None) -> Tensor:
+        """The row of each cell, int64 [S]."""
+        index = torch.arange(self.grid.cells, device=device)
+        return index + torch.div(index, self.group, rounding_mode="floor") + self.leading if self.group else index
+
+    def others(self, device: torch.device | None = None) -> Tensor:
+        """The rows that are not cells, int64 [S/group], or [0]."""
+        count = self.grid.cells // self.group if self.group else 0
+        return torch.arange(count, device=device) * (self.group + 1) + (0 if self.leading else self.group)
+
+
+@dataclass
+class VisualFeatures:
+    """One image or video of a prompt, as encoded.
+
+    Attributes:
+        kind: "image" or "video"; methods reduce only videos.
+        features: [n,D], rows in the order of the placeholders.
+        layout: which rows are cells; None if they form no grid.
+        deepstack: additional rows [n,D] for early layers of the language model.
+        pixels: [S,P,D], the pixels of each cell in 0..1 (the cue `pixels`); None if not requested.
+    """
+
+    kind: str
+    features: Tensor
+    layout: RowLayout | None = None
+    deepstack: list[Tensor] = field(default_factory=list)
+    pixels: Tensor | None = None
+
+    __repr__ = shape_repr
+
+    @property
+    def grid(self) -> Grid | None:
+        return None if self.layout is None else self.layout.grid
+
+    @property
+    def is_reducible(self) -> bool:
+        return self.kind == "video" and self.layout is not None
+
+    def take(self, rows: Tensor) -> VisualFeatures:
+        """Returns some of its rows, without their layout."""
+        deepstack = [layer[rows] for layer in self.deepstack]
+        return replace(self, features=self.features[rows], layout=None, deepstack=deepstack, pixels=None)
+
+
+def row_layout(rows: int, shape: Shape, merge: int | None, *, leading: bool = False) -> RowLayout | None:
+    """Returns the layout of `rows` rows that follows from the shape of an image or a video; None if there is none.
+
+    The laws, in this order: all cells; time averaged over pairs of frames or over all of them; a newline after each row
+    of cells; one row for the whole video; one row for each frame.
+
+    Args:
+        shape: (frames, height, width) in patches, or in pixels if `merge` is None.
+        merge: the number of patches merged along each side; None to derive it from the number of rows.
+        leading: whether the row of a frame comes before its cells.
+    """
+    t, h, w = shape
+    # Where the number of cells of a frame is derived, a fraction of the frames would also fit other laws.
+    times = [t] if merge is None else [t, *([t // 2] if t % 2 == 0 else []), 1]
+    for T in dict.fromkeys(times):
+        for H, W in _sides(rows, T, (h, w), merge):
+            return RowLayout(Grid(T, H, W))
+    if merge is not None and rows == t * (h // merge) * (w // merge + 1):
+        return RowLayout(Grid(t, h // merge, w // merge), group=w // merge)
+    if not leading:
+        for H, W in _sides(rows - 1, t, (h, w), merge):
+            return RowLayout(Grid(t, H, W), group=t * H * W)
+    for H, W in _sides(rows - t, t, (h, w), merge):
+        return RowLayout(Grid(t, H, W), group=H * W, leading=leading)
+    return None
+
+
+def _sides(rows: int, frames: int, size: tuple[int, int], merge: int | None) -> Iterator[tuple[int, int]]:
+    """Yields the height and width in cells of `frames` frames that have `rows` rows, if there are any."""
+    h, w = size
+    if rows <= 0 or rows % frames:
+        return
+    if merge is not None:
+        if rows == frames * (h // merge) * (w // merge):
+            yield h // merge, w // merge
+        return
+    cells = rows // frames
+    H = isqrt(cells * h // w)
+    # The aspect ratio of the pixels.
+    if H and cells % H == 0 and H * w == cells // H * h:
+        yield H, cells // H
+
+
+def join_layouts(layouts: Sequence[RowLayout | None]) -> RowLayout | None:
+    """Returns the layout of images or parts of a video in a row; None if their frames differ."""
+    first = layouts[0]
+    if first is None or len(layouts) == 1:
+        return first
+    sizes = {(each.grid.H, each.grid.W, each.group, each.leading) if each else None for each in layouts}
+    if len(sizes) > 1:
+        return None
+    return replace(first, grid=Grid(sum(each.grid.T for each in layouts if each), first.grid.H, first.grid.W))
+
+
+def to_unit_pixels(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Maps normalized pixels [...,3,H,W] back to 0..1."""
+    shape = (3, 1, 1)
+    scale, shift = values.new_tensor(std).reshape(shape), values.new_tensor(mean).reshape(shape)
+    return (values * scale + shift).clamp(0, 1)
+
+
+def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
+    """Returns the cue `pixels`, [S,1,side*side*3], of frames [T,3,H,W] in 0..1 on a grid of cells.
+
+    Frames are resized so that each cell has `side` x `side` pixels; a cell of a tubelet takes its first frame.
+    """
+    frames = nn.functional.interpolate(
+        frames.float(), size=(grid.H * side, grid.W * side), mode="bilinear", antialias=True, align_corners=False
+    )
+    frames = frames[:: max(1, len(frames) // grid.T)][: grid.T]
+    cells = frames.reshape(grid.T, 3, grid.H, side, grid.W, side).permute(0, 2, 4, 3, 5, 1)
+    return cells.reshape(grid.cells, 1, side * side * 3)
