@@ -27,6 +27,7 @@ from fewtokens.llm.load import VideoLLM, find, load
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.session import Answer, Session
+from fewtokens.llm.speculative import Speculation, speculate
 
 __all__ = [
     "BACKENDS",
@@ -37,6 +38,7 @@ __all__ = [
     "Backend",
     "Processor",
     "Session",
+    "Speculation",
     "Layout",
     "VideoLLM",
     "VisualFeatures",
@@ -46,4 +48,5 @@ __all__ = [
     "backend_of",
     "find",
     "load",
+    "speculate",
 ]
