@@ -29,6 +29,7 @@ from fewtokens.llm.load import VideoLLM, find, load
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.prompts import Processor
 from fewtokens.llm.session import Answer, Session
+from fewtokens.llm.speculative import Speculation, speculate
 
 __all__ = [
     "BACKENDS",
@@ -42,6 +43,7 @@ __all__ = [
     "RowLayout",
     "Processor",
     "Session",
+    "Speculation",
     "Layout",
     "VideoLLM",
     "VisualFeatures",
@@ -52,4 +54,5 @@ __all__ = [
     "find",
     "load",
     "register_family",
+    "speculate",
 ]

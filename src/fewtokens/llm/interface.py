@@ -64,6 +64,31 @@ def layer_cache(inputs: Mapping[str, Any]) -> Any | None:
     return cache_of(inputs)
 
 
+def cache_name(model: Any) -> str:
+    """The name under which a model takes its cache."""
+    parameters = inspect.signature(model.forward).parameters
+    name = next((name for name in CACHE_NAMES if name in parameters), None)
+    if name is None:
+        raise unsupported(f"{type(model).__name__} takes its cache under another name than {' or '.join(CACHE_NAMES)}")
+    return name
+
+
+def drop_last(cache: Any, columns: int) -> None:
+    """Removes the last columns from a cache.
+
+    Raises:
+        ValueError: a layer has a state that cannot be shortened, such as that of linear attention or of a window.
+    """
+    kinds = {type(layer).__name__ for layer in attribute(cache, "layers")}
+    if kinds != {"DynamicLayer"}:
+        raise ValueError(
+            f"the cache of this model has layers of the kinds {', '.join(sorted(kinds))}, from which rejected tokens "
+            "cannot be removed; models with full attention in all layers are required"
+        )
+    if columns:
+        cache.crop(-columns)
+
+
 def is_filled(cache: Any | None) -> bool:
     """Whether a cache contains columns of an earlier pass."""
     return cache is not None and int(cache.get_seq_length()) > 0
