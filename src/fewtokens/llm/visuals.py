@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.batch import collate
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend, VisualFeatures
-from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
+from fewtokens.llm.cues import cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import attribute, cache_of, is_filled
 
 
@@ -50,9 +52,20 @@ class EncodedVisuals:
 
 
 def encode_visuals(
-    backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
+    backend: Backend,
+    model: Any,
+    prompt: dict[str, Any],
+    items: Any = None,
+    *,
+    needs: Collection[str] = (),
+    rule: AttentionRule | None = None,
 ) -> dict[str, EncodedVisuals]:
     """Encodes the images and videos of a prompt, by modality; empty if it is text only.
+
+    Args:
+        items: see `compress`.
+        needs: names of cues, of which those of the pixels and of the vision tower are stored with the videos.
+        rule: which attention. Default: that of `AttentionRule`.
 
     Raises:
         ValueError: placeholders do not match the features, or a later turn contains a video.
@@ -67,13 +80,15 @@ def encode_visuals(
             raise ValueError("shortening a prompt requires input_ids; pass them instead of inputs_embeds")
         if is_filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be inserted into an existing cache; start with a new one")
-        outputs = backend.encode(model, modality, prompt)
+        with backend.recording(model, modality, prompt, needs, rule or AttentionRule()) as set_cues:
+            outputs = backend.encode(model, modality, prompt)
         placeholder = attribute(model.config, f"{modality}_token_id")
         at = (ids == placeholder).nonzero()
         if backend.needs_items:
             items = items if items is not None else _guess_items(backend, model, outputs, at, len(ids))
         flat = [item for row in items or () for item in row]
-        visuals = backend.visuals(model, modality, outputs, prompt, flat, pixels)
+        visuals = backend.visuals(model, modality, outputs, prompt, flat, "pixels" in needs)
+        set_cues(visuals)
         lengths = [len(visual.features) for visual in visuals]
         if sum(lengths) != len(at):
             raise ValueError(
@@ -114,9 +129,8 @@ def reduce_visuals(
     """Reduces the videos of each modality.
 
     Raises:
-        ValueError: the backend cannot provide a cue, or the token count differs from the budget.
+        ValueError: the token count differs from the budget.
     """
-    check_cues(backend, pipeline)
     text = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
     return {modality: _reduce(model, pipeline, prompt, group, text) for modality, group in encoded.items()}
 
@@ -161,4 +175,4 @@ def _shorten(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFea
     cells = before.N
     deepstack = [torch.cat([after.pool(layer[None, :cells], before)[0], layer[cells:]]) for layer in visual.deepstack]
     features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[cells:]])
-    return replace(visual, features=features, deepstack=deepstack, pixels=None)
+    return replace(visual, features=features, deepstack=deepstack, pixels=None, cues={})

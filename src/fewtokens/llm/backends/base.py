@@ -8,8 +8,10 @@ patched. A backend maps the rows of an encoder's output to the images and videos
 from __future__ import annotations
 
 import inspect
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import isqrt
@@ -19,11 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm import backends
-from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version
+from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version, window_order
 from fewtokens.llm.pixels import PreparedVideo
+from fewtokens.llm.tower import tower_of
 from fewtokens.video import Video
 
 MODALITIES = ("image", "video")
@@ -46,6 +51,7 @@ class VisualFeatures:
         tail: the number of rows at the end that are not cells (a newline).
         deepstack: additional rows [n,D] for early layers of the language model.
         pixels: [n - tail,P,D], the pixels of each cell in 0..1 (the cue `pixels`); None if not requested.
+        cues: cues of the vision tower by name, float32 [n - tail,...]; those requested.
     """
 
     modality: str
@@ -54,6 +60,7 @@ class VisualFeatures:
     tail: int = 0
     deepstack: list[Tensor] = field(default_factory=list)
     pixels: Tensor | None = None
+    cues: dict[str, Tensor] = field(default_factory=dict)
 
     __repr__ = shape_repr
 
@@ -66,7 +73,7 @@ class Backend(ABC):
         mrope: positions are (t, h, w) and come from the model's `get_rope_index`.
         stacked: modalities whose features `forward` takes as one tensor rather than a list.
         pixel_inputs: names of the inputs that the encoder reads, by modality.
-        cues: the cues that the family can provide.
+        cues: the cues that the family can provide in addition to those of its vision tower.
         mean, std: of the normalized pixels; used for the cue `pixels`, and if a model's folder does not specify them.
         preprocess_config: values of the video processor that a folder may not specify; the defaults of transformers.
         video_marker: the text for a video in the chat template; None if it is the placeholder itself.
@@ -134,6 +141,63 @@ class Backend(ABC):
                 f"{self.name} does not accept {' or '.join(names)}; were the inputs prepared for another model?"
             )
         return encode(**arguments, return_dict=True)
+
+    def available_cues(self, model: Any) -> tuple[str, ...]:
+        """Names of the cues that a model can provide, keys of `CUES`."""
+        tower = tower_of(model)
+        return self.cues if tower is None else (*self.cues, *tower.cues)
+
+    def check_attention(self, model: Any, method: Method) -> None:
+        """Checks that the vision tower has the attention that a method reads.
+
+        Warns if the user requests that of a class token, which the tower does not have.
+
+        Raises:
+            ValueError: it has no such layer or query.
+        """
+        tower, rule = tower_of(model), method.attention_rule
+        if tower is None:
+            return
+        tower.layer(rule.layer)
+        if tower.query(rule) not in rule.queries:
+            warnings.warn(
+                f"{method.name}: the vision tower of this {self.name} has no class token; the attention that a patch "
+                "receives from all others is used instead",
+                stacklevel=2,
+            )
+
+    @contextmanager
+    def recording(
+        self, model: Any, modality: str, inputs: dict[str, Any], needs: Collection[str], rule: AttentionRule
+    ) -> Iterator[Callable[[Sequence[VisualFeatures]], None]]:
+        """Records cues of the vision tower while `encode` runs inside the block.
+
+        Yields a function that sets the cues of the images or videos, to be called with the result of `visuals`.
+
+        Args:
+            model, modality, inputs: as in `encode`.
+            needs: names of cues; those that the tower does not provide are ignored.
+            rule: which attention.
+        """
+        tower = tower_of(model)
+        wanted = set() if tower is None else set(needs) & set(tower.cues)
+        if tower is None or not wanted or (modality == "image" and not self.needs_items):
+            yield lambda visuals: None
+            return
+        with tower.recording(wanted, rule) as recording:
+
+            def set_cues(visuals: Sequence[VisualFeatures]) -> None:
+                if not any(visual.grid for visual in visuals):
+                    return
+                grids = [visual.grid for visual in visuals]
+                shapes = inputs.get(f"{modality}_grid_thw")
+                per_frame = next(grid.cells_per_frame for grid in grids if grid is not None)
+                frames = [len(v.features) // per_frame if v.grid is None else v.grid.T for v in visuals]
+                order = None if shapes is None else window_order(tower.module, shapes)
+                for visual, cues in zip(visuals, recording.rows(grids, frames, shapes, order), strict=True):
+                    visual.cues = cues or {}
+
+            yield set_cues
 
     def placeholder(self, model: Any, modality: str) -> int | None:
         """The token id that stands for a row of features in the prompt."""
