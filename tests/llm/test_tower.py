@@ -235,15 +235,17 @@ def test_keys_and_shift_are_those_of_the_stock_model(family):
     keys = found["keys"].chunk(3, -1)[1] if hasattr(attention, "qkv") else found["keys"]
     if family == "internvl":
         keys = attention.k_norm(keys)
-    keys = keys.unflatten(-1, (heads, -1)).mean(-2).detach()
+    joined, keys = keys.detach(), keys.unflatten(-1, (heads, -1)).mean(-2).detach()
     after_attention = found["block in"] + getattr(block, "lambda_1", 1) * found["attention"]
     shift = (found["block"] - after_attention).norm(dim=-1, keepdim=True)
     shape = (STEPS, -1)
-    keys, shift = (x.unflatten(0, shape) if x.ndim == 2 else x for x in (keys, shift))
+    keys, joined, shift = (x.unflatten(0, shape) if x.ndim == 2 else x for x in (keys, joined, shift))
     first = int(family in HAS_CLASS)
     actual = measure(model, example, AttentionRule(), "keys", "shift")
     torch.testing.assert_close(actual["keys"], to_rows(family, keys[:, first:]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual["shift"], to_rows(family, shift[:, first:])[:, 0], rtol=1e-5, atol=1e-5)
+    actual = measure(model, example, AttentionRule(heads="joined"), "keys")
+    torch.testing.assert_close(actual["keys"], to_rows(family, joined[:, first:]), rtol=1e-5, atol=1e-5)
 
 
 def test_norms_of_queries_and_keys(monkeypatch):
@@ -413,7 +415,9 @@ def test_every_method_runs_alone_and_in_a_batch(family):
         for number, length in enumerate(lengths)
     ]
     both = batch(family, *prompts)
-    assert {"visionzip", "holitom", "fastvid", "representation_shift"} <= set(cue_methods())
+    assert set(cue_methods()) >= {
+        "fastvid", "holitom", "prumerge", "representation_shift", "visionzip", "vispruner",
+    }  # fmt: skip
     for name in cue_methods():
         spec = f"{name}(keep=0.4)"
         together = compress(model, both.inputs, spec, items=both.items)
@@ -429,7 +433,9 @@ def test_every_method_runs_alone_and_in_a_batch(family):
 
 def test_the_published_rules():
     rules = {name: registry.create_method(name).attention_rule for name in cue_methods()}
-    assert rules["visionzip"] == rules["holitom"] == AttentionRule(("class", "received"), -1, "mean")
+    for name in ("visionzip", "holitom", "vispruner"):
+        assert rules[name] == AttentionRule(("class", "received"), -1, "mean")
+    assert rules["prumerge"] == AttentionRule(("class", "received"), "last", "joined")
     assert rules["fastvid"].queries == ("class", "probe", "mean_query")
     assert registry.build("holitom(keep=0.5, attention='received@-2')")[0].attention_rule[:2] == (("received",), -2)
     for text in ("row", "received@", "received@x", "class@-"):

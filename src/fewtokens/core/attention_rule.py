@@ -12,7 +12,7 @@ QUERIES = {
 }
 HEADS = {
     "mean": "the mean over the heads",
-    "joined": "queries and keys of full width, not split into heads",
+    "joined": 'queries and keys of full width, not split into heads; so is the cue "keys"',
 }
 
 

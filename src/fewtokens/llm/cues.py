@@ -52,7 +52,7 @@ def attention_rule(pipeline: Pipeline) -> AttentionRule:
         ValueError: two methods read different ones.
     """
     methods = [m for m in pipeline.methods if isinstance(m, Method) and set(m.needs) & set(TOWER_CUES)]
-    rules = {method.attention_rule for method in methods if "attention" in method.needs}
+    rules = {method.attention_rule for method in methods}
     if len(rules) > 1:
         raise ValueError(
             f"{' and '.join(method.name for method in methods)} read different attention; give each the same argument "

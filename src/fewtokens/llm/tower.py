@@ -156,7 +156,7 @@ class Recording:
         x = x if boundaries is None else x.reshape(-1, x.shape[-1])
         q, k = project(module, x)
         if "keys" in self._wanted:
-            self._add("keys", k.float().mean(-2))
+            self._add("keys", k.float().flatten(-2) if self._heads == "joined" else k.float().mean(-2))
         if "attention" not in self._wanted or self.query == "probe":
             return
         if (rotary := inputs.get("position_embeddings")) is not None:

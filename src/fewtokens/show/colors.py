@@ -30,7 +30,7 @@ _METHODS = (
     "perceiver", "tokenlearner", "qformer", "token_turing", "attentional_pool", "dense_tokens",
     "length_embedding", "linvt", "llama_vid", "pool_mlp", "ppllava", "storm",
     "fastv", "pyramid_drop", "dycoke_cache", "cls_attention", "framefusion_cascade", "holitom_inner",
-    "sparsevlm",
+    "sparsevlm", "vispruner", "prumerge",
 )  # fmt: skip
 _SLOTS = len(_COLORS) * len(_MARKERS)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.segments import split_evenly
 
 
 class VisionZip(Reducer):
@@ -58,11 +59,8 @@ class VisionZip(Reducer):
         return ("attention", "keys")
 
     def plan(self, tokens: Tokens, *, attention: Tensor, keys: Tensor) -> Plan:
-        B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        lengths = torch.tensor([grid.T for grid in tokens.grid.videos(B)], device=tokens.device)[:, None]
-        total = self.counts(tokens)[:, None]
-        t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
-        ends = t * total // lengths  # [B,T+1]
+        T, n = tokens.grid.T, tokens.grid.cells_per_frame
+        ends = split_evenly(tokens, self.counts(tokens))
         budget = ends.diff(dim=1)[..., None]  # [B,T,1]
         num_contextual = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
         num_dominant = budget - num_contextual
