@@ -39,7 +39,7 @@ def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
         if not isinstance(method, Method):
             continue
         for need in sorted(set(method.needs) - available):
-            remedy = "; models whose vision tower is a ViT can" if need in TOWER_CUES else ""
+            remedy = "; models whose vision tower is a ViT, such as Qwen2.5-VL, can" if need in TOWER_CUES else ""
             raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {backend.name} cannot provide{remedy}")
         if model is not None and set(method.needs) & set(TOWER_CUES):
             backend.check_attention(model, method)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 
 from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.grid import Grid
-from fewtokens.llm.interface import attribute, full_attention_layers, output_layer, unsupported, vision_tower
+from fewtokens.core.method import Method
+from fewtokens.llm.interface import (
+    attribute,
+    full_attention_layers,
+    output_layer,
+    unsupported,
+    vision_tower,
+    window_order,
+)
 
 TOWER_CUES = ("attention", "keys", "shift")
 # Entries of the scores that are computed at a time (16 MiB in float32).
@@ -150,7 +159,7 @@ class Recording:
         """A forward pre-hook of an attention module."""
         inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
         inputs |= inputs.pop("kwargs", {})
-        x, boundaries = inputs["hidden_states"], inputs.get("cu_seqlens")
+        x, boundaries = next(iter(inputs.values())), inputs.get("cu_seqlens")
         if boundaries is None and x.ndim == 2:
             boundaries = torch.tensor([0, len(x)], device=x.device)
         x = x if boundaries is None else x.reshape(-1, x.shape[-1])
@@ -258,6 +267,61 @@ def tower_of(model: Any) -> Tower | None:
     module = vision_tower(model)
     tower = None if module is None else Tower(model, module)
     return tower if tower is not None and tower.cues else None
+
+
+def check_attention(model: Any, family: str, method: Method) -> None:
+    """Checks that the vision tower of a model has the attention that a method reads.
+
+    Warns if the user requests that of a class token, which the tower does not have.
+
+    Raises:
+        ValueError: it has no such layer or query.
+    """
+    tower, rule = tower_of(model), method.attention_rule
+    if tower is None:
+        return
+    tower.layer(rule.layer)
+    if tower.query(rule) not in rule.queries:
+        warnings.warn(
+            f"{method.name}: the vision tower of this {family} has no class token; the attention that a patch receives "
+            "from all others is used instead",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def record_cues(
+    model: Any, modality: str, inputs: Mapping[str, Any], needs: Collection[str], rule: AttentionRule
+) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """Records cues of a model's vision tower while it encodes inside the block.
+
+    Yields a function that sets `cues` of the images or videos, as `Backend.visuals` returns them.
+
+    Args:
+        modality: "image" or "video".
+        inputs: the prompt.
+        needs: names of cues; those that the tower does not provide are ignored.
+        rule: which attention.
+    """
+    tower = tower_of(model) if set(needs) & set(TOWER_CUES) else None
+    if tower is None:
+        yield lambda visuals: None
+        return
+    with tower.recording(needs, rule) as recording:
+
+        def set_cues(visuals: Sequence[Any]) -> None:
+            grids = [visual.grid for visual in visuals]
+            per_frame = next((grid.cells_per_frame for grid in grids if grid is not None), 0)
+            if not per_frame:
+                return
+            shapes = inputs.get(f"{modality}_grid_thw")
+            frames = [len(v.features) // per_frame if v.grid is None else v.grid.T for v in visuals]
+            order = None if shapes is None else window_order(tower.module, shapes)
+            for visual, cues in zip(visuals, recording.rows(grids, frames, shapes, order), strict=True):
+                device = visual.features.device  # that of the projector, which may differ from that of the tower
+                visual.cues = {name: cue.to(device) for name, cue in (cues or {}).items()}
+
+        yield set_cues
 
 
 def _projects(module: nn.Module) -> bool:

@@ -8,10 +8,9 @@ patched. A backend maps the rows of an encoder's output to the images and videos
 from __future__ import annotations
 
 import inspect
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import isqrt
@@ -26,9 +25,9 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm import backends
-from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version, window_order
+from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version
 from fewtokens.llm.pixels import PreparedVideo
-from fewtokens.llm.tower import tower_of
+from fewtokens.llm.tower import check_attention, record_cues, tower_of
 from fewtokens.video import Video
 
 MODALITIES = ("image", "video")
@@ -148,56 +147,15 @@ class Backend(ABC):
         return self.cues if tower is None else (*self.cues, *tower.cues)
 
     def check_attention(self, model: Any, method: Method) -> None:
-        """Checks that the vision tower has the attention that a method reads.
+        """Checks that the vision tower has the attention that a method reads, see `fewtokens.llm.tower`."""
+        check_attention(model, self.name, method)
 
-        Warns if the user requests that of a class token, which the tower does not have.
-
-        Raises:
-            ValueError: it has no such layer or query.
-        """
-        tower, rule = tower_of(model), method.attention_rule
-        if tower is None:
-            return
-        tower.layer(rule.layer)
-        if tower.query(rule) not in rule.queries:
-            warnings.warn(
-                f"{method.name}: the vision tower of this {self.name} has no class token; the attention that a patch "
-                "receives from all others is used instead",
-                stacklevel=2,
-            )
-
-    @contextmanager
     def recording(
         self, model: Any, modality: str, inputs: dict[str, Any], needs: Collection[str], rule: AttentionRule
-    ) -> Iterator[Callable[[Sequence[VisualFeatures]], None]]:
-        """Records cues of the vision tower while `encode` runs inside the block.
-
-        Yields a function that sets the cues of the images or videos, to be called with the result of `visuals`.
-
-        Args:
-            model, modality, inputs: as in `encode`.
-            needs: names of cues; those that the tower does not provide are ignored.
-            rule: which attention.
-        """
-        tower = tower_of(model)
-        wanted = set() if tower is None else set(needs) & set(tower.cues)
-        if tower is None or not wanted or (modality == "image" and not self.needs_items):
-            yield lambda visuals: None
-            return
-        with tower.recording(wanted, rule) as recording:
-
-            def set_cues(visuals: Sequence[VisualFeatures]) -> None:
-                if not any(visual.grid for visual in visuals):
-                    return
-                grids = [visual.grid for visual in visuals]
-                shapes = inputs.get(f"{modality}_grid_thw")
-                per_frame = next(grid.cells_per_frame for grid in grids if grid is not None)
-                frames = [len(v.features) // per_frame if v.grid is None else v.grid.T for v in visuals]
-                order = None if shapes is None else window_order(tower.module, shapes)
-                for visual, cues in zip(visuals, recording.rows(grids, frames, shapes, order), strict=True):
-                    visual.cues = cues or {}
-
-            yield set_cues
+    ) -> AbstractContextManager[Callable[[Sequence[VisualFeatures]], None]]:
+        """Records cues of the vision tower while `encode` runs inside the block, see `record_cues`."""
+        # Where videos are not images in a row, images are never reduced.
+        return record_cues(model, modality, inputs, needs if modality == "video" or self.needs_items else (), rule)
 
     def placeholder(self, model: Any, modality: str) -> int | None:
         """The token id that stands for a row of features in the prompt."""
