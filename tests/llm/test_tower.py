@@ -22,7 +22,7 @@ from fewtokens.core.method import Method, Reducer
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm import attach, compress, tower
+from fewtokens.llm import attach, backend_of, compress, tower
 from tests.llm import tiny as tiny_models
 from tests.llm.tiny import FAMILIES, Prompt, batch, grid_of, prompt, tiny
 
@@ -209,6 +209,40 @@ def test_attention_is_that_of_the_eager_maps_of_the_tower(family):
             row = to_rows(family, layer[:, :, 0, 1:].mean(1)[..., None])[:, 0]
             actual = measure(model, example, AttentionRule(("class",), number))["attention"]
             torch.testing.assert_close(actual, row, **CLOSE)
+
+
+def test_a_row_has_the_patches_that_its_features_come_from(family, monkeypatch):
+    """Found by gradients from each row of features back to the block that the model reads."""
+    model, example = tiny(family), video(family)
+    backend, cells = backend_of(model), math.prod(grid_of(family, STEPS))
+    leaves: list[Tensor] = []
+
+    def cut(module, args, output):
+        leaves.append((output[0] if isinstance(output, tuple) else output).detach().requires_grad_())
+        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+
+    block, _ = parts(model)[USED.get(family, 2)]
+    hook = block.register_forward_hook(cut)
+    try:
+        modality = "image" if family in ("internvl", "smolvlm") else "video"
+        outputs = backend.encode(model, modality, example.inputs)
+    finally:
+        hook.remove()
+    rows = torch.cat([part.flatten(0, -2) for part in outputs.pooler_output])[:cells]
+    weights = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0))
+    gradients = [torch.autograd.grad((row * weights).sum(), leaves[0], retain_graph=True)[0] for row in rows]
+    expected = torch.stack([gradient.flatten(0, -2).abs().sum(1) for gradient in gradients]) > 0
+
+    def number(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys that number the patches."""
+        count = x.shape[:-1].numel()
+        return x[..., None, :], torch.eye(count).reshape(*x.shape[:-1], 1, count)
+
+    monkeypatch.setattr(tower, "project", number)
+    actual = measure(model, example, AttentionRule(), "keys")["keys"]
+    assert torch.equal(actual > 0, expected)
+    assert int(expected.sum(1).min()) >= 4
+    torch.testing.assert_close(actual.sum(1), torch.ones(cells))
 
 
 def test_keys_and_shift_are_those_of_the_stock_model(family):

@@ -123,17 +123,17 @@ class Tower:
         Raises:
             ValueError: as `layer` and `query`.
         """
-        wanted = set(needs) & set(self.cues)
-        recording = Recording(self, wanted, rule)
-        index = self.layer(rule.layer) if wanted else 0
+        names = set(needs) & set(self.cues)
+        recording = Recording(self, names, rule)
+        index = self.layer(rule.layer) if names else 0
         hooks = []
         try:
             if recording.query == "probe" and self.head is not None:
                 hooks.append(self.head.register_forward_pre_hook(recording.record_probe))
-            if "keys" in wanted or ("attention" in wanted and recording.query != "probe"):
+            if "keys" in names or ("attention" in names and recording.query != "probe"):
                 attention = self.attentions[index]
                 hooks.append(attention.register_forward_pre_hook(recording.record_attention, with_kwargs=True))
-            if "shift" in wanted:
+            if "shift" in names:
                 norm = _norm_before_mlp(self.blocks[index])
                 assert norm is not None
                 hooks.append(norm.register_forward_pre_hook(recording.record_before_mlp))
@@ -147,9 +147,9 @@ class Tower:
 class Recording:
     """What the hooks of a tower recorded; `rows` maps it to the rows of the language model."""
 
-    def __init__(self, tower: Tower, wanted: set[str], rule: AttentionRule) -> None:
-        self._tower, self._wanted, self._heads = tower, wanted, rule.heads
-        self.query = tower.query(rule) if "attention" in wanted else ""
+    def __init__(self, tower: Tower, names: set[str], rule: AttentionRule) -> None:
+        self._tower, self._names, self._heads = tower, names, rule.heads
+        self.query = tower.query(rule) if "attention" in names else ""
         # Of each call: [frames,patches,c], or [patches,c] of a tower that packs all frames into one sequence.
         self._values: dict[str, list[Tensor]] = {}
         self._before_mlp: Tensor | None = None
@@ -164,9 +164,9 @@ class Recording:
             boundaries = torch.tensor([0, len(x)], device=x.device)
         x = x if boundaries is None else x.reshape(-1, x.shape[-1])
         q, k = project(module, x)
-        if "keys" in self._wanted:
+        if "keys" in self._names:
             self._add("keys", k.float().flatten(-2) if self._heads == "joined" else k.float().mean(-2))
-        if "attention" not in self._wanted or self.query == "probe":
+        if "attention" not in self._names or self.query == "probe":
             return
         if (rotary := inputs.get("position_embeddings")) is not None:
             q, k = rotate(q, k, *(part if boundaries is None else part.reshape(len(x), -1) for part in rotary))
@@ -237,7 +237,7 @@ class Recording:
             ValueError: the tower was not called, or its patches do not match the rows.
         """
         values = {name: torch.cat(parts) for name, parts in self._values.items()}
-        if missing := self._wanted - set(values):
+        if missing := self._names - set(values):
             raise unsupported(f"{type(self._tower.module).__name__} did not compute {', '.join(sorted(missing))}")
         is_packed = shapes is not None
         lengths = [math.prod(shape) for shape in shapes.tolist()] if is_packed else list(frames)

@@ -67,14 +67,14 @@ class Composed(Backend):
     def recording(
         self, model: Any, modality: str, inputs: dict[str, Any], needs: Collection[str], rule: AttentionRule
     ) -> Iterator[Callable[[Sequence[VisualFeatures]], None]]:
-        wanted = [name for name in TOWER_CUES if name in needs]
-        if not wanted:
+        names = [name for name in TOWER_CUES if name in needs]
+        if not names:
             yield lambda visuals: None
             return
         found: dict[str, Tensor] = {}
 
         def request(encoder: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            return args, options | {"needs": wanted}
+            return args, options | {"needs": names}
 
         def keep(encoder: nn.Module, args: Any, output: Any) -> None:
             found.update(output[1])
@@ -82,7 +82,7 @@ class Composed(Backend):
         def set_cues(visuals: Sequence[VisualFeatures]) -> None:
             if not found:
                 raise ValueError(
-                    f"methods that read {', '.join(wanted)} require the frames (pixel_values_videos), not encoded "
+                    f"methods that read {', '.join(names)} require the frames (pixel_values_videos), not encoded "
                     "cells (video_cells)"
                 )
             for index, visual in enumerate(visuals):
