@@ -95,8 +95,9 @@ def spy(model: Any) -> Iterator[dict[int, list[tuple[Tensor, Tensor, float]]]]:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = real
 
 
-def stock(model: Any, family: str, example: Prompt) -> list[tuple[Tensor, Tensor, float]]:
-    """Queries and keys [S,heads,n,d] of the frames in the video, in the order of the tower, and the scale, by layer."""
+def stock(model: Any, family: str, example: Prompt) -> list[tuple[Tensor, Tensor, float, Tensor]]:
+    """Queries and keys [S,heads,n,d] of the frames in the video, in the order of the tower, the scale, and which
+    queries attend to which keys, bool [n,n], by layer."""
     with spy(model) as calls, torch.no_grad():
         modality = "image" if family in ("internvl", "smolvlm") else "video"
         names = ("pixel_values", "pixel_values_videos", "video_grid_thw", "video_merge_sizes")
@@ -107,7 +108,12 @@ def stock(model: Any, family: str, example: Prompt) -> list[tuple[Tensor, Tensor
         q, k = (torch.cat([call[which] for call in calls[number]], -2) for which in (0, 1))
         if family in PACKED:  # all frames have the same size
             q, k = (x[0].unflatten(1, (STEPS, -1)).transpose(0, 1) for x in (q, k))
-        layers.append((q, k, calls[number][0][2]))
+        same = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool)
+        if family in PACKED:  # windows of a frame are separate calls
+            lengths = torch.tensor([call[0].shape[2] for call in calls[number][: len(calls[number]) // STEPS]])
+            window = torch.arange(len(lengths)).repeat_interleave(lengths)
+            same = window[:, None] == window
+        layers.append((q, k, calls[number][0][2], same))
     return layers
 
 
@@ -136,7 +142,7 @@ def to_rows(family: str, values: Tensor) -> Tensor:
 
 def formula(family: str, layers: list[Any], rule: AttentionRule) -> Tensor:
     """The cue "attention" of a rule, from full attention maps."""
-    q, k, scale = layers[len(layers) - 1 if rule.layer == "last" else USED.get(family, 2) + 1 + int(rule.layer)]
+    q, k, scale, same = layers[len(layers) - 1 if rule.layer == "last" else USED.get(family, 2) + 1 + int(rule.layer)]
     if rule.heads == "joined":
         q, k = (x.transpose(1, 2).flatten(2)[:, None] for x in (q, k))
         scale = q.shape[-1] ** -0.5
@@ -147,7 +153,7 @@ def formula(family: str, layers: list[Any], rule: AttentionRule) -> Tensor:
         heads = [to_rows(family, k[:, head, first:]).unflatten(0, (STEPS, -1)) for head in range(k.shape[1])]
         logits = [torch.einsum("td,tnd->tn", mean[:, head], keys) * scale for head, keys in enumerate(heads)]
         return torch.stack([part.softmax(1) for part in logits]).mean(0).flatten()
-    maps = (q @ k.transpose(2, 3) * scale).softmax(3)
+    maps = (q @ k.transpose(2, 3) * scale).masked_fill(~same, -torch.inf).softmax(3)
     received = maps[:, :, 0].mean(1) if query == "class" else maps.mean((1, 2))
     return to_rows(family, received[:, first:, None])[:, 0]
 
@@ -173,15 +179,11 @@ def test_attention_is_that_of_the_stock_model(family):
     layers = stock(model, family, example)
     expected = {rule: formula(family, layers, rule) for rule in RULES}
     for rule in RULES:
-        if family == "qwen2_5_vl" and rule.layer == -2:  # within windows
-            with pytest.raises(ValueError, match="layer 0 of the vision tower attends within windows"):
-                measure(model, example, rule)
-            continue
         actual = measure(model, example, rule)["attention"]
         torch.testing.assert_close(actual, expected[rule], **CLOSE)
         for other in RULES:  # another layer, query or rule of heads is not the same
             is_same = other.queries[0] == "class" and family not in HAS_CLASS and other[1:] == rule[1:]
-            if other != rule and not is_same and (other.layer, family) != (-2, "qwen2_5_vl"):
+            if other != rule and not is_same:
                 same_here = torch.equal(expected[other], expected[rule])
                 assert same_here or float((actual - expected[other]).abs().max()) > 1e-5
     different = {expected[rule].numpy().tobytes() for rule in RULES}
@@ -215,14 +217,13 @@ def test_a_row_has_the_patches_that_its_features_come_from(family, monkeypatch):
     """Found by gradients from each row of features back to the block that the model reads."""
     model, example = tiny(family), video(family)
     backend, cells = backend_of(model), math.prod(grid_of(family, STEPS))
-    leaves: list[Tensor] = []
+    states: list[Tensor] = []
 
-    def cut(module, args, output):
-        leaves.append((output[0] if isinstance(output, tuple) else output).detach().requires_grad_())
-        return (leaves[0], *output[1:]) if isinstance(output, tuple) else leaves[0]
+    def keep(module, args, output):
+        states.append(output[0] if isinstance(output, tuple) else output)
 
     block, _ = parts(model)[USED.get(family, 2)]
-    hook = block.register_forward_hook(cut)
+    hook = block.register_forward_hook(keep)
     try:
         modality = "image" if family in ("internvl", "smolvlm") else "video"
         outputs = backend.encode(model, modality, example.inputs)
@@ -230,7 +231,7 @@ def test_a_row_has_the_patches_that_its_features_come_from(family, monkeypatch):
         hook.remove()
     rows = torch.cat([part.flatten(0, -2) for part in outputs.pooler_output])[:cells]
     weights = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0))
-    gradients = [torch.autograd.grad((row * weights).sum(), leaves[0], retain_graph=True)[0] for row in rows]
+    gradients = [torch.autograd.grad((row * weights).sum(), states[0], retain_graph=True)[0] for row in rows]
     expected = torch.stack([gradient.flatten(0, -2).abs().sum(1) for gradient in gradients]) > 0
 
     def number(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:

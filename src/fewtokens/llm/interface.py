@@ -15,8 +15,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # The cache as an argument and in an output: the first name since transformers 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
-# The names of vision towers, as in `get_encoder` of transformers.
-_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
+# The names of vision towers, as in `get_encoder` of transformers; a separate one for videos comes first.
+_TOWERS = ("video_tower", "vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
 
 
 def version() -> tuple[int, int]:

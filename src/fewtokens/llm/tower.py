@@ -82,20 +82,14 @@ class Tower:
         In a tower with windows, -1 and "last" are the last layer up to there that attends to whole frames.
 
         Raises:
-            ValueError: the tower has no such layer, or it attends within windows.
+            ValueError: the tower has no such layer.
         """
         depth = len(self.attentions)
         index = depth - 1 if layer == "last" else self.used + 1 + int(layer) if int(layer) < 0 else int(layer)
         if not 0 <= index < depth:
             raise ValueError(f"layer {layer} is not in the vision tower, which has {depth} layers")
-        if index in self.full:
-            return index
-        if layer in (-1, "last") and (earlier := [number for number in self.full if number <= index]):
-            return max(earlier)
-        raise ValueError(
-            f"layer {index} of the vision tower attends within windows, whose attention cannot be compared; use one of "
-            f"the layers {', '.join(map(str, self.full))}"
-        )
+        earlier = [number for number in self.full if number <= index]
+        return max(earlier) if layer in (-1, "last") and earlier else index
 
     def query(self, rule: AttentionRule) -> str:
         """The query of a rule that the tower uses, a key of `QUERIES`; "received" instead of a lacking class token.
@@ -160,8 +154,8 @@ class Recording:
         inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
         inputs |= inputs.pop("kwargs", {})
         x, boundaries = next(iter(inputs.values())), inputs.get("cu_seqlens")
-        if boundaries is None and x.ndim == 2:
-            boundaries = torch.tensor([0, len(x)], device=x.device)
+        if boundaries is None:
+            boundaries = _boundaries(x, inputs.get("attention_mask"))
         x = x if boundaries is None else x.reshape(-1, x.shape[-1])
         q, k = project(module, x)
         if "keys" in self._names:
@@ -182,7 +176,9 @@ class Recording:
             return
         attention = q.new_empty(len(x), q.shape[-2] if self.query == "mean_query" else 1)
         for index in segments(boundaries):
-            attention[index] = self._attend(q[index], k[index], scale, None, 0)
+            values = self._attend(q[index], k[index], scale, None, 0)
+            # Sums over queries, so that windows of different size are comparable; `rows` divides by those of a frame.
+            attention[index] = values if self.query == "mean_query" else values * index.shape[1]
         self._add("attention", attention)
 
     def _attend(self, q: Tensor, k: Tensor, scale: float, mask: Tensor | None, prefix: int) -> Tensor:
@@ -241,8 +237,9 @@ class Recording:
             raise unsupported(f"{type(self._tower.module).__name__} did not compute {', '.join(sorted(missing))}")
         is_packed = shapes is not None
         lengths = [math.prod(shape) for shape in shapes.tolist()] if is_packed else list(frames)
+        values = {name: self._unpack(name, value, 0 if is_packed else sum(lengths)) for name, value in values.items()}
         if any(len(value) != sum(lengths) for value in values.values()):
-            raise unsupported(f"{type(self._tower.module).__name__} encodes other patches than those of the prompt")
+            raise _unmapped(f"{type(self._tower.module).__name__} encodes other patches than those of the prompt")
         if order is not None:
             back = order.argsort()
             values = {name: value.unflatten(0, (len(back), -1))[back].flatten(0, 1) for name, value in values.items()}
@@ -254,12 +251,22 @@ class Recording:
                 continue
             own = {name: part[number] for name, part in parts.items()}
             steps = int(shapes[number][0]) if is_packed else 0
+            if is_packed and "attention" in own and self.query in ("received", "class"):
+                own["attention"] = own["attention"] * (steps / lengths[number])
             cells = {n: pool_packed(v, grid, steps) if is_packed else pool_frames(v, grid) for n, v in own.items()}
             if self.query == "mean_query":
                 logits = cells["attention"].unflatten(0, (grid.T, -1))
                 cells["attention"] = logits.softmax(1).mean(2, keepdim=True).flatten(0, 1)
             results.append({name: value if name == "keys" else value[:, 0] for name, value in cells.items()})
         return results
+
+    def _unpack(self, name: str, values: Tensor, frames: int) -> Tensor:
+        """Splits patches [N,c], of `frames` frames that a tower packs without a grid, into [frames,N/frames,c]."""
+        if not frames or values.ndim == 3 or len(values) % frames:
+            return values
+        count = len(values) // frames
+        is_sum = name == "attention" and self.query in ("received", "class")
+        return (values / count if is_sum else values).unflatten(0, (frames, count))
 
 
 def tower_of(model: Any) -> Tower | None:
@@ -333,6 +340,21 @@ def _is_pooling_head(module: nn.Module) -> bool:
     return hasattr(module, "probe") and isinstance(getattr(module, "attention", None), nn.MultiheadAttention)
 
 
+def _boundaries(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The boundaries of sequences packed into one [N,C], or [1,N,C] with a block-diagonal mask; otherwise None."""
+    if x.ndim == 2:
+        return torch.tensor([0, len(x)], device=x.device)
+    if len(x) > 1 or mask is None or mask.shape[-2] != x.shape[1]:
+        return None
+    allowed = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+    return F.pad(allowed.to(torch.uint8).argmax(1).unique(), (0, 1), value=x.shape[1])
+
+
+def _unmapped(problem: str) -> ValueError:
+    """The error for a tower whose patches have no known place in the rows of the language model."""
+    return ValueError(f"the vision tower cannot provide cues for this model: {problem}")
+
+
 def _norm_before_mlp(block: nn.Module) -> nn.Module | None:
     """The norm before the MLP: the second of two, or the third of four."""
     norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
@@ -362,18 +384,13 @@ def project(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Applies rotary positions [...,N,d] to queries and keys [...,N,heads,d]; float32.
-
-    Raises:
-        ValueError: the positions rotate only a part of the channels.
-    """
-    if cos.shape[-1] != q.shape[-1]:
-        raise unsupported(f"rotary positions of {cos.shape[-1]} of {q.shape[-1]} channels")
+    """Applies rotary positions [...,N,r] to the first r channels of queries and keys [...,N,heads,d]; float32."""
     cos, sin = cos[..., None, :].float(), sin[..., None, :].float()
 
     def turn(x: Tensor) -> Tensor:
-        first, second = x.float().chunk(2, -1)
-        return x.float() * cos + torch.cat([-second, first], -1) * sin
+        x, rest = x.float().tensor_split([cos.shape[-1]], -1)
+        first, second = x.chunk(2, -1)
+        return torch.cat([x * cos + torch.cat([-second, first], -1) * sin, rest], -1)
 
     return turn(q), turn(k)
 
@@ -427,7 +444,7 @@ def pool_frames(values: Tensor, grid: Grid) -> Tensor:
     height = round(math.sqrt(patches * grid.H / grid.W))
     width = patches // max(1, height)
     if height * width != patches or height < grid.H or width < grid.W:
-        raise unsupported(f"{patches} patches of a frame for {grid.H} x {grid.W} rows")
+        raise _unmapped(f"{patches} patches of a frame do not form {grid.H} x {grid.W} rows")
     image = values.transpose(1, 2).unflatten(2, (height, width))
     side = height // grid.H
     if (height // side, width // side) == (grid.H, grid.W):
@@ -444,5 +461,5 @@ def pool_packed(values: Tensor, grid: Grid, steps: int) -> Tensor:
         steps: the number of steps in time, a multiple of T; the steps of a cell are averaged.
     """
     if steps % grid.T or len(values) % (steps * grid.cells_per_frame):
-        raise unsupported(f"{len(values)} patches in {steps} steps for {grid.T} x {grid.H} x {grid.W} rows")
+        raise _unmapped(f"{len(values)} patches in {steps} steps do not form {grid.T} x {grid.H} x {grid.W} rows")
     return values.reshape(grid.T, steps // grid.T, grid.cells_per_frame, -1, values.shape[1]).mean((1, 3)).flatten(0, 1)
