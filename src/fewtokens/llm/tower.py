@@ -261,9 +261,13 @@ class Recording:
         return results
 
     def _unpack(self, name: str, values: Tensor, frames: int) -> Tensor:
-        """Splits patches [N,c], of `frames` frames that a tower packs without a grid, into [frames,N/frames,c]."""
-        if not frames or values.ndim == 3 or len(values) % frames:
+        """Brings values into the form [frames,patches,c], or [patches,c] if `frames` is 0: the tower has grids."""
+        if values.ndim == 3 and len(values) == frames:
             return values
+        values = values.flatten(0, -2)
+        if not frames or len(values) % frames:
+            return values
+        # Frames that the tower packs without a grid.
         count = len(values) // frames
         is_sum = name == "attention" and self.query in ("received", "class")
         return (values / count if is_sum else values).unflatten(0, (frames, count))
