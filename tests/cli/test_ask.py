@@ -122,7 +122,9 @@ def test_errors_are_one_line(clip, model, tmp_path):
     refused("no video language model of type 'bert'; supported types", clip, FIRST, "--model", other, "--with", FEW)
     refused("no such folder", clip, FIRST, "--model", tmp_path / "nowhere")
     question = (clip, FIRST, "--model", model)
-    refused("visionzip needs .* cannot provide", *question, "--with", "visionzip(keep=4)")
+    refused(
+        "requires a vision tower with an attention-pooling head", *question, "--with", "fastvid(4, attention='probe')"
+    )
     refused("stage 'encoder'", *question, "--with", "tome_in_encoder(r=1)")
     refused("no method", *question, "--with", "nothing_such")
     refused("the context of this model is 2048; use fewer", *question, "--with", FEW, "--max-new-tokens", 2045)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fewtokens.core import registry
+from fewtokens.llm.tower import TOWER_CUES
 from fewtokens.video import synthetic, write
 from tests.helpers.command import parse
 from tests.helpers.pages import ROOT, blocks, commands, name, pages
@@ -65,12 +66,11 @@ def test_blocks_on_language_models_run(page, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_the_guide_lists_the_methods_that_are_refused():
+def test_the_guide_names_the_methods_that_read_the_vision_tower():
     page = (ROOT / "docs" / "guides" / "compress_a_video_llm.md").read_text(encoding="utf-8")
-    (line,) = [line for line in page.splitlines() if line.startswith("* Refused: ")]
-    cues = {name: set(getattr(registry.get(name)(), "needs", ())) for name in registry.list_methods(stage="tokens")}
-    refused = {name for name, needs in cues.items() if needs - {"pixels", "text"}}
-    assert set(re.findall(r"`(\w+)`", line)) == refused | {"encoder"}
+    first = page.partition("## Attention of the vision tower\n\n")[2].partition(".")[0]
+    needs = {name: set(getattr(registry.get(name)(), "needs", ())) for name in registry.list_methods(stage="tokens")}
+    assert set(re.findall(r"`(\w+)`", first)) == {name for name in needs if needs[name] & set(TOWER_CUES)}
 
 
 @pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if found])

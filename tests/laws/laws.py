@@ -18,7 +18,7 @@ CONSERVES = {
     "merge_windows_in_encoder", "metok", "tempme", "testa", "tome", "tome_in_encoder", "tome_video",
 }  # fmt: skip
 # Drop some tokens and average others.
-DROPS_AND_MERGES = {"fastvid", "holitom", "prunevid", "visionzip", "visual_words"}
+DROPS_AND_MERGES = {"fastvid", "holitom", "prumerge", "prunevid", "visionzip", "visual_words"}
 # Sizes are importance weights, not numbers of cells.
 SIZES_ARE_IMPORTANCE = {"vid_tldr"}
 # Accept only square frames of a size that is fixed by the parameters.

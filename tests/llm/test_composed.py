@@ -178,8 +178,10 @@ class TestEmbedding:
             model.cells(torch.zeros(1, 2, 3, 24, 24, dtype=torch.uint8))
 
     def test_errors(self, parts):
-        with pytest.raises(ValueError, match="needs attention and keys"):
-            build(parts, "visionzip(keep=0.2)")
+        with pytest.raises(ValueError, match="provides only the attention received in its last block"):
+            build(parts, "visionzip(keep=0.2, attention='class')")
+        with pytest.raises(ValueError, match="needs sharpness, which composed models cannot provide"):
+            build(parts, "vid_tldr")
         with pytest.raises(ValueError, match="positions must be"):
             build(parts, positions="some")
         with pytest.raises(ValueError, match="cannot be loaded as a causal language model"):

@@ -315,7 +315,8 @@ def test_unreduced_videos_are_refused(family):
 def test_errors_are_one_line(family):
     model, example = tiny(family), prompt(family, *MIXTURES["video alone"])
     for spec, message in {
-        "visionzip(keep=0.2)": f"visionzip needs .* which {family} cannot provide",
+        "visionzip(keep=0.2, attention='row')": "attention must be one of class, received, mean_query, probe",
+        "visionzip(keep=0.2, attention='received@7')": "layer 7 is not in the vision tower",
         "vid_tldr": "stage 'encoder'",
         "kmeans(keep=0)": "keep must be",
         "nothing(3)": "no method called",

@@ -20,7 +20,7 @@ from tests.llm.test_composed import ANSWERS, QUESTIONS, build, parts  # noqa: F4
 from tests.llm.test_session import CLIP, FIRST, SECOND, loaded
 from tests.llm.tiny import FAMILIES, IMAGE, PAD, VIDEO
 
-NAMES = ("text", "frame_global", "pixels")
+NAMES = ("text", "frame_global", "pixels", "attention", "keys", "shift")
 
 
 class Probe(Reducer):

@@ -161,7 +161,7 @@ def test_longer_than_the_context():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"spec": "visionzip(keep=4)"}, "visionzip needs .* qwen2_vl cannot provide"),
+        ({"spec": "fastvid(keep=4, attention='probe')"}, "requires a vision tower with an attention-pooling head"),
         ({"spec": "vid_tldr"}, "stage 'encoder'"),
         ({"spec": "nothing_such"}, "nothing_such"),
         ({"layout": "heap"}, "layout must be one of"),

@@ -191,7 +191,7 @@ def open_session(
     # Errors in the spec are reported before weights are read, which may take minutes.
     _, config, backend = find(name)
     methods = make_methods(method_options, run.seed, config.get_text_config().hidden_size)
-    check_cues(backend, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
+    check_cues(backend, None, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
     say(f"loading {name}")
     model, processor = load(name, run.device, options.dtype)
     for text in processor.notes:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core import files
+from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.batch import concatenate
 from fewtokens.core.budget import Budget, Unit
 from fewtokens.core.grid import Grid
@@ -37,8 +38,8 @@ STAGES = {
 # Inputs that a method may need in addition to the tokens; N is the number of its input tokens.
 CUES = {
     "pixels": "[B,N,P,D] pixels of each cell in 0..1: P sub-frames, D = rows*columns*3 values, channel last",
-    "keys": "[B,N,D] attention keys, averaged over heads",
-    "attention": "[B,N] attention that each patch receives, averaged over heads and queries",
+    "keys": "[B,N,D] attention keys, averaged over heads, before rotary positions",
+    "attention": "[B,N] attention that each patch receives, averaged over heads and queries (see AttentionRule)",
     "sharpness": "[B,N] sum over keys of A log A of each patch's attention A, averaged over heads, without sizes",
     "shift": "[B,N] norm of the residual that the last MLP added to each token",
     "frame_global": "[B,T,D] one vector per frame",
@@ -60,10 +61,12 @@ class Method(Spec, nn.Module):
         paper: citation, in one line; "none" if there is no paper.
         license: license of the authors' code, in one line; "none needed" if no code was published.
         cost: computational cost, in one line.
+        published_attention: the attention that the method's published code reads in the tower of a language model.
 
     Attributes:
         budget: the number of tokens to keep; None if a threshold or the grid determines it.
         keep: the `keep` argument that specifies `budget`, or None.
+        attention_rule: the attention that it reads there, if not the published one.
         needs: names of the cues that `forward` requires as keyword arguments, keys of `CUES`.
         causal: whether the tokens of a frame are independent of later frames, so that `step` can process a video in
             chunks with the same result.
@@ -76,13 +79,16 @@ class Method(Spec, nn.Module):
     paper: ClassVar[str] = ""
     license: ClassVar[str] = ""
     cost: ClassVar[str] = ""
+    published_attention: ClassVar[AttentionRule] = AttentionRule()
 
     budget: Budget | None
     keep: Any  # float | int | str, or None if another argument replaces it
+    attention_rule: AttentionRule
 
     def __init__(self) -> None:
         super().__init__()
         self.budget = None
+        self.attention_rule = self.published_attention
 
     def set_budget(
         self,

@@ -125,6 +125,7 @@ class Pipeline(Pushable, nn.Module):
                 raise ValueError(
                     f"{method.name} requires the cue {need} ({CUES[need]}), which {encoder.id} does not provide"
                 )
+            check_received(method, encoder.id)
 
     def _methods_at(self, stage: str) -> list[Method]:
         return [method for method in self.methods if isinstance(method, Method) and method.stage == stage]
@@ -361,6 +362,16 @@ class Pipeline(Pushable, nn.Module):
         files.check_fit(pipeline.methods.state_dict(), tensors, f"{folder}: the parameters do not fit {spec!r}")
         pipeline.methods.load_state_dict(tensors)
         return pipeline
+
+
+def check_received(method: Method, encoder: str) -> None:
+    """Raises a ValueError if a method is set to read an attention that the encoders of fewtokens do not return."""
+    rule = method.attention_rule
+    if rule != method.published_attention and rule[:2] != (("received",), -1):
+        raise ValueError(
+            f"{method.name}: {encoder} provides only the attention received in its last block; the argument attention "
+            "applies to the vision towers of language models"
+        )
 
 
 def _keeps_all_tokens(method: Method) -> bool:

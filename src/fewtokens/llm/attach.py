@@ -24,7 +24,7 @@ from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.compress import check_options, compress
 from fewtokens.llm.features import is_reduced, pipeline_of
-from fewtokens.llm.interface import CACHE_NAMES, cache_of, is_filled, unwrap, version
+from fewtokens.llm.interface import CACHE_NAMES, cache_name, cache_of, is_filled, unwrap, version
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.turns import later_positions, remember
 
@@ -56,9 +56,8 @@ class Attached:
 
     def _shortened(self, inputs: dict[str, Any], *, all_columns: bool) -> dict[str, Any]:
         if (cache := cache_of(inputs)) is not None:
-            parameters = inspect.signature(self.model.forward).parameters
-            name = next(name for name in CACHE_NAMES if name in parameters)
-            inputs = {key: value for key, value in inputs.items() if key not in CACHE_NAMES} | {name: cache}
+            inputs = {key: value for key, value in inputs.items() if key not in CACHE_NAMES}
+            inputs[cache_name(self.model)] = cache
         encoded = (inputs.get("mm_encoder_outputs") or {}).values()
         if any(is_reduced(outputs) and pipeline_of(outputs) is not self.pipeline for outputs in encoded):
             raise ValueError(

@@ -10,7 +10,6 @@ of transformers do.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,13 +24,14 @@ from fewtokens.core import files, registry
 from fewtokens.core.grid import Grid
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import Method
-from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.pipeline import Pipeline, check_received
 from fewtokens.encoders import ViT, VitEncoder, load_encoder, pick_device
 from fewtokens.encoders.config import make_vit_config
 from fewtokens.llm.chat import VIDEO_MARKER, collate_turns, encode_turns
 from fewtokens.llm.compress import compress
-from fewtokens.llm.interface import CACHE_NAMES, cache_of, is_filled, unwrap
+from fewtokens.llm.interface import CACHE_NAMES, cache_name, cache_of, is_filled, unwrap
 from fewtokens.llm.prompt_editor import Compressed
+from fewtokens.llm.tower import TOWER_CUES
 from fewtokens.networks.base import read_config
 
 KIND = "video_llm"
@@ -58,8 +58,7 @@ class ComposedVideoLLM(nn.Module):
         encoder: a ViT that encodes frame by frame.
         llm: a causal language model of transformers.
         tokenizer: its tokenizer.
-        spec: methods of the stages pixels and tokens that need no cues except pixels, text and frame_global; "" keeps
-            every token.
+        spec: methods of the stages pixels and tokens; "" keeps every token.
         pool: pool x pool patches become one token, with their channels concatenated (pixel shuffle).
         positions: "keep" gives a token the position of its nearest cell and leaves those of the text unchanged;
             "renumber" counts the columns of the prompt, as in VQToken.
@@ -149,10 +148,11 @@ class ComposedVideoLLM(nn.Module):
         """
         methods: Sequence[Method] = registry.build(spec, dim=self.dim) if spec.strip() else []
         for method in methods:
-            if unknown := set(getattr(method, "needs", ())) - {"pixels", "text", "frame_global"}:
+            if unknown := set(getattr(method, "needs", ())) - {"pixels", "text", "frame_global", *TOWER_CUES}:
                 raise ValueError(
                     f"{method.name} needs {' and '.join(sorted(unknown))}, which composed models cannot provide"
                 )
+            check_received(method, "the encoder of a composed model")
         self.compressor = Pipeline(methods).to(self.device)
         return self
 
@@ -167,6 +167,11 @@ class ComposedVideoLLM(nn.Module):
         grid, p = self._pooled(tokens.grid), self.pool
         x = tokens.features.reshape(len(frames), grid.T, grid.H, p, grid.W, p, -1)
         return x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4).flatten(1, 3), grid
+
+    def pool_cue(self, cue: Tensor, grid: Grid) -> Tensor:
+        """Averages a cue of the encoder's patches, [N] or [N,c], over the patches of each cell of a grid."""
+        p = self.pool
+        return cue.float().reshape(grid.T, grid.H, p, grid.W, p, *cue.shape[1:]).mean((2, 4)).flatten(0, 2)
 
     def _pooled(self, grid: Grid) -> Grid:
         p = self.pool
@@ -255,13 +260,9 @@ class ComposedVideoLLM(nn.Module):
         if labels is not None:
             prompt.setdefault("use_cache", False)
         if past_key_values is not None:
-            prompt[self._cache_name()] = past_key_values
+            prompt[cache_name(self.causal_lm)] = past_key_values
         with self._reading(prompt.get("mm_encoder_outputs")):
             return self.llm(**self.embed(prompt))
-
-    def _cache_name(self) -> str:
-        parameters = inspect.signature(self.causal_lm.forward).parameters
-        return next(name for name in CACHE_NAMES if name in parameters)
 
     @torch.no_grad()
     def generate(self, input_ids: Tensor, *, streamer: Any = None, **inputs: Any) -> Any:
@@ -271,7 +272,9 @@ class ComposedVideoLLM(nn.Module):
         if any(prompt.get(name) is not None for name in VIDEO_INPUTS):
             prompt = self.compress(prompt).inputs
         if (cache := cache_of(prompt)) is not None:
-            prompt = {name: v for name, v in prompt.items() if name not in CACHE_NAMES} | {self._cache_name(): cache}
+            prompt = {name: v for name, v in prompt.items() if name not in CACHE_NAMES} | {
+                cache_name(self.causal_lm): cache
+            }
         ids, outputs = prompt["input_ids"], prompt.get("mm_encoder_outputs")
         # The rows of an earlier turn's video are in the cache; its ids only count columns.
         text_ids = ids.masked_fill(ids == VIDEO_MARKER, options["pad_token_id"] or 0)

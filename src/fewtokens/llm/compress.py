@@ -12,6 +12,7 @@ from typing import Any
 
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline
+from fewtokens.llm.cues import attention_rule, check_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
@@ -81,7 +82,8 @@ def compress(
     pipeline = as_pipeline(spec, model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    encoded = encode_visuals(backend, model, prompt, items, pixels="pixels" in pipeline.needs)
+    check_cues(backend, model, pipeline)
+    encoded = encode_visuals(backend, model, prompt, items, needs=pipeline.needs, rule=attention_rule(pipeline))
     if not encoded:
         return Compressed(prompt)
     reduced = reduce_visuals(backend, model, pipeline, prompt, encoded)

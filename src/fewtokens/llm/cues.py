@@ -11,20 +11,55 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from fewtokens.core.method import CUES
+from fewtokens.core.attention_rule import AttentionRule
+from fewtokens.core.method import CUES, Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
 from fewtokens.llm.backends.rows import VisualFeatures
 from fewtokens.llm.layout import prompt_columns
+from fewtokens.llm.tower import TOWER_CUES
 
 
-def check_cues(backend: Backend, pipeline: Pipeline) -> None:
-    """Raises a ValueError if a method needs a cue that the backend cannot provide."""
-    for need in sorted(pipeline.needs - set(backend.cues)):
-        name = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{name} needs {need} ({CUES[need]}), which {backend.name} cannot provide")
+def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
+    """Checks that a model can provide the cues that the methods need.
+
+    Args:
+        model: None if its weights are not loaded yet; the cues of its vision tower are then not checked.
+
+    Warns if a class token is requested that the vision tower does not have.
+
+    Raises:
+        ValueError: a method needs a cue, or an attention, that the model cannot provide.
+    """
+    attention_rule(pipeline)
+    available = {*backend.cues, *TOWER_CUES} if model is None else set(backend.available_cues(model))
+    for method in pipeline.methods:
+        if not isinstance(method, Method):
+            continue
+        for need in sorted(set(method.needs) - available):
+            remedy = "; models whose vision tower is a ViT, such as Qwen2.5-VL, can" if need in TOWER_CUES else ""
+            raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {backend.name} cannot provide{remedy}")
+        if model is not None and set(method.needs) & set(TOWER_CUES):
+            backend.check_attention(model, method)
+
+
+def attention_rule(pipeline: Pipeline) -> AttentionRule:
+    """Returns which attention the methods read.
+
+    Raises:
+        ValueError: two methods read different ones.
+    """
+    methods = [m for m in pipeline.methods if isinstance(m, Method) and set(m.needs) & set(TOWER_CUES)]
+    rules = {method.attention_rule for method in methods}
+    if len(rules) > 1:
+        raise ValueError(
+            f"{' and '.join(method.name for method in methods)} read different attention; give each the same argument "
+            "attention, such as attention='received'"
+        )
+    return rules.pop() if rules else AttentionRule()
 
 
 def question_columns(backend: Backend, model: Any, prompt: dict[str, Any]) -> Tensor:
@@ -76,6 +111,8 @@ def make_cues(
         cues["frame_global"] = tokens.features.unflatten(1, (tokens.grid.T, -1)).mean(2)
     if "pixels" in needs:
         cues["pixels"] = torch.stack([visual.pixels for visual in videos if visual.pixels is not None])
+    for name in set(needs) & set(TOWER_CUES):
+        cues[name] = pad_sequence([visual.cues[name] for visual in videos], batch_first=True)
     if "text" in needs:
         assert text is not None
         ids = torch.stack([prompt["input_ids"][row, text[row]] for row in rows])

@@ -19,7 +19,7 @@ from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, split_chain
 from fewtokens.llm.clock import Clock, stream_text
-from fewtokens.llm.cues import check_cues
+from fewtokens.llm.cues import attention_rule, check_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
@@ -127,8 +127,9 @@ class Session:
         before, inside = split_chain(self.backend.default_methods(model) if spec is None else spec, model)
         self.pipeline = as_pipeline(before, model)
         self.layer_hooks = layer_hooks(model, inside)
-        check_cues(self.backend, self.pipeline)
-        self.pixels, self.per_question = ("pixels" in self.pipeline.needs), ("text" in self.pipeline.needs)
+        check_cues(self.backend, model, self.pipeline)
+        self.needs, self.rule = self.pipeline.needs, attention_rule(self.pipeline)
+        self.per_question = "text" in self.needs
         self.progress: Callable[[str], None] | None = None
         self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()
         self._reduced: dict[Hashable, dict[str, list[ReducedVisual]]] = {}
@@ -136,7 +137,8 @@ class Session:
     def unreduced(self) -> Session:
         """Returns a session with all visual tokens, which shares read and encoded videos with this one."""
         other = Session(self.model, self.processor, "", self.frames, fps=self.fps, cache_size=self.cache_size)
-        other.pixels, other.progress, other._encoded = self.pixels, self.progress, self._encoded
+        other.needs, other.rule = self.needs, self.rule
+        other.progress, other._encoded = self.progress, self._encoded
         return other
 
     @torch.no_grad()
@@ -205,7 +207,7 @@ class Session:
         prompt = self._prompt(prepared.text, question)
         inputs = inputs_on(self.model, prepared.inputs)
         items = [[("video", length)]] if self.backend.needs_items else None
-        encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
+        encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, needs=self.needs, rule=self.rule)
         clock.lap("encode")
         other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
         cached = CachedVideo(other_inputs, prepared.text, encoded, video)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.batch import collate
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
 from fewtokens.llm.backends.rows import VisualFeatures, join_layouts
-from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
+from fewtokens.llm.cues import cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import cache_of, is_filled
 
 
@@ -54,9 +55,20 @@ class EncodedVisuals:
 
 
 def encode_visuals(
-    backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
+    backend: Backend,
+    model: Any,
+    prompt: dict[str, Any],
+    items: Any = None,
+    *,
+    needs: Collection[str] = (),
+    rule: AttentionRule | None = None,
 ) -> dict[str, EncodedVisuals]:
     """Encodes the images and videos of a prompt, by modality; empty if it is text only.
+
+    Args:
+        items: see `compress`.
+        needs: names of cues, of which those of the pixels and of the vision tower are stored with the videos.
+        rule: which attention. Default: that of `AttentionRule`.
 
     Raises:
         ValueError: placeholders do not match the features, or a later turn contains a video.
@@ -70,11 +82,13 @@ def encode_visuals(
             raise ValueError("shortening a prompt requires input_ids; pass them instead of inputs_embeds")
         if is_filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be inserted into an existing cache; start with a new one")
-        outputs = backend.encode(model, modality, prompt)
+        with backend.recording(model, modality, prompt, needs, rule or AttentionRule()) as set_cues:
+            outputs = backend.encode(model, modality, prompt)
         entries = backend.entries(model, outputs)
         placeholder, at = backend.locate(model, modality, prompt, sum(map(len, entries)))
         groups = _groups(backend, model, modality, prompt, entries, at[:, 0], items)
-        visuals = backend.visuals(model, modality, outputs, prompt, groups, pixels)
+        visuals = backend.visuals(model, modality, outputs, prompt, groups, "pixels" in needs)
+        set_cues(visuals)
         parts = at.split([len(visual.features) for visual in visuals])
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
             raise ValueError(f"placeholders of one {modality} span two prompts in the batch")
@@ -152,9 +166,8 @@ def reduce_visuals(
     """Reduces the videos of each modality.
 
     Raises:
-        ValueError: the backend cannot provide a cue, or the token count differs from the budget.
+        ValueError: the token count differs from the budget.
     """
-    check_cues(backend, pipeline)
     text = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
     return {modality: _reduce(model, pipeline, prompt, group, text) for modality, group in encoded.items()}
 
@@ -205,4 +218,4 @@ def _shorten(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFea
     ]
     deepstack = [torch.cat([layer, full[others]]) for layer, full in zip(layers, visual.deepstack, strict=True)]
     features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[others]])
-    return replace(visual, features=features, deepstack=deepstack, pixels=None)
+    return replace(visual, features=features, deepstack=deepstack, pixels=None, cues={})

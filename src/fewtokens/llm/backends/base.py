@@ -9,7 +9,8 @@ serves any model with this interface; a file in this folder is needed for a fami
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar
@@ -17,7 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
 from fewtokens.llm import backends
 from fewtokens.llm.backends.rows import (
     RowLayout,
@@ -31,6 +34,7 @@ from fewtokens.llm.backends.rows import (
 from fewtokens.llm.families import FAMILIES
 from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version
 from fewtokens.llm.pixels import PreparedVideo
+from fewtokens.llm.tower import check_attention, record_cues, tower_of
 from fewtokens.video import Video
 
 MODALITIES = ("image", "video")
@@ -79,7 +83,7 @@ class Backend:
         leading: the row of a frame that is not a cell comes before its cells.
         listed: modalities of which `forward` takes a list although the encoder returns a tensor.
         pixel_inputs: names of the inputs that the encoder reads, by modality.
-        cues: the cues that the family can provide.
+        cues: the cues that the family can provide in addition to those of its vision tower.
         mean, std: of the normalized pixels; used for the cue `pixels`, and if a model's folder does not specify them.
         preprocess_config: values of the video processor that a folder may not specify; the defaults of transformers.
         video_marker: the text for a video in the chat template; None if it is the placeholder itself.
@@ -147,6 +151,22 @@ class Backend:
                 f"{self.name} does not accept {' or '.join(names)}; were the inputs prepared for another model?"
             )
         return encode(**arguments, return_dict=True)
+
+    def available_cues(self, model: Any) -> tuple[str, ...]:
+        """Names of the cues that a model can provide, keys of `CUES`."""
+        # The rows of a resampler are not those of patches.
+        tower = None if self.latents else tower_of(model)
+        return self.cues if tower is None else (*self.cues, *tower.cues)
+
+    def check_attention(self, model: Any, method: Method) -> None:
+        """Checks that the vision tower has the attention that a method reads, see `fewtokens.llm.tower`."""
+        check_attention(model, self.name, method)
+
+    def recording(
+        self, model: Any, modality: str, inputs: dict[str, Any], needs: Collection[str], rule: AttentionRule
+    ) -> AbstractContextManager[Callable[[Sequence[VisualFeatures]], None]]:
+        """Records cues of the vision tower while `encode` runs inside the block, see `record_cues`."""
+        return record_cues(model, modality, inputs, needs, rule)
 
     def consumed(self, model: Any) -> set[str]:
         """The names of inputs that describe pixels or original positions, which features and new positions replace."""

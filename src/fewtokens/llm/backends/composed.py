@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from fewtokens.core.attention_rule import AttentionRule
+from fewtokens.core.method import Method
+from fewtokens.core.pipeline import check_received
 from fewtokens.llm.backends.base import Backend
-from fewtokens.llm.backends.rows import RowLayout, cell_pixels
+from fewtokens.llm.backends.rows import RowLayout, VisualFeatures, cell_pixels
 from fewtokens.llm.interface import cache_of, is_filled
 from fewtokens.llm.pixels import PreparedVideo, square_frames
+from fewtokens.llm.tower import TOWER_CUES
 from fewtokens.video import Video
 
 
@@ -51,6 +56,47 @@ class Composed(Backend):
 
     def consumed(self, model: Any) -> set[str]:
         return {"pixel_values_videos", "video_times", "video_cells", "video_grid"}
+
+    def available_cues(self, model: Any) -> tuple[str, ...]:
+        return (*self.cues, *TOWER_CUES)
+
+    def check_attention(self, model: Any, method: Method) -> None:
+        check_received(method, "the encoder of a composed model")
+
+    @contextmanager
+    def recording(
+        self, model: Any, modality: str, inputs: dict[str, Any], needs: Collection[str], rule: AttentionRule
+    ) -> Iterator[Callable[[Sequence[VisualFeatures]], None]]:
+        names = [name for name in TOWER_CUES if name in needs]
+        if not names:
+            yield lambda visuals: None
+            return
+        found: dict[str, Tensor] = {}
+
+        def request(encoder: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, options | {"needs": names}
+
+        def keep(encoder: nn.Module, args: Any, output: Any) -> None:
+            found.update(output[1])
+
+        def set_cues(visuals: Sequence[VisualFeatures]) -> None:
+            if not found:
+                raise ValueError(
+                    f"methods that read {', '.join(names)} require the frames (pixel_values_videos), not encoded "
+                    "cells (video_cells)"
+                )
+            for index, visual in enumerate(visuals):
+                visual.cues = {name: model.pool_cue(cue[index], visual.grid) for name, cue in found.items()}
+
+        hooks = [
+            model.video_encoder.register_forward_pre_hook(request, with_kwargs=True),
+            model.video_encoder.register_forward_hook(keep),
+        ]
+        try:
+            yield set_cues
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def default_positions(self, model: Any) -> str:
         return model.positions

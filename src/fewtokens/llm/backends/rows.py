@@ -58,6 +58,7 @@ class VisualFeatures:
         layout: which rows are cells; None if they form no grid.
         deepstack: additional rows [n,D] for early layers of the language model.
         pixels: [S,P,D], the pixels of each cell in 0..1 (the cue `pixels`); None if not requested.
+        cues: cues of the vision tower by name, float32 [S,...]; those requested.
     """
 
     kind: str
@@ -65,6 +66,7 @@ class VisualFeatures:
     layout: RowLayout | None = None
     deepstack: list[Tensor] = field(default_factory=list)
     pixels: Tensor | None = None
+    cues: dict[str, Tensor] = field(default_factory=dict)
 
     __repr__ = shape_repr
 
@@ -79,7 +81,7 @@ class VisualFeatures:
     def take(self, rows: Tensor) -> VisualFeatures:
         """Returns some of its rows, without their layout."""
         deepstack = [layer[rows] for layer in self.deepstack]
-        return replace(self, features=self.features[rows], layout=None, deepstack=deepstack, pixels=None)
+        return replace(self, features=self.features[rows], layout=None, deepstack=deepstack, pixels=None, cues={})
 
 
 def row_layout(rows: int, shape: Shape, merge: int | None, *, leading: bool = False) -> RowLayout | None:

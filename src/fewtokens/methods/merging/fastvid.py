@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan, flat_rows, mask_indices, take_rows
 from fewtokens.core.tokens import Tokens
@@ -58,12 +59,16 @@ class FastVid(Method):
         stride: frames from one anchor frame to the next, p in the paper. Default: 4.
         beta: minimum weight of an anchor, in [0, 1]. Default: 0.6.
         neighbors: number of nearest tokens that define the density. Default: 4.
+        attention: which attention of the tower of a language model, such as "received" or "class@-2", see
+            `AttentionRule`. Default: that of the class token, else of SigLIP's pooling head, else of the mean query of
+            a frame; the last two as published for LLaVA and Qwen2.5-VL.
     """
 
     paper = "FastVID: Dynamic Density Pruning for Fast Video Large Language Models, arXiv 2503.11187"
     license = "written from the description; reference code MIT"
     cost = "O(T n K C) with n cells per frame and K anchors per segment"
     full_grid = True
+    published_attention = AttentionRule(("class", "probe", "mean_query"))
 
     def __init__(
         self,
@@ -75,9 +80,11 @@ class FastVid(Method):
         stride: int = 4,
         beta: float = 0.6,
         neighbors: int = 4,
+        attention: str | None = None,
     ) -> None:
         super().__init__()
         self.set_budget(keep)
+        self.attention, self.attention_rule = attention, self.published_attention.override(attention)
         if min(1 if segments is None else segments, stride, neighbors) < 1:
             raise ValueError(
                 f"segments, stride and neighbors must be at least 1, got {segments}, {stride}, {neighbors}"

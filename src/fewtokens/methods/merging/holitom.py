@@ -32,6 +32,8 @@ class HoliTom(Reducer):
             0.1).
         center: weight of a cluster's center, in [0, 1]; 1 returns the center unchanged. Default: 0.6.
         neighbors: number of nearest tokens that define the density. Default: 7.
+        attention: which attention of the tower of a language model, such as "received" or "class@-2", see
+            `AttentionRule`. Default: that of the class token, or the attention received if there is none, as published.
     """
 
     paper = "HoliTom: Holistic Token Merging for Fast Video Large Language Models, arXiv 2505.21334"
@@ -40,10 +42,17 @@ class HoliTom(Reducer):
     full_grid = True
 
     def __init__(
-        self, keep: float | int | str = 0.25, *, tau: float = 0.8, center: float = 0.6, neighbors: int = 7
+        self,
+        keep: float | int | str = 0.25,
+        *,
+        tau: float = 0.8,
+        center: float = 0.6,
+        neighbors: int = 7,
+        attention: str | None = None,
     ) -> None:
         super().__init__()
         self.set_budget(keep)
+        self.attention, self.attention_rule = attention, self.published_attention.override(attention)
         if not -1 <= tau <= 1 or not 0 <= center <= 1 or neighbors < 1:
             raise ValueError(
                 f"tau must be in [-1, 1], center in [0, 1] and neighbors at least 1, got {tau}, {center}, {neighbors}"

@@ -11,15 +11,16 @@ from torch import Tensor
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
+from fewtokens.methods.ops.segments import split_evenly
 
 
 class VisionZip(Reducer):
     """Keeps the most attended tokens; the rest merge into contextual tokens.
 
-    VisionZip (arXiv 2412.04467). Dominant tokens are those with the most attention in the encoder's last block. Of the
-    others every n-th is a contextual token, which the rest join by cosine of the attention keys. The published code
-    takes keys and attention from the second-to-last block, and the attention of the class token; here the cue
-    "attention" is the mean over heads and queries.
+    VisionZip (arXiv 2412.04467). Dominant tokens are those with the most attention. Of the others every n-th is a
+    contextual token, which the rest join by cosine of the attention keys. In the tower of a language model, attention
+    and keys are those of the published code: the class token's row in the block whose output the model reads. The
+    encoders of fewtokens return the mean over heads and queries of their last block.
 
     The published code adds the mean of its members to a contextual token, so that its norm grows; with normalize=True
     (the default) the token is their common mean instead, weighted by sizes. The budget of the video is split evenly
@@ -29,6 +30,8 @@ class VisionZip(Reducer):
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
         contextual: fraction of the budget for contextual tokens, in [0, 1). Default: 10/64, as in the paper.
         normalize: True (default) for the mean, False for the published sum.
+        attention: which attention of the tower of a language model, such as "received" or "class@-2", see
+            `AttentionRule`. Default: that of the class token, or the attention received if there is none, as published.
     """
 
     paper = "VisionZip: Longer is Better but Not Necessary in Vision Language Models, arXiv 2412.04467"
@@ -36,9 +39,17 @@ class VisionZip(Reducer):
     cost = "O(n^2 D) per frame of n cells"
     full_grid = True
 
-    def __init__(self, keep: float | int | str = 0.25, *, contextual: float = 10 / 64, normalize: bool = True) -> None:
+    def __init__(
+        self,
+        keep: float | int | str = 0.25,
+        *,
+        contextual: float = 10 / 64,
+        normalize: bool = True,
+        attention: str | None = None,
+    ) -> None:
         super().__init__()
         self.set_budget(keep)
+        self.attention, self.attention_rule = attention, self.published_attention.override(attention)
         if not 0 <= contextual < 1:
             raise ValueError(f"contextual must be in [0, 1) (a fraction of the budget), got {contextual}")
         self.contextual, self.normalize = float(contextual), bool(normalize)
@@ -48,11 +59,8 @@ class VisionZip(Reducer):
         return ("attention", "keys")
 
     def plan(self, tokens: Tokens, *, attention: Tensor, keys: Tensor) -> Plan:
-        B, T, n = tokens.B, tokens.grid.T, tokens.grid.cells_per_frame
-        lengths = torch.tensor([grid.T for grid in tokens.grid.videos(B)], device=tokens.device)[:, None]
-        total = self.counts(tokens)[:, None]
-        t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
-        ends = t * total // lengths  # [B,T+1]
+        T, n = tokens.grid.T, tokens.grid.cells_per_frame
+        ends = split_evenly(tokens, self.counts(tokens))
         budget = ends.diff(dim=1)[..., None]  # [B,T,1]
         num_contextual = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
         num_dominant = budget - num_contextual

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewtokens.core.tokens import Tokens
+
 
 def rank_within(values: Tensor, group: Tensor, groups: int) -> Tensor:
     """The rank of each token within its group, lowest value first, ties in their order; int64 [B,N].
@@ -63,3 +65,16 @@ def cut_where_frames_change(
     ends = torch.cat([starts[:, 1:], starts[:, :1]], 1)
     last = frame.masked_fill(~ends, T).flip(1).cummin(1).values.flip(1)
     return first, last
+
+
+def split_evenly(tokens: Tokens, counts: Tensor) -> Tensor:
+    """Splits budgets evenly over the frames of a video: the sum of the budgets before each frame, int64 [B,T+1].
+
+    Args:
+        tokens: one for each cell.
+        counts: int64 [B], the budget of each video; padded frames get nothing.
+    """
+    T = tokens.grid.T
+    lengths = torch.tensor([grid.T for grid in tokens.grid.videos(tokens.B)], device=tokens.device)[:, None]
+    t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
+    return t * counts[:, None] // lengths

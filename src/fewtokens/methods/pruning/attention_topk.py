@@ -16,20 +16,22 @@ class AttentionTopk(Reducer):
 
     FasterVLM (arXiv 2412.01818). The score is the attention that the class token pays to each patch, or, in an encoder
     without a class token, the mean attention that a patch receives. It is published for images; the budget of a video
-    is split over its frames in proportion to their tokens. VisionZip's dominant tokens are the same selection, and so
-    are those of vLLM's pruning of images by attention.
+    is split over its frames in proportion to their tokens. VisionZip's dominant tokens are the same selection.
 
     Args:
         keep: budget, a fraction of the cells (float), a count (int) or "8/frame". Default: 0.25.
+        attention: which attention of the tower of a language model, such as "received" or "class@-2", see
+            `AttentionRule`. Default: that of the class token, as published, or the attention received if there is none.
     """
 
     paper = "[CLS] Attention is All You Need for Training-Free Visual Token Pruning (FasterVLM), arXiv 2412.01818"
     license = "written from the description; reference code Apache-2.0"
     cost = "O(N log N)"
 
-    def __init__(self, keep: float | int | str = 0.25) -> None:
+    def __init__(self, keep: float | int | str = 0.25, *, attention: str | None = None) -> None:
         super().__init__()
         self.set_budget(keep)
+        self.attention, self.attention_rule = attention, self.published_attention.override(attention)
 
     @property
     def needs(self) -> tuple[str, ...]:

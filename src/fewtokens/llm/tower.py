@@ -1,0 +1,469 @@
+"""Cues of the vision tower of a language model, computed by hooks on one of its layers while it encodes.
+
+A hook on an attention module receives its input, from which the module's own projections make queries and keys once
+more. Scores are computed in blocks of queries, so that no table over all patches of a video exists; the attention of
+the tower itself stays fused. The values of patches become rows of the language model in the same way as its features.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fewtokens.core.attention_rule import AttentionRule
+from fewtokens.core.grid import Grid
+from fewtokens.core.method import Method
+from fewtokens.llm.interface import (
+    attribute,
+    full_attention_layers,
+    output_layer,
+    unsupported,
+    vision_tower,
+    window_order,
+)
+
+TOWER_CUES = ("attention", "keys", "shift")
+# Entries of the scores that are computed at a time (16 MiB in float32).
+_MAX_ENTRIES = 1 << 22
+_CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
+_REGISTERS = ("register_tokens", "reg_token")
+
+
+class Tower:
+    """The vision tower of a model, as a list of attention layers.
+
+    Attributes:
+        module: the tower.
+        attentions: its attention modules, one for each layer: those with linear maps `q_proj` and `k_proj`, or `qkv`.
+        blocks: the blocks that contain them.
+        used: the layer whose output the language model reads.
+        full: the layers whose attention spans whole frames; the others attend within windows.
+        has_class: whether the first token of each frame is a class token.
+        prefix: the number of class and register tokens at the start of each frame.
+        head: the attention-pooling head of SigLIP, if the tower has one.
+    """
+
+    def __init__(self, model: Any, module: nn.Module) -> None:
+        self.module = module
+        layers: dict[str, nn.Module] = {}
+        for name, part in module.named_modules():
+            block = re.match(r"(.*\.)?\d+(?=\.)", name)
+            if block is not None and _projects(part):
+                layers.setdefault(block[0], part)
+        self.attentions = list(layers.values())
+        self.blocks = [module.get_submodule(name) for name in layers]
+        self.used = min(output_layer(model, len(layers)), len(layers) - 1)
+        self.full = full_attention_layers(module, len(layers))
+        counts = {name.rpartition(".")[2]: parameter for name, parameter in module.named_parameters()}
+        self.has_class = any(name in counts for name in _CLASS_TOKENS)
+        registers = [counts[name].shape[-2] for name in _REGISTERS if name in counts]
+        self.prefix = int(self.has_class) + sum(registers)
+        self.head = next((part for part in module.modules() if _is_pooling_head(part)), None)
+
+    @property
+    def cues(self) -> tuple[str, ...]:
+        """Names of the cues that it can provide, keys of `CUES`."""
+        if not self.attentions:
+            return ()
+        return TOWER_CUES if _norm_before_mlp(self.blocks[0]) is not None else TOWER_CUES[:2]
+
+    def layer(self, layer: int | str) -> int:
+        """The index of the layer that an `AttentionRule` names.
+
+        In a tower with windows, -1 and "last" are the last layer up to there that attends to whole frames.
+
+        Raises:
+            ValueError: the tower has no such layer.
+        """
+        depth = len(self.attentions)
+        index = depth - 1 if layer == "last" else self.used + 1 + int(layer) if int(layer) < 0 else int(layer)
+        if not 0 <= index < depth:
+            raise ValueError(f"layer {layer} is not in the vision tower, which has {depth} layers")
+        earlier = [number for number in self.full if number <= index]
+        return max(earlier) if layer in (-1, "last") and earlier else index
+
+    def query(self, rule: AttentionRule) -> str:
+        """The query of a rule that the tower uses, a key of `QUERIES`; "received" instead of a lacking class token.
+
+        Raises:
+            ValueError: the tower has no attention-pooling head.
+        """
+        possible = {"class": self.has_class, "probe": self.head is not None}
+        query = next((query for query in rule.queries if possible.get(query, True)), rule.queries[-1])
+        if query == "probe" and self.head is None:
+            raise ValueError(
+                "attention='probe' requires a vision tower with an attention-pooling head (SigLIP with "
+                "vision_use_head); use 'received' or 'mean_query'"
+            )
+        return query if query != "class" or self.has_class else "received"
+
+    @contextmanager
+    def recording(self, needs: Collection[str], rule: AttentionRule) -> Iterator[Recording]:
+        """Records cues while the tower encodes inside the block; the hooks are removed at its end.
+
+        Args:
+            needs: names of cues, of which those in `cues` are recorded.
+            rule: which attention; keys and shift are those of its layer.
+
+        Raises:
+            ValueError: as `layer` and `query`.
+        """
+        names = set(needs) & set(self.cues)
+        recording = Recording(self, names, rule)
+        index = self.layer(rule.layer) if names else 0
+        hooks = []
+        try:
+            if recording.query == "probe" and self.head is not None:
+                hooks.append(self.head.register_forward_pre_hook(recording.record_probe))
+            if "keys" in names or ("attention" in names and recording.query != "probe"):
+                attention = self.attentions[index]
+                hooks.append(attention.register_forward_pre_hook(recording.record_attention, with_kwargs=True))
+            if "shift" in names:
+                norm = _norm_before_mlp(self.blocks[index])
+                assert norm is not None
+                hooks.append(norm.register_forward_pre_hook(recording.record_before_mlp))
+                hooks.append(self.blocks[index].register_forward_hook(recording.record_shift))
+            yield recording
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class Recording:
+    """What the hooks of a tower recorded; `rows` maps it to the rows of the language model."""
+
+    def __init__(self, tower: Tower, names: set[str], rule: AttentionRule) -> None:
+        self._tower, self._names, self._heads = tower, names, rule.heads
+        self.query = tower.query(rule) if "attention" in names else ""
+        # Of each call: [frames,patches,c], or [patches,c] of a tower that packs all frames into one sequence.
+        self._values: dict[str, list[Tensor]] = {}
+        self._before_mlp: Tensor | None = None
+
+    @torch.no_grad()
+    def record_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of an attention module."""
+        inputs = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+        inputs |= inputs.pop("kwargs", {})
+        x, boundaries = next(iter(inputs.values())), inputs.get("cu_seqlens")
+        if boundaries is None:
+            boundaries = _boundaries(x, inputs.get("attention_mask"))
+        x = x if boundaries is None else x.reshape(-1, x.shape[-1])
+        q, k = project(module, x)
+        if "keys" in self._names:
+            self._add("keys", k.float().flatten(-2) if self._heads == "joined" else k.float().mean(-2))
+        if "attention" not in self._names or self.query == "probe":
+            return
+        if (rotary := inputs.get("position_embeddings")) is not None:
+            q, k = rotate(q, k, *(part if boundaries is None else part.reshape(len(x), -1) for part in rotary))
+        q, k = q.float(), k.float()
+        scale = getattr(module, "scale", None) or getattr(module, "scaling", None) or q.shape[-1] ** -0.5
+        if self._heads == "joined":
+            q, k, scale = q.flatten(-2)[..., None, :], k.flatten(-2)[..., None, :], (q.shape[-2] * q.shape[-1]) ** -0.5
+        elif q.shape[-2] != k.shape[-2]:  # heads that share keys
+            k = k.repeat_interleave(q.shape[-2] // k.shape[-2], -2)
+        mask, prefix = inputs.get("attention_mask"), self._tower.prefix
+        if boundaries is None:
+            self._add("attention", self._attend(q, k, scale, mask, prefix))
+            return
+        attention = q.new_empty(len(x), q.shape[-2] if self.query == "mean_query" else 1)
+        for index in segments(boundaries):
+            values = self._attend(q[index], k[index], scale, None, 0)
+            # Sums over queries, so that windows of different size are comparable; `rows` divides by those of a frame.
+            attention[index] = values if self.query == "mean_query" else values * index.shape[1]
+        self._add("attention", attention)
+
+    def _attend(self, q: Tensor, k: Tensor, scale: float, mask: Tensor | None, prefix: int) -> Tensor:
+        """The values of this recording's query for queries and keys [S,n,heads,d]: [S,n,1] or, of "mean_query", logits.
+
+        Logits [S,n,heads] of the mean query are averaged over the patches of a cell before the softmax, which is the
+        same as averaging the keys.
+        """
+        if self.query == "mean_query":
+            return torch.einsum("shd,snhd->snh", q[:, prefix:].mean(1) * scale, k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+        if self.query == "class":
+            q, mask = q[:, :, :1], None if mask is None or mask.shape[-2] == 1 else mask[..., :1, :]
+        return received_attention(q, k, scale, mask)[..., None]
+
+    @torch.no_grad()
+    def record_probe(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward pre-hook of an attention-pooling head."""
+        attention: Any = module.attention
+        weight, bias = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        q, k = (F.linear(x, weight[n], bias[n]) for n, x in enumerate((module.probe, args[0])))
+        q, k = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).float() for x in (q, k))
+        values = received_attention(q.expand(len(k), -1, -1, -1), k, q.shape[-1] ** -0.5, None)
+        self._add("attention", values[..., None])
+
+    def record_before_mlp(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward pre-hook of the norm before the MLP."""
+        self._before_mlp = args[0].detach()
+
+    def record_shift(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A forward hook of a block."""
+        after = output[0] if isinstance(output, tuple) else output
+        assert self._before_mlp is not None
+        self._add("shift", (after.detach() - self._before_mlp).float().norm(dim=-1, keepdim=True))
+        self._before_mlp = None
+
+    def _add(self, name: str, values: Tensor) -> None:
+        """Adds the values of frames [F,n,c] without their class tokens, or of packed patches [n,c]."""
+        values = values if values.ndim == 2 else values[:, self._tower.prefix :]
+        self._values.setdefault(name, []).append(values)
+
+    def rows(self, grids: Sequence[Grid | None], frames: Sequence[int], shapes: Any, order: Tensor | None) -> list[Any]:
+        """Returns the cues of each image or video by name, float32 [cells,...]; None without a grid.
+
+        Args:
+            grids: the grid of the rows of each.
+            frames: the number of frames of each, in the order in which the tower encoded them.
+            shapes: int [V,3], (t, h, w) of the patches of each; None for towers that encode frames separately.
+            order: the groups of patches of a tower with windows, in the order in which it processes them, or None.
+
+        Raises:
+            ValueError: the tower was not called, or its patches do not match the rows.
+        """
+        values = {name: torch.cat(parts) for name, parts in self._values.items()}
+        if missing := self._names - set(values):
+            raise unsupported(f"{type(self._tower.module).__name__} did not compute {', '.join(sorted(missing))}")
+        is_packed = shapes is not None
+        lengths = [math.prod(shape) for shape in shapes.tolist()] if is_packed else list(frames)
+        values = {name: self._unpack(name, value, 0 if is_packed else sum(lengths)) for name, value in values.items()}
+        if any(len(value) != sum(lengths) for value in values.values()):
+            raise _unmapped(f"{type(self._tower.module).__name__} encodes other patches than those of the prompt")
+        if order is not None:
+            back = order.argsort()
+            values = {name: value.unflatten(0, (len(back), -1))[back].flatten(0, 1) for name, value in values.items()}
+        parts = {name: value.split(lengths) for name, value in values.items()}
+        results: list[dict[str, Tensor] | None] = []
+        for number, grid in enumerate(grids):
+            if grid is None:
+                results.append(None)
+                continue
+            own = {name: part[number] for name, part in parts.items()}
+            steps = int(shapes[number][0]) if is_packed else 0
+            if is_packed and "attention" in own and self.query in ("received", "class"):
+                own["attention"] = own["attention"] * (steps / lengths[number])
+            cells = {n: pool_packed(v, grid, steps) if is_packed else pool_frames(v, grid) for n, v in own.items()}
+            if self.query == "mean_query":
+                logits = cells["attention"].unflatten(0, (grid.T, -1))
+                cells["attention"] = logits.softmax(1).mean(2, keepdim=True).flatten(0, 1)
+            results.append({name: value if name == "keys" else value[:, 0] for name, value in cells.items()})
+        return results
+
+    def _unpack(self, name: str, values: Tensor, frames: int) -> Tensor:
+        """Brings values into the form [frames,patches,c], or [patches,c] if `frames` is 0: the tower has grids."""
+        if values.ndim == 3 and len(values) == frames:
+            return values
+        values = values.flatten(0, -2)
+        if not frames or len(values) % frames:
+            return values
+        # Frames that the tower packs without a grid.
+        count = len(values) // frames
+        is_sum = name == "attention" and self.query in ("received", "class")
+        return (values / count if is_sum else values).unflatten(0, (frames, count))
+
+
+def tower_of(model: Any) -> Tower | None:
+    """Returns the vision tower of a model of transformers, or None if it has none with attention layers."""
+    module = vision_tower(model)
+    tower = None if module is None else Tower(model, module)
+    return tower if tower is not None and tower.cues else None
+
+
+def check_attention(model: Any, family: str, method: Method) -> None:
+    """Checks that the vision tower of a model has the attention that a method reads.
+
+    Warns if the user requests that of a class token, which the tower does not have.
+
+    Raises:
+        ValueError: it has no such layer or query.
+    """
+    tower, rule = tower_of(model), method.attention_rule
+    if tower is None:
+        return
+    tower.layer(rule.layer)
+    if tower.query(rule) not in rule.queries:
+        warnings.warn(
+            f"{method.name}: the vision tower of this {family} has no class token; the attention that a patch receives "
+            "from all others is used instead",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def record_cues(
+    model: Any, modality: str, inputs: Mapping[str, Any], needs: Collection[str], rule: AttentionRule
+) -> Iterator[Callable[[Sequence[Any]], None]]:
+    """Records cues of a model's vision tower while it encodes inside the block.
+
+    Yields a function that sets `cues` of the images or videos, as `Backend.visuals` returns them.
+
+    Args:
+        modality: "image" or "video".
+        inputs: the prompt.
+        needs: names of cues; those that the tower does not provide are ignored.
+        rule: which attention.
+    """
+    tower = tower_of(model) if set(needs) & set(TOWER_CUES) else None
+    if tower is None:
+        yield lambda visuals: None
+        return
+    with tower.recording(needs, rule) as recording:
+
+        def set_cues(visuals: Sequence[Any]) -> None:
+            grids = [visual.grid for visual in visuals]
+            per_frame = next((grid.cells_per_frame for grid in grids if grid is not None), 0)
+            if not per_frame:
+                return
+            shapes = inputs.get(f"{modality}_grid_thw")
+            frames = [len(v.features) // per_frame if v.grid is None else v.grid.T for v in visuals]
+            order = None if shapes is None else window_order(tower.module, shapes)
+            for visual, cues in zip(visuals, recording.rows(grids, frames, shapes, order), strict=True):
+                device = visual.features.device  # that of the projector, which may differ from that of the tower
+                visual.cues = {name: cue.to(device) for name, cue in (cues or {}).items()}
+
+        yield set_cues
+
+
+def _projects(module: nn.Module) -> bool:
+    """Whether a module makes queries and keys of its input."""
+    return all(hasattr(module, name) for name in ("q_proj", "k_proj")) or hasattr(module, "qkv")
+
+
+def _is_pooling_head(module: nn.Module) -> bool:
+    return hasattr(module, "probe") and isinstance(getattr(module, "attention", None), nn.MultiheadAttention)
+
+
+def _boundaries(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """The boundaries of sequences packed into one [N,C], or [1,N,C] with a block-diagonal mask; otherwise None."""
+    if x.ndim == 2:
+        return torch.tensor([0, len(x)], device=x.device)
+    if len(x) > 1 or mask is None or mask.shape[-2] != x.shape[1]:
+        return None
+    allowed = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
+    return F.pad(allowed.to(torch.uint8).argmax(1).unique(), (0, 1), value=x.shape[1])
+
+
+def _unmapped(problem: str) -> ValueError:
+    """The error for a tower whose patches have no known place in the rows of the language model."""
+    return ValueError(f"the vision tower cannot provide cues for this model: {problem}")
+
+
+def _norm_before_mlp(block: nn.Module) -> nn.Module | None:
+    """The norm before the MLP: the second of two, or the third of four."""
+    norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
+    return norms[len(norms) // 2] if len(norms) in (2, 4) else None
+
+
+def project(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The queries and keys of an attention module before rotary positions, [...,heads,d], for its input [...,C]."""
+    part: Any = module
+    if hasattr(part, "qkv"):
+        q, k, _ = part.qkv(x).chunk(3, -1)
+    else:
+        q, k = part.q_proj(x), part.k_proj(x)
+    d = getattr(part, "head_dim", None)
+    if d is None:
+        heads = next((getattr(part, name) for name in ("num_heads", "num_attention_heads") if hasattr(part, name)), 0)
+        d = q.shape[-1] // (heads or attribute(attribute(part, "config"), "num_attention_heads"))
+    split = [value.unflatten(-1, (-1, d)) for value in (q, k)]
+    norms = [getattr(part, name, None) for name in ("q_norm", "k_norm")]
+    for index, (value, norm) in enumerate(zip((q, k), norms, strict=True)):
+        if norm is None or isinstance(norm, nn.Identity):
+            continue
+        # A norm has a weight for each channel of what it normalizes: all heads together, or one head.
+        is_joined = next(norm.parameters(), split[index].new_empty(d)).numel() != d
+        split[index] = norm(value).unflatten(-1, (-1, d)) if is_joined else norm(split[index])
+    return split[0], split[1]
+
+
+def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Applies rotary positions [...,N,r] to the first r channels of queries and keys [...,N,heads,d]; float32."""
+    cos, sin = cos[..., None, :].float(), sin[..., None, :].float()
+
+    def turn(x: Tensor) -> Tensor:
+        x, rest = x.float().tensor_split([cos.shape[-1]], -1)
+        first, second = x.chunk(2, -1)
+        return torch.cat([x * cos + torch.cat([-second, first], -1) * sin, rest], -1)
+
+    return turn(q), turn(k)
+
+
+def segments(boundaries: Tensor) -> Iterator[Tensor]:
+    """The indices of sequences in a packed one, grouped by length: int64 [S,n].
+
+    Args:
+        boundaries: int [S+1], the start of each sequence, and the end of the last.
+    """
+    starts, lengths = boundaries[:-1].long(), boundaries.diff()
+    for length in lengths.unique().tolist():
+        yield starts[lengths == length][:, None] + torch.arange(length, device=starts.device)
+
+
+def received_attention(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """The attention that each key receives, averaged over heads and queries, [S,n].
+
+    Args:
+        q, k: float32 queries [S,heads,m,d] and keys [S,heads,n,d].
+        scale: of the products.
+        mask: bool [S or 1,1,m or 1,n], True for keys to attend to, or values to add; None for all.
+    """
+    (S, heads, m, _), n = q.shape, k.shape[2]
+    total = k.new_zeros(S, n)
+    rows = max(1, min(m, _MAX_ENTRIES // (heads * n)))
+    at_once = max(1, _MAX_ENTRIES // (heads * n * rows))
+    for start in range(0, S, at_once):
+        here = slice(start, start + at_once)
+        keys = k[here].transpose(2, 3) * scale
+        for row in range(0, m, rows):
+            scores = q[here, :, row : row + rows] @ keys
+            if mask is not None:
+                part = mask if len(mask) == 1 else mask[here]
+                part = part if part.shape[-2] == 1 else part[..., row : row + rows, :]
+                scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
+            total[here] += scores.softmax(3).sum((1, 2))
+    return total / (heads * m)
+
+
+def pool_frames(values: Tensor, grid: Grid) -> Tensor:
+    """Maps values of patches in raster order, [T,patches,c], to cells [T*H*W,c], as language models pool features.
+
+    If the side of a frame divides into whole cells, a cell is the mean of its patches, and patches beyond the last
+    whole cell are dropped, as by a pooling layer; otherwise the patches are interpolated bilinearly (LLaVA-OneVision).
+
+    Raises:
+        ValueError: the patches of a frame do not have the shape of its cells.
+    """
+    patches = values.shape[1]
+    height = round(math.sqrt(patches * grid.H / grid.W))
+    width = patches // max(1, height)
+    if height * width != patches or height < grid.H or width < grid.W:
+        raise _unmapped(f"{patches} patches of a frame do not form {grid.H} x {grid.W} rows")
+    image = values.transpose(1, 2).unflatten(2, (height, width))
+    side = height // grid.H
+    if (height // side, width // side) == (grid.H, grid.W):
+        image = F.avg_pool2d(image, side)
+    else:
+        image = F.interpolate(image, (grid.H, grid.W), mode="bilinear")
+    return image.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def pool_packed(values: Tensor, grid: Grid, steps: int) -> Tensor:
+    """Maps values of patches, [patches,c], to cells [T*H*W,c]; the patches of a cell are consecutive in each step.
+
+    Args:
+        steps: the number of steps in time, a multiple of T; the steps of a cell are averaged.
+    """
+    if steps % grid.T or len(values) % (steps * grid.cells_per_frame):
+        raise _unmapped(f"{len(values)} patches in {steps} steps do not form {grid.T} x {grid.H} x {grid.W} rows")
+    return values.reshape(grid.T, steps // grid.T, grid.cells_per_frame, -1, values.shape[1]).mean((1, 3)).flatten(0, 1)
