@@ -16,9 +16,13 @@ from typing import Any
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# Folders of the repository whose pages are generated: links to the folder, which work in a clone and on GitHub, lead to
+# Parts of the repository whose pages are generated: links to them, which work in a clone and on GitHub, lead to
 # the pages in the site.
-_GENERATED = {"src/fewtokens/methods": "methods/index.md", "src/fewtokens/cli": "reference/commands.md"}
+_GENERATED = {
+    "src/fewtokens/methods": "methods/index.md",
+    "src/fewtokens/cli": "reference/commands.md",
+    "src/fewtokens/llm/families.py": "reference/llm_families.md",
+}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 

@@ -155,6 +155,7 @@ FAMILIES = (
     _fails("embedding_gemma2", "no language model that generates", since=(5, 24)),
     _fails("inkling2_loop", "not tested: no small config", since=(5, 24)),
 )
+"""Each model folder of transformers with the interface, by `model_type`."""
 
 
 def find_family(name: str) -> Family:
