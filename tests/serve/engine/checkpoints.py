@@ -59,7 +59,59 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return hf.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-FAMILIES = {"qwen2_5_vl": qwen2_5_vl}
+def qwen3_vl() -> tuple[Any, Any]:
+    import transformers as hf
+
+    vision = {"depth": 3, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "out_hidden_size": 128,
+              "patch_size": 16, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}  # fmt: skip
+    text = {**TEXT, "head_dim": 32, "num_hidden_layers": 3, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
+    config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **MEDIA)
+    size = {"shortest_edge": 32 * 32, "longest_edge": 256 * 32 * 32}
+    merged = {"size": size, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    processor = hf.Qwen3VLProcessor(
+        image_processor=hf.Qwen2VLImageProcessor(**merged),
+        tokenizer=tokenizer(),
+        video_processor=hf.Qwen3VLVideoProcessor(**merged),
+        chat_template="",
+    )
+    return hf.Qwen3VLForConditionalGeneration(config), processor
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    import transformers as hf
+
+    vision = hf.SiglipVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+                                   image_size=84, patch_size=14, vision_use_head=False)  # fmt: skip
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision, text_config=hf.Qwen2Config(**TEXT), image_grid_pinpoints=[[84, 84], [84, 168]],
+        vision_feature_layer=-1, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_9",
+        image_token_index=IDS["<image>"], video_token_index=IDS["<video>"], tie_word_embeddings=False,
+    )  # fmt: skip
+    size = {"height": 84, "width": 84}
+    processor = hf.LlavaOnevisionProcessor(
+        image_processor=hf.LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[84, 84], [84, 168]]),
+        tokenizer=tokenizer(),
+        video_processor=hf.LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=36,
+        vision_feature_select_strategy="full",
+        chat_template="",
+    )
+    return hf.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+FAMILIES = {"llava_onevision": llava_onevision, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
+
+
+def restore_names(path: Path) -> None:
+    """Renames the weights of the encoder to their names in published checkpoints, the only ones that vLLM knows."""
+    from safetensors.torch import load_file, save_file
+
+    tower = "vision_tower."
+    state = {
+        name.replace(tower, f"{tower}vision_model.") if f"{tower}vision_model" not in name else name: value
+        for name, value in load_file(path).items()
+    }
+    save_file(state, path, metadata={"format": "pt"})
 
 
 def save(family: str, folder: Path) -> None:
@@ -70,6 +122,8 @@ def save(family: str, folder: Path) -> None:
             if parameter.ndim > 1:  # larger than the default, so that the logits depend on the video
                 parameter.normal_(std=0.1)
     model.eval().save_pretrained(folder)
+    if family == "llava_onevision":
+        restore_names(folder / "model.safetensors")
     processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
 

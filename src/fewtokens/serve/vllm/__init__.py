@@ -10,7 +10,12 @@ from __future__ import annotations
 
 # Architecture of a checkpoint -> module and class of the model.
 MODELS = {
+    "InternVLChatModel": "fewtokens.serve.vllm.internvl:InternVL",
+    "LlavaNextVideoForConditionalGeneration": "fewtokens.serve.vllm.llava:NextVideo",
+    "LlavaOnevisionForConditionalGeneration": "fewtokens.serve.vllm.llava:OneVision",
     "Qwen2_5_VLForConditionalGeneration": "fewtokens.serve.vllm.qwen2_5_vl:Qwen25VL",
+    "Qwen3VLForConditionalGeneration": "fewtokens.serve.vllm.qwen3_vl:Qwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "fewtokens.serve.vllm.qwen3_vl:Qwen3VLMoe",
 }
 
 
