@@ -1,8 +1,8 @@
 """Positions (t, h, w) of a prompt whose videos have few rows, in an engine that prefills in chunks.
 
-The positions of text follow from the grids of the media, so they are exact before anything is encoded. Those of the rows
-of a video depend on which cells remain, so they travel with the rows, as extra columns, from the encoder to the chunk
-that contains them.
+The positions of text follow from the grids of the media, so they are exact before anything is encoded. Those of the
+rows of a video depend on which cells remain, so they travel with the rows, as extra columns, from the encoder to the
+chunk that contains them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from fewtokens.core.grid import Grid
 def patch_pixels(
     packed: Tensor, merge: int, tubelet: int, side: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Returns the pixels of each cell from patches as packed for the Qwen family, where those of a cell are consecutive.
+    """Returns the pixels of each cell from patches as packed for the Qwen family: those of a cell are consecutive.
 
     Args:
         packed: [S*merge*merge, 3*tubelet*side*side], normalized, or uint8.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 SPECIALS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
-    "<image>", "<video>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>", "<image>", "<video>",
 )  # fmt: skip
 IDS = {name: 256 + index for index, name in enumerate(SPECIALS)}
 # vLLM's attention on a CPU needs heads of at least 32 channels.
@@ -67,7 +67,9 @@ def qwen3_vl() -> tuple[Any, Any]:
     text = {**TEXT, "head_dim": 32, "num_hidden_layers": 3, "rope_parameters": {**MROPE, "mrope_interleaved": True}}
     config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **MEDIA)
     size = {"shortest_edge": 32 * 32, "longest_edge": 256 * 32 * 32}
-    merged = {"size": size, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2}
+    # One normalization for both, as in published checkpoints: vLLM applies that of images to videos too.
+    merged = {"size": size, "patch_size": 16, "temporal_patch_size": 2, "merge_size": 2, "image_mean": [0.5] * 3,
+              "image_std": [0.5] * 3}  # fmt: skip
     processor = hf.Qwen3VLProcessor(
         image_processor=hf.Qwen2VLImageProcessor(**merged),
         tokenizer=tokenizer(),

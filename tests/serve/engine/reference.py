@@ -1,6 +1,7 @@
 """The same answers by hand, with transformers: the rows of stock, their means by a method's assignment, own positions.
 
-    python -m tests.serve.engine.reference '{"family": "qwen2_5_vl", "model": "FOLDER", "spec": "kmeans(keep=0.4)", ...}'
+    python -m tests.serve.engine.reference '{"family": "qwen2_5_vl", "model": "FOLDER", "spec": "kmeans(keep=0.4)",
+        "requests": [0, 1]}'
 
 Of fewtokens only the method itself is used, which has tests of its own; nothing of `fewtokens.serve`.
 """
@@ -11,7 +12,6 @@ import json
 import os
 import re
 import sys
-from fractions import Fraction
 from typing import Any, ClassVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,30 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from torch import Tensor
 
-from fewtokens.core import registry
-from fewtokens.core.grid import Grid
-from fewtokens.core.tokens import Tokens
+from tests.serve.by_hand import shorten
 from tests.serve.engine.requests import REQUESTS, frames, image, metadata
 from tests.serve.engine.run import TOKENS
-
-
-def shorten(spec: str, rows: Tensor, grid: tuple[int, int, int], width: int | None = None) -> tuple[Tensor, list[int]]:
-    """The rows [K,D] of a video and the cell of each, one at a time and in exact arithmetic."""
-    tokens = Tokens.from_cells(rows[None, :, : width or rows.shape[1]], Grid(*grid))
-    for method in registry.build(spec):
-        tokens = method(tokens)
-    assignment, (_, H, W) = tokens.assignment[0].tolist(), grid
-    result = []
-    for token in range(tokens.N):
-        members = [cell for cell, to in enumerate(assignment) if to == token]
-        place = {c: (c // (H * W), c // W % H, c % W) for c in members}
-        center = [Fraction(sum(p[axis] for p in place.values()), len(members)) for axis in range(3)]
-        distance = {c: sum((x - m) ** 2 for x, m in zip(p, center, strict=True)) for c, p in place.items()}
-        cell = min(members, key=lambda c: (distance[c], c))
-        result.append((cell, rows[members].double().mean(0).float()))
-    result.sort(key=lambda pair: pair[0])
-    return torch.stack([row for _, row in result]), [cell for cell, _ in result]
-
 
 QWEN = {
     "video": "<|vision_start|><|video_pad|><|vision_end|>",

@@ -72,5 +72,3 @@ class NextVideoProcessor(LlavaProcessor, LlavaNextVideoMultiModalProcessor):
 )
 class NextVideo(LlavaVideo, LlavaNextVideoForConditionalGeneration):
     """LLaVA-NeXT-Video."""
-
-

@@ -12,7 +12,21 @@ from fewtokens.core.grid import Grid
 from fewtokens.serve.contract import served_pipeline
 from fewtokens.serve.mrope import Medium, append_positions, offset_after, place, prompt_positions, split_positions
 from fewtokens.serve.pixels import patch_pixels
+from fewtokens.serve.vllm.processor import FewTokensProcessor
 from fewtokens.serve.vllm.settings import normalization, spec_of
+
+
+def merged_grid(config: Any, size: Sequence[int]) -> Grid:
+    """The grid of rows of an image or video of (t, h, w) patches."""
+    merge = config.vision_config.spatial_merge_size
+    return Grid(size[0], size[1] // merge, size[2] // merge)
+
+
+class PatchProcessor(FewTokensProcessor):
+    """A mixin for processors that return the number of patches of a video."""
+
+    def grid(self, item: Any) -> Grid:
+        return merged_grid(self.info.get_hf_config(), item["video_grid_thw"].data.tolist())
 
 
 class FewTokensMRope:
@@ -23,17 +37,21 @@ class FewTokensMRope:
     spec: str | None
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.spec = spec_of(vllm_config.model_config)
 
     def extent(self, feature: Any) -> int:
         """The number of positions that an image or video takes in the prompt."""
         raise NotImplementedError
 
-    def media_grid(self, size: Sequence[int]) -> Grid:
-        """The grid of rows of a medium of (t, h, w) patches."""
-        merge = self.config.vision_config.spatial_merge_size
-        return Grid(size[0], size[1] // merge, size[2] // merge)
+    def grid_of(self, feature: Any) -> Grid:
+        """The grid of rows of an image or video in a prompt."""
+        return merged_grid(self.config, feature.data[f"{feature.modality}_grid_thw"].data.tolist())
+
+    def side(self, feature: Any) -> int:
+        """The longer side of its frames, in cells."""
+        grid = self.grid_of(feature)
+        return max(grid.H, grid.W)
 
     def pixels(self, video_input: Any, sizes: Sequence[Sequence[int]]) -> list[Tensor | None]:
         """The cue `pixels` of each video, if the spec needs it."""
@@ -72,8 +90,7 @@ class FewTokensMRope:
     def _postprocess_image_embeds_evs(self, image_embeds_split: Any, image_input: Any) -> tuple[Tensor, ...]:
         if self.spec is None:
             return super()._postprocess_image_embeds_evs(image_embeds_split, image_input)  # type: ignore[misc]
-        grids = map(self.media_grid, image_input["image_grid_thw"].tolist())
         return tuple(
-            append_positions(rows, grid.positions(rows.device).long())
-            for rows, grid in zip(image_embeds_split, grids, strict=True)
+            append_positions(rows, merged_grid(self.config, size).positions(rows.device).long())
+            for rows, size in zip(image_embeds_split, image_input["image_grid_thw"].tolist(), strict=True)
         )

@@ -30,7 +30,7 @@ class FewTokensPlain:
     spec: str | None
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.fewtokens_config = vllm_config.model_config
         self.spec = spec_of(vllm_config.model_config)
 

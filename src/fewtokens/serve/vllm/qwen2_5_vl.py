@@ -14,20 +14,13 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from fewtokens.core.grid import Grid
 from fewtokens.serve.contract import positions, reduce
 from fewtokens.serve.mrope import append_positions
-from fewtokens.serve.vllm.mrope import FewTokensMRope
-from fewtokens.serve.vllm.processor import FewTokensProcessor
+from fewtokens.serve.vllm.mrope import FewTokensMRope, PatchProcessor, merged_grid
 
 
-class Qwen25VLProcessor(FewTokensProcessor, Qwen2_5_VLMultiModalProcessor):
+class Qwen25VLProcessor(PatchProcessor, Qwen2_5_VLMultiModalProcessor):
     """Counts the placeholders of a video by the spec."""
-
-    def grid(self, item: Any) -> Grid:
-        merge = self.info.get_hf_config().vision_config.spatial_merge_size
-        t, h, w = item["video_grid_thw"].data.tolist()
-        return Grid(t, h // merge, w // merge)
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -37,8 +30,7 @@ class Qwen25VL(FewTokensMRope, Qwen2_5_VLForConditionalGeneration):
     """Reduces the rows of a video after the encoder."""
 
     def extent(self, feature: Any) -> int:
-        grid = self.media_grid(feature.data[f"{feature.modality}_grid_thw"].data.tolist())
-        return max(grid.H, grid.W)
+        return self.side(feature)
 
     def _postprocess_video_embeds_evs(self, video_embeds_split: Any, video_input: Any) -> tuple[Tensor, ...]:
         if self.spec is None:
@@ -49,7 +41,7 @@ class Qwen25VL(FewTokensMRope, Qwen2_5_VLForConditionalGeneration):
         pixels = self.pixels(video_input, sizes)
         reduced = []
         for rows, size, second, cue in zip(video_embeds_split, sizes, seconds, pixels, strict=True):
-            grid = self.media_grid(size)
+            grid = merged_grid(self.config, size)
             out = reduce(self.spec, rows, grid, pixels=cue)
             full = grid.positions(rows.device).long()
             # In float32, as transformers.

@@ -23,43 +23,39 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from fewtokens.core.grid import Grid
 from fewtokens.serve.contract import Reduced, planned, positions, reduce
 from fewtokens.serve.mrope import append_positions
-from fewtokens.serve.vllm.mrope import FewTokensMRope
-from fewtokens.serve.vllm.processor import FewTokensProcessor
+from fewtokens.serve.vllm.mrope import FewTokensMRope, PatchProcessor, merged_grid
 
 
-class Qwen3Processor(FewTokensProcessor, Qwen3VLMultiModalProcessor):
+class Qwen3Processor(PatchProcessor, Qwen3VLMultiModalProcessor):
     """Counts the placeholders of a video by the spec."""
-
-    def grid(self, item: Any) -> Grid:
-        merge = self.info.get_hf_config().vision_config.spatial_merge_size
-        t, h, w = item["video_grid_thw"].data.tolist()
-        return Grid(t, h // merge, w // merge)
 
 
 class Qwen3Video(FewTokensMRope):
     """Reduces the rows of a video after the encoder and puts the text between its frames."""
 
+    visual_dim: int
+    _tokenizer: Any
+    get_language_model: Any
+
     def extent(self, feature: Any) -> int:
-        grid = self.media_grid(feature.data[f"{feature.modality}_grid_thw"].data.tolist())
         if feature.modality == "image":
-            return max(grid.H, grid.W)
+            return self.side(feature)
+        assert self.spec is not None
+        grid = self.grid_of(feature)
         text = feature.mm_position.length - planned(self.spec, grid)
-        return text + grid.T * max(grid.H, grid.W)
+        return text + grid.T * self.side(feature)
 
     def _postprocess_video_embeds_evs(self, video_embeds_split: Any, video_input: Any) -> tuple[Tensor, ...]:
         if self.spec is None:
             return super()._postprocess_video_embeds_evs(video_embeds_split, video_input)  # type: ignore[misc]
-        sizes = video_input["video_grid_thw"].tolist()
-        return tuple(
-            self.interleave(reduce(self.spec, rows, grid, width=self.visual_dim, pixels=cue), grid, list(times))
-            for rows, grid, times, cue in zip(
-                video_embeds_split,
-                map(self.media_grid, sizes),
-                video_input["timestamps"],
-                self.pixels(video_input, sizes),
-                strict=True,
-            )
-        )
+        sizes, times = video_input["video_grid_thw"].tolist(), video_input["timestamps"]
+        pixels = self.pixels(video_input, sizes)
+        videos = []
+        for rows, size, seconds, cue in zip(video_embeds_split, sizes, times, pixels, strict=True):
+            grid = merged_grid(self.config, size)
+            reduced = reduce(self.spec, rows, grid, width=self.visual_dim, pixels=cue)
+            videos.append(self.interleave(reduced, grid, list(seconds)))
+        return tuple(videos)
 
     def interleave(self, reduced: Reduced, grid: Grid, times: Sequence[float]) -> Tensor:
         """The rows of a video and of the text between its frames, with their positions."""
