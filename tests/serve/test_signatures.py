@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fewtokens.serve.vllm import MODELS
+
 STANDINS = Path(__file__).parent / "standins" / "vllm"
 FILES = sorted(str(path.relative_to(STANDINS)) for path in STANDINS.rglob("*.py") if path.stat().st_size)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -131,3 +133,14 @@ def test_a_changed_signature_is_noticed(real, accepted):
     (real_node,), (own,) = (ast.parse(code).body for code in (real, "def f(self, a, b): ..."))
     assert isinstance(real_node, Function) and isinstance(own, Function)
     assert accepts(real_node, own) is accepted
+
+
+@pytest.mark.skipif(package() is None, reason="set FEWTOKENS_VLLM to the folder of the package vllm")
+def test_vllm_has_the_models_and_no_hooks_of_its_own_for_their_configs():
+    """`register` would replace such a hook."""
+    folder = package()
+    assert folder is not None
+    models = folder / "model_executor" / "models"
+    registered, hooks = ((models / name).read_text() for name in ("registry.py", "config.py"))
+    for architecture in MODELS:
+        assert f'"{architecture}"' in registered and f'"{architecture}"' not in hooks

@@ -52,9 +52,8 @@ def make_config(hf_config: Any, *, mrope: bool, additional: Any = None, options:
     model_config = SimpleNamespace(
         hf_config=hf_config, multimodal_config=MultiModalConfig(options, more.pop("rate", None)), uses_mrope=mrope
     )
-    config = SimpleNamespace(
-        model_config=model_config, additional_config=additional or {}, speculative_config=None, **more
-    )
+    others = {"speculative_config": None, "lora_config": None} | more
+    config = SimpleNamespace(model_config=model_config, additional_config=additional or {}, **others)
     settings.ReadSpec.verify_and_update_config(config)
     return config
 
@@ -249,6 +248,14 @@ def test_a_captured_encoder_does_not_encode_videos():
     assert model.get_encoder_cudagraph_config().modalities == ["image"]
 
 
+def test_videos_are_encoded_one_at_a_time():
+    """As vLLM does with pruning; its budget for the encoder counts the rows that remain."""
+    for family in ("llava_onevision", "llava_next_video", "internvl"):
+        with_spec, without = (make(family, spec)[0] for spec in ("tome(keep=0.5)", None))
+        assert hasattr(with_spec, "requires_sequential_video_encoding")
+        assert not hasattr(without, "requires_sequential_video_encoding")
+
+
 class TestIdentity:
     """Two specs never share a cache entry."""
 
@@ -313,12 +320,14 @@ class TestSettings:
             ({"additional": {"fewtokens": "llama_vid"}}, "depends on the question"),
             ({"additional": {"fewtokens": "evs(tau=0.1)"}}, "set a budget"),
             ({"additional": {"fewtokens": {"spec": 3}}}, "must be a spec"),
-            ({"additional": {"fewtokens": "random(keep=3)"}, "rate": 0.5}, "video_pruning_rate"),
+            ({"rate": 0.5}, "video_pruning_rate"),
+            ({"speculative_config": object()}, "speculative decoding"),
+            ({"lora_config": SimpleNamespace(enable_tower_connector_lora=True)}, "adapters in the encoder"),
         ],
     )
     def test_mistakes(self, settings, message):
         with pytest.raises(ValueError, match=message) as error:
-            self.config(**settings)
+            self.config(**{"additional": {"fewtokens": "random(keep=3)"}} | settings)
         assert "\n" not in str(error.value)
 
 

@@ -22,6 +22,7 @@ from fewtokens.llm.attach import Attached, attach
 from fewtokens.llm.backends.base import BACKENDS, Backend, VisualFeatures, backend_of
 from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.compress import compress, compress_inputs
+from fewtokens.llm.embeds import Embeds, embeds
 from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import VideoLLM, find, load
 from fewtokens.llm.prompt_editor import Compressed
@@ -35,6 +36,7 @@ __all__ = [
     "ComposedVideoLLM",
     "Compressed",
     "Backend",
+    "Embeds",
     "Processor",
     "Session",
     "Layout",
@@ -44,6 +46,7 @@ __all__ = [
     "compress",
     "compress_inputs",
     "backend_of",
+    "embeds",
     "find",
     "load",
 ]

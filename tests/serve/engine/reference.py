@@ -225,9 +225,11 @@ FAMILIES = {"llava_onevision": LlavaOnevision, "qwen2_5_vl": Qwen25VL, "qwen3_vl
 
 
 @torch.no_grad()
-def answer(family: Any, request: dict[str, Any], spec: str) -> dict[str, Any]:
-    """Greedy, without a cache."""
+def answer(family: Any, request: dict[str, Any], spec: str, *, renumber: bool = False) -> dict[str, Any]:
+    """Greedy, without a cache; with the positions of the full prompt, or a count of the columns."""
     ids, embeds, positions = family.prompt(request, spec)
+    if renumber:
+        positions = torch.arange(len(ids)).expand_as(positions)
     tokens: list[int] = []
     logprobs = []
     for _ in range(TOKENS):
@@ -242,7 +244,8 @@ def answer(family: Any, request: dict[str, Any], spec: str) -> dict[str, Any]:
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     family = FAMILIES[job["family"]](job["model"])
-    return {"answers": [answer(family, REQUESTS[index], job["spec"]) for index in job["requests"]]}
+    requests, renumber = [REQUESTS[index] for index in job["requests"]], job.get("renumber", False)
+    return {"answers": [answer(family, request, job["spec"], renumber=renumber) for request in requests]}
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from typing import Any
 
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
 }  # fmt: skip
+
+from safetensors.torch import load_file
 
 from tests.serve.engine.requests import REQUESTS, frames, image, metadata
 
@@ -72,28 +75,33 @@ def prompt(request: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
+    from vllm.platforms import current_platform
 
-    mark_pruning()
+    if current_platform.is_cpu():
+        mark_pruning()
     hashes = record_hashes()
     if job.get("keep_all_rows"):
         keep_all_rows()
-    engine = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 4, "seed": 0} | job[
-        "engine"
-    ]
-    llm = LLM(job["model"], limit_mm_per_prompt={"video": 2, "image": 1}, **engine)
+    defaults = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 4, "seed": 0}
+    llm = LLM(job["model"], limit_mm_per_prompt={"video": 2, "image": 1}, **(defaults | job["engine"]))
     hashes.clear()
     params = SamplingParams(temperature=0, max_tokens=TOKENS, logprobs=5, ignore_eos=True)
-    requests = [REQUESTS[index] for index in job["requests"]]
-    outputs = llm.generate([prompt(request, job["texts"]) for request in requests], params, use_tqdm=False)
+    if "prompt_embeds" in job:
+        prompts = [{"prompt_embeds": rows} for _, rows in sorted(load_file(job["prompt_embeds"]).items())]
+    else:
+        prompts = [prompt(REQUESTS[index], job["texts"]) for index in job["requests"]]
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - start
     answers = [
         {
-            "prompt": list(output.prompt_token_ids),
+            "prompt": list(output.prompt_token_ids or ()),
             "tokens": list(output.outputs[0].token_ids),
             "logprobs": [{str(k): v.logprob for k, v in step.items()} for step in output.outputs[0].logprobs],
         }
         for output in outputs
     ]
-    return {"answers": answers, "hashes": hashes}
+    return {"answers": answers, "hashes": hashes, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -53,6 +53,13 @@ def run(module: str, job: dict[str, Any], environment: dict[str, str] | None = N
     return result
 
 
+def assert_same_answer(answer: dict[str, Any], by_hand: dict[str, Any]) -> None:
+    """Equal tokens, and log-probabilities of the five best tokens of each step within 1e-5."""
+    assert answer["tokens"] == by_hand["tokens"]
+    for step, scores in zip(answer["logprobs"], by_hand["logprobs"], strict=True):
+        assert step == pytest.approx({token: scores[int(token)] for token in step}, abs=1e-5)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     @cache
@@ -84,9 +91,7 @@ def test_tokens_and_log_probabilities(family, name, engine, checkpoints):
         assert sorted(answer["prompt"]) == sorted(by_hand["prompt"])
         if family != "qwen3_vl":
             assert answer["prompt"] == by_hand["prompt"]
-        assert answer["tokens"] == by_hand["tokens"]
-        for step, scores in zip(answer["logprobs"], by_hand["logprobs"], strict=True):
-            assert step == pytest.approx({token: scores[int(token)] for token in step}, abs=1e-5)
+        assert_same_answer(answer, by_hand)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,3 +119,16 @@ def test_an_encoder_that_does_not_reduce_its_rows_is_noticed(checkpoints):
     job = {"model": checkpoints("qwen2_5_vl"), "requests": [0], "texts": FAMILIES["qwen2_5_vl"].texts}
     with pytest.raises(AssertionError, match="Error"):
         run("run", job | {"engine": RUNS["merged"]["engine"], "keep_all_rows": True})
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
+def test_prompts_as_embeddings(family, checkpoints, tmp_path):
+    """`fewtokens.llm.embeds` without the plugin; vLLM counts the columns of such prompts, as positions="renumber"."""
+    job = {"family": family, "model": checkpoints(family), "spec": "kmeans(keep=0.4)", "requests": [0, 1]}
+    path = str(tmp_path / "embeds.safetensors")
+    lengths = run("embed", job | {"path": path})["lengths"]
+    expected = run("reference", job | {"renumber": True})["answers"]
+    assert lengths == [len(answer["prompt"]) for answer in expected]
+    answers = run("run", job | {"prompt_embeds": path, "engine": {"enable_prompt_embeds": True}})["answers"]
+    for answer, by_hand in zip(answers, expected, strict=True):
+        assert_same_answer(answer, by_hand)

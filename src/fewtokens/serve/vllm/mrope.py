@@ -81,6 +81,8 @@ class FewTokensMRope:
             return super().recompute_mrope_positions(  # type: ignore[misc]
                 input_ids, multimodal_embeddings, mrope_positions, num_computed_tokens
             )
+        if not multimodal_embeddings:  # a chunk of text, or a token of the answer
+            return [], mrope_positions, offset_after(mrope_positions)
         pieces = [split_positions(rows) for rows in multimodal_embeddings]
         ids = torch.as_tensor(input_ids)
         placeholders = (ids == self.config.image_token_id) | (ids == self.config.video_token_id)

@@ -33,6 +33,9 @@ class FewTokensPlain:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.fewtokens_config = vllm_config.model_config
         self.spec = spec_of(vllm_config.model_config)
+        if self.spec is not None:
+            # The engine plans batches of the encoder by the number of reduced rows, so many videos would fit into one.
+            self.requires_sequential_video_encoding = True
 
     def reduce_video(self, rows: Tensor, frames: Tensor) -> Tensor:
         """Reduces the rows [...,n,D] of one video of normalized frames [T,3,H,W] to [K,D]."""

@@ -28,6 +28,8 @@ class ReadSpec(VerifyAndUpdateConfig):
         """
         model_config = vllm_config.model_config
         multimodal = model_config.multimodal_config
+        if multimodal is None:  # vLLM runs only the language model
+            return
         options = dict(multimodal.mm_processor_kwargs or {})
         of_processor = options.pop(KEY, None)
         of_engine = (vllm_config.additional_config or {}).get(KEY)
@@ -39,6 +41,8 @@ class ReadSpec(VerifyAndUpdateConfig):
             raise ValueError("video_pruning_rate prunes the same tokens as fewtokens; set only one of the two")
         if vllm_config.speculative_config is not None:
             raise ValueError("fewtokens has not been tested with speculative decoding in vLLM; turn one of the two off")
+        if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
+            raise ValueError("adapters in the encoder count its rows, which fewtokens reduces; turn one of the two off")
         multimodal.mm_processor_kwargs = options or None
         identity = {"spec": spec, "version": __version__}
         vllm_config.additional_config = {**(vllm_config.additional_config or {}), KEY: identity}

@@ -1,4 +1,4 @@
-"""Copied into the environment of vLLM, where Python runs it at each start.
+"""Copied into the environment of vLLM, where a .pth file imports it at each start of Python.
 
 The torchvision of the index is built for CUDA. Next to a torch for CPUs its library does not load, and its import fails
 because these operators do not exist; nothing here calls them.
