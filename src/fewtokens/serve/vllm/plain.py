@@ -34,7 +34,7 @@ class FewTokensPlain:
         self.fewtokens_config = vllm_config.model_config
         self.spec = spec_of(vllm_config.model_config)
         if self.spec is not None:
-            # The engine plans batches of the encoder by the number of reduced rows, so many videos would fit into one.
+            # The engine plans batches of the encoder by the number of reduced rows, which puts more videos into one.
             self.requires_sequential_video_encoding = True
 
     def reduce_video(self, rows: Tensor, frames: Tensor) -> Tensor:
