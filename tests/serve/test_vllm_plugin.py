@@ -227,15 +227,22 @@ def test_plain_families(family, spec):
     assert sorted(out.rows) == [column for column, token in enumerate(out.ids) if token == VIDEO]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision", "internvl"])
-def test_without_a_spec_everything_is_stock(family):
+@pytest.mark.parametrize(
+    ("family", "item", "rows"),
+    [
+        ("qwen2_5_vl", fields(video_grid_thw=torch.tensor([5, 4, 6])), 30),
+        ("llava_onevision", fields(pixel_values_videos=torch.randn(4, 3, 12, 12)), 37),
+        ("internvl", fields(video_num_patches=torch.tensor(4)), 36),
+    ],
+)
+def test_without_a_spec_everything_is_stock(family, item, rows):
     model, processor = make(family, None)
-    (update,) = [u for u in processor._get_prompt_updates(None, {}, {}) if u.modality == "video"]
-    stock = super(type(processor).__mro__[1], processor)._get_prompt_updates(None, {}, {})
-    assert [type(update)] == [type(u) for u in stock if u.modality == "video"]
+    (update,) = [u for u in processor._get_prompt_updates(None, {}, {"video": [item]}) if u.modality == "video"]
+    content = update.content(0)
+    assert (content if isinstance(content, list) else content.full).count(VIDEO) == rows
     assert getattr(model, "is_multimodal_pruning_enabled", False) is False
     if family == "llava_onevision":
-        assert len(model.embed_multimodal(pixel_values_videos=[torch.randn(4, 3, 12, 12)])[0]) == 37
+        assert len(model.embed_multimodal(pixel_values_videos=[torch.randn(4, 3, 12, 12)])[0]) == rows
     if family == "internvl":
         assert model.get_encoder_cudagraph_config().modalities == ["image", "video"]
     if family == "qwen2_5_vl":
