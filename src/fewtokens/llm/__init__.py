@@ -23,6 +23,7 @@ from fewtokens.llm.backends.base import BACKENDS, Backend, backend_of, register_
 from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
 from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.compress import compress, compress_inputs
+from fewtokens.llm.embeds import Embeds, embeds
 from fewtokens.llm.families import FAMILIES, Family
 from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import VideoLLM, find, load
@@ -41,6 +42,7 @@ __all__ = [
     "Backend",
     "Family",
     "RowLayout",
+    "Embeds",
     "Processor",
     "Session",
     "Speculation",
@@ -51,6 +53,7 @@ __all__ = [
     "compress",
     "compress_inputs",
     "backend_of",
+    "embeds",
     "find",
     "load",
     "register_family",

@@ -1,0 +1,3 @@
+from vllm.multimodal.registry import MultiModalRegistry
+
+MULTIMODAL_REGISTRY = MultiModalRegistry()
