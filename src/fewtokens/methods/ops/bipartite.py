@@ -26,7 +26,7 @@ from fewtokens.core.tokens import Tokens
 # slower. The full matrix is never in memory.
 _MAX_BLOCK_ENTRIES = 1 << 23
 # Of at least this many tokens, and this many for each pair, the best pairs are found by sketches with this many axes.
-_MANY, _MANY_PER_PAIR, _AXES = 1024, 16, 64
+_MANY, _MANY_PER_PAIR, _AXES = 1024, 8, 64
 # Rounding errors of a bound by sketches.
 SKETCH_ERROR = 1e-5
 
