@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.bipartite import best_match, bipartite_plan, merge_to, top_matches
+from fewtokens.methods.ops.bipartite import (
+    SKETCH_ERROR,
+    best_match,
+    bipartite_plan,
+    merge_to,
+    sketch,
+    sketch_axes,
+    top_matches,
+)
 
 
 def six_vectors(prefix: int = 0) -> Tokens:
@@ -120,6 +128,18 @@ def test_the_best_matches_found_by_sketches(monkeypatch, axes):
         assert value[video].masked_fill(~real_a[video], -3).argsort(descending=True)[:k].tolist() == top.tolist()
         torch.testing.assert_close(value[video, top], full_value[video, top])
         assert torch.equal(index[video, top], full_index[video, top])
+
+
+def test_sketches_bound_the_similarity_of_nearly_equal_rows():
+    """What is left of a vector outside the axes is then lost in rounding."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 512).repeat_interleave(8, 1)
+    x = F.normalize(x + 3e-4 * torch.randn_like(x) * torch.rand(1, 512, 1), dim=2)
+    other = F.normalize(x + torch.randn_like(x) * torch.rand(1, 512, 1), dim=2)
+    axes = sketch_axes(x)
+    for y in (x, other):
+        bound = sketch(x, axes) @ sketch(y, axes).transpose(1, 2)
+        assert (x.double() @ y.double().transpose(1, 2) <= bound + SKETCH_ERROR).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

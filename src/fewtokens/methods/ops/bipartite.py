@@ -108,7 +108,9 @@ def sketch(x: Tensor, axes: Tensor) -> Tensor:
     The inner product of two sketches is an upper bound of that of the vectors, up to `SKETCH_ERROR`.
     """
     part = x @ axes
-    return torch.cat([part, (1 - part.square().sum(2, keepdim=True)).clamp(min=0).sqrt()], 2)
+    # Rounded up: of a small rest few digits are left.
+    rest = (1 - part.square().sum(2, keepdim=True)).clamp(min=0) + 4e-6
+    return torch.cat([part, rest.sqrt()], 2)
 
 
 def bipartite_plan(
