@@ -391,10 +391,15 @@ def position_order(positions: Tensor, real: Tensor) -> Tensor:
     """Returns the indices that sort positions [B,N,3] by (t, y, x), padding last, int64 [B,N]."""
     if not positions.shape[1]:
         return torch.zeros_like(real, dtype=torch.int64)
+    key = position_keys(positions)
+    return key.masked_fill(~real, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+
+
+def position_keys(positions: Tensor) -> Tensor:
+    """Integers that order rounded positions [B,N,3] by (t, y, x), equal only for equal positions, int64 [B,N]."""
     t, y, x = round_positions(positions).unbind(2)
     rows, columns = (axis.amax((0, 1)).clamp(min=0) + 1 for axis in (y, x))
-    key = (t * rows + y) * columns + x
-    return key.masked_fill(~real, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
+    return (t * rows + y) * columns + x
 
 
 def round_positions(positions: Tensor) -> Tensor:

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.bipartite import best_match, bipartite_plan
+from fewtokens.methods.ops.bipartite import (
+    SKETCH_ERROR,
+    best_match,
+    bipartite_plan,
+    merge_to,
+    sketch,
+    sketch_axes,
+    top_matches,
+)
 
 
 def six_vectors(prefix: int = 0) -> Tokens:
@@ -101,6 +109,54 @@ def test_best_match_in_blocks(monkeypatch):
     value, index = best_match(a, b)
     torch.testing.assert_close(value, expected.values)
     assert torch.equal(index, expected.indices)
+
+
+@pytest.mark.parametrize("axes", [1, 3, 8, 64])
+def test_the_best_matches_found_by_sketches(monkeypatch, axes):
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._AXES", axes)
+    generator = torch.Generator().manual_seed(axes)
+    # Negative similarities, and rows of zeros that may not be matched.
+    x = F.normalize(torch.randn(3, 80, 8, generator=generator), dim=2)
+    a, b = x[:, :41].abs(), -x[:, 41:].abs()
+    real_a = torch.arange(41) < torch.tensor([[41], [6], [20]])
+    real_b = torch.arange(39) < torch.tensor([[39], [7], [20]])
+    a, b, count = a * real_a[..., None], b * real_b[..., None], torch.tensor([7, 6, 0])
+    value, index = top_matches(a, b, real_a, real_b, count)
+    full_value, full_index = best_match(a, b, real_b)
+    for video, k in enumerate(count.tolist()):
+        top = full_value[video].masked_fill(~real_a[video], -3).argsort(descending=True)[:k]
+        assert value[video].masked_fill(~real_a[video], -3).argsort(descending=True)[:k].tolist() == top.tolist()
+        torch.testing.assert_close(value[video, top], full_value[video, top])
+        assert torch.equal(index[video, top], full_index[video, top])
+
+
+def test_sketches_bound_the_similarity_of_nearly_equal_rows():
+    """What is left of a vector outside the axes is then lost in rounding."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 64, 512).repeat_interleave(8, 1)
+    x = F.normalize(x + 3e-4 * torch.randn_like(x) * torch.rand(1, 512, 1), dim=2)
+    other = F.normalize(x + torch.randn_like(x) * torch.rand(1, 512, 1), dim=2)
+    axes = sketch_axes(x)
+    for y in (x, other):
+        bound = sketch(x, axes) @ sketch(y, axes).transpose(1, 2)
+        assert (x.double() @ y.double().transpose(1, 2) <= bound + SKETCH_ERROR).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_a_few_merges_by_sketches(monkeypatch, dtype, prefix):
+    torch.manual_seed(prefix)
+    start = torch.randn(3, prefix, 6, dtype=dtype) if prefix else None
+    tokens = Tokens.from_cells(torch.randn(3, 4, 6, 5, 6).to(dtype), prefix=start)
+    tokens = tokens.apply(Plan.keep(torch.arange(120) < torch.tensor([[120], [77], [119]])))
+    target = torch.tensor([110, 77, 118])
+    expected = merge_to(tokens, target)
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._MANY", 2)
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._MANY_PER_PAIR", 2)
+    monkeypatch.setattr("fewtokens.methods.ops.bipartite._AXES", 3)
+    plan = merge_to(tokens, target)
+    assert torch.equal(plan.dest, expected.dest)
+    assert torch.equal(plan.count, expected.count)
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 2])

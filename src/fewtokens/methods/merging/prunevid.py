@@ -26,7 +26,7 @@ class PruneVid(Reducer):
     mean cosine between the frames of its segment is above tau; a segment of one frame has none (the reference code
     divides 0 by 0). The static tokens of each segment and the dynamic tokens of each frame are each clustered by
     density peaks to half their number, if there are more than 14. Equal densities are ordered by position, not by added
-    noise. If little is static, distances within frames cost 2 % (384 channels) to 4 % (896) of the time in which a
+    noise. If little is static, distances within frames cost 2 % (384 channels) to 3 % (896) of the time in which a
     ViT-S/14 encodes the frames.
 
     Args:
