@@ -127,9 +127,12 @@ class Processor:
             ValueError: transformers cannot load it.
         """
         from transformers import AutoImageProcessor
+        from transformers.utils import is_torchvision_available
 
+        # The default is that of torchvision, or that of Pillow with a warning.
+        backend = {} if is_torchvision_available() else {"backend": "pil"}
         try:
-            return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(self.folder, trust_remote_code=False, **backend)
         except Exception as error:  # transformers raises any type of error for a folder that it cannot load
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"{self.folder}: transformers cannot load the image processor ({reason})") from None
