@@ -58,16 +58,17 @@ def compress(
         spec: a chain of methods of the stages pixels and tokens. Features have the hidden size of the language model.
             Methods of the pixels stage choose from pixels which tokens reach the language model; the encoder still
             processes full frames. Query-aware methods receive the embedded text of the prompt.
-        layout: for families with text between frames (Qwen3-VL, InternVL, SmolVLM, VideoLLaMA 3): "per_frame" keeps
+        layout: for families with text between frames, such as Qwen3-VL and InternVL: "per_frame" keeps
             the text and assigns each token to the frame nearest to its mean time; "collapse" removes the text and
             leaves one block of tokens.
         positions: "renumber" counts the remaining tokens; "keep" gives a token the position of its nearest cell;
             "average" interpolates the positions of its cells. The positions of the text change only with "renumber".
-            Default: "average" if positions are (t, h, w), as in Qwen2-VL, Qwen2.5-VL and Qwen3-VL, otherwise
+            Default: "average" if positions have several axes, as (t, h, w) in Qwen3-VL, otherwise
             "renumber"; that of training in a `ComposedVideoLLM`.
-        items: for families whose videos and images share one placeholder: the modalities of each prompt in order, with
-            their number of images, such as [[("image", 1), ("video", 8)]]. None treats all images of a prompt as one
-            video if there are several; inputs of `Processor` have them as the attribute `visual_items`, which is read.
+        items: for families whose videos are images in a row, or whose encoder returns a video in parts: the images and
+            videos of each prompt in order, with their number of images or parts, such as [[("image", 1), ("video",
+            8)]]. None treats all of a prompt as one video if they have a common grid; inputs of `Processor` have them as
+            the attribute `visual_items`, which is read.
         images: False leaves images whole; True reduces them with the methods of `spec`; or a chain of their own, such
             as "kmeans(keep=0.25)". An image is a video of one frame. In LLaVA-NeXT and later, its small version and its
             tiles are two grids, which share a count by their numbers of cells; each row of cells that keeps a token

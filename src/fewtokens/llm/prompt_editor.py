@@ -26,7 +26,13 @@ from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
 # Inputs of `forward` that describe pixels and that no encoder reads.
-_PIXEL_INPUTS = ("image_sizes_videos", "video_compression_mask", "batch_num_images", "pixel_attention_mask")
+_PIXEL_INPUTS = (
+    "num_chunks_per_video",
+    "image_sizes_videos",
+    "video_compression_mask",
+    "batch_num_images",
+    "pixel_attention_mask",
+)
 # Inputs with a value for each token, and the value of padding. Others with a value for each token are refused.
 _PARALLEL = {
     "labels": -100, "mm_token_type_ids": 0, "token_type_ids": 0, "moe_mm_token_type_ids": 0, "block_sequence_ids": -1,
@@ -243,7 +249,7 @@ def edit_prompts(
         count = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
         axes = pad([row.positions for row in edited], 0).transpose(0, 1)
         axes = count.expand(len(old), -1, -1) if positions == "renumber" else axes
-        result["position_ids"] = torch.cat([count[None], axes]) if backend.text_row else axes
+        result["position_ids"] = torch.cat([count[None], axes])
         # From the text at the end; the model's own delta comes from the largest position, which in Qwen2.5-VL is
         # that of a video's last frame.
         ends = torch.stack([row.positions[:, -1].amax() + 1 for row in edited])

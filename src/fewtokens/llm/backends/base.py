@@ -43,13 +43,23 @@ BACKENDS = tuple(sorted(module.name for module in iter_modules(backends.__path__
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Families that the file of another one serves.
+_SAME = {
+    "minicpm_ocr": "minicpmv4_6",
+    "minicpmv4_7": "minicpmv4_6",
+    "qwen3_5": "qwen3_vl",
+    "qwen3_5_moe": "qwen3_vl",
+    "qwen3_omni_moe_thinker": "qwen2_5_omni_thinker",
+    "qwen3_vl_moe": "qwen3_vl",
+    "qwen4_exp": "qwen3_vl",
+}
 # What forward does not read of an encoder's output; it would only occupy memory.
 _UNUSED_OUTPUTS = ("last_hidden_state", "hidden_states", "attentions", "pooler_output", "deepstack_features")
 _CONSUMERS = ("image_features", "video_features", "rope_index")
 _NOT_CONSUMED = ("kwargs", "input_ids", "attention_mask", "position_ids", "inputs_embeds", *CACHE_NAMES)
 # Names of the number of patches merged along each side, in configs.
 _MERGE_NAMES = ("spatial_merge_size", "merge_size", "merge_kernel_size")
-_OWN_PROCESSOR = (
+OWN_PROCESSOR = (
     "make prompts with the processor of transformers (AutoProcessor) and pass them to attach or compress_inputs"
 )
 
@@ -57,12 +67,14 @@ _OWN_PROCESSOR = (
 class Backend:
     """A family of video language models; this class serves any that has the interface.
 
+    Args:
+        name: the `model_type`; default: that of the class.
+
     Class attributes:
-        name: the `model_type`.
-        needs_items: videos are images in a row, so the prompt alone does not distinguish them.
+        name: the `model_type` for which the class was written.
+        needs_items: videos are images in a row, so the prompt alone does not distinguish them; None to find out.
         video_parts: the encoder returns a video in parts (frames or chunks), which `items` or the prompt group.
         video_spans: videos have the placeholder of images, between a start and an end token.
-        text_row: positions with several axes may follow a count of the columns, as one more axis.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
         nested_images: pixels of images are [prompts, images, ...].
@@ -76,11 +88,10 @@ class Backend:
         unsupported_versions: releases of transformers (major, minor) in which the family requires all rows of an image.
     """
 
-    name: ClassVar[str] = ""
-    needs_items: bool = False
+    name: str = ""
+    needs_items: bool | None = None
     video_parts: ClassVar[bool] = False
     video_spans: ClassVar[bool] = False
-    text_row: ClassVar[bool] = True
     latents: ClassVar[bool] = False
     leading: ClassVar[bool] = False
     nested_images: ClassVar[bool] = False
@@ -97,6 +108,9 @@ class Backend:
     template: ClassVar[str | None] = None
     unsupported_versions: ClassVar[tuple[tuple[int, int], ...]] = ()
 
+    def __init__(self, name: str = "") -> None:
+        self.name = name or self.name
+
     def defaults(self, config: Any) -> dict[str, Any]:
         """The preprocessing of a model with this config, for what its folder does not specify."""
         return {"resample": 3, "image_mean": self.mean, "image_std": self.std} | self.preprocess_config
@@ -112,7 +126,7 @@ class Backend:
         Raises:
             ValueError: the family has no preprocessing here.
         """
-        raise ValueError(f"{self.name} has no preprocessing here; {_OWN_PROCESSOR}")
+        raise ValueError(f"{self.name} has no preprocessing here; {OWN_PROCESSOR}")
 
     def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
         """As `prepare`, for the images of one prompt, each a video of one frame.
@@ -120,7 +134,7 @@ class Backend:
         Raises:
             ValueError: the family has no preprocessing of images here.
         """
-        raise ValueError(f"{self.name} takes no images here; {_OWN_PROCESSOR}")
+        raise ValueError(f"{self.name} takes no images here; {OWN_PROCESSOR}")
 
     def prepare_tiled_images(
         self, model: Any, processor: Any, images: Sequence[Video], *, nested: bool = False
@@ -216,10 +230,10 @@ class Backend:
 
     def shapes(self, model: Any, modality: str, inputs: dict[str, Any], count: int) -> Sequence[Shape] | None:
         """(frames, height, width) of each of `count` entries, in patches or pixels; None if unknown."""
-        for name in (f"{modality}_grid_thw", f"{modality}_grids"):
+        for name in (f"{modality}_grid_thw", f"{modality}_grids", f"{modality}_grid_hw", "spatial_shapes"):
             grids = inputs.get(name)
-            if grids is not None and grids.shape[1:] == (3,):
-                return grids.tolist()
+            if grids is not None and grids.shape[1] in (2, 3):
+                return [(1, *grid)[-3:] for grid in grids.tolist()]
         pixels = next((inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None), None)
         if modality == "image" and (sizes := inputs.get("image_sizes")) is not None:
             return [(1, *size) for size in sizes.tolist()]
@@ -361,7 +375,7 @@ class Backend:
         if rope_index is None:
             return 1
         ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        inputs = {"input_ids": ids, "mm_token_type_ids": ids}
+        inputs = {"input_ids": ids, "mm_token_type_ids": ids, "attention_mask": torch.ones_like(ids)}
         return len(rope_index(**rope_inputs(rope_index, inputs))[0])
 
     def original_positions(self, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
@@ -445,6 +459,7 @@ def backend_class(kind: str) -> type[Backend]:
     """The backend of a model_type; `Backend` itself if the type has none of its own."""
     if kind in _registered:
         return _registered[kind]
+    kind = _SAME.get(kind, kind)
     if kind not in BACKENDS:
         return Backend
     module = import_module(f"{backends.__name__}.{kind}")
@@ -473,9 +488,8 @@ def backend_of(model: Any) -> Backend:
         )
     if not any(name in parameters for name in CACHE_NAMES):
         raise unsupported(f"{kind} takes its cache under another name than {' or '.join(CACHE_NAMES)}")
-    backend = backend_class(kind)()
-    if not backend.name:
-        backend.name = kind  # type: ignore[misc]
+    backend = backend_class(kind)(kind)
+    if backend.needs_items is None:
         backend.needs_items = not hasattr(model.base_model, "get_video_features")
     if version() in backend.unsupported_versions:
         major, minor = version()
@@ -492,10 +506,10 @@ def backend_named(kind: str) -> Backend:
     Raises:
         ValueError: there is none.
     """
-    backend = backend_class(kind)()
+    backend = backend_class(kind)(kind)
     if backend.has_prompts:
         return backend
     if kind in _registered or any(family.name == kind and family.works for family in FAMILIES):
-        raise ValueError(f"no prompts for a model of type {kind!r}; {_OWN_PROCESSOR}")
-    supported = (name for name in BACKENDS if backend_class(name)().has_prompts)
+        raise ValueError(f"no prompts for a model of type {kind!r}; {OWN_PROCESSOR}")
+    supported = (name for name in BACKENDS if backend_class(name)(name).has_prompts)
     raise ValueError(f"no video language model of type {kind!r}; supported types: {', '.join(supported)}")

@@ -366,8 +366,11 @@ def language_model(model: Any) -> Any:
         ValueError: there is none under a known name.
     """
     for name in ("language_model", "text_model"):
-        if hasattr(text := getattr(model.base_model, name, None), "layers"):
-            return text
+        text = getattr(model.base_model, name, None)
+        # A causal language model has it inside.
+        for part in (text, getattr(text, "model", None)):
+            if hasattr(part, "layers"):
+                return part
     raise ValueError(f"{type(model).__name__} has no language model with decoder layers under a known name")
 
 
