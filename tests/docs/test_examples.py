@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from fewtokens import llm
 from fewtokens.video import synthetic, write
 from tests.llm.saved import save
-from tests.llm.test_messages import CONFIGS, picture
+from tests.llm.test_messages import picture, save_with_images
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FAMILY = {
@@ -51,9 +50,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
 def test_an_example_runs_on_a_folder(name, family, tmp_path, monkeypatch, capsys):
     path, (arguments, lines) = EXAMPLES / f"{name}.py", WITH_A_FOLDER[name]
     assert f"python examples/{name}.py --model" in path.read_text()
-    folder = save(family, tmp_path / "model")
-    config = folder / "preprocessor_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | CONFIGS[family]))
+    folder = save_with_images(family, tmp_path / "model")
     write(tmp_path / "clip.mp4", synthetic("static", frames=8, size=(64, 96)).frames, 8)
     for file in ("a.png", "b.png"):
         picture().save(tmp_path / file)

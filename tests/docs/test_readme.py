@@ -78,7 +78,7 @@ def test_the_block_on_images_runs(tmp_path, monkeypatch):
     names: dict[str, Any] = {}
     exec(code, names)
     image, video = names["few"].last.tokens
-    assert image.N == image.grid.cells // 4 and video.N == max(video.grid.cells // 4, video.grid.cells_per_frame)
+    assert image.grid.cells // 4 == image.N and max(video.grid.cells // 4, video.grid.cells_per_frame) == video.N
 
 
 def test_the_guide_lists_the_methods_that_are_refused():

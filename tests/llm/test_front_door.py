@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs, load
+from fewtokens.llm.chat import encode_turns
 from fewtokens.video import Video, read, write
 from tests.llm.saved import save
 from tests.llm.test_composed import QUESTIONS, build, conversations, parts  # noqa: F401, fixtures
@@ -211,6 +212,25 @@ class TestComposed:
             position_ids=torch.cat([at, more], 1), mm_encoder_outputs=short["mm_encoder_outputs"],
         ).logits[:, ids.shape[1] - 1 :]  # fmt: skip
         torch.testing.assert_close(torch.stack(second.logits, 1), full, rtol=1e-4, atol=1e-4)
+
+    def test_chat_messages(self, composed, conversations):  # noqa: F811
+        model = VideoLLM.from_pretrained(composed, device="cpu")
+        net, path = model.model, str(conversations / "0.mp4")
+        first = {"role": "user", "content": [{"type": "video", "path": path}, {"type": "text", "text": QUESTIONS[0]}]}
+        answer = {"role": "assistant", "content": "a digit"}
+        second = {"role": "user", "content": QUESTIONS[1]}
+        inputs, one = model.processor(net, [first, answer, second]), model.processor(net, [first])
+        single = model.processor(net, path, QUESTIONS[0])
+        assert all(torch.equal(one[name], value) for name, value in single.items())
+        ids, _ = encode_turns(net.tokenizer, [(QUESTIONS[0], "a digit"), (QUESTIONS[1], None)], 16)
+        assert torch.equal(inputs["input_ids"][0], ids)
+        for messages in (
+            [{"role": "system", "content": "a digit"}, first],
+            [second],
+            [first, answer, first],
+            [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}],
+        ):
+            check_refused(lambda messages=messages: model.processor(net, messages), "takes one video, at the beginning")
 
     def test_beams_begin_with_the_prompt(self, composed, conversations):  # noqa: F811
         model = VideoLLM.from_pretrained(composed, device="cpu")

@@ -21,6 +21,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import attach, compress, compress_inputs
 from fewtokens.llm.backends.rows import RowLayout, tiled_layout
+from fewtokens.llm.families import find_family
 from tests.llm import families, tiny
 from tests.llm.test_families import stock_positions
 from tests.llm.tiny import IMAGE, MODELS, PAD, TEXT, VIDEO, VISION
@@ -123,7 +124,7 @@ def test_tiles_with_newlines(size, tiles, shape, layout):
     model, inputs = llava_next(), tiled_prompt(3, (*size, tiles), 4)
     features = model.base_model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True)
     (rows,) = features.pooler_output
-    assert len(rows) == 16 + shape[0] * (shape[1] + 1)
+    assert len(rows) == 16 + shape[0] * (shape[1] + 1) and find_family(model.config.model_type).works
     assert size != (32, 32) or len(rows) == 88
     with attach(model, "evs(keep=0.5)", images=FEW, layout=layout) as few:
         out = few(**inputs).logits
@@ -407,6 +408,22 @@ def test_an_image_without_a_grid_is_left_whole(monkeypatch):
     monkeypatch.setattr(Backend, "tiled_layouts", lambda self, model, inputs, entries: [None] * len(entries))
     with pytest.warns(UserWarning, match="1 image of 88 tokens is left whole; their rows form no grid"):
         assert compress(model, inputs, FEW, images=True).whole == [88]
+
+
+def test_local_patches_in_one_entry_are_left_whole():
+    """Three local patches and the image have as many rows as one grid of twice the side."""
+    model = families.build("step3p7")
+    image = families.prompt("step3p7", ("text", 2), ("image",), ("text", 3))
+    rows = len(image.visuals[0])
+    patches = torch.randn(3, *image.inputs["pixel_values"].shape[1:], generator=torch.Generator().manual_seed(1))
+    more = torch.full((1, 3 * rows), IMAGE)
+    ids = torch.cat([image.inputs["input_ids"][:, :2], more, image.inputs["input_ids"][:, 2:]], 1)
+    inputs = image.inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs |= {"pixel_values_local": patches, "num_local_patches": torch.tensor([3])}
+    items = [[("image", 1)]]
+    with pytest.warns(UserWarning, match="their rows form no grid"):
+        assert compress(model, inputs, "kmeans(keep=2)", images=True, items=items).whole == [4 * rows]
+    assert compress(model, image.inputs, "kmeans(keep=2)", images=True, items=items).tokens[0].N == 2
 
 
 def test_methods_that_compare_frames_are_refused():

@@ -46,13 +46,18 @@ def picture(width: int = 72, height: int = 48, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
-@cache
-def loaded(family: str) -> tuple[Any, Any]:
-    folder = save(family, Path(mkdtemp()) / family)
+def save_with_images(family: str, folder: Path) -> Path:
+    """As `save`, with the values of the image processor."""
+    save(family, folder)
     path = folder / "preprocessor_config.json"
     config = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(config | CONFIGS[family]))
-    return load(folder, device="cpu")
+    return folder
+
+
+@cache
+def loaded(family: str) -> tuple[Any, Any]:
+    return load(save_with_images(family, Path(mkdtemp()) / family), device="cpu")
 
 
 def user(*parts: Any) -> dict[str, Any]:

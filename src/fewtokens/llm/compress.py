@@ -67,8 +67,8 @@ def compress(
             "renumber"; that of training in a `ComposedVideoLLM`.
         items: for families whose videos are images in a row, or whose encoder returns a video in parts: the images and
             videos of each prompt in order, with their number of images or parts, such as [[("image", 1), ("video",
-            8)]]. None treats all of a prompt as one video if they have a common grid; inputs of `Processor` have them as
-            the attribute `visual_items`, which is read.
+            8)]]. None takes those of the inputs, if `Processor` made them (their attribute `visual_items`); otherwise
+            it treats all of a prompt as one video if they have a common grid.
         images: False leaves images whole; True reduces them with the methods of `spec`; or a chain of their own, such
             as "kmeans(keep=0.25)". An image is a video of one frame. In LLaVA-NeXT and later, its small version and its
             tiles are two grids, which share a count by their numbers of cells; each row of cells that keeps a token
