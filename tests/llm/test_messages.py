@@ -204,7 +204,7 @@ def test_errors_are_one_line(tmp_path):
         (content(type="video"), "has neither 'video' nor 'path'"),
         (content(type="image", url="https://a.b/c.png"), "addresses are not read; download the image"),
         (content(type="image", path=str(tmp_path / "none.png")), "none.png: no such file"),
-        (content(type="image", path=str(tmp_path / "pages.tiff")), "has 2 images; pass each as an image of its own"),
+        (content(type="image", path=str(tmp_path / "pages.tiff")), "has 2 images; pass each as a separate image"),
         ([user(CLIP, "what <|image_pad|>")], r"contains <\|image_pad\|>"),
     ):
         check_refused(lambda messages=messages: processor(model, messages), match)

@@ -69,11 +69,11 @@ def compress(
             videos of each prompt in order, with their number of images or parts, such as [[("image", 1), ("video",
             8)]]. None takes those of the inputs, if `Processor` made them (their attribute `visual_items`); otherwise
             it treats all of a prompt as one video if they have a common grid.
-        images: False leaves images whole; True reduces them with the methods of `spec`; or a chain of their own, such
-            as "kmeans(keep=0.25)". An image is a video of one frame. In LLaVA-NeXT and later, its small version and its
+        images: False leaves images whole; True reduces them with the methods of `spec`; or a separate chain, such as
+            "kmeans(keep=0.25)". An image is a video of one frame. In LLaVA-NeXT and later, its small version and its
             tiles are two grids, which share a count by their numbers of cells; each row of cells that keeps a token
-            keeps its newline, and with the layout "collapse" the image keeps the last one. Where tiles are images of
-            their own in the prompt (InternVL, SmolVLM, Idefics3, Aya), the budget applies to each.
+            keeps its newline, and with the layout "collapse" the image keeps the last one. Where tiles are
+            separate images in the prompt (InternVL, SmolVLM, Idefics3, Aya), the budget applies to each.
 
     Warns if images are left whole although there are methods, and if a method has random weights.
 

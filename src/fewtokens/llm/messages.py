@@ -116,7 +116,7 @@ def as_image(value: Any) -> Video:
     """
     image = as_video(value, None, None)
     if len(image) != 1:
-        raise ValueError(f"{image.name} has {len(image)} images; pass each as an image of its own, or all as a video")
+        raise ValueError(f"{image.name} has {len(image)} images; pass each as a separate image, or all as a video")
     return image
 
 

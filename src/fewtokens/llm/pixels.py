@@ -30,7 +30,7 @@ class PreparedVideo:
     Attributes:
         inputs: pixels [...] for the encoder, and other inputs that describe it (grids, times), by name.
         text: the text for it in the prompt, with a placeholder for each row of features.
-        tiles: the number of tiles of an image that are images of their own in the prompt, see `items` of `compress`.
+        tiles: the number of tiles of an image that are separate images in the prompt, see `items` of `compress`.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)

@@ -142,7 +142,7 @@ class Backend:
         """As `prepare_images`, for images of any resolution in tiles (LLaVA-NeXT and later).
 
         Args:
-            nested: whether the image processor is told which images are in one prompt.
+            nested: whether the image processor takes the images of each prompt as a list.
         """
         inputs = processor.image_inputs(images, nested=nested)
         prepared = []
