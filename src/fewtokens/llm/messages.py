@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def as_video(value: Any, frames: int | None, size: int | None) -> Video:
     if isinstance(value, Video):
         return value
     if isinstance(value, str | os.PathLike):
-        return read(value, frames=frames, size=size)
+        return read(Path(value), frames=frames, size=size)
     return read(np.stack([_pixels(frame) for frame in value]) if isinstance(value, list | tuple) else _pixels(value))
 
 

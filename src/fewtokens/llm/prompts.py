@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -321,11 +321,11 @@ class ComposedProcessor(Processor):
     """
 
     placeholder = "<<cell of the video>>"
-    markers: ClassVar = {"video": "<<the video>>"}
 
     def __init__(self, folder: str | Path, model: Any, *, num_frames: int = 16, read_size: int = 224) -> None:
         self.folder, self.backend, self.tokenizer = Path(folder), backend_of(model), model.tokenizer
         self.num_frames, self.read_size, self.notes = num_frames, read_size, []
+        self.markers = {"video": "<<the video>>"}
 
     def render(self, question: str | Sequence[Message], kind: str = "video") -> str:
         (messages,) = conversations(question_messages(question, kind, 0) if isinstance(question, str) else question)
