@@ -136,7 +136,7 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
     """Reduces the visual tokens of a video language model inside a `with` block.
 
     Args:
-        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head. It may
+        model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head. It may
             be wrapped by peft, torch.compile (the compiled code is not used), DataParallel (one device is used) or DDP.
         spec: a chain of methods, see `compress`. It may end with methods that act inside the language model
             (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of

@@ -51,7 +51,7 @@ def compress(
     """Encodes the images and videos of a prompt, reduces them and shortens the prompt to match.
 
     Args:
-        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head;
+        model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head;
             may be wrapped, see `unwrap`.
         inputs: the output of the processor: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if given.
             Other inputs are passed through.

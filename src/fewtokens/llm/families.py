@@ -1,4 +1,4 @@
-"""The families of transformers that take features made ahead, and which of them work with `attach` and `compress`.
+"""The families of transformers that take precomputed features, and which of them work with `attach` and `compress`.
 
 Every model folder of transformers with this interface is listed. tests/llm/test_families.py builds a tiny model of each
 and checks each column.
@@ -62,6 +62,7 @@ def _fails(folder: str, reason: str, **values: Any) -> Family:
 _SECONDS = "<0.5 seconds>…"
 _AFTER = "…0"
 _CHUNKS = "a video is encoded in parts; with several videos in a prompt, `items` says which parts belong together"
+_COUNTED = "positions are a count of the columns, so `positions` must be renumber"
 _ONE_KIND = "one placeholder for images and videos: a batch of prompts may have only one of them"
 _TIMM = "requires the package timm"
 
@@ -74,7 +75,7 @@ FAMILIES = (
     _video("cosmos3_omni", 3, _SECONDS),
     _images("deepseek_vl"),
     _video("ernie4_5_vl_moe", 3),
-    _video("exaone4_5"),
+    _video("exaone4_5", reason=_COUNTED),
     _images("gemma3"),
     _video("gemma4", time_text="00:00 …"),
     _video("gemma4_unified", time_text="00:00 …"),
@@ -84,7 +85,7 @@ FAMILIES = (
     _video("glm5_next", time_text=_AFTER),
     _video("glm_ocr", 3, reason=_ONE_KIND),
     _images("got_ocr2"),
-    _video("hyperclovax_vision_v2"),
+    _video("hyperclovax_vision_v2", reason=_COUNTED),
     _video("hy_v4_vl", 3, since=(5, 24)),
     _images("idefics2", reason="rows of a resampler, which have no place in the image"),
     _images("idefics3"),
@@ -154,6 +155,7 @@ FAMILIES = (
     _fails("embedding_gemma2", "no language model that generates", since=(5, 24)),
     _fails("inkling2_loop", "not tested: no small config", since=(5, 24)),
 )
+"""Each model folder of transformers with the interface, by `model_type`."""
 
 
 def find_family(name: str) -> Family:

@@ -27,12 +27,8 @@ LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
 # Inputs of `forward` that describe pixels and that no encoder reads.
 _PIXEL_INPUTS = (
-    "num_chunks_per_video",
-    "image_sizes_videos",
-    "video_compression_mask",
-    "batch_num_images",
-    "pixel_attention_mask",
-)
+    "num_chunks_per_video", "image_sizes_videos", "video_compression_mask", "batch_num_images", "pixel_attention_mask",
+)  # fmt: skip
 # Inputs with a value for each token, and the value of padding. Others with a value for each token are refused.
 _PARALLEL = {
     "labels": -100, "mm_token_type_ids": 0, "token_type_ids": 0, "moe_mm_token_type_ids": 0, "block_sequence_ids": -1,
@@ -160,7 +156,8 @@ class PromptEditor:
         self.survivors[other_columns[~remains]] = False
         others = self.survivors[other_columns].nonzero().squeeze(1)
         order = torch.cat([start[nearest], other_columns[others]]).argsort(stable=True)
-        return reduced.visual.take(torch.cat([torch.arange(len(nearest)), others + len(nearest)])[order])
+        tokens = torch.arange(len(nearest), device=columns.device)
+        return reduced.visual.take(torch.cat([tokens, others + len(nearest)])[order])
 
     def result(self) -> EditedPrompt:
         """Returns the columns in order; new columns at one position keep the order in which they were added."""
@@ -210,6 +207,11 @@ def edit_prompts(
     positions = positions or backend.default_positions(model)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    if backend.counted and positions != "renumber":
+        raise ValueError(
+            f"in {backend.name}, transformers counts the columns of a prompt, so positions must be 'renumber', got "
+            f"{positions!r}"
+        )
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask

@@ -39,12 +39,13 @@ MODALITIES = ("image", "video")
 _SHARED = ("base", "rows")
 # The model_type of a config is the name of its module, which is imported when first needed.
 BACKENDS = tuple(sorted(module.name for module in iter_modules(backends.__path__) if module.name not in _SHARED))
-"""The `model_type` of each family with a file of its own; others use `Backend`."""
+"""The `model_type` of each family with a separate file; others use `Backend`."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Families that the file of another one serves.
 _SAME = {
+    "hyperclovax_vision_v2": "exaone4_5",
     "minicpm_ocr": "minicpmv4_6",
     "minicpmv4_7": "minicpmv4_6",
     "qwen3_5": "qwen3_vl",
@@ -75,6 +76,7 @@ class Backend:
         needs_items: videos are images in a row, so the prompt alone does not distinguish them; None to find out.
         video_parts: the encoder returns a video in parts (frames or chunks), which `items` or the prompt group.
         video_spans: videos have the placeholder of images, between a start and an end token.
+        counted: `generate` discards positions and counts the columns.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
         nested_images: pixels of images are [prompts, images, ...].
@@ -92,6 +94,7 @@ class Backend:
     needs_items: bool | None = None
     video_parts: ClassVar[bool] = False
     video_spans: ClassVar[bool] = False
+    counted: ClassVar[bool] = False
     latents: ClassVar[bool] = False
     leading: ClassVar[bool] = False
     nested_images: ClassVar[bool] = False
@@ -208,8 +211,8 @@ class Backend:
             found.append(int(matches.sum()))
             if found[-1] == rows:
                 return placeholder, matches.nonzero()
-        shared = len(self.placeholders(model, "video")) < 2 or not found[0]
-        if shared and all(any(prompt.get(name) is not None for name in self.pixel_inputs[m]) for m in MODALITIES):
+        has_both = all(any(prompt.get(name) is not None for name in self.pixel_inputs[m]) for m in MODALITIES)
+        if has_both and found[0] > rows and not any((ids == id).any() for id in self._video_only(model)):
             raise ValueError(
                 f"{self.name} has one placeholder for images and videos, and transformers does not accept both in one "
                 "batch of prompts; split them"
@@ -218,6 +221,9 @@ class Backend:
             f"the prompt has {next(filter(None, found), 0)} placeholders for {modality} features, the encoder returned "
             f"{rows}; was the prompt made by the processor of this model?"
         )
+
+    def _video_only(self, model: Any) -> set[int]:
+        return set(self.placeholders(model, "video")) - set(self.placeholders(model, "image"))
 
     def entries(self, model: Any, outputs: Any) -> list[Tensor]:
         """The rows [n,D] of each image, video or part of a video, in the order of the prompt."""
@@ -439,7 +445,7 @@ def register_family(model_type: str, backend: type[Backend]) -> None:
     """Makes models of a type use a backend, such as a subclass of `Backend` for a model outside transformers.
 
         class Mine(Backend):
-            video_parts = True  # its encoder returns each frame on its own
+            video_parts = True  # its encoder returns each frame separately
 
         register_family("my_model", Mine)
 
@@ -456,7 +462,7 @@ def register_family(model_type: str, backend: type[Backend]) -> None:
 
 
 def backend_class(kind: str) -> type[Backend]:
-    """The backend of a model_type; `Backend` itself if the type has none of its own."""
+    """The backend of a model_type; `Backend` itself if the type has no other."""
     if kind in _registered:
         return _registered[kind]
     kind = _SAME.get(kind, kind)

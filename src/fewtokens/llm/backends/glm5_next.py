@@ -1,4 +1,4 @@
-"""GLM-5 Next: videos have the placeholder of images, between a start and an end token of their own."""
+"""GLM-5 Next: videos have the placeholder of images, between their start and end tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PerceptionLM: frames and tiles are encoded alike; a video is encoded by the encoder of images. arXiv 2504.13180."""
+"""PerceptionLM: frames are encoded like tiles; a video is encoded by the encoder of images. arXiv 2504.13180."""
 
 from __future__ import annotations
 

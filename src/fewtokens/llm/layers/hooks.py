@@ -72,7 +72,7 @@ class LayerRuntime:
     """Carries out the decisions of methods inside one model.
 
     Args:
-        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head.
+        model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head.
         methods: methods of the stage "llm", in order.
 
     Attributes:
