@@ -18,9 +18,8 @@ def main(name: str, question: str, images: list[str], spec: str) -> None:
     with attach(model, spec, images=True, items=inputs.visual_items) as few:
         ids = few.generate(**inputs, max_new_tokens=32, do_sample=False)
         length = few.last.inputs["input_ids"].shape[1]
-        before, after = (
-            sum(counts) for counts in ([t.grid.cells for t in few.last.tokens], [t.N for t in few.last.tokens])
-        )
+        counts = [(tokens.N, tokens.grid.cells) for tokens in few.last.tokens]
+    after, before = map(sum, zip(*counts, strict=True))
     print(f"{after} visual tokens of {before}: {processor.tokenizer.decode(ids[0, length:], skip_special_tokens=True)}")
 
 
