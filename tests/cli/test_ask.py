@@ -54,6 +54,18 @@ def test_every_family_answers(family, clip, tmp_path):
     assert f"5 visual tokens of {answers[0]['cells']}, first token after" in done.stderr
 
 
+def test_an_image(tmp_path):
+    from tests.llm.test_messages import picture, save_with_images
+
+    folder = save_with_images("qwen2_5_vl", tmp_path / "model")
+    picture().save(tmp_path / "a.png")
+    words = (tmp_path / "a.png", FIRST, "--model", folder, "--max-new-tokens", 3)
+    full, few = json.loads(ask(*words, "--with", FEW, "--compare", "--json").stdout)["answers"]
+    assert full["visual_tokens"] == full["cells"] == few["cells"] > few["visual_tokens"] == 5
+    done = ask(*words, "--with", "evs(keep=0.5)", code=2)
+    assert "evs compares frames, so it has no effect on images" in done.stderr
+
+
 def test_compare(clip, model):
     words = (clip, FIRST, "--model", model, "--with", "kmeans", "--keep", 4, "--frames", 6, "--max-new-tokens", 5)
     full, few = json.loads(ask(*words, "--compare", "--json").stdout)["answers"]

@@ -1,8 +1,9 @@
-"""The examples run: on tiny models in place of those of the hub."""
+"""The examples run: on tiny models in place of those of the hub, or on a folder with `--model`."""
 
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from fewtokens import llm
 from fewtokens.video import synthetic, write
 from tests.llm.saved import save
+from tests.llm.test_messages import picture, save_with_images
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FAMILY = {
@@ -17,11 +19,17 @@ FAMILY = {
     "smolvlm2_256m_video": "smolvlm",
     "llava_onevision_0_5b": "llava_onevision",
 }
+# The arguments after --model, and the number of lines.
+WITH_A_FOLDER = {
+    "two_turns": (["clip.mp4", "what happens", "how many people"], 2),
+    "batch": (["what happens", "clip.mp4", "clip.mp4"], 2),
+    "images": (["how many people", "a.png", "b.png"], 1),
+}
 
 
 def test_there_is_no_other_example():
     # serve_vllm needs vLLM; tests/serve/engine runs the modules that it calls.
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*FAMILY, "serve_vllm"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*FAMILY, *WITH_A_FOLDER, "serve_vllm"}
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -36,3 +44,23 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(path))["main"](str(clip), "what happens")
     assert len(asked) == 1 and asked[0].count("/") == 1
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("name", WITH_A_FOLDER)
+def test_an_example_runs_on_a_folder(name, family, tmp_path, monkeypatch, capsys):
+    path, (arguments, lines) = EXAMPLES / f"{name}.py", WITH_A_FOLDER[name]
+    assert f"python examples/{name}.py --model" in path.read_text()
+    folder = save_with_images(family, tmp_path / "model")
+    write(tmp_path / "clip.mp4", synthetic("static", frames=8, size=(64, 96)).frames, 8)
+    for file in ("a.png", "b.png"):
+        picture().save(tmp_path / file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(sys, "argv", [str(path), "--model", str(folder), *arguments])
+    runpy.run_path(str(path), run_name="__main__")
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) >= lines
+    if name == "images":
+        after, _, _, _, before = out.split(":")[0].split()
+        assert 0 < int(after) < int(before)

@@ -49,7 +49,7 @@ def test_blocks_on_language_models_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(fewtokens.llm, "load", lambda name: loaded("qwen2_5_vl"))
     codes = [block.text for block in blocks(ROOT / page) if block.language == "python" and "attach(" in block.text]
-    codes = [code for code in codes if ".attach(" not in code]
+    codes = [code for code in codes if ".attach(" not in code and "images=" not in code]
     assert codes
     names: dict[str, Any] = {}
     for code in codes:
@@ -64,6 +64,22 @@ def test_blocks_on_language_models_run(page, tmp_path, monkeypatch, capsys):
     if page != "README.md":
         assert len(answers) == 2 and names["answer"] and answers[0] == names["answer"]
     assert capsys.readouterr().out.strip()
+
+
+def test_the_block_on_images_runs(tmp_path, monkeypatch):
+    import fewtokens
+    from tests.llm.test_messages import loaded, picture
+
+    clip(tmp_path)
+    picture().save(tmp_path / "page.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fewtokens.llm, "load", lambda name: loaded("qwen2_5_vl"))
+    page = blocks(ROOT / "docs/guides/compress_a_video_llm.md")
+    (code,) = [block.text for block in page if block.language == "python" and "images=" in block.text]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    image, video = names["few"].last.tokens
+    assert image.grid.cells // 4 == image.N and max(video.grid.cells // 4, video.grid.cells_per_frame) == video.N
 
 
 def test_the_guide_names_the_methods_that_read_the_vision_tower():

@@ -35,11 +35,16 @@ PREPROCESS_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def template(family: str) -> str:
-    _, video, start, end = SPECIALS[family]
+    image, video, start, end = SPECIALS[family]
     video = "<video>" if family == "internvl" else start + video + end if family in _SPAN else video
+    image = start + image + end if family in _SPAN else image
     return (
         "{% for message in messages %}<s>{{ message['role'] }}\n{% for part in message['content'] %}"
-        "{% if part['type'] == 'video' %}" + video + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'video' %}"
+        + video
+        + "{% elif part['type'] == 'image' %}"
+        + image
+        + "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
         "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
     )
 

@@ -347,15 +347,15 @@ def test_the_family_has_a_backend(family):
     assert family in BACKENDS
 
 
-def test_an_image_is_kept_in_full_with_a_warning(family):
+def test_an_image_is_left_whole_with_a_warning(family):
     model, example = tiny(family), prompt(family, *MIXTURES["video, then image"])
     with (
-        pytest.warns(UserWarning, match="images in the prompt are kept in full"),
+        pytest.warns(UserWarning, match=r"1 image of \d+ tokens is left whole; pass images=True"),
         attach(model, FEW, items=example.items) as few,
     ):
         few(**example.inputs)
     image_only = prompt(family, ("text", 2), ("image",), ("text", 3))
-    with pytest.warns(UserWarning, match="kept in full"):
+    with pytest.warns(UserWarning, match="left whole"):
         compressed = compress(model, image_only.inputs, FEW, items=image_only.items)
     assert torch.equal(compressed.inputs["input_ids"], image_only.inputs["input_ids"])
     videos = prompt(family, *MIXTURES["two videos"])

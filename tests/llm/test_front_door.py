@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fewtokens.llm import ComposedVideoLLM, Session, VideoLLM, attach, compress_inputs, load
+from fewtokens.llm.chat import encode_turns
 from fewtokens.video import Video, read, write
 from tests.llm.saved import save
 from tests.llm.test_composed import QUESTIONS, build, conversations, parts  # noqa: F401, fixtures
@@ -25,7 +26,7 @@ def check_refused(run: Callable[[], Any], match: str) -> None:
 def test_arguments_of_a_method_outside_the_spec():
     model, processor = loaded("qwen2_vl")
     inputs = processor(model, CLIP, FIRST)
-    message = r"does not accept keep, only layout, positions, items; put arguments of a method in the spec"
+    message = r"does not accept keep, only layout, positions, items, images; put arguments of a method in the spec"
     check_refused(lambda: compress_inputs(model, inputs, "tome", keep=0.1), f"compress_inputs {message}")
     check_refused(lambda: attach(model, "tome", keep=0.1), f"attach {message}")
 
@@ -48,13 +49,14 @@ def test_a_processor_with_lists_that_do_not_match(parts):  # noqa: F811
     model, processor = loaded("qwen2_vl")
     composed = build(parts)
     for args in (
-        (["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ("clip.mp4", FIRST), ([], []),
-        ([CLIP], [FIRST, SECOND]), (["clip.mp4"], [FIRST]), ([CLIP], [3]),
+        (["clip.mp4"], FIRST), ([CLIP, CLIP], FIRST), (CLIP, [FIRST, SECOND]), ([], []), ([CLIP], [FIRST, SECOND]),
+        ([CLIP], [3]),
     ):  # fmt: skip
         kinds = " and ".join(type(arg).__name__ for arg in args)
         check_refused(
-            lambda args=args: processor(model, *args), rf"takes one Video .* and one question, or .*, got {kinds}"
+            lambda args=args: processor(model, *args), rf"takes one video .* and one question, equally .*, got {kinds}"
         )
+    check_refused(lambda: processor(model, "missing.mp4", FIRST), "missing.mp4: no such file")
     assert isinstance(composed, ComposedVideoLLM)
 
 
@@ -62,7 +64,7 @@ def test_a_processor_with_lists_that_do_not_match(parts):  # noqa: F811
 def test_a_processor_makes_batches(family):
     """Each prompt of a batch continues as it does alone."""
     model, processor = loaded(family)
-    equal = family.startswith("llava") or family == "smolvlm"
+    equal = family.startswith("llava")
     other = CLIP if equal else Video(CLIP.frames[:4], CLIP.times[:4])
     videos, questions = [CLIP, other], [FIRST, SECOND]
     with attach(model, "evs(keep=0.5)") as few:
@@ -210,6 +212,25 @@ class TestComposed:
             position_ids=torch.cat([at, more], 1), mm_encoder_outputs=short["mm_encoder_outputs"],
         ).logits[:, ids.shape[1] - 1 :]  # fmt: skip
         torch.testing.assert_close(torch.stack(second.logits, 1), full, rtol=1e-4, atol=1e-4)
+
+    def test_chat_messages(self, composed, conversations):  # noqa: F811
+        model = VideoLLM.from_pretrained(composed, device="cpu")
+        net, path = model.model, str(conversations / "0.mp4")
+        first = {"role": "user", "content": [{"type": "video", "path": path}, {"type": "text", "text": QUESTIONS[0]}]}
+        answer = {"role": "assistant", "content": "a digit"}
+        second = {"role": "user", "content": QUESTIONS[1]}
+        inputs, one = model.processor(net, [first, answer, second]), model.processor(net, [first])
+        single = model.processor(net, path, QUESTIONS[0])
+        assert all(torch.equal(one[name], value) for name, value in single.items())
+        ids, _ = encode_turns(net.tokenizer, [(QUESTIONS[0], "a digit"), (QUESTIONS[1], None)], 16)
+        assert torch.equal(inputs["input_ids"][0], ids)
+        for messages in (
+            [{"role": "system", "content": "a digit"}, first],
+            [second],
+            [first, answer, first],
+            [{"role": "user", "content": [{"type": "image", "path": "a.png"}]}],
+        ):
+            check_refused(lambda messages=messages: model.processor(net, messages), "takes one video, at the beginning")
 
     def test_beams_begin_with_the_prompt(self, composed, conversations):  # noqa: F811
         model = VideoLLM.from_pretrained(composed, device="cpu")

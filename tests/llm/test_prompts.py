@@ -295,7 +295,7 @@ def test_the_ids_are_those_of_transformers(family, tmp_path):
     tokenizer = make_tokenizer(family)
     rendered = tokenizer.apply_chat_template(
         messages, chat_template=template(family), tokenize=False, add_generation_prompt=True
-    ).replace(processor.video_marker, video_text)
+    ).replace(processor.markers["video"], video_text)
     actual = processor.ids("what happens", video_text)
     assert actual[0].tolist() == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert int((actual == tokenizer.convert_tokens_to_ids(processor.placeholder)).sum()) == 3

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.llm.backends.base import backend_of
-from fewtokens.llm.chains import Methods, as_pipeline, split_chain
+from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
 from fewtokens.llm.compress import check_options, compress
 from fewtokens.llm.features import is_reduced, pipeline_of
 from fewtokens.llm.interface import CACHE_NAMES, cache_name, cache_of, is_filled, unwrap, version
@@ -34,7 +34,7 @@ class Attached:
 
     Attributes:
         model: the model without its wrappers, see `unwrap`.
-        last: the result for the last prompt that contained a video, see `Compressed`.
+        last: the result for the last prompt that contained an image or a video, see `Compressed`.
     """
 
     def __init__(self, model: Any, pipeline: Pipeline, options: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Attached:
                 "the block, or pass its pixels here"
             )
         compressed = compress(self.model, inputs, self.pipeline, **self.options)
-        if compressed.tokens:
+        if compressed.layout is not None:
             self.last = compressed
         elif is_filled(cache) and compressed.inputs.get("position_ids") is None:
             positions = later_positions(
@@ -139,9 +139,9 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
             be wrapped by peft, torch.compile (the compiled code is not used), DataParallel (one device is used) or DDP.
         spec: a chain of methods, see `compress`. It may end with methods that act inside the language model
             (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of
-            prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. Only videos
-            are reduced: images are kept in full, with a warning.
-        options: layout, positions and items of `compress`.
+            prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. They act on
+            the visual tokens that the chain before them could have reduced.
+        options: layout, positions, items and images of `compress`. By default images are left whole, with a warning.
 
     Raises:
         ValueError: as `compress`; methods are already attached to the model; the model does not have a layer of the
@@ -157,7 +157,10 @@ def _attached(model: Any, spec: Methods, options: dict[str, Any]) -> Iterator[At
     backend, inner = backend_of(model), unwrap(model)
     check_free(inner)
     before, inside = split_chain(spec, inner)
-    attached = Attached(model, as_pipeline(before, inner), options)
+    pipeline = as_pipeline(before, inner)
+    if options.get("images", False) is not False:  # methods are built once
+        options = options | {"images": image_pipeline(options["images"], pipeline, inner)}
+    attached = Attached(model, pipeline, options)
     hooks = []
     try:
         hooks.append(inner.register_forward_pre_hook(_check_reduced, with_kwargs=True))

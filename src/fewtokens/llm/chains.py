@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from fewtokens.core import registry
+from fewtokens.core.budget import Budget
+from fewtokens.core.grid import Grid
 from fewtokens.core.layer_method import LayerMethod
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
@@ -18,6 +21,9 @@ _REMEDIES = {
     "encoder": "methods inside the encoder are not supported in a video language model; use one of the stage 'tokens'",
     "llm": "it acts inside the language model; use `with attach(model, ...)`, or a Session",
 }
+
+# A method that reduces videos of such large frames but not one of these frames compares frames.
+_FRAME, _FRAMES = Grid(1, 512, 512), Grid(64, 512, 512)
 
 Methods: TypeAlias = str | Sequence[Method] | Pipeline
 
@@ -53,6 +59,58 @@ def as_pipeline(spec: Methods, model: Any) -> Pipeline:
             remedy = _REMEDIES.get(method.stage, "use methods of the stages 'pixels', 'tokens' and 'llm'")
             raise ValueError(f"{method.name} acts in the stage {method.stage!r}; {remedy}")
     return Pipeline(methods)
+
+
+def image_pipeline(images: bool | Methods, pipeline: Pipeline, model: Any) -> Pipeline | None:
+    """Returns the chain that reduces the images of a prompt, see `compress`; None if they are left whole.
+
+    Raises:
+        ValueError: a method acts inside the language model, or has no effect on images.
+    """
+    if images is False:
+        return None
+    if images is not True:
+        before, inside = split_chain(images, model)
+        if inside:
+            raise ValueError(
+                f"{inside[0].name} acts inside the language model, on images and videos together; put it at the end of "
+                "the chain for videos"
+            )
+        pipeline = as_pipeline(before, model)
+    for method in pipeline.methods:
+        assert isinstance(method, Method)
+        in_full = max(method.min_count(_FRAME), method.planned_count(_FRAME) or 0) >= _FRAME.cells
+        if in_full and (method.planned_count(_FRAMES) or 0) < _FRAMES.cells:
+            raise ValueError(
+                f"{method.name} compares frames, so it has no effect on images; give them other methods, such as "
+                "images='kmeans(keep=0.25)', or images=False"
+            )
+    return pipeline
+
+
+def share_budgets(pipeline: Pipeline, start: int, cells: int, total: int) -> Pipeline:
+    """Returns the chain for one of several grids of an image, which share its budget by their numbers of cells.
+
+    Fractions apply to each grid. Of a count, each has its part, at least one token. Learned methods have a fixed number
+    of tokens, which applies to each grid too.
+
+    Args:
+        start: the number of cells in the grids before this one.
+        cells: the number of its cells.
+        total: the number of cells in all grids.
+    """
+
+    def share(method: Any) -> Any:
+        budget = method.budget
+        if budget is None or budget.unit not in ("count", "per frame") or method.learned:
+            return method
+        count = int(budget.value)
+        part = copy(method)  # with the same parameters
+        part.budget = Budget(max(1, (start + cells) * count // total - start * count // total), "count")
+        part.keep = part.budget.keep
+        return part
+
+    return Pipeline([share(method) for method in pipeline.methods])
 
 
 def build_methods(spec: str | Sequence[Method], model: Any) -> Sequence[Any]:

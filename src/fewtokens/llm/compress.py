@@ -11,21 +11,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fewtokens.llm.backends.base import backend_of
-from fewtokens.llm.chains import Methods, as_pipeline
+from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline
 from fewtokens.llm.cues import attention_rule, check_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
 
-_OPTIONS = ("layout", "positions", "items")
+_OPTIONS = ("layout", "positions", "items", "images")
 
 
 def compress_inputs(model: Any, inputs: Any, spec: Methods, **options: Any) -> dict[str, Any]:
     """Returns a prompt with few visual tokens, for `model.generate(**short)` or `model(**short)`; see `compress`.
 
-    Use `attach` for later turns on a cache, whose positions it sets, and for prompts with images only, of which nothing
-    is reduced.
+    Use `attach` for later turns on a cache, whose positions it sets.
     """
     check_options("compress_inputs", options)
     return compress(model, inputs, spec, **options).inputs
@@ -48,8 +47,9 @@ def compress(
     layout: str = "per_frame",
     positions: str | None = None,
     items: Sequence[Sequence[tuple[str, int]]] | None = None,
+    images: bool | Methods = False,
 ) -> Compressed:
-    """Encodes the images and videos of a prompt, reduces the videos and shortens the prompt to match.
+    """Encodes the images and videos of a prompt, reduces them and shortens the prompt to match.
 
     Args:
         model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head;
@@ -68,28 +68,44 @@ def compress(
             "renumber"; that of training in a `ComposedVideoLLM`.
         items: for families whose videos are images in a row, or whose encoder returns a video in parts: the images and
             videos of each prompt in order, with their number of images or parts, such as [[("image", 1), ("video",
-            8)]]. None treats all of a prompt as one video if they have a common grid.
+            8)]]. None takes those of the inputs, if `Processor` made them (their attribute `visual_items`); otherwise
+            it treats all of a prompt as one video if they have a common grid.
+        images: False leaves images whole; True reduces them with the methods of `spec`; or a separate chain, such as
+            "kmeans(keep=0.25)". An image is a video of one frame. In LLaVA-NeXT and later, its small version and its
+            tiles are two grids, which share a count by their numbers of cells; each row of cells that keeps a token
+            keeps its newline, and with the layout "collapse" the image keeps the last one. Where tiles are
+            separate images in the prompt (InternVL, SmolVLM, Idefics3, Aya), the budget applies to each.
 
-    Warns if images are kept in full although there are methods, and if a method has random weights.
+    Warns if images are left whole although there are methods, and if a method has random weights.
 
     Raises:
         ValueError: an unsupported family, a missing cue, a token count that differs from the budget, placeholders that
-            do not match the features, or a video in a later turn.
+            do not match the features, a video in a later turn, or methods for images that compare frames.
     """
     model = unwrap(model)
     backend = backend_of(model)
-    prompt = dict(inputs)
+    prompt, items = dict(inputs), getattr(inputs, "visual_items", None) if items is None else items
     pipeline = as_pipeline(spec, model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    check_cues(backend, model, pipeline)
-    encoded = encode_visuals(backend, model, prompt, items, needs=pipeline.needs, rule=attention_rule(pipeline))
+    for_images = image_pipeline(images, pipeline, model)
+    pipelines = {"video": pipeline} if for_images is None else {"video": pipeline, "image": for_images}
+    for each in pipelines.values():
+        check_cues(backend, model, each)
+    needs = {kind: each.needs for kind, each in pipelines.items()}
+    encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=attention_rule(*pipelines.values()))
     if not encoded:
         return Compressed(prompt)
-    reduced = reduce_visuals(backend, model, pipeline, prompt, encoded)
-    if len(pipeline.methods) and any(visual.tokens is None for visuals in reduced.values() for visual in visuals):
-        warnings.warn("images in the prompt are kept in full; methods reduce only videos", stacklevel=2)
+    reduced = reduce_visuals(backend, model, pipeline, prompt, encoded, for_images)
     compressed = edit_prompts(backend, model, prompt, encoded, reduced, layout=layout, positions=positions)
+    if compressed.whole and len(pipeline.methods if for_images is None else for_images.methods):
+        number, plural = len(compressed.whole), len(compressed.whole) > 1
+        reason = "pass images=True to reduce them too" if for_images is None else "their rows form no grid"
+        warnings.warn(
+            f"{number} image{'s' if plural else ''} of {sum(compressed.whole):,} tokens "
+            f"{'are' if plural else 'is'} left whole; {reason}",
+            stacklevel=2,
+        )
     for outputs in compressed.inputs["mm_encoder_outputs"].values():
         note_pipeline(outputs, pipeline)
     return compressed

@@ -46,13 +46,14 @@ def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
             backend.check_attention(model, method)
 
 
-def attention_rule(pipeline: Pipeline) -> AttentionRule:
+def attention_rule(*pipelines: Pipeline) -> AttentionRule:
     """Returns which attention the methods read.
 
     Raises:
         ValueError: two methods read different ones.
     """
-    methods = [m for m in pipeline.methods if isinstance(m, Method) and set(m.needs) & set(TOWER_CUES)]
+    every = [method for pipeline in pipelines for method in pipeline.methods]
+    methods = [m for m in every if isinstance(m, Method) and set(m.needs) & set(TOWER_CUES)]
     rules = {method.attention_rule for method in methods}
     if len(rules) > 1:
         raise ValueError(

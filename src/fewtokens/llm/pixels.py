@@ -25,15 +25,17 @@ _MAX_ASPECT = 200
 
 @dataclass
 class PreparedVideo:
-    """A video as a model takes it.
+    """A video or an image as a model takes it.
 
     Attributes:
-        inputs: pixels [...] for the encoder, and other inputs that describe the video (grids, times), by name.
-        text: the text for the video in the prompt, with a placeholder for each row of features.
+        inputs: pixels [...] for the encoder, and other inputs that describe it (grids, times), by name.
+        text: the text for it in the prompt, with a placeholder for each row of features.
+        tiles: the number of tiles of an image that are separate images in the prompt, see `items` of `compress`.
     """
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     text: str = ""
+    tiles: int = 1
 
     __repr__ = shape_repr
 

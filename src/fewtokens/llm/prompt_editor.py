@@ -41,7 +41,9 @@ class Compressed:
 
     Attributes:
         inputs: the inputs of `generate` or `forward`.
-        tokens: the tokens of each video, in the order of the prompt.
+        tokens: the tokens of each image that was reduced, then of each video, in the order of the prompts; each grid
+            of an image on its own.
+        whole: the number of tokens of each image that was left whole.
         before, after: int64 [B], the length of each prompt before and after, without padding.
         shift: int64 [B], the offset of the positions of later text from a count of the columns (negative if behind);
             0 if positions were renumbered.
@@ -54,6 +56,7 @@ class Compressed:
     after: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     shift: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     layout: Layout | None = None
+    whole: list[int] = field(default_factory=list)
 
     __repr__ = shape_repr
 
@@ -121,7 +124,8 @@ class PromptEditor:
     ) -> VisualFeatures:
         """Replaces the placeholders of a visual, at `columns`, by its reduced rows; returns these in their new order.
 
-        Rows that are not cells stay with their group of cells, and are removed with it if no token is left in it.
+        Rows that are not cells, such as newlines, stay with their group of cells, and are removed with it if no token
+        is left in it. If the layout is "collapse", only the last newline stays, or the first row before a group.
         """
         if reduced.tokens is None:
             return reduced.visual
@@ -145,7 +149,10 @@ class PromptEditor:
         if not group:
             return reduced.visual
         remains = torch.zeros_like(other_columns, dtype=torch.bool)
-        remains[torch.div(nearest, group, rounding_mode="floor")] = True
+        if layout == "collapse":
+            remains[0 if visual.layout.leading else -1] = True
+        else:
+            remains[torch.div(nearest, group, rounding_mode="floor")] = True
         self.survivors[other_columns[~remains]] = False
         others = self.survivors[other_columns].nonzero().squeeze(1)
         order = torch.cat([start[nearest], other_columns[others]]).argsort(stable=True)
@@ -254,6 +261,10 @@ def edit_prompts(
     elif positions != "renumber":
         result["position_ids"] = pad([row.positions for row in edited], 0)[:, 0]
     tokens = [visual.tokens for modality in encoded for visual in reduced[modality] if visual.tokens is not None]
+    whole: list[int] = []
+    for visual in (visual for modality in encoded for visual in reduced[modality] if visual.tokens is None):
+        rows, part = len(visual.visual.features), visual.visual.part
+        whole = [*whole, rows] if part is None or not part[0] else [*whole[:-1], whole[-1] + rows]
     token_layout = _layout(backend, model, result, edited, video_slots, tokens)
     result["mm_encoder_outputs"] = {
         backend.output_name(model, modality, group.placeholder): mark_reduced(
@@ -261,7 +272,7 @@ def edit_prompts(
         )
         for modality, group in encoded.items()
     }
-    return Compressed(result, tokens, *lengths, shift, token_layout)
+    return Compressed(result, tokens, *lengths, shift, token_layout, whole)
 
 
 def _layout(

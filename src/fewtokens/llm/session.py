@@ -1,4 +1,4 @@
-"""Answers questions about videos; each video is read and encoded once for all its questions.
+"""Answers questions about videos and images; each is read and encoded once for all its questions.
 
 model, processor = load("Qwen/Qwen2.5-VL-3B-Instruct")
 session = Session(model, processor, spec="token_dynamics(keep=32)")
@@ -17,7 +17,7 @@ import torch
 
 from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
-from fewtokens.llm.chains import Methods, as_pipeline, split_chain
+from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
 from fewtokens.llm.clock import Clock, stream_text
 from fewtokens.llm.cues import attention_rule, check_cues
 from fewtokens.llm.interface import unwrap
@@ -26,6 +26,7 @@ from fewtokens.llm.prompts import Processor, inputs_on
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
+from fewtokens.video.images import is_image
 
 
 @dataclass
@@ -72,12 +73,14 @@ class CachedVideo:
 
     Attributes:
         inputs: the inputs of the prompt other than pixels and ids.
-        text: the text that represents the video.
+        kind: "image" or "video".
+        text: the text that represents it in the prompt.
         encoded: its features by modality; their columns are those of the first question.
         source: the video object, kept alive so that no other object gets its id.
     """
 
     inputs: dict[str, Any]
+    kind: str
     text: str
     encoded: dict[str, EncodedVisuals]
     source: Any = None
@@ -157,18 +160,19 @@ class Session:
         *,
         memory: bool = False,
     ) -> Answer:
-        """Answers a question about a video by greedy decoding.
+        """Answers a question about a video or an image by greedy decoding.
 
         Args:
-            video: a file, a folder of images, or frames with times.
+            video: a file, a folder of images, or frames with times. A file with one image is an image in the prompt, if
+                the family takes images here; methods that compare frames cannot reduce it.
             question: the question, without special tokens of the model.
             max_new_tokens: the maximum length of the answer.
             on_text: called with each piece of the answer during generation; `Answer.text` is all pieces joined.
             memory: also measure the memory of the prefill on a CPU, which runs it twice.
 
         Raises:
-            ValueError: the video cannot be read, the question contains a special token, prompt and answer are longer
-                than the context, or methods are already attached to the model.
+            ValueError: the video cannot be read, the question contains a special token, a method has no effect on an
+                image, prompt and answer are longer than the context, or methods are already attached to the model.
         """
         if not isinstance(question, str):
             raise ValueError(f"question must be one string, got {type(question).__name__}; call ask once per question")
@@ -195,22 +199,27 @@ class Session:
         cached = self._encoded.get(key)
         if cached is not None:
             self._encoded.move_to_end(key)
-            return cached, self._prompt(cached.text, question) | cached.inputs
+            return cached, self._prompt(cached.text, question, cached.kind) | cached.inputs
         self.processor.render(question)  # raises errors before the work
         self._report("reading")
         clip = video if isinstance(video, Video) else self._read(video)
-        prepared = self.processor.prepare(self.model, clip)
-        length = len(clip)
+        if not isinstance(video, Video) and is_image(Path(video)) and len(clip) == 1 and self.backend.has_images:
+            (prepared,) = self.processor.prepare_images(self.model, [clip])
+            kind, items = "image", [[("image", 1)] * prepared.tiles]
+        else:
+            prepared = self.processor.prepare(self.model, clip)
+            kind, items = "video", [[("video", len(clip))]]
         del clip  # frees the frames while the model encodes
         clock.lap("decode")
         self._report("encoding")
-        prompt = self._prompt(prepared.text, question)
+        prompt = self._prompt(prepared.text, question, kind)
         inputs = inputs_on(self.model, prepared.inputs)
-        items = [[("video", length)]] if self.backend.needs_items else None
-        encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, needs=self.needs, rule=self.rule)
+        encoded = encode_visuals(
+            self.backend, self.model, prompt | inputs, items, needs={kind: self.needs}, rule=self.rule
+        )
         clock.lap("encode")
         other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
-        cached = CachedVideo(other_inputs, prepared.text, encoded, video)
+        cached = CachedVideo(other_inputs, kind, prepared.text, encoded, video)
         self._encoded[key] = cached
         while len(self._encoded) > self.cache_size:
             self._encoded.popitem(last=False)
@@ -219,8 +228,8 @@ class Session:
     def _read(self, video: str | Path) -> Video:
         return read(video, frames=self.frames, fps=self.fps, size=self.processor.read_size)
 
-    def _prompt(self, text: str, question: str) -> dict[str, Any]:
-        ids = self.processor.ids(question, text).to(self.model.device)
+    def _prompt(self, text: str, question: str, kind: str) -> dict[str, Any]:
+        ids = self.processor.ids(question, text, kind).to(self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     def _reduce(self, key: Hashable, cached: CachedVideo, prompt: dict[str, Any]) -> Compressed:
@@ -228,7 +237,9 @@ class Session:
         encoded = {modality: self._relocate(modality, visuals, prompt) for modality, visuals in cached.encoded.items()}
         reduced = self._reduced.get(key)
         if reduced is None:
-            reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded)
+            if cached.kind == "image":
+                image_pipeline(True, self.pipeline, self.model)  # raises an error if a method compares frames
+            reduced = reduce_visuals(self.backend, self.model, self.pipeline, prompt, encoded, self.pipeline)
             if not self.per_question:
                 self._reduced[key] = reduced
                 self._reduced = {other: self._reduced[other] for other in self._reduced if other in self._encoded}
@@ -238,7 +249,7 @@ class Session:
     def _relocate(self, modality: str, encoded: EncodedVisuals, prompt: dict[str, Any]) -> EncodedVisuals:
         """Returns the features with their columns in another prompt."""
         at = (prompt["input_ids"][0] == encoded.placeholder).nonzero().squeeze(1)
-        return replace(encoded, columns=[at])
+        return replace(encoded, columns=list(at.split([len(visual.features) for visual in encoded.visuals])))
 
     def _check_length(self, inputs: dict[str, Any], max_new_tokens: int) -> None:
         """Raises ValueError if prompt and answer are longer than the context."""

@@ -321,6 +321,11 @@ def record_cues(
     with tower.recording(needs, rule) as recording:
 
         def set_cues(visuals: Sequence[Any]) -> None:
+            if any(visual.part is not None for visual in visuals):
+                raise ValueError(
+                    "methods that read the vision tower cannot reduce images in tiles; give images other methods, such "
+                    "as images='kmeans(keep=0.25)', or images=False"
+                )
             grids = [visual.grid for visual in visuals]
             per_frame = next((grid.cells_per_frame for grid in grids if grid is not None), 0)
             if not per_frame:

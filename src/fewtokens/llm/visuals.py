@@ -1,8 +1,8 @@
-"""Encodes the images and videos of prompts, locates their columns and reduces the videos."""
+"""Encodes the images and videos of prompts, locates their columns and reduces them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
 from fewtokens.llm.backends.rows import VisualFeatures, join_layouts
+from fewtokens.llm.chains import share_budgets
 from fewtokens.llm.cues import cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import cache_of, is_filled
 
@@ -26,7 +27,7 @@ class ReducedVisual:
 
     Attributes:
         visual: the rows [n,D] that the language model reads: tokens, then the rows of the layout that are not cells.
-        tokens: the tokens of a video, [1,N,D]; None for an image, which is not reduced.
+        tokens: [1,N,D]; None if it is left whole.
     """
 
     visual: VisualFeatures
@@ -40,7 +41,7 @@ class EncodedVisuals:
     Attributes:
         outputs: the output of the encoder.
         placeholder: the token id that stands for a row.
-        visuals: the images or videos, in the order of the prompts.
+        visuals: the images or videos, in the order of the prompts; each grid of an image on its own.
         row: the index of each one's prompt.
         columns: int64 [n], the columns of each one's rows in its prompt.
     """
@@ -60,20 +61,21 @@ def encode_visuals(
     prompt: dict[str, Any],
     items: Any = None,
     *,
-    needs: Collection[str] = (),
+    needs: Mapping[str, Collection[str]] | None = None,
     rule: AttentionRule | None = None,
 ) -> dict[str, EncodedVisuals]:
     """Encodes the images and videos of a prompt, by modality; empty if it is text only.
 
     Args:
         items: see `compress`.
-        needs: names of cues, of which those of the pixels and of the vision tower are stored with the videos.
+        needs: names of cues by kind, "image" or "video", of which those of the pixels and of the vision tower are
+            stored with the images and videos.
         rule: which attention. Default: that of `AttentionRule`.
 
     Raises:
         ValueError: placeholders do not match the features, or a later turn contains a video.
     """
-    encoded = {}
+    needs, encoded = needs or {}, {}
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
@@ -82,12 +84,16 @@ def encode_visuals(
             raise ValueError("shortening a prompt requires input_ids; pass them instead of inputs_embeds")
         if is_filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be inserted into an existing cache; start with a new one")
-        with backend.recording(model, modality, prompt, needs, rule or AttentionRule()) as set_cues:
+        # Where videos are images in a row, the entries of an encoder belong to either.
+        kinds = MODALITIES if modality == "image" and backend.needs_items else (modality,)
+        of_tower = {name for kind in kinds for name in needs.get(kind, ())}
+        with backend.recording(model, modality, prompt, of_tower, rule or AttentionRule()) as set_cues:
             outputs = backend.encode(model, modality, prompt)
         entries = backend.entries(model, outputs)
         placeholder, at = backend.locate(model, modality, prompt, sum(map(len, entries)))
         groups = _groups(backend, model, modality, prompt, entries, at[:, 0], items)
-        visuals = backend.visuals(model, modality, outputs, prompt, groups, "pixels" in needs)
+        of_pixels = [kind for kind, names in needs.items() if "pixels" in names]
+        visuals = backend.visuals(model, modality, outputs, prompt, groups, of_pixels)
         set_cues(visuals)
         parts = at.split([len(visual.features) for visual in visuals])
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
@@ -161,40 +167,52 @@ def _groups(
 
 
 def reduce_visuals(
-    backend: Backend, model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: dict[str, EncodedVisuals]
+    backend: Backend,
+    model: Any,
+    pipeline: Pipeline,
+    prompt: dict[str, Any],
+    encoded: dict[str, EncodedVisuals],
+    images: Pipeline | None = None,
 ) -> dict[str, list[ReducedVisual]]:
-    """Reduces the videos of each modality.
+    """Reduces the videos of each modality with `pipeline`, and its images with `images`, unless that is None.
 
     Raises:
         ValueError: the token count differs from the budget.
     """
-    text = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
-    return {modality: _reduce(model, pipeline, prompt, group, text) for modality, group in encoded.items()}
+    pipelines = {"video": pipeline} if images is None else {"video": pipeline, "image": images}
+    needs_text = any("text" in each.needs for each in pipelines.values())
+    text = question_columns(backend, model, prompt) if needs_text else None
+    return {modality: _reduce(model, pipelines, prompt, group, text) for modality, group in encoded.items()}
 
 
 def _reduce(
-    model: Any, pipeline: Pipeline, prompt: dict[str, Any], encoded: EncodedVisuals, text: Tensor | None
+    model: Any, pipelines: dict[str, Pipeline], prompt: dict[str, Any], encoded: EncodedVisuals, text: Tensor | None
 ) -> list[ReducedVisual]:
-    """Reduces the videos of one modality; `text` marks the columns of the cue "text"."""
-    visuals, needs = encoded.visuals, pipeline.needs
+    """Reduces the images and videos of one modality; `text` marks the columns of the cue "text"."""
+    visuals = encoded.visuals
     results = [ReducedVisual(visual) for visual in visuals]
-    # Videos are batched if their frames and their cues have the same size.
-    groups: dict[tuple[int, ...], list[int]] = {}
+    # Images or videos are batched if their frames and their cues have the same size.
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for index, visual in enumerate(visuals):
-        if not visual.is_reducible:
+        if visual.grid is None or visual.kind not in pipelines:
             continue
-        assert visual.grid is not None
+        needs = pipelines[visual.kind].needs
+        if "pixels" in needs and visual.pixels is None:
+            raise ValueError("methods that need pixels cannot reduce images in tiles; give images other methods")
         shape = cue_shape(needs, visual, None if text is None else text[encoded.row[index]])
-        groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(index)
-    for indices in groups.values():
+        groups.setdefault((visual.kind, visual.part, visual.grid.H, visual.grid.W, *shape), []).append(index)
+    for (kind, part, *_), indices in groups.items():
         group = [_tokens(visuals[index]) for index in indices]
+        pipeline = pipelines[kind]
+        if part is not None:
+            pipeline = share_budgets(pipeline, part[0], group[0].grid.cells, part[1])
         if not len(pipeline.methods):
             for index, tokens in zip(indices, group, strict=True):
                 results[index] = ReducedVisual(_shorten(visuals[index], tokens, tokens), tokens)
             continue
         batch = group[0] if len(group) == 1 else collate(group)
         rows = [encoded.row[index] for index in indices]
-        cues = make_cues(needs, model, prompt, [visuals[index] for index in indices], batch, rows, text)
+        cues = make_cues(pipeline.needs, model, prompt, [visuals[index] for index in indices], batch, rows, text)
         for index, before, after in zip(indices, group, pipeline(batch, **cues), strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:

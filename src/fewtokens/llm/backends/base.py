@@ -29,6 +29,8 @@ from fewtokens.llm.backends.rows import (
     cell_pixels,
     join_layouts,
     row_layout,
+    split_grids,
+    tiled_layout,
     to_unit_pixels,
 )
 from fewtokens.llm.families import FAMILIES
@@ -81,6 +83,7 @@ class Backend:
         counted: `generate` discards positions and counts the columns.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
+        nested_images: pixels of images are [prompts, images, ...].
         listed: modalities of which `forward` takes a list although the encoder returns a tensor.
         pixel_inputs: names of the inputs that the encoder reads, by modality.
         cues: the cues that the family can provide in addition to those of its vision tower.
@@ -98,6 +101,7 @@ class Backend:
     counted: ClassVar[bool] = False
     latents: ClassVar[bool] = False
     leading: ClassVar[bool] = False
+    nested_images: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
     pixel_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
         "image": ("pixel_values", "pixel_values_images", "image_patches"),
@@ -131,10 +135,41 @@ class Backend:
         """
         raise ValueError(f"{self.name} has no preprocessing here; {OWN_PROCESSOR}")
 
+    def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
+        """As `prepare`, for the images of one prompt, each a video of one frame.
+
+        Raises:
+            ValueError: the family has no preprocessing of images here.
+        """
+        raise ValueError(f"{self.name} takes no images here; {OWN_PROCESSOR}")
+
+    def prepare_tiled_images(
+        self, model: Any, processor: Any, images: Sequence[Video], *, nested: bool = False
+    ) -> list[PreparedVideo]:
+        """As `prepare_images`, for images of any resolution in tiles (LLaVA-NeXT and later).
+
+        Args:
+            nested: whether the image processor takes the images of each prompt as a list.
+        """
+        inputs = processor.image_inputs(images, nested=nested)
+        prepared = []
+        for index, (tiled, alone) in enumerate(self.tilings(model, inputs)):
+            rows = len(alone if nested and len(images) > 1 else tiled)
+            own = {name: inputs[name][index : index + 1] for name in ("pixel_values", "image_sizes")}
+            prepared.append(PreparedVideo(own, processor.markers["image"] * rows))
+        if nested:
+            prepared[0].inputs["batch_num_images"] = torch.tensor([len(images)])
+        return prepared
+
     @property
     def has_prompts(self) -> bool:
         """Whether `Processor` and `Session` can make prompts for the family."""
         return type(self).prepare is not Backend.prepare
+
+    @property
+    def has_images(self) -> bool:
+        """Whether `Processor` and `Session` can make prompts with images for the family."""
+        return type(self).prepare_images is not Backend.prepare_images
 
     def encode(self, model: Any, modality: str, inputs: dict[str, Any]) -> Any:
         """Encodes the pixels of a modality.
@@ -226,8 +261,8 @@ class Backend:
             if grids is not None and grids.shape[1] in (2, 3):
                 return [(1, *grid)[-3:] for grid in grids.tolist()]
         pixels = next((inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None), None)
-        if hasattr(model.config, "image_grid_pinpoints") and modality == "image":
-            return None  # tiles of different sizes
+        if modality == "image" and (sizes := inputs.get("image_sizes")) is not None:
+            return [(1, *size) for size in sizes.tolist()]
         if pixels is None or pixels.ndim < 4:
             return None
         frames = pixels.shape[1] if modality == "video" and pixels.ndim == 5 and len(pixels) == count else 1
@@ -250,6 +285,8 @@ class Backend:
         """Which rows of each entry are cells; None where they form no grid."""
         if self.latents:
             return [RowLayout(Grid(1, 1, len(rows))) for rows in entries]
+        if modality == "image" and hasattr(model.config, "image_grid_pinpoints"):
+            return self.tiled_layouts(model, inputs, entries)
         shapes = self.shapes(model, modality, inputs, len(entries))
         if shapes is None or len(shapes) != len(entries):
             return [None] * len(entries)
@@ -257,6 +294,25 @@ class Backend:
         return [
             row_layout(len(rows), shape, merge, leading=self.leading)
             for rows, shape, merge in zip(entries, shapes, merges, strict=True)
+        ]
+
+    def tiled_layouts(
+        self, model: Any, inputs: dict[str, Any], entries: Sequence[Tensor]
+    ) -> Sequence[RowLayout | None]:
+        """As `layouts`, for images of any resolution in tiles (LLaVA-NeXT and later)."""
+        pairs = zip(entries, self.tilings(model, inputs), strict=True)
+        return [next((layout for layout in tilings if len(layout) == len(rows)), None) for rows, tilings in pairs]
+
+    def tilings(self, model: Any, inputs: dict[str, Any]) -> list[tuple[RowLayout, RowLayout]]:
+        """The layouts that each image in tiles may have: with its tiles, and without, as one of several in a prompt."""
+        config, vision = model.config, model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        ratio = inputs.get("vision_aspect_ratio") or getattr(config, "vision_aspect_ratio", None)
+        limit = None if ratio is None else int(ratio.removeprefix("anyres_max_"))
+        alone = RowLayout(Grid(1, side, side), group=side**2)
+        return [
+            (tiled_layout(size, config.image_grid_pinpoints, vision.image_size, side, limit), alone)
+            for size in inputs["image_sizes"].tolist()
         ]
 
     def deepstack(self, outputs: Any, entries: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -273,9 +329,9 @@ class Backend:
         outputs: Any,
         inputs: dict[str, Any],
         groups: Sequence[tuple[str, int]],
-        pixels: bool,
+        pixels: Collection[str] = (),
     ) -> list[VisualFeatures]:
-        """Returns the images or videos of one modality, in the order of the prompt.
+        """Returns the images or videos of one modality, in the order of the prompt; each grid of an image on its own.
 
         Args:
             model: a model with its language-model head.
@@ -283,7 +339,7 @@ class Backend:
             outputs: the output of the encoder.
             inputs: the prompt, as the processor returns it.
             groups: ("video" or "image", its number of entries), in order.
-            pixels: whether to also return the pixels of each cell of a video.
+            pixels: the kinds, "image" or "video", of which the pixels of each cell are returned too.
 
         Raises:
             ValueError: the rows of a video form no grid.
@@ -304,16 +360,20 @@ class Backend:
                 )
             layers = [torch.cat(layer) for layer in zip(*deepstack[own], strict=True)]
             visual = VisualFeatures(kind, rows, layout, layers)
-            if pixels and kind == "video" and layout is not None:
+            grids = split_grids(visual)
+            if kind in pixels and layout is not None and len(grids) == 1:
                 visual.pixels = self.pixels(model, modality, inputs, own, layout)
-            visuals.append(visual)
+            visuals += grids
             at += count
         return visuals
 
     def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
-        """The cue `pixels` of a video that consists of some of the entries."""
+        """The cue `pixels` of an image or a video that consists of some of the entries."""
         frames = next(inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None)
         frames = frames[entries].flatten(0, -4) if frames.ndim == 5 else frames[entries]
+        if modality == "image" and (sizes := inputs.get("image_sizes")) is not None:
+            height, width = sizes[entries][0].tolist()  # images of different sizes are padded
+            frames = frames[..., :height, :width]
         return cell_pixels(to_unit_pixels(frames, self.mean, self.std), layout.grid)
 
     def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fewtokens.llm.backends.base import IMAGENET_MEAN, IMAGENET_STD, Backend
@@ -27,11 +28,24 @@ class InternVL(Backend):
         if isinstance(config["size"], int):
             config = config | {"size": {"height": config["size"], "width": config["size"]}}
         frames = normalize(fit(video.frames, config), config)
+        run = self._run(model, processor)
+        text = "\n".join(f"Frame{number}: {run}" for number in range(1, len(frames) + 1))
+        return PreparedVideo({"pixel_values": frames}, text)
+
+    def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
+        inputs = processor.image_inputs(images, crop_to_patches=True)  # as in the processor of InternVL
+        counts = [int(count) for count in inputs["num_patches"]]
+        tiles = inputs["pixel_values"].split(counts)
+        return [
+            PreparedVideo({"pixel_values": own}, self._run(model, processor, count), count)
+            for own, count in zip(tiles, counts, strict=True)
+        ]
+
+    def _run(self, model: Any, processor: Any, tiles: int = 1) -> str:
+        """The text for a frame, or for an image of some tiles."""
         vision = model.config.vision_config
-        cells = 1
+        cells = tiles
         for side, patch in zip(vision.image_size, vision.patch_size, strict=True):
             cells *= int(side // patch * model.config.downsample_ratio)
         start, end = processor.token("start_image_token", "<img>"), processor.token("end_image_token", "</img>")
-        run = start + processor.placeholder * cells + end
-        text = "\n".join(f"Frame{number}: {run}" for number in range(1, len(frames) + 1))
-        return PreparedVideo({"pixel_values": frames}, text)
+        return start + processor.placeholder * cells + end

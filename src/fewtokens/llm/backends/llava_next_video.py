@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend
@@ -28,3 +29,6 @@ class LlavaNextVideo(Backend):
         return PreparedVideo(
             {"pixel_values_videos": frames[None]}, processor.placeholder * (patches // 4 * len(frames))
         )
+
+    def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
+        return self.prepare_tiled_images(model, processor, images)

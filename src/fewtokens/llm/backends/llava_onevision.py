@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from fewtokens.llm.backends.base import Backend
@@ -24,6 +25,9 @@ class LlavaOnevision(Backend):
         frames = normalize(fit(video.frames, processor.preprocess_config), processor.preprocess_config)
         rows = len(frames) * self.side(model) ** 2 + 1
         return PreparedVideo({"pixel_values_videos": frames[None]}, processor.placeholder * rows)
+
+    def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
+        return self.prepare_tiled_images(model, processor, images, nested=True)
 
     def side(self, model: Any) -> int:
         """The number of cells along a side of a frame."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,18 @@ class Qwen2VL(Backend):
         self.extra_inputs(prepared.inputs, video, tubelet, merge)
         return prepared
 
+    def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
+        inputs = processor.image_inputs(images)
+        grids = inputs["image_grid_thw"]
+        patches = inputs.pop("pixel_values").split(grids.prod(1).tolist())
+        prepared = []
+        for index, merge in enumerate(self.merges(model, "image", inputs, len(grids))):
+            assert merge is not None
+            own = {"pixel_values": patches[index]} | {name: value[index : index + 1] for name, value in inputs.items()}
+            cells = int(grids[index].prod()) // merge**2
+            prepared.append(PreparedVideo(own, processor.markers["image"] * cells))
+        return prepared
+
     def tubelet(self, model: Any) -> int:
         """The number of frames in a step of the grid."""
         return attribute(model.config.vision_config, "temporal_patch_size")
@@ -63,7 +76,7 @@ class Qwen2VL(Backend):
     def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
         counts = inputs[f"{modality}_grid_thw"].prod(1)
         start, stop = (int(counts[:end].sum()) for end in (entries.start, entries.stop))
-        patches = inputs["pixel_values_videos"][start:stop]
+        patches = next(inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None)[start:stop]
         return self.packed_pixels(patches, math.isqrt(len(patches) // layout.grid.cells), model)
 
     def packed_pixels(self, packed: Tensor, merge: int, model: Any) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import isqrt
+from math import isqrt, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,20 @@ class RowLayout:
         group: the number of cells for each row that is not a cell: a newline after each grid row or at the end, or a
             class token of each frame. 0 if there are no such rows.
         leading: whether this row comes before its group of cells, otherwise after it.
+        rest: the layout of the rows that follow, if an image has several grids.
     """
 
     grid: Grid
     group: int = 0
     leading: bool = False
+    rest: RowLayout | None = None
 
     def __len__(self) -> int:
-        return self.grid.cells + (self.grid.cells // self.group if self.group else 0)
+        return sum(each.grid.cells + (each.grid.cells // each.group if each.group else 0) for each in self.parts())
+
+    def parts(self) -> list[RowLayout]:
+        """The layout of each grid."""
+        return [replace(self, rest=None), *([] if self.rest is None else self.rest.parts())]
 
     def cells(self, device: torch.device | None = None) -> Tensor:
         """The row of each cell, int64 [S]."""
@@ -50,15 +56,16 @@ class RowLayout:
 
 @dataclass
 class VisualFeatures:
-    """One image or video of a prompt, as encoded.
+    """One image or video of a prompt, as encoded; or one of several grids of an image.
 
     Attributes:
-        kind: "image" or "video"; methods reduce only videos.
+        kind: "image" or "video".
         features: [n,D], rows in the order of the placeholders.
         layout: which rows are cells; None if they form no grid.
         deepstack: additional rows [n,D] for early layers of the language model.
         pixels: [S,P,D], the pixels of each cell in 0..1 (the cue `pixels`); None if not requested.
         cues: cues of the vision tower by name, float32 [S,...]; those requested.
+        part: the number of cells of the image before this grid, and in all its grids; None if it has only one.
     """
 
     kind: str
@@ -67,6 +74,7 @@ class VisualFeatures:
     deepstack: list[Tensor] = field(default_factory=list)
     pixels: Tensor | None = None
     cues: dict[str, Tensor] = field(default_factory=dict)
+    part: tuple[int, int] | None = None
 
     __repr__ = shape_repr
 
@@ -74,14 +82,29 @@ class VisualFeatures:
     def grid(self) -> Grid | None:
         return None if self.layout is None else self.layout.grid
 
-    @property
-    def is_reducible(self) -> bool:
-        return self.kind == "video" and self.layout is not None
-
     def take(self, rows: Tensor) -> VisualFeatures:
         """Returns some of its rows, without their layout."""
         deepstack = [layer[rows] for layer in self.deepstack]
         return replace(self, features=self.features[rows], layout=None, deepstack=deepstack, pixels=None, cues={})
+
+
+def split_grids(visual: VisualFeatures) -> list[VisualFeatures]:
+    """Returns each grid of an image on its own; the visual itself if it has only one."""
+    parts = [] if visual.layout is None else visual.layout.parts()
+    if len(parts) < 2:
+        return [visual]
+    lengths, cells = [len(part) for part in parts], [part.grid.cells for part in parts]
+    layers = [layer.split(lengths) for layer in visual.deepstack]
+    return [
+        replace(
+            visual,
+            features=features,
+            layout=layout,
+            deepstack=[layer[index] for layer in layers],
+            part=(sum(cells[:index]), sum(cells)),
+        )
+        for index, (features, layout) in enumerate(zip(visual.features.split(lengths), parts, strict=True))
+    ]
 
 
 def row_layout(rows: int, shape: Shape, merge: int | None, *, leading: bool = False) -> RowLayout | None:
@@ -127,13 +150,46 @@ def _sides(rows: int, frames: int, size: tuple[int, int], merge: int | None) -> 
         yield H, cells // H
 
 
+def tiled_layout(
+    size: tuple[int, int], sizes: Sequence[tuple[int, int]], tile: int, side: int, limit: int | None = None
+) -> RowLayout:
+    """Returns the layout of an image of any resolution, as in LLaVA-NeXT: a small version of it, then all its tiles.
+
+    The tiles form one grid without the padding of the image, with a newline after each row of cells.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        sizes: the sizes in pixels that tiles can fill.
+        tile: the side of a tile in pixels.
+        side: the number of cells along a side of a tile.
+        limit: the number of tiles beyond which the cells of the tiles are interpolated to fewer; None for no limit.
+    """
+    height, width = size
+
+    def fit(target: tuple[int, int]) -> tuple[int, int]:
+        """The number of pixels of the image that fit into a size, and the negative number of the others."""
+        scale = min(target[1] / width, target[0] / height)
+        used = min(int(width * scale) * int(height * scale), width * height)
+        return used, used - target[0] * target[1]
+
+    best = max(sizes, key=fit)
+    H, W = (length // tile * side for length in best)
+    if width / height > W / H:
+        H -= (H - int(round(height * (W / width), 7))) // 2 * 2
+    else:
+        W -= (W - int(round(width * (H / height), 7))) // 2 * 2
+    if limit is not None and (ratio := sqrt(H * W / (limit * side**2))) > 1.1:
+        H, W = int(H // ratio), int(W // ratio)
+    return RowLayout(Grid(1, side, side), rest=RowLayout(Grid(1, H, W), group=W))
+
+
 def join_layouts(layouts: Sequence[RowLayout | None]) -> RowLayout | None:
-    """Returns the layout of images or parts of a video in a row; None if their frames differ."""
+    """Returns the layout of images or parts of a video in a row; None if their frames differ, or are in tiles."""
     first = layouts[0]
     if first is None or len(layouts) == 1:
         return first
     sizes = {(each.grid.H, each.grid.W, each.group, each.leading) if each else None for each in layouts}
-    if len(sizes) > 1:
+    if len(sizes) > 1 or first.rest is not None:
         return None
     return replace(first, grid=Grid(sum(each.grid.T for each in layouts if each), first.grid.H, first.grid.W))
 

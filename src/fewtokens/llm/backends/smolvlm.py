@@ -28,6 +28,7 @@ class SmolVLM(Backend):
 
     name = "smolvlm"
     needs_items = True
+    nested_images = True
     cues: ClassVar = ("text", "frame_global", "pixels")
     video_marker = "<video>"
     unsupported_versions = ((5, 20),)
@@ -41,7 +42,8 @@ class SmolVLM(Backend):
         "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
         "{% if message['content'][0]['type'] == 'image' %}:{% else %}: {% endif %}"
         "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
-        "{% elif line['type'] == 'video' %}<video>{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% elif line['type'] == 'image' %}<image>{% elif line['type'] == 'video' %}<video>{% endif %}{% endfor %}"
+        "<end_of_utterance>\n{% endfor %}"
         "{% if add_generation_prompt %}Assistant:{% endif %}"
     )
 
@@ -51,9 +53,7 @@ class SmolVLM(Backend):
         frames = resize(video.frames, _first_size(config["size"], *video.size), config["resample"])
         frames = normalize(resize(frames, (side, side), config["resample"]), config)
         times = video.times.tolist()
-        boundary = processor.token("fake_image_token", "<fake_token_around_image>")
-        start = processor.token("global_image_token", "<global-img>")
-        image = boundary + start + processor.placeholder * model.base_model.image_seq_len + boundary
+        image = self._text(model, processor, 0, 0)
         seconds = times[-1] if video.duration is None else video.duration
         text = (
             f"You are provided the following series of {in_words(len(frames))} frames from a "
@@ -62,6 +62,27 @@ class SmolVLM(Backend):
         for time in times:
             text += f"\nFrame from {int(time // 60):02d}:{int(time % 60):02d}:{image}"
         return PreparedVideo({"pixel_values": frames[None]}, text + "\n\n")
+
+    def prepare_images(self, model: Any, processor: Any, images: Sequence[Video]) -> list[PreparedVideo]:
+        inputs = processor.image_inputs(images, nested=True, return_row_col_info=True)
+        shapes = list(zip(inputs["rows"][0], inputs["cols"][0], strict=True))
+        # The last one is the whole image.
+        counts = [rows * columns + 1 for rows, columns in shapes]
+        tiles = inputs["pixel_values"][0, : sum(counts)].split(counts)
+        return [
+            PreparedVideo({"pixel_values": own[None]}, self._text(model, processor, *shape), count)
+            for own, shape, count in zip(tiles, shapes, counts, strict=True)
+        ]
+
+    def _text(self, model: Any, processor: Any, rows: int, columns: int) -> str:
+        """The text for an image in rows and columns of tiles, which the whole image follows."""
+        boundary = processor.token("fake_image_token", "<fake_token_around_image>")
+        start = processor.token("global_image_token", "<global-img>")
+        run = processor.placeholder * model.base_model.image_seq_len
+        text = ""
+        for row in range(1, rows + 1):
+            text += "".join(f"{boundary}<row_{row}_col_{column}>{run}" for column in range(1, columns + 1)) + "\n"
+        return text + ("\n" if text else "") + boundary + start + run + boundary
 
     def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
         images = inputs["pixel_values"].flatten(0, 1)
