@@ -36,7 +36,7 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None) -> tuple[Tensor
     (B, Na, _), Nb = a.shape, b.shape[1]
     block = max(1, _MAX_BLOCK_ENTRIES // max(1, B * Nb))
     if block >= Na:
-        return _highest(a @ b.transpose(1, 2), real)
+        return _highest(torch.bmm(a, b.transpose(1, 2)), real)
     best = a.new_empty(B, Na)
     index = torch.empty(B, Na, dtype=torch.int64, device=a.device)
     # One buffer serves all blocks: the system would clear new memory for each.
@@ -74,13 +74,12 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: i
     metric = F.normalize(metric.float(), dim=2)
     first = tokens.num_prefix % 2
     a, b = metric[:, first::2], metric[:, 1 - first :: 2]
-    real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
     if a.shape[1] == 0 or b.shape[1] == 0:
         return Plan.identity(tokens)
     # If every slot is real, there is nothing to mask. On a GPU the check would synchronize, and a compiled network
     # cannot branch on data.
     dense = not metric.is_cuda and not torch.compiler.is_compiling() and bool(tokens.mask.all())
-    best, match = best_match(a, b, None if dense else real_b)
+    best, match = best_match(a, b, None if dense else tokens.mask[:, 1 - first :: 2])
     # How many tokens of each video merge, and how many set A has: ints if all videos are equal, otherwise [B,1].
     merged: int | Tensor
     num_a: int | Tensor
@@ -88,7 +87,7 @@ def bipartite_plan(metric: Tensor, r: int | Tensor, tokens: Tokens, num_slots: i
         merged, num_a = min(r, N // 2), a.shape[1]
         left = torch.full((B,), N - merged, device=metric.device)
     else:
-        count = tokens.count
+        count, real_a = tokens.count, tokens.mask[:, first::2]
         best = best.masked_fill(~real_a, -torch.inf)
         merged = torch.as_tensor(r, device=metric.device).minimum(count // 2)[:, None]
         left, num_a = count - merged[:, 0], real_a.sum(1, keepdim=True)
