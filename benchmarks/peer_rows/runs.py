@@ -43,8 +43,6 @@ ROWS = [
         f"tubelets of {tubelet}, tau 0.1, from frames",
         "rccchoudhury/rlt@69ec8b4",
         partial(rlt, tubelet),
-        reason="half of our time splits all frames into patches, the input of a method of stage pixels; the published "
-        "code pools the difference of frames and moves only the kept patches",
     )
     for tubelet in (2, 1)
 ]
