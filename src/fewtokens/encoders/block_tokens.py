@@ -55,12 +55,12 @@ class BlockTokens(Tokens):
         return self.start.apply(Plan(self.count, self.N, self.dest))
 
     @cached_property
-    def positions(self) -> Tensor:  # type: ignore[override]
+    def positions(self) -> Tensor:
         """As in `Tokens`, computed on first use."""
         return self._placed.positions
 
     @cached_property
-    def assignment(self) -> Tensor:  # type: ignore[override]
+    def assignment(self) -> Tensor:
         """As in `Tokens`, computed on first use."""
         return self._placed.assignment
 
