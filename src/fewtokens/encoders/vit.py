@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewtokens.core.method import Method
 from fewtokens.core.tokens import Tokens
+from fewtokens.encoders.block_tokens import BlockTokens
 from fewtokens.encoders.config import ViTConfig
 from fewtokens.encoders.transformer import Block
 
@@ -134,15 +135,22 @@ class ViT(nn.Module):
                 cues["shift"] = _update_norm(x - start, P) if shift is None else shift
             del start, q, k  # not kept while the MLP runs
             if block_methods:
-                tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
+                if not padded and BlockTokens.possible(tokens):
+                    tokens = BlockTokens.of(tokens, x)
+                else:
+                    tokens = tokens.replace(features=x[:, P:], prefix=x[:, :P] if P else None)
                 for index, method in enumerate(block_methods):
                     needed = {name: cues[name] for name in method.needs}
                     before, tokens = tokens, method(tokens, **needed, layer=layer, depth=len(self.blocks))
                     if last_block_needs or index < len(block_methods) - 1:
                         cues = _pool_cues(cues, before, tokens)
-                # After a method, frames may have unequal counts.
-                padded, weighted = padded or _may_have_padding(tokens), True
-                x = tokens.features if tokens.prefix is None else torch.cat([tokens.prefix, tokens.features], 1)
+                weighted = True
+                if isinstance(tokens, BlockTokens):
+                    x, padded = tokens.rows, False
+                else:
+                    # After a method, frames may have unequal counts.
+                    padded = padded or _may_have_padding(tokens)
+                    x = tokens.features if tokens.prefix is None else torch.cat([tokens.prefix, tokens.features], 1)
             before_mlp = x if "shift" in requested else None
             x = block.mlp_half(x)
             if before_mlp is not None:
@@ -161,6 +169,8 @@ class ViT(nn.Module):
         weighted = weighted and self.proportional != "none"
         if not weighted and not padded:
             return None
+        if isinstance(tokens, BlockTokens):
+            return tokens.row_sizes.clamp(min=1e-6).log()
         weight = tokens.sizes.clamp(min=1e-6).log() if weighted else torch.zeros_like(tokens.sizes)
         return F.pad(weight.masked_fill(~tokens.mask, _MASKED) if padded else weight, (prefix, 0))
 

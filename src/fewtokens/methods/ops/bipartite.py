@@ -49,7 +49,7 @@ def best_match(a: Tensor, b: Tensor, real: Tensor | None = None, barred: Tensor 
     (B, Na, _), Nb = a.shape, b.shape[1]
     block = max(1, _MAX_BLOCK_ENTRIES // max(1, B * Nb))
     if block >= Na:
-        return _highest(a @ b.transpose(1, 2), real, barred)
+        return _highest(torch.bmm(a, b.transpose(1, 2)), real, barred)
     best = a.new_empty(B, Na)
     index = torch.empty(B, Na, dtype=torch.int64, device=a.device)
     # One buffer serves all blocks: the system would clear new memory for each.
@@ -134,16 +134,15 @@ def bipartite_plan(
     metric = F.normalize(metric.float(), dim=2)
     first = tokens.num_prefix % 2
     a, b = metric[:, first::2], metric[:, 1 - first :: 2]
-    real_a, real_b = tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2]
     if a.shape[1] == 0 or b.shape[1] == 0:
         return Plan.identity(tokens)
     # If every slot is real, there is nothing to mask. On a GPU the check would synchronize, and a compiled network
     # cannot branch on data.
     dense = not metric.is_cuda and not torch.compiler.is_compiling() and bool(tokens.mask.all())
     if unordered and isinstance(r, Tensor) and int(r.max()) <= N // _MANY_PER_PAIR:
-        best, match = top_matches(a, b, real_a, real_b, r)
+        best, match = top_matches(a, b, tokens.mask[:, first::2], tokens.mask[:, 1 - first :: 2], r)
     else:
-        best, match = best_match(a, b, None if dense else real_b)
+        best, match = best_match(a, b, None if dense else tokens.mask[:, 1 - first :: 2])
     # How many tokens of each video merge, and how many set A has: ints if all videos are equal, otherwise [B,1].
     merged: int | Tensor
     num_a: int | Tensor
@@ -151,7 +150,7 @@ def bipartite_plan(
         merged, num_a = min(r, N // 2), a.shape[1]
         left = torch.full((B,), N - merged, device=metric.device)
     else:
-        count = tokens.count
+        count, real_a = tokens.count, tokens.mask[:, first::2]
         best = best.masked_fill(~real_a, -torch.inf)
         merged = torch.as_tensor(r, device=metric.device).minimum(count // 2)[:, None]
         left, num_a = count - merged[:, 0], real_a.sum(1, keepdim=True)
