@@ -1,6 +1,7 @@
 """A video language model composed of a video encoder, a projector, methods and a causal language model.
 
     frames -> encoder -> [pool x pool patches concatenated] -> projector -> methods -> language model
+                                                                         [-> streams -> its decoder layers]
 
 The methods follow the projector and work at the hidden size of the language model, as in VQToken (arXiv 2503.16980,
 section 4). `compress`, `attach` and `Session` use it as one more backend: it takes prompts and features as the models
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,6 +31,7 @@ from fewtokens.encoders.config import make_vit_config
 from fewtokens.llm.chat import VIDEO_MARKER, collate_turns, encode_turns
 from fewtokens.llm.compress import compress
 from fewtokens.llm.interface import CACHE_NAMES, cache_name, cache_of, is_filled, unwrap
+from fewtokens.llm.layers.streams import Streams
 from fewtokens.llm.prompt_editor import Compressed
 from fewtokens.llm.tower import TOWER_CUES
 from fewtokens.networks.base import read_config
@@ -62,14 +64,25 @@ class ComposedVideoLLM(nn.Module):
         pool: pool x pool patches become one token, with their channels concatenated (pixel shuffle).
         positions: "keep" gives a token the position of its nearest cell and leaves those of the text unchanged;
             "renumber" counts the columns of the prompt, as in VQToken.
+        streams: a preset of `Streams`, through which the language model also reads the tokens before the methods; ""
+            for none.
 
     Attributes:
+        streams: the `Streams`, or None.
         video_encoder: the encoder, of which `encoder` is the network.
         current_features: the encoder's output that the language model is reading, by modality.
     """
 
     def __init__(
-        self, encoder: VitEncoder, llm: Any, tokenizer: Any, *, spec: str = "", pool: int = 1, positions: str = "keep"
+        self,
+        encoder: VitEncoder,
+        llm: Any,
+        tokenizer: Any,
+        *,
+        spec: str = "",
+        pool: int = 1,
+        positions: str = "keep",
+        streams: str = "",
     ) -> None:
         super().__init__()
         if not isinstance(encoder, VitEncoder):
@@ -90,6 +103,7 @@ class ComposedVideoLLM(nn.Module):
         self.current_features: dict[str, Any] = {}
         self._checkpointing = False
         self.reduce_with(spec)
+        self.streams = Streams(self.language_model, streams) if streams else None
 
     video_encoder: VitEncoder
 
@@ -225,8 +239,10 @@ class ComposedVideoLLM(nn.Module):
     def _reading(self, outputs: dict[str, Any] | None) -> Iterator[None]:
         """Makes the features that the language model reads available to the methods inside it."""
         self.current_features = outputs or {}
+        streams = self.streams.reading(outputs["video"]) if outputs and self.streams is not None else nullcontext()
         try:
-            yield
+            with streams:
+                yield
         finally:
             self.current_features = {}
 
@@ -307,7 +323,7 @@ class ComposedVideoLLM(nn.Module):
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
-        """Writes config.json, parts.safetensors (encoder, projector, methods) and the language model in llm/.
+        """Writes config.json, parts.safetensors (encoder, projector, methods, streams) and the language model in llm/.
 
         The folder is self-contained. Adapters are merged. Either all files are written or none.
 
@@ -325,6 +341,8 @@ class ComposedVideoLLM(nn.Module):
             files.save(temporary / "parts.safetensors", "video_llm", state, {"spec": self.compressor.spec})
             shape = {"vit": asdict(self.encoder.config), "mean": self.video_encoder.mean, "std": self.video_encoder.std}
             config = {"encoder": shape, "spec": self.compressor.spec, "pool": self.pool, "positions": self.positions}
+            if self.streams is not None:
+                config["streams"] = self.streams.spec
             files.write_json(temporary / "config.json", {"fewtokens_model": KIND, "config": config, **meta})
         return Path(folder)
 
@@ -369,9 +387,8 @@ def load_video_llm(
     vit = ViT(make_vit_config(shape["vit"], f"{folder / 'config.json'}: vit"))
     frames = VitEncoder(vit, name=str(folder), batch=batch, mean=shape["mean"], std=shape["std"])
     llm, tokenizer = load_language_model(folder / "llm")
-    model = ComposedVideoLLM(
-        frames, llm, tokenizer, spec=current_spec(config["spec"]), pool=config["pool"], positions=config["positions"]
-    )
+    options = {name: config[name] for name in ("pool", "positions", "streams") if name in config}
+    model = ComposedVideoLLM(frames, llm, tokenizer, spec=current_spec(config["spec"]), **options)
     tensors, _ = files.load(folder / "parts.safetensors", "video_llm")
     own = {name: value for name, value in model.state_dict().items() if not name.startswith("llm.")}
     files.check_fit(own, tensors, f"{folder}: does not fit this video language model")
@@ -388,21 +405,21 @@ def build_video_llm(
     spec: str = "",
     pool: int = 1,
     positions: str = "keep",
+    streams: str = "",
     device: str = "auto",
     **options: Any,
 ) -> ComposedVideoLLM:
     """Builds a model from an encoder and a causal language model, each a folder or a hub id.
 
-    The projector starts at random.
+    The projector starts at random; for the other arguments see `ComposedVideoLLM`.
 
     Raises:
         ValueError: one of them cannot be loaded, or has no safetensors weights.
     """
     frames: Any = load_encoder(encoder, device=device, **options)
     language, tokenizer = load_language_model(llm)
-    return ComposedVideoLLM(frames, language, tokenizer, spec=spec, pool=pool, positions=positions).to(
-        pick_device(device)
-    )
+    model = ComposedVideoLLM(frames, language, tokenizer, spec=spec, pool=pool, positions=positions, streams=streams)
+    return model.to(pick_device(device))
 
 
 def load_language_model(name: str | Path) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Trains a `ComposedVideoLLM` on conversations about videos.
 
-The parts are named encoder, projector, compressor and llm; `Settings.rates` scales the learning rate of each, 0 freezes
+The parts are named encoder, projector, compressor, streams and llm; `Settings.rates` scales the learning rate of each, 0 freezes
 a part.
 """
 
@@ -32,7 +32,7 @@ PAPER = {
     "epochs": 1.0, "batch": 8, "lr": 1e-5, "rates": {"encoder": 0.2}, "warmup": 0.03, "weight_decay": 0.0,
     "precision": "bf16", "checkpointing": True,
 }  # fmt: skip
-# Rates for training only the compressor and the projector.
+# Rates for training only the compressor, the projector and streams.
 COMPRESSOR_ONLY = {"encoder": 0.0, "llm": 0.0}
 
 

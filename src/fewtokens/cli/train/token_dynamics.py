@@ -46,7 +46,7 @@ def token_dynamics(
     whole: Annotated[
         bool,
         typer.Option(
-            "--whole", help="Train all parts, instead of only the methods and the projector.", rich_help_panel=TRAINING
+            "--whole", help="Train all parts, instead of only methods, projector and streams.", rich_help_panel=TRAINING
         ),
     ] = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     '--with "token_dynamics(keep=32)" --out run',
     "fewtokens train video-llm --data train.jsonl --encoder dinov2/ --llm qwen/ --lora 16 --set rates=encoder=0 "
     "--out run",
+    'fewtokens train video-llm --data train.jsonl --encoder dinov2/ --llm qwen/ --with "mean_pool(keep=32)" '
+    "--streams slow_fast --out run",
 )
 def video_llm(
     conversations: ConversationOptions,
@@ -58,19 +60,34 @@ def video_llm(
     positions: Annotated[
         str, typer.Option("--positions", help="Position ids of the tokens: keep or renumber.", rich_help_panel=MODEL)
     ] = "keep",
+    streams: Annotated[
+        str,
+        typer.Option(
+            "--streams",
+            metavar="PRESET",
+            rich_help_panel=MODEL,
+            help="How the language model also reads the tokens before the methods: slow_fast, crosslmm, vista_llama "
+            'or vamba; "slow_fast(every=4)" in every 4th layer.',
+        ),
+    ] = "",
 ) -> None:
     """Train a video language model, composed of a video encoder and a language model, on conversations about videos.
 
-    Its parts are encoder, projector, compressor and llm. The setting rates multiplies --lr for single parts; 0 freezes
-    a part. Default settings are those of the Token Dynamics paper.
+    Its parts are encoder, projector, compressor, streams and llm. The setting rates multiplies --lr for single parts; 0
+    freezes a part. Default settings are those of the Token Dynamics paper.
     """
     check_conversations(conversations)
     from fewtokens.llm.composed import build_video_llm
+    from fewtokens.llm.layers.streams import parse
     from fewtokens.train.inputs import folder_input, plain_input
 
+    if streams:
+        parse(streams)  # raises errors before a model is loaded
+
     def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
-        model = build_video_llm(encoder, llm, spec=spec, pool=pool, positions=positions, device="cpu", batch=256)
-        values = {"--with": spec, "--pool": pool, "--positions": positions}
+        options: dict[str, Any] = {"pool": pool, "positions": positions, "streams": streams}
+        model = build_video_llm(encoder, llm, spec=spec, **options, device="cpu", batch=256)
+        values = {"--with": spec} | {f"--{name}": value for name, value in options.items()}
         sources = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}
         return model, sources | {name: plain_input(value) for name, value in values.items()}
 

@@ -38,8 +38,17 @@ class Composed(Backend):
         cells = inputs.get("video_cells")
         if cells is None:
             cells, _ = model.cells(inputs["pixel_values_videos"], inputs.get("video_times"))
-        rows: Any = list(model.project(cells))
-        return BaseModelOutputWithPooling(pooler_output=rows)
+        projected = model.project(cells)
+        rows: Any = list(projected)
+        # Streams read all tokens; `pack` keeps them.
+        slow = projected if model.streams is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=slow, pooler_output=rows)
+
+    def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
+        packed = super().pack(modality, outputs, visuals)
+        if outputs.last_hidden_state is not None:
+            packed["last_hidden_state"] = outputs.last_hidden_state
+        return packed
 
     def layouts(
         self, model: Any, modality: str, inputs: dict[str, Any], entries: Sequence[Tensor]

@@ -64,17 +64,17 @@ def attention_rows(
         valid = queries >= 0
         selected = take_rows(hidden, queries.clamp(min=0))
         cos, sin = (part.expand(len(hidden), -1, -1) for part in rope)
-        all_keys = _rotate(_heads(attention, "k", hidden), cos, sin)
+        all_keys = rotate(heads(attention, "k", hidden), cos, sin)
         if keys is not None:
             all_keys = torch.cat([keys, all_keys], 2)
         at = queries.clamp(min=0)[..., None].expand(-1, -1, cos.shape[2])
-        query = _rotate(_heads(attention, "q", selected), cos.gather(1, at), sin.gather(1, at))
+        query = rotate(heads(attention, "q", selected), cos.gather(1, at), sin.gather(1, at))
         B, groups, K, _ = all_keys.shape
         query = query.unflatten(1, (groups, -1)).float()  # [B,groups,heads of a group,Q,d]
         position = queries + (K - hidden.shape[1])
         total = torch.zeros(B, K, device=hidden.device)
-        heads = query.shape[1] * query.shape[2]
-        for block in torch.arange(queries.shape[1], device=hidden.device).split(max(1, _BLOCK_SIZE // (B * heads * K))):
+        count = query.shape[1] * query.shape[2]
+        for block in torch.arange(queries.shape[1], device=hidden.device).split(max(1, _BLOCK_SIZE // (B * count * K))):
             score = query[:, :, :, block] @ all_keys.float()[:, :, None].transpose(3, 4) * attention.scaling
             visible = (torch.arange(K, device=hidden.device) <= position[:, block, None]) & real[:, None]  # [B,q,K]
             probs = score.masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min).softmax(-1)
@@ -83,25 +83,31 @@ def attention_rows(
                 total = torch.maximum(total, probs.amax((1, 2, 3)))
             else:
                 total += probs.sum((1, 2, 3))
-        return total if pool == "max" else total / (heads * valid.sum(1, keepdim=True).clamp(min=1))
+        return total if pool == "max" else total / (count * valid.sum(1, keepdim=True).clamp(min=1))
 
 
 def rotated_keys(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Returns the keys of a decoder layer, after rotation, [B,M,heads*d], for its input `hidden` [B,M,D]."""
     cos, sin = (part.expand(len(hidden), -1, -1) for part in rope)
     with torch.no_grad():
-        keys = _rotate(_heads(layer.self_attn, "k", layer.input_layernorm(hidden)), cos, sin)
+        keys = rotate(heads(layer.self_attn, "k", layer.input_layernorm(hidden)), cos, sin)
     return keys.transpose(1, 2).flatten(2)
 
 
-def _heads(attention: Any, which: str, hidden: Tensor) -> Tensor:
-    """Queries or keys [B,heads,M,d] before rotation."""
-    projected = getattr(attention, f"{which}_proj")(hidden).unflatten(2, (-1, attention.head_dim))
+def heads(attention: Any, which: str, hidden: Tensor, projection: Any = None) -> Tensor:
+    """Queries ("q"), keys ("k") or values ("v") [B,heads,M,d] before rotation.
+
+    Args:
+        hidden: [B,M,D], after the layer's input norm.
+        projection: a linear layer that replaces the attention's own.
+    """
+    projection = getattr(attention, f"{which}_proj") if projection is None else projection
+    projected = projection(hidden).unflatten(2, (-1, attention.head_dim))
     norm = getattr(attention, f"{which}_norm", None)
     return (projected if norm is None else norm(projected)).transpose(1, 2)
 
 
-def _rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates values [B,heads,M,d] by rotary position embeddings [B,M,d]."""
     half = values.shape[-1] // 2
     orthogonal = torch.cat([-values[..., half:], values[..., :half]], -1)
