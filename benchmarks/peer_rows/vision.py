@@ -67,8 +67,8 @@ def tome(batch: int, side: int, r: int, peers: Path, work: Workload) -> Pair:
 
 _REASONS = {
     "vit": "the same operations; within the spread",
-    "tome_in_encoder": "at batch 1 the matrix products are small, and the rest counts: the published patch returns neither "
-    "positions nor the cells of each token",
+    "tome_in_encoder": "at batch 1 the matrix products are small, and the rest counts: the published patch returns "
+    "neither positions nor the cells of each token",
 }
 
 
