@@ -142,7 +142,7 @@ class Block(nn.Module):
     """The part of a preset in one decoder layer; its methods return what they receive, unless a preset overrides them.
 
     Args:
-        layer: the decoder layer; new projections start as copies of its own.
+        layer: the decoder layer; new projections start as copies of those of its attention.
         last: whether no later layer has a block.
 
     Class attributes:
