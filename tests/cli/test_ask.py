@@ -123,7 +123,7 @@ def test_errors_are_one_line(clip, model, tmp_path):
     refused("no such folder", clip, FIRST, "--model", tmp_path / "nowhere")
     question = (clip, FIRST, "--model", model)
     refused("visionzip needs .* cannot provide", *question, "--with", "visionzip(keep=4)")
-    refused("stage 'encoder'", *question, "--with", "tome_in_encoder(r=1)")
+    refused("needs sharpness .* of each block", *question, "--with", "vid_tldr")
     refused("no method", *question, "--with", "nothing_such")
     refused("the context of this model is 2048; use fewer", *question, "--with", FEW, "--max-new-tokens", 2045)
     refused("the context of this model is 2048; use fewer", *question, "--with", "", "--max-new-tokens", 1900)

@@ -316,7 +316,7 @@ def test_errors_are_one_line(family):
     model, example = tiny(family), prompt(family, *MIXTURES["video alone"])
     for spec, message in {
         "visionzip(keep=0.2)": f"visionzip needs .* which {family} cannot provide",
-        "vid_tldr": "stage 'encoder'",
+        "vid_tldr": "needs sharpness .* of each block",
         "kmeans(keep=0)": "keep must be",
         "nothing(3)": "no method called",
     }.items():

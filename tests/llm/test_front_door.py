@@ -97,11 +97,14 @@ def test_a_layer_beyond_the_model(parts):  # noqa: F811
         )
 
 
-def test_methods_inside_the_encoder():
+def test_methods_inside_the_vision_tower():
     model, processor = loaded("qwen2_vl")
-    message = "tome_in_encoder acts in the stage 'encoder'; methods inside the encoder are not supported in a video"
-    check_refused(lambda: Session(model, processor, "tome_in_encoder(r=1)"), message)
-    check_refused(lambda: attach(model, "tome_in_encoder(r=1)").__enter__(), message)
+    answer = Session(model, processor, "tome_in_encoder(r=1)").ask(CLIP, FIRST, 2)
+    assert answer.tokens == answer.cells - 2 * 4  # one in each of 2 blocks and 4 steps
+    message = "tome_in_encoder acts inside the vision tower, where it cannot follow rlt; use one of them"
+    check_refused(lambda: Session(model, processor, "rlt | tome_in_encoder(r=1)"), message)
+    message = r"vid_tldr\(keep=0.25\) needs sharpness .* of each block, .*; use vid_tldr\(by='shift'\)"
+    check_refused(lambda: Session(model, processor, "vid_tldr"), message)
 
 
 def test_a_video_llm_instead_of_its_model():

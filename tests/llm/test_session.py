@@ -162,7 +162,7 @@ def test_longer_than_the_context():
     ("options", "message"),
     [
         ({"spec": "visionzip(keep=4)"}, "visionzip needs .* qwen2_vl cannot provide"),
-        ({"spec": "vid_tldr"}, "stage 'encoder'"),
+        ({"spec": "vid_tldr"}, "needs sharpness .* of each block"),
         ({"spec": "nothing_such"}, "nothing_such"),
         ({"layout": "heap"}, "layout must be one of"),
         ({"positions": "none"}, "positions must be one of"),

@@ -141,12 +141,13 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
 
     Args:
         model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head. It
-            may be wrapped by peft, torch.compile (the compiled code is not used), DataParallel (one device is used) or DDP.
+            may be wrapped by peft, torch.compile (the compiled code is not used), DataParallel (one device is used) or
+            DDP.
         spec: a chain of methods, see `compress`. It may end with methods that act inside the language model
             (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of
             prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. Only videos
             are reduced: images are kept in full, with a warning.
-        options: layout, positions and items of `compress`.
+        options: layout, positions, items and tower of `compress`.
 
     Raises:
         ValueError: as `compress`; methods are already attached to the model; the model does not have a layer of the

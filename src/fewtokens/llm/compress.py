@@ -12,12 +12,14 @@ from typing import Any
 
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline
+from fewtokens.llm.cues import check_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
+from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
 
-_OPTIONS = ("layout", "positions", "items")
+_OPTIONS = ("layout", "positions", "items", "tower")
 
 
 def compress_inputs(model: Any, inputs: Any, spec: Methods, **options: Any) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def compress(
     layout: str = "per_frame",
     positions: str | None = None,
     items: Sequence[Sequence[tuple[str, int]]] | None = None,
+    tower: str = "kept",
 ) -> Compressed:
     """Encodes the images and videos of a prompt, reduces the videos and shortens the prompt to match.
 
@@ -56,8 +59,8 @@ def compress(
         inputs: the output of the processor: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if given.
             Other inputs are passed through.
         spec: a chain of methods of the stages pixels and tokens. Features have the hidden size of the language model.
-            Methods of the pixels stage choose from pixels which tokens reach the language model; the encoder still
-            processes full frames. Query-aware methods receive the embedded text of the prompt.
+            Methods of the pixels stage at the start of the chain choose from pixels, before encoding; see `tower`.
+            Query-aware methods receive the embedded text of the prompt.
         layout: for families with text between frames (Qwen3-VL, InternVL, SmolVLM, VideoLLaMA 3): "per_frame" keeps
             the text and assigns each token to the frame nearest to its mean time; "collapse" removes the text and
             leaves one block of tokens.
@@ -68,8 +71,12 @@ def compress(
         items: for families whose videos and images share one placeholder: the modalities of each prompt in order, with
             their number of images, such as [[("image", 1), ("video", 8)]]. None treats all images of a prompt as one
             video if there are several.
+        tower: "kept" encodes only the patches of the cells that methods of the pixels stage keep, at their positions in
+            the full video; they attend only to one another, so their features differ. "full" encodes all patches and
+            chooses afterwards.
 
-    Warns if images are kept in full although there are methods, and if a method has random weights.
+    Warns if images are kept in full although there are methods, if a method has random weights, and if patches cannot
+    be left out in the vision tower of the family, which then encodes all.
 
     Raises:
         ValueError: an unsupported family, a missing cue, a token count that differs from the budget, placeholders that
@@ -81,7 +88,9 @@ def compress(
     pipeline = as_pipeline(spec, model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    encoded = encode_visuals(backend, model, prompt, items, pixels="pixels" in pipeline.needs)
+    methods = TowerMethods.of(pipeline, tower)
+    check_cues(backend, pipeline)
+    encoded = encode_visuals(backend, model, prompt, items, pixels="pixels" in pipeline.needs, methods=methods)
     if not encoded:
         return Compressed(prompt)
     reduced = reduce_visuals(backend, model, pipeline, prompt, encoded)

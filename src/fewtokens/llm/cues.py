@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewtokens.core.method import CUES
+from fewtokens.core.method import CUES, Method
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
@@ -21,10 +21,12 @@ from fewtokens.llm.layout import prompt_columns
 
 
 def check_cues(backend: Backend, pipeline: Pipeline) -> None:
-    """Raises a ValueError if a method needs a cue that the backend cannot provide."""
-    for need in sorted(pipeline.needs - set(backend.cues)):
-        name = next(method.name for method in pipeline.methods if need in method.needs)  # type: ignore[operator]
-        raise ValueError(f"{name} needs {need} ({CUES[need]}), which {backend.name} cannot provide")
+    """Raises a ValueError if a method after the vision tower needs a cue that the backend cannot provide."""
+    for method in pipeline.methods:
+        if not isinstance(method, Method) or method.stage == "encoder":
+            continue
+        for need in sorted(set(method.needs) - set(backend.cues)):
+            raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {backend.name} cannot provide")
 
 
 def question_columns(backend: Backend, model: Any, prompt: dict[str, Any]) -> Tensor:
@@ -73,7 +75,7 @@ def make_cues(
     """
     cues: dict[str, Tensor] = {}
     if "frame_global" in needs:
-        cues["frame_global"] = tokens.features.unflatten(1, (tokens.grid.T, -1)).mean(2)
+        cues["frame_global"] = _frame_means(tokens, videos)
     if "pixels" in needs:
         cues["pixels"] = torch.stack([visual.pixels for visual in videos if visual.pixels is not None])
     if "text" in needs:
@@ -85,3 +87,14 @@ def make_cues(
             )
         cues["text"] = model.get_input_embeddings()(ids)
     return cues
+
+
+def _frame_means(tokens: Tokens, videos: Sequence[VisualFeatures]) -> Tensor:
+    """The mean of the cells of each frame [V,T,C]; of those that were encoded, zero if there are none."""
+    frames = tokens.features.unflatten(1, (tokens.grid.T, -1))
+    encoded = videos[0].encoded
+    if encoded is None:
+        return frames.mean(2)
+    assert len(videos) == 1
+    weights = encoded.view(frames.shape[:3]).to(frames.dtype)
+    return (weights[..., None] * frames).sum(2) / weights.sum(2, keepdim=True).clamp(min=1)

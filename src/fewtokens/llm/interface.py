@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # The cache as an argument and in an output: the first name since transformers 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
+# The names of vision towers, as in `get_encoder` of transformers.
+_TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
 
 
 def version() -> tuple[int, int]:
@@ -108,3 +110,37 @@ def _is_peft(model: Any) -> bool:
     # A peft model exists only if peft has been imported.
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def vision_tower(model: Any) -> nn.Module | None:
+    """Returns the module that encodes the images and videos of a model, or None."""
+    owners = (getattr(model, "base_model", model), model)
+    modules = (getattr(owner, name, None) for owner in owners for name in _TOWERS)
+    return next((module for module in modules if isinstance(module, nn.Module)), None)
+
+
+def output_layer(model: Any, depth: int) -> int:
+    """The index of the block of a vision tower of `depth` blocks whose output the language model reads."""
+    layers = getattr(model.config, "vision_feature_layer", None)
+    layers = [-1] if layers is None else [layers] if isinstance(layers, int) else layers
+    # hidden_states[0] is the input of the first block.
+    return max(layer if layer >= 0 else depth + 1 + layer for layer in layers) - 1
+
+
+def window_order(tower: nn.Module, shapes: Tensor) -> Tensor | None:
+    """The order in which a vision tower with windows processes groups of patches, or None without windows.
+
+    Args:
+        shapes: int64 [V,3], (t, h, w) of the patches of each image or video.
+    """
+    if not hasattr(tower, "fullatt_block_indexes"):
+        return None
+    owner: Any = tower
+    if hasattr(owner, "get_window_index"):  # transformers before 5.20
+        return owner.get_window_index(shapes)[0].to(shapes.device)
+    try:
+        from transformers.vision_utils import get_vision_window_index
+    except ImportError:
+        raise unsupported("transformers.vision_utils has no get_vision_window_index") from None
+    order, _ = get_vision_window_index(shapes, owner.spatial_merge_size, owner.window_size, owner.patch_size)
+    return order.to(shapes.device)

@@ -23,6 +23,7 @@ from fewtokens.llm.cues import check_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
+from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
@@ -91,14 +92,14 @@ class Session:
         spec: a chain of methods, see `attach`; "" keeps all tokens. Default: the model's own methods, if it has any.
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
-        layout, positions: see `compress`.
+        layout, positions, tower: see `compress`.
         cache_size: the number of videos, the most recently used ones, whose features stay in memory.
 
     Attributes:
         progress: called with the name of each step, if set.
 
     Raises:
-        ValueError: the spec is invalid, acts inside the encoder, or needs a cue that the family cannot provide.
+        ValueError: the spec is invalid, or needs a cue that the family cannot provide.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Session:
         fps: float | None = None,
         layout: str = "per_frame",
         positions: str | None = None,
+        tower: str = "kept",
         cache_size: int = 4,
     ) -> None:
         if layout not in LAYOUTS:
@@ -128,6 +130,7 @@ class Session:
         self.pipeline = as_pipeline(before, model)
         self.layer_hooks = layer_hooks(model, inside)
         check_cues(self.backend, self.pipeline)
+        self.tower_methods = TowerMethods.of(self.pipeline, tower)
         self.pixels, self.per_question = ("pixels" in self.pipeline.needs), ("text" in self.pipeline.needs)
         self.progress: Callable[[str], None] | None = None
         self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()
@@ -174,7 +177,7 @@ class Session:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_free(self.model)
         clock = Clock(self.model.device)
-        key = video_key(video)
+        key = video_key(video), *self.tower_methods.specs
         encoded, prompt = self._encode(key, video, question, clock)
         self._report("reducing")
         short = self._reduce(key, encoded, prompt)
@@ -203,7 +206,9 @@ class Session:
         prompt = self._prompt(prepared.text, question)
         inputs = inputs_on(self.model, prepared.inputs)
         items = [[("video", len(clip))]] if self.backend.needs_items else None
-        encoded = encode_visuals(self.backend, self.model, prompt | inputs, items, pixels=self.pixels)
+        encoded = encode_visuals(
+            self.backend, self.model, prompt | inputs, items, pixels=self.pixels, methods=self.tower_methods
+        )
         clock.lap("encode")
         other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
         cached = CachedVideo(other_inputs, prepared.text, encoded, video)

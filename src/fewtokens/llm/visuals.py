@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
 from fewtokens.llm.backends.rows import VisualFeatures, join_layouts
-from fewtokens.llm.cues import check_cues, cue_shape, make_cues, question_columns
+from fewtokens.llm.cues import cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import cache_of, is_filled
+from fewtokens.llm.tower_run import TowerMethods, TowerRun
 
 
 @dataclass
@@ -54,14 +56,29 @@ class EncodedVisuals:
 
 
 def encode_visuals(
-    backend: Backend, model: Any, prompt: dict[str, Any], items: Any = None, *, pixels: bool = False
+    backend: Backend,
+    model: Any,
+    prompt: dict[str, Any],
+    items: Any = None,
+    *,
+    pixels: bool = False,
+    methods: TowerMethods | None = None,
 ) -> dict[str, EncodedVisuals]:
     """Encodes the images and videos of a prompt, by modality; empty if it is text only.
 
+    Args:
+        items: see `compress`.
+        pixels: whether to also return the pixels of each cell of a video.
+        methods: those that act before or inside the vision tower. None runs it in full.
+
+    Warns if the vision tower of the family can only encode all patches.
+
     Raises:
-        ValueError: placeholders do not match the features, or a later turn contains a video.
+        ValueError: placeholders do not match the features, a later turn contains a video, or methods cannot act inside
+            the vision tower.
     """
     encoded = {}
+    methods = methods or TowerMethods()
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
@@ -70,11 +87,15 @@ def encode_visuals(
             raise ValueError("shortening a prompt requires input_ids; pass them instead of inputs_embeds")
         if is_filled(cache_of(prompt)):
             raise ValueError("pixels in a later turn cannot be inserted into an existing cache; start with a new one")
-        outputs = backend.encode(model, modality, prompt)
+        run = TowerRun(
+            backend, model, modality, prompt, methods, partial(_groups, backend, model, modality, prompt, items)
+        )
+        outputs = run.encode()
         entries = backend.entries(model, outputs)
         placeholder, at = backend.locate(model, modality, prompt, sum(map(len, entries)))
-        groups = _groups(backend, model, modality, prompt, entries, at[:, 0], items)
-        visuals = backend.visuals(model, modality, outputs, prompt, groups, pixels)
+        groups = run.groups(entries, at[:, 0])
+        visuals = backend.visuals(model, modality, outputs, prompt, groups, pixels and run.choice is None)
+        run.note(visuals)
         parts = at.split([len(visual.features) for visual in visuals])
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
             raise ValueError(f"placeholders of one {modality} span two prompts in the batch")
@@ -108,16 +129,16 @@ def _groups(
     model: Any,
     modality: str,
     prompt: dict[str, Any],
+    items: Sequence[Sequence[tuple[str, int]]] | None,
     entries: list[Tensor],
     rows: Tensor,
-    items: Sequence[Sequence[tuple[str, int]]] | None,
 ) -> list[tuple[str, int]]:
     """The images and videos of a modality as ("image" or "video", number of entries), in order.
 
     Args:
+        items: see `compress`; None treats all entries of a prompt as one video if they have a common grid.
         entries: the rows [n,D] of each entry.
         rows: int64 [sum of n], the prompt of each row.
-        items: see `compress`; None treats all entries of a prompt as one video if they have a common grid.
 
     Raises:
         ValueError: `items` lists another number of entries.
@@ -157,9 +178,8 @@ def reduce_visuals(
     """Reduces the videos of each modality.
 
     Raises:
-        ValueError: the backend cannot provide a cue, or the token count differs from the budget.
+        ValueError: the token count differs from the budget.
     """
-    check_cues(backend, pipeline)
     text = question_columns(backend, model, prompt) if "text" in pipeline.needs else None
     return {modality: _reduce(model, pipeline, prompt, group, text) for modality, group in encoded.items()}
 
@@ -177,7 +197,8 @@ def _reduce(
             continue
         assert visual.grid is not None
         shape = cue_shape(needs, visual, None if text is None else text[encoded.row[index]])
-        groups.setdefault((visual.grid.H, visual.grid.W, *shape), []).append(index)
+        single = (index,) if visual.plans else ()
+        groups.setdefault((visual.grid.H, visual.grid.W, *shape, *single), []).append(index)
     for indices in groups.values():
         group = [_tokens(visuals[index]) for index in indices]
         if not len(pipeline.methods):
@@ -187,7 +208,9 @@ def _reduce(
         batch = group[0] if len(group) == 1 else collate(group)
         rows = [encoded.row[index] for index in indices]
         cues = make_cues(needs, model, prompt, [visuals[index] for index in indices], batch, rows, text)
-        for index, before, after in zip(indices, group, pipeline(batch, **cues), strict=True):
+        plans = visuals[indices[0]].plans
+        reduced = pipeline.resume(batch, plans, **cues) if plans else pipeline(batch, **cues)
+        for index, before, after in zip(indices, group, reduced, strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:
                 raise ValueError(f"{pipeline.spec} must leave {planned} of {before.N} tokens, got {after.N}")
@@ -205,9 +228,12 @@ def _shorten(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFea
     assert visual.layout is not None
     device = visual.features.device
     cells, others = visual.layout.cells(device), visual.layout.others(device)
-    layers = [
-        layer[cells] if after is before else after.pool(layer[None, cells], before)[0] for layer in visual.deepstack
-    ]
+    layers = [layer[None, cells] for layer in visual.deepstack]
+    if layers:
+        for plan in visual.plans:
+            layers = [plan.move(layer, before.sizes) for layer in layers]
+            before = before.apply(plan)
+    layers = [layer[0] if after is before else after.pool(layer, before)[0] for layer in layers]
     deepstack = [torch.cat([layer, full[others]]) for layer, full in zip(layers, visual.deepstack, strict=True)]
     features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[others]])
-    return replace(visual, features=features, deepstack=deepstack, pixels=None)
+    return replace(visual, features=features, deepstack=deepstack, pixels=None, plans=[], encoded=None)
