@@ -282,14 +282,14 @@ def test_half_of_the_groups_equals_the_segmented_tower(family):
     one, cells = example(family), half(family)
     tokens = reduced(family, cells)
     expected, deepstack = segmented(family, one.inputs, cells)
-    torch.testing.assert_close(tokens.features[0], expected[cells], rtol=0, atol=2e-6)
+    assert torch.equal(tokens.features[0], expected[cells])
     # It is neither the full tower, nor one with positions of a smaller grid.
     assert (expected - stock_rows(family, one.inputs))[cells].abs().max() > 1e-3
     assert (segmented(family, one.inputs, cells, shift=1)[0] - expected)[cells].abs().max() > 1e-4
     short = compress(tiny(family), one.inputs, [Chosen(tuple(cells))], items=one.items)
     output = short.inputs["mm_encoder_outputs"]["video"]
     for got, layer in zip(output.get("deepstack_features") or [], deepstack, strict=True):
-        torch.testing.assert_close(got[0], layer[cells], rtol=0, atol=2e-6)
+        assert torch.equal(got[0], layer[cells])
 
 
 class Segments:
@@ -352,7 +352,7 @@ def test_families_without_a_file(folder):
         for hook in hooks:
             hook.remove()
     features = torch.cat([tokens.features[0] for tokens in short.tokens])
-    torch.testing.assert_close(features, expected[kept], rtol=0, atol=5e-6)
+    assert torch.equal(features, expected[kept])
     assert (features - full[kept]).abs().max() > 1e-4
 
 
@@ -361,7 +361,7 @@ def test_half_of_the_cells_equals_the_layers_on_kept_patches(family):
     one, cells = example(family), half(family)
     tokens = reduced(family, cells)
     expected = separate_frames(family, one.inputs, kept_patches(family, cells))
-    torch.testing.assert_close(tokens.features[0], expected[cells], rtol=0, atol=2e-6)
+    assert torch.equal(tokens.features[0], expected[cells])
     assert (expected - stock_rows(family, one.inputs))[cells].abs().max() > 1e-3
     everything = separate_frames(family, one.inputs, torch.ones_like(kept_patches(family, cells)))
     torch.testing.assert_close(everything, stock_rows(family, one.inputs), rtol=0, atol=2e-6)

@@ -58,9 +58,10 @@ def compress(
             may be wrapped, see `unwrap`.
         inputs: the output of the processor: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if given.
             Other inputs are passed through.
-        spec: a chain of methods of the stages pixels and tokens. Features have the hidden size of the language model.
-            Methods of the pixels stage at the start of the chain choose from pixels, before encoding; see `tower`.
-            Query-aware methods receive the embedded text of the prompt.
+        spec: a chain of methods of the stages pixels, encoder and tokens. Features have the hidden size of the language
+            model. Methods at the start of the chain that decide from pixels (those of the pixels stage,
+            `dtd(mode="pixel")`) choose before encoding; see `tower`. Those of the encoder stage act between the blocks
+            of the vision tower. Query-aware methods receive the embedded text of the prompt.
         layout: for families with text between frames (Qwen3-VL, InternVL, SmolVLM, VideoLLaMA 3): "per_frame" keeps
             the text and assigns each token to the frame nearest to its mean time; "collapse" removes the text and
             leaves one block of tokens.
@@ -71,8 +72,8 @@ def compress(
         items: for families whose videos and images share one placeholder: the modalities of each prompt in order, with
             their number of images, such as [[("image", 1), ("video", 8)]]. None treats all images of a prompt as one
             video if there are several.
-        tower: "kept" encodes only the patches of the cells that methods of the pixels stage keep, at their positions in
-            the full video; they attend only to one another, so their features differ. "full" encodes all patches and
+        tower: "kept" encodes only the patches of the cells that methods keep from pixels, at their positions in the
+            full video; they attend only to one another, so their features differ. "full" encodes all patches and
             chooses afterwards.
 
     Warns if images are kept in full although there are methods, if a method has random weights, and if patches cannot

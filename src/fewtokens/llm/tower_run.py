@@ -62,17 +62,16 @@ class TowerMethods:
                     f"{method.spec} needs {need} ({CUES[need]}) of each block, which vision towers of language models "
                     f"do not provide{remedy}"
                 )
-        before = takewhile(_decides_from_pixels, methods if tower == "kept" else ())
+        before = takewhile(
+            lambda method: isinstance(method, Reducer) and method.decides_from_pixels,
+            methods if tower == "kept" else (),
+        )
         return cls(tuple(before), inside)
 
     @property
     def specs(self) -> tuple[str, ...]:
         """What the features of a video depend on."""
         return tuple(method.spec for method in (*self.before, *self.inside))
-
-
-def _decides_from_pixels(method: Any) -> bool:
-    return isinstance(method, Reducer) and method.stage == "pixels" and set(method.needs) <= {"pixels"}
 
 
 @dataclass
