@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Reducer
+from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import attach, compress, tower_patches
@@ -33,7 +34,7 @@ from fewtokens.llm.tower_patches import (
     skip_patches,
     tower_blocks,
 )
-from fewtokens.llm.tower_run import split_rows
+from fewtokens.llm.tower_run import TowerMethods, split_rows
 from tests.llm import families as generic
 from tests.llm.tiny import FAMILIES, Prompt, batch, prompt, tiny
 
@@ -515,14 +516,33 @@ def test_another_name_for_the_tower_is_an_error():
         compress(tiny("qwen2_vl"), example("qwen2_vl").inputs, "rlt", tower="half")
 
 
+def test_which_methods_act_before_and_inside_the_tower():
+    def of(spec: str, **options: Any) -> tuple[list[str], list[str]]:
+        methods = TowerMethods.of(Pipeline(spec), **options)
+        return [method.name for method in methods.before], [method.name for method in methods.inside]
+
+    assert of("rlt | visual_words(keep=0.5) | kmeans(keep=4)") == (["rlt", "visual_words"], [])
+    assert of("rlt | kmeans(keep=4)", tower="full") == ([], [])
+    assert of("dtd(mode='pixel') | evs(keep=0.5)") == (["dtd"], [])
+    assert of("dtd") == of("kmeans(keep=4)") == ([], [])
+    assert of("tome_in_encoder(keep=0.5) | kmeans(keep=4)") == ([], ["tome_in_encoder"])
+    # Attention is that of all patches.
+    assert of("rlt | visionzip(keep=4)") == ([], [])
+    with pytest.raises(ValueError, match="tome_in_encoder .* cannot be combined with visionzip"):
+        of("tome_in_encoder(keep=0.5) | visionzip(keep=4)")
+
+
 def test_cells_that_plans_read():
     copies = Plan(torch.tensor([2]), 2, torch.tensor([[0, 0, 1, -1]]), torch.tensor([[1, 2]]))
-    assert cells_read([copies]).tolist() == [False, True, True, False]
+    assert cells_read([copies], 4).tolist() == [False, True, True, False]
     means = Plan(torch.tensor([2]), 2, torch.tensor([[0, 0, 1, -1]]))
-    assert cells_read([means]).tolist() == [True, True, True, False]
+    assert cells_read([means], 4).tolist() == [True, True, True, False]
     second = Plan(torch.tensor([1]), 1, torch.tensor([[-1, 0]]), torch.tensor([[1]]))
-    assert cells_read([copies, second]).tolist() == [False, False, True, False]
-    assert cells_read([means, second]).tolist() == [False, False, True, False]
+    assert cells_read([copies, second], 4).tolist() == [False, False, True, False]
+    assert cells_read([means, second], 4).tolist() == [False, False, True, False]
+    padded = Plan(torch.tensor([1]), 3, torch.tensor([[-1, 0, -1]]), torch.tensor([[1, 0, 0]]))
+    assert cells_read([padded], 3).tolist() == [False, True, False]
+    assert cells_read([Plan(torch.tensor([1]), 1, weights=torch.rand(1, 1, 4))], 4).all()
 
 
 @pytest.mark.parametrize(("patches", "cells"), [(27, 14), (24, 12), (7, 4), (7, 3), (6, 3)])

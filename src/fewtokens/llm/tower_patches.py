@@ -63,7 +63,7 @@ class VideoChoice:
         for method in methods:
             plans.append(method.decide(tokens, pixels=tokens.pool(pixels[None], start)))
             tokens = tokens.apply(plans[-1])
-        return cls(grid, pixels, plans, cells_read(plans))
+        return cls(grid, pixels, plans, cells_read(plans, grid.cells))
 
 
 @dataclass
@@ -111,9 +111,11 @@ class PatchChoice:
         return torch.cat(self.patches)
 
 
-def cells_read(plans: Sequence[Plan]) -> Tensor:
-    """The cells whose features the outputs of hard plans in a row depend on, bool [S], for one video."""
+def cells_read(plans: Sequence[Plan], count: int) -> Tensor:
+    """The cells, of `count`, whose features the outputs of plans in a row depend on, bool [S], for one video."""
     read = plans[-1].mask[0]
+    if any(plan.dest is None for plan in plans):
+        return read.new_ones(count)  # a soft plan may weight all
     for plan in reversed(plans):
         assert plan.dest is not None
         if plan.representative is None:

@@ -21,6 +21,8 @@ from fewtokens.llm.tower_merging import BLOCK_CUES, TowerMerging, tower_depth
 from fewtokens.llm.tower_patches import CannotSkipError, PatchChoice, VideoChoice, patches_of_cells, skip_patches
 
 TOWERS = ("kept", "full")
+# Cues that do not come from inside the vision tower.
+_OTHER_CUES = {"pixels", "text", "frame_global"}
 Groups = list[tuple[str, int]]
 
 
@@ -50,11 +52,18 @@ class TowerMethods:
             raise ValueError(f"tower must be one of {', '.join(TOWERS)}, got {tower!r}")
         methods: list[Any] = list(pipeline.methods)
         inside = tuple(method for method in methods if method.stage == "encoder")
+        # Cues of a tower are those of all patches.
+        reading = [
+            method
+            for method in methods
+            if method.stage != "encoder" and set(getattr(method, "needs", ())) - _OTHER_CUES
+        ]
         for method in inside:
-            if methods[0].stage != "encoder":
+            if methods[0].stage != "encoder" or reading:
+                other = reading[0] if methods[0].stage == "encoder" else methods[0]
                 raise ValueError(
-                    f"{method.name} acts inside the vision tower, where it cannot follow {methods[0].name}; use one of "
-                    "them"
+                    f"{method.name} acts inside the vision tower, where it cannot be combined with {other.name}; use "
+                    "one of them"
                 )
             for need in set(method.needs) - set(BLOCK_CUES):
                 remedy = "; use vid_tldr(by='shift')" if method.name == "vid_tldr" else ""
@@ -62,10 +71,8 @@ class TowerMethods:
                     f"{method.spec} needs {need} ({CUES[need]}) of each block, which vision towers of language models "
                     f"do not provide{remedy}"
                 )
-        before = takewhile(
-            lambda method: isinstance(method, Reducer) and method.decides_from_pixels,
-            methods if tower == "kept" else (),
-        )
+        first = takewhile(lambda method: isinstance(method, Reducer) and method.decides_from_pixels, methods)
+        before = first if tower == "kept" and not reading else ()
         return cls(tuple(before), inside)
 
     @property
