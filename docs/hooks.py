@@ -127,6 +127,36 @@ def commands_page() -> str:
     return commands.page()
 
 
+def families_page() -> str:
+    """The page of the families of video language models; see fewtokens/llm/families.py."""
+    from fewtokens.llm.families import FAMILIES, TESTED
+
+    def cell(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return str(value or "").replace("|", "\\|").replace("<", "&lt;")
+
+    rows = [family.row() for family in FAMILIES]
+    names = [key for key in rows[0] if key not in ("works", "reason")]
+    parts = [
+        "# Families of video language models",
+        "Every model of transformers that takes precomputed features (`mm_encoder_outputs`). A tiny random model of "
+        f"each was tested with transformers {TESTED}; `fewtokens llm-families` prints this table.",
+        "* `video`: it takes videos; otherwise a video is a sequence of images.\n"
+        "* `axes`: the number of axes of positions; 1 is a count of the tokens.\n"
+        "* `time_text`: the text of a time in the prompt, with … for the rows of a frame.\n"
+        "* `prompts`: `fewtokens ask`, `Session` and `Processor` make its prompts. For others, use `AutoProcessor` of "
+        "transformers and pass its output to `attach` or `compress_inputs`.",
+    ]
+    for title, works in (("These work", True), ("These do not", False)):
+        shown = [row for row in rows if row["works"] is works]
+        columns = [*names, "reason"] if works else ["name", "reason"]
+        lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [f"| `{row['name']}` | {' | '.join(cell(row[key]) for key in columns[1:])} |" for row in shown]
+        parts += [f"## {title}", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
 def rewrite_links(text: str, page: str, repository: str | None) -> str:
     """Links out of docs/ as the site has them.
 
@@ -176,6 +206,7 @@ def on_files(files: Any, config: Any) -> Any:
     for name, path in external().items():
         files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
+    files.append(File.generated(config, "reference/llm_families.md", content=families_page()))
     for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=notebook_page(path)))
     return files

@@ -71,7 +71,7 @@ CASES = [(v, option) for v in WORDS for option in numeric(v) if (v, option) != (
 
 
 def test_every_verb_is_covered():
-    numberless = {"methods", "models", "doctor"}
+    numberless = {"methods", "models", "llm-families", "doctor"}
     excluded = {"ask", "eval classify", "eval qa", "eval videoqa"}  # they require a model
     excluded |= {"eval linear"}  # like the other probes
     data_sets = {f"eval {name}" for name in ("davis", "jhmdb", "vip", "bc")}

@@ -166,7 +166,8 @@ class TestTables:
     @pytest.mark.parametrize(
         "words",
         [
-            ["methods"], ["methods", "tome"], ["models"], ["models", "vit_s16"], ["doctor"],
+            ["methods"], ["methods", "tome"], ["models"], ["models", "vit_s16"], ["llm-families"],
+            ["llm-families", "qwen3_vl"], ["doctor"],
             ["cost", "tokenlearner_vit_l16_16at12", "vit_l16", "vit_s16"],
             ["cost", "--with", "token_dynamics(keep=32),tome(keep=0.1),kmeans(keep=0.1)"],
             ["demo", "--frames", "2", "--size", "32", "--out", "OUT"],

@@ -70,6 +70,7 @@ def printed(tmp_path_factory) -> dict[str, list[Any]]:
     native = ("--set", "size=native", "--device", "cpu", "--json")
     found: dict[str, list[Any]] = {
         "methods": [run("methods", "rlt", "--json")],
+        "llm-families": [run("llm-families", "--json"), [run("llm-families", "qwen2_vl", "--json")]],
         "models NAME": [run("models", "vit_nano8", "--json")],
         "doctor": [run("doctor", "--json")],
         "cost": [

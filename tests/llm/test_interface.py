@@ -109,7 +109,7 @@ def test_a_cache_under_either_name():
 
 
 def test_every_module_is_a_backend():
-    with_prompts = {name for name in BACKENDS if backend_class(name)().has_prompts}
+    with_prompts = {name for name in BACKENDS if backend_class(name)(name).has_prompts}
     assert with_prompts == {*FAMILIES, "composed"}
     for name in BACKENDS:
         backend = backend_class(name)

@@ -528,7 +528,7 @@ def test_which_methods_act_before_and_inside_the_tower():
     assert of("tome_in_encoder(keep=0.5) | kmeans(keep=4)") == ([], ["tome_in_encoder"])
     # Attention is that of all patches.
     assert of("rlt | visionzip(keep=4)") == ([], [])
-    with pytest.raises(ValueError, match="tome_in_encoder .* cannot be combined with visionzip"):
+    with pytest.raises(ValueError, match=r"tome_in_encoder .* cannot be combined with visionzip"):
         of("tome_in_encoder(keep=0.5) | visionzip(keep=4)")
 
 

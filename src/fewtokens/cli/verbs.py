@@ -20,6 +20,7 @@ VERBS = {
     "cost": "Count operations, parameters, memory and time of a network.",
     "tokenize": "Turn videos into few tokens and save them.",
     "ask": "Ask a video language model about a video, with few visual tokens.",
+    "llm-families": "List the families of video language models.",
     "words": "Fit the vocabulary of the method visual_words.",
     "bench": "Compare methods on your videos with your encoder.",
     "show": "Draw the region of the video that each token stands for.",

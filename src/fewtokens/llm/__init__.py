@@ -19,9 +19,11 @@ Methods inside the layers of the language model come after a chain, or alone; `r
 """
 
 from fewtokens.llm.attach import Attached, attach
-from fewtokens.llm.backends.base import BACKENDS, Backend, VisualFeatures, backend_of
+from fewtokens.llm.backends.base import BACKENDS, Backend, backend_of, register_family
+from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
 from fewtokens.llm.composed import ComposedVideoLLM
 from fewtokens.llm.compress import compress, compress_inputs
+from fewtokens.llm.families import FAMILIES, Family
 from fewtokens.llm.layout import Layout
 from fewtokens.llm.load import VideoLLM, find, load
 from fewtokens.llm.prompt_editor import Compressed
@@ -30,11 +32,14 @@ from fewtokens.llm.session import Answer, Session
 
 __all__ = [
     "BACKENDS",
+    "FAMILIES",
     "Answer",
     "Attached",
     "ComposedVideoLLM",
     "Compressed",
     "Backend",
+    "Family",
+    "RowLayout",
     "Processor",
     "Session",
     "Layout",
@@ -46,4 +51,5 @@ __all__ = [
     "backend_of",
     "find",
     "load",
+    "register_family",
 ]

@@ -68,15 +68,9 @@ class Attached:
         compressed = compress(self.model, inputs, self.pipeline, **self.options)
         if compressed.tokens:
             self.last = compressed
-            return compressed.inputs
-        backend = backend_of(self.model)
-        if is_filled(cache) and compressed.inputs.get("position_ids") is None:
+        elif is_filled(cache) and compressed.inputs.get("position_ids") is None:
             positions = later_positions(
-                cache,
-                compressed.inputs,
-                axes=backend.axes(self.model),
-                text_row=backend.text_row,
-                all_columns=all_columns,
+                cache, compressed.inputs, axes=backend_of(self.model).axes(self.model), all_columns=all_columns
             )
             if positions is not None:
                 compressed.inputs["position_ids"] = positions
@@ -95,6 +89,8 @@ class Attached:
             inputs["input_ids"] = inputs.pop("inputs")
         if version() < (5, 23) and _chunked(self.model, inputs):
             raise ValueError("prefill_chunk_size with a video requires transformers 5.23 or newer; remove it")
+        if backend_of(self.model).video_spans and _chunked(self.model, inputs):
+            raise ValueError("with prefill_chunk_size, transformers skips the videos of this family; remove it")
         return self.model.generate(**self.compress(**inputs))
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
@@ -140,9 +136,8 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
     """Reduces the visual tokens of a video language model inside a `with` block.
 
     Args:
-        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head. It
-            may be wrapped by peft, torch.compile (the compiled code is not used), DataParallel (one device is used) or
-            DDP.
+        model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head. It may
+            be wrapped by peft, torch.compile (the compiled code is not used), DataParallel (one device is used) or DDP.
         spec: a chain of methods, see `compress`. It may end with methods that act inside the language model
             (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of
             prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. Only videos

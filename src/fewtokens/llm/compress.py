@@ -54,7 +54,7 @@ def compress(
     """Encodes the images and videos of a prompt, reduces the videos and shortens the prompt to match.
 
     Args:
-        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head;
+        model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head;
             may be wrapped, see `unwrap`.
         inputs: the output of the processor: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if given.
             Other inputs are passed through.
@@ -62,16 +62,16 @@ def compress(
             model. Methods at the start of the chain that decide from pixels (those of the pixels stage,
             `dtd(mode="pixel")`) choose before encoding; see `tower`. Those of the encoder stage act between the blocks
             of the vision tower. Query-aware methods receive the embedded text of the prompt.
-        layout: for families with text between frames (Qwen3-VL, InternVL, SmolVLM, VideoLLaMA 3): "per_frame" keeps
+        layout: for families with text between frames, such as Qwen3-VL and InternVL: "per_frame" keeps
             the text and assigns each token to the frame nearest to its mean time; "collapse" removes the text and
             leaves one block of tokens.
         positions: "renumber" counts the remaining tokens; "keep" gives a token the position of its nearest cell;
             "average" interpolates the positions of its cells. The positions of the text change only with "renumber".
-            Default: "average" if positions are (t, h, w), as in Qwen2-VL, Qwen2.5-VL and Qwen3-VL, otherwise
+            Default: "average" if positions have several axes, as (t, h, w) in Qwen3-VL, otherwise
             "renumber"; that of training in a `ComposedVideoLLM`.
-        items: for families whose videos and images share one placeholder: the modalities of each prompt in order, with
-            their number of images, such as [[("image", 1), ("video", 8)]]. None treats all images of a prompt as one
-            video if there are several.
+        items: for families whose videos are images in a row, or whose encoder returns a video in parts: the images and
+            videos of each prompt in order, with their number of images or parts, such as [[("image", 1), ("video",
+            8)]]. None treats all of a prompt as one video if they have a common grid.
         tower: "kept" encodes only the patches of the cells that methods keep from pixels, at their positions in the
             full video; they attend only to one another, so their features differ. "full" encodes all patches and
             chooses afterwards.

@@ -5,9 +5,8 @@ Tested at both ends of the range that pyproject.toml allows: `make test-lowest`,
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,15 +69,6 @@ def layer_cache(inputs: Mapping[str, Any]) -> Any | None:
 def is_filled(cache: Any | None) -> bool:
     """Whether a cache contains columns of an earlier pass."""
     return cache is not None and int(cache.get_seq_length()) > 0
-
-
-def check_parameters(function: Callable[..., Any], supported: tuple[str, ...], caller: str) -> None:
-    """Raises a ValueError if a function of transformers has unknown parameters."""
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    parameters = inspect.signature(function).parameters
-    names = [name for name, parameter in parameters.items() if parameter.kind not in kinds]
-    if unknown := [name for name in names if name not in supported]:
-        raise unsupported(f"{caller} has unknown parameters {', '.join(unknown)}")
 
 
 def unwrap(model: Any) -> Any:

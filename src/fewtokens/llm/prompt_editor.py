@@ -26,7 +26,9 @@ from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual
 LAYOUTS = ("per_frame", "collapse")
 POSITIONS = ("keep", "average", "renumber")
 # Inputs of `forward` that describe pixels and that no encoder reads.
-_PIXEL_INPUTS = ("image_sizes_videos", "video_compression_mask", "batch_num_images", "pixel_attention_mask")
+_PIXEL_INPUTS = (
+    "num_chunks_per_video", "image_sizes_videos", "video_compression_mask", "batch_num_images", "pixel_attention_mask",
+)  # fmt: skip
 # Inputs with a value for each token, and the value of padding. Others with a value for each token are refused.
 _PARALLEL = {
     "labels": -100, "mm_token_type_ids": 0, "token_type_ids": 0, "moe_mm_token_type_ids": 0, "block_sequence_ids": -1,
@@ -147,7 +149,8 @@ class PromptEditor:
         self.survivors[other_columns[~remains]] = False
         others = self.survivors[other_columns].nonzero().squeeze(1)
         order = torch.cat([start[nearest], other_columns[others]]).argsort(stable=True)
-        return reduced.visual.take(torch.cat([torch.arange(len(nearest)), others + len(nearest)])[order])
+        tokens = torch.arange(len(nearest), device=columns.device)
+        return reduced.visual.take(torch.cat([tokens, others + len(nearest)])[order])
 
     def result(self) -> EditedPrompt:
         """Returns the columns in order; new columns at one position keep the order in which they were added."""
@@ -197,6 +200,11 @@ def edit_prompts(
     positions = positions or backend.default_positions(model)
     if positions not in POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, got {positions!r}")
+    if backend.counted and positions != "renumber":
+        raise ValueError(
+            f"in {backend.name}, transformers counts the columns of a prompt, so positions must be 'renumber', got "
+            f"{positions!r}"
+        )
     ids = prompt["input_ids"]
     mask = prompt.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
@@ -236,7 +244,7 @@ def edit_prompts(
         count = (result["attention_mask"].long().cumsum(1) - 1).clamp(min=0)
         axes = pad([row.positions for row in edited], 0).transpose(0, 1)
         axes = count.expand(len(old), -1, -1) if positions == "renumber" else axes
-        result["position_ids"] = torch.cat([count[None], axes]) if backend.text_row else axes
+        result["position_ids"] = torch.cat([count[None], axes])
         # From the text at the end; the model's own delta comes from the largest position, which in Qwen2.5-VL is
         # that of a video's last frame.
         ends = torch.stack([row.positions[:, -1].amax() + 1 for row in edited])

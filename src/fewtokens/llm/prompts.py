@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.encoders.weights import read_json
-from fewtokens.llm.backends.base import Backend, backend_of
+from fewtokens.llm.backends.base import OWN_PROCESSOR, Backend, backend_of
 from fewtokens.llm.chat import check_question, encode_turns
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.pixels import PreparedVideo
@@ -55,6 +55,8 @@ class Processor:
         self.folder = Path(folder)
         model = unwrap(model)
         self.backend: Backend = backend_of(model)
+        if not self.backend.has_prompts:
+            raise ValueError(f"{self.backend.name} has no prompts here; {OWN_PROCESSOR}")
         self.tokenizer = _load_tokenizer(self.folder)
         self.notes: list[str] = []
         modality = "image" if self.backend.needs_items else "video"

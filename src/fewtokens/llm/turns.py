@@ -54,9 +54,7 @@ def remember(model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None
         setattr(cache, _ATTRIBUTE, LastPass(positions, int(cache.get_seq_length())))
 
 
-def later_positions(
-    cache: Any, inputs: dict[str, Any], *, axes: int, text_row: bool, all_columns: bool
-) -> Tensor | None:
+def later_positions(cache: Any, inputs: dict[str, Any], *, axes: int, all_columns: bool) -> Tensor | None:
     """Returns the positions of the columns of a later turn, as `forward` and `generate` take them.
 
     Args:
@@ -64,11 +62,10 @@ def later_positions(
         inputs: input_ids or inputs_embeds [B,l,...], of all columns or the new ones; attention_mask [B,L] of all.
         all_columns: whether ids without a mask are those of all columns, as in `generate`, or only of the new ones.
         axes: the number of axes of positions.
-        text_row: whether positions with several axes follow a count of the columns.
 
     Returns:
-        The positions, [B,l] if they have one axis, otherwise [A,B,l] or [1 + A,B,l]; None if no pass was recorded for
-        the cache.
+        The positions, [B,l] if they have one axis, otherwise [1 + A,B,l] after a count of the columns; None if no pass
+        was recorded for the cache.
 
     Raises:
         ValueError: several prompts without a mask.
@@ -90,7 +87,7 @@ def later_positions(
     shift = _shift(last, count, mask, cached, axes)
     if axes > 1:
         new = count + shift.expand(axes, -1)[..., None]
-        return (torch.cat([count[None], new]) if text_row else new)[..., -length:]
+        return torch.cat([count[None], new])[..., -length:]
     return (count + shift[-1][:, None])[:, -length:]
 
 

@@ -162,7 +162,8 @@ def _groups(
     ends = torch.tensor([len(entry) for entry in entries]).cumsum(0) - 1
     counts = torch.unique_consecutive(rows[ends.to(rows.device)], return_counts=True)[1].tolist()
     if modality == "video":
-        return [("video", count) for count in counts]
+        stated = prompt.get("num_chunks_per_video")
+        return [("video", int(count)) for count in (counts if stated is None else stated)]
     layouts = backend.layouts(model, modality, prompt, entries)
     groups = []
     for count in counts:

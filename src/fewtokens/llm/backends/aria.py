@@ -9,5 +9,4 @@ class Aria(Backend):
     """Rows of a video, which is a sequence of images: T x 1 x n."""
 
     name = "aria"
-    needs_items = True
     latents = True

@@ -38,10 +38,21 @@ MODALITIES = ("image", "video")
 _SHARED = ("base", "rows")
 # The model_type of a config is the name of its module, which is imported when first needed.
 BACKENDS = tuple(sorted(module.name for module in iter_modules(backends.__path__) if module.name not in _SHARED))
-"""The `model_type` of each family with a file of its own; others use `Backend`."""
+"""The `model_type` of each family with a separate file; others use `Backend`."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Families that the file of another one serves.
+_SAME = {
+    "hyperclovax_vision_v2": "exaone4_5",
+    "minicpm_ocr": "minicpmv4_6",
+    "minicpmv4_7": "minicpmv4_6",
+    "qwen3_5": "qwen3_vl",
+    "qwen3_5_moe": "qwen3_vl",
+    "qwen3_omni_moe_thinker": "qwen2_5_omni_thinker",
+    "qwen3_vl_moe": "qwen3_vl",
+    "qwen4_exp": "qwen3_vl",
+}
 # What forward does not read of an encoder's output; it would only occupy memory.
 _UNUSED_OUTPUTS = ("last_hidden_state", "hidden_states", "attentions", "pooler_output", "deepstack_features")
 _CONSUMERS = ("image_features", "video_features", "rope_index")
@@ -56,7 +67,7 @@ _PACKED = {
         "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker",
     ),
 }  # fmt: skip
-_OWN_PROCESSOR = (
+OWN_PROCESSOR = (
     "make prompts with the processor of transformers (AutoProcessor) and pass them to attach or compress_inputs"
 )
 
@@ -64,12 +75,15 @@ _OWN_PROCESSOR = (
 class Backend:
     """A family of video language models; this class serves any that has the interface.
 
+    Args:
+        name: the `model_type`; default: that of the class.
+
     Class attributes:
-        name: the `model_type`.
-        needs_items: videos are images in a row, so the prompt alone does not distinguish them.
+        name: the `model_type` for which the class was written.
+        needs_items: videos are images in a row, so the prompt alone does not distinguish them; None to find out.
         video_parts: the encoder returns a video in parts (frames or chunks), which `items` or the prompt group.
         video_spans: videos have the placeholder of images, between a start and an end token.
-        text_row: positions with several axes may follow a count of the columns, as one more axis.
+        counted: `generate` discards positions and counts the columns.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
         listed: modalities of which `forward` takes a list although the encoder returns a tensor.
@@ -82,11 +96,11 @@ class Backend:
         unsupported_versions: releases of transformers (major, minor) in which the family requires all rows of an image.
     """
 
-    name: ClassVar[str] = ""
-    needs_items: bool = False
+    name: str = ""
+    needs_items: bool | None = None
     video_parts: ClassVar[bool] = False
     video_spans: ClassVar[bool] = False
-    text_row: ClassVar[bool] = True
+    counted: ClassVar[bool] = False
     latents: ClassVar[bool] = False
     leading: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
@@ -101,6 +115,9 @@ class Backend:
     video_marker: ClassVar[str | None] = None
     template: ClassVar[str | None] = None
     unsupported_versions: ClassVar[tuple[tuple[int, int], ...]] = ()
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name or self.name
 
     def defaults(self, config: Any) -> dict[str, Any]:
         """The preprocessing of a model with this config, for what its folder does not specify."""
@@ -117,7 +134,7 @@ class Backend:
         Raises:
             ValueError: the family has no preprocessing here.
         """
-        raise ValueError(f"{self.name} has no preprocessing here; {_OWN_PROCESSOR}")
+        raise ValueError(f"{self.name} has no preprocessing here; {OWN_PROCESSOR}")
 
     @property
     def has_prompts(self) -> bool:
@@ -168,8 +185,8 @@ class Backend:
             found.append(int(matches.sum()))
             if found[-1] == rows:
                 return placeholder, matches.nonzero()
-        shared = len(self.placeholders(model, "video")) < 2 or not found[0]
-        if shared and all(any(prompt.get(name) is not None for name in self.pixel_inputs[m]) for m in MODALITIES):
+        has_both = all(any(prompt.get(name) is not None for name in self.pixel_inputs[m]) for m in MODALITIES)
+        if has_both and found[0] > rows and not any((ids == id).any() for id in self._video_only(model)):
             raise ValueError(
                 f"{self.name} has one placeholder for images and videos, and transformers does not accept both in one "
                 "batch of prompts; split them"
@@ -178,6 +195,9 @@ class Backend:
             f"the prompt has {next(filter(None, found), 0)} placeholders for {modality} features, the encoder returned "
             f"{rows}; was the prompt made by the processor of this model?"
         )
+
+    def _video_only(self, model: Any) -> set[int]:
+        return set(self.placeholders(model, "video")) - set(self.placeholders(model, "image"))
 
     def entries(self, model: Any, outputs: Any) -> list[Tensor]:
         """The rows [n,D] of each image, video or part of a video, in the order of the prompt."""
@@ -190,10 +210,10 @@ class Backend:
 
     def shapes(self, model: Any, modality: str, inputs: dict[str, Any], count: int) -> Sequence[Shape] | None:
         """(frames, height, width) of each of `count` entries, in patches or pixels; None if unknown."""
-        for name in (f"{modality}_grid_thw", f"{modality}_grids"):
+        for name in (f"{modality}_grid_thw", f"{modality}_grids", f"{modality}_grid_hw", "spatial_shapes"):
             grids = inputs.get(name)
-            if grids is not None and grids.shape[1:] == (3,):
-                return grids.tolist()
+            if grids is not None and grids.shape[1] in (2, 3):
+                return [(1, *grid)[-3:] for grid in grids.tolist()]
         pixels = next((inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None), None)
         if hasattr(model.config, "image_grid_pinpoints") and modality == "image":
             return None  # tiles of different sizes
@@ -315,7 +335,7 @@ class Backend:
         if rope_index is None:
             return 1
         ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-        inputs = {"input_ids": ids, "mm_token_type_ids": ids}
+        inputs = {"input_ids": ids, "mm_token_type_ids": ids, "attention_mask": torch.ones_like(ids)}
         return len(rope_index(**rope_inputs(rope_index, inputs))[0])
 
     def original_positions(self, model: Any, prompt: dict[str, Any], mask: Tensor) -> Tensor:
@@ -379,7 +399,7 @@ def register_family(model_type: str, backend: type[Backend]) -> None:
     """Makes models of a type use a backend, such as a subclass of `Backend` for a model outside transformers.
 
         class Mine(Backend):
-            video_parts = True  # its encoder returns each frame on its own
+            video_parts = True  # its encoder returns each frame separately
 
         register_family("my_model", Mine)
 
@@ -396,9 +416,10 @@ def register_family(model_type: str, backend: type[Backend]) -> None:
 
 
 def backend_class(kind: str) -> type[Backend]:
-    """The backend of a model_type; `Backend` itself if the type has none of its own."""
+    """The backend of a model_type; `Backend` itself if the type has no other."""
     if kind in _registered:
         return _registered[kind]
+    kind = _SAME.get(kind, kind)
     if kind not in BACKENDS:
         return Backend
     module = import_module(f"{backends.__name__}.{kind}")
@@ -427,9 +448,8 @@ def backend_of(model: Any) -> Backend:
         )
     if not any(name in parameters for name in CACHE_NAMES):
         raise unsupported(f"{kind} takes its cache under another name than {' or '.join(CACHE_NAMES)}")
-    backend = backend_class(kind)()
-    if not backend.name:
-        backend.name = kind  # type: ignore[misc]
+    backend = backend_class(kind)(kind)
+    if backend.needs_items is None:
         backend.needs_items = not hasattr(model.base_model, "get_video_features")
     for (mean, std), kinds in _PACKED.items():
         if kind in kinds:
@@ -449,10 +469,10 @@ def backend_named(kind: str) -> Backend:
     Raises:
         ValueError: there is none.
     """
-    backend = backend_class(kind)()
+    backend = backend_class(kind)(kind)
     if backend.has_prompts:
         return backend
     if kind in _registered or any(family.name == kind and family.works for family in FAMILIES):
-        raise ValueError(f"no prompts for a model of type {kind!r}; {_OWN_PROCESSOR}")
-    supported = (name for name in BACKENDS if backend_class(name)().has_prompts)
+        raise ValueError(f"no prompts for a model of type {kind!r}; {OWN_PROCESSOR}")
+    supported = (name for name in BACKENDS if backend_class(name)(name).has_prompts)
     raise ValueError(f"no video language model of type {kind!r}; supported types: {', '.join(supported)}")

@@ -18,6 +18,7 @@ class Composed(Backend):
     """Rows of a video: T x H x W cells, each of pool x pool patches, in raster order."""
 
     name = "composed"
+    needs_items = False
     cues: ClassVar = ("text", "frame_global", "pixels")
     pixel_inputs: ClassVar = {"image": (), "video": ("pixel_values_videos", "video_cells")}
 

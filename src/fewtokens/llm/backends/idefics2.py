@@ -9,5 +9,4 @@ class Idefics2(Backend):
     """Rows of a video, which is a sequence of images: T x 1 x n."""
 
     name = "idefics2"
-    needs_items = True
     latents = True

@@ -1,4 +1,7 @@
-"""Qwen3-VL: timestamps as text between the frames, and DeepStack features for the first layers. arXiv 2511.21631."""
+"""Qwen3-VL and later models with its processor: timestamps as text between the frames, DeepStack features.
+
+arXiv 2511.21631.
+"""
 
 from __future__ import annotations
 

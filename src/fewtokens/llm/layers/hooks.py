@@ -72,7 +72,7 @@ class LayerRuntime:
     """Carries out the decisions of methods inside one model.
 
     Args:
-        model: a model that takes features made ahead (`fewtokens llm-families`), with its language-model head.
+        model: a model that takes precomputed features (`fewtokens llm-families`), with its language-model head.
         methods: methods of the stage "llm", in order.
 
     Attributes:
@@ -366,8 +366,11 @@ def language_model(model: Any) -> Any:
         ValueError: there is none under a known name.
     """
     for name in ("language_model", "text_model"):
-        if hasattr(text := getattr(model.base_model, name, None), "layers"):
-            return text
+        text = getattr(model.base_model, name, None)
+        # A causal language model has it inside.
+        for part in (text, getattr(text, "model", None)):
+            if hasattr(part, "layers"):
+                return part
     raise ValueError(f"{type(model).__name__} has no language model with decoder layers under a known name")
 
 

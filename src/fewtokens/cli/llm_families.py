@@ -1,0 +1,45 @@
+"""`fewtokens llm-families`: the families of video language models, and which of them work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fewtokens.cli.command import verb
+from fewtokens.cli.console import out
+from fewtokens.cli.options import JsonOption
+from fewtokens.cli.tables import print_json, table
+
+
+@verb("fewtokens llm-families", "fewtokens llm-families qwen3_5", "fewtokens llm-families --json")
+def llm_families(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The model_type of one family.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the families of transformers whose visual tokens can be reduced, or show one."""
+    from fewtokens.llm.families import FAMILIES, TESTED, find_family
+
+    families = FAMILIES if name is None else (find_family(name),)
+    rows = [family.row() for family in families]
+    if as_json:
+        print_json(rows if name is None else rows[0])
+        return
+    if name is not None:
+        out.print(table("", [{"column": key, "value": shown(value)} for key, value in rows[0].items()]))
+        return
+    shown_rows = [{key: shown(value) for key, value in row.items()} for row in rows]
+    out.print(table("", shown_rows))
+    out.print(
+        f"Tested with transformers {TESTED}. prompts: fewtokens ask makes the prompt; for others, AutoProcessor makes\n"
+        "it, and `attach` or `compress_inputs` take it. axes: of positions. time_text: text of a time, … the frame.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def shown(value: object) -> str:
+    """A value of the table for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value == 0 else str(value)
