@@ -335,7 +335,7 @@ def test_families_without_a_file(folder):
     first, second = (0, 1, 3, 4, 12, 13, 15), (0, 2, 3, 6, 9)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        short = compress(model, one.inputs, [Chosen(first, second)])
+        short = compress(model, one.inputs, [Chosen(first, second)], items=one.items)
     kept = torch.zeros(18 + 12, dtype=torch.bool)
     kept[[*first, *(18 + cell for cell in second)]] = True
     grid = one.inputs["video_grid_thw"]
@@ -527,9 +527,9 @@ def test_which_methods_act_before_and_inside_the_tower():
     assert of("dtd") == of("kmeans(keep=4)") == ([], [])
     assert of("tome_in_encoder(keep=0.5) | kmeans(keep=4)") == ([], ["tome_in_encoder"])
     # Attention is that of all patches.
-    assert of("rlt | visionzip(keep=4)") == ([], [])
-    with pytest.raises(ValueError, match=r"tome_in_encoder .* cannot be combined with visionzip"):
-        of("tome_in_encoder(keep=0.5) | visionzip(keep=4)")
+    assert of("rlt | representation_shift(keep=4)") == ([], [])
+    with pytest.raises(ValueError, match=r"tome_in_encoder .* cannot be combined with representation_shift"):
+        of("tome_in_encoder(keep=0.5) | representation_shift(keep=4)")
 
 
 def test_cells_that_plans_read():

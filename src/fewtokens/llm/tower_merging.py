@@ -97,7 +97,10 @@ class TowerMerging:
     def _cue_hooks(self, block: nn.Module) -> list[Any]:
         needs, hooks = {need for method in self._methods for need in method.needs}, []
         if "keys" in needs:
-            attention: Any = next(part for part in block.modules() if hasattr(part, "qkv") or hasattr(part, "k_proj"))
+            parts = (part for part in block.modules() if hasattr(part, "qkv") or hasattr(part, "k_proj"))
+            attention: Any = next(parts, None)
+            if attention is None:
+                raise CannotSkipError("its blocks have no projection to keys")
             projection = attention.qkv if hasattr(attention, "qkv") else attention.k_proj
             heads = next(
                 getattr(attention, name) for name in ("num_heads", "num_attention_heads") if hasattr(attention, name)

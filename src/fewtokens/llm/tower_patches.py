@@ -31,6 +31,8 @@ from fewtokens.llm.interface import vision_tower, window_order
 
 # Modules of towers, other than blocks, that map each patch or group of patches separately.
 _ROW_WISE = ("patch_embed", "merger", "deepstack_merger_list", "merger_list")
+# The projection to keys, or to queries, keys and values.
+_PROJECTIONS = ("k_proj", "qkv", "k")
 
 
 class CannotSkipError(Exception):
@@ -193,12 +195,11 @@ def tower_of(model: Any, modality: str) -> tuple[nn.Module, list[nn.Module]]:
 
 
 def tower_blocks(tower: nn.Module) -> list[nn.Module]:
-    """The blocks of a tower: the numbered modules that contain the projections to queries and keys."""
+    """The blocks of a tower: the numbered modules that contain a projection to keys."""
     names: dict[str, None] = {}
     for name, module in tower.named_modules():
         block = re.match(r"(.*\.)?\d+(?=\.)", name)
-        projects = hasattr(module, "qkv") or (hasattr(module, "q_proj") and hasattr(module, "k_proj"))
-        if block is not None and projects:
+        if block is not None and any(hasattr(module, projection) for projection in _PROJECTIONS):
             names.setdefault(block[0])
     return [tower.get_submodule(name) for name in names]
 
