@@ -16,9 +16,13 @@ from typing import Any
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 RESULTS = ROOT / "benchmarks" / "results"
-# Folders of the repository whose pages are generated: links to the folder, which work in a clone and on GitHub, lead to
+# Parts of the repository whose pages are generated: links to them, which work in a clone and on GitHub, lead to
 # the pages in the site.
-_GENERATED = {"src/fewtokens/methods": "methods/index.md", "src/fewtokens/cli": "reference/commands.md"}
+_GENERATED = {
+    "src/fewtokens/methods": "methods/index.md",
+    "src/fewtokens/cli": "reference/commands.md",
+    "src/fewtokens/llm/families.py": "reference/llm_families.md",
+}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 
 
@@ -148,7 +152,7 @@ def families_page() -> str:
         "* `prompts`: `fewtokens ask`, `Session` and `Processor` make its prompts. For others, use `AutoProcessor` of "
         "transformers and pass its output to `attach` or `compress_inputs`.",
     ]
-    for title, works in (("These work", True), ("These do not", False)):
+    for title, works in (("Supported", True), ("Not supported", False)):
         shown = [row for row in rows if row["works"] is works]
         columns = [*names, "reason"] if works else ["name", "reason"]
         lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

@@ -28,11 +28,15 @@ def llm_families(
     if name is not None:
         out.print(table("", [{"column": key, "value": shown(value)} for key, value in rows[0].items()]))
         return
-    shown_rows = [{key: shown(value) for key, value in row.items()} for row in rows]
-    out.print(table("", shown_rows))
+    columns = ("name", "video", "axes", "prompts", "time_text")
+    out.print(table("", [{key: shown(row[key]) for key in columns} for row in rows if row["works"]]))
     out.print(
-        f"Tested with transformers {TESTED}. prompts: fewtokens ask makes the prompt; for others, AutoProcessor makes\n"
-        "it, and `attach` or `compress_inputs` take it. axes: of positions. time_text: text of a time, … the frame.",
+        table("Not supported", [{key: row[key] for key in ("name", "reason")} for row in rows if not row["works"]])
+    )
+    out.print(
+        f"Tested with transformers {TESTED}. axes: of positions.\n"
+        "prompts: fewtokens ask makes them; for others AutoProcessor does, for attach.\n"
+        "time_text: the text of a time, with … for the rows of a frame.",
         style="dim",
         highlight=False,
     )

@@ -143,16 +143,10 @@ def _groups(
     Raises:
         ValueError: `items` lists another number of entries.
     """
-    in_groups = backend.needs_items if modality == "image" else backend.video_parts
-    if not in_groups:
-        videos = prompt.get("pixel_values_videos")
-        if (
-            modality == "video"
-            and videos is not None
-            and videos.ndim == 5
-            and len(entries) == videos[:, :, 0, 0, 0].numel()
-        ):
-            return [("video", videos.shape[1])] * len(videos)  # one entry for each frame
+    videos = prompt.get("pixel_values_videos") if modality == "video" else None
+    if videos is not None and videos.ndim == 5 and len(entries) in (len(videos), videos.shape[0] * videos.shape[1]):
+        return [("video", len(entries) // len(videos))] * len(videos)  # an entry per video or per frame
+    if not (backend.needs_items if modality == "image" else backend.video_parts):
         return [(modality, 1)] * len(entries)
     if items is not None:
         groups = [item for row in items for item in row if modality in ("image", item[0])]

@@ -8,7 +8,7 @@ from fewtokens.llm.backends.base import Backend
 
 
 class NemotronHOmni(Backend):
-    """Rows of a video: T/2 runs of cells. The encoder returns each step separately."""
+    """Rows of a video: T/2 runs of cells. Before transformers 5.24 the encoder returns each step separately."""
 
     name = "nemotron_h_omni"
     video_parts = True
