@@ -511,6 +511,26 @@ def test_families_that_skip_do_not_warn():
             reduced(family, half(family))
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "internvl"])
+def test_images_are_encoded_in_full(family):
+    one = prompt(family, ("text", 2), ("image",), ("video", STEPS), ("text", 2))
+    cells = half(family)
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        few = compress(tiny(family), one.inputs, [Chosen(tuple(cells))], items=one.items)
+    assert [str(each.message) for each in raised] == [
+        "images in the prompt are kept in full; methods reduce only videos"
+    ]
+    full = compress(tiny(family), one.inputs, "", items=one.items)
+    images, expected = (
+        torch.cat(list(each.inputs["mm_encoder_outputs"]["image"].pooler_output)) for each in (few, full)
+    )
+    count = grid_of(family).cells_per_frame if family == "internvl" else len(expected)
+    assert torch.equal(images[:count], expected[:count])
+    assert few.tokens[0].cell[0].tolist() == cells
+    assert not torch.equal(few.tokens[0].features[0], full.tokens[0].features[0, cells])
+
+
 def test_another_name_for_the_tower_is_an_error():
     with pytest.raises(ValueError, match="tower must be one of kept, full, got 'half'"):
         compress(tiny("qwen2_vl"), example("qwen2_vl").inputs, "rlt", tower="half")

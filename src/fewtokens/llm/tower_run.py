@@ -123,10 +123,12 @@ class TowerRun:
         groups: Callable[[list[Tensor], Tensor], Groups],
     ) -> None:
         self._arguments = backend, model, modality, prompt
-        self.groups, self._methods = groups, methods
+        # Images are not reduced; some families take videos as images.
+        has_videos = modality == "video" or backend.needs_items
+        self.groups, self._methods = groups, methods if has_videos else TowerMethods()
         self.choice: PatchChoice | None = None
         self._merging: TowerMerging | None = None
-        self._expected = self._expect() if methods.before or methods.inside else None
+        self._expected = self._expect() if self._methods != TowerMethods() else None
 
     def encode(self) -> Any:
         """Returns the output of the encoder.
