@@ -25,7 +25,7 @@ def check_refused(run: Callable[[], Any], match: str) -> None:
 def test_arguments_of_a_method_outside_the_spec():
     model, processor = loaded("qwen2_vl")
     inputs = processor(model, CLIP, FIRST)
-    message = r"does not accept keep, only layout, positions, items; put arguments of a method in the spec"
+    message = r"does not accept keep, only layout, positions, items, tower; put arguments of a method in the spec"
     check_refused(lambda: compress_inputs(model, inputs, "tome", keep=0.1), f"compress_inputs {message}")
     check_refused(lambda: attach(model, "tome", keep=0.1), f"attach {message}")
 
