@@ -41,7 +41,8 @@ def model_of(layers: int) -> Any:
     }
     text = {
         "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": max(4, layers // 2),
-        "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 32_768, "bos_token_id": 1, "eos_token_id": 2,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 1000, "max_position_embeddings": 32_768,
+        "bos_token_id": 1, "eos_token_id": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
     }  # fmt: skip
     config = hf.Qwen2VLConfig(

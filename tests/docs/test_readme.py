@@ -70,7 +70,7 @@ def test_the_guide_lists_the_methods_that_are_refused():
     (line,) = [line for line in page.splitlines() if line.startswith("* Refused: ")]
     cues = {name: set(getattr(registry.get(name)(), "needs", ())) for name in registry.list_methods(stage="tokens")}
     refused = {name for name, needs in cues.items() if needs - {"pixels", "text"}}
-    assert set(re.findall(r"`(\w+)`", line)) == refused | {"encoder"}
+    assert set(re.findall(r"`(\w+)`", line)) == refused
 
 
 @pytest.mark.parametrize("page", [page for page, found in PYTHON.items() if found])

@@ -220,7 +220,7 @@ class TowerRun:
         """Prepares the methods inside the tower; None if there are no videos.
 
         Raises:
-            CannotSkipError: frames differ in size, or a row of the language model is not made of patches of its own.
+            CannotSkipError: frames differ in size, or rows of the language model share patches.
         """
         _, model, modality, _ = self._arguments
         expected = self._expected
