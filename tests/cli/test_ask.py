@@ -137,7 +137,7 @@ def test_errors_are_one_line(clip, model, tmp_path):
     refused(
         "requires a vision tower with an attention-pooling head", *question, "--with", "fastvid(4, attention='probe')"
     )
-    refused("stage 'encoder'", *question, "--with", "tome_in_encoder(r=1)")
+    refused("needs sharpness .* of each block", *question, "--with", "vid_tldr")
     refused("no method", *question, "--with", "nothing_such")
     refused("the context of this model is 2048; use fewer", *question, "--with", FEW, "--max-new-tokens", 2045)
     refused("the context of this model is 2048; use fewer", *question, "--with", "", "--max-new-tokens", 1900)

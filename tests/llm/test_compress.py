@@ -317,7 +317,7 @@ def test_errors_are_one_line(family):
     for spec, message in {
         "visionzip(keep=0.2, attention='row')": "attention must be one of class, received, mean_query, probe",
         "visionzip(keep=0.2, attention='received@7')": "layer 7 is not in the vision tower",
-        "vid_tldr": "stage 'encoder'",
+        "vid_tldr": "needs sharpness .* of each block",
         "kmeans(keep=0)": "keep must be",
         "nothing(3)": "no method called",
     }.items():

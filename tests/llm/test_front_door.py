@@ -26,7 +26,9 @@ def check_refused(run: Callable[[], Any], match: str) -> None:
 def test_arguments_of_a_method_outside_the_spec():
     model, processor = loaded("qwen2_vl")
     inputs = processor(model, CLIP, FIRST)
-    message = r"does not accept keep, only layout, positions, items, images; put arguments of a method in the spec"
+    message = (
+        r"does not accept keep, only layout, positions, items, images, tower; put arguments of a method in the spec"
+    )
     check_refused(lambda: compress_inputs(model, inputs, "tome", keep=0.1), f"compress_inputs {message}")
     check_refused(lambda: attach(model, "tome", keep=0.1), f"attach {message}")
 
@@ -99,11 +101,14 @@ def test_a_layer_beyond_the_model(parts):  # noqa: F811
         )
 
 
-def test_methods_inside_the_encoder():
+def test_methods_inside_the_vision_tower():
     model, processor = loaded("qwen2_vl")
-    message = "tome_in_encoder acts in the stage 'encoder'; methods inside the encoder are not supported in a video"
-    check_refused(lambda: Session(model, processor, "tome_in_encoder(r=1)"), message)
-    check_refused(lambda: attach(model, "tome_in_encoder(r=1)").__enter__(), message)
+    answer = Session(model, processor, "tome_in_encoder(r=1)").ask(CLIP, FIRST, 2)
+    assert answer.tokens == answer.cells - 2 * 4  # one in each of 2 blocks and 4 steps
+    message = "tome_in_encoder acts inside the vision tower, where it cannot be combined with rlt; use one of them"
+    check_refused(lambda: Session(model, processor, "rlt | tome_in_encoder(r=1)"), message)
+    message = r"vid_tldr\(.*\) needs sharpness .* of each block, .*; use vid_tldr\(by='shift'\)"
+    check_refused(lambda: Session(model, processor, "vid_tldr"), message)
 
 
 def test_a_video_llm_instead_of_its_model():

@@ -111,6 +111,24 @@ def test_a_method_that_reads_the_question_reduces_for_each(monkeypatch):
     assert calls == ["encode_visuals", "reduce_visuals", "reduce_visuals"]
 
 
+def test_features_of_kept_patches_are_not_those_of_all(monkeypatch):
+    model, processor = loaded("qwen2_vl")
+    clip = synthetic("shapes", frames=8, size=(64, 96), seed=1)
+    session = Session(model, processor, "visual_words(keep=0.5)", 8)
+    calls = count_calls(monkeypatch)
+    few = session.ask(clip, FIRST, 2)
+    session.ask(clip, SECOND, 2)
+    full = session.unreduced().ask(clip, FIRST, 2)
+    assert calls.count("encode_visuals") == 2
+    assert 2 * few.tokens == few.cells == full.tokens == full.cells
+    before, after = Session(model, processor, "", 8), session
+    assert full.text == before.ask(clip, FIRST, 2).text
+    kept, everything = (
+        next(iter(each._encoded.values())).encoded["video"].visuals[0].features for each in (after, before)
+    )
+    assert kept.shape == everything.shape and not torch.equal(kept, everything)
+
+
 def test_recent_videos_are_cached_and_changed_files_reread(tmp_path, monkeypatch):
     model, processor = loaded("qwen2_vl")
     session = Session(model, processor, "rlt(0.1)", 8, cache_size=2)
@@ -162,7 +180,7 @@ def test_longer_than_the_context():
     ("options", "message"),
     [
         ({"spec": "fastvid(keep=4, attention='probe')"}, "requires a vision tower with an attention-pooling head"),
-        ({"spec": "vid_tldr"}, "stage 'encoder'"),
+        ({"spec": "vid_tldr"}, "needs sharpness .* of each block"),
         ({"spec": "nothing_such"}, "nothing_such"),
         ({"layout": "heap"}, "layout must be one of"),
         ({"positions": "none"}, "positions must be one of"),

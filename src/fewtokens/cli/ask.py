@@ -179,6 +179,7 @@ def open_session(
     from fewtokens.llm import Session, find, load
     from fewtokens.llm.composed import is_video_llm
     from fewtokens.llm.cues import check_cues
+    from fewtokens.llm.tower_run import TowerMethods
 
     name, frames = options.model, options.frames
     composed = is_video_llm(name)
@@ -191,7 +192,9 @@ def open_session(
     # Errors in the spec are reported before weights are read, which may take minutes.
     _, config, backend = find(name)
     methods = make_methods(method_options, run.seed, config.get_text_config().hidden_size)
-    check_cues(backend, None, Pipeline([method for method in methods if method.stage in ("pixels", "tokens")]))
+    before = Pipeline([method for method in methods if method.stage in ("pixels", "encoder", "tokens")])
+    TowerMethods.of(before)
+    check_cues(backend, None, before)
     say(f"loading {name}")
     model, processor = load(name, run.device, options.dtype)
     for text in processor.notes:

@@ -68,6 +68,7 @@ class Method(Spec, nn.Module):
         keep: the `keep` argument that specifies `budget`, or None.
         attention_rule: the attention that it reads there, if not the published one.
         needs: names of the cues that `forward` requires as keyword arguments, keys of `CUES`.
+        decides_from_pixels: whether its plan depends on the cue "pixels" only, so that it can be made before encoding.
         causal: whether the tokens of a frame are independent of later frames, so that `step` can process a video in
             chunks with the same result.
         untrained: whether the parameters are random, because no checkpoint is given.
@@ -122,6 +123,11 @@ class Method(Spec, nn.Module):
     def needs(self) -> tuple[str, ...]:
         """Names of the cues that `forward` requires as keyword arguments, keys of `CUES`."""
         return ()
+
+    @property
+    def decides_from_pixels(self) -> bool:
+        """Whether its plan depends on the cue "pixels" only, so that it can be made before encoding."""
+        return self.stage == "pixels" and set(self.needs) == {"pixels"}
 
     @property
     def causal(self) -> bool:

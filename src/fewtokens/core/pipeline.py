@@ -24,6 +24,7 @@ from fewtokens.core.inputs import ACCEPTED, is_list_of_videos, read_video, to_fr
 from fewtokens.core.legacy import current_spec
 from fewtokens.core.method import CUES, STAGES, Method, Reducer, Resampler
 from fewtokens.core.plain import conform
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.load import load_encoder
 from fewtokens.video import Video
@@ -225,6 +226,22 @@ class Pipeline(Pushable, nn.Module):
 
         return self._run(video, times, cues, run), [states[id(method)] for method in self.methods]
 
+    def resume(self, tokens: Tokens, plans: Sequence[Plan], **cues: Tensor) -> Tokens:
+        """Reduces `Tokens` as `forward`, where the first methods have already decided.
+
+        Args:
+            tokens: the tokens before the first method.
+            plans: the plans of the first methods, which are applied in their place; their stage may be "encoder".
+            cues: see `forward`; those of the first methods are not needed.
+        """
+        decided = {id(method): plan for method, plan in zip(self.methods, plans, strict=False)}
+
+        def run(method: Method, tokens: Tokens, **cues: Any) -> Tokens:
+            plan = decided.get(id(method))
+            return method(tokens, **cues) if plan is None else tokens.apply(plan)
+
+        return self._run(tokens, None, cues, run, decided=len(plans))
+
     def check_causal(self) -> None:
         """Checks that all methods can be streamed.
 
@@ -254,14 +271,25 @@ class Pipeline(Pushable, nn.Module):
         custom = [m for m in self.methods if isinstance(m, Method) and type(m).join is not Method.join]
         return custom[-1].join(chunks) if custom else concatenate(chunks)
 
-    def _run(self, video: Any, times: Tensor | None, cues: dict[str, Tensor], run: Callable[..., Tokens]) -> Tokens:
-        """Encodes and reduces videos, calling `run(method, tokens, **cues)` for each method."""
+    def _run(
+        self,
+        video: Any,
+        times: Tensor | None,
+        cues: dict[str, Tensor],
+        run: Callable[..., Tokens],
+        *,
+        decided: int = 0,
+    ) -> Tokens:
+        """Encodes and reduces videos, calling `run(method, tokens, **cues)` for each method.
+
+        The first `decided` methods may be of the stage "encoder" although tokens are given.
+        """
         after = self._methods_at("tokens")
         if isinstance(video, Tokens):
             tokens = video
-            if inside := self._methods_at("encoder"):
+            if inside := self._methods_at("encoder")[decided:]:
                 raise ValueError(f"{inside[0].name} acts inside an encoder; pass frames, not tokens")
-            after = [*self._methods_at("pixels"), *after]
+            after = [method for method in self.methods if isinstance(method, Method)]
         else:
             if self.encoder is None:
                 raise ValueError("frames require an encoder: Pipeline(spec, encoder=load_encoder('patches'))")

@@ -141,7 +141,8 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
             (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of
             prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. They act on
             the visual tokens that the chain before them could have reduced.
-        options: layout, positions, items and images of `compress`. By default images are left whole, with a warning.
+        options: layout, positions, items, images and tower of `compress`. By default images are left whole, with a
+            warning.
 
     Raises:
         ValueError: as `compress`; methods are already attached to the model; the model does not have a layer of the

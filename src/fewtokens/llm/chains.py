@@ -16,9 +16,8 @@ from fewtokens.core.layer_method import LayerMethod
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
 
-# For methods that cannot act between encoder and language model, by stage.
+# For methods that cannot act before the language model, by stage.
 _REMEDIES = {
-    "encoder": "methods inside the encoder are not supported in a video language model; use one of the stage 'tokens'",
     "llm": "it acts inside the language model; use `with attach(model, ...)`, or a Session",
 }
 
@@ -49,14 +48,14 @@ def as_pipeline(spec: Methods, model: Any) -> Pipeline:
     """Returns the chain as a pipeline on the model's device, built for the hidden size of the language model.
 
     Raises:
-        ValueError: a method acts inside an encoder or the language model.
+        ValueError: a method acts inside the language model.
     """
     if isinstance(spec, Pipeline):
         return spec
     methods = build_methods(spec, model)
     for method in methods:
-        if method.stage not in ("pixels", "tokens"):
-            remedy = _REMEDIES.get(method.stage, "use methods of the stages 'pixels', 'tokens' and 'llm'")
+        if method.stage not in ("pixels", "encoder", "tokens"):
+            remedy = _REMEDIES.get(method.stage, "use methods of the stages 'pixels', 'encoder', 'tokens' and 'llm'")
             raise ValueError(f"{method.name} acts in the stage {method.stage!r}; {remedy}")
     return Pipeline(methods)
 
@@ -79,6 +78,11 @@ def image_pipeline(images: bool | Methods, pipeline: Pipeline, model: Any) -> Pi
         pipeline = as_pipeline(before, model)
     for method in pipeline.methods:
         assert isinstance(method, Method)
+        if method.stage == "encoder":
+            raise ValueError(
+                f"{method.name} acts inside the vision tower, where only videos are reduced; give images other "
+                "methods, such as images='kmeans(keep=0.25)', or images=False"
+            )
         in_full = max(method.min_count(_FRAME), method.planned_count(_FRAME) or 0) >= _FRAME.cells
         if in_full and (method.planned_count(_FRAMES) or 0) < _FRAMES.cells:
             raise ValueError(

@@ -16,9 +16,10 @@ from fewtokens.llm.cues import attention_rule, check_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
+from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import encode_visuals, reduce_visuals
 
-_OPTIONS = ("layout", "positions", "items", "images")
+_OPTIONS = ("layout", "positions", "items", "images", "tower")
 
 
 def compress_inputs(model: Any, inputs: Any, spec: Methods, **options: Any) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def compress(
     positions: str | None = None,
     items: Sequence[Sequence[tuple[str, int]]] | None = None,
     images: bool | Methods = False,
+    tower: str = "kept",
 ) -> Compressed:
     """Encodes the images and videos of a prompt, reduces them and shortens the prompt to match.
 
@@ -56,9 +58,10 @@ def compress(
             may be wrapped, see `unwrap`.
         inputs: the output of the processor: input_ids [B,L], attention_mask, pixels, grids; labels [B,L], if given.
             Other inputs are passed through.
-        spec: a chain of methods of the stages pixels and tokens. Features have the hidden size of the language model.
-            Methods of the pixels stage choose from pixels which tokens reach the language model; the encoder still
-            processes full frames. Query-aware methods receive the embedded text of the prompt.
+        spec: a chain of methods of the stages pixels, encoder and tokens. Features have the hidden size of the language
+            model. Methods at the start of the chain that decide from pixels (those of the pixels stage,
+            `dtd(mode="pixel")`) choose before encoding; see `tower`. Those of the encoder stage act between the blocks
+            of the vision tower. Query-aware methods receive the embedded text of the prompt.
         layout: for families with text between frames, such as Qwen3-VL and InternVL: "per_frame" keeps
             the text and assigns each token to the frame nearest to its mean time; "collapse" removes the text and
             leaves one block of tokens.
@@ -75,8 +78,12 @@ def compress(
             tiles are two grids, which share a count by their numbers of cells; each row of cells that keeps a token
             keeps its newline, and with the layout "collapse" the image keeps the last one. Where tiles are
             separate images in the prompt (InternVL, SmolVLM, Idefics3, Aya), the budget applies to each.
+        tower: "kept" encodes only the patches of the cells that methods keep from pixels, at their positions in the
+            full video; they attend only to one another, so their features differ. "full" encodes all patches and
+            chooses afterwards. Images are encoded in full.
 
-    Warns if images are left whole although there are methods, and if a method has random weights.
+    Warns if images are left whole although there are methods, if a method has random weights, and if patches cannot
+    be left out in the vision tower of the family, which then encodes all.
 
     Raises:
         ValueError: an unsupported family, a missing cue, a token count that differs from the budget, placeholders that
@@ -88,12 +95,14 @@ def compress(
     pipeline = as_pipeline(spec, model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    methods = TowerMethods.of(pipeline, tower)
     for_images = image_pipeline(images, pipeline, model)
     pipelines = {"video": pipeline} if for_images is None else {"video": pipeline, "image": for_images}
     for each in pipelines.values():
         check_cues(backend, model, each)
     needs = {kind: each.needs for kind, each in pipelines.items()}
-    encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=attention_rule(*pipelines.values()))
+    rule = attention_rule(*pipelines.values())
+    encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=rule, methods=methods)
     if not encoded:
         return Compressed(prompt)
     reduced = reduce_visuals(backend, model, pipeline, prompt, encoded, for_images)

@@ -37,7 +37,7 @@ def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
     attention_rule(pipeline)
     available = {*backend.cues, *TOWER_CUES} if model is None else set(backend.available_cues(model))
     for method in pipeline.methods:
-        if not isinstance(method, Method):
+        if not isinstance(method, Method) or method.stage == "encoder":
             continue
         for need in sorted(set(method.needs) - available):
             remedy = "; models whose vision tower is a ViT, such as Qwen2.5-VL, can" if need in TOWER_CUES else ""
@@ -53,7 +53,7 @@ def attention_rule(*pipelines: Pipeline) -> AttentionRule:
         ValueError: two methods read different ones.
     """
     every = [method for pipeline in pipelines for method in pipeline.methods]
-    methods = [m for m in every if isinstance(m, Method) and set(m.needs) & set(TOWER_CUES)]
+    methods = [m for m in every if isinstance(m, Method) and m.stage != "encoder" and set(m.needs) & set(TOWER_CUES)]
     rules = {method.attention_rule for method in methods}
     if len(rules) > 1:
         raise ValueError(
@@ -109,7 +109,7 @@ def make_cues(
     """
     cues: dict[str, Tensor] = {}
     if "frame_global" in needs:
-        cues["frame_global"] = tokens.features.unflatten(1, (tokens.grid.T, -1)).mean(2)
+        cues["frame_global"] = _frame_means(tokens, videos)
     if "pixels" in needs:
         cues["pixels"] = torch.stack([visual.pixels for visual in videos if visual.pixels is not None])
     for name in set(needs) & set(TOWER_CUES):
@@ -123,3 +123,14 @@ def make_cues(
             )
         cues["text"] = model.get_input_embeddings()(ids)
     return cues
+
+
+def _frame_means(tokens: Tokens, videos: Sequence[VisualFeatures]) -> Tensor:
+    """The mean of the cells of each frame [V,T,C]; of those that were encoded, zero if there are none."""
+    frames = tokens.features.unflatten(1, (tokens.grid.T, -1))
+    encoded = videos[0].encoded
+    if encoded is None:
+        return frames.mean(2)
+    assert len(videos) == 1
+    weights = encoded.view(frames.shape[:3]).to(frames.dtype)
+    return (weights[..., None] * frames).sum(2) / weights.sum(2, keepdim=True).clamp(min=1)

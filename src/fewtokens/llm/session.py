@@ -23,6 +23,7 @@ from fewtokens.llm.cues import attention_rule, check_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
+from fewtokens.llm.tower_run import TowerMethods
 from fewtokens.llm.visuals import EncodedVisuals, ReducedVisual, encode_visuals, reduce_visuals
 from fewtokens.profiling.memory import peak_memory
 from fewtokens.video import Video, read
@@ -94,14 +95,14 @@ class Session:
         spec: a chain of methods, see `attach`; "" keeps all tokens. Default: the model's own methods, if it has any.
         frames: the number of evenly spaced frames per video. Default: `num_frames` of the processor.
         fps: frames per second, instead of `frames`.
-        layout, positions: see `compress`.
+        layout, positions, tower: see `compress`.
         cache_size: the number of videos, the most recently used ones, whose features stay in memory.
 
     Attributes:
         progress: called with the name of each step, if set.
 
     Raises:
-        ValueError: the spec is invalid, acts inside the encoder, or needs a cue that the family cannot provide.
+        ValueError: the spec is invalid, or needs a cue that the family cannot provide.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Session:
         fps: float | None = None,
         layout: str = "per_frame",
         positions: str | None = None,
+        tower: str = "kept",
         cache_size: int = 4,
     ) -> None:
         if layout not in LAYOUTS:
@@ -131,6 +133,7 @@ class Session:
         self.pipeline = as_pipeline(before, model)
         self.layer_hooks = layer_hooks(model, inside)
         check_cues(self.backend, model, self.pipeline)
+        self.tower_methods = TowerMethods.of(self.pipeline, tower)
         self.needs, self.rule = self.pipeline.needs, attention_rule(self.pipeline)
         self.per_question = "text" in self.needs
         self.progress: Callable[[str], None] | None = None
@@ -180,7 +183,7 @@ class Session:
             raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         check_free(self.model)
         clock = Clock(self.model.device)
-        key = video_key(video)
+        key = video_key(video), *self.tower_methods.specs
         encoded, prompt = self._encode(key, video, question, clock)
         self._report("reducing")
         short = self._reduce(key, encoded, prompt)
@@ -215,7 +218,13 @@ class Session:
         prompt = self._prompt(prepared.text, question, kind)
         inputs = inputs_on(self.model, prepared.inputs)
         encoded = encode_visuals(
-            self.backend, self.model, prompt | inputs, items, needs={kind: self.needs}, rule=self.rule
+            self.backend,
+            self.model,
+            prompt | inputs,
+            items,
+            needs={kind: self.needs},
+            rule=self.rule,
+            methods=self.tower_methods,
         )
         clock.lap("encode")
         other_inputs = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from fewtokens.llm.backends.rows import VisualFeatures, join_layouts
 from fewtokens.llm.chains import share_budgets
 from fewtokens.llm.cues import cue_shape, make_cues, question_columns
 from fewtokens.llm.interface import cache_of, is_filled
+from fewtokens.llm.tower_run import TowerMethods, TowerRun
 
 
 @dataclass
@@ -63,6 +65,7 @@ def encode_visuals(
     *,
     needs: Mapping[str, Collection[str]] | None = None,
     rule: AttentionRule | None = None,
+    methods: TowerMethods | None = None,
 ) -> dict[str, EncodedVisuals]:
     """Encodes the images and videos of a prompt, by modality; empty if it is text only.
 
@@ -71,11 +74,16 @@ def encode_visuals(
         needs: names of cues by kind, "image" or "video", of which those of the pixels and of the vision tower are
             stored with the images and videos.
         rule: which attention. Default: that of `AttentionRule`.
+        methods: those that act before or inside the vision tower. None runs it in full.
+
+    Warns if the vision tower of the family can only encode all patches.
 
     Raises:
-        ValueError: placeholders do not match the features, or a later turn contains a video.
+        ValueError: placeholders do not match the features, a later turn contains a video, or methods cannot act inside
+            the vision tower.
     """
     needs, encoded = needs or {}, {}
+    methods = methods or TowerMethods()
     ids = prompt.get("input_ids")
     for modality in MODALITIES:
         if not any(prompt.get(name) is not None for name in backend.pixel_inputs[modality]):
@@ -87,13 +95,18 @@ def encode_visuals(
         # Where videos are images in a row, the entries of an encoder belong to either.
         kinds = MODALITIES if modality == "image" and backend.needs_items else (modality,)
         of_tower = {name for kind in kinds for name in needs.get(kind, ())}
+        run = TowerRun(
+            backend, model, modality, prompt, methods, partial(_groups, backend, model, modality, prompt, items)
+        )
         with backend.recording(model, modality, prompt, of_tower, rule or AttentionRule()) as set_cues:
-            outputs = backend.encode(model, modality, prompt)
+            outputs = run.encode()
         entries = backend.entries(model, outputs)
         placeholder, at = backend.locate(model, modality, prompt, sum(map(len, entries)))
-        groups = _groups(backend, model, modality, prompt, entries, at[:, 0], items)
-        of_pixels = [kind for kind, names in needs.items() if "pixels" in names]
+        groups = run.groups(entries, at[:, 0])
+        # The pixels of videos are known from the choice of their patches.
+        of_pixels = [k for k, names in needs.items() if "pixels" in names and (k == "image" or run.choice is None)]
         visuals = backend.visuals(model, modality, outputs, prompt, groups, of_pixels)
+        run.note(visuals)
         set_cues(visuals)
         parts = at.split([len(visual.features) for visual in visuals])
         if any(len(part) and bool((part[:, 0] != part[0, 0]).any()) for part in parts):
@@ -128,16 +141,16 @@ def _groups(
     model: Any,
     modality: str,
     prompt: dict[str, Any],
+    items: Sequence[Sequence[tuple[str, int]]] | None,
     entries: list[Tensor],
     rows: Tensor,
-    items: Sequence[Sequence[tuple[str, int]]] | None,
 ) -> list[tuple[str, int]]:
     """The images and videos of a modality as ("image" or "video", number of entries), in order.
 
     Args:
+        items: see `compress`; None treats all entries of a prompt as one video if they have a common grid.
         entries: the rows [n,D] of each entry.
         rows: int64 [sum of n], the prompt of each row.
-        items: see `compress`; None treats all entries of a prompt as one video if they have a common grid.
 
     Raises:
         ValueError: `items` lists another number of entries.
@@ -200,7 +213,8 @@ def _reduce(
         if "pixels" in needs and visual.pixels is None:
             raise ValueError("methods that need pixels cannot reduce images in tiles; give images other methods")
         shape = cue_shape(needs, visual, None if text is None else text[encoded.row[index]])
-        groups.setdefault((visual.kind, visual.part, visual.grid.H, visual.grid.W, *shape), []).append(index)
+        single = (index,) if visual.plans else ()
+        groups.setdefault((visual.kind, visual.part, visual.grid.H, visual.grid.W, *shape, *single), []).append(index)
     for (kind, part, *_), indices in groups.items():
         group = [_tokens(visuals[index]) for index in indices]
         pipeline = pipelines[kind]
@@ -213,7 +227,9 @@ def _reduce(
         batch = group[0] if len(group) == 1 else collate(group)
         rows = [encoded.row[index] for index in indices]
         cues = make_cues(pipeline.needs, model, prompt, [visuals[index] for index in indices], batch, rows, text)
-        for index, before, after in zip(indices, group, pipeline(batch, **cues), strict=True):
+        plans = visuals[indices[0]].plans
+        reduced = pipeline.resume(batch, plans, **cues) if plans else pipeline(batch, **cues)
+        for index, before, after in zip(indices, group, reduced, strict=True):
             planned = pipeline.planned_count(before.grid)
             if planned is not None and planned != after.N:
                 raise ValueError(f"{pipeline.spec} must leave {planned} of {before.N} tokens, got {after.N}")
@@ -231,9 +247,12 @@ def _shorten(visual: VisualFeatures, before: Tokens, after: Tokens) -> VisualFea
     assert visual.layout is not None
     device = visual.features.device
     cells, others = visual.layout.cells(device), visual.layout.others(device)
-    layers = [
-        layer[cells] if after is before else after.pool(layer[None, cells], before)[0] for layer in visual.deepstack
-    ]
+    layers = [layer[None, cells] for layer in visual.deepstack]
+    if layers:
+        for plan in visual.plans:
+            layers = [plan.move(layer, before.sizes) for layer in layers]
+            before = before.apply(plan)
+    layers = [layer[0] if after is before else after.pool(layer, before)[0] for layer in layers]
     deepstack = [torch.cat([layer, full[others]]) for layer, full in zip(layers, visual.deepstack, strict=True)]
     features = torch.cat([after.features[0].to(visual.features.dtype), visual.features[others]])
-    return replace(visual, features=features, deepstack=deepstack, pixels=None, cues={})
+    return replace(visual, features=features, deepstack=deepstack, pixels=None, cues={}, plans=[], encoded=None)

@@ -28,6 +28,7 @@ from fewtokens.llm.backends.rows import (
     VisualFeatures,
     cell_pixels,
     join_layouts,
+    packed_pixels,
     row_layout,
     split_grids,
     tiled_layout,
@@ -64,6 +65,14 @@ _CONSUMERS = ("image_features", "video_features", "rope_index")
 _NOT_CONSUMED = ("kwargs", "input_ids", "attention_mask", "position_ids", "inputs_embeds", *CACHE_NAMES)
 # Names of the number of patches merged along each side, in configs.
 _MERGE_NAMES = ("spatial_merge_size", "merge_size", "merge_kernel_size")
+# Families whose processors pack patches as that of Qwen2-VL, by the mean and deviation of their pixels.
+_PACKED = {
+    (HALF, HALF): ("cohere_compass", "cosmos3_omni", "qwen3_5", "qwen3_5_moe", "qwen3_vl_moe", "qwen4_exp"),
+    (CLIP_MEAN, CLIP_STD): (
+        "exaone4_5", "glm46v", "glm4v", "glm4v_moe", "glm5_next", "glm_ocr", "hyperclovax_vision_v2", "minimax_m3_vl",
+        "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker",
+    ),
+}  # fmt: skip
 OWN_PROCESSOR = (
     "make prompts with the processor of transformers (AutoProcessor) and pass them to attach or compress_inputs"
 )
@@ -370,6 +379,11 @@ class Backend:
     def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
         """The cue `pixels` of an image or a video that consists of some of the entries."""
         frames = next(inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None)
+        if (grids := inputs.get(f"{modality}_grid_thw")) is not None:
+            counts = grids.prod(1)
+            start, stop = (int(counts[:end].sum()) for end in (entries.start, entries.stop))
+            side = attribute(model.config.vision_config, "patch_size")
+            return packed_pixels(frames[start:stop], layout.grid.cells, side, self.mean, self.std)
         frames = frames[entries].flatten(0, -4) if frames.ndim == 5 else frames[entries]
         if modality == "image" and (sizes := inputs.get("image_sizes")) is not None:
             height, width = sizes[entries][0].tolist()  # images of different sizes are padded
@@ -517,6 +531,9 @@ def backend_of(model: Any) -> Backend:
     backend = backend_class(kind)(kind)
     if backend.needs_items is None:
         backend.needs_items = not hasattr(model.base_model, "get_video_features")
+    for (mean, std), kinds in _PACKED.items():
+        if kind in kinds:
+            backend.mean, backend.std, backend.cues = mean, std, (*backend.cues, "pixels")  # type: ignore[misc]
     if version() in backend.unsupported_versions:
         major, minor = version()
         raise ValueError(

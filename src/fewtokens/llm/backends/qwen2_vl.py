@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from fewtokens.llm.backends.base import CLIP_MEAN, CLIP_STD, Backend
-from fewtokens.llm.backends.rows import RowLayout
 from fewtokens.llm.interface import attribute
 from fewtokens.llm.pixels import PreparedVideo, normalize, pack, pixel_limits, resize, whole_patches
 from fewtokens.video import Video
@@ -72,19 +69,3 @@ class Qwen2VL(Backend):
 
     def extra_inputs(self, inputs: dict[str, Any], video: Video, tubelet: int, merge: int) -> None:
         """Adds further inputs of the model."""
-
-    def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
-        counts = inputs[f"{modality}_grid_thw"].prod(1)
-        start, stop = (int(counts[:end].sum()) for end in (entries.start, entries.stop))
-        patches = next(inputs[name] for name in self.pixel_inputs[modality] if inputs.get(name) is not None)[start:stop]
-        return self.packed_pixels(patches, math.isqrt(len(patches) // layout.grid.cells), model)
-
-    def packed_pixels(self, packed: Tensor, merge: int, model: Any) -> Tensor:
-        """The cue `pixels` from patches as packed for the encoder, where those of a cell are consecutive."""
-        frames, side = self.tubelet(model), model.config.vision_config.patch_size
-        patches = packed.float().reshape(-1, merge, merge, 3, frames, side, side)
-        mean, std = (patches.new_tensor(part).reshape(3, 1, 1, 1) for part in (self.mean, self.std))
-        unit = (patches * std + mean).clamp(0, 1)
-        # cell, sub-frame, row, column, channel
-        cells = unit.permute(0, 4, 1, 5, 2, 6, 3).reshape(len(unit), frames, -1, 3)
-        return torch.flatten(cells, 2)

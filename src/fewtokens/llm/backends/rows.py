@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
+from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 
 Shape = tuple[int, int, int]
@@ -66,6 +67,8 @@ class VisualFeatures:
         pixels: [S,P,D], the pixels of each cell in 0..1 (the cue `pixels`); None if not requested.
         cues: cues of the vision tower by name, float32 [S,...]; those requested.
         part: the number of cells of the image before this grid, and in all its grids; None if it has only one.
+        plans: what the first methods decided from the pixels before encoding, see `tower_patches`.
+        encoded: bool [S], the cells that were encoded for these plans; None for all.
     """
 
     kind: str
@@ -75,6 +78,8 @@ class VisualFeatures:
     pixels: Tensor | None = None
     cues: dict[str, Tensor] = field(default_factory=dict)
     part: tuple[int, int] | None = None
+    plans: list[Plan] = field(default_factory=list)
+    encoded: Tensor | None = None
 
     __repr__ = shape_repr
 
@@ -212,3 +217,20 @@ def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
     frames = frames[:: max(1, len(frames) // grid.T)][: grid.T]
     cells = frames.reshape(grid.T, 3, grid.H, side, grid.W, side).permute(0, 2, 4, 3, 5, 1)
     return cells.reshape(grid.cells, 1, side * side * 3)
+
+
+def packed_pixels(packed: Tensor, cells: int, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Returns the cue `pixels`, [S,P,D], of normalized patches as processors pack them, of S cells.
+
+    Args:
+        packed: [n, 3*P*side*side], where the patches of a cell are consecutive and those of one row adjacent.
+        cells: S, of which each has merge x merge patches.
+        side: the height and width of a patch.
+        mean, std: of the normalized pixels.
+    """
+    merge = isqrt(len(packed) // cells)
+    patches = packed.float().reshape(cells, merge, merge, 3, -1, side, side)
+    shift, scale = (patches.new_tensor(part).reshape(3, 1, 1, 1) for part in (mean, std))
+    unit = (patches * scale + shift).clamp(0, 1)
+    # cell, sub-frame, row, column, channel
+    return unit.permute(0, 4, 1, 5, 2, 6, 3).flatten(2)

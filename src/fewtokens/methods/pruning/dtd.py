@@ -55,6 +55,10 @@ class Dtd(Reducer):
         return ("pixels",) if self.mode == "pixel" else ()
 
     @property
+    def decides_from_pixels(self) -> bool:
+        return self.mode == "pixel"
+
+    @property
     def causal(self) -> bool:
         return self.budget is None
 
