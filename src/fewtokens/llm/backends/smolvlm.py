@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from fewtokens.llm.backends.base import Backend
-from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
-from fewtokens.llm.interface import version
+from fewtokens.llm.backends.rows import RowLayout
 from fewtokens.llm.pixels import LANCZOS, PreparedVideo, normalize, resize
 from fewtokens.video import Video
 
@@ -87,13 +85,6 @@ class SmolVLM(Backend):
     def pixels(self, model: Any, modality: str, inputs: dict[str, Any], entries: slice, layout: RowLayout) -> Tensor:
         images = inputs["pixel_values"].flatten(0, 1)
         return super().pixels(model, modality, {"pixel_values": images[images.flatten(1).any(1)]}, entries, layout)
-
-    def pack(self, modality: str, outputs: Any, visuals: Sequence[VisualFeatures]) -> Any:
-        packed = super().pack(modality, outputs, visuals)
-        if version() < (5, 20):
-            # One image per row.
-            packed["pooler_output"] = torch.cat(packed["pooler_output"])[:, None]
-        return packed
 
 
 def _first_size(size: dict[str, int], height: int, width: int) -> tuple[int, int]:
