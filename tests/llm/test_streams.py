@@ -205,6 +205,18 @@ class TestPresets:
         ids = torch.tensor([[5, 6, 7, 8]])
         assert torch.equal(two(ids).logits, base(ids).logits)
 
+    @pytest.mark.parametrize("name", PRESETS)
+    def test_a_language_model_in_bfloat16(self, parts, name):
+        """As `load(dtype="bfloat16")` makes it: the other parts stay in float32."""
+        _, two = pair(parts, EVERY[name])
+        inputs = questions(open_gates(two))
+        with torch.no_grad():
+            expected = two(**inputs).logits[:, -1]
+            two.llm.to(torch.bfloat16)
+            actual = two(**inputs).logits[:, -1]
+        assert actual.dtype == torch.bfloat16
+        torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
     def test_adapters_added_later_are_used(self, parts):
         pytest.importorskip("peft")
         _, two = pair(parts, EVERY["slow_fast"])

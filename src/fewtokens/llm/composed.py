@@ -323,7 +323,7 @@ class ComposedVideoLLM(nn.Module):
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def save_pretrained(self, folder: str | Path, **meta: Any) -> Path:
-        """Writes config.json, parts.safetensors (encoder, projector, methods, streams) and the language model in llm/.
+        """Writes config.json, parts.safetensors (all parts but the language model) and the language model in llm/.
 
         The folder is self-contained. Adapters are merged. Either all files are written or none.
 

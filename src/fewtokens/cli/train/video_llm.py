@@ -85,7 +85,9 @@ def video_llm(
         parse(streams)  # raises errors before a model is loaded
 
     def build() -> tuple[ComposedVideoLLM, dict[str, Input]]:
-        options: dict[str, Any] = {"pool": pool, "positions": positions, "streams": streams}
+        options: dict[str, Any] = {"pool": pool, "positions": positions}
+        if streams:  # runs without it, also of earlier versions, do not record it
+            options["streams"] = streams
         model = build_video_llm(encoder, llm, spec=spec, **options, device="cpu", batch=256)
         values = {"--with": spec} | {f"--{name}": value for name, value in options.items()}
         sources = {"--encoder": folder_input(encoder), "--llm": folder_input(llm)}

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 def chunked_scan(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, chunk: int = 64) -> Tensor:
     """Returns y[t] = h[t] c[t] of the recurrence h[t] = exp(decay[t]) h[t-1] + x[t] b[t], with h[-1] = 0.
 
-    The outputs of a chunk are a masked product with its inputs plus the state that enters it, so that the recurrence
-    has one step per chunk. State space duality, arXiv 2405.21060, section 6.
+    The outputs of a chunk are a masked product with its inputs plus the state that enters it: the recurrence has
+    one step per chunk. State space duality, arXiv 2405.21060, section 6.
 
     Args:
         x: float32 [B,L,H,P], inputs of H heads.
