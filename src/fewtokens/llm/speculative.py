@@ -75,7 +75,7 @@ def speculate(
     cache is smaller.
 
     Args:
-        model: a model that takes features made ahead, as for `compress`, whose cache can be shortened: with full
+        model: a model that takes precomputed features, as for `compress`, whose cache can be shortened: with full
             attention in all layers.
         inputs: one prompt, as for `compress`.
         spec: the methods that shorten the draft's prompt, see `compress`.

@@ -57,7 +57,7 @@ class MaxMin(Reducer):
         return Plan.keep(self._select(tokens.features, tokens.mask, counts))
 
     def _select_each(self, features: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
-        """`_select` for windows; on a CPU one by one, since all wait for the one that takes the most steps."""
+        """`_select` for windows; on a CPU in turn, since all wait for the one that takes the most steps."""
         if not readable(features):
             return self._select(features, mask, counts)
         parts = zip(features.split(1), mask.split(1), counts.split(1), strict=True)
