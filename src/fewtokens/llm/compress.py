@@ -12,7 +12,7 @@ from typing import Any
 
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline
-from fewtokens.llm.cues import attention_rule, check_cues
+from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
@@ -100,7 +100,7 @@ def compress(
     pipelines = {"video": pipeline} if for_images is None else {"video": pipeline, "image": for_images}
     for each in pipelines.values():
         check_cues(backend, model, each)
-    needs = {kind: each.needs for kind, each in pipelines.items()}
+    needs = {kind: needed_cues(each) for kind, each in pipelines.items()}
     rule = attention_rule(*pipelines.values())
     encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=rule, methods=methods)
     if not encoded:

@@ -46,6 +46,12 @@ def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
             backend.check_attention(model, method)
 
 
+def needed_cues(pipeline: Pipeline) -> set[str]:
+    """Returns the names of the cues that the methods after the vision tower need."""
+    methods = [m for m in pipeline.methods if isinstance(m, Method) and m.stage != "encoder"]
+    return {need for method in methods for need in method.needs}
+
+
 def attention_rule(*pipelines: Pipeline) -> AttentionRule:
     """Returns which attention the methods read.
 

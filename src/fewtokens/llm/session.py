@@ -19,7 +19,7 @@ from fewtokens.llm.attach import check_free, layer_hooks
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline, split_chain
 from fewtokens.llm.clock import Clock, stream_text
-from fewtokens.llm.cues import attention_rule, check_cues
+from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, POSITIONS, Compressed, edit_prompts
 from fewtokens.llm.prompts import Processor, inputs_on
@@ -134,7 +134,7 @@ class Session:
         self.layer_hooks = layer_hooks(model, inside)
         check_cues(self.backend, model, self.pipeline)
         self.tower_methods = TowerMethods.of(self.pipeline, tower)
-        self.needs, self.rule = self.pipeline.needs, attention_rule(self.pipeline)
+        self.needs, self.rule = needed_cues(self.pipeline), attention_rule(self.pipeline)
         self.per_question = "text" in self.needs
         self.progress: Callable[[str], None] | None = None
         self._encoded: OrderedDict[Hashable, CachedVideo] = OrderedDict()

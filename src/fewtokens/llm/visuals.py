@@ -18,7 +18,7 @@ from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
 from fewtokens.llm.backends.rows import VisualFeatures, join_layouts
 from fewtokens.llm.chains import share_budgets
-from fewtokens.llm.cues import cue_shape, make_cues, question_columns
+from fewtokens.llm.cues import cue_shape, make_cues, needed_cues, question_columns
 from fewtokens.llm.interface import cache_of, is_filled
 from fewtokens.llm.tower_run import TowerMethods, TowerRun
 
@@ -193,7 +193,7 @@ def reduce_visuals(
         ValueError: the token count differs from the budget.
     """
     pipelines = {"video": pipeline} if images is None else {"video": pipeline, "image": images}
-    needs_text = any("text" in each.needs for each in pipelines.values())
+    needs_text = any("text" in needed_cues(each) for each in pipelines.values())
     text = question_columns(backend, model, prompt) if needs_text else None
     return {modality: _reduce(model, pipelines, prompt, group, text) for modality, group in encoded.items()}
 
@@ -209,7 +209,7 @@ def _reduce(
     for index, visual in enumerate(visuals):
         if visual.grid is None or visual.kind not in pipelines:
             continue
-        needs = pipelines[visual.kind].needs
+        needs = needed_cues(pipelines[visual.kind])
         if "pixels" in needs and visual.pixels is None:
             raise ValueError("methods that need pixels cannot reduce images in tiles; give images other methods")
         shape = cue_shape(needs, visual, None if text is None else text[encoded.row[index]])
@@ -226,7 +226,7 @@ def _reduce(
             continue
         batch = group[0] if len(group) == 1 else collate(group)
         rows = [encoded.row[index] for index in indices]
-        cues = make_cues(pipeline.needs, model, prompt, [visuals[index] for index in indices], batch, rows, text)
+        cues = make_cues(needed_cues(pipeline), model, prompt, [visuals[i] for i in indices], batch, rows, text)
         plans = visuals[indices[0]].plans
         reduced = pipeline.resume(batch, plans, **cues) if plans else pipeline(batch, **cues)
         for index, before, after in zip(indices, group, reduced, strict=True):
