@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,7 @@ def start(case: Case, inputs: Path, out: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "fewtokens", *words], env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -252,6 +253,9 @@ def attack(case: Case, inputs: Path, reference: Reference, out: Path, rng: rando
             process.send_signal(signal_number)
             break
     code = process.wait(timeout=600)
+    # A worker of a data loader whose parent is killed while it starts takes process 1 for its parent, and never ends.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     _last_line(process)
     if code == 0:
         return None
