@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 from PIL import Image
+from typer.models import ArgumentInfo, OptionInfo
 from typer.testing import CliRunner
 
 from fewtokens.cli import app
@@ -45,7 +46,10 @@ def numeric(verb: str) -> list[str]:
     for hint in (parameter.annotation for parameter in find(*verb.split()).parameters):
         # Within Annotated the first name takes the place of a default.
         declarations = [
-            name for part in getattr(hint, "__metadata__", ()) for name in (part.default, *(part.param_decls or ()))
+            name
+            for part in getattr(hint, "__metadata__", ())
+            if isinstance(part, OptionInfo | ArgumentInfo)
+            for name in (part.default, *(part.param_decls or ()))
         ]
         names = [name for name in declarations if isinstance(name, str) and name.startswith("--")]
         if names:

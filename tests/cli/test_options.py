@@ -76,17 +76,19 @@ SAMPLES = {
     **{(f"eval {name}", "test set"): "--data D --val V" for name in ("fewshot", "linear", "knn")},
     ("train classify", "test set"): "vit_s16 --data D --val V --out o",
 }  # fmt: skip
+# Values of options that are checked before anything runs; others accept any text.
+VALUES = {"--device": "cpu", "--dtype": "float32", "--with": "uniform"}
 MODES = [(" ".join(names), mode.name) for names in every_verb() for mode in find(*names).modes]
 
 
 def option(annotation: Any) -> list[str]:
     """Returns a flag, with a value that its type accepts."""
-    kind, info = get_args(annotation)
+    kind, info, *_ = get_args(annotation)
     flag = info.default if isinstance(info.default, str) else info.param_decls[0]
     kinds = {kind, *get_args(kind)} | {part for each in get_args(kind) for part in get_args(each)}
     if bool in kinds:
         return [flag]
-    return [flag, "40" if int in kinds else "0.5" if float in kinds else "x"]
+    return [flag, "40" if int in kinds else "0.5" if float in kinds else VALUES.get(flag, "x")]
 
 
 def _without(words: list[str], flag: list[str]) -> list[str]:
@@ -136,7 +138,7 @@ def test_debug_prints_the_traceback(tmp_path, capsys):
     line = error_line(quick(*words, code=2))
     done = quick(*words, "--debug", code=2)
     assert "Traceback (most recent call last)" in done.stderr
-    assert "registry.py" in done.stderr
+    assert "syntax.py" in done.stderr
     assert line.removeprefix("error: ").split(";")[0] in done.stderr
 
 

@@ -100,7 +100,7 @@ def test_tokenize(frames, tmp_path):
 
 def test_methods_by_name():
     merging = fewtokens.list_methods("*merge*")
-    assert merging == ["merge_windows", "merge_windows_in_encoder"]
+    assert merging == ["merge_windows", "merge_windows_in_encoder", "prumerge"]
     assert fewtokens.list_methods(kind="clustering") == ["centerclip", "dpc_knn", "kmeans"]
     assert set(fewtokens.list_methods(kind="layers")) == set(fewtokens.list_methods(stage="llm"))
     assert fewtokens.list_methods()[:2] == ["random", "uniform"]

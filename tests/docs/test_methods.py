@@ -76,7 +76,7 @@ def test_a_stranger_adds_a_method_by_the_two_files_of_the_guide(tmp_path):
     codes = [block.text for block in blocks(GUIDE) if block.language == "python"][:2]
     assert len(paths) == len(codes) == 2
     leave = shutil.ignore_patterns("__pycache__", "runs")
-    for folder in ("src", "tests", "docs", "benchmarks"):
+    for folder in ("src", "tests", "docs", "benchmarks", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=leave)
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "mkdocs.yml", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

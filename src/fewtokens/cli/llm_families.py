@@ -36,7 +36,7 @@ def llm_families(
     out.print(
         f"Tested with transformers {TESTED}. axes: of positions.\n"
         "prompts: fewtokens ask makes them; for others AutoProcessor does, for attach.\n"
-        "time_text: the text of a time, with … for the rows of a frame.",
+        "time_text: the text of a time, with ... for the rows of a frame.",
         style="dim",
         highlight=False,
     )

@@ -24,7 +24,7 @@ class Family:
         reason: why it does not; or what to know.
         video: whether it takes videos; otherwise a video is a sequence of images.
         axes: the number of axes of positions; 0 if unknown.
-        time_text: the text of a time, with … for the rows of a frame; "" if there is none.
+        time_text: the text of a time, with ... for the rows of a frame; "" if there is none.
         prompts: whether `fewtokens ask`, `Session` and `Processor` make its prompts; otherwise transformers does.
         folder: the folder of transformers.
         since: the first version (major, minor) of transformers that has it, if newer than the lowest supported one.
@@ -59,8 +59,8 @@ def _fails(folder: str, reason: str, **values: Any) -> Family:
     return Family(**{"name": folder} | values, works=False, reason=reason, axes=0, folder=folder)
 
 
-_SECONDS = "<0.5 seconds>…"
-_AFTER = "…0"
+_SECONDS = "<0.5 seconds>..."
+_AFTER = "...0"
 _CHUNKS = "a video is encoded in parts; with several videos in a prompt, `items` says which parts belong together"
 _COUNTED = "positions are a count of the columns, so `positions` must be renumber"
 _ONE_KIND = "one placeholder for images and videos: a batch of prompts may have only one of them"
@@ -77,9 +77,9 @@ FAMILIES = (
     _video("ernie4_5_vl_moe", 3),
     _video("exaone4_5", reason=_COUNTED),
     _images("gemma3"),
-    _video("gemma4", time_text="00:00 …"),
-    _video("gemma4_unified", time_text="00:00 …"),
-    _video("glm46v", 3, "…0.5 seconds", reason=_ONE_KIND),
+    _video("gemma4", time_text="00:00 ..."),
+    _video("gemma4_unified", time_text="00:00 ..."),
+    _video("glm46v", 3, "...0.5 seconds", reason=_ONE_KIND),
     _video("glm4v", 3, _AFTER, reason=_ONE_KIND),
     _video("glm4v_moe", 3, _AFTER, reason=_ONE_KIND),
     _video("glm5_next", time_text=_AFTER),
@@ -89,8 +89,8 @@ FAMILIES = (
     _video("hy_v4_vl", 3, since=(5, 24)),
     _images("idefics2", reason="rows of a resampler, which have no place in the image"),
     _images("idefics3"),
-    _images("internvl", time_text="Frame1: …", prompts=True),
-    _video("kimi_k25", time_text="00:00:00.500…", reason=_CHUNKS),
+    _images("internvl", time_text="Frame1: ...", prompts=True),
+    _video("kimi_k25", time_text="00:00:00.500...", reason=_CHUNKS),
     _images("lfm2_vl"),
     _video("lfm3_vl", time_text=_SECONDS),
     _images("lighton_ocr"),
@@ -101,12 +101,12 @@ FAMILIES = (
     _video("minicpm_ocr", reason=_CHUNKS),
     _video("minicpmv4_6", reason=_CHUNKS),
     _video("minicpmv4_7", 3, reason=_CHUNKS),
-    _video("minimax_m3_vl", time_text="]<]0.5 seconds[>[…", reason=_CHUNKS),
+    _video("minimax_m3_vl", time_text="]<]0.5 seconds[>[...", reason=_CHUNKS),
     _images("mistral3"),
     _images("mistral_large4"),
-    _video("molmo2", time_text="0.5 …", reason=_ONE_KIND),
-    _video("muse_glimmer", time_text="Time: 0.5s…"),
-    _video("nemotron_h_omni", time_text="Frame 1 sampled at 0.50 seconds…", reason=_ONE_KIND),
+    _video("molmo2", time_text="0.5 ...", reason=_ONE_KIND),
+    _video("muse_glimmer", time_text="Time: 0.5s..."),
+    _video("nemotron_h_omni", time_text="Frame 1 sampled at 0.50 seconds...", reason=_ONE_KIND),
     _images("ovis2"),
     _images("paddleocr_vl", axes=3),
     _images("paligemma"),
@@ -121,9 +121,9 @@ FAMILIES = (
     _video("qwen3_vl", 3, _SECONDS, prompts=True),
     _video("qwen3_vl_moe", 3, _SECONDS, prompts=True),
     _video("qwen4_exp", 3, _SECONDS, prompts=True),
-    _images("smolvlm", time_text="Frame from 00:00:…", prompts=True),
+    _images("smolvlm", time_text="Frame from 00:00:...", prompts=True),
     _images("step3p7"),
-    _video("video_llama_3", time_text="Time 0.5s:…", prompts=True),
+    _video("video_llama_3", time_text="Time 0.5s:...", prompts=True),
     _video("video_llava"),
     _images("vipllava"),
     _fails("blip_2", "forward does not accept a cache", name="blip-2"),
