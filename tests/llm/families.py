@@ -6,6 +6,7 @@ a family needs beyond that.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable
@@ -245,7 +246,8 @@ def build(folder: str) -> Any:
     assert kind is not None, f"{folder} has no class with a language-model head that takes features"
     torch.manual_seed(0)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    config = config_of(kind.config_class, TUNED.get(folder, {}))
+    # transformers changes the dicts of positions, which several families share.
+    config = config_of(kind.config_class, copy.deepcopy(TUNED.get(folder, {})))
     if folder == "perception_lm":  # its own encoder requires timm
         config.vision_config = transformers.SiglipVisionConfig(
             hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=24,

@@ -57,7 +57,7 @@ def tiny(family: str) -> Any:
         model = hf.LlavaNextVideoForConditionalGeneration(config)
     elif family == "qwen2_vl":
         vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
-        text = TEXT | {"rope_parameters": MROPE}
+        text = TEXT | {"rope_parameters": dict(MROPE)}
         config = hf.Qwen2VLConfig(vision_config=vision, text_config=text, vision_start_token_id=START,
                                   vision_end_token_id=END, **ids)  # fmt: skip
         model = hf.Qwen2VLForConditionalGeneration(config)
@@ -66,7 +66,7 @@ def tiny(family: str) -> Any:
             "depth": 2, "hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_heads": 2,
             "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 4,
         }  # fmt: skip
-        text = TEXT | {"rope_parameters": MROPE}
+        text = TEXT | {"rope_parameters": dict(MROPE)}
         config = hf.Qwen2_5_VLConfig(vision_config=vision, text_config=text, vision_start_token_id=START,
                                      vision_end_token_id=END, **ids)  # fmt: skip
         model = hf.Qwen2_5_VLForConditionalGeneration(config)
