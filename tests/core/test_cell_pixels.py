@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewtokens.core.cell_pixels import cell_pixels, packed_pixels, to_unit_pixels
 from fewtokens.core.grid import Grid
-from fewtokens.serve.pixels import frame_pixels, patch_pixels
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
@@ -33,7 +33,7 @@ def test_pixels_of_packed_patches(kind):
                 patches = [cell[..., i : i + 2, j : j + 2].permute(0, 2, 3, 1).flatten(1) for i, j in corners]
                 expected.append(torch.cat(patches, 1))
     pixels = given(torch.stack(packed).unflatten(1, (3, -1)), kind, channel=1).flatten(1)
-    out = patch_pixels(pixels, 2, 2, 2, MEAN, STD)
+    out = packed_pixels(pixels, 6 * 2, 2, MEAN, STD)
     torch.testing.assert_close(sort_pixels(out), sort_pixels(torch.stack(expected)), rtol=0, atol=0.003)
 
 
@@ -47,7 +47,7 @@ def test_pixels_of_frames(kind):
     """Cells of one color each."""
     colors = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(1))  # frame, channel, row, column
     frames = colors.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    out = frame_pixels(given(frames, kind, channel=1), Grid(2, 3, 3), MEAN, STD)
+    out = cell_pixels(to_unit_pixels(given(frames, kind, channel=1), MEAN, STD), Grid(2, 3, 3))
     assert out.shape == (18, 1, 8 * 8 * 3)
     by_cell = out.unflatten(2, (-1, 3)).mean((1, 2)).reshape(2, 3, 3, 3).permute(0, 3, 1, 2)
     torch.testing.assert_close(by_cell, colors, rtol=0, atol=0.003)

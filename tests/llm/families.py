@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fewtokens.llm.interface import version
-from tests.llm.tiny import IMAGE, MODELS, PAD, VIDEO
+from tests.llm.tiny import IMAGE, PAD, VIDEO, ready
 
 ROOT = Path(transformers.__file__).parent / "models"
 TEXT_IDS = 160
@@ -263,10 +263,7 @@ def build(folder: str) -> Any:
                 parameter.normal_(std=0.06)
             elif "newline" in name:
                 parameter.normal_()
-    model.generation_config.pad_token_id = PAD
-    model.generation_config.eos_token_id = None
-    MODELS.append(model)
-    return model.eval()
+    return ready(model)
 
 
 @dataclass

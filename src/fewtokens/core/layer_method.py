@@ -6,7 +6,7 @@ prunes key-value caches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -236,6 +236,12 @@ class LayerMethod(Spec):
 def budget_may_keep_all(keep: float | int) -> bool:
     """Whether a budget may keep all tokens: a count, which may exceed the number of tokens, or the fraction 1."""
     return isinstance(keep, int) or keep == 1
+
+
+def stage_may_keep_all(keep: Sequence[float | int], index: int) -> bool:
+    """Whether the budget of a stage may keep all tokens that the stage before it has left."""
+    earlier = keep[index - 1] if index else None
+    return budget_may_keep_all(keep[index]) or keep[index] == earlier or isinstance(earlier, int)
 
 
 def check_layer(layer: int, caller: str) -> int:

@@ -68,8 +68,8 @@ def test_a_padded_batch_equals_full_tables(neighbors, entries, monkeypatch):
 def test_each_token_joins_its_nearest_peak():
     x = torch.randn(2, 200, 6, generator=torch.Generator().manual_seed(0))
     mask = torch.arange(200) < torch.tensor([[200], [150]])
-    label, count = cluster_around_peaks(x, mask, torch.tensor([30, 12]), 5)
-    assert count.tolist() == [30, 12]
+    label, clusters = cluster_around_peaks(x, mask, torch.tensor([30, 12]), 5)
+    assert clusters.count.tolist() == [30, 12]
     score = density_peaks(x, mask, 5)
     for row, (k, n) in enumerate([(30, 200), (12, 150)]):
         peaks = score[row].topk(k).indices.sort().values

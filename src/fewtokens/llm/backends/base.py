@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.attention_rule import AttentionRule
+from fewtokens.core.cell_pixels import cell_pixels, packed_pixels, to_unit_pixels
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.llm import backends
@@ -26,16 +27,13 @@ from fewtokens.llm.backends.rows import (
     RowLayout,
     Shape,
     VisualFeatures,
-    cell_pixels,
     join_layouts,
-    packed_pixels,
     row_layout,
     split_grids,
     tiled_layout,
-    to_unit_pixels,
 )
 from fewtokens.llm.families import FAMILIES
-from fewtokens.llm.interface import CACHE_NAMES, attribute, unsupported, unwrap, version
+from fewtokens.llm.interface import CACHE_NAMES, attribute, cache_name, unsupported, unwrap, version
 from fewtokens.llm.pixels import PreparedVideo
 from fewtokens.llm.tower import check_attention, record_cues, tower_of
 from fewtokens.video import Video
@@ -526,8 +524,7 @@ def backend_of(model: Any) -> Backend:
             f"this {kind} does not accept precomputed features (mm_encoder_outputs); transformers 5.19 or newer and a "
             "model with its language-model head are required"
         )
-    if not any(name in parameters for name in CACHE_NAMES):
-        raise unsupported(f"{kind} takes its cache under another name than {' or '.join(CACHE_NAMES)}")
+    cache_name(model)  # raises an error if it is unknown
     backend = backend_class(kind)(kind)
     if backend.needs_items is None:
         backend.needs_items = not hasattr(model.base_model, "get_video_features")

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fewtokens.core.attention_rule import AttentionRule
+from fewtokens.core.cell_pixels import cell_pixels
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import check_received
 from fewtokens.llm.backends.base import Backend
-from fewtokens.llm.backends.rows import RowLayout, VisualFeatures, cell_pixels
+from fewtokens.llm.backends.rows import RowLayout, VisualFeatures
 from fewtokens.llm.interface import cache_of, is_filled
 from fewtokens.llm.pixels import PreparedVideo, square_frames
 from fewtokens.llm.tower import TOWER_CUES

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from math import isqrt, sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewtokens.core.grid import Grid
 from fewtokens.core.plan import Plan
@@ -197,40 +197,3 @@ def join_layouts(layouts: Sequence[RowLayout | None]) -> RowLayout | None:
     if len(sizes) > 1 or first.rest is not None:
         return None
     return replace(first, grid=Grid(sum(each.grid.T for each in layouts if each), first.grid.H, first.grid.W))
-
-
-def to_unit_pixels(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Maps normalized pixels [...,3,H,W] back to 0..1."""
-    shape = (3, 1, 1)
-    scale, shift = values.new_tensor(std).reshape(shape), values.new_tensor(mean).reshape(shape)
-    return (values * scale + shift).clamp(0, 1)
-
-
-def cell_pixels(frames: Tensor, grid: Grid, side: int = 8) -> Tensor:
-    """Returns the cue `pixels`, [S,1,side*side*3], of frames [T,3,H,W] in 0..1 on a grid of cells.
-
-    Frames are resized so that each cell has `side` x `side` pixels; a cell of a tubelet takes its first frame.
-    """
-    frames = nn.functional.interpolate(
-        frames.float(), size=(grid.H * side, grid.W * side), mode="bilinear", antialias=True, align_corners=False
-    )
-    frames = frames[:: max(1, len(frames) // grid.T)][: grid.T]
-    cells = frames.reshape(grid.T, 3, grid.H, side, grid.W, side).permute(0, 2, 4, 3, 5, 1)
-    return cells.reshape(grid.cells, 1, side * side * 3)
-
-
-def packed_pixels(packed: Tensor, cells: int, side: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Returns the cue `pixels`, [S,P,D], of normalized patches as processors pack them, of S cells.
-
-    Args:
-        packed: [n, 3*P*side*side], where the patches of a cell are consecutive and those of one row adjacent.
-        cells: S, of which each has merge x merge patches.
-        side: the height and width of a patch.
-        mean, std: of the normalized pixels.
-    """
-    merge = isqrt(len(packed) // cells)
-    patches = packed.float().reshape(cells, merge, merge, 3, -1, side, side)
-    shift, scale = (patches.new_tensor(part).reshape(3, 1, 1, 1) for part in (mean, std))
-    unit = (patches * scale + shift).clamp(0, 1)
-    # cell, sub-frame, row, column, channel
-    return unit.permute(0, 4, 1, 5, 2, 6, 3).flatten(2)

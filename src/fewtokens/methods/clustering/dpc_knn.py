@@ -44,8 +44,8 @@ class DpcKnn(Reducer):
         counts = self.counts(tokens)
         windows = frame_windows(tokens, counts, self.window)
         if windows is None:
-            labels, count = cluster_around_peaks(tokens.features, tokens.mask, counts, self.neighbors)
-            return Plan.group(labels, tokens, int(count.max()))
+            labels, peaks = cluster_around_peaks(tokens.features, tokens.mask, counts, self.neighbors)
+            return Plan.group(labels, tokens, peaks.num_slots)
         group, parts_counts = windows
         parts, slot = split_groups(tokens, group, parts_counts.shape[1])
         labels, _ = cluster_around_peaks(parts.features, parts.mask, parts_counts.flatten(), self.neighbors)

@@ -10,9 +10,9 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
-    budget_may_keep_all,
     check_layer,
     counts,
+    stage_may_keep_all,
     top,
 )
 
@@ -63,8 +63,7 @@ class PyramidDrop(LayerMethod):
         return [PrunePoint(layer, layer) for layer in layers]
 
     def keeps_all(self, index: int) -> bool:
-        earlier = self.keep[index - 1] if index else None
-        return budget_may_keep_all(self.keep[index]) or self.keep[index] == earlier or isinstance(earlier, int)
+        return stage_may_keep_all(self.keep, index)
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
         return LayerDecision(top(state, counts(state, self.keep[index])))

@@ -13,14 +13,14 @@ from fewtokens.core.layer_method import (
     LayerMethod,
     LayerState,
     PrunePoint,
-    budget_may_keep_all,
     check_layer,
     counts,
     highest,
+    stage_may_keep_all,
     top,
 )
 from fewtokens.core.plan import Plan, mask_indices, take_rows
-from fewtokens.methods.ops.density import density_peaks, nearest_center
+from fewtokens.methods.ops.density import cluster_around_peaks
 
 
 class SparseVlm(LayerMethod):
@@ -78,8 +78,7 @@ class SparseVlm(LayerMethod):
         return [(layer, layer + 1) for layer in self.layers]
 
     def keeps_all(self, index: int) -> bool:
-        earlier = self.keep[index - 1] if index else None
-        return budget_may_keep_all(self.keep[index]) or self.keep[index] == earlier or isinstance(earlier, int)
+        return stage_may_keep_all(self.keep, index)
 
     def raters(self, embeddings: Tensor, video: Tensor, question: Tensor) -> Tensor:
         columns = mask_indices(question)
@@ -126,9 +125,7 @@ def _cluster(hidden: Tensor, candidates: Tensor, count: int) -> tuple[Tensor, Te
     column = mask_indices(candidates)
     real = candidates.gather(1, column)
     x = take_rows(hidden, column).masked_fill(~real[..., None], 0)
-    rank = density_peaks(x, real, count).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    peaks = Plan.keep((rank < count) & real, count)
-    assert peaks.dest is not None and peaks.representative is not None
-    label = torch.where(peaks.dest >= 0, peaks.dest, nearest_center(x, peaks.copy(x), peaks.mask))
-    means = Plan(peaks.count, count, label.masked_fill(~real, -1)).move(x)
+    label, peaks = cluster_around_peaks(x, real, real.new_full((len(x),), count, dtype=torch.int64), count)
+    assert peaks.representative is not None
+    means = Plan(peaks.count, peaks.num_slots, label.masked_fill(~real, -1)).move(x)
     return column.gather(1, peaks.representative), means, peaks.mask

@@ -153,7 +153,7 @@ def nearest_center(features: Tensor, centers: Tensor, real: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, neighbors: int) -> tuple[Tensor, Plan]:
     """Clusters tokens around the density peaks: each token joins its nearest peak, and a peak joins itself.
 
     Args:
@@ -164,13 +164,12 @@ def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, n
 
     Returns:
         The cluster of each token, int64 [B,N], numbered in the order of the peaks (undefined in padded slots), and the
-        number of clusters, [B].
+        plan that keeps the peaks.
     """
     score, nearest = _peaks(features, mask, neighbors)
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     peaks = Plan.keep((rank < num_clusters[:, None]) & mask)
     assert peaks.dest is not None
-    real = torch.arange(peaks.num_slots, device=features.device) < peaks.count[:, None]
     # The first peak in the list of a token's nearest tokens is its nearest peak; the others are compared with all.
     joined = (
         F.pad(peaks.dest, (0, 1), value=-1).gather(1, nearest.flatten(1) % (mask.shape[1] + 1)).reshape(nearest.shape)
@@ -178,6 +177,6 @@ def cluster_around_peaks(features: Tensor, mask: Tensor, num_clusters: Tensor, n
     first = (joined >= 0).to(torch.uint8).argmax(2, keepdim=True)
     label = joined.gather(2, first).squeeze(2)
     rest = mask_indices((label < 0) & mask)
-    label = label.scatter(1, rest, nearest_center(take_rows(features, rest), peaks.move(features), real))
+    label = label.scatter(1, rest, nearest_center(take_rows(features, rest), peaks.move(features), peaks.mask))
     # A peak stays in its own cluster even if another peak is identical.
-    return torch.where(peaks.dest >= 0, peaks.dest, label), peaks.count
+    return torch.where(peaks.dest >= 0, peaks.dest, label), peaks

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtokens.core.cell_pixels import packed_pixels
 from fewtokens.core.grid import Grid
 from fewtokens.serve.contract import served_pipeline
 from fewtokens.serve.mrope import Medium, append_positions, offset_after, place, prompt_positions, split_positions
-from fewtokens.serve.pixels import patch_pixels
 from fewtokens.serve.vllm.processor import FewTokensProcessor
 from fewtokens.serve.vllm.settings import normalization, spec_of
 
@@ -60,8 +60,8 @@ class FewTokensMRope:
             return [None] * len(sizes)
         vision, (mean, std) = self.config.vision_config, normalization(self.model_config)
         packed = video_input["pixel_values_videos"].split([t * h * w for t, h, w in sizes])
-        shape = (vision.spatial_merge_size, vision.temporal_patch_size, vision.patch_size)
-        return [patch_pixels(patches, *shape, mean, std) for patches in packed]
+        merged = vision.spatial_merge_size**2
+        return [packed_pixels(patches, len(patches) // merged, vision.patch_size, mean, std) for patches in packed]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         if self.spec is None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewtokens.core.cell_pixels import cell_pixels, to_unit_pixels
 from fewtokens.core.grid import Grid
 from fewtokens.serve.contract import reduce, served_pipeline
-from fewtokens.serve.pixels import frame_pixels
 from fewtokens.serve.vllm.settings import normalization, spec_of
 
 
@@ -45,5 +45,6 @@ class FewTokensPlain:
         grid = square_grid(len(frames), cells)
         pixels = None
         if "pixels" in served_pipeline(self.spec).needs:
-            pixels = frame_pixels(frames, grid, *normalization(self.fewtokens_config))
+            frames = frames.float() if frames.is_floating_point() else frames
+            pixels = cell_pixels(to_unit_pixels(frames, *normalization(self.fewtokens_config)), grid)
         return torch.cat([reduce(self.spec, rows[:cells], grid, pixels=pixels).rows, rows[cells:]])
