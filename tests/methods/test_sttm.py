@@ -100,3 +100,21 @@ def test_sttm(shape, taus, sizes, total):
     values, counts = out.sizes[0].unique(return_counts=True)
     assert dict(zip(values.long().tolist(), counts.tolist(), strict=True)) == sizes
     assert sum_and_square_sum(out) == pytest.approx(total, abs=2e-3)
+
+
+class TestBudgetOfAVideo:
+    def test_is_the_result_at_one_threshold_but_for_a_few_pairs(self):
+        torch.manual_seed(3)
+        features = torch.nn.functional.interpolate(torch.randn(1, 64, 8, 4, 4), (24, 16, 16), mode="trilinear")
+        tokens = Tokens.from_cells(features.movedim(1, -1))
+        kept = Sttm(keep=0.2)(tokens)
+        low, high = -1.0, 1.0
+        for _ in range(24):
+            tau = (low + high) / 2
+            low, high = (low, tau) if Sttm(tau, tau_time=tau)(tokens).N >= kept.N else (tau, high)
+        by_tau = Sttm(high, tau_time=high)(tokens)
+        # A node that is no longer split takes three tokens at a time.
+        spare = by_tau.N - kept.N
+        assert 0 <= spare <= 3
+        same = (torch.cdist(kept.features[0], by_tau.features[0]).amin(1) < 1e-4).sum()
+        assert same >= kept.N - spare

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewtokens.core.conversions import SLOTS
 from fewtokens.core.grid import Grid
-from fewtokens.core.plan import Dropped, Plan, group_count, take_rows
+from fewtokens.core.plan import Dropped, Plan, group_count, readable, take_rows
 from fewtokens.core.tokens import Tokens
 
 
@@ -31,6 +31,8 @@ def collate(videos: Sequence[Tokens]) -> Tokens:
     if not videos:
         raise ValueError("videos must not be empty")
     first = videos[0]
+    if len(videos) == 1:
+        return first.replace(aux={}, meta={})
     frames = {(v.grid.H, v.grid.W) for v in videos}
     if len(frames) > 1:
         raise ValueError(
@@ -180,7 +182,14 @@ def join_frames(frames: Tokens, T: int, grid: Grid | None = None) -> Tokens:
         aux=frames.aux,
         meta=frames.meta,
     )
-    return joined.apply(Plan.keep(joined.mask))
+    return _without_padding(joined)
+
+
+def _without_padding(tokens: Tokens) -> Tokens:
+    """Removes padding between tokens; the same tokens if there is none."""
+    if readable(tokens.mask) and bool(tokens.mask.all()):
+        return tokens
+    return tokens.apply(Plan.keep(tokens.mask))
 
 
 def concatenate(chunks: Sequence[Tokens]) -> Tokens:
@@ -229,4 +238,4 @@ def concatenate(chunks: Sequence[Tokens]) -> Tokens:
         dropped=_common_dropped(chunks),
         meta=chunks[0].meta,
     )
-    return joined.apply(Plan.keep(joined.mask))
+    return _without_padding(joined)

@@ -158,10 +158,12 @@ class VitEncoder(Encoder):
             else:
                 chunk = trim(split.select(indices))
             chunk, cues = self.vit.walk(chunk, block_methods, last_block_cues)
-            # Cues are carried as extra channels until the frames are joined into videos.
-            cue_shapes = {name: cues[name].shape[2:] for name in last_block_cues}
-            extra = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in last_block_cues]
-            chunks.append(chunk.replace(features=torch.cat([chunk.features, *extra], -1)))
+            if last_block_cues:
+                # Cues are carried as extra channels until the frames are joined into videos.
+                cue_shapes = {name: cues[name].shape[2:] for name in last_block_cues}
+                extra = [cues[name].reshape(*chunk.mask.shape, -1).to(chunk.features.dtype) for name in last_block_cues]
+                chunk = chunk.replace(features=torch.cat([chunk.features, *extra], -1))
+            chunks.append(chunk)
             done += len(indices)
             if self.progress is not None:
                 self.progress(done, B * T)
@@ -172,8 +174,9 @@ class VitEncoder(Encoder):
         tokens = join_frames(encoded, T, grid)
         if cells is not None:
             tokens = _recompose(cells, tokens)
-        C, extra_channels = self.dim, tokens.features[..., self.dim :]
-        tokens = tokens.replace(features=tokens.features[..., :C])
+        extra_channels = tokens.features[..., self.dim :]
+        if last_block_cues:
+            tokens = tokens.replace(features=tokens.features[..., : self.dim])
         cue_values: dict[str, Tensor] = {}
         for name in last_block_cues:
             size = cue_shapes[name].numel()  # 1 for a scalar cue

@@ -35,7 +35,7 @@ class Sttm(Method):
             children is compared with the first node of the level below in their place; "last": an odd side ends with a
             narrower node, compared with the children it has.
         keep: budget in place of tau and tau_time, a fraction of the cells (float), a count (int) or "8/frame": a search
-            over one common threshold, then pairwise merging to the exact count.
+            over one common threshold, then pairwise merging to the exact count where equal cosines leave more.
     """
 
     paper = "Multi-Granular Spatio-Temporal Token Merging (STTM), arXiv 2507.07990"
