@@ -116,5 +116,8 @@ class TestBudgetOfAVideo:
         # A node that is no longer split takes three tokens at a time.
         spare = by_tau.N - kept.N
         assert 0 <= spare <= 3
-        same = (torch.cdist(kept.features[0], by_tau.features[0], compute_mode="donot_use_mm_for_euclid_dist").amin(1) < 1e-4).sum()
+        same = (
+            torch.cdist(kept.features[0], by_tau.features[0], compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+            < 1e-4
+        ).sum()
         assert same >= kept.N - spare
