@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     ["tokenize", "a.mp4", "b.mp4", "--out", "o.safetensors"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--with", "tomee"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--with", "tome(keep="],
+    ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--with", "evs(0.1) | tome(kep=0.1)"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--with", "tome(keep=8/frame)"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--device", "tpu"],
     ["tokenize", "a.mp4", "b.mp4", "--out", "o", "--dtype", "int4"],

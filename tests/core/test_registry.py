@@ -18,6 +18,7 @@ from fewtokens.core.budget import Budget
 from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.pipeline import Pipeline
+from fewtokens.core.syntax import own_names, parameters
 
 
 def test_every_name_is_that_of_its_class():
@@ -241,3 +242,8 @@ class TestBudget:
         for keep in (0, -3, 0.0, 1.2, True, "0.5", None, float("nan"), float("inf")):
             with pytest.raises(ValueError, match="keep must be"):
                 Budget.parse(keep)
+
+
+@pytest.mark.parametrize("name", own_names())
+def test_parameters_read_from_the_source_are_those_of_the_constructor(name):
+    assert parameters(name) == tuple(inspect.signature(registry.get(name)).parameters)

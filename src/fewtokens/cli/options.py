@@ -25,7 +25,7 @@ class Check:
 
 
 def check_specs(specs: str | Sequence[str]) -> None:
-    """Raises ValueError if a spec cannot be parsed, or a method is unknown; arguments need the method and torch."""
+    """Raises ValueError if a spec cannot be parsed, or a name in it is unknown; values need the method and torch."""
     from fewtokens.core.syntax import read_links
 
     for spec in [specs] if isinstance(specs, str) else specs:

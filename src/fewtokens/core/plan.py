@@ -255,7 +255,7 @@ class Plan:
     def sum(self, values: Tensor, share: Tensor, rows: Tensor | None = None) -> Tensor:
         """Sums share [B,N] * values [B,N,D] by group, [B,M,D]; a token alone in its group is copied bit for bit."""
         rows = self.rows if rows is None else rows
-        return _weighted_sum_rows(values.to(share.dtype), share, rows, self.num_slots).to(values.dtype)
+        return weighted_row_sum(values.to(share.dtype), share, rows, self.num_slots).to(values.dtype)
 
     @property
     def rows(self) -> Tensor:
@@ -354,7 +354,7 @@ def group_count(labels: Tensor, groups: int) -> Tensor:
 
 def weighted_group_sum(values: Tensor, weight: Tensor, dest: Tensor, num_slots: int) -> Tensor:
     """Sums weight [B,N] * values [B,N,D] by destination: [B,num_slots,D]. Rows with destination -1 are skipped."""
-    return _weighted_sum_rows(values, weight, flat_rows(dest, num_slots), num_slots)
+    return weighted_row_sum(values, weight, flat_rows(dest, num_slots), num_slots)
 
 
 def flat_rows(dest: Tensor, num_slots: int) -> Tensor:
@@ -371,7 +371,8 @@ def _sum_rows(values: Tensor, row: Tensor, num_rows: int) -> Tensor:
     return values.new_zeros(num_rows + 1, *values.shape[1:]).index_add_(0, row, values)
 
 
-def _weighted_sum_rows(values: Tensor, weight: Tensor, row: Tensor, num_slots: int) -> Tensor:
+def weighted_row_sum(values: Tensor, weight: Tensor, row: Tensor, num_slots: int) -> Tensor:
+    """`weighted_group_sum` by the rows of `flat_rows`."""
     B, N, D = values.shape
     bags = B * num_slots
     differentiable = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)

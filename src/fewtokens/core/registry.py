@@ -12,7 +12,6 @@ import fnmatch
 import inspect
 import os
 import reprlib
-from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import EntryPoint
 from types import ModuleType
@@ -23,9 +22,19 @@ import torch
 from fewtokens.core import entry_points
 from fewtokens.core.budget import ConflictingArguments
 from fewtokens.core.method import STAGES, Method
-from fewtokens.core.plain import conform, one_line
+from fewtokens.core.plain import conform
 from fewtokens.core.spec import Spec
-from fewtokens.core.syntax import KINDS, LAYER_KIND, Link, check_name, external, folder, read_links, short
+from fewtokens.core.syntax import (
+    KINDS,
+    LAYER_KIND,
+    Link,
+    check_argument_names,
+    check_name,
+    external,
+    folder,
+    read_links,
+    short,
+)  # fmt: skip
 
 # Included in every comparison, at the same budget as the compared methods.
 BASELINES = ("random", "uniform", "fewer_frames", "downsample", "mean_pool")
@@ -103,9 +112,7 @@ def create_method(name: str, **arguments: Any) -> Any:
     Raises:
         ValueError: the name or an argument is unknown, or an argument has the wrong type or is out of range.
     """
-    parameters = inspect.signature(get(name)).parameters
-    if unknown := sorted(set(arguments) - set(parameters)):
-        raise ValueError(_unknown_arguments(name, parameters, ", ".join(unknown)))
+    check_argument_names(name, arguments, (), list(inspect.signature(get(name)).parameters))
     return _create(name, arguments)
 
 
@@ -190,21 +197,14 @@ def parse(spec: str) -> list[tuple[str, dict[str, Any]]]:
     return [_parse_link(link) for link in read_links(spec)]
 
 
-def _unknown_arguments(name: str, parameters: Iterable[str], unknown: str) -> str:
-    return f"{name} has no argument {unknown}; it accepts {', '.join(parameters) or 'no arguments'}"
-
-
 def _parse_link(link: Link) -> tuple[str, dict[str, Any]]:
     name, values, named, text = link
     parameters = list(inspect.signature(get(name)).parameters)
     assigned = [argument for argument, _ in named] + parameters[: len(values)]
     if len(values) > 1 or len(set(assigned)) < len(assigned):
         raise ValueError(f"all arguments but the first must be named, and each given only once: {text}")
-    arguments = dict(named)
-    unknown = set(arguments) - set(parameters)
-    if unknown or (values and not parameters):
-        raise ValueError(_unknown_arguments(name, parameters, one_line(", ".join(sorted(unknown)) or repr(values[0]))))
-    arguments = dict(zip(parameters, values, strict=False)) | arguments
+    check_argument_names(name, [argument for argument, _ in named], values, parameters)
+    arguments = dict(zip(parameters, values, strict=False)) | dict(named)
     check_arguments(name, arguments)
     return name, arguments
 

@@ -7,6 +7,7 @@ import difflib
 import pkgutil
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -30,7 +31,7 @@ class Link(NamedTuple):
     Attributes:
         name: the name of a method.
         values: the positional arguments, at most one.
-        named: the other arguments, whose names may be unknown or repeated.
+        named: the other arguments, whose names may be repeated.
         text: the text of the link, for messages.
     """
 
@@ -57,6 +58,33 @@ def external() -> dict[str, EntryPoint]:
     return entry_points.external(own_names())
 
 
+@cache
+def parameters(name: str) -> tuple[str, ...] | None:
+    """Returns the parameters of a method's constructor, read from its source without importing it.
+
+    None if another package defines it, or a class of another file.
+    """
+    kinds = [kind for kind in (*KINDS, LAYER_KIND) if name in folder(kind)]
+    if not kinds:
+        return None
+    tree = ast.parse((Path(methods.__path__[0]) / kinds[0] / f"{name}.py").read_text(encoding="utf-8"))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    own = [node for node in classes if node.name.lower() == name.replace("_", "")]
+    inits = [node for part in own for node in part.body if getattr(node, "name", "") == "__init__"]
+    if len(inits) != 1 or not isinstance(inits[0], ast.FunctionDef) or inits[0].args.kwarg:
+        return None
+    arguments = inits[0].args
+    return tuple(argument.arg for argument in [*arguments.posonlyargs, *arguments.args[1:], *arguments.kwonlyargs])
+
+
+def check_argument_names(name: str, named: Iterable[str], values: Sequence[Any], known: Sequence[str]) -> None:
+    """Raises ValueError if an argument of a method is not among the `known` ones."""
+    unknown = sorted(set(named) - set(known))
+    if unknown or (values and not known):
+        text = one_line(", ".join(unknown) or repr(values[0]))
+        raise ValueError(f"{name} has no argument {text}; it accepts {', '.join(known) or 'no arguments'}")
+
+
 def check_name(name: str) -> None:
     """Raises ValueError if there is no method of this name; the message suggests similar names."""
     if name in own_names() or name in external():
@@ -67,10 +95,10 @@ def check_name(name: str) -> None:
 
 
 def read_links(spec: str) -> list[Link]:
-    """Reads the methods of a spec string, from left to right; argument names and types are not checked.
+    """Reads the methods of a spec string, from left to right; the values of arguments are not checked.
 
     Raises:
-        ValueError: the spec cannot be parsed, or a name is unknown.
+        ValueError: the spec cannot be parsed, or the name of a method or of an argument is unknown.
     """
     if len(spec) > MAX_LENGTH:
         raise ValueError(f"a spec must have at most {MAX_LENGTH} characters, got {len(spec)}")
@@ -124,4 +152,7 @@ def _read_link(node: ast.expr, spec: str) -> Link:
         per_frame = re.search(r"(\w+=)?(\d+) / frame", text)
         hint = f'; write {per_frame[1] or ""}"{per_frame[2]}/frame" in quotes' if per_frame else ""
         raise ValueError(f"arguments in a spec must be numbers, strings, tuples or lists: {text}{hint}") from None
-    return Link(call.func.id, values, named, text)
+    link = Link(call.func.id, values, named, text)
+    if (known := parameters(link.name)) is not None:
+        check_argument_names(link.name, [argument for argument, _ in named], values, known)
+    return link

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewtokens.core.plan import Plan, compose_assignment, readable
+from fewtokens.core.plan import Plan, readable, weighted_row_sum
 from fewtokens.core.tokens import Tokens
 
 
@@ -68,14 +68,17 @@ class BlockTokens(Tokens):
         if not self._merged_by(plan):
             return super().apply(plan)
         assert plan.dest is not None
-        P, wide = self.num_prefix, torch.promote_types(self.rows.dtype, torch.float32)
-        prefix = torch.arange(P).expand(self.B, -1)
-        joint = Plan(plan.count + P, P + plan.num_slots, torch.cat([prefix, plan.dest + P], 1))
-        index = joint.rows
-        share, sizes = joint.parts(self.row_sizes.to(wide), index)
-        rows = joint.sum(self.rows, share, index)
-        dest = compose_assignment(plan.dest, self.dest)
-        return _create(self.start, rows, sizes.to(self.row_sizes.dtype), self.mask[:, : plan.num_slots], dest)
+        P, M = self.num_prefix, self.num_prefix + plan.num_slots
+        dest = plan.dest + P
+        if P:
+            dest = torch.cat([torch.arange(P).expand(self.B, -1), dest], 1)
+        rows = dest.flatten() if self.B == 1 else (dest + M * torch.arange(self.B)[:, None]).flatten()
+        wide = self.row_sizes.to(torch.promote_types(self.rows.dtype, torch.float32)).flatten()
+        total = wide.new_zeros(self.B * M).index_add_(0, rows, wide)
+        share = (wide / total.index_select(0, rows).clamp_(min=torch.finfo(wide.dtype).tiny)).reshape(dest.shape)
+        merged = weighted_row_sum(self.rows.to(share.dtype), share, rows, M).to(self.rows.dtype)
+        sizes = total.reshape(self.B, M).to(self.row_sizes.dtype)
+        return _create(self.start, merged, sizes, self.mask[:, : plan.num_slots], plan.dest.gather(1, self.dest))
 
     def _merged_by(self, plan: Plan) -> bool:
         """Whether a plan only averages tokens, all of them, without padding in the result."""
