@@ -23,7 +23,7 @@ class Signs(Quantizer):
 
     codebook_sizes = (2, 2)
 
-    def quantize(self, features: Tensor) -> Quantized:
+    def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
         codes = (features[..., :2] > 0).long()
         quantized = self.lookup(codes)
         loss = (quantized - features[..., :2]).square().mean()

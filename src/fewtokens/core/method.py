@@ -372,8 +372,13 @@ class Quantizer(Method):
         """The number of values of each of the Q codes."""
 
     @abstractmethod
-    def quantize(self, features: Tensor) -> Quantized:
-        """Quantizes features [B,N,C]."""
+    def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
+        """Quantizes features [B,N,C].
+
+        Args:
+            features: [B,N,C].
+            mask: bool [B,N], False for padding, which must affect neither losses nor codebooks. None for no padding.
+        """
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
@@ -386,7 +391,7 @@ class Quantizer(Method):
 
     @final  # type: ignore[misc]
     def forward(self, tokens: Tokens, **cues: Any) -> Tokens:
-        features, codes, losses = self.quantize(tokens.features)
+        features, codes, losses = self.quantize(tokens.features, tokens.mask)
         padding = ~tokens.mask[..., None]
         return tokens.replace(
             features=features.to(tokens.features.dtype).masked_fill(padding, 0),
@@ -400,6 +405,14 @@ class Quantizer(Method):
 
     def planned_count(self, grid: Grid) -> int:
         return grid.cells
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @final
+    def step(self, tokens: Tokens, state: Any = None, **cues: Any) -> tuple[Tokens, Any]:
+        return self(tokens, **cues), None
 
 
 class Memory(Method):

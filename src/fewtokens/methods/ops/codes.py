@@ -1,0 +1,120 @@
+"""Parts that quantizers share: the library of codebooks, projections, straight-through values, entropies of bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def library() -> ModuleType:
+    """Imports vector-quantize-pytorch.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import vector_quantize_pytorch
+    except ImportError:
+        raise ValueError(
+            "this quantizer requires vector-quantize-pytorch; install it with pip install 'fewtokens[tokenizers]'"
+        ) from None
+    return vector_quantize_pytorch
+
+
+def projection(dim: int, out: int) -> nn.Module:
+    """A linear layer, or none if it would not change the number of channels."""
+    return nn.Identity() if dim == out else nn.Linear(dim, out)
+
+
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """Applies a `projection` in the dtype of its weights; returns float32."""
+    dtype = next((weight.dtype for weight in layer.parameters()), torch.float32)
+    projected: Tensor = layer(x.to(dtype))
+    return projected.float()
+
+
+def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
+    """Returns `value` with the gradient of `differentiable`, bit for bit: x + (value - x) would round."""
+    return value.detach() + (differentiable - differentiable.detach())
+
+
+def check_bits(num_bits: int, group: int) -> None:
+    """Raises ValueError if a code has too many bits, or a group for `bit_entropies`."""
+    if not 1 <= num_bits <= 62:
+        raise ValueError(f"num_bits must be in 1..62, got {num_bits}")
+    if not 1 <= group <= 16:
+        raise ValueError(f"group must be in 1..16 bits, got {group}")
+
+
+def signs_to_codes(signs: Tensor, groups: Sequence[int]) -> Tensor:
+    """The codes of bits [B,N,K] split into groups of these sizes, int64 [B,N,Q]; the first bit of a group counts 1."""
+    parts = (signs > 0).long().split(list(groups), -1)
+    return torch.stack([(part << torch.arange(part.shape[-1], device=part.device)).sum(-1) for part in parts], -1)
+
+
+def codes_to_signs(codes: Tensor, groups: Sequence[int]) -> Tensor:
+    """The inverse of `signs_to_codes`: +1 and -1, float32 [B,N,K]."""
+    bits = [
+        (code[..., None] >> torch.arange(size, device=code.device)) & 1
+        for code, size in zip(codes.unbind(-1), groups, strict=True)
+    ]
+    return torch.cat(bits, -1).float() * 2 - 1
+
+
+def bit_entropies(logits: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """The two entropies of the codes of independent bits, in nats.
+
+    Args:
+        logits: [n,K], the log odds of each bit.
+        group: bits of a group, whose joint distribution is averaged over the n samples; K for the exact entropy.
+
+    Returns:
+        The mean entropy of a sample, which is exact, and the sum over groups of the entropy of the mean distribution:
+        an upper bound of the entropy of the mean code, which would take 2^K probabilities for each sample.
+    """
+    on, off = F.logsigmoid(logits), F.logsigmoid(-logits)
+    sample = -(on.exp() * on + off.exp() * off).sum(1).mean()
+    batch = logits.new_zeros(())
+    for yes, no in zip(on.split(group, 1), off.split(group, 1), strict=True):
+        bits = yes.shape[1]
+        table = (torch.arange(2**bits, device=logits.device)[:, None] >> torch.arange(bits, device=logits.device)) & 1
+        joint = (yes @ table.T.to(yes.dtype) + no @ (1 - table.T).to(no.dtype)).exp().mean(0)
+        # An unused code has no entropy, but the gradient of log 0 is not finite.
+        batch = batch - (joint * joint.clamp(min=1e-30).log()).sum()
+    return sample, batch
+
+
+def check_codebook(size: int, code_dim: int, decay: float, restart: float) -> None:
+    """Raises ValueError if an argument of a learned codebook is out of range."""
+    if size < 2:
+        raise ValueError(f"size must be at least 2 entries, got {size}")
+    if code_dim < 1:
+        raise ValueError(f"code_dim must be at least 1, got {code_dim}")
+    if not 0 < decay < 1:
+        raise ValueError(f"decay must be in (0, 1), got {decay}")
+    if restart < 0:
+        raise ValueError(f"restart must be at least 0, got {restart}")
+
+
+def entries(codebook: nn.Module, codes: Tensor) -> Tensor:
+    """The entries of a codebook of the library at codes [...], float32 [...,D]."""
+    found: Tensor = codebook.get_output_from_indices(codes)  # type: ignore[operator]
+    return found.float()
+
+
+def quantize_with(
+    codebook: nn.Module, x: Tensor, mask: Tensor | None, training: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Quantizes x [B,N,D] with a module of the library; returns float32 features and codes, and the loss in training.
+
+    Its own projections are not used: with a mask, its loss compares channels before and after them. Padding, where the
+    mask [B,N] is False, does not move a codebook.
+    """
+    quantized, codes, loss = codebook(x, mask=mask)
+    losses = {"commitment": loss.sum()} if training else {}
+    # Outside training the library passes no gradient.
+    return straight_through(quantized.float(), x), codes.long(), losses

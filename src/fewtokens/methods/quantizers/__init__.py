@@ -1,0 +1,1 @@
+"""Quantizers: each token gets discrete codes, and the features that these codes stand for."""

@@ -1,0 +1,96 @@
+"""Product quantization: each group of channels has its own codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fewtokens.core.method import Quantized, Quantizer, load_weights
+from fewtokens.methods.ops.codes import (
+    check_codebook,
+    entries,
+    library,
+    project,
+    projection,
+    quantize_with,
+    straight_through,
+)
+
+
+class ProductVq(Quantizer):
+    """Splits the channels of a token into groups and quantizes each with a codebook of its own.
+
+    Product quantization (Jegou et al., 2011, doi 10.1109/TPAMI.2010.57), as in FQGAN (arXiv 2411.16681) without its
+    losses between the codebooks.
+
+    Args:
+        size: number of entries of each codebook, at least 2. Default: 1024.
+        dim: channels of the tokens.
+        groups: codes per token, in 1..dim; the first have one channel more if the number does not divide `dim`.
+            Default: 2.
+        code_dim: channels of an entry. Default: 8.
+        cosine: whether entries are compared by cosine instead of Euclidean distance. Default: True.
+        decay: of the moving mean, in (0, 1). Default: 0.99.
+        restart: moving number of tokens below which an entry restarts, at least 0. Default: 1; 0 for never.
+        checkpoint: path of a safetensors file with trained parameters; None initializes them randomly.
+    """
+
+    learned = True
+    paper = "Product Quantization for Nearest Neighbor Search, IEEE TPAMI 2011"
+    license = "vector-quantize-pytorch, MIT"
+    cost = "O(G N K D) for G groups of K entries of D channels"
+
+    def __init__(
+        self,
+        size: int = 1024,
+        *,
+        dim: int = 384,
+        groups: int = 2,
+        code_dim: int = 8,
+        cosine: bool = True,
+        decay: float = 0.99,
+        restart: float = 1.0,
+        checkpoint: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_codebook(size, code_dim, decay, restart)
+        if not 1 <= groups <= dim:
+            raise ValueError(f"groups must be in 1..{dim}, the number of channels, got {groups}")
+        self.size, self.dim, self.groups, self.code_dim, self.cosine = size, dim, groups, code_dim, cosine
+        self.decay, self.restart, self.checkpoint = decay, restart, checkpoint
+        self.codebooks = nn.ModuleList(
+            library().VectorQuantize(
+                code_dim, size, use_cosine_sim=cosine, decay=decay,
+                threshold_ema_dead_code=restart, commitment_weight=0.25, rotation_trick=False,
+            )
+            for _ in range(groups)
+        )  # fmt: skip
+        sizes = [len(part) for part in torch.arange(dim).tensor_split(groups)]
+        self.project_in = nn.ModuleList(projection(size, code_dim) for size in sizes)
+        self.project_out = nn.ModuleList(projection(code_dim, size) for size in sizes)
+        load_weights(self, checkpoint)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (self.size,) * self.groups
+
+    def quantize(self, features: Tensor, mask: Tensor | None = None) -> Quantized:
+        parts = [
+            quantize_with(codebook, project(layer, part), mask, self.training)
+            for codebook, layer, part in zip(
+                self.codebooks, self.project_in, features.tensor_split(self.groups, -1), strict=True
+            )
+        ]
+        codes = torch.stack([code for _, code, _ in parts], -1)
+        losses = {name: torch.stack([loss[name] for _, _, loss in parts]).sum() for name in parts[0][2]}
+        return Quantized(straight_through(self.lookup(codes), self._join([x for x, _, _ in parts])), codes, losses)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        parts = zip(self.codebooks, codes.unbind(-1), strict=True)
+        return self._join([entries(codebook, code) for codebook, code in parts])
+
+    def _join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Joins the entries [B,N,code_dim] of all groups to features [B,N,C]."""
+        return torch.cat([project(layer, part) for layer, part in zip(self.project_out, parts, strict=True)], -1)
