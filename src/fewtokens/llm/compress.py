@@ -90,7 +90,13 @@ def compress(
         ValueError: an unsupported family, a missing cue, a token count that differs from the budget, placeholders that
             do not match the features, a video in a later turn, or methods for images that compare frames.
     """
-    options = {"layout": layout, "positions": positions, "items": items, "images": images, "tower": tower}
+    options: dict[str, Any] = {
+        "layout": layout,
+        "positions": positions,
+        "items": items,
+        "images": images,
+        "tower": tower,
+    }
     return compress_each(model, inputs, [spec], **options)[0]
 
 
