@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, VideoPlacement
-from fewtokens.llm.layers.attention import attention_rows
+from fewtokens.llm.layers.attention import AttentionInputs, attention_rows
 from fewtokens.methods.layers.dycoke_cache import DyCokeCache
 from fewtokens.methods.layers.fastv import FastV
 from fewtokens.methods.layers.flexselect import FlexSelect
@@ -52,13 +52,19 @@ class Prompt:
         """Cosines and sines of an identity rotary embedding, [1,length,d]."""
         return torch.ones(1, length, WIDTH), torch.zeros(1, length, WIDTH)
 
-    def maps(self) -> Tensor:
-        """The causal attention of the layer, [1,heads,M,M]."""
+    def inputs(self) -> AttentionInputs:
+        """The queries and keys of the layer."""
         x = self.layer.input_layernorm(self.hidden)
         q, k = (
             getattr(self.attention, name)(x).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)
             for name in ("q_proj", "k_proj")
         )
+        return AttentionInputs(q, k, WIDTH**-0.5)
+
+    def maps(self) -> Tensor:
+        """The causal attention of the layer, [1,heads,M,M]."""
+        inputs = self.inputs()
+        q, k = inputs.queries, inputs.keys
         future = torch.ones(self.M, self.M, dtype=torch.bool).triu(1)
         return (q @ k.transpose(2, 3) * WIDTH**-0.5).masked_fill(future, -torch.inf).softmax(3)
 
@@ -69,7 +75,7 @@ class Prompt:
         )
         real = torch.ones(1, self.M, dtype=torch.bool)
         rope = self.rotary(self.M)
-        scores = attention_rows(self.layer, self.hidden, rope, queries[None], real, pool=method.pool)
+        scores = attention_rows(self.inputs(), queries[None], real, pool=method.pool)
         columns = torch.arange(BEFORE, BEFORE + self.N)
         video = torch.zeros(1, self.M, dtype=torch.bool)
         video[:, columns] = True
@@ -205,12 +211,12 @@ def dycoke_cache(peers: Path, features: Features) -> Agreement:
     )
     theirs = code.PrunableDynamicCache()
     theirs.dycoke_pruning((None, prompt.maps()[:, :, -1:]), 3, settings)
-    x = prompt.layer.input_layernorm(prompt.hidden)
-    stored = prompt.attention.k_proj(x).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)[:, :, :-1]
+    inputs = prompt.inputs()
+    newest = AttentionInputs(inputs.queries[:, :, -1:], inputs.keys, inputs.scaling)
     video = torch.zeros(1, prompt.M - 1, dtype=torch.bool)
     video[:, BEFORE : BEFORE + prompt.N] = True
     real, query = torch.ones(1, prompt.M, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
-    scores = attention_rows(prompt.layer, prompt.hidden[:, -1:], prompt.rotary(1), query, real, keys=stored)[:, :-1]
+    scores = attention_rows(newest, query, real)[:, :-1]
     kept = DyCokeCache(0.3).choose_cached(CacheState(scores * video, video, video, None, None))
     assert kept is not None
     return Agreement(same_places((kept | ~video)[0].nonzero()[:, 0], torch.tensor(theirs.kv_cache)), 0.0)

@@ -242,12 +242,17 @@ def _reduced(config: Any, tuned: dict[str, Any], *, vision: bool) -> dict[str, A
 @cache
 def build(folder: str) -> Any:
     """A random model in float32; the same each time."""
+    return make(folder, TUNED.get(folder, {}))
+
+
+def make(folder: str, tuned: dict[str, Any]) -> Any:
+    """As `build`, with what its config needs beyond reduced sizes, as in `TUNED`."""
     kind: Any = model_class(folder)
     assert kind is not None, f"{folder} has no class with a language-model head that takes features"
     torch.manual_seed(0)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     # transformers changes the dicts of positions, which several families share.
-    config = config_of(kind.config_class, copy.deepcopy(TUNED.get(folder, {})))
+    config = config_of(kind.config_class, copy.deepcopy(tuned))
     if folder == "perception_lm":  # its own encoder requires timm
         config.vision_config = transformers.SiglipVisionConfig(
             hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=24,

@@ -509,13 +509,6 @@ def test_positions_that_generate_would_discard(folder):
         compress(build(folder), other(folder).inputs, FEW, positions="keep")
 
 
-@pytest.mark.parametrize("folder", ["qwen3_5", "nemotron_h_omni", "lfm3_vl"])
-def test_methods_inside_hybrid_language_models_are_refused(folder):
-    message = r"require layers of full attention, got .*(linear|mamba|conv)"
-    with pytest.raises(ValueError, match=message), attach(build(folder), "fastv(keep=0.5, layer=1)"):
-        pass
-
-
 def test_families_without_prompts_say_so(tmp_path):
     model = build("exaone4_5")
     with pytest.raises(ValueError, match=r"exaone4_5.* make prompts with the processor of transformers"):

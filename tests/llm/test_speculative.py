@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from fewtokens.llm import compress, speculate
+from fewtokens.llm.compress import compress_each
+from fewtokens.llm.interface import vision_tower
 from fewtokens.llm.speculative import _Stream, verify
 from tests.llm.test_compress import generate
 from tests.llm.tiny import FAMILIES, PAD, batch, prompt, tiny
@@ -26,6 +28,33 @@ def test_greedy_decoding_equals_the_model_alone(family, spec):
         if not spec:  # the draft is the model itself with all tokens
             assert out.acceptance == 1
             assert len(out.accepted) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spec", ["kmeans(keep=0.5)", "rlt(keep=0.5)", "attention_topk(keep=0.5)", ""])
+def test_the_model_as_its_own_draft_encodes_the_video_once(family, spec):
+    model, example = tiny(family), prompt(family, *MIXTURE)
+    runs = []
+    tower = vision_tower(model)
+    assert tower is not None
+    with tower.register_forward_hook(lambda *_: runs.append(1)):
+        speculate(model, example.inputs, spec, max_new_tokens=2, items=example.items)
+        assert len(runs) == 1
+        # Another prompt is encoded too.
+        speculate(model, example.inputs, spec, draft_inputs=dict(example.inputs), max_new_tokens=2, items=example.items)
+        assert len(runs) == 3
+
+
+def test_a_draft_with_methods_inside_the_tower_encodes_the_video_again():
+    model, example = tiny("qwen2_vl"), prompt("qwen2_vl", *MIXTURE)
+    runs = []
+    with vision_tower(model).register_forward_hook(lambda *_: runs.append(1)):
+        out = speculate(model, example.inputs, "tome_in_encoder(keep=0.5)", max_new_tokens=4)
+    alone = generate(model, example.inputs, max_new_tokens=4)
+    assert out.tokens.tolist() == alone.sequences[0, example.inputs["input_ids"].shape[1] :].tolist()
+    assert len(runs) == 2
+    with pytest.raises(ValueError, match="cannot share its features"):
+        compress_each(model, example.inputs, ["", "tome_in_encoder(keep=0.5)"])
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])

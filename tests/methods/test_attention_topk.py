@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
+from fewtokens.core import registry
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.methods.pruning.attention_topk import AttentionTopk
 from tests.helpers.clips import clip, cues
@@ -17,6 +21,29 @@ def test_an_image_by_hand():
     assert (out.assignment[0] >= 0).nonzero().flatten().tolist() == [0, 2, 4]
 
 
+@pytest.mark.parametrize("method", ["attention_topk", "visionzip(contextual=0.0)", "vispruner(important=1.0)"])
+@pytest.mark.parametrize("keep", [4, 7, 17])
+def test_methods_that_read_attention_keep_the_same_tokens(method, keep):
+    """Without their own additions they differ in nothing, in a batch of videos of different length either."""
+    video = clip(3, 2, 5, 16, 2, lengths=[3, 2])
+    given = {name: value for name, value in cues(video).items() if name in ("attention", "keys")}
+    (built,) = registry.build(method)
+    built.set_budget(keep)
+    kept = (built(video, **{name: given[name] for name in built.needs}).assignment >= 0).reshape(2, 3, 10).sum(2)
+    for row, frames in zip(kept.tolist(), (3, 2), strict=True):
+        ends = [t * keep // frames for t in range(frames + 1)]
+        assert row == [b - a for a, b in pairwise(ends)] + [0] * (3 - frames)
+
+
+def test_frames_that_lost_tokens_get_a_part_in_proportion():
+    video = clip(3, 2, 5, 16, 1)
+    kept = torch.ones(1, 30, dtype=torch.bool)
+    kept[0, 2:10] = False  # 2, 10 and 10 tokens remain
+    tokens = video.apply(Plan.keep(kept, 22))
+    out = AttentionTopk(11)(tokens, attention=torch.rand(1, 22))
+    assert torch.bincount(out.frame[0]).tolist() == [1, 5, 5]
+
+
 @pytest.mark.parametrize("keep", [3, 14, 0.4])
 def test_each_frame_keeps_its_most_attended_tokens(keep):
     video = clip(3, 4, 5, 16, 1)
@@ -24,7 +51,7 @@ def test_each_frame_keeps_its_most_attended_tokens(keep):
     out = AttentionTopk(keep)(video, attention=attention)
     total = round(keep * 60) if isinstance(keep, float) else keep
     kept = (out.assignment[0] >= 0).reshape(3, 20)
-    assert kept.sum(1).tolist() == [total // 3 + (t < total % 3) for t in range(3)]
+    assert kept.sum(1).tolist() == [(t + 1) * total // 3 - t * total // 3 for t in range(3)]
     for t in range(3):
         scores = attention[0, 20 * t : 20 * t + 20].tolist()
         best = sorted(range(20), key=lambda n: -scores[n])[: int(kept[t].sum())]

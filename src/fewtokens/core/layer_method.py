@@ -72,7 +72,7 @@ class LayerState:
 
     Attributes:
         hidden: [B,M,D], hidden states at the input of the layer.
-        rope: cos and sin of the rotary embedding, [B,M,d] each.
+        rope: cos and sin of the rotary embedding, [B,M,d] each; empty if the layer has none.
         video: bool [B,M], whether each column is a video token.
         before: int64 [B], number of video tokens of each prompt at the first layer.
         scores: float32 [B,M], attention that each column receives, or None if the point has no `score_layer`.
@@ -83,7 +83,7 @@ class LayerState:
     """
 
     hidden: Tensor
-    rope: tuple[Tensor, Tensor]
+    rope: tuple[Tensor, ...]
     video: Tensor
     before: Tensor
     scores: Tensor | None
@@ -107,7 +107,7 @@ class LayerDecision:
 
     kept: Tensor
     hidden: Tensor | None = None
-    rope: tuple[Tensor, Tensor] | None = None
+    rope: tuple[Tensor, ...] | None = None
 
     __repr__ = shape_repr
 

@@ -140,14 +140,15 @@ def attach(model: Any, spec: Methods, **options: Any) -> Attachment:
         spec: a chain of methods, see `compress`. It may end with methods that act inside the language model
             (`registry.layer_names()`), which run as forward pre-hooks on its decoder layers. These leave the length of
             prompts, generated text and logits unchanged; hidden states, attention and caches get shorter. They act on
-            the visual tokens that the chain before them could have reduced.
+            the visual tokens that the chain before them could have reduced. Layers may have windows, or a state instead
+            of attention (linear attention, convolution, Mamba); a method that reads attention requires a layer with it.
         options: layout, positions, items, images and tower of `compress`. By default images are left whole, with a
             warning.
 
     Raises:
         ValueError: as `compress`; methods are already attached to the model; the model does not have a layer of the
-            spec; or pixels reach the model unreduced, because it was called directly instead of through the object
-            that the block yields.
+            spec, or has layers that share keys or choose them by an index; or pixels reach the model unreduced, because
+            it was called directly instead of through the object that the block yields.
     """
     check_options("attach", options)
     return Attachment(model, spec, options)

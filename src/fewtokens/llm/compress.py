@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fewtokens.llm.backends.base import backend_of
+from fewtokens.core.pipeline import Pipeline
+from fewtokens.llm.backends.base import Backend, backend_of
 from fewtokens.llm.chains import Methods, as_pipeline, image_pipeline
 from fewtokens.llm.cues import attention_rule, check_cues, needed_cues
 from fewtokens.llm.features import note_pipeline
 from fewtokens.llm.interface import unwrap
 from fewtokens.llm.prompt_editor import LAYOUTS, Compressed, edit_prompts
 from fewtokens.llm.tower_run import TowerMethods
-from fewtokens.llm.visuals import encode_visuals, reduce_visuals
+from fewtokens.llm.visuals import EncodedVisuals, encode_visuals, reduce_visuals
 
 _OPTIONS = ("layout", "positions", "items", "images", "tower")
 
@@ -89,31 +90,70 @@ def compress(
         ValueError: an unsupported family, a missing cue, a token count that differs from the budget, placeholders that
             do not match the features, a video in a later turn, or methods for images that compare frames.
     """
+    options: dict[str, Any] = {
+        "layout": layout,
+        "positions": positions,
+        "items": items,
+        "images": images,
+        "tower": tower,
+    }
+    return compress_each(model, inputs, [spec], **options)[0]
+
+
+def compress_each(
+    model: Any,
+    inputs: Any,
+    specs: Sequence[Methods],
+    *,
+    layout: str = "per_frame",
+    positions: str | None = None,
+    items: Sequence[Sequence[tuple[str, int]]] | None = None,
+    images: bool | Methods = False,
+    tower: str = "kept",
+) -> list[Compressed]:
+    """As `compress`, for several chains of methods, all of which reduce the same features: the tower runs once.
+
+    Raises:
+        ValueError: as `compress`, or one of several chains acts before or inside the vision tower.
+    """
     model = unwrap(model)
     backend = backend_of(model)
     prompt, items = dict(inputs), getattr(inputs, "visual_items", None) if items is None else items
-    pipeline = as_pipeline(spec, model)
+    chains = [as_pipeline(spec, model) for spec in specs]
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    methods = TowerMethods.of(pipeline, tower)
-    for_images = image_pipeline(images, pipeline, model)
-    pipelines = {"video": pipeline} if for_images is None else {"video": pipeline, "image": for_images}
-    for each in pipelines.values():
+    towers = [TowerMethods.of(pipeline, tower) for pipeline in chains]
+    if any(methods != towers[0] for methods in towers):
+        raise ValueError("methods that act before or inside the vision tower cannot share its features with others")
+    for_images = [image_pipeline(images, pipeline, model) for pipeline in chains]
+    pipelines: dict[str, list[Pipeline]] = {"video": chains, "image": [each for each in for_images if each is not None]}
+    for each in (*pipelines["video"], *pipelines["image"]):
         check_cues(backend, model, each)
-    needs = {kind: needed_cues(each) for kind, each in pipelines.items()}
-    rule = attention_rule(*pipelines.values())
-    encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=rule, methods=methods)
+    needs = {kind: {name for each in group for name in needed_cues(each)} for kind, group in pipelines.items() if group}
+    rule = attention_rule(*pipelines["video"], *pipelines["image"])
+    encoded = encode_visuals(backend, model, prompt, items, needs=needs, rule=rule, methods=towers[0])
     if not encoded:
-        return Compressed(prompt)
+        return [Compressed(prompt) for _ in chains]
+    return [
+        _finish(backend, model, prompt, encoded, pipeline, own, layout=layout, positions=positions)
+        for pipeline, own in zip(chains, for_images, strict=True)
+    ]
+
+
+def _finish(
+    backend: Backend, model: Any, prompt: dict[str, Any], encoded: dict[str, EncodedVisuals], pipeline: Pipeline,
+    for_images: Pipeline | None, **options: Any,
+) -> Compressed:  # fmt: skip
+    """Reduces the images and videos of a prompt and shortens it."""
     reduced = reduce_visuals(backend, model, pipeline, prompt, encoded, for_images)
-    compressed = edit_prompts(backend, model, prompt, encoded, reduced, layout=layout, positions=positions)
+    compressed = edit_prompts(backend, model, prompt, encoded, reduced, **options)
     if compressed.whole and len(pipeline.methods if for_images is None else for_images.methods):
         number, plural = len(compressed.whole), len(compressed.whole) > 1
         reason = "pass images=True to reduce them too" if for_images is None else "their rows form no grid"
         warnings.warn(
             f"{number} image{'s' if plural else ''} of {sum(compressed.whole):,} tokens "
             f"{'are' if plural else 'is'} left whole; {reason}",
-            stacklevel=2,
+            stacklevel=4,
         )
     for outputs in compressed.inputs["mm_encoder_outputs"].values():
         note_pipeline(outputs, pipeline)

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewtokens.core.shapes import shape_repr
-from fewtokens.llm.chains import Methods
-from fewtokens.llm.compress import compress
+from fewtokens.llm.chains import Methods, as_pipeline
+from fewtokens.llm.compress import compress, compress_each
 from fewtokens.llm.interface import cache_name, cache_of, drop_last, is_filled, unwrap
 from fewtokens.llm.prompt_editor import Compressed
 
@@ -80,7 +80,8 @@ def speculate(
         inputs: one prompt, as for `compress`.
         spec: the methods that shorten the draft's prompt, see `compress`.
         draft: another model with the same tokens. Default: `model`.
-        draft_inputs: its prompt. Default: `inputs`.
+        draft_inputs: its prompt. Default: `inputs`; if the draft is the model, it is encoded once for both, in full,
+            unless methods act inside the vision tower.
         num_draft: the number of tokens that the draft proposes before each pass of the model, at least 1.
         max_new_tokens: the maximum number of new tokens.
         do_sample: sample instead of taking the most likely token.
@@ -98,8 +99,11 @@ def speculate(
     model = unwrap(model)
     draft = model if draft is None else unwrap(draft)
     draft_inputs = inputs if draft_inputs is None else draft_inputs
-    target = _Stream(model, compress(model, inputs, "", **options))
-    helper = _Stream(draft, compress(draft, draft_inputs, spec, **options))
+    if draft is model and draft_inputs is inputs:
+        prompts = _shared(model, inputs, spec, options)
+    else:
+        prompts = compress(model, inputs, "", **options), compress(draft, draft_inputs, spec, **options)
+    target, helper = _Stream(model, prompts[0]), _Stream(draft, prompts[1])
     generator = torch.Generator(device=model.device).manual_seed(seed)
     choose = _Choice(temperature if do_sample else None, generator)
     stop = _stop_tokens(model)
@@ -124,6 +128,14 @@ def speculate(
         helper.shorten(min(helper.length, len(new) - 1))
     result.tokens = torch.tensor(new[:max_new_tokens], device=model.device)
     return result
+
+
+def _shared(model: Any, inputs: Any, spec: Methods, options: dict[str, Any]) -> Sequence[Compressed]:
+    """The prompt with all visual tokens, and the draft's, of the same features unless methods act inside the tower."""
+    pipeline = as_pipeline(spec, model)  # learned methods are built once
+    if "tower" in options or any(method.stage == "encoder" for method in pipeline.methods):
+        return compress(model, inputs, "", **options), compress(model, inputs, pipeline, **options)
+    return compress_each(model, inputs, ["", pipeline], tower="full", **options)
 
 
 def _propose(helper: _Stream, new: Sequence[int], count: int, choose: _Choice) -> tuple[list[int], Tensor]:

@@ -1,28 +1,32 @@
-"""Attention rows, recomputed for the few queries that a method needs.
+"""The attention inside a language model: rows of it for the few queries that a method needs, and its parts.
 
-The layer's own norm, projections and rotary embedding are used, so the rows equal those of eager attention, while the
-model keeps its own kernel. The full attention matrix (queries x keys) is never allocated.
+A layer is run once more, until it calls its attention function, for which `AttentionInterface` of transformers has one
+that only notes the queries and keys. So these are those of the model, whatever its norms, projections and rotary
+embeddings are, while the model keeps its own kernel. The full attention matrix (queries x keys) is never allocated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewtokens.core.plan import take_rows
-from fewtokens.llm.interface import unsupported
+from fewtokens.core.shapes import shape_repr
+from fewtokens.llm.interface import CACHE_NAMES, unsupported
 
-# The submodules of decoder layers and of their attention; the code below accounts for all of them.
+# The submodules of decoder layers and of their attention that streams account for.
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "rotary_emb"}
 # The number of probabilities in memory (128 MiB in float32); more queries are processed in blocks.
 _BLOCK_SIZE = 1 << 25
+_NAME = "fewtokens_noted"
 
 
 def check_layers(text: Any) -> None:
-    """Raises a ValueError if the layers of a language model differ from what `attention_rows` and the hooks expect."""
+    """Raises a ValueError if the layers of a language model differ from what streams expect."""
     kinds = set(getattr(text.config, "layer_types", None) or ["full_attention"])
     if any(getattr(layer.self_attn, "sliding_window", None) for layer in text.layers if hasattr(layer, "self_attn")):
         kinds |= {"sliding_attention"}
@@ -37,61 +41,120 @@ def check_layers(text: Any) -> None:
             raise unsupported(f"the attention of decoder layers consists of {', '.join(sorted(own))}")
 
 
-def attention_rows(
-    layer: Any,
-    hidden: Tensor,
-    rope: tuple[Tensor, Tensor],
-    queries: Tensor,
-    real: Tensor,
-    *,
-    pool: str = "mean",
-    keys: Tensor | None = None,
-) -> Tensor:
+@dataclass
+class AttentionInputs:
+    """What a layer passes to its attention function.
+
+    Attributes:
+        queries: [B,heads,M,d], normalized and rotated.
+        keys: [B,groups,K,d], the last M of which belong to the queries' columns.
+        scaling: the factor of their products.
+        mask: None (causal), [B,K], or [B,heads,M,K], bool or additive.
+        softcap: the bound of the logits, which pass through tanh; None for no bound.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scaling: float
+    mask: Tensor | None = None
+    softcap: float | None = None
+
+    __repr__ = shape_repr
+
+    def flat_keys(self) -> Tensor:
+        """The keys by column, [B,K,groups*d]."""
+        return self.keys.transpose(1, 2).flatten(2)
+
+    def visible(self, queries: Tensor, real: Tensor) -> Tensor:
+        """The keys that some queries see, bool [B,heads or 1,Q,K].
+
+        Args:
+            queries: int64 [B,Q], indices into `self.queries`.
+            real: bool [B,K], keys that are not padding.
+        """
+        K = self.keys.shape[2]
+        if self.mask is None or self.mask.ndim == 2:
+            position = queries + K - self.queries.shape[2]
+            seen = (torch.arange(K, device=queries.device) <= position[..., None])[:, None]
+        else:
+            row = torch.arange(len(queries), device=queries.device)[:, None]
+            part = self.mask.expand(len(queries), -1, -1, -1)[row, :, queries].transpose(1, 2)
+            seen = part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
+        return seen & real[:, None, None]
+
+
+class _Noted(Exception):
+    """Ends the run of a layer at its attention function."""
+
+    def __init__(self, inputs: AttentionInputs) -> None:
+        self.inputs = inputs
+
+
+def _note(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None,
+    softcap: float | None = None, s_aux: Tensor | None = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    if s_aux is not None:
+        raise unsupported("the attention of this model has sinks, which methods inside it do not account for")
+    raise _Noted(AttentionInputs(query, key, scaling or query.shape[-1] ** -0.5, attention_mask, softcap))
+
+
+def attention_inputs(config: Any, layer: Any, inputs: Mapping[str, Any], cache: Any = None) -> AttentionInputs:
+    """Returns what a decoder layer passes to its attention function.
+
+    Args:
+        config: of the language model, whose choice of the attention function is changed for the moment.
+        layer: a decoder layer with attention.
+        inputs: its arguments.
+        cache: a cache that may be changed; None for no earlier columns.
+
+    Raises:
+        ValueError: the layer does not call an attention function of transformers.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _note)
+    inputs = {name: cache if name in CACHE_NAMES else value for name, value in inputs.items()}
+    own = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        with torch.no_grad():
+            layer.forward(**inputs)  # not the call, whose hooks would act
+    except _Noted as noted:
+        return noted.inputs
+    finally:
+        config._attn_implementation = own
+    raise unsupported(f"the attention of {type(layer).__name__} does not pass through AttentionInterface")
+
+
+def attention_rows(attention: AttentionInputs, queries: Tensor, real: Tensor, *, pool: str = "mean") -> Tensor:
     """Returns the attention of some queries of a decoder layer to each key, float32 [B,K].
 
     Args:
-        layer: a decoder layer: input_layernorm and self_attn with q_proj, k_proj (q_norm, k_norm).
-        hidden: [B,M,D], the input of the layer.
-        rope: cos and sin [B or 1,M,d] of these columns, also of three axes (the model has already mixed them).
-        queries: int64 [B,Q], indices into `hidden`; -1 is padding.
+        attention: queries and keys of the layer.
+        queries: int64 [B,Q], indices into `attention.queries`; -1 is padding.
         real: bool [B,K], keys that are not padding.
         pool: the reduction over heads and queries, "mean" or "max".
-        keys: [B,heads,K-M,d] of a cache, which precede those of `hidden`.
     """
-    attention = layer.self_attn
-    with torch.no_grad():
-        hidden = layer.input_layernorm(hidden)
-        valid = queries >= 0
-        selected = take_rows(hidden, queries.clamp(min=0))
-        cos, sin = (part.expand(len(hidden), -1, -1) for part in rope)
-        all_keys = rotate(heads(attention, "k", hidden), cos, sin)
-        if keys is not None:
-            all_keys = torch.cat([keys, all_keys], 2)
-        at = queries.clamp(min=0)[..., None].expand(-1, -1, cos.shape[2])
-        query = rotate(heads(attention, "q", selected), cos.gather(1, at), sin.gather(1, at))
-        B, groups, K, _ = all_keys.shape
-        query = query.unflatten(1, (groups, -1)).float()  # [B,groups,heads of a group,Q,d]
-        position = queries + (K - hidden.shape[1])
-        total = torch.zeros(B, K, device=hidden.device)
-        count = query.shape[1] * query.shape[2]
-        for block in torch.arange(queries.shape[1], device=hidden.device).split(max(1, _BLOCK_SIZE // (B * count * K))):
-            score = query[:, :, :, block] @ all_keys.float()[:, :, None].transpose(3, 4) * attention.scaling
-            visible = (torch.arange(K, device=hidden.device) <= position[:, block, None]) & real[:, None]  # [B,q,K]
-            probs = score.masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min).softmax(-1)
-            probs = probs.masked_fill(~(visible & valid[:, block, None])[:, None, None], 0)
-            if pool == "max":
-                total = torch.maximum(total, probs.amax((1, 2, 3)))
-            else:
-                total += probs.sum((1, 2, 3))
-        return total if pool == "max" else total / (count * valid.sum(1, keepdim=True).clamp(min=1))
-
-
-def rotated_keys(layer: Any, hidden: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Returns the keys of a decoder layer, after rotation, [B,M,heads*d], for its input `hidden` [B,M,D]."""
-    cos, sin = (part.expand(len(hidden), -1, -1) for part in rope)
-    with torch.no_grad():
-        keys = rotate(heads(layer.self_attn, "k", layer.input_layernorm(hidden)), cos, sin)
-    return keys.transpose(1, 2).flatten(2)
+    keys = attention.keys.float()
+    B, groups, K, _ = keys.shape
+    valid, at = queries >= 0, queries.clamp(min=0)
+    total = torch.zeros(B, K, device=keys.device)
+    count = attention.queries.shape[1]
+    for block in torch.arange(queries.shape[1], device=keys.device).split(max(1, _BLOCK_SIZE // (B * count * K))):
+        index = at[:, None, block, None].expand(-1, count, -1, attention.queries.shape[3])
+        query = attention.queries.gather(2, index).float().unflatten(1, (groups, -1))  # [B,groups,heads of a group,q,d]
+        score = (query @ keys[:, :, None].transpose(3, 4) * attention.scaling).flatten(1, 2)
+        if attention.softcap is not None:
+            score = attention.softcap * (score / attention.softcap).tanh()
+        visible = attention.visible(at[:, block], real)
+        probs = score.masked_fill(~visible, torch.finfo(torch.float32).min).softmax(-1)
+        probs = probs.masked_fill(~(visible & valid[:, None, block, None]), 0)
+        if pool == "max":
+            total = torch.maximum(total, probs.amax((1, 2)))
+        else:
+            total += probs.sum((1, 2))
+    return total if pool == "max" else total / (count * valid.sum(1, keepdim=True).clamp(min=1))
 
 
 def heads(attention: Any, which: str, hidden: Tensor, projection: Any = None) -> Tensor:

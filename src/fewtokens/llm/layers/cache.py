@@ -7,13 +7,12 @@ prepares stay correct, and records which columns of the prompt it still has, so 
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
-
-from fewtokens.llm.interface import attribute
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 
 class PrunedLayer(DynamicLayer):
@@ -24,6 +23,7 @@ class PrunedLayer(DynamicLayer):
         length: the number of columns seen.
         padded: whether some entry is padding; stored, because reading it from `columns` would synchronize a GPU at
             every token.
+        window: the number of columns that a query sees, itself included; None for all of them.
         offloaded: keys, values and columns of entries that were moved to host memory, or None.
         notes: tensors [B,...] that follow the rows of the batch (beams).
     """
@@ -31,8 +31,9 @@ class PrunedLayer(DynamicLayer):
     columns: Tensor
     incoming: Tensor | None
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
         super().__init__()
+        self.window, self.is_sliding = window, window is not None
         self.length = 0
         self.incoming = None
         self.ready = self.padded = False
@@ -41,14 +42,14 @@ class PrunedLayer(DynamicLayer):
 
     @staticmethod
     def from_layer(layer: DynamicLayer, columns: Tensor) -> PrunedLayer:
-        """Converts a full layer, whose entries have the columns `columns` [B,n]."""
-        pruned = PrunedLayer()
+        """Converts a layer that has seen the columns `columns` [B,n]; one with a window has the last of them."""
+        pruned = PrunedLayer(getattr(layer, "sliding_window", None))
         if layer.is_initialized:
             assert layer.keys is not None and layer.values is not None
             pruned.lazy_initialization(layer.keys, layer.values)
             pruned.keys, pruned.values = layer.keys, layer.values
-            pruned.columns, pruned.length = columns, columns.shape[1]
-            pruned.padded = bool((columns < 0).any())
+            pruned.columns, pruned.length = columns[:, columns.shape[1] - layer.keys.shape[2] :], columns.shape[1]
+            pruned.padded = bool((pruned.columns < 0).any())
         return pruned
 
     def expect(self, columns: Tensor, length: int, padded: bool) -> None:
@@ -70,7 +71,16 @@ class PrunedLayer(DynamicLayer):
         result = super().update(key_states, value_states)
         self.columns = columns if first else torch.cat([self.columns, columns], 1)
         self.incoming, self.ready = None, False
+        if self.window is not None:  # later queries see at most that many of these entries
+            assert self.keys is not None and self.values is not None
+            self.keys, self.values = (part[:, :, 1 - self.window :] for part in (self.keys, self.values))
+            self.columns = self.columns[:, 1 - self.window :]
         return result
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        length = self.get_seq_length()
+        first = 0 if self.window is None else max(0, length + 1 - self.window)
+        return length - first + query_length, first
 
     def get_seq_length(self) -> int:
         return self.length if self.is_initialized else 0
@@ -122,7 +132,13 @@ class PrunedLayer(DynamicLayer):
         self._apply(lambda value: value[indices.to(value.device)])
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes the last columns, whose entries must all be in the cache (those after the prompt are)."""
+        """Removes the last columns, whose entries must all be in the cache (those after the prompt are).
+
+        Raises:
+            ValueError: entries have left a window that would return to it.
+        """
+        if tokens_to_remove and self.window is not None and self.length >= self.window:
+            raise ValueError("a cache with a window cannot be shortened after methods inside the language model")
         super().crop(tokens_to_remove)
         if tokens_to_remove and self.is_initialized:
             self.columns = self.columns[:, : -abs(tokens_to_remove)]
@@ -151,32 +167,47 @@ def pruned_layer(cache: Cache, index: int) -> PrunedLayer | None:
     return layer if isinstance(layer, PrunedLayer) else None
 
 
-def prune_layer(cache: Cache, index: int, columns: Tensor) -> PrunedLayer:
-    """Replaces layer `index`, whose entries have the columns `columns` [B,n], with a `PrunedLayer`.
+def check_growing(cache: Cache) -> None:
+    """Raises a ValueError if layers of a cache have a fixed length, or another interface than those known here."""
+    known = (DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer)
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, CacheLayerMixin) and type(layer) not in known:
+            raise ValueError(
+                f"methods inside a language model require a cache that grows (DynamicCache); layer {index} is a "
+                f"{type(layer).__name__}"
+            )
 
-    Raises:
-        ValueError: the cache's layers have a fixed length or a window.
-    """
+
+def prune_layer(cache: Cache, index: int, columns: Tensor) -> PrunedLayer:
+    """Replaces layer `index`, which has seen the columns `columns` [B,n], with a `PrunedLayer`."""
     while len(cache.layers) <= index:
         cache.layers.append(DynamicLayer())
     layer = cache.layers[index]
     if isinstance(layer, PrunedLayer):
         return layer
-    if type(layer) is not DynamicLayer:
-        raise ValueError(
-            f"methods inside a language model require a cache that grows (DynamicCache); layer {index} is a "
-            f"{type(layer).__name__}"
-        )
+    assert isinstance(layer, DynamicLayer)
     pruned = PrunedLayer.from_layer(layer, columns)
     cache.layers[index] = pruned
     return pruned
 
 
+def read_only(cache: Cache, index: int) -> Cache:
+    """Returns a cache whose layer `index` can be updated without an effect on `cache`."""
+    view, layer = copy(cache), copy(cache.layers[index])
+    if isinstance(layer, PrunedLayer):
+        layer.ready = True
+    view.layers = [*cache.layers[:index], layer, *cache.layers[index + 1 :]]
+    return view
+
+
 def cache_bytes(cache: Cache, *, offloaded: bool = False) -> list[int]:
-    """Bytes of keys and values of each layer on the model's device; with `offloaded`, also of those in host memory."""
+    """Bytes of keys and values of each layer on the model's device; with `offloaded`, also of those in host memory.
+
+    Layers without attention have none.
+    """
     sizes = []
     for layer in cache.layers:
-        parts = [attribute(layer, name) for name in ("keys", "values")] if layer.is_initialized else []  # type: ignore[union-attr]
+        parts = [part for name in ("keys", "values") if (part := getattr(layer, name, None)) is not None]
         if offloaded and isinstance(layer, PrunedLayer) and layer.offloaded is not None:
             parts += layer.offloaded[:2]
         sizes.append(sum(part.numel() * part.element_size() for part in parts))

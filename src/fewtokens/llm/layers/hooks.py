@@ -1,15 +1,18 @@
 """Forward pre-hooks on decoder layers through which methods remove tokens.
 
-The pre-hook of a layer shortens its inputs: hidden states, rotary embeddings (so positions are unchanged) and masks.
-Removed columns are stored and put back after the last layer, so that logits have the length that the caller expects;
-only the caches of layers are shorter.
+The pre-hook of a layer shortens its inputs: hidden states, rotary embeddings (so positions are unchanged), masks, and
+whatever else has a value for each column. Removed columns are stored and put back after the last layer, so that logits
+have the length that the caller expects; only the caches of layers are shorter. Windows count columns of the original
+prompt, and the state of a layer without attention is that of the remaining columns.
 
 During generation each layer's cache knows which columns it has, and the pre-hook cuts the model's mask to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,15 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, VideoPlacement
+from fewtokens.core.layer_method import CachePoint, CacheState, LayerMethod, LayerState, PrunePoint, VideoPlacement
 from fewtokens.core.plan import take_rows
 from fewtokens.core.shapes import shape_repr
 from fewtokens.llm.backends.base import backend_of
 from fewtokens.llm.features import is_reduced, layout_of
 from fewtokens.llm.interface import cache_of, is_filled, layer_cache, unsupported
-from fewtokens.llm.layers.attention import attention_rows, check_layers, rotated_keys
-from fewtokens.llm.layers.cache import PrunedLayer, prune_layer, pruned_layer, to_slots
-from fewtokens.llm.layers.masks import narrow_mask
+from fewtokens.llm.layers.attention import AttentionInputs, attention_inputs, attention_rows
+from fewtokens.llm.layers.cache import PrunedLayer, check_growing, prune_layer, pruned_layer, read_only, to_slots
+from fewtokens.llm.layers.kinds import LayerKinds
+from fewtokens.llm.layers.masks import narrow_mask, window_mask
 from fewtokens.llm.layout import Layout
 
 
@@ -41,7 +45,8 @@ class Run:
         deepstack: the number of first layers after which features are added.
         columns: int64 [B,M], the remaining columns, -1 is padding; None if no column was removed.
         padded: whether some of `columns`, or of `real`, are padding.
-        rope, mask: of these columns, for the next layers.
+        cuts: inputs of the layers and what is left of them for these columns, by the identity of the input.
+        rope: the rotary embedding of the first layer, and the one of a method that replaces it, [B,L,d] each.
         full: [B,L,D], each column as it was when it was removed.
         scores: [B,L] by method and prune point.
         keys: [B,L,heads*d] by method and prune point.
@@ -58,8 +63,8 @@ class Run:
     deepstack: int = 0
     columns: Tensor | None = None
     padded: bool = False
-    rope: tuple[Tensor, Tensor] | None = None
-    mask: Tensor | None = None
+    cuts: dict[tuple[int, bool], tuple[Any, Any]] = field(default_factory=dict)
+    rope: tuple[Any, tuple[Tensor, ...]] | None = None
     full: Tensor | None = None
     scores: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     keys: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -70,6 +75,17 @@ class Run:
     active: Tensor | None = None
 
     __repr__ = shape_repr
+
+    def cut(self, source: Any, make: Callable[[], Any], *, state: bool = False) -> Any:
+        """Returns what `make` returned for this input of a layer, which most layers share.
+
+        Args:
+            state: whether it is for a layer without attention, whose masks are of another type.
+        """
+        key = id(source), state
+        if key not in self.cuts:
+            self.cuts[key] = source, make()  # the source is kept, so that no other gets its identity
+        return self.cuts[key][1]
 
 
 class LayerRuntime:
@@ -83,7 +99,9 @@ class LayerRuntime:
         layer_tokens: the number of video tokens in each layer during the last prefill, summed over the prompts.
 
     Raises:
-        ValueError: the model does not have a layer of the methods, or its layers use windowed attention.
+        ValueError: the model does not have a layer of the methods, or the methods cannot act in its layers.
+
+    Warns if some layers that a method would remove from caches have a state instead.
     """
 
     def __init__(self, model: Any, methods: Sequence[LayerMethod]) -> None:
@@ -91,7 +109,12 @@ class LayerRuntime:
         self.text = language_model(model)
         self.depth = len(self.text.layers)
         self.prune_points = [method.prune_points(self.depth) for method in self.methods]
-        check_layers(self.text)
+        self.kinds = LayerKinds.of(self.text)
+        if self.flash and any(self.kinds.windows):
+            raise ValueError(
+                "methods inside a language model with windows require another attention function than flash attention; "
+                "load the model with attn_implementation='sdpa'"
+            )
         for method in self.methods:
             for layer, first in method.named_layers(self.depth):
                 if first >= self.depth:
@@ -101,12 +124,38 @@ class LayerRuntime:
                         f"{1 - later} to {self.depth - 1 - later}"
                     )
         self.cache_points = [method.cache_point(self.depth) for method in self.methods]
+        self.cut_layers = [None if point is None else self._first_cut(point) for point in self.cache_points]
+        for method, points, cached in zip(self.methods, self.prune_points, self.cache_points, strict=True):
+            self._check_attention(method, points, cached)
         self.run: Run | None = None
         self.layer_tokens: list[int] = []
 
     @property
     def flash(self) -> bool:
         return "flash" in (self.text.config._attn_implementation or "")
+
+    def _first_cut(self, point: CachePoint) -> int | None:
+        """The first layer whose cache a method prunes during generation; None if there is none."""
+        return next((layer for layer in self.kinds.scoring if layer >= point.layer), None)
+
+    def _check_attention(self, method: LayerMethod, points: Sequence[PrunePoint], cached: CachePoint | None) -> None:
+        """Checks that the layers whose attention a method reads have attention."""
+        read = [layer for point in points for layer in (point.score_layer, point.key_layer)]
+        read += [] if cached is None else [cached.score_layer]
+        for layer in read:
+            if layer is not None and not self.kinds.attends[layer]:
+                raise ValueError(
+                    f"{method.spec} reads the attention of layer {layer}, which is {self.kinds.names[layer]}; the "
+                    f"layers with attention are {', '.join(map(str, self.kinds.scoring))}"
+                )
+        first = 0 if method.prunes_earlier else None if cached is None else cached.layer
+        if first is not None and not all(self.kinds.attends[first:]):
+            if not any(self.kinds.attends[first:]):
+                raise ValueError(f"{method.spec}: no layer from {first} on has a cache of keys and values")
+            warnings.warn(
+                f"{method.spec} removes nothing from the layers without keys and values ({self.kinds.stateful})",
+                stacklevel=2,
+            )
 
     @contextmanager
     def attach(self) -> Iterator[LayerRuntime]:
@@ -119,7 +168,7 @@ class LayerRuntime:
             enter(causal_lm.register_forward_pre_hook(self._begin, with_kwargs=True))
             enter(causal_lm.register_forward_hook(self._end, always_call=True))
             enter(self.text.register_forward_pre_hook(self._note_deepstack, with_kwargs=True))
-            enter(self.text.norm.register_forward_pre_hook(self._restore_columns))
+            enter(output_norm(self.text).register_forward_pre_hook(self._restore_columns))
             for index, layer in enumerate(self.text.layers):
                 enter(layer.register_forward_pre_hook(partial(self._before, index), with_kwargs=True))
                 enter(layer.register_forward_hook(partial(self._after, index)))
@@ -140,7 +189,10 @@ class LayerRuntime:
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if layout is not None:
             assert ids is not None
-            if is_filled(cache_of(kwargs)):
+            cache = cache_of(kwargs)
+            if cache is not None:
+                check_growing(cache)
+            if is_filled(cache):
                 raise ValueError("a prompt with a video requires an empty cache; start with a new one")
             if ids.shape[1] < layout.visual.shape[1]:
                 raise ValueError(
@@ -196,32 +248,40 @@ class LayerRuntime:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         inputs = {**kwargs, "hidden_states": hidden}
-        if missing := [name for name in ("attention_mask", "position_embeddings") if name not in inputs]:
+        if len(args) > 1:
+            names = list(inspect.signature(layer.forward).parameters)
+            inputs |= zip(names[1:], args[1:], strict=False)
+        required = ["attention_mask"] + ["position_embeddings"] * hasattr(self.text, "rotary_emb")
+        if missing := [name for name in required if name not in inputs]:
             raise unsupported(f"decoder layers receive no {' and no '.join(missing)}")
         process = self._process_token if run.layout is None else self._process_prompt
         process(index, layer, inputs, run)
-        if not args:
-            return args, inputs
-        return (inputs.pop("hidden_states"), *args[1:]), inputs
+        return ((inputs.pop("hidden_states"),), inputs) if args else (args, inputs)
 
     def _process_prompt(self, index: int, layer: Any, inputs: dict[str, Any], run: Run) -> None:
         """Shortens `inputs`, the inputs of layer `index` for a prompt."""
+        original = dict(inputs)
         if run.columns is not None:
             if inputs["hidden_states"].shape[1] != run.columns.shape[1]:
-                inputs["hidden_states"] = _gather(inputs["hidden_states"], run.columns)
-            self._shorten(inputs, run)
+                inputs["hidden_states"] = take_columns(inputs["hidden_states"], run.columns)
+            self._shorten(index, inputs, original, run)
         if index == 0:
             self._choose_raters(inputs["hidden_states"], run)
+        attention: AttentionInputs | None = None
         for method_index, (method, prune_points) in enumerate(zip(self.methods, self.prune_points, strict=True)):
             for point_index, point in enumerate(prune_points):
-                if point.score_layer == index:
+                if attention is None and index in (point.score_layer, point.key_layer):
+                    attention = attention_inputs(self.text.config, layer, inputs)
+                if attention is not None and point.score_layer == index:
                     raters = run.raters.get(method_index)
-                    run.scores[method_index, point_index] = self._score(method, layer, inputs, run, raters)
-                if point.key_layer == index:
-                    keys = rotated_keys(layer, inputs["hidden_states"], inputs["position_embeddings"])
-                    run.keys[method_index, point_index] = _by_column(run, keys)
+                    run.scores[method_index, point_index] = self._score(method, attention, run, raters)
+                if attention is not None and point.key_layer == index:
+                    run.keys[method_index, point_index] = _by_column(run, attention.flat_keys())
                 if point.layer == index:
-                    self._drop(method, (method_index, point_index), index, inputs, run)
+                    self._drop(method, (method_index, point_index), index, inputs, original, run)
+                    attention = None
+        if not self.kinds.attends[index]:
+            return
         cache = layer_cache(inputs)
         cut = any(point is not None and index >= point.layer for point in self.cache_points)
         if cache is not None and (run.columns is not None or cut):
@@ -232,12 +292,12 @@ class LayerRuntime:
 
     def _process_token(self, index: int, layer: Any, inputs: dict[str, Any], run: Run) -> None:
         """Cuts the mask of tokens after the prompt to the entries of the layer's cache."""
-        cache = layer_cache(inputs)
+        cache = layer_cache(inputs) if self.kinds.attends[index] else None
         if cache is None:
             return
-        for method, point in zip(self.methods, self.cache_points, strict=True):
-            if point is not None:
-                self._cut_cache(method, point, index, layer, inputs, run)
+        for method, point, first in zip(self.methods, self.cache_points, self.cut_layers, strict=True):
+            if point is not None and first is not None:
+                self._cut_cache(method, point, first, index, layer, inputs, run)
         pruned = pruned_layer(cache, index)
         if pruned is None or not pruned.is_initialized:
             return
@@ -245,23 +305,26 @@ class LayerRuntime:
         new = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1) + pruned.length
         keys = torch.cat([pruned.columns, new], 1)
         mask = inputs.get("attention_mask")
-        inputs["attention_mask"] = narrow_mask(
-            mask, new, keys, first=pruned.length, flash=self.flash, padded=pruned.padded
-        )
+        if pruned.window is None:
+            mask = narrow_mask(mask, new, keys, first=pruned.length, flash=self.flash, padded=pruned.padded)
+        else:
+            mask = window_mask(mask, new, keys, pruned.window)
+        inputs["attention_mask"] = mask
         pruned.ready = True
 
     def _cut_cache(
-        self, method: LayerMethod, point: CachePoint, index: int, layer: Any, inputs: dict[str, Any], run: Run
-    ) -> None:
-        """Carries out the decision of a method at its cache point, from that layer on."""
+        self, method: LayerMethod, point: CachePoint, first: int, index: int, layer: Any, inputs: dict[str, Any],
+        run: Run,
+    ) -> None:  # fmt: skip
+        """Carries out the decision of a method at its cache point, from the layer `first` on."""
         cache: Any = layer_cache(inputs)
-        cut = pruned_layer(cache, point.layer)
+        cut = pruned_layer(cache, first)
         # Several tokens in one pass are the next question, which is read with the remaining entries.
         if cut is None or "video" not in cut.notes or inputs["hidden_states"].shape[1] != 1:
             return
         if index == point.score_layer:
             run.active = self._choose_cached(method, point, layer, inputs, cache, cut, run)
-        elif index >= point.layer and run.active is not None:
+        elif index >= first and run.active is not None:
             pruned = pruned_layer(cache, index)
             assert pruned is not None
             pruned.select(run.active, revive=point.revive)
@@ -275,16 +338,19 @@ class LayerRuntime:
         if previous is not None and not point.revive:
             return None
         hidden, video = inputs["hidden_states"], cut.notes["video"]
-        pruned = pruned_layer(cache, point.score_layer)
-        stored = cache.layers[point.score_layer].keys
-        all_columns = torch.arange(stored.shape[2], device=hidden.device).expand(len(hidden), -1)
+        pruned, stored = pruned_layer(cache, point.score_layer), cache.layers[point.score_layer]
+        end, n = stored.get_seq_length(), stored.keys.shape[2]  # with a window, the last n columns
+        all_columns = torch.arange(end - n, end, device=hidden.device).expand(len(hidden), -1)
         columns = all_columns if pruned is None else pruned.columns
         real = columns >= 0
         if run.real is not None:
             real = real & run.real.gather(1, columns.clamp(min=0))
         real = nn.functional.pad(real, (0, 1), value=True)
-        queries = torch.zeros_like(columns[:, :1])
-        scores = attention_rows(layer, hidden, inputs["position_embeddings"], queries, real, keys=stored)[:, :-1]
+        # The newest token sees all of them.
+        attention = attention_inputs(
+            self.text.config, layer, inputs | {"attention_mask": None}, read_only(cache, point.score_layer)
+        )
+        scores = attention_rows(attention, torch.zeros_like(columns[:, :1]), real)[:, :-1]
         length = video.shape[1]
         is_video = video.gather(1, columns.clamp(min=0, max=length - 1)) & (columns < length) & (columns >= 0)
         targets = columns.masked_fill(~is_video, length)
@@ -297,9 +363,39 @@ class LayerRuntime:
         cut.notes["selected"] = selected
         return nn.functional.pad(selected | ~video, (0, cut.length - length), value=True)
 
-    def _shorten(self, inputs: dict[str, Any], run: Run) -> None:
-        # The rotary embeddings contain the positions; flash attention would take ids with gaps for packed sequences.
-        inputs.update(position_embeddings=run.rope, attention_mask=run.mask, position_ids=None)
+    def _shorten(self, index: int, inputs: dict[str, Any], original: dict[str, Any], run: Run) -> None:
+        """Sets the inputs of layer `index` to those of the remaining columns, out of the `original` ones for all."""
+        assert run.columns is not None and run.layout is not None
+        columns, length, attends = run.columns, run.layout.visual.shape[1], self.kinds.attends[index]
+        for name, value in original.items():
+            by_column = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == length
+            if name == "attention_mask":
+                make = self._attention_mask if attends else self._state_mask
+                inputs[name] = run.cut(value, partial(make, value, run), state=not attends)
+            elif name == "position_embeddings" and value is not None:
+                inputs[name] = run.cut(value, partial(self._rotary, value, run))
+            elif name == "position_ids" and (self.flash or not by_column or value.ndim > 2):
+                # The rotary embeddings contain them; flash attention would take ids with gaps for packed sequences.
+                inputs[name] = None
+            elif name != "hidden_states" and by_column:
+                inputs[name] = run.cut(value, partial(take_columns, value, columns))
+
+    def _rotary(self, parts: tuple[Tensor, ...], run: Run) -> tuple[Tensor, ...]:
+        assert run.columns is not None
+        if run.rope is not None:
+            if run.rope[0] is not parts[0]:
+                raise ValueError("positions can be averaged only where all layers have the same rotary embedding")
+            parts = run.rope[1]
+        return tuple(take_columns(part, run.columns) for part in parts)
+
+    def _attention_mask(self, mask: Any, run: Run) -> Tensor | None:
+        assert run.columns is not None
+        return narrow_mask(mask, run.columns, run.columns, first=0, flash=self.flash, padded=run.padded)
+
+    def _state_mask(self, mask: Any, run: Run) -> Tensor | None:
+        """Layers with a state take zeros at padding, which is in front."""
+        assert run.columns is not None
+        return (run.columns >= 0).long() if run.padded else None
 
     def _choose_raters(self, embeddings: Tensor, run: Run) -> None:
         assert run.layout is not None
@@ -310,28 +406,29 @@ class LayerRuntime:
                 if raters is not None:
                     run.raters[index] = raters
 
-    def _score(
-        self, method: LayerMethod, layer: Any, inputs: dict[str, Any], run: Run, raters: Tensor | None
-    ) -> Tensor:
+    def _score(self, method: LayerMethod, attention: AttentionInputs, run: Run, raters: Tensor | None) -> Tensor:
         """The attention that a method reads, by column of the full prompt, float32 [B,L]."""
         assert run.layout is not None
-        layout, hidden = run.layout, inputs["hidden_states"]
-        columns = _columns(run, hidden)
-        is_query = torch.arange(layout.visual.shape[1], device=hidden.device) == layout.ends[:, None]
+        layout = run.layout
+        columns = _columns(run, attention.queries.transpose(1, 2))
+        is_query = torch.arange(layout.visual.shape[1], device=columns.device) == layout.ends[:, None]
         if method.scoring_queries == "text":
             question = layout.question() if raters is None else raters
             is_query = torch.where(question.any(1, keepdim=True), question, is_query)
         real = columns >= 0
         queries = to_slots(is_query.gather(1, columns.clamp(min=0)) & real)
-        rows = attention_rows(layer, hidden, inputs["position_embeddings"], queries, real, pool=method.pool)
+        rows = attention_rows(attention, queries, real, pool=method.pool)
         return _by_column(run, rows[..., None])[..., 0]
 
-    def _drop(self, method: LayerMethod, key: tuple[int, int], index: int, inputs: dict[str, Any], run: Run) -> None:
+    def _drop(
+        self, method: LayerMethod, key: tuple[int, int], index: int, inputs: dict[str, Any], original: dict[str, Any],
+        run: Run,
+    ) -> None:  # fmt: skip
         """Removes tokens before layer `index`, at prune point `key[1]` of method `key[0]`."""
         assert run.layout is not None
         layout, hidden = run.layout, inputs["hidden_states"]
         columns = _columns(run, hidden)
-        rope = tuple(part.expand(len(hidden), -1, -1) for part in inputs["position_embeddings"])
+        rope = tuple(part.expand(len(hidden), -1, -1) for part in inputs.get("position_embeddings") or ())
         real = columns >= 0
         video = layout.video()
         is_video = video.gather(1, columns.clamp(min=0)) & real
@@ -346,11 +443,11 @@ class LayerRuntime:
         ]
         keys = run.keys.get(key)
         if keys is not None:
-            keys = _gather(keys, columns)
+            keys = take_columns(keys, columns)
         question = layout.question().gather(1, columns.clamp(min=0)) & real
         # Not the module itself: its pre-hook ends the pass.
-        final_norm = self.text.norm.forward
-        state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos, question, final_norm, keys)
+        norm = output_norm(self.text).forward
+        state = LayerState(hidden, rope, is_video, video.sum(1), scores, videos, question, norm, keys)
         decision = method.choose(state, key[1])
         run.done.add(key)
         survives = real & (~is_video | decision.kept)
@@ -367,18 +464,20 @@ class LayerRuntime:
         run.full = hidden if run.columns is None else _restore(run, hidden)
         slots = to_slots(survives)
         hidden = hidden if decision.hidden is None else decision.hidden
-        run.rope = tuple(_gather(part, slots) for part in (decision.rope or rope))  # type: ignore[assignment]
+        if decision.rope:
+            first, parts = run.rope or (original["position_embeddings"][0], original["position_embeddings"])
+            full = (part.expand(len(hidden), -1, -1) for part in parts)
+            run.rope = first, tuple(_put(part, columns, new) for part, new in zip(full, decision.rope, strict=True))
         run.columns = columns.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         run.padded = bool((slots < 0).any())
-        mask = inputs.get("attention_mask")
-        run.mask = narrow_mask(mask, slots, slots, first=0, flash=self.flash, padded=run.padded)
-        inputs["hidden_states"] = _gather(hidden, slots)
-        self._shorten(inputs, run)
+        run.cuts.clear()
+        inputs["hidden_states"] = take_columns(hidden, slots)
+        self._shorten(index, inputs, original, run)
         cache = layer_cache(inputs)
         if method.prunes_earlier and cache is not None:
             selected = run.columns.new_zeros(len(columns), video.shape[1] + 1, dtype=torch.bool)
             selected = selected.scatter(1, run.columns.masked_fill(run.columns < 0, video.shape[1]), True)[:, :-1]
-            for earlier in range(index):
+            for earlier in (layer for layer in self.kinds.scoring if layer < index):
                 all_columns = torch.arange(video.shape[1], device=hidden.device).expand_as(video)
                 prune_layer(cache, earlier, all_columns).select(selected)
 
@@ -398,6 +497,18 @@ def language_model(model: Any) -> Any:
     raise ValueError(f"{type(model).__name__} has no language model with decoder layers under a known name")
 
 
+def output_norm(text: Any) -> Any:
+    """The norm of a language model after its last layer.
+
+    Raises:
+        ValueError: there is none under a known name.
+    """
+    for name in ("norm", "norm_f", "embedding_norm"):
+        if hasattr(text, name):
+            return getattr(text, name)
+    raise unsupported(f"{type(text).__name__} has no norm under a known name")
+
+
 def _columns(run: Run, hidden: Tensor) -> Tensor:
     """The column of each position in `hidden`, -1 is padding, int64 [B,M]."""
     if run.columns is not None:
@@ -414,14 +525,19 @@ def _by_column(run: Run, values: Tensor) -> Tensor:
     return values.new_zeros(len(values), length + 1, values.shape[2]).scatter(1, target, values)[:, :-1]
 
 
-def _gather(values: Tensor, slots: Tensor) -> Tensor:
-    """Rows [B,M,D] of values [B,N,D]; arbitrary at padding."""
-    return take_rows(values, slots.clamp(min=0))
+def take_columns(values: Tensor, columns: Tensor) -> Tensor:
+    """Columns [B,M] of values [B or 1,N,...]; arbitrary at padding."""
+    return take_rows(values.expand(len(columns), *values.shape[1:]), columns.clamp(min=0))
+
+
+def _put(values: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """Values [B,L,D] whose `columns` [B,M] are replaced by `rows` [B,M,D], except at padding."""
+    real = columns >= 0
+    prompt = torch.arange(len(columns), device=columns.device)[:, None].expand_as(real)
+    return values.index_put((prompt[real], columns[real]), rows[real])
 
 
 def _restore(run: Run, hidden: Tensor) -> Tensor:
     """Restores all columns [B,L,D], removed ones as they were when removed."""
     assert run.full is not None and run.columns is not None
-    real = run.columns >= 0
-    row = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(real)
-    return run.full.index_put((row[real], run.columns[real]), hidden[real])
+    return _put(run.full, run.columns, hidden)

@@ -44,6 +44,22 @@ def narrow_mask(
     return part.masked_fill(~real[:, None, None], torch.finfo(mask.dtype).min).contiguous()
 
 
+def window_mask(mask: Tensor | None, rows: Tensor, keys: Tensor, window: int) -> Tensor:
+    """The mask of queries after the prompt in a layer with a window, which counts columns of the original prompt.
+
+    Args:
+        mask: as the model passes it, of which only the type counts: additive or not.
+        rows: int64 [B,q], columns of the queries.
+        keys: int64 [B,n], columns of the keys; -1 is padding.
+        window: the number of columns that a query sees, itself included.
+    """
+    distance = rows[..., None] - keys[:, None]
+    seen = ((keys >= 0)[:, None] & (distance >= 0) & (distance < window))[:, None]
+    if mask is None or mask.dtype == torch.bool:
+        return seen
+    return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
 def _unmask_padding(allowed: Tensor, rows: Tensor) -> Tensor:
     """Lets padding see every key, since a softmax over nothing is NaN; no other query sees padding."""
     return allowed | (rows < 0)[..., None]

@@ -30,7 +30,7 @@ class FastV(LayerMethod):
 
     paper = "An Image is Worth 1/2 Tokens After Layer 2 (FastV), arXiv 2403.06764"
     license = "written from the paper"
-    cost = "one row of attention, O(L C^2 / groups) for its keys"
+    cost = "one row of attention, and the queries, keys and values of one layer, O(L C^2)"
 
     def __init__(self, keep: float | int = 0.5, *, layer: int = 2) -> None:
         self.keep, self.layer = Budget.parse(keep, units=("fraction", "count")).value, check_layer(layer, "fastv")

@@ -56,6 +56,8 @@ class SttmInner(LayerMethod):
         return [PrunePoint(self.layer)]
 
     def choose(self, state: LayerState, index: int) -> LayerDecision:
+        if self.positions == "average" and not state.rope:
+            raise ValueError("sttm_inner: this layer has no rotary embedding to average; use positions='keep'")
         selected, hidden, rope = state.video.clone(), state.hidden, state.rope
         for video in state.videos:
             columns = video.columns
@@ -75,8 +77,9 @@ class SttmInner(LayerMethod):
             hidden = hidden.index_put(target, after.features[0].to(hidden.dtype))
             if self.positions == "average":
                 means = [_mean(part[row, columns], assignment, after.N) for part in rope]
-                rope = tuple(part.index_put(target, mean) for part, mean in zip(rope, means, strict=True))  # type: ignore[assignment]
-        return LayerDecision(selected, None if bool(selected[state.video].all()) else hidden, rope)
+                rope = tuple(part.index_put(target, mean) for part, mean in zip(rope, means, strict=True))
+        averaged = rope if self.positions == "average" else None
+        return LayerDecision(selected, None if bool(selected[state.video].all()) else hidden, averaged)
 
 
 def _mean(values: Tensor, assignment: Tensor, count: int) -> Tensor:

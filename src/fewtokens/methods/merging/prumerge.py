@@ -12,7 +12,7 @@ from fewtokens.core.attention_rule import AttentionRule
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan, take_rows
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.segments import split_evenly
+from fewtokens.methods.ops.segments import split_over_frames
 
 
 class PruMerge(Method):
@@ -104,7 +104,7 @@ class PruMerge(Method):
         n = attention.shape[1]
         rank = attention.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         if self.budget is not None:
-            budget = split_evenly(tokens, self.counts(tokens)).diff(dim=1).flatten()
+            budget = split_over_frames(tokens, self.counts(tokens)).diff(dim=1).flatten()
             has_rest = (budget > 1) & (budget < n)
             return (rank < (budget - has_rest.long())[:, None]) & real, has_rest
         low, high = attention.quantile(torch.tensor([0.25, 0.75], device=attention.device), dim=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.segments import split_evenly
+from fewtokens.methods.ops.segments import split_over_frames
 
 
 class VisionZip(Reducer):
@@ -60,7 +60,7 @@ class VisionZip(Reducer):
 
     def plan(self, tokens: Tokens, *, attention: Tensor, keys: Tensor) -> Plan:
         T, n = tokens.grid.T, tokens.grid.cells_per_frame
-        ends = split_evenly(tokens, self.counts(tokens))
+        ends = split_over_frames(tokens, self.counts(tokens))
         budget = ends.diff(dim=1)[..., None]  # [B,T,1]
         num_contextual = torch.minimum((budget * self.contextual).long(), budget - 1).clamp(min=0)
         num_dominant = budget - num_contextual

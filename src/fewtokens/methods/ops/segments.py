@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fewtokens.core.plan import group_count
 from fewtokens.core.tokens import Tokens
 
 
@@ -67,14 +69,16 @@ def cut_where_frames_change(
     return first, last
 
 
-def split_evenly(tokens: Tokens, counts: Tensor) -> Tensor:
-    """Splits budgets evenly over the frames of a video: the sum of the budgets before each frame, int64 [B,T+1].
+def split_over_frames(tokens: Tokens, counts: Tensor) -> Tensor:
+    """Splits budgets over the frames of a video: the sum of the budgets before each frame, int64 [B,T+1].
+
+    Each frame gets its part in proportion to its tokens, which is the same number for complete frames. What cannot be
+    divided is spread over the video.
 
     Args:
-        tokens: one for each cell.
-        counts: int64 [B], the budget of each video; padded frames get nothing.
+        tokens: [B,N,C]; padded frames have none and get nothing.
+        counts: int64 [B], the budget of each video, at most the number of its tokens.
     """
-    T = tokens.grid.T
-    lengths = torch.tensor([grid.T for grid in tokens.grid.videos(tokens.B)], device=tokens.device)[:, None]
-    t = torch.arange(T + 1, device=tokens.device).minimum(lengths)
-    return t * counts[:, None] // lengths
+    size = group_count(tokens.frame.masked_fill(~tokens.mask, -1), tokens.grid.T)
+    before = F.pad(size.cumsum(1), (1, 0))
+    return before * counts[:, None] // before[:, -1:].clamp(min=1)

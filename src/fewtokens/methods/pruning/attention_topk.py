@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewtokens.core.method import Reducer
-from fewtokens.core.plan import Plan, group_count
+from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.groups import allocate
-from fewtokens.methods.ops.segments import rank_within
+from fewtokens.methods.ops.segments import rank_within, split_over_frames
 
 
 class AttentionTopk(Reducer):
@@ -39,7 +38,7 @@ class AttentionTopk(Reducer):
 
     def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
         frame, frames = tokens.frame.masked_fill(~tokens.mask, -1), tokens.grid.T
-        budget = allocate(self.counts(tokens), group_count(frame, frames))
+        budget = split_over_frames(tokens, self.counts(tokens)).diff(dim=1)
         rank = rank_within(-attention.float(), frame, frames)
         kept = (rank < budget.gather(1, frame.clamp(min=0))) & tokens.mask
         return Plan.keep(kept, self.max_slots(tokens))

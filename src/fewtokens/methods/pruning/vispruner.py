@@ -9,7 +9,7 @@ from torch import Tensor
 from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.methods.ops.segments import split_evenly
+from fewtokens.methods.ops.segments import split_over_frames
 
 
 class VisPruner(Reducer):
@@ -59,7 +59,7 @@ class VisPruner(Reducer):
 
     def plan(self, tokens: Tokens, *, attention: Tensor) -> Plan:
         T, n = tokens.grid.T, tokens.grid.cells_per_frame
-        budget = split_evenly(tokens, self.counts(tokens)).diff(dim=1).flatten()  # [B*T]
+        budget = split_over_frames(tokens, self.counts(tokens)).diff(dim=1).flatten()  # [B*T]
         order = attention.float().reshape(-1, n).argsort(dim=1, descending=True, stable=True)
         num_important = (budget * self.important).long()
         place = torch.arange(n, device=tokens.device)
