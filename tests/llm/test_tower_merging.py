@@ -12,8 +12,7 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import attach, compress
-from fewtokens.llm.tower_patches import tower_blocks
-from tests.llm.test_tower_patches import MERGE, PACKED, STEPS, encode, example, grid_of, stock_rows, tower_of
+from tests.llm.test_tower_patches import MERGE, PACKED, STEPS, blocks_of, encode, example, grid_of, stock_rows, tower_of
 from tests.llm.tiny import batch, prompt, tiny
 
 FAMILIES = ("qwen2_vl", "qwen3_vl", "video_llama_3", "llava_next_video", "internvl", "smolvlm")
@@ -64,7 +63,7 @@ class Record:
     def __init__(self, family: str, inputs: dict[str, Any]) -> None:
         self.arguments: list[Any] = []
         self.outputs: list[Tensor] = []
-        blocks = tower_blocks(tower_of(family))
+        blocks = blocks_of(family)
         hooks = [block.register_forward_hook(self.add, with_kwargs=True) for block in blocks]
         try:
             encode(family, inputs)
@@ -79,7 +78,7 @@ class Record:
 
 def merged_rows(family: str, inputs: dict[str, Any]) -> Tensor:
     """The rows of the stock encoder whose blocks after the first run on merged patches; written out by hand."""
-    record, blocks, patches = Record(family, inputs), tower_blocks(tower_of(family)), members(family)
+    record, blocks, patches = Record(family, inputs), blocks_of(family), members(family)
     state = record.outputs[0].clone()
     if family in PACKED:
         length = grid_of(family).cells_per_frame * MERGE**2
@@ -137,7 +136,7 @@ def test_merged_patches_equal_a_recomputation(family):
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "smolvlm"])
 def test_cues_are_those_of_the_block(family):
-    one, block = example(family), tower_blocks(tower_of(family))[0]
+    one, block = example(family), blocks_of(family)[0]
     args, kwargs = Record(family, one.inputs).arguments[0]
     hidden = args[0] if args else kwargs["hidden_states"]
     after = Record(family, one.inputs).outputs[0]
@@ -178,7 +177,7 @@ def test_later_blocks_process_fewer_patches(family, spec):
     counts: list[int] = []
     hooks = [
         block.register_forward_hook(lambda _, args, output: counts.append(args[0].numel() // args[0].shape[-1]))
-        for block in tower_blocks(tower_of(family))
+        for block in blocks_of(family)
     ]
     try:
         with attach(model, spec, items=one.items) as few:

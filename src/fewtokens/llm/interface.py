@@ -15,7 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # The cache as an argument and in an output: the first name since transformers 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
-# The names of vision towers, as in `get_encoder` of transformers; a separate one for videos comes first.
+# The names of vision towers, as in `get_encoder` of transformers.
 _TOWERS = ("video_tower", "vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
 
 
@@ -128,10 +128,11 @@ def _is_peft(model: Any) -> bool:
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
-def vision_tower(model: Any) -> nn.Module | None:
-    """Returns the module that encodes the images and videos of a model, or None."""
+def vision_tower(model: Any, modality: str = "video") -> nn.Module | None:
+    """Returns the module that encodes the images or videos of a model, or None."""
     owners = (getattr(model, "base_model", model), model)
-    modules = (getattr(owner, name, None) for owner in owners for name in _TOWERS)
+    names = (f"{modality}_tower", *_TOWERS)
+    modules = (getattr(owner, name, None) for owner in owners for name in names)
     return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 

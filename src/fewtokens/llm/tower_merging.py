@@ -23,8 +23,8 @@ from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.interface import output_layer
-from fewtokens.llm.tower_patches import CannotSkipError, first_of, map_arguments, tower_of, with_first
+from fewtokens.llm.tower import Tower, norm_before_mlp, projected_keys, projections
+from fewtokens.llm.tower_patches import CannotSkipError, first_of, map_arguments, with_first
 
 # Cues that hooks on a block can compute.
 BLOCK_CUES = ("keys", "shift")
@@ -34,19 +34,19 @@ class TowerMerging:
     """Hooks that reduce the tokens of F frames between the blocks of a vision tower.
 
     Args:
-        methods: methods of the stage "encoder", in order.
+        methods: methods of the stage "encoder", in order; they act up to the block that the language model reads.
+        tower: the vision tower.
         frames: F.
         size: the number of rows and columns of the cells of a frame.
         merge: the number of patches along each side of a cell.
         packed: whether the tower takes the patches of all frames as one sequence, those of a cell together; otherwise
             it takes frames of patches in raster order.
-        depth: the number of blocks after which the methods act.
     """
 
     def __init__(
-        self, methods: Sequence[Method], frames: int, size: tuple[int, int], merge: int, *, packed: bool, depth: int
+        self, methods: Sequence[Method], tower: Tower, frames: int, size: tuple[int, int], merge: int, *, packed: bool
     ) -> None:
-        self._methods, self._packed, self._depth = methods, packed, depth
+        self._methods, self._tower, self._packed = methods, tower, packed
         self._frames, self._size, self._merge = frames, size, merge
         self._tokens: Tokens | None = None
         self._full: list[Tensor] = []
@@ -74,52 +74,41 @@ class TowerMerging:
         return Plan(count.sum()[None], total, dest[None], copied[None])
 
     @contextmanager
-    def attached(self, model: Any, modality: str) -> Iterator[None]:
+    def attached(self) -> Iterator[None]:
         """Reduces tokens while the tower encodes inside the block; hooks are removed at its end.
 
         Raises:
             CannotSkipError: the tower does not have the form that this requires.
         """
-        tower, blocks = tower_of(model, modality)
-        if hasattr(tower, "fullatt_block_indexes"):
+        if hasattr(self._tower.module, "fullatt_block_indexes"):
             raise CannotSkipError("its blocks attend within windows")
         hooks = []
         try:
-            for block in blocks:
+            for block, attention in zip(self._tower.blocks, self._tower.attentions, strict=True):
                 hooks.append(block.register_forward_pre_hook(self._before, with_kwargs=True))
                 hooks.append(block.register_forward_hook(self._after, prepend=True))
-                hooks += self._cue_hooks(block)
+                hooks += self._cue_hooks(block, attention)
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _cue_hooks(self, block: nn.Module) -> list[Any]:
+    def _cue_hooks(self, block: nn.Module, attention: nn.Module) -> list[Any]:
         needs, hooks = {need for method in self._methods for need in method.needs}, []
         if "keys" in needs:
-            parts = (part for part in block.modules() if hasattr(part, "qkv") or hasattr(part, "k_proj"))
-            attention: Any = next(parts, None)
-            if attention is None:
-                raise CannotSkipError("its blocks have no projection to keys")
-            projection = attention.qkv if hasattr(attention, "qkv") else attention.k_proj
-            heads = next(
-                getattr(attention, name) for name in ("num_heads", "num_attention_heads") if hasattr(attention, name)
-            )
 
             def record_keys(_: nn.Module, args: Any, output: Tensor) -> None:
-                keys = output.chunk(3, -1)[1] if hasattr(attention, "qkv") else output
-                self._keys = keys.detach().unflatten(-1, (heads, -1)).float().mean(-2)
+                self._keys = projected_keys(attention, output.detach()).float().mean(-2)
 
-            hooks.append(projection.register_forward_hook(record_keys))
+            hooks.append(projections(attention)[-1].register_forward_hook(record_keys))
         if "shift" in needs:
-            norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
-            if len(norms) != 2:
-                raise CannotSkipError(f"its blocks have {len(norms)} norms")
 
             def record_before_mlp(_: nn.Module, args: Any) -> None:
                 self._before_mlp = args[0].detach()
 
-            hooks.append(norms[1].register_forward_pre_hook(record_before_mlp))
+            if (norm := norm_before_mlp(block)) is None:
+                raise CannotSkipError("its blocks have no norm before the MLP")
+            hooks.append(norm.register_forward_pre_hook(record_before_mlp))
         return hooks
 
     def _before(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -182,11 +171,12 @@ class TowerMerging:
             prefix = tokens.num_prefix
             features = self._by_patch(rows).flatten(2)
             tokens = tokens.replace(features=features, prefix=rows[:, :prefix] if prefix else None)
-        if self._layer < self._depth:
+        depth = self._tower.used + 1
+        if self._layer < depth:
             for method in self._methods:
                 before = tokens
                 own = {name: cues[name] for name in method.needs}
-                tokens = method(before, **own, layer=self._layer, depth=self._depth)
+                tokens = method(before, **own, layer=self._layer, depth=depth)
                 cues = {name: tokens.pool(cue, before) for name, cue in cues.items()}
         self._layer += 1
         self._tokens = tokens
@@ -238,13 +228,3 @@ class TowerMerging:
     def _patches(self, features: Tensor) -> Tensor:
         """Splits the features of tokens [...,unit*C] into those of their patches [...,unit,C]."""
         return features.unflatten(-1, (self._unit, -1))
-
-
-def tower_depth(model: Any, modality: str) -> int:
-    """The number of blocks of a vision tower up to the one whose output the language model reads.
-
-    Raises:
-        CannotSkipError: there are none with attention.
-    """
-    _, blocks = tower_of(model, modality)
-    return min(output_layer(model, len(blocks)), len(blocks) - 1) + 1

@@ -17,8 +17,15 @@ from fewtokens.core.plan import Plan
 from fewtokens.llm.backends.base import Backend
 from fewtokens.llm.backends.rows import RowLayout, Shape, VisualFeatures, join_layouts
 from fewtokens.llm.interface import unsupported
-from fewtokens.llm.tower_merging import BLOCK_CUES, TowerMerging, tower_depth
-from fewtokens.llm.tower_patches import CannotSkipError, PatchChoice, VideoChoice, patches_of_cells, skip_patches
+from fewtokens.llm.tower_merging import BLOCK_CUES, TowerMerging
+from fewtokens.llm.tower_patches import (
+    CannotSkipError,
+    PatchChoice,
+    VideoChoice,
+    patches_of_cells,
+    require_tower,
+    skip_patches,
+)
 
 TOWERS = ("kept", "full")
 # Cues that do not come from inside the vision tower.
@@ -146,7 +153,7 @@ class TowerRun:
             try:
                 self._merging = self._merge()
                 if self._merging is not None:
-                    with self._merging.attached(model, modality):
+                    with self._merging.attached():
                         return backend.encode(model, modality, prompt)
             except CannotSkipError as reason:
                 raise ValueError(
@@ -245,8 +252,8 @@ class TowerRun:
             raise CannotSkipError("its rows share patches")
         if frames != sum(grid.T for grid in grids):
             raise CannotSkipError("it averages frames")
-        depth = tower_depth(model, modality)
-        return TowerMerging(self._methods.inside, frames, (H, W), side, packed=merge is not None, depth=depth)
+        tower = require_tower(model, modality)
+        return TowerMerging(self._methods.inside, tower, frames, (H, W), side, packed=merge is not None)
 
     def _expect(self) -> Expected | None:
         """What is known before encoding; None if the number of rows is not."""
