@@ -327,7 +327,7 @@ GENERIC = [
 @pytest.mark.parametrize("folder", GENERIC)
 def test_families_without_a_file(folder):
     """A frame dropped and half of another one, in two videos; an emptied window where there are windows."""
-    from fewtokens.llm.interface import window_order
+    from fewtokens.llm.interface import vision_windows
 
     model = generic.build(folder)
     one = generic.prompt(folder, ("text", 2), ("video", 3), ("text", 2), ("video", 2), ("text", 3))
@@ -342,8 +342,8 @@ def test_families_without_a_file(folder):
     grid = one.inputs["video_grid_thw"]
     unit = int(grid.prod(1).sum()) // len(kept)
     found = require_tower(model, "video")
-    order = window_order(found.module, grid)
-    in_order = kept if order is None else kept[order]
+    windows = vision_windows(found.module, grid)
+    in_order = kept if windows is None else kept[windows[0]]
     segments = Segments(in_order.repeat_interleave(unit))
     hooks = [hook for block in found.blocks for hook in (
         block.register_forward_pre_hook(segments.before, with_kwargs=True), block.register_forward_hook(segments.after)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -150,20 +151,26 @@ def full_attention_layers(tower: nn.Module, depth: int) -> list[int]:
     return list(range(depth)) if layers is None else sorted(layers)
 
 
-def window_order(tower: nn.Module, shapes: Tensor) -> Tensor | None:
-    """The order in which a vision tower with windows processes groups of patches, or None without windows.
+def vision_windows(tower: nn.Module, shapes: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The windows within which most layers of a vision tower attend, or None without windows.
 
     Args:
         shapes: int64 [V,3], (t, h, w) of the patches of each image or video.
+
+    Returns:
+        The groups of patches in the order in which the tower processes them, window by window, int64 [G], and the
+        borders of the windows in this order, int64 [windows+1].
     """
     if not hasattr(tower, "fullatt_block_indexes"):
         return None
     owner: Any = tower
     if hasattr(owner, "get_window_index"):  # transformers before 5.20
-        return owner.get_window_index(shapes)[0].to(shapes.device)
-    try:
-        from transformers.vision_utils import get_vision_window_index
-    except ImportError:
-        raise unsupported("transformers.vision_utils has no get_vision_window_index") from None
-    order, _ = get_vision_window_index(shapes, owner.spatial_merge_size, owner.window_size, owner.patch_size)
-    return order.to(shapes.device)
+        order, borders = owner.get_window_index(shapes)
+        borders = torch.as_tensor(borders, device=shapes.device).unique_consecutive()
+    else:
+        try:
+            from transformers.vision_utils import get_vision_window_index
+        except ImportError:
+            raise unsupported("transformers.vision_utils has no get_vision_window_index") from None
+        order, borders = get_vision_window_index(shapes, owner.spatial_merge_size, owner.window_size, owner.patch_size)
+    return order.to(shapes.device), borders.to(shapes.device).long() // owner.spatial_merge_size**2

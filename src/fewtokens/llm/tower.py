@@ -30,7 +30,7 @@ from fewtokens.llm.interface import (
     output_layer,
     unsupported,
     vision_tower,
-    window_order,
+    vision_windows,
 )
 from fewtokens.llm.layers.attention import rotate
 from fewtokens.llm.tower_rows import pool_frames, pool_packed, pool_tiles, unmapped
@@ -80,9 +80,9 @@ class Tower:
         """Names of the cues that it can provide, keys of `CUES`."""
         return TOWER_CUES if norm_before_mlp(self.blocks[0]) is not None else TOWER_CUES[:2]
 
-    def window_order(self, shapes: Tensor) -> Tensor | None:
-        """The order in which it processes groups of patches, or None without windows; see `interface.window_order`."""
-        return window_order(self.module, shapes)
+    def windows(self, shapes: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The groups of patches in the order of windows, and their borders; see `interface.vision_windows`."""
+        return vision_windows(self.module, shapes)
 
     def layer(self, layer: int | str) -> int:
         """The index of the layer that an `AttentionRule` names.
@@ -350,7 +350,8 @@ def record_cues(
                 else layout.grid.T if layout.tiles is None else math.prod(layout.tiles.shape)
                 for visual, layout in zip(visuals, layouts, strict=True)
             ]  # fmt: skip
-            order = None if shapes is None else tower.window_order(shapes)
+            windows = None if shapes is None else tower.windows(shapes)
+            order = None if windows is None else windows[0]
             for visual, cues in zip(visuals, recording.rows(layouts, frames, shapes, order), strict=True):
                 device = visual.features.device  # that of the projector, which may differ from that of the tower
                 visual.cues = {name: cue.to(device) for name, cue in (cues or {}).items()}

@@ -159,7 +159,8 @@ def skip_patches(model: Any, modality: str, choice: PatchChoice, shapes: Any = N
     try:
         if isinstance(rows, _PackedRows):
             embedded, unit = rows, next(merge for merge in choice.merges if merge is not None) ** 2
-            if (order := tower.window_order(shapes)) is not None:
+            if (windows := tower.windows(shapes)) is not None:
+                order = windows[0]
                 patches = order[:, None] * unit + torch.arange(unit, device=order.device)
                 rows = _PackedRows(rows.read[patches.flatten().to(rows.read.device)])
             for name, child in tower.module.named_children():

@@ -229,7 +229,7 @@ class TowerRun:
         Raises:
             CannotSkipError: frames differ in size, or rows of the language model share patches.
         """
-        _, model, modality, _ = self._arguments
+        _, model, modality, prompt = self._arguments
         expected = self._expected
         if expected is None or any(layout is None for layout in expected.layouts):
             raise CannotSkipError("its rows are not known before")
@@ -253,7 +253,11 @@ class TowerRun:
         if frames != sum(grid.T for grid in grids):
             raise CannotSkipError("it averages frames")
         tower = require_tower(model, modality)
-        return TowerMerging(self._methods.inside, tower, frames, (H, W), side, packed=merge is not None)
+        shapes = prompt.get(f"{modality}_grid_thw")
+        windows = None if shapes is None else tower.windows(shapes)
+        return TowerMerging(
+            self._methods.inside, tower, frames, (H, W), side, packed=merge is not None, windows=windows
+        )
 
     def _expect(self) -> Expected | None:
         """What is known before encoding; None if the number of rows is not."""
