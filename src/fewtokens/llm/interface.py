@@ -147,8 +147,13 @@ def output_layer(model: Any, depth: int) -> int:
 
 def full_attention_layers(tower: nn.Module, depth: int) -> list[int]:
     """The layers of a vision tower of `depth` layers that attend to whole frames instead of windows."""
+    if not hasattr(tower, "window_size"):
+        return list(range(depth))
     layers = getattr(tower, "fullatt_block_indexes", None)
-    return list(range(depth)) if layers is None else sorted(layers)
+    if layers is None:
+        kinds = attribute(attribute(tower, "config"), "layer_types")
+        layers = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    return sorted(layers)
 
 
 def vision_windows(tower: nn.Module, shapes: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -161,7 +166,7 @@ def vision_windows(tower: nn.Module, shapes: Tensor) -> tuple[Tensor, Tensor] | 
         The groups of patches in the order in which the tower processes them, window by window, int64 [G], and the
         borders of the windows in this order, int64 [windows+1].
     """
-    if not hasattr(tower, "fullatt_block_indexes"):
+    if not hasattr(tower, "window_size"):
         return None
     owner: Any = tower
     if hasattr(owner, "get_window_index"):  # transformers before 5.20

@@ -33,13 +33,13 @@ from fewtokens.llm.interface import (
     vision_windows,
 )
 from fewtokens.llm.layers.attention import rotate
-from fewtokens.llm.tower_rows import pool_frames, pool_packed, pool_tiles, unmapped
+from fewtokens.llm.tower_rows import join_parts, pool_frames, pool_packed, pool_tiles, unmapped
 
 TOWER_CUES = ("attention", "keys", "shift")
 # Entries of the scores that are computed at a time (16 MiB in float32).
 _MAX_ENTRIES = 1 << 22
 _CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
-_REGISTERS = ("register_tokens", "reg_token")
+_REGISTERS = ("register_tokens", "reg_token", "cls_register_token")
 # The projections of an attention module: to queries and keys, or to queries, keys and values at once.
 _PROJECTIONS = (("q_proj", "k_proj"), ("q", "k"), ("qkv",))
 
@@ -172,7 +172,10 @@ class Recording:
             return
         if (rotary := inputs.get("position_embeddings")) is not None:
             cos, sin = (part if boundaries is None else part.reshape(len(x), -1) for part in rotary)
-            q, k = rotate_rows(q, cos, sin), rotate_rows(k, cos, sin)
+            # Positions [F,n,2] are those of the axes of a frame, each for its part of the channels (Gemma 4).
+            positions = inputs.get("position_ids")
+            axes = positions.shape[2] if positions is not None and positions.ndim == 3 else 1
+            q, k = rotate_rows(q, cos, sin, axes), rotate_rows(k, cos, sin, axes)
         q, k = q.float(), k.float()
         scale = getattr(module, "scale", None) or getattr(module, "scaling", None) or q.shape[-1] ** -0.5
         if self._heads == "joined":
@@ -230,15 +233,23 @@ class Recording:
         self._values.setdefault(name, []).append(values)
 
     def rows(
-        self, layouts: Sequence[RowLayout | None], frames: Sequence[int], shapes: Any, order: Tensor | None
+        self,
+        layouts: Sequence[RowLayout | None],
+        frames: Sequence[int],
+        shapes: Any,
+        order: Tensor | None,
+        *,
+        raster: bool = False,
     ) -> list[Any]:
         """Returns the cues of each image or video by name, float32 [cells,...]; None without a grid.
 
         Args:
             layouts: the cells of each.
             frames: the number of frames of each, in the order in which the tower encoded them.
-            shapes: int [V,3], (t, h, w) of the patches of each; None for towers that encode frames separately.
+            shapes: int [E,3], (t, h, w) of the patches of each, or of its parts; None for towers that encode frames
+                separately.
             order: the groups of patches of a tower with windows, in the order in which it processes them, or None.
+            raster: see `Backend`.
 
         Raises:
             ValueError: the tower was not called, or its patches do not match the rows.
@@ -247,7 +258,8 @@ class Recording:
         if missing := self._names - set(values):
             raise unsupported(f"{type(self._tower.module).__name__} did not compute {', '.join(sorted(missing))}")
         is_packed = shapes is not None
-        lengths = [math.prod(shape) for shape in shapes.tolist()] if is_packed else list(frames)
+        entries = [] if shapes is None else join_parts(shapes.tolist(), frames)
+        lengths = [math.prod(shape) for shape in entries] if is_packed else list(frames)
         values = {name: self._unpack(name, value, 0 if is_packed else sum(lengths)) for name, value in values.items()}
         if any(len(value) != sum(lengths) for value in values.values()):
             raise unmapped(f"{type(self._tower.module).__name__} encodes other patches than those of the prompt")
@@ -262,16 +274,18 @@ class Recording:
                 continue
             grid, tiles = layout.grid, layout.tiles
             own = {name: part[number] for name, part in parts.items()}
-            steps = int(shapes[number][0]) if is_packed else 0
+            steps = entries[number][0] if is_packed else 0
             if is_packed and "attention" in own and self.query in ("received", "class"):
                 own["attention"] = own["attention"] * (steps / lengths[number])
             if tiles is not None:
                 if self.query == "mean_query":  # of each tile
                     own["attention"] = own["attention"].softmax(1).mean(2, keepdim=True)
                 cells = {name: pool_tiles(value, grid, tiles) for name, value in own.items()}
-            elif is_packed:
+            elif is_packed and not raster:
                 cells = {name: pool_packed(value, grid, steps) for name, value in own.items()}
             else:
+                if is_packed:
+                    own = {name: value.unflatten(0, (steps, -1)) for name, value in own.items()}
                 cells = {name: pool_frames(value, grid) for name, value in own.items()}
             if self.query == "mean_query" and tiles is None:
                 logits = cells["attention"].unflatten(0, (grid.T, -1))
@@ -321,7 +335,13 @@ def check_attention(model: Any, family: str, method: Method) -> None:
 
 @contextmanager
 def record_cues(
-    model: Any, modality: str, inputs: Mapping[str, Any], needs: Collection[str], rule: AttentionRule
+    model: Any,
+    modality: str,
+    inputs: Mapping[str, Any],
+    needs: Collection[str],
+    rule: AttentionRule,
+    *,
+    raster: bool = False,
 ) -> Iterator[Callable[[Sequence[Any]], None]]:
     """Records cues of a model's vision tower while it encodes inside the block.
 
@@ -332,6 +352,7 @@ def record_cues(
         inputs: the prompt.
         needs: names of cues; those that the tower does not provide are ignored.
         rule: which attention.
+        raster: see `Backend`.
     """
     tower = tower_of(model, modality) if set(needs) & set(TOWER_CUES) else None
     if tower is None:
@@ -352,7 +373,8 @@ def record_cues(
             ]  # fmt: skip
             windows = None if shapes is None else tower.windows(shapes)
             order = None if windows is None else windows[0]
-            for visual, cues in zip(visuals, recording.rows(layouts, frames, shapes, order), strict=True):
+            parts = recording.rows(layouts, frames, shapes, order, raster=raster)
+            for visual, cues in zip(visuals, parts, strict=True):
                 device = visual.features.device  # that of the projector, which may differ from that of the tower
                 visual.cues = {name: cue.to(device) for name, cue in (cues or {}).items()}
 
@@ -381,6 +403,8 @@ def norm_before_mlp(block: nn.Module) -> nn.Module | None:
 
 def projections(attention: nn.Module) -> list[nn.Module]:
     """The projections to queries and to keys of an attention module, or the one to all; none of any other module."""
+    if hasattr(attention, "use_rel_pos"):  # of SAM: scores depend on relative positions
+        return []
     children = dict(attention.named_children())
     names = next((names for names in _PROJECTIONS if children.keys() >= set(names)), ())
     return [children[name] for name in names]
@@ -419,11 +443,16 @@ def _by_head(attention: nn.Module, value: Tensor, norm_name: str, d: int) -> Ten
     return norm(value).unflatten(-1, (-1, d)) if is_joined else norm(split)
 
 
-def rotate_rows(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies rotary positions [...,N,r] to the first r channels of queries or keys [...,N,heads,d]; float32."""
-    turned, rest = x.float().tensor_split([cos.shape[-1]], -1)
+def rotate_rows(x: Tensor, cos: Tensor, sin: Tensor, axes: int = 1) -> Tensor:
+    """Applies rotary positions [...,N,r] to the first r channels of queries or keys [...,N,heads,d]; float32.
+
+    Args:
+        axes: the number of equal parts of these channels that are rotated separately.
+    """
+    first, rest = x.float().tensor_split([cos.shape[-1]], -1)
     cos, sin = (part.float().expand(*x.shape[:-2], -1).flatten(0, -2)[:, None] for part in (cos, sin))
-    turned = rotate(turned.flatten(0, -3)[:, :, None], cos, sin).view(turned.shape)
+    parts = zip(*(part.chunk(axes, -1) for part in (first.flatten(0, -3)[:, :, None], cos, sin)), strict=True)
+    turned = torch.cat([rotate(*part) for part in parts], -1).view(first.shape)
     return torch.cat([turned, rest], -1)
 
 

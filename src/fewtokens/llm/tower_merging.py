@@ -69,8 +69,8 @@ class TowerMerging:
         frames: F.
         size: the number of rows and columns of the cells of a frame.
         merge: the number of patches along each side of a cell.
-        packed: whether the tower takes the patches of all frames as one sequence, those of a cell together; otherwise
-            it takes frames of patches in raster order.
+        packed: whether the tower takes the patches of all frames as one sequence; otherwise it takes frames.
+        raster: whether the patches of a frame are in raster order; otherwise those of a cell are together.
         windows: see `Tower.windows`; None without windows.
     """
 
@@ -83,9 +83,11 @@ class TowerMerging:
         merge: int,
         *,
         packed: bool,
+        raster: bool,
         windows: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self._methods, self._tower, self._packed, self._windows = methods, tower, packed, windows
+        self._methods, self._tower, self._windows = methods, tower, windows
+        self._packed, self._raster = packed, raster
         self._frames, self._size, self._merge = frames, size, merge
         self._regions: list[Region] = []
         self._full: list[Tensor] = []
@@ -293,7 +295,7 @@ class TowerMerging:
             return
         first = length * torch.arange(F_, device=device)[:, None]
         patch = torch.arange(n, device=device)
-        if not self._packed:
+        if self._raster:
             patch = patch.view(H, m, W, m).transpose(1, 2).flatten() + length - n
         rows = (first + patch).unflatten(1, (S, self._unit))
         prefix = first + torch.arange(length - n, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,15 +17,43 @@ def unmapped(problem: str) -> ValueError:
     return ValueError(f"the vision tower cannot provide cues for this model: {problem}")
 
 
-def pool_frames(values: Tensor, grid: Grid) -> Tensor:
-    """Maps values of patches in raster order, [T,patches,c], to cells [T*H*W,c], as language models pool features.
+def join_parts(shapes: Sequence[Sequence[int]], frames: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Joins the (t, h, w) in patches of the parts of videos to those of whole videos.
 
+    Args:
+        shapes: of each part, in order; a part is a number of frames, or a chunk of frames that are averaged.
+        frames: the number of frames of rows of each video.
+
+    Raises:
+        ValueError: the parts do not form these frames.
+    """
+    rows = [1] * len(shapes) if len(shapes) == sum(frames) else [shape[0] for shape in shapes]
+    if len(shapes) == len(frames):
+        return [(t, h, w) for t, h, w in shapes]
+    joined, at = [], 0
+    for count in frames:
+        start = at
+        while sum(rows[start:at]) < count and at < len(shapes):
+            at += 1
+        if sum(rows[start:at]) != count or len({tuple(shape[1:]) for shape in shapes[start:at]}) != 1:
+            raise unmapped(f"parts of {list(shapes)} patches do not form videos of {list(frames)} frames")
+        joined.append((sum(shape[0] for shape in shapes[start:at]), shapes[start][1], shapes[start][2]))
+    return joined
+
+
+def pool_frames(values: Tensor, grid: Grid) -> Tensor:
+    """Maps values of patches in raster order, [steps,patches,c], to cells [T*H*W,c], as language models pool features.
+
+    If there are more steps than T, a multiple of it, those of a cell are averaged.
     If the side of a frame divides into whole cells, a cell is the mean of its patches, and patches beyond the last
     whole cell are dropped, as by a pooling layer; otherwise the patches are interpolated bilinearly (LLaVA-OneVision).
 
     Raises:
         ValueError: the patches of a frame do not have the shape of its cells.
     """
+    if len(values) % grid.T:
+        raise unmapped(f"{len(values)} frames do not form {grid.T}")
+    values = values.unflatten(0, (grid.T, -1)).mean(1)
     patches = values.shape[1]
     height = round(math.sqrt(patches * grid.H / grid.W))
     width = patches // max(1, height)

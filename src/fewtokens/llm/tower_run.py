@@ -206,6 +206,8 @@ class TowerRun:
         backend, model, modality, prompt = self._arguments
         if self._expected is None:
             raise CannotSkipError("its number of rows is not known before")
+        if backend.raster:
+            raise CannotSkipError("its patches are in raster order")
         choice, shapes, merges = PatchChoice(), self._expected.shapes, self._expected.merges
         for (kind, _), own, layout in zip(
             self._expected.groups, self._expected.entries(), self._expected.layouts, strict=True
@@ -255,8 +257,10 @@ class TowerRun:
         tower = require_tower(model, modality)
         shapes = prompt.get(f"{modality}_grid_thw")
         windows = None if shapes is None else tower.windows(shapes)
+        packed = merge is not None
+        raster = self._arguments[0].raster or not packed
         return TowerMerging(
-            self._methods.inside, tower, frames, (H, W), side, packed=merge is not None, windows=windows
+            self._methods.inside, tower, frames, (H, W), side, packed=packed, raster=raster, windows=windows
         )
 
     def _expect(self) -> Expected | None:
