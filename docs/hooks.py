@@ -138,6 +138,8 @@ def families_page() -> str:
     def cell(value: Any) -> str:
         if isinstance(value, bool):
             return "yes" if value else "no"
+        if isinstance(value, tuple):
+            return " ".join(value)
         return str(value or "").replace("|", "\\|").replace("<", "&lt;")
 
     rows = [family.row() for family in FAMILIES]
@@ -150,7 +152,10 @@ def families_page() -> str:
         "* `axes`: the number of axes of positions; 1 is a count of the tokens.\n"
         "* `time_text`: the text of a time in the prompt, with … for the rows of a frame.\n"
         "* `prompts`: `fewtokens ask`, `Session` and `Processor` make its prompts. For others, use `AutoProcessor` of "
-        "transformers and pass its output to `attach` or `compress_inputs`.",
+        "transformers and pass its output to `attach` or `compress_inputs`.\n"
+        "* `cues`: of the pixels and of the vision tower, for the methods that need them.\n"
+        "* `skips`: the tower leaves out the patches that methods of the stage `pixels` do not keep.\n"
+        "* `merges`: methods of the stage `encoder` act between the blocks of the tower.",
     ]
     for title, works in (("Supported", True), ("Not supported", False)):
         shown = [row for row in rows if row["works"] is works]

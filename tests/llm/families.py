@@ -108,6 +108,7 @@ TUNED: dict[str, dict[str, Any]] = {
         "text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     },
     "lfm3_vl": _text(layer_types=["conv", "full_attention"]),
+    "llava_next": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]},
     "llava_next_video": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]},
     "llava_onevision": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]},
     "minicpmv4_6": {"insert_layer_id": 1, "text_config": _LINEAR, "vision_config": {"insert_layer_id": 1}},
@@ -132,7 +133,8 @@ TUNED: dict[str, dict[str, Any]] = {
             "hc_mult": 2,
         },
     },
-    "muse_glimmer": {"out_hidden_size": 64},
+    "muse_glimmer": {"out_hidden_size": 64}
+    | _vision(pos_emb_height=4, pos_emb_width=4, layer_types=["window_attention", "full_attention"]),
     "nemotron_h_omni": {
         "audio_config": None,
         "vision_hidden_size": 16,

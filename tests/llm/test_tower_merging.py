@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm import attach, compress
-from fewtokens.llm.tower_patches import tower_blocks
-from tests.llm.test_tower_patches import MERGE, PACKED, STEPS, encode, example, grid_of, stock_rows, tower_of
-from tests.llm.tiny import batch, prompt, tiny
+from tests.llm import tiny as tiny_models
+from tests.llm.test_tower_patches import MERGE, PACKED, STEPS, blocks_of, encode, example, grid_of, stock_rows, tower_of
+from tests.llm.tiny import batch, prompt, ready, tiny
 
 FAMILIES = ("qwen2_vl", "qwen3_vl", "video_llama_3", "llava_next_video", "internvl", "smolvlm")
 
@@ -64,7 +65,7 @@ class Record:
     def __init__(self, family: str, inputs: dict[str, Any]) -> None:
         self.arguments: list[Any] = []
         self.outputs: list[Tensor] = []
-        blocks = tower_blocks(tower_of(family))
+        blocks = blocks_of(family)
         hooks = [block.register_forward_hook(self.add, with_kwargs=True) for block in blocks]
         try:
             encode(family, inputs)
@@ -79,7 +80,7 @@ class Record:
 
 def merged_rows(family: str, inputs: dict[str, Any]) -> Tensor:
     """The rows of the stock encoder whose blocks after the first run on merged patches; written out by hand."""
-    record, blocks, patches = Record(family, inputs), tower_blocks(tower_of(family)), members(family)
+    record, blocks, patches = Record(family, inputs), blocks_of(family), members(family)
     state = record.outputs[0].clone()
     if family in PACKED:
         length = grid_of(family).cells_per_frame * MERGE**2
@@ -113,7 +114,7 @@ def merged_rows(family: str, inputs: dict[str, Any]) -> Tensor:
             hook.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen2_5_vl"])
 def test_merging_nothing_is_bit_equal_to_stock(family):
     model, one = tiny(family), example(family)
     expected = model(**one.inputs).logits
@@ -137,7 +138,7 @@ def test_merged_patches_equal_a_recomputation(family):
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl", "smolvlm"])
 def test_cues_are_those_of_the_block(family):
-    one, block = example(family), tower_blocks(tower_of(family))[0]
+    one, block = example(family), blocks_of(family)[0]
     args, kwargs = Record(family, one.inputs).arguments[0]
     hidden = args[0] if args else kwargs["hidden_states"]
     after = Record(family, one.inputs).outputs[0]
@@ -178,7 +179,7 @@ def test_later_blocks_process_fewer_patches(family, spec):
     counts: list[int] = []
     hooks = [
         block.register_forward_hook(lambda _, args, output: counts.append(args[0].numel() // args[0].shape[-1]))
-        for block in tower_blocks(tower_of(family))
+        for block in blocks_of(family)
     ]
     try:
         with attach(model, spec, items=one.items) as few:
@@ -209,14 +210,115 @@ def test_a_batch_equals_its_prompts(family):
         torch.testing.assert_close(tokens.features, alone.features, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("family", "reason"), [("qwen2_5_vl", "attend within windows"), ("llava_onevision", "its rows share patches")]
-)
+@pytest.mark.parametrize(("family", "reason"), [("llava_onevision", "its rows share patches")])
 def test_towers_in_which_nothing_can_be_merged(family, reason):
     one = example(family)
     message = f"acts between the blocks of a vision tower, which that of {family} does not support: .*{reason}"
     with pytest.raises(ValueError, match=message):
         compress(tiny(family), one.inputs, "tome_in_encoder(keep=0.5)", items=one.items)
+
+
+# Towers with windows: groups of 3 x 3 cells of a frame, of which windows have up to 2 x 2.
+ROWS = COLUMNS = 3
+WINDOWS = ([0, 1, 3, 4], [2, 5], [6, 7], [8])
+
+
+@pytest.fixture
+def windowed(monkeypatch) -> Any:
+    """Qwen2.5-VL whose second and last blocks attend to whole frames, and its example."""
+    import transformers as hf
+
+    monkeypatch.setattr(tiny_models, "SHAPE", (ROWS, COLUMNS))
+    config = copy.deepcopy(tiny("qwen2_5_vl").config)
+    config.vision_config.depth, config.vision_config.fullatt_block_indexes = 4, [1, 3]
+    torch.manual_seed(3)
+    model = hf.Qwen2_5_VLForConditionalGeneration(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(3)
+    return ready(model), prompt("qwen2_5_vl", ("text", 3), ("video", STEPS), ("text", 4))
+
+
+def merged_in_windows(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Rows of the stock tower, and of its blocks called in a row with the first two cells of each window merged."""
+    tower, calls = model.base_model.visual, []
+    hooks = [
+        block.register_forward_hook(lambda _, args, kwargs, output: calls.append((args, kwargs)), with_kwargs=True)
+        for block in tower.blocks
+    ]
+    stock = tower(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]).pooler_output
+    for hook in hooks:
+        hook.remove()
+    order = [frame * 9 + cell for frame in range(STEPS) for window in WINDOWS for cell in window]
+
+    def patches(cells: list[int]) -> Tensor:
+        """The rows of the patches of cells in the order of the windows."""
+        return torch.tensor([4 * order.index(cell) + n for cell in cells for n in range(4)])
+
+    pairs = [(frame * 9 + window[0], frame * 9 + window[1]) for frame in range(STEPS) for window in WINDOWS[:3]]
+    first, second = patches([pair[0] for pair in pairs]), patches([pair[1] for pair in pairs])
+    state = tower.blocks[0](calls[0][0][0], **calls[0][1])
+    state[first] = state[second] = (state[first] + state[second]) / 2
+    left = [cell for cell in order if cell not in {pair[1] for pair in pairs}]
+    rest, x = patches(left), state[patches(left)]
+    for number, block in enumerate(tower.blocks[1:], start=1):
+        lengths = [len(left) // STEPS] * STEPS if number in (1, 3) else [3, 1, 1, 1] * STEPS
+        borders = torch.tensor([0, *lengths]).cumsum(0).int() * 4
+        places = tuple(part[rest] for part in calls[number][1]["position_embeddings"])
+        x = block(x, cu_seqlens=borders, position_embeddings=places)
+    full = torch.empty_like(state)
+    full[rest] = x
+    full[second] = full[first]
+    return stock, tower.merger(full)[torch.tensor(order).argsort()]
+
+
+def test_merged_patches_of_windows_equal_a_recomputation(windowed):
+    model, one = windowed
+    stock, rows = merged_in_windows(model, one.inputs)
+    method = Pair()
+    (tokens,) = compress(model, one.inputs, [method]).tokens
+    cells = [cell for cell in range(STEPS * 9) if cell % 9 not in (1, 5, 7)]
+    torch.testing.assert_close(tokens.features[0], rows[cells], rtol=0, atol=5e-6)
+    assert (rows - stock)[cells].abs().max() > 1e-3
+    assert tokens.sizes[0].tolist() == [2, 2, 1, 1, 2, 1] * STEPS
+    logits = model(**one.inputs).logits
+    with attach(model, "tome_in_encoder(r=0)") as few:
+        assert torch.equal(few(**one.inputs).logits, logits)
+
+
+@pytest.mark.parametrize("spec", [*SPECS[:1], "tome_in_encoder(keep='5/frame')", *SPECS[2:]])
+def test_budgets_of_windows(windowed, spec):
+    """Each window keeps a share of the budget of its frame by its cells, and a token stays in its window."""
+    model, one = windowed
+    counts: list[int] = []
+    hooks = [
+        block.register_forward_hook(lambda _, args, output: counts.append(len(args[0])))
+        for block in model.base_model.visual.blocks
+    ]
+    try:
+        with attach(model, spec) as few:
+            assert torch.isfinite(few(**one.inputs).logits).all()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    (tokens,) = few.last.tokens
+    assert counts[0] == STEPS * 9 * 4 and counts == sorted(counts, reverse=True)
+    if "kmeans" in spec:
+        assert tokens.N == 3
+        return
+    budget = 5 if "5/frame" in spec else 4
+    assert STEPS * budget == tokens.N
+    for frame in tokens.assignment[0].unflatten(0, (STEPS, -1)):
+        in_window = [set(frame[window].tolist()) - {-1} for window in WINDOWS]
+        assert sum(map(len, in_window)) == len(set().union(*in_window)) == budget
+        assert [len(own) for own in in_window] == ([2, 1, 1, 1] if budget == 5 else [1, 1, 1, 1])
+
+
+def test_a_window_keeps_at_least_one_token(windowed):
+    model, one = windowed
+    message = r"tome_in_encoder\(keep=0.3\) keeps 2 tokens of a frame, but the vision tower attends within 4 windows"
+    with pytest.raises(ValueError, match=message):
+        compress(model, one.inputs, "tome_in_encoder(keep=0.3)")
 
 
 def test_images_with_a_video_in_one_tower():

@@ -25,16 +25,10 @@ from fewtokens.core.method import Reducer
 from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.plan import Plan
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm import attach, compress, tower_patches
+from fewtokens.llm import attach, compress
 from fewtokens.llm import families as works
 from fewtokens.llm.backends.base import backend_of
-from fewtokens.llm.tower_patches import (
-    PatchChoice,
-    cells_read,
-    patches_of_cells,
-    skip_patches,
-    tower_blocks,
-)
+from fewtokens.llm.tower_patches import PatchChoice, cells_read, patches_of_cells, require_tower, skip_patches
 from fewtokens.llm.tower_run import TowerMethods, split_rows
 from tests.llm import families as generic
 from tests.llm.tiny import FAMILIES, Prompt, batch, prompt, tiny
@@ -95,6 +89,12 @@ def module_name(family: str) -> str:
 
 def tower_of(family: str) -> Any:
     return getattr(tiny(family).base_model, module_name(family))
+
+
+def blocks_of(family: str) -> list[Any]:
+    """The blocks of the stock tower: its list of layers."""
+    lists = (module for module in tower_of(family).modules() if isinstance(module, torch.nn.ModuleList))
+    return list(next(blocks for blocks in lists if len(blocks) in (2, 3)))
 
 
 def encode(family: str, inputs: dict[str, Any]) -> Any:
@@ -210,7 +210,7 @@ def kept_patches(family: str, cells: list[int]) -> Tensor:
 def separate_frames(family: str, inputs: dict[str, Any], kept: Tensor) -> Tensor:
     """Rows [S,D] of the stock model whose tower has run on the kept patches of each frame separately."""
     tower = tower_of(family)
-    layers = tower_blocks(tower)
+    layers = blocks_of(family)
     states: list[Tensor] = []
 
     def embed(_: Any, args: Any, kwargs: Any) -> None:
@@ -327,7 +327,7 @@ GENERIC = [
 @pytest.mark.parametrize("folder", GENERIC)
 def test_families_without_a_file(folder):
     """A frame dropped and half of another one, in two videos; an emptied window where there are windows."""
-    from fewtokens.llm.interface import window_order
+    from fewtokens.llm.interface import vision_windows
 
     model = generic.build(folder)
     one = generic.prompt(folder, ("text", 2), ("video", 3), ("text", 2), ("video", 2), ("text", 3))
@@ -341,11 +341,11 @@ def test_families_without_a_file(folder):
     kept[[*first, *(18 + cell for cell in second)]] = True
     grid = one.inputs["video_grid_thw"]
     unit = int(grid.prod(1).sum()) // len(kept)
-    tower, blocks = tower_patches.tower_of(model, "video")
-    order = window_order(tower, grid)
-    in_order = kept if order is None else kept[order]
+    found = require_tower(model, "video")
+    windows = vision_windows(found.module, grid)
+    in_order = kept if windows is None else kept[windows[0]]
     segments = Segments(in_order.repeat_interleave(unit))
-    hooks = [hook for block in blocks for hook in (
+    hooks = [hook for block in found.blocks for hook in (
         block.register_forward_pre_hook(segments.before, with_kwargs=True), block.register_forward_hook(segments.after)
     )]  # fmt: skip
     try:
@@ -373,7 +373,7 @@ def test_half_of_the_cells_equals_the_layers_on_kept_patches(family):
 def test_only_kept_patches_enter_the_blocks(family):
     cells = half(family)
     counts: list[int] = []
-    block = tower_blocks(tower_of(family))[0]
+    block = blocks_of(family)[0]
     projection = next(m for name, m in block.named_modules() if name.rpartition(".")[2] in ("qkv", "q_proj"))
     hook = projection.register_forward_pre_hook(lambda _, args: counts.append(args[0].numel() // args[0].shape[-1]))
     try:
@@ -499,7 +499,7 @@ def test_hooks_are_removed(fails, monkeypatch):
 
 
 def test_a_tower_of_another_form_encodes_all(monkeypatch):
-    monkeypatch.setattr("fewtokens.llm.tower_patches.tower_blocks", lambda tower: [])
+    monkeypatch.setattr("fewtokens.llm.tower._PROJECTIONS", ())
     with pytest.warns(UserWarning, match="vision tower of qwen2_vl encodes all patches: it has no blocks"):
         tokens = reduced("qwen2_vl", [1, 4])
     assert torch.equal(tokens.features[0], stock_rows("qwen2_vl", example("qwen2_vl").inputs)[[1, 4]])

@@ -28,7 +28,7 @@ def llm_families(
     if name is not None:
         out.print(table("", [{"column": key, "value": shown(value)} for key, value in rows[0].items()]))
         return
-    columns = ("name", "video", "axes", "prompts", "time_text")
+    columns = ("name", "video", "axes", "prompts", "cues", "skips", "merges", "time_text")
     out.print(table("", [{key: shown(row[key]) for key in columns} for row in rows if row["works"]]))
     out.print(
         table("Not supported", [{key: row[key] for key in ("name", "reason")} for row in rows if not row["works"]])
@@ -36,6 +36,8 @@ def llm_families(
     out.print(
         f"Tested with transformers {TESTED}. axes: of positions.\n"
         "prompts: fewtokens ask makes them; for others AutoProcessor does, for attach.\n"
+        "cues: of pixels and of the vision tower, for methods; fewtokens methods NAME says which a method needs.\n"
+        "skips, merges: the tower leaves out patches of methods of the stage pixels; runs those of the stage encoder.\n"
         "time_text: the text of a time, with ... for the rows of a frame.",
         style="dim",
         highlight=False,
@@ -46,4 +48,6 @@ def shown(value: object) -> str:
     """A value of the table for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(value)
     return "" if value == 0 else str(value)

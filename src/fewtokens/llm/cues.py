@@ -19,6 +19,7 @@ from fewtokens.core.pipeline import Pipeline
 from fewtokens.core.tokens import Tokens
 from fewtokens.llm.backends.base import MODALITIES, Backend
 from fewtokens.llm.backends.rows import VisualFeatures
+from fewtokens.llm.families import FAMILIES
 from fewtokens.llm.layout import prompt_columns
 from fewtokens.llm.tower import TOWER_CUES
 
@@ -40,7 +41,10 @@ def check_cues(backend: Backend, model: Any, pipeline: Pipeline) -> None:
         if not isinstance(method, Method) or method.stage == "encoder":
             continue
         for need in sorted(set(method.needs) - available):
-            remedy = "; models whose vision tower is a ViT, such as Qwen2.5-VL, can" if need in TOWER_CUES else ""
+            remedy = ""
+            if need in (*TOWER_CUES, "pixels"):
+                names = [family.name for family in FAMILIES if family.prompts and need in family.cues]
+                remedy = f"; {', '.join(names)} and others can (fewtokens llm-families)"
             raise ValueError(f"{method.name} needs {need} ({CUES[need]}), which {backend.name} cannot provide{remedy}")
         if model is not None and set(method.needs) & set(TOWER_CUES):
             backend.check_attention(model, method)

@@ -7,7 +7,9 @@ and checks each column.
 from __future__ import annotations
 
 import difflib
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 TESTED = "5.23 and 5.24"
@@ -26,6 +28,9 @@ class Family:
         axes: the number of axes of positions; 0 if unknown.
         time_text: the text of a time, with ... for the rows of a frame; "" if there is none.
         prompts: whether `fewtokens ask`, `Session` and `Processor` make its prompts; otherwise transformers does.
+        cues: the cues of the pixels and of the vision tower that methods can read, keys of `CUES`.
+        skips: whether the tower leaves out the patches that methods of the stage "pixels" do not keep.
+        merges: whether methods of the stage "encoder" act between the blocks of the tower.
         folder: the folder of transformers.
         since: the first version (major, minor) of transformers that has it, if newer than the lowest supported one.
     """
@@ -37,6 +42,9 @@ class Family:
     axes: int = 1
     time_text: str = ""
     prompts: bool = False
+    cues: tuple[str, ...] = ()
+    skips: bool = False
+    merges: bool = False
     folder: str = ""
     since: tuple[int, int] | None = None
 
@@ -47,12 +55,17 @@ class Family:
         return columns
 
 
+# Written by tests/llm/family_towers.py, which runs methods on a model of each family.
+_TOWERS = json.loads(Path(__file__).with_name("family_towers.json").read_text(encoding="utf-8"))
+
+
 def _video(name: str, axes: int = 1, time_text: str = "", **values: Any) -> Family:
-    return Family(name, video=True, axes=axes, time_text=time_text, **{"folder": name} | values)
+    return _images(name, video=True, axes=axes, time_text=time_text, **values)
 
 
 def _images(name: str, **values: Any) -> Family:
-    return Family(name, **{"folder": name} | values)
+    tower = _TOWERS.get(name, {})
+    return Family(name, **{"folder": name} | tower | {"cues": tuple(tower.get("cues", ()))} | values)
 
 
 def _fails(folder: str, reason: str, **values: Any) -> Family:

@@ -10,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 # The cache as an argument and in an output: the first name since transformers 5.24, the second before.
 CACHE_NAMES = ("cache", "past_key_values")
-# The names of vision towers, as in `get_encoder` of transformers; a separate one for videos comes first.
+# The names of vision towers, as in `get_encoder` of transformers.
 _TOWERS = ("video_tower", "vision_tower", "visual", "vision_model", "vision_encoder", "image_tower")
 
 
@@ -128,10 +129,11 @@ def _is_peft(model: Any) -> bool:
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
-def vision_tower(model: Any) -> nn.Module | None:
-    """Returns the module that encodes the images and videos of a model, or None."""
+def vision_tower(model: Any, modality: str = "video") -> nn.Module | None:
+    """Returns the module that encodes the images or videos of a model, or None."""
     owners = (getattr(model, "base_model", model), model)
-    modules = (getattr(owner, name, None) for owner in owners for name in _TOWERS)
+    names = (f"{modality}_tower", *_TOWERS)
+    modules = (getattr(owner, name, None) for owner in owners for name in names)
     return next((module for module in modules if isinstance(module, nn.Module)), None)
 
 
@@ -145,24 +147,35 @@ def output_layer(model: Any, depth: int) -> int:
 
 def full_attention_layers(tower: nn.Module, depth: int) -> list[int]:
     """The layers of a vision tower of `depth` layers that attend to whole frames instead of windows."""
+    if not hasattr(tower, "window_size"):
+        return list(range(depth))
     layers = getattr(tower, "fullatt_block_indexes", None)
-    return list(range(depth)) if layers is None else sorted(layers)
+    if layers is None:
+        kinds = attribute(attribute(tower, "config"), "layer_types")
+        layers = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    return sorted(layers)
 
 
-def window_order(tower: nn.Module, shapes: Tensor) -> Tensor | None:
-    """The order in which a vision tower with windows processes groups of patches, or None without windows.
+def vision_windows(tower: nn.Module, shapes: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The windows within which most layers of a vision tower attend, or None without windows.
 
     Args:
         shapes: int64 [V,3], (t, h, w) of the patches of each image or video.
+
+    Returns:
+        The groups of patches in the order in which the tower processes them, window by window, int64 [G], and the
+        borders of the windows in this order, int64 [windows+1].
     """
-    if not hasattr(tower, "fullatt_block_indexes"):
+    if not hasattr(tower, "window_size"):
         return None
     owner: Any = tower
     if hasattr(owner, "get_window_index"):  # transformers before 5.20
-        return owner.get_window_index(shapes)[0].to(shapes.device)
-    try:
-        from transformers.vision_utils import get_vision_window_index
-    except ImportError:
-        raise unsupported("transformers.vision_utils has no get_vision_window_index") from None
-    order, _ = get_vision_window_index(shapes, owner.spatial_merge_size, owner.window_size, owner.patch_size)
-    return order.to(shapes.device)
+        order, borders = owner.get_window_index(shapes)
+        borders = torch.as_tensor(borders, device=shapes.device).unique_consecutive()
+    else:
+        try:
+            from transformers.vision_utils import get_vision_window_index
+        except ImportError:
+            raise unsupported("transformers.vision_utils has no get_vision_window_index") from None
+        order, borders = get_vision_window_index(shapes, owner.spatial_merge_size, owner.window_size, owner.patch_size)
+    return order.to(shapes.device), borders.to(shapes.device).long() // owner.spatial_merge_size**2

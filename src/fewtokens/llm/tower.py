@@ -1,4 +1,6 @@
-"""Cues of the vision tower of a language model, computed by hooks on one of its layers while it encodes.
+"""The vision tower of a language model: its blocks, and cues that hooks on one of them compute while it encodes.
+
+`Tower` finds the blocks, also for leaving out patches (`tower_patches`) and for merging between them (`tower_merging`).
 
 A hook on an attention module receives its input, from which the module's own projections make queries and keys once
 more. Scores are computed in blocks of queries, so that no table over all patches of a video exists; the attention of
@@ -20,31 +22,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewtokens.core.attention_rule import AttentionRule
-from fewtokens.core.grid import Grid
 from fewtokens.core.method import Method
+from fewtokens.llm.backends.rows import RowLayout
 from fewtokens.llm.interface import (
     attribute,
     full_attention_layers,
     output_layer,
     unsupported,
     vision_tower,
-    window_order,
+    vision_windows,
 )
+from fewtokens.llm.layers.attention import rotate
+from fewtokens.llm.tower_rows import join_parts, pool_frames, pool_packed, pool_tiles, unmapped
 
 TOWER_CUES = ("attention", "keys", "shift")
 # Entries of the scores that are computed at a time (16 MiB in float32).
 _MAX_ENTRIES = 1 << 22
 _CLASS_TOKENS = ("class_embedding", "cls_token", "class_token")
-_REGISTERS = ("register_tokens", "reg_token")
+_REGISTERS = ("register_tokens", "reg_token", "cls_register_token")
+# The projections of an attention module: to queries and keys, or to queries, keys and values at once.
+_PROJECTIONS = (("q_proj", "k_proj"), ("q", "k"), ("qkv",))
 
 
 class Tower:
-    """The vision tower of a model, as a list of attention layers.
+    """The vision tower of a model, as a list of blocks.
 
     Attributes:
         module: the tower.
-        attentions: its attention modules, one for each layer: those with linear maps `q_proj` and `k_proj`, or `qkv`.
-        blocks: the blocks that contain them.
+        attentions: its attention modules, one for each block: those with projections to queries and keys.
+        blocks: the numbered modules that contain them.
         used: the layer whose output the language model reads.
         full: the layers whose attention spans whole frames; the others attend within windows.
         has_class: whether the first token of each frame is a class token.
@@ -57,7 +63,7 @@ class Tower:
         layers: dict[str, nn.Module] = {}
         for name, part in module.named_modules():
             block = re.match(r"(.*\.)?\d+(?=\.)", name)
-            if block is not None and _projects(part):
+            if block is not None and projections(part):
                 layers.setdefault(block[0], part)
         self.attentions = list(layers.values())
         self.blocks = [module.get_submodule(name) for name in layers]
@@ -72,9 +78,11 @@ class Tower:
     @property
     def cues(self) -> tuple[str, ...]:
         """Names of the cues that it can provide, keys of `CUES`."""
-        if not self.attentions:
-            return ()
-        return TOWER_CUES if _norm_before_mlp(self.blocks[0]) is not None else TOWER_CUES[:2]
+        return TOWER_CUES if norm_before_mlp(self.blocks[0]) is not None else TOWER_CUES[:2]
+
+    def windows(self, shapes: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The groups of patches in the order of windows, and their borders; see `interface.vision_windows`."""
+        return vision_windows(self.module, shapes)
 
     def layer(self, layer: int | str) -> int:
         """The index of the layer that an `AttentionRule` names.
@@ -128,7 +136,7 @@ class Tower:
                 attention = self.attentions[index]
                 hooks.append(attention.register_forward_pre_hook(recording.record_attention, with_kwargs=True))
             if "shift" in names:
-                norm = _norm_before_mlp(self.blocks[index])
+                norm = norm_before_mlp(self.blocks[index])
                 assert norm is not None
                 hooks.append(norm.register_forward_pre_hook(recording.record_before_mlp))
                 hooks.append(self.blocks[index].register_forward_hook(recording.record_shift))
@@ -163,7 +171,11 @@ class Recording:
         if "attention" not in self._names or self.query == "probe":
             return
         if (rotary := inputs.get("position_embeddings")) is not None:
-            q, k = rotate(q, k, *(part if boundaries is None else part.reshape(len(x), -1) for part in rotary))
+            cos, sin = (part if boundaries is None else part.reshape(len(x), -1) for part in rotary)
+            # Positions [F,n,2] are those of the axes of a frame, each for its part of the channels (Gemma 4).
+            positions = inputs.get("position_ids")
+            axes = positions.shape[2] if positions is not None and positions.ndim == 3 else 1
+            q, k = rotate_rows(q, cos, sin, axes), rotate_rows(k, cos, sin, axes)
         q, k = q.float(), k.float()
         scale = getattr(module, "scale", None) or getattr(module, "scaling", None) or q.shape[-1] ** -0.5
         if self._heads == "joined":
@@ -220,14 +232,24 @@ class Recording:
         values = values if values.ndim == 2 else values[:, self._tower.prefix :]
         self._values.setdefault(name, []).append(values)
 
-    def rows(self, grids: Sequence[Grid | None], frames: Sequence[int], shapes: Any, order: Tensor | None) -> list[Any]:
+    def rows(
+        self,
+        layouts: Sequence[RowLayout | None],
+        frames: Sequence[int],
+        shapes: Any,
+        order: Tensor | None,
+        *,
+        raster: bool = False,
+    ) -> list[Any]:
         """Returns the cues of each image or video by name, float32 [cells,...]; None without a grid.
 
         Args:
-            grids: the grid of the rows of each.
+            layouts: the cells of each.
             frames: the number of frames of each, in the order in which the tower encoded them.
-            shapes: int [V,3], (t, h, w) of the patches of each; None for towers that encode frames separately.
+            shapes: int [E,3], (t, h, w) of the patches of each, or of its parts; None for towers that encode frames
+                separately.
             order: the groups of patches of a tower with windows, in the order in which it processes them, or None.
+            raster: see `Backend`.
 
         Raises:
             ValueError: the tower was not called, or its patches do not match the rows.
@@ -236,25 +258,36 @@ class Recording:
         if missing := self._names - set(values):
             raise unsupported(f"{type(self._tower.module).__name__} did not compute {', '.join(sorted(missing))}")
         is_packed = shapes is not None
-        lengths = [math.prod(shape) for shape in shapes.tolist()] if is_packed else list(frames)
+        entries = [] if shapes is None else join_parts(shapes.tolist(), frames)
+        lengths = [math.prod(shape) for shape in entries] if is_packed else list(frames)
         values = {name: self._unpack(name, value, 0 if is_packed else sum(lengths)) for name, value in values.items()}
         if any(len(value) != sum(lengths) for value in values.values()):
-            raise _unmapped(f"{type(self._tower.module).__name__} encodes other patches than those of the prompt")
+            raise unmapped(f"{type(self._tower.module).__name__} encodes other patches than those of the prompt")
         if order is not None:
             back = order.argsort()
             values = {name: value.unflatten(0, (len(back), -1))[back].flatten(0, 1) for name, value in values.items()}
         parts = {name: value.split(lengths) for name, value in values.items()}
         results: list[dict[str, Tensor] | None] = []
-        for number, grid in enumerate(grids):
-            if grid is None:
+        for number, layout in enumerate(layouts):
+            if layout is None:
                 results.append(None)
                 continue
+            grid, tiles = layout.grid, layout.tiles
             own = {name: part[number] for name, part in parts.items()}
-            steps = int(shapes[number][0]) if is_packed else 0
+            steps = entries[number][0] if is_packed else 0
             if is_packed and "attention" in own and self.query in ("received", "class"):
                 own["attention"] = own["attention"] * (steps / lengths[number])
-            cells = {n: pool_packed(v, grid, steps) if is_packed else pool_frames(v, grid) for n, v in own.items()}
-            if self.query == "mean_query":
+            if tiles is not None:
+                if self.query == "mean_query":  # of each tile
+                    own["attention"] = own["attention"].softmax(1).mean(2, keepdim=True)
+                cells = {name: pool_tiles(value, grid, tiles) for name, value in own.items()}
+            elif is_packed and not raster:
+                cells = {name: pool_packed(value, grid, steps) for name, value in own.items()}
+            else:
+                if is_packed:
+                    own = {name: value.unflatten(0, (steps, -1)) for name, value in own.items()}
+                cells = {name: pool_frames(value, grid) for name, value in own.items()}
+            if self.query == "mean_query" and tiles is None:
                 logits = cells["attention"].unflatten(0, (grid.T, -1))
                 cells["attention"] = logits.softmax(1).mean(2, keepdim=True).flatten(0, 1)
             results.append({name: value if name == "keys" else value[:, 0] for name, value in cells.items()})
@@ -273,11 +306,11 @@ class Recording:
         return (values / count if is_sum else values).unflatten(0, (frames, count))
 
 
-def tower_of(model: Any) -> Tower | None:
-    """Returns the vision tower of a model of transformers, or None if it has none with attention layers."""
-    module = vision_tower(model)
+def tower_of(model: Any, modality: str = "video") -> Tower | None:
+    """Returns the vision tower of a modality, or None if the model has none with attention layers."""
+    module = vision_tower(model, modality)
     tower = None if module is None else Tower(model, module)
-    return tower if tower is not None and tower.cues else None
+    return tower if tower is not None and tower.blocks else None
 
 
 def check_attention(model: Any, family: str, method: Method) -> None:
@@ -302,7 +335,13 @@ def check_attention(model: Any, family: str, method: Method) -> None:
 
 @contextmanager
 def record_cues(
-    model: Any, modality: str, inputs: Mapping[str, Any], needs: Collection[str], rule: AttentionRule
+    model: Any,
+    modality: str,
+    inputs: Mapping[str, Any],
+    needs: Collection[str],
+    rule: AttentionRule,
+    *,
+    raster: bool = False,
 ) -> Iterator[Callable[[Sequence[Any]], None]]:
     """Records cues of a model's vision tower while it encodes inside the block.
 
@@ -313,36 +352,33 @@ def record_cues(
         inputs: the prompt.
         needs: names of cues; those that the tower does not provide are ignored.
         rule: which attention.
+        raster: see `Backend`.
     """
-    tower = tower_of(model) if set(needs) & set(TOWER_CUES) else None
+    tower = tower_of(model, modality) if set(needs) & set(TOWER_CUES) else None
     if tower is None:
         yield lambda visuals: None
         return
     with tower.recording(needs, rule) as recording:
 
         def set_cues(visuals: Sequence[Any]) -> None:
-            if any(visual.part is not None for visual in visuals):
-                raise ValueError(
-                    "methods that read the vision tower cannot reduce images in tiles; give images other methods, such "
-                    "as images='kmeans(keep=0.25)', or images=False"
-                )
-            grids = [visual.grid for visual in visuals]
-            per_frame = next((grid.cells_per_frame for grid in grids if grid is not None), 0)
+            layouts = [visual.layout for visual in visuals]
+            per_frame = next((layout.grid.cells_per_frame for layout in layouts if layout is not None), 0)
             if not per_frame:
                 return
             shapes = inputs.get(f"{modality}_grid_thw")
-            frames = [len(v.features) // per_frame if v.grid is None else v.grid.T for v in visuals]
-            order = None if shapes is None else window_order(tower.module, shapes)
-            for visual, cues in zip(visuals, recording.rows(grids, frames, shapes, order), strict=True):
+            frames = [
+                len(visual.features) // per_frame if layout is None
+                else layout.grid.T if layout.tiles is None else math.prod(layout.tiles.shape)
+                for visual, layout in zip(visuals, layouts, strict=True)
+            ]  # fmt: skip
+            windows = None if shapes is None else tower.windows(shapes)
+            order = None if windows is None else windows[0]
+            parts = recording.rows(layouts, frames, shapes, order, raster=raster)
+            for visual, cues in zip(visuals, parts, strict=True):
                 device = visual.features.device  # that of the projector, which may differ from that of the tower
                 visual.cues = {name: cue.to(device) for name, cue in (cues or {}).items()}
 
         yield set_cues
-
-
-def _projects(module: nn.Module) -> bool:
-    """Whether a module makes queries and keys of its input."""
-    return all(hasattr(module, name) for name in ("q_proj", "k_proj")) or hasattr(module, "qkv")
 
 
 def _is_pooling_head(module: nn.Module) -> bool:
@@ -359,49 +395,65 @@ def _boundaries(x: Tensor, mask: Tensor | None) -> Tensor | None:
     return F.pad(allowed.to(torch.uint8).argmax(1).unique(), (0, 1), value=x.shape[1])
 
 
-def _unmapped(problem: str) -> ValueError:
-    """The error for a tower whose patches have no known place in the rows of the language model."""
-    return ValueError(f"the vision tower cannot provide cues for this model: {problem}")
-
-
-def _norm_before_mlp(block: nn.Module) -> nn.Module | None:
-    """The norm before the MLP: the second of two, or the third of four."""
+def norm_before_mlp(block: nn.Module) -> nn.Module | None:
+    """The norm before the MLP of a block: the second of two, or the third of four; None of any other number."""
     norms = [child for child in block.children() if "norm" in type(child).__name__.lower()]
     return norms[len(norms) // 2] if len(norms) in (2, 4) else None
 
 
-def project(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def projections(attention: nn.Module) -> list[nn.Module]:
+    """The projections to queries and to keys of an attention module, or the one to all; none of any other module."""
+    if hasattr(attention, "use_rel_pos"):  # of SAM: scores depend on relative positions
+        return []
+    children = dict(attention.named_children())
+    names = next((names for names in _PROJECTIONS if children.keys() >= set(names)), ())
+    return [children[name] for name in names]
+
+
+def project(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """The queries and keys of an attention module before rotary positions, [...,heads,d], for its input [...,C]."""
-    part: Any = module
-    if hasattr(part, "qkv"):
-        q, k, _ = part.qkv(x).chunk(3, -1)
-    else:
-        q, k = part.q_proj(x), part.k_proj(x)
-    d = getattr(part, "head_dim", None)
-    if d is None:
-        heads = next((getattr(part, name) for name in ("num_heads", "num_attention_heads") if hasattr(part, name)), 0)
-        d = q.shape[-1] // (heads or attribute(attribute(part, "config"), "num_attention_heads"))
-    split = [value.unflatten(-1, (-1, d)) for value in (q, k)]
-    norms = [getattr(part, name, None) for name in ("q_norm", "k_norm")]
-    for index, (value, norm) in enumerate(zip((q, k), norms, strict=True)):
-        if norm is None or isinstance(norm, nn.Identity):
-            continue
-        # A norm has a weight for each channel of what it normalizes: all heads together, or one head.
-        is_joined = next(norm.parameters(), split[index].new_empty(d)).numel() != d
-        split[index] = norm(value).unflatten(-1, (-1, d)) if is_joined else norm(split[index])
-    return split[0], split[1]
+    found = projections(attention)
+    q, k = found[0](x).chunk(3, -1)[:2] if len(found) == 1 else (projection(x) for projection in found)
+    d = _head_size(attention, q.shape[-1])
+    return _by_head(attention, q, "q_norm", d), _by_head(attention, k, "k_norm", d)
 
 
-def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Applies rotary positions [...,N,r] to the first r channels of queries and keys [...,N,heads,d]; float32."""
-    cos, sin = cos[..., None, :].float(), sin[..., None, :].float()
+def projected_keys(attention: nn.Module, output: Tensor) -> Tensor:
+    """The keys [...,heads,d] in the output of the last of `projections`."""
+    k = output.chunk(3, -1)[1] if len(projections(attention)) == 1 else output
+    return _by_head(attention, k, "k_norm", _head_size(attention, k.shape[-1]))
 
-    def turn(x: Tensor) -> Tensor:
-        x, rest = x.float().tensor_split([cos.shape[-1]], -1)
-        first, second = x.chunk(2, -1)
-        return torch.cat([x * cos + torch.cat([-second, first], -1) * sin, rest], -1)
 
-    return turn(q), turn(k)
+def _head_size(attention: Any, width: int) -> int:
+    """The channels of a head, of `width` channels of queries."""
+    if (d := getattr(attention, "head_dim", None)) is not None:
+        return d
+    names = ("num_heads", "num_attention_heads")
+    heads = next((getattr(attention, name) for name in names if hasattr(attention, name)), 0)
+    return width // (heads or attribute(attribute(attention, "config"), "num_attention_heads"))
+
+
+def _by_head(attention: nn.Module, value: Tensor, norm_name: str, d: int) -> Tensor:
+    """Splits queries or keys [...,heads*d] into heads [...,heads,d] and normalizes them."""
+    norm, split = getattr(attention, norm_name, None), value.unflatten(-1, (-1, d))
+    if norm is None or isinstance(norm, nn.Identity):
+        return split
+    # A norm has a weight for each channel of what it normalizes: all heads together, or one head.
+    is_joined = next(norm.parameters(), split.new_empty(d)).numel() != d
+    return norm(value).unflatten(-1, (-1, d)) if is_joined else norm(split)
+
+
+def rotate_rows(x: Tensor, cos: Tensor, sin: Tensor, axes: int = 1) -> Tensor:
+    """Applies rotary positions [...,N,r] to the first r channels of queries or keys [...,N,heads,d]; float32.
+
+    Args:
+        axes: the number of equal parts of these channels that are rotated separately.
+    """
+    first, rest = x.float().tensor_split([cos.shape[-1]], -1)
+    cos, sin = (part.float().expand(*x.shape[:-2], -1).flatten(0, -2)[:, None] for part in (cos, sin))
+    parts = zip(*(part.chunk(axes, -1) for part in (first.flatten(0, -3)[:, :, None], cos, sin)), strict=True)
+    turned = torch.cat([rotate(*part) for part in parts], -1).view(first.shape)
+    return torch.cat([turned, rest], -1)
 
 
 def segments(boundaries: Tensor) -> Iterator[Tensor]:
@@ -438,37 +490,3 @@ def received_attention(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) 
                 scores = scores.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else scores + part
             total[here] += scores.softmax(3).sum((1, 2))
     return total / (heads * m)
-
-
-def pool_frames(values: Tensor, grid: Grid) -> Tensor:
-    """Maps values of patches in raster order, [T,patches,c], to cells [T*H*W,c], as language models pool features.
-
-    If the side of a frame divides into whole cells, a cell is the mean of its patches, and patches beyond the last
-    whole cell are dropped, as by a pooling layer; otherwise the patches are interpolated bilinearly (LLaVA-OneVision).
-
-    Raises:
-        ValueError: the patches of a frame do not have the shape of its cells.
-    """
-    patches = values.shape[1]
-    height = round(math.sqrt(patches * grid.H / grid.W))
-    width = patches // max(1, height)
-    if height * width != patches or height < grid.H or width < grid.W:
-        raise _unmapped(f"{patches} patches of a frame do not form {grid.H} x {grid.W} rows")
-    image = values.transpose(1, 2).unflatten(2, (height, width))
-    side = height // grid.H
-    if (height // side, width // side) == (grid.H, grid.W):
-        image = F.avg_pool2d(image, side)
-    else:
-        image = F.interpolate(image, (grid.H, grid.W), mode="bilinear")
-    return image.flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-def pool_packed(values: Tensor, grid: Grid, steps: int) -> Tensor:
-    """Maps values of patches, [patches,c], to cells [T*H*W,c]; the patches of a cell are consecutive in each step.
-
-    Args:
-        steps: the number of steps in time, a multiple of T; the steps of a cell are averaged.
-    """
-    if steps % grid.T or len(values) % (steps * grid.cells_per_frame):
-        raise _unmapped(f"{len(values)} patches in {steps} steps do not form {grid.T} x {grid.H} x {grid.W} rows")
-    return values.reshape(grid.T, steps // grid.T, grid.cells_per_frame, -1, values.shape[1]).mean((1, 3)).flatten(0, 1)

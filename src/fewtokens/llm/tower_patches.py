@@ -12,7 +12,6 @@ that never saw the others. Towers attend within frames; a frame that is dropped 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +26,10 @@ from fewtokens.core.method import Method
 from fewtokens.core.plan import Plan
 from fewtokens.core.shapes import shape_repr
 from fewtokens.core.tokens import Tokens
-from fewtokens.llm.interface import vision_tower, window_order
+from fewtokens.llm.tower import Tower, tower_of
 
 # Modules of towers, other than blocks, that map each patch or group of patches separately.
 _ROW_WISE = ("patch_embed", "merger", "deepstack_merger_list", "merger_list")
-# The projection to keys, or to queries, keys and values.
-_PROJECTIONS = ("k_proj", "qkv", "k")
 
 
 class CannotSkipError(Exception):
@@ -156,22 +153,23 @@ def skip_patches(model: Any, modality: str, choice: PatchChoice, shapes: Any = N
     Raises:
         CannotSkipError: the tower does not have the form that this requires.
     """
-    tower, blocks = tower_of(model, modality)
+    tower = require_tower(model, modality)
     rows = _FrameRows(choice.frames()) if shapes is None else _PackedRows(choice.packed())
     hooks = []
     try:
         if isinstance(rows, _PackedRows):
             embedded, unit = rows, next(merge for merge in choice.merges if merge is not None) ** 2
-            if (order := window_order(tower, shapes)) is not None:
+            if (windows := tower.windows(shapes)) is not None:
+                order = windows[0]
                 patches = order[:, None] * unit + torch.arange(unit, device=order.device)
                 rows = _PackedRows(rows.read[patches.flatten().to(rows.read.device)])
-            for name, child in tower.named_children():
+            for name, child in tower.module.named_children():
                 if name in _ROW_WISE:
                     for module in child if isinstance(child, nn.ModuleList) else [child]:
                         span = _RowWise(embedded if name == "patch_embed" else rows, unit)
                         hooks.append(module.register_forward_pre_hook(span.before, with_kwargs=True))
                         hooks.append(module.register_forward_hook(span.after))
-        for block in blocks:
+        for block in tower.blocks:
             hooks.append(block.register_forward_pre_hook(rows.before, with_kwargs=True))
             # Before the hooks with which transformers records hidden states.
             hooks.append(block.register_forward_hook(rows.after, prepend=True))
@@ -181,27 +179,16 @@ def skip_patches(model: Any, modality: str, choice: PatchChoice, shapes: Any = N
             hook.remove()
 
 
-def tower_of(model: Any, modality: str) -> tuple[nn.Module, list[nn.Module]]:
-    """The vision tower of a modality and its blocks.
+def require_tower(model: Any, modality: str) -> Tower:
+    """The vision tower of a modality.
 
     Raises:
-        CannotSkipError: there are none with attention.
+        CannotSkipError: there is none with attention.
     """
-    tower = getattr(getattr(model, "base_model", model), f"{modality}_tower", None) or vision_tower(model)
-    blocks = [] if tower is None else tower_blocks(tower)
-    if tower is None or not blocks:
+    tower = tower_of(model, modality)
+    if tower is None:
         raise CannotSkipError("it has no blocks with attention")
-    return tower, blocks
-
-
-def tower_blocks(tower: nn.Module) -> list[nn.Module]:
-    """The blocks of a tower: the numbered modules that contain a projection to keys."""
-    names: dict[str, None] = {}
-    for name, module in tower.named_modules():
-        block = re.match(r"(.*\.)?\d+(?=\.)", name)
-        if block is not None and any(hasattr(module, projection) for projection in _PROJECTIONS):
-            names.setdefault(block[0])
-    return [tower.get_submodule(name) for name in names]
+    return tower
 
 
 class _PackedRows:

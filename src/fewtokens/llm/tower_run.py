@@ -17,8 +17,15 @@ from fewtokens.core.plan import Plan
 from fewtokens.llm.backends.base import Backend
 from fewtokens.llm.backends.rows import RowLayout, Shape, VisualFeatures, join_layouts
 from fewtokens.llm.interface import unsupported
-from fewtokens.llm.tower_merging import BLOCK_CUES, TowerMerging, tower_depth
-from fewtokens.llm.tower_patches import CannotSkipError, PatchChoice, VideoChoice, patches_of_cells, skip_patches
+from fewtokens.llm.tower_merging import BLOCK_CUES, TowerMerging
+from fewtokens.llm.tower_patches import (
+    CannotSkipError,
+    PatchChoice,
+    VideoChoice,
+    patches_of_cells,
+    require_tower,
+    skip_patches,
+)
 
 TOWERS = ("kept", "full")
 # Cues that do not come from inside the vision tower.
@@ -146,7 +153,7 @@ class TowerRun:
             try:
                 self._merging = self._merge()
                 if self._merging is not None:
-                    with self._merging.attached(model, modality):
+                    with self._merging.attached():
                         return backend.encode(model, modality, prompt)
             except CannotSkipError as reason:
                 raise ValueError(
@@ -199,6 +206,8 @@ class TowerRun:
         backend, model, modality, prompt = self._arguments
         if self._expected is None:
             raise CannotSkipError("its number of rows is not known before")
+        if backend.raster:
+            raise CannotSkipError("its patches are in raster order")
         choice, shapes, merges = PatchChoice(), self._expected.shapes, self._expected.merges
         for (kind, _), own, layout in zip(
             self._expected.groups, self._expected.entries(), self._expected.layouts, strict=True
@@ -222,7 +231,7 @@ class TowerRun:
         Raises:
             CannotSkipError: frames differ in size, or rows of the language model share patches.
         """
-        _, model, modality, _ = self._arguments
+        _, model, modality, prompt = self._arguments
         expected = self._expected
         if expected is None or any(layout is None for layout in expected.layouts):
             raise CannotSkipError("its rows are not known before")
@@ -245,8 +254,14 @@ class TowerRun:
             raise CannotSkipError("its rows share patches")
         if frames != sum(grid.T for grid in grids):
             raise CannotSkipError("it averages frames")
-        depth = tower_depth(model, modality)
-        return TowerMerging(self._methods.inside, frames, (H, W), side, packed=merge is not None, depth=depth)
+        tower = require_tower(model, modality)
+        shapes = prompt.get(f"{modality}_grid_thw")
+        windows = None if shapes is None else tower.windows(shapes)
+        packed = merge is not None
+        raster = self._arguments[0].raster or not packed
+        return TowerMerging(
+            self._methods.inside, tower, frames, (H, W), side, packed=packed, raster=raster, windows=windows
+        )
 
     def _expect(self) -> Expected | None:
         """What is known before encoding; None if the number of rows is not."""

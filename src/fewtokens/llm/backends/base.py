@@ -90,6 +90,7 @@ class Backend:
         counted: `generate` discards positions and counts the columns.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
+        raster: the patches of a packed frame are in raster order; otherwise those of a cell come one after the other.
         nested_images: pixels of images are [prompts, images, ...].
         listed: modalities of which `forward` takes a list although the encoder returns a tensor.
         pixel_inputs: names of the inputs that the encoder reads, by modality.
@@ -108,6 +109,7 @@ class Backend:
     counted: ClassVar[bool] = False
     latents: ClassVar[bool] = False
     leading: ClassVar[bool] = False
+    raster: ClassVar[bool] = False
     nested_images: ClassVar[bool] = False
     listed: ClassVar[tuple[str, ...]] = ()
     pixel_inputs: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -208,7 +210,7 @@ class Backend:
         self, model: Any, modality: str, inputs: dict[str, Any], needs: Collection[str], rule: AttentionRule
     ) -> AbstractContextManager[Callable[[Sequence[VisualFeatures]], None]]:
         """Records cues of the vision tower while `encode` runs inside the block, see `record_cues`."""
-        return record_cues(model, modality, inputs, needs, rule)
+        return record_cues(model, modality, inputs, needs, rule, raster=self.raster)
 
     def consumed(self, model: Any) -> set[str]:
         """The names of inputs that describe pixels or original positions, which features and new positions replace."""

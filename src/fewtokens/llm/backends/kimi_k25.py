@@ -9,4 +9,5 @@ class KimiK25(Backend):
     """Rows of a video: a run of cells for each chunk. Transformers 5.23 fails for chunks of several frames."""
 
     name = "kimi_k25"
+    raster = True
     video_parts = True

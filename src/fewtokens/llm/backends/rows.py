@@ -21,6 +21,19 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """The tiles of an image, whose cells form one grid.
+
+    Attributes:
+        shape: (rows, columns) of the tiles.
+        size: (rows, columns) of the cells of all tiles without the padding at both ends, before any interpolation.
+    """
+
+    shape: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class RowLayout:
     """The order of the rows of an image or a video: its cells, and rows between them that are not cells.
 
@@ -29,12 +42,14 @@ class RowLayout:
         group: the number of cells for each row that is not a cell: a newline after each grid row or at the end, or a
             class token of each frame. 0 if there are no such rows.
         leading: whether this row comes before its group of cells, otherwise after it.
+        tiles: the tiles whose cells these are; None if the image is encoded as a whole.
         rest: the layout of the rows that follow, if an image has several grids.
     """
 
     grid: Grid
     group: int = 0
     leading: bool = False
+    tiles: Tiles | None = None
     rest: RowLayout | None = None
 
     def __len__(self) -> int:
@@ -178,14 +193,16 @@ def tiled_layout(
         return used, used - target[0] * target[1]
 
     best = max(sizes, key=fit)
-    H, W = (length // tile * side for length in best)
+    rows, columns = (length // tile for length in best)
+    H, W = rows * side, columns * side
     if width / height > W / H:
         H -= (H - int(round(height * (W / width), 7))) // 2 * 2
     else:
         W -= (W - int(round(width * (H / height), 7))) // 2 * 2
+    tiles = Tiles((rows, columns), (H, W))
     if limit is not None and (ratio := sqrt(H * W / (limit * side**2))) > 1.1:
         H, W = int(H // ratio), int(W // ratio)
-    return RowLayout(Grid(1, side, side), rest=RowLayout(Grid(1, H, W), group=W))
+    return RowLayout(Grid(1, side, side), rest=RowLayout(Grid(1, H, W), group=W, tiles=tiles))
 
 
 def join_layouts(layouts: Sequence[RowLayout | None]) -> RowLayout | None:
