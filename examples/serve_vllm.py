@@ -4,8 +4,9 @@
 
 Downloads about 7.5 GB once. It is written for a GPU with 40 GB, and has not been run on one. The answers of vLLM are
 compared with those that transformers computes by hand on the CPU in float32, which takes 16 GB of memory and minutes.
-Run it from a clone of the repository, in the environment of vLLM: pip install '.[vllm]'. The second argument is
-llava_onevision, qwen2_5_vl or qwen3_vl.
+Run it from a clone of the repository, in the environment of vLLM: pip install '.[vllm]'. The second argument is a key
+of FAMILIES in tests/serve/engine/reference.py. For internvl_chat a fourth one names the checkpoint of the same weights
+that transformers loads: OpenGVLab/InternVL3-1B internvl_chat "kmeans(keep=0.25)" OpenGVLab/InternVL3-1B-hf
 """
 
 import json
@@ -14,7 +15,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUESTS = [0, 1, 2, 3]
 # Kernels on a GPU round differently from the CPU.
 TOLERANCE = 0.02
 
@@ -26,11 +26,11 @@ def run(module, job):
     return json.loads(done.stdout.rpartition("RESULT ")[2])
 
 
-def serve(model, texts, spec, **engine):
+def serve(model, kind, spec, **engine):
     """Answers with few tokens, or with all of them if there is no spec."""
     settings = {"fewtokens": {"spec": spec}} if spec else {}
-    options = {"max_model_len": 8192, "additional_config": settings, **engine}
-    return run("run", {"model": model, "requests": REQUESTS, "texts": texts, "engine": options})
+    options = {"max_model_len": 8192, "additional_config": settings, **kind.engine, **engine}
+    return run("run", {"model": model, "requests": kind.requests, "texts": kind.texts, "engine": options})
 
 
 def difference(answer, by_hand):
@@ -44,15 +44,16 @@ def difference(answer, by_hand):
     return worst
 
 
-def main(model, family, spec):
+def main(model, family, spec, reference=None):
     sys.path.insert(0, str(ROOT))
     from tests.serve.engine.reference import FAMILIES
 
-    texts = FAMILIES[family].texts
-    full = serve(model, texts, None)
-    few = {"whole prompts": serve(model, texts, spec), "chunks": serve(model, texts, spec, max_num_batched_tokens=256)}
-    other = serve(model, texts, "uniform(keep=0.5)")
-    expected = run("reference", {"family": family, "model": model, "spec": spec, "requests": REQUESTS})["answers"]
+    kind = FAMILIES[family]
+    full = serve(model, kind, None)
+    few = {"whole prompts": serve(model, kind, spec), "chunks": serve(model, kind, spec, max_num_batched_tokens=256)}
+    other = serve(model, kind, "uniform(keep=0.5)")
+    job = {"family": family, "model": reference or model, "specs": [spec], "requests": kind.requests}
+    expected = run("reference", job)[spec]
     for name, result in few.items():
         for index, (answer, by_hand) in enumerate(zip(result["answers"], expected, strict=True)):
             worst = difference(answer, by_hand)
@@ -64,4 +65,4 @@ def main(model, family, spec):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:5])

@@ -59,6 +59,9 @@ def make_config(hf_config: Any, *, mrope: bool, additional: Any = None, options:
 
 
 class Tokenizer:
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return {"<video>": VIDEO}[token]
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [3 + ord(character) % 100 for character in text]
 
@@ -72,6 +75,7 @@ def make(family: str, spec: str | None, tokenizer: Any = None) -> tuple[Any, Any
         "llava_onevision": ("llava", "OneVision"),
         "llava_next_video": ("llava", "NextVideo"),
         "internvl": ("internvl", "InternVL"),
+        "internvl_hf": ("internvl", "InternVLHF"),
     }[family]
     module = import_module(f"fewtokens.serve.vllm.{module}")
     mrope = family.startswith("qwen")
@@ -95,7 +99,7 @@ def make(family: str, spec: str | None, tokenizer: Any = None) -> tuple[Any, Any
     info.get_tokenizer = lambda: tokenizer
     info.get_vision_encoder_info = lambda: SimpleNamespace(get_image_size=lambda: 12)
     info.get_hf_processor = lambda **_: SimpleNamespace(
-        image_seq_length=9, ctx_video_token_id=VIDEO, start=START, end=END
+        image_seq_length=9, ctx_video_token_id=VIDEO, video_token="<video>", start=START, end=END
     )
     return model, processor_class(info, None)
 
@@ -200,16 +204,20 @@ def test_positions_do_not_move_if_all_tokens_are_kept():
         assert len(out.ids) == len(ids) and torch.equal(out.positions, positions)
 
 
+def plain_item(family: str, video: torch.Tensor) -> dict[str, Any]:
+    """A processed video of frames [T,3,H,W]."""
+    if "internvl" not in family:
+        return fields(pixel_values_videos=video)
+    name, count = "pixel_values_flat" if family == "internvl" else "pixel_values", torch.tensor(len(video))
+    return fields(**{name: video}, num_patches=count, video_num_patches=count)
+
+
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "internvl"])
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "internvl", "internvl_hf"])
 def test_plain_families(family, spec):
-    model, processor = make(family, spec)
+    model, processor = make(family, spec, Tokenizer())
     videos = [torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(count)) for count in (4, 6)]
-    if family == "internvl":
-        items = [fields(pixel_values_flat=video, num_patches=torch.tensor(len(video)),
-                        video_num_patches=torch.tensor(len(video))) for video in videos]  # fmt: skip
-    else:
-        items = [fields(pixel_values_videos=video) for video in videos]
+    items = [plain_item(family, video) for video in videos]
     out = prefill(model, processor, [5, "video", 6, "video", 7], {"video": items})
     expected: list[torch.Tensor] = []
     ids = [5]
@@ -220,7 +228,7 @@ def test_plain_families(family, spec):
         newline = [torch.full((3,), 7.0)] if family == "llava_onevision" else []
         expected += [*short, *newline]
         run = [VIDEO] * (len(short) + len(newline))
-        ids += [50, START, *run, END] if family == "internvl" else run
+        ids += [50, START, *run, END] if "internvl" in family else run
         ids.append(after)
     assert out.ids == ids
     torch.testing.assert_close(torch.stack([out.rows[column] for column in sorted(out.rows)]), torch.stack(expected))
@@ -257,7 +265,7 @@ def test_a_captured_encoder_does_not_encode_videos():
 
 def test_videos_are_encoded_one_at_a_time():
     """As vLLM does with pruning; its budget for the encoder counts the rows that remain."""
-    for family in ("llava_onevision", "llava_next_video", "internvl"):
+    for family in ("llava_onevision", "llava_next_video", "internvl", "internvl_hf"):
         with_spec, without = (make(family, spec)[0] for spec in ("tome(keep=0.5)", None))
         assert hasattr(with_spec, "requires_sequential_video_encoding")
         assert not hasattr(without, "requires_sequential_video_encoding")
@@ -362,3 +370,21 @@ def test_methods_on_pixels_get_the_patches_of_the_encoder():
     pixels = raw.reshape(30, 4, 3, 2, 16).permute(0, 3, 1, 4, 2).reshape(30, 2, 4 * 16 * 3)
     expected = reduce("rlt(keep=0.6)", normalized.reshape(30, 4, -1).mean(1), Grid(5, 2, 3), pixels=pixels)
     assert torch.equal(torch.stack([out.rows[column] for column in sorted(out.rows)]), expected.rows)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "internvl", "internvl_hf"])
+def test_methods_on_pixels_get_the_frames_of_the_encoder(family):
+    """The same selection as from pixels computed by hand; frames of 3 x 3 cells of one color."""
+    from fewtokens.serve import reduce
+
+    model, processor = make(family, "rlt(keep=20)", Tokenizer())
+    # The stand-ins of the other processors normalize with these.
+    mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if family == "internvl" else ([0.5] * 3, [0.25] * 3)
+    colors = torch.rand(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    normalized = (colors - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    video = normalized.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    out = prefill(model, processor, [5, "video", 6], {"video": [plain_item(family, video)]})
+    pixels = colors.permute(0, 2, 3, 1).reshape(36, 1, 3).repeat(1, 1, 64)
+    rows = normalized.permute(0, 2, 3, 1).reshape(36, 3)
+    expected = reduce("rlt(keep=20)", rows, Grid(4, 3, 3), pixels=pixels).rows
+    torch.testing.assert_close(torch.stack([out.rows[column] for column in sorted(out.rows)])[:20], expected)

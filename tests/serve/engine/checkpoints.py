@@ -5,6 +5,8 @@ python -m tests.serve.engine.checkpoints qwen2_5_vl FOLDER
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>", "<image>", "<video>",
+    "<|video_pad|>", "<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>",
 )  # fmt: skip
 IDS = {name: 256 + index for index, name in enumerate(SPECIALS)}
 # vLLM's attention on a CPU needs heads of at least 32 channels.
@@ -27,8 +29,8 @@ MEDIA = {"image_token_id": IDS["<|image_pad|>"], "video_token_id": IDS["<|video_
          "vision_start_token_id": IDS["<|vision_start|>"], "vision_end_token_id": IDS["<|vision_end|>"]}  # fmt: skip
 
 
-def tokenizer() -> Any:
-    """One token per byte, and the special tokens."""
+def tokenizer(names: dict[str, str] | None = None) -> Any:
+    """One token per byte, and the special tokens; `names` are those that a processor looks up."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,7 +40,9 @@ def tokenizer() -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|endoftext|>", extra_special_tokens=names or {}
+    )
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
@@ -101,7 +105,60 @@ def llava_onevision() -> tuple[Any, Any]:
     return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
-FAMILIES = {"llava_onevision": llava_onevision, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl}
+def llava_next_video() -> tuple[Any, Any]:
+    import transformers as hf
+
+    # The resampler of vLLM divides the size of a frame by the square of that of a patch, which must not give zero.
+    vision = hf.CLIPVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=2,
+                                 image_size=24, patch_size=4)  # fmt: skip
+    config = hf.LlavaNextVideoConfig(
+        vision_config=vision, text_config=hf.LlamaConfig(**TEXT), image_grid_pinpoints=[[24, 24]],
+        image_token_index=IDS["<image>"], video_token_index=IDS["<video>"], tie_word_embeddings=False,
+    )  # fmt: skip
+    size = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
+    processor = hf.LlavaNextVideoProcessor(
+        image_processor=hf.LlavaNextImageProcessor(image_grid_pinpoints=[[24, 24]], **size),
+        tokenizer=tokenizer(),
+        video_processor=hf.LlavaNextVideoVideoProcessor(**size),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        chat_template="",
+    )
+    return hf.LlavaNextVideoForConditionalGeneration(config), processor
+
+
+def internvl() -> tuple[Any, Any]:
+    import transformers as hf
+
+    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 84, "patch_size": 14, "attention_bias": True}  # fmt: skip
+    config = hf.InternVLConfig(
+        vision_config=vision, text_config={**TEXT, "model_type": "qwen2"}, image_token_id=IDS["<IMG_CONTEXT>"],
+        image_seq_length=9, tie_word_embeddings=False,
+    )  # fmt: skip
+    size = {"height": 84, "width": 84}
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+             "video_token": "<video>"}  # fmt: skip
+    processor = hf.InternVLProcessor(
+        image_processor=hf.GotOcr2ImageProcessor(size=size, max_patches=1),
+        tokenizer=tokenizer(names),
+        video_processor=hf.InternVLVideoProcessor(size=size),
+        image_seq_length=9,
+        chat_template="",
+    )
+    return hf.InternVLForConditionalGeneration(config), processor
+
+
+FAMILIES = {
+    "internvl": internvl,
+    "internvl_chat": internvl,
+    "llava_next_video": llava_next_video,
+    "llava_onevision": llava_onevision,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+}
+# The folder in that of a checkpoint with the same weights as published for `InternVLChatModel`.
+PUBLISHED = "published"
 
 
 def restore_names(path: Path) -> None:
@@ -116,6 +173,51 @@ def restore_names(path: Path) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
+def save_published_internvl(model: Any, folder: Path) -> None:
+    """Saves InternVL as `InternVLChatModel`, the layout of its publishers, which transformers does not know."""
+    from safetensors.torch import save_file
+
+    renamed = {
+        "model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.",
+        "model.multi_modal_projector.layer_norm.": "mlp1.0.", "model.multi_modal_projector.linear_1.": "mlp1.1.",
+        "model.multi_modal_projector.linear_2.": "mlp1.3.", "model.vision_tower.": "vision_model.",
+        ".cls_token": ".class_embedding", ".position_embeddings": ".position_embedding",
+        ".patch_embeddings.projection.": ".patch_embedding.", ".encoder.layer.": ".encoder.layers.",
+        ".lambda_": ".ls", ".attention.projection_layer.": ".attn.proj.", ".layernorm_before.": ".norm1.",
+        ".layernorm_after.": ".norm2.",
+    }  # fmt: skip
+    state = {}
+    for name, value in model.state_dict().items():
+        if ".vision_tower." in name and ".attention.q_proj." in name:
+            parts = [model.state_dict()[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
+            name, value = name.replace(".attention.q_proj.", ".attn.qkv."), torch.cat(parts)
+        elif ".vision_tower." in name and ".attention." in name and ".projection_layer." not in name:
+            continue
+        for ours, theirs in renamed.items():
+            name = name.replace(ours, theirs)
+        state[name] = value.contiguous()
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    vision, text = model.config.vision_config, model.config.text_config
+    (folder / "config.json").write_text(json.dumps({
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "torch_dtype": "float32",
+        "auto_map": {"AutoConfig": "configuration_internvl_chat.InternVLChatConfig"},
+        "downsample_ratio": 0.5, "ps_version": "v2", "select_layer": -1, "force_image_size": vision.image_size[0],
+        "dynamic_image_size": True, "min_dynamic_patch": 1, "max_dynamic_patch": 1, "use_thumbnail": True,
+        "tie_word_embeddings": False,
+        "llm_config": {**text.to_dict(), "architectures": ["Qwen2ForCausalLM"]},
+        "vision_config": {
+            "model_type": "intern_vit_6b", "hidden_size": vision.hidden_size, "image_size": vision.image_size[0],
+            "patch_size": vision.patch_size[0], "intermediate_size": vision.intermediate_size, "qkv_bias": True,
+            "num_hidden_layers": vision.num_hidden_layers, "num_attention_heads": vision.num_attention_heads,
+            "qk_normalization": False, "norm_type": "layer_norm", "layer_norm_eps": vision.layer_norm_eps,
+            "hidden_act": vision.hidden_act, "initializer_factor": 0.1,
+        },
+    }))  # fmt: skip
+    shutil.copy(Path(__file__).parent / "configuration_internvl_chat.py", folder)
+    tokenizer().save_pretrained(folder)
+
+
 def save(family: str, folder: Path) -> None:
     torch.manual_seed(0)
     model, processor = FAMILIES[family]()
@@ -124,8 +226,10 @@ def save(family: str, folder: Path) -> None:
             if parameter.ndim > 1:  # larger than the default, so that the logits depend on the video
                 parameter.normal_(std=0.1)
     model.eval().save_pretrained(folder)
-    if family == "llava_onevision":
+    if family.startswith("llava"):
         restore_names(folder / "model.safetensors")
+    if family == "internvl_chat":
+        save_published_internvl(model, folder / PUBLISHED)
     processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
 

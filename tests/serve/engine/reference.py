@@ -1,6 +1,6 @@
 """The same answers by hand, with transformers: the rows of stock, their means by a method's assignment, own positions.
 
-    python -m tests.serve.engine.reference '{"family": "qwen2_5_vl", "model": "FOLDER", "spec": "kmeans(keep=0.4)",
+    python -m tests.serve.engine.reference '{"family": "qwen2_5_vl", "model": "FOLDER", "specs": ["kmeans(keep=0.4)"],
         "requests": [0, 1]}'
 
 Of fewtokens only the method itself is used, which has tests of its own; nothing of `fewtokens.serve`.
@@ -12,14 +12,18 @@ import json
 import os
 import re
 import sys
+from math import isqrt
 from typing import Any, ClassVar
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.serve.by_hand import shorten
+from tests.serve.engine.checkpoints import PUBLISHED
 from tests.serve.engine.requests import REQUESTS, frames, image, metadata
 from tests.serve.engine.run import TOKENS
 
@@ -33,13 +37,21 @@ class Family:
     """A model of transformers, its processor, and how a short prompt is made from the full one."""
 
     texts: ClassVar[dict[str, str]] = {}
+    # Those that the model can answer, and what vLLM needs to load it.
+    requests: ClassVar[list[int]] = list(range(len(REQUESTS)))
+    engine: ClassVar[dict[str, Any]] = {}
+    # The folder in that of the checkpoint that vLLM loads.
+    published = ""
+    processor_class = "AutoProcessor"
+    # Rows after the cells of a video, and whether the text between its frames is in the short prompt.
     tail = 0
+    text_between_frames = True
 
     def __init__(self, folder: str) -> None:
         import transformers as hf
 
         self.model = hf.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-        self.processor = hf.AutoProcessor.from_pretrained(folder)
+        self.processor = getattr(hf, self.processor_class).from_pretrained(folder)
         self.inner = self.model.model
 
     def inputs(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +104,7 @@ class Family:
             cells = len(rows) - self.tail
             own = columns[start : start + len(rows)].tolist()
             start += len(rows)
-            own_columns |= set(own)
+            own_columns |= set(own) if self.text_between_frames else set(range(own[0], own[-1] + 1))
             short, cell = shorten(spec, rows[:cells], grid, embeds.shape[1])
             for row, at in zip([*short, *rows[cells:]], [*cell, *range(cells, len(rows))], strict=True):
                 kept[own[at]] = row, positions[:, own[at]]
@@ -171,8 +183,19 @@ class Qwen3VL(Qwen25VL):
         return self.model.lm_head(hidden[0, -1])
 
 
-class LlavaOnevision(Family):
-    """Positions are a count; the newline after a video stays."""
+class Counted(Family):
+    """Positions are a count of the columns."""
+
+    def positions(self, inputs: dict[str, Any]) -> Tensor:
+        return torch.arange(inputs["input_ids"].shape[1])[None]
+
+    def logits(self, embeds: Tensor, positions: Tensor) -> Tensor:
+        hidden = self.inner.language_model(inputs_embeds=embeds[None])[0]
+        return self.model.lm_head(hidden[0, -1])
+
+
+class LlavaOnevision(Counted):
+    """The newline after a video stays."""
 
     tail = 1
 
@@ -204,24 +227,97 @@ class LlavaOnevision(Family):
     def videos(self, inputs: dict[str, Any]) -> list[tuple[Tensor, tuple[int, int, int]]]:
         result = []
         for video in inputs["pixel_values_videos"]:
-            rows = self.inner.get_video_features(video[None], return_dict=True).pooler_output.reshape(
-                -1, self.model.lm_head.in_features
-            )
-            assert len(rows) in (9 * len(video), 9 * len(video) + 1)
-            if len(rows) == 9 * len(video):
+            outputs = self.inner.get_video_features(video[None], return_dict=True)
+            rows = torch.cat(list(outputs.pooler_output)).reshape(-1, self.model.lm_head.in_features)
+            side = isqrt(len(rows) // len(video))
+            cells = len(video) * side**2
+            if self.tail and len(rows) == cells:
                 rows = torch.cat([rows, self.inner.image_newline[None]])
-            result.append((rows, (len(video), 3, 3)))
+            assert len(rows) == cells + self.tail
+            result.append((rows, (len(video), side, side)))
         return result
 
-    def positions(self, inputs: dict[str, Any]) -> Tensor:
-        return torch.arange(inputs["input_ids"].shape[1])[None]
 
-    def logits(self, embeds: Tensor, positions: Tensor) -> Tensor:
-        hidden = self.inner.language_model(inputs_embeds=embeds[None])[0]
-        return self.model.lm_head(hidden[0, -1])
+class LlavaNextVideo(LlavaOnevision):
+    """No newline; vLLM accepts one video in a prompt, and no images."""
+
+    tail = 0
+    requests: ClassVar[list[int]] = [
+        index for index, request in enumerate(REQUESTS) if len(request["videos"]) < 2 and "images" not in request
+    ]
 
 
-FAMILIES = {"llava_onevision": LlavaOnevision, "qwen2_5_vl": Qwen25VL, "qwen3_vl": Qwen3VL}
+class InternVL(Counted):
+    """Pictures are squares of one size; the tokens of a video form one block, in its first frame."""
+
+    texts: ClassVar[dict[str, str]] = {"image": "<IMG_CONTEXT>"}
+    text_between_frames = False
+    tokens: ClassVar[dict[str, str]] = {"image": "<IMG_CONTEXT>", "video": "<video>"}
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+
+    def squares(self, modality: str, pictures: np.ndarray) -> Tensor:
+        """A video, or an image, [T,H,W,3] as normalized squares [n,3,S,S]."""
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        if modality == "image":
+            return self.processor.image_processor(pixels[0], return_tensors="pt").pixel_values
+        video = self.processor.video_processor(pixels, do_sample_frames=False, return_tensors="pt")
+        return video.pixel_values_videos[0]
+
+    def inputs(self, request: dict[str, Any]) -> dict[str, Any]:
+        videos = [self.squares("video", frames(*video)) for video in request["videos"]]
+        images = [self.squares("image", image(*shape)[None]) for shape in request.get("images", [])]
+        run = {name: token * self.model.config.image_seq_length for name, token in self.tokens.items()}
+        texts = {
+            "<video>": ["\n".join(f"Frame{t + 1}: <img>{run['video']}</img>" for t in range(len(v))) for v in videos],
+            "<image>": [f"<img>{run['image'] * len(squares)}</img>" for squares in images],
+        }
+        text = re.sub("<video>|<image>", lambda match: texts[match[0]].pop(0), request["text"])
+        ids = self.tokenizer(text, return_tensors="pt").input_ids
+        return {"input_ids": ids, "images": images, "videos": videos}
+
+    def placeholders(self, ids: Tensor, modality: str) -> Tensor:
+        return (ids == self.tokenizer.convert_tokens_to_ids(self.tokens[modality])).nonzero().flatten()
+
+    def rows(self, squares: Tensor) -> Tensor:
+        return self.inner.get_image_features(squares, return_dict=True).pooler_output.flatten(0, 1)
+
+    def images(self, inputs: dict[str, Any]) -> list[Tensor]:
+        return [self.rows(squares) for squares in inputs["images"]]
+
+    def videos(self, inputs: dict[str, Any]) -> list[tuple[Tensor, tuple[int, int, int]]]:
+        side = isqrt(self.model.config.image_seq_length)
+        return [(self.rows(squares), (len(squares), side, side)) for squares in inputs["videos"]]
+
+
+class InternVLChat(InternVL):
+    """In the layout of its publishers, for which vLLM has a processor of its own; here by hand."""
+
+    # One square per image.
+    engine: ClassVar[dict[str, Any]] = {"trust_remote_code": True, "hf_overrides": {"max_dynamic_patch": 1}}
+    texts: ClassVar[dict[str, str]] = {}
+    published = PUBLISHED
+    processor_class = "AutoTokenizer"
+    tokens: ClassVar[dict[str, str]] = {"image": "<IMG_CONTEXT>", "video": "<|video_pad|>"}
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+
+    def squares(self, modality: str, pictures: np.ndarray) -> Tensor:
+        size = self.model.config.vision_config.image_size
+        resized = [Image.fromarray(picture).resize(tuple(size), Image.Resampling.BICUBIC) for picture in pictures]
+        pixels = torch.from_numpy(np.stack([np.asarray(square) for square in resized])) / 255
+        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+FAMILIES: dict[str, type[Family]] = {
+    "internvl": InternVL,
+    "internvl_chat": InternVLChat,
+    "llava_next_video": LlavaNextVideo,
+    "llava_onevision": LlavaOnevision,
+    "qwen2_5_vl": Qwen25VL,
+    "qwen3_vl": Qwen3VL,
+}
 
 
 @torch.no_grad()
@@ -245,7 +341,7 @@ def answer(family: Any, request: dict[str, Any], spec: str, *, renumber: bool = 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     family = FAMILIES[job["family"]](job["model"])
     requests, renumber = [REQUESTS[index] for index in job["requests"]], job.get("renumber", False)
-    return {"answers": [answer(family, request, job["spec"], renumber=renumber) for request in requests]}
+    return {spec: [answer(family, request, spec, renumber=renumber) for request in requests] for spec in job["specs"]}
 
 
 if __name__ == "__main__":

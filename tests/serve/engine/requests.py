@@ -17,6 +17,7 @@ REQUESTS: list[Request] = [
         "videos": [(3, 4, 84, 84), (1, 8, 56, 84)],
         "images": [(4, 56, 84)],
     },
+    {"text": "Again: <video>", "videos": [(1, 8, 56, 84)]},
 ]
 
 

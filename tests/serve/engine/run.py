@@ -16,6 +16,7 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
 }  # fmt: skip
 
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.serve.engine.requests import REQUESTS, frames, image, metadata
@@ -69,7 +70,7 @@ def prompt(request: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
     if request["videos"]:
         data["video"] = [(frames(*video), metadata(video[1])) for video in request["videos"]]
     if request.get("images"):
-        data["image"] = [image(*shape) for shape in request["images"]]
+        data["image"] = [Image.fromarray(image(*shape)) for shape in request["images"]]
     return {"prompt": text, "multi_modal_data": data} if data else {"prompt": text}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 # Architecture of a checkpoint -> module and class of the model.
 MODELS = {
     "InternVLChatModel": "fewtokens.serve.vllm.internvl:InternVL",
+    "InternVLForConditionalGeneration": "fewtokens.serve.vllm.internvl:InternVLHF",
     "LlavaNextVideoForConditionalGeneration": "fewtokens.serve.vllm.llava:NextVideo",
     "LlavaOnevisionForConditionalGeneration": "fewtokens.serve.vllm.llava:OneVision",
     "Qwen2_5_VLForConditionalGeneration": "fewtokens.serve.vllm.qwen2_5_vl:Qwen25VL",

@@ -37,6 +37,10 @@ class FewTokensPlain:
             # The engine plans batches of the encoder by the number of reduced rows, which puts more videos into one.
             self.requires_sequential_video_encoding = True
 
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """The mean and the standard deviation of the frames before they were normalized."""
+        return normalization(self.fewtokens_config)
+
     def reduce_video(self, rows: Tensor, frames: Tensor) -> Tensor:
         """Reduces the rows [...,n,D] of one video of normalized frames [T,3,H,W] to [K,D]."""
         assert self.spec is not None
@@ -46,5 +50,5 @@ class FewTokensPlain:
         pixels = None
         if "pixels" in served_pipeline(self.spec).needs:
             frames = frames.float() if frames.is_floating_point() else frames
-            pixels = cell_pixels(to_unit_pixels(frames, *normalization(self.fewtokens_config)), grid)
+            pixels = cell_pixels(to_unit_pixels(frames, *self.normalization()), grid)
         return torch.cat([reduce(self.spec, rows[:cells], grid, pixels=pixels).rows, rows[cells:]])
