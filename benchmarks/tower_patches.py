@@ -80,7 +80,7 @@ def main(layers: int, repeats: int) -> None:
 
     def encode(pipeline: Any = None) -> Any:
         methods = TowerMethods() if pipeline is None else TowerMethods.of(pipeline)
-        return encode_visuals(backend, model, inputs, pixels=pipeline is not None, methods=methods)
+        return encode_visuals(backend, model, inputs, methods=methods)
 
     def prefill(spec: Any = "", tower: str = "kept") -> Any:
         return model(**compress(model, inputs, spec, tower=tower).inputs, use_cache=True, logits_to_keep=1)
