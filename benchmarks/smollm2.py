@@ -104,8 +104,8 @@ def real_clips() -> tuple[dict[str, list[str]], list[str], list[str]]:
 
 @torch.no_grad()
 def encode(model: ComposedVideoLLM, frames: Tensor, *, cues: bool) -> dict[str, Tensor]:
-    """The cells of videos [B,T,3,H,W], and the cues of the encoder."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """The cells of videos [B,T,3,H,W], and the cues of the encoder, then in float32."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=not cues):
         cells, grid = model.cells(frames)
         found = model.video_encoder(frames, needs=CUES)[1] if cues else {}
     pooled = {name: torch.stack([model.pool_cue(each, grid) for each in cue]) for name, cue in found.items()}
