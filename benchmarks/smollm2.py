@@ -482,21 +482,22 @@ def notes(rows: Rows, facts: dict[str, Any]) -> str:
     count = len(rows["full"]["right"])
     error = 100 * (0.25 * 0.75 / count) ** 0.5
     chance = np.mean([q.chance for q in VideoQA(CONFIG, "test", count, formats=("open",)).questions()])
-    clips = ITEMS["train"]
+    of_another = rows["full"]["caption_loss_of_another_clip"]
     return (
-        f"One model: the projector was aligned with the embeddings of words for {facts['align_seconds'] / 60:.1f} minutes "
-        f"(it then names the color of an object in {100 * facts['color']:.0f} % and the look in {100 * facts['look']:.0f} % of "
-        f"its cells), then projector and adapters of rank 16 were trained for {facts['train_seconds'] / 3600:.2f} hours, "
-        f"{facts['steps']} steps of {BATCH} conversations of up to {TURNS + 2} turns about {clips:,} generated and "
-        f"{len(real_clips()[1])} real clips, on one core. There was time for one training only: a seed is that of the method "
-        f"and of {count // 3} of the {count} test questions, so the spread of seeds is mostly that of the questions. The "
-        f"standard error of an accuracy is {error:.1f} points; a random guess scores {100 * chance:.1f} %. A method that "
-        "keeps more than the budget is followed by `tome`. Methods inside the language model read all tokens before "
-        "their layer, so they are more expensive: `mean over layers` is the number of tokens in a layer. "
-        "`prunevid_inner` keeps at least one token of each frame. `dycoke_cache` changes nothing in answers of one word. "
-        "The loss is that of two captions of each of the 12 real clips that are held out; with the clip of another caption "
-        f"it is {rows['full']['caption_loss_of_another_clip']:.2f}. Rank correlations compare accuracies with the tables "
-        "of `videoqa.py` (without retraining, the nearest budget) and of `family.py`."
+        f"One model: the projector was aligned with the embeddings of words for {facts['align_seconds'] / 60:.1f} "
+        f"minutes (it then names the color of an object in {100 * facts['color']:.0f} % and the look in "
+        f"{100 * facts['look']:.0f} % of its cells), then projector and adapters of rank 16 were trained for "
+        f"{facts['train_seconds'] / 3600:.2f} hours, {facts['steps']} steps of {BATCH} conversations of up to "
+        f"{TURNS + 2} turns about {ITEMS['train']:,} generated and {len(real_clips()[1])} real clips, on one core. "
+        f"There was time for one training only: a seed is that of the method and of {count // 3} of the {count} test "
+        "questions, so the spread of seeds is mostly that of the questions. The standard error of an accuracy is "
+        f"{error:.1f} points; a random guess scores {100 * chance:.1f} %. A method that keeps more than the budget is "
+        "followed by `tome`. Methods inside the language model read all tokens before their layer, so they are more "
+        "expensive: `mean over layers` is the number of tokens in a layer. `prunevid_inner` keeps at least one token "
+        "of each frame. `dycoke_cache` changes nothing in answers of one word. The loss is that of two captions of "
+        f"each of the 12 real clips that are held out; with the features of another clip it is {of_another:.2f}. Rank "
+        "correlations compare accuracies with the tables of `videoqa.py` (without retraining, the nearest budget) and "
+        "of `family.py`."
     )
 
 
@@ -505,7 +506,9 @@ def step_report(options: argparse.Namespace) -> None:
     middle = f"@{BUDGETS[10]}"
     names = [key.removesuffix(middle) for key in rows if key.endswith(middle)]
     inner = [name for name in names if name in inner_specs(1)]
-    by_score = sorted(names, key=lambda name: (name not in registry.BASELINES, name in inner, -accuracy(rows[name + middle])))
+    by_score = sorted(
+        names, key=lambda name: (name not in registry.BASELINES, name in inner, -accuracy(rows[name + middle]))
+    )
     tables: dict[str, Any] = {"Correct answers in %": accuracy_table(rows, by_score)}
     for share, k in BUDGETS.items():
         selected = {"full": rows["full"], "text only": rows["text only"]}
@@ -516,8 +519,8 @@ def step_report(options: argparse.Namespace) -> None:
     points = {key: row | {"accuracy": accuracy(row) / 100} for key, row in rows.items()}
     count = len(rows["full"]["right"])
     caption = (
-        f"{count} questions on generated clips, SmolLM2-135M behind dinov2-small, not retrained. Budgets: 5, 10, 25 % of "
-        f"{GRID.cells} tokens. The baselines (gray, dashed) and the best other methods at 10 %."
+        f"{count} questions on generated clips, SmolLM2-135M behind dinov2-small, not retrained. Budgets: 5, 10, 25 % "
+        f"of {GRID.cells} tokens. The baselines (gray, dashed) and the best other methods at 10 %."
     )
     draw(points, RESULTS / "smollm2.png", tuple(BUDGETS.values()), GRID.cells, caption)  # type: ignore[arg-type]
     facts = json.loads((options.work / "facts.json").read_text())
