@@ -88,10 +88,10 @@ ADAPTIVE = {
 DESCRIBE = "What does the clip show?"
 
 
-def scene(split: str, index: int) -> list[Actor]:
+def scene(split: str, index: int, config: SceneConfig = CONFIG) -> list[Actor]:
     """The visible objects of a clip, ordered by first appearance, then from left to right."""
     actors, _ = build_scene(
-        make_question(split, index, CONFIG), CONFIG, np.random.default_rng(clip_seed(split, index, CONFIG, 1))
+        make_question(split, index, config), config, np.random.default_rng(clip_seed(split, index, config, 1))
     )
     visible = [actor for actor in actors if actor.shown.any()]
     return sorted(visible, key=lambda actor: (int(actor.shown.argmax()), actor.path[actor.shown.argmax()][1]))
@@ -101,14 +101,14 @@ def caption(actors: Sequence[Actor]) -> str:
     return " ".join(f"{actor.color} {actor.look}" for actor in actors)
 
 
-def conversation(split: str, index: int, turns: int = 5) -> list[tuple[str, str]]:
+def conversation(split: str, index: int, turns: int = 5, config: SceneConfig = CONFIG) -> list[tuple[str, str]]:
     """The question of a clip, further questions with a certain answer, and a description.
 
     A small model learns to use the video many times faster from several turns per clip than from one word.
     """
-    rng = np.random.default_rng(clip_seed(split, index, CONFIG, 2))
-    question = make_question(split, index, CONFIG, formats=("open",))
-    actors = scene(split, index)
+    rng = np.random.default_rng(clip_seed(split, index, config, 2))
+    question = make_question(split, index, config, formats=("open",))
+    actors = scene(split, index, config)
     colors, looks = Counter(actor.color for actor in actors), Counter(actor.look for actor in actors)
     starts = [int(actor.shown.argmax()) for actor in actors]
     candidates: list[tuple[str, tuple[str, ...], str]] = []
@@ -132,10 +132,10 @@ def conversation(split: str, index: int, turns: int = 5) -> list[tuple[str, str]
             candidates.append(
                 ("order pair", tuple(rng.permutation([actors[0].color, later]).tolist()), actors[0].color)
             )
-    frame = int(rng.integers(CONFIG.frames))
+    frame = int(rng.integers(config.frames))
     present = [actor for actor in actors if actor.shown[frame]]
     if len(present) == 1 and not present[0].look.isdigit():
-        second = (f"{round(frame / CONFIG.fps, 3):g}",)
+        second = (f"{round(frame / config.fps, 3):g}",)
         candidates += [("moment shape", second, present[0].look), ("moment color", second, present[0].color)]
     exchanges = [(prompt(question), target(question))]
     for n in rng.permutation(len(candidates))[:turns]:

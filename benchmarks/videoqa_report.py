@@ -19,6 +19,10 @@ from fewtokens.show import method_styles
 from fewtokens.show.plots import save_plot
 
 Rows = dict[str, dict[str, Any]]
+CAPTION = (
+    "2,000 questions on synthetic clips, a small video language model, not retrained. Budgets: 12, 32, 64 tokens. "
+    "The baselines (gray, dashed), token_dynamics, and the best other methods at 32 tokens."
+)
 
 
 def write(results: dict[str, Any], folder: Path) -> None:
@@ -27,7 +31,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
     with atomic_file(folder / "videoqa.json") as temporary:
         temporary.write_text(json.dumps(results, indent=1) + "\n")
     if results["zeroshot"]:
-        draw(results["zeroshot"], folder / "videoqa.png")
+        draw(results["zeroshot"], folder / "videoqa.png", (12, 32, 64), 256, CAPTION)
     write_page(results, folder)
 
 
@@ -148,8 +152,8 @@ def by_kind(title: str, rows: Rows) -> str:
     return f"### {title}: accuracy by type of question, in %\n\n{markdown_table(table)}\n"
 
 
-def draw(rows: Rows, path: Path) -> bool:
-    """Plots accuracy over tokens: the baselines, token_dynamics, and the six best others at 32 tokens."""
+def draw(rows: Rows, path: Path, budgets: tuple[int, int, int], cells: int, caption: str) -> bool:
+    """Plots accuracy over tokens: the baselines, token_dynamics, and the six best others at the second budget."""
     try:
         import matplotlib
     except ImportError:
@@ -157,27 +161,24 @@ def draw(rows: Rows, path: Path) -> bool:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    at_32 = {name(key): row["accuracy"] for key, row in rows.items() if key.endswith("@32")}
+    middle = {name(key): row["accuracy"] for key, row in rows.items() if key.endswith(f"@{budgets[1]}")}
     # Of methods with the same accuracy only the first.
-    others = {value: method for method, value in reversed(at_32.items()) if method not in BASELINES}
+    others = {value: method for method, value in reversed(middle.items()) if method not in BASELINES}
     best = [others[value] for value in sorted(others, reverse=True)[:6]]
     figure, axis = plt.subplots(figsize=(9.5, 6), layout="constrained")
-    styles = method_styles(at_32)
-    for method in [*BASELINES, *dict.fromkeys([*best, "token_dynamics"])]:
-        points = [row for k in (12, 32, 64) if (row := rows.get(f"{method}@{k}"))]
+    styles = method_styles(middle)
+    shown = dict.fromkeys([*BASELINES, *best, "token_dynamics"])
+    for method in [method for method in shown if method in middle]:
+        points = [row for k in budgets if (row := rows.get(f"{method}@{k}"))]
         width = 2.5 if method == "token_dynamics" else 1.4
         tokens, accuracies = [row["tokens"] for row in points], [100 * row["accuracy"] for row in points]
         axis.plot(tokens, accuracies, linewidth=width, label=method, **styles[method])
-    axis.axhline(100 * rows["full"]["accuracy"], color="black", linewidth=1, label="all 256 tokens")
-    axis.set(xlabel="visual tokens that remain of 256", ylabel="correct answers (%)", xscale="log")
-    axis.set_xticks([12, 32, 64], ["12", "32", "64"])
+    axis.axhline(100 * rows["full"]["accuracy"], color="black", linewidth=1, label=f"all {cells} tokens")
+    axis.set(xlabel=f"visual tokens that remain of {cells}", ylabel="correct answers (%)", xscale="log")
+    axis.set_xticks(budgets, [str(k) for k in budgets])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    caption = (
-        "2,000 questions on synthetic clips, a small video language model, not retrained. Budgets: 12, 32, 64 tokens. "
-        "The baselines (gray, dashed), token_dynamics, and the best other methods at 32 tokens."
-    )
     save_plot(figure, path, title="Correct answers from few visual tokens", caption=caption)
     plt.close(figure)
     return True

@@ -167,6 +167,23 @@ class TestEmbedding:
         }
         assert torch.equal(model(**inputs).loss, model(**encoded).loss)
 
+    def test_cues_of_encoded_cells(self, parts):
+        model = build(parts, "visionzip(keep=5)").eval()
+        inputs = batch(model)
+        frames = inputs.pop("pixel_values_videos")
+        cells, grid = model.cells(frames)
+        _, cues = model.video_encoder(frames, needs=("attention", "keys"))
+        # A cue of a cell is the mean over its 2 x 2 patches.
+        pooled = {
+            name: cue.reshape(3, 4, 2, 2, 2, 2, -1).mean((3, 5)).reshape(3, 16, *cue.shape[2:])
+            for name, cue in cues.items()
+        }
+        encoded = inputs | {"video_cells": cells, "video_grid": grid}
+        expected = model(**inputs, pixel_values_videos=frames).loss
+        assert torch.equal(model(**encoded, video_cues=pooled).loss, expected)
+        with pytest.raises(ValueError, match="methods that read keys require the frames"):
+            model(**encoded, video_cues={"attention": pooled["attention"]})
+
     def test_pooling_is_a_pixel_shuffle(self, parts):
         model = build(parts)
         inputs = batch(model)

@@ -38,7 +38,7 @@ from fewtokens.networks.base import read_config
 
 KIND = "video_llm"
 # The inputs that describe a video, see `ComposedVideoLLM.forward`.
-VIDEO_INPUTS = ("pixel_values_videos", "video_times", "video_cells", "video_grid")
+VIDEO_INPUTS = ("pixel_values_videos", "video_times", "video_cells", "video_grid", "video_cues")
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,9 @@ class ComposedVideoLLM(nn.Module):
             input_ids: int64 [B,L]; `VIDEO_MARKER` stands for the video of a prompt, once or once for each of its rows.
             attention_mask, position_ids, labels: [B,L].
             mm_encoder_outputs: features of the videos, as `compress` returns them.
-            inputs: pixel_values_videos uint8 [B,T,3,H,W] and video_times [B,T], or video_cells [B,S,C] (of `cells`)
-                and their video_grid; and any other input of the language model.
+            inputs: pixel_values_videos uint8 [B,T,3,H,W] and video_times [B,T], or video_cells [B,S,C] (of `cells`),
+                their video_grid and, if methods read cues of the encoder, video_cues, [B,S] or [B,S,c] by name (of
+                `pool_cue`); and any other input of the language model.
 
         Returns:
             The output of the language model, with the mean loss over the labels.

@@ -65,7 +65,7 @@ class Composed(Backend):
         return cell_pixels(frames[entries].flatten(0, 1).float() / 255, layout.grid)
 
     def consumed(self, model: Any) -> set[str]:
-        return {"pixel_values_videos", "video_times", "video_cells", "video_grid"}
+        return {"pixel_values_videos", "video_times", "video_cells", "video_grid", "video_cues"}
 
     def available_cues(self, model: Any) -> tuple[str, ...]:
         return (*self.cues, *TOWER_CUES)
@@ -81,6 +81,7 @@ class Composed(Backend):
         if not names:
             yield lambda visuals: None
             return
+        given = inputs.get("video_cues") or {}
         found: dict[str, Tensor] = {}
 
         def request(encoder: nn.Module, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -90,13 +91,14 @@ class Composed(Backend):
             found.update(output[1])
 
         def set_cues(visuals: Sequence[VisualFeatures]) -> None:
-            if not found:
+            if missing := [name for name in names if name not in found and name not in given]:
                 raise ValueError(
-                    f"methods that read {', '.join(names)} require the frames (pixel_values_videos), not encoded "
-                    "cells (video_cells)"
+                    f"methods that read {', '.join(missing)} require the frames (pixel_values_videos), or encoded "
+                    "cells (video_cells) with these cues (video_cues)"
                 )
             for index, visual in enumerate(visuals):
-                visual.cues = {name: model.pool_cue(cue[index], visual.grid) for name, cue in found.items()}
+                pooled = {name: model.pool_cue(cue[index], visual.grid) for name, cue in found.items()}
+                visual.cues = {name: given[name][index].float() for name in names if name in given} | pooled
 
         hooks = [
             model.video_encoder.register_forward_pre_hook(request, with_kwargs=True),
