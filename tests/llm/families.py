@@ -187,6 +187,10 @@ TUNED: dict[str, dict[str, Any]] = {
     "vipllava": {"vision_feature_layer": [-1, -2]},
 }
 
+# Families that work from 5.23 on. In 5.19 gemma4 has another config and gemma4_unified other pixels, paddleocr_vl takes
+# no features, and the models of the others fail by themselves: cosmos3_edge at its positions, vipllava at its layers.
+NEWER = ("cosmos3_edge", "gemma4", "gemma4_unified", "paddleocr_vl", "vipllava")
+
 
 @cache
 def folders() -> tuple[str, ...]:
