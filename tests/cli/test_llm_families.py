@@ -26,7 +26,7 @@ def test_one_family():
 
 
 def test_what_the_vision_towers_provide():
-    """The columns of the table; tests/llm/test_tower_families.py compares them with the models."""
+    """The columns of the table: tests/llm/test_tower_families.py compares them with the models."""
     rows = {row["name"]: row for row in json.loads(run("llm-families", "--json").stdout)}
     assert rows["aria"]["cues"] == rows["instructblip"]["cues"] == []
     assert rows["gemma3"]["cues"] == ["attention", "keys", "shift"] and not rows["gemma3"]["skips"]

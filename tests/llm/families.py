@@ -110,7 +110,8 @@ TUNED: dict[str, dict[str, Any]] = {
     "lfm3_vl": _text(layer_types=["conv", "full_attention"]),
     "llava_next": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]},
     "llava_next_video": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]},
-    "llava_onevision": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]},
+    # An odd number of patches, so that rows share some, as in the released models.
+    "llava_onevision": {"image_grid_pinpoints": [[24, 24], [24, 48], [48, 24]]} | _vision(patch_size=8),
     "minicpmv4_6": {"insert_layer_id": 1, "text_config": _LINEAR, "vision_config": {"insert_layer_id": 1}},
     "minicpmv4_7": {"insert_layer_id": 1, "text_config": _LINEAR, "vision_config": {"insert_layer_id": 1}},
     "minicpm_ocr": {"insert_layer_id": 1, "text_config": _LINEAR, "vision_config": {"insert_layer_id": 1}},

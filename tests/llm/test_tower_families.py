@@ -150,8 +150,8 @@ def received(attention: Any) -> Iterator[list[Tensor]]:
 
 @pytest.mark.parametrize("folder", reading("attention"))
 def test_attention_is_that_of_the_kernel_of_the_tower(folder):
-    if folder in OVERLAPPING:
-        pytest.skip("rows are convolutions of more patches than their own")
+    if folder in (*OVERLAPPING, "llava_onevision"):
+        pytest.skip("rows are sums of patches with unequal weights; for LLaVA-OneVision see test_tower.py")
     one, rows = found(folder), sources(folder).float()
     rule = AttentionRule(("received",))
     with torch.no_grad():

@@ -28,17 +28,19 @@ def llm_families(
     if name is not None:
         out.print(table("", [{"column": key, "value": shown(value)} for key, value in rows[0].items()]))
         return
-    columns = ("name", "video", "axes", "prompts", "cues", "skips", "merges", "time_text")
-    out.print(table("", [{key: shown(row[key]) for key in columns} for row in rows if row["works"]]))
+    tables = {"": ("video", "axes", "prompts", "time_text"), "Vision towers": ("cues", "skips", "merges")}
+    for title, columns in tables.items():
+        works = [row for row in rows if row["works"]]
+        out.print(table(title, [{key: shown(row[key]) for key in ("name", *columns)} for row in works]))
     out.print(
         table("Not supported", [{key: row[key] for key in ("name", "reason")} for row in rows if not row["works"]])
     )
     out.print(
         f"Tested with transformers {TESTED}. axes: of positions.\n"
         "prompts: fewtokens ask makes them; for others AutoProcessor does, for attach.\n"
-        "cues: of pixels and of the vision tower, for methods; fewtokens methods NAME says which a method needs.\n"
-        "skips, merges: the tower leaves out patches of methods of the stage pixels; runs those of the stage encoder.\n"
-        "time_text: the text of a time, with ... for the rows of a frame.",
+        "time_text: the text of a time, with ... for the rows of a frame.\n"
+        "cues: what methods can read; fewtokens methods NAME says what a method needs.\n"
+        "skips: patches that methods of the stage pixels drop; merges: those of the stage encoder.",
         style="dim",
         highlight=False,
     )

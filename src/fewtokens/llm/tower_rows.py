@@ -44,9 +44,9 @@ def join_parts(shapes: Sequence[Sequence[int]], frames: Sequence[int]) -> list[t
 def pool_frames(values: Tensor, grid: Grid) -> Tensor:
     """Maps values of patches in raster order, [steps,patches,c], to cells [T*H*W,c], as language models pool features.
 
-    If there are more steps than T, a multiple of it, those of a cell are averaged.
-    If the side of a frame divides into whole cells, a cell is the mean of its patches, and patches beyond the last
-    whole cell are dropped, as by a pooling layer; otherwise the patches are interpolated bilinearly (LLaVA-OneVision).
+    If there are more steps than T, a multiple of it, those of a cell are averaged. If the side of a frame divides into
+    whole cells, a cell is the mean of its patches, and patches beyond the last whole cell are dropped, as by a pooling
+    layer; otherwise the patches are interpolated bilinearly (LLaVA-OneVision).
 
     Raises:
         ValueError: the patches of a frame do not have the shape of its cells.

@@ -90,7 +90,7 @@ class Backend:
         counted: `generate` discards positions and counts the columns.
         latents: rows are outputs of a resampler, which have no place in the image.
         leading: the row of a frame that is not a cell comes before its cells.
-        raster: the patches of a packed frame are in raster order; otherwise those of a cell come one after the other.
+        raster: the patches of a packed frame are in raster order; otherwise those of a cell are together.
         nested_images: pixels of images are [prompts, images, ...].
         listed: modalities of which `forward` takes a list although the encoder returns a tensor.
         pixel_inputs: names of the inputs that the encoder reads, by modality.
