@@ -348,11 +348,32 @@ class TestSettings:
 
 def test_register_is_idempotent():
     plugin = import_module("fewtokens.serve.vllm")
+    registry = import_module("vllm.model_executor.models.registry").ModelRegistry
+    config = import_module("vllm.model_executor.models.config")
+    called = []
+
+    class Stock(config.VerifyAndUpdateConfig):
+        @classmethod
+        def verify_and_update_config(cls, vllm_config):
+            called.append(cls)
+
+    registry.models |= dict.fromkeys(("Other", "OtherWithHook"))
+    config.MODELS_CONFIG_MAP["OtherWithHook"] = Stock
     for _ in range(2):
         plugin.register()
-    registry = import_module("vllm.model_executor.models.registry").ModelRegistry
-    hooks = import_module("vllm.model_executor.models.config").MODELS_CONFIG_MAP
-    assert registry.models == plugin.MODELS and set(hooks) == set(plugin.MODELS)
+    assert {name: registry.models[name] for name in plugin.MODELS} == plugin.MODELS
+    assert set(config.MODELS_CONFIG_MAP) == {*plugin.MODELS, "Other", "OtherWithHook"}
+
+    # The hooks of other models do what they did, unless a spec would be ignored.
+    for name, hook in config.MODELS_CONFIG_MAP.items():
+        model = SimpleNamespace(multimodal_config=MultiModalConfig(), architecture=name)
+        given = SimpleNamespace(model_config=model, additional_config={})
+        hook.verify_and_update_config(given)
+        if name not in plugin.MODELS:
+            given.additional_config = {"fewtokens": "random(keep=3)"}
+            with pytest.raises(ValueError, match=f"does not serve {name};"):
+                hook.verify_and_update_config(given)
+    assert len(called) == 1
     for target in plugin.MODELS.values():
         module, name = target.split(":")
         assert isinstance(getattr(import_module(module), name), type)

@@ -144,6 +144,13 @@ def test_an_encoder_that_does_not_reduce_its_rows_is_noticed(checkpoints):
         run("run", job | {"engine": RUNS["merged"]["engine"], "keep_all_rows": True})
 
 
+def test_a_model_that_is_not_served_does_not_ignore_a_spec(checkpoints):
+    job = {"model": checkpoints("qwen2_5_vl"), "requests": [0], "texts": {}}
+    other = {"hf_overrides": {"architectures": ["Qwen2VLForConditionalGeneration"]}}
+    with pytest.raises(AssertionError, match="does not serve Qwen2VLForConditionalGeneration"):
+        run("run", job | {"engine": RUNS["merged"]["engine"] | other})
+
+
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl"])
 def test_prompts_as_embeddings(family, checkpoints, tmp_path):
     """`fewtokens.llm.embeds` without the plugin; vLLM counts the columns of such prompts, as positions="renumber"."""

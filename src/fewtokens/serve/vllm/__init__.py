@@ -21,12 +21,16 @@ MODELS = {
 
 
 def register() -> None:
-    """Registers the models and the function that reads the spec; may be called repeatedly."""
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    """Registers the models and the functions that read the spec; may be called repeatedly."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
     from vllm.model_executor.models.registry import ModelRegistry
 
-    from fewtokens.serve.vllm.settings import ReadSpec
+    from fewtokens.serve.vllm.settings import ReadSpec, RefuseSpec
 
+    for architecture in ModelRegistry.get_supported_archs() - MODELS.keys():
+        stock = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
+        if not issubclass(stock, RefuseSpec):
+            MODELS_CONFIG_MAP[architecture] = type("RefuseSpec", (RefuseSpec, stock), {})
     for architecture, model in MODELS.items():
         ModelRegistry.register_model(architecture, model)
         MODELS_CONFIG_MAP[architecture] = ReadSpec

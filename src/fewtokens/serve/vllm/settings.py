@@ -26,30 +26,52 @@ class ReadSpec(VerifyAndUpdateConfig):
         Raises:
             ValueError: the spec cannot be served, or an option of vLLM cannot be combined with it.
         """
-        model_config = vllm_config.model_config
-        multimodal = model_config.multimodal_config
-        if multimodal is None:  # vLLM runs only the language model
-            return
-        options = dict(multimodal.mm_processor_kwargs or {})
-        of_processor = options.pop(KEY, None)
-        of_engine = (vllm_config.additional_config or {}).get(KEY)
-        spec = _spec(of_engine) or _spec(of_processor) or os.environ.get(VARIABLE, "").strip()
+        spec = requested_spec(vllm_config)
         if not spec:
             return
         served_pipeline(spec)
+        model_config = vllm_config.model_config
+        multimodal = model_config.multimodal_config
         if multimodal.is_multimodal_pruning_enabled():
             raise ValueError("video_pruning_rate prunes the same tokens as fewtokens; set only one of the two")
         if vllm_config.speculative_config is not None:
             raise ValueError("fewtokens has not been tested with speculative decoding in vLLM; turn one of the two off")
         if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
             raise ValueError("adapters in the encoder count its rows, which fewtokens reduces; turn one of the two off")
-        multimodal.mm_processor_kwargs = options or None
+        options = multimodal.mm_processor_kwargs or {}
+        multimodal.mm_processor_kwargs = {name: value for name, value in options.items() if name != KEY} or None
         identity = {"spec": spec, "version": __version__}
         vllm_config.additional_config = {**(vllm_config.additional_config or {}), KEY: identity}
         model_config.hf_config.fewtokens = identity
         if model_config.uses_mrope:
             # vLLM asks a model for the positions of pruned rows only if a rate is set.
             multimodal.video_pruning_rate = 0.5
+
+
+class RefuseSpec(VerifyAndUpdateConfig):
+    """In the place of `ReadSpec` for models that the plugin does not serve, which would ignore a spec."""
+
+    @classmethod
+    def verify_and_update_config(cls, vllm_config: Any) -> None:
+        """Does what vLLM does for the model.
+
+        Raises:
+            ValueError: a spec is set.
+        """
+        if requested_spec(vllm_config):
+            architecture = vllm_config.model_config.architecture
+            raise ValueError(f"fewtokens does not serve {architecture}; its guide lists the models. Remove the spec")
+        super().verify_and_update_config(vllm_config)
+
+
+def requested_spec(vllm_config: Any) -> str:
+    """The spec that is set for a model with images or videos, or ""."""
+    multimodal = vllm_config.model_config.multimodal_config
+    if multimodal is None:  # vLLM runs only the language model
+        return ""
+    of_engine = (vllm_config.additional_config or {}).get(KEY)
+    of_processor = (multimodal.mm_processor_kwargs or {}).get(KEY)
+    return _spec(of_engine) or _spec(of_processor) or os.environ.get(VARIABLE, "").strip()
 
 
 def _spec(setting: Any) -> str:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 class _ModelRegistry:
     models: dict = field(default_factory=dict)
 
+    def get_supported_archs(self):
+        return self.models.keys()
+
     def register_model(self, model_arch, model_cls):
         self.models[model_arch] = model_cls
 
