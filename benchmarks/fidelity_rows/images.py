@@ -1,6 +1,6 @@
-"""Methods published for images: VisPruner, CDPruner, PruMerge, PixelPrune. Each frame is an image.
+"""Methods published for images: VisPruner, FasterVLM, CDPruner, PruMerge, PixelPrune. Each frame is an image.
 
-VisPruner and CDPruner are parts of a model's function `encode_images`, PruMerge of its vision tower; these are called
+The first three are parts of a model's function `encode_images`, PruMerge of its vision tower; these are called
 on a model whose tower returns our features and cues, and whose projector returns its input.
 """
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from fewtokens.core.grid import Grid
+from fewtokens.core.method import Reducer
 from fewtokens.core.tokens import Tokens
 from fewtokens.encoders.frames import patchify
 from fewtokens.methods.merging.prumerge import PruMerge
+from fewtokens.methods.pruning.attention_topk import AttentionTopk
 from fewtokens.methods.pruning.cdpruner import CdPruner
 from fewtokens.methods.pruning.pixelprune import PixelPrune
 from fewtokens.methods.pruning.vispruner import VisPruner
@@ -27,28 +29,37 @@ from fidelity_rows.pruned import kept_cells
 _BUDGET = 64  # tokens of a frame
 
 
-def _encode_images(clone: Path, tower: Callable[..., Any], images: Tensor, **settings: Any) -> Tensor:
-    """The masks of kept tokens, bool [T,n], that the published `encode_images` returns."""
-    code = load(clone / "llava" / "model" / "llava_arch.py", "llava")
-    parts = SimpleNamespace(get_vision_tower=lambda: tower, mm_projector=nn.Identity())
-    model = SimpleNamespace(get_model=lambda: parts, **settings)
-    return code.LlavaMetaForCausalLM.encode_images(model, images)[1]
+def encode_images(clone: Path, **settings: Any) -> Callable[..., Tensor]:
+    """The published `encode_images`: of what its tower returns for T images, to masks of kept tokens, bool [T,n]."""
+    code = load(clone / "llava" / "model" / "llava_arch.py", "llava").LlavaMetaForCausalLM
+
+    def run(*outputs: Tensor) -> Tensor:
+        parts = SimpleNamespace(get_vision_tower=lambda: lambda *_, **__: outputs, mm_projector=nn.Identity())
+        return code.encode_images(SimpleNamespace(get_model=lambda: parts, **settings), outputs[0])[1]
+
+    return run
 
 
-def vispruner_reference(peers: Path, tokens: Tokens, attention: Tensor) -> Callable[[], Tensor]:
-    """Runs the published code with 64 tokens of each frame, half of them important; returns the masks [T,n]."""
+def by_attention(clone: Path, tokens: Tokens, attention: Tensor) -> Callable[[], Tensor]:
+    """Runs VisPruner's or FasterVLM's code with 64 tokens of each frame, half of them important; returns [T,n]."""
     T, n = tokens.grid.T, tokens.grid.cells_per_frame
-    frames, heads = tokens.features[0].unflatten(0, (T, n)), attention[0].unflatten(0, (T, 1, n))
-    settings = {"get_visual_token_num": lambda: _BUDGET, "get_important_ratio": lambda: 0.5}
-    return lambda: _encode_images(peers / "VisPruner", lambda *_, **__: (frames, heads), frames, **settings)
+    run = encode_images(clone, get_visual_token_num=lambda: _BUDGET, get_important_ratio=lambda: 0.5)
+    return lambda: run(tokens.features[0].unflatten(0, (T, n)), attention[0].unflatten(0, (T, 1, n)))
 
 
 def vispruner(peers: Path, features: Features) -> Agreement:
-    x, attention = features.tokens(), features.cue("attention")
-    theirs = vispruner_reference(peers, x, attention)()
-    ours = VisPruner(x.grid.T * _BUDGET)(x, attention=attention)
     why = "in one frame of 96, two tokens differ by 3.5e-8 in cosine, within float32 rounding"
-    return Agreement(same_places(kept_cells(ours), theirs.flatten().nonzero()[:, 0]), 0.0, why)
+    return _by_attention(peers / "VisPruner", VisPruner(f"{_BUDGET}/frame"), features, why)
+
+
+def attention_topk(peers: Path, features: Features) -> Agreement:
+    return _by_attention(peers / "FasterVLM", AttentionTopk(f"{_BUDGET}/frame"), features)
+
+
+def _by_attention(clone: Path, method: Reducer, features: Features, why: str = "") -> Agreement:
+    x, attention = features.tokens(), features.cue("attention")
+    theirs = by_attention(clone, x, attention)().flatten().nonzero()[:, 0]
+    return Agreement(same_places(kept_cells(method(x, attention=attention)), theirs), 0.0, why)
 
 
 def single_frames(tokens: Tokens) -> Tokens:
@@ -56,32 +67,21 @@ def single_frames(tokens: Tokens) -> Tokens:
     return Tokens.from_cells(tokens.features[0].unflatten(0, (tokens.grid.T, 1, *tokens.grid.shape[1:])))
 
 
-def cdpruner_reference(peers: Path, frames: Tokens, text: Tensor) -> Callable[[], Tensor]:
-    """Runs the published code with 64 tokens of each frame alone and text vectors [M,C]; returns the masks [T,n]."""
-
-    def run() -> Tensor:
-        masks = [
-            _encode_images(
-                peers / "CDPruner", lambda *_, frame=frame, **__: (frame, frame, text), frame, visual_token_num=_BUDGET
-            )
-            for frame in frames.features.split(1)
-        ]
-        return torch.cat(masks)
-
-    return run
-
-
 def cdpruner(peers: Path, features: Features) -> Agreement:
-    """Relevance to three tokens of another place and time, in the space of the features."""
+    """Relevance to three tokens of the clip."""
     frames = single_frames(features.tokens())
     text = features.tokens().features[0, [5, 1000, 4000]]
-    theirs = cdpruner_reference(peers, frames, text)()
+    run = encode_images(peers / "CDPruner", visual_token_num=_BUDGET)
+    theirs = torch.cat([run(frame, frame, text) for frame in frames.features.split(1)])
     ours = CdPruner(_BUDGET, relevance="negative")(frames, text=text.expand(frames.B, -1, -1))
-    agreements = [
-        same_places(row.nonzero()[:, 0], mask.nonzero()[:, 0])
-        for row, mask in zip(ours.assignment >= 0, theirs, strict=True)
-    ]
-    return Agreement(sum(agreements) / len(agreements), 0.0)
+    return Agreement(same_places_of_frames(ours, theirs), 0.0)
+
+
+def same_places_of_frames(ours: Tokens, theirs: Tensor) -> float:
+    """The mean of `same_places` over videos of one frame, of which `theirs` [T,n] are the masks."""
+    pairs = zip(ours.assignment >= 0, theirs, strict=True)
+    shares = [same_places(row.nonzero()[:, 0], mask.nonzero()[:, 0]) for row, mask in pairs]
+    return sum(shares) / len(shares)
 
 
 def prumerge_reference(
@@ -178,6 +178,7 @@ def pixelprune_near(peers: Path, features: Features) -> Agreement:
 _PRUMERGE, _PIXELPRUNE = ("42Shawn/LLaVA-PruMerge", "097c041"), ("OPPO-Mente-Lab/PixelPrune", "a870e31")
 ROWS = [
     Row("vispruner", "Theia-4869/VisPruner", "aefa01a", "64 of 196 per frame, half of them important", vispruner),
+    Row("attention_topk", "Theia-4869/FasterVLM", "f5d5f12", "64 of 196 per frame", attention_topk),
     Row("cdpruner", "Theia-4869/CDPruner", "9541616", "64 of 196, single frames, relevance='negative'", cdpruner),
     Row("prumerge", *_PRUMERGE, "8 frames, each alone, normalize=False", prumerge),
     Row("prumerge", *_PRUMERGE, "plus=True, 8 frames of 24x24, each alone, normalize=False", prumerge_plus),

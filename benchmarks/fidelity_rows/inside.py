@@ -35,9 +35,9 @@ BEFORE, AFTER, HEADS, WIDTH = 4, 8, 6, 64
 class Prompt:
     """The prompt and layer that both sides receive."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, frames: int = 8) -> None:
         torch.manual_seed(0)
-        self.tokens = features.tokens(frames=8)
+        self.tokens = features.tokens(frames)
         self.N, C = self.tokens.N, self.tokens.C
         text = torch.randn(1, BEFORE + AFTER, C)
         self.hidden = torch.cat([text[:, :BEFORE], self.tokens.features, text[:, BEFORE:]], 1)
