@@ -2,11 +2,12 @@
 
 The prompt has four text tokens, eight frames of real features and eight text tokens. The layer has six heads, random
 projections and no rotary embedding. Published code in a model's forward pass is run with layers
-that return their input.
+that return their input. DART's own repository was not at hand: its function is that of LightCompress, a port.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +18,16 @@ from torch import Tensor, nn
 
 from fewtokens.core.layer_method import CacheState, LayerMethod, LayerState, VideoPlacement
 from fewtokens.llm.layers.attention import AttentionInputs, attention_rows
+from fewtokens.methods.layers.dart import Dart
 from fewtokens.methods.layers.dycoke_cache import DyCokeCache
 from fewtokens.methods.layers.fastv import FastV
 from fewtokens.methods.layers.flexselect import FlexSelect
 from fewtokens.methods.layers.holitom_inner import HoliTomInner
 from fewtokens.methods.layers.prunevid_inner import PruneVidInner
 from fewtokens.methods.layers.pyramid_drop import PyramidDrop
-from fidelity_rows import Agreement, Features, Row, load, same_places, same_rows
+from fewtokens.methods.layers.sparsevlm import SparseVlm
+from fidelity_rows import Agreement, Features, Row, importing, load, same_places, same_rows
+from fidelity_rows.pruned import compile_lines, run_definitions, run_lines, without_noise
 
 BEFORE, AFTER, HEADS, WIDTH = 4, 8, 6, 64
 
@@ -31,9 +35,9 @@ BEFORE, AFTER, HEADS, WIDTH = 4, 8, 6, 64
 class Prompt:
     """The prompt and layer that both sides receive."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, frames: int = 8) -> None:
         torch.manual_seed(0)
-        self.tokens = features.tokens(frames=8)
+        self.tokens = features.tokens(frames)
         self.N, C = self.tokens.N, self.tokens.C
         text = torch.randn(1, BEFORE + AFTER, C)
         self.hidden = torch.cat([text[:, :BEFORE], self.tokens.features, text[:, BEFORE:]], 1)
@@ -68,25 +72,31 @@ class Prompt:
         future = torch.ones(self.M, self.M, dtype=torch.bool).triu(1)
         return (q @ k.transpose(2, 3) * WIDTH**-0.5).masked_fill(future, -torch.inf).softmax(3)
 
-    def choose(self, method: LayerMethod) -> tuple[Tensor, Tensor]:
-        """The columns of the video that our method keeps, and their hidden states."""
-        queries = (
-            torch.arange(self.M - AFTER, self.M) if method.scoring_queries == "text" else torch.tensor([self.M - 1])
-        )
-        real = torch.ones(1, self.M, dtype=torch.bool)
-        rope = self.rotary(self.M)
-        scores = attention_rows(self.inputs(), queries[None], real, pool=method.pool)
+    def state(self, method: LayerMethod) -> LayerState:
+        """What our method receives."""
         columns = torch.arange(BEFORE, BEFORE + self.N)
         video = torch.zeros(1, self.M, dtype=torch.bool)
         video[:, columns] = True
-        videos = [VideoPlacement(0, columns, self.tokens)]
         question = torch.zeros_like(video)
         question[:, -AFTER:] = True
-        state = LayerState(
-            self.hidden, rope, video, torch.tensor([self.N]), scores, videos, question, torch.nn.Identity()
+        raters = method.raters(self.hidden, video, question) if method.scoring_queries == "text" else None
+        queries = torch.tensor([self.M - 1])
+        if method.scoring_queries == "text":
+            queries = (question if raters is None else raters)[0].nonzero()[:, 0]
+        real, rope = torch.ones(1, self.M, dtype=torch.bool), self.rotary(self.M)
+        inputs = self.inputs()
+        scores = attention_rows(inputs, queries[None], real, pool=method.pool)
+        videos = [VideoPlacement(0, columns, self.tokens)]
+        norm = self.layer.input_layernorm
+        return LayerState(
+            self.hidden, rope, video, torch.tensor([self.N]), scores, videos, question, norm, inputs.flat_keys()
         )
+
+    def choose(self, method: LayerMethod) -> tuple[Tensor, Tensor]:
+        """The columns of the video that our method keeps, and their hidden states."""
+        state = self.state(method)
         decision = method.choose(state, 0)
-        kept = (decision.kept & video)[0].nonzero()[:, 0]
+        kept = (decision.kept & state.video)[0].nonzero()[:, 0]
         return kept, (self.hidden if decision.hidden is None else decision.hidden)[0, kept]
 
     def forward_until(self, forward: Any, model: SimpleNamespace, cut: int, **options: Any) -> Tensor:
@@ -222,6 +232,101 @@ def dycoke_cache(peers: Path, features: Features) -> Agreement:
     return Agreement(same_places((kept | ~video)[0].nonzero()[:, 0], torch.tensor(theirs.kv_cache)), 0.0)
 
 
+class InOrder(dict[int, None]):
+    """A set of integers that is visited in the order of insertion."""
+
+    def __init__(self, items: Iterable[int] = ()) -> None:
+        super().__init__(dict.fromkeys(items))
+
+    def update(self, items: Iterable[int]) -> None:  # type: ignore[override]
+        super().update(dict.fromkeys(items))
+
+    def difference_update(self, items: Iterable[int]) -> None:
+        for item in items:
+            self.pop(item, None)
+
+    def __sub__(self, items: InOrder) -> InOrder:
+        return InOrder(item for item in self if item not in items)
+
+
+def dart_reference(peers: Path, prompt: Prompt, each: int, order: type = set) -> Callable[[], Tensor]:
+    """Runs the published function, which keeps `each` tokens per pivot; returns the kept columns.
+
+    Args:
+        order: the class of its sets, in whose order pivots are visited.
+    """
+    path = peers / "LightCompress/llmc/compression/token_reduction/dart.py"
+    run = run_definitions(path, "get_retained_image_token", set=order)["get_retained_image_token"]
+    settings = {
+        "vision_token_start_index": BEFORE,
+        "vision_token_length": prompt.N,
+        "pivot_image_token": 4,
+        "pivot_text_token": 4,
+        "reduction_ratio": 1 - (8 * each + 0.5) / prompt.N,
+    }
+    normed = prompt.layer.input_layernorm(prompt.hidden)
+    keys = prompt.attention.k_proj(normed).unflatten(2, (HEADS, WIDTH)).transpose(1, 2)
+    return lambda: run(settings, normed, keys).sort().values
+
+
+def dart(peers: Path, features: Features) -> Agreement:
+    """With the pivots from the largest norm down, those of the video first."""
+    return _dart(peers, features, InOrder)
+
+
+def dart_in_order_of_a_set(peers: Path, features: Features) -> Agreement:
+    why = "the port, as the published code, visits pivots in the order of a Python set, each taking from what is left"
+    return _dart(peers, features, set, why)
+
+
+def _dart(peers: Path, features: Features, order: type, why: str = "") -> Agreement:
+    prompt, each = Prompt(features), 43
+    kept, _ = prompt.choose(Dart(4 + 8 * each))
+    return Agreement(same_places(kept, dart_reference(peers, prompt, each, order)()), 0.0, why)
+
+
+def sparsevlm_reference(peers: Path, prompt: Prompt) -> Callable[[], Tensor]:
+    """Runs the published lines for layer 2, which keep 300 tokens and recycle others; returns their rows [M,C]."""
+    path = peers / "SparseVLMs/llava/model/language_model"
+    with importing(path), patch.dict("os.environ", USE_VERSION="1_0", RETAIN_TOKN="192"):
+        import score
+        import utils
+    rate = compile_lines(path / "modelling_sparse_llama.py", "v_t = hidden_states", "t_token_idx = torch.where")
+    prune = compile_lines(
+        path / "modelling_sparse_llama.py", "attn_logits = layer_outputs[2]", "v_token_num = pred_score_vis.sum()"
+    )
+    names = ("batch_index_select", "cluster_and_merge")
+    variables = {name: getattr(utils, name) for name in names} | {
+        "attn_postprocess_topk": score.attn_postprocess_topk,
+        "V2_0": score.V2_0,
+        "hidden_states": prompt.hidden,
+        "v_token_start": BEFORE,
+        "v_token_num": prompt.N,
+        "image_shape": prompt.N,
+        "text_token_start": BEFORE + prompt.N,
+        "pre_prompt_length_list": [BEFORE],
+        "position_ids": torch.arange(prompt.M)[None],
+        "layer_outputs": (prompt.hidden, None, prompt.maps()),
+        "layer_idx": 2,
+        "B": 1,
+    }
+
+    def run() -> Tensor:
+        raters = run_lines(rate, **variables)["t_token_idx"]
+        with without_noise():
+            out = run_lines(prune, **variables, t_token_idx=raters)
+        return out["layer_outputs"][0][0, BEFORE:-AFTER]
+
+    return run
+
+
+def sparsevlm(peers: Path, features: Features) -> Agreement:
+    prompt = Prompt(features)
+    _, ours = prompt.choose(SparseVlm((300,), layers=(2,)))
+    return Agreement(*same_rows(ours, sparsevlm_reference(peers, prompt)()))
+
+
+_DART = "ModelTC/LightCompress", "9701d03"
 _FLEX = "yunzhuzhang0918/flexselect", "a1d1f5a"
 ROWS = [
     Row("fastv", "pkunlp-icler/FastV", "d165972", "half, before layer 2", fastv),
@@ -236,5 +341,8 @@ ROWS = [
         "00736c7",
         why="the merging is `sttm`, see its row; for LLaVA the published code renumbers positions, ours keeps them",
     ),
+    Row("dart", *_DART, "348 of 1,568, a port with its pivots in falling order", dart),
+    Row("dart", *_DART, "348 of 1,568, a port", dart_in_order_of_a_set),
+    Row("sparsevlm", "Gumpest/SparseVLMs", "26a5f48", "300 of 1,568 at layer 2, recycled, noise off", sparsevlm),
     Row("dycoke_cache", "KD-TAO/DyCoke", "dd74634", "0.3 at the first generated token", dycoke_cache),
 ]
