@@ -76,6 +76,7 @@ def attention_rows(
         count = query.shape[1] * query.shape[2]
         for block in torch.arange(queries.shape[1], device=hidden.device).split(max(1, _BLOCK_SIZE // (B * count * K))):
             score = query[:, :, :, block] @ all_keys.float()[:, :, None].transpose(3, 4) * attention.scaling
+            score = score.float()  # half precision under autocast
             visible = (torch.arange(K, device=hidden.device) <= position[:, block, None]) & real[:, None]  # [B,q,K]
             probs = score.masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min).softmax(-1)
             probs = probs.masked_fill(~(visible & valid[:, block, None])[:, None, None], 0)
