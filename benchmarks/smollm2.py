@@ -404,44 +404,51 @@ def step_evaluate(options: argparse.Namespace) -> None:
     folder = options.work / "rows"
     folder.mkdir(exist_ok=True)
     test = Test(options.work, load_video_llm(options.work / "train" / "model", device="cpu"))
-    jobs: dict[str, Any] = {"full": lambda seed: "", "text only": None}
+    outer: dict[str, Any] = {"full": lambda seed: "", "text only": None}
+    inner: dict[int, dict[str, Any]] = {}
     for k in (BUDGETS[10], BUDGETS[5], BUDGETS[25]):
         for name in candidates():
-            jobs[f"{name}@{k}"] = lambda seed, name=name, k=k: chain(name, k, GRID, seed=seed, dim=test.model.dim)
-    inner = {
-        k: {f"{n}@{k}": lambda seed, spec=spec: spec for n, spec in inner_specs(k).items()} for k in BUDGETS.values()
-    }
-    jobs |= inner[BUDGETS[10]]
+            outer[f"{name}@{k}"] = lambda seed, name=name, k=k: chain(name, k, GRID, seed=seed, dim=test.model.dim)
+        inner[k] = {f"{n}@{k}": lambda seed, spec=spec: spec for n, spec in inner_specs(k).items()}
+    first = outer | inner[BUDGETS[10]]
+    captions = {key: make for key, make in outer.items() if key.partition("@")[2] in ("", str(BUDGETS[10]))}
     # The expensive ones come after all seeds of the others; then more questions, for as long as it runs.
-    more = range(len(SEEDS), ITEMS["test"] // BLOCK)
-    groups = [(jobs, SEEDS), (inner[BUDGETS[5]] | inner[BUDGETS[25]], SEEDS), (jobs, more)]
-    for each, blocks in groups:
-        for block, (key, make) in product(blocks, each.items()):
-            path = folder / f"{block} {key}.json"
-            try:
-                path.touch(exist_ok=False)  # no other process does this one
-            except FileExistsError:
-                continue
-            row = test.answers(make, block)
-            name, _, k = key.partition("@")
-            if block == 0 and k in ("", str(BUDGETS[10])) and name not in inner_specs(1):
-                row["caption_loss"] = test.caption_loss(make)
-            if block == 0 and key == "full":
+    jobs = [*product(SEEDS, first.items()), *product(["captions"], captions.items())]
+    jobs += product(SEEDS, (inner[BUDGETS[5]] | inner[BUDGETS[25]]).items())
+    jobs += product(range(len(SEEDS), ITEMS["test"] // BLOCK), first.items())
+    for block, (key, make) in jobs:
+        path = folder / f"{block} {key}.json"
+        try:
+            path.touch(exist_ok=False)  # no other process does this one
+        except FileExistsError:
+            continue
+        if block == "captions":
+            row = {"caption_loss": test.caption_loss(make)}
+            if key == "full":
                 row["caption_loss_of_another_clip"] = test.caption_loss(make, shift=1)
-            write_rows(path, row)
-            print(block, key, round(accuracy(row), 1), round(row["tokens"], 1), round(row["seconds"], 3), flush=True)
+        else:
+            row = test.answers(make, block)
+        write_rows(path, row)
+        facts = {name: row[name] for name in ("right", "tokens", "seconds", "caption_loss") if name in row}
+        print(block, key, facts, flush=True)
 
 
 def collected(work: Path) -> Rows:
     """The rows by method and budget, over all of their blocks."""
     merged: dict[str, list[dict[str, Any]]] = {}
+    captions: Rows = {}
     for path in sorted((work / "rows").glob("*.json")):
-        if path.stat().st_size:
-            merged.setdefault(path.stem.partition(" ")[2], []).append(read_rows(path))
+        block, _, key = path.stem.partition(" ")
+        if not path.stat().st_size:
+            continue
+        if block == "captions":
+            captions[key] = read_rows(path)
+        else:
+            merged.setdefault(key, []).append(read_rows(path))
     rows: Rows = {}
     for key, parts in merged.items():
         means = {name: float(np.mean([part[name] for part in parts])) for name in ("tokens", "mean_tokens", "seconds")}
-        rows[key] = parts[0] | means | {"right": "".join(part["right"] for part in parts)}
+        rows[key] = means | {"right": "".join(part["right"] for part in parts)} | captions.get(key, {})
     return rows
 
 
