@@ -544,8 +544,8 @@ def notes(rows: Rows, facts: dict[str, Any]) -> str:
         f"One model: the projector was aligned with the embeddings of words for {facts['align_seconds'] / 60:.1f} "
         f"minutes (it then names the color of an object in {100 * facts['color']:.0f} % and the look in "
         f"{100 * facts['look']:.0f} % of its cells), then projector and adapters of rank 16 were trained for "
-        f"{facts['train_seconds'] / 3600:.2f} hours on one core, {facts['steps']} steps of {BATCH} conversations of up to "
-        f"{TURNS + 2} turns, nine of ten about generated clips, the others about {len(real_clips()[1])} real ones. "
+        f"{facts['train_seconds'] / 3600:.2f} hours on one core, {facts['steps']} steps of {BATCH} conversations of up "
+        f"to {TURNS + 2} turns, nine of ten about generated clips, the others about {len(real_clips()[1])} real ones. "
         f"There was time for one training only: a seed is that of the method and of {count // 3} of the {count} test "
         "questions, so the spread of seeds is mostly that of the questions. The standard error of an accuracy is "
         f"{error:.1f} points; a random guess scores {100 * chance:.1f} %. A method that keeps more than the budget is "
@@ -553,8 +553,8 @@ def notes(rows: Rows, facts: dict[str, Any]) -> str:
         "expensive: `mean over layers` is the number of tokens in a layer. `prunevid_inner` keeps at least one token "
         "of each frame. `dycoke_cache` changes nothing in answers of one word. The loss is that of two captions of "
         f"each of the 12 real clips that are held out; with the features of another clip it is {of_another:.2f}. Rank "
-        "correlations compare accuracies with the tables of `videoqa.py` (without retraining, 12, 32, 64 of 256) and of "
-        "`family.py` (18 real clips, the same encoder)."
+        "correlations compare accuracies with the tables of `videoqa.py` (without retraining, 12, 32, 64 of 256) and "
+        "of `family.py` (18 real clips, the same encoder)."
     )
 
 
