@@ -605,6 +605,18 @@ def test_half_precision(family, spec):
 
 
 @pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)"])
+def test_autocast(family, spec):
+    example = prompt(family, *MIXTURE)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = generate_with(family, spec, example)
+    expected, _ = generate_with(family, spec, example)
+    # By rounding, tokens may change places, but as many are kept.
+    assert logits_of(out).isfinite().all()
+    lengths = [[layer.keys.shape[2] for layer in each.past_key_values.layers] for each in (out, expected)]
+    assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize("spec", ["fastv(keep=0.5, layer=1)", "prunevid_inner(keep=0.4, layer=1)"])
 def test_speculative_decoding(family, spec):
     """Caches are cropped after rejected tokens."""
     example = prompt(family, *MIXTURE)

@@ -145,6 +145,7 @@ def attention_rows(attention: AttentionInputs, queries: Tensor, real: Tensor, *,
         index = at[:, None, block, None].expand(-1, count, -1, attention.queries.shape[3])
         query = attention.queries.gather(2, index).float().unflatten(1, (groups, -1))  # [B,groups,heads of a group,q,d]
         score = (query @ keys[:, :, None].transpose(3, 4) * attention.scaling).flatten(1, 2)
+        score = score.float()  # half precision under autocast
         if attention.softcap is not None:
             score = attention.softcap * (score / attention.softcap).tanh()
         visible = attention.visible(at[:, block], real)
