@@ -177,6 +177,12 @@ class TestEmbedding:
         with pytest.raises(ValueError, match="cannot be pooled by 2"):
             model.cells(torch.zeros(1, 2, 3, 24, 24, dtype=torch.uint8))
 
+    def test_an_untrained_pvc_has_the_logits_of_average_pooling(self, parts):
+        pooled, progressive = (build(parts, spec).eval() for spec in ("spatial_pool(stride=2)", "pvc(2)"))
+        inputs = batch(pooled)
+        assert [tokens.N for tokens in progressive.compress(inputs).tokens] == [4, 4, 4]
+        torch.testing.assert_close(progressive(**inputs).logits, pooled(**inputs).logits, rtol=1e-5, atol=1e-6)
+
     def test_errors(self, parts):
         with pytest.raises(ValueError, match="provides only the attention received in its last block"):
             build(parts, "visionzip(keep=0.2, attention='class')")
