@@ -24,6 +24,7 @@ SPECS = {
     "storm": "storm(2, spatial=2, state=3, num_layers=2)",
     "pvc": "pvc(2, repeat=3, num_layers=2, heads=2)",
     "vista_llama": "vista_llama('3/frame', num_layers=2, heads=2)",
+    "langdc": "langdc(4, frames=2, side=2, vocabulary=9, num_layers=2, heads=2)",
     "linvt": f"linvt(5, text_dim={D}, selected=14, scales=(1, 3), num_layers=2, heads=2)",
 }
 GUIDED = [name for name, spec in SPECS.items() if "text_dim" in spec]

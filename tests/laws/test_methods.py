@@ -96,6 +96,7 @@ VARIANTS = [
     "pvc(2, repeat=2, num_layers=1)",
     "pvc(3, repeat=1)",
     "vista_llama('4/frame', num_layers=1)",
+    "langdc(5, frames=3, side=2, vocabulary=3, num_layers=1)",
 ]
 SPECS = [*registry.names(), *VARIANTS]
 # Methods that accept any budget for the full video.

@@ -295,6 +295,13 @@ class TestTraining:
         inputs = batch(model)
         torch.testing.assert_close(saved(**inputs).loss, model.eval()(**inputs).loss, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("spec", ["pvc(2)", "vista_llama('2/frame')", "langdc(3, side=1, num_layers=1)"])
+    def test_methods_are_trained_and_saved(self, parts, tmp_path, spec):
+        model, report = train(parts, tmp_path, 3, spec=spec)
+        assert report.steps == 3
+        loaded, inputs = load_video_llm(tmp_path / "model", device="cpu"), batch(model)
+        assert torch.equal(loaded(**inputs).logits, model.eval()(**inputs).logits)
+
     def test_query_aware_methods_get_gradients(self, parts):
         model = build(parts, "llama_vid")
         inputs = batch(model)

@@ -76,8 +76,8 @@ class ComposedVideoLLM(nn.Module):
             for none.
         encoder2: a second encoder, usually a network for clips: a ViT, or a network that `fewtokens train` saved. The
             methods reduce the tokens of each encoder separately: a count is shared by their numbers of cells, and
-            learned methods apply theirs to each. The prompt has all tokens of the first encoder, then all of the second.
-            "spatial_pool(stride=2)" is the adaptive pooling of VideoGPT+.
+            learned methods apply theirs to each. The prompt has all tokens of the first encoder, then those of the
+            second. "spatial_pool(stride=2)" is the adaptive pooling of VideoGPT+.
         segment: the number of frames that the second encoder sees at once. The last frame is repeated to fill the last
             segment.
 
