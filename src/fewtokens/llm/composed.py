@@ -3,8 +3,8 @@
     frames -> encoder -> [pool x pool patches concatenated] -> projector -> methods -> language model
                                                                          [-> streams -> its decoder layers]
 
-A second encoder, with a projector of its own, may see the frames in segments, as the encoder of videos in VideoGPT+
-(arXiv 2406.09418) beside its encoder of images; its tokens follow those of the first.
+A second encoder, with a separate projector, may see the frames in segments, like the video encoder of VideoGPT+ (arXiv
+2406.09418), which also has an image encoder; its tokens follow those of the first.
 
 The methods follow the projector and work at the hidden size of the language model, as in VQToken (arXiv 2503.16980,
 section 4). `compress`, `attach` and `Session` use it as one more backend: it takes prompts and features as the models

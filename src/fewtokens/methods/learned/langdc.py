@@ -103,10 +103,10 @@ class LangDc(Resampler):
         rows, columns = (F.adaptive_avg_pool1d(torch.eye(n).to(x), min(self.side, n)).T for n in (H, W))
         share = mask.to(x.dtype) / mask.sum(1, keepdim=True).clamp(min=1)  # each cell's in the mean of its clip
         pools = separable_maps(rows, columns).repeat(1, frames) * H * W * share[:, None]
-        said = captions != END
-        maps = torch.cat([pools, said[..., None] * share[:, None]], 1)
+        is_word = captions != END
+        maps = torch.cat([pools, is_word[..., None] * share[:, None]], 1)
         features = torch.cat([pools @ x, soft], 1)
-        kept = F.pad(said, (pools.shape[1], 0), value=True)
+        kept = F.pad(is_word, (pools.shape[1], 0), value=True)
         clips = torch.tensor([-(-grid.T // frames) for grid in tokens.grid.videos(B)], device=x.device)
         return Resampled(
             features.reshape(B, -1, self.dim), maps.unflatten(0, (B, -1)), clips * maps.shape[1], kept.reshape(B, -1)
